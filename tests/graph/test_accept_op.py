@@ -1,0 +1,126 @@
+"""DFlashAccept against a NumPy twin that sorts; and its sampling by distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.graph.run_op import run_op
+
+
+def _reference_probabilities(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
+    """top-k, then softmax at the temperature, then top-p; the obvious way, with a sort (no ties expected)."""
+    scores = logits.astype(np.float64) / temperature
+    order = np.argsort(-scores)
+    if 0 < top_k < scores.size:
+        scores[order[top_k:]] = -np.inf
+    probabilities = np.exp(scores - scores.max())
+    probabilities /= probabilities.sum()
+    if top_p < 1:
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        probabilities[order[before >= top_p]] = 0
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+def _accept(logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray) -> dict[str, np.ndarray]:
+    batch, rows = logits.shape[:2]
+    arrays = {
+        "logits": logits.astype(np.float32),
+        "input_ids": ids.astype(np.int64),
+        "num_known": known.astype(np.int32),
+        "past_len": np.arange(batch, dtype=np.int32) * 10,
+        "temperature": settings.get("temperature", np.zeros(batch)).astype(np.float32),
+        "top_p": settings.get("top_p", np.ones(batch)).astype(np.float32),
+        "top_k": settings.get("top_k", np.zeros(batch)).astype(np.int32),
+        "uniforms": settings.get("uniforms", np.zeros((batch, rows))).astype(np.float32),
+    }
+    return run_op("DFlashAccept", arrays)
+
+
+@pytest.mark.parametrize("wrong_at", [0, 1, 2, 3, None])
+def test_greedy_prefix(wrong_at: int | None) -> None:
+    """Drafts right up to `wrong_at` are accepted; a right one behind a wrong one is not."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 5, 13))
+    choices = logits.argmax(-1)
+    ids = np.concatenate([[[3], [4]], choices[:, :4]], axis=1)
+    if wrong_at is not None:
+        ids[:, 1 + wrong_at] = (ids[:, 1 + wrong_at] + 1) % 13
+    accepted = 4 if wrong_at is None else wrong_at
+    got = _accept(logits, ids, np.array([1, 1]))
+    assert got["num_new"].tolist() == [accepted + 1] * 2
+    assert got["next_len"].tolist() == [0 + 1 + accepted, 10 + 1 + accepted]
+    np.testing.assert_array_equal(got["new_ids"][:, : accepted + 1], choices[:, : accepted + 1])
+    assert (got["new_ids"][:, accepted + 1 :] == -1).all()
+    np.testing.assert_array_equal(got["bonus"][:, 0], choices[:, accepted])
+
+
+def test_all_known_accepts_nothing() -> None:
+    """A prompt row decides one token, even when a later (clamped) row would match by chance."""
+    logits = np.zeros((1, 3, 7))
+    logits[:, :, 5] = 1
+    got = _accept(logits, np.array([[5, 5, 5]]), np.array([3]))
+    assert got["num_new"].tolist() == [1]
+    assert got["new_ids"].tolist() == [[5, -1, -1]]
+    assert got["next_len"].tolist() == [3]
+
+
+def test_fewer_rows_than_drafts() -> None:
+    """With one row, drafts are not looked at: plain decoding."""
+    logits = np.zeros((1, 1, 7))
+    logits[:, :, 5] = 1
+    got = _accept(logits, np.array([[2, 5, 5]]), np.array([1]))
+    assert (got["num_new"].tolist(), got["bonus"].tolist()) == ([1], [[5]])
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_sampled_choice_inverts_the_reference_distribution(temperature: float, top_p: float, top_k: int) -> None:
+    """Over a grid of uniforms, each token comes out exactly where the reference's distribution puts it."""
+    vocab, grid = 13, 500
+    logits = np.random.default_rng(top_k).standard_normal(vocab) * 2
+    uniforms = (np.arange(grid) + 0.5) / grid
+    got = _accept(
+        np.tile(logits, (grid, 1, 1)),
+        np.zeros((grid, 1)),
+        np.ones(grid),
+        temperature=np.full(grid, temperature),
+        top_p=np.full(grid, top_p),
+        top_k=np.full(grid, top_k),
+        uniforms=uniforms[:, None],
+    )
+    cdf = np.cumsum(_reference_probabilities(logits, temperature, top_p, top_k))
+    # A uniform within rounding of a step of the distribution may fall to either side.
+    clear = np.abs(uniforms[:, None] - cdf).min(axis=1) > 1e-6
+    np.testing.assert_array_equal(got["bonus"][clear, 0], np.searchsorted(cdf, uniforms, side="right")[clear])
+
+
+def test_rows_have_their_own_settings() -> None:
+    """A greedy row beside sampled ones stays greedy, and top_k = 1 is greedy at any temperature."""
+    logits = np.random.default_rng(5).standard_normal((3, 1, 50))
+    best = logits[:, 0].argmax(-1)
+    uniforms = np.full((3, 1), 0.999)
+    temperature, top_k = np.array([0, 1.0, 1.0]), np.array([0, 1, 0])
+    got = _accept(logits, np.zeros((3, 1)), np.ones(3), temperature=temperature, top_k=top_k, uniforms=uniforms)
+    assert got["bonus"][:2, 0].tolist() == best[:2].tolist()
+    assert got["bonus"][2, 0] == np.searchsorted(np.cumsum(_reference_probabilities(logits[2, 0], 1, 1, 0)), 0.999)
+
+
+def test_the_largest_uniform_never_leaves_the_vocabulary() -> None:
+    """The largest float32 below 1 times a rounded total must still find a token that has mass."""
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((64, 1, 997)) * 3
+    logits[:, :, 900:] = -1e30  # the tail is impossible
+    uniforms = np.full((64, 1), np.nextafter(np.float32(1), np.float32(0)))
+    got = _accept(logits, np.zeros((64, 1)), np.ones(64), temperature=np.ones(64), uniforms=uniforms)
+    assert (got["bonus"] < 900).all()
+
+
+def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
+    """Four equal tokens with top_k = 2: the cut-off ties, so all four stay."""
+    logits = np.tile(np.array([1.0, 1.0, 1.0, 1.0, -9.0]), (4, 1, 1))
+    uniforms = np.array([[0.1], [0.3], [0.6], [0.9]])
+    got = _accept(logits, np.zeros((4, 1)), np.ones(4), temperature=np.ones(4), top_k=np.full(4, 2), uniforms=uniforms)
+    assert got["bonus"][:, 0].tolist() == [0, 1, 2, 3]

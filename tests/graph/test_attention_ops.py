@@ -1,0 +1,97 @@
+"""The attention operators against an independent NumPy twin that works row by row in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.graph.run_op import run_op
+
+B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
+
+
+def _attend_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
+    """One query head [D] over the keys [n, D] that it sees."""
+    scores = (keys.astype(np.float64) @ q.astype(np.float64)) * scale
+    weights = np.exp(scores - scores.max())
+    return (weights / weights.sum()) @ values.astype(np.float64)
+
+
+def _reference(q, keys, values, positions, sees, scale):  # noqa: ANN001, ANN202
+    out = np.zeros(q.shape)
+    for b in range(q.shape[0]):
+        for s in range(q.shape[1]):
+            for h in range(q.shape[2]):
+                kv = h // (q.shape[2] // keys.shape[1])
+                seen = [k for k in range(keys.shape[2]) if sees(b, positions[b][s], k)]
+                out[b, s, h] = _attend_row(q[b, s, h], keys[b, kv, seen], values[b, kv, seen], scale)
+    return out
+
+
+def _poisoned_caches(rng: np.random.Generator, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Random up to each row's length; huge behind it, so that reading there cannot pass."""
+    caches = rng.standard_normal((2, B, HKV, CACHE, D)).astype(np.float32)
+    for b, length in enumerate(lengths):
+        caches[:, b, :, length:] = 1e4
+    return caches[0], caches[1]
+
+
+# float32 sums over at most 40 keys and 8 dimensions, values of order 1
+TOLERANCE = 40 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("window", [0, 3, 7])
+@pytest.mark.parametrize("width", [1, 5])
+def test_verify_attention(width: int, window: int) -> None:
+    rng = np.random.default_rng(width * 10 + window)
+    past = np.array([0, 9, 17])
+    q = rng.standard_normal((B, width, HQ, D)).astype(np.float32)
+    k, v = rng.standard_normal((2, B, width, HKV, D)).astype(np.float32)
+    keys, values = _poisoned_caches(rng, past)
+    arrays = dict(q=q, k=k, v=v, key_cache=keys, value_cache=values, positions=past[:, None] + np.arange(width))
+    arrays["kv_positions"] = np.arange(17 + width + 2, dtype=np.int64)
+    got = run_op("DFlashVerifyAttention", arrays, scale=0.3, window_size=window)
+
+    for b, start in enumerate(past):
+        keys[b, :, start : start + width] = k[b].transpose(1, 0, 2)
+        values[b, :, start : start + width] = v[b].transpose(1, 0, 2)
+    np.testing.assert_array_equal(got["key_cache_out"], keys)
+    np.testing.assert_array_equal(got["value_cache_out"], values)
+
+    def sees(b: int, p: int, key: int) -> bool:
+        return key <= p and (window == 0 or p - key < window)
+
+    positions = past[:, None] + np.arange(width)
+    want = _reference(q, keys, values, positions, sees, 0.3)
+    np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(0, 0), (1, 0), (0, 5), (1, 5), (1, 2), (0, 2)])
+def test_draft_attention(causal: int, window: int) -> None:
+    rng = np.random.default_rng(causal * 10 + window)
+    width, block = 4, 3
+    past, committed = np.array([0, 9, 17]), np.array([1, 4, 2])
+    nxt = past + committed
+    q = rng.standard_normal((B, block, HQ, D)).astype(np.float32)
+    k, v = rng.standard_normal((2, B, width + block, HKV, D)).astype(np.float32)
+    keys, values = _poisoned_caches(rng, past)
+    arrays = dict(q=q, k=k, v=v, key_cache=keys, value_cache=values)
+    contexts, blocks = past[:, None] + np.arange(width), nxt[:, None] + np.arange(block)
+    arrays["positions"] = np.concatenate([contexts, blocks], axis=1)
+    arrays["kv_positions"] = np.arange(17 + width + block, dtype=np.int64)
+    got = run_op("DFlashDraftAttention", arrays, scale=0.3, window_size=window, causal=causal)
+
+    for b in range(B):
+        for cache, rows, out in ((keys, k, "key_cache_out"), (values, v, "value_cache_out")):
+            cache[b, :, past[b] : nxt[b]] = rows[b, : committed[b]].transpose(1, 0, 2)
+            cache[b, :, nxt[b] : nxt[b] + block] = rows[b, width:].transpose(1, 0, 2)
+            readable = slice(0, nxt[b] + block)
+            np.testing.assert_array_equal(got[out][b][:, readable], cache[b][:, readable])
+
+    def sees(b: int, p: int, key: int) -> bool:
+        inside = window == 0 or abs(p - key) < window
+        return key < nxt[b] + block and (key <= p or not causal) and inside
+
+    positions = nxt[:, None] + np.arange(block)
+    want = _reference(q, keys, values, positions, sees, 0.3)
+    np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,0 +1,35 @@
+"""The one family of errors: every failure a user can cause or meet is a DFlashError that says what, where, expected and got, and what to do."""
+
+from __future__ import annotations
+
+
+class DFlashError(Exception):
+    """Base of all errors of this package; the command line prints its text and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(DFlashError):
+    """The request itself is wrong: an option, an argument, a prompt that cannot fit."""
+
+    exit_code = 2
+
+
+class ConfigError(DFlashError):
+    """A configuration file is missing a key, has a wrong value, or asks for something unsupported."""
+
+
+class CheckpointError(DFlashError):
+    """A checkpoint's files are damaged, incomplete, hostile, or do not match their configuration."""
+
+
+class GraphError(DFlashError):
+    """A step graph could not be constructed."""
+
+
+class BuildError(DFlashError):
+    """An engine could not be built, here or for this GPU."""
+
+
+class EngineError(DFlashError):
+    """An engine directory cannot be used, or a running engine is in a state that forbids the call."""

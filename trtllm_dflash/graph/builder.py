@@ -1,0 +1,152 @@
+"""A thin way to write ONNX: operators are methods, Python numbers are constants, names follow a scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+
+from trtllm_dflash.errors import GraphError
+
+OPSET = 24  # TensorScatter, the in-place cache write, first appears here
+OPS_DOMAIN = "trtllm_dflash"
+
+Operand = ir.Value | int | float | bool | Sequence[int]
+
+
+class GraphBuilder:
+    """Collects nodes; `g.MatMul(a, b)` emits an ONNX MatMul and returns its output value.
+
+    An operand that is a Python int, float, bool or list of ints becomes a constant (int64, float32, bool, int64 [n]).
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self._scope: list[str] = []
+        self._names: dict[str, int] = {}
+        self._constants: list[dict[Any, ir.Value]] = [{}]
+
+    def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        return lambda *inputs, **attributes: self.emit(op_type, inputs, attributes)[0]
+
+    def emit(
+        self,
+        op_type: str,
+        inputs: Sequence[Operand | None],
+        attributes: dict[str, Any] | None = None,
+        *,
+        domain: str = "",
+        num_outputs: int = 1,
+    ) -> tuple[ir.Value, ...]:
+        """Append one node and return its output values."""
+        values = [None if operand is None else self.as_value(operand) for operand in inputs]
+        name = self._unique(op_type)
+        node = ir.node(op_type, values, attributes, domain=domain, num_outputs=num_outputs, name=name)
+        for index, output in enumerate(node.outputs):
+            output.name = f"{name}/output_{index}"
+        self.nodes.append(node)
+        return tuple(node.outputs)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of all nodes emitted inside with `name/`."""
+        self._scope.append(name)
+        yield
+        self._scope.pop()
+
+    def initializer(self, name: str, tensor: Callable[[], ir.TensorProtocol]) -> ir.Value:
+        """Return the initializer called `name`, made from `tensor()` on first use: a shared weight is one tensor."""
+        if name not in self.initializers:
+            made = tensor()
+            shape = ir.Shape(made.shape)
+            self.initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(made.dtype), const_value=made)
+        return self.initializers[name]
+
+    def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
+        """The value of the enclosing function's own attribute `name`, as a scalar constant."""
+        key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[kind]
+        node = ir.Node("", "Constant", [], [ir.RefAttr(key, name, kind)], num_outputs=1, name=self._unique(name))
+        node.outputs[0].name = f"{node.name}/output_0"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def repeat(
+        self, times: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]
+    ) -> tuple[ir.Value, ...]:
+        """Emit a Loop: `state = body(*state)`, `times` (an int64 scalar) times.
+
+        It also serves as the conditional (`times` 0 or 1): TensorRT-RTX 1.7 cannot compile a Loop inside an If.
+        """
+        names = [self._unique(f"state_{index}") for index in range(len(state))]
+        carried = [ir.Value(name=name, type=value.type) for name, value in zip(names, state, strict=True)]
+        iteration = ir.Value(name=self._unique("iteration"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        go_on = ir.Value(name=self._unique("go_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+        inputs = [iteration, go_on, *carried]
+        outer, self.nodes = self.nodes, []
+        self._constants.append({})
+        with self.scope("body"):
+            # A body may not return its own input or a value of the enclosing graph, hence the Identity.
+            outputs = [self.Identity(value) for value in (go_on, *body(*carried))]
+        graph = ir.Graph(inputs, outputs, nodes=self.nodes, name=self._unique("body"))
+        self._constants.pop()
+        self.nodes = outer
+        return self.emit("Loop", [times, True, *state], {"body": graph}, num_outputs=len(state))
+
+    def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Convert to `dtype`."""
+        return self.Cast(x, to=int(dtype))
+
+    def size(self, x: ir.Value, axis: int) -> ir.Value:
+        """The size of one axis of `x`, as int64 [1]."""
+        return self.Shape(x, start=axis, end=axis + 1) if axis != -1 else self.Shape(x, start=-1)
+
+    def arange(self, length: ir.Value) -> ir.Value:
+        """0 .. length-1 as int64 [length]; `length` is int64 [1]."""
+        return self.Range(0, self.Squeeze(length), 1)
+
+    def as_value(self, operand: Operand) -> ir.Value:
+        if isinstance(operand, ir.Value):
+            return operand
+        key = (type(operand), tuple(operand) if isinstance(operand, Sequence) else operand)
+        for known in self._constants:
+            if key in known:
+                return known[key]
+        if isinstance(operand, bool):
+            value = self.emit("Constant", [], {"value": ir.tensor(operand, dtype=ir.DataType.BOOL)})[0]
+        elif isinstance(operand, Sequence):
+            value = self.emit("Constant", [], {"value_ints": list(operand)})[0]
+        else:
+            value = self.emit("Constant", [], {"value_float" if isinstance(operand, float) else "value_int": operand})[
+                0
+            ]
+        self._constants[-1][key] = value
+        return value
+
+    def _unique(self, leaf: str) -> str:
+        name = "/" + "/".join([*self._scope, leaf])
+        count = self._names[name] = self._names.get(name, -1) + 1
+        return name if count == 0 else f"{name}_{count}"
+
+
+def function_from_body(
+    name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    attributes: Sequence[ir.Attr],
+    body: Callable[..., tuple[ir.Value, ...]],
+) -> ir.Function:
+    """Record `body(g, *inputs)` as an ONNX function of our domain."""
+    g = GraphBuilder()
+    inputs = [ir.Value(name=input_name) for input_name in input_names]
+    results = body(g, *inputs)
+    if len(results) != len(output_names):
+        raise GraphError(f"{name}: its body returns {len(results)} values, its declaration names {len(output_names)}")
+    for output_name, result in zip(output_names, results, strict=True):
+        result.name = output_name
+    graph = ir.Graph(inputs, results, nodes=g.nodes, opset_imports={"": OPSET}, name=name)
+    return ir.Function(OPS_DOMAIN, name, graph=graph, attributes=attributes)

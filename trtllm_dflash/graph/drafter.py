@@ -1,0 +1,90 @@
+"""The DFlash drafter inside the step: KV injection from the target's features, one pass over the block, the drafts.
+
+Source: DFlash (arXiv 2602.06036) and its reference implementation `dflash` 0.1.0. The drafter has neither embedding
+nor head; both are the target's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.graph.layers import Model, Rotary, project_heads
+from trtllm_dflash.graph.ops import DRAFT_ATTENTION
+
+
+@dataclass(frozen=True)
+class DrafterContext:
+    """The drafter, its inputs of this step, and its caches by port name; `written` collects their outputs.
+
+    S context rows (features, at past_len …) come before the T block rows (at next_len …) wherever both are meant.
+    """
+
+    model: Model
+    config: DrafterConfig
+    rotary: Rotary
+    batch_and_block: ir.Value  # int64 [2] = B, T
+    batch_and_rows: ir.Value  # int64 [2] = B, S+T
+    block_positions: ir.Value  # int64 [B, T]
+    row_positions: ir.Value  # int64 [B, S+T]
+    kv_positions: ir.Value
+    caches: dict[str, ir.Value]
+    written: dict[str, ir.Value] = field(default_factory=dict)
+
+    def forward(self, features: ir.Value, block: ir.Value) -> ir.Value:
+        """Final hidden rows [B·T, hidden] of the block.
+
+        features [B·S, K·hidden] (tap layers in the order of target_layer_ids), block [B·T, hidden] (raw embeddings of
+        anchor and masks). Features are projected once and meet the layers only as keys and values: no input norm, no
+        residual.
+        """
+        m, g = self.model, self.model.g
+        context = m.rms_norm(m.linear(features, "fc"), "hidden_norm")
+        for index in range(self.config.num_layers):
+            with g.scope(f"layers.{index}"):
+                block = self._layer(context, block, index)
+        return m.rms_norm(block, "norm")
+
+    def _layer(self, context: ir.Value, x: ir.Value, index: int) -> ir.Value:
+        m, g, name = self.model, self.model.g, f"layers.{index}"
+        x = g.Add(x, self._attention(context, m.rms_norm(x, f"{name}.input_layernorm"), index))
+        return g.Add(x, m.swiglu(m.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp"))
+
+    def _attention(self, context: ir.Value, x: ir.Value, index: int) -> ir.Value:
+        """Attention of the block over the injected context and itself.
+
+        context ─┐
+                 ├─ [context ; x] ─┬─ k_proj k_norm rope ─┐
+        x ───┬───┘                 └─ v_proj ─────────────┼─ DFlashDraftAttention ─ o_proj
+             └─ q_proj q_norm rope ───────────────────────┘
+        """
+        c, m, g, name = self.config, self.model, self.model.g, f"layers.{index}.self_attn"
+        q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        rows = self._behind_context(context, x)
+        q = project_heads(
+            m, x, f"{name}.q", q_shape, self.batch_and_block,
+            rotary=self.rotary, positions=self.block_positions, norm=True,
+        )  # fmt: skip
+        k = project_heads(
+            m, rows, f"{name}.k", kv_shape, self.batch_and_rows,
+            rotary=self.rotary, positions=self.row_positions, norm=True,
+        )  # fmt: skip
+        v = project_heads(
+            m, rows, f"{name}.v", kv_shape, self.batch_and_rows,
+            rotary=None, positions=self.row_positions, norm=False,
+        )  # fmt: skip
+        key, value, mask = f"draft_key.{index}", f"draft_value.{index}", c.layers[index]
+        out, self.written[key], self.written[value] = DRAFT_ATTENTION(
+            g, q, k, v, self.caches[key], self.caches[value], self.row_positions, self.kv_positions,
+            scale=c.head_dim**-0.5, window_size=mask.window, causal=mask.causal,
+        )  # fmt: skip
+        return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def _behind_context(self, context: ir.Value, x: ir.Value) -> ir.Value:
+        """[B·S, hidden] and [B·T, hidden] as [B·(S+T), hidden], row by row of the batch."""
+        g, hidden = self.model.g, self.config.hidden_size
+        batch = g.Slice(self.batch_and_block, [0], [1], [0])
+        parts = [g.Reshape(part, g.Concat(batch, [-1, hidden], axis=0)) for part in (context, x)]
+        return g.Reshape(g.Concat(*parts, axis=1), [-1, hidden])

@@ -1,0 +1,73 @@
+"""THE table of the step's inputs and outputs: names, types, shapes and meanings, for every reader and writer of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.config.target import TargetConfig
+
+BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of the step. Symbols in `shape` are sizes that vary from call to call."""
+
+    name: str
+    direction: str  # "input" | "output"
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+    aliases: str | None = None  # an output cache: the input whose memory it shares
+    cache: str | None = None  # "target" | "drafter"
+
+    def to_json(self) -> dict[str, Any]:
+        """The port as it is written in the engine's config.json."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def step_ports(
+    target: TargetConfig, drafter: DrafterConfig | None, *, dtype: str, cache_len: int, block_size: int
+) -> tuple[Port, ...]:
+    """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and block_size 1."""
+    caches = _cache_ports("target", target, dtype, cache_len)
+    if drafter is not None:
+        caches += _cache_ports("draft", drafter, dtype, cache_len)
+    outputs = tuple(
+        Port(f"{c.name}.out", "output", c.dtype, c.shape, f"{c.name} after the step", aliases=c.name, cache=c.cache)
+        for c in caches
+    )
+    return (*_CONTROL_INPUTS, *caches, *_control_outputs(block_size), *outputs)
+
+
+_CONTROL_INPUTS = (
+    Port("input_ids", "input", "int64", (BATCH, WIDTH), "the first num_known are decided, the rest drafts to verify"),
+    Port("num_known", "input", "int32", (BATCH,), "decided tokens of the row: 1 (the anchor) to width (a prompt)"),
+    Port("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
+    Port("kv_positions", "input", "int64", (CONTEXT,), "0, 1, 2, …: the cache rows that attention looks at"),
+    Port("temperature", "input", "float32", (BATCH,), "0 is greedy"),
+    Port("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
+    Port("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
+    Port("uniforms", "input", "float32", (BATCH, ROWS), "one number in [0, 1) for each decided row"),
+)
+
+
+def _control_outputs(block_size: int) -> tuple[Port, ...]:
+    return (
+        Port("next_ids", "output", "int64", (BATCH, block_size), "bonus, then drafts: the next step's input_ids"),
+        Port("new_ids", "output", "int64", (BATCH, ROWS), "committed by this step: num_new tokens, then -1"),
+        Port("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
+        Port("next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"),
+    )
+
+
+def _cache_ports(prefix: str, model: TargetConfig | DrafterConfig, dtype: str, cache_len: int) -> tuple[Port, ...]:
+    shape = (BATCH, model.num_kv_heads, cache_len, model.head_dim)
+    owner = "target" if prefix == "target" else "drafter"
+    return tuple(
+        Port(f"{prefix}_{kind}.{layer}", "input", dtype, shape, f"{owner} layer {layer}'s {kind} cache", cache=owner)
+        for layer in range(model.num_layers)
+        for kind in ("key", "value")
+    )

@@ -1,0 +1,98 @@
+"""The layers of a decoder as functions of values: what target and drafter have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trtllm_dflash.config.rope import RopeConfig
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.weights import WeightSource
+
+
+@dataclass(frozen=True)
+class Model:
+    """A builder with the weights of one of the two models, under that model's name."""
+
+    g: GraphBuilder
+    weights: WeightSource
+    dtype: ir.DataType
+    norm_eps: float
+
+    def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
+        """x / rms(x) · weight over the last axis; computed in float32."""
+        return self.g.RMSNormalization(
+            x, self.weights.value(self.g, f"{name}.weight"), axis=-1, epsilon=self.norm_eps, stash_type=1
+        )
+
+    def linear(self, x: ir.Value, name: str) -> ir.Value:
+        """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so nothing is moved."""
+        with self.g.scope(name.rsplit(".", 1)[-1]):
+            operands = [x, self.weights.value(self.g, f"{name}.weight")]
+            if f"{name}.bias" in self.weights:
+                operands.append(self.weights.value(self.g, f"{name}.bias"))
+            return self.g.Gemm(*operands, transB=1)
+
+    def swiglu(self, x: ir.Value, name: str) -> ir.Value:
+        """down(silu(gate(x)) · up(x)), x [N, hidden]."""
+        with self.g.scope("mlp"):
+            gate, up = self.linear(x, f"{name}.gate_proj"), self.linear(x, f"{name}.up_proj")
+            return self.linear(self.g.Mul(self.g.Mul(gate, self.g.Sigmoid(gate)), up), f"{name}.down_proj")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """RoPE over fixed tables, rotate-half convention, applied in float32 whatever the model's type."""
+
+    g: GraphBuilder
+    cos: ir.Value
+    sin: ir.Value
+    dtype: ir.DataType
+
+    @classmethod
+    def from_config(
+        cls, g: GraphBuilder, rope: RopeConfig, name: str, num_positions: int, dtype: ir.DataType
+    ) -> Rotary:
+        """Tables for positions 0 … num_positions-1; `name` keeps the two models' tables apart."""
+        tables: dict[str, np.ndarray] = dict(zip(("cos", "sin"), rope.cos_sin(num_positions), strict=True))
+        cos, sin = (
+            g.initializer(f"{name}.rotary_{kind}", lambda table=table: ir.Tensor(table))
+            for kind, table in tables.items()
+        )
+        return cls(g, cos, sin, dtype)
+
+    def __call__(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
+        """Rotate x [B, N, heads·D] to `positions` [B, N]."""
+        g = self.g
+        if self.dtype == ir.DataType.FLOAT:
+            return g.RotaryEmbedding(x, self.cos, self.sin, positions, num_heads=num_heads)
+        wide = g.RotaryEmbedding(g.cast(x, ir.DataType.FLOAT), self.cos, self.sin, positions, num_heads=num_heads)
+        return g.cast(wide, self.dtype)
+
+
+def project_heads(
+    m: Model,
+    x: ir.Value,
+    name: str,
+    heads_and_dim: tuple[int, int],
+    batch_and_rows: ir.Value,
+    *,
+    rotary: Rotary | None,
+    positions: ir.Value,
+    norm: bool,
+) -> ir.Value:
+    """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads, D]."""
+    g, (heads, head_dim) = m.g, heads_and_dim
+    x = m.linear(x, f"{name}_proj")
+    if norm:
+        x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), f"{name}_norm")
+    if rotary is not None:
+        x = rotary(g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0)), positions, heads)
+    return g.Reshape(x, g.Concat(batch_and_rows, [heads, head_dim], axis=0))
+
+
+def gather_rows(g: GraphBuilder, x: ir.Value, index: ir.Value) -> ir.Value:
+    """Rows `index` [B, R] of x [B, N, …], as [B, R, …]."""
+    return g.GatherND(x, g.Unsqueeze(index, [2]), batch_dims=1)

@@ -1,0 +1,10 @@
+"""Our operators, domain `trtllm_dflash`: one declaration each, from which node, function body and plugin come."""
+
+from __future__ import annotations
+
+from trtllm_dflash.graph.ops.accept import ACCEPT
+from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
+from trtllm_dflash.graph.ops.spec import OpSpec
+from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
+
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT)}

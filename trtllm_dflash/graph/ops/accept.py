@@ -1,0 +1,63 @@
+"""DFlashAccept: each row's choice, the longest accepted prefix of the drafts, the bonus, and the next length."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.ops.sampling import choose
+from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
+
+
+def _body(
+    g: GraphBuilder,
+    logits: ir.Value,
+    input_ids: ir.Value,
+    num_known: ir.Value,
+    past_len: ir.Value,
+    temperature: ir.Value,
+    top_p: ir.Value,
+    top_k: ir.Value,
+    uniforms: ir.Value,
+) -> tuple[ir.Value, ...]:
+    choice = choose(g, logits, temperature, top_p, top_k, uniforms)  # [B, R]
+    row = g.arange(g.size(uniforms, 1))
+    width, rows = g.size(input_ids, 1), g.size(uniforms, 1)
+
+    # Row r decides the token behind position num_known-1+r: there stands the draft that it may confirm.
+    behind = g.Add(g.Unsqueeze(g.cast(num_known, ir.DataType.INT64), [1]), row)
+    draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
+    hit = g.And(g.Less(behind, width), g.Equal(draft, choice))
+    first_miss = g.ReduceMin(g.Where(hit, rows, row), [1], keepdims=1)
+    accepted = g.Min(first_miss, g.Sub(rows, 1))  # [B, 1]
+
+    new_ids = g.Where(g.LessOrEqual(row, accepted), choice, -1)
+    bonus = g.GatherElements(choice, accepted, axis=1)
+    accepted = g.cast(g.Squeeze(accepted, [1]), ir.DataType.INT32)
+    num_new = g.Add(accepted, g.Cast(1, to=int(ir.DataType.INT32)))
+    return new_ids, num_new, g.Add(g.Add(past_len, num_known), accepted), bonus
+
+
+ACCEPT = OpSpec(
+    name="DFlashAccept",
+    meaning="The target's choice in every decided row; drafts are accepted while they equal it, the first unequal "
+    "choice is the bonus. Lossless: what is committed does not depend on the drafts.",
+    inputs=(
+        Tensor("logits", "float32", "[B, R, V]", "row r decides the token behind position num_known-1+r"),
+        Tensor("input_ids", "int64", "[B, S]", "decided tokens, then drafts"),
+        Tensor("num_known", "int32", "[B]", "how many are decided, 1 … S"),
+        Tensor("past_len", "int32", "[B]", "positions in the caches before the step"),
+        Tensor("temperature", "float32", "[B]", "0: argmax"),
+        Tensor("top_p", "float32", "[B]", "nucleus mass, 1: off"),
+        Tensor("top_k", "int32", "[B]", "0: off"),
+        Tensor("uniforms", "float32", "[B, R]", "in [0, 1)"),
+    ),
+    outputs=(
+        Tensor("new_ids", "int64", "[B, R]", "the choices 0 … accepted, then -1"),
+        Tensor("num_new", "int32", "[B]", "accepted + 1"),
+        Tensor("next_len", "int32", "[B]", "past_len + num_known + accepted"),
+        Tensor("bonus", "int64", "[B, 1]", "the last of the new tokens, the next anchor"),
+    ),
+    attributes=(),
+    body=_body,
+)

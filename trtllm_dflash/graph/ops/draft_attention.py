@@ -1,0 +1,75 @@
+"""DFlashDraftAttention: the drafter's attention, whose context arrives only as injected keys and values."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.ops.attention import CACHES, OUTPUTS, SCALE, WINDOW, attend, within_window, write
+from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
+
+CAUSAL = Attribute("causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional")
+
+
+def _body(
+    g: GraphBuilder,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    key_cache: ir.Value,
+    value_cache: ir.Value,
+    positions: ir.Value,
+    kv_positions: ir.Value,
+) -> tuple[ir.Value, ...]:
+    total, block = g.size(k, 1), g.size(q, 1)
+    block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
+    start, block_start = (g.Slice(x, [0], [1], [1]) for x in (positions, block_positions))  # [B, 1]
+    rows = _contiguous_rows(g, total, block, g.Sub(block_start, start))
+    start = g.Squeeze(start, [1])
+    keys = write(g, key_cache, g.GatherND(k, rows, batch_dims=1), start)
+    values = write(g, value_cache, g.GatherND(v, rows, batch_dims=1), start)
+
+    distance = g.Sub(g.Unsqueeze(block_positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, T, L], negative: a later row
+    block_end = g.Unsqueeze(g.Add(block_start, block), [2, 3, 4])
+    written = g.Less(kv_positions, block_end)
+    not_later = g.Or(g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0))
+    visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
+    return attend(g, q, keys, values, visible, kv_positions), keys, values
+
+
+def _contiguous_rows(g: GraphBuilder, total: ir.Value, block: ir.Value, committed: ir.Value) -> ir.Value:
+    """Row indices [B, S+T, 1] that put the block right behind the committed context rows.
+
+    The S context rows hold `committed` good ones [B, 1]; what was rejected lies between them and the block. One write
+    of S+T rows must come out as: context 0 … committed-1, block 0 … T-1, then anything (nobody reads it).
+
+        k rows    c0 c1 ✗ ✗ b0 b1 b2        (S = 4, T = 3, committed = 2)
+        written   c0 c1 b0 b1 b2 b2 b2
+    """
+    slot = g.arange(total)  # [S+T]
+    behind = g.Sub(slot, committed)  # [B, S+T]: index in the block
+    from_block = g.Add(g.Min(behind, g.Sub(block, 1)), g.Sub(total, block))
+    return g.Unsqueeze(g.Where(g.Less(behind, 0), slot, from_block), [2])
+
+
+DRAFT_ATTENTION = OpSpec(
+    name="DFlashDraftAttention",
+    meaning="Write the committed context rows' and the block's keys and values, then attention of the block over both.",
+    inputs=(
+        Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated"),
+        Tensor("k", "T", "[B, S+T, Hkv, D]", "keys of the S context rows, then of the T block rows, rotated"),
+        Tensor("v", "T", "[B, S+T, Hkv, D]", "values, likewise"),
+        *CACHES,
+        Tensor(
+            "positions",
+            "int64",
+            "[B, S+T]",
+            "of the rows of k: consecutive in the context, then in the block, whose "
+            "anchor stands behind the committed context rows",
+        ),
+        Tensor("kv_positions", "int64", "[L]", "0 … L-1, L > every position of the block"),
+    ),
+    outputs=OUTPUTS,
+    attributes=(SCALE, WINDOW, CAUSAL),
+    body=_body,
+)

@@ -1,0 +1,43 @@
+"""DFlashVerifyAttention: the target's causal attention over its cache, with the step's own keys and values written first."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.ops.attention import CACHES, OUTPUTS, SCALE, WINDOW, attend, within_window, write
+from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
+
+
+def _body(
+    g: GraphBuilder,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    key_cache: ir.Value,
+    value_cache: ir.Value,
+    positions: ir.Value,
+    kv_positions: ir.Value,
+) -> tuple[ir.Value, ...]:
+    start = g.Squeeze(g.Slice(positions, [0], [1], [1]), [1])
+    keys, values = write(g, key_cache, k, start), write(g, value_cache, v, start)
+    distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, S, L]
+    visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
+    return attend(g, q, keys, values, visible, kv_positions), keys, values
+
+
+VERIFY_ATTENTION = OpSpec(
+    name="DFlashVerifyAttention",
+    meaning="Write the step's keys and values at their positions, then causal attention of its S rows over the cache.",
+    inputs=(
+        Tensor("q", "T", "[B, S, Hq, D]", "queries, rotated"),
+        Tensor("k", "T", "[B, S, Hkv, D]", "keys of the S rows, rotated"),
+        Tensor("v", "T", "[B, S, Hkv, D]", "values of the S rows"),
+        *CACHES,
+        Tensor("positions", "int64", "[B, S]", "of the rows; consecutive"),
+        Tensor("kv_positions", "int64", "[L]", "0 … L-1, L > every position of the step"),
+    ),
+    outputs=OUTPUTS,
+    attributes=(SCALE, WINDOW),
+    body=_body,
+)

@@ -1,0 +1,192 @@
+"""The step: one graph for a whole iteration, for prompts and for generation, with or without a drafter.
+
+input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ACCEPT ─┬─ new_ids, num_new, next_len
+                                   └─ features of the tap layers ──┐  └─ bonus
+                                                                   ▼        ▼
+                                                 KV injection ─ drafter block [bonus, mask…] ─ lm_head ─ drafts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.drafter import DrafterContext
+from trtllm_dflash.graph.io import Port, step_ports
+from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
+from trtllm_dflash.graph.ops import ACCEPT, DRAFT_ATTENTION, OPS, VERIFY_ATTENTION
+from trtllm_dflash.graph.targets import LAYERS
+from trtllm_dflash.graph.targets.context import TargetContext
+from trtllm_dflash.graph.weights import WeightSource
+
+IR_VERSION = 11
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int32": ir.DataType.INT32,
+    "int64": ir.DataType.INT64,
+}
+
+
+def build_step(
+    target: Checkpoint[TargetConfig],
+    drafter: Checkpoint[DrafterConfig] | None,
+    *,
+    dtype: str,
+    cache_len: int,
+    block_size: int,
+) -> ir.Model:
+    """The step of a target with a drafter, or of a target alone (then block_size is 1).
+
+    Weights are referenced in the checkpoints' files where they have type `dtype`; others are converted when read.
+    Ports are those of `graph.io.step_ports`.
+    """
+    config = drafter.config if drafter else None
+    ports = step_ports(target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size)
+    inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
+    results = _Step(GraphBuilder(), inputs, DTYPES[dtype], cache_len, block_size).emit(target, drafter)
+    outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
+    return results.to_model(list(inputs.values()), outputs, plain=drafter is None)
+
+
+class _Results(dict[str, ir.Value]):
+    """Output values by port name, with the builder that holds their graph."""
+
+    def __init__(self, g: GraphBuilder) -> None:
+        super().__init__()
+        self.g = g
+
+    def to_model(self, inputs: list[ir.Value], outputs: list[ir.Value], *, plain: bool) -> ir.Model:
+        ops = (VERIFY_ATTENTION, ACCEPT) if plain else (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT)
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=self.g.nodes,
+            initializers=list(self.g.initializers.values()),
+            opset_imports={"": OPSET, OPS_DOMAIN: 1},
+            name="step",
+        )
+        functions = [OPS[op.name].function() for op in ops]
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
+
+
+@dataclass(frozen=True)
+class _Step:
+    g: GraphBuilder
+    inputs: dict[str, ir.Value]
+    dtype: ir.DataType
+    cache_len: int
+    block_size: int
+
+    def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> _Results:
+        g, ids, results = self.g, self.inputs["input_ids"], _Results(self.g)
+        verifier = Model(g, WeightSource("target", target.tensors, self.dtype), self.dtype, target.config.rms_norm_eps)
+        with g.scope("target"):
+            tap_ids = drafter.config.target_layer_ids if drafter else ()
+            hidden, features, written = self._target(verifier, target.config, tap_ids)
+            logits = self._decided_logits(verifier, target.config, hidden)
+        with g.scope("accept"):
+            settings = (self.inputs[name] for name in ("temperature", "top_p", "top_k", "uniforms"))
+            new_ids, num_new, next_len, bonus = ACCEPT(
+                g, logits, ids, self.inputs["num_known"], self.inputs["past_len"], *settings
+            )
+        results |= {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
+        if drafter is not None:
+            with g.scope("drafter"):
+                drafts, draft_written = self._drafts(verifier, target.config, drafter, features, bonus, next_len)
+            written |= draft_written
+            results["next_ids"] = g.Concat(bonus, drafts, axis=1)
+        results |= {f"{name}.out": value for name, value in written.items()}
+        return results
+
+    def _target(
+        self, m: Model, config: TargetConfig, tap_ids: tuple[int, ...]
+    ) -> tuple[ir.Value, list[ir.Value], dict[str, ir.Value]]:
+        """All target layers: the residual stream [B·S, hidden], the tap layers' outputs in order, the caches."""
+        g, ids, past = self.g, self.inputs["input_ids"], self.inputs["past_len"]
+        context = TargetContext(
+            model=m,
+            config=config,
+            rotary=Rotary.from_config(g, config.rope, "target", self.cache_len, self.dtype),
+            batch_and_width=g.Shape(ids),
+            positions=self._positions(past, g.size(ids, 1)),
+            kv_positions=self.inputs["kv_positions"],
+            caches=self.inputs,
+        )
+        x = _embed(m, ids, config.hidden_size)
+        outputs = []
+        for index in range(config.num_layers):
+            x = LAYERS[config.architecture](context, x, index)
+            outputs.append(x)
+        return x, [outputs[index] for index in tap_ids], context.written
+
+    def _decided_logits(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+        """float32 [B, R, V] for the R rows from num_known-1 on: only they decide anything."""
+        g, ids = self.g, self.inputs["input_ids"]
+        first = g.Sub(g.cast(self.inputs["num_known"], ir.DataType.INT64), 1)
+        row = g.Add(g.Unsqueeze(first, [1]), g.arange(g.size(self.inputs["uniforms"], 1)))
+        row = g.Min(row, g.Sub(g.size(ids, 1), 1))
+        rows = gather_rows(g, g.Reshape(hidden, g.Concat(g.Shape(ids), [config.hidden_size], axis=0)), row)
+        logits = self._head(m, config, m.rms_norm(g.Reshape(rows, [-1, config.hidden_size]), "model.norm"))
+        return g.Reshape(logits, g.Concat(g.Shape(self.inputs["uniforms"]), [config.vocab_size], axis=0))
+
+    def _drafts(
+        self,
+        verifier: Model,
+        target: TargetConfig,
+        drafter: Checkpoint[DrafterConfig],
+        features: list[ir.Value],
+        bonus: ir.Value,
+        next_len: ir.Value,
+    ) -> tuple[ir.Value, dict[str, ir.Value]]:
+        """The next block's drafts int64 [B, T-1], and the drafter's caches."""
+        g, config, past = self.g, drafter.config, self.inputs["past_len"]
+        batch, width = g.size(bonus, 0), g.size(self.inputs["input_ids"], 1)
+        block = g.Concat(bonus, g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)), axis=1)
+        block_positions = self._positions(next_len, [self.block_size])
+        context = DrafterContext(
+            model=Model(g, WeightSource("drafter", drafter.tensors, self.dtype), self.dtype, config.rms_norm_eps),
+            config=config,
+            rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
+            batch_and_block=g.Concat(batch, [self.block_size], axis=0),
+            batch_and_rows=g.Concat(batch, g.Add(width, self.block_size), axis=0),
+            block_positions=block_positions,
+            row_positions=g.Concat(self._positions(past, width), block_positions, axis=1),
+            kv_positions=self.inputs["kv_positions"],
+            caches=self.inputs,
+        )
+        hidden = context.forward(g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size))
+        # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
+        hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
+        hidden = g.Reshape(g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size])
+        drafts = g.ArgMax(self._head(verifier, target, hidden), axis=-1, keepdims=0)
+        return g.Reshape(drafts, [-1, self.block_size - 1]), context.written
+
+    def _head(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+        """float32 logits [N, V] of normed rows [N, hidden]."""
+        name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+        return self.g.cast(m.linear(hidden, name), ir.DataType.FLOAT)
+
+    def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:
+        """start [B] + 0 … count-1, int64 [B, count]."""
+        g = self.g
+        return g.Add(g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count)))
+
+
+def _embed(m: Model, ids: ir.Value, hidden_size: int) -> ir.Value:
+    """Embedding rows [B·N, hidden] of ids [B, N]."""
+    return m.g.Reshape(m.g.Gather(m.weights.value(m.g, "model.embed_tokens.weight"), ids), [-1, hidden_size])
+
+
+def _graph_input(port: Port) -> ir.Value:
+    return ir.Value(name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(DTYPES[port.dtype]))
+
+
+def _graph_output(port: Port, value: ir.Value) -> ir.Value:
+    value.name, value.shape, value.type = port.name, ir.Shape(port.shape), ir.TensorType(DTYPES[port.dtype])
+    return value
