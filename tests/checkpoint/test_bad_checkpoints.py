@@ -1,0 +1,124 @@
+"""Every case of the corpus is refused with its words, before anything of consequence is allocated."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.bad_checkpoints import directory_cases, file_cases, tensor_cases  # noqa: F401  (they register their cases)
+from tests.bad_checkpoints.make_bad import CASES, CASES_DIRECTORY, good_drafter, good_target, write_all
+from trtllm_dflash.checkpoint.loader import check_finite, load_drafter, load_target
+from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError
+
+LOADERS = {"target": load_target, "drafter": load_drafter}
+# A case is a few kB; what Python needs to parse it and to word the error stays far below this.
+MAX_PEAK_BYTES = 2 << 20
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_with_its_words_and_without_memory(name: str) -> None:
+    case = CASES[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises((CheckpointError, ConfigError), match=case.words):
+            check_finite(LOADERS[case.kind](CASES_DIRECTORY / name))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < MAX_PEAK_BYTES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error_names_the_checkpoint(name: str) -> None:
+    case = CASES[name]
+    with pytest.raises((CheckpointError, ConfigError), match=f"/cases/{name}"):
+        check_finite(LOADERS[case.kind](CASES_DIRECTORY / name))
+
+
+def test_what_the_cases_spoil_is_good(tmp_path: Path) -> None:
+    good_target().write(tmp_path / "target")
+    good_drafter().write(tmp_path / "drafter")
+    check_finite(load_target(tmp_path / "target"))
+    check_finite(load_drafter(tmp_path / "drafter"))
+
+
+def test_good_shards_load(tmp_path: Path) -> None:
+    model = good_target()
+    model.put_index(model.shard())
+    model.write(tmp_path / "target")
+    assert len(load_target(tmp_path / "target").tensors) == len(model.weights.header)
+
+
+def test_committed_corpus_is_what_the_script_makes(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in CASES_DIRECTORY.iterdir())
+    for name in CASES:
+        names = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert names == sorted(path.name for path in (CASES_DIRECTORY / name).iterdir()), name
+        regular = [file for file in names if (tmp_path / name / file).is_file()]
+        _, differing, unreadable = filecmp.cmpfiles(tmp_path / name, CASES_DIRECTORY / name, regular, shallow=False)
+        assert not differing, f"{name}: run python -m tests.bad_checkpoints.make_bad"
+        assert all((tmp_path / name / file).is_symlink() for file in unreadable), name
+
+
+def test_header_nested_too_deeply(tmp_path: Path) -> None:
+    depth = 200_000  # more than any interpreter's recursion limit or stack
+    model = good_target()
+    model.weights.header_text = b'{"model.norm.weight": ' + b"[" * depth + b"]" * depth + b"}"
+    model.write(tmp_path / "deep")
+    with pytest.raises(CheckpointError, match=r"\(header\): the JSON is nested too deeply"):
+        load_target(tmp_path / "deep")
+
+
+def test_config_larger_than_any_config(tmp_path: Path) -> None:
+    model = good_target()
+    model.write(tmp_path / "big")
+    with (tmp_path / "big" / "config.json").open("r+b") as file:
+        file.truncate(1 << 40)  # sparse: a terabyte that takes no room
+    with pytest.raises(ConfigError, match="the file has 1099511627776 bytes, and a configuration at most 16777216"):
+        load_target(tmp_path / "big")
+
+
+def test_header_that_a_sparse_file_could_hold(tmp_path: Path) -> None:
+    model = good_target()
+    model.weights.header_length = 1 << 39
+    model.write(tmp_path / "sparse")
+    with (tmp_path / "sparse" / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(
+        CheckpointError, match="the header claims 549755813888 bytes, expected 2 to 100000000 in a file"
+    ):
+        load_target(tmp_path / "sparse")
+
+
+def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
+    """Change a few bytes to ones that JSON or the header length care about."""
+    damaged = bytearray(text)
+    for position in random.integers(len(damaged), size=random.integers(1, 4)):
+        damaged[position] = random.choice(list(b'0179-.,:{}[]"\\eE \x00\xff'))
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str, file: str) -> None:
+    model = good_target() if kind == "target" else good_drafter()
+    model.write(tmp_path / kind)
+    path = tmp_path / kind / file
+    intact = path.read_bytes()
+    header_end = 8 + len(json.dumps(model.weights.header))
+    random = np.random.default_rng(0)
+    messages = []
+    for _ in range(400):
+        path.write_bytes(_corrupted(random, intact[:header_end]) + intact[header_end:])
+        try:
+            check_finite(LOADERS[kind](tmp_path / kind))
+        except DFlashError as error:
+            messages.append(str(error))
+    assert len(messages) > 200
+    assert all(str(tmp_path) in message and len(message) < 4000 for message in messages)

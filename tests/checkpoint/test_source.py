@@ -1,0 +1,126 @@
+"""Directories, hub names, and the ways out of a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_dflash.checkpoint.source import file_in, find_directory, read_json_in
+from trtllm_dflash.errors import CheckpointError, ConfigError
+
+
+def test_existing_directory(tmp_path: Path) -> None:
+    assert find_directory(tmp_path) == tmp_path
+    assert find_directory(str(tmp_path)) == tmp_path
+
+
+def test_file_instead_of_directory(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is a file, expected the checkpoint's directory"):
+        find_directory(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "a/b/c", "../x/y", "", "org/", "org/na me", "-o"])
+def test_neither_directory_nor_hub_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{name!r}: there is no such directory, and it is no hub name"):
+        find_directory(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", "org/a_b.c"])
+def test_hub_names_are_fetched_without_pickles(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
+        asked.update(repo=repo, patterns=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert find_directory(name) == tmp_path
+    assert asked["repo"] == name
+    assert not any(pattern.endswith((".bin", ".pt", ".py")) or pattern == "*" for pattern in asked["patterns"])
+
+
+def test_failing_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no route to host\nand a long traceback")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    words = (
+        "no-such-org/model: there is no such directory here, and fetching it .* failed: no route to host[.] Download"
+    )
+    with pytest.raises(CheckpointError, match=words) as caught:
+        find_directory("no-such-org/model")
+    assert "traceback" not in str(caught.value)
+
+
+def test_offline_hub_really(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="Download the model elsewhere and pass its directory"):
+        find_directory("no-such-org/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\\b", "a\0b", "a\n", "\ud800", "a" * 300])
+def test_names_that_are_no_plain_names(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no plain file name, and files elsewhere are not read"):
+        file_in(tmp_path, name)
+
+
+def test_links_inside_are_followed_and_outside_refused(tmp_path: Path) -> None:
+    home = tmp_path / "model"
+    home.mkdir()
+    (home / "real").write_text("{}")
+    (tmp_path / "outside").write_text("{}")
+    (home / "inside").symlink_to("real")
+    (home / "escape").symlink_to("../outside")
+    assert file_in(home, "inside") == home / "inside"
+    with pytest.raises(CheckpointError, match=r"escape links to .*outside, outside the checkpoint's directory"):
+        file_in(home, "escape")
+
+
+def test_a_linked_checkpoint_directory_is_its_target(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("real")
+    assert read_json_in(tmp_path / "link", "config.json") == {}
+
+
+def test_the_hub_cache_links_to_its_blobs(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "sha").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/sha")
+    (snapshot / "escape.json").symlink_to("../../../secret")
+    assert read_json_in(snapshot, "config.json") == {}
+    with pytest.raises(CheckpointError, match="outside the checkpoint's directory"):
+        read_json_in(snapshot, "escape.json")
+
+
+def test_json_that_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config.json: this is not a regular file"):
+        read_json_in(tmp_path, "config.json")
+
+
+def test_json_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_bytes(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(Permission denied\)"):
+        read_json_in(tmp_path, "config.json")
+
+
+def test_json_that_is_not_there(tmp_path: Path) -> None:
+    assert read_json_in(tmp_path, "generation_config.json") is None

@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests: tiny checkpoints, made once a session by the factories of tests/tiny.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import tiny_drafter, tiny_target
+
+
+@pytest.fixture(scope="session")
+def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_target("llama" | "qwen3", **options of tiny_target)` -> directory, made once per set of arguments."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama", **options: Any) -> Path:
+        key = repr((architecture, sorted(options.items())))
+        if key not in made:
+            made[key] = tiny_target(tmp_path_factory.mktemp("target") / architecture, architecture, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_drafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_drafter(target_directory, **options of tiny_drafter)` -> directory, made once per set of arguments."""
+    made: dict[str, Path] = {}
+
+    def make(target: Path, **options: Any) -> Path:
+        key = repr((target, sorted(options.items())))
+        if key not in made:
+            made[key] = tiny_drafter(tmp_path_factory.mktemp("drafter") / "dflash", target, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(make_target: Callable[..., Path]) -> Path:
+    """A tiny Llama with the llama3 RoPE and an untied head."""
+    return make_target("llama", rope="llama3")
+
+
+@pytest.fixture(scope="session")
+def qwen3(make_target: Callable[..., Path]) -> Path:
+    """A tiny Qwen3 with a tied head."""
+    return make_target("qwen3", tied=True)

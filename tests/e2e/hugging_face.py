@@ -1,0 +1,49 @@
+"""Hugging Face's and the reference package's own decoding, in float32 on the CPU: what our engines are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+def load_target(directory: Path) -> PreTrainedModel:
+    """The target in float32."""
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def load_drafter(directory: Path) -> Any:
+    """The drafter of the reference package, in float32."""
+    from dflash.model import DFlashDraftModel
+
+    return DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def greedy(target: PreTrainedModel, prompt: list[int], max_new_tokens: int, eos: int | None = None) -> list[int]:
+    """`generate`'s greedy tokens; the mask of ones is needed, or it would guess one from the pad token."""
+    ids = torch.tensor([prompt])
+    out = target.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=eos,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def reference_generate(
+    drafter: Any, target: PreTrainedModel, prompt: list[int], max_new_tokens: int, block_size: int
+) -> tuple[list[int], list[int]]:
+    """Greedy tokens and acceptance lengths of the reference package's own loop."""
+    import dflash.model
+
+    dflash.model._cuda_time = lambda: 0.0  # return_stats wants a CUDA clock, and only the lengths are of interest here
+    stats = dflash.model.dflash_generate(
+        drafter, target, torch.tensor([prompt]), max_new_tokens, None, block_size=block_size, return_stats=True
+    )
+    return stats.output_ids[0, len(prompt) :].tolist(), stats.acceptance_lengths

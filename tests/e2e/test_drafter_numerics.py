@@ -1,0 +1,98 @@
+"""The drafter's pass in our graph against the reference package's, row by row, for every mask variant.
+
+τ cannot tell causal from bidirectional attention in the block; the numbers can.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.e2e import hugging_face
+from tests.tiny import BLOCK, DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.graph.step import build_step
+
+CACHE = 64
+HIDDEN = "/drafter/RMSNormalization_1/output_0"  # after the drafter's final norm
+
+
+def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
+    """A session of the step that also gives the drafter's final hidden rows [B·T, hidden], and its output names."""
+    import onnxruntime
+
+    model = build_step(
+        load_target(target), load_drafter(drafter), dtype="float32", cache_len=CACHE, block_size=BLOCK
+    )
+    for initializer in model.graph.initializers.values():
+        initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
+    hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)
+    hidden.type, hidden.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows_of_block", "hidden"])
+    model.graph.outputs.append(hidden)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # caches are copied here, which it would warn about
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return session, [output.name for output in session.get_outputs()]
+
+
+def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict[str, np.ndarray]:
+    batch, width = prompts.shape
+    feeds = {
+        "input_ids": prompts,
+        "num_known": np.full(batch, width, np.int32),
+        "past_len": np.zeros(batch, np.int32),
+        "kv_positions": np.arange(width + BLOCK),
+        "temperature": np.zeros(batch, np.float32),
+        "top_p": np.ones(batch, np.float32),
+        "top_k": np.zeros(batch, np.int32),
+        "uniforms": np.zeros((batch, 1), np.float32),
+    }
+    for port in session.get_inputs():
+        if port.name not in feeds:
+            feeds[port.name] = np.full([batch, *port.shape[1:]], 1e3, np.float32)
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def _reference_hidden(target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int) -> np.ndarray:
+    """The reference drafter's final hidden rows [T, hidden] for one prompt and its anchor."""
+    target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
+    ids = torch.tensor(prompt[None])
+    with torch.no_grad():
+        states = target(ids, output_hidden_states=True).hidden_states
+        features = torch.cat([states[layer + 1] for layer in drafter.target_layer_ids], dim=-1)
+        block = torch.tensor([[anchor] + [MASK_ID] * (BLOCK - 1)])
+        positions = torch.arange(len(prompt) + BLOCK)[None]
+        embedded = target.get_input_embeddings()(block)
+        return drafter(target_hidden=features, noise_embedding=embedded, position_ids=positions)[0].numpy()
+
+
+@pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
+def test_hidden_rows_equal_the_reference(variant: str, tmp_path: Path) -> None:
+    """float32 on both sides: 3 layers of sums of at most 112 terms, so about 1e-5 relative to values of order 1."""
+    target = tiny_target(tmp_path / "target", "qwen3")
+    drafter = tiny_drafter(
+        tmp_path / "drafter", target, variant=variant, yarn=variant == "full", attention_bias=variant == "mixed"
+    )
+    prompts = np.random.default_rng(4).integers(0, VOCAB, (2, 13))
+    got = _prompt_step(*_step_with_hidden(target, drafter), prompts)
+    hidden = got[HIDDEN].reshape(2, BLOCK, -1)
+    for row in range(2):
+        want = _reference_hidden(target, drafter, prompts[row], got["next_ids"][row, 0])
+        np.testing.assert_allclose(hidden[row], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
+
+
+def test_causal_and_bidirectional_differ_far_beyond_the_tolerance(tmp_path: Path) -> None:
+    """The test above would see a swapped mask: the same weights under the other mask give other numbers."""
+    target = tiny_target(tmp_path / "target", "qwen3")
+    prompts = np.random.default_rng(4).integers(0, VOCAB, (1, 13))
+    hidden = {}
+    for variant in ("full", "causal"):
+        drafter = tiny_drafter(tmp_path / variant, target, variant=variant)
+        hidden[variant] = _prompt_step(*_step_with_hidden(target, drafter), prompts)[HIDDEN]
+    difference = np.abs(hidden["full"] - hidden["causal"]).max() / np.abs(hidden["full"]).max()
+    assert difference > 0.05

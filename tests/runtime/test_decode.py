@@ -1,0 +1,204 @@
+"""The decode loop on a fake session whose tokens depend on every cached position: what the loop does must not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.fake import FakeSession, fake_config, plain_tokens
+from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.requests import make_requests
+
+PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]
+NO_STOP: dict[str, Any] = {"stop_token_ids": []}
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed": 11}
+
+
+def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
+    """What the fake target says to `prompt`, one token at a time, with the call's uniforms."""
+    request = make_requests([prompt], SamplingParams(max_new_tokens=count, **sampling), engine.config)[0]
+    chosen = {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}
+    return plain_tokens(engine._session, prompt, count, request.uniforms, **chosen)
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_tokens_are_the_targets_own(
+    fake_engine: Callable[..., Engine], block_size: int, accuracy: float, sampling: dict[str, Any]
+) -> None:
+    engine = fake_engine(block_size=block_size, accuracy=accuracy)
+    for answer, prompt in zip(engine.generate(PROMPTS, max_new_tokens=37, **sampling, **NO_STOP), PROMPTS, strict=True):
+        assert answer.token_ids == expected(engine, prompt, 37, **sampling)
+        assert sum(answer.acceptance_lengths) + 1 == len(answer.token_ids)
+        assert answer.finish_reason == "length"
+        assert answer.text == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=30), min_size=1, max_size=9),
+    slots=st.integers(1, 4),
+    chunk=st.integers(4, 9),
+    block_size=st.integers(1, 4),
+    draft=st.booleans(),
+    accuracy=st.floats(0, 1),
+    temperature=st.sampled_from([0.0, 1.0]),
+    max_new_tokens=st.integers(1, 25),
+    stops=st.lists(st.integers(0, 22), max_size=3),
+)
+def test_batch_equals_alone_equals_plain(
+    prompts: list[list[int]], slots: int, chunk: int, block_size: int, draft: bool, accuracy: float, **options: Any
+) -> None:
+    stops = options.pop("stops")
+    options |= {"stop_token_ids": stops, "draft": draft, "seed": 5}
+    config = fake_config(block_size=block_size, max_batch_size=slots, max_num_tokens=chunk)
+    engine = Engine(config, FakeSession(config, accuracy=accuracy))
+    together = engine.generate(prompts, **options)
+    for answer, prompt in zip(together, prompts, strict=True):
+        (alone,) = engine.generate([prompt], **options)
+        (plain,) = engine.generate([prompt], **options | {"draft": False})
+        assert answer.token_ids == alone.token_ids == plain.token_ids
+        assert answer.acceptance_lengths == alone.acceptance_lengths
+        assert answer.finish_reason == alone.finish_reason == plain.finish_reason
+        assert not set(answer.token_ids[:-1]) & set(stops)
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_tokens_do_not_depend_on_draft_len(fake_engine: Callable[..., Engine], sampling: dict[str, Any]) -> None:
+    engine = fake_engine(block_size=6, draft_len=2)
+    answers = [engine.generate(PROMPTS, max_new_tokens=30, draft_len=n, **sampling) for n in (None, 0, 1, 3, 5)]
+    assert all([a.token_ids for a in answer] == [a.token_ids for a in answers[0]] for answer in answers)
+
+
+def test_draft_len_sets_the_width_of_generation_steps(fake_engine: Callable[..., Engine]) -> None:
+    for options, width in [({}, 3), ({"draft_len": 4}, 5), ({"draft_len": 0}, 1), ({"draft": False}, 1)]:
+        engine = fake_engine(block_size=6, draft_len=2)
+        (answer,) = engine.generate([[3]], max_new_tokens=9, **options, **NO_STOP)
+        assert {step[2] for step in engine._session.steps[1:]} == {width}
+        assert max(answer.acceptance_lengths) <= width
+
+
+def test_prompts_enter_in_chunks_one_slot_at_a_time(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5)
+    engine.generate([[3] * 12, [4] * 5], max_new_tokens=2, **NO_STOP)
+    assert engine._session.steps[:4] == [(0, 1, 5), (0, 1, 5), (0, 1, 2), (1, 1, 5)]
+
+
+def test_a_finished_slot_is_refilled_from_the_queue(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=2, accuracy=0.0)
+    engine.generate([[3], [4, 4], [5, 5, 5]], max_new_tokens=4, draft=False, **NO_STOP)
+    batches = [batch for _, batch, _ in engine._session.steps]
+    assert engine._session.steps[:2] == [(0, 1, 1), (1, 1, 2)]
+    assert batches.count(2) == 3
+    assert (1, 1, 3) in engine._session.steps  # the third prompt, in the slot that was free first
+
+
+def test_the_batch_shrinks_and_moves_only_used_rows(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=3, accuracy=0.0)
+    stop = expected(engine, [3, 4, 5], 5)[4]
+    first = expected(engine, [3, 4, 5], 30).index(stop)
+    others = [[1] * 7, [7, 8]]
+    assert all(stop not in expected(engine, prompt, first + 2) for prompt in others)
+    answers = engine.generate([[3, 4, 5], *others], max_new_tokens=12, stop_token_ids=[stop], draft=False)
+    assert answers[0].finish_reason == "stop"
+    assert engine._session.moves[0] == (2, 0, 2 + first)  # prompt [7, 8] and the tokens before its anchor
+    widest = [batch for _, batch, _ in engine._session.steps]
+    assert widest.index(3) < len(widest) - 1 - widest[::-1].index(3) < widest.index(2)
+
+
+def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(accuracy=1.0, block_size=8)
+    tokens = expected(engine, [3, 4, 5], 20)
+    place = next(i for i in range(3, 7) if tokens[i] not in tokens[:i])  # inside the first block of 8
+    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=20, stop_token_ids=[tokens[place]])
+    assert answer.token_ids == tokens[: place + 1]
+    assert answer.acceptance_lengths == [place]
+    assert answer.finish_reason == "stop"
+
+
+def test_a_stop_token_as_the_first_token_needs_no_generation_step(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    stop = expected(engine, [3, 4, 5], 1)
+    (answer,) = engine.generate([[3, 4, 5]], stop_token_ids=stop)
+    assert (answer.token_ids, answer.acceptance_lengths, answer.finish_reason) == (stop, [], "stop")
+    assert answer.tokens_per_step == 0.0
+
+
+def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    own, given, none = (
+        engine.generate(PROMPTS, max_new_tokens=60, stop_token_ids=stops) for stops in (None, [2], [])
+    )
+    assert [answer.token_ids for answer in own] == [answer.token_ids for answer in given]
+    ended = [answer for answer in own if answer.finish_reason == "stop"]
+    assert ended
+    assert all(answer.token_ids[-1] == 2 for answer in ended)
+    assert {(len(answer.token_ids), answer.finish_reason) for answer in none} == {(60, "length")}
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
+def test_max_new_tokens_cuts_inside_a_block(fake_engine: Callable[..., Engine], max_new_tokens: int) -> None:
+    engine = fake_engine(accuracy=1.0, block_size=8)
+    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=max_new_tokens, **NO_STOP)
+    assert answer.token_ids == expected(engine, [3, 4, 5], max_new_tokens)
+    assert answer.acceptance_lengths == ([max_new_tokens - 1] if max_new_tokens > 1 else [])
+
+
+@pytest.mark.parametrize("prompt_len", [1, 30, 40])
+@pytest.mark.parametrize("accuracy", [0.0, 0.7, 1.0])
+def test_a_sequence_may_fill_max_seq_len(fake_engine: Callable[..., Engine], accuracy: float, prompt_len: int) -> None:
+    engine = fake_engine(accuracy=accuracy)
+    answers = engine.generate([[3] * prompt_len, [4]], max_new_tokens=1000, **NO_STOP)
+    assert [len(answer.token_ids) for answer in answers] == [90 - prompt_len, 89]
+    assert [answer.finish_reason for answer in answers] == ["length", "length"]
+    assert answers[0].token_ids == expected(engine, [3] * prompt_len, 90 - prompt_len)
+
+
+def test_one_token_of_room_is_used(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_seq_len=41)
+    (answer,) = engine.generate([[3] * 40], **NO_STOP)
+    assert len(answer.token_ids) == 1
+
+
+def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 20, **NO_STOP}
+    same = engine.generate([[3, 4], [3, 4]], seed=7, **options)
+    assert same[0].token_ids == same[1].token_ids
+    each = engine.generate([[3, 4], [3, 4]], seed=[7, 8], **options)
+    assert each[0].token_ids == same[0].token_ids != each[1].token_ids
+    assert each[1].token_ids == engine.generate([[3, 4]], seed=8, **options)[0].token_ids
+
+
+def test_timings_add_up(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    prompts = PROMPTS[:3]  # no chunk of them is as wide as a generation step
+    stream = engine.stream(prompts, max_new_tokens=9, **NO_STOP)
+    answers = stream.generations()
+    timings = stream.timings
+    assert timings.prompt_tokens == sum(len(prompt) for prompt in prompts)
+    assert timings.generated_tokens == len(prompts) * 8
+    assert timings.generation_steps == sum(width == 4 for _, _, width in engine._session.steps)
+    assert timings.prompt_seconds == pytest.approx(sum(answer.prompt_seconds for answer in answers))
+    assert 0 < timings.generation_seconds <= sum(answer.generation_seconds for answer in answers)
+    assert timings.generated_per_second == timings.generated_tokens / timings.generation_seconds
+
+
+def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:
+    config = fake_config()
+    short, long = (
+        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_new_tokens=n), config)[0].uniforms
+        for n in (5, 50)
+    )
+    assert (long[: len(short)] == short).all()
+    assert short.dtype == np.float32
+    assert len(long) == 50 + config.block_size
+    assert 0 <= long.min() < long.max() < 1
+    assert np.array_equal(long * 2**24, np.round(long * 2**24))

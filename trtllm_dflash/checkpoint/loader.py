@@ -1,0 +1,208 @@
+"""Loading is accounting: every tensor in the files is used, ignored for a written reason, or part of one error.
+
+Nothing here holds weights in memory: a Checkpoint says where each tensor lies, and the streaming checks hold a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from trtllm_dflash.checkpoint import stream
+from trtllm_dflash.checkpoint.index import read_all_tensor_infos
+from trtllm_dflash.checkpoint.names import (
+    DRAFTER_NAMES,
+    SHARED_TABLES,
+    TARGET_NAMES,
+    NameTable,
+    expand,
+    sizes_of,
+)
+from trtllm_dflash.checkpoint.safetensors import NUMPY_DTYPES, TensorInfo
+from trtllm_dflash.checkpoint.source import find_directory, read_json_in
+from trtllm_dflash.config.dialects import refuse_dialects_in_files, refuse_dialects_in_names
+from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.config.target import QUANTIZED, TargetConfig
+from trtllm_dflash.errors import CheckpointError
+
+Config = TypeVar("Config", TargetConfig, DrafterConfig)
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class IgnoredTensor:
+    """A tensor that is in the files and deliberately not used."""
+
+    info: TensorInfo
+    reason: str
+
+
+@dataclass(frozen=True)
+class Checkpoint(Generic[Config]):
+    """A checked checkpoint: its configuration and where each used tensor lies, by its Hugging Face name.
+
+    A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most of the used bytes.
+    """
+
+    directory: Path
+    config: Config
+    tensors: Mapping[str, TensorInfo]
+    dtype: str
+    ignored: Mapping[str, IgnoredTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all used tensors on disk."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+
+def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
+    """Load and check a target from a directory or hub name; weights stay on disk."""
+    directory = find_directory(path_or_name)
+    where = f"target {directory}"
+    if (directory / "hf_quant_config.json").exists():
+        raise CheckpointError(f"{where}: hf_quant_config.json is present: {QUANTIZED}")
+    config_json = _config_json(directory)
+    config = TargetConfig.from_hf(config_json, read_json_in(directory, "generation_config.json"), where)
+    checkpoint = _account(directory, where, config, read_all_tensor_infos(directory), TARGET_NAMES)
+    stored_head = checkpoint.ignored.get("lm_head.weight")
+    if stored_head is not None:
+        _check_same_values(
+            stored_head.info,
+            checkpoint.tensors["model.embed_tokens.weight"],
+            f"{where}: tie_word_embeddings is true, but lm_head.weight is stored and differs from the embedding",
+            "One of them is wrong: if the head is trained on its own, set tie_word_embeddings to false.",
+        )
+    return checkpoint
+
+
+def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
+    """Load and check a DFlash v1 drafter from a directory or hub name; weights stay on disk."""
+    directory = find_directory(path_or_name)
+    where = f"drafter {directory}"
+    refuse_dialects_in_files((path.name for path in directory.iterdir()), where)
+    config = DrafterConfig.from_hf(_config_json(directory), where)
+    infos = read_all_tensor_infos(directory)
+    refuse_dialects_in_names(infos, where)
+    return _account(directory, where, config, infos, DRAFTER_NAMES)
+
+
+def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
+    """Check that the drafter was made for this target; one error lists every contradiction with both numbers."""
+    ours, theirs = drafter.config, target.config
+    problems = []
+    if ours.hidden_size != theirs.hidden_size:
+        problems.append(f"hidden_size is {ours.hidden_size} in the drafter and {theirs.hidden_size} in the target")
+    if ours.vocab_size != theirs.vocab_size:
+        problems.append(
+            f"vocab_size is {ours.vocab_size} in the drafter and {theirs.vocab_size} in the target (if the target is a "
+            "fine-tune that only added tokens, write its number into the drafter's config.json)"
+        )
+    if ours.mask_token_id >= theirs.vocab_size:
+        problems.append(
+            f"mask_token_id is {ours.mask_token_id}, but the target embeds ids 0 to {theirs.vocab_size - 1}"
+        )
+    if ours.num_target_layers not in (None, theirs.num_layers):
+        problems.append(f"num_target_layers is {ours.num_target_layers}, but the target has {theirs.num_layers} layers")
+    last = theirs.num_layers - 1
+    beyond = [tap for tap in ours.target_layer_ids if tap > last]
+    if beyond:
+        problems.append(f"target_layer_ids has {beyond}, but the target's layers are 0 to {last}")
+    if last in ours.target_layer_ids:
+        problems.append(
+            f"target_layer_ids has the last layer, {last}: drafters trained with Hugging Face saw it after the final "
+            "norm, others before it, and the file does not say which"
+        )
+    if problems:
+        raise CheckpointError(
+            f"the drafter {drafter.directory} does not fit the target {target.directory}: {'; '.join(problems)}. "
+            "Pass the drafter that was trained for this target."
+        )
+    _check_shared_tables(target, drafter)
+
+
+def check_finite(checkpoint: Checkpoint[Any], *, progress: Callable[[int], None] | None = None) -> None:
+    """Stream all used weights once and raise on the first NaN or Inf; `progress` gets the bytes of each chunk read.
+
+    Memory: one chunk of 8 MiB and its mask.
+    """
+    for info in checkpoint.tensors.values():
+        index = stream.first_nonfinite(info, progress=progress)
+        if index is not None:
+            raise CheckpointError(
+                f"{info.path}: tensor {info.name} has {info.array()[index]} at index {list(index)}. "
+                "A weight that is not finite makes every output NaN; get an intact copy of the checkpoint."
+            )
+
+
+def _config_json(directory: Path) -> dict[str, Any]:
+    config_json = read_json_in(directory, "config.json")
+    if config_json is None:
+        raise CheckpointError(
+            f"{directory}: there is no config.json in it. Pass the directory of a Hugging Face checkpoint."
+        )
+    return config_json
+
+
+def _account(
+    directory: Path, where: str, config: Config, infos: Mapping[str, TensorInfo], table: NameTable
+) -> Checkpoint[Config]:
+    """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or of a wrong kind."""
+    expected = expand(table.used, config)
+    allowed = expand(table.ignored, config)
+    problems = {
+        "missing": [f"{name} {sizes_of(row, config)}" for name, row in expected.items() if name not in infos],
+        "unexpected": [
+            f"{name} {list(info.shape)}" for name, info in infos.items() if name not in expected and name not in allowed
+        ],
+        "wrong shape": [
+            f"{name} has {list(infos[name].shape)}, expected {sizes_of(row, config)} = [{', '.join(row.shape)}]"
+            for name, row in (allowed | expected).items()
+            if name in infos and row.shape and list(infos[name].shape) != sizes_of(row, config)
+        ],
+        f"wrong dtype (supported: {', '.join(NUMPY_DTYPES)})": [
+            f"{name} is {infos[name].dtype}"
+            for name in expected
+            if name in infos and infos[name].dtype not in NUMPY_DTYPES
+        ],
+    }
+    lines: list[str] = [f"  {kind}: {_abridged(entries)}" for kind, entries in problems.items() if entries]
+    if lines:
+        text = "\n".join([f"{where}: the tensors do not match config.json:", *lines])
+        raise CheckpointError(f"{text}\nPass the config.json that belongs to these weights.")
+    tensors = {name: infos[name] for name in expected}
+    ignored = {name: IgnoredTensor(infos[name], row.reason) for name, row in allowed.items() if name in infos}
+    return Checkpoint(directory, config, tensors, _majority_dtype(tensors), ignored)
+
+
+def _abridged(entries: list[str]) -> str:
+    more = len(entries) - _LISTED
+    return "; ".join(entries[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _majority_dtype(tensors: Mapping[str, TensorInfo]) -> str:
+    nbytes: dict[str, int] = {}
+    for info in tensors.values():
+        nbytes[info.dtype] = nbytes.get(info.dtype, 0) + info.nbytes
+    return max(nbytes, key=lambda dtype: nbytes[dtype])
+
+
+def _check_shared_tables(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
+    for name, target_name in SHARED_TABLES.items():
+        copy = drafter.ignored.get(name)
+        if copy is not None:
+            original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
+            _check_same_values(
+                copy.info,
+                original,
+                f"drafter {drafter.directory}: its own {name} differs from the target's {original.name}",
+                "A DFlash v1 drafter uses the target's tables; one with tables of its own is not supported.",
+            )
+
+
+def _check_same_values(copy: TensorInfo, original: TensorInfo, problem: str, advice: str) -> None:
+    index = stream.first_difference(copy, original)
+    if index is not None:
+        raise CheckpointError(f"{problem} at index {list(index)}. {advice}")

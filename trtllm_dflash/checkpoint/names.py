@@ -1,0 +1,131 @@
+"""Which tensors a checkpoint must have, as data: names as Hugging Face writes them, shapes as configuration fields.
+
+`{i}` runs over the layers. A size is a product of configuration fields, as in "num_q_heads*head_dim". `when` and
+`unless` name a boolean field that decides whether the row applies. What is in neither table is an error: see loader.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One row: a tensor name, its symbolic shape, and the boolean configuration field under which it exists."""
+
+    name: str
+    shape: tuple[str, ...]
+    when: str | None = None
+    unless: str | None = None
+
+    def applies(self, config: Any) -> bool:
+        """Tell whether the row exists under this configuration."""
+        return (not self.when or getattr(config, self.when)) and not (self.unless and getattr(config, self.unless))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored(Weight):
+    """One row: a tensor that may be in the file and is not used, for this reason; an empty shape is not checked."""
+
+    shape: tuple[str, ...] = ()
+    reason: str
+
+
+Row = TypeVar("Row", bound=Weight)
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """All rows of one kind of checkpoint."""
+
+    used: tuple[Weight, ...]
+    ignored: tuple[Ignored, ...]
+
+
+def _linear(name: str, rows: str, columns: str, bias_when: str) -> tuple[Weight, Weight]:
+    return Weight(f"{name}.weight", (rows, columns)), Weight(f"{name}.bias", (rows,), when=bias_when)
+
+
+def _decoder_layer(prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str | None) -> tuple[Weight, ...]:
+    attention, mlp, q_size, kv_size = (
+        f"{prefix}self_attn.",
+        f"{prefix}mlp.",
+        "num_q_heads*head_dim",
+        "num_kv_heads*head_dim",
+    )
+    mlp_rows = (
+        *_linear(f"{mlp}gate_proj", "intermediate_size", "hidden_size", "mlp_bias"),
+        *_linear(f"{mlp}up_proj", "intermediate_size", "hidden_size", "mlp_bias"),
+        *_linear(f"{mlp}down_proj", "hidden_size", "intermediate_size", "mlp_bias"),
+    )
+    return (
+        Weight(f"{prefix}input_layernorm.weight", ("hidden_size",)),
+        *_linear(f"{attention}q_proj", q_size, "hidden_size", "attention_bias"),
+        *_linear(f"{attention}k_proj", kv_size, "hidden_size", "attention_bias"),
+        *_linear(f"{attention}v_proj", kv_size, "hidden_size", "attention_bias"),
+        *_linear(f"{attention}o_proj", "hidden_size", q_size, "attention_bias"),
+        Weight(f"{attention}q_norm.weight", ("head_dim",), when=qk_norm_when),
+        Weight(f"{attention}k_norm.weight", ("head_dim",), when=qk_norm_when),
+        Weight(f"{prefix}post_attention_layernorm.weight", ("hidden_size",)),
+        *(row for row in mlp_rows if mlp_bias_when or row.when is None),
+    )
+
+
+_EMBEDDING = ("vocab_size", "hidden_size")
+_INV_FREQ = "RoPE frequencies are recomputed from config.json; old exports stored this buffer."
+_OWN_TABLE = "a DFlash drafter embeds and decodes with the target's tables; ModelOpt releases store a copy."
+
+TARGET_NAMES = NameTable(
+    used=(
+        Weight("model.embed_tokens.weight", _EMBEDDING),
+        *_decoder_layer("model.layers.{i}.", qk_norm_when="qk_norm", mlp_bias_when="mlp_bias"),
+        Weight("model.norm.weight", ("hidden_size",)),
+        Weight("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings"),
+    ),
+    ignored=(
+        Ignored("model.layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
+        Ignored("model.rotary_emb.inv_freq", reason=_INV_FREQ),
+        Ignored(
+            "lm_head.weight",
+            shape=_EMBEDDING,
+            when="tie_word_embeddings",
+            reason="the head is tied: it is model.embed_tokens.weight, of which this is an identical copy.",
+        ),
+    ),
+)
+
+DRAFTER_NAMES = NameTable(
+    used=(
+        Weight("fc.weight", ("hidden_size", "num_taps*hidden_size")),
+        Weight("hidden_norm.weight", ("hidden_size",)),
+        *_decoder_layer("layers.{i}.", qk_norm_when=None, mlp_bias_when=None),
+        Weight("norm.weight", ("hidden_size",)),
+    ),
+    ignored=(
+        Ignored("embed_tokens.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
+        Ignored("lm_head.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
+        Ignored("layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
+        Ignored("rotary_emb.inv_freq", reason=_INV_FREQ),
+    ),
+)
+
+# Where a drafter's stored copy must equal the target's tensor (the target's head may be its embedding).
+SHARED_TABLES = {"embed_tokens.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
+
+
+def expand(rows: Iterable[Row], config: Any) -> dict[str, Row]:
+    """Return the rows that apply by tensor name, each layer's spelled out."""
+    return {
+        row.name.replace("{i}", str(index)): row
+        for row in rows
+        if row.applies(config)
+        for index in range(config.num_layers if "{i}" in row.name else 1)
+    }
+
+
+def sizes_of(row: Weight, config: Any) -> list[int]:
+    """Evaluate a row's symbolic shape."""
+    return [math.prod(getattr(config, field) for field in size.split("*")) for size in row.shape]

@@ -1,0 +1,78 @@
+"""From what the user typed to files that may be opened: a directory or a hub name, and nothing outside of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.config.hf import MAX_CONFIG_BYTES, parse_json, shown
+from trtllm_dflash.errors import CheckpointError, ConfigError
+
+# What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories also hold.
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_HUB_NAME = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
+
+
+def find_directory(path_or_name: str | Path) -> Path:
+    """Return the local directory meant by a path, or by a hub name after fetching it into the hub's cache."""
+    name = str(path_or_name)
+    path = Path(name)
+    if name and path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file, expected the checkpoint's directory: the one with config.json in it.")
+    if not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r}: there is no such directory, and it is no hub name (organisation/model) either."
+        )
+    return _fetch(name)
+
+
+def file_in(directory: Path, name: str) -> Path:
+    """Return the path of a file named by untrusted data, which must lie in the directory itself or by its links."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise CheckpointError(f"{directory}: {shown(name)} is no plain file name, and files elsewhere are not read.")
+    path = directory / name
+    home = directory.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")  # the hub cache's own layout links snapshot files there
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as cause:  # RuntimeError: a loop of links, before Python 3.13
+        raise CheckpointError(f"{path}: this link leads nowhere ({cause}). Replace it by the file.") from cause
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise CheckpointError(f"{path} links to {target}, outside the checkpoint's directory. Copy the file into it.")
+    return path
+
+
+def read_json_in(directory: Path, name: str) -> dict[str, Any] | None:
+    """Return the parsed JSON object of a file in the directory, None if there is no such file."""
+    path = file_in(directory, name)
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise ConfigError(f"{path}: this is not a regular file.")
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: the file has {size} bytes, and a configuration at most {MAX_CONFIG_BYTES}.")
+        data = path.read_bytes()
+    except OSError as cause:
+        raise ConfigError(f"{path}: cannot be read ({cause.strerror}).") from cause
+    return parse_json(data, str(path))
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as cause:  # the hub's client lets through its own errors and those of two HTTP libraries
+        reason = str(cause).strip().split("\n")[0].rstrip(".") or type(cause).__name__
+        raise CheckpointError(
+            f"{name}: there is no such directory here, and fetching it from the Hugging Face hub failed: {reason}. "
+            "Download the model elsewhere and pass its directory."
+        ) from cause

@@ -1,0 +1,211 @@
+"""What a build is asked for, and the numbers it resolves to for a given target and drafter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash.errors import UsageError
+
+if TYPE_CHECKING:
+    from trtllm_dflash.config.drafter import DrafterConfig
+    from trtllm_dflash.config.target import TargetConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_DEFAULT_SEQ_LEN = 2048
+_DEFAULT_NUM_TOKENS = 512
+_CACHE_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A kind of processor an engine is built for."""
+
+    name: str
+    backend: str  # the key of build.backends.BACKENDS
+    dtypes: tuple[str, ...]  # the first is what `auto` means
+    hardware: str
+
+
+ARCHS = {
+    arch.name: arch
+    for arch in (
+        # ONNX Runtime has no BF16 kernels on the CPU.
+        Arch("cpu", "onnxruntime", ("float32",), "any CPU"),
+        Arch("sm80", "tensorrt_rtx", ("bfloat16",), "A100, A30"),
+        Arch("sm86", "tensorrt_rtx", ("bfloat16",), "RTX 30, A10, A40, RTX A6000"),
+        Arch("sm89", "tensorrt_rtx", ("bfloat16",), "RTX 40, L4, L40S, RTX 6000 Ada"),
+        Arch("sm120", "tensorrt_rtx", ("bfloat16",), "RTX 50, RTX PRO 6000 Blackwell"),
+        Arch("sm121", "tensorrt_rtx", ("bfloat16",), "DGX Spark (GB10)"),
+        Arch("sm90", "tensorrt", ("bfloat16",), "H100, H200"),
+        Arch("sm100", "tensorrt", ("bfloat16",), "B200, GB200"),
+        Arch("sm103", "tensorrt", ("bfloat16",), "B300, GB300"),
+    )
+}
+
+
+def option(text: str, **more: Any) -> dict[str, Any]:
+    """The metadata from which the command line makes a field's option."""
+    return {"help": text, **more}
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What the user asks of a build; `None` and "auto" are resolved against the models by `resolve`.
+
+    Raises:
+        UsageError: for a value that no model could make right.
+    """
+
+    target: str = field(metadata=option("the target: a Hugging Face directory or hub name", metavar="DIR|NAME"))
+    output_dir: Path = field(metadata=option("the engine directory to write", metavar="DIR"))
+    drafter: str | None = field(
+        default=None, metadata=option("its DFlash drafter: a directory or hub name", metavar="DIR|NAME")
+    )
+    arch: str = field(default="cpu", metadata=option("what the engine runs on", choices=tuple(ARCHS)))
+    dtype: str = field(
+        default="auto",
+        metadata=option(
+            "type of weights and caches; auto: float32 on cpu, bfloat16 on sm*", choices=("auto", *DTYPE_BYTES)
+        ),
+    )
+    max_batch_size: int = field(default=1, metadata=option("slots that generate together"))
+    max_seq_len: int | None = field(
+        default=None,
+        metadata=option(f"tokens of prompt and answer together [default: the target's own, up to {_DEFAULT_SEQ_LEN}]"),
+    )
+    max_input_len: int | None = field(
+        default=None, metadata=option("tokens of the longest prompt [default: max-seq-len - 1]")
+    )
+    max_num_tokens: int | None = field(
+        default=None,
+        metadata=option(f"widest step: longer prompts go in chunks of it [default: up to {_DEFAULT_NUM_TOKENS}]"),
+    )
+    block_size: int | None = field(
+        default=None, metadata=option("anchor and drafts of a step [default: what the drafter was trained with]")
+    )
+    draft_len: int | None = field(
+        default=None, metadata=option("drafts that `run` verifies in a step by default [default: block-size - 1]")
+    )
+
+    def __post_init__(self) -> None:
+        """Check everything that can be judged without the models."""
+        if self.arch not in ARCHS:
+            raise UsageError(f"--arch {self.arch!r} is not known; choose one of {', '.join(ARCHS)}")
+        self._check_dtype(ARCHS[self.arch])
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"{_flag(name)} must be a whole number of at least {least}, got {value!r}")
+        if self.drafter is None:
+            for name in ("block_size", "draft_len"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"{_flag(name)} is about drafts: it needs a drafter, and this build has none")
+
+    def _check_dtype(self, arch: Arch) -> None:
+        if self.dtype not in ("auto", *DTYPE_BYTES):
+            raise UsageError(f"--dtype {self.dtype!r} is not known; choose one of auto, {', '.join(DTYPE_BYTES)}")
+        if self.dtype != "auto" and self.dtype not in arch.dtypes:
+            raise UsageError(
+                f"--dtype {self.dtype} cannot be built for --arch {arch.name}: {arch.backend} runs this graph in "
+                f"{' or '.join(arch.dtypes)} there"
+            )
+
+    def resolve(self, target: TargetConfig, drafter: DrafterConfig | None) -> ResolvedBuild:
+        """Every size as a number, checked against the models.
+
+        Raises:
+            UsageError: for a size that this target or drafter cannot have.
+        """
+        block_size = self._block_size(drafter)
+        max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.max_position_embeddings)
+        max_input_len = self.max_input_len or max_seq_len - 1
+        resolved = ResolvedBuild(
+            arch=self.arch,
+            backend=ARCHS[self.arch].backend,
+            dtype=ARCHS[self.arch].dtypes[0] if self.dtype == "auto" else self.dtype,
+            max_batch_size=self.max_batch_size,
+            max_input_len=max_input_len,
+            max_seq_len=max_seq_len,
+            max_num_tokens=self.max_num_tokens or max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size),
+            block_size=block_size,
+            draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
+        )
+        resolved.check_against(target)
+        return resolved
+
+    def _block_size(self, drafter: DrafterConfig | None) -> int:
+        if drafter is None:
+            return 1
+        if self.block_size is None:
+            return drafter.block_size
+        if self.block_size > drafter.block_size:
+            raise UsageError(
+                f"--block-size {self.block_size} is more than the {drafter.block_size} that the drafter was trained "
+                f"with: its later drafts would be guesses of an untrained position"
+            )
+        return self.block_size
+
+
+@dataclass(frozen=True)
+class ResolvedBuild:
+    """The sizes an engine is built with; a plain engine has block_size 1 and draft_len 0."""
+
+    arch: str
+    backend: str
+    dtype: str
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    block_size: int
+    draft_len: int
+
+    @property
+    def cache_len(self) -> int:
+        """Rows of every cache: the sequence, and room for the rejected rows that a step may write behind its end."""
+        needed = self.max_seq_len + 2 * self.block_size
+        return -(-needed // _CACHE_ALIGNMENT) * _CACHE_ALIGNMENT
+
+    def check_against(self, target: TargetConfig) -> None:
+        """Raise UsageError, naming both values, where two sizes contradict each other."""
+        limits = (
+            (
+                "max_seq_len",
+                target.max_position_embeddings,
+                "the target's max_position_embeddings: it was never trained further",
+            ),
+            ("max_input_len", self.max_seq_len - 1, "max-seq-len - 1: a prompt must leave room for one token"),
+            ("max_num_tokens", self.max_seq_len, "max-seq-len: no step can be wider than a sequence"),
+            ("draft_len", self.block_size - 1, "block-size - 1: the block's first token is the anchor"),
+        )
+        for name, limit, reason in limits:
+            value = getattr(self, name)
+            if value > limit:
+                raise UsageError(f"{_flag(name)} {value} is more than {limit}, {reason}")
+        if self.max_num_tokens < self.block_size:
+            raise UsageError(
+                f"--max-num-tokens {self.max_num_tokens} is less than the block of {self.block_size} tokens that one "
+                f"step verifies"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The `build_config` section of the engine's config.json."""
+        return {**asdict(self), "cache_len": self.cache_len}
+
+
+_LEAST = {
+    "max_batch_size": 1,
+    "max_seq_len": 2,
+    "max_input_len": 1,
+    "max_num_tokens": 1,
+    "block_size": 2,
+    "draft_len": 1,
+}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
