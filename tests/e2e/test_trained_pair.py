@@ -111,3 +111,19 @@ def _faulty_drafter(directory: Path, change: Callable[[dict[str, Any]], None], z
 def _tau(generations: list[Any]) -> float:
     lengths = [length for item in generations for length in item.acceptance_lengths]
     return sum(lengths) / len(lengths)
+
+
+def test_a_draft_vocabulary_costs_acceptance_and_nothing_else(
+    prompts: list[list[int]], engine: EngineFactory, tmp_path: Path
+) -> None:
+    """Drafts come from the list alone; the tokens stay the target's."""
+    listed = list(range(0, 67, 2))
+    (tmp_path / "even.json").write_text(json.dumps(listed))
+    everything = engine(TARGET, DRAFTER).generate(prompts, max_new_tokens=NEW_TOKENS)
+    even = engine(TARGET, DRAFTER, draft_vocab=str(tmp_path / "even.json")).generate(prompts, max_new_tokens=NEW_TOKENS)
+    assert [item.token_ids for item in even] == [item.token_ids for item in everything]
+    assert 1 < _tau(even) < _tau(everything)
+    for item in even:
+        ends = np.cumsum(item.acceptance_lengths)
+        accepted = set(range(len(item.token_ids))) - {0} - set(ends.tolist())
+        assert {item.token_ids[place] for place in accepted} <= set(listed)

@@ -88,6 +88,13 @@ class BuildConfig:
     draft_len: int | None = field(
         default=None, metadata=option("drafts that `run` verifies in a step by default [default: block-size - 1]")
     )
+    draft_vocab: str | None = field(
+        default=None,
+        metadata=option(
+            "JSON list of the token ids that may be drafted: drafting then reads only their rows of the head",
+            metavar="FILE",
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
@@ -101,7 +108,7 @@ class BuildConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{_flag(name)} must be a whole number of at least {least}, got {value!r}")
         if self.drafter is None:
-            for name in ("block_size", "draft_len"):
+            for name in ("block_size", "draft_len", "draft_vocab"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"{_flag(name)} is about drafts: it needs a drafter, and this build has none")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
@@ -40,16 +41,18 @@ def build_step(
     dtype: str,
     cache_len: int,
     block_size: int,
+    draft_vocab: np.ndarray | None = None,
 ) -> ir.Model:
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
-    Weights are referenced in the checkpoints' files where they have type `dtype`; others are converted when read.
+    `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
+    is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have type `dtype`; others are converted when read.
     Ports are those of `graph.io.step_ports`.
     """
     config = drafter.config if drafter else None
     ports = step_ports(target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size)
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
-    results = _Step(GraphBuilder(), inputs, DTYPES[dtype], cache_len, block_size).emit(target, drafter)
+    results = _Step(GraphBuilder(), inputs, DTYPES[dtype], cache_len, block_size, draft_vocab).emit(target, drafter)
     outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
     return results.to_model(list(inputs.values()), outputs, plain=drafter is None)
 
@@ -82,6 +85,7 @@ class _Step:
     dtype: ir.DataType
     cache_len: int
     block_size: int
+    draft_vocab: np.ndarray | None
 
     def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> _Results:
         g, ids, results = self.g, self.inputs["input_ids"], _Results(self.g)
@@ -164,18 +168,29 @@ class _Step:
         # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
         hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
         hidden = g.Reshape(g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size])
-        drafts = g.ArgMax(self._head(verifier, target, hidden), axis=-1, keepdims=0)
-        return g.Reshape(drafts, [-1, self.block_size - 1]), context.written
+        return g.Reshape(self._likeliest(verifier, target, hidden), [-1, self.block_size - 1]), context.written
 
     def _head(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """float32 logits [N, V] of normed rows [N, hidden]."""
-        name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-        return self.g.cast(m.linear(hidden, name), ir.DataType.FLOAT)
+        return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
+
+    def _likeliest(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+        """The token of the highest logit for each row [N], among the draft vocabulary if there is one."""
+        g, ids = self.g, self.draft_vocab
+        if ids is None:
+            return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
+        head = m.weights.rows(g, f"{_head_name(config)}.weight", ids, "draft_head.weight")
+        place = g.ArgMax(g.cast(g.Gemm(hidden, head, transB=1), ir.DataType.FLOAT), axis=-1, keepdims=0)
+        return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
 
     def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:
         """start [B] + 0 … count-1, int64 [B, count]."""
         g = self.g
         return g.Add(g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count)))
+
+
+def _head_name(config: TargetConfig) -> str:
+    return "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
 
 
 def _embed(m: Model, ids: ir.Value, hidden_size: int) -> ir.Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
@@ -26,6 +27,18 @@ class WeightSource:
     def value(self, g: GraphBuilder, name: str) -> ir.Value:
         """The initializer of tensor `name`."""
         return g.initializer(f"{self._model}.{name}", lambda: _tensor(self._tensors[name], self._dtype))
+
+    def rows(self, g: GraphBuilder, name: str, ids: np.ndarray, alias: str) -> ir.Value:
+        """The initializer of rows `ids` of tensor `name`, called `<model>.<alias>`."""
+        info = self._tensors[name]
+
+        def gathered() -> ir.Tensor:
+            return ir.Tensor(info.array()[ids].astype(self._dtype.numpy()))
+
+        shape = ir.Shape([len(ids), *info.shape[1:]])
+        return g.initializer(
+            f"{self._model}.{alias}", lambda: ir.LazyTensor(gathered, self._dtype, shape, name=alias)
+        )
 
 
 def _tensor(info: TensorInfo, dtype: ir.DataType) -> ir.TensorProtocol:

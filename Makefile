@@ -1,0 +1,67 @@
+# Every target works in the project's own virtual environment, .venv, and makes it when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+PAIR := examples/demo_pair
+
+.PHONY: help demo test lint format bench bench-build clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo]'
+	@touch $@
+
+# torch first and by its exact version: that is the small CPU build.
+.venv/.test: .venv/.demo
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,test]'
+	@touch $@
+
+demo/target/config.json: $(PAIR)/convert_target.py | .venv/.demo
+	$(BIN)/python $(PAIR)/convert_target.py --output-dir demo/target
+
+demo/plain/manifest.json: demo/target/config.json
+	$(BIN)/dflash-trt build --target demo/target --no-drafter --arch cpu --output-dir demo/plain --overwrite
+
+demo/cpu/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
+	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch cpu --output-dir demo/cpu \
+		--max-batch-size 4 --draft-len $(DRAFT_LEN) --overwrite
+
+demo/sm120/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
+	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch sm120 --output-dir demo/sm120 \
+		--max-batch-size 4 --overwrite
+
+# The number of drafts that pays on two CPU cores, measured by `make bench` (examples/benchmark/README.md).
+DRAFT_LEN := 4
+
+engines: demo/plain/manifest.json demo/cpu/manifest.json demo/sm120/manifest.json
+
+demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
+	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
+
+test: .venv/.test engines  ## the whole test suite
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+lint: .venv/.test  ## style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+format: .venv/.test  ## rewrite the sources in the house style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+bench: .venv/.test engines  ## DFlash against plain decoding and the reference package, on held-out prompts (30 minutes)
+	$(BIN)/python examples/benchmark/speed.py --json examples/benchmark/speed.json
+
+bench-build: .venv/.test demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
+	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
+
+clean:  ## remove engines and environment
+	rm -rf demo .venv

@@ -1,0 +1,184 @@
+"""DFlash against plain decoding of the same target, and against the reference package, on the demo pair's prompts.
+
+All sides run interleaved, prompt by prompt, in one process on the same cores, in float32, greedily. The clock of every
+side covers the generation steps: everything after the first token, nothing of the prompt, the tokenizer or loading.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from trtllm_dflash import Engine, __version__
+
+PAIR = Path(__file__).parent.parent / "demo_pair"
+PLAIN = "plain"
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side's answer to one prompt."""
+
+    token_ids: list[int]
+    steps: int
+    seconds: float
+
+
+Side = Callable[[list[int]], Run]
+
+
+def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
+    """An engine of ours with fixed options."""
+
+    def run(prompt: list[int]) -> Run:
+        answer = engine.generate([prompt], max_new_tokens=max_tokens, **options)[0]
+        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.generation_seconds)
+
+    return run
+
+
+def reference_side(target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]) -> Side:
+    """The reference package's own loop on torch, in float32 on the CPU."""
+    import dflash.model as reference
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    reference._cuda_time = time.perf_counter
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    draft = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
+
+    def run(prompt: list[int]) -> Run:
+        ids = torch.tensor([prompt])
+        stats = reference.dflash_generate(
+            draft, model, ids, max_tokens, stops, block_size=block_size, return_stats=True
+        )
+        seconds = stats.time_per_output_token * stats.num_output_tokens
+        return Run(stats.output_ids[0, len(prompt) :].tolist(), len(stats.acceptance_lengths), seconds)
+
+    return run
+
+
+@dataclass
+class Total:
+    """Sums over the prompts of one kind; tokens are those of the generation steps."""
+
+    prompts: int = 0
+    same_text: int = 0
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, run: Run, expected: list[int]) -> None:
+        """Count one answer, and whether it is the plain engine's."""
+        self.prompts += 1
+        self.same_text += run.token_ids == expected
+        self.tokens += len(run.token_ids) - 1
+        self.steps += run.steps
+        self.seconds += run.seconds
+
+
+Totals = dict[str, dict[str, Total]]  # set or set/kind -> side -> total
+
+
+def measure(sides: dict[str, Side], prompts: Iterator[tuple[str, str, list[int]]]) -> Totals:
+    """Run every side on every prompt; the side that begins changes from prompt to prompt."""
+    totals: Totals = defaultdict(lambda: defaultdict(Total))
+    names = list(sides)
+    for number, (group, kind, prompt) in enumerate(prompts):
+        order = names[number % len(names) :] + names[: number % len(names)]
+        runs = {name: sides[name](prompt) for name in order}
+        for name, run in runs.items():
+            for key in (group, f"{group}/{kind}"):
+                totals[key][name].add(run, runs[PLAIN].token_ids)
+        click.echo(f"\r{number + 1} prompts", nl=False, err=True)
+    click.echo("", err=True)
+    return totals
+
+
+def read_prompts(engine: Engine, limit: int | None) -> Iterator[tuple[str, str, list[int]]]:
+    """(set, kind, token ids) of the demo pair's held-out and unseen prompts, in the chat format."""
+    assert engine.tokenizer is not None
+    for group in ("heldout", "unseen"):
+        lines = (PAIR / "prompts" / f"{group}.jsonl").read_text().splitlines()
+        for line in lines[:: max(1, len(lines) // limit) if limit else 1]:
+            row = json.loads(line)
+            yield group, row["kind"], list(engine.tokenizer.encode_chat(row["prompt"]))
+
+
+def report(totals: Totals, sides: list[str]) -> Table:
+    """One row per set and kind, one column group per side."""
+    table = Table(title="tokens/s (τ) and ratio to the plain engine; the same text unless a count says otherwise")
+    table.add_column("prompts")
+    for side in sides:
+        table.add_column(side, justify="right")
+    for key in sorted(totals):
+        plain = totals[key][PLAIN]
+        cells = [f"{plain.tokens / plain.seconds:.1f}"]
+        for side in sides[1:]:
+            total = totals[key][side]
+            ratio = (total.tokens / total.seconds) / (plain.tokens / plain.seconds)
+            differs = "" if total.same_text == total.prompts else f" [{total.same_text} same]"
+            tau = total.tokens / total.steps
+            cells.append(f"{total.tokens / total.seconds:.1f} ({tau:.2f}) {ratio:.2f}×{differs}")
+        table.add_row(f"{key} ({plain.prompts})", *cells)
+    return table
+
+
+@click.command()
+@click.option("--plain", default="demo/plain", show_default=True, help="plain engine")
+@click.option("--dflash", default="demo/cpu", show_default=True, help="DFlash engine")
+@click.option("--target", default="demo/target", show_default=True, type=Path, help="for the reference package")
+@click.option("--draft-lens", default="2,3,4,5,7", show_default=True, help="numbers of drafts to verify")
+@click.option("--max-tokens", default=112, show_default=True)
+@click.option("--limit", type=int, help="prompts of each set [default: all]")
+@click.option("--with-reference/--without-reference", default=True, show_default=True)
+@click.option("--json", "json_file", type=Path, help="write the figures here")
+def main(
+    plain: str,
+    dflash: str,
+    target: Path,
+    draft_lens: str,
+    max_tokens: int,
+    limit: int | None,
+    with_reference: bool,
+    json_file: Path | None,
+) -> None:
+    """Measure, print a table, and write the figures with what they were measured on."""
+    baseline, engine = Engine.load(plain), Engine.load(dflash)
+    lengths = [int(length) for length in draft_lens.split(",")]
+    sides = {PLAIN: engine_side(baseline, max_tokens)}
+    sides |= {f"draft {length}": engine_side(engine, max_tokens, draft_len=length) for length in lengths}
+    if with_reference:
+        stops = list(engine.config.eos_token_ids)
+        sides[REFERENCE] = reference_side(target, PAIR / "drafter", max_tokens, engine.config.block_size, stops)
+    warm_up = next(read_prompts(engine, 1))[2]
+    for side in sides.values():
+        side(warm_up)
+    totals = measure(sides, read_prompts(engine, limit))
+    Console(width=200).print(report(totals, list(sides)))
+    if json_file:
+        figures = {key: {side: asdict(total) for side, total in row.items()} for key, row in totals.items()}
+        provenance = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "machine": platform.processor() or platform.machine(),
+            "argv": sys.argv[1:],
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        json_file.write_text(json.dumps({"provenance": provenance, "totals": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

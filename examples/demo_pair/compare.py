@@ -1,0 +1,61 @@
+"""Runs one prompt on the plain engine and on the DFlash engine and shows both answers side by side.
+
+    python compare.py PLAIN_ENGINE DFLASH_ENGINE [PROMPT]
+"""
+
+from __future__ import annotations
+
+import click
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+
+from trtllm_dflash import Engine, Generation
+
+PROMPT = "Rewrite this sentence in a formal tone: hey, can you send me the report before lunch?"
+WARM_UP_TOKENS = 8
+
+
+def measured(engine: Engine, prompt: str, max_new_tokens: int) -> Generation:
+    """The answer of an engine that has already run a few steps."""
+    assert engine.tokenizer is not None
+    ids = engine.tokenizer.encode_chat(prompt)
+    engine.generate([ids], max_new_tokens=WARM_UP_TOKENS)
+    return engine.generate([ids], max_new_tokens=max_new_tokens)[0]
+
+
+def speed(answer: Generation) -> float:
+    """Tokens per second of the generation steps: the prompt's step, which gives the first token, is not in it."""
+    return (len(answer.token_ids) - 1) / answer.generation_seconds
+
+
+def panel(title: str, answer: Generation) -> Panel:
+    """The text, and under it what it took."""
+    steps = len(answer.acceptance_lengths)
+    footer = f"{speed(answer):.1f} tokens/s · {steps} steps · τ {answer.tokens_per_step:.2f}"
+    return Panel(answer.text, title=title, subtitle=footer, width=58)
+
+
+@click.command()
+@click.argument("plain", type=click.Path(exists=True))
+@click.argument("dflash", type=click.Path(exists=True))
+@click.argument("prompt", default=PROMPT)
+@click.option("--max-tokens", default=96, show_default=True, help="longest answer")
+def main(plain: str, dflash: str, prompt: str, max_tokens: int) -> None:
+    """Answer PROMPT with the engines PLAIN and DFLASH of the same target."""
+    answers = {
+        name: measured(Engine.load(path), prompt, max_tokens)
+        for name, path in (("plain decoding", plain), ("DFlash, one engine", dflash))
+    }
+    console = Console()
+    console.print(f"[bold]{prompt}[/bold]\n")
+    console.print(Columns([panel(name, answer) for name, answer in answers.items()]))
+    before, after = answers.values()
+    same = "the same text" if before.token_ids == after.token_ids else "DIFFERENT TEXTS"
+    console.print(f"\n{same}, {speed(after) / speed(before):.2f}× the tokens per second\n")
+    if before.token_ids != after.token_ids:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

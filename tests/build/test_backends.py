@@ -1,0 +1,52 @@
+"""What cannot be built is refused by name, before any work, with what to install."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.build import backends
+from trtllm_dflash.build.backends import require_buildable, why_not_buildable
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.config.build import ARCHS, BuildConfig
+from trtllm_dflash.errors import BuildError
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100", "sm103"])
+def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(arch: str, tmp_path: Path) -> None:
+    config = BuildConfig(target="no such directory: it must not even be looked for", output_dir=tmp_path / "e", arch=arch)
+    words = (
+        rf"--arch {arch} \(.*\) cannot be built here: .* needs the full TensorRT, on a machine with that GPU .*"
+        r"nvcr.io/nvidia/tensorrt.* it builds for cpu, sm80, sm86, sm89, sm120, sm121"
+    )
+    with pytest.raises(BuildError, match=words):
+        build_engine(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arch", "words"),
+    [
+        ("sm120", r'needs TensorRT-RTX, which is not installed here \(no module tensorrt_rtx\): pip install "dflash-trt\[rtx\]"'),
+        ("cpu", r"needs ONNX Runtime, which is not installed here \(no module onnxruntime\): pip install onnxruntime"),
+    ],
+)
+def test_a_missing_backend_is_refused_by_name(arch: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(BuildError, match=words):
+        require_buildable(ARCHS[arch])
+
+
+def test_a_missing_backend_is_refused_before_the_models_are_read(
+    config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(BuildError, match="TensorRT-RTX, which is not installed"):
+        build_engine(config(target="nowhere", arch="sm89"))
+
+
+def test_what_is_installed_is_buildable() -> None:
+    pytest.importorskip("onnxruntime")
+    assert why_not_buildable(ARCHS["cpu"]) is None

@@ -1,0 +1,48 @@
+"""The tables of trtllm_dflash/graph/README.md, made from the declarations. `python -m tests.graph.tables` rewrites them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtllm_dflash.graph.io import _CONTROL_INPUTS, _control_outputs
+from trtllm_dflash.graph.ops import OPS
+
+PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
+
+
+def ports() -> str:
+    """The step's inputs and outputs but the caches."""
+    rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
+    for port in (*_CONTROL_INPUTS, *_control_outputs("block_size")):  # type: ignore[arg-type]
+        shape = ", ".join(map(str, port.shape))
+        rows.append(f"| `{port.name}` | {port.direction} | {port.dtype} | [{shape}] | {port.meaning} |")
+    return "\n".join(rows)
+
+
+def operators() -> str:
+    """Every operator: meaning, inputs, outputs, attributes."""
+    parts = []
+    for spec in OPS.values():
+        rows = [f"### {spec.name}", "", spec.meaning, "", "| | name | type | shape | meaning |", "|---|---|---|---|---|"]
+        for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+            rows += [f"| {kind} | `{t.name}` | {t.dtype} | {t.shape} | {t.meaning} |" for t in tensors]
+        for a in spec.attributes:
+            rows.append(f"| attribute | `{a.name}` | {a.kind.name.lower()} | = {a.default} | {a.meaning} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+TABLES = {"ports": ports, "operators": operators}
+
+
+def rendered(text: str) -> str:
+    """`text` with what stands between the markers of each table made anew."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text()))

@@ -1,0 +1,135 @@
+"""Building an engine directory: refuse early, say what will be done, let a child process do it, say what it cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.build import manifest
+from trtllm_dflash.build.backends import Backend, require_buildable
+from trtllm_dflash.build.child import run_worker
+from trtllm_dflash.build.layout import write_layout
+from trtllm_dflash.build.prepare import Prepared, prepare
+from trtllm_dflash.build.request import Request
+from trtllm_dflash.build.staging import check_output, check_space, staged
+from trtllm_dflash.build.versions import versions_of
+from trtllm_dflash.config.build import ARCHS, BuildConfig, ResolvedBuild
+from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
+
+LOG_FILE = "build.log"
+_LOG = logging.getLogger(__name__)
+_GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made and cost: wall-clock seconds, bytes of the directory, most memory of the builder process."""
+
+    directory: Path
+    resolved: ResolvedBuild
+    seconds: float
+    bytes: int
+    peak_memory: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The costs, for people."""
+        return [
+            ("took", f"{self.seconds:.1f} s"),
+            ("wrote", human_bytes(self.bytes)),
+            ("peak memory", human_bytes(self.peak_memory)),
+        ]
+
+
+def plan_build(config: BuildConfig, *, overwrite: bool = False) -> Prepared:
+    """Everything `build_engine` does before it writes: an error here costs nothing.
+
+    Raises:
+        DFlashError: for a backend, output directory, model, size or disk that cannot work.
+    """
+    require_buildable(ARCHS[config.arch])
+    config = replace(config, output_dir=config.output_dir.expanduser().resolve())
+    check_output(config.output_dir, overwrite=overwrite)
+    prepared = prepare(config)
+    check_space(config.output_dir, prepared.weight_bytes)
+    return prepared
+
+
+def build_engine(
+    config: BuildConfig,
+    *,
+    overwrite: bool = False,
+    progress: Progress = ignore_progress,
+    argv: Sequence[str] | None = None,
+) -> BuildReport:
+    """Build the engine directory `config.output_dir`; whatever goes wrong, it is then as it was before.
+
+    `overwrite` allows to replace an engine directory; `argv` (default: the process's) is noted in the manifest.
+
+    Raises:
+        DFlashError: if it cannot be built; the builder's log is kept and named.
+    """
+    prepared, begun = plan_build(config, overwrite=overwrite), time.monotonic()
+    directory = prepared.config.output_dir
+    started(_LOG, "building the engine", prepared.rows())
+    with _log_file(prepared) as log, staged(directory) as staging:
+        result = run_worker(_request(prepared, staging), log=log, progress=progress)
+        write_layout(staging, prepared)
+        shutil.copyfile(log, staging / LOG_FILE)
+        manifest.write(staging, _facts(prepared, result, sys.argv if argv is None else argv), progress=progress)
+        size = sum(path.stat().st_size for path in staging.iterdir())
+    report = BuildReport(directory, prepared.resolved, time.monotonic() - begun, size, result["peak_memory"])
+    finished(_LOG, "built the engine", report.rows())
+    return report
+
+
+@contextmanager
+def _log_file(prepared: Prepared) -> Iterator[Path]:
+    """The builder's log, outside the engine directory: it outlives a build that fails, since the error names it."""
+    descriptor, name = tempfile.mkstemp(prefix=f"dflash-trt-build-{prepared.resolved.arch}-", suffix=".log")
+    log = Path(name)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"building the engine with:\n{table(prepared.rows())}\n")
+    try:
+        yield log
+    except DFlashError:
+        raise
+    except OSError as error:
+        log.unlink()
+        raise BuildError(f"cannot write the engine {prepared.config.output_dir}: {error}") from error
+    except BaseException:
+        log.unlink()
+        raise
+    log.unlink()
+
+
+def _request(prepared: Prepared, staging: Path) -> Request:
+    """The same build for the child, hub names already fetched."""
+    config = replace(
+        prepared.config,
+        target=str(prepared.target.directory.resolve()),
+        drafter=str(prepared.drafter.directory.resolve()) if prepared.drafter else None,
+        draft_vocab=str(Path(prepared.config.draft_vocab).resolve()) if prepared.config.draft_vocab else None,
+    )
+    return Request(config, staging)
+
+
+def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    backend: Backend = require_buildable(ARCHS[prepared.resolved.arch])
+    return {
+        "arch": prepared.resolved.arch,
+        "backend": backend.name,
+        "argv": list(argv),
+        "versions": versions_of((*_GRAPH_PACKAGES, backend.package)),
+        "graph": result["graph"],
+        "weights": result["weights"],
+    }

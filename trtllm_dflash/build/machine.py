@@ -1,0 +1,163 @@
+"""What this machine is and has: each probe on its own, so that one that fails is a line and not the end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trtllm_dflash.build.backends import BACKENDS, why_not_buildable
+from trtllm_dflash.build.versions import versions_of
+from trtllm_dflash.config.build import ARCHS, Arch
+from trtllm_dflash.log import human_bytes, table
+
+PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "tensorrt-rtx-cu13",
+    "tensorrt",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+)
+_CUDA_DRIVER = "libcuda.so.1"
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device; `arch` as in --arch."""
+
+    name: str
+    arch: str
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.arch}, {human_bytes(self.memory)})"
+
+
+@dataclass(frozen=True)
+class ArchReport:
+    """Whether engines for an arch can be built and run here; None is yes, otherwise the reason why not."""
+
+    arch: str
+    hardware: str
+    build: str | None
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything `doctor` says."""
+
+    archs: list[ArchReport]
+    gpus: list[Gpu] | str
+    cpu: str
+    memory: str
+    system: str
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return asdict(self)
+
+    def sections(self) -> list[tuple[str, list[str]]]:
+        """All of it, for people: titles and lines."""
+        gpus = self.gpus if isinstance(self.gpus, str) else ", ".join(map(str, self.gpus)) or "none"
+        missing = [package for package in PACKAGES if package not in self.versions]
+        hardware = [("cpu", self.cpu), ("memory", self.memory), ("gpu", gpus), ("system", self.system)]
+        packages = [*self.versions.items(), *((package, "not installed") for package in missing)]
+        return [
+            ("engines", [_arch_line(report) for report in self.archs]),
+            ("why not", [*_reasons("build", self.archs), *_reasons("run", self.archs)]),
+            ("machine", table(hardware, "").splitlines()),
+            ("packages", table(packages, "").splitlines()),
+        ]
+
+
+def _arch_line(report: ArchReport) -> str:
+    build, run = ("no " if reason else "yes" for reason in (report.build, report.run))
+    return f"{report.arch:<6} build {build}  run {run}  {report.hardware}"
+
+
+def _reasons(verb: str, reports: list[ArchReport]) -> list[str]:
+    """One line for each different reason, with the archs that it holds for."""
+    archs: dict[str, list[str]] = {}
+    for report in reports:
+        reason = getattr(report, verb)
+        if reason is not None:
+            archs.setdefault(reason, []).append(report.arch)
+    return [f"{verb} {', '.join(names)}: {reason}" for reason, names in archs.items()]
+
+
+def examine(runnable_backends: Collection[str]) -> Machine:
+    """Look at this machine; `runnable_backends` are those that this version has a session for."""
+    gpus = _probe(cuda_gpus)
+
+    def report(arch: Arch) -> ArchReport:
+        cannot_run = why_not_runnable(arch, gpus, runnable_backends)
+        return ArchReport(arch.name, arch.hardware, why_not_buildable(arch), cannot_run)
+
+    return Machine(
+        archs=[report(arch) for arch in ARCHS.values()],
+        gpus=gpus,
+        cpu=_probe(lambda: f"{os.cpu_count()} logical cores, {platform.machine()}"),
+        memory=_probe(lambda: human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))),
+        system=_probe(platform.platform),
+        versions=versions_of(PACKAGES),
+    )
+
+
+def why_not_runnable(arch: Arch, gpus: list[Gpu] | str, runnable_backends: Collection[str]) -> str | None:
+    """Why an engine for `arch` cannot run here; None if it can. `gpus`: the devices, or why there are none."""
+    backend = BACKENDS[arch.backend]
+    if backend.name not in runnable_backends:
+        return f"this version of dflash-trt has no runtime for {backend.title} engines yet"
+    if not backend.is_installed():
+        return f"{backend.title} is not installed: {backend.install}"
+    if arch.name != "cpu":
+        found = gpus if isinstance(gpus, str) else ", ".join(map(str, gpus)) or "no GPU"
+        if isinstance(gpus, str) or arch.name not in {gpu.arch for gpu in gpus}:
+            return f"it needs a GPU of {arch.name}, and here is: {found}"
+    return None
+
+
+def _probe(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001 - the reason is the answer
+        return f"unknown ({type(error).__name__}: {error})"
+
+
+def cuda_gpus() -> list[Gpu] | str:
+    """The CUDA devices that the driver shows, or in words why it shows none."""
+    try:
+        driver = ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return f"none: there is no NVIDIA driver ({_CUDA_DRIVER})"
+    status = driver.cuInit(0)
+    if status != 0:
+        return f"none: the NVIDIA driver answers with error {status}"
+    return [_gpu(driver, index) for index in range(_number(driver.cuDeviceGetCount))]
+
+
+def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
+    name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
+    device = _number(driver.cuDeviceGet, index)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    major = _number(driver.cuDeviceGetAttribute, _CAPABILITY_MAJOR, device)
+    minor = _number(driver.cuDeviceGetAttribute, _CAPABILITY_MINOR, device)
+    return Gpu(name.value.decode(), f"sm{major}{minor}", memory.value)
+
+
+def _number(function: Any, *arguments: int) -> int:
+    """Call a driver function that writes an int through its first argument."""
+    value = ctypes.c_int()
+    function(ctypes.byref(value), *arguments)
+    return value.value

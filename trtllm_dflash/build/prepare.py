@@ -1,0 +1,138 @@
+"""All that a build decides before its long step, with nothing written yet: models checked, sizes and costs known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
+from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, BuildConfig, ResolvedBuild
+from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
+from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.graph.io import Port, step_ports
+from trtllm_dflash.log import human_bytes
+
+_STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A build's models and sizes; all that `--dry-run` shows."""
+
+    config: BuildConfig
+    target: Checkpoint[TargetConfig]
+    drafter: Checkpoint[DrafterConfig] | None
+    resolved: ResolvedBuild
+    draft_vocab: np.ndarray | None = None  # int64, the token ids that may be drafted; None: all
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint[Any]]:
+        """The models by role, the target first."""
+        return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """The step's inputs and outputs."""
+        config, sizes = self.drafter.config if self.drafter else None, self.resolved
+        return step_ports(
+            self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in the engine's dtype."""
+        sizes = (prod(info.shape) for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values())
+        return sum(sizes) * DTYPE_BYTES[self.resolved.dtype]
+
+    @property
+    def cache_bytes_per_slot(self) -> int:
+        """Bytes of all caches of one slot."""
+        caches = (port for port in self.ports if port.cache and port.direction == "input")
+        elements = sum(prod(size for size in port.shape if isinstance(size, int)) for port in caches)
+        return elements * DTYPE_BYTES[self.resolved.dtype]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The resolved configuration, for people."""
+        sizes, arch = self.resolved, ARCHS[self.resolved.arch]
+        return [
+            ("target", _describe(self.target)),
+            *self._drafter_rows(),
+            ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
+            ("dtype", sizes.dtype),
+            ("slots", str(sizes.max_batch_size)),
+            ("prompt", f"up to {sizes.max_input_len} tokens, in steps of up to {sizes.max_num_tokens}"),
+            ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
+            ("weights", self._weights_row()),
+            ("caches", f"{human_bytes(self.cache_bytes_per_slot)} a slot"),
+            ("output", str(self.config.output_dir)),
+        ]
+
+    def _drafter_rows(self) -> list[tuple[str, str]]:
+        if self.drafter is None:
+            return [("drafter", "none: a plain engine, one token a step")]
+        config, block = self.drafter.config, self.resolved.block_size
+        taps = ", ".join(map(str, config.target_layer_ids))
+        return [
+            ("drafter", _describe(self.drafter)),
+            ("masks", describe_masks(config.layers)),
+            ("taps", f"outputs of target layers {taps}"),
+            (
+                "block",
+                f"{block} tokens (trained with {config.block_size}); run verifies {self.resolved.draft_len} drafts",
+            ),
+            ("drafted", self._drafted_row()),
+        ]
+
+    def _drafted_row(self) -> str:
+        size = self.target.config.vocab_size
+        return f"all {size} tokens" if self.draft_vocab is None else f"{len(self.draft_vocab)} of {size} tokens"
+
+    def _weights_row(self) -> str:
+        infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
+        stored = _STORED_DTYPES[self.resolved.dtype]
+        converted = sum(info.dtype != stored for info in infos)
+        return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {self.resolved.dtype}; {converted} converted"
+
+
+def prepare(config: BuildConfig) -> Prepared:
+    """Load and check the models, and resolve every size; reads headers, no weights.
+
+    Raises:
+        DFlashError: for a model or a size that cannot be built.
+    """
+    target = load_target(config.target)
+    drafter = load_drafter(config.drafter) if config.drafter else None
+    if drafter is not None:
+        check_pair(target, drafter)
+    resolved = config.resolve(target.config, drafter.config if drafter else None)
+    vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
+    return Prepared(config, target, drafter, resolved, vocab)
+
+
+def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
+    """Each run of equal drafter layers: "layers 0-3 bidirectional, layer 4 causal within 128"."""
+    runs = []
+    for mask, group in groupby(enumerate(layers), key=lambda item: item[1]):
+        indices = [index for index, _ in group]
+        span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
+        window = f" within {mask.window}" if mask.window else ""
+        runs.append(f"{span} {'causal' if mask.causal else 'bidirectional'}{window}")
+    return ", ".join(runs)
+
+
+def _describe(checkpoint: Checkpoint[Any]) -> str:
+    config = checkpoint.config
+    parameters = sum(prod(info.shape) for info in checkpoint.tensors.values())
+    architecture = getattr(config, "architecture", "DFlash")
+    return (
+        f"{checkpoint.directory} ({architecture}, {config.num_layers} layers, hidden size {config.hidden_size}, "
+        f"{parameters / 1e6:.1f} M parameters, {checkpoint.dtype})"
+    )

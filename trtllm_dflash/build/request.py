@@ -1,0 +1,47 @@
+"""The work order of a builder process, as it travels, and as the builder sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trtllm_dflash.config.build import BuildConfig, ResolvedBuild
+from trtllm_dflash.graph.io import Port
+from trtllm_dflash.log import Progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build, and the existing directory to write it into."""
+
+    config: BuildConfig
+    directory: Path
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        config = asdict(self.config) | {"output_dir": str(self.config.output_dir)}
+        return json.dumps({"config": config, "directory": str(self.directory)})
+
+    @classmethod
+    def from_json(cls, line: str) -> Request:
+        """The inverse of `to_json`."""
+        data = json.loads(line)
+        config = data["config"] | {"output_dir": Path(data["config"]["output_dir"])}
+        return cls(BuildConfig(**config), Path(data["directory"]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with its sizes resolved: what a backend's `build(model, job)` works from."""
+
+    resolved: ResolvedBuild
+    ports: Sequence[Port]
+    directory: Path
+    progress: Progress
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for files that are not part of the engine; on the same disk, since they may be as large."""
+        return self.directory / "scratch"

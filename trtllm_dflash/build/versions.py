@@ -1,0 +1,24 @@
+"""Versions of what an engine depends on, without importing any of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+
+from trtllm_dflash import __version__
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """This package's, Python's and the installed packages' versions by name."""
+    found = {package: installed_version(package) for package in packages}
+    ours = {"dflash-trt": __version__, "python": platform.python_version()}
+    return ours | {package: version for package, version in found.items() if version is not None}

@@ -1,0 +1,116 @@
+"""The builder process: reads a request from stdin, writes the engine's files, reports on stdout, logs on stderr.
+
+Run as `python -m trtllm_dflash.build.worker` by `build.child`; a crash in here is an error message over there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.build.events import EventStream
+from trtllm_dflash.build.manifest import file_entry, text_digest
+from trtllm_dflash.build.prepare import Prepared, prepare
+from trtllm_dflash.build.request import Job, Request
+from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
+from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.log import Progress
+
+
+def main() -> None:
+    """Serve one request."""
+    events = EventStream.over_stdout()
+    request = Request.from_json(sys.stdin.readline())
+    _follow_parent_into_death(request.directory)
+    try:
+        events.result(work(request, events.progress))
+    except DFlashError as error:
+        events.error(error, type(error).__name__)
+        sys.exit(1)
+    except OSError as error:
+        events.error(error, BuildError.__name__)
+        sys.exit(1)
+
+
+def work(request: Request, progress: Progress) -> dict[str, Any]:
+    """Build the engine's own files; returns what the manifest says of their origin, and the peak memory in bytes."""
+    prepared = prepare(request.config)
+    sources = _check_weights(prepared, progress)
+    sizes = prepared.resolved
+    _note(f"building the graph, {sum(len(source['files']) for source in sources)} weight files checked")
+    model = build_step(
+        prepared.target,
+        prepared.drafter,
+        dtype=sizes.dtype,
+        cache_len=sizes.cache_len,
+        block_size=sizes.block_size,
+        draft_vocab=prepared.draft_vocab,
+    )
+    job = Job(sizes, prepared.ports, request.directory, progress)
+    _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
+    graph = import_module(str(BACKENDS[sizes.backend].builder)).build(model, job)
+    shutil.rmtree(job.scratch, ignore_errors=True)
+    _note("done")
+    return {"graph": text_digest(graph), "weights": sources, "peak_memory": peak_memory()}
+
+
+def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
+    """Every weight is finite, or an error; returns the weight files of each model with their hashes."""
+    sources = []
+    for kind, checkpoint in prepared.checkpoints.items():
+        phase, total, done = f"checking the {kind}", checkpoint.nbytes, 0
+
+        def read(size: int, phase: str = phase, total: int = total) -> None:
+            nonlocal done
+            done += size
+            progress(phase, done, total)
+
+        check_finite(checkpoint, progress=read)
+        entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
+        sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
+    return sources
+
+
+def _weight_files(checkpoint: Checkpoint[Any]) -> list[Path]:
+    return sorted({info.path for info in checkpoint.tensors.values()})
+
+
+def peak_memory() -> int:
+    """Most resident bytes of this process so far, pages of mapped weight files included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss, which on Linux starts from the parent's size.
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+def _follow_parent_into_death(directory: Path) -> None:
+    """Stop, leaving nothing, when the parent is gone: it keeps our stdin open as long as it lives."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # os.read, because a thread inside sys.stdin would block the interpreter's own exit
+            pass
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The dflash-trt command: subcommands that load when they are used, errors as one sentence, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from trtllm_dflash import __version__, log
+from trtllm_dflash.errors import DFlashError
+
+COMMANDS = ("build", "run", "inspect", "doctor")
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class CommandGroup(click.Group):
+    """Finds subcommand `x` in the module cli.x, and turns every error into a line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The subcommands, in the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        """The subcommand of that name, which takes --verbose as the group does."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{cmd_name}"), cmd_name)
+        if not any(option.name == "verbose" for option in command.params):
+            command.params.append(_verbose_option())
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; a traceback is shown with --verbose only."""
+        try:
+            return super().invoke(ctx)
+        except DFlashError as error:
+            _fail(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click ends quietly when the reader of our output has gone
+            text = f"{type(error).__name__}: {error}"
+            hint = "" if _is_verbose(ctx) else "\nThis should not happen; run with --verbose for the traceback."
+            _fail(ctx, text + hint, 1)
+
+
+def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
+    if _is_verbose(ctx):
+        traceback.print_exc()
+    click.echo(f"error: {text}", err=True)
+    ctx.exit(exit_code)
+
+
+def _is_verbose(ctx: click.Context) -> bool:
+    return bool(ctx.find_root().meta.get("verbose"))
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    root = ctx.find_root()
+    root.meta["verbose"] = value or _is_verbose(ctx)
+    log.configure(verbose=_is_verbose(ctx))
+
+
+def _verbose_option() -> click.Option:
+    return click.Option(
+        ["--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_verbose,
+        help="show all log lines, and a traceback with an error",
+    )
+
+
+@click.command(cls=CommandGroup, params=[_verbose_option()], context_settings={"show_default": True})
+@click.version_option(__version__, prog_name="dflash-trt", message="%(prog)s %(version)s")
+def main() -> None:
+    """One TensorRT engine that drafts, verifies and accepts on the device: build it, run it, look inside."""

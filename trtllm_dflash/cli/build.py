@@ -1,0 +1,48 @@
+"""dflash-trt build: from checkpoints to an engine directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trtllm_dflash.cli.options import options_from
+from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.log import human_bytes
+
+if TYPE_CHECKING:
+    from trtllm_dflash.build.engine import BuildReport
+
+
+@click.command
+@options_from(BuildConfig)
+@click.option("--no-drafter", is_flag=True, help="a plain engine of the target alone: the baseline of every speedup")
+@click.option("--overwrite", is_flag=True, help="replace the engine in --output-dir")
+@click.option("--dry-run", is_flag=True, help="show what would be built and what it needs; write nothing")
+def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> None:
+    """Build an engine from a target and its DFlash drafter."""
+    if no_drafter == (sizes["drafter"] is not None):
+        raise UsageError(
+            "give either --drafter DIR|NAME, or --no-drafter for a plain engine"
+            + (", not both" if no_drafter else ": a build without a drafter must be meant")
+        )
+    from trtllm_dflash.build.engine import build_engine, plan_build
+    from trtllm_dflash.log import progress_bar, table
+
+    config = BuildConfig(**sizes)
+    if dry_run:
+        click.echo(f"would build:\n{table(plan_build(config, overwrite=overwrite).rows())}")
+        return
+    with progress_bar() as progress:
+        report = build_engine(config, overwrite=overwrite, progress=progress)
+    click.echo(_summary(config.output_dir, report))
+
+
+def _summary(output: Path, report: BuildReport) -> str:
+    sizes = report.resolved
+    kind = "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
+    advice = f'run {output} "Why is the sky blue?"' if sizes.arch == "cpu" else f"inspect {output}"
+    made = f"{sizes.arch}, {sizes.dtype}, {kind}, {human_bytes(report.bytes)}"
+    return f"engine: {output} ({made})\nnext:   dflash-trt {advice}"

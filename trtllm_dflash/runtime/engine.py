@@ -1,0 +1,106 @@
+"""The Python API: load an engine directory, generate, stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.decode import DecodeLoop
+from trtllm_dflash.runtime.requests import Prompt, TokenIds, as_prompts, make_requests, step_width
+from trtllm_dflash.runtime.results import Generation
+from trtllm_dflash.runtime.session import Session, open_session
+from trtllm_dflash.runtime.stream import Stream
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Engine:
+    """A loaded engine: `Engine.load(path).generate(["Once upon a time"], max_new_tokens=64)`.
+
+    Not for concurrent use: a second call while a stream is open raises EngineError.
+    """
+
+    def __init__(self, config: EngineConfig, session: Session, tokenizer: Tokenizer | None = None) -> None:
+        """Join the parts of an engine; users call `Engine.load`."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self._session = session
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str | Path, *, num_threads: int | None = None) -> Engine:
+        """Open an engine directory written by `dflash-trt build`.
+
+        `num_threads` is for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each core available. A
+        directory that is no engine, differs from its manifest, or cannot run on this machine raises EngineError.
+        """
+        directory = Path(path)
+        config = EngineConfig.load(directory)
+        _check_manifest(directory)
+        return cls(config, open_session(directory, config, num_threads=num_threads), Tokenizer.find(directory))
+
+    def generate(self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]) -> list[Generation]:
+        """Answer all prompts, several at a time as the engine's slots allow, and return one Generation for each, in
+        order.
+
+        prompts   a list of strings (raw text: see `tokenizer.encode_chat` for the chat format) or of token-id
+                  sequences, mixed if wanted; a lone string or a lone sequence of ids is one prompt.
+        options   the fields of `SamplingParams`: max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0,
+                  draft=True, draft_len=None, stop_token_ids=None.
+
+        A bad option or prompt raises UsageError before any step runs.
+        """
+        return self.stream(prompts, **options).generations()
+
+    def stream(self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]) -> Stream:
+        """Like `generate`, as an iterator of (prompt index, new token ids, new text), one item for each prompt and
+        step.
+
+        Prompts and options are checked here and now; steps run while the stream is iterated.
+        """
+        sampling = SamplingParams.from_options(options)
+        width = step_width(sampling, self.config)
+        token_ids = [self._token_ids(prompt) for prompt in as_prompts(prompts)]
+        loop = DecodeLoop(self._session, make_requests(token_ids, sampling, self.config), width)
+        return Stream(loop, len(token_ids), self.tokenizer, self._take_turn())
+
+    def _token_ids(self, prompt: Prompt) -> TokenIds:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise UsageError(
+                f"a prompt is text, and this engine has no {TOKENIZER_FILE}. "
+                "Give lists of token ids, or build the engine from a checkpoint with its tokenizer files."
+            )
+        return self.tokenizer.encode(prompt)
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(blocking=False):
+            raise EngineError(
+                "this engine is in the middle of another stream, whose sequences are in its caches. "
+                "Exhaust or close that stream first, or load the engine twice."
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+
+def _check_manifest(directory: Path) -> None:
+    from trtllm_dflash.build import manifest
+
+    differences = manifest.check(directory, deep=False)
+    if differences:
+        listed = "".join(f"\n  {difference}" for difference in differences)
+        raise EngineError(
+            f"{directory} is not what its build wrote:{listed}\nBuild the engine again, or copy it again intact."
+        )

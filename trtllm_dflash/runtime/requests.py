@@ -1,0 +1,116 @@
+"""From prompts and options to checked requests: everything that one sequence needs, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.session import Float32, Int64
+
+TokenIds: TypeAlias = "Iterable[int] | Int64"
+Prompt: TypeAlias = "str | TokenIds"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate. `uniforms[n]` decides new token n (max_new_tokens + a block of them; zeros when
+    greedy)."""
+
+    index: int
+    prompt_ids: Int64
+    max_new_tokens: int  # already within max_seq_len
+    stop_token_ids: frozenset[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    uniforms: Float32
+
+
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """A list of prompts; a lone string or a lone sequence of token ids counts as one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"prompts is {prompts!r}, expected a list of strings or of token-id lists.")
+    items: list[Any] = list(prompts)
+    return [items] if items and isinstance(items[0], Real) else items
+
+
+def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config: EngineConfig) -> list[Request]:
+    """Check every prompt against the engine's limits before any step runs; a bad one raises UsageError naming it."""
+    stops = config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
+    requests = []
+    for index, prompt in enumerate(prompts):
+        prompt_ids = _checked_ids(prompt, index, config)
+        max_new_tokens = min(sampling.max_new_tokens, config.max_seq_len - len(prompt_ids))
+        requests.append(
+            Request(
+                index=index,
+                prompt_ids=prompt_ids,
+                max_new_tokens=max_new_tokens,
+                stop_token_ids=frozenset(int(token) for token in stops),
+                temperature=float(sampling.temperature),
+                top_p=float(sampling.top_p),
+                top_k=min(int(sampling.top_k), config.vocab_size),
+                uniforms=_uniforms(sampling, sampling.seed_of(index, len(prompts)), max_new_tokens + config.block_size),
+            )
+        )
+    return requests
+
+
+def step_width(sampling: SamplingParams, config: EngineConfig) -> int:
+    """Tokens of each slot in a generation step: the anchor and the drafts to verify."""
+    if not sampling.draft:
+        return 1
+    if sampling.draft_len is None:
+        return 1 + config.draft_len
+    if sampling.draft_len >= config.block_size:
+        most = config.block_size - 1
+        why = f"a block of {config.block_size} holds {most} drafts" if config.speculates else "it has no drafter"
+        raise UsageError(f"draft_len is {sampling.draft_len}, and this engine takes 0 to {most}: {why}.")
+    return 1 + int(sampling.draft_len)
+
+
+def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
+    """`count` numbers in [0, 1), each a multiple of 2⁻²⁴ (exact in float32). A longer series begins with the shorter
+    one.
+
+    Raw bits, because NumPy promises the same ones in every version; of its distributions it does not.
+    """
+    if sampling.temperature == 0:
+        return np.zeros(count, np.float32)
+    bits = np.random.Philox(int(seed)).random_raw(count)
+    return ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
+
+
+def _checked_ids(prompt: TokenIds, index: int, config: EngineConfig) -> Int64:
+    where = f"prompt {index}"
+    if not isinstance(prompt, Iterable):
+        raise UsageError(f"{where} is {prompt!r}, expected a string or a list of token ids.")
+    tokens = list(prompt)
+    if not tokens:
+        raise UsageError(f"{where} is empty: there is no token to continue from. Give at least one token.")
+    for place, token in enumerate(tokens):
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            raise UsageError(f"{where}, token {place}: {token!r} is a {type(token).__name__}, expected an integer.")
+        if not 0 <= int(token) < config.vocab_size:
+            last = config.vocab_size - 1
+            raise UsageError(f"{where}, token {place}: id {token} is outside the vocabulary (0 to {last}).")
+    if len(tokens) > config.max_input_len:
+        raise UsageError(
+            f"{where} has {len(tokens)} tokens, and prompts of this engine hold at most {config.max_input_len} "
+            "(max_input_len). Shorten it, or build with a larger --max-input-len."
+        )
+    if len(tokens) + 1 > config.max_seq_len:
+        raise UsageError(
+            f"{where} has {len(tokens)} tokens, and sequences of this engine hold at most {config.max_seq_len} "
+            "(max_seq_len): there is no room for a new token. Shorten it, or build with a larger --max-seq-len."
+        )
+    return np.array(tokens, np.int64)

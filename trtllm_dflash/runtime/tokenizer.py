@@ -1,0 +1,107 @@
+"""The engine directory's tokenizer, through transformers (which needs no torch for it), and text as tokens come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import EngineError, UsageError
+
+TOKENIZER_FILE = "tokenizer.json"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no whole character
+
+
+class Tokenizer:
+    """Text to token ids and back; transformers is imported and the files are read at the first use."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @classmethod
+    def find(cls, directory: Path) -> Tokenizer | None:
+        """The tokenizer of an engine directory, or None where the directory holds no tokenizer.json."""
+        return cls(directory) if (directory / TOKENIZER_FILE).is_file() else None
+
+    def encode(self, text: str) -> list[int]:
+        """The text's token ids, with the special tokens that the model's tokenizer adds by itself."""
+        ids: list[int] = self._library.encode(text)
+        return ids
+
+    def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation in the model's chat format, up to where the assistant's answer begins.
+
+        A string is one user message. A model without a chat template, or one that refuses the messages, raises
+        UsageError.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        if not self._library.chat_template:
+            raise UsageError(
+                f"{self._directory}: this model has no chat template. Give the text as it is: run --raw, "
+                "or engine.generate with a string."
+            )
+        from jinja2 import TemplateError
+
+        try:
+            text = self._library.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise UsageError(f"{self._directory}: the model's chat template refuses these messages: {error}") from error
+        ids: list[int] = self._library.encode(text, add_special_tokens=False)  # the template writes them itself
+        return ids
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of token ids without special tokens; bytes that are no whole character become U+FFFD."""
+        text: str = self._library.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    @cached_property
+    def _library(self) -> Any:
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(
+                self._directory, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # tokenizers raises no narrower class
+            raise EngineError(
+                f"{self._directory}: the tokenizer files cannot be read ({error}). "
+                "Build the engine again from an intact checkpoint, or give prompts as token ids."
+            ) from error
+
+
+class TextStream:
+    """Turns tokens that come one after the other into text that never ends inside a character.
+
+    Only a short window is decoded each time: a token's text can depend on those just before it (a leading space, the
+    bytes of one character), not on those further back. A window begins where a character does.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._settled = 0  # leading tokens of the window that make whole characters
+        self._shown = 0  # characters of the window's text that were returned
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete."""
+        self._window += token_ids
+        text = self._decode(self._window)
+        whole = text.rstrip(REPLACEMENT)
+        fresh = whole[self._shown :]
+        self._shown = max(self._shown, len(whole))
+        if whole == text:
+            self._settle()
+        return fresh
+
+    def finish(self) -> str:
+        """What was held back as an unfinished character; no more tokens may follow."""
+        return self._decode(self._window)[self._shown :]
+
+    def _settle(self) -> None:
+        tail = self._window[self._settled :]
+        shown = len(self._decode(tail))
+        if shown:  # special tokens alone show nothing, and what follows them may need the token before
+            self._window, self._shown = tail, shown
+        self._settled = len(self._window)
