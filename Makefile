@@ -30,11 +30,11 @@ demo/plain/manifest.json: demo/target/config.json
 
 demo/cpu/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
 	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch cpu --output-dir demo/cpu \
-		--max-batch-size 4 --draft-len $(DRAFT_LEN) --overwrite
+		--draft-vocab $(PAIR)/drafter/draft_vocab.json --draft-len $(DRAFT_LEN) --max-batch-size 4 --overwrite
 
 demo/sm120/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
 	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch sm120 --output-dir demo/sm120 \
-		--max-batch-size 4 --overwrite
+		--draft-vocab $(PAIR)/drafter/draft_vocab.json --max-batch-size 4 --overwrite
 
 # The number of drafts that pays on two CPU cores, measured by `make bench` (examples/benchmark/README.md).
 DRAFT_LEN := 4

@@ -66,7 +66,7 @@ def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(stderr=True, force_terminal=True), transient=True) as bars:
 
         def show(phase: str, done: int, total: int) -> None:
             if phase not in tasks:

@@ -213,9 +213,10 @@ def is_complete(directory: Path) -> bool:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         with safe_open(directory / "model.safetensors", framework="np") as weights:
             count = len(list(weights.keys()))
-    except (OSError, ValueError, SafetensorError):
+        expected = len(TOP_LEVEL_NAMES) + config["num_hidden_layers"] * len(LAYER_NAMES)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
-    return count == len(TOP_LEVEL_NAMES) + config["num_hidden_layers"] * len(LAYER_NAMES)
+    return bool(count == expected)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ class Dataset:
             worker = index.name.split(".")[1]
             text = index.read_text(encoding="utf-8")
             # The last line may still be in the making.
-            lines = text[: text.rfind("\n") + 1].splitlines()
+            lines = [line for line in text[: text.rfind("\n") + 1].split("\n") if line]
             taken = self._take(worker, lines[self.known.get(index, 0) :])
             self.known[index] = self.known.get(index, 0) + taken
         return len(self.examples)

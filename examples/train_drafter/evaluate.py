@@ -107,8 +107,14 @@ def accepted_length(draft: list[int], truth: list[int]) -> int:
     return count
 
 
-def follow_drafter(drafter: Drafter, embedding: torch.Tensor, answers: list[Answer]) -> list[tuple[int, int]]:
-    """Return (tokens, rounds) per answer; all answers advance together, one block each a round."""
+def follow_drafter(
+    drafter: Drafter, embedding: torch.Tensor, answers: list[Answer], vocab: torch.Tensor
+) -> list[tuple[int, int]]:
+    """Return (tokens, rounds) per answer; all answers advance together, one block each a round.
+
+    Drafts are the best of the token ids `vocab`.
+    """
+    head = embedding[vocab]
     size = max(len(a.features) for a in answers)
     features = torch.stack([torch.nn.functional.pad(a.features, (0, 0, 0, size - len(a.features))) for a in answers])
     context = drafter.context(features)
@@ -123,7 +129,7 @@ def follow_drafter(drafter: Drafter, embedding: torch.Tensor, answers: list[Answ
         rows = torch.tensor(active)
         part = [(k[rows], v[rows]) for k, v in context]
         hidden = drafter.blocks(embedding[ids], starts, part, mask)[:, 0, 1:]
-        drafts = (hidden @ embedding.T).argmax(-1).tolist()
+        drafts = vocab[(hidden @ head.T).argmax(-1)].tolist()
         for i, draft in zip(active, drafts, strict=True):
             truth = answers[i].tokens[anchors[i] + 1 :]
             anchors[i] += min(accepted_length(draft, truth) + 1, len(truth))
@@ -230,6 +236,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     parser.add_argument("--cache", type=Path, help="keep the target's answers in this file")
     parser.add_argument("--check", type=int, default=2, help="prompts per set for the real loop")
+    parser.add_argument("--vocab", type=Path, help="JSON list of token ids to draft from")
     parser.add_argument("--max-new", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -237,6 +244,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     target = Target(args.target)
     drafter = load_drafter(args.drafter)
+    vocab = torch.arange(target.vocab_size)
+    if args.vocab:
+        vocab = torch.tensor(json.loads(args.vocab.read_text(encoding="utf-8")))
+        args.check = 0  # the real loop drafts from the whole vocabulary
     report = Report()
     with torch.inference_mode():
         for name, answers in load_answers(args, target).items():
@@ -244,7 +255,7 @@ def main() -> None:
             followed: list[tuple[int, int]] = [(0, 0)] * len(answers)
             for start in range(0, len(order), 35):
                 part = order[start : start + 35]
-                results = follow_drafter(drafter, target.embedding, [answers[i] for i in part])
+                results = follow_drafter(drafter, target.embedding, [answers[i] for i in part], vocab)
                 for i, result in zip(part, results, strict=True):
                     followed[i] = result
             for answer, result in zip(answers, followed, strict=True):

@@ -117,9 +117,8 @@ class Batch:
         self.pad, self.visible, self.last = self.pad[rows], self.visible[rows], self.last[rows]
         # One tensor from here on, so that memory of dropped rows is freed.
         self.features = [
-            self.features[0][rows],
-            self.features[1][rows],
-            torch.cat(self.features[2:], dim=1)[rows] if len(self.features) > 2 else self.features[1][rows][:, :0],
+            *(part[rows] for part in self.features[:2]),
+            *([torch.cat(self.features[2:], dim=1)[rows]] if len(self.features) > 2 else []),
         ]
         self.cache.resize(rows, self.column, self.cache.columns)
 
@@ -163,7 +162,7 @@ def recover(folder: Path, worker: int) -> list[dict[str, str]]:
     if not index.exists():
         return []
     text = index.read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
     row_bytes = (4, (len(TARGET_LAYER_IDS) + 1) * HIDDEN_SIZE * 2)
     rows = min(p.stat().st_size // size for p, size in zip(paths, row_bytes, strict=True))
     kept = [line for line in lines if line["offset"] + line["length"] <= rows]

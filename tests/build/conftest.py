@@ -45,7 +45,9 @@ def cpu_engine(pair: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """A CPU engine of the tiny pair; not to be changed."""
     pytest.importorskip("onnxruntime")
     directory = tmp_path_factory.mktemp("engines") / "cpu"
-    build_engine(BuildConfig(**pair, output_dir=directory, max_seq_len=64, max_batch_size=2), argv=["dflash-trt", "build"])
+    build_engine(
+        BuildConfig(**pair, output_dir=directory, max_seq_len=64, max_batch_size=2), argv=["dflash-trt", "build"]
+    )
     return directory
 
 

@@ -16,7 +16,9 @@ from trtllm_dflash.errors import BuildError
 
 @pytest.mark.parametrize("arch", ["sm90", "sm100", "sm103"])
 def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(arch: str, tmp_path: Path) -> None:
-    config = BuildConfig(target="no such directory: it must not even be looked for", output_dir=tmp_path / "e", arch=arch)
+    config = BuildConfig(
+        target="no such directory: it must not even be looked for", output_dir=tmp_path / "e", arch=arch
+    )
     words = (
         rf"--arch {arch} \(.*\) cannot be built here: .* needs the full TensorRT, on a machine with that GPU .*"
         r"nvcr.io/nvidia/tensorrt.* it builds for cpu, sm80, sm86, sm89, sm120, sm121"
@@ -27,14 +29,17 @@ def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(arch: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arch", "words"),
+    ("arch", "title", "module", "command"),
     [
-        ("sm120", r'needs TensorRT-RTX, which is not installed here \(no module tensorrt_rtx\): pip install "dflash-trt\[rtx\]"'),
-        ("cpu", r"needs ONNX Runtime, which is not installed here \(no module onnxruntime\): pip install onnxruntime"),
+        ("sm120", "TensorRT-RTX", "tensorrt_rtx", r'pip install "dflash-trt\[rtx\]"'),
+        ("cpu", "ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
     ],
 )
-def test_a_missing_backend_is_refused_by_name(arch: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_is_refused_by_name(
+    arch: str, title: str, module: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    words = rf"it needs {title}, which is not installed here \(no module {module}\): {command}"
     with pytest.raises(BuildError, match=words):
         require_buildable(ARCHS[arch])
 

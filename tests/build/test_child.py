@@ -126,18 +126,27 @@ events.result({"a": 1})
 
 def test_the_plugin_library_resolves_in_the_worker_and_not_here() -> None:
     pytest.importorskip("tensorrt_rtx_libs")
-    with pytest.raises(OSError, match="libtensorrt_rtx.so"):
+    with pytest.raises(OSError, match=r"libtensorrt_rtx\.so"):
         ctypes.CDLL("libtensorrt_rtx.so")
     script = "import ctypes; ctypes.CDLL('libtensorrt_rtx.so')"
-    with child.library_path() as environment:
+    with child.worker_environment() as environment:
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
         folder = Path(environment["LD_LIBRARY_PATH"].split(":")[0])
         assert folder.is_dir()
     assert not folder.exists()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
+def test_the_worker_imports_nothing_from_the_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "onnx_ir.py").write_text("raise SystemExit('imported from the current folder')")
+    command = [sys.executable, "-c", "import onnx_ir, trtllm_dflash.build.worker; print(onnx_ir.__file__)"]
+    with child.worker_environment() as environment:
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in done.stdout
+
+
 def test_a_known_library_path_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx_libs")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
-    with child.library_path() as environment:
+    with child.worker_environment() as environment:
         assert environment["LD_LIBRARY_PATH"].endswith(":/opt/lib")

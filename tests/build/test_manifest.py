@@ -70,7 +70,7 @@ def test_a_manifest_without_files_is_a_difference(directory: Path) -> None:
 
 
 def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"no manifest.json, so this is not an engine directory; give the --output-dir"):
+    with pytest.raises(EngineError, match=r"no manifest.json, so this is not an engine directory; give the"):
         manifest.check(tmp_path, deep=False)
 
 

@@ -30,9 +30,13 @@ def test_a_block_that_succeeds_leaves_the_directory_and_nothing_else(tmp_path: P
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_block_that_fails_leaves_nothing_not_even_parents(tmp_path: Path, failure: type[BaseException]) -> None:
-    with pytest.raises(failure), staging.staged(tmp_path / "a" / "b" / "engine") as directory:
-        (directory / "sub").mkdir()
-        raise failure
+    def fail() -> None:
+        with staging.staged(tmp_path / "a" / "b" / "engine") as directory:
+            (directory / "sub").mkdir()
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
     assert not list(tmp_path.iterdir())
 
 
@@ -91,7 +95,9 @@ def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:
 
 def test_overwrite_refuses_a_directory_that_is_no_engine(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match=r"--overwrite replaces an engine, and nothing else is ever deleted: .* no manifest"):
+    with pytest.raises(
+        UsageError, match=r"--overwrite replaces an engine, and nothing else is ever deleted: .* no manifest"
+    ):
         staging.check_output(tmp_path, overwrite=True)
 
 
@@ -105,5 +111,7 @@ def test_overwrite_refuses_an_engine_among_other_files(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(BuildError, match=r"needs about 1.0 MB, and the disk of .* has 5.0 kB free; give another --output"):
+    with pytest.raises(
+        BuildError, match=r"needs about 1.0 MB, and the disk of .* has 5.0 kB free; give another --output"
+    ):
         staging.check_space(tmp_path / "not" / "yet", 1_000_000)

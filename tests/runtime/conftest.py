@@ -1,13 +1,17 @@
-"""Engines around the fake session."""
+"""Engines around the fake session, and one that is really built."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime.fake import FakeSession, fake_config
+from tests.tiny import EOS_ID
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.runtime.engine import Engine
 
 
@@ -20,3 +24,26 @@ def fake_engine() -> Callable[..., Engine]:
         return Engine(config, FakeSession(config, accuracy=accuracy))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def build_tiny(
+    tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
+) -> Callable[..., Path]:
+    """`build_tiny(draft=True, **sizes)`: the directory of a CPU engine of a tiny Qwen3, without tokenizer files."""
+    target = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15})
+
+    def build(*, draft: bool = True, **sizes: Any) -> Path:
+        output = tmp_path_factory.mktemp("engine") / "cpu"
+        drafter = str(make_drafter(target)) if draft else None
+        sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8} | sizes
+        build_engine(BuildConfig(str(target), output, drafter=drafter, **sizes))
+        return output
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def built_engine(build_tiny: Callable[..., Path]) -> Path:
+    """A tiny DFlash engine for the CPU."""
+    return build_tiny()

@@ -133,9 +133,7 @@ def test_a_stop_token_as_the_first_token_needs_no_generation_step(fake_engine: C
 
 def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
-    own, given, none = (
-        engine.generate(PROMPTS, max_new_tokens=60, stop_token_ids=stops) for stops in (None, [2], [])
-    )
+    own, given, none = (engine.generate(PROMPTS, max_new_tokens=60, stop_token_ids=stops) for stops in (None, [2], []))
     assert [answer.token_ids for answer in own] == [answer.token_ids for answer in given]
     ended = [answer for answer in own if answer.finish_reason == "stop"]
     assert ended

@@ -39,7 +39,7 @@ def run_worker(request: Request, *, log: Path, progress: Progress) -> dict[str, 
         BuildError: if it dies, with its exit status or signal and its last lines.
         DFlashError: of the class it reported, if it met a problem that it understands.
     """
-    with library_path() as environment, log.open("ab") as stderr:
+    with worker_environment() as environment, log.open("ab") as stderr:
         process = subprocess.Popen(
             WORKER,
             stdin=subprocess.PIPE,
@@ -93,15 +93,17 @@ def _tail(log: Path) -> str:
 
 
 @contextmanager
-def library_path() -> Iterator[dict[str, str]]:
-    """The builder's environment, in which the name that TensorRT-RTX's parser opens leads to the wheel's library.
+def worker_environment() -> Iterator[dict[str, str]]:
+    """The builder's environment: this process's modules, and TensorRT-RTX's library under the name its parser opens.
 
-    The loader reads LD_LIBRARY_PATH once, at the start of a process; hence a new one, and not a change in this one.
+    The loader reads LD_LIBRARY_PATH once, at the start of a process: it must be set for the new one, not in this one.
     """
     module, file_name = _WHEEL_LIBRARY
     spec = find_spec(module)
     with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
-        environment = dict(os.environ)
+        # PYTHONSAFEPATH, since `python -m` would also import from the folder that the user happens to stand in.
+        modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        environment = dict(os.environ) | modules
         if spec is not None and spec.submodule_search_locations:
             library = Path(next(iter(spec.submodule_search_locations))) / file_name
             (Path(folder) / _PLUGIN_LIBRARY).symlink_to(library)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -39,5 +40,6 @@ class EventStream:
         self._send({"error": kind, "text": str(error)})
 
     def _send(self, event: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(event) + "\n")
-        self._stream.flush()
+        with suppress(BrokenPipeError):  # nobody listens any more: the worker notices by itself, and stops
+            self._stream.write(json.dumps(event) + "\n")
+            self._stream.flush()

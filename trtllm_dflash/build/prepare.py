@@ -50,7 +50,8 @@ class Prepared:
     def weight_bytes(self) -> int:
         """Bytes of all weights in the engine's dtype."""
         sizes = (prod(info.shape) for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values())
-        return sum(sizes) * DTYPE_BYTES[self.resolved.dtype]
+        draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
+        return (sum(sizes) + draft_head) * DTYPE_BYTES[self.resolved.dtype]
 
     @property
     def cache_bytes_per_slot(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 ENGINE_FILE = "rank0.engine"
 Range = tuple[int, int, int]  # smallest, the one to optimize for, largest
 
-# Said of a node's or the graph's own input that the parser drops: the engine would build, and be wrong.
+# What the builder says of an input of the engine that changes nothing.
 _DROPPED_INPUT = ("Unused Input:", "is unused or used only at compile-time")
+# Layers that leave an output of theirs unused by design: ArgMax becomes a TopK whose values nobody asks for.
+_HALF_USED = (trt.LayerType.TOPK,)
 
 
 def build(model: ir.Model, job: Job) -> bytes:
@@ -33,12 +36,10 @@ def build(model: ir.Model, job: Job) -> bytes:
     weights = weights_of(model)
     converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
     move_weights(converted, job.scratch / "converted.safetensors")
-    graph: bytes = ir.to_proto(model).SerializeToString()
-    arrays = {str(value.name): value.const_value.numpy() for value in weights if value.const_value}
-    compiler = Compiler(BuilderLog(), graph, arrays)
+    compiler = Compiler(BuilderLog(), model)
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile([job.resolved.arch], profiles(job.ports, job.resolved), file, job.progress)
-    return graph
+    return compiler.graph
 
 
 def profiles(ports: Sequence[Port], sizes: ResolvedBuild) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
@@ -91,7 +92,8 @@ class BuilderLog(trt.ILogger):  # type: ignore[misc]
             self.warnings.append(message)
         elif name != "info":
             self.errors.append(message)
-        sys.stderr.write(f"TensorRT {name}: {message}\n")
+        with suppress(OSError, ValueError):  # a full disk or a closed stream
+            sys.stderr.write(f"TensorRT {name}: {message}\n")
 
     def dropped_inputs(self) -> list[str]:
         """The messages that say an input is ignored, each once."""
@@ -100,32 +102,34 @@ class BuilderLog(trt.ILogger):  # type: ignore[misc]
 
 
 class Compiler:
-    """A parsed network, ready to be compiled; `weights` are the graph's external tensors, which it keeps alive."""
+    """A model whose weights are external tensors, parsed and ready to be compiled. `graph`: the model, serialized."""
 
-    def __init__(self, log: BuilderLog, graph: bytes, weights: Mapping[str, Any]) -> None:
-        self._log, self._weights = log, weights
+    def __init__(self, log: BuilderLog, model: ir.Model) -> None:
+        self.graph: bytes = ir.to_proto(model).SerializeToString()
+        self._log = log
+        # Kept, since TensorRT holds the addresses of these memory maps until the engine is compiled.
+        self._weights = {str(value.name): value.const_value.numpy() for value in weights_of(model) if value.const_value}
         self._builder = trt.Builder(log)
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, log)
-        self._parse(graph)
+        self._parse()
+        self._refuse(_dropped_parts(self._network, _unused_values(model)))
 
-    def _parse(self, graph: bytes) -> None:
+    def _parse(self) -> None:
         # Given by address: the parser opens external data only inside the graph's own folder, and would copy it.
         parser, weights = self._parser, self._weights.items()
-        loaded = parser.load_model_proto(graph) and all(
+        loaded = parser.load_model_proto(self.graph) and all(
             parser.load_initializer(name, data.ctypes.data, data.nbytes) for name, data in weights
         )
         if not (loaded and parser.parse_model_proto()):
-            errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)] or self._log.errors
-            raise BuildError(f"TensorRT-RTX cannot parse the step graph ({len(errors)} errors):{_listed(errors)}")
-        self._refuse_dropped_inputs()
+            errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or self._log.errors
+            raise BuildError(f"TensorRT-RTX cannot parse the step graph:{_listed(errors)}")
 
-    def _refuse_dropped_inputs(self) -> None:
-        dropped = self._log.dropped_inputs()
+    def _refuse(self, dropped: Sequence[str]) -> None:
         if dropped:
             raise BuildError(
-                f"TensorRT-RTX would ignore {len(dropped)} inputs of the step graph, and the engine would silently be "
-                f"wrong:{_listed(dropped)}"
+                f"TensorRT-RTX would silently drop parts of the step graph, and the engine would be wrong:"
+                f"{_listed(dropped)}"
             )
 
     def compile(
@@ -158,7 +162,7 @@ class Compiler:
         if not built:
             names = ", ".join(archs)
             raise BuildError(f"TensorRT-RTX could not compile the step for {names}:{_listed(self._log.errors)}")
-        self._refuse_dropped_inputs()
+        self._refuse(self._log.dropped_inputs())
 
 
 class EngineWriter(trt.IStreamWriter):  # type: ignore[misc]
@@ -203,6 +207,45 @@ class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
         if phase_name in self._steps:
             total = self._steps.pop(phase_name)
             self._progress(f"compiling: {phase_name}", total, total)
+
+
+def _dropped_parts(network: Any, unused: Collection[str]) -> list[str]:
+    """What was parsed and leads nowhere, though the graph uses it: names not in `unused` that no layer reads.
+
+    So the parser has ignored an operator's input. It does not say so itself, and the builder only mentions inputs of
+    the whole engine.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    read = {tensor.name for layer in layers for tensor in _tensors(layer.num_inputs, layer.get_input)}
+    read |= {tensor.name for tensor in _tensors(network.num_outputs, network.get_output)}
+    inputs = (tensor.name for tensor in _tensors(network.num_inputs, network.get_input))
+    results = [
+        f"result {tensor.name} of {layer.name}"
+        for layer in layers
+        if layer.type not in _HALF_USED
+        for tensor in _tensors(layer.num_outputs, layer.get_output)
+        if tensor.name not in read and tensor.name not in unused
+    ]
+    return [f"input {name}" for name in inputs if name not in read] + results
+
+
+def _tensors(count: int, get: Callable[[int], Any]) -> list[Any]:
+    """The tensors 0 … count-1 of a layer or network, without absent optional ones."""
+    return [tensor for tensor in map(get, range(count)) if tensor is not None]
+
+
+def _unused_values(model: ir.Model) -> set[str]:
+    """Names of the values that the model itself leaves unused, such as a loop's counter."""
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    nodes = [node for scope in scopes for node in scope.all_nodes()]
+    attributes = [attribute for node in nodes for attribute in node.attributes.values()]
+    bodies = [attribute.as_graph() for attribute in attributes if attribute.type == ir.AttributeType.GRAPH]
+    values = [value for node in nodes for value in node.outputs] + [value for body in bodies for value in body.inputs]
+    return {str(value.name) for value in values if not value.uses() and not value.is_graph_output()}
+
+
+def _parser_error(error: Any) -> str:
+    return f"{error.node_operator()} (node {error.node_name()}): {error.desc()}"
 
 
 def _listed(messages: Sequence[str]) -> str:

@@ -33,16 +33,10 @@ def options_from(config: type) -> Callable[[Function], Function]:
 
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
-    metadata, required = field.metadata, field.default is MISSING
+    metadata, name = field.metadata, f"--{field.name.replace('_', '-')}"
     kind = click.Choice(metadata["choices"]) if "choices" in metadata else _CLICK_TYPES[_plain(hint)]
-    return click.option(
-        f"--{field.name.replace('_', '-')}",
-        type=kind,
-        default=None if required else field.default,
-        required=required,
-        metavar=metadata.get("metavar"),
-        help=metadata["help"],
-    )
+    default = {"required": True} if field.default is MISSING else {"default": field.default}
+    return click.option(name, type=kind, metavar=metadata.get("metavar"), help=metadata["help"], **default)
 
 
 def _plain(hint: Any) -> type:

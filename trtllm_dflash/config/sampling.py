@@ -65,6 +65,8 @@ class SamplingParams:
             raise UsageError(f"draft is {self.draft!r}, expected True or False.")
         if self.draft_len is not None:
             _check_integer("draft_len", self.draft_len, low=0)
+        if not isinstance(self.stop_token_ids, tuple | None):
+            raise UsageError(f"stop_token_ids is {self.stop_token_ids!r}, expected a list of token ids or None.")
         for token in self.stop_token_ids or ():
             _check_integer("stop_token_ids", token, low=0)
 

@@ -72,7 +72,7 @@ class DecodeLoop:
         self.timings = Timings()
         self._session = session
         self._waiting = deque(requests)
-        self._width = width
+        self.width = width
         self._active: list[ActiveSequence] = []  # the sequence in slot i is entry i
 
     def __iter__(self) -> Iterator[Update]:
@@ -110,8 +110,8 @@ class DecodeLoop:
 
     def _generate(self) -> Iterator[Update]:
         start = perf_counter()
-        input_ids = np.stack([sequence.next_ids[: self._width] for sequence in self._active])
-        inputs = _step_inputs(self._active, 0, input_ids, num_known=1, rows=self._width)
+        input_ids = np.stack([sequence.next_ids[: self.width] for sequence in self._active])
+        inputs = _step_inputs(self._active, 0, input_ids, num_known=1, rows=self.width)
         outputs = self._session.step(inputs)
         updates = []
         for row, sequence in enumerate(self._active):

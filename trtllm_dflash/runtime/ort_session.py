@@ -25,8 +25,9 @@ from trtllm_dflash.runtime.threads import resolve_num_threads
 
 MODEL_FILE = "model.onnx"
 # How long an idle worker thread spins before it sleeps: long enough to bridge the gaps between a step's kernels, short
-# enough to leave the core to others. SmolLM2-135M, 2 threads on 2 cores, tokens/s when idle / when others keep both busy:
-# no spinning 51 / 18, 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, ONNX Runtime's default 57 / 14 (1 thread: 36 / 25).
+# enough to leave the core to others. SmolLM2-135M, 2 threads on 2 cores, tokens/s when idle / when others keep both
+# busy: no spinning 51 / 18, 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, ONNX Runtime's default 57 / 14 (1 thread: 36
+# / 25).
 SPIN_MICROSECONDS = 100
 
 _LOAD_ERRORS = (

@@ -18,6 +18,15 @@ TokenIds: TypeAlias = "Iterable[int] | Int64"
 Prompt: TypeAlias = "str | TokenIds"
 
 
+class PromptError(UsageError):
+    """A prompt that this engine cannot take: `index` says which, `problem` why (a whole sentence after "prompt N")."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"prompt {index} {problem}")
+        self.index = index
+        self.problem = problem
+
+
 @dataclass(frozen=True)
 class Request:
     """One sequence to generate. `uniforms[n]` decides new token n (max_new_tokens + a block of them; zeros when
@@ -91,26 +100,35 @@ def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
 
 
 def _checked_ids(prompt: TokenIds, index: int, config: EngineConfig) -> Int64:
-    where = f"prompt {index}"
     if not isinstance(prompt, Iterable):
-        raise UsageError(f"{where} is {prompt!r}, expected a string or a list of token ids.")
+        raise PromptError(index, f"is {prompt!r}, expected a string or a list of token ids.")
     tokens = list(prompt)
-    if not tokens:
-        raise UsageError(f"{where} is empty: there is no token to continue from. Give at least one token.")
+    problem = _problem_of_tokens(tokens, config.vocab_size) or _problem_of_length(len(tokens), config)
+    if problem is not None:
+        raise PromptError(index, problem)
+    return np.array(tokens, np.int64)
+
+
+def _problem_of_tokens(tokens: list[Any], vocab_size: int) -> str | None:
     for place, token in enumerate(tokens):
         if isinstance(token, bool) or not isinstance(token, Integral):
-            raise UsageError(f"{where}, token {place}: {token!r} is a {type(token).__name__}, expected an integer.")
-        if not 0 <= int(token) < config.vocab_size:
-            last = config.vocab_size - 1
-            raise UsageError(f"{where}, token {place}: id {token} is outside the vocabulary (0 to {last}).")
-    if len(tokens) > config.max_input_len:
-        raise UsageError(
-            f"{where} has {len(tokens)} tokens, and prompts of this engine hold at most {config.max_input_len} "
-            "(max_input_len). Shorten it, or build with a larger --max-input-len."
+            return f"has at place {place} {token!r}, a {type(token).__name__}: expected an integer token id."
+        if not 0 <= int(token) < vocab_size:
+            return f"has at place {place} the id {token}, outside the vocabulary (0 to {vocab_size - 1})."
+    return None
+
+
+def _problem_of_length(length: int, config: EngineConfig) -> str | None:
+    if length == 0:
+        return "is empty: there is no token to continue from. Give at least one token."
+    if length > config.max_input_len:
+        return (
+            f"has {length} tokens, and prompts of this engine hold at most {config.max_input_len} (max_input_len). "
+            "Shorten it, or build with a larger --max-input-len."
         )
-    if len(tokens) + 1 > config.max_seq_len:
-        raise UsageError(
-            f"{where} has {len(tokens)} tokens, and sequences of this engine hold at most {config.max_seq_len} "
-            "(max_seq_len): there is no room for a new token. Shorten it, or build with a larger --max-seq-len."
+    if length + 1 > config.max_seq_len:
+        return (
+            f"has {length} tokens, and sequences of this engine hold at most {config.max_seq_len} (max_seq_len): "
+            "there is no room for a new token. Shorten it, or build with a larger --max-seq-len."
         )
-    return np.array(tokens, np.int64)
+    return None

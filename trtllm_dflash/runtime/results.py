@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -58,6 +59,6 @@ class Timings:
         return self.generated_tokens / self.generation_seconds if self.generation_steps else 0.0
 
 
-def mean(values: list[int]) -> float:
+def mean(values: Sequence[float]) -> float:
     """The mean, 0.0 of nothing."""
     return sum(values) / len(values) if values else 0.0

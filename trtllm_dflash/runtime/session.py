@@ -86,7 +86,7 @@ def context_length(past_len: Int32, *, width: int, block_size: int, cache_len: i
     if needed > cache_len:
         raise EngineError(
             f"a step of width {width} at position {int(past_len.max())} needs {needed} cache rows, "
-            f"and this engine has {cache_len}. Sequences must end at max_seq_len: the caller of the session is at fault."
+            f"and this engine has {cache_len}. Sequences must end at max_seq_len; the session's caller is at fault."
         )
     return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, cache_len)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 
+from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.decode import ActiveSequence, DecodeLoop, Update
 from trtllm_dflash.runtime.results import Chunk, Generation, Timings
 from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer
@@ -26,6 +27,11 @@ class Stream:
         self._texts = [TextStream(self._decode) for _ in range(num_prompts)]
         self._finished: dict[int, Generation] = {}
         self._chunks = self._run(turn)
+
+    @property
+    def width(self) -> int:
+        """Tokens of each slot in a generation step: the anchor and the drafts to verify."""
+        return self._loop.width
 
     @property
     def timings(self) -> Timings:
@@ -54,9 +60,14 @@ class Stream:
         self._chunks.close()
 
     def generations(self) -> list[Generation]:
-        """Run to the end and return all answers in the order of the prompts."""
+        """Run to the end and return all answers in the order of the prompts; EngineError if it was closed before."""
         for _ in self._chunks:
             pass
+        if len(self._finished) < len(self._texts):
+            raise EngineError(
+                f"this stream was closed with {len(self._finished)} of {len(self._texts)} answers complete. "
+                "Take those from its `finished`, or ask again."
+            )
         return [self._finished[index] for index in range(len(self._texts))]
 
     def _run(self, turn: AbstractContextManager[None]) -> Generator[Chunk, None, None]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 
 VARIABLE = "DFLASH_NUM_THREADS"
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = os.environ) -> int:
-    """The number asked for, else DFLASH_NUM_THREADS, else one for each physical core that this process may use."""
+    """The number asked for, else DFLASH_NUM_THREADS, else one for each core available."""
     if requested is not None:
         if isinstance(requested, bool) or requested < 1:
             raise UsageError(f"num_threads is {requested!r}, expected an integer of at least 1.")
@@ -25,15 +27,24 @@ def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = 
     return int(text)
 
 
-def available_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Physical cores among the processors in this process's affinity mask; hyper-threads of one core count once.
+def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
+    """Physical cores in this process's affinity mask (hyper-threads count once), at most its container's quota.
 
-    Two threads on one core share its vector units, so the second one slows matrix products down.
+    Two threads on one core share its vector units, and threads beyond the quota are stopped in the middle of a product.
     """
     processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    return len({_core_of(processor, topology) for processor in processors})
+    cores = len({_core_of(processor, topology) for processor in processors})
+    return min(cores, _quota_of(quota) or cores)
 
 
 def _core_of(processor: int, topology: Path) -> str:
     siblings = topology / f"cpu{processor}" / "topology" / "thread_siblings_list"
     return siblings.read_text() if siblings.is_file() else str(processor)
+
+
+def _quota_of(path: Path) -> int | None:
+    """Whole cores of a cgroup's `cpu.max` ("200000 100000" is 2), at least 1; None where there is no limit."""
+    if not path.is_file():
+        return None
+    microseconds, period = path.read_text().split()
+    return None if microseconds == "max" else max(1, int(microseconds) // int(period))

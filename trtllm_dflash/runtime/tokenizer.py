@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,9 @@ class Tokenizer:
 
     @cached_property
     def _library(self) -> Any:
+        # Without torch, transformers says on every import that models are not available; only its tokenizers are
+        # wanted.
+        logging.getLogger("transformers").addFilter(_is_not_about_torch)
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -69,6 +73,10 @@ class Tokenizer:
                 f"{self._directory}: the tokenizer files cannot be read ({error}). "
                 "Build the engine again from an intact checkpoint, or give prompts as token ids."
             ) from error
+
+
+def _is_not_about_torch(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in record.getMessage()
 
 
 class TextStream:

@@ -1,0 +1,112 @@
+"""dflash-trt build: options from BuildConfig, usage errors, the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from trtllm_dflash.cli import build, main
+from trtllm_dflash.config.build import ARCHS, BuildConfig
+
+Build = Callable[..., Result]
+
+
+@pytest.fixture
+def run(make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path) -> Build:
+    """`run(*options)` builds the tiny target into tmp_path/engine; `drafter=True` adds its drafter."""
+    target = make_target("llama")
+
+    def invoke(*options: str, drafter: bool = False) -> Result:
+        pair = ["--drafter", str(make_drafter(target))] if drafter else []
+        fixed = ["--target", str(target), *pair, "--output-dir", str(tmp_path / "engine"), "--max-seq-len", "64"]
+        return CliRunner().invoke(main, ["build", *fixed, *options])
+
+    return invoke
+
+
+def test_options_names_defaults_and_choices_are_the_fields() -> None:
+    options = {option.name: option for option in build.build.params if isinstance(option, click.Option)}
+    for field in dataclasses.fields(BuildConfig):
+        option = options[field.name]
+        assert option.opts == [f"--{field.name.replace('_', '-')}"]
+        assert option.help == field.metadata["help"]
+        assert option.required == (field.default is dataclasses.MISSING)
+        if not option.required:
+            assert option.default == field.default
+    arch = options["arch"].type
+    assert isinstance(arch, click.Choice)
+    assert tuple(arch.choices) == tuple(ARCHS)
+
+
+def test_a_build_real(run: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run("--draft-len", "2", drafter=True)
+    assert result.exit_code == 0, result.stderr
+    engine = tmp_path / "engine"
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"engine: {engine} (cpu, float32, DFlash with 2 drafts a step, ")
+    assert second == f'next:   dflash-trt run {engine} "Why is the sky blue?"'
+    assert "building the engine with:" in result.stderr
+    assert "peak memory" in result.stderr
+    assert json.loads((engine / "config.json").read_text())["dflash"]["draft_len"] == 2
+
+
+def test_a_plain_build_real(run: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run("--no-drafter")
+    assert result.exit_code == 0, result.stderr
+    assert f"engine: {tmp_path / 'engine'} (cpu, float32, plain, " in result.stdout
+
+
+def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run("--dry-run", drafter=True)
+    assert result.exit_code == 0, result.stderr
+    for words in ("would build:", "4 tokens (trained with 4); run verifies 3 drafts", "tensors", "a slot", "128 rows"):
+        assert words in result.stdout
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "drafter", "words"),
+    [
+        ((), False, "error: give either --drafter DIR|NAME, or --no-drafter for a plain engine: a build without"),
+        (
+            ("--no-drafter",),
+            True,
+            "or --no-drafter for a plain engine, not both",
+        ),
+        (("--no-drafter", "--arch", "sm70"), False, "'sm70' is not one of 'cpu', 'sm80', 'sm86'"),
+        (
+            ("--no-drafter", "--max-batch-size", "0"),
+            False,
+            "--max-batch-size must be a whole number of at least 1",
+        ),
+        (("--no-drafter", "--max-batch-size", "x"), False, "'x' is not a valid integer"),
+        (("--block-size", "9"), True, "error: --block-size 9 is more than the 4 that the drafter was trained with"),
+        (("--no-drafter", "--dtype", "bfloat16"), False, "error: --dtype bfloat16 cannot be built for --arch cpu"),
+    ],
+)
+def test_a_wrong_request_is_a_usage_error(run: Build, options: tuple[str, ...], drafter: bool, words: str) -> None:
+    result = run(*options, drafter=drafter)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_target_is_a_usage_error() -> None:
+    result = CliRunner().invoke(main, ["build", "--output-dir", "x", "--no-drafter"])
+    assert result.exit_code == 2
+    assert "Missing option '--target'" in result.stderr
+
+
+def test_an_arch_that_cannot_be_built_fails(run: Build) -> None:
+    result = run("--no-drafter", "--arch", "sm100")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --arch sm100 (B200, GB200) cannot be built here: ")

@@ -1,0 +1,265 @@
+"""dflash-trt run on a tiny engine: the answer, the summary, files in and out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from trtllm_dflash import Engine, SamplingParams
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.cli import main
+from trtllm_dflash.cli.run import run as run_command
+from trtllm_dflash.config.build import BuildConfig
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def engines(
+    tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
+) -> Callable[..., Path]:
+    """`engines("dflash" | "plain" | "no_tokenizer")`: engine directories of the tiny Llama."""
+    built: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in built:
+            target = make_target("llama", tokenizer=kind != "no_tokenizer", eos_token_ids=(95,))
+            drafter = None if kind == "plain" else str(make_drafter(target))
+            built[kind] = tmp_path_factory.mktemp("engine") / kind
+            sizes: dict[str, int] = {"max_batch_size": 2, "max_seq_len": 128, "max_input_len": 60, "max_num_tokens": 16}
+            build_engine(BuildConfig(str(target), built[kind], drafter=drafter, **sizes))
+        return built[kind]
+
+    return get
+
+
+@pytest.fixture
+def run(engines: Callable[..., Path]) -> Run:
+    """`run("hello", "--raw", kind="dflash", stdin=None)`: the result of `dflash-trt run ENGINE ...` on one thread."""
+
+    def invoke(*arguments: str | Path, kind: str = "dflash", stdin: str | bytes | None = None) -> Result:
+        fixed = ["run", str(engines(kind)), "--num-threads", "1"]
+        return CliRunner().invoke(main, [*fixed, *(str(argument) for argument in arguments)], input=stdin)
+
+    return invoke
+
+
+def generated(directory: Path, prompts: Any, **options: Any) -> list[Any]:
+    return Engine.load(directory, num_threads=1).generate(prompts, **options)
+
+
+def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> None:
+    result = run("hello", "--raw", "--max-tokens", "30", "--ignore-eos")
+    (expected,) = generated(engines("dflash"), "hello", max_new_tokens=30, stop_token_ids=[])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == expected.text + "\n"
+    assert "prompt      5 tokens in " in result.stderr
+    assert "; first token after " in result.stderr
+    assert "generation  29 tokens in " in result.stderr
+    assert f"tokens/s ({len(expected.acceptance_lengths)} steps of " in result.stderr
+    assert "(a clock of these steps alone: no loading, prompts or tokenizing)" in result.stderr
+    assert (
+        f"τ           {expected.tokens_per_step:.2f} tokens a step and sequence, bonus included, of at most 4"
+        in result.stderr
+    )
+    ones = expected.acceptance_lengths.count(1)
+    line = next(line for line in result.stderr.splitlines() if line.startswith("accepted"))
+    assert line.split()[1] == "1"
+    assert line.split()[-2:] == [str(ones), f"{ones / len(expected.acceptance_lengths):.0%}"]
+
+
+def test_the_chat_template_is_the_default(run: Run, engines: Callable[..., Path]) -> None:
+    (expected,) = generated(engines("dflash"), "[user]hi</s>[assistant]", max_new_tokens=9)
+    assert run("hi", "--max-tokens", "9").stdout == expected.text + "\n"
+    assert run("hi", "--max-tokens", "9", "--raw").stdout != expected.text + "\n"
+
+
+def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
+    options = ("hello", "--max-tokens", "25", "--temperature", "0.9", "--top-k", "30", "--top-p", "0.95", "--seed", "4")
+    drafted, undrafted = run(*options), run(*options, "--no-draft")
+    assert drafted.stdout == undrafted.stdout == run(*options, kind="plain").stdout
+    assert "τ" not in undrafted.stderr
+    assert run(*options, "--draft-len", "1").stdout == drafted.stdout
+    assert run(*options[:-1], "5").stdout != drafted.stdout
+
+
+def test_draft_len_narrows_the_histogram(run: Run) -> None:
+    result = run("hello", "--draft-len", "1", "--ignore-eos")
+    assert "bonus included, of at most 2" in result.stderr
+
+
+def test_a_single_token_has_no_generation_clock(run: Run) -> None:
+    result = run("hello", "--max-tokens", "1")
+    assert "first token after" in result.stderr
+    assert "generation" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["hello\n\nworld\nhow are you", '{"prompt": "hello", "id": 7}\n\n{"prompt": "world"}\n{"prompt": "how are you"}\n'],
+)
+@pytest.mark.parametrize("from_stdin", [True, False])
+def test_a_file_of_prompts(
+    run: Run, engines: Callable[..., Path], tmp_path: Path, content: str, from_stdin: bool
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(content)
+    source = ("--input-file", "-") if from_stdin else ("--input-file", path)
+    result = run(*source, "--raw", "--max-tokens", "9", stdin=content if from_stdin else None)
+    assert result.exit_code == 0, result.stderr
+    answers = generated(engines("dflash"), ["hello", "world", "how are you"], max_new_tokens=9)
+    texts = [
+        f"[{n}/3] {prompt}\n{answer.text}\n\n"
+        for n, prompt, answer in zip("123", ["hello", "world", "how are you"], answers, strict=True)
+    ]
+    assert result.stdout == "".join(texts)
+    assert "3 prompts" in result.stderr
+
+
+def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Path) -> None:
+    source, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"prompt": "hello"}\n{"prompt": [72, 69, 76]}\n')
+    result = run("--input-file", source, "--raw", "--output", output, "--max-tokens", "9")
+    assert (result.exit_code, result.stdout) == (0, "")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    answers = generated(engines("dflash"), ["hello", [72, 69, 76]], max_new_tokens=9)
+    for index, (row, answer, prompt) in enumerate(zip(rows, answers, ["hello", [72, 69, 76]], strict=True)):
+        assert {name: row[name] for name in ("index", "prompt", "text", "token_ids")} == {
+            "index": index,
+            "prompt": prompt,
+            "text": answer.text,
+            "token_ids": answer.token_ids,
+        }
+        assert row["acceptance_lengths"] == answer.acceptance_lengths
+        assert row["finish_reason"] == answer.finish_reason
+        assert row["prompt_seconds"] > 0
+
+
+def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
+    (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_new_tokens=9)
+    shown = run("--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}')
+    assert [int(token) for token in shown.stdout.split()] == expected.token_ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        ((), None, "give either a PROMPT or --input-file FILE."),
+        (("hi", "--input-file", "-"), "hi", "give either a PROMPT or --input-file FILE, not both."),
+        (("hi", "--no-draft", "--draft-len", "2"), None, "give either --no-draft or --draft-len, not both."),
+        (("hi", "--draft-len", "4"), None, "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts"),
+        (("hi", "--max-tokens", "0"), None, "max_new_tokens is 0, expected an integer of at least 1"),
+        (("hi", "--temperature", "nan"), None, "temperature is nan, expected 0 (greedy) or a finite positive number"),
+        (("hi", "--num-threads", "0"), None, "num_threads is 0, expected an integer of at least 1"),
+        (("x" * 61, "--raw"), None, "error: the prompt has 61 tokens, and prompts of this engine hold at most 60"),
+        (("", "--raw"), None, "error: the prompt is empty: there is no token to continue from"),
+        (("hi", "--output", "missing/answers.jsonl"), None, "missing/answers.jsonl: cannot be written (No such file"),
+        (("--input-file", "missing.txt"), None, "missing.txt: cannot be read (No such file or directory). Give a file"),
+        (("--input-file", "-"), "\n \n", "stdin: there is no prompt in it. Write one a line"),
+        (("--input-file", "-"), b"ok\nb\xff", "stdin, line 2: byte 1 is not UTF-8. Save the file as UTF-8."),
+        (("--input-file", "-"), '{"prompt": "a"}\n{"prompt"', "stdin, line 2: not JSON (Expecting"),
+        (
+            ("--input-file", "-"),
+            '{"text": "a"}',
+            'stdin, line 1: expected a JSON object with the key "prompt", got {"text"',
+        ),
+        (
+            ("--input-file", "-"),
+            '{"prompt": "a"}\n[1]',
+            'stdin, line 2: expected a JSON object with the key "prompt", got [1]',
+        ),
+        (
+            ("--input-file", "-"),
+            '{"prompt": 5}',
+            'stdin, line 1: "prompt" is 5, expected a string or a list of token ids',
+        ),
+        (
+            ("--input-file", "-"),
+            '{"prompt": "a"}\n\n{"prompt": [1, 97]}',
+            "stdin, line 3: the prompt has at place 1 the id 97",
+        ),
+        (("--input-file", "-"), '{"prompt": [1, 2.5]}', "stdin, line 1: the prompt has at place 1 2.5, a float"),
+        (("--input-file", "-", "--raw"), "a\n" + "x" * 61, "stdin, line 2: the prompt has 61 tokens"),
+    ],
+)
+def test_usage_errors(run: Run, arguments: tuple[str, ...], stdin: str | bytes | None, words: str) -> None:
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_jsonl_file_is_json_by_its_name(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("hello\n")
+    result = run("--input-file", path)
+    assert f"{path}, line 1: not JSON (Expecting value" in result.stderr
+    assert "A file of JSON lines has one object on every line." in result.stderr
+
+
+def test_text_for_an_engine_without_a_tokenizer(run: Run) -> None:
+    result = run("hi", kind="no_tokenizer")
+    assert result.exit_code == 2
+    assert "this engine has no tokenizer.json. Give lists of token ids" in result.stderr
+
+
+def test_no_engine(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["run", str(tmp_path), "hi"])
+    assert result.exit_code == 1
+    assert "no config.json, so this is not an engine directory" in result.stderr
+
+
+def test_a_bad_thread_variable(engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFLASH_NUM_THREADS", "many")
+    result = CliRunner().invoke(main, ["run", str(engines("dflash")), "hi"])
+    assert result.exit_code == 2
+    assert "DFLASH_NUM_THREADS is 'many', expected an integer of at least 1" in result.stderr
+
+
+def test_defaults_are_those_of_the_api() -> None:
+    defaults = {option.name: option.default for option in run_command.params if isinstance(option, click.Option)}
+    names = {
+        "max_tokens": "max_new_tokens",
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "seed": "seed",
+    }
+    assert {defaults[ours] for ours in names} == {getattr(SamplingParams(), theirs) for theirs in names.values()}
+
+
+def test_running_does_not_import_torch(engines: Callable[..., Path]) -> None:
+    code = (
+        "import sys; from trtllm_dflash.cli import main\n"
+        "main(['run', sys.argv[1], 'hi', '--max-tokens', '5'], standalone_mode=False)\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    arguments = [sys.executable, "-c", code, str(engines("dflash"))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("False\n")
+
+
+def test_answers_are_kept_when_the_run_is_interrupted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtllm_dflash.cli import run as module
+
+    in_order = module._in_order
+
+    def interrupted(stream: Any) -> Iterator[Any]:
+        yield next(in_order(stream))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_in_order", interrupted)
+    output = tmp_path / "answers.jsonl"
+    result = run("--input-file", "-", "--output", output, "--max-tokens", "4", stdin="a\nb\nc\n")
+    assert result.exit_code == 130
+    assert len(output.read_text().splitlines()) == 1

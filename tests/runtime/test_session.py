@@ -1,0 +1,92 @@
+"""How much context a step asks for, how many threads it gets, and which engines can run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runtime.fake import fake_config
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.session import context_length, open_session
+from trtllm_dflash.runtime.threads import available_cores, resolve_num_threads
+
+
+@pytest.mark.parametrize(
+    ("past_len", "width", "block_size", "expected"),
+    [
+        ([0], 1, 1, 64),
+        ([63], 1, 1, 64),
+        ([64], 1, 1, 128),
+        ([52], 8, 4, 64),
+        ([53], 8, 4, 128),
+        ([3, 110, 7], 4, 4, 128),
+        ([190], 5, 5, 200),  # never more than the cache has
+    ],
+)
+def test_context_is_the_longest_past_in_whole_buckets(
+    past_len: list[int], width: int, block_size: int, expected: int
+) -> None:
+    past = np.array(past_len, np.int32)
+    assert context_length(past, width=width, block_size=block_size, cache_len=200) == expected
+
+
+def test_a_step_beyond_the_cache() -> None:
+    past = np.array([190], np.int32)
+    words = r"a step of width 8 at position 190 needs 202 cache rows, and this engine has 200\."
+    with pytest.raises(EngineError, match=words):
+        context_length(past, width=8, block_size=4, cache_len=200)
+
+
+def test_an_engine_for_a_gpu(tmp_path: Path) -> None:
+    config = replace(fake_config(), backend="tensorrt_rtx", arch="sm120")
+    words = (
+        r"built with tensorrt_rtx for sm120 \(RTX 50, RTX PRO 6000 Blackwell\) and needs such a GPU; "
+        r"this version of dflash-trt runs engines for cpu only\. Build one with --arch cpu .*; dflash-trt doctor shows"
+    )
+    with pytest.raises(EngineError, match=words):
+        open_session(tmp_path, config)
+
+
+def test_threads_are_the_argument_then_the_variable_then_the_cores() -> None:
+    assert resolve_num_threads(3, {"DFLASH_NUM_THREADS": "5"}) == 3
+    assert resolve_num_threads(None, {"DFLASH_NUM_THREADS": "5"}) == 5
+    assert resolve_num_threads(None, {}) == resolve_num_threads(None, {"DFLASH_NUM_THREADS": ""}) == available_cores()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_bad_thread_variable(value: str) -> None:
+    with pytest.raises(UsageError, match=f"DFLASH_NUM_THREADS is '{value}', expected an integer of at least 1"):
+        resolve_num_threads(None, {"DFLASH_NUM_THREADS": value})
+
+
+@pytest.mark.parametrize("value", [0, -1, True])
+def test_bad_thread_argument(value: int) -> None:
+    with pytest.raises(UsageError, match=f"num_threads is {value}, expected an integer of at least 1"):
+        resolve_num_threads(value, {})
+
+
+def test_hyper_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5}, raising=False)
+    for processor, siblings in {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"}.items():
+        topology = tmp_path / f"cpu{processor}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(siblings)
+    no_quota = tmp_path / "cpu.max"
+    assert available_cores(tmp_path, no_quota) == 2
+    assert available_cores(tmp_path / "unknown", no_quota) == 4
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("900000 100000", 4)],
+)
+def test_a_containers_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert available_cores(tmp_path, tmp_path / "cpu.max") == cores

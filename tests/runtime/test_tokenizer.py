@@ -1,0 +1,123 @@
+"""Text in, text out, and text as tokens come."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime import tiny_tokenizer as tiny
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer
+
+TEXT = "héllo wörld, €5 🙂 – ok\n\ttabs 日本語 👩‍👩‍👧"
+
+
+@pytest.fixture(scope="module")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(tiny.write_byte_level(tmp_path_factory.mktemp("byte_level")))
+
+
+@pytest.fixture(scope="module")
+def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(tiny.write_byte_fallback(tmp_path_factory.mktemp("byte_fallback")))
+
+
+def test_text_survives(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode(TEXT)
+    assert ids == list(TEXT.encode())
+    assert byte_level.decode([tiny.BOS, *ids, tiny.EOS]) == TEXT
+
+
+def test_chat_is_the_models_own_format(byte_level: Tokenizer) -> None:
+    expected = [tiny.BOS, tiny.USER, *b"hi", tiny.ASSISTANT]
+    assert byte_level.encode_chat("hi") == expected
+    assert byte_level.encode_chat([{"role": "user", "content": "hi"}]) == expected
+
+
+def test_a_model_without_chat_template(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(tiny.write_byte_level(tmp_path, chat=False))
+    with pytest.raises(UsageError, match=r"this model has no chat template. Give the text as it is: run --raw"):
+        tokenizer.encode_chat("hi")
+
+
+def test_a_template_that_refuses(byte_level: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="chat template refuses these messages: no system messages"):
+        byte_level.encode_chat([{"role": "system", "content": "be brief"}])
+
+
+def test_no_tokenizer_files(tmp_path: Path) -> None:
+    assert Tokenizer.find(tmp_path) is None
+
+
+def test_damaged_tokenizer_files(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    tokenizer = Tokenizer.find(tmp_path)
+    assert tokenizer is not None
+    with pytest.raises(EngineError, match=r"the tokenizer files cannot be read .* or give prompts as token ids"):
+        tokenizer.encode("hi")
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=20), seed=st.integers(0, 9))
+def test_streamed_text_is_the_text(
+    byte_level: Tokenizer, byte_fallback: Tokenizer, text: str, sizes: list[int], seed: int
+) -> None:
+    specials = [tiny.EOS] if seed > 5 else []
+    streams = {
+        byte_level: [*specials, *byte_level.encode(text), *specials],
+        byte_fallback: [tiny.VOCAB_SIZE + 1, *specials, *text.encode(), tiny.VOCAB_SIZE + 2, tiny.VOCAB_SIZE + 2],
+    }
+    for tokenizer, ids in streams.items():
+        stream, pieces, place = TextStream(tokenizer.decode), [], 0
+        for index in range(len(ids)):
+            size = sizes[index % len(sizes)]
+            pieces.append(stream.push(ids[place : place + size]))
+            place += size
+        assert all("\ufffd" not in piece for piece in pieces if "\ufffd" not in text)
+        assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
+
+
+def test_half_a_character_waits(byte_level: Tokenizer) -> None:
+    stream = TextStream(byte_level.decode)
+    assert [stream.push([byte]) for byte in "a€b".encode()] == ["a", "", "", "€", "b"]
+    assert stream.push("é".encode()[:1]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_whole_characters_before_a_half_one_are_shown(byte_level: Tokenizer) -> None:
+    stream = TextStream(byte_level.decode)
+    assert stream.push("ab€".encode()[:-1]) == "ab"
+    assert stream.push("€c".encode()[-2:]) == "€c"
+
+
+def test_spaces_between_words_survive_specials(byte_fallback: Tokenizer) -> None:
+    hello, world = tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2
+    stream = TextStream(byte_fallback.decode)
+    assert [stream.push([token]) for token in (hello, tiny.EOS, world, world)] == ["hello", "", " world", " world"]
+
+
+def test_transformers_is_quiet_about_torch(
+    byte_level: Tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    byte_level.encode("a")
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)
+    logger.warning("PyTorch was not found. Models won't be available")
+    logger.warning("something else")
+    assert {record.message for record in caplog.records} == {"something else"}
+
+
+def test_tokenizing_does_not_import_torch(tmp_path: Path) -> None:
+    tiny.write_byte_level(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from trtllm_dflash.runtime.tokenizer import Tokenizer\n"
+        "t = Tokenizer(Path(sys.argv[1])); t.decode(t.encode_chat('hi')); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

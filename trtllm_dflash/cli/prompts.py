@@ -1,0 +1,84 @@
+"""Prompts from a file: one a line, or JSON lines with a "prompt"; and answers to a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.results import Generation
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """One prompt, as text or as token ids, and where it stands: "" or "FILE, line N"."""
+
+    prompt: str | list[int]
+    where: str = ""
+
+
+def read_prompts(path: Path) -> list[PromptLine]:
+    """Read the prompts of a file, or of stdin for "-"; blank lines are skipped.
+
+    A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace; keys beside "prompt"
+    (a string or a list of token ids) are ignored. A line that cannot be used raises UsageError with its number.
+    """
+    name = "stdin" if str(path) == "-" else str(path)
+    lines = [(number, line) for number, line in enumerate(_lines(path, name), start=1) if line.strip()]
+    if not lines:
+        raise UsageError(
+            f"{name}: there is no prompt in it. Write one a line, or one JSON object with a prompt a line."
+        )
+    if path.suffix == ".jsonl" or lines[0][1].lstrip().startswith("{"):
+        return [
+            PromptLine(_from_json(line, f"{name}, line {number}"), f"{name}, line {number}") for number, line in lines
+        ]
+    return [PromptLine(line, f"{name}, line {number}") for number, line in lines]
+
+
+def _lines(path: Path, name: str) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if name == "stdin" else path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{name}: cannot be read ({error.strerror}). Give a file of prompts, or - for stdin."
+        ) from error
+    lines = data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    return [_text(line, f"{name}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
+
+
+def _from_json(line: str, where: str) -> str | list[int]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where}: not JSON ({error}). A file of JSON lines has one object on every line.") from error
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise UsageError(f'{where}: expected a JSON object with the key "prompt", got {line.strip()[:60]}')
+    prompt = row["prompt"]
+    if not isinstance(prompt, str | list):
+        raise UsageError(f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token ids.')
+    return prompt
+
+
+def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, Any]:
+    """The JSON line of one answer."""
+    return {
+        "index": index,
+        "prompt": line.prompt,
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "acceptance_lengths": answer.acceptance_lengths,
+        "finish_reason": answer.finish_reason,
+        "prompt_seconds": round(answer.prompt_seconds, 6),
+        "generation_seconds": round(answer.generation_seconds, 6),
+    }
