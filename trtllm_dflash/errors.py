@@ -1,4 +1,7 @@
-"""The one family of errors: every failure a user can cause or meet is a DFlashError that says what, where, expected and got, and what to do."""
+"""The one family of errors: every failure that a user can cause or meet is a DFlashError.
+
+Its text says what, where, expected and got, and what to do.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ MIB = 2**20
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A checkpoint's config and tensors."""
     with safe_open(directory / "model.safetensors", "numpy") as file:
-        return json.loads((directory / "config.json").read_text()), {name: file.get_tensor(name) for name in file.keys()}
+        names = list(file.keys())
+        return json.loads((directory / "config.json").read_text()), {name: file.get_tensor(name) for name in names}
 
 
 def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:

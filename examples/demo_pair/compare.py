@@ -1,6 +1,6 @@
 """Runs one prompt on the plain engine and on the DFlash engine and shows both answers side by side.
 
-    python compare.py PLAIN_ENGINE DFLASH_ENGINE [PROMPT]
+python compare.py PLAIN_ENGINE DFLASH_ENGINE [PROMPT]
 """
 
 from __future__ import annotations

@@ -143,6 +143,13 @@ def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Pat
         assert row["prompt_seconds"] > 0
 
 
+def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "answers.jsonl"
+    output.write_text("earlier answers\n")
+    assert run("x" * 61, "--raw", "--output", output).exit_code == 2
+    assert output.read_text() == "earlier answers\n"
+
+
 def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
     (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_new_tokens=9)
     shown = run("--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}')

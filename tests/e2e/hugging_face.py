@@ -1,4 +1,4 @@
-"""Hugging Face's and the reference package's own decoding, in float32 on the CPU: what our engines are compared with."""
+"""Hugging Face's and the reference package's own decoding, in float32: what our engines are compared with."""
 
 from __future__ import annotations
 

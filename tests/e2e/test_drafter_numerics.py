@@ -26,9 +26,7 @@ def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
     """A session of the step that also gives the drafter's final hidden rows [B·T, hidden], and its output names."""
     import onnxruntime
 
-    model = build_step(
-        load_target(target), load_drafter(drafter), dtype="float32", cache_len=CACHE, block_size=BLOCK
-    )
+    model = build_step(load_target(target), load_drafter(drafter), dtype="float32", cache_len=CACHE, block_size=BLOCK)
     for initializer in model.graph.initializers.values():
         initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
     hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)

@@ -59,8 +59,11 @@ def test_first_three_tokens(engine: EngineFactory) -> None:
         marginal = mass @ rows
         statistic, limit = _chi_square(Counter(item.token_ids[place] for item in generations), marginal)
         assert statistic < limit, f"token {place}: chi-square {statistic:.1f}, limit {limit:.1f}"
-        joint = [(prefix + [token], mass[i] * rows[i, token]) for i, prefix in enumerate(prefixes) for token in
-                 np.flatnonzero(rows[i]).tolist()]
+        joint = [
+            ([*prefix, token], mass[i] * rows[i, token])
+            for i, prefix in enumerate(prefixes)
+            for token in np.flatnonzero(rows[i]).tolist()
+        ]
         prefixes, mass = [prefix for prefix, _ in joint], np.array([weight for _, weight in joint])
     accepted = [length for item in generations for length in item.acceptance_lengths]
     assert max(accepted) > 1, "no draft was ever accepted: this run did not test acceptance"

@@ -1,4 +1,4 @@
-"""The tables of trtllm_dflash/graph/README.md, made from the declarations. `python -m tests.graph.tables` rewrites them."""
+"""The tables of trtllm_dflash/graph/README.md, from the declarations. `python -m tests.graph.tables` rewrites them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ def operators() -> str:
     """Every operator: meaning, inputs, outputs, attributes."""
     parts = []
     for spec in OPS.values():
-        rows = [f"### {spec.name}", "", spec.meaning, "", "| | name | type | shape | meaning |", "|---|---|---|---|---|"]
+        rows = [
+            f"### {spec.name}",
+            "",
+            spec.meaning,
+            "",
+            "| | name | type | shape | meaning |",
+            "|---|---|---|---|---|",
+        ]
         for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
             rows += [f"| {kind} | `{t.name}` | {t.dtype} | {t.shape} | {t.meaning} |" for t in tensors]
         for a in spec.attributes:

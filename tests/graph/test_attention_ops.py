@@ -17,7 +17,7 @@ def _attend_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
     return (weights / weights.sum()) @ values.astype(np.float64)
 
 
-def _reference(q, keys, values, positions, sees, scale):  # noqa: ANN001, ANN202
+def _reference(q, keys, values, positions, sees, scale):
     out = np.zeros(q.shape)
     for b in range(q.shape[0]):
         for s in range(q.shape[1]):
@@ -48,7 +48,8 @@ def test_verify_attention(width: int, window: int) -> None:
     q = rng.standard_normal((B, width, HQ, D)).astype(np.float32)
     k, v = rng.standard_normal((2, B, width, HKV, D)).astype(np.float32)
     keys, values = _poisoned_caches(rng, past)
-    arrays = dict(q=q, k=k, v=v, key_cache=keys, value_cache=values, positions=past[:, None] + np.arange(width))
+    arrays = {"q": q, "k": k, "v": v, "key_cache": keys, "value_cache": values}
+    arrays["positions"] = past[:, None] + np.arange(width)
     arrays["kv_positions"] = np.arange(17 + width + 2, dtype=np.int64)
     got = run_op("DFlashVerifyAttention", arrays, scale=0.3, window_size=window)
 
@@ -75,7 +76,7 @@ def test_draft_attention(causal: int, window: int) -> None:
     q = rng.standard_normal((B, block, HQ, D)).astype(np.float32)
     k, v = rng.standard_normal((2, B, width + block, HKV, D)).astype(np.float32)
     keys, values = _poisoned_caches(rng, past)
-    arrays = dict(q=q, k=k, v=v, key_cache=keys, value_cache=values)
+    arrays = {"q": q, "k": k, "v": v, "key_cache": keys, "value_cache": values}
     contexts, blocks = past[:, None] + np.arange(width), nxt[:, None] + np.arange(block)
     arrays["positions"] = np.concatenate([contexts, blocks], axis=1)
     arrays["kv_positions"] = np.arange(17 + width + block, dtype=np.int64)

@@ -51,6 +51,11 @@ def test_a_template_that_refuses(byte_level: Tokenizer) -> None:
         byte_level.encode_chat([{"role": "system", "content": "be brief"}])
 
 
+def test_text_that_is_no_text(byte_level: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="the text has half a surrogate pair at place 1, which is no character"):
+        byte_level.encode("a\ud800")
+
+
 def test_no_tokenizer_files(tmp_path: Path) -> None:
     assert Tokenizer.find(tmp_path) is None
 

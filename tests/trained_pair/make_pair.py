@@ -89,7 +89,7 @@ def train_drafter(target: Qwen3ForCausalLM, steps: int) -> DFlashDraftModel:
     return model.eval()
 
 
-def _update(loss, model, optimizer, schedule) -> None:  # noqa: ANN001
+def _update(loss, model, optimizer, schedule) -> None:
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

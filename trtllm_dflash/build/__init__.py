@@ -1,1 +1,1 @@
-"""From checkpoints to an engine directory: `prepare` decides, `child` runs `worker`, whose backend (cpu, rtx) builds."""
+"""From checkpoints to an engine directory: `prepare` decides, `child` runs `worker`, whose backend builds."""

@@ -56,7 +56,7 @@ def run(
 
     lines = _prompt_lines(prompt, input_file)
     loaded = Engine.load(engine, num_threads=num_threads)
-    with _destination(output) as file, _open_stream(loaded, lines, raw, sampling) as stream:
+    with _open_stream(loaded, lines, raw, sampling) as stream, _destination(output) as file:
         if file is not None:
             _write(lines, stream, file)
         elif len(lines) == 1:
@@ -104,7 +104,7 @@ def _model_input(engine: Engine, prompt: str | list[int], raw: bool) -> str | li
 
 @contextmanager
 def _destination(output: Path | None) -> Iterator[IO[str] | None]:
-    """The file of --output, opened before any step runs; None is the terminal."""
+    """The file of --output, opened before the first step and after all checks; None is the terminal."""
     if output is None:
         yield None
         return

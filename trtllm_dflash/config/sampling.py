@@ -1,5 +1,4 @@
-"""How tokens are chosen and when a sequence ends: the options shared by `Engine.generate`, `Engine.stream` and the
-command line."""
+"""How tokens are chosen and when a sequence ends: the options of `Engine.generate`, `Engine.stream` and `run`."""
 
 from __future__ import annotations
 
@@ -13,8 +12,7 @@ from trtllm_dflash.errors import UsageError
 
 
 class SamplingOptions(TypedDict, total=False):
-    """`SamplingParams` as keyword arguments (a test keeps the two equal); sequences of numbers may be lists or NumPy
-    arrays."""
+    """`SamplingParams` as keyword arguments (a test keeps the two equal); lists and arrays serve as tuples."""
 
     max_new_tokens: int
     temperature: float
@@ -80,8 +78,7 @@ class SamplingParams:
         return cls(**{name: _frozen(value) for name, value in options.items()})
 
     def seed_of(self, index: int, num_prompts: int) -> int:
-        """The seed of prompt `index`; a sequence of seeds that does not have `num_prompts` entries raises
-        UsageError."""
+        """The seed of prompt `index`; UsageError if there are several seeds, but not `num_prompts`."""
         if not isinstance(self.seed, tuple):
             return self.seed
         if len(self.seed) != num_prompts:

@@ -63,7 +63,7 @@ class GraphBuilder:
         """Return the initializer called `name`, made from `tensor()` on first use: a shared weight is one tensor."""
         if name not in self.initializers:
             made = tensor()
-            shape = ir.Shape(made.shape)
+            shape = ir.Shape(list(made.shape.numpy()))
             self.initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(made.dtype), const_value=made)
         return self.initializers[name]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.config.rope import RopeConfig
@@ -56,12 +55,10 @@ class Rotary:
         cls, g: GraphBuilder, rope: RopeConfig, name: str, num_positions: int, dtype: ir.DataType
     ) -> Rotary:
         """Tables for positions 0 … num_positions-1; `name` keeps the two models' tables apart."""
-        tables: dict[str, np.ndarray] = dict(zip(("cos", "sin"), rope.cos_sin(num_positions), strict=True))
-        cos, sin = (
-            g.initializer(f"{name}.rotary_{kind}", lambda table=table: ir.Tensor(table))
-            for kind, table in tables.items()
-        )
-        return cls(g, cos, sin, dtype)
+        cos, sin = rope.cos_sin(num_positions)
+        cos_table = g.initializer(f"{name}.rotary_cos", lambda: ir.Tensor(cos))
+        sin_table = g.initializer(f"{name}.rotary_sin", lambda: ir.Tensor(sin))
+        return cls(g, cos_table, sin_table, dtype)
 
     def __call__(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
         """Rotate x [B, N, heads·D] to `positions` [B, N]."""

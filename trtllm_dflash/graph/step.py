@@ -46,7 +46,8 @@ def build_step(
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
-    is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have type `dtype`; others are converted when read.
+    is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
+    type `dtype`; others are converted when read.
     Ports are those of `graph.io.step_ports`.
     """
     config = drafter.config if drafter else None

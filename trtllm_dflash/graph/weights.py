@@ -32,13 +32,11 @@ class WeightSource:
         """The initializer of rows `ids` of tensor `name`, called `<model>.<alias>`."""
         info = self._tensors[name]
 
-        def gathered() -> ir.Tensor:
+        def gathered() -> ir.TensorProtocol:
             return ir.Tensor(info.array()[ids].astype(self._dtype.numpy()))
 
         shape = ir.Shape([len(ids), *info.shape[1:]])
-        return g.initializer(
-            f"{self._model}.{alias}", lambda: ir.LazyTensor(gathered, self._dtype, shape, name=alias)
-        )
+        return g.initializer(f"{self._model}.{alias}", lambda: ir.LazyTensor(gathered, self._dtype, shape, name=alias))
 
 
 def _tensor(info: TensorInfo, dtype: ir.DataType) -> ir.TensorProtocol:

@@ -1,9 +1,8 @@
 """CPU sessions: ONNX Runtime over caches that are allocated once and updated in place.
 
-A step on small shapes takes well under a millisecond in a graph with some hundred inputs and outputs, so binding
-matters: every cache is bound once for each run of slots that is ever stepped, with the same memory as input and output
-(TensorScatter then writes only the step's rows); a step itself writes eight small arrays, and rebinds one only where
-its shape has changed.
+A graph has some hundred inputs and outputs, nearly all of them caches. Each is bound once for every run of slots that
+is ever stepped, with the same memory as input and output, so that TensorScatter writes only the step's rows. A step
+itself writes seven small arrays, and rebinds one only where its shape has changed: about 50 µs in Python.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from trtllm_dflash.runtime.threads import resolve_num_threads
 
 MODEL_FILE = "model.onnx"
 # How long an idle worker thread spins before it sleeps: long enough to bridge the gaps between a step's kernels, short
-# enough to leave the core to others. SmolLM2-135M, 2 threads on 2 cores, tokens/s when idle / when others keep both
-# busy: no spinning 51 / 18, 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, ONNX Runtime's default 57 / 14 (1 thread: 36
-# / 25).
+# enough to leave the core to others. SmolLM2-135M without drafter, 2 threads on 2 cores, tokens/s where nothing else
+# runs / where two other processes do: no spinning 51 / 18, 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, the default
+# of ONNX Runtime 57 / 14; one thread 36 / 25.
 SPIN_MICROSECONDS = 100
 
 _LOAD_ERRORS = (
@@ -47,8 +46,7 @@ class OrtSession:
     """A `Session` on this machine's processors."""
 
     def __init__(self, directory: Path, config: EngineConfig, *, num_threads: int | None = None) -> None:
-        """Load `directory`/model.onnx and allocate the caches of all slots (the system commits a page when it is first
-        used)."""
+        """Load `directory`/model.onnx and allocate all slots' caches (memory that the system commits as it is used)."""
         self._config = config
         self.num_threads = resolve_num_threads(num_threads)
         self._session = _load(directory / MODEL_FILE, self.num_threads)
@@ -95,8 +93,7 @@ class OrtSession:
 
 
 class _SlotBinding:
-    """ONNX Runtime's view of one run of slots: caches bound for good, the other ports to buffers of the current
-    sizes."""
+    """ONNX Runtime's view of one run of slots: caches bound for good, other ports to buffers of the current sizes."""
 
     def __init__(self, session: Any, ports: Iterable[Port], caches: Mapping[str, NDArray[Any]]) -> None:
         self._session = session

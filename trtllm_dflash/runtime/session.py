@@ -30,8 +30,7 @@ CONTEXT_BUCKET = 64
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One step of the slots first_slot … first_slot + B - 1, with S tokens and R decided rows in each (see
-    `graph/io.py`)."""
+    """One step of the slots first_slot … first_slot + B - 1: S tokens and R decided rows in each (`graph/io.py`)."""
 
     first_slot: int
     input_ids: Int64  # [B, S]
@@ -76,11 +75,9 @@ class Session(Protocol):
 
 
 def context_length(past_len: Int32, *, width: int, block_size: int, cache_len: int) -> int:
-    """Cache rows that a step must look at: all that it reads or writes, rounded up to a whole bucket, at most
-    cache_len.
+    """Cache rows that a step looks at: all that it reads or writes, rounded up to a whole bucket, at most cache_len.
 
-    A step writes `width` rows behind the longest past and, with a drafter (block_size > 1), looks `block_size` rows
-    further.
+    A step writes `width` rows behind the longest past; with a drafter (block_size > 1) it writes a block behind those.
     """
     needed = int(past_len.max()) + width + (block_size if block_size > 1 else 0)
     if needed > cache_len:

@@ -27,8 +27,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The text's token ids, with the special tokens that the model's tokenizer adds by itself."""
-        ids: list[int] = self._library.encode(text)
-        return ids
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation in the model's chat format, up to where the assistant's answer begins.
@@ -49,13 +48,22 @@ class Tokenizer:
             text = self._library.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise UsageError(f"{self._directory}: the model's chat template refuses these messages: {error}") from error
-        ids: list[int] = self._library.encode(text, add_special_tokens=False)  # the template writes them itself
-        return ids
+        return self._encode(text, add_special_tokens=False)  # the template writes them itself
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids without special tokens; bytes that are no whole character become U+FFFD."""
         text: str = self._library.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text has half a surrogate pair at place {error.start}, which is no character: {text[:60]!r}"
+            ) from error
+        ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens)
+        return ids
 
     @cached_property
     def _library(self) -> Any:

@@ -27,7 +27,8 @@ def choose(
     hot = g.Greater(temperature, 0.0)
 
     def sampled(tokens: ir.Value) -> tuple[ir.Value]:
-        sample = _sample(g, logits, *(g.Unsqueeze(x, [1, 2]) for x in (temperature, top_p, top_k)), uniforms)
+        by_row = [g.Unsqueeze(setting, [1, 2]) for setting in (temperature, top_p, top_k)]
+        sample = _sample(g, logits, by_row[0], by_row[1], by_row[2], uniforms)
         return (g.Where(g.Unsqueeze(hot, [1]), sample, tokens),)
 
     return g.repeat(_any(g, hot), (greedy,), sampled)[0]
@@ -61,9 +62,7 @@ def _filtered(
     return g.Where(_kept(g, x, mass, limit, bisections), mass, 0.0)
 
 
-def _kept(
-    g: GraphBuilder, x: ir.Value, weight: ir.Value | float, limit: ir.Value, bisections: ir.Value
-) -> ir.Value:
+def _kept(g: GraphBuilder, x: ir.Value, weight: ir.Value | float, limit: ir.Value, bisections: ir.Value) -> ir.Value:
     """True for every token before which (in order of falling x) lies less weight than `limit`; bool [B, R, V]."""
     low = g.Mul(g.ReduceMax(x, [-1], keepdims=1), 0.0)  # zeros [B, R, 1]
     low, high = g.Add(low, _FLOOR), low

@@ -36,7 +36,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of the same name may replace it."""
+    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name may replace it."""
 
     name: str
     meaning: str

@@ -1,4 +1,4 @@
-"""DFlashVerifyAttention: the target's causal attention over its cache, with the step's own keys and values written first."""
+"""DFlashVerifyAttention: the target's causal attention over its cache, the step's own keys and values included."""
 
 from __future__ import annotations
 
