@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path
     assert generation["input_ids"] == ((1, 4), (3, 4), (3, 4))
     assert generation["uniforms"] == ((1, 4), (3, 4), (3, 4))
     assert generation["kv_positions"] == ((4,), (64,), (128,))
+    fewer = profiles(prepared.ports, replace(prepared.resolved, draft_len=1))[1]
+    assert fewer["input_ids"] == fewer["uniforms"] == ((1, 2), (3, 2), (3, 4))
     assert generation["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))
 
 

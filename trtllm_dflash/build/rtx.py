@@ -43,17 +43,17 @@ def build(model: ir.Model, job: Job) -> bytes:
 
 
 def profiles(ports: Sequence[Port], sizes: ResolvedBuild) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
-    """The context profile (one slot, any width) and the generation profile (all slots, one block wide).
+    """The context profile (one slot, any width) and the generation profile (all slots, draft_len + 1 to a block wide).
 
     Each maps an input's name to its smallest, usual and largest shape.
     """
     block, batch, widest, length = sizes.block_size, sizes.max_batch_size, sizes.max_num_tokens, sizes.cache_len
-    lengths = (1, max(length // 2, 1), length)
+    lengths, verified = (1, max(length // 2, 1), length), (1 + sizes.draft_len, 1 + sizes.draft_len, block)
     context = {BATCH: (1, 1, 1), WIDTH: (1, widest, widest), ROWS: (1, 1, block), CONTEXT: lengths}
     generation = {
         BATCH: (1, batch, batch),
-        WIDTH: (block, block, block),
-        ROWS: (block, block, block),
+        WIDTH: verified,
+        ROWS: verified,
         CONTEXT: (block, *lengths[1:]),
     }
     return tuple(

@@ -130,7 +130,7 @@ def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ..
         DraftLayerConfig(causal=slides if explicit is None else explicit, window=window if slides else 0)
         for slides in sliding
     )
-    _LOG.info("%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks)))
+    _LOG.debug("%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks)))
     return masks
 
 
