@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def write(directory: Path, facts: Mapping[str, Any], *, progress: Progress = ign
         files[path.name] = file_entry(path)
         done += int(files[path.name]["bytes"])
         progress("hashing the engine", done, total)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = {"schema": SCHEMA, "created": created, **facts, "files": files}
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
