@@ -83,16 +83,18 @@ def test_plain_engine(
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 7])
-@pytest.mark.parametrize("variant", ["full", "mixed"])
+@pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_block_sizes(
-    block_size: int,
+    name: str,
     variant: str,
+    block_size: int,
     targets: dict[str, Path],
     expected: dict[str, list[list[int]]],
     engine: EngineFactory,
     tmp_path: Path,
 ) -> None:
-    """Blocks smaller than, equal to and larger than the window of a sliding layer."""
-    drafter = tiny_drafter(tmp_path / "drafter", targets["qwen3"], variant=variant, block_size=7)
-    out = engine(targets["qwen3"], drafter, block_size=block_size).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
-    assert [item.token_ids for item in out] == expected["qwen3"]
+    """Blocks shorter and longer than the window of a sliding layer."""
+    drafter = tiny_drafter(tmp_path / "drafter", targets[name], variant=variant, block_size=7)
+    out = engine(targets[name], drafter, block_size=block_size).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+    assert [item.token_ids for item in out] == expected[name]
