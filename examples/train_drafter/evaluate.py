@@ -214,18 +214,12 @@ def print_table(result: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def load_answers(args: argparse.Namespace, target: Target) -> dict[str, list[Answer]]:
-    """Return the answers of both sets, from the cache file where there is one."""
-    if args.cache and args.cache.exists():
-        loaded: dict[str, list[Answer]] = torch.load(args.cache, weights_only=False)
-        return loaded
+    """Return the target's answers to both sets."""
     tokenizer = Tokenizer.from_file(str(args.target / "tokenizer.json"))
-    sets = {
+    return {
         name: greedy_answers(target, tokenizer, read_jsonl(PROMPT_FOLDER / f"{name}.jsonl"), args.max_new)
         for name in ("heldout", "unseen")
     }
-    if args.cache:
-        torch.save(sets, args.cache)
-    return sets
 
 
 def main() -> None:
@@ -234,7 +228,6 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--cache", type=Path, help="keep the target's answers in this file")
     parser.add_argument("--check", type=int, default=2, help="prompts per set for the real loop")
     parser.add_argument("--vocab", type=Path, help="JSON list of token ids to draft from")
     parser.add_argument("--max-new", type=int, default=128)
