@@ -9,10 +9,11 @@ import click
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from trtllm_dflash import Engine, Generation
 
-PROMPT = "Rewrite this sentence in a formal tone: hey, can you send me the report before lunch?"
+PROMPT = "Write a Python function that returns the sum of the even numbers in a list, and explain it."
 WARM_UP_TOKENS = 8
 
 
@@ -29,11 +30,11 @@ def speed(answer: Generation) -> float:
     return (len(answer.token_ids) - 1) / answer.generation_seconds
 
 
-def panel(title: str, answer: Generation) -> Panel:
+def panel(title: str, answer: Generation, width: int) -> Panel:
     """The text, and under it what it took."""
     steps = len(answer.acceptance_lengths)
     footer = f"{speed(answer):.1f} tokens/s · {steps} steps · τ {answer.tokens_per_step:.2f}"
-    return Panel(answer.text, title=title, subtitle=footer, width=58)
+    return Panel(Text(answer.text), title=title, subtitle=footer, width=width)
 
 
 @click.command()
@@ -49,7 +50,8 @@ def main(plain: str, dflash: str, prompt: str, max_tokens: int) -> None:
     }
     console = Console()
     console.print(f"[bold]{prompt}[/bold]\n")
-    console.print(Columns([panel(name, answer) for name, answer in answers.items()]))
+    width = min(60, console.width // 2 - 1)
+    console.print(Columns([panel(name, answer, width) for name, answer in answers.items()]))
     before, after = answers.values()
     same = "the same text" if before.token_ids == after.token_ids else "DIFFERENT TEXTS"
     console.print(f"\n{same}, {speed(after) / speed(before):.2f}× the tokens per second\n")
