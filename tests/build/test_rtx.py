@@ -31,7 +31,7 @@ from trtllm_dflash.graph.step import build_step
 pytest.importorskip("tensorrt_rtx")
 from trtllm_dflash.build.rtx import BuilderLog, Compiler, EngineWriter, profiles
 
-ARCHS = ("sm89", "sm120", "sm121")
+ARCHS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 LOG = BuilderLog()  # one, since TensorRT talks to the first that a process gives it
 PLAIN = "plain"
 CASES = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
