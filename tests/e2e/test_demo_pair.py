@@ -27,11 +27,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Fifty held-out and unseen prompts of all kinds, in the chat format."""
+    """Fifty held-out and ten unseen prompts of all kinds, in the chat format."""
     tokenizer = Engine.load(DEMO / "plain").tokenizer
     assert tokenizer is not None
-    lines = [line for name in ("heldout", "unseen") for line in _lines(name)[::3]][:60]
-    return [list(tokenizer.encode_chat(json.loads(line)["prompt"])) for line in lines][-50:]
+    lines = [*_lines("heldout")[::2], *_lines("unseen")[::4]]
+    return [list(tokenizer.encode_chat(json.loads(line)["prompt"])) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def answers(prompts: list[list[int]]) -> list[Generation]:
     return Engine.load(DEMO / "cpu").generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[])
 
 
-def test_fifty_prompts_equal_hugging_face(prompts: list[list[int]], answers: list[Generation]) -> None:
+def test_every_prompt_equals_hugging_face(prompts: list[list[int]], answers: list[Generation]) -> None:
     target = hugging_face.load_target(DEMO / "target")
-    assert len(prompts) == 50
+    assert len(prompts) >= 50
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
 
