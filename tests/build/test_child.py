@@ -136,7 +136,6 @@ def test_the_plugin_library_resolves_in_the_worker_and_not_here() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
 def test_the_worker_imports_nothing_from_the_users_folder(tmp_path: Path) -> None:
     (tmp_path / "onnx_ir.py").write_text("raise SystemExit('imported from the current folder')")
     command = [sys.executable, "-c", "import onnx_ir, trtllm_dflash.build.worker; print(onnx_ir.__file__)"]

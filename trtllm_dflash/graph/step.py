@@ -20,7 +20,7 @@ from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterContext
 from trtllm_dflash.graph.io import Port, step_ports
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
-from trtllm_dflash.graph.ops import ACCEPT, DRAFT_ATTENTION, OPS, VERIFY_ATTENTION
+from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.targets import LAYERS
 from trtllm_dflash.graph.targets.context import TargetContext
 from trtllm_dflash.graph.weights import WeightSource
@@ -53,30 +53,20 @@ def build_step(
     config = drafter.config if drafter else None
     ports = step_ports(target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size)
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
-    results = _Step(GraphBuilder(), inputs, DTYPES[dtype], cache_len, block_size, draft_vocab).emit(target, drafter)
+    g = GraphBuilder()
+    results = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab).emit(target, drafter)
     outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
-    return results.to_model(list(inputs.values()), outputs, plain=drafter is None)
-
-
-class _Results(dict[str, ir.Value]):
-    """Output values by port name, with the builder that holds their graph."""
-
-    def __init__(self, g: GraphBuilder) -> None:
-        super().__init__()
-        self.g = g
-
-    def to_model(self, inputs: list[ir.Value], outputs: list[ir.Value], *, plain: bool) -> ir.Model:
-        ops = (VERIFY_ATTENTION, ACCEPT) if plain else (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT)
-        graph = ir.Graph(
-            inputs,
-            outputs,
-            nodes=self.g.nodes,
-            initializers=list(self.g.initializers.values()),
-            opset_imports={"": OPSET, OPS_DOMAIN: 1},
-            name="step",
-        )
-        functions = [OPS[op.name].function() for op in ops]
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
+    graph = ir.Graph(
+        list(inputs.values()),
+        outputs,
+        nodes=g.nodes,
+        initializers=list(g.initializers.values()),
+        opset_imports={"": OPSET, OPS_DOMAIN: 1},
+        name="step",
+    )
+    used = {node.op_type for node in g.nodes if node.domain == OPS_DOMAIN}
+    functions = [spec.function() for name, spec in OPS.items() if name in used]
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
 
 
 @dataclass(frozen=True)
@@ -88,8 +78,9 @@ class _Step:
     block_size: int
     draft_vocab: np.ndarray | None
 
-    def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> _Results:
-        g, ids, results = self.g, self.inputs["input_ids"], _Results(self.g)
+    def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> dict[str, ir.Value]:
+        """The outputs by port name."""
+        g, ids = self.g, self.inputs["input_ids"]
         verifier = Model(g, WeightSource("target", target.tensors, self.dtype), self.dtype, target.config.rms_norm_eps)
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
@@ -100,14 +91,13 @@ class _Step:
             new_ids, num_new, next_len, bonus = ACCEPT(
                 g, logits, ids, self.inputs["num_known"], self.inputs["past_len"], *settings
             )
-        results |= {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
+        results = {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
         if drafter is not None:
             with g.scope("drafter"):
                 drafts, draft_written = self._drafts(verifier, target.config, drafter, features, bonus, next_len)
             written |= draft_written
             results["next_ids"] = g.Concat(bonus, drafts, axis=1)
-        results |= {f"{name}.out": value for name, value in written.items()}
-        return results
+        return results | {f"{name}.out": value for name, value in written.items()}
 
     def _target(
         self, m: Model, config: TargetConfig, tap_ids: tuple[int, ...]
