@@ -10,6 +10,17 @@ import pytest
 
 from tests.tiny import tiny_drafter, tiny_target
 
+DEMO = Path(__file__).parent.parent / "demo"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `demo` need the demo pair's engines, which `make demo` and `make test` build."""
+    if all((DEMO / engine / "manifest.json").exists() for engine in ("plain", "cpu", "sm120")):
+        return
+    for item in items:
+        if item.get_closest_marker("demo"):
+            item.add_marker(pytest.mark.skip(reason="the demo engines are not built: run `make demo`"))
+
 
 @pytest.fixture(scope="session")
 def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:

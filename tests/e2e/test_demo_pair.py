@@ -17,12 +17,7 @@ ROOT = Path(__file__).parents[2]
 DEMO, PAIR = ROOT / "demo", ROOT / "examples" / "demo_pair"
 NEW_TOKENS = 24
 
-pytestmark = [
-    pytest.mark.demo,
-    pytest.mark.skipif(
-        not (DEMO / "cpu" / "manifest.json").exists(), reason="the demo engines are not built: run `make demo`"
-    ),
-]
+pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")

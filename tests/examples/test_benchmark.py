@@ -11,12 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    pytest.mark.demo,
-    pytest.mark.skipif(
-        not (ROOT / "demo" / "cpu" / "manifest.json").exists(), reason="the demo engines are not built: run `make demo`"
-    ),
-]
+pytestmark = pytest.mark.demo
 
 
 def _run(script: str, *arguments: str) -> str:
