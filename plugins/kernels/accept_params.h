@@ -1,0 +1,47 @@
+// What the accept kernels are told, and how their work is divided. Plain C++, read by kernels, launchers and tests.
+#pragma once
+
+namespace dflash {
+
+struct AcceptParams {
+  const float* logits;         // [B, R, V]: row r decides the token behind position num_known-1+r
+  const long long* input_ids;  // [B, S]: decided tokens, then drafts
+  const int* num_known;        // [B]
+  const int* past_len;         // [B]
+  const float* temperature;    // [B], 0: argmax
+  const float* top_p;          // [B], 1: off
+  const int* top_k;            // [B], 0: off
+  const float* uniforms;       // [B, U] in [0, 1): number p decides the token at position p
+  long long* new_ids;          // [B, R]: the choices 0 … accepted, then -1
+  int* num_new;                // [B]: accepted + 1
+  int* next_len;               // [B]: past_len + num_known + accepted
+  long long* bonus;            // [B, 1]: the last of the new tokens
+  float* chunk_max;            // [B·R, chunks]: workspace
+  int* chunk_argmax;           // [B·R, chunks]: workspace
+  int* choice;                 // [B·R]: workspace
+  int batch;
+  int rows;       // R
+  int width;      // S
+  int positions;  // U
+  int vocab;      // V
+  int chunks;     // CTAs that share the first pass over a row
+};
+
+constexpr int kScanThreads = 256;
+constexpr int kChooseThreads = 1024;
+constexpr int kFinishThreads = 32;
+constexpr int kScanElements = 16384;  // logits of a chunk: 64 for each thread of the scan
+
+struct AcceptPlan {
+  int chunks;
+  long long workspace_bytes;  // chunk_max, chunk_argmax, choice
+};
+
+inline AcceptPlan accept_plan(int batch, int rows, int vocab) {
+  AcceptPlan plan{};
+  plan.chunks = (vocab + kScanElements - 1) / kScanElements;
+  plan.workspace_bytes = 4LL * batch * rows * (2LL * plan.chunks + 1);
+  return plan;
+}
+
+}  // namespace dflash

@@ -1,0 +1,94 @@
+// Attention of a step's rows over a cache that the same launch extends: DFlashVerifyAttention and DFlashDraftAttention.
+//
+//   out[b, t, h] = sum_p w_p v_p / (sum_p w_p + e^sink_h),  w_p = e^(scale q[b, t, h] . k_p),  over the keys p that row
+//   t sees: those before the block's end, not later than t if causal, nearer than the window if there is one.
+//
+// Shapes, layouts and types stand in attention_params.h. Query heads that share a key head are packed with the block's
+// rows: packed row r is head r % G of block row r / G, so eight rows of a block fill the tensor cores' sixteen.
+//
+// Grid (row tiles x splits, kv heads, slots), four warps. Each CTA takes a tile of packed rows, and of its keys one
+// split, in tiles that arrive by asynchronous copies while the one before is used. Warps divide the rows, or the keys
+// of each tile, or both (AttentionTile); those that share rows are merged through shared memory. With several splits
+// each leaves an unnormalised float32 result for dflash_attention_merge.
+//
+// Keys older than the step come from the caches, the step's own from k and v. So what the CTAs write into the caches is
+// read by none of them, and one launch needs no order among its CTAs.
+//
+// Not handled: other types than bfloat16; head_dim other than 64, 96, 128, 256. Lengths are read on the device: wrong
+// ones give wrong results, but nothing outside the caches is read or written.
+
+#include "attention_tile.cuh"
+
+namespace dflash {
+
+// out of a head row from what each split found: a warp for each row, and in its statistics a lane for each split.
+template <int kHeadDim>
+__device__ void merge_splits(const AttentionParams& p) {
+  const index_t head_rows = index_t(p.batch) * p.rows * p.q_heads;
+  const index_t head = (index_t(blockIdx.x) * kMergeThreads + threadIdx.x) / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (head >= head_rows) return;
+  const index_t own = (lane < p.splits ? lane : 0) * head_rows + head;
+  const float split_sum = lane < p.splits ? p.partial_stats[own * 2 + 1] : 0.f;
+  const float split_largest = split_sum > 0.f ? p.partial_stats[own * 2] : kMinusInfinity;
+  const float largest = lanes_max(split_largest);
+  const float share = split_sum > 0.f ? exp2_approx(split_largest - largest) : 0.f;
+  float sum = lanes_sum(split_sum * share), shrink = 1.f;
+  add_sink(p, head, largest, sum, shrink);
+
+  float out_rmem[kHeadDim / kWarp] = {};
+  for (int split = 0; split < p.splits; ++split) {
+    const float factor = __shfl_sync(kAllLanes, share, split);
+    if (factor == 0.f) continue;  // its keys are hidden from this row, and it may have written nothing
+    const float* from = p.partial_out + (split * head_rows + head) * kHeadDim;
+#pragma unroll
+    for (int i = 0; i < kHeadDim / kWarp; ++i) out_rmem[i] += from[i * kWarp + lane] * factor;
+  }
+#pragma unroll
+  for (int i = 0; i < kHeadDim / kWarp; ++i) {
+    static_cast<bf16*>(p.out)[head * kHeadDim + i * kWarp + lane] = __float2bfloat16(out_rmem[i] * shrink / sum);
+  }
+}
+
+}  // namespace dflash
+
+#define DFLASH_ATTENTION(HEAD_DIM, ROWS)                                                               \
+  extern "C" __global__ void __launch_bounds__(dflash::kAttentionThreads, 2)                           \
+      dflash_attention_d##HEAD_DIM##_r##ROWS(const __grid_constant__ dflash::AttentionParams params) { \
+    DFLASH_SHARED_MEMORY(smem);                                                                        \
+    dflash::Attention<HEAD_DIM, ROWS>(params, smem).run();                                             \
+  }
+
+#define DFLASH_ATTENTION_MERGE(HEAD_DIM)                                                           \
+  extern "C" __global__ void __launch_bounds__(dflash::kMergeThreads)                              \
+      dflash_attention_merge_d##HEAD_DIM(const __grid_constant__ dflash::AttentionParams params) { \
+    dflash::merge_splits<HEAD_DIM>(params);                                                        \
+  }
+
+// One head_dim is compiled into an engine (DFLASH_HEAD_DIM), all into the library.
+#if !defined(DFLASH_HEAD_DIM) || DFLASH_HEAD_DIM == 64
+DFLASH_ATTENTION(64, 16)
+DFLASH_ATTENTION(64, 32)
+DFLASH_ATTENTION(64, 64)
+DFLASH_ATTENTION(64, 128)
+DFLASH_ATTENTION_MERGE(64)
+#endif
+#if !defined(DFLASH_HEAD_DIM) || DFLASH_HEAD_DIM == 96
+DFLASH_ATTENTION(96, 16)
+DFLASH_ATTENTION(96, 32)
+DFLASH_ATTENTION(96, 64)
+DFLASH_ATTENTION(96, 128)
+DFLASH_ATTENTION_MERGE(96)
+#endif
+#if !defined(DFLASH_HEAD_DIM) || DFLASH_HEAD_DIM == 128
+DFLASH_ATTENTION(128, 16)
+DFLASH_ATTENTION(128, 32)
+DFLASH_ATTENTION(128, 64)
+DFLASH_ATTENTION(128, 128)
+DFLASH_ATTENTION_MERGE(128)
+#endif
+#if !defined(DFLASH_HEAD_DIM) || DFLASH_HEAD_DIM == 256
+DFLASH_ATTENTION(256, 32)
+DFLASH_ATTENTION(256, 64)
+DFLASH_ATTENTION_MERGE(256)
+#endif
