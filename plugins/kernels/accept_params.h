@@ -30,7 +30,7 @@ struct AcceptParams {
 constexpr int kScanThreads = 256;
 constexpr int kChooseThreads = 1024;
 constexpr int kFinishThreads = 32;
-constexpr int kScanElements = 16384;  // logits of a chunk: 64 for each thread of the scan
+constexpr int kScanElements = 8192;  // logits of a chunk: 8 loads of 16 bytes for each thread of the scan
 
 struct AcceptPlan {
   int chunks;

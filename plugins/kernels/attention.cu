@@ -30,7 +30,7 @@ __device__ void merge_splits(const AttentionParams& p) {
   if (head >= head_rows) return;
   const index_t own = (lane < p.splits ? lane : 0) * head_rows + head;
   const float split_sum = lane < p.splits ? p.partial_stats[own * 2 + 1] : 0.f;
-  const float split_largest = split_sum > 0.f ? p.partial_stats[own * 2] : kMinusInfinity;
+  const float split_largest = split_sum > 0.f ? p.partial_stats[own * 2] : -kInfinity;
   const float largest = lanes_max(split_largest);
   const float share = split_sum > 0.f ? exp2_approx(split_largest - largest) : 0.f;
   float sum = lanes_sum(split_sum * share), shrink = 1.f;

@@ -65,8 +65,8 @@ struct AttentionPlan {
   long long workspace_bytes;  // partial_out, then partial_stats; 0 where the keys are not split
 };
 
-// `processors`: the GPU's multiprocessors, to be filled about twice. Depends on shapes only, never on lengths: the same
-// launch serves every step of a CUDA graph, and CTAs that find no keys return at once.
+// `processors`: the GPU's multiprocessors, each to be given up to two CTAs by splitting. Depends on shapes only, never
+// on lengths: the same launch serves every step of a CUDA graph, and CTAs that find no keys return at once.
 inline AttentionPlan attention_plan(int batch, int rows, int q_heads, int kv_heads, int head_dim, int cache_len,
                                     int processors) {
   const int packed = rows * (q_heads / kv_heads);
@@ -75,10 +75,10 @@ inline AttentionPlan attention_plan(int batch, int rows, int q_heads, int kv_hea
   plan.row_tiles = (packed + plan.tile.rows - 1) / plan.tile.rows;
   const long long tiles = 1LL * plan.row_tiles * kv_heads * batch;
   const int key_tiles = (cache_len + plan.tile.keys - 1) / plan.tile.keys;
-  long long splits = (2LL * processors + tiles - 1) / tiles;
+  long long splits = 2LL * processors / tiles;
   splits = splits > kMaxSplits ? kMaxSplits : splits;
   splits = splits > key_tiles ? key_tiles : splits;
-  plan.splits = static_cast<int>(splits);
+  plan.splits = splits < 1 ? 1 : static_cast<int>(splits);
   plan.shared_bytes = attention_shared_bytes(head_dim, plan.tile);
   const long long heads = 1LL * batch * rows * q_heads;
   plan.workspace_bytes = plan.splits > 1 ? plan.splits * heads * (head_dim + 2) * 4 : 0;

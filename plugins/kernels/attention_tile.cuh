@@ -50,13 +50,16 @@ struct Attention {
         key_warp(threadIdx.x / kWarp / kRowWarps) {}
 
   __device__ void run() const {
-    write_caches<kHeadDim>(p, w);
-    if (w.first_key >= w.end_key) return write_empty_statistics();
+    const bool idle = w.first_key >= w.end_key;
+    if (!idle) {
+      copy_queries();
+      copy_keys(w.first_key, 0);
+      copy_async_commit();
+    }
+    write_caches<kHeadDim>(p, w);  // while the first keys are on their way
+    if (idle) return write_empty_statistics();
     State state = {};
-    for (auto& row : state.largest) row[0] = row[1] = kMinusInfinity;
-    copy_queries();
-    copy_keys(w.first_key, 0);
-    copy_async_commit();
+    for (auto& row : state.largest) row[0] = row[1] = -kInfinity;
     int stage = 0;
     for (int key = w.first_key; key < w.end_key; key += kKeys, stage ^= 1) {
       if (key + kKeys < w.end_key) copy_keys(key + kKeys, stage ^ 1);
@@ -163,7 +166,7 @@ struct Attention {
         const int distance = row - (first + j * 8 + lane % 4 * 2 + c);
         const bool near = p.window == 0 || (distance < p.window && -distance < p.window);
         const bool seen = row - distance < w.end_key && (!p.causal || distance >= 0) && near;
-        if (!seen) scores[j][half * 2 + c] = kMinusInfinity;
+        if (!seen) scores[j][half * 2 + c] = -kInfinity;
       }
     }
   }
@@ -171,13 +174,13 @@ struct Attention {
   // Scores become weights relative to the largest so far, in base 2; what is summed up already is brought down to it.
   __device__ __forceinline__ void soften(State& state, FragmentC (&scores)[kKeySteps * 2], int i, int half) const {
     const float scale = p.scale * kLog2E;
-    float largest = kMinusInfinity;
+    float largest = -kInfinity;
 #pragma unroll
     for (int j = 0; j < kKeySteps * 2; ++j) {
       largest = fmaxf(largest, fmaxf(scores[j][half * 2], scores[j][half * 2 + 1]));
     }
     largest = fmaxf(state.largest[i][half], lanes_max<4>(largest) * scale);
-    const float base = largest == kMinusInfinity ? 0.f : largest;  // a row that has seen no key yet: weights 0
+    const float base = largest == -kInfinity ? 0.f : largest;  // a row that has seen no key yet: weights 0
     const float shrink = exp2_approx(state.largest[i][half] - base);
     float sum = state.sum[i][half] * shrink;
 #pragma unroll
@@ -269,7 +272,7 @@ struct Attention {
 
   // What a warp's sums of a row must be multiplied with where the row's largest score is `largest`.
   __device__ float share_of(int warp, int row, float largest) const {
-    return largest == kMinusInfinity ? 0.f : exp2_approx(largest_smem[warp * kRows + row] - largest);
+    return largest == -kInfinity ? 0.f : exp2_approx(largest_smem[warp * kRows + row] - largest);
   }
 
   // Finished rows, or this split's part of them. A warp takes a row at a time.
@@ -301,7 +304,7 @@ struct Attention {
   __device__ void write_empty_statistics() const {
     for (int row = threadIdx.x; w.first_row + row < w.end_row; row += kAttentionThreads) {
       const index_t head = head_row(w.first_row + row);
-      write_statistics(w.split * (index_t(p.batch) * p.rows * p.q_heads) + head, kMinusInfinity, 0.f);
+      write_statistics(w.split * (index_t(p.batch) * p.rows * p.q_heads) + head, -kInfinity, 0.f);
     }
   }
 };

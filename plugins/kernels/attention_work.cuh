@@ -8,7 +8,6 @@
 namespace dflash {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kMinusInfinity = -__builtin_huge_valf();
 constexpr int kChunk = 8;  // elements of a 16-byte copy
 
 // What one CTA does. Positions are those of the sequence.

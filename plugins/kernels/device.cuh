@@ -18,6 +18,7 @@ using index_t = long long;
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);  // NVRTC has no <limits>
 
 // A tile of an m16n8k16 product as one thread holds it. g = lane / 4, t = lane % 4; each register is two bf16:
 //   a: rows g, g+8, g, g+8; columns 2t.., 2t.., 2t+8.., 2t+8..     (16 x 16)

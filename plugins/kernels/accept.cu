@@ -1,0 +1,167 @@
+// DFlashAccept: which token each row of logits becomes, and how many of the drafts that confirms.
+//
+//   choice[b, r]  = argmax(l) where temperature <= 0, else the first token v in vocabulary order for which
+//                   sum_{w <= v} m_w > u sum_w m_w;  m_w = e^((l_w - max l) / temperature) where top-k and top-p keep w
+//   accepted[b]   = how many of the drafts input_ids[b, num_known + r], r = 0, 1, … equal choice[b, r] before the
+//                   first that does not
+//   new_ids[b]    = choice[b, 0 … accepted], then -1; the last of them is the bonus
+//
+// l = logits[b, r]; u = uniforms[b, past_len + num_known + r], the number of the position that the row decides. Shapes
+// and types stand in accept_params.h. Three launches, since a row is the work of many CTAs, and the prefix that of all
+// rows of a slot:
+//   dflash_accept_scan    grid (chunks, B·R), 256 threads: the largest logit of a chunk, and where it first stands
+//   dflash_accept_choose  grid (B·R), 1024 threads: merges the chunks, samples where the slot asks for it; 33 KB of
+//                         shared memory (accept_sample.cuh)
+//   dflash_accept_finish  grid (B), one warp: the prefix
+// None waits for the host, and none asks it for a length.
+//
+// Not handled: NaN and +infinity among the logits. A NaN is never chosen before a number, and a row whose largest logit
+// is not finite is not sampled. Whatever comes in, a token of the vocabulary comes out, and nothing else is read.
+#include "accept_params.h"
+#include "accept_sample.cuh"
+#include "device.cuh"
+
+namespace dflash {
+
+constexpr int kScanWarps = kScanThreads / kWarp;
+constexpr int kScanLoads = kScanElements / (4 * kScanThreads);  // of 16 bytes for each thread
+
+static_assert(kScanElements == 4 * kScanThreads * kScanLoads, "the loads of a chunk are the same for every thread");
+static_assert(kWarp % kScanWarps == 0, "one warp reads what every warp of the CTA found");
+static_assert(kFinishThreads == kWarp, "the prefix is found by one warp");
+
+struct Best {
+  float value;
+  int index;
+};
+
+// The larger of two; among equals the one that stands first, as ONNX ArgMax has it. Never NaN if `a` and `b` are not.
+__device__ __forceinline__ Best better(Best a, Best b) {
+  return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
+}
+
+__device__ __forceinline__ Best lanes_best(Best best) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const Best other = {__shfl_xor_sync(kAllLanes, best.value, step), __shfl_xor_sync(kAllLanes, best.index, step)};
+    best = better(best, other);
+  }
+  return best;
+}
+
+// What a warp sees of a row's elements [begin, end): single elements up to the first address that 16 divides (where 4
+// does not divide V rows start anywhere), vectors, and the elements behind them.
+__device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int end) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int misaligned = static_cast<int>(reinterpret_cast<size_t>(row_gmem + begin) / sizeof(float) % 4);
+  const int head = min(end, begin + (4 - misaligned) % 4);
+  const int vectors = (end - head) / 4;
+  const int tail = head + 4 * vectors;
+  const float4* vectors_gmem = reinterpret_cast<const float4*>(row_gmem + head);
+
+  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it.
+  const float none = __int_as_float(0x7fffffff);
+  float4 loaded[kScanLoads];
+#pragma unroll
+  for (int i = 0; i < kScanLoads; ++i) {
+    const int v = i * kScanThreads + thread;
+    loaded[i] = v < vectors ? vectors_gmem[v] : float4{none, none, none, none};
+  }
+  const float before = begin + thread < head ? row_gmem[begin + thread] : none;
+  const float behind = tail + thread < end ? row_gmem[tail + thread] : none;
+  float largest = fmaxf(-kInfinity, fmaxf(before, behind));
+#pragma unroll
+  for (int i = 0; i < kScanLoads; ++i) {
+    largest = fmaxf(largest, fmaxf(fmaxf(loaded[i].x, loaded[i].y), fmaxf(loaded[i].z, loaded[i].w)));
+  }
+  largest = lanes_max(largest);
+
+  // From back to front, so that the first of equals is what remains.
+  int index = behind == largest ? tail + thread : end - 1;
+#pragma unroll
+  for (int i = kScanLoads - 1; i >= 0; --i) {
+    const int first = head + 4 * (i * kScanThreads + thread);
+    if (loaded[i].w == largest) index = first + 3;
+    if (loaded[i].z == largest) index = first + 2;
+    if (loaded[i].y == largest) index = first + 1;
+    if (loaded[i].x == largest) index = first;
+  }
+  if (before == largest) index = begin + thread;
+  return lanes_best({largest, index});
+}
+
+__device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, int row) {
+  const float top_p = p.top_p[slot];
+  const int top_k = p.top_k[slot];
+  const long long position = 0LL + p.past_len[slot] + p.num_known[slot] + row;
+  const long long last = p.positions - 1;
+  const float u = p.uniforms[1LL * slot * p.positions + max(0LL, min(position, last))];
+  const float* logits_gmem = p.logits + (1LL * slot * p.rows + row) * p.vocab;
+  Tokens tokens = {smem, logits_gmem, best.value, p.temperature[slot], p.vocab, false, 0};
+  const bool filtered = top_k > 0 || top_p < 1.f;
+  return draw(tokens, filtered ? cut_off(tokens, static_cast<float>(top_k), top_p) : kFloor, u);
+}
+
+}  // namespace dflash
+
+extern "C" __global__ void __launch_bounds__(dflash::kScanThreads)
+    dflash_accept_scan(const __grid_constant__ dflash::AcceptParams p) {
+  using namespace dflash;
+  __shared__ Best found_smem[kScanWarps];
+  const long long row = blockIdx.y;
+  const int begin = static_cast<int>(blockIdx.x) * kScanElements;
+  const int end = min(p.vocab, begin + kScanElements);
+  const Best best = warp_best(p.logits + row * p.vocab, begin, end);
+  if (lane_of_thread() == 0) found_smem[warp_of_thread()] = best;
+  __syncthreads();  // every warp's best is there
+  if (warp_of_thread() > 0) return;
+  const Best chunk = lanes_best(found_smem[lane_of_thread() % kScanWarps]);
+  if (lane_of_thread() > 0) return;
+  p.chunk_max[row * p.chunks + blockIdx.x] = chunk.value;
+  p.chunk_argmax[row * p.chunks + blockIdx.x] = chunk.index;
+}
+
+extern "C" __global__ void __launch_bounds__(dflash::kChooseThreads)
+    dflash_accept_choose(const __grid_constant__ dflash::AcceptParams p) {
+  using namespace dflash;
+  __shared__ Shared smem;
+  const long long index = blockIdx.x;
+  const int slot = static_cast<int>(blockIdx.x) / p.rows;
+  // Every warp merges the chunks for itself: they are few, and no barrier is needed.
+  Best best = {-kInfinity, p.vocab};
+  for (int chunk = lane_of_thread(); chunk < p.chunks; chunk += kWarp) {
+    best = better(best, {p.chunk_max[index * p.chunks + chunk], p.chunk_argmax[index * p.chunks + chunk]});
+  }
+  best = lanes_best(best);
+  int choice = best.index;
+  if (p.temperature[slot] > 0.f && fabsf(best.value) < kInfinity) {
+    choice = sample(p, &smem, best, slot, static_cast<int>(blockIdx.x) % p.rows);
+  }
+  if (threadIdx.x == 0) p.choice[index] = choice;
+}
+
+extern "C" __global__ void __launch_bounds__(dflash::kFinishThreads)
+    dflash_accept_finish(const __grid_constant__ dflash::AcceptParams p) {
+  using namespace dflash;
+  const int slot = blockIdx.x;
+  const int known = p.num_known[slot];
+  const int* choice_gmem = p.choice + 1LL * slot * p.rows;         // [R]
+  const long long* ids_gmem = p.input_ids + 1LL * slot * p.width;  // [S]
+  int accepted = p.rows - 1;                                       // the last row has no draft to confirm
+  for (int first = 0; first < p.rows - 1; first += kWarp) {
+    const int row = first + lane_of_thread();
+    const bool drafted = static_cast<unsigned>(known + row) < static_cast<unsigned>(p.width);
+    const bool hit = row >= p.rows - 1 || (drafted && ids_gmem[known + row] == choice_gmem[row]);
+    const unsigned missed = ~__ballot_sync(kAllLanes, hit);
+    if (missed == 0) continue;
+    accepted = first + __ffs(static_cast<int>(missed)) - 1;
+    break;
+  }
+  for (int row = lane_of_thread(); row < p.rows; row += kWarp) {
+    p.new_ids[1LL * slot * p.rows + row] = row <= accepted ? choice_gmem[row] : -1;
+  }
+  if (lane_of_thread() > 0) return;
+  p.num_new[slot] = accepted + 1;
+  p.next_len[slot] = p.past_len[slot] + known + accepted;
+  p.bonus[slot] = choice_gmem[accepted];
+}

@@ -1,0 +1,96 @@
+/* The kernels as a plain C library: for tests through ctypes, and for anyone's C or C++.
+ *
+ * Each operation checks what it is given, and only then asks CUDA for anything; it launches on `stream` and returns
+ * without waiting. It may be captured in a CUDA graph. Nothing exits and nothing is thrown: a status is returned, and
+ * dflash_last_error() says what was wrong, where, what was expected and what came. */
+#ifndef DFLASH_H_
+#define DFLASH_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum DFlashStatus { DFLASH_OK = 0, DFLASH_INVALID_ARGUMENT = 1, DFLASH_LAUNCH_FAILED = 2 };
+enum DFlashType { DFLASH_BFLOAT16 = 0, DFLASH_FLOAT32 = 1, DFLASH_INT32 = 2, DFLASH_INT64 = 3 };
+
+/* Memory of the device, 16-byte aligned. Strides are in elements; every tensor here must be contiguous. */
+typedef struct DFlashTensor {
+  void* data;
+  int32_t dtype; /* DFlashType */
+  int32_t ndim;  /* 1 ... 4 */
+  int64_t shape[4];
+  int64_t stride[4];
+} DFlashTensor;
+
+/* What attention is told besides its tensors. */
+typedef struct DFlashAttentionOptions {
+  float scale;        /* multiplies query . key */
+  int32_t window;     /* keys at this distance or further are not seen; 0: no window */
+  int32_t causal;     /* drafts only: 1: a block row sees no later block row. Verification is always causal */
+  int32_t processors; /* the work is divided for this many multiprocessors; 0: those of the current device */
+} DFlashAttentionOptions;
+
+/* How attention divides its work: see plugins/kernels/attention_params.h. */
+typedef struct DFlashAttentionPlan {
+  int32_t tile_rows, tile_warps, tile_keys;
+  int32_t row_tiles, splits, shared_bytes;
+  int64_t workspace_bytes;
+} DFlashAttentionPlan;
+
+typedef struct DFlashAcceptPlan {
+  int32_t chunks;
+  int32_t reserved; /* 0 */
+  int64_t workspace_bytes;
+} DFlashAcceptPlan;
+
+/* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
+ * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
+ * null: a logit for each head that takes weight and gives nothing. Floats are bfloat16. D is 64, 96, 128 or 256. */
+int dflash_verify_attention(const DFlashTensor* q, const DFlashTensor* k, const DFlashTensor* v,
+                            const DFlashTensor* key_cache, const DFlashTensor* value_cache,
+                            const DFlashTensor* positions, const DFlashTensor* sinks, const DFlashTensor* out,
+                            const DFlashAttentionOptions* options, void* workspace, int64_t workspace_bytes,
+                            void* stream);
+
+/* The same for a drafter's layer: k, v [B, C+T, Hkv, D] and positions [B, C+T] are C context rows, of which those
+ * before the block's first position hold, and the T block rows. All T rows of q see the kept context and, unless
+ * causal, the whole block. */
+int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const DFlashTensor* v,
+                           const DFlashTensor* key_cache, const DFlashTensor* value_cache,
+                           const DFlashTensor* positions, const DFlashTensor* sinks, const DFlashTensor* out,
+                           const DFlashAttentionOptions* options, void* workspace, int64_t workspace_bytes,
+                           void* stream);
+
+/* Choose a token for each row of logits [B, R, V] float32 and accept the drafts of input_ids [B, S] int64 that equal
+ * the choices: see plugins/kernels/accept_params.h for every tensor. */
+int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
+                  const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
+                  const DFlashTensor* top_k, const DFlashTensor* uniforms, const DFlashTensor* new_ids,
+                  const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
+                  int64_t workspace_bytes, void* stream);
+
+/* The plan of a launch on a GPU of `processors` multiprocessors; its workspace_bytes are what the operation needs. */
+int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
+                          int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan);
+int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptPlan* plan);
+
+/* Multiprocessors of the current device. The emulated library has `processors` of an H200: 132. */
+int dflash_processors(int32_t* processors);
+
+/* sizeof(AttentionParams) and sizeof(AcceptParams), for those who fill them themselves. */
+int64_t dflash_attention_params_bytes(void);
+int64_t dflash_accept_params_bytes(void);
+
+/* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
+const char* dflash_last_error(void);
+
+/* The emulated library only. order: 0 forward, 1 reverse, 2 random by seed: see plugins/emulator/emulator.h. */
+int dflash_emulator_order(int32_t order, int64_t seed);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DFLASH_H_ */

@@ -1,0 +1,72 @@
+"""DFlashAccept in NumPy: the body's procedure with exact sums, so that it can say where rounding decides.
+
+The scores are float32, bit for bit those of the body and of the kernel, and so are the middles of the bisection: top-k
+is exact. Masses and their sums are float64. Where a sum in float32 may fall to either side of what it is compared with,
+all the tokens that rounding may choose are admissible.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_FLOOR, _BISECTIONS = np.float32(-104), 32
+EPS = float(np.finfo(np.float32).eps) / 2  # the largest relative error of one rounding
+
+
+def rounding(vocab: int) -> float:
+    """Relative error of the kernel's sums of masses: 5 roundings in each, as for the expf of CUDA's manual (2 ulp) and
+    glibc (1); a lane's sum of V / 1024 in order; 5 steps in a warp, and 5 (a total) or 32 (its prefixes) over warps."""
+    return (5 + vocab / 1024 + 5 + 32) * EPS
+
+
+def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
+    """Of scores x [V], those that less weight than `limit` lies above, by the bisection of graph/ops/sampling.py."""
+    low, high = _FLOOR, np.float32(0)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) * np.float32(0.5)
+        if weight[x > middle].sum() < limit:
+            high = middle
+        else:
+            low = middle
+    return x > low
+
+
+def admissible(
+    logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float, slack: float
+) -> np.ndarray:
+    """Which tokens [V] a row of float32 logits may become when sums are off by the relative error `slack`."""
+    if not temperature > 0:
+        return np.arange(logits.size) == logits.argmax()
+    with np.errstate(over="ignore"):  # the coldest
+        x = (logits - logits.max()) / np.float32(temperature)
+    mass = np.exp(x.astype(np.float64))
+    mass[x <= _FLOOR] = 0  # exp is 0 there in float32
+    if top_k > 0:
+        mass[~_kept(x, np.ones(x.size), top_k)] = 0
+    limit = float(np.float32(top_p)) * mass.sum() if top_p < 1 else np.inf
+    found = np.zeros(x.size, bool)
+    for off in (-2, 2):  # the limit is a sum, and so is what is compared with it
+        rest = np.where(_kept(x, mass, limit * (1 + off * slack)), mass, 0.0)
+        cdf = np.cumsum(rest)
+        target, either = float(np.float32(uniform)) * cdf[-1], 4 * slack * cdf[-1]
+        found |= (rest > 0) & (cdf >= target - either) & (cdf - rest <= target + either)
+    return found
+
+
+def accept_prefix(arrays: dict[str, np.ndarray], choice: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs that follow from the choices [B, R], row by row."""
+    batch, rows = choice.shape
+    ids, known = arrays["input_ids"], arrays["num_known"]
+    new_ids = np.full((batch, rows), -1, np.int64)
+    accepted = np.zeros(batch, np.int32)
+    for b in range(batch):
+        drafts = ids[b, known[b] :][: rows - 1]
+        while accepted[b] < len(drafts) and drafts[accepted[b]] == choice[b, accepted[b]]:
+            accepted[b] += 1
+        new_ids[b, : accepted[b] + 1] = choice[b, : accepted[b] + 1]
+    return {
+        "new_ids": new_ids,
+        "num_new": accepted + 1,
+        "next_len": arrays["past_len"] + known + accepted,
+        "bonus": choice[np.arange(batch), accepted][:, None].astype(np.int64),
+    }
