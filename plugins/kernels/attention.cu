@@ -15,7 +15,7 @@
 // read by none of them, and one launch needs no order among its CTAs.
 //
 // Not handled: other types than bfloat16; head_dim other than 64, 96, 128, 256. Lengths are read on the device: wrong
-// ones give wrong results, but nothing outside the caches is read or written.
+// ones give wrong results, but nothing outside the tensors is read or written.
 
 #include "attention_tile.cuh"
 

@@ -89,7 +89,7 @@ struct Attention {
     for (int i = threadIdx.x; i < kKeys * kChunks; i += kAttentionThreads) {
       const int row = i / kChunks, column = i % kChunks * kChunk, position = first + row;
       const bool cached = position < w.start;
-      const bool present = position < w.end_key && (!cached || position < p.cache_len);
+      const bool present = position < w.end_key;
       const bf16* k = static_cast<const bf16*>(cached ? p.key_cache : p.k);
       const bf16* v = static_cast<const bf16*>(cached ? p.value_cache : p.v);
       const index_t from = present ? (cached ? cache_row(position) : step_row(position)) * kHeadDim + column : 0;

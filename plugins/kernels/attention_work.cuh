@@ -38,8 +38,9 @@ __device__ inline Work find_work(const AttentionParams& p, int tile_rows, int ti
   w.end_row = min(w.first_row + tile_rows, p.rows * w.group);
 
   const index_t* positions = p.positions + index_t(w.slot) * (p.context_rows + p.rows);
-  w.start = int(positions[0]);
-  w.block_start = int(positions[p.context_rows]);
+  // Wrong lengths must not lead outside the tensors: the block starts at most its context behind the step's start.
+  w.start = int(max(0LL, min(positions[0], index_t(p.cache_len))));
+  w.block_start = int(max(index_t(w.start), min(positions[p.context_rows], index_t(w.start) + p.context_rows)));
   const int first = w.block_start + w.first_row / w.group;
   const int last = w.block_start + (w.end_row - 1) / w.group;
   int begin = 0, end = p.causal ? last + 1 : w.block_start + p.rows;

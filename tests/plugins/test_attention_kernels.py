@@ -247,3 +247,18 @@ def test_positions_behind_the_cache_touch_nothing(library: Library, context_rows
         np.testing.assert_array_equal(_bits(got[cache][0, :, start:]), _bits(block[:, :2]))
         np.testing.assert_array_equal(_bits(got[cache][0, :, : start - 1]), _bits(given[cache][0, :, : start - 1]))
         np.testing.assert_array_equal(_bits(got[cache][1]), _bits(written_caches(case, given)[cache][1]))
+
+
+@pytest.mark.parametrize("shift", [-(2**40), -6, 2**31, 2**40])
+@pytest.mark.parametrize("context_rows", [0, 4])
+def test_senseless_positions_stay_inside(library: Library, context_rows: int, shift: int) -> None:
+    """Whatever slot 0's positions say, slot 1 gets what it is due, and nothing around the tensors is touched."""
+    case = Case((10, 3), 5, processors=4, context_rows=context_rows, committed=(1, 2) if context_rows else ())
+    given = inputs(case)
+    expected = _run(library, case, given)
+    for moved in (slice(None), slice(context_rows, None)):
+        wrong = {**given, "positions": given["positions"].copy()}
+        wrong["positions"][0, moved] += shift
+        got = _run(library, case, wrong)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(_bits(got[name][1]), _bits(array[1]), err_msg=name)

@@ -1,0 +1,112 @@
+"""The plain C library on torch tensors: what the benchmark needs of plugins/library/dflash.h."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+PLUGINS = Path(__file__).resolve().parents[1]
+DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.int32: 2, torch.int64: 3}
+ATTENTION_TENSORS = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
+ACCEPT_TENSORS = (
+    *("logits", "input_ids", "num_known", "past_len", "temperature", "top_p", "top_k", "uniforms"),
+    *("new_ids", "num_new", "next_len", "bonus"),
+)
+Tensors = dict[str, torch.Tensor]  # by the names above; without sinks where there are none
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 4),
+        ("stride", ctypes.c_int64 * 4),
+    )
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("scale", ctypes.c_float),
+        ("window", ctypes.c_int32),
+        ("causal", ctypes.c_int32),
+        ("processors", ctypes.c_int32),
+    )
+
+
+class _AttentionPlan(ctypes.Structure):
+    _fields_ = (("numbers", ctypes.c_int32 * 6), ("workspace_bytes", ctypes.c_int64))
+
+
+class _AcceptPlan(ctypes.Structure):
+    _fields_ = (("numbers", ctypes.c_int32 * 2), ("workspace_bytes", ctypes.c_int64))
+
+
+def build(folder: Path) -> Path:
+    """Build the library for this machine's GPU into `folder` with CMake and nvcc; its path."""
+    configure = ["cmake", "-S", str(PLUGINS), "-B", str(folder), "-DCMAKE_CUDA_ARCHITECTURES=native"]
+    compile_all = ["cmake", "--build", str(folder), "--target", "dflash_kernels", "--parallel"]
+    for command in (configure, compile_all):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return folder / "libdflash_kernels.so"
+
+
+class Kernels:
+    """The library's functions. They launch on torch's current stream, and may be captured in a graph."""
+
+    def __init__(self, path: Path) -> None:
+        self._c = ctypes.CDLL(str(path))
+        self._c.dflash_last_error.restype = ctypes.c_char_p
+
+    def attention_workspace(self, tensors: Tensors) -> torch.Tensor:
+        """Memory that suffices for attention on these tensors."""
+        q, cache = tensors["q"], tensors["key_cache"]
+        processors, plan = ctypes.c_int32(), _AttentionPlan()
+        self._check(self._c.dflash_processors(ctypes.byref(processors)))
+        sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2], processors.value)
+        self._check(self._c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
+        return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=q.device)
+
+    def verify_attention(self, tensors: Tensors, workspace: torch.Tensor, *, scale: float, window: int) -> None:
+        """Write k and v into the caches and attend; into tensors["out"]."""
+        options = ctypes.byref(_Options(scale, window, 1, 0))
+        arguments = [*self._references(tensors, ATTENTION_TENSORS), options]
+        self._check(self._c.dflash_verify_attention(*arguments, *self._end(workspace)))
+
+    def accept_workspace(self, logits: torch.Tensor) -> torch.Tensor:
+        """Memory that suffices for logits [B, R, V]."""
+        plan = _AcceptPlan()
+        self._check(self._c.dflash_accept_plan(*map(ctypes.c_int32, logits.shape), ctypes.byref(plan)))
+        return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=logits.device)
+
+    def accept(self, tensors: Tensors, workspace: torch.Tensor) -> None:
+        """Choose and accept; into the last four of ACCEPT_TENSORS."""
+        self._check(self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace)))
+
+    @staticmethod
+    def _references(tensors: Tensors, names: Iterable[str]) -> list[object]:
+        found: list[object] = []
+        for name in names:
+            tensor = tensors.get(name)
+            if tensor is None:
+                found.append(None)
+                continue
+            shape, stride = (ctypes.c_int64 * 4)(*tensor.shape), (ctypes.c_int64 * 4)(*tensor.stride())
+            made = _Tensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.ndim, shape, stride)
+            found.append(ctypes.byref(made))
+        return found
+
+    @staticmethod
+    def _end(workspace: torch.Tensor) -> tuple[object, ...]:
+        stream = torch.cuda.current_stream().cuda_stream if workspace.is_cuda else None
+        return ctypes.c_void_p(workspace.data_ptr()), ctypes.c_int64(workspace.numel()), ctypes.c_void_p(stream)
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(self._c.dflash_last_error().decode())

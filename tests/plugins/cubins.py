@@ -1,0 +1,59 @@
+"""Kernels compiled for the tests, each once a process."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.plugins.compile import Cubin, compile_kernel
+
+HEAD_DIMS = (64, 96, 128, 256)
+KEYS = (KernelKey("accept"), *(KernelKey("attention", (("head_dim", size),)) for size in HEAD_DIMS))
+_FUNCTION = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<smem>\d+) bytes smem)?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler says of one function."""
+
+    spilled_bytes: int
+    registers: int
+    static_shared_bytes: int
+
+
+_COMPILERS = ThreadPoolExecutor(2)
+
+
+@cache
+def compiling(key: KernelKey, arch: str) -> Future[Cubin]:
+    """One of KEYS for an arch, under way."""
+    return _COMPILERS.submit(compile_kernel, key, arch)
+
+
+def compiled(key: KernelKey, arch: str) -> Cubin:
+    """One of KEYS for an arch."""
+    return compiling(key, arch).result()
+
+
+def reports(cubin: Cubin) -> dict[str, Report]:
+    """The compiler's reports by function."""
+    return {
+        found["name"]: Report(
+            int(found["stores"]) + int(found["loads"]), int(found["registers"]), int(found["smem"] or 0)
+        )
+        for found in _FUNCTION.finditer(cubin.log)
+    }
+
+
+def sources() -> set[str]:
+    """The kernel sources that the operators name."""
+    return {spec.kernel.source for spec in OPS.values()}

@@ -1,0 +1,147 @@
+"""Work for processes in which TensorRT's parser finds its library: graphs with plugins, compiled and looked at."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import onnx_ir as ir
+
+from trtllm_dflash.build.child import worker_environment
+from trtllm_dflash.build.prepare import prepare
+from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys, use_plugins
+from trtllm_dflash.graph.step import DTYPES, build_step
+
+SIZES = {"B": 2, "S": 3, "T": 4, "Hq": 6, "Hkv": 2, "D": 64, "cache_len": 32, "R": 4, "V": 97, "U": 32, "L": 16}
+Shape = tuple[int | str, ...]
+
+
+@contextmanager
+def parser_processes(count: int) -> Iterator[Executor]:
+    """Processes whose environment is the builder's: a plugin node aborts the parser in any other."""
+    with (
+        worker_environment() as environment,
+        patch.dict("os.environ", environment),
+        ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool,
+    ):
+        yield pool
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A plugin layer of a network as it was read back: what it would serialize, the kernel by its size only."""
+
+    name: str
+    plugin: tuple[str, str, str]
+    num_inputs: int
+    num_outputs: int
+    aliased_inputs: tuple[int, ...]
+    fields: Mapping[str, int | float | bytes]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An engine and what was in its network."""
+
+    inputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    kernels: Mapping[KernelKey, int]
+    cubins_in_engine: bool
+    engine_bytes: int
+
+
+def plugin_layers(network: Any) -> tuple[Layer, ...]:
+    """The plugin layers of a network, in order."""
+    import tensorrt_rtx as trt
+
+    found = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type != trt.LayerType.PLUGIN_V3:
+            continue
+        layer.__class__ = trt.IPluginV3Layer
+        plugin = layer.plugin
+        fields = {field.name: _value(field) for field in plugin.get_fields_to_serialize()}
+        aliases = tuple(plugin.get_aliased_input(index) for index in range(layer.num_outputs))
+        identity = (plugin.plugin_name, plugin.plugin_version, plugin.plugin_namespace)
+        found.append(Layer(layer.name, identity, layer.num_inputs, layer.num_outputs, aliases, fields))
+    return tuple(found)
+
+
+def _value(field: Any) -> Any:
+    import tensorrt_rtx as trt
+
+    return field.data.tobytes() if field.type == trt.PluginFieldType.CHAR else field.data.item()
+
+
+def compile_pair(models: dict[str, Any], directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]) -> Compiled:
+    """Compile the step of a pair for an arch, with plugins if there are cubins."""
+    from trtllm_dflash.build.rtx import BuilderLog, Compiler, profiles
+
+    sizes = {"max_batch_size": 3, "max_seq_len": 64}
+    prepared = prepare(BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes))
+    resolved = prepared.resolved
+    model = build_step(
+        prepared.target, prepared.drafter, dtype=resolved.dtype, cache_len=resolved.cache_len,
+        block_size=resolved.block_size, plugins=resolved.plugins,
+    )  # fmt: skip
+    kernels = kernel_keys(model)
+    compiler, file = Compiler(BuilderLog(), model, cubins), io.BytesIO()
+    compiler.compile([arch], profiles(prepared.ports, resolved), file, lambda *_: None)
+    network, engine = compiler._network, file.getvalue()
+    inputs = tuple(network.get_input(index).name for index in range(network.num_inputs))
+    present = all(cubins[key] in engine for key in kernels)
+    return Compiled(inputs, plugin_layers(network), kernels, present, len(engine))
+
+
+def op_model(
+    name: str, *, shapes: Mapping[str, Shape] | None = None, dtypes: Mapping[str, str] | None = None, **numbers: float
+) -> ir.Model:
+    """A graph of one plugin node; `shapes` and `dtypes` of inputs by name where they are not the declared ones."""
+    spec, g = OPS[name], GraphBuilder()
+    required = [tensor for tensor in spec.inputs if not tensor.optional or tensor.name in (shapes or {})]
+    inputs = []
+    for tensor in required:
+        declared = tuple(sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes)
+        dtype = (dtypes or {}).get(tensor.name, spec.kernel.dtype if tensor.dtype == "T" else tensor.dtype)
+        shape = ir.Shape((shapes or {}).get(tensor.name, declared))
+        inputs.append(ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(DTYPES[dtype])))
+    outputs = spec(g, *inputs, **numbers)
+    for output, tensor in zip(outputs, spec.outputs, strict=True):
+        output.name = tensor.name
+        output.type = ir.TensorType(DTYPES[spec.kernel.dtype if tensor.dtype == "T" else tensor.dtype])
+    graph = ir.Graph(inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name)
+    model = ir.Model(graph, ir_version=11)
+    use_plugins(model)
+    return model
+
+
+def refusal(
+    name: str,
+    changes: Mapping[str, Any],
+    cubins: Mapping[KernelKey, bytes],
+    profile: Mapping[str, tuple[tuple[int, ...], ...]],
+    left_out: str = "",
+) -> str:
+    """What the build of such a graph dies of, in words; "" if it does not. `left_out`: an attribute of the node."""
+    from trtllm_dflash.build.rtx import BuilderLog, Compiler
+
+    model = op_model(name, **changes)
+    if left_out:
+        next(iter(model.graph)).attributes.pop(left_out)
+    try:
+        Compiler(BuilderLog(), model, cubins).compile(["sm120"], [profile], io.BytesIO(), lambda *_: None)
+    except DFlashError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,191 @@
+"""Real engines with our plugins, built without a GPU; and what a plugin refuses is an error message, not an exit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.nvrtc")
+from tests.plugins.cubins import KEYS, compiled, compiling
+from tests.plugins.plugin_graphs import SIZES, Compiled, compile_pair, op_model, parser_processes, refusal
+from tests.tiny import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.plugin_nodes import KernelKey
+
+ARCHS = ("sm89", "sm120", "sm121")
+PLAIN = "plain"
+PAIRS = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
+# Different ones, so that the kernel of one model is not the other's. Few tiles are compiled for 256.
+TARGET_DIM, DRAFTER_DIM = 64, 256
+ACCEPT, TARGET, DRAFTER = (KEYS[0], *(KernelKey("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)))
+FAKE = {ACCEPT: b"accept" * 100, TARGET: b"target" * 100, DRAFTER: b"drafter" * 100}
+Futures = dict[tuple[str, str, str], Future[Compiled]]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Executor]:
+    with parser_processes(2) as processes:
+        yield processes
+
+
+def _models(directory: Path, architecture: str, variant: str) -> dict[str, Any]:
+    same: dict[str, Any] = {"num_layers": 2, "dtype": "BF16"}
+    target = tiny_target(directory / "target", architecture, head_dim=TARGET_DIM, **same)
+    if variant == PLAIN:
+        return {"target": str(target), "drafter": None}
+    drafter = tiny_drafter(directory / "drafter", target, variant=variant, taps=(0,), head_dim=DRAFTER_DIM, **same)
+    return {"target": str(target), "drafter": str(drafter)}
+
+
+@pytest.fixture(scope="module")
+def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures:
+    """Every pair for every arch, compiling; and one pair without plugins under the arch ""."""
+    made: Futures = {}
+    for key, arch in product(FAKE, ARCHS):
+        compiling(key, arch)
+    kernels = {arch: {key: compiled(key, arch).code for key in FAKE} for arch in ARCHS}
+    for pair in PAIRS:
+        directory = tmp_path_factory.mktemp("pair")
+        models = _models(directory, *pair)
+        for arch in ARCHS:
+            made[*pair, arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch])
+        if pair == ("llama", "mixed"):
+            made[*pair, ""] = pool.submit(compile_pair, models, directory, "sm120", {})
+    return made
+
+
+def _expected_fields(variant: str) -> dict[str, dict[str, float]]:
+    """The fields of every plugin layer by its name: the mask of each drafter layer is the variant's."""
+    is_causal, others_slide, last_slides = DRAFTER_VARIANTS.get(variant, (None, False, False))
+    scales = {size: float(np.float32(size**-0.5)) for size in (TARGET_DIM, DRAFTER_DIM)}
+    target = {"scale": scales[TARGET_DIM], "window_size": 0, "head_dim": TARGET_DIM}
+    fields: dict[str, dict[str, float]] = {
+        f"/target/layers.{layer}/DFlashVerifyAttention": target for layer in range(2)
+    } | {"/accept/DFlashAccept": {}}
+    for layer, slides in enumerate((others_slide, last_slides) if variant != PLAIN else ()):
+        causal = is_causal if is_causal is not None else slides
+        fields[f"/drafter/layers.{layer}/DFlashDraftAttention"] = {
+            "scale": scales[DRAFTER_DIM],
+            "window_size": WINDOW if slides else 0,
+            "causal": int(causal),
+            "head_dim": DRAFTER_DIM,
+        }
+    return fields
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("architecture", "variant"), PAIRS)
+def test_every_target_and_mask_variant_has_its_plugins(
+    architecture: str, variant: str, arch: str, engines: Futures
+) -> None:
+    found = engines[architecture, variant, arch].result(timeout=600)
+    layers = {layer.name: layer for layer in found.layers}
+    expected = _expected_fields(variant)
+    assert list(layers) == list(expected)
+    kernels = [compiled(key, arch).code for key in (TARGET, ACCEPT, DRAFTER)]
+    for name, fields in expected.items():
+        layer, operator = layers[name], name.split("/")[-1]
+        assert layer.plugin == (operator, "1", "trtllm_dflash")
+        is_accept = operator == "DFlashAccept"
+        kernel = kernels[1 if is_accept else 0 if "target" in name else 2]
+        assert layer.fields == {**fields, "cubin": kernel}
+        assert (layer.num_inputs, layer.num_outputs) == ((8, 4) if is_accept else (6, 3))
+        assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))
+    counts = {ACCEPT: 1, TARGET: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
+    assert found.kernels == counts
+    assert found.cubins_in_engine
+    assert "kv_positions" not in found.inputs
+    assert {"decided", "uniforms", "target_key.1"} <= set(found.inputs)
+
+
+def test_without_plugins_there_is_none(engines: Futures) -> None:
+    found = engines["llama", "mixed", ""].result(timeout=600)
+    assert found.layers == ()
+    assert found.kernels == {}
+    assert "kv_positions" in found.inputs
+
+
+VERIFY, DRAFT = "DFlashVerifyAttention", "DFlashDraftAttention"
+
+
+def test_a_graph_of_one_plugin_compiles(pool: Executor) -> None:
+    assert pool.submit(refusal, VERIFY, {}, FAKE, {}).result(timeout=600) == ""
+    assert pool.submit(refusal, DRAFT, {}, FAKE, {}).result(timeout=600) == ""
+    assert pool.submit(refusal, "DFlashAccept", {}, FAKE, {}).result(timeout=600) == ""
+
+
+def test_sinks_are_one_more_input(pool: Executor) -> None:
+    sinks = {"shapes": {"sinks": (SIZES["Hq"],)}}
+    assert pool.submit(refusal, VERIFY, sinks, FAKE, {}).result(timeout=600) == ""
+    words = pool.submit(refusal, VERIFY, {"shapes": {"sinks": (4,)}}, FAKE, {}).result(timeout=600)
+    assert f"{VERIFY}: sinks is [4], expected [Hq]: Hq is 4, and Hq is 6 in q" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        (VERIFY, {"dtypes": {"q": "float32"}}, f"{VERIFY}: q is FLOAT, expected BF16"),
+        (VERIFY, {"dtypes": {"positions": "int32"}}, f"{VERIFY}: positions is INT32, expected INT64"),
+        ("DFlashAccept", {"dtypes": {"logits": "bfloat16"}}, "DFlashAccept: logits is BF16, expected FLOAT"),
+        (
+            VERIFY,
+            {"shapes": {"k": (2, 5, 2, 64)}},
+            f"{VERIFY}: k is [2, 5, 2, 64], expected [B, S, Hkv, D]: S is 5, and S is 3 in q",
+        ),
+        (
+            VERIFY,
+            {"shapes": {"value_cache": (2, 2, 32, 96)}},
+            f"{VERIFY}: value_cache is [2, 2, 32, 96], expected [B, Hkv, cache_len, D]: D is 96, and D is 64 in the "
+            "kernel's head_dim",
+        ),
+        (
+            DRAFT,
+            {"shapes": {"positions": (2, 4)}},
+            f"{DRAFT}: positions is [2, 4], expected [B, S+T]: S+T is 4, and S is 3 in k, T is 4 in q",
+        ),
+        (DRAFT, {"shapes": {"k": (2, 7, 128)}}, f"{DRAFT}: k is [2, 7, 128], expected [B, S+T, Hkv, D]"),
+    ],
+)
+def test_what_the_parser_gives_a_plugin_wrongly_is_told(
+    name: str, changes: dict[str, Any], words: str, pool: Executor
+) -> None:
+    told = pool.submit(refusal, name, changes, FAKE, {}).result(timeout=600)
+    assert told.startswith(f"BuildError: TensorRT-RTX cannot parse the step graph:\n  {words}\n")
+
+
+def test_a_shape_that_only_a_profile_gets_wrong_is_told(pool: Executor) -> None:
+    """Here TensorRT itself would abort, or go on as if nothing had been said."""
+    shapes = {"q": ("batch", 3, 6, 64), "positions": ("others", 3)}
+    profile = {"q": ((2, 3, 6, 64),) * 3, "positions": ((2, 3), (2, 3), (4, 3))}
+    told = pool.submit(refusal, VERIFY, {"shapes": shapes}, FAKE, profile).result(timeout=600)
+    assert told.startswith("BuildError: TensorRT-RTX could not compile the step for sm120:\n")
+    assert f"{VERIFY}: positions is [4, 3], expected [B, S]: B is 4, and B is 2 in q" in told
+
+
+def test_heads_that_make_no_groups_are_told(pool: Executor) -> None:
+    told = pool.submit(refusal, VERIFY, {"shapes": {"q": (2, 3, 5, 64)}}, FAKE, {}).result(timeout=600)
+    assert "attention needs query heads in groups: got 5 of them for 2 key heads" in told
+
+
+def test_a_kernel_or_field_that_is_not_there_is_told(pool: Executor) -> None:
+    told = pool.submit(refusal, VERIFY, {}, {ACCEPT: b"x"}, {}).result(timeout=600)
+    assert f"{VERIFY}: no kernel was compiled for attention, head_dim 64" in told
+    told = pool.submit(refusal, VERIFY, {}, FAKE, {}, "window_size").result(timeout=600)
+    assert f"{VERIFY}: its field window_size is missing, got head_dim, scale" in told
+
+
+def test_a_head_dim_without_a_kernel_is_refused_before_tensorrt() -> None:
+    caches = dict.fromkeys(("key_cache", "value_cache"), (2, 2, 32, 80))
+    words = r"DFlashVerifyAttention\): there is no kernel for head_dim 80, only for 64, 96, 128, 256; .* --no-plugins"
+    with pytest.raises(GraphError, match=words):
+        op_model(VERIFY, shapes={"q": (2, 3, 6, 80), "k": (2, 3, 2, 80), "v": (2, 3, 2, 80), **caches})
+    unknown = dict.fromkeys(caches, (2, 2, 32, "size"))
+    with pytest.raises(GraphError, match="no input's shape says its head_dim, which a kernel needs"):
+        op_model(VERIFY, shapes={"q": (2, 3, 6, "size"), "k": (2, 3, 2, "size"), "v": (2, 3, 2, "size"), **unknown})

@@ -1,0 +1,56 @@
+"""CMake builds both libraries; nvcc's report on the kernels. (NVRTC's, for every GPU: test_compile.py.)"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
+
+FUNCTION = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads",
+    re.DOTALL,
+)
+
+
+def _frames(log: str) -> dict[str, tuple[int, int, int]]:
+    """Of each kernel: bytes of stack frame, of spill stores, of spill loads."""
+    return {
+        found["name"]: (int(found["stack"]), int(found["stores"]), int(found["loads"]))
+        for found in FUNCTION.finditer(log)
+    }
+
+
+def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
+    """For every kernel that the launchers can choose."""
+    planned = {
+        f"dflash_attention_d{dim}_r{emulated.attention_plan(1, rows, 1, 1, dim, 4096, 132).tile_rows}"
+        for dim in HEAD_DIMS
+        for rows in (1, 16, 17, 32, 33, 64, 65, 128, 129, 2048)
+    }
+    merges = {f"dflash_attention_merge_d{dim}" for dim in HEAD_DIMS}
+    accept = {f"dflash_accept_{part}" for part in ("scan", "choose", "finish")}
+    frames = _frames(real_path.with_name("build.log").read_text())
+    assert set(frames) == planned | merges | accept
+    assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
+
+
+def test_a_spill_would_be_seen() -> None:
+    """The report of a kernel that spills, as ptxas words it."""
+    log = (
+        "ptxas info    : Compiling entry function 'k' for 'sm_80'\nptxas info    : Function properties for k\n"
+        "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
+    )
+    assert _frames(log) == {"k": (8, 4, 12)}
+
+
+def test_cmake_builds_the_emulated_library(tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("needs cmake")
+    run(["cmake", "-S", str(PLUGINS), "-B", str(tmp_path)])
+    run(["cmake", "--build", str(tmp_path), "--target", "dflash_kernels_emulated", "--parallel"])
+    assert Library(tmp_path / "libdflash_kernels_emulated.so", HostMemory(), emulated=True).processors() > 0

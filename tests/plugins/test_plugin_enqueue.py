@@ -1,0 +1,183 @@
+"""What a plugin puts on a stream, from TensorRT's call to the kernels' parameters: run by the emulator, it gives bit
+for bit what the C library gives, whose numbers are proved elsewhere."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+from tests.plugins.attention_reference import Case, inputs
+from tests.plugins.library import GXX, INCLUDES, HostMemory, Library, Placed, poisoned, run
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.plugins import plan, plugin
+from trtllm_dflash.plugins.launches import Launch
+
+VERIFY, DRAFT, ACCEPT = "DFlashVerifyAttention", "DFlashDraftAttention", "DFlashAccept"
+KERNELS = b"the emulated library"
+
+
+class EmulatedModule:
+    """A `launch.Module` whose kernels are those of the emulated library."""
+
+    def __init__(self, library: Library, starter: Path, processors: int) -> None:
+        self._kernels, self._start = library.c, ctypes.CDLL(str(starter)).start_kernel
+        self.processors = processors
+        self.launched: list[tuple[str, int]] = []
+
+    def launch(self, launches: Sequence[Launch], stream: int) -> None:
+        for one in launches:
+            self.launched.append((one.kernel, stream))
+            kernel = ctypes.cast(getattr(self._kernels, one.kernel), ctypes.c_void_p)
+            grid = (ctypes.c_uint * 3)(*one.grid)
+            size = ctypes.sizeof(one.params)
+            failed = self._start(kernel, grid, one.threads, one.shared_bytes, ctypes.byref(one.params), size)
+            assert not failed, one.kernel
+
+
+@pytest.fixture(scope="module")
+def starter(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("starter") / "libstarter.so"
+    source = str(Path(__file__).with_name("emulated_launch.cpp"))
+    run([*GXX, *INCLUDES, "-shared", source, str(emulated_path), "-o", str(path)])
+    return path
+
+
+@pytest.fixture
+def module(emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedModule]:
+    """What a plugin loads its kernels into; `module.processors` may be changed."""
+    made = EmulatedModule(emulated, starter, 132)
+
+    def load(cubin: bytes, kernels: Sequence[str]) -> EmulatedModule:
+        assert cubin == KERNELS
+        assert all(hasattr(emulated.c, kernel) for kernel in kernels)
+        return made
+
+    monkeypatch.setattr(plugin, "load", load)
+    plugin.take_refusals()
+    yield made
+    plugin.take_refusals()
+
+
+def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Call the plugin as TensorRT would: everything that it writes, by name; guards on all sides hold."""
+    spec, memory = OPS[name], HostMemory()
+    kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
+    axes: dict[str, int] = {"1": 1}
+    for tensor in kept:
+        axes |= dict(zip(tensor.axes, arrays[tensor.name].shape, strict=True))
+    dtypes = {"T": arrays[kept[0].name].dtype}
+    placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
+    for tensor in spec.outputs:
+        shape, dtype = [axes[axis] for axis in tensor.axes], dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
+        placed[tensor.name] = placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
+
+    def descs(tensors: Sequence[Any]) -> list[Any]:
+        dims = [
+            tuple(axes[a] if "+" not in a else arrays[t.name].shape[i] for i, a in enumerate(t.axes)) for t in tensors
+        ]
+        return [SimpleNamespace(dims=d, max=d, min=d) for d in dims]
+
+    made = plugin.StepPlugin(spec, numbers, KERNELS).attach_to_context(None)
+    described = descs(kept), descs(spec.outputs)
+    workspace = Placed(memory, poisoned([made.get_workspace_size(*described)], np.int8))
+    reads, writes = ([placed[tensor.name].address for tensor in tensors] for tensors in (kept, spec.outputs))
+    made.enqueue(*described, reads, writes, workspace.address, 77)
+    workspace.fetch("workspace", written=True)
+    aliased = {tensor.aliases for tensor in spec.outputs}
+    written = {tensor.name for tensor in spec.outputs} | aliased
+    found = {key: array.fetch(key, written=key in written) for key, array in placed.items()}
+    return {tensor.name: found[tensor.name] for tensor in spec.outputs}
+
+
+CASES = [
+    Case((0, 15), 4),
+    Case((33, 2), 8, head_dim=128, group=7, window=16, sinks=True),
+    Case((200,), 40, head_dim=96, kv_heads=3),
+    Case((64, 5), 1, head_dim=256, group=1, sinks=True),
+    Case((9, 40), 8, context_rows=6, committed=(2, 6), causal=False),
+    Case((9, 70), 5, head_dim=128, context_rows=4, committed=(1, 4), window=12),
+]
+
+
+@pytest.mark.parametrize("processors", [1, 132, 1000])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention(case: Case, processors: int, module: EmulatedModule, emulated: Library) -> None:
+    module.processors = processors
+    given, scale = inputs(case), case.head_dim**-0.5
+    numbers: dict[str, float] = {"scale": scale, "window_size": case.window, "head_dim": case.head_dim}
+    numbers |= {"causal": int(case.causal)} if case.draft else {}
+    got = enqueue(DRAFT if case.draft else VERIFY, given, numbers)
+    want = emulated.attention(
+        "draft" if case.draft else "verify", given, scale=scale, window=case.window, causal=case.causal,
+        processors=min(processors, plan.MAX_PROCESSORS),
+    )  # fmt: skip
+    assert {stream for _, stream in module.launched} == {77}
+    names = {"out": "out", "key_cache": "key_cache_out", "value_cache": "value_cache_out"}
+    for name, ours in names.items():
+        np.testing.assert_array_equal(got[ours].view(np.uint16), want[name].view(np.uint16))
+
+
+def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:
+    given = inputs(CASES[0])
+    numbers = {"scale": 1.0, "window_size": 0, "head_dim": 64}
+    for module.processors in (1, 132):
+        enqueue(VERIFY, given, numbers)
+    assert [kernel for kernel, _ in module.launched] == [
+        "dflash_attention_d64_r16", "dflash_attention_d64_r16",
+    ]  # fmt: skip
+    enqueue(VERIFY, inputs(CASES[2]), numbers | {"head_dim": 96})
+    assert [kernel for kernel, _ in module.launched[2:]] == ["dflash_attention_d96_r128", "dflash_attention_merge_d96"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -> None:
+    batch, rows, vocab = 3, 4, 20_000
+    rng = np.random.default_rng(5)
+    given = {
+        "logits": (rng.standard_normal((batch, rows, vocab)) * 3).astype(np.float32),
+        "input_ids": rng.integers(0, vocab, (batch, rows)),
+        "num_known": np.ones(batch, np.int32),
+        "past_len": np.array([0, 7, 19], np.int32),
+        "temperature": np.full(batch, temperature, np.float32),
+        "top_p": np.array([1, 0.9, 0.5], np.float32),
+        "top_k": np.array([0, 5, 40], np.int32),
+        "uniforms": rng.random((batch, 32), np.float32),
+    }
+    given["input_ids"][:, 1] = given["logits"][:, 0].argmax(-1)  # accepted where the choice is greedy
+    got, want = enqueue(ACCEPT, given, {}), emulated.accept(given)
+    for name, expected in want.items():
+        np.testing.assert_array_equal(got[name], expected)
+    assert temperature > 0 or (got["num_new"] >= 2).all()
+    assert [kernel for kernel, _ in module.launched] == [
+        "dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish",
+    ]  # fmt: skip
+
+
+def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule) -> None:
+    spec, case = OPS[VERIFY], CASES[0]
+    given = inputs(case)
+    made = plugin.StepPlugin(spec, {"scale": 1.0, "window_size": 0, "head_dim": 64}, KERNELS).attach_to_context(None)
+    inside = [SimpleNamespace(dims=given[tensor.name].shape) for tensor in spec.plugin_inputs if tensor.name in given]
+    outside = [inside[0], inside[3], inside[4]]
+    words = "DFlashVerifyAttention: value_cache_out is not at the address of value_cache, .* bind both to the same"
+    with pytest.raises(EngineError, match=words):
+        made.enqueue(inside, outside, [1, 2, 3, 4, 5, 6], [7, 4, 6], 0, 0)
+    assert module.launched == []
+    assert len(plugin.take_refusals()) == 1
+
+
+def test_wrong_shapes_are_refused_before_a_launch(module: EmulatedModule) -> None:
+    given = inputs(CASES[0])
+    with pytest.raises(
+        EngineError, match=r"DFlashVerifyAttention: q is .*: D is 64, and D is 128 in the kernel's head_dim"
+    ):
+        enqueue(VERIFY, given, {"scale": 1.0, "window_size": 0, "head_dim": 128})
+    assert module.launched == []

@@ -1,0 +1,174 @@
+"""What a plugin says of itself comes from its declaration, and an engine's fields make the same plugin again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+trt = pytest.importorskip("tensorrt_rtx")
+from trtllm_dflash import plugins
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.graph.ops import OPS, OpSpec
+from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
+from trtllm_dflash.plugins import plugin
+from trtllm_dflash.plugins.plugin import StepPlugin, StepPluginCreator
+from trtllm_dflash.plugins.shapes import check_shapes, given_inputs
+
+BUILD, RUNTIME = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
+LOG = trt.Logger(trt.Logger.ERROR)
+CUBIN = bytes(range(256)) * 40
+FLOAT, INT = (np.float32, trt.PluginFieldType.FLOAT32), (np.int32, trt.PluginFieldType.INT32)
+NUMBERS: dict[str, dict[str, float]] = {
+    "DFlashVerifyAttention": {"scale": 0.25, "window_size": 7, "head_dim": 96},
+    "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "causal": 1, "head_dim": 128},
+    "DFlashAccept": {},
+}
+specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
+
+
+def _fields(numbers: dict[str, float]) -> Any:
+    kinds = {name: FLOAT if isinstance(value, float) else INT for name, value in numbers.items()}
+    made = [trt.PluginField(name, np.array([numbers[name]], dtype), kind) for name, (dtype, kind) in kinds.items()]
+    return trt.PluginFieldCollection(made)
+
+
+def _creator(spec: OpSpec) -> StepPluginCreator:
+    creator = StepPluginCreator(spec)
+    creator.cubins = {kernel_key(spec, {name: int(value) for name, value in NUMBERS[spec.name].items()}): CUBIN}
+    return creator
+
+
+@specs
+def test_a_creator_names_its_operators_attributes_and_kernel_sizes(spec: OpSpec) -> None:
+    creator = StepPluginCreator(spec)
+    assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
+    declared = [*(attribute.name for attribute in spec.attributes), *(size.name for size in spec.kernel.sizes)]
+    assert [field.name for field in creator.field_names] == declared == list(NUMBERS[spec.name])
+
+
+@specs
+def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
+    creator, numbers = _creator(spec), NUMBERS[spec.name]
+    built = creator.create_plugin(spec.name, _fields(numbers), BUILD).clone()
+    serialized = built.get_fields_to_serialize()
+    assert [field.name for field in serialized] == [*numbers, "cubin"]
+    creator.cubins = {}  # an engine brings its kernels
+    loaded = creator.create_plugin(spec.name, serialized, RUNTIME)
+    assert loaded.numbers == numbers
+    assert {name: type(value) for name, value in loaded.numbers.items()} == {n: type(v) for n, v in numbers.items()}
+    assert loaded.cubin == CUBIN
+    assert (loaded.plugin_name, loaded.plugin_version, loaded.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
+
+
+@specs
+def test_inputs_outputs_and_types_are_the_declarations(spec: OpSpec) -> None:
+    made = StepPlugin(spec, NUMBERS[spec.name], CUBIN)
+    assert made.num_outputs == len(spec.outputs)
+    names = [tensor.name for tensor in spec.plugin_inputs]
+    assert "kv_positions" not in names
+    types = {"T": trt.DataType.BF16, "float32": trt.DataType.FLOAT, "int32": trt.DataType.INT32}
+    types["int64"] = trt.DataType.INT64
+    inputs = [types[tensor.dtype] for tensor in spec.plugin_inputs if not tensor.optional]
+    outputs = [types[tensor.dtype] for tensor in spec.outputs]
+    assert made.get_output_data_types(inputs) == outputs
+    for position, right in enumerate((*inputs, *outputs)):
+        for kind, layout in ((right, "LINEAR"), (right, "CHW4"), (trt.DataType.INT8, "LINEAR")):
+            desc = SimpleNamespace(type=kind, format=getattr(trt.TensorFormat, layout))
+            described = [SimpleNamespace(desc=desc)] * (position + 1)
+            found = made.supports_format_combination(position, described, len(inputs))
+            assert found == (kind == right and layout == "LINEAR")
+
+
+@specs
+def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
+    trt.Builder(LOG)
+    plugins.register()
+    plugins.register({})
+    found = [
+        creator
+        for creator in trt.get_plugin_registry().all_creators
+        if (creator.name, creator.plugin_version, creator.plugin_namespace)
+        == (spec.name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    ]
+    assert len(found) == 1
+    assert trt.get_plugin_registry().get_creator(spec.name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None
+
+
+@pytest.mark.parametrize(
+    ("phase", "leave_out", "words"),
+    [
+        (BUILD, "head_dim", "DFlashVerifyAttention: its field head_dim is missing, got scale, window_size"),
+        (RUNTIME, "scale", "DFlashVerifyAttention: its field scale is missing, got cubin, head_dim, window_size"),
+        (RUNTIME, "cubin", "DFlashVerifyAttention: the engine has no kernel in the field cubin; build it again"),
+    ],
+)
+def test_a_missing_field_is_an_error_in_words_and_kept(phase: Any, leave_out: str, words: str) -> None:
+    spec = OPS["DFlashVerifyAttention"]
+    creator = _creator(spec)
+    fields = _fields(NUMBERS[spec.name])
+    if phase == RUNTIME:
+        fields = creator.create_plugin(spec.name, fields, BUILD).get_fields_to_serialize()
+    kept = trt.PluginFieldCollection([field for field in fields if field.name != leave_out])
+    plugins.take_refusals()
+    with pytest.raises(EngineError, match=words):
+        creator.create_plugin(spec.name, kept, phase)
+    assert plugins.take_refusals() == [words]
+    assert plugins.take_refusals() == []
+
+
+def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_be() -> None:
+    """TensorRT dies of an exception in attach_to_context, and calls it while it builds."""
+    try:
+        from cuda.bindings import driver
+
+        if driver.cuInit(0)[0] == driver.CUresult.CUDA_SUCCESS:
+            pytest.skip("there is a GPU")
+    except RuntimeError:
+        pass
+    spec = OPS["DFlashAccept"]
+    made = StepPlugin(spec, {}, CUBIN).attach_to_context(None)
+    assert isinstance(made, StepPlugin)
+    descs = [SimpleNamespace(dims=_dims(t.axes)) for t in (*spec.plugin_inputs, *spec.outputs)]
+    count = len(spec.plugin_inputs)
+    with pytest.raises(EngineError, match="NVIDIA driver is not here"):
+        made.enqueue(descs[:count], descs[count:], range(count), range(4), 0, 0)
+    assert "NVIDIA driver is not here" in plugins.take_refusals()[-1]
+
+
+SIZES = {"B": 2, "S": 3, "R": 3, "V": 50, "U": 64, "1": 1}
+
+
+def _dims(axes: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(SIZES[axis] for axis in axes)
+
+
+def test_symbols_bind_sums_and_unknown_sizes_wait() -> None:
+    spec = OPS["DFlashDraftAttention"]
+    dims = {"q": (2, 4, 6, 64), "k": (2, 7, 2, 64), "v": (2, 7, 2, 64), "positions": (2, 7)}
+    check_shapes(spec, dims, {"head_dim": 64})
+    check_shapes(spec, dims | {"k": (-1, -1, 2, 64)}, {"head_dim": 64})
+    for name, found, words in [
+        ("v", (2, 8, 2, 64), r"v is \[2, 8, 2, 64\], expected .*: S\+T is 8, and S is 3 in k, T is 4 in q"),
+        ("k", (2, 3, 2, 64), r"k is \[2, 3, 2, 64\], expected .*: S\+T is 3, and T is 4 in q"),
+        ("q", (2, 4, 6, 96), r"q is .*: D is 96, and D is 64 in the kernel's head_dim"),
+        ("positions", (7,), r"positions is \[7\], expected \[B, S\+T\]$"),
+    ]:
+        with pytest.raises(EngineError, match=words):
+            check_shapes(spec, dims | {name: found}, {"head_dim": 64})
+    with pytest.raises(EngineError, match=r"bonus is \[2, 2\], expected \[B, 1\]: got 2"):
+        check_shapes(OPS["DFlashAccept"], {"bonus": (2, 2)}, {})
+
+
+def test_the_number_of_inputs_is_the_declarations() -> None:
+    spec = OPS["DFlashVerifyAttention"]
+    assert [tensor.name for tensor in given_inputs(spec, 7)][-2:] == ["positions", "sinks"]
+    for count in (5, 8):
+        with pytest.raises(EngineError, match=f"DFlashVerifyAttention: got {count} inputs, expected 6 to 7: q, k, v"):
+            given_inputs(spec, count)
+
+
+def test_all_plugins_are_one_class() -> None:
+    assert {type(creator) for creator in plugin._creators.values()} <= {StepPluginCreator}
