@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +22,22 @@ MAY_IMPORT = {
     "config": set(),
     "checkpoint": {"config"},
     "graph": {"config", "checkpoint"},
-    "build": {"config", "checkpoint", "graph"},
-    "runtime": {"config"},
+    "plugins": {"config", "graph"},
+    "build": {"config", "checkpoint", "graph", "plugins"},
+    "runtime": {"config", "plugins"},
     "cli": {"config", "checkpoint", "graph", "build", "runtime"},
 }
-# All that the runtime may know of how an engine comes to be: it reads engine directories.
-RUNTIME_READS = ("trtllm_dflash.build.manifest", "trtllm_dflash.graph.io")
-BACKEND_IMPORTERS = {"tensorrt_rtx": {"build"}, "onnxruntime": {"build", "runtime"}, "transformers": {"runtime"}}
+# All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
+RUNTIME_READS = (
+    "trtllm_dflash.build.machine",
+    "trtllm_dflash.build.manifest",
+    "trtllm_dflash.graph.io",
+)
+BACKEND_IMPORTERS = {
+    "tensorrt_rtx": {"build", "plugins", "runtime"},
+    "onnxruntime": {"build", "runtime"},
+    "transformers": {"runtime"},
+}
 NEVER_IMPORTED = {"torch", "pickle", "modelopt"}
 
 
@@ -100,7 +110,8 @@ def test_direction_of_imports() -> None:
         ("runtime", "from trtllm_dflash.checkpoint.loader import load_target"),
         ("runtime", "from trtllm_dflash.build.engine import build_engine"),
         ("graph", "import onnxruntime"),
-        ("runtime", "import tensorrt_rtx"),
+        ("graph", "import tensorrt_rtx"),
+        ("runtime", "from trtllm_dflash.build.rtx import profiles"),
         ("build", "import torch"),
         ("checkpoint", "import pickle"),
     ],
@@ -119,3 +130,10 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stderr
+
+
+def test_every_package_is_installed() -> None:
+    """They are listed by hand, since the kernels' sources come from another folder."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in _sources(PACKAGE)}
+    assert sorted(listed) == sorted([*(".".join(folder.parts) for folder in folders), "trtllm_dflash.kernels"])

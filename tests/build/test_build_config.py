@@ -43,6 +43,7 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
         ({"dtype": "float8"}, r"--dtype 'float8' is not known; choose one of auto, float32, bfloat16"),
         ({"dtype": "bfloat16"}, r"--dtype bfloat16 cannot be built for --arch cpu: onnxruntime runs .* in float32"),
         ({"dtype": "float32", "arch": "sm120"}, r"--dtype float32 cannot be built for --arch sm120: tensorrt_rtx"),
+        ({"plugins": True}, r"--plugins are CUDA kernels, and --arch cpu is no GPU; leave the option out"),
         ({"max_batch_size": 0}, r"--max-batch-size must be a whole number of at least 1, got 0"),
         ({"max_batch_size": True}, r"--max-batch-size must be a whole number of at least 1, got True"),
         ({"max_seq_len": 1}, r"--max-seq-len must be a whole number of at least 2, got 1"),
@@ -73,11 +74,21 @@ def test_defaults_come_from_the_models(resolve: Resolve) -> None:
     assert resolve(arch="sm120").dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("arch", "asked", "expected"),
+    [("cpu", None, False), ("cpu", False, False), ("sm120", None, True), ("sm89", False, False), ("sm90", None, True)],
+)
+def test_plugins_are_the_default_of_every_gpu(resolve: Resolve, arch: str, asked: bool | None, expected: bool) -> None:
+    sizes = resolve(arch=arch, plugins=asked)
+    assert sizes.plugins is expected
+    assert sizes.to_json()["plugins"] is expected
+
+
 def test_a_plain_build_has_no_drafts(resolve: Resolve) -> None:
     sizes = resolve(drafter=None)
     assert (sizes.block_size, sizes.draft_len) == (1, 0)
 
 
-@pytest.mark.parametrize(("seq_len", "block", "cache_len"), [(64, 4, 128), (56, 4, 64), (57, 4, 128), (512, 2, 576)])
+@pytest.mark.parametrize(("seq_len", "block", "cache_len"), [(64, 4, 128), (52, 4, 64), (53, 4, 128), (512, 2, 576)])
 def test_caches_have_room_for_rejected_rows(resolve: Resolve, seq_len: int, block: int, cache_len: int) -> None:
     assert resolve(max_seq_len=seq_len, block_size=block).cache_len == cache_len

@@ -29,7 +29,7 @@ def test_models_taps_block_ports_and_versions_are_shown(cpu_engine: Path, pair: 
     assert ["input", "input_ids"] in ports
     assert ["input", "draft_key.*"] in ports
     assert ["output", "target_value.*.out"] in ports
-    assert len(ports) == 20  # caches of all layers are one row
+    assert len(ports) == 21  # caches of all layers are one row
     assert found["check"] == ["every file is what the build wrote"]
     assert "onnxruntime" in found["built with"][0]
 

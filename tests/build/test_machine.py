@@ -9,20 +9,22 @@ import pytest
 from trtllm_dflash.build import backends, machine
 from trtllm_dflash.build.machine import Gpu, examine, why_not_runnable
 from trtllm_dflash.config.build import ARCHS
+from trtllm_dflash.runtime.session import SESSIONS
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
 
 
 def test_every_arch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cuda_gpus", list)
-    found = examine({"onnxruntime"})
+    found = examine(SESSIONS)
     reports = {report.arch: report for report in found.archs}
     assert reports.keys() == ARCHS.keys()
     assert reports["cpu"].build is None
     assert reports["cpu"].run is None
     assert reports["sm90"].build
     assert "needs the full TensorRT" in reports["sm90"].build
-    assert reports["sm120"].run == "this version of dflash-trt has no runtime for TensorRT-RTX engines yet"
+    assert reports["sm90"].run == "this version of dflash-trt has no runtime for TensorRT engines yet"
+    assert reports["sm120"].run == "it needs a GPU of sm120, and here is: no GPU"
     json.dumps(found.to_json())
 
 
@@ -45,6 +47,14 @@ def test_a_reason_that_holds_for_several_archs_is_said_once(monkeypatch: pytest.
 def test_a_gpu_engine_needs_its_gpu(gpus: list[Gpu] | str, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
     assert why_not_runnable(ARCHS["sm120"], gpus, {"tensorrt_rtx"}) == reason
+
+
+def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("L4", "sm89", 24_000_000_000), RTX_5090, RTX_5090]
+    monkeypatch.setattr(machine, "cuda_gpus", lambda: gpus)
+    assert [machine.first_gpu(arch) for arch in ("sm89", "sm120", "sm80")] == [0, 1, 0]
+    monkeypatch.setattr(machine, "cuda_gpus", lambda: "none: no driver")
+    assert machine.first_gpu("sm120") == 0
 
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

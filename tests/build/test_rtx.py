@@ -22,6 +22,7 @@ from tests.tiny import DRAFTER_VARIANTS, tiny_drafter, tiny_target
 from trtllm_dflash.build import manifest
 from trtllm_dflash.build.child import worker_environment
 from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.build.inspection import inspect_engine
 from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.config.build import BuildConfig
@@ -38,20 +39,20 @@ CASES = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
 MAX_BATCH, MAX_SEQ_LEN = 3, 64
 
 
-def _models(directory: Path, architecture: str, variant: str) -> dict[str, Any]:
+def _models(directory: Path, architecture: str, variant: str, **sizes: int) -> dict[str, Any]:
     """A two-layer pair in BF16: what is tested does not grow with depth, and the compile time does."""
-    target = tiny_target(directory / "target", architecture, num_layers=2, dtype="BF16", tied=architecture == "qwen3")
+    same: dict[str, Any] = {"num_layers": 2, "dtype": "BF16", **sizes}
+    target = tiny_target(directory / "target", architecture, tied=architecture == "qwen3", **same)
     if variant == PLAIN:
         return {"target": str(target), "drafter": None}
-    drafter = tiny_drafter(directory / "drafter", target, variant=variant, num_layers=2, taps=(0,), dtype="BF16")
+    drafter = tiny_drafter(directory / "drafter", target, variant=variant, taps=(0,), **same)
     return {"target": str(target), "drafter": str(drafter)}
 
 
 def _prepare(directory: Path, architecture: str, variant: str) -> Prepared:
-    models = _models(directory, architecture, variant)
-    return prepare(
-        BuildConfig(**models, output_dir=directory, arch="sm120", max_batch_size=MAX_BATCH, max_seq_len=MAX_SEQ_LEN)
-    )
+    """Without plugins; engines with them are in tests/plugins/test_engine_plugins.py."""
+    models, sizes = _models(directory, architecture, variant), {"max_batch_size": MAX_BATCH, "max_seq_len": MAX_SEQ_LEN}
+    return prepare(BuildConfig(**models, output_dir=directory, arch="sm120", plugins=False, **sizes))
 
 
 def _step(prepared: Prepared) -> ir.Model:
@@ -93,24 +94,62 @@ def test_every_target_and_mask_variant_compiles_for_every_arch(
     assert weight[:64] in engine or transposed[:64] in engine
 
 
-@pytest.mark.parametrize(("arch", "variant"), [("sm89", "mixed"), ("sm120", "full"), ("sm121", PLAIN)])
-def test_an_engine_directory_for_each_arch(arch: str, variant: str, tmp_path: Path) -> None:
-    models = _models(tmp_path, "qwen3", variant)
-    report = build_engine(BuildConfig(**models, output_dir=tmp_path / "engine", arch=arch, max_seq_len=MAX_SEQ_LEN))
+@pytest.mark.parametrize(
+    ("arch", "variant", "plugins"),
+    [("sm89", "mixed", None), ("sm120", "full", None), ("sm120", "full", False), ("sm121", PLAIN, True)],
+)
+def test_an_engine_directory_for_each_arch(arch: str, variant: str, plugins: bool | None, tmp_path: Path) -> None:
+    config = BuildConfig(
+        **_models(tmp_path, "qwen3", variant, head_dim=64),
+        output_dir=tmp_path / "engine",
+        arch=arch,
+        max_seq_len=MAX_SEQ_LEN,
+        plugins=plugins,
+    )
+    report = build_engine(config)
     assert {"rank0.engine", "config.json", "build.log", "manifest.json"} == {
         path.name for path in report.directory.iterdir()
     }
     assert manifest.check(report.directory, deep=True) == []
     assert manifest.load(report.directory)["backend"] == "tensorrt_rtx"
     assert "tensorrt-rtx-cu13" in manifest.load(report.directory)["versions"]
-    assert json.loads((report.directory / "config.json").read_text())["build_config"]["dtype"] == "bfloat16"
+    written = json.loads((report.directory / "config.json").read_text())
+    assert written["build_config"]["dtype"] == "bfloat16"
+    assert written["build_config"]["plugins"] == (plugins is not False)
+    assert ("kv_positions" in {port["name"] for port in written["io"]}) == (plugins is False)
+    _check_kernels(report.directory, arch, plugins=plugins is not False)
     assert "Engine generation completed" in (report.directory / "build.log").read_text()
+
+
+def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
+    """The manifest, `inspect` and the builder's log say which kernels are in the engine."""
+    facts, found = manifest.load(directory), dict(inspect_engine(directory).sections())
+    overview = [line.split("  ") for line in next(iter(found.values()))]
+    kind = "ours, as plugins" if plugins else "the compiler's own"
+    assert [line[-1].strip() for line in overview if line[0] == "kernels"] == [kind]
+    if not plugins:
+        assert facts["kernels"] == []
+        assert "kernels" not in found
+        assert "nvidia-cuda-nvrtc" not in facts["versions"]
+        return
+    assert [kernel["kernel"] for kernel in facts["kernels"]] == ["accept", "attention, head_dim 64"]
+    assert {kernel["arch"] for kernel in facts["kernels"]} == {arch}
+    for line, kernel in zip(found["kernels"], facts["kernels"], strict=True):
+        assert line.startswith(kernel["kernel"])
+        assert kernel["sha256"][:16] in line
+        assert kernel["source_sha256"][:16] in line
+    assert "nvidia-cuda-nvrtc" in facts["versions"]
+    log = (directory / "build.log").read_text()
+    assert f"NVRTC: attention, head_dim 64 for {arch}:" in log
+    assert "0 bytes spill stores" in log
 
 
 def test_a_float32_checkpoint_is_converted(make_target: Callable[..., Path], tmp_path: Path) -> None:
     target = make_target("llama", num_layers=2, tied=True)
     report = build_engine(
-        BuildConfig(str(target), tmp_path / "engine", arch="sm120", max_seq_len=MAX_SEQ_LEN, max_num_tokens=8)
+        BuildConfig(
+            str(target), tmp_path / "engine", arch="sm120", max_seq_len=MAX_SEQ_LEN, max_num_tokens=8, plugins=False
+        )
     )
     assert "rank0.engine" in {path.name for path in report.directory.iterdir()}
     assert not (report.directory / "scratch").exists()
@@ -121,13 +160,16 @@ def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path
     prepared = _prepare(tmp_path, "llama", "full")
     context, generation = profiles(prepared.ports, prepared.resolved)
     assert context["input_ids"] == ((1, 1), (1, 63), (1, 63))
-    assert context["uniforms"] == ((1, 1), (1, 1), (1, 4))
+    assert context["decided"] == ((1,), (1,), (4,))
+    assert context["uniforms"] == ((1, 128), (1, 128), (1, 128))
     assert context["kv_positions"] == ((1,), (64,), (128,))
-    assert generation["input_ids"] == ((1, 4), (3, 4), (3, 4))
-    assert generation["uniforms"] == ((1, 4), (3, 4), (3, 4))
+    assert generation["input_ids"] == ((1, 1), (3, 4), (3, 4))
+    assert generation["decided"] == ((1,), (4,), (4,))
+    assert generation["uniforms"] == ((1, 128), (3, 128), (3, 128))
     assert generation["kv_positions"] == ((4,), (64,), (128,))
     fewer = profiles(prepared.ports, replace(prepared.resolved, draft_len=1))[1]
-    assert fewer["input_ids"] == fewer["uniforms"] == ((1, 2), (3, 2), (3, 4))
+    assert fewer["input_ids"] == ((1, 1), (3, 2), (3, 4))
+    assert fewer["decided"] == ((1,), (2,), (4,))
     assert generation["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))
 
 

@@ -35,6 +35,7 @@ def test_options_names_defaults_and_choices_are_the_fields() -> None:
     for field in dataclasses.fields(BuildConfig):
         option = options[field.name]
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
+        assert option.secondary_opts == (["--no-plugins"] if field.name == "plugins" else [])
         assert option.help == field.metadata["help"]
         assert option.required == (field.default is dataclasses.MISSING)
         if not option.required:
@@ -90,6 +91,7 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Buil
         ),
         (("--no-drafter", "--max-batch-size", "x"), False, "'x' is not a valid integer"),
         (("--block-size", "9"), True, "error: --block-size 9 is more than the 4 that the drafter was trained with"),
+        (("--no-drafter", "--plugins"), False, "error: --plugins are CUDA kernels, and --arch cpu is no GPU"),
         (("--no-drafter", "--dtype", "bfloat16"), False, "error: --dtype bfloat16 cannot be built for --arch cpu"),
     ],
 )

@@ -48,7 +48,8 @@ def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict
         "temperature": np.zeros(batch, np.float32),
         "top_p": np.ones(batch, np.float32),
         "top_k": np.zeros(batch, np.int32),
-        "uniforms": np.zeros((batch, 1), np.float32),
+        "decided": np.arange(1),
+        "uniforms": np.zeros((batch, CACHE), np.float32),
     }
     for port in session.get_inputs():
         if port.name not in feeds:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtllm_dflash.graph.io import _CONTROL_INPUTS, _control_outputs
+from trtllm_dflash.graph.io import _control_inputs, _control_outputs
 from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.graph.ops.spec import Tensor
 
 PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 
@@ -13,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 def ports() -> str:
     """The step's inputs and outputs but the caches."""
     rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
-    for port in (*_CONTROL_INPUTS, *_control_outputs("block_size")):  # type: ignore[arg-type]
+    for port in (*_control_inputs("cache_len"), *_control_outputs("block_size")):  # type: ignore[arg-type]
         shape = ", ".join(map(str, port.shape))
         rows.append(f"| `{port.name}` | {port.direction} | {port.dtype} | [{shape}] | {port.meaning} |")
     return "\n".join(rows)
@@ -32,11 +33,15 @@ def operators() -> str:
             "|---|---|---|---|---|",
         ]
         for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
-            rows += [f"| {kind} | `{t.name}` | {t.dtype} | {t.shape} | {t.meaning} |" for t in tensors]
+            rows += [f"| {kind}{_when(t)} | `{t.name}` | {t.dtype} | {t.shape} | {t.meaning} |" for t in tensors]
         for a in spec.attributes:
             rows.append(f"| attribute | `{a.name}` | {a.kind.name.lower()} | = {a.default} | {a.meaning} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
+
+
+def _when(tensor: Tensor) -> str:
+    return ", optional" * tensor.optional + ", body only" * tensor.body_only
 
 
 TABLES = {"ports": ports, "operators": operators}

@@ -24,16 +24,23 @@ def _reference_probabilities(logits: np.ndarray, temperature: float, top_p: floa
 
 
 def _accept(logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray) -> dict[str, np.ndarray]:
+    """`uniforms` [B, R] by row; they go where the step looks for them in a table by position, NaN everywhere else."""
     batch, rows = logits.shape[:2]
+    past = np.arange(batch) * 10
+    table = np.full((batch, int((past + known).max()) + rows), np.nan)
+    by_row = settings.get("uniforms", np.zeros((batch, rows)))
+    for b in range(batch):
+        first = past[b] + int(known[b])
+        table[b, first : first + rows] = by_row[b]
     arrays = {
         "logits": logits.astype(np.float32),
         "input_ids": ids.astype(np.int64),
         "num_known": known.astype(np.int32),
-        "past_len": np.arange(batch, dtype=np.int32) * 10,
+        "past_len": past.astype(np.int32),
         "temperature": settings.get("temperature", np.zeros(batch)).astype(np.float32),
         "top_p": settings.get("top_p", np.ones(batch)).astype(np.float32),
         "top_k": settings.get("top_k", np.zeros(batch)).astype(np.int32),
-        "uniforms": settings.get("uniforms", np.zeros((batch, rows))).astype(np.float32),
+        "uniforms": table.astype(np.float32),
     }
     return run_op("DFlashAccept", arrays)
 
@@ -72,6 +79,23 @@ def test_fewer_rows_than_drafts() -> None:
     logits[:, :, 5] = 1
     got = _accept(logits, np.array([[2, 5, 5]]), np.array([1]))
     assert (got["num_new"].tolist(), got["bonus"].tolist()) == ([1], [[5]])
+
+
+def test_rows_behind_the_table_take_its_last_number() -> None:
+    """A step may decide rows behind the end of a sequence, which nobody keeps: the table need not reach there."""
+    logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (1, 4, 1)))
+    arrays = {
+        "logits": logits.astype(np.float32),
+        "input_ids": np.array([[9, 0, 1, 3]]),
+        "num_known": np.array([1], np.int32),
+        "past_len": np.array([2], np.int32),
+        "temperature": np.ones(1, np.float32),
+        "top_p": np.ones(1, np.float32),
+        "top_k": np.zeros(1, np.int32),
+        "uniforms": np.array([[np.nan, np.nan, np.nan, 0.05, 0.2, 0.9]], np.float32),
+    }
+    got = run_op("DFlashAccept", arrays)
+    assert got["new_ids"].tolist() == [[0, 1, 3, 3]]  # 0.05, 0.2, 0.9, then 0.9 again
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from tests.graph.run_op import run_op
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.ops import VERIFY_ATTENTION
 
 B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
 
 
-def _attend_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
-    """One query head [D] over the keys [n, D] that it sees."""
+def _attend_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, sink: float) -> np.ndarray:
+    """One query head [D] over the keys [n, D] that it sees; a sink of -inf is none."""
     scores = (keys.astype(np.float64) @ q.astype(np.float64)) * scale
-    weights = np.exp(scores - scores.max())
-    return (weights / weights.sum()) @ values.astype(np.float64)
+    largest = max(scores.max(), sink)
+    weights = np.exp(scores - largest)
+    return (weights / (weights.sum() + np.exp(sink - largest))) @ values.astype(np.float64)
 
 
-def _reference(q, keys, values, positions, sees, scale):
+def _sinks(rng: np.random.Generator) -> np.ndarray:
+    """Some that take next to nothing, some about as much as a key, one that takes nearly all."""
+    sinks = rng.standard_normal(HQ)
+    sinks[0], sinks[3] = 12.0, -30.0
+    return sinks.astype(np.float32)
+
+
+def _reference(q, keys, values, positions, sees, scale, sinks=None):
+    sinks = np.full(HQ, -np.inf) if sinks is None else sinks.astype(np.float64)
     out = np.zeros(q.shape)
     for b in range(q.shape[0]):
         for s in range(q.shape[1]):
             for h in range(q.shape[2]):
                 kv = h // (q.shape[2] // keys.shape[1])
                 seen = [k for k in range(keys.shape[2]) if sees(b, positions[b][s], k)]
-                out[b, s, h] = _attend_row(q[b, s, h], keys[b, kv, seen], values[b, kv, seen], scale)
+                out[b, s, h] = _attend_row(q[b, s, h], keys[b, kv, seen], values[b, kv, seen], scale, sinks[h])
     return out
 
 
@@ -40,9 +53,10 @@ def _poisoned_caches(rng: np.random.Generator, lengths: np.ndarray) -> tuple[np.
 TOLERANCE = 40 * np.finfo(np.float32).eps
 
 
+@pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("window", [0, 3, 7])
 @pytest.mark.parametrize("width", [1, 5])
-def test_verify_attention(width: int, window: int) -> None:
+def test_verify_attention(width: int, window: int, with_sinks: bool) -> None:
     rng = np.random.default_rng(width * 10 + window)
     past = np.array([0, 9, 17])
     q = rng.standard_normal((B, width, HQ, D)).astype(np.float32)
@@ -51,6 +65,7 @@ def test_verify_attention(width: int, window: int) -> None:
     arrays = {"q": q, "k": k, "v": v, "key_cache": keys, "value_cache": values}
     arrays["positions"] = past[:, None] + np.arange(width)
     arrays["kv_positions"] = np.arange(17 + width + 2, dtype=np.int64)
+    arrays |= {"sinks": _sinks(rng)} if with_sinks else {}
     got = run_op("DFlashVerifyAttention", arrays, scale=0.3, window_size=window)
 
     for b, start in enumerate(past):
@@ -63,12 +78,13 @@ def test_verify_attention(width: int, window: int) -> None:
         return key <= p and (window == 0 or p - key < window)
 
     positions = past[:, None] + np.arange(width)
-    want = _reference(q, keys, values, positions, sees, 0.3)
+    want = _reference(q, keys, values, positions, sees, 0.3, arrays.get("sinks"))
     np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize(("causal", "window"), [(0, 0), (1, 0), (0, 5), (1, 5), (1, 2), (0, 2)])
-def test_draft_attention(causal: int, window: int) -> None:
+def test_draft_attention(causal: int, window: int, with_sinks: bool) -> None:
     rng = np.random.default_rng(causal * 10 + window)
     width, block = 4, 3
     past, committed = np.array([0, 9, 17]), np.array([1, 4, 2])
@@ -80,6 +96,7 @@ def test_draft_attention(causal: int, window: int) -> None:
     contexts, blocks = past[:, None] + np.arange(width), nxt[:, None] + np.arange(block)
     arrays["positions"] = np.concatenate([contexts, blocks], axis=1)
     arrays["kv_positions"] = np.arange(17 + width + block, dtype=np.int64)
+    arrays |= {"sinks": _sinks(rng)} if with_sinks else {}
     got = run_op("DFlashDraftAttention", arrays, scale=0.3, window_size=window, causal=causal)
 
     for b in range(B):
@@ -94,5 +111,23 @@ def test_draft_attention(causal: int, window: int) -> None:
         return key < nxt[b] + block and (key <= p or not causal) and inside
 
     positions = nxt[:, None] + np.arange(block)
-    want = _reference(q, keys, values, positions, sees, 0.3)
+    want = _reference(q, keys, values, positions, sees, 0.3, arrays.get("sinks"))
     np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_without_sinks_the_body_pays_nothing_for_them() -> None:
+    plain, sinking = (VERIFY_ATTENTION.function(count) for count in (7, 8))
+    assert [value.name for value in plain.inputs] == [tensor.name for tensor in VERIFY_ATTENTION.inputs[:7]]
+    concats = [sum(node.op_type == "Concat" for node in function) for function in (plain, sinking)]
+    assert concats[0] < concats[1]
+
+
+def test_one_graph_uses_an_operator_with_sinks_or_without() -> None:
+    g = GraphBuilder()
+    inputs = [ir.Value(name=tensor.name) for tensor in VERIFY_ATTENTION.inputs]
+    for count in (7, 8):
+        VERIFY_ATTENTION(g, *inputs[:count])
+    with pytest.raises(GraphError, match="DFlashVerifyAttention is used with 7 and with 8 inputs in one graph"):
+        VERIFY_ATTENTION.functions(g.nodes)
+    with pytest.raises(GraphError, match=r"DFlashVerifyAttention takes 7 to 8 inputs \['q', .*got 6 inputs"):
+        VERIFY_ATTENTION(g, *inputs[:6])

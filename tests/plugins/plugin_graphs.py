@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from trtllm_dflash.graph.step import DTYPES, build_step
 
 SIZES = {"B": 2, "S": 3, "T": 4, "Hq": 6, "Hkv": 2, "D": 64, "cache_len": 32, "R": 4, "V": 97, "U": 32, "L": 16}
 Shape = tuple[int | str, ...]
+_ENGINE_LAYER = re.compile(r"^Layer\((\w+)\): ([^,\n]*)", re.MULTILINE)
 
 
 @contextmanager
@@ -53,13 +56,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Compiled:
-    """An engine and what was in its network."""
+    """An engine and what was in its network; `engine_layers`: kind and name of what its two profiles run."""
 
     inputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     kernels: Mapping[KernelKey, int]
     cubins_in_engine: bool
-    engine_bytes: int
+    engine_layers: frozenset[tuple[str, str]]
 
 
 def plugin_layers(network: Any) -> tuple[Layer, ...]:
@@ -87,7 +90,7 @@ def _value(field: Any) -> Any:
 
 def compile_pair(models: dict[str, Any], directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]) -> Compiled:
     """Compile the step of a pair for an arch, with plugins if there are cubins."""
-    from trtllm_dflash.build.rtx import BuilderLog, Compiler, profiles
+    from trtllm_dflash.build.rtx import Compiler, profiles
 
     sizes = {"max_batch_size": 3, "max_seq_len": 64}
     prepared = prepare(BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes))
@@ -97,12 +100,31 @@ def compile_pair(models: dict[str, Any], directory: Path, arch: str, cubins: Map
         block_size=resolved.block_size, plugins=resolved.plugins,
     )  # fmt: skip
     kernels = kernel_keys(model)
-    compiler, file = Compiler(BuilderLog(), model, cubins), io.BytesIO()
+    log, file = _layer_log(), io.BytesIO()
+    compiler = Compiler(log, model, cubins)
+    log.layers.clear()
     compiler.compile([arch], profiles(prepared.ports, resolved), file, lambda *_: None)
     network, engine = compiler._network, file.getvalue()
     inputs = tuple(network.get_input(index).name for index in range(network.num_inputs))
     present = all(cubins[key] in engine for key in kernels)
-    return Compiled(inputs, plugin_layers(network), kernels, present, len(engine))
+    return Compiled(inputs, plugin_layers(network), kernels, present, frozenset(log.layers))
+
+
+@cache
+def _layer_log() -> Any:
+    """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a process gives it."""
+    from trtllm_dflash.build.rtx import BuilderLog
+
+    class LayerLog(BuilderLog):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers: set[tuple[str, str]] = set()
+
+        def log(self, severity: Any, message: str) -> None:
+            super().log(severity, message)
+            self.layers.update(_ENGINE_LAYER.findall(message))
+
+    return LayerLog()
 
 
 def op_model(

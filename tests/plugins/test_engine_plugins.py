@@ -103,6 +103,17 @@ def test_every_target_and_mask_variant_has_its_plugins(
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs
     assert {"decided", "uniforms", "target_key.1"} <= set(found.inputs)
+    _check_engine_layers(found, [name for name in expected if "Attention" in name])
+
+
+def _check_engine_layers(found: Compiled, attention: list[str]) -> None:
+    """What the engine runs is TensorRT's own fused layers (acceptance is in one) and, between them, our attention.
+
+    So nothing copies a cache, and nothing comes from the host.
+    """
+    assert {kind for kind, _ in found.engine_layers} == {"Myelin", "PluginV3"}
+    plugins = {name for kind, name in found.engine_layers if kind == "PluginV3"}
+    assert plugins == {name + profile for name in attention for profile in ("", " [profile 1]")}
 
 
 def test_without_plugins_there_is_none(engines: Futures) -> None:

@@ -17,11 +17,11 @@ from trtllm_dflash.runtime.engine import Engine
 
 @pytest.fixture
 def fake_engine() -> Callable[..., Engine]:
-    """`fake_engine(accuracy=…, **sizes)`: an engine without a model; its session is `engine._session`."""
+    """`fake_engine(accuracy=…, lookahead=…, **sizes)`: an engine without a model; its session is `engine._session`."""
 
-    def make(*, accuracy: float = 0.7, **sizes: Any) -> Engine:
+    def make(*, accuracy: float = 0.7, lookahead: int = 0, **sizes: Any) -> Engine:
         config = fake_config(**sizes)
-        return Engine(config, FakeSession(config, accuracy=accuracy))
+        return Engine(config, FakeSession(config, accuracy=accuracy, lookahead=lookahead))
 
     return make
 

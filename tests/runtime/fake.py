@@ -9,12 +9,14 @@ leaves in an undefined state hold POISON here.
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.session import Int64, StepInputs, StepOutputs
+from trtllm_dflash.runtime.session import Int64, SlotSampling, StepResult
 
 POISON = -7
 
@@ -34,7 +36,8 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
         arch="cpu",
         backend="fake",
         dtype="float32",
-        cache_len=chosen["max_seq_len"] + 2 * block_size,
+        plugins=False,
+        cache_len=chosen["max_seq_len"] + 3 * block_size,
         block_size=block_size,
         draft_len=block_size - 1 if draft_len is None else draft_len,
         ports=(),
@@ -42,14 +45,30 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
     )
 
 
-class FakeSession:
-    """A `Session` that also checks every rule of the step's inputs and records the steps' shapes."""
+@dataclass
+class Slot:
+    """What a session keeps of a slot besides its caches."""
 
-    def __init__(self, config: EngineConfig, *, accuracy: float = 0.7) -> None:
+    sampling: SlotSampling
+    past_len: int = 0
+    next_ids: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class FakeSession:
+    """A `Session` that also checks every rule of the calls and records the steps' shapes.
+
+    Its steps are done at once, as a device would do them, and their results wait to be collected.
+    """
+
+    def __init__(self, config: EngineConfig, *, accuracy: float = 0.7, lookahead: int = 0) -> None:
         self.config = config
         self.accuracy = accuracy
+        self.lookahead = lookahead
         self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
-        self.moves: list[tuple[int, int, int]] = []
+        self.moves: list[tuple[int, int, int]] = []  # (source, target, rows in use)
+        self.most_under_way = 0
+        self.under_way: deque[StepResult] = deque()
+        self.slots: list[Slot | None] = [None] * config.max_batch_size
         shape = (config.max_batch_size, config.cache_len)
         self.target_cache = np.full(shape, POISON)
         self.draft_cache = np.full(shape, POISON)
@@ -62,69 +81,79 @@ class FakeSession:
     def max_num_tokens(self) -> int:
         return self.config.max_num_tokens
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        self._check(inputs)
-        batch, width = inputs.input_ids.shape
-        self.steps.append((inputs.first_slot, batch, width))
-        rows = [self._step_row(inputs, row) for row in range(batch)]
-        next_ids, new_ids, num_new, next_len = zip(*rows, strict=True)
-        return StepOutputs(
-            np.stack(next_ids), np.stack(new_ids), np.array(num_new, np.int32), np.array(next_len, np.int32)
-        )
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        assert not self.under_way
+        assert sampling.uniforms.dtype == np.float32
+        assert len(sampling.uniforms) <= self.config.cache_len
+        assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
+        self.slots[slot] = Slot(sampling)
 
-    def move_slot(self, source: int, target: int, rows: int) -> None:
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        assert 1 <= len(token_ids) <= self.config.max_num_tokens
+        assert token_ids.dtype == np.int64
+        assert ((token_ids >= 0) & (token_ids < self.config.vocab_size)).all()
+        self._run(slot, [token_ids], known=len(token_ids), rows=1)
+
+    def generate(self, count: int, width: int) -> None:
+        assert 1 <= width <= self.config.block_size
+        blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]
+        assert len(blocks) == count, "a slot that nobody has opened"
+        assert all(len(block) == width for block in blocks), "a slot without a prompt"
+        self._run(0, blocks, known=1, rows=width)
+
+    def collect(self) -> StepResult:
+        return self.under_way.popleft()
+
+    def discard(self) -> None:
+        self.under_way.clear()
+
+    def move_slot(self, source: int, target: int) -> None:
+        assert not self.under_way
+        state = self.slots[source]
+        assert state is not None
+        rows = state.past_len
         self.moves.append((source, target, rows))
+        self.slots[target], self.slots[source] = state, None
         for cache in (self.target_cache, self.draft_cache):
             cache[target] = POISON
             cache[target, :rows] = cache[source, :rows]
             cache[source] = POISON
 
-    def _check(self, inputs: StepInputs) -> None:
-        batch, width = inputs.input_ids.shape
-        rows = inputs.uniforms.shape[1]
-        assert 0 <= inputs.first_slot <= inputs.first_slot + batch <= self.config.max_batch_size
-        assert 1 <= width <= max(self.config.max_num_tokens, self.config.block_size)
-        assert 1 <= rows <= self.config.block_size
-        assert inputs.input_ids.dtype == np.int64
-        assert ((inputs.input_ids >= 0) & (inputs.input_ids < self.config.vocab_size)).all()
-        assert ((inputs.num_known >= 1) & (inputs.num_known <= width)).all()
-        assert ((inputs.uniforms >= 0) & (inputs.uniforms < 1)).all()
-        for name, kind in {
-            "num_known": "i4",
-            "past_len": "i4",
-            "temperature": "f4",
-            "top_p": "f4",
-            "top_k": "i4",
-        }.items():
-            array = getattr(inputs, name)
-            assert array.shape == (batch,), name
-            assert array.dtype == np.dtype(kind), name
-        look_ahead = self.config.block_size if self.config.speculates else 0
-        assert inputs.past_len.max() + width + look_ahead <= self.config.cache_len
+    def _run(self, first: int, blocks: list[Int64], *, known: int, rows: int) -> None:
+        self.steps.append((first, len(blocks), len(blocks[0])))
+        results = [self._step_row(first + row, block, known, rows) for row, block in enumerate(blocks)]
+        new_ids, num_new = zip(*results, strict=True)
+        self.under_way.append(StepResult(np.stack(new_ids), np.array(num_new, np.int32)))
+        assert len(self.under_way) <= self.lookahead + 1
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
 
-    def _step_row(self, inputs: StepInputs, row: int) -> tuple[Int64, Int64, int, int]:
-        slot = inputs.first_slot + row
-        tokens, past, known = inputs.input_ids[row], int(inputs.past_len[row]), int(inputs.num_known[row])
+    def _step_row(self, slot: int, tokens: Int64, known: int, rows: int) -> tuple[Int64, int]:
+        state = self.slots[slot]
+        assert state is not None
+        past, sampling = state.past_len, state.sampling
+        behind = self.config.block_size if self.config.speculates else 0
+        assert past + len(tokens) + behind <= self.config.cache_len
         target, draft = self.target_cache[slot], self.draft_cache[slot]
         assert (target[:past] == draft[:past]).all(), "the two caches hold different sequences"
         assert (target[:past] != POISON).all(), "a position that no step wrote"
         target[past : past + len(tokens)] = tokens
 
         chosen: list[int] = []
-        for uniform in inputs.uniforms[row]:
-            place = past + known - 1 + len(chosen)
-            logits = self._logits(target[: place + 1])
-            chosen.append(choose(logits, inputs.temperature[row], inputs.top_k[row], inputs.top_p[row], uniform))
+        for place in range(past + known, past + known + rows):
+            logits = self._logits(target[:place])
+            uniform = sampling.uniforms[min(place, len(sampling.uniforms) - 1)]
+            chosen.append(choose(logits, sampling.temperature, sampling.top_k, sampling.top_p, uniform))
             drafts = tokens[known + len(chosen) - 1 :]
             if not len(drafts) or drafts[0] != chosen[-1]:
                 break
-        next_len = past + known + len(chosen) - 1
+        state.past_len = past + known + len(chosen) - 1
         draft[past : past + len(tokens)] = tokens
-        draft[next_len:] = POISON
-        draft[next_len : next_len + self.config.block_size] = POISON - 1
-        new_ids = np.full(inputs.uniforms.shape[1], -1)
+        draft[state.past_len :] = POISON
+        draft[state.past_len : state.past_len + self.config.block_size] = POISON - 1
+        state.next_ids = self._draft(draft[: state.past_len], chosen[-1])
+        new_ids = np.full(rows, -1)
         new_ids[: len(chosen)] = chosen
-        return self._draft(draft[:next_len], chosen[-1]), new_ids, len(chosen), next_len
+        return new_ids, len(chosen)
 
     def _draft(self, context: Int64, anchor: int) -> Int64:
         tokens = [*context.tolist(), anchor]
@@ -165,9 +194,12 @@ def plain_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> list[int]:
-    """The tokens that the fake target chooses one at a time: the oracle, which knows no loop."""
+    """The tokens that the fake target chooses one at a time: the oracle, which knows no loop.
+
+    `uniforms[p]` decides the token at position p.
+    """
     tokens = list(prompt)
-    for place in range(count):
-        uniform = 0.0 if uniforms is None else float(uniforms[place])
+    for _ in range(count):
+        uniform = 0.0 if uniforms is None else float(uniforms[len(tokens)])
         tokens.append(choose(session._logits(tokens), temperature, top_k, top_p, uniform))
     return tokens[len(prompt) :]

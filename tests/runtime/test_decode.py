@@ -23,17 +23,19 @@ SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed":
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
     """What the fake target says to `prompt`, one token at a time, with the call's uniforms."""
     request = make_requests([prompt], SamplingParams(max_new_tokens=count, **sampling), engine.config)[0]
-    chosen = {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}
-    return plain_tokens(engine._session, prompt, count, request.uniforms, **chosen)
+    own = request.sampling
+    chosen = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
+    return plain_tokens(engine._session, prompt, count, own.uniforms, **chosen)
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("lookahead", [0, 1])
 @pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("block_size", [1, 2, 4, 8])
 def test_tokens_are_the_targets_own(
-    fake_engine: Callable[..., Engine], block_size: int, accuracy: float, sampling: dict[str, Any]
+    fake_engine: Callable[..., Engine], block_size: int, accuracy: float, lookahead: int, sampling: dict[str, Any]
 ) -> None:
-    engine = fake_engine(block_size=block_size, accuracy=accuracy)
+    engine = fake_engine(block_size=block_size, accuracy=accuracy, lookahead=lookahead)
     for answer, prompt in zip(engine.generate(PROMPTS, max_new_tokens=37, **sampling, **NO_STOP), PROMPTS, strict=True):
         assert answer.token_ids == expected(engine, prompt, 37, **sampling)
         assert sum(answer.acceptance_lengths) + 1 == len(answer.token_ids)
@@ -48,22 +50,31 @@ def test_tokens_are_the_targets_own(
     chunk=st.integers(4, 9),
     block_size=st.integers(1, 4),
     draft=st.booleans(),
+    lookahead=st.integers(0, 1),
     accuracy=st.floats(0, 1),
     temperature=st.sampled_from([0.0, 1.0]),
     max_new_tokens=st.integers(1, 25),
     stops=st.lists(st.integers(0, 22), max_size=3),
 )
 def test_batch_equals_alone_equals_plain(
-    prompts: list[list[int]], slots: int, chunk: int, block_size: int, draft: bool, accuracy: float, **options: Any
+    prompts: list[list[int]],
+    slots: int,
+    chunk: int,
+    block_size: int,
+    draft: bool,
+    lookahead: int,
+    accuracy: float,
+    **options: Any,
 ) -> None:
     stops = options.pop("stops")
     options |= {"stop_token_ids": stops, "draft": draft, "seed": 5}
     config = fake_config(block_size=block_size, max_batch_size=slots, max_num_tokens=chunk)
-    engine = Engine(config, FakeSession(config, accuracy=accuracy))
+    engine = Engine(config, FakeSession(config, accuracy=accuracy, lookahead=lookahead))
+    in_step = Engine(config, FakeSession(config, accuracy=accuracy))
     together = engine.generate(prompts, **options)
     for answer, prompt in zip(together, prompts, strict=True):
-        (alone,) = engine.generate([prompt], **options)
-        (plain,) = engine.generate([prompt], **options | {"draft": False})
+        (alone,) = in_step.generate([prompt], **options)
+        (plain,) = in_step.generate([prompt], **options | {"draft": False})
         assert answer.token_ids == alone.token_ids == plain.token_ids
         assert answer.acceptance_lengths == alone.acceptance_lengths
         assert answer.finish_reason == alone.finish_reason == plain.finish_reason
@@ -141,22 +152,72 @@ def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., E
     assert {(len(answer.token_ids), answer.finish_reason) for answer in none} == {(60, "length")}
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
-def test_max_new_tokens_cuts_inside_a_block(fake_engine: Callable[..., Engine], max_new_tokens: int) -> None:
-    engine = fake_engine(accuracy=1.0, block_size=8)
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 8, 9, 10, 17])
+def test_max_new_tokens_cuts_inside_a_block(
+    fake_engine: Callable[..., Engine], max_new_tokens: int, lookahead: int
+) -> None:
+    engine = fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead)
     (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=max_new_tokens, **NO_STOP)
     assert answer.token_ids == expected(engine, [3, 4, 5], max_new_tokens)
-    assert answer.acceptance_lengths == ([max_new_tokens - 1] if max_new_tokens > 1 else [])
+    full, rest = divmod(max_new_tokens - 1, 8)
+    assert answer.acceptance_lengths == [8] * full + [rest] * (rest > 0)
 
 
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("block_size", [1, 4, 7])
 @pytest.mark.parametrize("prompt_len", [1, 30, 40])
 @pytest.mark.parametrize("accuracy", [0.0, 0.7, 1.0])
-def test_a_sequence_may_fill_max_seq_len(fake_engine: Callable[..., Engine], accuracy: float, prompt_len: int) -> None:
-    engine = fake_engine(accuracy=accuracy)
+def test_a_sequence_may_fill_max_seq_len(
+    fake_engine: Callable[..., Engine], accuracy: float, prompt_len: int, block_size: int, lookahead: int
+) -> None:
+    engine = fake_engine(accuracy=accuracy, block_size=block_size, lookahead=lookahead)
     answers = engine.generate([[3] * prompt_len, [4]], max_new_tokens=1000, **NO_STOP)
     assert [len(answer.token_ids) for answer in answers] == [90 - prompt_len, 89]
     assert [answer.finish_reason for answer in answers] == ["length", "length"]
     assert answers[0].token_ids == expected(engine, [3] * prompt_len, 90 - prompt_len)
+
+
+def test_the_next_step_is_under_way_before_the_last_ones_tokens_are_read(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(lookahead=1)
+    calls: list[str] = []
+    for name in ("generate", "collect"):
+        method = getattr(engine._session, name)
+        setattr(engine._session, name, lambda *args, name=name, method=method: (calls.append(name), method(*args))[1])
+    engine.generate([[3, 4, 5]], max_new_tokens=6, draft=False, **NO_STOP)
+    # The prompt; then five steps, known to be the last ones before they are read.
+    assert calls == ["collect", "generate", *["generate", "collect"] * 4, "collect"]
+    assert engine._session.most_under_way == 2
+
+
+def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> None:
+    engine, in_step = (fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead) for lookahead in (1, 0))
+    stop = expected(engine, [3, 4, 5], 5)[4]
+    streams = [made.stream([[3, 4, 5], [6]], stop_token_ids=[stop], max_new_tokens=40) for made in (engine, in_step)]
+    ahead, behind = (stream.generations() for stream in streams)
+    assert [answer.token_ids for answer in ahead] == [answer.token_ids for answer in behind]
+    assert [answer.acceptance_lengths for answer in ahead] == [answer.acceptance_lengths for answer in behind]
+    assert len(engine._session.steps) > len(in_step._session.steps)
+    assert streams[0].timings.generation_steps == streams[1].timings.generation_steps
+    assert streams[0].timings.generated_tokens == sum(len(answer.token_ids) - 1 for answer in ahead)
+
+
+def test_a_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(lookahead=1)
+    stream = engine.stream([[3], [4, 5]], **NO_STOP)
+    for _ in range(4):
+        next(stream)
+    assert engine._session.under_way
+    stream.close()
+    (answer,) = engine.generate([[7, 8]], max_new_tokens=20, **NO_STOP)
+    assert answer.token_ids == expected(engine, [7, 8], 20)
+
+
+def test_an_answer_goes_on_as_it_would_have(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    (whole,) = engine.generate([[3, 4]], max_new_tokens=20, **SAMPLED, **NO_STOP)
+    (rest,) = engine.generate([[3, 4, *whole.token_ids[:8]]], max_new_tokens=12, **SAMPLED, **NO_STOP)
+    assert rest.token_ids == whole.token_ids[8:]
 
 
 def test_one_token_of_room_is_used(fake_engine: Callable[..., Engine]) -> None:
@@ -175,15 +236,17 @@ def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., 
     assert each[1].token_ids == engine.generate([[3, 4]], seed=8, **options)[0].token_ids
 
 
-def test_timings_add_up(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine()
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> None:
+    engine = fake_engine(lookahead=lookahead)
     prompts = PROMPTS[:3]  # no chunk of them is as wide as a generation step
     stream = engine.stream(prompts, max_new_tokens=9, **NO_STOP)
     answers = stream.generations()
     timings = stream.timings
     assert timings.prompt_tokens == sum(len(prompt) for prompt in prompts)
     assert timings.generated_tokens == len(prompts) * 8
-    assert timings.generation_steps == sum(width == 4 for _, _, width in engine._session.steps)
+    if not lookahead:
+        assert timings.generation_steps == sum(width == 4 for _, _, width in engine._session.steps)
     assert timings.prompt_seconds == pytest.approx(sum(answer.prompt_seconds for answer in answers))
     assert 0 < timings.generation_seconds <= sum(answer.generation_seconds for answer in answers)
     assert timings.generated_per_second == timings.generated_tokens / timings.generation_seconds
@@ -192,11 +255,11 @@ def test_timings_add_up(fake_engine: Callable[..., Engine]) -> None:
 def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:
     config = fake_config()
     short, long = (
-        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_new_tokens=n), config)[0].uniforms
+        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_new_tokens=n), config)[0].sampling.uniforms
         for n in (5, 50)
     )
     assert (long[: len(short)] == short).all()
     assert short.dtype == np.float32
-    assert len(long) == 50 + config.block_size
+    assert len(long) == 1 + 50 + config.block_size
     assert 0 <= long.min() < long.max() < 1
     assert np.array_equal(long * 2**24, np.round(long * 2**24))

@@ -150,7 +150,7 @@ def test_leaving_a_with_block_closes_the_stream(fake_engine: EngineFactory) -> N
 def test_a_failing_step_frees_the_engine(fake_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fake_engine()
     with monkeypatch.context() as patch:
-        patch.setattr(engine._session, "step", lambda _: 1 / 0)
+        patch.setattr(engine._session, "generate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.generate([[1]])
     assert engine.generate([[1]])

@@ -15,7 +15,7 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.ort_session import OrtSession
-from trtllm_dflash.runtime.session import StepInputs, StepOutputs
+from trtllm_dflash.runtime.session import SlotSampling
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
 
@@ -24,20 +24,27 @@ def open_directly(directory: Path) -> OrtSession:
     return OrtSession(directory, EngineConfig.load(directory), num_threads=1)
 
 
-def step(session: OrtSession, tokens: list[list[int]], past_len: list[int], *, first_slot: int = 0) -> StepOutputs:
-    batch = len(tokens)
-    return session.step(
-        StepInputs(
-            first_slot=first_slot,
-            input_ids=np.array(tokens, np.int64),
-            num_known=np.full(batch, len(tokens[0]), np.int32),
-            past_len=np.array(past_len, np.int32),
-            temperature=np.zeros(batch, np.float32),
-            top_p=np.ones(batch, np.float32),
-            top_k=np.zeros(batch, np.int32),
-            uniforms=np.zeros((batch, 1), np.float32),
-        )
-    )
+GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
+
+
+def prompt(session: OrtSession, token_ids: list[int], *, slot: int = 0, past_len: int | None = 0) -> int:
+    """One prompt chunk in `slot`, behind `past_len` positions (None: behind those that it holds); its next token."""
+    if past_len is not None:
+        session.open_slot(slot, GREEDY)
+        session._slots["past_len"][slot] = past_len
+    session.prompt(slot, np.array(token_ids))
+    return int(session.collect().new_ids[0, 0])
+
+
+def generate(session: OrtSession, count: int, width: int, steps: int) -> list[list[int]]:
+    """What `steps` generation steps commit in each of the slots 0 … count-1."""
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    for _ in range(steps):
+        session.generate(count, width)
+        result = session.collect()
+        for row in range(count):
+            tokens[row] += result.new_ids[row, : result.num_new[row]].tolist()
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -69,10 +76,23 @@ def test_a_sequence_fills_max_seq_len(built_engine: Path) -> None:
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
+def test_steps_may_be_read_late(built_engine: Path) -> None:
+    engine, ahead = (Engine.load(built_engine, num_threads=1) for _ in range(2))
+    ahead._session.lookahead = 1  # type: ignore[misc]
+    for sampling in ({}, {"temperature": 0.9, "seed": 3}):
+        options: dict[str, Any] = {"max_new_tokens": 30, "stop_token_ids": [11], **sampling}
+        late, at_once = ahead.generate(PROMPTS, **options), engine.generate(PROMPTS, **options)
+        assert [answer.token_ids for answer in late] == [answer.token_ids for answer in at_once]
+
+
+def caches_of(session: OrtSession) -> dict[str, np.ndarray]:
+    return {name: array for name, array in session._slots.items() if name.startswith(("target_", "draft_"))}
+
+
 def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None:
     session = open_directly(built_engine)
-    step(session, [[3, 4, 5]], [10], first_slot=1)
-    for name, cache in session._caches.items():
+    prompt(session, [3, 4, 5], slot=1, past_len=10)
+    for name, cache in caches_of(session).items():
         written = np.abs(cache).sum(axis=(1, 3)) > 0  # [slots, cache_len]
         rows = 3 if name.startswith("target") else 3 + session._config.block_size
         expected = np.zeros_like(written)
@@ -82,20 +102,27 @@ def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None
 
 def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     there, here = open_directly(built_engine), open_directly(built_engine)
+    uniforms = np.random.default_rng(0).random(100, np.float32)
     for session, slot in ((there, 2), (here, 0)):
-        step(session, [[3, 4, 5, 6]], [0], first_slot=slot)
-    there.move_slot(2, 0, rows=4)
-    moved, stayed = step(there, [[7]], [4]), step(here, [[7]], [4])
-    assert (moved.next_ids == stayed.next_ids).all()
-    assert (moved.next_len == stayed.next_len).all()
+        session.open_slot(slot, SlotSampling(0.9, 0.95, 20, uniforms))
+        prompt(session, [3, 4, 5, 6], slot=slot, past_len=None)
+    prompt(there, [9] * 8)
+    there.move_slot(2, 0)
+    assert (caches_of(there)["target_key.0"][0, :, 4:8] != 0).any()  # not of the moved one: rows in use only
+    assert generate(there, 1, 4, steps=8) == generate(here, 1, 4, steps=8)
 
 
 def test_outputs_are_the_callers_own(built_engine: Path) -> None:
     session = open_directly(built_engine)
-    first = step(session, [[3]], [0])
-    before = first.next_ids.copy()
-    step(session, [[50]], [1])
-    assert (first.next_ids == before).all()
+    results = []
+    for token in (3, 50):
+        session.open_slot(0, GREEDY)
+        session.prompt(0, np.array([token]))
+        results.append(session.collect())
+        before = results[0].new_ids.copy()
+    assert (results[0].new_ids == before).all()
+    assert not np.shares_memory(results[0].new_ids, results[1].new_ids)
+    assert not np.shares_memory(results[0].num_new, results[1].num_new)
 
 
 def test_caches_are_updated_in_place(built_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,9 +135,8 @@ def test_the_warning_that_the_test_above_looks_for(built_engine: Path, capfd: py
     binding = session._bind(0, 1)
     for port in session._config.ports:
         if port.aliases:
-            binding._bind(port, np.zeros_like(session._caches[port.aliases][:1]))  # outputs elsewhere
-    session._bindings[0, 1] = binding
-    step(session, [[3]], [0])
+            binding._bind(port, np.zeros_like(session._slots[port.aliases][:1]))  # outputs elsewhere
+    prompt(session, [3])
     assert "in-place" in capfd.readouterr().err
 
 
@@ -118,10 +144,13 @@ def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Pat
     seconds = {}
     for max_seq_len in (192, 192 * 128):
         session = open_directly(build_tiny(max_batch_size=1, max_seq_len=max_seq_len, max_input_len=150))
+        prompt(session, [3], past_len=100)
         best = float("inf")
         for _ in range(30):
             start = time.perf_counter()
-            step(session, [[3]], [100])
+            session._slots["past_len"][0] = 100
+            session.generate(1, 1)
+            session.collect()
             best = min(best, time.perf_counter() - start)
         seconds[max_seq_len] = best
     # Copying the larger caches (about 35 MB) would take eight times as long as the whole small step.
@@ -139,6 +168,6 @@ def test_a_graph_that_config_json_does_not_describe(built_engine: Path, tmp_path
         '<ir_version: 10, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) { y = Abs(x) }'
     )
     onnx.save(model, tmp_path / "model.onnx")
-    words = r"config\.json and model\.onnx disagree on the inputs and outputs draft_key\.0, .*Build the engine again"
+    words = r"config\.json and model\.onnx disagree on the inputs and outputs decided, draft_key\.0, .*Build .* again"
     with pytest.raises(EngineError, match=words):
         OrtSession(tmp_path, EngineConfig.load(built_engine))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.runtime.fake import fake_config
+from trtllm_dflash.build import backends
+from trtllm_dflash.build.machine import Gpu
 from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime import session
+from trtllm_dflash.runtime.flags import env_flag
 from trtllm_dflash.runtime.session import context_length, open_session
 from trtllm_dflash.runtime.threads import available_cores, resolve_num_threads
 
@@ -41,14 +46,70 @@ def test_a_step_beyond_the_cache() -> None:
         context_length(past, width=8, block_size=4, cache_len=200)
 
 
-def test_an_engine_for_a_gpu(tmp_path: Path) -> None:
-    config = replace(fake_config(), backend="tensorrt_rtx", arch="sm120")
-    words = (
-        r"built with tensorrt_rtx for sm120 \(RTX 50, RTX PRO 6000 Blackwell\) and needs such a GPU; "
-        r"this version of dflash-trt runs engines for cpu only\. Build one with --arch cpu .*; dflash-trt doctor shows"
-    )
-    with pytest.raises(EngineError, match=words):
+RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
+CANNOT = r"built with {} for {} and cannot run here: {}\. Build one with --arch cpu .*; dflash-trt doctor shows"
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "gpus", "reason"),
+    [
+        ("tensorrt_rtx", "sm120", [], "it needs a GPU of sm120, and here is: no GPU"),
+        ("tensorrt_rtx", "sm120", "none: no driver", "it needs a GPU of sm120, and here is: none: no driver"),
+        (
+            "tensorrt_rtx",
+            "sm89",
+            [RTX_5090],
+            r"it needs a GPU of sm89, and here is: NVIDIA GeForce RTX 5090 \(sm120, 34\.0 GB\)",
+        ),
+        ("tensorrt", "sm100", [], "this version of dflash-trt has no runtime for TensorRT engines yet"),
+        ("onnxruntime", "sm100", [], "this version of dflash-trt knows no such engines"),
+        ("other", "sm75", [], "this version of dflash-trt knows no such engines"),
+    ],
+)
+def test_an_engine_that_cannot_run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, arch: str, gpus: list[Gpu] | str, reason: str
+) -> None:
+    monkeypatch.setattr(session, "cuda_gpus", lambda: gpus)
+    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    config = replace(fake_config(), backend=backend, arch=arch)
+    with pytest.raises(EngineError, match=CANNOT.format(backend, arch, reason)):
         open_session(tmp_path, config)
+
+
+def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "cuda_gpus", lambda: [RTX_5090])
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(EngineError, match=r"TensorRT-RTX is not installed: pip install \"dflash-trt\[rtx\]\""):
+        open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", arch="sm120"))
+
+
+def test_another_gpu_may_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DFLASH_ANY_GPU=1 opens the session on whatever GPU there is; without a GPU it changes nothing."""
+    opened: list[Path] = []
+    monkeypatch.setitem(session.SESSIONS, "tensorrt_rtx", f"{__name__}:_opened")
+    monkeypatch.setattr(
+        session, "import_module", lambda _: SimpleNamespace(_opened=lambda path, *_, **__: opened.append(path))
+    )
+    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    monkeypatch.setenv("DFLASH_ANY_GPU", "1")
+    config = replace(fake_config(), backend="tensorrt_rtx", arch="sm89")
+    monkeypatch.setattr(session, "cuda_gpus", lambda: [RTX_5090])
+    open_session(tmp_path, config)
+    assert opened == [tmp_path]
+    monkeypatch.setattr(session, "cuda_gpus", list)
+    with pytest.raises(EngineError, match="and here is: no GPU"):
+        open_session(tmp_path, config)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", True), ("1", True), ("0", False)])
+def test_switches(text: str, expected: bool) -> None:
+    assert env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": text}) is expected
+    assert env_flag("DFLASH_CUDA_GRAPH", default=expected, environment={}) is expected
+
+
+def test_a_switch_that_is_neither_on_nor_off() -> None:
+    with pytest.raises(UsageError, match=r"DFLASH_CUDA_GRAPH is 'off', expected 1 \(on\) or 0 \(off\)"):
+        env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": "off"})
 
 
 def test_threads_are_the_argument_then_the_variable_then_the_cores() -> None:

@@ -61,8 +61,11 @@ BACKENDS = {
 }
 
 
-def why_not_buildable(arch: Arch) -> str | None:
-    """Why an engine for `arch` cannot be built on this machine, with what to do; None if it can."""
+def why_not_buildable(arch: Arch, *, plugins: bool | None = None) -> str | None:
+    """Why an engine for `arch` cannot be built on this machine, with what to do; None if it can.
+
+    `plugins`: whether it is to hold our kernels; by default those of a GPU do.
+    """
     backend = BACKENDS[arch.backend]
     if backend.builder is None:
         others = [other.name for other in ARCHS.values() if BACKENDS[other.backend].builder]
@@ -73,16 +76,21 @@ def why_not_buildable(arch: Arch) -> str | None:
         )
     if not backend.is_installed():
         return f"it needs {backend.title}, which is not installed here (no module {backend.module}): {backend.install}"
+    if arch.is_gpu if plugins is None else plugins:
+        from trtllm_dflash.plugins.compile import why_not_compilable  # brings onnx_ir, and the runtime reads this file
+
+        reason = why_not_compilable()
+        return reason and f"{reason}; or build with --no-plugins, without our kernels"
     return None
 
 
-def require_buildable(arch: Arch) -> Backend:
-    """The backend of `arch`.
+def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
+    """The backend of `arch`; `plugins` as for `why_not_buildable`.
 
     Raises:
         BuildError: if it cannot build here; nothing has been done yet then.
     """
-    reason = why_not_buildable(arch)
+    reason = why_not_buildable(arch, plugins=plugins)
     if reason is not None:
         raise BuildError(f"--arch {arch.name} ({arch.hardware}) cannot be built here: {reason}")
     return BACKENDS[arch.backend]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from trtllm_dflash.build.request import Built
 from trtllm_dflash.build.weights import move_weights, weights_of
 from trtllm_dflash.errors import BuildError
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "rank0.safetensors"
 
 
-def build(model: ir.Model, job: Job) -> bytes:
-    """Write the engine into `job.directory` and check that ONNX Runtime takes it; returns the serialized graph.
+def build(model: ir.Model, job: Job) -> Built:
+    """Write the engine into `job.directory` and check that ONNX Runtime takes it.
 
     Peak memory: the largest tensor (the weights that the check maps are the file's own pages).
     """
@@ -34,7 +35,7 @@ def build(model: ir.Model, job: Job) -> bytes:
     path = job.directory / MODEL_FILE
     path.write_bytes(graph)
     _check(path)
-    return graph
+    return Built(graph)
 
 
 def _check(path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.build import manifest
-from trtllm_dflash.build.backends import Backend, require_buildable
+from trtllm_dflash.build.backends import BACKENDS, require_buildable
 from trtllm_dflash.build.child import run_worker
 from trtllm_dflash.build.layout import write_layout
 from trtllm_dflash.build.prepare import Prepared, prepare
@@ -25,6 +25,7 @@ from trtllm_dflash.build.versions import versions_of
 from trtllm_dflash.config.build import ARCHS, BuildConfig, ResolvedBuild
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
+from trtllm_dflash.plugins.compile import PACKAGES as KERNEL_PACKAGES
 
 LOG_FILE = "build.log"
 _LOG = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def plan_build(config: BuildConfig, *, overwrite: bool = False) -> Prepared:
     Raises:
         DFlashError: for a backend, output directory, model, size or disk that cannot work.
     """
-    require_buildable(ARCHS[config.arch])
+    require_buildable(ARCHS[config.arch], plugins=config.with_plugins)
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
     prepared = prepare(config)
@@ -124,12 +125,14 @@ def _request(prepared: Prepared, staging: Path) -> Request:
 
 
 def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    backend: Backend = require_buildable(ARCHS[prepared.resolved.arch])
+    backend = BACKENDS[prepared.resolved.backend]
+    packages = (*_GRAPH_PACKAGES, backend.package, *(KERNEL_PACKAGES if prepared.resolved.plugins else ()))
     return {
         "arch": prepared.resolved.arch,
         "backend": backend.name,
         "argv": list(argv),
-        "versions": versions_of((*_GRAPH_PACKAGES, backend.package)),
+        "versions": versions_of(packages),
         "graph": result["graph"],
+        "kernels": result["kernels"],
         "weights": result["weights"],
     }

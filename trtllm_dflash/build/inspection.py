@@ -10,6 +10,7 @@ from typing import Any
 from trtllm_dflash.build import manifest
 from trtllm_dflash.build.layout import CONFIG_FILE
 from trtllm_dflash.build.prepare import describe_masks
+from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.config.drafter import DraftLayerConfig
 from trtllm_dflash.config.hf import parse_json
 from trtllm_dflash.errors import EngineError
@@ -39,6 +40,7 @@ class Inspection:
         sections = [
             (f"{self.directory}: {size}, built {self.manifest.get('created')}", table(overview, "").splitlines()),
             ("inputs and outputs", [_port_line(port) for port in ports]),
+            ("kernels", [_kernel_line(kernel) for kernel in self.manifest.get("kernels", ())]),
             ("files", [_file_line(name, entry) for name, entry in files.items()]),
             ("built with", [", ".join(f"{name} {version}" for name, version in versions.items())]),
             ("other versions here", self.version_differences),
@@ -65,6 +67,7 @@ def inspect_engine(directory: Path) -> Inspection:
 def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
     model, sizes = config["pretrained_config"], config["build_config"]
     sources = {source["model"]: source["directory"] for source in facts.get("weights", ())}
+    is_gpu = ARCHS[sizes["arch"]].is_gpu
     return [
         (
             "target",
@@ -73,6 +76,7 @@ def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
         ),
         *_dflash_rows(config["dflash"], sources),
         ("built for", f"{sizes['arch']} by {sizes['backend']}, {sizes['dtype']}"),
+        *([("kernels", "ours, as plugins" if sizes["plugins"] else "the compiler's own")] if is_gpu else []),
         ("slots", str(sizes["max_batch_size"])),
         ("prompt", f"up to {sizes['max_input_len']} tokens, in steps of up to {sizes['max_num_tokens']}"),
         ("sequence", f"up to {sizes['max_seq_len']} tokens, in caches of {sizes['cache_len']} rows"),
@@ -103,6 +107,11 @@ def _one_of_each_kind(ports: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]
         meaning = "a layer's cache, updated in place" if is_cache else port["meaning"]
         kept.setdefault(name, {**port, "name": name, "meaning": meaning})
     return list(kept.values())
+
+
+def _kernel_line(kernel: Mapping[str, Any]) -> str:
+    size, digests = human_bytes(int(kernel["bytes"])), (kernel["sha256"][:16], kernel["source_sha256"][:16])
+    return f"{kernel['kernel']:<24}  {size:>9}  sha256 {digests[0]}…  of source {digests[1]}…"
 
 
 def _file_line(name: str, entry: Mapping[str, Any]) -> str:

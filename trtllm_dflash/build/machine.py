@@ -21,6 +21,8 @@ PACKAGES = (
     "onnxruntime",
     "tensorrt-rtx-cu13",
     "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
     "transformers",
     "tokenizers",
     "huggingface_hub",
@@ -125,6 +127,13 @@ def why_not_runnable(arch: Arch, gpus: list[Gpu] | str, runnable_backends: Colle
         if isinstance(gpus, str) or arch.name not in {gpu.arch for gpu in gpus}:
             return f"it needs a GPU of {arch.name}, and here is: {found}"
     return None
+
+
+def first_gpu(arch: str) -> int:
+    """The driver's number of the first GPU of `arch`; 0 if there is none."""
+    gpus = cuda_gpus()
+    archs = [] if isinstance(gpus, str) else [gpu.arch for gpu in gpus]
+    return archs.index(arch) if arch in archs else 0
 
 
 def _probe(look: Callable[[], Any]) -> Any:

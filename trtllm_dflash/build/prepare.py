@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -17,7 +17,9 @@ from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter
 from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.io import Port, step_ports
+from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 from trtllm_dflash.log import human_bytes
 
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -43,8 +45,9 @@ class Prepared:
         """The step's inputs and outputs."""
         config, sizes = self.drafter.config if self.drafter else None, self.resolved
         return step_ports(
-            self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size
-        )
+            self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
+            plugins=sizes.plugins,
+        )  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -67,6 +70,7 @@ class Prepared:
             ("target", _describe(self.target)),
             *self._drafter_rows(),
             ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
+            *([("kernels", "ours, as plugins" if sizes.plugins else "the compiler's own")] if arch.is_gpu else []),
             ("dtype", sizes.dtype),
             ("slots", str(sizes.max_batch_size)),
             ("prompt", f"up to {sizes.max_input_len} tokens, in steps of up to {sizes.max_num_tokens}"),
@@ -114,8 +118,20 @@ def prepare(config: BuildConfig) -> Prepared:
     if drafter is not None:
         check_pair(target, drafter)
     resolved = config.resolve(target.config, drafter.config if drafter else None)
+    if resolved.plugins:
+        _check_kernels({"target": target} | ({"drafter": drafter} if drafter else {}))
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     return Prepared(config, target, drafter, resolved, vocab)
+
+
+def _check_kernels(models: Mapping[str, Checkpoint[Any]]) -> None:
+    (head_dim,) = ATTENTION_KERNEL.sizes
+    for role, checkpoint in models.items():
+        if checkpoint.config.head_dim not in head_dim.values:
+            raise UsageError(
+                f"there is no attention kernel for the {role}'s head_dim {checkpoint.config.head_dim}, only for "
+                f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
+            )
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:

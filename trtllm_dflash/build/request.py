@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trtllm_dflash.config.build import BuildConfig, ResolvedBuild
 from trtllm_dflash.graph.io import Port
@@ -30,6 +31,14 @@ class Request:
         data = json.loads(line)
         config = data["config"] | {"output_dir": Path(data["config"]["output_dir"])}
         return cls(BuildConfig(**config), Path(data["directory"]))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a backend says of the engine that it has written: its graph, serialized, and the kernels in it."""
+
+    graph: bytes
+    kernels: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
+from trtllm_dflash.build.request import Built
 from trtllm_dflash.build.weights import move_weights, weights_of
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
+from trtllm_dflash.plugins import register, take_refusals
+from trtllm_dflash.plugins.compile import Cubin, compile_kernel
 
 if TYPE_CHECKING:
     from trtllm_dflash.build.request import Job
@@ -27,8 +31,8 @@ _DROPPED_INPUT = ("Unused Input:", "is unused or used only at compile-time")
 _HALF_USED = (trt.LayerType.TOPK,)
 
 
-def build(model: ir.Model, job: Job) -> bytes:
-    """Compile into `job.directory`; returns the serialized graph.
+def build(model: ir.Model, job: Job) -> Built:
+    """Compile into `job.directory`, with our kernels if the graph has plugin nodes.
 
     Weights of the engine's type stay where the checkpoint has them; others are converted, in a file of `job.scratch`.
     """
@@ -36,19 +40,33 @@ def build(model: ir.Model, job: Job) -> bytes:
     weights = weights_of(model)
     converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
     move_weights(converted, job.scratch / "converted.safetensors")
-    compiler = Compiler(BuilderLog(), model)
+    cubins = _compile_kernels(model, job)
+    compiler = Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins})
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile([job.resolved.arch], profiles(job.ports, job.resolved), file, job.progress)
-    return compiler.graph
+    return Built(compiler.graph, [cubin.facts() for cubin in cubins])
+
+
+def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
+    keys, cubins = kernel_keys(model), []
+    for done, key in enumerate(keys):
+        job.progress("compiling kernels", done, len(keys))
+        cubins.append(compile_kernel(key, job.resolved.arch))
+        sys.stderr.write(f"NVRTC: {key} for {job.resolved.arch}:\n{cubins[-1].log}\n")
+    if keys:
+        job.progress("compiling kernels", len(keys), len(keys))
+    return cubins
 
 
 def profiles(ports: Sequence[Port], sizes: ResolvedBuild) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
-    """The context profile (one slot, any width) and the generation profile (all slots, draft_len + 1 to a block wide).
+    """The context profile (one slot, any width) and the generation profile (all slots, up to a block wide).
+
+    The generation profile is made for draft_len, and takes fewer drafts (none: plain decoding) and more.
 
     Each maps an input's name to its smallest, usual and largest shape.
     """
     block, batch, widest, length = sizes.block_size, sizes.max_batch_size, sizes.max_num_tokens, sizes.cache_len
-    lengths, verified = (1, max(length // 2, 1), length), (1 + sizes.draft_len, 1 + sizes.draft_len, block)
+    lengths, verified = (1, max(length // 2, 1), length), (1, 1 + sizes.draft_len, block)
     context = {BATCH: (1, 1, 1), WIDTH: (1, widest, widest), ROWS: (1, 1, block), CONTEXT: lengths}
     generation = {
         BATCH: (1, batch, batch),
@@ -102,14 +120,19 @@ class BuilderLog(trt.ILogger):  # type: ignore[misc]
 
 
 class Compiler:
-    """A model whose weights are external tensors, parsed and ready to be compiled. `graph`: the model, serialized."""
+    """A model whose weights are external tensors, parsed and ready to be compiled. `graph`: the model, serialized.
 
-    def __init__(self, log: BuilderLog, model: ir.Model) -> None:
+    `cubins` are the kernels of its plugin nodes.
+    """
+
+    def __init__(self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelKey, bytes] | None = None) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
         self._log = log
         # Kept, since TensorRT holds the addresses of these memory maps until the engine is compiled.
         self._weights = {str(value.name): value.const_value.numpy() for value in weights_of(model) if value.const_value}
-        self._builder = trt.Builder(log)
+        self._builder = trt.Builder(log)  # before the registry is touched: TensorRT keeps its first log
+        register(cubins or {})
+        take_refusals()
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, log)
         self._parse()
@@ -123,7 +146,7 @@ class Compiler:
         )
         if not (loaded and parser.parse_model_proto()):
             errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or self._log.errors
-            raise BuildError(f"TensorRT-RTX cannot parse the step graph:{_listed(errors)}")
+            raise BuildError(f"TensorRT-RTX cannot parse the step graph:{_listed([*take_refusals(), *errors])}")
 
     def _refuse(self, dropped: Sequence[str]) -> None:
         if dropped:
@@ -145,6 +168,9 @@ class Compiler:
             BuildError: if TensorRT refuses, with all its errors.
         """
         config = self._builder.create_builder_config()
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)  # caches, updated in place
+        # Without it a context may allocate while it runs, and then no CUDA graph can be captured.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(archs)
         for index, arch in enumerate(archs):
             config.set_compute_capability(getattr(trt.ComputeCapability, arch.upper()), index)
@@ -159,9 +185,10 @@ class Compiler:
         built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
         if writer.failure is not None:
             raise writer.failure
-        if not built:
-            names = ", ".join(archs)
-            raise BuildError(f"TensorRT-RTX could not compile the step for {names}:{_listed(self._log.errors)}")
+        refusals = take_refusals()  # not all of them stop TensorRT
+        if not built or refusals:
+            names, errors = ", ".join(archs), [*refusals, *self._log.errors]
+            raise BuildError(f"TensorRT-RTX could not compile the step for {names}:{_listed(errors)}")
         self._refuse(self._log.dropped_inputs())
 
 

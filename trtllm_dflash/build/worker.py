@@ -18,7 +18,7 @@ from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.events import EventStream
 from trtllm_dflash.build.manifest import file_entry, text_digest
 from trtllm_dflash.build.prepare import Prepared, prepare
-from trtllm_dflash.build.request import Job, Request
+from trtllm_dflash.build.request import Built, Job, Request
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
@@ -53,13 +53,19 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         cache_len=sizes.cache_len,
         block_size=sizes.block_size,
         draft_vocab=prepared.draft_vocab,
+        plugins=sizes.plugins,
     )
     job = Job(sizes, prepared.ports, request.directory, progress)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
-    graph = import_module(str(BACKENDS[sizes.backend].builder)).build(model, job)
+    built: Built = import_module(str(BACKENDS[sizes.backend].builder)).build(model, job)
     shutil.rmtree(job.scratch, ignore_errors=True)
     _note("done")
-    return {"graph": text_digest(graph), "weights": sources, "peak_memory": peak_memory()}
+    return {
+        "graph": text_digest(built.graph),
+        "kernels": list(built.kernels),
+        "weights": sources,
+        "peak_memory": peak_memory(),
+    }
 
 
 def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:

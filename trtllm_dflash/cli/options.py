@@ -34,6 +34,9 @@ def options_from(config: type) -> Callable[[Function], Function]:
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     metadata, name = field.metadata, f"--{field.name.replace('_', '-')}"
+    if _plain(hint) is bool:
+        switch = f"{name}/--no-{name.removeprefix('--')}"
+        return click.option(switch, default=field.default, help=metadata["help"], show_default=False)
     kind = click.Choice(metadata["choices"]) if "choices" in metadata else _CLICK_TYPES[_plain(hint)]
     default = {"required": True} if field.default is MISSING else {"default": field.default}
     return click.option(name, type=kind, metavar=metadata.get("metavar"), help=metadata["help"], **default)

@@ -27,6 +27,11 @@ class Arch:
     dtypes: tuple[str, ...]  # the first is what `auto` means
     hardware: str
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU, so that an engine for it may hold our kernels."""
+        return self.name.startswith("sm")
+
 
 ARCHS = {
     arch.name: arch
@@ -95,12 +100,21 @@ class BuildConfig:
             metavar="FILE",
         ),
     )
+    plugins: bool | None = field(
+        default=None,
+        metadata=option(
+            "our CUDA kernels in the engine, or the operators' bodies as the compiler makes them [default: plugins on "
+            "sm*]"
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         if self.arch not in ARCHS:
             raise UsageError(f"--arch {self.arch!r} is not known; choose one of {', '.join(ARCHS)}")
         self._check_dtype(ARCHS[self.arch])
+        if self.plugins and not ARCHS[self.arch].is_gpu:
+            raise UsageError(f"--plugins are CUDA kernels, and --arch {self.arch} is no GPU; leave the option out")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is None:
@@ -111,6 +125,11 @@ class BuildConfig:
             for name in ("block_size", "draft_len", "draft_vocab"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"{_flag(name)} is about drafts: it needs a drafter, and this build has none")
+
+    @property
+    def with_plugins(self) -> bool:
+        """`plugins`, with its default for the arch."""
+        return ARCHS[self.arch].is_gpu if self.plugins is None else self.plugins
 
     def _check_dtype(self, arch: Arch) -> None:
         if self.dtype not in ("auto", *DTYPE_BYTES):
@@ -140,6 +159,7 @@ class BuildConfig:
             max_num_tokens=self.max_num_tokens or max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size),
             block_size=block_size,
             draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
+            plugins=self.with_plugins,
         )
         resolved.check_against(target)
         return resolved
@@ -170,11 +190,17 @@ class ResolvedBuild:
     max_num_tokens: int
     block_size: int
     draft_len: int
+    plugins: bool
 
     @property
     def cache_len(self) -> int:
-        """Rows of every cache: the sequence, and room for the rejected rows that a step may write behind its end."""
-        needed = self.max_seq_len + 2 * self.block_size
+        """Rows of every cache: the sequence, and room for what steps write behind its end.
+
+        The step that ends a sequence may begin at its last token but one. It writes a block of tokens to verify and, in
+        the drafter's caches, the next block behind those: two blocks. A session that looks ahead has one more step
+        under way by then, which begins up to a block later: three.
+        """
+        needed = self.max_seq_len + 3 * self.block_size
         return -(-needed // _CACHE_ALIGNMENT) * _CACHE_ALIGNMENT
 
     def check_against(self, target: TargetConfig) -> None:

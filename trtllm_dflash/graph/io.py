@@ -29,9 +29,18 @@ class Port:
 
 
 def step_ports(
-    target: TargetConfig, drafter: DrafterConfig | None, *, dtype: str, cache_len: int, block_size: int
+    target: TargetConfig,
+    drafter: DrafterConfig | None,
+    *,
+    dtype: str,
+    cache_len: int,
+    block_size: int,
+    plugins: bool = False,
 ) -> tuple[Port, ...]:
-    """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and block_size 1."""
+    """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and block_size 1.
+
+    With plugins there is no port of symbol CONTEXT: they read on the device how far attention must look.
+    """
     caches = _cache_ports("target", target, dtype, cache_len)
     if drafter is not None:
         caches += _cache_ports("draft", drafter, dtype, cache_len)
@@ -39,19 +48,31 @@ def step_ports(
         Port(f"{c.name}.out", "output", c.dtype, c.shape, f"{c.name} after the step", aliases=c.name, cache=c.cache)
         for c in caches
     )
-    return (*_CONTROL_INPUTS, *caches, *_control_outputs(block_size), *outputs)
+    controls = tuple(port for port in _control_inputs(cache_len) if not (plugins and CONTEXT in port.shape))
+    return (*controls, *caches, *_control_outputs(block_size), *outputs)
 
 
-_CONTROL_INPUTS = (
-    Port("input_ids", "input", "int64", (BATCH, WIDTH), "the first num_known are decided, the rest drafts to verify"),
-    Port("num_known", "input", "int32", (BATCH,), "decided tokens of the row: 1 (the anchor) to width (a prompt)"),
-    Port("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
-    Port("kv_positions", "input", "int64", (CONTEXT,), "0, 1, 2, …: the cache rows that attention looks at"),
-    Port("temperature", "input", "float32", (BATCH,), "0 is greedy"),
-    Port("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
-    Port("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
-    Port("uniforms", "input", "float32", (BATCH, ROWS), "one number in [0, 1) for each decided row"),
-)
+def _control_inputs(cache_len: int) -> tuple[Port, ...]:
+    known = "the first num_known are decided, the rest drafts to verify"
+    return (
+        Port("input_ids", "input", "int64", (BATCH, WIDTH), known),
+        Port("num_known", "input", "int32", (BATCH,), "decided tokens of the row: 1 (the anchor) to width (a prompt)"),
+        Port("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
+        Port(
+            "kv_positions",
+            "input",
+            "int64",
+            (CONTEXT,),
+            "0, 1, 2, …: the cache rows that attention looks at; no such input with plugins",
+        ),
+        Port("decided", "input", "int64", (ROWS,), "0, 1, 2, …: the rows, from the last known on, that decide a token"),
+        Port("temperature", "input", "float32", (BATCH,), "0 is greedy"),
+        Port("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
+        Port("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
+        Port(
+            "uniforms", "input", "float32", (BATCH, cache_len), "number p, in [0, 1), decides the token at position p"
+        ),
+    )
 
 
 def _control_outputs(block_size: int) -> tuple[Port, ...]:

@@ -21,6 +21,7 @@ from trtllm_dflash.graph.drafter import DrafterContext
 from trtllm_dflash.graph.io import Port, step_ports
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
 from trtllm_dflash.graph.ops import ACCEPT, OPS
+from trtllm_dflash.graph.plugin_nodes import use_plugins
 from trtllm_dflash.graph.targets import LAYERS
 from trtllm_dflash.graph.targets.context import TargetContext
 from trtllm_dflash.graph.weights import WeightSource
@@ -42,12 +43,13 @@ def build_step(
     cache_len: int,
     block_size: int,
     draft_vocab: np.ndarray | None = None,
+    plugins: bool = False,
 ) -> ir.Model:
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
     is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
-    type `dtype`; others are converted when read.
+    type `dtype`; others are converted when read. With `plugins` our operators have no bodies (`graph.plugin_nodes`).
     Ports are those of `graph.io.step_ports`.
     """
     config = drafter.config if drafter else None
@@ -64,9 +66,11 @@ def build_step(
         opset_imports={"": OPSET, OPS_DOMAIN: 1},
         name="step",
     )
-    used = {node.op_type for node in g.nodes if node.domain == OPS_DOMAIN}
-    functions = [spec.function() for name, spec in OPS.items() if name in used]
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
+    functions = [function for spec in OPS.values() for function in spec.functions(g.nodes)]
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
+    if plugins:
+        use_plugins(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,12 @@ class _Step:
         """float32 [B, R, V] for the R rows from num_known-1 on: only they decide anything."""
         g, ids = self.g, self.inputs["input_ids"]
         first = g.Sub(g.cast(self.inputs["num_known"], ir.DataType.INT64), 1)
-        row = g.Add(g.Unsqueeze(first, [1]), g.arange(g.size(self.inputs["uniforms"], 1)))
-        row = g.Min(row, g.Sub(g.size(ids, 1), 1))
+        row = g.Add(g.Unsqueeze(first, [1]), self.inputs["decided"])
+        # The last index as an element, not as a size: that TensorRT would copy from the host in every step.
+        row = g.Min(row, g.Slice(g.arange(g.size(ids, 1)), [-1], [2**31 - 1], [0]))
         rows = gather_rows(g, g.Reshape(hidden, g.Concat(g.Shape(ids), [config.hidden_size], axis=0)), row)
         logits = self._head(m, config, m.rms_norm(g.Reshape(rows, [-1, config.hidden_size]), "model.norm"))
-        return g.Reshape(logits, g.Concat(g.Shape(self.inputs["uniforms"]), [config.vocab_size], axis=0))
+        return g.Reshape(logits, g.Concat(g.Shape(row), [config.vocab_size], axis=0))
 
     def _drafts(
         self,

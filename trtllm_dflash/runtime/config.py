@@ -27,6 +27,7 @@ class EngineConfig:
     max_seq_len: int
     max_num_tokens: int
     cache_len: int
+    plugins: bool  # whether the engine holds our kernels
     block_size: int
     draft_len: int
     ports: tuple[Port, ...]
@@ -66,6 +67,7 @@ class EngineConfig:
             backend=reader.read(str, "build_config.backend"),
             dtype=reader.read(str, "build_config.dtype"),
             **build,
+            plugins=reader.read(bool, "build_config.plugins"),
             block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
             draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
             ports=tuple(_port(row, f"{where}: io[{index}]") for index, row in enumerate(_rows(reader, "io"))),

@@ -1,12 +1,14 @@
 """CPU sessions: ONNX Runtime over caches that are allocated once and updated in place.
 
-A graph has some hundred inputs and outputs, nearly all of them caches. Each is bound once for every run of slots that
-is ever stepped, with the same memory as input and output, so that TensorScatter writes only the step's rows. A step
-itself writes seven small arrays, and rebinds one only where its shape has changed: about 50 µs in Python.
+A graph has some hundred inputs and outputs, nearly all of them the slots' own: caches, lengths, sampling. Each is bound
+once for every run of slots that is ever stepped, a cache with the same memory as input and output, so that
+TensorScatter writes only the step's rows. A step itself writes two small arrays and copies three out, and rebinds one
+only where its shape has changed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
 from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.session import StepInputs, StepOutputs, context_length
+from trtllm_dflash.runtime.session import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
 MODEL_FILE = "model.onnx"
@@ -38,12 +40,15 @@ _LOAD_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-_STEP_INPUTS = ("input_ids", "num_known", "past_len", "temperature", "top_p", "top_k", "uniforms")
-_STEP_OUTPUTS = ("next_ids", "new_ids", "num_new", "next_len")
+# Inputs and outputs that a slot has for itself, besides its caches: a step finds and leaves them in the slot's memory.
+_SLOT_PORTS = ("past_len", "temperature", "top_p", "top_k", "uniforms", "next_ids")
+_COUNTING_PORTS = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
 class OrtSession:
-    """A `Session` on this machine's processors."""
+    """A `Session` on this machine's processors. A step is done when the call that asks for it returns."""
+
+    lookahead = 0
 
     def __init__(self, directory: Path, config: EngineConfig, *, num_threads: int | None = None) -> None:
         """Load `directory`/model.onnx and allocate all slots' caches (memory that the system commits as it is used)."""
@@ -51,13 +56,13 @@ class OrtSession:
         self.num_threads = resolve_num_threads(num_threads)
         self._session = _load(directory / MODEL_FILE, self.num_threads)
         _check_ports(directory, config.ports, self._session)
-        self._caches = {
+        self._slots = {
             port.name: np.zeros((config.max_batch_size, *_resolve(port.shape[1:], {})), port.dtype)
             for port in config.ports
-            if port.cache and port.direction == "input"
+            if port.name in _SLOT_PORTS or (port.cache and port.direction == "input")
         }
-        self._positions = np.arange(config.cache_len, dtype=np.int64)
         self._bindings: dict[tuple[int, int], _SlotBinding] = {}
+        self._results: deque[StepResult] = deque()
 
     @property
     def max_batch_size(self) -> int:
@@ -69,62 +74,91 @@ class OrtSession:
         """The widest step, so the largest prompt chunk."""
         return self._config.max_num_tokens
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        """Run one step and update the caches of its slots in place."""
-        batch, width = inputs.input_ids.shape
-        context = context_length(
-            inputs.past_len, width=width, block_size=self._config.block_size, cache_len=self._config.cache_len
-        )
-        sizes = {BATCH: batch, WIDTH: width, ROWS: inputs.uniforms.shape[1], CONTEXT: context}
-        slots = (inputs.first_slot, batch)
-        if slots not in self._bindings:
-            self._bindings[slots] = self._bind(*slots)
-        arrays = {name: getattr(inputs, name) for name in _STEP_INPUTS}
-        return self._bindings[slots].run(sizes, arrays, self._positions[:context])
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        """Empty a slot for a new sequence."""
+        self._slots["past_len"][slot] = 0
+        for name in ("temperature", "top_p", "top_k"):
+            self._slots[name][slot] = getattr(sampling, name)
+        self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
 
-    def move_slot(self, source: int, target: int, rows: int) -> None:
-        """Copy the first `rows` positions of every cache from one slot to another."""
-        for cache in self._caches.values():
-            cache[target, :, :rows] = cache[source, :, :rows]
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        """Put one slot's next tokens [S] behind those that it holds."""
+        self._step(slot, token_ids[np.newaxis], num_known=len(token_ids), rows=1)
+
+    def generate(self, count: int, width: int) -> None:
+        """Verify and decide in slots 0 … count - 1."""
+        self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
+
+    def collect(self) -> StepResult:
+        """What the oldest step that was not yet asked about has decided."""
+        return self._results.popleft()
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Copy a slot's state, and of its caches the rows in use."""
+        used = int(self._slots["past_len"][source])
+        for name, array in self._slots.items():
+            if name in _SLOT_PORTS:
+                array[target] = array[source]
+            else:
+                array[target, :, :used] = array[source, :, :used]
+
+    def discard(self) -> None:
+        """Forget what was not collected."""
+        self._results.clear()
+
+    def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
+        count, width = input_ids.shape
+        past_len = self._slots["past_len"][first_slot : first_slot + count]
+        context = context_length(
+            past_len, width=width, block_size=self._config.block_size, cache_len=self._config.cache_len
+        )
+        binding = self._bindings.get((first_slot, count)) or self._bind(first_slot, count)
+        sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
+        decided = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
+        past_len[...] = decided["next_len"]
+        self._results.append(StepResult(decided["new_ids"].copy(), decided["num_new"].copy()))
 
     def _bind(self, first_slot: int, count: int) -> _SlotBinding:
-        slots = {name: cache[first_slot : first_slot + count] for name, cache in self._caches.items()}
-        return _SlotBinding(self._session, self._config.ports, slots)
+        slots = {name: array[first_slot : first_slot + count] for name, array in self._slots.items()}
+        binding = self._bindings[first_slot, count] = _SlotBinding(self._session, self._config, slots)
+        return binding
 
 
 class _SlotBinding:
-    """ONNX Runtime's view of one run of slots: caches bound for good, other ports to buffers of the current sizes."""
+    """ONNX Runtime's view of one run of slots: what they own is bound for good, the rest to buffers of the current
+    sizes."""
 
-    def __init__(self, session: Any, ports: Iterable[Port], caches: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, session: Any, config: EngineConfig, slots: Mapping[str, NDArray[Any]]) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._small_ports = [port for port in ports if not port.cache]
+        self._counting = np.arange(config.cache_len, dtype=np.int64)
+        self._small_ports = [port for port in config.ports if (port.aliases or port.name) not in slots]
         self._sizes: dict[str, int] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bound: dict[str, Any] = {}  # keeps alive what ONNX Runtime only points to
-        for port in ports:
-            if port.cache:
-                self._bind(port, caches[port.aliases or port.name])
+        for port in config.ports:
+            if (port.aliases or port.name) in slots:
+                self._bind(port, slots[port.aliases or port.name])
 
-    def run(
-        self, sizes: dict[str, int], inputs: Mapping[str, NDArray[Any]], kv_positions: NDArray[np.int64]
-    ) -> StepOutputs:
+    def run(self, sizes: dict[str, int], inputs: Mapping[str, NDArray[Any] | int]) -> dict[str, NDArray[Any]]:
+        """One step; returns the buffers of the small ports, which the next step writes again."""
         if sizes != self._sizes:
-            self._resize(sizes, kv_positions)
-        for name, array in inputs.items():
-            self._buffers[name][...] = array
+            self._resize(sizes)
+        for name, values in inputs.items():
+            self._buffers[name][...] = values
         self._session.run_with_iobinding(self._binding)
-        return StepOutputs(**{name: self._buffers[name].copy() for name in _STEP_OUTPUTS})
+        return self._buffers
 
-    def _resize(self, sizes: dict[str, int], kv_positions: NDArray[np.int64]) -> None:
+    def _resize(self, sizes: dict[str, int]) -> None:
         for port in self._small_ports:
-            if port.name == "kv_positions":
-                self._bind(port, kv_positions)
-                continue
             shape = _resolve(port.shape, sizes)
-            if port.name not in self._buffers or self._buffers[port.name].shape != shape:
+            if port.name in self._buffers and self._buffers[port.name].shape == shape:
+                continue
+            if port.name in _COUNTING_PORTS:
+                self._buffers[port.name] = self._counting[: shape[0]]
+            else:
                 self._buffers[port.name] = np.zeros(shape, port.dtype)
-                self._bind(port, self._buffers[port.name])
+            self._bind(port, self._buffers[port.name])
         self._sizes = sizes
 
     def _bind(self, port: Port, array: NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from trtllm_dflash.config.sampling import SamplingParams
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.session import Float32, Int64
+from trtllm_dflash.runtime.session import Float32, Int64, SlotSampling
 
 TokenIds: TypeAlias = "Iterable[int] | Int64"
 Prompt: TypeAlias = "str | TokenIds"
@@ -29,17 +29,13 @@ class PromptError(UsageError):
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to generate. `uniforms[n]` decides new token n (max_new_tokens + a block of them; zeros when
-    greedy)."""
+    """One sequence to generate."""
 
     index: int
     prompt_ids: Int64
     max_new_tokens: int  # already within max_seq_len
     stop_token_ids: frozenset[int]
-    temperature: float
-    top_p: float
-    top_k: int
-    uniforms: Float32
+    sampling: SlotSampling  # with uniforms up to a block behind the last position that it can reach
 
 
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
@@ -59,16 +55,19 @@ def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config:
     for index, prompt in enumerate(prompts):
         prompt_ids = _checked_ids(prompt, index, config)
         max_new_tokens = min(sampling.max_new_tokens, config.max_seq_len - len(prompt_ids))
+        positions = len(prompt_ids) + max_new_tokens + config.block_size
         requests.append(
             Request(
                 index=index,
                 prompt_ids=prompt_ids,
                 max_new_tokens=max_new_tokens,
                 stop_token_ids=frozenset(int(token) for token in stops),
-                temperature=float(sampling.temperature),
-                top_p=float(sampling.top_p),
-                top_k=min(int(sampling.top_k), config.vocab_size),
-                uniforms=_uniforms(sampling, sampling.seed_of(index, len(prompts)), max_new_tokens + config.block_size),
+                sampling=SlotSampling(
+                    temperature=float(sampling.temperature),
+                    top_p=float(sampling.top_p),
+                    top_k=min(int(sampling.top_k), config.vocab_size),
+                    uniforms=_uniforms(sampling, sampling.seed_of(index, len(prompts)), positions),
+                ),
             )
         )
     return requests
@@ -88,8 +87,9 @@ def step_width(sampling: SamplingParams, config: EngineConfig) -> int:
 
 
 def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
-    """`count` numbers in [0, 1), each a multiple of 2⁻²⁴ (exact in float32). A longer series begins with the shorter
-    one.
+    """`count` numbers in [0, 1), each a multiple of 2⁻²⁴ (exact in float32); zeros when greedy. A longer series begins
+    with the shorter one, and number p belongs to position p: an answer that is given back as part of the prompt goes on
+    as it would have.
 
     Raw bits, because NumPy promises the same ones in every version; of its distributions it does not.
     """

@@ -45,7 +45,11 @@ class Generation:
 
 @dataclass
 class Timings:
-    """Sums over one call. A step's clock covers its inputs, the engine and its outputs; not tokenizing, not loading."""
+    """Sums over one call. A step's clock covers its inputs, the engine and its outputs; not tokenizing, not loading.
+
+    A step that was put under way before the last one's tokens were there counts from that moment on. Steps that were
+    computed in vain, since all their sequences had ended, are not counted; their time is.
+    """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0

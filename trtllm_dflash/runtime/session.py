@@ -1,12 +1,13 @@
-"""A session runs steps: the caches of all slots, and one call that advances some of them. One kind for each backend.
+"""A session runs steps on the slots of one engine and keeps their state. One kind for each backend.
 
-The step itself is a pure function of its inputs and the caches (see `graph/io.py`); everything that decides what to
-feed it is in `decode.py`, so a session holds no sequence state.
+A slot's state is its caches, how far they reach, its next block, and how its tokens are chosen. All of it stays in the
+session, on the device if there is one: a generation step goes on from what the step before has left there, so that it
+can be put under way before anybody has seen what that one decided. What decides whose turn it is, is in `decode.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trtllm_dflash.build.machine import cuda_gpus, why_not_runnable
 from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.flags import ANY_GPU, env_flag
 
 if TYPE_CHECKING:
     from trtllm_dflash.runtime.config import EngineConfig
@@ -29,31 +32,29 @@ CONTEXT_BUCKET = 64
 
 
 @dataclass(frozen=True)
-class StepInputs:
-    """One step of the slots first_slot … first_slot + B - 1: S tokens and R decided rows in each (`graph/io.py`)."""
+class SlotSampling:
+    """How a slot's tokens are chosen (`graph/io.py`)."""
 
-    first_slot: int
-    input_ids: Int64  # [B, S]
-    num_known: Int32  # [B]
-    past_len: Int32  # [B]
-    temperature: Float32  # [B]
-    top_p: Float32  # [B]
-    top_k: Int32  # [B]
-    uniforms: Float32  # [B, R]
+    temperature: float
+    top_p: float
+    top_k: int
+    uniforms: Float32  # [at most cache_len]; number p decides the token at position p
 
 
 @dataclass(frozen=True)
-class StepOutputs:
-    """What a step decided; the arrays are the caller's own."""
+class StepResult:
+    """What a step decided for the B slots it ran; the arrays are the caller's own."""
 
-    next_ids: Int64  # [B, block]
-    new_ids: Int64  # [B, R]
+    new_ids: Int64  # [B, R]: num_new tokens, then -1
     num_new: Int32  # [B]
-    next_len: Int32  # [B]
 
 
 class Session(Protocol):
-    """What the decode loop needs of a backend."""
+    """What the decode loop needs of a backend.
+
+    `prompt` and `generate` put a step under way; `collect` waits for the oldest of them. At most `lookahead` + 1 steps
+    may be under way, and none when a slot is opened or moved.
+    """
 
     @property
     def max_batch_size(self) -> int:
@@ -65,12 +66,36 @@ class Session(Protocol):
         """The widest step, so the largest prompt chunk."""
         ...
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        """Run one step and update the caches of its slots in place."""
+    @property
+    def lookahead(self) -> int:
+        """How many more steps pay to have under way while the oldest one is waited for."""
         ...
 
-    def move_slot(self, source: int, target: int, rows: int) -> None:
-        """Copy the first `rows` positions of every cache from one slot to another."""
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        """Empty a slot for a new sequence."""
+        ...
+
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        """Put one slot's next tokens [S] behind those that it holds; the step decides the token after them (R = 1)."""
+        ...
+
+    def generate(self, count: int, width: int) -> None:
+        """Verify and decide in slots 0 … count - 1, each with the first `width` tokens of its next block (R = width).
+
+        Every one of them must have had a prompt.
+        """
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest step that is under way, and say what it decided."""
+        ...
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Make `target` what `source` is; `source` is then nobody's."""
+        ...
+
+    def discard(self) -> None:
+        """Wait for all steps that are under way and forget what they decided. What slots hold is then undefined."""
         ...
 
 
@@ -91,24 +116,33 @@ def context_length(past_len: Int32, *, width: int, block_size: int, cache_len: i
 # A backend, as in config.json -> "module:class" with the constructor (directory, config, *, num_threads).
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.ort_session:OrtSession",
+    "tensorrt_rtx": "trtllm_dflash.runtime.rtx_session:RtxSession",
 }
 
 
 def open_session(directory: Path, config: EngineConfig, *, num_threads: int | None = None) -> Session:
-    """Open the session for the engine's backend; a backend that this version cannot run raises EngineError."""
-    if config.backend not in SESSIONS:
-        raise EngineError(_cannot_run(directory, config))
+    """Open the session for the engine's backend; one that cannot run here raises EngineError."""
+    reason = _why_not_here(config)
+    if reason is not None:
+        raise EngineError(
+            f"{directory}: this engine was built with {config.backend} for {config.arch} and cannot run here: "
+            f"{reason}. Build one with --arch cpu to run it here; "
+            "dflash-trt doctor shows what this machine can build and run."
+        )
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
     opened: Session = session(directory, config, num_threads=num_threads)
     return opened
 
 
-def _cannot_run(directory: Path, config: EngineConfig) -> str:
-    runnable = [arch.name for arch in ARCHS.values() if arch.backend in SESSIONS]
-    hardware = f" ({ARCHS[config.arch].hardware})" if config.arch in ARCHS else ""
-    return (
-        f"{directory}: this engine was built with {config.backend} for {config.arch}{hardware} and needs such a GPU; "
-        f"this version of dflash-trt runs engines for {', '.join(runnable)} only. "
-        "Build one with --arch cpu to run it here; dflash-trt doctor shows what this machine can build and run."
-    )
+def _why_not_here(config: EngineConfig) -> str | None:
+    """What `doctor` says against running engines for this arch here; None if nothing does."""
+    arch = ARCHS.get(config.arch)
+    if arch is None or arch.backend != config.backend:
+        return "this version of dflash-trt knows no such engines"
+    if config.arch == "cpu":
+        return why_not_runnable(arch, [], SESSIONS)  # without waking the GPU's driver
+    gpus = cuda_gpus()
+    if env_flag(ANY_GPU, default=False) and not isinstance(gpus, str):
+        gpus = [replace(gpu, arch=config.arch) for gpu in gpus]
+    return why_not_runnable(arch, gpus, SESSIONS)

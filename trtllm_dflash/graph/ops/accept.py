@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops.sampling import choose
-from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
+from trtllm_dflash.graph.ops.spec import Kernel, OpSpec, Tensor
 
 
 def _body(
@@ -20,12 +20,15 @@ def _body(
     top_k: ir.Value,
     uniforms: ir.Value,
 ) -> tuple[ir.Value, ...]:
-    choice = choose(g, logits, temperature, top_p, top_k, uniforms)  # [B, R]
-    row = g.arange(g.size(uniforms, 1))
-    width, rows = g.size(input_ids, 1), g.size(uniforms, 1)
+    width, rows = g.size(input_ids, 1), g.size(logits, 1)
+    row = g.arange(rows)
 
     # Row r decides the token behind position num_known-1+r: there stands the draft that it may confirm.
     behind = g.Add(g.Unsqueeze(g.cast(num_known, ir.DataType.INT64), [1]), row)
+    position = g.Add(behind, g.Unsqueeze(g.cast(past_len, ir.DataType.INT64), [1]))
+    position = g.Min(position, g.Sub(g.size(uniforms, 1), 1))
+    choice = choose(g, logits, temperature, top_p, top_k, g.GatherElements(uniforms, position, axis=1))  # [B, R]
+
     draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
     hit = g.And(g.Less(behind, width), g.Equal(draft, choice))
     first_miss = g.ReduceMin(g.Where(hit, rows, row), [1], keepdims=1)
@@ -50,7 +53,13 @@ ACCEPT = OpSpec(
         Tensor("temperature", "float32", "[B]", "0: argmax"),
         Tensor("top_p", "float32", "[B]", "nucleus mass, 1: off"),
         Tensor("top_k", "int32", "[B]", "0: off"),
-        Tensor("uniforms", "float32", "[B, R]", "in [0, 1)"),
+        Tensor(
+            "uniforms",
+            "float32",
+            "[B, U]",
+            "in [0, 1), by position: row r takes number past_len + num_known + r, the place of the token it decides; "
+            "U-1 for what lies behind",
+        ),
     ),
     outputs=(
         Tensor("new_ids", "int64", "[B, R]", "the choices 0 … accepted, then -1"),
@@ -60,4 +69,5 @@ ACCEPT = OpSpec(
     ),
     attributes=(),
     body=_body,
+    kernel=Kernel("accept", "float32"),
 )

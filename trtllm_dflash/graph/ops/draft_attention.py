@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.attention import CACHES, OUTPUTS, SCALE, WINDOW, attend, within_window, write
+from trtllm_dflash.graph.ops import attention
+from trtllm_dflash.graph.ops.attention import attend, within_window, write
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 CAUSAL = Attribute("causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional")
@@ -20,6 +21,7 @@ def _body(
     value_cache: ir.Value,
     positions: ir.Value,
     kv_positions: ir.Value,
+    sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
     total, block = g.size(k, 1), g.size(q, 1)
     block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
@@ -34,7 +36,7 @@ def _body(
     written = g.Less(kv_positions, block_end)
     not_later = g.Or(g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0))
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
-    return attend(g, q, keys, values, visible, kv_positions), keys, values
+    return attend(g, q, keys, values, visible, kv_positions, sinks), keys, values
 
 
 def _contiguous_rows(g: GraphBuilder, total: ir.Value, block: ir.Value, committed: ir.Value) -> ir.Value:
@@ -59,7 +61,7 @@ DRAFT_ATTENTION = OpSpec(
         Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated"),
         Tensor("k", "T", "[B, S+T, Hkv, D]", "keys of the S context rows, then of the T block rows, rotated"),
         Tensor("v", "T", "[B, S+T, Hkv, D]", "values, likewise"),
-        *CACHES,
+        *attention.CACHES,
         Tensor(
             "positions",
             "int64",
@@ -67,9 +69,11 @@ DRAFT_ATTENTION = OpSpec(
             "of the rows of k: consecutive in the context, then in the block, whose "
             "anchor stands behind the committed context rows",
         ),
-        Tensor("kv_positions", "int64", "[L]", "0 … L-1, L > every position of the block"),
+        attention.kv_positions("every position of the block"),
+        attention.SINKS,
     ),
-    outputs=OUTPUTS,
-    attributes=(SCALE, WINDOW, CAUSAL),
+    outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.CACHE_OUTPUTS),
+    attributes=(attention.SCALE, attention.WINDOW, CAUSAL),
     body=_body,
+    kernel=attention.KERNEL,
 )

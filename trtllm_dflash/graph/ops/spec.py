@@ -1,8 +1,9 @@
-"""What an operator of ours is: its declaration, the node it emits, and the ONNX function that gives it its meaning."""
+"""What an operator of ours is: its declaration, the node it emits, the ONNX function that gives it its meaning, and
+the kernel that may replace that function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -19,6 +20,14 @@ class Tensor:
     dtype: str
     shape: str
     meaning: str
+    optional: bool = False  # an input that may be left out; only the last ones
+    body_only: bool = False  # an input that the body needs, and a plugin does without
+    aliases: str | None = None  # an output: the input whose memory it is
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The sizes: symbols such as "B", sums of two such as "S+T", and numbers."""
+        return tuple(axis.strip() for axis in self.shape[1:-1].split(","))
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,29 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class KernelSize:
+    """A size that is a constant inside the kernel: its symbol in the shapes, and the values there is a kernel for."""
+
+    name: str
+    symbol: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The CUDA source plugins/kernels/`source`.cu of an operator's plugin, and what it takes."""
+
+    source: str
+    dtype: str  # what T is
+    sizes: tuple[KernelSize, ...] = ()
+
+
+@dataclass(frozen=True)
 class OpSpec:
-    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name may replace it."""
+    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name may replace it.
+
+    The body gets None for an optional input that is left out.
+    """
 
     name: str
     meaning: str
@@ -44,24 +74,52 @@ class OpSpec:
     outputs: tuple[Tensor, ...]
     attributes: tuple[Attribute, ...]
     body: Callable[..., tuple[ir.Value, ...]]
+    kernel: Kernel
+
+    @property
+    def plugin_inputs(self) -> tuple[Tensor, ...]:
+        """What the plugin takes: the inputs, without those that only the body needs."""
+        return tuple(tensor for tensor in self.inputs if not tensor.body_only)
 
     def __call__(self, g: GraphBuilder, *inputs: ir.Value, **attributes: int | float) -> tuple[ir.Value, ...]:
-        """Emit one node of this operator.
+        """Emit one node of this operator; optional inputs may be left out.
 
         Raises:
             GraphError: if the number of inputs or an attribute's name is not the declaration's.
         """
         unknown = attributes.keys() - {attribute.name for attribute in self.attributes}
-        if len(inputs) != len(self.inputs) or unknown:
+        required = sum(not tensor.optional for tensor in self.inputs)
+        if not required <= len(inputs) <= len(self.inputs) or unknown:
             raise GraphError(
-                f"{self.name} takes {len(self.inputs)} inputs {[t.name for t in self.inputs]} and the attributes "
-                f"{[a.name for a in self.attributes]}; got {len(inputs)} inputs and attributes {sorted(attributes)}"
+                f"{self.name} takes {required} to {len(self.inputs)} inputs {[t.name for t in self.inputs]} and the "
+                f"attributes {[a.name for a in self.attributes]}; got {len(inputs)} inputs and attributes "
+                f"{sorted(attributes)}"
             )
         resolved = {a.name: type(a.default)(attributes.get(a.name, a.default)) for a in self.attributes}
         return g.emit(self.name, inputs, resolved, domain=OPS_DOMAIN, num_outputs=len(self.outputs))
 
-    def function(self) -> ir.Function:
-        """The operator's body as an ONNX function."""
+    def function(self, num_inputs: int | None = None) -> ir.Function:
+        """The operator's body as an ONNX function of its first `num_inputs` inputs (default: all)."""
+        given = self.inputs[:num_inputs]
+        absent = len(self.inputs) - len(given)
         attributes = [ir.Attr(a.name, a.kind, a.default) for a in self.attributes]
-        names = [tensor.name for tensor in self.inputs], [tensor.name for tensor in self.outputs]
-        return function_from_body(self.name, *names, attributes, self.body)
+        names = [tensor.name for tensor in given], [tensor.name for tensor in self.outputs]
+
+        def body(g: GraphBuilder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
+            return self.body(g, *inputs, *[None] * absent)
+
+        return function_from_body(self.name, *names, attributes, body)
+
+    def functions(self, nodes: Collection[ir.Node]) -> list[ir.Function]:
+        """The functions that give these nodes their meaning; none where no node is of this operator.
+
+        Raises:
+            GraphError: if some have an optional input and some do not: a model has one function of a name.
+        """
+        counts = {len(node.inputs) for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)}
+        if len(counts) > 1:
+            raise GraphError(
+                f"{self.name} is used with {' and with '.join(map(str, sorted(counts)))} inputs in one graph; give "
+                f"its optional inputs to all of its nodes or to none"
+            )
+        return [self.function(count) for count in counts]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.attention import CACHES, OUTPUTS, SCALE, WINDOW, attend, within_window, write
+from trtllm_dflash.graph.ops import attention
+from trtllm_dflash.graph.ops.attention import attend, within_window, write
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 
@@ -18,12 +19,13 @@ def _body(
     value_cache: ir.Value,
     positions: ir.Value,
     kv_positions: ir.Value,
+    sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
     start = g.Squeeze(g.Slice(positions, [0], [1], [1]), [1])
     keys, values = write(g, key_cache, k, start), write(g, value_cache, v, start)
     distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
-    return attend(g, q, keys, values, visible, kv_positions), keys, values
+    return attend(g, q, keys, values, visible, kv_positions, sinks), keys, values
 
 
 VERIFY_ATTENTION = OpSpec(
@@ -33,11 +35,13 @@ VERIFY_ATTENTION = OpSpec(
         Tensor("q", "T", "[B, S, Hq, D]", "queries, rotated"),
         Tensor("k", "T", "[B, S, Hkv, D]", "keys of the S rows, rotated"),
         Tensor("v", "T", "[B, S, Hkv, D]", "values of the S rows"),
-        *CACHES,
+        *attention.CACHES,
         Tensor("positions", "int64", "[B, S]", "of the rows; consecutive"),
-        Tensor("kv_positions", "int64", "[L]", "0 … L-1, L > every position of the step"),
+        attention.kv_positions("every position of the step"),
+        attention.SINKS,
     ),
-    outputs=OUTPUTS,
-    attributes=(SCALE, WINDOW),
+    outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.CACHE_OUTPUTS),
+    attributes=(attention.SCALE, attention.WINDOW),
     body=_body,
+    kernel=attention.KERNEL,
 )

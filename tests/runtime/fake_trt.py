@@ -1,0 +1,194 @@
+"""A TensorRT-RTX runtime without a GPU: a context runs the CPU engine's model.onnx on the addresses it was given.
+
+An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT would: shapes within the
+profiles that a build makes, addresses set and aligned, memory given, no capture before the first run at new shapes.
+Before it runs, a context fills its outputs with garbage: an input that shares memory with an output comes out wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+import tensorrt_rtx as real
+
+from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
+from trtllm_dflash.build.rtx import profiles
+from trtllm_dflash.config.build import ResolvedBuild
+from trtllm_dflash.graph.io import Port
+from trtllm_dflash.runtime.config import EngineConfig
+
+SCRATCH_BYTES = 1000
+
+
+class Run(NamedTuple):
+    """One call of execute_async_v3."""
+
+    context: int
+    profile: int
+    shapes: dict[str, tuple[int, ...]]
+    addresses: dict[str, int]
+    captured: bool
+
+
+class FakeTrt:
+    """Stands for the module tensorrt_rtx; what it does not have is the real one's."""
+
+    def __init__(self, driver: FakeDriver, *, capturable: bool = True, invalid: int = 0) -> None:
+        """`capturable`: what contexts say of themselves. `invalid`: no engine can be loaded, for these reasons."""
+        self.driver = driver
+        self.capturable = capturable
+        self.invalid = invalid
+        self.runs: list[Run] = []
+        self.contexts: list[FakeContext] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real, name)
+
+    def Runtime(self, log: Any) -> FakeRuntime:  # noqa: N802 - the module's name
+        return FakeRuntime(self, log)
+
+
+class FakeRuntime:
+    engine_header_size = 64
+
+    def __init__(self, module: FakeTrt, log: Any) -> None:
+        self._module, self._log = module, log
+
+    def get_engine_validity(self, _: bytes) -> tuple[Any, int]:
+        return real.EngineValidity.INVALID, self._module.invalid
+
+    def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
+        if self._module.invalid:
+            self._log.log(real.ILogger.ERROR, "no such engine here")
+            return None
+        return FakeEngine(self._module, self._log, Path(bytes(data[:]).decode()))
+
+
+class FakeEngine:
+    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills it in itself."""
+
+    device_memory_size_v2 = SCRATCH_BYTES
+
+    def __init__(self, module: FakeTrt, log: Any, directory: Path) -> None:
+        self.module, self.log = module, log
+        config, self.with_plugins = EngineConfig.load(directory), (directory / "with_plugins").exists()
+        ports = config.ports
+        self.ports = tuple(p for p in ports if not (self.with_plugins and p.name == "kv_positions"))
+        self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
+        known = {field.name for field in fields(ResolvedBuild)}
+        sizes = json.loads((directory / "config.json").read_text())["build_config"]
+        self.profiles = profiles(self.ports, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known}))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.ports)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.ports[index].name
+
+    def create_runtime_config(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            set_execution_context_allocation_strategy=lambda _: None,
+            create_runtime_cache=object,
+            set_runtime_cache=lambda _: True,
+        )
+
+    def create_execution_context(self, config: SimpleNamespace) -> FakeContext:
+        context = FakeContext(self, config)
+        self.module.contexts.append(context)
+        return context
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine, config: SimpleNamespace) -> None:
+        self.config = config
+        self._engine, self._module, self._driver = engine, engine.module, engine.module.driver
+        self._number = len(engine.module.contexts)
+        self._profile = -1
+        self._scratch = 0
+        self._settled = False
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        assert nbytes >= SCRATCH_BYTES
+        assert self._driver.view(address, nbytes) is not None
+        self._scratch = address
+
+    def set_optimization_profile_async(self, profile: int, _: int) -> bool:
+        self._profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self._engine.profiles[self._profile][name]
+        if len(shape) != len(least) or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return self._refuse(f"shape {shape} of {name} is outside {least} to {most}")
+        self._shapes[name], self._settled = shape, False
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % ALIGNMENT:
+            return self._refuse(f"{name} is not aligned")
+        self._addresses[name] = address
+        return True
+
+    def is_stream_capturable(self, _: int) -> bool:
+        return self._module.capturable
+
+    def execute_async_v3(self, _: int) -> bool:
+        captured = self._driver.captured is not None
+        inputs = {port.name for port in self._engine.ports if port.direction == "input"}
+        if self._shapes.keys() != inputs or self._addresses.keys() != {port.name for port in self._engine.ports}:
+            return self._refuse("a shape or an address is missing")
+        if not self._scratch or (captured and not (self._settled and self._module.capturable)):
+            return self._refuse("memory would have to be allocated now")
+        self._settled = True
+        run = Run(self._number, self._profile, dict(self._shapes), dict(self._addresses), captured)
+        self._module.runs.append(run)
+        self._driver.put(partial(self._execute, run))
+        return True
+
+    def _refuse(self, reason: str) -> bool:
+        self._engine.log.log(real.ILogger.ERROR, reason)
+        return False
+
+    def _execute(self, run: Run) -> None:
+        sizes = _sizes(self._engine.ports, run.shapes)
+        binding = self._engine.session.io_binding()
+        arrays = dict(self._engine.hidden)
+        array_at(self._driver, self._scratch, (SCRATCH_BYTES,), "uint8")[:] = GARBAGE
+        for port in self._engine.ports:
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
+            array = arrays[port.name] = array_at(self._driver, run.addresses[port.name], shape, port.dtype)
+            if port.direction == "output" and not port.aliases:
+                array.view("uint8")[:] = GARBAGE
+        outputs = {port.name for port in self._engine.ports if port.direction == "output"}
+        for name, array in arrays.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            bind = binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
+            bind(name, value)
+        self._engine.session.run_with_iobinding(binding)
+
+
+def _sizes(ports: tuple[Port, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The value of every symbol, and that all inputs agree on it."""
+    found: dict[str, set[int]] = {}
+    for port in ports:
+        for symbol, size in zip(port.shape, shapes.get(port.name, ()), strict=False):
+            if isinstance(symbol, str):
+                found.setdefault(symbol, set()).add(size)
+            else:
+                assert symbol == size, port.name
+    assert all(len(values) == 1 for values in found.values()), found
+    return {symbol: values.pop() for symbol, values in found.items()}

@@ -1,0 +1,95 @@
+"""From bodies to plugins: makes every operator of ours in a step a node that TensorRT's parser takes for a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.builder import OPS_DOMAIN
+from trtllm_dflash.graph.ops import OPS, OpSpec
+
+PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
+
+
+@dataclass(frozen=True, order=True)
+class KernelKey:
+    """A kernel source and the sizes that it is compiled for."""
+
+    source: str
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join([self.source, *(f"{name} {value}" for name, value in self.sizes)])
+
+
+def use_plugins(model: ir.Model) -> None:
+    """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name finds the plugin.
+
+    Such a node says its plugin's version and namespace and the sizes that its kernel is compiled for, and has no input
+    that only a body needs. Inputs of the graph that nothing uses any more are gone.
+
+    Raises:
+        GraphError: for a size that there is no kernel for, or that the graph does not fix.
+    """
+    unused_before = {value.name for value in model.graph.inputs if not value.uses()}
+    for node in model.graph:
+        if node.domain == OPS_DOMAIN:
+            _use_plugin(node, OPS[node.op_type])
+    model.functions.clear()
+    kept = [value for value in model.graph.inputs if value.uses() or value.name in unused_before]
+    model.graph.inputs[:] = kept
+
+
+def kernel_keys(model: ir.Model) -> dict[KernelKey, int]:
+    """The kernels that a model's plugin nodes need, and how many nodes need each. A node that has a body needs none."""
+    counts: dict[KernelKey, int] = {}
+    bodies = {function.name for function in model.functions.values()}
+    for node in model.graph:
+        if node.domain == OPS_DOMAIN and node.op_type not in bodies:
+            key = kernel_key(OPS[node.op_type], {name: int(a.value) for name, a in node.attributes.items() if _int(a)})
+            counts[key] = counts.get(key, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelKey:
+    """The kernel of an operator with these sizes (by name; more may be given)."""
+    return KernelKey(spec.kernel.source, tuple((size.name, sizes[size.name]) for size in spec.kernel.sizes))
+
+
+def _int(attribute: ir.Attr) -> bool:
+    return attribute.type == ir.AttributeType.INT
+
+
+def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
+    for name, size in _kernel_sizes(node, spec).items():
+        node.attributes[name] = ir.AttrInt64(name, size)
+    for name, text in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE)):
+        node.attributes[name] = ir.AttrString(name, text)
+    kept = [value for value, tensor in zip(node.inputs, spec.inputs, strict=False) if not tensor.body_only]
+    for index, value in enumerate(kept):
+        node.replace_input_with(index, value)
+    node.resize_inputs(len(kept))
+
+
+def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
+    """The node's sizes that its kernel is compiled for, read from the inputs whose shape the graph knows."""
+    found: dict[str, int] = {}
+    for size in spec.kernel.sizes:
+        for value, tensor in zip(node.inputs, spec.inputs, strict=False):
+            shape = None if value is None else value.shape
+            if shape is None or len(shape) != len(tensor.axes) or size.symbol not in tensor.axes:
+                continue
+            known = shape[tensor.axes.index(size.symbol)]
+            if isinstance(known, int):
+                found.setdefault(size.name, known)
+        if size.name not in found:
+            raise GraphError(f"{node.name} ({spec.name}): no input's shape says its {size.name}, which a kernel needs")
+        if found[size.name] not in size.values:
+            raise GraphError(
+                f"{node.name} ({spec.name}): there is no kernel for {size.name} {found[size.name]}, only for "
+                f"{', '.join(map(str, size.values))}; build with --no-plugins"
+            )
+    return found

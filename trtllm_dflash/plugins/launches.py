@@ -1,0 +1,130 @@
+"""Which kernels a plugin launches: shapes and addresses in, grids and parameters out. Nothing here touches a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import Structure
+from dataclasses import dataclass
+from math import prod
+
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.plugins import plan
+
+Dims = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an operator: shapes and addresses of its tensors by name, its attributes, its workspace's address."""
+
+    dims: Dims
+    addresses: Mapping[str, int]
+    attributes: Mapping[str, int | float]
+    workspace: int
+    processors: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel: its name in the cubin, its grid, threads of a CTA, dynamic shared memory in bytes, its argument."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    params: Structure
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the host knows of a kernel source: the kernels in it, a call's workspace in bytes, a call's launches."""
+
+    kernels: Callable[[KernelKey], list[str]]
+    workspace_bytes: Callable[[Dims], int]
+    launches: Callable[[Call], list[Launch]]
+
+
+def _attention_kernels(key: KernelKey) -> list[str]:
+    head_dim = dict(key.sizes)["head_dim"]
+    tiles = [f"dflash_attention_d{head_dim}_r{tile.rows}" for tile in plan.attention_tiles(head_dim)]
+    return [*tiles, f"dflash_attention_merge_d{head_dim}"]
+
+
+def _attention_sizes(dims: Dims) -> dict[str, int]:
+    batch, rows, q_heads, head_dim = dims["q"]
+    _, kv_heads, cache_len, _ = dims["key_cache"]
+    if q_heads % kv_heads:
+        raise EngineError(f"attention needs query heads in groups: got {q_heads} of them for {kv_heads} key heads")
+    sizes = {"batch": batch, "rows": rows, "q_heads": q_heads, "kv_heads": kv_heads}
+    return sizes | {"head_dim": head_dim, "cache_len": cache_len}
+
+
+def _attention_workspace(dims: Dims) -> int:
+    return plan.attention_workspace(**_attention_sizes(dims))
+
+
+def _attention(call: Call) -> list[Launch]:
+    """The rows of k and v before the last `rows` are context rows: none in DFlashVerifyAttention."""
+    sizes = _attention_sizes(call.dims)
+    head_dim, head_rows = sizes["head_dim"], prod(call.dims["q"][:3])
+    made = plan.attention_plan(**sizes, processors=min(call.processors, plan.MAX_PROCESSORS))
+    partial_out_bytes = 4 * made.splits * head_rows * head_dim
+    params = plan.AttentionParams(
+        **{name: call.addresses[name] for name in ("q", "k", "v", "key_cache", "value_cache", "positions", "out")},
+        sinks=call.addresses.get("sinks"),
+        partial_out=call.workspace,
+        partial_stats=call.workspace + partial_out_bytes,
+        **{name: size for name, size in sizes.items() if name != "head_dim"},
+        context_rows=call.dims["k"][1] - sizes["rows"],
+        splits=made.splits,
+        window=int(call.attributes["window_size"]),
+        causal=int(call.attributes.get("causal", 1)),
+        scale=call.attributes["scale"],
+    )
+    grid = (made.row_tiles * made.splits, sizes["kv_heads"], sizes["batch"])
+    name = f"dflash_attention_d{head_dim}_r{made.tile.rows}"
+    launches = [Launch(name, grid, plan.ATTENTION_THREADS, made.shared_bytes, params)]
+    if made.splits > 1:
+        blocks = plan.merge_blocks(head_rows)
+        launches.append(Launch(f"dflash_attention_merge_d{head_dim}", (blocks, 1, 1), plan.MERGE_THREADS, 0, params))
+    return launches
+
+
+_ACCEPT_KERNELS = ["dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish"]
+
+
+def _accept_workspace(dims: Dims) -> int:
+    batch, rows, vocab = dims["logits"]
+    return plan.accept_plan(batch=batch, rows=rows, vocab=vocab).workspace_bytes
+
+
+def _accept(call: Call) -> list[Launch]:
+    batch, rows, vocab = call.dims["logits"]
+    made = plan.accept_plan(batch=batch, rows=rows, vocab=vocab)
+    chunk_bytes = 4 * batch * rows * made.chunks
+    params = plan.AcceptParams(
+        **call.addresses,
+        chunk_max=call.workspace,
+        chunk_argmax=call.workspace + chunk_bytes,
+        choice=call.workspace + 2 * chunk_bytes,
+        batch=batch,
+        rows=rows,
+        width=call.dims["input_ids"][1],
+        positions=call.dims["uniforms"][1],
+        vocab=vocab,
+        chunks=made.chunks,
+    )
+    grids = (made.chunks, batch * rows, 1), (batch * rows, 1, 1), (batch, 1, 1)
+    threads = plan.SCAN_THREADS, plan.CHOOSE_THREADS, plan.FINISH_THREADS
+    return [
+        Launch(kernel, grid, count, 0, params)
+        for kernel, grid, count in zip(_ACCEPT_KERNELS, grids, threads, strict=True)
+    ]
+
+
+OPERATIONS = {
+    "attention": Operation(_attention_kernels, _attention_workspace, _attention),
+    "accept": Operation(lambda _: _ACCEPT_KERNELS, _accept_workspace, _accept),
+}
+"""By kernel source."""

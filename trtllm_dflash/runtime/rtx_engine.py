@@ -1,0 +1,158 @@
+"""TensorRT-RTX's side of a GPU session: the engine on the device, and the execution contexts that run it."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash import plugins
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.cuda import Cuda
+
+try:
+    import tensorrt_rtx as trt
+except ImportError as error:
+    raise EngineError(f'TensorRT-RTX is not installed ({error}): pip install "dflash-trt[rtx]"') from error
+
+ENGINE_FILE = "rank0.engine"
+CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
+_LOG = logging.getLogger(__name__)
+_KEPT_ERRORS = 8
+
+
+class RtxEngine:
+    """A deserialized engine. Its contexts share one piece of scratch memory, so they may only run one after another."""
+
+    def __init__(self, path: Path, config: EngineConfig, cuda: Cuda, *, built_with: str) -> None:
+        """Load the engine file `path` onto the GPU; `built_with` is the version of TensorRT-RTX that made it.
+
+        Our plugins are registered before, since TensorRT looks their creators up by name. No parser takes part, so
+        libtensorrt_rtx.so need not be found under that name, as it must be where engines are built (`build.child`).
+        """
+        self._path, self._config, self._cuda = path, config, cuda
+        self._log = _Log()
+        self._runtime = trt.Runtime(self._log)  # before the registry is touched: TensorRT keeps its first log
+        if config.plugins:
+            plugins.register()
+        plugins.take_refusals()  # what concerned others
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self._engine = self._runtime.deserialize_cuda_engine(data)
+            if self._engine is None:
+                raise EngineError(self._why_not_loaded(data, built_with))
+        self._check_ports()
+        self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
+        self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
+        self._kernels: Any = None  # TensorRT's cache of compiled kernels, which contexts share
+
+    def context(self, profile: int, *, fixed_shapes: bool) -> RtxContext:
+        """A new execution context.
+
+        `fixed_shapes`: it will run at one set of shapes, so kernels are compiled for just these, before the first run.
+        Otherwise they are compiled in the background, and general ones serve until then.
+        """
+        config = self._engine.create_runtime_config()
+        kinds = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_shapes else kinds.LAZY
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the session captures whole steps itself
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._kernels = self._kernels or config.create_runtime_cache()
+        config.set_runtime_cache(self._kernels)
+        context = self._engine.create_execution_context(config)
+        if context is None:
+            raise EngineError(f"{self._path}: no execution context could be made:{self._log.errors()}")
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        made = RtxContext(context, self._cuda.stream, self._log)
+        made.select(profile)
+        return made
+
+    def _why_not_loaded(self, data: mmap.mmap, built_with: str) -> str:
+        header = data[: self._runtime.engine_header_size]
+        _, found = self._runtime.get_engine_validity(header)
+        kinds = trt.EngineInvalidityDiagnostics.__members__
+        reasons = ", ".join(name.lower().replace("_", " ") for name, kind in kinds.items() if found & int(kind.value))
+        return (
+            f"{self._path}: TensorRT-RTX {trt.__version__} cannot load this engine"
+            f"{f' ({reasons})' if reasons else ''}. It was built for {self._config.arch} with "
+            f"TensorRT-RTX {built_with}, and this GPU is {self._cuda.arch}. Build it again here, or pip install "
+            f"tensorrt-rtx-cu13=={built_with}:{self._log.errors()}"
+        )
+
+    def _check_ports(self) -> None:
+        described = {port.name for port in self._config.ports}
+        present = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if described != present:
+            raise EngineError(
+                f"{self._path}: config.json and this engine disagree on the inputs and outputs "
+                f"{', '.join(sorted(described ^ present))}. Build the engine again."
+            )
+
+
+class RtxContext:
+    """One execution context, with the shapes and addresses that it was last given."""
+
+    def __init__(self, context: Any, stream: int, log: _Log) -> None:
+        """`stream`: where everything of it runs."""
+        self._context, self._stream, self._log = context, stream, log
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def select(self, profile: int) -> None:
+        """Use the shapes' ranges of this profile."""
+        self._check(self._context.set_optimization_profile_async(profile, self._stream), f"profile {profile}")
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        """Set the inputs' shapes and all addresses; what is as it was costs nothing."""
+        for name, shape in shapes.items():
+            if self._shapes.get(name) != shape:
+                self._check(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
+                self._shapes[name] = shape
+        for name, address in addresses.items():
+            if self._addresses.get(name) != address:
+                self._check(self._context.set_tensor_address(name, address), f"address {address:#x} of {name}")
+                self._addresses[name] = address
+
+    def is_capturable(self) -> bool:
+        """Whether a run at the present shapes can be captured in a CUDA graph."""
+        return bool(self._context.is_stream_capturable(self._stream))
+
+    def run(self) -> None:
+        """Put one run into the stream."""
+        self._check(self._context.execute_async_v3(self._stream), "the step")
+
+    def _check(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise EngineError(
+                f"TensorRT-RTX refuses {what}:{self._log.errors()}\nIf the engine came from elsewhere, build it again "
+                "here; if not, this is a fault of dflash-trt."
+            )
+
+
+class _Log(trt.ILogger):  # type: ignore[misc]
+    """Passes TensorRT's messages to Python's logging and keeps its last errors; never raises: TensorRT calls it."""
+
+    _LEVELS = {  # noqa: RUF012 - constant
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+    }
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._errors: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        """Keep and pass on one message."""
+        level = self._LEVELS.get(severity, logging.DEBUG)
+        if level == logging.ERROR:
+            self._errors = [*self._errors, message][-_KEPT_ERRORS:]
+        # Errors end in an EngineError; warnings and the rest are for those who look for them.
+        _LOG.debug("TensorRT-RTX %s: %s", logging.getLevelName(level).lower(), message)
+
+    def errors(self) -> str:
+        """The last errors, what our plugins have refused first, a line each."""
+        messages = [*plugins.take_refusals(), *self._errors]
+        return "".join(f"\n  {message}" for message in messages) or " it gave no reason"
