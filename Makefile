@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAIR := examples/demo_pair
+CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
 .PHONY: help demo test lint format bench bench-build clean
 
@@ -47,18 +48,19 @@ engines: demo/plain/manifest.json demo/cpu/manifest.json demo/sm120/manifest.jso
 demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
 	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
 
-test: .venv/.test engines  ## the whole test suite
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m mypy
+test: lint engines  ## the whole test suite
 	$(BIN)/python -m pytest
 
 lint: .venv/.test  ## style and types
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run --Werror $(CUDA_SOURCES)
 
 format: .venv/.test  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+	$(BIN)/clang-format -i $(CUDA_SOURCES)
 
 bench: .venv/.test engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3 --max-tokens 96 --without-reference \

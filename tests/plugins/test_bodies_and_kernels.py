@@ -1,0 +1,45 @@
+"""Bodies and kernels mean the same: the float64 reference that the kernels are held to is also the bodies'.
+
+(`DFlashAccept`'s kernels are compared with its body directly, in test_accept_kernels.py.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.graph.run_op import run_op
+from tests.plugins.attention_reference import Case, attend, exactly, inputs, written_caches
+
+CASES = [
+    Case((0, 17), 5, kv_heads=2, group=3),
+    Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True),
+    Case((30, 2), 6, window=4, sinks=True),
+    Case((12, 33), 4, context_rows=3, committed=(1, 3), causal=False, spare=9),
+    Case((5, 60), 4, context_rows=6, committed=(6, 1), causal=True, sinks=True, spare=12),
+    Case((50, 7), 5, context_rows=2, committed=(2, 1), causal=False, window=8, spare=9),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_body_is_the_reference(case: Case) -> None:
+    given = {  # a body multiplies what it does not see by 0, so garbage must be finite
+        name: array if array.dtype == np.int64 else np.nan_to_num(array.astype(np.float32), nan=7.0)
+        for name, array in inputs(case).items()
+    }
+    scale = case.head_dim**-0.5
+    arrays = {name: given[name] for name in ("q", "k", "v", "key_cache", "value_cache", "positions")}
+    arrays["kv_positions"] = np.arange(int(case.starts.max()) + case.rows)
+    if case.sinks:
+        arrays["sinks"] = given["sinks"]
+    attributes: dict[str, float] = {"scale": scale, "window_size": case.window}
+    if case.draft:
+        attributes["causal"] = int(case.causal)
+    got = run_op("DFlashDraftAttention" if case.draft else "DFlashVerifyAttention", arrays, **attributes)
+
+    exact = attend(case, given, scale, exactly)
+    # Sums of at most a hundred products of numbers around 1, in float32: 100 · 2^-24 of their size, and room for exp.
+    np.testing.assert_allclose(got["out"], exact, rtol=0, atol=2e-5)
+    for cache, expected in written_caches(case, given).items():
+        for slot, end in enumerate(case.starts + case.rows):
+            np.testing.assert_array_equal(got[f"{cache}_out"][slot, :, :end], expected[slot, :, :end])
