@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from trtllm_dflash.build.weights import move_weights, weights_of
+from trtllm_dflash.build.weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
 
@@ -108,7 +108,8 @@ class Compiler:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
         self._log = log
         # Kept, since TensorRT holds the addresses of these memory maps until the engine is compiled.
-        self._weights = {str(value.name): value.const_value.numpy() for value in weights_of(model) if value.const_value}
+        weights = ((str(value.name), value.const_value) for value in weights_of(model))
+        self._weights = {name: stored_bytes(tensor) for name, tensor in weights if tensor is not None}
         self._builder = trt.Builder(log)
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, log)
