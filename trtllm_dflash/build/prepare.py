@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.build.formats import require_arithmetic
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.quantized import CODES
 from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
+from trtllm_dflash.config.quantization import algos_of
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.io import Port, step_ports
@@ -51,10 +54,16 @@ class Prepared:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights in the engine's dtype."""
-        sizes = (prod(info.shape) for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values())
+        """Bytes of all weights in the engine: in its dtype, and on a GPU quantized ones as they are."""
+        size = DTYPE_BYTES[self.resolved.dtype]
+        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes) for model in self.checkpoints.values())
         draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
-        return (sum(sizes) + draft_head) * DTYPE_BYTES[self.resolved.dtype]
+        return weights + draft_head * size
+
+    @property
+    def _keeps_codes(self) -> bool:
+        """Whether quantized weights stay as they are; an engine for the CPU has their numbers."""
+        return self.resolved.arch != "cpu"
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -102,9 +111,12 @@ class Prepared:
 
     def _weights_row(self) -> str:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
-        stored = _STORED_DTYPES[self.resolved.dtype]
-        converted = sum(info.dtype != stored for info in infos)
-        return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {self.resolved.dtype}; {converted} converted"
+        stored, kind = [_STORED_DTYPES[self.resolved.dtype]], self.resolved.dtype
+        formats = algos_of(row for checkpoint in self.checkpoints.values() for row in checkpoint.formats.values())
+        if formats and self._keeps_codes:
+            stored, kind = [*stored, *CODES], f"{formats} and {kind}"
+        converted = sum(info.dtype not in stored for info in infos)
+        return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted} converted"
 
 
 def prepare(config: BuildConfig) -> Prepared:
@@ -117,9 +129,11 @@ def prepare(config: BuildConfig) -> Prepared:
     drafter = load_drafter(config.drafter) if config.drafter else None
     if drafter is not None:
         check_pair(target, drafter)
+    models: dict[str, Checkpoint[Any]] = {"target": target} | ({"drafter": drafter} if drafter else {})
+    require_arithmetic(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     if resolved.plugins:
-        _check_kernels({"target": target} | ({"drafter": drafter} if drafter else {}))
+        _check_kernels(models)
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     return Prepared(config, target, drafter, resolved, vocab)
 
@@ -147,9 +161,8 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
 
 def _describe(checkpoint: Checkpoint[Any]) -> str:
     config = checkpoint.config
-    parameters = sum(prod(info.shape) for info in checkpoint.tensors.values())
     architecture = getattr(config, "architecture", "DFlash")
     return (
         f"{checkpoint.directory} ({architecture}, {config.num_layers} layers, hidden size {config.hidden_size}, "
-        f"{parameters / 1e6:.1f} M parameters, {checkpoint.dtype})"
+        f"{checkpoint.num_parameters / 1e6:.1f} M parameters, {checkpoint.stored_as})"
     )
