@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trtllm_dflash.build.memory import return_freed_memory
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.config.quantize import QuantizeConfig
@@ -150,6 +151,7 @@ def _release(layer: Any) -> None:
     """Free a layer's weights at once: its quantizers refer to each other, so it would wait for the collector."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.new_empty(0)
+    return_freed_memory()
 
 
 def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
