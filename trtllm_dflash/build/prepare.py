@@ -85,7 +85,7 @@ class Prepared:
             ("prompt", f"up to {sizes.max_input_len} tokens, in steps of up to {sizes.max_num_tokens}"),
             ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
             ("weights", self._weights_row()),
-            ("caches", f"{human_bytes(self.cache_bytes_per_slot)} a slot"),
+            ("caches", self._caches_row()),
             ("output", str(self.config.output_dir)),
         ]
 
@@ -108,6 +108,12 @@ class Prepared:
     def _drafted_row(self) -> str:
         size = self.target.config.vocab_size
         return f"all {size} tokens" if self.draft_vocab is None else f"{len(self.draft_vocab)} of {size} tokens"
+
+    def _caches_row(self) -> str:
+        size = f"{human_bytes(self.cache_bytes_per_slot)} a slot"
+        if not any(model.quantization.kv_cache for model in self.checkpoints.values()):
+            return size
+        return f"{size}, in {self.resolved.dtype}: the checkpoint's scales for FP8 caches are not used yet"
 
     def _weights_row(self) -> str:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
