@@ -23,12 +23,19 @@ MAY_IMPORT = {
     "graph": {"config", "checkpoint"},
     "build": {"config", "checkpoint", "graph"},
     "runtime": {"config"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime"},
+    "quantize": {"config", "checkpoint", "build", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories.
 RUNTIME_READS = ("trtllm_dflash.build.manifest", "trtllm_dflash.graph.io")
-BACKEND_IMPORTERS = {"tensorrt_rtx": {"build"}, "onnxruntime": {"build", "runtime"}, "transformers": {"runtime"}}
-NEVER_IMPORTED = {"torch", "pickle", "modelopt"}
+BACKEND_IMPORTERS = {
+    "tensorrt_rtx": {"build"},
+    "onnxruntime": {"build", "runtime"},
+    "transformers": {"runtime", "quantize"},
+    "torch": {"quantize"},
+    "modelopt": {"quantize"},
+}
+NEVER_IMPORTED = {"pickle"}
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -102,6 +109,8 @@ def test_direction_of_imports() -> None:
         ("graph", "import onnxruntime"),
         ("runtime", "import tensorrt_rtx"),
         ("build", "import torch"),
+        ("runtime", "import modelopt.torch.quantization"),
+        ("build", "from trtllm_dflash.quantize.run import quantize"),
         ("checkpoint", "import pickle"),
     ],
 )
@@ -111,7 +120,7 @@ def test_a_wrong_import_is_found(part: str, text: str) -> None:
 
 def test_help_is_light() -> None:
     """`--help` imports neither a runtime nor a framework."""
-    heavy = ("torch", "onnxruntime", "transformers", "tensorrt_rtx", "onnx_ir", "onnx")
+    heavy = ("torch", "modelopt", "onnxruntime", "transformers", "tensorrt_rtx", "onnx_ir", "onnx")
     code = (
         "import sys\nfrom trtllm_dflash.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"

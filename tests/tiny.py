@@ -82,13 +82,14 @@ def tiny_target(
     shards: int = 1,
     vocab_size: int = VOCAB,
     num_layers: int = TARGET["layers"],
+    head_dim: int = TARGET["head_dim"],
     eos_token_ids: Sequence[int] = (),
     tokenizer: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a random Llama or Qwen3 target; `config` overrides keys of config.json, `tokenizer` adds those files."""
     is_llama = architecture == "llama"
-    sizes = {**TARGET, "layers": num_layers}
+    sizes = {**TARGET, "layers": num_layers, "head_dim": head_dim}
     settings = _common_config(sizes, vocab_size, dtype, attention_bias)
     settings |= {
         "architectures": ["LlamaForCausalLM" if is_llama else "Qwen3ForCausalLM"],
@@ -133,6 +134,7 @@ def tiny_drafter(
     mask_in: str = "dflash_config",
     block_in: str = "dflash_config",
     num_layers: int = DRAFTER["layers"],
+    head_dim: int = DRAFTER["head_dim"],
     rope_style: str = "old",
     shards: int = 1,
     config: Mapping[str, Any] | None = None,
@@ -145,7 +147,7 @@ def tiny_drafter(
     target = json.loads((target_directory / "config.json").read_text())
     vocab_size, num_target_layers = target["vocab_size"], target["num_hidden_layers"]
     taps = list(taps or np.linspace(0, num_target_layers - 2, num_taps).round().astype(int).tolist())
-    sizes = {**DRAFTER, "layers": num_layers}
+    sizes = {**DRAFTER, "layers": num_layers, "head_dim": head_dim}
     is_causal, others_slide, last_slides = DRAFTER_VARIANTS[variant]
     sliding = [others_slide] * (num_layers - 1) + [last_slides]
     places: dict[str, dict[str, Any]] = {"top": {}, "dflash_config": {"target_layer_ids": taps}}

@@ -132,11 +132,18 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What ModelOpt prints becomes debug lines of ours; its warnings about its own use of torch vanish."""
-    printed = io.StringIO()
+    """What ModelOpt prints becomes debug lines of ours; its warnings about its own use of torch vanish, and bars too."""
+    from transformers.utils import logging as transformers_logging
+
+    printed, had_bars = io.StringIO(), transformers_logging.is_progress_bar_enabled()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")
-        yield
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if had_bars:
+                transformers_logging.enable_progress_bar()
     for line in printed.getvalue().splitlines():
         _LOG.debug("modelopt: %s", line)
 
