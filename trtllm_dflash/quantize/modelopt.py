@@ -132,11 +132,19 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What ModelOpt prints becomes debug lines of ours; its warnings about its own use of torch vanish."""
-    printed = io.StringIO()
+    """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish, and bars too."""
+    from transformers.utils import logging as transformers_logging
+
+    bars: Any = transformers_logging  # has no types
+    printed, had_bars = io.StringIO(), bars.is_progress_bar_enabled()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")
-        yield
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if had_bars:
+                bars.enable_progress_bar()
     for line in printed.getvalue().splitlines():
         _LOG.debug("modelopt: %s", line)
 
