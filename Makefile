@@ -22,7 +22,7 @@ $(BIN)/python:
 # else. torch comes first and by its exact version: that is the small CPU build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
 	@touch $@
 

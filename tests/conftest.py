@@ -51,6 +51,29 @@ def make_drafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
 
 @pytest.fixture(scope="session")
+def modelopt_checkpoint(
+    make_target: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`modelopt_checkpoint(architecture, format, kv_cache_dtype=None, **options of tiny_target)` -> directory.
+
+    Each is ModelOpt's own export of the tiny target, made once per set of arguments; not to be changed.
+    """
+    from tests.quantize import modelopt
+
+    made: dict[str, Path] = {}
+
+    def make(architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+        target = make_target(architecture, **options)
+        key = repr((target, form, kv_cache_dtype))
+        if key not in made:
+            model = modelopt.quantized_model(target, form, kv_cache_dtype)
+            made[key] = modelopt.export(model, target, tmp_path_factory.mktemp("modelopt") / form)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def llama(make_target: Callable[..., Path]) -> Path:
     """A tiny Llama with the llama3 RoPE and an untied head."""
     return make_target("llama", rope="llama3")

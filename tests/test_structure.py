@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "plugins": {"config", "graph"},
     "build": {"config", "checkpoint", "graph", "plugins"},
     "runtime": {"config", "plugins"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime"},
+    "quantize": {"config", "checkpoint", "build", "runtime"},
+    "evaluate": {"config", "build", "graph", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (
@@ -35,10 +37,12 @@ RUNTIME_READS = (
 )
 BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"build", "plugins", "runtime"},
-    "onnxruntime": {"build", "runtime"},
-    "transformers": {"runtime"},
+    "onnxruntime": {"build", "runtime", "evaluate"},
+    "transformers": {"runtime", "quantize"},
+    "torch": {"quantize"},
+    "modelopt": {"quantize"},
 }
-NEVER_IMPORTED = {"torch", "pickle", "modelopt"}
+NEVER_IMPORTED = {"pickle"}
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -113,6 +117,8 @@ def test_direction_of_imports() -> None:
         ("graph", "import tensorrt_rtx"),
         ("runtime", "from trtllm_dflash.build.rtx import profiles"),
         ("build", "import torch"),
+        ("runtime", "import modelopt.torch.quantization"),
+        ("build", "from trtllm_dflash.quantize.run import quantize"),
         ("checkpoint", "import pickle"),
     ],
 )
@@ -122,7 +128,7 @@ def test_a_wrong_import_is_found(part: str, text: str) -> None:
 
 def test_help_is_light() -> None:
     """`--help` imports neither a runtime nor a framework."""
-    heavy = ("torch", "onnxruntime", "transformers", "tensorrt_rtx", "onnx_ir", "onnx")
+    heavy = ("torch", "modelopt", "onnxruntime", "transformers", "tensorrt_rtx", "onnx_ir", "onnx")
     code = (
         "import sys\nfrom trtllm_dflash.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"

@@ -34,5 +34,9 @@ class BuildError(DFlashError):
     """An engine could not be built, here or for this GPU."""
 
 
+class QuantizeError(DFlashError):
+    """A model could not be quantized: something needed is not installed, or its numbers allow no scale."""
+
+
 class EngineError(DFlashError):
     """An engine directory cannot be used, or a running engine is in a state that forbids the call."""

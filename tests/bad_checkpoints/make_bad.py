@@ -112,6 +112,15 @@ def pack(shapes: dict[str, list[int]]) -> SafetensorsFile:
     return SafetensorsFile(header, data)
 
 
+def pack_bytes(tensors: dict[str, tuple[str, list[int], bytes]]) -> SafetensorsFile:
+    """Return a good file with tensors of these dtypes, shapes and bytes."""
+    header, data = {}, bytearray()
+    for name, (dtype, shape, blob) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(blob)]}
+        data += blob
+    return SafetensorsFile(header, data)
+
+
 def good_target() -> BadCheckpoint:
     """Return a one-layer Llama, nothing spoiled yet."""
     shapes = {"model.embed_tokens.weight": [VOCAB, HIDDEN], **_layer_shapes("model.layers.0.")}
@@ -126,18 +135,65 @@ def good_drafter() -> BadCheckpoint:
     return BadCheckpoint(dict(_DRAFTER_CONFIG), pack(shapes | {"norm.weight": [HIDDEN]}))
 
 
-def _layer_shapes(prefix: str) -> dict[str, list[int]]:
+def _layer_shapes(
+    prefix: str, hidden: int = HIDDEN, ffn: int = FFN, q_size: int = Q_SIZE, kv_size: int = KV_SIZE
+) -> dict[str, list[int]]:
     return {
-        f"{prefix}input_layernorm.weight": [HIDDEN],
-        f"{prefix}self_attn.q_proj.weight": [Q_SIZE, HIDDEN],
-        f"{prefix}self_attn.k_proj.weight": [KV_SIZE, HIDDEN],
-        f"{prefix}self_attn.v_proj.weight": [KV_SIZE, HIDDEN],
-        f"{prefix}self_attn.o_proj.weight": [HIDDEN, Q_SIZE],
-        f"{prefix}post_attention_layernorm.weight": [HIDDEN],
-        f"{prefix}mlp.gate_proj.weight": [FFN, HIDDEN],
-        f"{prefix}mlp.up_proj.weight": [FFN, HIDDEN],
-        f"{prefix}mlp.down_proj.weight": [HIDDEN, FFN],
+        f"{prefix}input_layernorm.weight": [hidden],
+        f"{prefix}self_attn.q_proj.weight": [q_size, hidden],
+        f"{prefix}self_attn.k_proj.weight": [kv_size, hidden],
+        f"{prefix}self_attn.v_proj.weight": [kv_size, hidden],
+        f"{prefix}self_attn.o_proj.weight": [hidden, q_size],
+        f"{prefix}post_attention_layernorm.weight": [hidden],
+        f"{prefix}mlp.gate_proj.weight": [ffn, hidden],
+        f"{prefix}mlp.up_proj.weight": [ffn, hidden],
+        f"{prefix}mlp.down_proj.weight": [hidden, ffn],
     }
+
+
+def good_quantized(algo: str, kind: str = "target") -> BadCheckpoint:
+    """Return a one-layer model whose layers are quantized with ModelOpt's `algo`, nothing spoiled yet.
+
+    Sizes are 16 (hidden), 32 (q), 16 (kv) and 48 (ffn), since a block has 16 elements.
+    """
+    prefix = "model." if kind == "target" else ""
+    shapes = _layer_shapes(f"{prefix}layers.0.", 16, 48, 32, 16)
+    outside = {f"{prefix}norm.weight": [16]}
+    if kind == "target":
+        outside |= {"model.embed_tokens.weight": [VOCAB, 16], "lm_head.weight": [VOCAB, 16]}
+    else:
+        outside |= {"fc.weight": [16, 32], "hidden_norm.weight": [16]}
+        outside |= {f"layers.0.self_attn.{name}_norm.weight": [16] for name in "qk"}
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for name, shape in (shapes | outside).items():
+        if name in shapes and len(shape) == 2:
+            tensors |= _quantized(name.removesuffix(".weight"), algo, *shape)
+        else:
+            numbers = (np.arange(np.prod(shape)) * 37 % 101 - 50) / 64
+            tensors[name] = ("BF16", shape, numbers.astype(ml_dtypes.bfloat16).tobytes())
+    config = dict(_TARGET_CONFIG if kind == "target" else _DRAFTER_CONFIG)
+    config |= {"hidden_size": 16, "intermediate_size": 48, "head_dim": 16}
+    exclude = ["lm_head", "model.embed_tokens"] if kind == "target" else ["fc"]
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": algo, "ignore": exclude}
+    return BadCheckpoint(config, pack_bytes(tensors))
+
+
+def _quantized(module: str, algo: str, rows: int, columns: int) -> dict[str, tuple[str, list[int], bytes]]:
+    """What stores one linear; every scale is an exact fraction."""
+    codes = np.arange(rows * columns, dtype=np.uint32) * 37 % 126
+    one = ("F32", [], np.float32(1 / 64).tobytes())
+    if algo == "FP8":
+        tensors = {"weight": ("F8_E4M3", [rows, columns], codes.astype(np.uint8).tobytes()), "weight_scale": one}
+    else:
+        block_scales = (codes[: rows * columns // 16] + 1).astype(np.uint8)
+        tensors = {
+            "weight": ("U8", [rows, columns // 2], codes[::2].astype(np.uint8).tobytes()),
+            "weight_scale": ("F8_E4M3", [rows, columns // 16], block_scales.tobytes()),
+            "weight_scale_2": one,
+        }
+    if not algo.startswith("W4A16"):
+        tensors["input_scale"] = one
+    return {f"{module}.{name}": stored for name, stored in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -151,11 +207,19 @@ class Case:
 
     def make(self) -> BadCheckpoint:
         """Return the spoiled checkpoint."""
-        checkpoint = good_target() if self.kind == "target" else good_drafter()
+        checkpoint = GOOD[self.kind]()
         self.spoil(checkpoint)
         return checkpoint
 
 
+GOOD: dict[str, Callable[[], BadCheckpoint]] = {
+    "target": good_target,
+    "drafter": good_drafter,
+    "fp8 target": lambda: good_quantized("FP8"),
+    "nvfp4 target": lambda: good_quantized("NVFP4"),
+    "w4a16 target": lambda: good_quantized("W4A16_NVFP4"),
+    "nvfp4 drafter": lambda: good_quantized("NVFP4", "drafter"),
+}
 CASES: dict[str, Case] = {}
 
 
@@ -170,7 +234,7 @@ def bad(words: str, *, kind: str = "target") -> Callable[[Callable[[BadCheckpoin
 
 def write_all(directory: Path) -> None:
     """Write every case into a subdirectory of its own."""
-    from tests.bad_checkpoints import directory_cases, file_cases, tensor_cases  # noqa: F401  (they register their cases)
+    from tests.bad_checkpoints import directory_cases, file_cases, quantized_cases, tensor_cases  # noqa: F401
 
     for case in CASES.values():
         case.make().write(directory / case.name)

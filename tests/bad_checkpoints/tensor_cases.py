@@ -50,7 +50,7 @@ def three_faults_in_one_error(model: BadCheckpoint) -> None:
     _repack(model, {NORM: None, "model.final_norm.weight": [HIDDEN], "lm_head.weight": [VOCAB + 1, HIDDEN]})
 
 
-@bad(r"wrong dtype \(supported: F32, F16, BF16\): model.norm.weight is I16")
+@bad(r"wrong dtype: model.norm.weight is I16 \(supported: F32, F16, BF16\)")
 def integer_weight(model: BadCheckpoint) -> None:
     model.entry(NORM)["dtype"] = "I16"
 
@@ -84,9 +84,7 @@ def fc_for_other_taps(model: BadCheckpoint) -> None:
     model.config["dflash_config"] = model.config["dflash_config"] | {"target_layer_ids": [0, 1, 2]}
 
 
-@bad(
-    "tensor layers.0.self_attn.q_proj.weight_quantizer._amax shows a drafter of the dialect 'quantized'", kind="drafter"
-)
+@bad("layers.0.self_attn.q_proj.weight_quantizer._amax .1 such tensors. shows ModelOpt's calibration", kind="drafter")
 def quantizer_leftovers(model: BadCheckpoint) -> None:
     _repack(model, {"layers.0.self_attn.q_proj.weight_quantizer._amax": [1]})
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trtllm_dflash.build.weights import move_weights, weights_of
+from trtllm_dflash.build.weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 
 RANDOM = np.random.default_rng(0)
@@ -63,6 +63,30 @@ def test_external_tensors_can_be_moved_again(tmp_path: Path) -> None:
     moved = model.graph.initializers["f32"].const_value
     assert moved is not None
     np.testing.assert_array_equal(moved.numpy(), ARRAYS["f32"])
+
+
+def test_codes_of_quantized_weights_keep_their_bytes(tmp_path: Path) -> None:
+    packed = RANDOM.integers(0, 256, (6, 16), dtype=np.uint8)
+    tensors: dict[str, ir.TensorProtocol] = {
+        "fp4": ir.PackedTensor(packed.reshape(-1), ir.DataType.FLOAT4E2M1, shape=ir.Shape([6, 32])),
+        "fp8": ir.Tensor((packed & 0x7E).view(ml_dtypes.float8_e4m3fn)),
+    }
+    model = _model(
+        {
+            name: ir.LazyTensor(lambda tensor=tensor: tensor, tensor.dtype, tensor.shape, name=name)
+            for name, tensor in tensors.items()
+        }
+    )
+    move_weights(weights_of(model), tmp_path / "w.safetensors")
+    infos = read_tensor_infos(tmp_path / "w.safetensors")
+    assert [(info.dtype, info.shape, info.nbytes) for info in infos.values()] == [
+        ("F4", (6, 32), 96), ("F8_E4M3", (6, 16), 96),
+    ]  # fmt: skip
+    for name, wanted in (("fp4", packed), ("fp8", packed & 0x7E)):
+        moved = model.graph.initializers[name].const_value
+        assert moved is not None
+        np.testing.assert_array_equal(stored_bytes(moved), wanted.reshape(-1))
+        np.testing.assert_array_equal(moved.numpy(), tensors[name].numpy())
 
 
 def test_small_constants_stay_in_the_graph_and_large_ones_do_not() -> None:

@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bad_checkpoints import directory_cases, file_cases, tensor_cases  # noqa: F401  (they register their cases)
-from tests.bad_checkpoints.make_bad import CASES, CASES_DIRECTORY, good_drafter, good_target, write_all
+from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
+    directory_cases,
+    file_cases,
+    quantized_cases,
+    tensor_cases,
+)
+from tests.bad_checkpoints.make_bad import CASES, CASES_DIRECTORY, GOOD, good_target, write_all
 from trtllm_dflash.checkpoint.loader import check_finite, load_drafter, load_target
 from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError
 
-LOADERS = {"target": load_target, "drafter": load_drafter}
+LOADERS = {"target": load_target, "drafter": load_drafter}  # by the last word of a case's kind
 # A case is a few kB; what Python needs to parse it and to word the error stays far below this.
 MAX_PEAK_BYTES = 2 << 20
 
@@ -26,7 +31,7 @@ def test_refused_with_its_words_and_without_memory(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises((CheckpointError, ConfigError), match=case.words):
-            check_finite(LOADERS[case.kind](CASES_DIRECTORY / name))
+            check_finite(LOADERS[case.kind.split()[-1]](CASES_DIRECTORY / name))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -37,14 +42,13 @@ def test_refused_with_its_words_and_without_memory(name: str) -> None:
 def test_error_names_the_checkpoint(name: str) -> None:
     case = CASES[name]
     with pytest.raises((CheckpointError, ConfigError), match=f"/cases/{name}"):
-        check_finite(LOADERS[case.kind](CASES_DIRECTORY / name))
+        check_finite(LOADERS[case.kind.split()[-1]](CASES_DIRECTORY / name))
 
 
-def test_what_the_cases_spoil_is_good(tmp_path: Path) -> None:
-    good_target().write(tmp_path / "target")
-    good_drafter().write(tmp_path / "drafter")
-    check_finite(load_target(tmp_path / "target"))
-    check_finite(load_drafter(tmp_path / "drafter"))
+@pytest.mark.parametrize("kind", GOOD)
+def test_what_the_cases_spoil_is_good(kind: str, tmp_path: Path) -> None:
+    GOOD[kind]().write(tmp_path / "good")
+    check_finite(LOADERS[kind.split()[-1]](tmp_path / "good"))
 
 
 def test_good_shards_load(tmp_path: Path) -> None:
@@ -104,10 +108,10 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", ["target", "drafter", "nvfp4 target"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str, file: str) -> None:
-    model = good_target() if kind == "target" else good_drafter()
+    model = GOOD[kind]()
     model.write(tmp_path / kind)
     path = tmp_path / kind / file
     intact = path.read_bytes()
@@ -117,7 +121,7 @@ def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str,
     for _ in range(400):
         path.write_bytes(_corrupted(random, intact[:header_end]) + intact[header_end:])
         try:
-            check_finite(LOADERS[kind](tmp_path / kind))
+            check_finite(LOADERS[kind.split()[-1]](tmp_path / kind))
         except DFlashError as error:
             messages.append(str(error))
     assert len(messages) > 200

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.quantized import write_tensors
 from tests.tiny import write_safetensors
 from trtllm_dflash.checkpoint import stream
-from trtllm_dflash.checkpoint.safetensors import NUMPY_DTYPES, TensorInfo, read_tensor_infos
+from trtllm_dflash.checkpoint.safetensors import NUMPY_DTYPES, WEIGHT_DTYPES, TensorInfo, read_tensor_infos
 
 
 def stored(path: Path, array: np.ndarray, dtype: str) -> TensorInfo:
@@ -23,7 +24,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "CHUNK_BYTES", 64)  # 16 elements a chunk: every boundary case in 50 elements
 
 
-@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("index", [0, 15, 16, 31, 49])
 def test_finds_every_position(small_chunks: None, tmp_path: Path, dtype: str, value: float, index: int) -> None:
@@ -33,13 +34,40 @@ def test_finds_every_position(small_chunks: None, tmp_path: Path, dtype: str, va
     assert stream.first_nonfinite(info) == (index // 10, index % 10)
 
 
-@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
 def test_extreme_finite_values_pass(small_chunks: None, tmp_path: Path, dtype: str) -> None:
     numpy_dtype = NUMPY_DTYPES[dtype]
     limits = {"F32": (3.4e38, 1e-45), "F16": (65504.0, 6e-8), "BF16": (3.38e38, 9.2e-41)}[dtype]
     array = np.array([limits[0], -limits[0], limits[1], -limits[1], 0.0, -0.0])
     assert np.isfinite(array.astype(numpy_dtype).astype(np.float64)).all()
     assert stream.first_nonfinite(stored(tmp_path / "x", array, dtype)) is None
+
+
+def test_e4m3_has_two_codes_for_nan(small_chunks: None, tmp_path: Path) -> None:
+    codes = np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES["F8_E4M3"]).reshape(8, 32)
+    for first, found in ((0x7F, (3, 31)), (0xFF, (7, 31))):
+        kept = np.where(codes.view(np.uint8) == first, np.uint8(first), codes.view(np.uint8) & 0x7E)
+        write_tensors(tmp_path / "x", {"w": ("F8_E4M3", kept.view(codes.dtype))})
+        assert stream.first_nonfinite(read_tensor_infos(tmp_path / "x")["w"]) == found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        ("F32", [1e-45, 1.0, 3e38], [0.0, -0.0, -1e-45, float("nan"), float("-inf")]),
+        ("F8_E4M3", [2.0**-9, 1.0, 448.0], [0.0, -0.0, -(2.0**-9), -448.0, float("nan")]),
+    ],
+)
+def test_finds_what_is_not_above_zero(
+    small_chunks: None, tmp_path: Path, dtype: str, good: list[float], bad: list[float]
+) -> None:
+    array = np.resize(good, 50)
+    write_tensors(tmp_path / "x", {"w": (dtype, array)})
+    assert stream.first_nonpositive(read_tensor_infos(tmp_path / "x")["w"]) is None
+    for value in bad:
+        array[37] = value
+        write_tensors(tmp_path / "x", {"w": (dtype, array.reshape(5, 10))})
+        assert stream.first_nonpositive(read_tensor_infos(tmp_path / "x")["w"]) == (3, 7)
 
 
 def test_progress_adds_up(small_chunks: None, tmp_path: Path) -> None:

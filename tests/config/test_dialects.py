@@ -13,8 +13,6 @@ from trtllm_dflash.errors import CheckpointError, ConfigError
 
 # What published drafters of each dialect carry.
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
-    ("quantized", {"quantization_config": {"quant_algo": "NVFP4"}}),
-    ("quantized", {"compression_config": {"format": "float-quantized"}}),
     ("DFlash 2", {"architectures": ["DFlash2DraftModel"]}),
     ("DFlash 2", {"dflash__selector_rank": 256, "dflash__conv_kernel_size": 2}),
     ("DFlash 2", {"conv_group_size": 16}),
@@ -40,9 +38,6 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 TENSORS: list[tuple[str, str]] = [
-    ("quantized", "fc.weight_scale"),
-    ("quantized", "layers.0.mlp.up_proj.weight_scale_2"),
-    ("quantized", "layers.0.self_attn.q_proj.input_quantizer._amax"),
     ("DFlash 2", "layers.0.attention_conv.base_kernel"),
     ("DFlash 2", "layers.3.mlp_conv.kernel_projection.weight"),
     ("DFlash 2", "candidate_selector.predecessor_codebook"),
@@ -63,10 +58,10 @@ NEUTRAL: list[dict[str, Any]] = [
     {"dflash__input_embedding_scale": 1.0, "dflash__output_multiplier": 1, "dflash__final_logit_softcapping": None},
     {"dflash__attention_sink_bias": False, "dflash__sample_from_anchor": False, "dflash__shift_label": False},
     {"dflash__attention_value_scale": 1.0},
-    {"quantization_config": None, "final_logit_softcapping": 0},
+    {"quantization_config": {"quant_algo": "NVFP4"}, "final_logit_softcapping": 0},
 ]
 
-FILES = [("quantized", "hf_quant_config.json"), ("MiMo", "mask_embedding.pt")]
+FILES = [("MiMo", "mask_embedding.pt")]
 
 
 @pytest.mark.parametrize(("name", "changes"), CONFIGS)

@@ -179,6 +179,7 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
         (QWEN3_4B, {"model_type": "llama"}, 'model_type is "llama", and only "qwen3" is supported: a DFlash drafter'),
         (QWEN3_4B, {"hidden_act": "relu"}, 'hidden_act is "relu", and only "silu"'),
         (QWEN3_4B, {"mlp_bias": True}, "mlp_bias is true, .*a DFlash drafter's MLP has no bias"),
+        (QWEN3_4B, {"compression_config": {"format": "x"}}, "compression_config is .* read as ModelOpt writes them"),
         (QWEN3_4B, {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers = 5"),
         (
             QWEN3_4B,

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash import __version__
 from trtllm_dflash.build.prepare import Prepared
-from trtllm_dflash.checkpoint.source import file_in
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.target import TargetConfig
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 # TensorRT-LLM's name in config.json -> our field, where the two differ.
 _PRETRAINED_NAMES = {
@@ -54,19 +44,17 @@ def write_layout(directory: Path, prepared: Prepared) -> None:
     """Write config.json, and copy the tokenizer files that the target has."""
     text = json.dumps(engine_config(prepared), indent=2) + "\n"
     (directory / CONFIG_FILE).write_text(text)
-    for name in TOKENIZER_FILES:
-        source = file_in(prepared.target.directory, name)
-        if source.is_file():
-            shutil.copyfile(source, directory / name)
+    copy_tokenizer_files(prepared.target.directory, directory)
 
 
 def engine_config(prepared: Prepared) -> dict[str, Any]:
     """The contents of config.json."""
     return {
         "version": __version__,
-        "pretrained_config": _pretrained(prepared.target.config) | {"dtype": prepared.resolved.dtype},
+        "pretrained_config": _pretrained(prepared.target.config)
+        | {"dtype": prepared.resolved.dtype, "quantization": _quantization(prepared.target)},
         "build_config": prepared.resolved.to_json(),
-        "dflash": _dflash(prepared, prepared.drafter.config) if prepared.drafter else None,
+        "dflash": _dflash(prepared, prepared.drafter) if prepared.drafter else None,
         "io": [port.to_json() for port in prepared.ports],
     }
 
@@ -75,14 +63,22 @@ def _pretrained(config: TargetConfig) -> dict[str, Any]:
     return {name: getattr(config, _PRETRAINED_NAMES.get(name, name)) for name in _PRETRAINED_FIELDS}
 
 
-def _dflash(prepared: Prepared, config: DrafterConfig) -> dict[str, Any]:
-    sizes, vocab = prepared.resolved, prepared.draft_vocab
+def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:
+    """As TensorRT-LLM writes it; how many linears of each format beside it."""
+    counts = Counter(row.algo for row in checkpoint.formats.values())
+    algo = next(iter(counts), None) if len(counts) < 2 else "MIXED_PRECISION"
+    return {"quant_algo": algo, "quantized_linears": dict(counts)}
+
+
+def _dflash(prepared: Prepared, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
+    config, sizes, vocab = drafter.config, prepared.resolved, prepared.draft_vocab
     return {
         "block_size": sizes.block_size,
         "trained_block_size": config.block_size,
         "draft_len": sizes.draft_len,
         "draft_vocab_size": prepared.target.config.vocab_size if vocab is None else len(vocab),
         "mask_token_id": config.mask_token_id,
+        "quantization": _quantization(drafter),
         "target_layer_ids": config.target_layer_ids,
         "num_hidden_layers": config.num_layers,
         "layers": [asdict(layer) for layer in config.layers],

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.build.formats import require_arithmetic
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.quantized import CODES
 from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
+from trtllm_dflash.config.quantization import algos_of
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.io import Port, step_ports
@@ -51,10 +54,16 @@ class Prepared:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all weights in the engine's dtype."""
-        sizes = (prod(info.shape) for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values())
+        """Bytes of all weights in the engine: in its dtype, and on a GPU quantized ones as they are."""
+        size = DTYPE_BYTES[self.resolved.dtype]
+        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes) for model in self.checkpoints.values())
         draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
-        return (sum(sizes) + draft_head) * DTYPE_BYTES[self.resolved.dtype]
+        return weights + draft_head * size
+
+    @property
+    def _keeps_codes(self) -> bool:
+        """Whether quantized weights stay as they are; an engine for the CPU has their numbers."""
+        return self.resolved.arch != "cpu"
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -76,7 +85,7 @@ class Prepared:
             ("prompt", f"up to {sizes.max_input_len} tokens, in steps of up to {sizes.max_num_tokens}"),
             ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
             ("weights", self._weights_row()),
-            ("caches", f"{human_bytes(self.cache_bytes_per_slot)} a slot"),
+            ("caches", self._caches_row()),
             ("output", str(self.config.output_dir)),
         ]
 
@@ -100,11 +109,20 @@ class Prepared:
         size = self.target.config.vocab_size
         return f"all {size} tokens" if self.draft_vocab is None else f"{len(self.draft_vocab)} of {size} tokens"
 
+    def _caches_row(self) -> str:
+        size = f"{human_bytes(self.cache_bytes_per_slot)} a slot"
+        if not any(model.quantization.kv_cache for model in self.checkpoints.values()):
+            return size
+        return f"{size}, in {self.resolved.dtype}: the checkpoint's scales for FP8 caches are not used yet"
+
     def _weights_row(self) -> str:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
-        stored = _STORED_DTYPES[self.resolved.dtype]
-        converted = sum(info.dtype != stored for info in infos)
-        return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {self.resolved.dtype}; {converted} converted"
+        stored, kind = [_STORED_DTYPES[self.resolved.dtype]], self.resolved.dtype
+        formats = algos_of(row for checkpoint in self.checkpoints.values() for row in checkpoint.formats.values())
+        if formats and self._keeps_codes:
+            stored, kind = [*stored, *CODES], f"{formats} and {kind}"
+        converted = sum(info.dtype not in stored for info in infos)
+        return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted} converted"
 
 
 def prepare(config: BuildConfig) -> Prepared:
@@ -117,9 +135,11 @@ def prepare(config: BuildConfig) -> Prepared:
     drafter = load_drafter(config.drafter) if config.drafter else None
     if drafter is not None:
         check_pair(target, drafter)
+    models: dict[str, Checkpoint[Any]] = {"target": target} | ({"drafter": drafter} if drafter else {})
+    require_arithmetic(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     if resolved.plugins:
-        _check_kernels({"target": target} | ({"drafter": drafter} if drafter else {}))
+        _check_kernels(models)
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     return Prepared(config, target, drafter, resolved, vocab)
 
@@ -147,9 +167,8 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
 
 def _describe(checkpoint: Checkpoint[Any]) -> str:
     config = checkpoint.config
-    parameters = sum(prod(info.shape) for info in checkpoint.tensors.values())
     architecture = getattr(config, "architecture", "DFlash")
     return (
         f"{checkpoint.directory} ({architecture}, {config.num_layers} layers, hidden size {config.hidden_size}, "
-        f"{parameters / 1e6:.1f} M parameters, {checkpoint.dtype})"
+        f"{checkpoint.num_parameters / 1e6:.1f} M parameters, {checkpoint.stored_as})"
     )

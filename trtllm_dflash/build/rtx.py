@@ -11,7 +11,7 @@ import onnx_ir as ir
 import tensorrt_rtx as trt
 
 from trtllm_dflash.build.request import Built
-from trtllm_dflash.build.weights import move_weights, weights_of
+from trtllm_dflash.build.weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
 from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
@@ -129,7 +129,8 @@ class Compiler:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
         self._log = log
         # Kept, since TensorRT holds the addresses of these memory maps until the engine is compiled.
-        self._weights = {str(value.name): value.const_value.numpy() for value in weights_of(model) if value.const_value}
+        weights = ((str(value.name), value.const_value) for value in weights_of(model))
+        self._weights = {name: stored_bytes(tensor) for name, tensor in weights if tensor is not None}
         self._builder = trt.Builder(log)  # before the registry is touched: TensorRT keeps its first log
         register(cubins or {})
         take_refusals()

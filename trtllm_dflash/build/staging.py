@@ -41,13 +41,13 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_space(directory: Path, needed: int) -> None:
+def check_space(directory: Path, needed: int, *, what: str = "the engine") -> None:
     """Raise BuildError, naming both numbers, if the disk of `directory` has less than `needed` bytes free."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise BuildError(
-            f"the engine needs about {human_bytes(needed)}, and the disk of {existing} has {human_bytes(free)} free; "
+            f"{what} needs about {human_bytes(needed)}, and the disk of {existing} has {human_bytes(free)} free; "
             f"give another --output-dir"
         )
 

@@ -20,6 +20,8 @@ _SAFETENSORS_DTYPES = {
     ir.DataType.INT64: "I64",
     ir.DataType.INT32: "I32",
     ir.DataType.BOOL: "BOOL",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.FLOAT4E2M1: "F4",
 }
 
 
@@ -40,7 +42,7 @@ def move_weights(values: Sequence[ir.Value], path: Path, *, wrote: Callable[[int
         for value in values:
             name = str(value.name)
             tensor = tensors.pop(name)
-            file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+            file.write(stored_bytes(tensor).data)
             shape = ir.Shape(_sizes(tensor))
             value.const_value = ir.ExternalTensor(
                 path.name, offsets[name], tensor.nbytes, tensor.dtype, shape=shape, name=name, base_dir=path.parent
@@ -49,6 +51,15 @@ def move_weights(values: Sequence[ir.Value], path: Path, *, wrote: Callable[[int
                 tensor.release()  # its memory map, whose pages would otherwise pile up
             wrote(tensor.nbytes)
         return file.tell()
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
+    """A tensor's bytes as ONNX stores them, uint8 [nbytes]; of an external tensor as a memory map of its file."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return np.memmap(tensor.path, np.uint8, "r", offset=tensor.offset or 0, shape=(tensor.nbytes,))
+    if tensor.dtype.bitwidth < 8:  # whose numpy() has an element in each byte
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
 
 
 def _sizes(tensor: ir.TensorProtocol) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.events import EventStream
 from trtllm_dflash.build.manifest import file_entry, text_digest
+from trtllm_dflash.build.memory import peak_memory
 from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.build.request import Built, Job, Request
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
@@ -87,19 +88,6 @@ def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any
 
 def _weight_files(checkpoint: Checkpoint[Any]) -> list[Path]:
     return sorted({info.path for info in checkpoint.tensors.values()})
-
-
-def peak_memory() -> int:
-    """Most resident bytes of this process so far, pages of mapped weight files included."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not ru_maxrss, which on Linux starts from the parent's size.
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _note(text: str) -> None:

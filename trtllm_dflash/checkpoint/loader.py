@@ -5,8 +5,10 @@ Nothing here holds weights in memory: a Checkpoint says where each tensor lies, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,12 +22,30 @@ from trtllm_dflash.checkpoint.names import (
     expand,
     sizes_of,
 )
-from trtllm_dflash.checkpoint.safetensors import NUMPY_DTYPES, TensorInfo
+from trtllm_dflash.checkpoint.quantized import (
+    ALL_SCALES,
+    CODES,
+    Stored,
+    expected_tensors,
+    formats_of,
+    refuse_faults,
+    refuse_foreign,
+)
+from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
 from trtllm_dflash.checkpoint.source import find_directory, read_json_in
 from trtllm_dflash.config.dialects import refuse_dialects_in_files, refuse_dialects_in_names
 from trtllm_dflash.config.drafter import DrafterConfig
-from trtllm_dflash.config.target import QUANTIZED, TargetConfig
+from trtllm_dflash.config.quantization import (
+    HF_QUANT_CONFIG,
+    Quantization,
+    WeightFormat,
+    algos_of,
+    read_quantization,
+)
+from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import CheckpointError
+
+_LOG = logging.getLogger(__name__)
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 _LISTED = 8
@@ -43,7 +63,8 @@ class IgnoredTensor:
 class Checkpoint(Generic[Config]):
     """A checked checkpoint: its configuration and where each used tensor lies, by its Hugging Face name.
 
-    A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most of the used bytes.
+    A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most of the used bytes, codes and scales of
+    quantized weights aside; `formats` are those of the quantized linears, by module.
     """
 
     directory: Path
@@ -51,22 +72,43 @@ class Checkpoint(Generic[Config]):
     tensors: Mapping[str, TensorInfo]
     dtype: str
     ignored: Mapping[str, IgnoredTensor]
+    quantization: Quantization = field(default_factory=Quantization)
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all used tensors on disk."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @property
+    def num_parameters(self) -> int:
+        """How many weights there are, whatever they are stored as; scales are none."""
+        return sum(_num_weights(info) for name, info in self.tensors.items() if not _is_scale(name))
+
+    @property
+    def stored_as(self) -> str:
+        """How the weights are stored, for people: "BF16", or "NVFP4 and BF16"."""
+        return f"{algos_of(self.formats.values())} and {self.dtype}" if self.formats else self.dtype
+
+    def weight_bytes(self, bytes_per_weight: int, *, keeps_codes: bool) -> int:
+        """Bytes of all weights in an engine: quantized ones as they are if it `keeps_codes`, converted otherwise."""
+        plain = {name: info for name, info in self.tensors.items() if info.dtype in WEIGHT_DTYPES}
+        sizes = sum(prod(info.shape) for name, info in plain.items() if not _is_scale(name)) * bytes_per_weight
+        if keeps_codes:
+            return sizes + sum(info.nbytes for name, info in self.tensors.items() if name not in plain)
+        return self.num_parameters * bytes_per_weight
+
 
 def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     """Load and check a target from a directory or hub name; weights stay on disk."""
     directory = find_directory(path_or_name)
     where = f"target {directory}"
-    if (directory / "hf_quant_config.json").exists():
-        raise CheckpointError(f"{where}: hf_quant_config.json is present: {QUANTIZED}")
     config_json = _config_json(directory)
+    quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
     config = TargetConfig.from_hf(config_json, read_json_in(directory, "generation_config.json"), where)
-    checkpoint = _account(directory, where, config, read_all_tensor_infos(directory), TARGET_NAMES)
+    infos = read_all_tensor_infos(directory)
+    config = _with_own_head(config, infos, quantization, where)
+    checkpoint = _account(directory, where, config, infos, TARGET_NAMES, quantization)
     stored_head = checkpoint.ignored.get("lm_head.weight")
     if stored_head is not None:
         _check_same_values(
@@ -83,10 +125,12 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     directory = find_directory(path_or_name)
     where = f"drafter {directory}"
     refuse_dialects_in_files((path.name for path in directory.iterdir()), where)
-    config = DrafterConfig.from_hf(_config_json(directory), where)
+    config_json = _config_json(directory)
+    config = DrafterConfig.from_hf(config_json, where)
+    quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
     infos = read_all_tensor_infos(directory)
     refuse_dialects_in_names(infos, where)
-    return _account(directory, where, config, infos, DRAFTER_NAMES)
+    return _account(directory, where, config, infos, DRAFTER_NAMES, quantization)
 
 
 def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
@@ -124,17 +168,30 @@ def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConf
 
 
 def check_finite(checkpoint: Checkpoint[Any], *, progress: Callable[[int], None] | None = None) -> None:
-    """Stream all used weights once and raise on the first NaN or Inf; `progress` gets the bytes of each chunk read.
+    """Stream all used weights once and raise on the first NaN or Inf, and on the first scale that is not above zero.
 
-    Memory: one chunk of 8 MiB and its mask.
+    `progress` gets the bytes of each chunk read. Memory: one chunk of 8 MiB and its mask.
     """
-    for info in checkpoint.tensors.values():
+    for name, info in checkpoint.tensors.items():
+        if info.dtype == "U8":  # every byte is two numbers
+            if progress is not None:
+                progress(info.nbytes)
+            continue
+        is_scale = _is_scale(name)
         index = stream.first_nonfinite(info, progress=progress)
-        if index is not None:
+        if index is None and is_scale:
+            index = stream.first_nonpositive(info)
+        if index is None:
+            continue
+        problem = f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
+        if is_scale or info.dtype in CODES:
             raise CheckpointError(
-                f"{info.path}: tensor {info.name} has {info.array()[index]} at index {list(index)}. "
-                "A weight that is not finite makes every output NaN; get an intact copy of the checkpoint."
+                f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a weight (or an "
+                f"activation in calibration) that is zero throughout. Exclude that module, and quantize again."
             )
+        raise CheckpointError(
+            f"{problem} A weight that is not finite makes every output NaN; get an intact copy of the checkpoint."
+        )
 
 
 def _config_json(directory: Path) -> dict[str, Any]:
@@ -146,35 +203,71 @@ def _config_json(directory: Path) -> dict[str, Any]:
     return config_json
 
 
+def _with_own_head(
+    config: TargetConfig, infos: Mapping[str, TensorInfo], quantization: Quantization, where: str
+) -> TargetConfig:
+    """A tied head that is stored quantized is a head of its own: the embedding's copy could not be."""
+    head = infos.get("lm_head.weight")
+    if not config.tie_word_embeddings or head is None or head.dtype not in CODES or not quantization.is_quantized:
+        return config
+    _LOG.info("%s: tie_word_embeddings is true, but lm_head is stored quantized: it is used as it is stored", where)
+    return replace(config, tie_word_embeddings=False)
+
+
 def _account(
-    directory: Path, where: str, config: Config, infos: Mapping[str, TensorInfo], table: NameTable
+    directory: Path,
+    where: str,
+    config: Config,
+    infos: Mapping[str, TensorInfo],
+    table: NameTable,
+    quantization: Quantization,
 ) -> Checkpoint[Config]:
     """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or of a wrong kind."""
-    expected = expand(table.used, config)
-    allowed = expand(table.ignored, config)
+    rows, ignorable = expand(table.used, config), expand(table.ignored, config)
+    refuse_foreign(infos, where)
+    linear_rows = {name.removesuffix(".weight"): row for name, row in rows.items() if row.is_linear}
+    linears = {module: tuple(sizes_of(row, config)) for module, row in linear_rows.items()}
+    refuse_faults(infos, linears, quantization, where)
+    formats = formats_of(linears, quantization)
+    expected = expected_tensors(rows, config, formats, quantization)
+    allowed = {name: Stored(tuple(sizes_of(row, config)), row.shape) for name, row in ignorable.items()}
+    _refuse_mismatch(where, infos, expected, allowed)
+    tensors = {name: infos[name] for name in expected}
+    ignored = {name: IgnoredTensor(infos[name], row.reason) for name, row in ignorable.items() if name in infos}
+    plain = {name: info for name, info in tensors.items() if info.dtype not in CODES and not _is_scale(name)}
+    return Checkpoint(directory, config, tensors, _majority_dtype(plain), ignored, quantization, formats)
+
+
+def _refuse_mismatch(
+    where: str, infos: Mapping[str, TensorInfo], expected: dict[str, Stored], allowed: dict[str, Stored]
+) -> None:
+    present = {name: stored for name, stored in (allowed | expected).items() if name in infos}
     problems = {
-        "missing": [f"{name} {sizes_of(row, config)}" for name, row in expected.items() if name not in infos],
-        "unexpected": [
-            f"{name} {list(info.shape)}" for name, info in infos.items() if name not in expected and name not in allowed
-        ],
+        "missing": [f"{name} {list(stored.shape)}" for name, stored in expected.items() if name not in infos],
+        "unexpected": [f"{name} {list(info.shape)}" for name, info in infos.items() if name not in present],
         "wrong shape": [
-            f"{name} has {list(infos[name].shape)}, expected {sizes_of(row, config)} = [{', '.join(row.shape)}]"
-            for name, row in (allowed | expected).items()
-            if name in infos and row.shape and list(infos[name].shape) != sizes_of(row, config)
+            f"{name} has {list(infos[name].shape)}, expected {list(stored.shape)} = [{', '.join(stored.symbols)}]"
+            for name, stored in present.items()
+            if (stored.symbols or name in expected) and not stored.admits(infos[name].shape)
         ],
-        f"wrong dtype (supported: {', '.join(NUMPY_DTYPES)})": [
-            f"{name} is {infos[name].dtype}"
-            for name in expected
-            if name in infos and infos[name].dtype not in NUMPY_DTYPES
+        "wrong dtype": [
+            f"{name} is {infos[name].dtype} (supported: {', '.join(stored.dtypes)})"
+            for name, stored in expected.items()
+            if name in infos and infos[name].dtype not in stored.dtypes
         ],
     }
     lines: list[str] = [f"  {kind}: {_abridged(entries)}" for kind, entries in problems.items() if entries]
     if lines:
         text = "\n".join([f"{where}: the tensors do not match config.json:", *lines])
         raise CheckpointError(f"{text}\nPass the config.json that belongs to these weights.")
-    tensors = {name: infos[name] for name in expected}
-    ignored = {name: IgnoredTensor(infos[name], row.reason) for name, row in allowed.items() if name in infos}
-    return Checkpoint(directory, config, tensors, _majority_dtype(tensors), ignored)
+
+
+def _is_scale(name: str) -> bool:
+    return name.rpartition(".")[2] in ALL_SCALES
+
+
+def _num_weights(info: TensorInfo) -> int:
+    return prod(info.shape) * (2 if info.dtype == "U8" else 1)
 
 
 def _abridged(entries: list[str]) -> str:

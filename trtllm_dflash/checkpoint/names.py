@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 
 @dataclass(frozen=True)
 class Weight:
-    """One row: a tensor name, its symbolic shape, and the boolean configuration field under which it exists."""
+    """One row: a tensor name, its symbolic shape, and the boolean configuration field under which it exists.
+
+    A linear's weight is [out, in] and may be quantized; no other tensor may.
+    """
 
     name: str
     shape: tuple[str, ...]
     when: str | None = None
     unless: str | None = None
+    is_linear: bool = False
 
     def applies(self, config: Any) -> bool:
         """Tell whether the row exists under this configuration."""
@@ -46,7 +50,8 @@ class NameTable:
 
 
 def _linear(name: str, rows: str, columns: str, bias_when: str) -> tuple[Weight, Weight]:
-    return Weight(f"{name}.weight", (rows, columns)), Weight(f"{name}.bias", (rows,), when=bias_when)
+    weight = Weight(f"{name}.weight", (rows, columns), is_linear=True)
+    return weight, Weight(f"{name}.bias", (rows,), when=bias_when)
 
 
 def _decoder_layer(prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str | None) -> tuple[Weight, ...]:
@@ -83,7 +88,7 @@ TARGET_NAMES = NameTable(
         Weight("model.embed_tokens.weight", _EMBEDDING),
         *_decoder_layer("model.layers.{i}.", qk_norm_when="qk_norm", mlp_bias_when="mlp_bias"),
         Weight("model.norm.weight", ("hidden_size",)),
-        Weight("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings"),
+        Weight("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings", is_linear=True),
     ),
     ignored=(
         Ignored("model.layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
@@ -99,7 +104,7 @@ TARGET_NAMES = NameTable(
 
 DRAFTER_NAMES = NameTable(
     used=(
-        Weight("fc.weight", ("hidden_size", "num_taps*hidden_size")),
+        Weight("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
         Weight("hidden_norm.weight", ("hidden_size",)),
         *_decoder_layer("layers.{i}.", qk_norm_when=None, mlp_bias_when=None),
         Weight("norm.weight", ("hidden_size",)),

@@ -31,10 +31,14 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
 NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    # Of quantized weights: numbers without their scales, and pairs of 4-bit codes.
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "U8": np.dtype(np.uint8),
 }
 
 
@@ -50,7 +54,7 @@ class TensorInfo:
     nbytes: int
 
     def array(self) -> npt.NDArray[Any]:
-        """Return a read-only view of the file's bytes, shape `shape`; only dtypes that weights may have."""
+        """Return a read-only view of the file's bytes, shape `shape`; only dtypes in NUMPY_DTYPES."""
         return np.memmap(self.path, dtype=self.numpy_dtype, mode="r", offset=self.offset, shape=self.shape)
 
     @property
@@ -59,7 +63,7 @@ class TensorInfo:
         if self.dtype not in NUMPY_DTYPES:
             raise CheckpointError(
                 f"{self.path}: tensor {self.name} is {self.dtype}, and weights can be {', '.join(NUMPY_DTYPES)}. "
-                "Use an unquantized BF16, F16 or F32 checkpoint."
+                "Use a BF16, F16 or F32 checkpoint, or one that is quantized to FP8 or NVFP4."
             )
         return NUMPY_DTYPES[self.dtype]
 

@@ -12,12 +12,13 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
 CHUNK_BYTES = 8 << 20
 
-# dtype -> (an integer of its width, its exponent bits): all set means NaN or Inf. Integers, since for bfloat16 numpy's
-# isfinite goes element by element.
+# dtype -> (an integer of its width, the bits that are all set in NaN and Inf, and in nothing else). Integers, since for
+# bfloat16 numpy's isfinite goes element by element.
 _EXPONENTS: Mapping[str, tuple[Any, int]] = {
     "F32": (np.uint32, 0x7F800000),
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
+    "F8_E4M3": (np.uint8, 0x7F),  # no Inf, and NaN is all bits set
 }
 
 Index = tuple[int, ...]
@@ -32,6 +33,16 @@ def first_nonfinite(info: TensorInfo, *, progress: Callable[[int], None] | None 
             return _unravel(start + int(bad.argmax()), info.shape)
         if progress is not None:
             progress(chunk.nbytes)
+    return None
+
+
+def first_nonpositive(info: TensorInfo) -> Index | None:
+    """Return the index of the first element that is not above zero (F32, F8_E4M3), NaN included; None if all are."""
+    for start, chunk in _chunks(info):
+        # As bytes, E4M3 from 1 to 0x7E are above zero; as numbers, numpy compares them one by one.
+        bad = (chunk.view(np.uint8) - 1) >= 0x7E if info.dtype == "F8_E4M3" else ~(chunk > 0)
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
     return None
 
 

@@ -54,13 +54,6 @@ def _either(name: str, *, neutral: tuple[object, ...] = (), equals: tuple[object
 # The first match speaks, so the specific dialects stand before the features that several of them share.
 DIALECTS: tuple[Dialect, ...] = (
     Dialect(
-        "quantized",
-        (Sign("quantization_config", neutral=({},)), Sign("compression_config", neutral=({},))),
-        (r"_quantizer\.", r"\.(weight_scale\w*|input_scale|qweight|qzeros|weight_packed)$"),
-        "FP8 and NVFP4 drafters cannot be loaded yet. Use the BF16 original.",
-        ("hf_quant_config.json",),
-    ),
-    Dialect(
         "DFlash 2",
         (Sign("architectures", equals=("DFlash2DraftModel",)),
          *_either("conv_kernel_size"), *_either("conv_group_size"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from trtllm_dflash.config.dialects import ARCHITECTURE, refuse_dialects_in_config
 from trtllm_dflash.config.hf import HfReader, Only, shown
+from trtllm_dflash.config.quantization import COMPRESSED
 from trtllm_dflash.config.rope import RopeConfig
 from trtllm_dflash.config.target import MAX_LAYERS, MAX_SIZE, read_kv_heads
 
@@ -27,6 +28,7 @@ _ONLY = (
     Only("model_type", ("qwen3",), "a DFlash drafter's layers are Qwen3's, whatever its target is."),
     Only("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
     Only("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
+    Only("compression_config", ({},), COMPRESSED),
 )
 
 

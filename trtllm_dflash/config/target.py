@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.config.hf import HfReader, Only, shown
+from trtllm_dflash.config.quantization import COMPRESSED
 from trtllm_dflash.config.rope import RopeConfig
 
 # Bounds on untrusted sizes: far above any model, low enough that no table of names or shapes can exhaust memory.
@@ -33,14 +34,11 @@ TARGET_FAMILIES: Mapping[str, TargetFamily] = {
     "Qwen3ForCausalLM": TargetFamily("qwen3", "qwen3", True, False, False, None),
 }
 
-QUANTIZED = "quantized checkpoints (FP8, NVFP4, GPTQ, AWQ ...) cannot be loaded yet. Use the BF16 or F16 original."
-
 _ONLY = (
     Only("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
     Only("pretraining_tp", (1,), "sliced projections of tensor-parallel pretraining sum in another order."),
     Only("use_sliding_window", (False,), "sliding-window targets are not supported."),
-    Only("quantization_config", ({},), QUANTIZED),
-    Only("compression_config", ({},), QUANTIZED),
+    Only("compression_config", ({},), COMPRESSED),
     Only("num_experts", (0, 1), "mixture-of-experts targets are not supported."),
     Only("num_local_experts", (0, 1), "mixture-of-experts targets are not supported."),
     Only("final_logit_softcapping", (0, 0.0), "the logits are not capped."),

@@ -139,8 +139,10 @@ def function_from_body(
     output_names: Sequence[str],
     attributes: Sequence[ir.Attr],
     body: Callable[..., tuple[ir.Value, ...]],
+    *,
+    domain: str = OPS_DOMAIN,
 ) -> ir.Function:
-    """Record `body(g, *inputs)` as an ONNX function of our domain."""
+    """Record `body(g, *inputs)` as an ONNX function of our domain, or of another."""
     g = GraphBuilder()
     inputs = [ir.Value(name=input_name) for input_name in input_names]
     results = body(g, *inputs)
@@ -149,4 +151,4 @@ def function_from_body(
     for output_name, result in zip(output_names, results, strict=True):
         result.name = output_name
     graph = ir.Graph(inputs, results, nodes=g.nodes, opset_imports={"": OPSET}, name=name)
-    return ir.Function(OPS_DOMAIN, name, graph=graph, attributes=attributes)
+    return ir.Function(domain, name, graph=graph, attributes=attributes)

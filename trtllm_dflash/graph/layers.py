@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.config.rope import RopeConfig
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.quantized import QuantizedLinears
 from trtllm_dflash.graph.weights import WeightSource
 
 
@@ -26,13 +29,31 @@ class Model:
             x, self.weights.value(self.g, f"{name}.weight"), axis=-1, epsilon=self.norm_eps, stash_type=1
         )
 
+    @cached_property
+    def _quantized(self) -> QuantizedLinears:
+        return QuantizedLinears(self.g, self.weights, self.dtype)
+
     def linear(self, x: ir.Value, name: str) -> ir.Value:
-        """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so nothing is moved."""
+        """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so nothing is moved.
+
+        A weight that the checkpoint has quantized is multiplied in its own format (`graph.quantized`).
+        """
         with self.g.scope(name.rsplit(".", 1)[-1]):
-            operands = [x, self.weights.value(self.g, f"{name}.weight")]
+            operands = [*self._operands(x, name)]
             if f"{name}.bias" in self.weights:
                 operands.append(self.weights.value(self.g, f"{name}.bias"))
             return self.g.Gemm(*operands, transB=1)
+
+    def linear_rows(self, x: ir.Value, name: str, rows: np.ndarray, alias: str) -> ir.Value:
+        """Columns `rows` (int64) of `linear` without a bias; reads only these rows of the weight, kept as `alias`."""
+        return self.g.Gemm(*self._operands(x, name, rows, alias), transB=1)
+
+    def _operands(
+        self, x: ir.Value, name: str, rows: np.ndarray | None = None, alias: str = ""
+    ) -> tuple[ir.Value, ir.Value]:
+        if name in self.weights.formats:
+            return self._quantized.operands(x, name, rows, alias)
+        return x, self.weights.value(self.g, f"{name}.weight", rows, alias)
 
     def swiglu(self, x: ir.Value, name: str) -> ir.Value:
         """down(silu(gate(x)) · up(x)), x [N, hidden]."""

@@ -22,6 +22,7 @@ from trtllm_dflash.graph.io import Port, step_ports
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
 from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.plugin_nodes import use_plugins
+from trtllm_dflash.graph.quantized import emulation_functions
 from trtllm_dflash.graph.targets import LAYERS
 from trtllm_dflash.graph.targets.context import TargetContext
 from trtllm_dflash.graph.weights import WeightSource
@@ -49,7 +50,8 @@ def build_step(
 
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
     is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
-    type `dtype`; others are converted when read. With `plugins` our operators have no bodies (`graph.plugin_nodes`).
+    type `dtype`; others are converted when read. So are quantized ones, unless `dtype` is float32: see
+    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`).
     Ports are those of `graph.io.step_ports`.
     """
     config = drafter.config if drafter else None
@@ -63,10 +65,11 @@ def build_step(
         outputs,
         nodes=g.nodes,
         initializers=list(g.initializers.values()),
-        opset_imports={"": OPSET, OPS_DOMAIN: 1},
+        opset_imports={OPS_DOMAIN: 1} | {node.domain: 1 for node in g.nodes} | {"": OPSET},
         name="step",
     )
     functions = [function for spec in OPS.values() for function in spec.functions(g.nodes)]
+    functions += emulation_functions(g.nodes)
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
     if plugins:
         use_plugins(model)
@@ -85,7 +88,8 @@ class _Step:
     def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> dict[str, ir.Value]:
         """The outputs by port name."""
         g, ids = self.g, self.inputs["input_ids"]
-        verifier = Model(g, WeightSource("target", target.tensors, self.dtype), self.dtype, target.config.rms_norm_eps)
+        weights = WeightSource("target", target.tensors, self.dtype, target.formats)
+        verifier = Model(g, weights, self.dtype, target.config.rms_norm_eps)
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
             hidden, features, written = self._target(verifier, target.config, tap_ids)
@@ -146,11 +150,12 @@ class _Step:
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
         """The next block's drafts int64 [B, T-1], and the drafter's caches."""
         g, config, past = self.g, drafter.config, self.inputs["past_len"]
+        weights = WeightSource("drafter", drafter.tensors, self.dtype, drafter.formats)
         batch, width = g.size(bonus, 0), g.size(self.inputs["input_ids"], 1)
         block = g.Concat(bonus, g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)), axis=1)
         block_positions = self._positions(next_len, [self.block_size])
         context = DrafterContext(
-            model=Model(g, WeightSource("drafter", drafter.tensors, self.dtype), self.dtype, config.rms_norm_eps),
+            model=Model(g, weights, self.dtype, config.rms_norm_eps),
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
             batch_and_block=g.Concat(batch, [self.block_size], axis=0),
@@ -175,8 +180,8 @@ class _Step:
         g, ids = self.g, self.draft_vocab
         if ids is None:
             return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
-        head = m.weights.rows(g, f"{_head_name(config)}.weight", ids, "draft_head.weight")
-        place = g.ArgMax(g.cast(g.Gemm(hidden, head, transB=1), ir.DataType.FLOAT), axis=-1, keepdims=0)
+        logits = m.linear_rows(hidden, _head_name(config), ids, "draft_head.weight")
+        place = g.ArgMax(g.cast(logits, ir.DataType.FLOAT), axis=-1, keepdims=0)
         return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
 
     def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:

@@ -25,9 +25,14 @@ class Tokenizer:
         """The tokenizer of an engine directory, or None where the directory holds no tokenizer.json."""
         return cls(directory) if (directory / TOKENIZER_FILE).is_file() else None
 
-    def encode(self, text: str) -> list[int]:
-        """The text's token ids, with the special tokens that the model's tokenizer adds by itself."""
-        return self._encode(text, add_special_tokens=True)
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat format of its own."""
+        return bool(self._library.chat_template)
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """The text's token ids, with the special tokens that the model's tokenizer adds by itself, or without."""
+        return self._encode(text, add_special_tokens=special_tokens)
 
     def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation in the model's chat format, up to where the assistant's answer begins.
@@ -37,7 +42,7 @@ class Tokenizer:
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        if not self._library.chat_template:
+        if not self.has_chat_template:
             raise UsageError(
                 f"{self._directory}: this model has no chat template. Give the text as it is: run --raw, "
                 "or engine.generate with a string."

@@ -1,0 +1,107 @@
+"""dflash-trt quantize: options from QuantizeConfig, usage errors, the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from trtllm_dflash.cli import main, quantize
+from trtllm_dflash.config.quantization import FORMATS
+from trtllm_dflash.config.quantize import QuantizeConfig
+
+Quantize = Callable[..., Result]
+
+
+@pytest.fixture
+def run(make_target: Callable[..., Path], tmp_path: Path) -> Quantize:
+    """`run(*options)` quantizes the tiny target, which has a tokenizer, into tmp_path/q."""
+    target = make_target("llama", tokenizer=True)
+
+    def invoke(*options: str) -> Result:
+        fixed = ["--target", str(target), "--output-dir", str(tmp_path / "q"), "--calib-size", "4"]
+        return CliRunner().invoke(main, ["quantize", *fixed, "--calib-seq-len", "24", *options])
+
+    return invoke
+
+
+def test_options_names_defaults_and_choices_are_the_fields() -> None:
+    options = {option.name: option for option in quantize.quantize.params if isinstance(option, click.Option)}
+    for field in dataclasses.fields(QuantizeConfig):
+        option = options[field.name]
+        assert option.opts == [f"--{field.name.replace('_', '-')}"]
+        assert option.help == field.metadata["help"]
+        assert option.required == (field.default is dataclasses.MISSING)
+        if not option.required:
+            assert option.default == field.default
+    assert isinstance(options["format"].type, click.Choice)
+    assert tuple(options["format"].type.choices) == tuple(FORMATS)
+
+
+def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
+    """Calibrated with our own set."""
+    pytest.importorskip("modelopt")
+    result = run("--format", "nvfp4", "--kv-cache-dtype", "fp8")
+    assert result.exit_code == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"checkpoint: {tmp_path / 'q'} (NVFP4, ")
+    assert second == f"next:       dflash-trt build --target {tmp_path / 'q'} --drafter DRAFTER --output-dir ENGINE"
+    for words in (
+        "quantizing with:",
+        "NVFP4: 4-bit weights and activations in blocks of 16",
+        "scales for fp8",
+        "4 sequences, 96 tokens of our own set",
+        "of 96 calibration tokens",
+        "peak memory",
+    ):
+        assert words in result.stderr
+    assert "Inserted" not in result.stderr  # ModelOpt's own prints
+
+
+def test_with_the_drafter_real(
+    run: Quantize, make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt")
+    pytest.importorskip("dflash")
+    drafter = make_drafter(make_target("llama", tokenizer=True))
+    result = run("--format", "fp8", "--quantize-drafter", "--drafter", str(drafter))
+    assert result.exit_code == 0, result.stderr
+    assert f" --drafter {tmp_path / 'q' / 'drafter'} " in result.stdout
+    assert "Loading weights" not in result.stderr
+    assert (tmp_path / "q" / "drafter" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "Missing option '--format'"),
+        (("--format", "int8"), "'int8' is not one of 'fp8', 'nvfp4', 'w4a16_nvfp4'"),
+        (("--format", "fp8", "--kv-cache-dtype", "int8"), "'int8' is not 'fp8'"),
+        (("--format", "fp8", "--calib-size", "0"), "error: --calib-size must be a whole number of at least 1, got 0"),
+        (("--format", "fp8", "--quantize-drafter"), "error: --quantize-drafter needs the drafter: give --drafter"),
+        (("--format", "fp8", "--drafter", "d"), "error: --drafter is for --quantize-drafter; a drafter that stays"),
+        (("--format", "fp8", "--calib-file", "none.jsonl"), "error: --calib-file none.jsonl: cannot be read"),
+    ],
+)
+def test_a_wrong_request_is_a_usage_error(run: Quantize, options: tuple[str, ...], words: str) -> None:
+    result = run(*options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_target_that_is_not_there_fails(tmp_path: Path) -> None:
+    options = ["--target", str(tmp_path / "none"), "--output-dir", str(tmp_path / "q"), "--format", "fp8"]
+    result = CliRunner().invoke(main, ["quantize", *options])
+    assert result.exit_code == 1
+    assert "there is no such directory" in result.stderr
+
+
+def test_every_option_has_help() -> None:
+    for parameter in quantize.quantize.params:
+        assert isinstance(parameter, click.Option)
+        assert parameter.help

@@ -1,0 +1,81 @@
+"""What ModelOpt itself makes of a target: its export, and its fake-quantized forward with the exported scales.
+
+Nothing here is our own quantization; it is what that, and the loading of others' checkpoints, are compared with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trtllm_dflash.quantize import reference
+
+FORMATS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4": "W4A16_NVFP4_CFG"}
+
+
+def calibration_ids(vocab_size: int, seed: int = 0) -> list[torch.Tensor]:
+    """A few sequences of random tokens, int64 [1, length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, vocab_size, (1, length), generator=generator) for length in (17, 23, 31)]
+
+
+def quantized_model(
+    target: Path, form: str, kv_cache_dtype: str | None = None, ids: Sequence[torch.Tensor] | None = None
+) -> Any:
+    """The target under ModelOpt's quantizers, calibrated, scales shared as the export shares them.
+
+    Calling it is ModelOpt's fake-quantized forward.
+    """
+    import modelopt.torch.quantization as mtq
+    from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    reference.install()
+    config = copy.deepcopy(getattr(mtq, FORMATS[form]))
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
+        if kv_cache_dtype == "fp8":
+            kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+            config = mtq.utils.update_quant_cfg_with_kv_cache_quant(config, kv_cache)
+        sequences = calibration_ids(model.config.vocab_size) if ids is None else ids
+
+        def calibrate(model: Any) -> None:
+            for sequence in sequences:
+                model(sequence)
+
+        with torch.no_grad():
+            mtq.quantize(model, config, calibrate)
+            requantize_resmooth_fused_llm_layers(model)
+    return model
+
+
+def export(model: Any, target: Path, directory: Path) -> Path:
+    """Write ModelOpt's checkpoint of a quantized model (which it alters) with the target's tokenizer files."""
+    from modelopt.torch.export import export_hf_checkpoint
+
+    with quiet(), torch.no_grad():
+        export_hf_checkpoint(model, export_dir=directory)
+    for file in target.glob("tokenizer*"):
+        shutil.copyfile(file, directory / file.name)
+    return directory
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """ModelOpt and transformers print, warn and draw bars."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

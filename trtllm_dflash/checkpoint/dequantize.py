@@ -1,0 +1,48 @@
+"""What quantized weights mean in numbers: float32, each product rounded as the formats' definition rounds it.
+
+FP8: E4M3(weight) · weight_scale. NVFP4: E2M1(code) · (E4M3(weight_scale) · weight_scale_2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.config.quantization import WeightFormat
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# Both numbers of a byte, the one of its low half first.
+_E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1)
+
+_CHUNK_CODES = 1 << 18  # bytes of codes at a time: numpy needs 16 bytes and more for each
+
+
+def scalar(info: TensorInfo) -> float:
+    """The one number of a scale tensor."""
+    return float(info.array().reshape(-1)[0])
+
+
+def dequantized(
+    tensors: Mapping[str, TensorInfo], module: str, row: WeightFormat, rows: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.float32]:
+    """The weight of a quantized linear, float32 [out, in], or its `rows`. Memory: the result and some MiB."""
+    chosen: Any = slice(None) if rows is None else rows
+    codes = tensors[f"{module}.weight"].array()[chosen]
+    scale = tensors[f"{module}.weight_scale"]
+    if row.block_size is None:
+        numbers: npt.NDArray[np.float32] = codes.astype(np.float32)
+        numbers *= np.float32(scalar(scale))
+        return numbers
+    block_scales, scale_2 = scale.array()[chosen], np.float32(scalar(tensors[f"{module}.weight_scale_2"]))
+    weight = np.empty((len(codes), 2 * codes.shape[1]), np.float32)
+    step = max(1, _CHUNK_CODES // codes.shape[1])
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        block_scale = block_scales[part].astype(np.float32) * scale_2
+        numbers = _E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, row.block_size)
+        weight[part] = (numbers * block_scale[:, :, None]).reshape(len(block_scale), -1)
+    return weight

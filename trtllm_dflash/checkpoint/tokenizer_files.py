@@ -1,0 +1,28 @@
+"""The files of a checkpoint that make its tokenizer, which travel with whatever is made of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trtllm_dflash.checkpoint.source import file_in
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def copy_tokenizer_files(source: Path, destination: Path) -> None:
+    """Copy those that `source` has."""
+    for name in TOKENIZER_FILES:
+        path = file_in(source, name)
+        if path.is_file():
+            shutil.copyfile(path, destination / name)

@@ -1,0 +1,86 @@
+"""What `dflash-trt quantize` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trtllm_dflash.config.build import option
+from trtllm_dflash.config.quantization import FORMATS, WeightFormat
+from trtllm_dflash.errors import UsageError
+
+KV_CACHE_DTYPES = ("fp8",)
+DEVICES = ("auto", "cpu", "cuda")
+MAX_SEQ_LEN = 1 << 20
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """What the user asks of a quantization; with `drafter`, that is quantized too, into `output_dir`/drafter.
+
+    Raises:
+        UsageError: for a value that no model could make right.
+    """
+
+    target: str = field(metadata=option("the unquantized target: a directory or hub name", metavar="DIR|NAME"))
+    output_dir: Path = field(metadata=option("the checkpoint directory to write", metavar="DIR"))
+    format: str = field(
+        metadata=option(
+            "; ".join(f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values()),
+            choices=tuple(FORMATS),
+        )
+    )
+    drafter: str | None = field(
+        default=None,
+        metadata=option("its drafter, for --quantize-drafter: a directory or hub name", metavar="DIR|NAME"),
+    )
+    kv_cache_dtype: str | None = field(
+        default=None,
+        metadata=option("also calibrate scales for keys and values in 8 bits [default: none]", choices=KV_CACHE_DTYPES),
+    )
+    calib_file: Path | None = field(
+        default=None,
+        metadata=option(
+            "text to calibrate with: JSON lines with a prompt, its answer as text, or both (`run --output` writes "
+            "them), or plain text in paragraphs [default: a small mixed set that comes with dflash-trt]",
+            metavar="FILE",
+        ),
+    )
+    calib_size: int = field(default=128, metadata=option("most sequences to calibrate with"))
+    calib_seq_len: int = field(
+        default=512, metadata=option("tokens of the longest sequence; a longer text becomes several")
+    )
+    device: str = field(
+        default="auto", metadata=option("where to compute; auto: the GPU if there is one", choices=DEVICES)
+    )
+
+    def __post_init__(self) -> None:
+        """Check everything that can be judged without the models."""
+        choices = {
+            "format": (self.format, tuple(FORMATS)),
+            "kv_cache_dtype": (self.kv_cache_dtype, (None, *KV_CACHE_DTYPES)),
+            "device": (self.device, DEVICES),
+        }
+        for name, (value, accepted) in choices.items():
+            if value not in accepted:
+                known = ", ".join(str(choice) for choice in accepted if choice is not None)
+                raise UsageError(f"{_flag(name)} {value!r} is not known; choose one of {known}")
+        for name, limit in (("calib_size", None), ("calib_seq_len", MAX_SEQ_LEN)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit and value > limit):
+                most = f" and at most {limit}" if limit else ""
+                raise UsageError(f"{_flag(name)} must be a whole number of at least 1{most}, got {value!r}")
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """The row of `format`."""
+        return FORMATS[self.format]
+
+    @property
+    def reads_activations(self) -> bool:
+        """Whether anything but the weights gets scales, so that text must go through the target."""
+        return self.weight_format.has_input_scale or self.kv_cache_dtype is not None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,177 @@
+"""The only place that knows ModelOpt: quantizers in a model, calibration, and packed tensors out of it.
+
+ModelOpt exports whole models. Its steps are taken one by one here, so that a model can go through layer by layer; a
+test compares the outcome with its own export, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from trtllm_dflash.errors import QuantizeError
+from trtllm_dflash.quantize import reference
+
+TESTED = "0.47."
+_LOG = logging.getLogger(__name__)
+_CONFIGS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4": "W4A16_NVFP4_CFG"}
+_E4M3_MAX = 448.0
+# Linears that read the same input, in a decoder layer.
+_SHARED_INPUT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+
+
+def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()) -> None:
+    """Put quantizers of the format `form` into a model, with nothing calibrated yet; its weights may be on `meta`.
+
+    `excluded` are module names, beside those that ModelOpt leaves alone by itself (heads, embeddings).
+    """
+    import modelopt.torch.quantization as mtq
+
+    version = metadata.version("nvidia-modelopt")
+    if not version.startswith(TESTED):
+        _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
+    reference.install()
+    config: Any = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
+    with quiet():
+        if kv_cache_dtype is not None:
+            # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.
+            kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+            config = mtq.utils.update_quant_cfg_with_kv_cache_quant(config, kv_cache)
+        config["quant_cfg"] += [{"quantizer_name": f"{name}.*", "enable": False} for name in excluded]
+        config["algorithm"] = None
+        mtq.quantize(model, config)
+
+
+def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
+    """Give every quantizer in `module` its largest magnitude: of the weights, and of what `forward` sends through it.
+
+    Raises:
+        QuantizeError: naming the part whose values allow no scale; `where` is the module's name, with a dot.
+    """
+    from modelopt.torch.quantization.model_calib import max_calibrate
+
+    def forward_once_weights_are_done(module: Any) -> None:
+        for name, quantizer in _quantizers(module):
+            if name.endswith("weight_quantizer"):
+                quantizer.disable_calib()  # or it would read its weight again at every call
+        forward()
+
+    try:
+        with quiet():
+            max_calibrate(module, forward_once_weights_are_done)
+    except AssertionError as error:  # ModelOpt's word for NaN and Inf
+        raise QuantizeError(
+            f"{where[:-1]}: the values in it are not finite ({error}), so they have no scale. If the model is F16, "
+            "convert it to BF16: F16 ends at 65504."
+        ) from error
+    for name, quantizer in _quantizers(module):
+        if quantizer.amax is None or not bool((quantizer.amax > 0).all()):
+            raise QuantizeError(
+                f"{where}{_subject(name)} was zero, or not there, throughout the calibration text, so that it has no "
+                "scale. Give other text with --calib-file."
+            )
+
+
+def share_scales(layer: Any) -> None:
+    """Give linears of a decoder layer that read the same input one input scale and one global weight scale."""
+    from modelopt.torch.export.quant_utils import preprocess_linear_fusion
+
+    for names in _SHARED_INPUT:
+        preprocess_linear_fusion([layer.get_submodule(name) for name in names])
+
+
+def with_rounded_weights(layer: Any) -> Any:
+    """A copy of a calibrated layer whose weights are rounded once and for all, which makes its forward cheap."""
+    import modelopt.torch.quantization as mtq
+
+    rounded = copy.deepcopy(layer)
+    with quiet():
+        mtq.fold_weight(rounded)
+    return rounded
+
+
+def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
+    """The codes and scales of a calibrated module, by the names of a checkpoint; the module is used up.
+
+    Scales of keys and values are those of its `k_proj` and `v_proj`. What is not quantized is not returned.
+    """
+    from modelopt.torch.export.quant_utils import postprocess_state_dict
+    from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+    linears = {name: child for name, child in module.named_modules() if _is_quantized_linear(child)}
+    with quiet():
+        for linear in linears.values():
+            _export_quantized_weight(linear, linear.weight.dtype)
+        tensors = postprocess_state_dict(module.state_dict(), _E4M3_MAX, "FP8")
+    kinds = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+    wanted = {f"{name}.{kind}" for name in linears for kind in kinds}
+    return {
+        prefix + name: tensor.contiguous().cpu()
+        for name, tensor in tensors.items()
+        if name in wanted or name.endswith((".k_scale", ".v_scale"))
+    }
+
+
+def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What hf_quant_config.json and config.json's `quantization_config` say of a model with quantizers."""
+    from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
+    from modelopt.torch.export.quant_utils import get_quant_config
+
+    with quiet():
+        described: dict[str, Any] = get_quant_config(model)
+        return described, convert_hf_quant_config_format(described)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish, and bars too."""
+    from transformers.utils import logging as transformers_logging
+
+    bars: Any = transformers_logging  # has no types
+    printed, had_bars = io.StringIO(), bars.is_progress_bar_enabled()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter("ignore")
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if had_bars:
+                bars.enable_progress_bar()
+    for line in printed.getvalue().splitlines():
+        _LOG.debug("modelopt: %s", line)
+
+
+def _quantizers(module: Any) -> list[tuple[str, Any]]:
+    """Those that are switched on, by name."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return [
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, TensorQuantizer) and child.is_enabled
+    ]
+
+
+def _is_quantized_linear(module: Any) -> bool:
+    quantizer = getattr(module, "weight_quantizer", None)
+    return quantizer is not None and bool(quantizer.is_enabled)
+
+
+def _subject(name: str) -> str:
+    """What a quantizer sees, from its name: "mlp.down_proj.input_quantizer" is the input of mlp.down_proj."""
+    module, _, kind = name.rpartition(".")
+    seen = {
+        "input_quantizer": f"{module}: its input",
+        "weight_quantizer": f"{module}.weight",
+        "k_bmm_quantizer": f"{module}: its keys",
+        "v_bmm_quantizer": f"{module}: its values",
+    }
+    return seen.get(kind, name)

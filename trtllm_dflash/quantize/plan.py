@@ -1,0 +1,135 @@
+"""All that a quantization decides before its long step: packages, models, shapes, text; an error here costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.config.quantize import QuantizeConfig
+from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.errors import CheckpointError
+from trtllm_dflash.log import human_bytes
+from trtllm_dflash.quantize.record import check_output
+from trtllm_dflash.quantize.requirements import require_packages, require_reference
+from trtllm_dflash.quantize.samples import encode_samples, read_samples
+from trtllm_dflash.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A quantization's models and text."""
+
+    config: QuantizeConfig
+    target: Checkpoint[TargetConfig]
+    drafter: Checkpoint[DrafterConfig] | None
+    sequences: Sequence[Sequence[int]]
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint[Any]]:
+        """The models by role, the target first."""
+        return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
+
+    @property
+    def expected_bytes(self) -> int:
+        """Bytes that will be written, about."""
+        return sum(_quantized_bytes(checkpoint, self.config) for checkpoint in self.checkpoints.values())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan, for people."""
+        row, kv_cache = self.config.weight_format, self.config.kv_cache_dtype
+        original = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+        return [
+            *((kind, str(checkpoint.directory)) for kind, checkpoint in self.checkpoints.items()),
+            ("format", f"{row.algo}: {row.meaning}"),
+            ("KV cache", f"scales for {kv_cache}" if kv_cache else "no scales"),
+            ("calibration", self._calibration_row()),
+            ("weights", f"{human_bytes(original)}, about {human_bytes(self.expected_bytes)} quantized"),
+            ("output", str(self.config.output_dir)),
+        ]
+
+    def calibration_facts(self) -> dict[str, Any]:
+        """What text was used, for the record."""
+        file = self.config.calib_file
+        return {
+            "file": str(file) if file else None,
+            "sequences": len(self.sequences),
+            "tokens": sum(map(len, self.sequences)),
+        }
+
+    def _calibration_row(self) -> str:
+        facts = self.calibration_facts()
+        text = f"{facts['sequences']} sequences, {facts['tokens']} tokens of {facts['file'] or 'our own set'}"
+        return text if self.config.reads_activations else f"none needed; compared on {text}"
+
+
+def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Plan:
+    """Load and check the models and the text; reads headers, no weights, imports neither torch nor ModelOpt.
+
+    Raises:
+        DFlashError: for a package, output directory, model or text that cannot work.
+    """
+    require_packages()
+    config = replace(config, output_dir=config.output_dir.expanduser().resolve())
+    check_output(config.output_dir, overwrite=overwrite)
+    target = load_target(config.target)
+    drafter = load_drafter(config.drafter) if config.drafter else None
+    if drafter is not None:
+        require_reference()
+        check_pair(target, drafter)
+    plan = Plan(config, target, drafter, ())
+    for kind, checkpoint in plan.checkpoints.items():
+        _refuse_quantized(kind, checkpoint)
+        _refuse_shapes(kind, checkpoint, config)
+    return replace(plan, sequences=_sequences(config, target))
+
+
+def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list[list[int]]:
+    tokenizer = Tokenizer.find(target.directory)
+    if tokenizer is None and config.calib_file is None and not config.reads_activations:
+        return []  # weights alone need no text; there is only nothing to compare on
+    limit = min(config.calib_seq_len, target.config.max_position_embeddings)
+    samples = read_samples(config.calib_file)
+    return encode_samples(
+        samples, tokenizer, vocab_size=target.config.vocab_size, seq_len=limit, limit=config.calib_size
+    )
+
+
+def _refuse_quantized(kind: str, checkpoint: Checkpoint[Any]) -> None:
+    if checkpoint.formats or checkpoint.quantization.is_quantized:
+        raise CheckpointError(
+            f"{kind} {checkpoint.directory}: it is quantized already ({checkpoint.stored_as}), and what that lost is "
+            "gone. Give the unquantized original."
+        )
+
+
+def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
+    size = config.weight_format.block_size
+    if size is None:
+        return
+    wrong = [
+        f"{name.removesuffix('.weight')} has {info.shape[1]}"
+        for name, info in checkpoint.tensors.items()
+        if _is_quantized(name) and info.shape[1] % size
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(
+            f"{kind} {checkpoint.directory}: --format {config.format} has a scale for every {size} inputs of a linear, "
+            f"so their number must be a multiple of {size}: {', '.join(wrong[:4])}{more}. Use --format fp8."
+        )
+
+
+def _quantized_bytes(checkpoint: Checkpoint[Any], config: QuantizeConfig) -> int:
+    bits = config.weight_format.weight_bits()
+    packed = sum(prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name))
+    plain = sum(info.nbytes for name, info in checkpoint.tensors.items() if not _is_quantized(name))
+    return plain + round(packed * bits / 8)
+
+
+def _is_quantized(name: str) -> bool:
+    """Linears of decoder layers; ModelOpt leaves heads and embeddings alone, and so does the drafter's `fc` stay."""
+    return name.endswith("_proj.weight")

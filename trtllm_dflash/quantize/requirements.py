@@ -1,0 +1,30 @@
+"""What quantization needs beside this package's own dependencies; importing this imports none of it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from trtllm_dflash.errors import QuantizeError
+
+INSTALL = 'pip install "dflash-trt[quantize]"'
+# ModelOpt imports requests without asking for it.
+_MODULES = ("torch", "modelopt", "requests")
+_REFERENCE = "dflash"
+
+
+def require_packages() -> None:
+    """Raise QuantizeError, saying what to install, if anything is missing."""
+    missing = [name for name in _MODULES if find_spec(name) is None]
+    if missing:
+        raise QuantizeError(
+            f"quantizing needs ModelOpt and torch, and here there is no module {' and no '.join(missing)}: {INSTALL}"
+        )
+
+
+def require_reference() -> None:
+    """Raise QuantizeError if the reference package, in whose forward the drafter is calibrated, is not there."""
+    if find_spec(_REFERENCE) is None:
+        raise QuantizeError(
+            "--quantize-drafter runs the drafter in the reference package, which is not installed here "
+            f"(no module {_REFERENCE}): pip install --no-deps dflash==0.1.0"
+        )

@@ -1,0 +1,126 @@
+"""Writing a checkpoint: packed tensors and what is taken over from the original, file to file, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trtllm_dflash.checkpoint.index import INDEX, SINGLE
+from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
+from trtllm_dflash.log import Progress
+from trtllm_dflash.quantize.tensors import STORED_DTYPES, raw_bytes
+
+PHASE = "writing"
+SHARD_BYTES = 5_000_000_000
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor to be written: its dtype as safetensors names it, its shape, and where its bytes come from."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+
+class Scratch:
+    """Packed tensors on disk until all are there, so that memory holds one layer and not the model."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._count = 0
+
+    def add(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
+        """Put tensors away; returns where each lies."""
+        path = self._folder / f"{self._count}.safetensors"
+        self._count += 1
+        _write_file(path, {name: _entry_of(tensor) for name, tensor in tensors.items()}, _ignore)
+        return read_tensor_infos(path)
+
+
+def write_tensors(
+    directory: Path, tensors: Mapping[str, TensorInfo], progress: Progress, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their index."""
+    shards = list(_shards(tensors, shard_bytes))
+    total, done = sum(info.nbytes for info in tensors.values()), 0
+    weight_map: dict[str, str] = {}
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(PHASE, done, total)
+
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(shard, file)
+        _write_file(directory / file, shard, advance)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str, _Entry]]:
+    shard: dict[str, _Entry] = {}
+    size = 0
+    for name, info in tensors.items():
+        if shard and size + info.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = _entry_in(info)
+        size += info.nbytes
+    yield shard
+
+
+def _entry_of(tensor: torch.Tensor) -> _Entry:
+    return _Entry(STORED_DTYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, lambda: [raw_bytes(tensor)])
+
+
+def _entry_in(info: TensorInfo) -> _Entry:
+    def chunks() -> Iterator[bytes]:
+        left = info.nbytes
+        with info.path.open("rb") as file:
+            file.seek(info.offset)
+            while left:
+                chunk = file.read(min(left, _CHUNK_BYTES))
+                if not chunk:
+                    raise OSError(f"{info.path} has become shorter")
+                left -= len(chunk)
+                yield chunk
+
+    return _Entry(info.dtype, info.shape, info.nbytes, chunks)
+
+
+def _write_file(path: Path, entries: Mapping[str, _Entry], advance: Callable[[int], None]) -> None:
+    # Wide elements first, so that every tensor begins at a multiple of its element's size.
+    ordered = sorted(entries.items(), key=lambda item: (-DTYPE_BITS[item[1].dtype], item[0]))
+    with path.open("wb") as file:
+        file.write(_header(ordered))
+        for _, entry in ordered:
+            for chunk in entry.chunks():
+                file.write(chunk)
+            advance(entry.nbytes)
+
+
+def _header(entries: Iterable[tuple[str, _Entry]]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, entry in entries:
+        end = offset + entry.nbytes
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _ignore(count: int) -> None:
+    pass
