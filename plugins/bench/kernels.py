@@ -35,6 +35,8 @@ class _Options(ctypes.Structure):
         ("window", ctypes.c_int32),
         ("causal", ctypes.c_int32),
         ("processors", ctypes.c_int32),
+        ("key_scale", ctypes.c_float),
+        ("value_scale", ctypes.c_float),
     )
 
 

@@ -1,5 +1,5 @@
-// CUDA's names on the CPU: keywords, vectors, bfloat16, and functions of one thread. What a warp does together stands
-// in emulator.h.
+// CUDA's names on the CPU: keywords, vectors, bfloat16, FP8, and functions of one thread. What a warp does together
+// stands in emulator.h.
 #pragma once
 
 #include <math.h>
@@ -67,6 +67,36 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
 }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16(x), __float2bfloat16(y)}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 x) { return {__bfloat162float(x.x), __bfloat162float(x.y)}; }
+
+using __nv_fp8_storage_t = unsigned char;
+// E4M3: sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, and all ones is NaN.
+inline __nv_fp8_storage_t e4m3_from_float(float x) {
+  const unsigned sign = bits_as<uint32_t>(x) >> 24 & 0x80, nan = 0x7f, largest = 0x7e;
+  if (x != x) return static_cast<__nv_fp8_storage_t>(nan);
+  const float size = fabsf(x);
+  if (size > 448.f) return static_cast<__nv_fp8_storage_t>(sign | largest);  // saturates, infinity too
+  const int exponent = size < 0x1p-6f ? -6 : ilogbf(size);
+  const auto steps = static_cast<int>(nearbyintf(ldexpf(size, 3 - exponent)));  // to the nearest, ties to even
+  return static_cast<__nv_fp8_storage_t>(sign | static_cast<unsigned>((exponent + 6) * 8 + steps));
+}
+inline float float_from_e4m3(unsigned code) {
+  const int exponent = static_cast<int>(code >> 3 & 15), mantissa = static_cast<int>(code & 7);
+  if ((code & 0x7f) == 0x7f) return bits_as<float>(0x7fffffffu);
+  const float size =
+      exponent ? ldexpf(static_cast<float>(8 + mantissa), exponent - 10) : ldexpf(static_cast<float>(mantissa), -9);
+  return code & 0x80 ? -size : size;
+}
+struct __nv_fp8x4_e4m3 {
+  uint32_t __x;
+  __nv_fp8x4_e4m3() = default;
+  explicit __nv_fp8x4_e4m3(float4 f)
+      : __x(e4m3_from_float(f.x) | e4m3_from_float(f.y) << 8 | e4m3_from_float(f.z) << 16 |
+            static_cast<uint32_t>(e4m3_from_float(f.w)) << 24) {}
+  explicit operator float4() const {
+    return {float_from_e4m3(__x & 255), float_from_e4m3(__x >> 8 & 255), float_from_e4m3(__x >> 16 & 255),
+            float_from_e4m3(__x >> 24)};
+  }
+};
 
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }

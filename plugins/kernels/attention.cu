@@ -14,8 +14,11 @@
 // Keys older than the step come from the caches, the step's own from k and v. So what the CTAs write into the caches is
 // read by none of them, and one launch needs no order among its CTAs.
 //
-// Not handled: other types than bfloat16; head_dim other than 64, 96, 128, 256. Lengths are read on the device: wrong
-// ones give wrong results, but nothing outside the tensors is read or written.
+// FP8 caches hold codes c = e4m3(k / key_scale): then keys are codes everywhere, q . k_p is key_scale q . c_p, and the
+// sum over values is multiplied by value_scale at its end. A code is exact in bfloat16, so no product loses anything.
+//
+// Not handled: other types than bfloat16 and, of the caches, FP8; head_dim other than 64, 96, 128, 256. Lengths are
+// read on the device: wrong ones give wrong results, but nothing outside the tensors is read or written.
 
 #include "attention_tile.cuh"
 
@@ -46,26 +49,35 @@ __device__ void merge_splits(const AttentionParams& p) {
   }
 #pragma unroll
   for (int i = 0; i < kHeadDim / kWarp; ++i) {
-    static_cast<bf16*>(p.out)[head * kHeadDim + i * kWarp + lane] = __float2bfloat16(out_rmem[i] * shrink / sum);
+    static_cast<bf16*>(p.out)[head * kHeadDim + i * kWarp + lane] =
+        __float2bfloat16(out_rmem[i] * shrink / sum * p.value_scale);
   }
 }
 
 }  // namespace dflash
 
-#define DFLASH_ATTENTION(HEAD_DIM, ROWS)                                                               \
-  extern "C" __global__ void __launch_bounds__(dflash::kAttentionThreads, 2)                           \
-      dflash_attention_d##HEAD_DIM##_r##ROWS(const __grid_constant__ dflash::AttentionParams params) { \
-    DFLASH_SHARED_MEMORY(smem);                                                                        \
-    dflash::Attention<HEAD_DIM, ROWS>(params, smem).run();                                             \
+// One type of cache is compiled at a time, and has its own kernels: without DFLASH_FP8_CACHE bfloat16.
+#ifdef DFLASH_FP8_CACHE
+#define DFLASH_NAME(name) name##_fp8
+#define DFLASH_CACHE dflash::fp8
+#else
+#define DFLASH_NAME(name) name
+#define DFLASH_CACHE dflash::bf16
+#endif
+
+#define DFLASH_ATTENTION(HEAD_DIM, ROWS)                                                                            \
+  extern "C" __global__ void __launch_bounds__(dflash::kAttentionThreads, 2)                                        \
+      DFLASH_NAME(dflash_attention_d##HEAD_DIM##_r##ROWS)(const __grid_constant__ dflash::AttentionParams params) { \
+    DFLASH_SHARED_MEMORY(smem);                                                                                     \
+    dflash::Attention<HEAD_DIM, ROWS, DFLASH_CACHE>(params, smem).run();                                            \
   }
 
-#define DFLASH_ATTENTION_MERGE(HEAD_DIM)                                                           \
-  extern "C" __global__ void __launch_bounds__(dflash::kMergeThreads)                              \
-      dflash_attention_merge_d##HEAD_DIM(const __grid_constant__ dflash::AttentionParams params) { \
-    dflash::merge_splits<HEAD_DIM>(params);                                                        \
+#define DFLASH_ATTENTION_MERGE(HEAD_DIM)                                                                        \
+  extern "C" __global__ void __launch_bounds__(dflash::kMergeThreads)                                           \
+      DFLASH_NAME(dflash_attention_merge_d##HEAD_DIM)(const __grid_constant__ dflash::AttentionParams params) { \
+    dflash::merge_splits<HEAD_DIM>(params);                                                                     \
   }
 
-// One head_dim is compiled into an engine (DFLASH_HEAD_DIM), all into the library.
 #if !defined(DFLASH_HEAD_DIM) || DFLASH_HEAD_DIM == 64
 DFLASH_ATTENTION(64, 16)
 DFLASH_ATTENTION(64, 32)

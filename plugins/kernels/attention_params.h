@@ -9,8 +9,8 @@ struct AttentionParams {
   const void* q;               // [B, T, Hq, D] bfloat16
   const void* k;               // [B, C+T, Hkv, D]
   const void* v;               // [B, C+T, Hkv, D]
-  void* key_cache;             // [B, Hkv, cache_len, D]
-  void* value_cache;           // [B, Hkv, cache_len, D]
+  void* key_cache;             // [B, Hkv, cache_len, D] bfloat16, or FP8: codes of values / key_scale
+  void* value_cache;           // [B, Hkv, cache_len, D] likewise
   const long long* positions;  // [B, C+T]: consecutive in the context, and again in the block
   const void* sinks;           // [Hq] bfloat16, or null: a logit for each head that takes weight and gives nothing
   void* out;                   // [B, T, Hq, D]
@@ -26,6 +26,8 @@ struct AttentionParams {
   int window;  // keys at this distance or further are not seen; 0: no window
   int causal;  // 1: a block row sees no later block row
   float scale;
+  float key_scale;    // what a code of an FP8 cache is worth; 1 where the caches are bfloat16
+  float value_scale;  // likewise
 };
 
 // How a tile of rows (query heads of one key head × block rows) is worked on by a CTA of four warps.

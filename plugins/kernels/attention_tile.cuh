@@ -1,13 +1,13 @@
 // Attention of one tile of packed rows over one split of its keys, by a CTA of four warps.
 #pragma once
 
-#include "attention_work.cuh"
+#include "attention_keys.cuh"
 
 namespace dflash {
 
-// The kernel for one head_dim and one tile of rows. Shared memory: q, then a stage of keys and values twice; at the end
-// the float32 result and each warp's statistics.
-template <int kHeadDim, int kRows>
+// The kernel for one head_dim, one tile of rows and one type of cache. Shared memory: q, then keys and values
+// (KeyTiles); at the end the float32 result and each warp's statistics.
+template <int kHeadDim, int kRows, typename Cache>
 struct Attention {
   static constexpr AttentionTile kTile = attention_tile(kHeadDim, kRows);
   static constexpr int kKeys = kTile.keys;
@@ -30,8 +30,8 @@ struct Attention {
 
   const AttentionParams& p;
   const Work w;
-  bf16* const q_smem;         // [kRows, kStride]
-  bf16* const stages_smem;    // [kAttentionStages, 2, kKeys, kStride]
+  bf16* const q_smem;  // [kRows, kStride]
+  const KeyTiles<kHeadDim, kKeys, Cache> tiles;
   float* const result_smem;   // [kRows, kResultStride]
   float* const largest_smem;  // [kKeyWarps, kRows]
   float* const sum_smem;      // [kKeyWarps, kRows]
@@ -41,7 +41,7 @@ struct Attention {
       : p(params),
         w(find_work(params, kRows, kKeys)),
         q_smem(reinterpret_cast<bf16*>(smem)),
-        stages_smem(q_smem + kRows * kStride),
+        tiles{q_smem + kRows * kStride},
         result_smem(reinterpret_cast<float*>(smem)),
         largest_smem(result_smem + kRows * kResultStride),
         sum_smem(largest_smem + kKeyWarps * kRows),
@@ -53,20 +53,20 @@ struct Attention {
     const bool idle = w.first_key >= w.end_key;
     if (!idle) {
       copy_queries();
-      copy_keys(w.first_key, 0);
+      tiles.begin(p, w, w.first_key, 0);
       copy_async_commit();
     }
-    write_caches<kHeadDim>(p, w);  // while the first keys are on their way
+    write_caches<kHeadDim, Cache>(p, w);  // while the first keys are on their way
     if (idle) return write_empty_statistics();
     State state = {};
     for (auto& row : state.largest) row[0] = row[1] = -kInfinity;
     int stage = 0;
     for (int key = w.first_key; key < w.end_key; key += kKeys, stage ^= 1) {
-      if (key + kKeys < w.end_key) copy_keys(key + kKeys, stage ^ 1);
+      if (key + kKeys < w.end_key) tiles.begin(p, w, key + kKeys, stage ^ 1);
       copy_async_commit();
       copy_async_wait<1>();
       __syncthreads();  // what the other threads copied is there as well
-      use_keys(state, key, stage);
+      use_keys(state, key, tiles.finish(stage));
       __syncthreads();  // nobody reads this stage any more: the next turn copies into it
     }
     copy_async_wait<0>();
@@ -83,40 +83,14 @@ struct Attention {
     }
   }
 
-  // Begin the copies of the kKeys keys and values from position `first` on; zeros from the split's end on.
-  __device__ void copy_keys(int first, int stage) const {
-    bf16* keys_smem = stages_smem + stage * 2 * kKeys * kStride;
-    for (int i = threadIdx.x; i < kKeys * kChunks; i += kAttentionThreads) {
-      const int row = i / kChunks, column = i % kChunks * kChunk, position = first + row;
-      const bool cached = position < w.start;
-      const bool present = position < w.end_key;
-      const bf16* k = static_cast<const bf16*>(cached ? p.key_cache : p.k);
-      const bf16* v = static_cast<const bf16*>(cached ? p.value_cache : p.v);
-      const index_t from = present ? (cached ? cache_row(position) : step_row(position)) * kHeadDim + column : 0;
-      copy_async_16(keys_smem + row * kStride + column, k + from, present);
-      copy_async_16(keys_smem + (kKeys + row) * kStride + column, v + from, present);
-    }
-  }
-
   // Row of out, q and the partial results seen as [B·T·Hq, D].
   __device__ index_t head_row(int packed) const {
     const index_t row = index_t(w.slot) * p.rows + packed / w.group;
     return row * p.q_heads + w.kv_head * w.group + packed % w.group;
   }
 
-  // Row of a cache seen as [B·Hkv·cache_len, D].
-  __device__ index_t cache_row(int position) const {
-    return (index_t(w.slot) * p.kv_heads + w.kv_head) * p.cache_len + position;
-  }
-
-  // Row of k and v seen as [B·(C+T)·Hkv, D].
-  __device__ index_t step_row(int position) const {
-    const int row = position < w.block_start ? position - w.start : p.context_rows + position - w.block_start;
-    return (index_t(w.slot) * (p.context_rows + p.rows) + row) * p.kv_heads + w.kv_head;
-  }
-
-  __device__ __forceinline__ void use_keys(State& state, int first, int stage) const {
-    const bf16* keys_smem = stages_smem + (stage * 2 * kKeys + key_warp * 16 * kKeySteps) * kStride;
+  __device__ __forceinline__ void use_keys(State& state, int first, const bf16* tile_smem) const {
+    const bf16* keys_smem = tile_smem + key_warp * 16 * kKeySteps * kStride;
     const int first_of_warp = first + key_warp * 16 * kKeySteps;
     FragmentC scores[kRowSteps][kKeySteps * 2] = {};
     multiply_keys(scores, keys_smem);
@@ -173,7 +147,7 @@ struct Attention {
 
   // Scores become weights relative to the largest so far, in base 2; what is summed up already is brought down to it.
   __device__ __forceinline__ void soften(State& state, FragmentC (&scores)[kKeySteps * 2], int i, int half) const {
-    const float scale = p.scale * kLog2E;
+    const float scale = p.scale * p.key_scale * kLog2E;
     float largest = -kInfinity;
 #pragma unroll
     for (int j = 0; j < kKeySteps * 2; ++j) {
@@ -290,7 +264,7 @@ struct Attention {
       }
       add_sink(p, head, largest, sum, shrink);
       for (int d = lane; d < kHeadDim; d += kWarp) {
-        static_cast<bf16*>(p.out)[head * kHeadDim + d] = __float2bfloat16(row_smem[d] * shrink / sum);
+        static_cast<bf16*>(p.out)[head * kHeadDim + d] = __float2bfloat16(row_smem[d] * shrink / sum * p.value_scale);
       }
     }
   }

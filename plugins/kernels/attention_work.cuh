@@ -3,12 +3,12 @@
 #pragma once
 
 #include "attention_params.h"
-#include "device.cuh"
+#include "fp8.cuh"
 
 namespace dflash {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kChunk = 8;  // elements of a 16-byte copy
+constexpr int kChunk = 8;  // elements that a thread moves at once: 16 bytes of bfloat16
 
 // What one CTA does. Positions are those of the sequence.
 struct Work {
@@ -54,9 +54,29 @@ __device__ inline Work find_work(const AttentionParams& p, int tile_rows, int ti
   return w;
 }
 
-// Copy this CTA's share of the step's keys and values into the caches, 16 bytes a thread. Rejected context rows stay
-// out: the block takes their place.
-template <int kHeadDim>
+// Row of a cache seen as [B·Hkv·cache_len, D].
+__device__ inline index_t cache_row(const AttentionParams& p, const Work& w, int position) {
+  return (index_t(w.slot) * p.kv_heads + w.kv_head) * p.cache_len + position;
+}
+
+// Row of k and v seen as [B·(C+T)·Hkv, D], by its number among the slot's C+T.
+__device__ inline index_t step_row(const AttentionParams& p, const Work& w, int row) {
+  return (index_t(w.slot) * (p.context_rows + p.rows) + row) * p.kv_heads + w.kv_head;
+}
+
+// Eight elements of k or v into a cache, as they are or as codes of number / scale.
+__device__ inline void store_chunk(bf16* to, uint4 chunk, float) { *reinterpret_cast<uint4*>(to) = chunk; }
+__device__ inline void store_chunk(fp8* to, uint4 chunk, float scale) {
+  *reinterpret_cast<uint2*>(to) = narrow(chunk, scale);
+}
+
+__device__ inline uint4 load_chunk(const void* tensor, index_t element) {
+  return *reinterpret_cast<const uint4*>(static_cast<const bf16*>(tensor) + element);
+}
+
+// Put this CTA's share of the step's keys and values into the caches, eight elements a thread. Rejected context rows
+// stay out: the block takes their place.
+template <int kHeadDim, typename Cache>
 __device__ void write_caches(const AttentionParams& p, const Work& w) {
   constexpr int kChunks = kHeadDim / kChunk;
   const int rows = p.context_rows + p.rows;
@@ -65,12 +85,10 @@ __device__ void write_caches(const AttentionParams& p, const Work& w) {
     const bool in_block = row >= p.context_rows;
     const int position = in_block ? w.block_start + row - p.context_rows : w.start + row;
     if (position >= p.cache_len || (!in_block && position >= w.block_start)) continue;
-    const index_t from = ((index_t(w.slot) * rows + row) * p.kv_heads + w.kv_head) * kHeadDim + column;
-    const index_t to = ((index_t(w.slot) * p.kv_heads + w.kv_head) * p.cache_len + position) * kHeadDim + column;
-    *reinterpret_cast<uint4*>(static_cast<bf16*>(p.key_cache) + to) =
-        *reinterpret_cast<const uint4*>(static_cast<const bf16*>(p.k) + from);
-    *reinterpret_cast<uint4*>(static_cast<bf16*>(p.value_cache) + to) =
-        *reinterpret_cast<const uint4*>(static_cast<const bf16*>(p.v) + from);
+    const index_t from = step_row(p, w, row) * kHeadDim + column;
+    const index_t to = cache_row(p, w, position) * kHeadDim + column;
+    store_chunk(static_cast<Cache*>(p.key_cache) + to, load_chunk(p.k, from), p.key_scale);
+    store_chunk(static_cast<Cache*>(p.value_cache) + to, load_chunk(p.v, from), p.value_scale);
   }
 }
 

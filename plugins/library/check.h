@@ -82,8 +82,8 @@ class Symbol {
 };
 
 inline const char* type_name(int32_t dtype) {
-  static const char* const names[] = {"bfloat16", "float32", "int32", "int64"};
-  return dtype >= 0 && dtype < 4 ? names[dtype] : "an unknown dtype";
+  static const char* const names[] = {"bfloat16", "float32", "int32", "int64", "float8_e4m3"};
+  return dtype >= 0 && dtype < 5 ? names[dtype] : "an unknown dtype";
 }
 
 // Strides of size-1 dimensions never matter.

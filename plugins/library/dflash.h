@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 enum DFlashStatus { DFLASH_OK = 0, DFLASH_INVALID_ARGUMENT = 1, DFLASH_LAUNCH_FAILED = 2 };
-enum DFlashType { DFLASH_BFLOAT16 = 0, DFLASH_FLOAT32 = 1, DFLASH_INT32 = 2, DFLASH_INT64 = 3 };
+enum DFlashType { DFLASH_BFLOAT16 = 0, DFLASH_FLOAT32 = 1, DFLASH_INT32 = 2, DFLASH_INT64 = 3, DFLASH_FLOAT8_E4M3 = 4 };
 
 /* Memory of the device, 16-byte aligned. Strides are in elements; every tensor here must be contiguous. */
 typedef struct DFlashTensor {
@@ -30,6 +30,8 @@ typedef struct DFlashAttentionOptions {
   int32_t window;     /* keys at this distance or further are not seen; 0: no window */
   int32_t causal;     /* drafts only: 1: a block row sees no later block row. Verification is always causal */
   int32_t processors; /* the work is divided for this many multiprocessors; 0: those of the current device */
+  float key_scale;    /* FP8 caches only: what a code of key_cache is worth; 0 where the caches are bfloat16 */
+  float value_scale;  /* likewise of value_cache */
 } DFlashAttentionOptions;
 
 /* How attention divides its work: see plugins/kernels/attention_params.h. */
@@ -47,7 +49,10 @@ typedef struct DFlashAcceptPlan {
 
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
- * null: a logit for each head that takes weight and gives nothing. Floats are bfloat16. D is 64, 96, 128 or 256. */
+ * null: a logit for each head that takes weight and gives nothing. Floats are bfloat16. D is 64, 96, 128 or 256.
+ *
+ * The caches may be FP8 (E4M3): they hold codes of k / key_scale and v / value_scale, to the nearest, saturated at 448.
+ * Attention takes the codes' values for the step's own keys and values too. */
 int dflash_verify_attention(const DFlashTensor* q, const DFlashTensor* k, const DFlashTensor* v,
                             const DFlashTensor* key_cache, const DFlashTensor* value_cache,
                             const DFlashTensor* positions, const DFlashTensor* sinks, const DFlashTensor* out,
@@ -56,7 +61,7 @@ int dflash_verify_attention(const DFlashTensor* q, const DFlashTensor* k, const 
 
 /* The same for a drafter's layer: k, v [B, C+T, Hkv, D] and positions [B, C+T] are C context rows, of which those
  * before the block's first position hold, and the T block rows. All T rows of q see the kept context and, unless
- * causal, the whole block. */
+ * causal, the whole block. The caches are bfloat16. */
 int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const DFlashTensor* v,
                            const DFlashTensor* key_cache, const DFlashTensor* value_cache,
                            const DFlashTensor* positions, const DFlashTensor* sinks, const DFlashTensor* out,

@@ -2,6 +2,8 @@
 
 #include "dflash.h"
 
+#include <cfloat>
+
 #include "accept_params.h"
 #include "attention_params.h"
 #include "check.h"
@@ -18,10 +20,14 @@
 #define DFLASH_MERGE_KERNELS(KERNEL) KERNEL(64) KERNEL(96) KERNEL(128) KERNEL(256)
 
 extern "C" {
-#define DECLARE(HEAD_DIM, ROWS) void dflash_attention_d##HEAD_DIM##_r##ROWS(dflash::AttentionParams);
+#define DECLARE(HEAD_DIM, ROWS)                                         \
+  void dflash_attention_d##HEAD_DIM##_r##ROWS(dflash::AttentionParams); \
+  void dflash_attention_d##HEAD_DIM##_r##ROWS##_fp8(dflash::AttentionParams);
 DFLASH_ATTENTION_KERNELS(DECLARE)
 #undef DECLARE
-#define DECLARE(HEAD_DIM) void dflash_attention_merge_d##HEAD_DIM(dflash::AttentionParams);
+#define DECLARE(HEAD_DIM)                                           \
+  void dflash_attention_merge_d##HEAD_DIM(dflash::AttentionParams); \
+  void dflash_attention_merge_d##HEAD_DIM##_fp8(dflash::AttentionParams);
 DFLASH_MERGE_KERNELS(DECLARE)
 #undef DECLARE
 void dflash_accept_scan(dflash::AcceptParams);
@@ -63,15 +69,25 @@ void expect_workspace(const void* workspace, int64_t given, int64_t needed) {
           "workspace: expected a 16-byte aligned address");
 }
 
+bool has_fp8_caches(const AttentionTensors& t) { return t.key_cache && t.key_cache->dtype == DFLASH_FLOAT8_E4M3; }
+
+void expect_scale(const char* name, float scale, bool fp8, Line line = this_line()) {
+  require({fp8 || scale == 0.f, line}, name, ": got ", scale, ", expected 0: the caches are bfloat16");
+  require({!fp8 || (scale > 0.f && scale <= FLT_MAX), line}, name, ": got ", scale,
+          ", expected a finite number above 0: the caches are float8_e4m3");
+}
+
 // The params of a launch but for its splits and workspace, from tensors that hold together. `head_dim` is set.
 AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions& options, bool draft, int& head_dim) {
+  const bool fp8 = !draft && has_fp8_caches(t);
+  const DFlashType cache = fp8 ? DFLASH_FLOAT8_E4M3 : DFLASH_BFLOAT16;
   Symbol B("B"), T("T"), N("C+T"), Hq("Hq"), Hkv("Hkv"), L("cache_len"), D("head_dim", {64, 96, 128, 256});
   expect(t.q, "q", DFLASH_BFLOAT16, {B, T, Hq, D});
   Symbol& rows = draft ? N : T;  // context and block, or the block alone
   expect(t.k, "k", DFLASH_BFLOAT16, {B, rows, Hkv, D});
   expect(t.v, "v", DFLASH_BFLOAT16, {B, rows, Hkv, D});
-  expect(t.key_cache, "key_cache", DFLASH_BFLOAT16, {B, Hkv, L, D});
-  expect(t.value_cache, "value_cache", DFLASH_BFLOAT16, {B, Hkv, L, D});
+  expect(t.key_cache, "key_cache", cache, {B, Hkv, L, D});
+  expect(t.value_cache, "value_cache", cache, {B, Hkv, L, D});
   expect(t.positions, "positions", DFLASH_INT64, {B, rows});
   if (t.sinks) expect(t.sinks, "sinks", DFLASH_BFLOAT16, {Hq});
   expect(t.out, "out", DFLASH_BFLOAT16, {B, T, Hq, D});
@@ -85,6 +101,8 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
   require(head_rows <= kMostHeadRows, "rows x Hq: got ", head_rows, ", expected at most ", kMostHeadRows);
   require(options.window >= 0, "window: got ", options.window, ", expected 0 (none) or more");
   require(options.causal == 0 || options.causal == 1, "causal: got ", options.causal, ", expected 0 or 1");
+  expect_scale("key_scale", options.key_scale, fp8);
+  expect_scale("value_scale", options.value_scale, fp8);
 
   AttentionParams p{};
   p.q = t.q->data;
@@ -104,6 +122,8 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
   p.window = options.window;
   p.causal = draft ? options.causal : 1;
   p.scale = options.scale;
+  p.key_scale = fp8 ? options.key_scale : 1.f;
+  p.value_scale = fp8 ? options.value_scale : 1.f;
   head_dim = D.value();
   return p;
 }
@@ -113,10 +133,13 @@ struct NamedKernel {
   Kernel<AttentionParams> kernel;
 };
 
-NamedKernel attention_kernel(int head_dim, int tile_rows) {
-#define CHOOSE(HEAD_DIM, ROWS)                                                                  \
-  if (head_dim == HEAD_DIM && tile_rows == ROWS) {                                              \
-    return {"dflash_attention_d" #HEAD_DIM "_r" #ROWS, dflash_attention_d##HEAD_DIM##_r##ROWS}; \
+#define NAMED(KERNEL) \
+  NamedKernel { #KERNEL, KERNEL }
+
+NamedKernel attention_kernel(int head_dim, int tile_rows, bool fp8) {
+#define CHOOSE(HEAD_DIM, ROWS)                                                                                        \
+  if (head_dim == HEAD_DIM && tile_rows == ROWS) {                                                                    \
+    return fp8 ? NAMED(dflash_attention_d##HEAD_DIM##_r##ROWS##_fp8) : NAMED(dflash_attention_d##HEAD_DIM##_r##ROWS); \
   }
   DFLASH_ATTENTION_KERNELS(CHOOSE)
 #undef CHOOSE
@@ -124,9 +147,11 @@ NamedKernel attention_kernel(int head_dim, int tile_rows) {
                 std::to_string(tile_rows) + " rows");
 }
 
-NamedKernel merge_kernel(int head_dim) {
-#define CHOOSE(HEAD_DIM) \
-  if (head_dim == HEAD_DIM) return {"dflash_attention_merge_d" #HEAD_DIM, dflash_attention_merge_d##HEAD_DIM};
+NamedKernel merge_kernel(int head_dim, bool fp8) {
+#define CHOOSE(HEAD_DIM)                                                                                      \
+  if (head_dim == HEAD_DIM) {                                                                                 \
+    return fp8 ? NAMED(dflash_attention_merge_d##HEAD_DIM##_fp8) : NAMED(dflash_attention_merge_d##HEAD_DIM); \
+  }
   DFLASH_MERGE_KERNELS(CHOOSE)
 #undef CHOOSE
   throw Invalid("no merge kernel for head_dim " + std::to_string(head_dim));
@@ -145,11 +170,12 @@ void attention(const AttentionTensors& tensors, const DFlashAttentionOptions* op
   p.partial_out = static_cast<float*>(workspace);
   p.partial_stats = p.partial_out + (plan.splits > 1 ? plan.splits * head_rows * head_dim : 0);
 
-  const NamedKernel main = attention_kernel(head_dim, plan.tile.rows);
+  const bool fp8 = has_fp8_caches(tensors);
+  const NamedKernel main = attention_kernel(head_dim, plan.tile.rows, fp8);
   launch(main.name, main.kernel, dim3(plan.row_tiles * plan.splits, p.kv_heads, p.batch), kAttentionThreads,
          plan.shared_bytes, p, stream);
   if (plan.splits == 1) return;
-  const NamedKernel merge = merge_kernel(head_dim);
+  const NamedKernel merge = merge_kernel(head_dim, fp8);
   constexpr int kRowsPerBlock = kMergeThreads / 32;
   const auto blocks = static_cast<unsigned>((head_rows + kRowsPerBlock - 1) / kRowsPerBlock);
   launch(merge.name, merge.kernel, dim3(blocks), kMergeThreads, 0, p, stream);

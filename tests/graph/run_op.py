@@ -32,7 +32,8 @@ def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> i
     outputs = spec(g, *inputs, **attributes)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
-        dtype = {"T": arrays.get("q", np.zeros(0, np.float32)).dtype}.get(tensor.dtype) or np.dtype(tensor.dtype)
+        floats = {"T": "q", "C": "key_cache"}
+        dtype = arrays[floats[tensor.dtype]].dtype if tensor.dtype in floats else np.dtype(tensor.dtype)
         output.type = _type(dtype)
     imports = {"": OPSET, OPS_DOMAIN: 1}
     graph = ir.Graph(inputs, outputs, nodes=g.nodes, opset_imports=imports, name=name)

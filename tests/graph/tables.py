@@ -35,7 +35,8 @@ def operators() -> str:
         for kind, tensors in (("in", spec.inputs), ("out", spec.outputs)):
             rows += [f"| {kind}{_when(t)} | `{t.name}` | {t.dtype} | {t.shape} | {t.meaning} |" for t in tensors]
         for a in spec.attributes:
-            rows.append(f"| attribute | `{a.name}` | {a.kind.name.lower()} | = {a.default} | {a.meaning} |")
+            kind, default = ("attribute, optional", "") if a.optional else ("attribute", f"= {a.default}")
+            rows.append(f"| {kind} | `{a.name}` | {a.kind.name.lower()} | {default} | {a.meaning} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 

@@ -115,6 +115,26 @@ def test_draft_attention(causal: int, window: int, with_sinks: bool) -> None:
     np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_without_fp8_caches_the_body_pays_nothing_for_them() -> None:
+    plain, quantized = (VERIFY_ATTENTION.function(7, some) for some in ((), ("key_scale", "value_scale")))
+    assert list(plain.attributes) == ["scale", "window_size"]
+    assert list(quantized.attributes) == ["scale", "window_size", "key_scale", "value_scale"]
+    made = [node.attributes["saturate"].as_int() for node in quantized if "saturate" in node.attributes]
+    assert made == [1, 1]
+    assert {node.op_type for node in quantized} - {node.op_type for node in plain} == {"Div"}
+    assert not any("saturate" in node.attributes for node in plain)
+
+
+def test_one_graph_has_fp8_caches_in_all_layers_or_in_none() -> None:
+    g = GraphBuilder()
+    inputs = [ir.Value(name=tensor.name) for tensor in VERIFY_ATTENTION.inputs[:7]]
+    VERIFY_ATTENTION(g, *inputs)
+    VERIFY_ATTENTION(g, *inputs, key_scale=0.5, value_scale=0.5)
+    words = "with none of its optional attributes and with key_scale, value_scale in one graph"
+    with pytest.raises(GraphError, match=words):
+        VERIFY_ATTENTION.functions(g.nodes)
+
+
 def test_without_sinks_the_body_pays_nothing_for_them() -> None:
     plain, sinking = (VERIFY_ATTENTION.function(count) for count in (7, 8))
     assert [value.name for value in plain.inputs] == [tensor.name for tensor in VERIFY_ATTENTION.inputs[:7]]

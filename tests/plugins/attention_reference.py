@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.plugins.library import BFLOAT16
+from tests.plugins.library import BFLOAT16, FP8
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Case:
     spare: int = 5  # cache rows behind the longest slot's last
     processors: int = 1
     order: str = "forward"
+    cache_scales: tuple[float, float] | None = None  # of keys and of values, where the caches are FP8
 
     @property
     def draft(self) -> bool:
@@ -42,6 +43,7 @@ class Case:
         parts = [kind, f"d{self.head_dim}", f"kv{self.kv_heads}x{self.group}", f"rows{self.rows}"]
         parts += ["past" + "_".join(map(str, self.past)), f"cta{self.processors}", self.order]
         parts += [f"w{self.window}"] * bool(self.window) + ["sinks"] * self.sinks + ["causal"] * self.causal
+        parts += [f"fp8_{scale:g}" for scale in self.cache_scales or ()]
         return "-".join(parts)
 
 
@@ -61,6 +63,8 @@ def inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
         "key_cache": random(batch, case.kv_heads, cache_len, case.head_dim),
         "value_cache": random(batch, case.kv_heads, cache_len, case.head_dim),
     }
+    for name, scale in zip(("key_cache", "value_cache"), case.cache_scales or (), strict=False):
+        made[name] = codes(made[name], scale)
     context = np.array(case.past)[:, None] + np.arange(case.context_rows)
     made["positions"] = np.concatenate([context, case.starts[:, None] + np.arange(case.rows)], axis=1)
     for slot, past in enumerate(case.past):
@@ -73,13 +77,19 @@ def inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     return made
 
 
+def codes(numbers: np.ndarray, scale: float) -> np.ndarray:
+    """FP8 codes of numbers / scale: divided in float32, saturated, to the nearest with ties to even."""
+    return np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(FP8)
+
+
 def written_caches(case: Case, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The caches after the launch: the kept context rows and the block's, all else as it was."""
     after = {}
-    for cache, rows in (("key_cache", "k"), ("value_cache", "v")):
+    for index, (cache, rows) in enumerate((("key_cache", "k"), ("value_cache", "v"))):
         after[cache] = given[cache].copy()
         for slot, (past, start) in enumerate(zip(case.past, case.starts, strict=True)):
             step = given[rows][slot].transpose(1, 0, 2)
+            step = codes(step, case.cache_scales[index]) if case.cache_scales else step
             after[cache][slot, :, past:start] = step[:, : start - past]
             after[cache][slot, :, start : start + case.rows] = step[:, case.context_rows :]
     return after
@@ -110,8 +120,8 @@ def attend(case: Case, given: dict[str, np.ndarray], scale: float, rounded: Roun
             heads = slice(head * case.group, (head + 1) * case.group)
             q = given["q"][slot, :, heads].astype(np.float64)
             keys, values = (
-                caches[name][slot, head, : visible.shape[-1]].astype(np.float64)
-                for name in ("key_cache", "value_cache")
+                caches[name][slot, head, : visible.shape[-1]].astype(np.float64) * float(np.float32(worth))
+                for name, worth in zip(("key_cache", "value_cache"), case.cache_scales or (1, 1), strict=True)
             )
             scores = np.where(visible, rounded(q @ keys.T) * scale, -np.inf)
             sinks = given["sinks"][heads].astype(np.float64) if case.sinks else np.full(case.group, -np.inf)

@@ -19,11 +19,12 @@ import numpy as np
 PLUGINS = Path(__file__).parents[2] / "plugins"
 HEAD_DIMS = (64, 96, 128, 256)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = {BFLOAT16: 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.int64): 3}
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+DTYPES = {BFLOAT16: 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.int64): 3, FP8: 4}
 STATUS = {0: "ok", 1: "invalid argument", 2: "launch failed"}
 INVALID_ARGUMENT, LAUNCH_FAILED = 1, 2
 GUARD = 256  # bytes
-POISON = 0xFF  # NaN as bfloat16 and float32, -1 as an integer
+POISON = 0xFF  # NaN as bfloat16, FP8 and float32, -1 as an integer
 
 GXX = ("g++", "-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-DDFLASH_EMULATOR")
 GXX_WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
@@ -50,6 +51,8 @@ class AttentionOptions(ctypes.Structure):
         ("window", ctypes.c_int32),
         ("causal", ctypes.c_int32),
         ("processors", ctypes.c_int32),
+        ("key_scale", ctypes.c_float),
+        ("value_scale", ctypes.c_float),
     )
 
 
@@ -190,15 +193,18 @@ class Library:
         window: int = 0,
         causal: bool = True,
         processors: int = 0,
+        cache_scales: tuple[float, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """operation: "verify" or "draft"; inputs: q, k, v, key_cache, value_cache, positions[, sinks].
+
+        FP8 caches have scales, of keys and of values.
 
         Gives out, key_cache and value_cache.
         """
         q, cache = inputs["q"], inputs["key_cache"]
         sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2])
         plan = self.attention_plan(*sizes, processors or self.processors())
-        options = AttentionOptions(scale, window, int(causal), processors)
+        options = AttentionOptions(scale, window, int(causal), processors, *(cache_scales or (0, 0)))
         arrays = {**inputs, "out": poisoned(q.shape, q.dtype)}
         names = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
         written = ("key_cache", "value_cache", "out")
@@ -246,8 +252,9 @@ def build_emulated(folder: Path) -> Path:
     """Compile the emulated library into `folder` with g++; the library's path."""
     kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
     commands = {
-        f"attention_{dim}.o": ("-x", "c++", f"-DDFLASH_HEAD_DIM={dim}", str(kernels / "attention.cu"))
+        f"attention_{dim}{suffix}.o": ("-x", "c++", f"-DDFLASH_HEAD_DIM={dim}", *flag, str(kernels / "attention.cu"))
         for dim in HEAD_DIMS
+        for suffix, flag in (("", ()), ("_fp8", ("-DDFLASH_FP8_CACHE=1",)))
     }
     commands["accept.o"] = ("-x", "c++", str(kernels / "accept.cu"))
     for source in ("library/library.cpp", "emulator/emulator.cpp", "emulator/instructions.cpp"):

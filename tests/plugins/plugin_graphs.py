@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,10 +20,11 @@ from trtllm_dflash.build.child import worker_environment
 from trtllm_dflash.build.prepare import prepare
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.errors import DFlashError
-from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys, use_plugins
-from trtllm_dflash.graph.step import DTYPES, build_step
+from trtllm_dflash.graph.step import build_step
 
 SIZES = {"B": 2, "S": 3, "T": 4, "Hq": 6, "Hkv": 2, "D": 64, "cache_len": 32, "R": 4, "V": 97, "U": 32, "L": 16}
 Shape = tuple[int | str, ...]
@@ -58,7 +59,7 @@ class Layer:
 class Compiled:
     """An engine and what was in its network; `engine_layers`: kind and name of what its two profiles run."""
 
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, str]  # the engine's, with their types
     layers: tuple[Layer, ...]
     kernels: Mapping[KernelKey, int]
     cubins_in_engine: bool
@@ -88,16 +89,23 @@ def _value(field: Any) -> Any:
     return field.data.tobytes() if field.type == trt.PluginFieldType.CHAR else field.data.item()
 
 
-def compile_pair(models: dict[str, Any], directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]) -> Compiled:
-    """Compile the step of a pair for an arch, with plugins if there are cubins."""
+def compile_pair(
+    models: dict[str, Any],
+    directory: Path,
+    arch: str,
+    cubins: Mapping[KernelKey, bytes],
+    kv_scales: KvScales | None = None,
+) -> Compiled:
+    """Compile the step of a pair for an arch, with plugins if there are cubins; FP8 caches have scales."""
     from trtllm_dflash.build.rtx import Compiler, profiles
 
     sizes = {"max_batch_size": 3, "max_seq_len": 64}
     prepared = prepare(BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes))
+    prepared = replace(prepared, kv_scales=kv_scales)
     resolved = prepared.resolved
     model = build_step(
         prepared.target, prepared.drafter, dtype=resolved.dtype, cache_len=resolved.cache_len,
-        block_size=resolved.block_size, plugins=resolved.plugins,
+        block_size=resolved.block_size, plugins=resolved.plugins, kv_scales=kv_scales,
     )  # fmt: skip
     kernels = kernel_keys(model)
     log, file = _layer_log(), io.BytesIO()
@@ -105,7 +113,8 @@ def compile_pair(models: dict[str, Any], directory: Path, arch: str, cubins: Map
     log.layers.clear()
     compiler.compile([arch], profiles(prepared.ports, resolved), file, lambda *_: None)
     network, engine = compiler._network, file.getvalue()
-    inputs = tuple(network.get_input(index).name for index in range(network.num_inputs))
+    tensors = (network.get_input(index) for index in range(network.num_inputs))
+    inputs = {tensor.name: tensor.dtype.name for tensor in tensors}
     present = all(cubins[key] in engine for key in kernels)
     return Compiled(inputs, plugin_layers(network), kernels, present, frozenset(log.layers))
 
@@ -136,13 +145,14 @@ def op_model(
     inputs = []
     for tensor in required:
         declared = tuple(sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes)
-        dtype = (dtypes or {}).get(tensor.name, spec.kernel.dtype if tensor.dtype == "T" else tensor.dtype)
+        dtype = (dtypes or {}).get(tensor.name, spec.kernel.element_type(tensor.dtype, {}))
         shape = ir.Shape((shapes or {}).get(tensor.name, declared))
         inputs.append(ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(DTYPES[dtype])))
     outputs = spec(g, *inputs, **numbers)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
-        output.type = ir.TensorType(DTYPES[spec.kernel.dtype if tensor.dtype == "T" else tensor.dtype])
+        dtype = (dtypes or {}).get(tensor.aliases or "", spec.kernel.element_type(tensor.dtype, {}))
+        output.type = ir.TensorType(DTYPES[dtype])
     graph = ir.Graph(inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name)
     model = ir.Model(graph, ir_version=11)
     use_plugins(model)

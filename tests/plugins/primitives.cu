@@ -1,7 +1,7 @@
 // Small kernels for the emulator's own tests: one for each instruction, and one for each mistake that it must find.
 #include <string>
 
-#include "device.cuh"
+#include "fp8.cuh"
 
 using namespace dflash;
 
@@ -142,4 +142,18 @@ extern "C" const char* run_primitive(const char* name, int threads, int order, i
 // float32 to bfloat16 and back, for each of `count` numbers.
 extern "C" void round_to_bfloat16(const float* from, float* to, int count) {
   for (int i = 0; i < count; ++i) to[i] = __bfloat162float(__float2bfloat16(from[i]));
+}
+
+extern "C" void round_to_fp8(const float* from, fp8* codes, float* to, int count) {
+  for (int i = 0; i < count; i += 4) {
+    const __nv_fp8x4_e4m3 four(make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]));
+    const float4 back = static_cast<float4>(four);
+    for (int j = 0; j < 4; ++j) codes[i + j] = static_cast<fp8>(four.__x >> 8 * j & 255);
+    to[i] = back.x, to[i + 1] = back.y, to[i + 2] = back.z, to[i + 3] = back.w;
+  }
+}
+
+// Eight bfloat16 numbers / scale as codes, and those as bfloat16.
+extern "C" void narrow_and_widen(const uint4* from, float scale, uint2* codes, uint4* to, int count) {
+  for (int i = 0; i < count; ++i) to[i] = widen(codes[i] = narrow(from[i], scale));
 }

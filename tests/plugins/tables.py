@@ -16,14 +16,15 @@ def _row(spec: OpSpec) -> str:
     in_place = [tensor.aliases for tensor in spec.outputs if tensor.aliases]
     sizes = [f"{size.name} {', '.join(map(str, size.values))}" for size in spec.kernel.sizes]
     fields = [f"{attribute.name} ({attribute.kind.name.lower()})" for attribute in spec.attributes]
-    fields += [*(f"{size.name} (int)" for size in spec.kernel.sizes), "cubin (bytes)"]
+    fields += [f"{constant.name} (int)" for constant in (*spec.kernel.sizes, *spec.kernel.types)]
+    types = [f"{kind.symbol} {spec.kernel.dtype} or {kind.dtype}" for kind in spec.kernel.types]
     cells = (
         f"`{spec.name}`",
         f"[{spec.kernel.source}.cu](kernels/{spec.kernel.source}.cu)",
-        "; ".join([spec.kernel.dtype, *sizes]),
+        "; ".join([spec.kernel.dtype, *types, *sizes]),
         ", ".join([*required, *optional]),
         ", ".join(in_place) or "nothing",
-        ", ".join(fields),
+        ", ".join([*fields, "cubin (bytes)"]),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -15,7 +15,7 @@ H200 = 132  # multiprocessors: enough for every split that a plan allows
 
 def _bits(array: np.ndarray) -> np.ndarray:
     """Comparable where it holds NaN."""
-    return array.view(np.uint16)
+    return array.view(f"u{array.itemsize}")
 
 
 def _run(library: Library, case: Case, given: dict[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
@@ -27,6 +27,7 @@ def _run(library: Library, case: Case, given: dict[str, np.ndarray], seed: int =
         window=case.window,
         causal=case.causal,
         processors=case.processors,
+        cache_scales=case.cache_scales,
     )
 
 
@@ -148,6 +149,14 @@ def _drawn(count: int) -> list[Case]:
     return reordered(cases)
 
 
+def _fp8() -> list[Case]:
+    """A share of every kind of case above, with FP8 caches of scales that are powers of two, are not, or saturate."""
+    scales = (1.0, 1.0), (2.0**-7, 2.0**-6), (0.0113, 0.0071), (0.004, 0.003)
+    cases = [*_heads()[::2], *_windows()[::2], *_long()[:5], *_splits()[::3], *_edges()[::3], *_prefill()[:6:2]]
+    cases += [case for case in _drawn(60) if not case.draft][::2]
+    return [replace(case, cache_scales=scales[n % 4]) for n, case in enumerate(cases)]
+
+
 @pytest.mark.parametrize("case", _heads(), ids=str)
 def test_heads(library: Library, case: Case) -> None:
     check(library, case)
@@ -195,6 +204,7 @@ def test_drawn_shapes(library: Library, case: Case) -> None:
         Case((5, 90), 17, 64, 1, 8, sinks=True),
         Case((20,), 40, 96, 1, 7, window=9, processors=H200),
         Case((64, 3), 10, 256, 1, 4, context_rows=8, committed=(3, 8), causal=False, processors=4),
+        Case((40, 100), 12, 96, 2, 4, processors=8, cache_scales=(0.01, 0.02)),
     ],
     ids=str,
 )
@@ -207,6 +217,46 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
         again = _run(library, replace(case, order=order), given, seed)
         for name, expected in first.items():
             np.testing.assert_array_equal(_bits(again[name]), _bits(expected), err_msg=f"{name}, {order} {seed}")
+
+
+@pytest.mark.parametrize("case", _fp8(), ids=str)
+def test_fp8_caches(library: Library, case: Case) -> None:
+    """Codes are those of float32 division and rounding, to the bit; what is attended to are their values."""
+    check(library, case)
+
+
+@pytest.mark.parametrize("cache_scales", [None, (0.013, 0.007)])
+def test_where_a_prompt_is_cut_changes_no_bit(library: Library, cache_scales: tuple[float, float] | None) -> None:
+    """Twelve rows at once, one by one, or in pieces: the same caches, and the same results.
+
+    (To the bit where the keys are not split and divided into equal tiles, as here; else to the order of a sum.)
+    """
+    case = Case((70,), 12, 128, 2, 2, processors=1, cache_scales=cache_scales)
+    given = inputs(case)
+    whole = _run(library, case, given)
+    for pieces in ([1] * 12, [5, 7], [11, 1], [2, 3, 7]):
+        done, caches, out = 0, {name: given[name] for name in ("key_cache", "value_cache")}, []
+        for rows in pieces:
+            part = {name: given[name][:, done : done + rows] for name in ("q", "k", "v", "positions")}
+            got = _run(library, replace(case, rows=rows), {**part, **caches})
+            caches, done = {name: got[name] for name in caches}, done + rows
+            out.append(got["out"])
+        np.testing.assert_array_equal(_bits(np.concatenate(out, axis=1)), _bits(whole["out"]), err_msg=str(pieces))
+        for name, array in caches.items():
+            np.testing.assert_array_equal(_bits(array), _bits(whole[name]), err_msg=f"{name}, {pieces}")
+
+
+def test_what_exceeds_an_fp8_cache_saturates(library: Library) -> None:
+    """Ties go to the even code, numbers beyond 448 scales become 448 of them, and the step's own keys are such too."""
+    case = Case((0,), 1, 64, 1, 1, cache_scales=(0.5, 0.5))
+    given = inputs(case)
+    numbers = [0, -0.0, 448, 449, 464, 480, 1e30, np.inf, 2**-9, 2**-10, 3 * 2**-10, 2**-11, 17, 19, 1.0625, 1.1875]
+    expected = [0, -0.0, 448, 448, 448, 448, 448, 448, 2**-9, 0, 2**-8, 0, 16, 20, 1, 1.25]
+    given["v"][0, 0, 0, :32] = np.array([*numbers, *(-np.array(numbers))]) / 2
+    got = _run(library, case, given)
+    worth = np.array([*expected, *(-np.array(expected))], np.float32)
+    np.testing.assert_array_equal(_bits(got["value_cache"][0, 0, 0, :32].astype(np.float32)), _bits(worth))
+    np.testing.assert_array_equal(got["out"][0, 0, 0, :32].astype(np.float32), worth / 2)
 
 
 @pytest.mark.parametrize("processors", [1, H200])

@@ -15,6 +15,9 @@ CASES = [
     Case((0, 17), 5, kv_heads=2, group=3),
     Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True),
     Case((30, 2), 6, window=4, sinks=True),
+    Case((0, 17), 5, kv_heads=2, group=3, cache_scales=(0.011, 0.007)),
+    Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True, cache_scales=(0.004, 0.5)),
+    Case((30, 2), 6, window=4, cache_scales=(1.0, 1.0)),
     Case((12, 33), 4, context_rows=3, committed=(1, 3), causal=False, spare=9),
     Case((5, 60), 4, context_rows=6, committed=(6, 1), causal=True, sinks=True, spare=12),
     Case((50, 7), 5, context_rows=2, committed=(2, 1), causal=False, window=8, spare=9),
@@ -33,12 +36,14 @@ def test_body_is_the_reference(case: Case) -> None:
     if case.sinks:
         arrays["sinks"] = given["sinks"]
     attributes: dict[str, float] = {"scale": scale, "window_size": case.window}
+    attributes |= dict(zip(("key_scale", "value_scale"), case.cache_scales or (), strict=False))
     if case.draft:
         attributes["causal"] = int(case.causal)
     got = run_op("DFlashDraftAttention" if case.draft else "DFlashVerifyAttention", arrays, **attributes)
 
     exact = attend(case, given, scale, exactly)
     # Sums of at most a hundred products of numbers around 1, in float32: 100 · 2^-24 of their size, and room for exp.
+    # FP8 caches' codes are not around 1, but their scales bring them back there.
     np.testing.assert_allclose(got["out"], exact, rtol=0, atol=2e-5)
     for cache, expected in written_caches(case, given).items():
         for slot, end in enumerate(case.starts + case.rows):

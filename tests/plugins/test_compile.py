@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from tests.plugins.cubins import HEAD_DIMS, KEYS, compiled, compiling, reports, sources
+from tests.plugins.cubins import FP8_KEYS, HEAD_DIMS, KEYS, compiled, compiling, reports, sources
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.plugin_nodes import KernelKey
 from trtllm_dflash.plugins import compile as kernels
@@ -20,19 +20,22 @@ from trtllm_dflash.plugins.compile import PACKAGES, compile_kernel, kernel_sourc
 from trtllm_dflash.plugins.launches import OPERATIONS
 
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
-SHARED_BYTES = {"sm80": 163 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10}
+SHARED_BYTES = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10}
+COMPILED = [
+    *product(KEYS, ("sm80", "sm90", "sm100", "sm120")),
+    *product(FP8_KEYS, ("sm89", "sm90", "sm100", "sm120")),  # sm89 is the first that has FP8
+]
 ATTENTION = KEYS[2]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def all_under_way() -> None:
-    for key, arch in product(KEYS, SHARED_BYTES):
+    for key, arch in COMPILED:
         compiling(key, arch)
 
 
-@pytest.mark.parametrize("arch", SHARED_BYTES)
-@pytest.mark.parametrize("key", KEYS, ids=str)
+@pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
 def test_no_spills_and_no_more_shared_memory_than_there_is(key: KernelKey, arch: str, all_under_way: None) -> None:
     cubin = compiled(key, arch)
     assert cubin.code.startswith(b"\x7fELF")
@@ -45,7 +48,7 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(key: KernelKey, arch:
 
 
 def _dynamic_shared_bytes(kernel: str) -> int:
-    tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)", kernel)
+    tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", kernel)
     if tile is None:
         return 0
     head_dim, rows = map(int, tile.groups())

@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from tests.plugins.attention_reference import Case, attend, exactly, inputs
 from tests.plugins.library import (
     BFLOAT16,
+    FP8,
     GXX,
     GXX_WARNINGS,
     INCLUDES,
@@ -85,6 +87,35 @@ def test_bfloat16_rounds_as_ml_dtypes_does(primitives: ctypes.CDLL) -> None:
         np.testing.assert_array_equal(got, numbers.astype(BFLOAT16).astype(np.float32))
 
 
+def test_fp8_rounds_as_ml_dtypes_does_and_saturates(primitives: ctypes.CDLL) -> None:
+    """To the nearest, ties to even, 448 for all that is beyond it; NaN stays what it is. And every code comes back."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    every = np.arange(256, dtype=np.uint8).view(FP8).astype(np.float32)
+    between = (every[1:126] + every[:125]) / 2
+    near = [np.nextafter(x, np.float32(limit)) for x in (between, every[:126]) for limit in (-1e9, 1e9)]
+    edges = np.array([448, 449, 464, 465, 480, 1e9, np.inf, -np.inf, np.nan, 2**-10, 2**-11], np.float32)
+    numbers = np.concatenate([bits.view(np.float32), every, between, *near, edges])
+    numbers = np.concatenate([numbers, -numbers])[: 2 * numbers.size // 4 * 4]
+    codes, back = np.empty(numbers.size, np.uint8), np.empty_like(numbers)
+    primitives.round_to_fp8(*(ctypes.c_void_p(x.ctypes.data) for x in (numbers, codes, back)), numbers.size)
+    with np.errstate(invalid="ignore"):
+        expected = np.clip(numbers, -448, 448).astype(FP8)
+    np.testing.assert_array_equal(back, expected.astype(np.float32))
+    finite = ~np.isnan(numbers)
+    np.testing.assert_array_equal(codes[finite], expected.view(np.uint8)[finite])
+
+
+def test_fp8_codes_of_bfloat16_numbers_in_order(primitives: ctypes.CDLL) -> None:
+    numbers = (np.random.default_rng(1).standard_normal(8 * 1000) * 3).astype(BFLOAT16)
+    for scale in (1.0, 0.01, 0.0371):
+        codes, back = np.empty(numbers.size, FP8), np.empty_like(numbers)
+        pointers = [ctypes.c_void_p(x.ctypes.data) for x in (numbers, codes, back)]
+        primitives.narrow_and_widen(pointers[0], ctypes.c_float(scale), *pointers[1:], numbers.size // 8)
+        expected = np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(FP8)
+        np.testing.assert_array_equal(codes.view(np.uint8), expected.view(np.uint8))
+        np.testing.assert_array_equal(back.astype(np.float32), expected.astype(np.float32))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_barrier_is_kept(primitive: Primitive, order: int) -> None:
     c = np.zeros(64, np.float32)
@@ -142,7 +173,8 @@ LAUNCHES = [
     Case((100,), 16, 64, 1, 8),
     Case((70, 3), 8, 64, 1, 4, processors=132, spare=300),
 ]
-SOURCE = "attention_tile.cuh"
+FP8_LAUNCHES = [replace(case, cache_scales=(0.01, 0.02)) for case in LAUNCHES]
+TILE, KEYS = "attention_tile.cuh", "attention_keys.cuh"
 BARRIER = re.compile(r"^ *__syncthreads\(\);", re.MULTILINE)
 
 
@@ -151,27 +183,30 @@ def _without_barrier(text: str, number: int) -> str:
     return text[: place.start()] + text[place.end() :]
 
 
-def _planted(emulated: Path, folder: Path, text: str) -> Library:
-    """The emulated library with `text` instead of the attention kernel's source, for head_dim 64."""
-    kernels = folder / "kernels"
+def _planted(emulated: Path, folder: Path, source: str, text: str, *, fp8: bool) -> Library:
+    """The emulated library with `text` as the file `source` of the attention kernel, for head_dim 64."""
+    kernels, name = folder / "kernels", "attention_64_fp8.o" if fp8 else "attention_64.o"
     shutil.copytree(PLUGINS / "kernels", kernels)
-    (kernels / SOURCE).write_text(text)
+    (kernels / source).write_text(text)
     includes = [f"-I{kernels}", *(flag for flag in INCLUDES if not flag.endswith("kernels"))]
-    source = ("-x", "c++", "-DDFLASH_HEAD_DIM=64", str(kernels / "attention.cu"))
-    run([*GXX, *includes, "-c", *source, "-o", str(folder / "attention_64.o")])
-    rest = [str(path) for path in emulated.parent.glob("*.o") if path.name != "attention_64.o"]
-    run(["g++", "-shared", str(folder / "attention_64.o"), *rest, "-o", str(folder / "libplanted.so")])
+    flags = ["-DDFLASH_HEAD_DIM=64", *["-DDFLASH_FP8_CACHE=1"] * fp8]
+    run([*GXX, *includes, "-c", "-x", "c++", *flags, str(kernels / "attention.cu"), "-o", str(folder / name)])
+    rest = [str(path) for path in emulated.parent.glob("*.o") if path.name != name]
+    run(["g++", "-shared", str(folder / name), *rest, "-o", str(folder / "libplanted.so")])
     return Library(folder / "libplanted.so", HostMemory(), emulated=True)
 
 
-def _shows(library: Library) -> bool:
-    for case in LAUNCHES:
+def _shows(library: Library, cases: list[Case]) -> bool:
+    for case in cases:
         given = inputs(case)
         exact = attend(case, given, case.head_dim**-0.5, exactly)
         for order in ("forward", "reverse", "random"):
             library.order(order, 1)
             try:
-                got = library.attention("verify", given, scale=case.head_dim**-0.5, processors=case.processors)
+                got = library.attention(
+                    "verify", given, scale=case.head_dim**-0.5, processors=case.processors,
+                    cache_scales=case.cache_scales,
+                )  # fmt: skip
             except LibraryError:
                 return True
             error = np.abs(got["out"].astype(np.float64) - exact).max()
@@ -180,15 +215,23 @@ def _shows(library: Library) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "fault", [*range(len(BARRIER.findall((PLUGINS / "kernels" / SOURCE).read_text()))), "wait", None]
-)
-def test_planted_faults_show(emulated_path: Path, tmp_path: Path, fault: int | str | None) -> None:
-    """Every barrier of the attention kernel is needed, and so is its wait for copies; as it is, nothing shows."""
-    text = (PLUGINS / "kernels" / SOURCE).read_text()
+def _faults() -> list[tuple[str, int | str | None]]:
+    counts = {source: len(BARRIER.findall((PLUGINS / "kernels" / source).read_text())) for source in (TILE, KEYS)}
+    barriers = [(source, number) for source, count in counts.items() for number in range(count)]
+    return [*barriers, (TILE, "wait"), (TILE, None), (KEYS, None)]
+
+
+@pytest.mark.parametrize(("source", "fault"), _faults())
+def test_planted_faults_show(emulated_path: Path, tmp_path: Path, source: str, fault: int | str | None) -> None:
+    """Every barrier of the attention kernel is needed, and so is its wait for copies; as it is, nothing shows.
+
+    Those of attention_keys.cuh are of FP8 caches alone.
+    """
+    text, fp8 = (PLUGINS / "kernels" / source).read_text(), source == KEYS
     if fault == "wait":
         assert "copy_async_wait<1>();" in text
         text = text.replace("copy_async_wait<1>();", "copy_async_wait<2>();")
     elif isinstance(fault, int):
         text = _without_barrier(text, fault)
-    assert _shows(_planted(emulated_path, tmp_path, text)) == (fault is not None)
+    library = _planted(emulated_path, tmp_path, source, text, fp8=fp8)
+    assert _shows(library, FP8_LAUNCHES if fp8 else LAUNCHES) == (fault is not None)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
-from tests.plugins.cubins import KEYS, compiled, compiling
+from tests.plugins.cubins import FP8_KEYS, KEYS, compiled, compiling
 from tests.plugins.plugin_graphs import SIZES, Compiled, compile_pair, op_model, parser_processes, refusal
 from tests.tiny import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
 from trtllm_dflash.errors import GraphError
@@ -22,10 +22,14 @@ from trtllm_dflash.graph.plugin_nodes import KernelKey
 ARCHS = ("sm89", "sm120", "sm121")
 PLAIN = "plain"
 PAIRS = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
+FP8_PAIRS = [("llama", "mixed"), ("qwen3", PLAIN)]
 # Different ones, so that the kernel of one model is not the other's. Few tiles are compiled for 256.
 TARGET_DIM, DRAFTER_DIM = 64, 256
 ACCEPT, TARGET, DRAFTER = (KEYS[0], *(KernelKey("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)))
-FAKE = {ACCEPT: b"accept" * 100, TARGET: b"target" * 100, DRAFTER: b"drafter" * 100}
+FP8_TARGET = FP8_KEYS[0]
+FAKE = {key: str(key).encode() * 100 for key in (ACCEPT, TARGET, DRAFTER, FP8_TARGET)}
+FP8 = "fp8 "  # before an arch: with the target's caches in FP8
+SCALES = {0: (0.25, 0.013), 1: (1.0, 0.5)}
 Futures = dict[tuple[str, str, str], Future[Compiled]]
 
 
@@ -56,19 +60,24 @@ def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures
         models = _models(directory, *pair)
         for arch in ARCHS:
             made[*pair, arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch])
+        if pair in FP8_PAIRS:
+            for arch in ARCHS:
+                made[*pair, FP8 + arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch], SCALES)
         if pair == ("llama", "mixed"):
             made[*pair, ""] = pool.submit(compile_pair, models, directory, "sm120", {})
     return made
 
 
-def _expected_fields(variant: str) -> dict[str, dict[str, float]]:
+def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, float]]:
     """The fields of every plugin layer by its name: the mask of each drafter layer is the variant's."""
     is_causal, others_slide, last_slides = DRAFTER_VARIANTS.get(variant, (None, False, False))
     scales = {size: float(np.float32(size**-0.5)) for size in (TARGET_DIM, DRAFTER_DIM)}
-    target = {"scale": scales[TARGET_DIM], "window_size": 0, "head_dim": TARGET_DIM}
-    fields: dict[str, dict[str, float]] = {
-        f"/target/layers.{layer}/DFlashVerifyAttention": target for layer in range(2)
-    } | {"/accept/DFlashAccept": {}}
+    target = {"scale": scales[TARGET_DIM], "window_size": 0, "head_dim": TARGET_DIM, "fp8_cache": int(fp8)}
+    fields: dict[str, dict[str, float]] = {}
+    for layer, pair in SCALES.items():
+        worth = dict(zip(("key_scale", "value_scale"), map(float, np.float32(pair if fp8 else (0, 0))), strict=True))
+        fields[f"/target/layers.{layer}/DFlashVerifyAttention"] = target | worth
+    fields["/accept/DFlashAccept"] = {}
     for layer, slides in enumerate((others_slide, last_slides) if variant != PLAIN else ()):
         causal = is_causal if is_causal is not None else slides
         fields[f"/drafter/layers.{layer}/DFlashDraftAttention"] = {
@@ -85,11 +94,22 @@ def _expected_fields(variant: str) -> dict[str, dict[str, float]]:
 def test_every_target_and_mask_variant_has_its_plugins(
     architecture: str, variant: str, arch: str, engines: Futures
 ) -> None:
-    found = engines[architecture, variant, arch].result(timeout=600)
+    _check_engine(engines[architecture, variant, arch].result(timeout=600), variant, arch, fp8=False)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("architecture", "variant"), FP8_PAIRS)
+def test_the_targets_caches_may_be_fp8(architecture: str, variant: str, arch: str, engines: Futures) -> None:
+    """Bound as FP8 and written in place; each layer has its scales and the kernel of FP8 caches."""
+    _check_engine(engines[architecture, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True)
+
+
+def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> None:
+    target = FP8_TARGET if fp8 else TARGET
     layers = {layer.name: layer for layer in found.layers}
-    expected = _expected_fields(variant)
+    expected = _expected_fields(variant, fp8)
     assert list(layers) == list(expected)
-    kernels = [compiled(key, arch).code for key in (TARGET, ACCEPT, DRAFTER)]
+    kernels = [compiled(key, arch).code for key in (target, ACCEPT, DRAFTER)]
     for name, fields in expected.items():
         layer, operator = layers[name], name.split("/")[-1]
         assert layer.plugin == (operator, "1", "trtllm_dflash")
@@ -98,7 +118,9 @@ def test_every_target_and_mask_variant_has_its_plugins(
         assert layer.fields == {**fields, "cubin": kernel}
         assert (layer.num_inputs, layer.num_outputs) == ((8, 4) if is_accept else (6, 3))
         assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))
-    counts = {ACCEPT: 1, TARGET: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
+    caches = {name: kind for name, kind in found.inputs.items() if "_key." in name or "_value." in name}
+    assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
+    counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
     assert found.kernels == counts
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs
@@ -132,6 +154,12 @@ def test_a_graph_of_one_plugin_compiles(pool: Executor) -> None:
     assert pool.submit(refusal, "DFlashAccept", {}, FAKE, {}).result(timeout=600) == ""
 
 
+def test_a_graph_of_one_plugin_with_fp8_caches_compiles(pool: Executor) -> None:
+    changes = {"dtypes": dict.fromkeys(("key_cache", "value_cache"), "float8e4m3fn")}
+    told = pool.submit(refusal, VERIFY, changes | {"key_scale": 0.5, "value_scale": 2.0}, FAKE, {}).result(timeout=600)
+    assert told == ""
+
+
 def test_sinks_are_one_more_input(pool: Executor) -> None:
     sinks = {"shapes": {"sinks": (SIZES["Hq"],)}}
     assert pool.submit(refusal, VERIFY, sinks, FAKE, {}).result(timeout=600) == ""
@@ -144,6 +172,9 @@ def test_sinks_are_one_more_input(pool: Executor) -> None:
     [
         (VERIFY, {"dtypes": {"q": "float32"}}, f"{VERIFY}: q is FLOAT, expected BF16"),
         (VERIFY, {"dtypes": {"positions": "int32"}}, f"{VERIFY}: positions is INT32, expected INT64"),
+        (VERIFY, {"dtypes": {"value_cache": "float8e4m3fn"}}, f"{VERIFY}: key_cache is BF16, expected FP8"),
+        (VERIFY, {"dtypes": {"key_cache": "float32"}}, f"{VERIFY}: key_cache is FLOAT, expected BF16"),
+        (DRAFT, {"dtypes": {"key_cache": "float8e4m3fn"}}, f"{DRAFT}: key_cache is FP8, expected BF16"),
         ("DFlashAccept", {"dtypes": {"logits": "bfloat16"}}, "DFlashAccept: logits is BF16, expected FLOAT"),
         (
             VERIFY,
@@ -189,7 +220,7 @@ def test_a_kernel_or_field_that_is_not_there_is_told(pool: Executor) -> None:
     told = pool.submit(refusal, VERIFY, {}, {ACCEPT: b"x"}, {}).result(timeout=600)
     assert f"{VERIFY}: no kernel was compiled for attention, head_dim 64" in told
     told = pool.submit(refusal, VERIFY, {}, FAKE, {}, "window_size").result(timeout=600)
-    assert f"{VERIFY}: its field window_size is missing, got head_dim, scale" in told
+    assert f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, scale, value_scale" in told
 
 
 def test_a_head_dim_without_a_kernel_is_refused_before_tensorrt() -> None:

@@ -163,6 +163,14 @@ REFUSED = [
         _both(_with("q", shape_2=7), _with("out", shape_2=7), _with("sinks", shape_0=7)),
         r"q.shape\[2\] \(Hq\): got 7, expected a multiple of Hkv, 3",
     ),
+    ("verify", _with("options", key_scale=0.5), r"key_scale: got 0.5, expected 0: the caches are bfloat16"),
+    ("verify", _with("key_cache", dtype=4), r"value_cache: got bfloat16, expected float8_e4m3"),
+    ("draft", _with("key_cache", dtype=4), r"key_cache: got float8_e4m3, expected bfloat16"),
+    (
+        "verify",
+        _both(_with("key_cache", dtype=4), _with("value_cache", dtype=4), _with("options", key_scale=0.5)),
+        r"value_scale: got 0, expected a finite number above 0: the caches are float8_e4m3",
+    ),
     (
         "draft",
         _both(*(_with(name, shape_1=T) for name in ("k", "v", "positions"))),

@@ -73,7 +73,7 @@ def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, f
     axes: dict[str, int] = {"1": 1}
     for tensor in kept:
         axes |= dict(zip(tensor.axes, arrays[tensor.name].shape, strict=True))
-    dtypes = {"T": arrays[kept[0].name].dtype}
+    dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
     placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
     for tensor in spec.outputs:
         shape, dtype = [axes[axis] for axis in tensor.axes], dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
@@ -104,6 +104,8 @@ CASES = [
     Case((64, 5), 1, head_dim=256, group=1, sinks=True),
     Case((9, 40), 8, context_rows=6, committed=(2, 6), causal=False),
     Case((9, 70), 5, head_dim=128, context_rows=4, committed=(1, 4), window=12),
+    Case((33, 2), 8, head_dim=128, group=7, sinks=True, cache_scales=(0.01, 0.03)),
+    Case((200,), 40, head_dim=64, kv_heads=3, cache_scales=(1.0, 1.0)),
 ]
 
 
@@ -113,16 +115,17 @@ def test_attention(case: Case, processors: int, module: EmulatedModule, emulated
     module.processors = processors
     given, scale = inputs(case), case.head_dim**-0.5
     numbers: dict[str, float] = {"scale": scale, "window_size": case.window, "head_dim": case.head_dim}
-    numbers |= {"causal": int(case.causal)} if case.draft else {}
+    numbers |= {"causal": int(case.causal)} if case.draft else {"fp8_cache": int(case.cache_scales is not None)}
+    numbers |= dict(zip(("key_scale", "value_scale"), case.cache_scales or (), strict=False))
     got = enqueue(DRAFT if case.draft else VERIFY, given, numbers)
     want = emulated.attention(
         "draft" if case.draft else "verify", given, scale=scale, window=case.window, causal=case.causal,
-        processors=min(processors, plan.MAX_PROCESSORS),
+        processors=min(processors, plan.MAX_PROCESSORS), cache_scales=case.cache_scales,
     )  # fmt: skip
     assert {stream for _, stream in module.launched} == {77}
     names = {"out": "out", "key_cache": "key_cache_out", "value_cache": "value_cache_out"}
     for name, ours in names.items():
-        np.testing.assert_array_equal(got[ours].view(np.uint16), want[name].view(np.uint16))
+        np.testing.assert_array_equal(got[ours].view(np.uint8), want[name].view(np.uint8))
 
 
 def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:
@@ -172,6 +175,24 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
         made.enqueue(inside, outside, [1, 2, 3, 4, 5, 6], [7, 4, 6], 0, 0)
     assert module.launched == []
     assert len(plugin.take_refusals()) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "numbers", "words"),
+    [
+        (CASES[0], {"key_scale": 0.5}, "attention over bfloat16 caches has no scales of them: key_scale is 0.5"),
+        (CASES[6], {"fp8_cache": 1}, "attention over FP8 caches needs their scales: key_scale is 0.0"),
+        (
+            CASES[6],
+            {"fp8_cache": 1, "key_scale": 1.0, "value_scale": float("nan")},
+            "attention over FP8 caches needs their scales: value_scale is nan",
+        ),
+    ],
+)
+def test_scales_belong_to_fp8_caches(case: Case, numbers: dict[str, float], words: str, module: EmulatedModule) -> None:
+    with pytest.raises(EngineError, match=words):
+        enqueue(VERIFY, inputs(case), {"scale": 1.0, "window_size": 0, "head_dim": case.head_dim} | numbers)
+    assert module.launched == []
 
 
 def test_wrong_shapes_are_refused_before_a_launch(module: EmulatedModule) -> None:

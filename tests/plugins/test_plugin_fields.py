@@ -22,7 +22,14 @@ LOG = trt.Logger(trt.Logger.ERROR)
 CUBIN = bytes(range(256)) * 40
 FLOAT, INT = (np.float32, trt.PluginFieldType.FLOAT32), (np.int32, trt.PluginFieldType.INT32)
 NUMBERS: dict[str, dict[str, float]] = {
-    "DFlashVerifyAttention": {"scale": 0.25, "window_size": 7, "head_dim": 96},
+    "DFlashVerifyAttention": {
+        "scale": 0.25,
+        "window_size": 7,
+        "key_scale": 0.0,
+        "value_scale": 0.0,
+        "head_dim": 96,
+        "fp8_cache": 0,
+    },
     "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "causal": 1, "head_dim": 128},
     "DFlashAccept": {},
 }
@@ -45,7 +52,7 @@ def _creator(spec: OpSpec) -> StepPluginCreator:
 def test_a_creator_names_its_operators_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     creator = StepPluginCreator(spec)
     assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
-    declared = [*(attribute.name for attribute in spec.attributes), *(size.name for size in spec.kernel.sizes)]
+    declared = [part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types)]
     assert [field.name for field in creator.field_names] == declared == list(NUMBERS[spec.name])
 
 
@@ -63,17 +70,20 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     assert (loaded.plugin_name, loaded.plugin_version, loaded.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
 
 
-@specs
-def test_inputs_outputs_and_types_are_the_declarations(spec: OpSpec) -> None:
-    made = StepPlugin(spec, NUMBERS[spec.name], CUBIN)
+@pytest.mark.parametrize(("name", "fp8_cache"), [*((name, 0) for name in OPS), ("DFlashVerifyAttention", 1)])
+def test_inputs_outputs_and_types_are_the_declarations(name: str, fp8_cache: int) -> None:
+    spec = OPS[name]
+    made = StepPlugin(spec, NUMBERS[name] | {"fp8_cache": fp8_cache}, CUBIN)
     assert made.num_outputs == len(spec.outputs)
     names = [tensor.name for tensor in spec.plugin_inputs]
     assert "kv_positions" not in names
     types = {"T": trt.DataType.BF16, "float32": trt.DataType.FLOAT, "int32": trt.DataType.INT32}
     types["int64"] = trt.DataType.INT64
+    types["C"] = trt.DataType.FP8 if fp8_cache else trt.DataType.BF16
     inputs = [types[tensor.dtype] for tensor in spec.plugin_inputs if not tensor.optional]
     outputs = [types[tensor.dtype] for tensor in spec.outputs]
     assert made.get_output_data_types(inputs) == outputs
+    assert ("C" in {tensor.dtype for tensor in spec.outputs}) == (name == "DFlashVerifyAttention")
     for position, right in enumerate((*inputs, *outputs)):
         for kind, layout in ((right, "LINEAR"), (right, "CHW4"), (trt.DataType.INT8, "LINEAR")):
             desc = SimpleNamespace(type=kind, format=getattr(trt.TensorFormat, layout))
@@ -100,8 +110,18 @@ def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
 @pytest.mark.parametrize(
     ("phase", "leave_out", "words"),
     [
-        (BUILD, "head_dim", "DFlashVerifyAttention: its field head_dim is missing, got scale, window_size"),
-        (RUNTIME, "scale", "DFlashVerifyAttention: its field scale is missing, got cubin, head_dim, window_size"),
+        (
+            BUILD,
+            "head_dim",
+            "DFlashVerifyAttention: its field head_dim is missing, got fp8_cache, key_scale, scale, "
+            "value_scale, window_size",
+        ),
+        (
+            RUNTIME,
+            "scale",
+            "DFlashVerifyAttention: its field scale is missing, got cubin, fp8_cache, head_dim, "
+            "key_scale, value_scale, window_size",
+        ),
         (RUNTIME, "cubin", "DFlashVerifyAttention: the engine has no kernel in the field cubin; build it again"),
     ],
 )

@@ -21,7 +21,8 @@ from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.quantization import algos_of
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.graph.io import Port, step_ports
+from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
+from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 from trtllm_dflash.log import human_bytes
 
@@ -37,6 +38,7 @@ class Prepared:
     drafter: Checkpoint[DrafterConfig] | None
     resolved: ResolvedBuild
     draft_vocab: np.ndarray | None = None  # int64, the token ids that may be drafted; None: all
+    kv_scales: KvScales | None = None  # makes the target's caches FP8
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint[Any]]:
@@ -49,8 +51,13 @@ class Prepared:
         config, sizes = self.drafter.config if self.drafter else None, self.resolved
         return step_ports(
             self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
-            plugins=sizes.plugins,
+            plugins=sizes.plugins, kv_cache_dtype=self._kv_cache_dtype,
         )  # fmt: skip
+
+    @property
+    def _kv_cache_dtype(self) -> str | None:
+        sizes = self.resolved
+        return None if self.kv_scales is None else fp8_cache_dtype(sizes.dtype, plugins=sizes.plugins)
 
     @property
     def weight_bytes(self) -> int:
@@ -69,8 +76,7 @@ class Prepared:
     def cache_bytes_per_slot(self) -> int:
         """Bytes of all caches of one slot."""
         caches = (port for port in self.ports if port.cache and port.direction == "input")
-        elements = sum(prod(size for size in port.shape if isinstance(size, int)) for port in caches)
-        return elements * DTYPE_BYTES[self.resolved.dtype]
+        return sum(prod(size for size in port.shape if isinstance(size, int)) * port.item_bytes for port in caches)
 
     def rows(self) -> list[tuple[str, str]]:
         """The resolved configuration, for people."""
@@ -142,6 +148,23 @@ def prepare(config: BuildConfig) -> Prepared:
         _check_kernels(models)
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     return Prepared(config, target, drafter, resolved, vocab)
+
+
+def check_fp8_kv(resolved: ResolvedBuild) -> None:
+    """Check that an engine of these sizes can have FP8 caches.
+
+    Raises:
+        UsageError: saying what can.
+    """
+    arch = ARCHS[resolved.arch]
+    if not arch.has_fp8:
+        able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
+        raise UsageError(f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have it")
+    if arch.is_gpu and not resolved.plugins:
+        raise UsageError(
+            f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only caches of float32, "
+            f"float16 and bfloat16 in place; leave --no-plugins out"
+        )
 
 
 def _check_kernels(models: Mapping[str, Checkpoint[Any]]) -> None:

@@ -32,6 +32,11 @@ class Arch:
         """Whether it is a GPU, so that an engine for it may hold our kernels."""
         return self.name.startswith("sm")
 
+    @property
+    def has_fp8(self) -> bool:
+        """Whether it computes with FP8: GPUs from sm89 on; a CPU as exactly, and slowly."""
+        return not self.is_gpu or int(self.name[2:]) >= 89
+
 
 ARCHS = {
     arch.name: arch

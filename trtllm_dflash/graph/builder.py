@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,13 @@ from trtllm_dflash.errors import GraphError
 
 OPSET = 24  # TensorScatter, the in-place cache write, first appears here
 OPS_DOMAIN = "trtllm_dflash"
+DTYPES = {  # by their names in declarations
+    "float32": ir.DataType.FLOAT,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "float8e4m3fn": ir.DataType.FLOAT8E4M3FN,
+    "int32": ir.DataType.INT32,
+    "int64": ir.DataType.INT64,
+}
 
 Operand = ir.Value | int | float | bool | Sequence[int]
 
@@ -20,11 +27,13 @@ class GraphBuilder:
     """Collects nodes; `g.MatMul(a, b)` emits an ONNX MatMul and returns its output value.
 
     An operand that is a Python int, float, bool or list of ints becomes a constant (int64, float32, bool, int64 [n]).
+    `attributes`: those of the function whose body is written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: Collection[str] = ()) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
+        self._attributes = frozenset(attributes)
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
         self._constants: list[dict[Any, ir.Value]] = [{}]
@@ -66,6 +75,10 @@ class GraphBuilder:
             shape = ir.Shape(list(made.shape.numpy()))
             self.initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(made.dtype), const_value=made)
         return self.initializers[name]
+
+    def has_attribute(self, name: str) -> bool:
+        """Whether the enclosing function has the attribute `name`."""
+        return name in self._attributes
 
     def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
         """The value of the enclosing function's own attribute `name`, as a scalar constant."""
@@ -143,7 +156,7 @@ def function_from_body(
     domain: str = OPS_DOMAIN,
 ) -> ir.Function:
     """Record `body(g, *inputs)` as an ONNX function of our domain, or of another."""
-    g = GraphBuilder()
+    g = GraphBuilder([attribute.name for attribute in attributes])
     inputs = [ir.Value(name=input_name) for input_name in input_names]
     results = body(g, *inputs)
     if len(results) != len(output_names):

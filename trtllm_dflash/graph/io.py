@@ -9,6 +9,8 @@ from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.target import TargetConfig
 
 BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
+FP8 = "float8e4m3fn"
+_ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class Port:
     aliases: str | None = None  # an output cache: the input whose memory it shares
     cache: str | None = None  # "target" | "drafter"
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return _ITEM_BYTES[self.dtype]
+
     def to_json(self) -> dict[str, Any]:
         """The port as it is written in the engine's config.json."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -36,12 +43,14 @@ def step_ports(
     cache_len: int,
     block_size: int,
     plugins: bool = False,
+    kv_cache_dtype: str | None = None,
 ) -> tuple[Port, ...]:
     """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and block_size 1.
 
-    With plugins there is no port of symbol CONTEXT: they read on the device how far attention must look.
+    With plugins there is no port of symbol CONTEXT: they read on the device how far attention must look. The target's
+    caches are of `kv_cache_dtype` where it is given, all else of `dtype`.
     """
-    caches = _cache_ports("target", target, dtype, cache_len)
+    caches = _cache_ports("target", target, kv_cache_dtype or dtype, cache_len)
     if drafter is not None:
         caches += _cache_ports("draft", drafter, dtype, cache_len)
     outputs = tuple(
@@ -50,6 +59,11 @@ def step_ports(
     )
     controls = tuple(port for port in _control_inputs(cache_len) if not (plugins and CONTEXT in port.shape))
     return (*controls, *caches, *_control_outputs(block_size), *outputs)
+
+
+def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
+    """The type of caches that hold FP8 codes: plugins have them as FP8, the operators' bodies as numbers of `dtype`."""
+    return FP8 if plugins else dtype
 
 
 def _control_inputs(cache_len: int) -> tuple[Port, ...]:

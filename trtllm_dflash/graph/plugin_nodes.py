@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
-from trtllm_dflash.graph.builder import OPS_DOMAIN
+from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN
 from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
@@ -16,7 +16,7 @@ PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
 
 @dataclass(frozen=True, order=True)
 class KernelKey:
-    """A kernel source and the sizes that it is compiled for."""
+    """A kernel source and the sizes that it is compiled for; a type that is not T is among them, as 1."""
 
     source: str
     sizes: tuple[tuple[str, int], ...] = ()
@@ -28,8 +28,8 @@ class KernelKey:
 def use_plugins(model: ir.Model) -> None:
     """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name finds the plugin.
 
-    Such a node says its plugin's version and namespace and the sizes that its kernel is compiled for, and has no input
-    that only a body needs. Inputs of the graph that nothing uses any more are gone.
+    Such a node says its plugin's version and namespace, all attributes, and the sizes and types that its kernel is
+    compiled for, and has no input that only a body needs. Inputs of the graph that nothing uses any more are gone.
 
     Raises:
         GraphError: for a size that there is no kernel for, or that the graph does not fix.
@@ -55,8 +55,14 @@ def kernel_keys(model: ir.Model) -> dict[KernelKey, int]:
 
 
 def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelKey:
-    """The kernel of an operator with these sizes (by name; more may be given)."""
-    return KernelKey(spec.kernel.source, tuple((size.name, sizes[size.name]) for size in spec.kernel.sizes))
+    """The kernel of an operator with these sizes and types (by name; more may be given).
+
+    What is T is not in the key: operators that have no other types there share its kernel.
+    """
+    names = [size.name for size in spec.kernel.sizes] + [
+        kind.name for kind in spec.kernel.types if sizes.get(kind.name)
+    ]
+    return KernelKey(spec.kernel.source, tuple((name, sizes[name]) for name in names))
 
 
 def _int(attribute: ir.Attr) -> bool:
@@ -64,8 +70,11 @@ def _int(attribute: ir.Attr) -> bool:
 
 
 def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
-    for name, size in _kernel_sizes(node, spec).items():
-        node.attributes[name] = ir.AttrInt64(name, size)
+    for attribute in spec.attributes:
+        if attribute.name not in node.attributes:
+            node.attributes[attribute.name] = ir.Attr(attribute.name, attribute.kind, attribute.default)
+    for name, number in (_kernel_sizes(node, spec) | _kernel_types(node, spec)).items():
+        node.attributes[name] = ir.AttrInt64(name, number)
     for name, text in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE)):
         node.attributes[name] = ir.AttrString(name, text)
     kept = [value for value, tensor in zip(node.inputs, spec.inputs, strict=False) if not tensor.body_only]
@@ -93,3 +102,14 @@ def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
                 f"{', '.join(map(str, size.values))}; build with --no-plugins"
             )
     return found
+
+
+def _kernel_types(node: ir.Node, spec: OpSpec) -> dict[str, int]:
+    """For each type that the kernel may have instead of T, whether an input of that symbol has it."""
+    given = [
+        (tensor.dtype, value) for value, tensor in zip(node.inputs, spec.inputs, strict=False) if value is not None
+    ]
+    return {
+        kind.name: int(any(symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given))
+        for kind in spec.kernel.types
+    }

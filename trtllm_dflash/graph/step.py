@@ -16,9 +16,10 @@ import onnx_ir as ir
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.target import TargetConfig
-from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterContext
-from trtllm_dflash.graph.io import Port, step_ports
+from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
+from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
 from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.plugin_nodes import use_plugins
@@ -28,12 +29,6 @@ from trtllm_dflash.graph.targets.context import TargetContext
 from trtllm_dflash.graph.weights import WeightSource
 
 IR_VERSION = 11
-DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32,
-    "int64": ir.DataType.INT64,
-}
 
 
 def build_step(
@@ -45,20 +40,31 @@ def build_step(
     block_size: int,
     draft_vocab: np.ndarray | None = None,
     plugins: bool = False,
+    kv_scales: KvScales | None = None,
 ) -> ir.Model:
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
     is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
     type `dtype`; others are converted when read. So are quantized ones, unless `dtype` is float32: see
-    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`).
+    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`). `kv_scales`, of every target
+    layer, make the target's caches FP8: a key is its code times the layer's key scale.
     Ports are those of `graph.io.step_ports`.
+
+    Raises:
+        GraphError: for scales that no cache can have, or FP8 caches where the compiler would have to make the kernels.
     """
     config = drafter.config if drafter else None
-    ports = step_ports(target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size)
+    kv_cache_dtype = None
+    if kv_scales is not None:
+        check_kv_scales(kv_scales, target.config.num_layers, dtype=dtype, plugins=plugins)
+        kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
+    ports = step_ports(
+        target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size, kv_cache_dtype=kv_cache_dtype
+    )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    results = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab).emit(target, drafter)
+    results = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, kv_scales).emit(target, drafter)
     outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
     graph = ir.Graph(
         list(inputs.values()),
@@ -84,6 +90,7 @@ class _Step:
     cache_len: int
     block_size: int
     draft_vocab: np.ndarray | None
+    kv_scales: KvScales | None
 
     def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> dict[str, ir.Value]:
         """The outputs by port name."""
@@ -120,6 +127,7 @@ class _Step:
             positions=self._positions(past, g.size(ids, 1)),
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
+            kv_scales=self.kv_scales,
         )
         x = _embed(m, ids, config.hidden_size)
         outputs = []

@@ -55,13 +55,13 @@ def compile_kernel(key: KernelKey, arch: str) -> Cubin:
     name = f"{key.source}.cu"
     if name not in sources:
         raise BuildError(f"there is no kernel source {name}, only {', '.join(sorted(sources))}")
-    # No 'a' target: the kernels use nothing beyond sm_80, so the plain one has the same instructions.
+    # No 'a' target: the kernels use nothing beyond sm_80, and of FP8 sm_89: the plain one has the same instructions.
     options = [
         f"--gpu-architecture={arch.replace('sm', 'sm_')}",
         "--std=c++17",
         "--device-as-default-execution-space",  # plan functions and constants are shared with the host
         "--ptxas-options=-v",
-        *(f"-DDFLASH_{size.upper()}={value}" for size, value in key.sizes),
+        *(f"-DDFLASH_{name.upper()}={value}" for name, value in key.sizes),
         *(f"-I{folder}" for folder in _cuda_headers().values()),
     ]
     headers = {header: text for header, text in sources.items() if header.endswith((".h", ".cuh"))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import Structure
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.plugin_nodes import KernelKey
@@ -46,9 +46,27 @@ class Operation:
 
 
 def _attention_kernels(key: KernelKey) -> list[str]:
-    head_dim = dict(key.sizes)["head_dim"]
-    tiles = [f"dflash_attention_d{head_dim}_r{tile.rows}" for tile in plan.attention_tiles(head_dim)]
-    return [*tiles, f"dflash_attention_merge_d{head_dim}"]
+    sizes = dict(key.sizes)
+    head_dim, suffix = sizes["head_dim"], _suffix(sizes)
+    tiles = [f"dflash_attention_d{head_dim}_r{tile.rows}{suffix}" for tile in plan.attention_tiles(head_dim)]
+    return [*tiles, f"dflash_attention_merge_d{head_dim}{suffix}"]
+
+
+def _suffix(numbers: Mapping[str, int | float]) -> str:
+    return "_fp8" if numbers.get("fp8_cache") else ""
+
+
+def _cache_scales(attributes: Mapping[str, int | float]) -> dict[str, float]:
+    """What a code is worth; of bfloat16 caches, which hold none, 1."""
+    fp8, scales = bool(attributes.get("fp8_cache")), {}
+    for name in ("key_scale", "value_scale"):
+        scale = float(attributes.get(name, 0))
+        if fp8 and not 0 < scale < inf:
+            raise EngineError(f"attention over FP8 caches needs their scales: {name} is {scale}")
+        if not fp8 and scale:
+            raise EngineError(f"attention over bfloat16 caches has no scales of them: {name} is {scale}")
+        scales[name] = scale if fp8 else 1.0
+    return scales
 
 
 def _attention_sizes(dims: Dims) -> dict[str, int]:
@@ -81,13 +99,15 @@ def _attention(call: Call) -> list[Launch]:
         window=int(call.attributes["window_size"]),
         causal=int(call.attributes.get("causal", 1)),
         scale=call.attributes["scale"],
+        **_cache_scales(call.attributes),
     )
     grid = (made.row_tiles * made.splits, sizes["kv_heads"], sizes["batch"])
-    name = f"dflash_attention_d{head_dim}_r{made.tile.rows}"
+    suffix = _suffix(call.attributes)
+    name = f"dflash_attention_d{head_dim}_r{made.tile.rows}{suffix}"
     launches = [Launch(name, grid, plan.ATTENTION_THREADS, made.shared_bytes, params)]
     if made.splits > 1:
-        blocks = plan.merge_blocks(head_rows)
-        launches.append(Launch(f"dflash_attention_merge_d{head_dim}", (blocks, 1, 1), plan.MERGE_THREADS, 0, params))
+        merge, blocks = f"dflash_attention_merge_d{head_dim}{suffix}", plan.merge_blocks(head_rows)
+        launches.append(Launch(merge, (blocks, 1, 1), plan.MERGE_THREADS, 0, params))
     return launches
 
 

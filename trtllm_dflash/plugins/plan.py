@@ -33,6 +33,8 @@ class AttentionParams(Structure):
             "batch rows context_rows q_heads kv_heads cache_len splits window causal",
         ),
         ("scale", c_float),
+        ("key_scale", c_float),
+        ("value_scale", c_float),
     )
 
 

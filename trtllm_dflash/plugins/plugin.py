@@ -35,6 +35,7 @@ _refusals: list[str] = []
 _TYPES = {
     "float32": trt.DataType.FLOAT,
     "bfloat16": trt.DataType.BF16,
+    "float8e4m3fn": trt.DataType.FP8,
     "int32": trt.DataType.INT32,
     "int64": trt.DataType.INT64,
 }
@@ -80,7 +81,7 @@ def _notes(default: Any) -> Callable[[Method], Method]:
 
 
 class StepPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime):  # type: ignore[misc]
-    """An operator of ours. `numbers`: its attributes and the sizes of its kernel by name; `cubin`: that kernel."""
+    """An operator of ours. `numbers`: its attributes and its kernel's sizes and types by name; `cubin`: that kernel."""
 
     def __init__(self, spec: OpSpec, numbers: Mapping[str, int | float], cubin: bytes) -> None:
         for base in StepPlugin.__bases__:
@@ -207,14 +208,14 @@ class StepPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, t
         """Checked shapes by tensor name, inputs first."""
         tensors = [*given_inputs(self.spec, len(inputs)), *self.spec.outputs]
         found = {tensor.name: tuple(dims) for tensor, dims in zip(tensors, (*inputs, *outputs), strict=False)}
-        check_shapes(self.spec, found, {name: int(value) for name, value in self.numbers.items()})
+        check_shapes(self.spec, found, _sizes(self.numbers))
         return found
 
     def _key(self) -> KernelKey:
-        return kernel_key(self.spec, {name: int(value) for name, value in self.numbers.items()})
+        return kernel_key(self.spec, _sizes(self.numbers))
 
     def _type(self, dtype: str) -> Any:
-        return _TYPES[self.spec.kernel.dtype if dtype == "T" else dtype]
+        return _TYPES[self.spec.kernel.element_type(dtype, self.numbers)]
 
 
 class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
@@ -241,7 +242,7 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             if name not in given:
                 raise EngineError(f"{self.name}: its field {name} is missing, got {', '.join(sorted(given))}")
             numbers[name] = kind(np.asarray(given[name].data).item())
-        key = kernel_key(self.spec, {name: int(value) for name, value in numbers.items()})
+        key = kernel_key(self.spec, _sizes(numbers))
         if phase == trt.TensorRTPhase.RUNTIME:
             if CUBIN not in given:
                 raise EngineError(f"{self.name}: the engine has no kernel in the field {CUBIN}; build it again")
@@ -252,9 +253,15 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
 
 def number_fields(spec: OpSpec) -> dict[str, tuple[type, Any]]:
-    """The fields of an operator's node, its attributes and the sizes of its kernel: Python type and field type."""
-    numbers = {a.name: type(a.default) for a in spec.attributes} | {size.name: int for size in spec.kernel.sizes}
+    """The fields of an operator's node, its attributes and its kernel's sizes and types: Python type and field type."""
+    numbers = {a.name: type(a.default) for a in spec.attributes}
+    numbers |= {size.name: int for size in spec.kernel.sizes} | {kind.name: int for kind in spec.kernel.types}
     return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in numbers.items()}
+
+
+def _sizes(numbers: Mapping[str, int | float]) -> dict[str, int]:
+    """The whole numbers among them: a kernel's sizes and types, and attributes that are none of either."""
+    return {name: value for name, value in numbers.items() if isinstance(value, int)}
 
 
 def _number_field(name: str, value: int | float) -> Any:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
-from trtllm_dflash.config.build import DTYPE_BYTES
-from trtllm_dflash.graph.io import Port
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.cuda import Cuda
 from trtllm_dflash.runtime.record import Record
@@ -25,7 +21,7 @@ class RtxSlots:
         self._cuda = cuda
         self._caches = {port.name: port for port in config.ports if port.cache and port.direction == "input"}
         owned = {port.name: port for port in config.ports if port.name in _OWNED} | self._caches
-        self._slot_bytes = {name: prod(map(int, port.shape[1:])) * _item_bytes(port) for name, port in owned.items()}
+        self._slot_bytes = {name: prod(map(int, port.shape[1:])) * port.item_bytes for name, port in owned.items()}
         slots = config.max_batch_size
         self._base = {name: cuda.allocate(size * slots, f"{slots} × {name}") for name, size in self._slot_bytes.items()}
         self._new = Record(
@@ -60,9 +56,5 @@ class RtxSlots:
                 self._cuda.copy(there, here, size)
                 continue
             _, heads, length, head_dim = map(int, (0, *self._caches[name].shape[1:]))
-            row = head_dim * _item_bytes(self._caches[name])
+            row = head_dim * self._caches[name].item_bytes
             self._cuda.copy_rows(there, length * row, here, length * row, row_bytes=used * row, rows=heads)
-
-
-def _item_bytes(port: Port) -> int:
-    return DTYPE_BYTES[port.dtype] if port.dtype in DTYPE_BYTES else np.dtype(port.dtype).itemsize

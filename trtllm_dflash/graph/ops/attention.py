@@ -5,21 +5,31 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.spec import Attribute, Kernel, KernelSize, Tensor
+from trtllm_dflash.graph.ops.spec import Attribute, Kernel, KernelSize, KernelType, Tensor
 
 SCALE = Attribute("scale", 1.0, "multiplies query · key, usually head_dim^-0.5")
 WINDOW = Attribute("window_size", 0, "keys further away than this are not seen, the query's own counted; 0: no window")
 
-CACHES = (
-    Tensor("key_cache", "T", "[B, Hkv, cache_len, D]", "updated in place"),
-    Tensor("value_cache", "T", "[B, Hkv, cache_len, D]", "updated in place"),
-)
-CACHE_OUTPUTS = (
-    Tensor("key_cache_out", "T", "[B, Hkv, cache_len, D]", "the memory of key_cache", aliases="key_cache"),
-    Tensor("value_cache_out", "T", "[B, Hkv, cache_len, D]", "the memory of value_cache", aliases="value_cache"),
-)
+_CODES = "a code of {0}_cache stands for {1} times its number; left out: the cache holds {0}s as they are"
+KEY_SCALE = Attribute("key_scale", 0.0, _CODES.format("key", "key_scale"), optional=True)
+VALUE_SCALE = Attribute("value_scale", 0.0, _CODES.format("value", "value_scale"), optional=True)
+_QUANTIZED = ir.DataType.FLOAT8E4M3FN
+
+_CACHES = ("key_cache", "value_cache")
 SINKS = Tensor("sinks", "T", "[Hq]", "a logit for each head that takes weight and gives nothing", optional=True)
 KERNEL = Kernel("attention", "bfloat16", (KernelSize("head_dim", "D", (64, 96, 128, 256)),))
+FP8_CACHE = KernelType("fp8_cache", "C", "float8e4m3fn")
+
+
+def caches(dtype: str) -> tuple[Tensor, ...]:
+    """The inputs that hold the keys and values of earlier steps."""
+    return tuple(Tensor(name, dtype, "[B, Hkv, cache_len, D]", "updated in place") for name in _CACHES)
+
+
+def cache_outputs(dtype: str) -> tuple[Tensor, ...]:
+    """Their outputs."""
+    shape = "[B, Hkv, cache_len, D]"
+    return tuple(Tensor(f"{name}_out", dtype, shape, f"the memory of {name}", aliases=name) for name in _CACHES)
 
 
 def kv_positions(reach: str) -> Tensor:
@@ -31,6 +41,18 @@ def within_window(g: GraphBuilder, distance: ir.Value) -> ir.Value:
     """True where a position `distance` away is inside the function's window_size (or there is no window)."""
     window = g.attribute(WINDOW.name, WINDOW.kind)
     return g.Or(g.Equal(window, 0), g.Less(distance, window))
+
+
+def quantized(g: GraphBuilder, rows: ir.Value, cache: ir.Value, scale: Attribute) -> ir.Value:
+    """The rows as the cache holds them: where the function has the scale, FP8 codes of rows / scale.
+
+    A code is a number, so that a cache of any type can hold it; ONNX Runtime has no TensorScatter of FP8. Rounded to
+    the nearest, ties to even, and saturated at 448.
+    """
+    if not g.has_attribute(scale.name):
+        return rows
+    ratio = g.Div(g.cast(rows, ir.DataType.FLOAT), g.attribute(scale.name, scale.kind))
+    return g.CastLike(g.Cast(ratio, to=int(_QUANTIZED), saturate=1), cache)
 
 
 def write(g: GraphBuilder, cache: ir.Value, rows: ir.Value, start: ir.Value) -> ir.Value:
@@ -50,21 +72,28 @@ def attend(
     """softmax(scale · q kᵀ where visible, and the head's sink) v over the first L rows of the caches.
 
     q [B, S, Hq, D], keys and values [B, Hkv, cache_len, D], visible bool [B, 1, 1, S, L], kv_positions [L], sinks [Hq].
-    The query heads of a key head are stacked as rows, so that its keys are read once:
+    Where the function has key_scale and value_scale, keys and values are codes, and the scales join the scores and the
+    result. The query heads of a key head are stacked as rows, so that its keys are read once:
 
         q [B,S,Hq,D] ─► [B,Hkv,G·S,D] ─ · kᵀ ─► [B,Hkv,G,S,L] ─ mask, softmax ─► [B,Hkv,G·S,L] ─ · v ─► [B,S,Hq,D]
     """
     length, rows, kv_heads = g.size(kv_positions, 0), g.size(q, 1), g.size(keys, 1)
     stacked = g.Reshape(g.Transpose(q, perm=[0, 2, 1, 3]), g.Concat([0], kv_heads, [-1], [0], axis=0))
-    k = g.Slice(keys, [0], length, [2])
-    v = g.Slice(values, [0], length, [2])
+    k, v = (g.Slice(cache, [0], length, [2]) for cache in (keys, values))
+    if g.has_attribute(KEY_SCALE.name):
+        k, v = g.CastLike(k, q), g.CastLike(v, q)
     scores = g.MatMul(stacked, g.Transpose(k, perm=[0, 1, 3, 2]))
     scores = g.Reshape(g.cast(scores, ir.DataType.FLOAT), g.Concat([0, 0, -1], rows, length, axis=0))
     scores = g.Mul(scores, g.attribute(SCALE.name, SCALE.kind))
+    if g.has_attribute(KEY_SCALE.name):
+        scores = g.Mul(scores, g.attribute(KEY_SCALE.name, KEY_SCALE.kind))
     scores = g.Where(visible, scores, float("-inf"))
     weights = g.Softmax(scores, axis=-1) if sinks is None else _softmax_with_sinks(g, scores, sinks)
     weights = g.Reshape(g.CastLike(weights, v), g.Concat([0, 0, -1], length, axis=0))
-    out = g.Reshape(g.MatMul(weights, v), g.Concat([0, -1], rows, g.size(q, 3), axis=0))
+    out = g.MatMul(weights, v)
+    if g.has_attribute(VALUE_SCALE.name):
+        out = g.Mul(out, g.CastLike(g.attribute(VALUE_SCALE.name, VALUE_SCALE.kind), out))
+    out = g.Reshape(out, g.Concat([0, -1], rows, g.size(q, 3), axis=0))
     return g.Transpose(out, perm=[0, 2, 1, 3])
 
 

@@ -61,7 +61,7 @@ DRAFT_ATTENTION = OpSpec(
         Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated"),
         Tensor("k", "T", "[B, S+T, Hkv, D]", "keys of the S context rows, then of the T block rows, rotated"),
         Tensor("v", "T", "[B, S+T, Hkv, D]", "values, likewise"),
-        *attention.CACHES,
+        *attention.caches("T"),
         Tensor(
             "positions",
             "int64",
@@ -72,7 +72,7 @@ DRAFT_ATTENTION = OpSpec(
         attention.kv_positions("every position of the block"),
         attention.SINKS,
     ),
-    outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.CACHE_OUTPUTS),
+    outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.cache_outputs("T")),
     attributes=(attention.SCALE, attention.WINDOW, CAUSAL),
     body=_body,
     kernel=attention.KERNEL,

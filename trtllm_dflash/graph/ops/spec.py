@@ -3,7 +3,7 @@ the kernel that may replace that function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -32,11 +32,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number fixed in the graph; its default's type is its type."""
+    """A number fixed in the graph; its default's type is its type.
+
+    An optional one may be left out, which is a case of its own: the body then has no such attribute
+    (`g.has_attribute`), and a plugin finds the default, a number that it cannot be otherwise.
+    """
 
     name: str
     default: int | float
     meaning: str
+    optional: bool = False
 
     @property
     def kind(self) -> ir.AttributeType:
@@ -53,12 +58,31 @@ class KernelSize:
 
 
 @dataclass(frozen=True)
+class KernelType:
+    """A type that is a constant inside the kernel: the tensors of the type `symbol` are T as well, or they are `dtype`.
+
+    In a plugin's fields and a kernel's key it is a number called `name`: 1 where they are `dtype`, 0 where they are T.
+    """
+
+    name: str
+    symbol: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The CUDA source plugins/kernels/`source`.cu of an operator's plugin, and what it takes."""
 
     source: str
     dtype: str  # what T is
     sizes: tuple[KernelSize, ...] = ()
+    types: tuple[KernelType, ...] = ()
+
+    def element_type(self, dtype: str, numbers: Mapping[str, int | float]) -> str:
+        """What a tensor declared as `dtype` holds where the kernel's types are `numbers` by name."""
+        chosen = {kind.symbol: kind.dtype for kind in self.types if numbers.get(kind.name)}
+        symbols = {"T", *(kind.symbol for kind in self.types)}
+        return chosen.get(dtype, self.dtype) if dtype in symbols else dtype
 
 
 @dataclass(frozen=True)
@@ -95,14 +119,19 @@ class OpSpec:
                 f"attributes {[a.name for a in self.attributes]}; got {len(inputs)} inputs and attributes "
                 f"{sorted(attributes)}"
             )
-        resolved = {a.name: type(a.default)(attributes.get(a.name, a.default)) for a in self.attributes}
+        written = [a for a in self.attributes if a.name in attributes or not a.optional]
+        resolved = {a.name: type(a.default)(attributes.get(a.name, a.default)) for a in written}
         return g.emit(self.name, inputs, resolved, domain=OPS_DOMAIN, num_outputs=len(self.outputs))
 
-    def function(self, num_inputs: int | None = None) -> ir.Function:
-        """The operator's body as an ONNX function of its first `num_inputs` inputs (default: all)."""
+    def function(self, num_inputs: int | None = None, optional: Collection[str] = ()) -> ir.Function:
+        """The body as an ONNX function of the first `num_inputs` inputs (default: all) and the attributes.
+
+        Of the optional attributes it has those named in `optional`.
+        """
         given = self.inputs[:num_inputs]
         absent = len(self.inputs) - len(given)
-        attributes = [ir.Attr(a.name, a.kind, a.default) for a in self.attributes]
+        present = [a for a in self.attributes if a.name in optional or not a.optional]
+        attributes = [ir.Attr(a.name, a.kind, a.default) for a in present]
         names = [tensor.name for tensor in given], [tensor.name for tensor in self.outputs]
 
         def body(g: GraphBuilder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
@@ -116,10 +145,22 @@ class OpSpec:
         Raises:
             GraphError: if some have an optional input and some do not: a model has one function of a name.
         """
-        counts = {len(node.inputs) for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)}
+        ours = [node for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)]
+        counts = {len(node.inputs) for node in ours}
         if len(counts) > 1:
             raise GraphError(
                 f"{self.name} is used with {' and with '.join(map(str, sorted(counts)))} inputs in one graph; give "
                 f"its optional inputs to all of its nodes or to none"
             )
-        return [self.function(count) for count in counts]
+        names = [a.name for a in self.attributes if a.optional]
+        given = {tuple(name for name in names if name in node.attributes) for node in ours}
+        if len(given) > 1:
+            raise GraphError(
+                f"{self.name} is used {' and '.join(_with(some) for some in sorted(given))} in one graph; give its "
+                f"optional attributes to all of its nodes or to none"
+            )
+        return [self.function(count, some) for count in counts for some in given]
+
+
+def _with(attributes: Collection[str]) -> str:
+    return f"with {', '.join(attributes)}" if attributes else "with none of its optional attributes"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import attention
-from trtllm_dflash.graph.ops.attention import attend, within_window, write
+from trtllm_dflash.graph.ops.attention import KEY_SCALE, VALUE_SCALE, attend, quantized, within_window, write
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 
@@ -22,7 +24,8 @@ def _body(
     sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
     start = g.Squeeze(g.Slice(positions, [0], [1], [1]), [1])
-    keys, values = write(g, key_cache, k, start), write(g, value_cache, v, start)
+    keys = write(g, key_cache, quantized(g, k, key_cache, KEY_SCALE), start)
+    values = write(g, value_cache, quantized(g, v, value_cache, VALUE_SCALE), start)
     distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
     return attend(g, q, keys, values, visible, kv_positions, sinks), keys, values
@@ -35,13 +38,13 @@ VERIFY_ATTENTION = OpSpec(
         Tensor("q", "T", "[B, S, Hq, D]", "queries, rotated"),
         Tensor("k", "T", "[B, S, Hkv, D]", "keys of the S rows, rotated"),
         Tensor("v", "T", "[B, S, Hkv, D]", "values of the S rows"),
-        *attention.CACHES,
+        *attention.caches("C"),
         Tensor("positions", "int64", "[B, S]", "of the rows; consecutive"),
         attention.kv_positions("every position of the step"),
         attention.SINKS,
     ),
-    outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.CACHE_OUTPUTS),
-    attributes=(attention.SCALE, attention.WINDOW),
+    outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.cache_outputs("C")),
+    attributes=(attention.SCALE, attention.WINDOW, KEY_SCALE, VALUE_SCALE),
     body=_body,
-    kernel=attention.KERNEL,
+    kernel=replace(attention.KERNEL, types=(attention.FP8_CACHE,)),
 )

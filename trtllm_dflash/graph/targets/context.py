@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
 
@@ -23,6 +24,7 @@ class TargetContext:
     positions: ir.Value  # int64 [B, S]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
+    kv_scales: KvScales | None = None  # where the caches are FP8
     written: dict[str, ir.Value] = field(default_factory=dict)
 
     def attention(self, x: ir.Value, layer: int, name: str, *, qk_norm: bool = False) -> ir.Value:
@@ -38,9 +40,17 @@ class TargetContext:
         v = self._projected(x, f"{name}.v", c.num_kv_heads, norm=False, rotate=False)
         key, value = f"target_key.{layer}", f"target_value.{layer}"
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
-            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions, scale=c.head_dim**-0.5
-        )
+            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions,
+            scale=c.head_dim**-0.5, **self._cache_scales(layer),
+        )  # fmt: skip
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def _cache_scales(self, layer: int) -> dict[str, float]:
+        return (
+            {}
+            if self.kv_scales is None
+            else dict(zip(("key_scale", "value_scale"), self.kv_scales[layer], strict=True))
+        )
 
     def _projected(self, x: ir.Value, name: str, heads: int, *, norm: bool, rotate: bool) -> ir.Value:
         return project_heads(

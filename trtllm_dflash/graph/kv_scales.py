@@ -1,0 +1,34 @@
+"""The scales of the target's FP8 caches: what a code of a layer's key or value cache is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+from trtllm_dflash.errors import GraphError
+
+KvScales = Mapping[int, tuple[float, float]]  # by layer: of keys, of values
+
+
+def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: bool) -> None:
+    """Check that every layer has its scales, each a number that can be one, and that something can run such caches.
+
+    Raises:
+        GraphError: naming the layer, or what cannot run them.
+    """
+    if not plugins and dtype != "float32":
+        raise GraphError(
+            "FP8 caches need our plugins: TensorRT updates only caches of float32, float16 and bfloat16 in place"
+        )
+    if scales.keys() != set(range(num_layers)):
+        missing = sorted(set(range(num_layers)) - scales.keys())
+        surplus = sorted(scales.keys() - set(range(num_layers)))
+        raise GraphError(
+            f"FP8 caches need the scales of layers 0 to {num_layers - 1}: missing are {missing}, unknown {surplus}"
+        )
+    for layer, pair in scales.items():
+        for kind, scale in zip(("key", "value"), pair, strict=True):
+            if not 0 < scale < inf:
+                raise GraphError(
+                    f"the {kind} scale of layer {layer}'s FP8 cache is {scale}, expected a finite number above 0"
+                )
