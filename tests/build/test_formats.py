@@ -73,13 +73,13 @@ def test_the_plan_says_what_is_quantized(arch: str, name: str, targets: dict[str
         assert prepared.weight_bytes < plain.weight_bytes * 0.8
         assert f"as {algo} and bfloat16; " in rows["weights"]
     quantization = engine_config(prepared)["pretrained_config"]["quantization"]
-    assert quantization == {"quant_algo": algo, "quantized_linears": {algo: 14}}
-    assert engine_config(plain)["pretrained_config"]["quantization"] == {"quant_algo": None, "quantized_linears": {}}
-
-
-def test_unused_cache_scales_are_said(tmp_path: Path) -> None:
-    source = tiny_target(tmp_path / "source")
-    target = quantized_copy(source, tmp_path / "target", "fp8", kv_cache=True)
-    for directory, said in ((source, False), (target, True)):
-        rows = dict(plan_build(BuildConfig(str(directory), tmp_path / "engine")).rows())
-        assert ("not used yet" in rows["caches"]) == said
+    caches = {"kv_cache_quant_algo": None}
+    assert quantization == {"quant_algo": algo, "quantized_linears": {algo: 14}} | caches
+    assert (
+        engine_config(plain)["pretrained_config"]["quantization"]
+        == {
+            "quant_algo": None,
+            "quantized_linears": {},
+        }
+        | caches
+    )

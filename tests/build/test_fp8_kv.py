@@ -1,13 +1,16 @@
-"""What a build with FP8 caches costs, and which builds cannot have them."""
+"""FP8 caches of a build: whence their scales, what they cost, and which builds cannot have them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.quantized import quantized_copy, read_tensors
 from tests.tiny import tiny_drafter, tiny_target
+from trtllm_dflash.build.layout import engine_config
 from trtllm_dflash.build.prepare import Prepared, check_fp8_kv, prepare
 from trtllm_dflash.config.build import ARCHS, BuildConfig
 from trtllm_dflash.errors import UsageError
@@ -17,14 +20,55 @@ SIZES = {"max_seq_len": 64, "max_batch_size": 2}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A drafter, its target, and that target quantized, with scales for caches."""
     directory = tmp_path_factory.mktemp("pair")
     target = tiny_target(directory / "target", "llama", num_layers=2, head_dim=64)
-    return {"target": str(target), "drafter": str(tiny_drafter(directory / "drafter", target, taps=(0,), head_dim=64))}
+    scaled = quantized_copy(target, directory / "scaled", "fp8", kv_cache=True)
+    drafter = tiny_drafter(directory / "drafter", target, taps=(0,), head_dim=64)
+    return {"target": str(target), "scaled": str(scaled), "drafter": str(drafter)}
 
 
-def _prepared(models: dict[str, str], arch: str, *, fp8: bool, plugins: bool | None = None) -> Prepared:
-    made = prepare(BuildConfig(**models, output_dir=Path("out"), arch=arch, plugins=plugins, **SIZES))
-    return replace(made, kv_scales={0: (1.0, 1.0), 1: (1.0, 1.0)}) if fp8 else made
+def _prepared(
+    models: dict[str, str], arch: str, *, fp8: bool, plugins: bool | None = None, kv_cache_dtype: str = "auto"
+) -> Prepared:
+    pair = {"target": models["scaled" if fp8 else "target"], "drafter": models["drafter"]}
+    options = {"arch": arch, "plugins": plugins, "kv_cache_dtype": kv_cache_dtype}
+    return prepare(BuildConfig(**pair, output_dir=Path("out"), **options, **SIZES))
+
+
+def test_the_scales_are_those_of_the_checkpoint(models: dict[str, str]) -> None:
+    tensors = read_tensors(Path(models["scaled"]) / "model.safetensors")
+    scales = _prepared(models, "sm120", fp8=True).kv_scales
+    assert scales is not None
+    assert sorted(scales) == [0, 1]
+    for layer, pair in scales.items():
+        names = (f"model.layers.{layer}.self_attn.{kind}_proj.{kind}_scale" for kind in "kv")
+        np.testing.assert_array_equal(np.float32(pair), [tensors[name] for name in names])
+    assert len({scale for pair in scales.values() for scale in pair}) == 4  # so that none can stand for another
+
+
+@pytest.mark.parametrize(("arch", "own"), [("cpu", "float32"), ("sm120", "bfloat16")])
+def test_what_is_asked_for_decides(models: dict[str, str], arch: str, own: str) -> None:
+    for fp8, dtype, wanted in ((True, "auto", True), (True, "fp8", True), (True, own, False), (False, "auto", False)):
+        prepared = _prepared(models, arch, fp8=fp8, kv_cache_dtype=dtype)
+        assert (prepared.kv_scales is not None) == wanted
+        algo = engine_config(prepared)["pretrained_config"]["quantization"]["kv_cache_quant_algo"]
+        assert algo == ("FP8" if wanted else None)
+        assert ("FP8" in dict(prepared.rows())["caches"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "words"),
+    [
+        ("cpu", "fp8", r"--kv-cache-dtype fp8 needs scales for the caches, and .*target has none; make them with"),
+        ("cpu", "int8", "--kv-cache-dtype 'int8' is not known; choose one of auto, fp8, float32, bfloat16"),
+        ("cpu", "bfloat16", "--kv-cache-dtype bfloat16 cannot be built for --arch cpu: onnxruntime runs this graph in"),
+        ("sm120", "float32", "--kv-cache-dtype float32 cannot be built for --arch sm120"),
+    ],
+)
+def test_wrong_requests(models: dict[str, str], arch: str, dtype: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        _prepared(models, arch, fp8=False, kv_cache_dtype=dtype)
 
 
 def _bytes(prepared: Prepared, owner: str) -> int:
@@ -55,6 +99,10 @@ def test_archs_without_fp8_and_engines_without_plugins_are_refused(models: dict[
     for arch in ("sm80", "sm86"):
         with pytest.raises(UsageError, match=f"cannot be built for --arch {arch}, which has no FP8; cpu, sm89, sm120"):
             check_fp8_kv(replace(resolved, arch=arch))
-    words = "need our kernels: TensorRT-RTX by itself updates only caches of float32.*leave --no-plugins out"
+    words = (
+        "need our kernels: TensorRT-RTX by itself updates only caches of float32.*leave --no-plugins out. "
+        "--kv-cache-dtype bfloat16 leaves the caches as they are"
+    )
     with pytest.raises(UsageError, match=words):
-        check_fp8_kv(replace(resolved, plugins=False))
+        _prepared(models, "sm120", fp8=True, plugins=False)
+    assert _prepared(models, "sm120", fp8=True, plugins=False, kv_cache_dtype="bfloat16").kv_scales is None

@@ -30,6 +30,7 @@ from trtllm_dflash.graph.layers import Model
 from trtllm_dflash.graph.quantized import TRT_DOMAIN
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.graph.weights import WeightSource
+from trtllm_dflash.runtime.config import EngineConfig
 
 pytest.importorskip("tensorrt_rtx")
 from trtllm_dflash.build.rtx import BuilderLog, Compiler, profiles
@@ -43,7 +44,7 @@ DRAFT_VOCAB = np.array([3, 5, 8, 90, 12, 41])
 def _compile(directory: Path, architecture: str, name: str) -> tuple[bytes, bytes, bool]:
     """An engine of a pair whose layers and head are quantized, the bytes of a weight, and if it was built for sm89."""
     source = tiny_target(directory / "source", architecture, num_layers=2, dtype="BF16")
-    target = quantized_copy(source, directory / "target", name, exclude=("model.embed_tokens",), kv_cache=True)
+    target = quantized_copy(source, directory / "target", name, exclude=("model.embed_tokens",))
     plain_drafter = tiny_drafter(directory / "plain", target, variant="mixed", num_layers=1, taps=(0,), dtype="BF16")
     exclude = ("fc", "layers.0.self_attn.o_proj")
     drafter = quantized_copy(plain_drafter, directory / "drafter", name, exclude=exclude)
@@ -93,15 +94,26 @@ def _layouts(codes: np.ndarray, *, packed: bool) -> list[bytes]:
     return [(row[::2] | row[1::2] << 4 if packed else row).tobytes() for row in rows]
 
 
-@pytest.mark.parametrize(("arch", "name"), [("sm89", "fp8"), *product(("sm120", "sm121"), FORMATS)])
-def test_an_engine_directory(arch: str, name: str, tmp_path: Path) -> None:
-    """With our kernels, which there are for heads of 64."""
-    target = quantized_copy(tiny_target(tmp_path / "source", num_layers=1, head_dim=64), tmp_path / "target", name)
+ENGINES = [
+    *product(("sm120", "sm121"), ("fp8", "nvfp4"), (False, True)),
+    ("sm89", "fp8", True),
+    ("sm120", "w4a16_nvfp4", True),
+]
+
+
+@pytest.mark.parametrize(("arch", "name", "kv_cache"), ENGINES)
+def test_an_engine_directory(arch: str, name: str, kv_cache: bool, tmp_path: Path) -> None:
+    """With our kernels, which there are for heads of 64; with FP8 caches they are other kernels."""
+    source = tiny_target(tmp_path / "source", num_layers=1, head_dim=64)
+    target = quantized_copy(source, tmp_path / "target", name, kv_cache=kv_cache)
     report = build_engine(BuildConfig(str(target), tmp_path / "engine", arch=arch, max_seq_len=64, max_num_tokens=8))
     assert manifest.check(report.directory, deep=True) == []
     facts = manifest.load(report.directory)
     assert facts["arch"] == arch
-    assert [kernel["arch"] for kernel in facts["kernels"]] == [arch, arch]
+    attention = "attention, head_dim 64" + (", fp8_cache 1" if kv_cache else "")
+    assert [(kernel["kernel"], kernel["arch"]) for kernel in facts["kernels"]] == [("accept", arch), (attention, arch)]
+    caches = {port.dtype for port in EngineConfig.load(report.directory).ports if port.cache}
+    assert caches == {"float8e4m3fn" if kv_cache else "bfloat16"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.graph.kv_scales import read_kv_scales
 from trtllm_dflash.graph.step import build_step
 
 
@@ -36,6 +37,7 @@ def target_logits(target: Path, ids: np.ndarray, drafter: Path | None = None) ->
         dtype="float32",
         cache_len=64,
         block_size=4 if drafter else 1,
+        kv_scales=read_kv_scales(checkpoint),
     )
     accept = next(node for node in model.graph if node.op_type == "DFlashAccept")
     logits = accept.inputs[0]

@@ -32,6 +32,8 @@ def quantized_model(
 ) -> Any:
     """The target under ModelOpt's quantizers, calibrated, scales shared as the export shares them.
 
+    `form` "none" leaves the linears alone.
+
     Calling it is ModelOpt's fake-quantized forward.
     """
     import modelopt.torch.quantization as mtq
@@ -40,7 +42,8 @@ def quantized_model(
 
     torch.set_num_threads(1)
     reference.install()
-    config = copy.deepcopy(getattr(mtq, FORMATS[form]))
+    nothing = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": "max"}
+    config = copy.deepcopy(getattr(mtq, FORMATS[form])) if form in FORMATS else nothing
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
         if kv_cache_dtype == "fp8":

@@ -46,7 +46,12 @@ def _leaves_nothing(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"format": "int4"}, "--format 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4"),
+        ({"format": "int4"}, "--format 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none"),
+        ({"format": "none"}, "--format none changes nothing without --kv-cache-dtype fp8"),
+        (
+            {"format": "none", "kv_cache_dtype": "fp8", "drafter": "d"},
+            "--format none leaves nothing to quantize in a drafter, whose caches stay as they are; give --format fp8",
+        ),
         ({"kv_cache_dtype": "int8"}, "--kv-cache-dtype 'int8' is not known; choose one of fp8"),
         ({"device": "tpu"}, "--device 'tpu' is not known; choose one of auto, cpu, cuda"),
         ({"calib_size": 0}, "--calib-size must be a whole number of at least 1, got 0"),

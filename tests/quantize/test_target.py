@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def assert_same_tensors(directory: Path, other: Path) -> None:
     assert [name for name in ours if stored(ours[name]) != stored(theirs[name])] == []
 
 
-@pytest.mark.parametrize("kv_cache_dtype", [None, "fp8"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "kv_cache_dtype"), [*product(FORMS, (None, "fp8")), ("none", "fp8")], ids=lambda value: str(value)
+)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_every_byte_is_modelopts(
     architecture: str,

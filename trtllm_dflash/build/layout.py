@@ -52,7 +52,7 @@ def engine_config(prepared: Prepared) -> dict[str, Any]:
     return {
         "version": __version__,
         "pretrained_config": _pretrained(prepared.target.config)
-        | {"dtype": prepared.resolved.dtype, "quantization": _quantization(prepared.target)},
+        | {"dtype": prepared.resolved.dtype, "quantization": _quantization(prepared.target) | _kv_cache(prepared)},
         "build_config": prepared.resolved.to_json(),
         "dflash": _dflash(prepared, prepared.drafter) if prepared.drafter else None,
         "io": [port.to_json() for port in prepared.ports],
@@ -68,6 +68,10 @@ def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:
     counts = Counter(row.algo for row in checkpoint.formats.values())
     algo = next(iter(counts), None) if len(counts) < 2 else "MIXED_PRECISION"
     return {"quant_algo": algo, "quantized_linears": dict(counts)}
+
+
+def _kv_cache(prepared: Prepared) -> dict[str, Any]:
+    return {"kv_cache_quant_algo": None if prepared.kv_scales is None else "FP8"}
 
 
 def _dflash(prepared: Prepared, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:

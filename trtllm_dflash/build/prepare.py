@@ -16,16 +16,17 @@ from trtllm_dflash.build.formats import require_arithmetic
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.quantized import CODES
-from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, BuildConfig, ResolvedBuild
+from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, FP8_CACHE, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.quantization import algos_of
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
-from trtllm_dflash.graph.kv_scales import KvScales
+from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 from trtllm_dflash.log import human_bytes
 
+_INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -117,9 +118,10 @@ class Prepared:
 
     def _caches_row(self) -> str:
         size = f"{human_bytes(self.cache_bytes_per_slot)} a slot"
-        if not any(model.quantization.kv_cache for model in self.checkpoints.values()):
-            return size
-        return f"{size}, in {self.resolved.dtype}: the checkpoint's scales for FP8 caches are not used yet"
+        if self.kv_scales is None:
+            return f"{size}, in {self.resolved.dtype}"
+        target = "FP8" if self._keeps_codes else f"FP8 numbers, held in {self.resolved.dtype}"
+        return f"{size}, the target's in {target}"
 
     def _weights_row(self) -> str:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
@@ -147,7 +149,23 @@ def prepare(config: BuildConfig) -> Prepared:
     if resolved.plugins:
         _check_kernels(models)
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
-    return Prepared(config, target, drafter, resolved, vocab)
+    kv_scales = _kv_scales(config, target)
+    if kv_scales is not None:
+        check_fp8_kv(resolved)
+    return Prepared(config, target, drafter, resolved, vocab, kv_scales)
+
+
+def _kv_scales(config: BuildConfig, target: Checkpoint[TargetConfig]) -> KvScales | None:
+    """The scales of the caches that the build is to have, None where they are not FP8."""
+    if config.kv_cache_dtype not in ("auto", FP8_CACHE):
+        return None
+    scales = read_kv_scales(target)
+    if scales is None and config.kv_cache_dtype == FP8_CACHE:
+        raise UsageError(
+            f"--kv-cache-dtype fp8 needs scales for the caches, and {target.directory} has none; make them with "
+            f"`dflash-trt quantize --kv-cache-dtype fp8`"
+        )
+    return scales
 
 
 def check_fp8_kv(resolved: ResolvedBuild) -> None:
@@ -159,11 +177,13 @@ def check_fp8_kv(resolved: ResolvedBuild) -> None:
     arch = ARCHS[resolved.arch]
     if not arch.has_fp8:
         able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
-        raise UsageError(f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have it")
+        raise UsageError(
+            f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have it. {_INSTEAD}"
+        )
     if arch.is_gpu and not resolved.plugins:
         raise UsageError(
             f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only caches of float32, "
-            f"float16 and bfloat16 in place; leave --no-plugins out"
+            f"float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
         )
 
 

@@ -44,7 +44,7 @@ def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
 
 def _summary(config: QuantizeConfig, report: QuantizeReport) -> str:
     drafter = f"{report.directory / 'drafter'}" if config.drafter else "DRAFTER"
-    made = f"{config.weight_format.algo}, {human_bytes(report.bytes)}"
+    made = f"{config.weight_format.algo if config.weight_format else 'KV scales'}, {human_bytes(report.bytes)}"
     return (
         f"checkpoint: {report.directory} ({made})\n"
         f"next:       dflash-trt build --target {report.directory} --drafter {drafter} --output-dir ENGINE"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.config.target import TargetConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+FP8_CACHE = "fp8"
 _DEFAULT_SEQ_LEN = 2048
 _DEFAULT_NUM_TOKENS = 512
 _CACHE_ALIGNMENT = 64
@@ -80,6 +81,13 @@ class BuildConfig:
             "type of weights and caches; auto: float32 on cpu, bfloat16 on sm*", choices=("auto", *DTYPE_BYTES)
         ),
     )
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata=option(
+            "type of the target's caches; auto: fp8 where its checkpoint has scales for it, else --dtype",
+            choices=("auto", FP8_CACHE, *DTYPE_BYTES),
+        ),
+    )
     max_batch_size: int = field(default=1, metadata=option("slots that generate together"))
     max_seq_len: int | None = field(
         default=None,
@@ -117,7 +125,7 @@ class BuildConfig:
         """Check everything that can be judged without the models."""
         if self.arch not in ARCHS:
             raise UsageError(f"--arch {self.arch!r} is not known; choose one of {', '.join(ARCHS)}")
-        self._check_dtype(ARCHS[self.arch])
+        self._check_dtypes(ARCHS[self.arch])
         if self.plugins and not ARCHS[self.arch].is_gpu:
             raise UsageError(f"--plugins are CUDA kernels, and --arch {self.arch} is no GPU; leave the option out")
         for name, least in _LEAST.items():
@@ -136,14 +144,17 @@ class BuildConfig:
         """`plugins`, with its default for the arch."""
         return ARCHS[self.arch].is_gpu if self.plugins is None else self.plugins
 
-    def _check_dtype(self, arch: Arch) -> None:
-        if self.dtype not in ("auto", *DTYPE_BYTES):
-            raise UsageError(f"--dtype {self.dtype!r} is not known; choose one of auto, {', '.join(DTYPE_BYTES)}")
-        if self.dtype != "auto" and self.dtype not in arch.dtypes:
-            raise UsageError(
-                f"--dtype {self.dtype} cannot be built for --arch {arch.name}: {arch.backend} runs this graph in "
-                f"{' or '.join(arch.dtypes)} there"
-            )
+    def _check_dtypes(self, arch: Arch) -> None:
+        """Names that are known, and for a type that is no quantization, one that the arch computes with."""
+        for name, others in (("dtype", ()), ("kv_cache_dtype", (FP8_CACHE,))):
+            value, known = getattr(self, name), ("auto", *others, *DTYPE_BYTES)
+            if value not in known:
+                raise UsageError(f"{_flag(name)} {value!r} is not known; choose one of {', '.join(known)}")
+            if value in DTYPE_BYTES and value not in arch.dtypes:
+                raise UsageError(
+                    f"{_flag(name)} {value} cannot be built for --arch {arch.name}: {arch.backend} runs this graph in "
+                    f"{' or '.join(arch.dtypes)} there"
+                )
 
     def resolve(self, target: TargetConfig, drafter: DrafterConfig | None) -> ResolvedBuild:
         """Every size as a number, checked against the models.

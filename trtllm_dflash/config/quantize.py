@@ -10,8 +10,10 @@ from trtllm_dflash.config.quantization import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
 
 KV_CACHE_DTYPES = ("fp8",)
+KEEP_WEIGHTS = "none"
 DEVICES = ("auto", "cpu", "cuda")
 MAX_SEQ_LEN = 1 << 20
+_CHOICES = (*FORMATS, KEEP_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class QuantizeConfig:
     output_dir: Path = field(metadata=option("the checkpoint directory to write", metavar="DIR"))
     format: str = field(
         metadata=option(
-            "; ".join(f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values()),
-            choices=tuple(FORMATS),
+            "; ".join(f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values())
+            + f"; {KEEP_WEIGHTS}: weights as they are, for --kv-cache-dtype alone",
+            choices=_CHOICES,
         )
     )
     drafter: str | None = field(
@@ -57,7 +60,7 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         choices = {
-            "format": (self.format, tuple(FORMATS)),
+            "format": (self.format, _CHOICES),
             "kv_cache_dtype": (self.kv_cache_dtype, (None, *KV_CACHE_DTYPES)),
             "device": (self.device, DEVICES),
         }
@@ -65,6 +68,13 @@ class QuantizeConfig:
             if value not in accepted:
                 known = ", ".join(str(choice) for choice in accepted if choice is not None)
                 raise UsageError(f"{_flag(name)} {value!r} is not known; choose one of {known}")
+        if self.weight_format is None and self.kv_cache_dtype is None:
+            raise UsageError(f"--format {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8")
+        if self.weight_format is None and self.drafter is not None:
+            raise UsageError(
+                f"--format {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches stay as they are; give "
+                f"--format {' or '.join(FORMATS)}, or no drafter"
+            )
         for name, limit in (("calib_size", None), ("calib_seq_len", MAX_SEQ_LEN)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit and value > limit):
@@ -72,14 +82,24 @@ class QuantizeConfig:
                 raise UsageError(f"{_flag(name)} must be a whole number of at least 1{most}, got {value!r}")
 
     @property
-    def weight_format(self) -> WeightFormat:
-        """The row of `format`."""
-        return FORMATS[self.format]
+    def weight_format(self) -> WeightFormat | None:
+        """The row of `format`; None where weights stay as they are."""
+        return FORMATS.get(self.format)
 
     @property
     def reads_activations(self) -> bool:
         """Whether anything but the weights gets scales, so that text must go through the target."""
-        return self.weight_format.has_input_scale or self.kv_cache_dtype is not None
+        return self.quantizes_inputs or self.kv_cache_dtype is not None
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        """Whether the inputs of linears get scales."""
+        return self.weight_format is not None and self.weight_format.has_input_scale
+
+    @property
+    def block_size(self) -> int | None:
+        """Elements that share a block scale; None where there are no blocks."""
+        return self.weight_format.block_size if self.weight_format else None
 
 
 def _flag(name: str) -> str:

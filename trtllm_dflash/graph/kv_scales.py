@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 
+from trtllm_dflash.checkpoint.dequantize import scalar
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import GraphError
 
 KvScales = Mapping[int, tuple[float, float]]  # by layer: of keys, of values
+
+
+def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
+    """The scales that a target's checkpoint has for FP8 caches, if it has any; its loader has seen that all are there.
+
+    They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448.
+    """
+    if target.quantization.kv_cache is None:
+        return None
+    names = [f"model.layers.{layer}.self_attn" for layer in range(target.config.num_layers)]
+    pairs = [(f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale") for name in names]
+    return {
+        layer: (scalar(target.tensors[key]), scalar(target.tensors[value])) for layer, (key, value) in enumerate(pairs)
+    }
 
 
 def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: bool) -> None:

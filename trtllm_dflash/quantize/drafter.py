@@ -54,7 +54,7 @@ def quantize_drafter(
     modelopt.insert_quantizers(model, config.format, None, excluded=NEVER_QUANTIZED)
     result = QuantizedDrafter()
     result.hf_quant_config, result.quantization_config = modelopt.describe(model)
-    blocks = list(_blocks(sequences, features)) if config.weight_format.has_input_scale else []
+    blocks = list(_blocks(sequences, features)) if config.quantizes_inputs else []
 
     def forward() -> None:
         for done, (ids, context) in enumerate(blocks, start=1):

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from trtllm_dflash.config.quantize import KEEP_WEIGHTS
 from trtllm_dflash.errors import QuantizeError
 from trtllm_dflash.quantize import reference
 
@@ -30,7 +31,7 @@ _SHARED_INPUT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), (
 
 def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()) -> None:
     """Put quantizers of the format `form` into a model, with nothing calibrated yet; its weights may be on `meta`.
-
+    `form` "none": its linears get none.
     `excluded` are module names, beside those that ModelOpt leaves alone by itself (heads, embeddings).
     """
     import modelopt.torch.quantization as mtq
@@ -39,7 +40,9 @@ def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excl
     if not version.startswith(TESTED):
         _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
     reference.install()
-    config: Any = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
+    config: Any = {"quant_cfg": [{"quantizer_name": "*", "enable": False}]}
+    if form != KEEP_WEIGHTS:
+        config = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
     with quiet():
         if kv_cache_dtype is not None:
             # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.

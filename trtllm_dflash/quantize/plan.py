@@ -35,8 +35,17 @@ class Plan:
 
     @property
     def expected_bytes(self) -> int:
-        """Bytes that will be written, about."""
-        return sum(_quantized_bytes(checkpoint, self.config) for checkpoint in self.checkpoints.values())
+        """Bytes of the quantized weights, about."""
+        return sum(self._plain_bytes(checkpoint) + self._packed_bytes(checkpoint) for checkpoint in self._models)
+
+    @property
+    def needed_space(self) -> int:
+        """Bytes on disk while the work goes on: packed tensors lie there twice in the end."""
+        return self.expected_bytes + sum(map(self._packed_bytes, self._models))
+
+    @property
+    def _models(self) -> list[Checkpoint[Any]]:
+        return list(self.checkpoints.values())
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan, for people."""
@@ -44,7 +53,7 @@ class Plan:
         original = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
         return [
             *((kind, str(checkpoint.directory)) for kind, checkpoint in self.checkpoints.items()),
-            ("format", f"{row.algo}: {row.meaning}"),
+            ("format", f"{row.algo}: {row.meaning}" if row else "weights as they are"),
             ("KV cache", f"scales for {kv_cache}" if kv_cache else "no scales"),
             ("calibration", self._calibration_row()),
             ("weights", f"{human_bytes(original)}, about {human_bytes(self.expected_bytes)} quantized"),
@@ -59,6 +68,15 @@ class Plan:
             "sequences": len(self.sequences),
             "tokens": sum(map(len, self.sequences)),
         }
+
+    def _packed_bytes(self, checkpoint: Checkpoint[Any]) -> int:
+        row = self.config.weight_format
+        weights = sum(prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name))
+        return round(weights * row.weight_bits() / 8) if row else 0
+
+    def _plain_bytes(self, checkpoint: Checkpoint[Any]) -> int:
+        stays = self.config.weight_format is None
+        return sum(info.nbytes for name, info in checkpoint.tensors.items() if stays or not _is_quantized(name))
 
     def _calibration_row(self) -> str:
         facts = self.calibration_facts()
@@ -107,7 +125,7 @@ def _refuse_quantized(kind: str, checkpoint: Checkpoint[Any]) -> None:
 
 
 def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
-    size = config.weight_format.block_size
+    size = config.block_size
     if size is None:
         return
     wrong = [
@@ -121,13 +139,6 @@ def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfi
             f"{kind} {checkpoint.directory}: --format {config.format} has a scale for every {size} inputs of a linear, "
             f"so their number must be a multiple of {size}: {', '.join(wrong[:4])}{more}. Use --format fp8."
         )
-
-
-def _quantized_bytes(checkpoint: Checkpoint[Any], config: QuantizeConfig) -> int:
-    bits = config.weight_format.weight_bits()
-    packed = sum(prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name))
-    plain = sum(info.nbytes for name, info in checkpoint.tensors.items() if not _is_quantized(name))
-    return plain + round(packed * bits / 8)
 
 
 def _is_quantized(name: str) -> bool:

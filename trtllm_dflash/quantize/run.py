@@ -49,11 +49,10 @@ class QuantizeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The costs, for people."""
-        share = self.linear_bytes / self.original_bytes
         rows = [
             ("took", f"{self.seconds:.1f} s"),
             ("wrote", human_bytes(self.bytes)),
-            ("quantized linears", f"{human_bytes(self.linear_bytes)} ({share:.2f} of their {self._before()})"),
+            ("quantized linears", self._linears()),
             ("peak memory", human_bytes(self.peak_memory)),
         ]
         if self.compared:
@@ -61,8 +60,11 @@ class QuantizeReport:
             rows.append(("same next token", agreement))
         return rows
 
-    def _before(self) -> str:
-        return human_bytes(self.original_bytes)
+    def _linears(self) -> str:
+        if not self.original_bytes:
+            return "none"
+        share = self.linear_bytes / self.original_bytes
+        return f"{human_bytes(self.linear_bytes)} ({share:.2f} of their {human_bytes(self.original_bytes)})"
 
 
 def quantize(
@@ -81,7 +83,7 @@ def quantize(
     """
     plan, begun = plan_quantization(config, overwrite=overwrite), time.monotonic()
     started(_LOG, "quantizing", plan.rows())
-    check_space(plan.config.output_dir, plan.expected_bytes, what="the checkpoint")
+    check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
     try:
         with staged(plan.config.output_dir) as staging:
             facts = _quantize_into(staging, plan, progress)

@@ -85,7 +85,7 @@ def quantize_target(
 
     for index in range(len(model.model.layers)):
         layer, prefix = model.model.layers[index], f"model.layers.{index}."
-        _load(layer, checkpoint, prefix, device)
+        _load(layer, checkpoint, prefix, config, device)
         _pass_layer(layer, prefix, streams, rotary, config, advance)
         result.tensors |= scratch.add(modelopt.pack(layer, prefix))
         _release(layer)
@@ -110,12 +110,12 @@ def _skeleton(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> A
     return model
 
 
-def _load(layer: Any, checkpoint: Checkpoint[TargetConfig], prefix: str, device: str) -> None:
+def _load(layer: Any, checkpoint: Checkpoint[TargetConfig], prefix: str, config: QuantizeConfig, device: str) -> None:
     weights = {}
     for name, info in checkpoint.tensors.items():
         if name.startswith(prefix):
             weight = read(info)
-            if name.endswith("_proj.weight") and not weight.any():
+            if config.weight_format and name.endswith("_proj.weight") and not weight.any():
                 raise CheckpointError(
                     f"{info.path}: tensor {name} is zero throughout, so it has no scale, and ModelOpt would write NaN. "
                     "Get an intact copy of the checkpoint."
@@ -137,7 +137,7 @@ def _pass_layer(
             advance()
 
     modelopt.calibrate(layer, forward, prefix)
-    if config.weight_format.block_size is not None:
+    if config.block_size is not None:
         modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
     rounded = modelopt.with_rounded_weights(layer)
     streams.exact = outputs
