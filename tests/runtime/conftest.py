@@ -30,10 +30,10 @@ def fake_engine() -> Callable[..., Engine]:
 def build_tiny(
     tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
 ) -> Callable[..., Path]:
-    """`build_tiny(draft=True, **sizes)`: the directory of a CPU engine of a tiny Qwen3, without tokenizer files."""
-    target = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15})
+    """`build_tiny(target=tiny Qwen3, draft=True, **sizes)`: a CPU engine's directory, without tokenizer files."""
+    tiny = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15})
 
-    def build(*, draft: bool = True, **sizes: Any) -> Path:
+    def build(*, target: Path = tiny, draft: bool = True, **sizes: Any) -> Path:
         output = tmp_path_factory.mktemp("engine") / "cpu"
         drafter = str(make_drafter(target)) if draft else None
         sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8} | sizes

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from cuda.bindings import driver as real
+
+from trtllm_dflash.graph.io import FP8
 
 OK = real.CUresult.CUDA_SUCCESS
 INVALID = real.CUresult.CUDA_ERROR_INVALID_VALUE
@@ -207,7 +210,8 @@ class FakeDriver:
 
 def array_at(driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The array that a kernel would see at a device address; no such memory is an AssertionError."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    kind = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
+    nbytes = int(np.prod(shape)) * kind.itemsize
     assert driver.view(address, nbytes) is not None, f"{nbytes} bytes at {address:#x} are not allocated"
     pointer = (ctypes.c_uint8 * nbytes).from_address(address)
-    return np.frombuffer(pointer, dtype).reshape(shape)
+    return np.frombuffer(pointer, kind).reshape(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ import tensorrt_rtx as real
 from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
 from trtllm_dflash.build.rtx import profiles
 from trtllm_dflash.config.build import ResolvedBuild
-from trtllm_dflash.graph.io import Port
+from trtllm_dflash.graph.io import FP8, Port
 from trtllm_dflash.runtime.config import EngineConfig
 
 SCRATCH_BYTES = 1000
@@ -73,14 +73,17 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills it in itself."""
+    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills it in itself.
+
+    One of FP8 caches has them as codes, of which the CPU engine has the numbers.
+    """
 
     device_memory_size_v2 = SCRATCH_BYTES
 
     def __init__(self, module: FakeTrt, log: Any, directory: Path) -> None:
         self.module, self.log = module, log
         config, self.with_plugins = EngineConfig.load(directory), (directory / "with_plugins").exists()
-        ports = config.ports
+        ports = with_fp8_caches(config.ports) if (directory / "fp8_caches").exists() else config.ports
         self.ports = tuple(p for p in ports if not (self.with_plugins and p.name == "kv_positions"))
         self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
         known = {field.name for field in fields(ResolvedBuild)}
@@ -173,12 +176,23 @@ class FakeContext:
             array = arrays[port.name] = array_at(self._driver, run.addresses[port.name], shape, port.dtype)
             if port.direction == "output" and not port.aliases:
                 array.view("uint8")[:] = GARBAGE
+        codes = {port.name: arrays[port.name] for port in self._engine.ports if port.dtype == FP8}
+        numbers = {array.ctypes.data: array.astype(np.float32) for array in codes.values()}  # by address: they alias
+        arrays |= {name: numbers[array.ctypes.data] for name, array in codes.items()}
         outputs = {port.name for port in self._engine.ports if port.direction == "output"}
         for name, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             bind = binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
             bind(name, value)
         self._engine.session.run_with_iobinding(binding)
+        for name, array in codes.items():
+            array[:] = arrays[name].astype(array.dtype)
+            assert np.array_equal(array.astype(np.float32), arrays[name])  # the engine wrote codes' numbers
+
+
+def with_fp8_caches(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+    """The ports of a GPU's engine whose target has FP8 caches."""
+    return tuple(replace(port, dtype=FP8) if port.cache == "target" else port for port in ports)
 
 
 def _sizes(ports: tuple[Port, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

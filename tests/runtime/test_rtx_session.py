@@ -19,9 +19,11 @@ import pytest
 trt = pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
+from tests.quantized import quantized_copy
 from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver, real
 from tests.runtime.fake_trt import FakeTrt
+from tests.tiny import EOS_ID
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime import cuda, rtx_engine
 from trtllm_dflash.runtime.config import EngineConfig
@@ -52,6 +54,7 @@ def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path
         source: Path = built_engine,
         *,
         with_plugins: bool = True,
+        fp8_caches: bool = False,
         capture: bool | None = None,
         capturable: bool = True,
         invalid: int = 0,
@@ -70,6 +73,9 @@ def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path
         monkeypatch.setattr(rtx_engine, "trt", trt)
         config = EngineConfig.load(source)
         ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))
+        if fp8_caches:
+            (tmp_path / "engine" / "fp8_caches").touch()
+            ports = fake_trt.with_fp8_caches(ports)
         config = replace(config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins)
         session = RtxSession(tmp_path / "engine", config, capture=capture)
         return Gpu(session, Engine(config, session), driver, trt)
@@ -101,6 +107,16 @@ def test_a_plain_engine(open_gpu: Callable[..., Gpu], build_tiny: Callable[..., 
     plain = build_tiny(draft=False)
     gpu, cpu = open_gpu(plain), Engine.load(plain, num_threads=1)
     assert tokens_of(gpu.engine, PROMPTS, **SAMPLED) == tokens_of(cpu, PROMPTS, **SAMPLED)
+
+
+def test_fp8_caches_are_codes_of_one_byte(
+    open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Path], make_target: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,))
+    target = quantized_copy(source, tmp_path / "target", "fp8", kv_cache=True)
+    built = build_tiny(target=target, max_seq_len=128)
+    gpu, cpu = open_gpu(built, fp8_caches=True), Engine.load(built, num_threads=1)
+    assert tokens_of(gpu.engine, PROMPTS) == tokens_of(cpu, PROMPTS)
 
 
 def test_a_sequence_fills_max_seq_len(open_gpu: Callable[..., Gpu]) -> None:
