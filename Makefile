@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test lint format bench bench-build clean
+.PHONY: help demo test lint format bench bench-build bench-quantization clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -70,6 +70,10 @@ bench: .venv/.test engines  ## DFlash against plain decoding, and both against t
 
 bench-build: .venv/.test demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
+
+bench-quantization: .venv/.test demo/target/config.json  ## what FP8 and NVFP4 cost the demo pair (15 minutes)
+	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \
+		--json examples/benchmark/quantization.json
 
 clean:  ## remove engines and environment
 	rm -rf demo .venv

@@ -7,12 +7,12 @@ wrote. Accuracy is that of CPU engines, which compute with the quantized numbers
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rich.table import Table
 from trtllm_dflash import __version__
 from trtllm_dflash.config.quantize import KEEP_WEIGHTS
 
+_SAMPLE_SECONDS = 0.02
 PAIR = Path(__file__).parent.parent / "demo_pair"
 FORMATS = {KEEP_WEIGHTS: "BF16", "fp8": "FP8", "w4a16_nvfp4": "NVFP4, weights only", "nvfp4": "NVFP4 (W4A4)"}
 COLUMNS = {
@@ -48,17 +49,43 @@ class Commands:
         self.log: list[str] = []
 
     def __call__(self, *arguments: object) -> int:
-        """Run one; returns the most memory in bytes that it or a process of it had."""
+        """Run one; returns the most bytes of its own that it and its processes had at once.
+
+        "Of its own" are pages that must be in memory: not those of mapped files, which weights and libraries are.
+        """
         words = [str(word) for word in arguments]
-        self.log.append("dflash-trt " + shlex.join(word.replace(f"{self.directory}/", "") for word in words))
+        self.log.append("dflash-trt " + shlex.join(self._shortened(word) for word in words))
         click.echo(self.log[-1], err=True)
+        peak = 0
         with (self.directory / "commands.log").open("a") as log:
             process = subprocess.Popen([sys.executable, "-m", "trtllm_dflash", *words], stdout=log, stderr=log)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            while process.poll() is None:
+                peak = max(peak, sum(map(anonymous_bytes, family(process.pid))))
+                time.sleep(_SAMPLE_SECONDS)
         if process.returncode:
             raise click.ClickException(f"{self.log[-1]} failed, see {self.directory / 'commands.log'}")
-        return usage.ru_maxrss * 1024
+        return peak
+
+    def _shortened(self, word: str) -> str:
+        return word.removeprefix(f"{self.directory}/").removeprefix(f"{Path.cwd()}/")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    members = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            members += [member for child in task.read_text().split() for member in family(int(child))]
+    return members
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process that is no file's; 0 once it is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def measure(directory: Path, target: Path, form: str, kv_cache: bool, prompts: Path, arch: str) -> dict[str, Any]:
@@ -111,6 +138,13 @@ def _cell(key: str, row: dict[str, Any], checkpoint_bytes: int) -> str:
     return formats.get(key, lambda v: v if isinstance(v, str) else f"{v:.2f}")(value)
 
 
+def markdown(facts: dict[str, Any]) -> str:
+    """The figures as a Markdown table."""
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
+    lines += [[_cell(key, row, facts["checkpoint_bytes"]) for key in COLUMNS] for row in facts["rows"]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 @click.command()
 @click.option("--target", default="demo/target", show_default=True, type=Path)
 @click.option("--prompts", default=PAIR / "prompts" / "unseen.jsonl", show_default=True, type=Path)
@@ -130,7 +164,7 @@ def main(target: Path, prompts: Path, arch: str, work_dir: Path, json_file: Path
     Console(width=160).print(table)
     if json_file:
         provenance = {"version": __version__, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-        facts = {"provenance": provenance, "argv": sys.argv[1:], "checkpoint_bytes": size, "rows": rows}
+        facts = {"provenance": provenance, "arch": arch, "checkpoint_bytes": size, "rows": rows}
         json_file.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 

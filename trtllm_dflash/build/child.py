@@ -30,6 +30,9 @@ _SIGNAL_HINTS: dict[int, str] = {
 # The parser opens this name at its first plugin node, and without it aborts the process; the wheel's has a version.
 _PLUGIN_LIBRARY = "libtensorrt_rtx.so"
 _WHEEL_LIBRARY = ("tensorrt_rtx_libs", "libtensorrt_rtx.so.1")
+# glibc takes blocks from this size on from the system, and gives them back when they are freed. It raises that size by
+# itself, and then keeps what TensorRT frees: a quarter more memory for the demo pair, for a twentieth less work.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 
 
 def run_worker(request: Request, *, log: Path, progress: Progress) -> dict[str, Any]:
@@ -96,6 +99,8 @@ def _tail(log: Path) -> str:
 def worker_environment() -> Iterator[dict[str, str]]:
     """The builder's environment: this process's modules, and TensorRT-RTX's library under the name its parser opens.
 
+    An allocator that returns memory, too, unless the user has set it.
+
     The loader reads LD_LIBRARY_PATH once, at the start of a process: it must be set for the new one, not in this one.
     """
     module, file_name = _WHEEL_LIBRARY
@@ -103,7 +108,7 @@ def worker_environment() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
         # PYTHONSAFEPATH, since `python -m` would also import from the folder that the user happens to stand in.
         modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-        environment = dict(os.environ) | modules
+        environment = _MALLOC | dict(os.environ) | modules
         if spec is not None and spec.submodule_search_locations:
             library = Path(next(iter(spec.submodule_search_locations))) / file_name
             (Path(folder) / _PLUGIN_LIBRARY).symlink_to(library)
