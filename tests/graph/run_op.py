@@ -32,8 +32,9 @@ def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> i
     outputs = spec(g, *inputs, **attributes)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
-        floats = {"T": "q", "C": "key_cache"}
-        dtype = arrays[floats[tensor.dtype]].dtype if tensor.dtype in floats else np.dtype(tensor.dtype)
+        dtype = arrays["key_cache"].dtype if tensor.dtype == "C" else arrays[next(iter(arrays))].dtype
+        if tensor.dtype not in ("C", "T"):
+            dtype = np.dtype(tensor.dtype)
         output.type = _type(dtype)
     imports = {"": OPSET, OPS_DOMAIN: 1}
     graph = ir.Graph(inputs, outputs, nodes=g.nodes, opset_imports=imports, name=name)

@@ -1,0 +1,78 @@
+"""DFlashMoE: a mixture of experts, each a gated MLP, of which every token uses top_k."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.ops.spec import Attribute, Kernel, OpSpec, Tensor
+
+TOP_K = Attribute("top_k", 1, "experts of a token")
+NORMALIZE = Attribute("normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them")
+INTERLEAVED = Attribute("interleaved", 0, "1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups")
+LIMIT = Attribute("limit", 0.0, "gate is cut above it, up beyond ±it; 0: neither")
+ALPHA = Attribute("alpha", 1.0, "the gate's slope: gate · sigmoid(alpha · gate)")
+SHIFT = Attribute("shift", 0.0, "added to up")
+
+
+def _body(
+    g: GraphBuilder,
+    x: ir.Value,
+    router_logits: ir.Value,
+    gate_up: ir.Value,
+    gate_up_bias: ir.Value,
+    down: ir.Value,
+    down_bias: ir.Value,
+    *scales: ir.Value | None,
+) -> tuple[ir.Value, ...]:
+    """Every expert on every token, and a weight of 0 where it was not chosen; tokens are columns, [E, rows, N]."""
+    if any(scale is not None for scale in scales):
+        raise GraphError("DFlashMoE: a body multiplies numbers; codes and their scales are for its plugin")
+    columns = g.Transpose(x, perm=[1, 0])
+    inner = _gated(g, g.Add(g.MatMul(gate_up, columns), g.Unsqueeze(gate_up_bias, [2])))
+    out = g.Add(g.MatMul(down, inner), g.Unsqueeze(down_bias, [2]))
+    weights = g.Unsqueeze(g.Transpose(_weights(g, router_logits), perm=[1, 0]), [1])  # [E, 1, N]
+    total = g.ReduceSum(g.Mul(g.cast(out, ir.DataType.FLOAT), weights), [0], keepdims=0)
+    return (g.CastLike(g.Transpose(total, perm=[1, 0]), x),)
+
+
+def _weights(g: GraphBuilder, router_logits: ir.Value) -> ir.Value:
+    """Each expert's share in each token, [N, E]: 0 but for the top_k highest logits."""
+    count = g.Unsqueeze(g.attribute(TOP_K.name, TOP_K.kind), [0])
+    chosen, index = g.emit("TopK", [router_logits, count], {"axis": -1}, num_outputs=2)
+    of_all = g.GatherElements(g.Softmax(router_logits, axis=-1), index, axis=-1)
+    share = g.Where(g.Equal(g.attribute(NORMALIZE.name, NORMALIZE.kind), 1), g.Softmax(chosen, axis=-1), of_all)
+    return g.ScatterElements(g.Expand(0.0, g.Shape(router_logits)), index, share, axis=-1)
+
+
+def _gated(g: GraphBuilder, both: ir.Value) -> ir.Value:
+    """(up + shift) · gate · sigmoid(alpha · gate) of gate and up [E, 2I, N], as [E, I, N]."""
+    interleaved = g.attribute(INTERLEAVED.name, INTERLEAVED.kind)
+    half = g.Div(g.size(both, 1), 2)
+    gate_row = g.Mul(g.arange(half), g.Add(interleaved, 1))
+    up_row = g.Add(gate_row, g.Where(g.Equal(interleaved, 1), 1, half))
+    gate, up = g.Gather(both, gate_row, axis=1), g.Gather(both, up_row, axis=1)
+    limit = g.attribute(LIMIT.name, LIMIT.kind)
+    limit = g.CastLike(g.Where(g.Equal(limit, 0.0), float("inf"), limit), both)
+    gate, up = g.Min(gate, limit), g.Max(g.Min(up, limit), g.Neg(limit))
+    slope, shift = (g.CastLike(g.attribute(a.name, a.kind), both) for a in (ALPHA, SHIFT))
+    return g.Mul(g.Add(up, shift), g.Mul(gate, g.Sigmoid(g.Mul(gate, slope))))
+
+
+MOE = OpSpec(
+    name="DFlashMoE",
+    meaning="The weighted sum of each token's top_k experts: down · ((up + shift) · gate · sigmoid(alpha · gate)).",
+    inputs=(
+        Tensor("x", "T", "[N, H]", "tokens, normed"),
+        Tensor("router_logits", "float32", "[N, E]", "what each expert is worth to each token"),
+        Tensor("gate_up", "T", "[E, J, H]", "both projections, J = 2I rows; `interleaved` says which is which"),
+        Tensor("gate_up_bias", "T", "[E, J]", "0 where a model has none"),
+        Tensor("down", "T", "[E, H, I]", "the projection back"),
+        Tensor("down_bias", "T", "[E, H]", "0 where a model has none"),
+    ),
+    outputs=(Tensor("out", "T", "[N, H]", "the experts' sum"),),
+    attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT),
+    body=_body,
+    kernel=Kernel("moe", "bfloat16"),
+)
