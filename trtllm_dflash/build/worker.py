@@ -55,6 +55,7 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         block_size=sizes.block_size,
         draft_vocab=prepared.draft_vocab,
         plugins=sizes.plugins,
+        ring_width=sizes.ring_width,
     )
     job = Job(sizes, prepared.ports, request.directory, progress)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
