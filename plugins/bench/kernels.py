@@ -34,6 +34,7 @@ class _Options(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int32),
         ("causal", ctypes.c_int32),
+        ("ring", ctypes.c_int32),
         ("processors", ctypes.c_int32),
         ("key_scale", ctypes.c_float),
         ("value_scale", ctypes.c_float),
@@ -77,7 +78,7 @@ class Kernels:
 
     def verify_attention(self, tensors: Tensors, workspace: torch.Tensor, *, scale: float, window: int) -> None:
         """Write k and v into the caches and attend; into tensors["out"]."""
-        options = ctypes.byref(_Options(scale, window, 1, 0))
+        options = ctypes.byref(_Options(scale, window, causal=1))
         arguments = [*self._references(tensors, ATTENTION_TENSORS), options]
         self._check(self._c.dflash_verify_attention(*arguments, *self._end(workspace)))
 

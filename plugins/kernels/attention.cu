@@ -17,6 +17,11 @@
 // FP8 caches hold codes c = e4m3(k / key_scale): then keys are codes everywhere, q . k_p is key_scale q . c_p, and the
 // sum over values is multiplied by value_scale at its end. A code is exact in bfloat16, so no product loses anything.
 //
+// A ring holds the last cache_len positions of its slot. What the step writes takes the rows of positions that are
+// further back than the window of its first row, so here too no CTA writes what another reads. Keys are taken in the
+// order of their positions, so results are those of caches that hold everything, bit for bit, where the keys are split
+// in the same way.
+//
 // Not handled: other types than bfloat16 and, of the caches, FP8; head_dim other than 64, 96, 128, 256. Lengths are
 // read on the device: wrong ones give wrong results, but nothing outside the tensors is read or written.
 

@@ -9,7 +9,8 @@ struct AttentionParams {
   const void* q;               // [B, T, Hq, D] bfloat16
   const void* k;               // [B, C+T, Hkv, D]
   const void* v;               // [B, C+T, Hkv, D]
-  void* key_cache;             // [B, Hkv, cache_len, D] bfloat16, or FP8: codes of values / key_scale
+  void* key_cache;             // [B, Hkv, cache_len, D] bfloat16, or FP8: codes of values / key_scale; position p is
+                               // in row p, or in a ring in row p mod cache_len
   void* value_cache;           // [B, Hkv, cache_len, D] likewise
   const long long* positions;  // [B, C+T]: consecutive in the context, and again in the block
   const void* sinks;           // [Hq] bfloat16, or null: a logit for each head that takes weight and gives nothing
@@ -25,6 +26,7 @@ struct AttentionParams {
   int splits;  // CTAs that share the keys of one tile of rows
   int window;  // keys at this distance or further are not seen; 0: no window
   int causal;  // 1: a block row sees no later block row
+  int ring;    // 1: the caches are rings, which is for windows only; then cache_len >= window - 1 + C + T
   float scale;
   float key_scale;    // what a code of an FP8 cache is worth; 1 where the caches are bfloat16
   float value_scale;  // likewise

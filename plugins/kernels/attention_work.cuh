@@ -8,7 +8,8 @@
 namespace dflash {
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr int kChunk = 8;  // elements that a thread moves at once: 16 bytes of bfloat16
+constexpr int kRingLimit = 1 << 30;  // of positions in a ring: sums of them stay in an int
+constexpr int kChunk = 8;            // elements that a thread moves at once: 16 bytes of bfloat16
 
 // What one CTA does. Positions are those of the sequence.
 struct Work {
@@ -23,6 +24,8 @@ struct Work {
   int first_key;    // the split's keys
   int end_key;
   int all_see_to;  // every row of the tile sees the keys before this one, where there is no window
+  int wrap;        // position p is in row p - wrap of a ring, or in the one cache_len before; else 0
+  int limit;       // positions from here on have no row
 };
 
 // Divides each row tile's keys among its splits in whole key tiles. A split past the last key gets none.
@@ -39,12 +42,15 @@ __device__ inline Work find_work(const AttentionParams& p, int tile_rows, int ti
 
   const index_t* positions = p.positions + index_t(w.slot) * (p.context_rows + p.rows);
   // Wrong lengths must not lead outside the tensors: the block starts at most its context behind the step's start.
-  w.start = int(max(0LL, min(positions[0], index_t(p.cache_len))));
+  w.limit = p.ring ? kRingLimit : p.cache_len;
+  w.start = int(max(0LL, min(positions[0], index_t(w.limit))));
   w.block_start = int(max(index_t(w.start), min(positions[p.context_rows], index_t(w.start) + p.context_rows)));
   const int first = w.block_start + w.first_row / w.group;
   const int last = w.block_start + (w.end_row - 1) / w.group;
   int begin = 0, end = p.causal ? last + 1 : w.block_start + p.rows;
   if (p.window > 0) begin = max(begin, first - p.window + 1), end = min(end, last + p.window);
+  // All positions that the launch looks at or writes are fewer than a ring's rows: they come round at most once.
+  w.wrap = p.ring ? max(0, w.start - p.window + 1) / p.cache_len * p.cache_len : 0;
   w.all_see_to = p.causal ? first + 1 : end;
 
   const int tiles = (end - begin + tile_keys - 1) / tile_keys;
@@ -56,7 +62,8 @@ __device__ inline Work find_work(const AttentionParams& p, int tile_rows, int ti
 
 // Row of a cache seen as [B·Hkv·cache_len, D].
 __device__ inline index_t cache_row(const AttentionParams& p, const Work& w, int position) {
-  return (index_t(w.slot) * p.kv_heads + w.kv_head) * p.cache_len + position;
+  const int row = position - w.wrap;
+  return (index_t(w.slot) * p.kv_heads + w.kv_head) * p.cache_len + (row < p.cache_len ? row : row - p.cache_len);
 }
 
 // Row of k and v seen as [B·(C+T)·Hkv, D], by its number among the slot's C+T.
@@ -84,7 +91,7 @@ __device__ void write_caches(const AttentionParams& p, const Work& w) {
     const int row = i / kChunks, column = i % kChunks * kChunk;
     const bool in_block = row >= p.context_rows;
     const int position = in_block ? w.block_start + row - p.context_rows : w.start + row;
-    if (position >= p.cache_len || (!in_block && position >= w.block_start)) continue;
+    if (position >= w.limit || (!in_block && position >= w.block_start)) continue;
     const index_t from = step_row(p, w, row) * kHeadDim + column;
     const index_t to = cache_row(p, w, position) * kHeadDim + column;
     store_chunk(static_cast<Cache*>(p.key_cache) + to, load_chunk(p.k, from), p.key_scale);

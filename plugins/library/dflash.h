@@ -29,6 +29,7 @@ typedef struct DFlashAttentionOptions {
   float scale;        /* multiplies query . key */
   int32_t window;     /* keys at this distance or further are not seen; 0: no window */
   int32_t causal;     /* drafts only: 1: a block row sees no later block row. Verification is always causal */
+  int32_t ring;       /* 1: position p is in row p mod cache_len; needs a window, and room for it and the step's rows */
   int32_t processors; /* the work is divided for this many multiprocessors; 0: those of the current device */
   float key_scale;    /* FP8 caches only: what a code of key_cache is worth; 0 where the caches are bfloat16 */
   float value_scale;  /* likewise of value_cache */

@@ -77,6 +77,15 @@ void expect_scale(const char* name, float scale, bool fp8, Line line = this_line
           ", expected a finite number above 0: the caches are float8_e4m3");
 }
 
+// What a step of so many rows writes must not take the place of what its first row sees.
+void expect_ring(const DFlashAttentionOptions& options, int cache_len, int rows, Line line = this_line()) {
+  require({options.ring == 0 || options.ring == 1, line}, "ring: got ", options.ring, ", expected 0 or 1");
+  require({!options.ring || options.window > 0, line}, "ring: got 1 and no window, expected one that the ring holds");
+  const int64_t needed = int64_t{options.window} - 1 + rows;
+  require({!options.ring || cache_len >= needed, line}, "key_cache.shape[2] (cache_len): got a ring of ", cache_len,
+          " rows, expected at least ", needed, ": window - 1, and the ", rows, " rows of the step");
+}
+
 // The params of a launch but for its splits and workspace, from tensors that hold together. `head_dim` is set.
 AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions& options, bool draft, int& head_dim) {
   const bool fp8 = !draft && has_fp8_caches(t);
@@ -101,6 +110,7 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
   require(head_rows <= kMostHeadRows, "rows x Hq: got ", head_rows, ", expected at most ", kMostHeadRows);
   require(options.window >= 0, "window: got ", options.window, ", expected 0 (none) or more");
   require(options.causal == 0 || options.causal == 1, "causal: got ", options.causal, ", expected 0 or 1");
+  expect_ring(options, L.value(), rows.value());
   expect_scale("key_scale", options.key_scale, fp8);
   expect_scale("value_scale", options.value_scale, fp8);
 
@@ -121,6 +131,7 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
   p.cache_len = L.value();
   p.window = options.window;
   p.causal = draft ? options.causal : 1;
+  p.ring = options.ring;
   p.scale = options.scale;
   p.key_scale = fp8 ? options.key_scale : 1.f;
   p.value_scale = fp8 ? options.value_scale : 1.f;

@@ -80,4 +80,5 @@ def test_a_head_dim_without_a_kernel_is_refused_before_any_work(config: Callable
         prepare(config(arch="sm120"))
     rows = dict(prepare(config(arch="sm120", plugins=False)).rows())
     assert rows["kernels"] == "the compiler's own"
+    assert rows["rings"].startswith("none for the 2 layers with a window: the compiler by itself updates none in place")
     assert "kernels" not in dict(prepare(config()).rows())

@@ -92,3 +92,13 @@ def test_a_plain_build_has_no_drafts(resolve: Resolve) -> None:
 @pytest.mark.parametrize(("seq_len", "block", "cache_len"), [(64, 4, 128), (52, 4, 64), (53, 4, 128), (512, 2, 576)])
 def test_caches_have_room_for_rejected_rows(resolve: Resolve, seq_len: int, block: int, cache_len: int) -> None:
     assert resolve(max_seq_len=seq_len, block_size=block).cache_len == cache_len
+
+
+@pytest.mark.parametrize(
+    ("options", "ring_width"),
+    [({}, 20), ({"arch": "sm120"}, 20), ({"arch": "sm120", "plugins": False}, None), ({"arch": "cpu"}, 20)],
+)
+def test_rings_hold_the_widest_step_where_they_can_be_updated(
+    resolve: Resolve, options: dict[str, Any], ring_width: int | None
+) -> None:
+    assert resolve(max_seq_len=64, max_num_tokens=20, **options).ring_width == ring_width

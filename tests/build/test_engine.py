@@ -77,7 +77,7 @@ def test_config_json_has_the_sizes_and_the_io_table(cpu_engine: Path, pair: dict
     prepared = plan_build(config())
     ports = step_ports(
         prepared.target.config, prepared.drafter.config if prepared.drafter else None,
-        dtype="float32", cache_len=128, block_size=4,
+        dtype="float32", cache_len=128, block_size=4, ring_width=sizes["max_num_tokens"],
     )  # fmt: skip
     assert data["io"] == [json.loads(json.dumps(port.to_json())) for port in ports]
 
@@ -224,7 +224,8 @@ def test_a_dry_run_writes_nothing(config: Configure, tmp_path: Path) -> None:
     rows = dict(plan_build(config()).rows())
     assert rows["masks"] == "layers 0-1 causal within 6, layer 2 bidirectional"
     assert rows["taps"] == "outputs of target layers 0, 1, 2, 3"
-    # 5 layers x 2 caches x 2 heads x 16 and 3 x 2 x 3 heads x 8, 128 rows of 4 bytes
-    assert rows["caches"] == "237.6 kB a slot"
+    # 5 layers x 2 caches x 2 heads x 16 and 1 x 2 x 3 heads x 8 of 128 rows of 4 bytes, 2 x 2 x 3 x 8 of 80 rows
+    assert rows["caches"] == "219.1 kB a slot"
+    assert rows["rings"] == "2 layers of 80 rows"  # 6 - 1 + 63 + 4, in whole 16
     assert rows["weights"] == "84 tensors, 796.8 kB as float32; 0 converted"
     assert not list(tmp_path.iterdir())

@@ -29,7 +29,9 @@ def test_models_taps_block_ports_and_versions_are_shown(cpu_engine: Path, pair: 
     assert ["input", "input_ids"] in ports
     assert ["input", "draft_key.*"] in ports
     assert ["output", "target_value.*.out"] in ports
-    assert len(ports) == 21  # caches of all layers are one row
+    assert len(ports) == 25  # caches of all layers are one row, and those of the layers with rings one more
+    lines = [line for line in found["inputs and outputs"] if line.split()[1] == "draft_key.*"]
+    assert ["[batch, 3, 80, 8]" in lines[0], "[batch, 3, 128, 8]" in lines[1]] == [True, True]
     assert found["check"] == ["every file is what the build wrote"]
     assert "onnxruntime" in found["built with"][0]
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.tiny import DRAFTER_VARIANTS, tiny_drafter, tiny_target
+from tests.tiny import BLOCK, DRAFTER_VARIANTS, tiny_drafter, tiny_target
 from trtllm_dflash.build import manifest
 from trtllm_dflash.build.child import worker_environment
 from trtllm_dflash.build.engine import build_engine
@@ -58,8 +58,9 @@ def _prepare(directory: Path, architecture: str, variant: str) -> Prepared:
 def _step(prepared: Prepared) -> ir.Model:
     sizes = prepared.resolved
     return build_step(
-        prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size
-    )
+        prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
+        ring_width=sizes.ring_width,
+    )  # fmt: skip
 
 
 def _compiler(model: ir.Model) -> Compiler:
@@ -171,6 +172,17 @@ def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path
     assert fewer["input_ids"] == ((1, 1), (3, 2), (3, 4))
     assert fewer["decided"] == ((1,), (2,), (4,))
     assert generation["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))
+
+
+def test_tensorrt_by_itself_takes_no_rings(tmp_path: Path) -> None:
+    """Why an engine without our kernels has whole caches: `ResolvedBuild.ring_width`."""
+    prepared = _prepare(tmp_path, "llama", "mixed")
+    assert prepared.resolved.ring_width is None
+    model = build_step(
+        prepared.target, prepared.drafter, dtype="bfloat16", cache_len=128, block_size=BLOCK, ring_width=8
+    )
+    with pytest.raises(BuildError, match="Only linear mode is supported for now, got circular"):
+        _compiler(model)
 
 
 def test_an_input_that_the_graph_does_not_use_is_refused(tmp_path: Path) -> None:

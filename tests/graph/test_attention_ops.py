@@ -10,6 +10,7 @@ from tests.graph.run_op import run_op
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
+from trtllm_dflash.graph.rings import rows_needed
 
 B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
 
@@ -80,6 +81,51 @@ def test_verify_attention(width: int, window: int, with_sinks: bool) -> None:
     positions = past[:, None] + np.arange(width)
     want = _reference(q, keys, values, positions, sees, 0.3, arrays.get("sinks"))
     np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _as_rings(arrays: dict[str, np.ndarray], past: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """The same inputs with the caches as rings: each slot's last positions, and huge numbers where there is none."""
+    made = dict(arrays)
+    for name in ("key_cache", "value_cache"):
+        made[name] = np.full((B, HKV, rows, D), 1e4, np.float32)
+        for b, length in enumerate(past):
+            for position in range(max(length - rows, 0), length):
+                made[name][b, :, position % rows] = arrays[name][b, :, position]
+    return made
+
+
+@pytest.mark.parametrize("spare", [0, 1, 6])
+@pytest.mark.parametrize("window", [1, 3, 7])
+@pytest.mark.parametrize("operator", ["DFlashVerifyAttention", "DFlashDraftAttention"])
+def test_rings_hold_what_is_looked_at(operator: str, window: int, spare: int) -> None:
+    """In the smallest ring and in larger ones, slots that never came round and that did: as over whole caches."""
+    rng = np.random.default_rng(window)
+    draft, width, block = "Draft" in operator, 4, 3 if "Draft" in operator else 0
+    past = np.array([0, 9, 30])
+    start = past + np.array([1, 4, 2]) if draft else past
+    q = rng.standard_normal((B, block or width, HQ, D)).astype(np.float32)
+    k, v = rng.standard_normal((2, B, width + block, HKV, D)).astype(np.float32)
+    keys, values = _poisoned_caches(rng, past)
+    arrays = {"q": q, "k": k, "v": v, "key_cache": keys, "value_cache": values}
+    contexts = past[:, None] + np.arange(width)
+    arrays["positions"] = np.concatenate([contexts, start[:, None] + np.arange(block)], axis=1)
+    arrays["kv_positions"] = np.arange(30 + width + block + 2, dtype=np.int64)
+    rows = rows_needed(window, width + block) + spare
+    rings = _as_rings(arrays, past, rows)
+    whole = run_op(operator, arrays, scale=0.3, window_size=window)
+    # Of whole caches the body with rings makes the same, to the bit.
+    same = run_op(operator, arrays, scale=0.3, window_size=window, ring=0)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(same[name], array, err_msg=name)
+    got = run_op(operator, rings, scale=0.3, window_size=window, ring=1)
+    # The same sums in another order.
+    np.testing.assert_allclose(got["out"], whole["out"], rtol=TOLERANCE, atol=TOLERANCE)
+    for name in ("key_cache", "value_cache"):
+        for b in range(B):
+            expected = rings[name][b].copy()
+            for position in range(past[b], past[b] + width + block):
+                expected[:, position % rows] = whole[f"{name}_out"][b, :, position]
+            np.testing.assert_array_equal(got[f"{name}_out"][b], expected)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True])

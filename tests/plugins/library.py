@@ -50,6 +50,7 @@ class AttentionOptions(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int32),
         ("causal", ctypes.c_int32),
+        ("ring", ctypes.c_int32),
         ("processors", ctypes.c_int32),
         ("key_scale", ctypes.c_float),
         ("value_scale", ctypes.c_float),
@@ -192,6 +193,7 @@ class Library:
         scale: float,
         window: int = 0,
         causal: bool = True,
+        ring: bool = False,
         processors: int = 0,
         cache_scales: tuple[float, float] | None = None,
     ) -> dict[str, np.ndarray]:
@@ -204,7 +206,7 @@ class Library:
         q, cache = inputs["q"], inputs["key_cache"]
         sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2])
         plan = self.attention_plan(*sizes, processors or self.processors())
-        options = AttentionOptions(scale, window, int(causal), processors, *(cache_scales or (0, 0)))
+        options = AttentionOptions(scale, window, int(causal), int(ring), processors, *(cache_scales or (0, 0)))
         arrays = {**inputs, "out": poisoned(q.shape, q.dtype)}
         names = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
         written = ("key_cache", "value_cache", "out")

@@ -106,6 +106,7 @@ def compile_pair(
     model = build_step(
         prepared.target, prepared.drafter, dtype=resolved.dtype, cache_len=resolved.cache_len,
         block_size=resolved.block_size, plugins=resolved.plugins, kv_scales=kv_scales,
+        ring_width=resolved.ring_width,
     )  # fmt: skip
     kernels = kernel_keys(model)
     log, file = _layer_log(), io.BytesIO()

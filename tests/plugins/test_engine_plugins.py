@@ -72,7 +72,7 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
     """The fields of every plugin layer by its name: the mask of each drafter layer is the variant's."""
     is_causal, others_slide, last_slides = DRAFTER_VARIANTS.get(variant, (None, False, False))
     scales = {size: float(np.float32(size**-0.5)) for size in (TARGET_DIM, DRAFTER_DIM)}
-    target = {"scale": scales[TARGET_DIM], "window_size": 0, "head_dim": TARGET_DIM, "fp8_cache": int(fp8)}
+    target = {"scale": scales[TARGET_DIM], "window_size": 0, "ring": 0, "head_dim": TARGET_DIM, "fp8_cache": int(fp8)}
     fields: dict[str, dict[str, float]] = {}
     for layer, pair in SCALES.items():
         worth = dict(zip(("key_scale", "value_scale"), map(float, np.float32(pair if fp8 else (0, 0))), strict=True))
@@ -83,6 +83,7 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
         fields[f"/drafter/layers.{layer}/DFlashDraftAttention"] = {
             "scale": scales[DRAFTER_DIM],
             "window_size": WINDOW if slides else 0,
+            "ring": int(slides),  # of 80 rows where the others have 128
             "causal": int(causal),
             "head_dim": DRAFTER_DIM,
         }
@@ -216,11 +217,23 @@ def test_heads_that_make_no_groups_are_told(pool: Executor) -> None:
     assert "attention needs query heads in groups: got 5 of them for 2 key heads" in told
 
 
+def test_a_ring_that_is_too_small_is_told(pool: Executor) -> None:
+    """Three rows of a step, and a window of 30, fit into 32 rows; a window of 31 does not."""
+    rings = ({"ring": 1, "window_size": window} for window in (30, 31, 0))
+    told = [pool.submit(refusal, VERIFY, ring, FAKE, {}).result(timeout=600) for ring in rings]
+    assert told[0] == ""
+    assert "attention over a ring cache of 32 rows, with window_size 31 and 3 rows in the step: it needs" in told[1]
+    assert "with window_size 0 and 3 rows in the step: it needs a window and" in told[2]
+
+
 def test_a_kernel_or_field_that_is_not_there_is_told(pool: Executor) -> None:
     told = pool.submit(refusal, VERIFY, {}, {ACCEPT: b"x"}, {}).result(timeout=600)
     assert f"{VERIFY}: no kernel was compiled for attention, head_dim 64" in told
     told = pool.submit(refusal, VERIFY, {}, FAKE, {}, "window_size").result(timeout=600)
-    assert f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, scale, value_scale" in told
+    assert (
+        f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, ring, scale, value_scale"
+        in told
+    )
 
 
 def test_a_head_dim_without_a_kernel_is_refused_before_tensorrt() -> None:

@@ -71,7 +71,7 @@ def _call(library: Library, operation: str, change: Change) -> None:
     placed = {name: Placed(memory, array) for name, array in arrays.items()}
     space = Placed(memory, np.zeros(1 << 20, np.uint8).view(np.float32))
     given: dict[str, Any] = {name: array.tensor() for name, array in placed.items()}
-    given["options"] = AttentionOptions(0.1, 0, 1, 8)
+    given["options"] = AttentionOptions(0.1, causal=1, processors=8)
     given["workspace"], given["workspace_bytes"] = space.address, 1 << 20
     change(given)
     options, workspace, size = (given.pop(name) for name in ("options", "workspace", "workspace_bytes"))
@@ -156,6 +156,18 @@ REFUSED = [
     ("verify", _without("options"), r"options: got null"),
     ("verify", _with("options", window=-1), r"window: got -1, expected 0 \(none\) or more"),
     ("draft", _with("options", causal=2), r"causal: got 2, expected 0 or 1"),
+    ("draft", _with("options", ring=2), r"ring: got 2, expected 0 or 1"),
+    ("verify", _with("options", ring=1), r"ring: got 1 and no window, expected one that the ring holds"),
+    (
+        "verify",
+        _with("options", ring=1, window=CACHE - T + 2),
+        r"key_cache.shape\[2\] \(cache_len\): got a ring of 200 rows, expected at least 201: window - 1, and the 5",
+    ),
+    (
+        "draft",
+        _with("options", ring=1, window=CACHE - T - C + 2),
+        r"key_cache.shape\[2\] \(cache_len\): got a ring of 200 rows, expected at least 201: window - 1, and the 8",
+    ),
     ("verify", _space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("verify", _space(1 << 19, 4), r"workspace: expected a 16-byte aligned address"),
     (
@@ -201,6 +213,8 @@ def test_a_wrong_argument_is_refused_by_name(checked: Library, operation: str, c
         ("draft", _both()),
         ("accept", _both()),
         ("verify", _without("sinks")),
+        ("verify", _with("options", ring=1, window=CACHE - T + 1)),
+        ("draft", _with("options", ring=1, window=CACHE - T - C + 1)),
         # a batch of one may have any stride between slots
         ("verify", _both(*(_with(name, shape_0=1, stride_0=3) for name in BATCHED))),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.library import GXX, INCLUDES, HostMemory, Library, Placed, poisoned, run
+from tests.plugins.test_ring_kernels import in_rings, smallest
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.plugins import plan, plugin
@@ -126,6 +128,34 @@ def test_attention(case: Case, processors: int, module: EmulatedModule, emulated
     names = {"out": "out", "key_cache": "key_cache_out", "value_cache": "value_cache_out"}
     for name, ours in names.items():
         np.testing.assert_array_equal(got[ours].view(np.uint8), want[name].view(np.uint8))
+
+
+RINGS = [replace(CASES[1], past=(433, 2)), replace(CASES[5], past=(9, 370)), Case((300,), 9, window=70, kv_heads=1)]
+
+
+@pytest.mark.parametrize("processors", [1, 132])
+@pytest.mark.parametrize("case", RINGS, ids=str)
+def test_attention_over_rings(case: Case, processors: int, module: EmulatedModule, emulated: Library) -> None:
+    """In the smallest ring; one row less is refused, when the workspace is asked for and when it runs."""
+    module.processors, scale = processors, case.head_dim**-0.5
+    given = in_rings(case, inputs(case), smallest(case))
+    numbers: dict[str, float] = {"scale": scale, "window_size": case.window, "ring": 1, "head_dim": case.head_dim}
+    numbers |= {"causal": int(case.causal)} if case.draft else {}
+    kind, name = ("draft", DRAFT) if case.draft else ("verify", VERIFY)
+    got = enqueue(name, given, numbers)
+    want = emulated.attention(
+        kind, given, scale=scale, window=case.window, causal=case.causal, ring=True, processors=processors
+    )
+    for ours, theirs in {"out": "out", "key_cache_out": "key_cache", "value_cache_out": "value_cache"}.items():
+        np.testing.assert_array_equal(got[ours].view(np.uint8), want[theirs].view(np.uint8))
+
+    module.launched.clear()
+    small = in_rings(case, inputs(case), smallest(case) - 1)
+    words = f"ring cache of {smallest(case) - 1} rows, .*: it needs a window and {smallest(case)} rows"
+    with pytest.raises(EngineError, match=words):
+        enqueue(name, small, numbers)
+    assert module.launched == []
+    assert len(plugin.take_refusals()) == 1  # twice the same words
 
 
 def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:

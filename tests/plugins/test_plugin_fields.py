@@ -25,12 +25,13 @@ NUMBERS: dict[str, dict[str, float]] = {
     "DFlashVerifyAttention": {
         "scale": 0.25,
         "window_size": 7,
+        "ring": 1,
         "key_scale": 0.0,
         "value_scale": 0.0,
         "head_dim": 96,
         "fp8_cache": 0,
     },
-    "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "causal": 1, "head_dim": 128},
+    "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "ring": 0, "causal": 1, "head_dim": 128},
     "DFlashAccept": {},
 }
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
@@ -113,14 +114,14 @@ def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
         (
             BUILD,
             "head_dim",
-            "DFlashVerifyAttention: its field head_dim is missing, got fp8_cache, key_scale, scale, "
+            "DFlashVerifyAttention: its field head_dim is missing, got fp8_cache, key_scale, ring, scale, "
             "value_scale, window_size",
         ),
         (
             RUNTIME,
             "scale",
             "DFlashVerifyAttention: its field scale is missing, got cubin, fp8_cache, head_dim, "
-            "key_scale, value_scale, window_size",
+            "key_scale, ring, value_scale, window_size",
         ),
         (RUNTIME, "cubin", "DFlashVerifyAttention: the engine has no kernel in the field cubin; build it again"),
     ],

@@ -30,17 +30,23 @@ def fake_engine() -> Callable[..., Engine]:
 def build_tiny(
     tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
 ) -> Callable[..., Path]:
-    """`build_tiny(target=tiny Qwen3, draft=True, **sizes)`: a CPU engine's directory, without tokenizer files."""
+    """`build_tiny(target=tiny Qwen3, draft=True, variant="full", **sizes)`: a CPU engine, without tokenizer files."""
     tiny = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15})
 
-    def build(*, target: Path = tiny, draft: bool = True, **sizes: Any) -> Path:
+    def build(*, target: Path = tiny, draft: bool = True, variant: str = "full", **sizes: Any) -> Path:
         output = tmp_path_factory.mktemp("engine") / "cpu"
-        drafter = str(make_drafter(target)) if draft else None
+        drafter = str(make_drafter(target, variant=variant)) if draft else None
         sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8} | sizes
         build_engine(BuildConfig(str(target), output, drafter=drafter, **sizes))
         return output
 
     return build
+
+
+@pytest.fixture(scope="session")
+def ring_engine(build_tiny: Callable[..., Path]) -> Path:
+    """One whose drafter keeps rings in all layers but the last."""
+    return build_tiny(variant="mixed")
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,31 @@ def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     assert generate(there, 1, 4, steps=8) == generate(here, 1, 4, steps=8)
 
 
+def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
+    """Those that have come round, whole; of one that has not, the rows in use."""
+    session = open_directly(ring_engine)
+    for length in (70, 20):
+        for slot, token in ((0, 9), (2, 3)):
+            session.open_slot(slot, GREEDY)
+            for first in range(0, length, 8):
+                prompt(session, list(range(token, token + 8))[: length - first], slot=slot, past_len=None)
+        before = {name: cache.copy() for name, cache in caches_of(session).items()}
+        session.move_slot(2, 0)
+        caches = caches_of(session)
+        assert {caches["draft_key.0"].shape[2], caches["draft_value.1"].shape[2]} == {32}
+        assert caches["draft_key.2"].shape[2] == session._config.cache_len
+        for name, cache in caches.items():
+            np.testing.assert_array_equal(cache[0][:, :length], before[name][2][:, :length], err_msg=name)
+            np.testing.assert_array_equal(cache[0][:, length:], before[name][0][:, length:], err_msg=name)
+
+
+def test_a_step_wider_than_the_rings_is_refused(ring_engine: Path) -> None:
+    session = open_directly(ring_engine)
+    session.open_slot(0, GREEDY)
+    with pytest.raises(EngineError, match="a step of width 9 is wider than max_num_tokens, 8, for which"):
+        session.prompt(0, np.arange(9))
+
+
 def test_outputs_are_the_callers_own(built_engine: Path) -> None:
     session = open_directly(built_engine)
     results = []
@@ -125,9 +150,10 @@ def test_outputs_are_the_callers_own(built_engine: Path) -> None:
     assert not np.shares_memory(results[0].num_new, results[1].num_new)
 
 
-def test_caches_are_updated_in_place(built_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    Engine.load(built_engine, num_threads=1).generate(PROMPTS, max_new_tokens=12)
-    assert capfd.readouterr() == ("", "")  # ONNX Runtime warns of every scatter that it could not do in place
+def test_caches_are_updated_in_place(built_engine: Path, ring_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for directory in (built_engine, ring_engine):
+        Engine.load(directory, num_threads=1).generate(PROMPTS, max_new_tokens=12)
+        assert capfd.readouterr() == ("", "")  # ONNX Runtime warns of every scatter that it could not do in place
 
 
 def test_the_warning_that_the_test_above_looks_for(built_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,21 @@ def test_tokens_are_the_cpu_sessions(
         assert tokens_of(gpu.engine, PROMPTS[:4], **narrow) == tokens_of(cpu, PROMPTS[:4], **narrow)
 
 
+@pytest.mark.parametrize("with_plugins", [True, False], ids=["plugins", "bodies"])
+def test_rings(open_gpu: Callable[..., Gpu], ring_engine: Path, with_plugins: bool) -> None:
+    """Answers that go round the drafter's rings several times, drafts as well.
+
+    The first one soon fills its sequence, and the last slot is moved into its place.
+    """
+    gpu, cpu = open_gpu(ring_engine, with_plugins=with_plugins), Engine.load(ring_engine, num_threads=1)
+    prompts = [[*range(40, 90)] * 3, *PROMPTS[:2]]
+    answers = [engine.generate(prompts, max_new_tokens=150, stop_token_ids=[]) for engine in (gpu.engine, cpu)]
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.acceptance_lengths == theirs.acceptance_lengths
+    assert [len(answer.token_ids) for answer in answers[0]] == [42, 150, 150]
+
+
 def test_a_plain_engine(open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Path]) -> None:
     plain = build_tiny(draft=False)
     gpu, cpu = open_gpu(plain), Engine.load(plain, num_threads=1)

@@ -36,14 +36,21 @@ def test_context_is_the_longest_past_in_whole_buckets(
     past_len: list[int], width: int, block_size: int, expected: int
 ) -> None:
     past = np.array(past_len, np.int32)
-    assert context_length(past, width=width, block_size=block_size, cache_len=200) == expected
+    sizes = replace(fake_config(), block_size=block_size, cache_len=200, max_num_tokens=8)
+    assert context_length(past, width, sizes) == expected
 
 
 def test_a_step_beyond_the_cache() -> None:
     past = np.array([190], np.int32)
     words = r"a step of width 8 at position 190 needs 202 cache rows, and this engine has 200\."
     with pytest.raises(EngineError, match=words):
-        context_length(past, width=8, block_size=4, cache_len=200)
+        context_length(past, 8, replace(fake_config(), block_size=4, cache_len=200, max_num_tokens=8))
+
+
+def test_a_step_that_no_ring_was_made_for() -> None:
+    words = "a step of width 9 is wider than max_num_tokens, 8, for which this engine's caches were made"
+    with pytest.raises(EngineError, match=words):
+        context_length(np.array([0], np.int32), 9, replace(fake_config(), max_num_tokens=8))
 
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)

@@ -98,14 +98,14 @@ def _dflash_rows(dflash: Mapping[str, Any] | None, sources: Mapping[str, str]) -
 
 
 def _one_of_each_kind(ports: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each group of caches that differ in their layer only, as one row."""
-    kept: dict[str, dict[str, Any]] = {}
+    """Each group of caches that differ in their layer only, as one row; rings are longer or shorter than others."""
+    kept: dict[tuple[str, str], dict[str, Any]] = {}
     for port in ports:
         is_cache = "cache" in port
         stem, _, rest = str(port["name"]).partition(".")
         name = f"{stem}.*{'.out' if rest.endswith('.out') else ''}" if is_cache else str(port["name"])
         meaning = "a layer's cache, updated in place" if is_cache else port["meaning"]
-        kept.setdefault(name, {**port, "name": name, "meaning": meaning})
+        kept.setdefault((name, str(port["shape"])), {**port, "name": name, "meaning": meaning})
     return list(kept.values())
 
 

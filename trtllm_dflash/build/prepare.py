@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,7 +53,7 @@ class Prepared:
         config, sizes = self.drafter.config if self.drafter else None, self.resolved
         return step_ports(
             self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
-            plugins=sizes.plugins, kv_cache_dtype=self._kv_cache_dtype,
+            plugins=sizes.plugins, kv_cache_dtype=self._kv_cache_dtype, ring_width=sizes.ring_width,
         )  # fmt: skip
 
     @property
@@ -93,6 +94,7 @@ class Prepared:
             ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
             ("weights", self._weights_row()),
             ("caches", self._caches_row()),
+            *self._rings_row(),
             ("output", str(self.config.output_dir)),
         ]
 
@@ -122,6 +124,19 @@ class Prepared:
             return f"{size}, in {self.resolved.dtype}"
         target = "FP8" if self._keeps_codes else f"FP8 numbers, held in {self.resolved.dtype}"
         return f"{size}, the target's in {target}"
+
+    def _rings_row(self) -> list[tuple[str, str]]:
+        """How many layers with a window keep only what it sees, if there are such layers."""
+        windows = [window for model in self.checkpoints.values() for window in model.config.windows if window]
+        if not windows:
+            return []
+        if self.resolved.ring_width is None:
+            why = "the compiler by itself updates none in place; our kernels do, so leave --no-plugins out"
+            return [("rings", f"none for the {len(windows)} layers with a window: {why}")]
+        lengths = [port.shape[2] for port in self.ports if port.direction == "input" and "_key." in port.name]
+        counts = Counter(length for length in lengths if length != self.resolved.cache_len)
+        text = ", ".join(f"{count} layers of {rows} rows" for rows, count in counts.items())
+        return [("rings", text or "none: with the widest step a window takes as many rows as a sequence")]
 
     def _weights_row(self) -> str:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]

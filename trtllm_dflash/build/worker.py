@@ -56,6 +56,7 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         draft_vocab=prepared.draft_vocab,
         plugins=sizes.plugins,
         kv_scales=prepared.kv_scales,
+        ring_width=sizes.ring_width,
     )
     job = Job(sizes, prepared.ports, request.directory, progress)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")

@@ -210,7 +210,7 @@ class ResolvedBuild:
 
     @property
     def cache_len(self) -> int:
-        """Rows of every cache: the sequence, and room for what steps write behind its end.
+        """Rows of a cache of all positions: the sequence, and room for what steps write behind its end.
 
         The step that ends a sequence may begin at its last token but one. It writes a block of tokens to verify and, in
         the drafter's caches, the next block behind those: two blocks. A session that looks ahead has one more step
@@ -218,6 +218,14 @@ class ResolvedBuild:
         """
         needed = self.max_seq_len + 3 * self.block_size
         return -(-needed // _CACHE_ALIGNMENT) * _CACHE_ALIGNMENT
+
+    @property
+    def ring_width(self) -> int | None:
+        """The widest step that a ring of a windowed layer must hold (`graph.rings`); None: no layer has a ring.
+
+        A compiler without our kernels has only full caches: TensorRT-RTX 1.7 takes no circular TensorScatter.
+        """
+        return self.max_num_tokens if self.plugins or not ARCHS[self.arch].is_gpu else None
 
     def check_against(self, target: TargetConfig) -> None:
         """Raise UsageError, naming both values, where two sizes contradict each other."""

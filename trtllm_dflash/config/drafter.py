@@ -72,6 +72,11 @@ class DrafterConfig:
         """How many target layers `fc` reads."""
         return len(self.target_layer_ids)
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each layer's window; 0: none."""
+        return tuple(layer.window for layer in self.layers)
+
     @classmethod
     def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:
         """Read config.json; every other drafter dialect is refused by its name."""

@@ -50,7 +50,8 @@ _ONLY = (
 class TargetConfig:
     """A dense decoder: `num_layers` of GQA attention and SwiGLU; `qk_norm` adds Qwen3's RMSNorm per head on q and k.
 
-    `attention_bias` puts a bias on q, k, v and o; `mlp_bias` on gate, up and down. `eos_token_ids` may be empty.
+    `attention_bias` puts a bias on q, k, v and o; `mlp_bias` on gate, up and down. `windows`, by layer: a query sees
+    only keys nearer than that; 0: all of them. `eos_token_ids` may be empty.
     """
 
     architecture: str
@@ -68,6 +69,7 @@ class TargetConfig:
     attention_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    windows: tuple[int, ...]
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
 
@@ -90,11 +92,12 @@ class TargetConfig:
                     f"is missing, and hidden_size = {hidden_size} is no multiple of {num_q_heads} heads. Add it.",
                 )
             head_dim = hidden_size // num_q_heads
+        num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
         return cls(
             architecture=family.architecture,
             hidden_size=hidden_size,
             intermediate_size=reader.read(int, "intermediate_size", low=1, high=MAX_SIZE),
-            num_layers=reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS),
+            num_layers=num_layers,
             num_q_heads=num_q_heads,
             num_kv_heads=read_kv_heads(reader, num_q_heads),
             head_dim=head_dim,
@@ -106,6 +109,7 @@ class TargetConfig:
             attention_bias=reader.read(bool, "attention_bias", default=False),
             mlp_bias=family.mlp_bias and reader.read(bool, "mlp_bias", default=False),
             qk_norm=family.qk_norm,
+            windows=(0,) * num_layers,
             eos_token_ids=_stop_tokens(reader, generation_config),
             bos_token_id=reader.read(int, "bos_token_id", default=None, low=0),
         )

@@ -7,6 +7,7 @@ would be accepted is never asked.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Probe:
         num_threads: int | None = None,
     ) -> None:
         """Load the engine with `graph`, which is read from it and changed; `linears` are those that are wanted."""
-        self._config = config
+        self._target_sizes = replace(config, block_size=1)  # the graph has no drafter
         self._ports = {port.name: port for port in config.ports}
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {HEAD: (str(graph.logits.name), (1, config.vocab_size))}
         for name in linears:
@@ -62,7 +63,7 @@ class Probe:
         At most max_num_tokens, and no more than max_seq_len since the last restart.
         """
         width, past_len = len(token_ids), np.array([self._past_len], np.int32)
-        context = context_length(past_len, width=width, block_size=1, cache_len=self._config.cache_len)
+        context = context_length(past_len, width, self._target_sizes)
         sizes = {BATCH: 1, WIDTH: width, ROWS: width, CONTEXT: context}
         bound = [self._bind_input(port, token_ids, past_len, sizes) for port in self._inputs if not port.cache]
         results = {}
@@ -89,7 +90,7 @@ class Probe:
 
     def _bind_caches(self) -> None:
         """Every cache's input and output are the same memory, as when the engine runs."""
-        outputs = {port.aliases: port.name for port in self._config.ports if port.aliases}
+        outputs = {port.aliases: port.name for port in self._ports.values() if port.aliases}
         for port in self._inputs:
             if port.cache:
                 array = np.zeros((1, *(int(size) for size in port.shape[1:])), port.dtype)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
 from trtllm_dflash.graph.ops import DRAFT_ATTENTION
+from trtllm_dflash.graph.ops.attention import ring_attribute
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class DrafterContext:
     row_positions: ir.Value  # int64 [B, S+T]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
+    rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
     written: dict[str, ir.Value] = field(default_factory=dict)
 
     def forward(self, features: ir.Value, block: ir.Value) -> ir.Value:
@@ -78,7 +80,7 @@ class DrafterContext:
         key, value, mask = f"draft_key.{index}", f"draft_value.{index}", c.layers[index]
         out, self.written[key], self.written[value] = DRAFT_ATTENTION(
             g, q, k, v, self.caches[key], self.caches[value], self.row_positions, self.kv_positions,
-            scale=c.head_dim**-0.5, window_size=mask.window, causal=mask.causal,
+            scale=c.head_dim**-0.5, window_size=mask.window, causal=mask.causal, **ring_attribute(self.rings, index),
         )  # fmt: skip
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 

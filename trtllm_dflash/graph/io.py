@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.graph.rings import cache_rows
 
 BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
 FP8 = "float8e4m3fn"
@@ -44,15 +46,21 @@ def step_ports(
     block_size: int,
     plugins: bool = False,
     kv_cache_dtype: str | None = None,
+    ring_width: int | None = None,
 ) -> tuple[Port, ...]:
     """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and block_size 1.
 
     With plugins there is no port of symbol CONTEXT: they read on the device how far attention must look. The target's
-    caches are of `kv_cache_dtype` where it is given, all else of `dtype`.
+    caches are of `kv_cache_dtype` where it is given, all else of `dtype`. Layers with a window have rings
+    (`graph.rings`) for steps of up to `ring_width` tokens. None: every cache has cache_len rows, for any step.
     """
-    caches = _cache_ports("target", target, kv_cache_dtype or dtype, cache_len)
+    rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)
+    caches = _cache_ports("target", target, kv_cache_dtype or dtype, rows)
     if drafter is not None:
-        caches += _cache_ports("draft", drafter, dtype, cache_len)
+        written = None if ring_width is None else ring_width + block_size  # the next block, behind the step's tokens
+        caches += _cache_ports(
+            "draft", drafter, dtype, cache_rows(drafter.windows, cache_len=cache_len, written=written)
+        )
     outputs = tuple(
         Port(f"{c.name}.out", "output", c.dtype, c.shape, f"{c.name} after the step", aliases=c.name, cache=c.cache)
         for c in caches
@@ -98,11 +106,17 @@ def _control_outputs(block_size: int) -> tuple[Port, ...]:
     )
 
 
-def _cache_ports(prefix: str, model: TargetConfig | DrafterConfig, dtype: str, cache_len: int) -> tuple[Port, ...]:
-    shape = (BATCH, model.num_kv_heads, cache_len, model.head_dim)
+def _cache_ports(prefix: str, model: TargetConfig | DrafterConfig, dtype: str, rows: Sequence[int]) -> tuple[Port, ...]:
     owner = "target" if prefix == "target" else "drafter"
     return tuple(
-        Port(f"{prefix}_{kind}.{layer}", "input", dtype, shape, f"{owner} layer {layer}'s {kind} cache", cache=owner)
+        Port(
+            f"{prefix}_{kind}.{layer}",
+            "input",
+            dtype,
+            (BATCH, model.num_kv_heads, rows[layer], model.head_dim),
+            f"{owner} layer {layer}'s {kind} cache",
+            cache=owner,
+        )
         for layer in range(model.num_layers)
         for kind in ("key", "value")
     )

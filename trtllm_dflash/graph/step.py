@@ -24,6 +24,7 @@ from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
 from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.plugin_nodes import use_plugins
 from trtllm_dflash.graph.quantized import emulation_functions
+from trtllm_dflash.graph.rings import ring_flags
 from trtllm_dflash.graph.targets import LAYERS
 from trtllm_dflash.graph.targets.context import TargetContext
 from trtllm_dflash.graph.weights import WeightSource
@@ -41,6 +42,7 @@ def build_step(
     draft_vocab: np.ndarray | None = None,
     plugins: bool = False,
     kv_scales: KvScales | None = None,
+    ring_width: int | None = None,
 ) -> ir.Model:
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
@@ -49,7 +51,7 @@ def build_step(
     type `dtype`; others are converted when read. So are quantized ones, unless `dtype` is float32: see
     `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`). `kv_scales`, of every target
     layer, make the target's caches FP8: a key is its code times the layer's key scale.
-    Ports are those of `graph.io.step_ports`.
+    Ports are those of `graph.io.step_ports`; with a `ring_width` no step may be wider than that.
 
     Raises:
         GraphError: for scales that no cache can have, or FP8 caches where the compiler would have to make the kernels.
@@ -60,8 +62,9 @@ def build_step(
         check_kv_scales(kv_scales, target.config.num_layers, dtype=dtype, plugins=plugins)
         kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
     ports = step_ports(
-        target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size, kv_cache_dtype=kv_cache_dtype
-    )
+        target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size, kv_cache_dtype=kv_cache_dtype,
+        ring_width=ring_width,
+    )  # fmt: skip
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
     results = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, kv_scales).emit(target, drafter)
@@ -128,6 +131,7 @@ class _Step:
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
             kv_scales=self.kv_scales,
+            rings=self._rings("target_key", config.num_layers),
         )
         x = _embed(m, ids, config.hidden_size)
         outputs = []
@@ -172,6 +176,7 @@ class _Step:
             row_positions=g.Concat(self._positions(past, width), block_positions, axis=1),
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
+            rings=self._rings("draft_key", config.num_layers),
         )
         hidden = context.forward(g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size))
         # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
@@ -191,6 +196,12 @@ class _Step:
         logits = m.linear_rows(hidden, _head_name(config), ids, "draft_head.weight")
         place = g.ArgMax(g.cast(logits, ir.DataType.FLOAT), axis=-1, keepdims=0)
         return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
+
+    def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
+        """Which layers' caches are rings, by the rows of their inputs."""
+        shapes = (self.inputs[f"{name}.{layer}"].shape for layer in range(num_layers))
+        rows = [shape[2] for shape in shapes if shape is not None]
+        return ring_flags([count for count in rows if isinstance(count, int)], self.cache_len)
 
     def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:
         """start [B] + 0 … count-1, int64 [B, count]."""

@@ -9,9 +9,11 @@ from math import inf, prod
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.graph.rings import rows_needed
 from trtllm_dflash.plugins import plan
 
 Dims = Mapping[str, Sequence[int]]
+Numbers = Mapping[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Call:
 
     dims: Dims
     addresses: Mapping[str, int]
-    attributes: Mapping[str, int | float]
+    attributes: Numbers
     workspace: int
     processors: int
 
@@ -38,10 +40,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class Operation:
-    """What the host knows of a kernel source: the kernels in it, a call's workspace in bytes, a call's launches."""
+    """What the host knows of a kernel source: the kernels in it, a call's workspace in bytes, a call's launches.
+
+    The workspace is for shapes and attributes; those that no call may have are an EngineError there already.
+    """
 
     kernels: Callable[[KernelKey], list[str]]
-    workspace_bytes: Callable[[Dims], int]
+    workspace_bytes: Callable[[Dims, Numbers], int]
     launches: Callable[[Call], list[Launch]]
 
 
@@ -52,11 +57,11 @@ def _attention_kernels(key: KernelKey) -> list[str]:
     return [*tiles, f"dflash_attention_merge_d{head_dim}{suffix}"]
 
 
-def _suffix(numbers: Mapping[str, int | float]) -> str:
+def _suffix(numbers: Numbers) -> str:
     return "_fp8" if numbers.get("fp8_cache") else ""
 
 
-def _cache_scales(attributes: Mapping[str, int | float]) -> dict[str, float]:
+def _cache_scales(attributes: Numbers) -> dict[str, float]:
     """What a code is worth; of bfloat16 caches, which hold none, 1."""
     fp8, scales = bool(attributes.get("fp8_cache")), {}
     for name in ("key_scale", "value_scale"):
@@ -69,6 +74,19 @@ def _cache_scales(attributes: Mapping[str, int | float]) -> dict[str, float]:
     return scales
 
 
+def _ring(dims: Dims, attributes: Numbers) -> int:
+    """Whether the caches are rings; what a step writes must not take the place of what its first row sees."""
+    ring, window = int(attributes.get("ring", 0)), int(attributes["window_size"])
+    rows, written = dims["key_cache"][2], dims["k"][1]
+    if ring and (window < 1 or rows < rows_needed(window, written)):
+        raise EngineError(
+            f"attention over a ring cache of {rows} rows, with window_size {window} and {written} rows in the step: it "
+            f"needs a window and {rows_needed(window, written)} rows. Build the engine for steps that wide, or take "
+            f"narrower ones"
+        )
+    return ring
+
+
 def _attention_sizes(dims: Dims) -> dict[str, int]:
     batch, rows, q_heads, head_dim = dims["q"]
     _, kv_heads, cache_len, _ = dims["key_cache"]
@@ -78,7 +96,8 @@ def _attention_sizes(dims: Dims) -> dict[str, int]:
     return sizes | {"head_dim": head_dim, "cache_len": cache_len}
 
 
-def _attention_workspace(dims: Dims) -> int:
+def _attention_workspace(dims: Dims, attributes: Numbers) -> int:
+    _ring(dims, attributes)
     return plan.attention_workspace(**_attention_sizes(dims))
 
 
@@ -98,6 +117,7 @@ def _attention(call: Call) -> list[Launch]:
         splits=made.splits,
         window=int(call.attributes["window_size"]),
         causal=int(call.attributes.get("causal", 1)),
+        ring=_ring(call.dims, call.attributes),
         scale=call.attributes["scale"],
         **_cache_scales(call.attributes),
     )
@@ -114,7 +134,7 @@ def _attention(call: Call) -> list[Launch]:
 _ACCEPT_KERNELS = ["dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish"]
 
 
-def _accept_workspace(dims: Dims) -> int:
+def _accept_workspace(dims: Dims, _: Numbers) -> int:
     batch, rows, vocab = dims["logits"]
     return plan.accept_plan(batch=batch, rows=rows, vocab=vocab).workspace_bytes
 

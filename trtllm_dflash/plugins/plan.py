@@ -30,7 +30,7 @@ class AttentionParams(Structure):
     _fields_ = (
         *_fields(
             "q k v key_cache value_cache positions sinks out partial_out partial_stats",
-            "batch rows context_rows q_heads kv_heads cache_len splits window causal",
+            "batch rows context_rows q_heads kv_heads cache_len splits window causal ring",
         ),
         ("scale", c_float),
         ("key_scale", c_float),

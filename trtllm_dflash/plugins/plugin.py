@@ -144,7 +144,7 @@ class StepPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, t
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Bytes for the largest shapes, and for all smaller ones."""
         dims = self._dims([tensor.max for tensor in inputs], [tensor.max for tensor in outputs])
-        return self._operation.workspace_bytes(dims)
+        return self._operation.workspace_bytes(dims, self.numbers)
 
     def get_valid_tactics(self) -> list[int]:
         """There is one way to run it."""

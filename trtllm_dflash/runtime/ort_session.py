@@ -100,7 +100,7 @@ class OrtSession:
             if name in _SLOT_PORTS:
                 array[target] = array[source]
             else:
-                array[target, :, :used] = array[source, :, :used]
+                array[target, :, :used] = array[source, :, :used]  # all of a ring that has come round
 
     def discard(self) -> None:
         """Forget what was not collected."""
@@ -109,9 +109,7 @@ class OrtSession:
     def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
         count, width = input_ids.shape
         past_len = self._slots["past_len"][first_slot : first_slot + count]
-        context = context_length(
-            past_len, width=width, block_size=self._config.block_size, cache_len=self._config.cache_len
-        )
+        context = context_length(past_len, width, self._config)
         binding = self._bindings.get((first_slot, count)) or self._bind(first_slot, count)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
         decided = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})

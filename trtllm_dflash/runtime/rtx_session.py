@@ -173,8 +173,7 @@ class RtxSession:
         return reach[first : first + count]
 
     def _context_length(self, past_len: NDArray[np.int32], width: int) -> int:
-        sizes = self._config
-        return context_length(past_len, width=width, block_size=sizes.block_size, cache_len=sizes.cache_len)
+        return context_length(past_len, width, self._config)
 
     def _addresses(self, slot: int) -> dict[str, int]:
         """All ports' addresses for a step whose first slot is `slot`; input_ids and num_known are as in generation."""

@@ -49,7 +49,7 @@ class RtxSlots:
         self._cuda.synchronize()  # the host's copy is one for all slots
 
     def move(self, source: int, target: int, used: int) -> None:
-        """Copy a slot's state, and of its caches the first `used` rows."""
+        """Copy a slot's state, and of its caches the rows of its `used` positions."""
         for name, size in self._slot_bytes.items():
             there, here = self.address(name, target), self.address(name, source)
             if name not in self._caches:
@@ -57,4 +57,5 @@ class RtxSlots:
                 continue
             _, heads, length, head_dim = map(int, (0, *self._caches[name].shape[1:]))
             row = head_dim * self._caches[name].item_bytes
-            self._cuda.copy_rows(there, length * row, here, length * row, row_bytes=used * row, rows=heads)
+            in_use = min(used, length) * row  # a ring may have come round
+            self._cuda.copy_rows(there, length * row, here, length * row, row_bytes=in_use, rows=heads)

@@ -99,18 +99,27 @@ class Session(Protocol):
         ...
 
 
-def context_length(past_len: Int32, *, width: int, block_size: int, cache_len: int) -> int:
-    """Cache rows that a step looks at: all that it reads or writes, rounded up to a whole bucket, at most cache_len.
+def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
+    """Positions that a step looks at: all that it reads or writes, rounded up to a whole bucket, at most cache_len.
 
-    A step writes `width` rows behind the longest past; with a drafter (block_size > 1) it writes a block behind those.
+    A step writes `width` rows behind the longest past; with a drafter it writes a block behind those.
+
+    Raises:
+        EngineError: for a step that the caches have no room for.
     """
-    needed = int(past_len.max()) + width + (block_size if block_size > 1 else 0)
-    if needed > cache_len:
+    if width > sizes.max_num_tokens:
+        raise EngineError(
+            f"a step of width {width} is wider than max_num_tokens, {sizes.max_num_tokens}, for which this engine's "
+            "caches were made. The session's caller is at fault."
+        )
+    needed = int(past_len.max()) + width + (sizes.block_size if sizes.speculates else 0)
+    if needed > sizes.cache_len:
         raise EngineError(
             f"a step of width {width} at position {int(past_len.max())} needs {needed} cache rows, "
-            f"and this engine has {cache_len}. Sequences must end at max_seq_len; the session's caller is at fault."
+            f"and this engine has {sizes.cache_len}. Sequences must end at max_seq_len; the session's caller is at "
+            "fault."
         )
-    return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, cache_len)
+    return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, sizes.cache_len)
 
 
 # A backend, as in config.json -> "module:class" with the constructor (directory, config, *, num_threads).

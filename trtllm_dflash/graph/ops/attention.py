@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
@@ -13,6 +15,12 @@ WINDOW = Attribute("window_size", 0, "keys further away than this are not seen, 
 _CODES = "a code of {0}_cache stands for {1} times its number; left out: the cache holds {0}s as they are"
 KEY_SCALE = Attribute("key_scale", 0.0, _CODES.format("key", "key_scale"), optional=True)
 VALUE_SCALE = Attribute("value_scale", 0.0, _CODES.format("value", "value_scale"), optional=True)
+RING = Attribute(
+    "ring",
+    0,
+    "1: position p is in row p mod cache_len, which is at least window_size - 1 + the step's rows; 0: in row p",
+    optional=True,
+)
 _QUANTIZED = ir.DataType.FLOAT8E4M3FN
 
 _CACHES = ("key_cache", "value_cache")
@@ -37,6 +45,11 @@ def kv_positions(reach: str) -> Tensor:
     return Tensor("kv_positions", "int64", "[L]", f"0 … L-1, L > {reach}", body_only=True)
 
 
+def ring_attribute(rings: Sequence[int], layer: int) -> dict[str, int]:
+    """What a layer's node says of its ring; `rings` by layer, empty where no layer has one: no body then knows any."""
+    return {RING.name: rings[layer]} if rings else {}
+
+
 def within_window(g: GraphBuilder, distance: ir.Value) -> ir.Value:
     """True where a position `distance` away is inside the function's window_size (or there is no window)."""
     window = g.attribute(WINDOW.name, WINDOW.kind)
@@ -57,7 +70,28 @@ def quantized(g: GraphBuilder, rows: ir.Value, cache: ir.Value, scale: Attribute
 
 def write(g: GraphBuilder, cache: ir.Value, rows: ir.Value, start: ir.Value) -> ir.Value:
     """Write rows [B, N, Hkv, D] into cache [B, Hkv, cache_len, D] from position start [B] on, in place."""
-    return g.TensorScatter(cache, g.Transpose(rows, perm=[0, 2, 1, 3]), start, axis=2)
+    mode = {"mode": "circular"} if g.has_attribute(RING.name) else {}
+    return g.TensorScatter(cache, g.Transpose(rows, perm=[0, 2, 1, 3]), start, axis=2, **mode)
+
+
+def looked_at(
+    g: GraphBuilder, kv_positions: ir.Value, cache: ir.Value, start: ir.Value, written: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The cache's rows that attention looks at [L], and the position that each holds [L], in rings [B, 1, 1, 1, L].
+
+    Where the function has the attribute `ring`, caches may be rings. `written` [B, N, Hkv, D] has just been written
+    from position start [B, 1] on, so that a row holds the largest position congruent to it before start + N. A row that
+    holds none yet counts as the position start + N, which is hidden from all. A cache of cache_len rows is a ring that
+    never comes round.
+    """
+    if not g.has_attribute(RING.name):
+        return kv_positions, kv_positions
+    size = g.size(cache, 2)
+    rows = g.Slice(kv_positions, [0], size, [0])
+    end = g.Add(start, g.size(written, 1))
+    last = g.Sub(end, 1)
+    held = g.Sub(last, g.Mod(g.Sub(last, rows), size))
+    return rows, g.Unsqueeze(g.Where(g.Less(held, 0), end, held), [1, 2, 3])
 
 
 def attend(

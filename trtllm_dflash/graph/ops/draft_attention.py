@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import attention
-from trtllm_dflash.graph.ops.attention import attend, within_window, write
+from trtllm_dflash.graph.ops.attention import attend, looked_at, within_window, write
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 CAUSAL = Attribute("causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional")
@@ -25,18 +25,19 @@ def _body(
 ) -> tuple[ir.Value, ...]:
     total, block = g.size(k, 1), g.size(q, 1)
     block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
-    start, block_start = (g.Slice(x, [0], [1], [1]) for x in (positions, block_positions))  # [B, 1]
-    rows = _contiguous_rows(g, total, block, g.Sub(block_start, start))
-    start = g.Squeeze(start, [1])
-    keys = write(g, key_cache, g.GatherND(k, rows, batch_dims=1), start)
-    values = write(g, value_cache, g.GatherND(v, rows, batch_dims=1), start)
+    first, block_start = (g.Slice(x, [0], [1], [1]) for x in (positions, block_positions))  # [B, 1]
+    order = _contiguous_rows(g, total, block, g.Sub(block_start, first))
+    start = g.Squeeze(first, [1])
+    keys = write(g, key_cache, g.GatherND(k, order, batch_dims=1), start)
+    values = write(g, value_cache, g.GatherND(v, order, batch_dims=1), start)
 
-    distance = g.Sub(g.Unsqueeze(block_positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, T, L], negative: a later row
+    rows, held = looked_at(g, kv_positions, key_cache, first, k)
+    distance = g.Sub(g.Unsqueeze(block_positions, [1, 2, 4]), held)  # [B, 1, 1, T, L], negative: a later row
     block_end = g.Unsqueeze(g.Add(block_start, block), [2, 3, 4])
-    written = g.Less(kv_positions, block_end)
+    written = g.Less(held, block_end)
     not_later = g.Or(g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0))
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
-    return attend(g, q, keys, values, visible, kv_positions, sinks), keys, values
+    return attend(g, q, keys, values, visible, rows, sinks), keys, values
 
 
 def _contiguous_rows(g: GraphBuilder, total: ir.Value, block: ir.Value, committed: ir.Value) -> ir.Value:
@@ -73,7 +74,7 @@ DRAFT_ATTENTION = OpSpec(
         attention.SINKS,
     ),
     outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.cache_outputs("T")),
-    attributes=(attention.SCALE, attention.WINDOW, CAUSAL),
+    attributes=(attention.SCALE, attention.WINDOW, attention.RING, CAUSAL),
     body=_body,
     kernel=attention.KERNEL,
 )

@@ -35,7 +35,7 @@ class Attribute:
     """A number fixed in the graph; its default's type is its type.
 
     An optional one may be left out, which is a case of its own: the body then has no such attribute
-    (`g.has_attribute`), and a plugin finds the default, a number that it cannot be otherwise.
+    (`g.has_attribute`), and a plugin finds the default, which means the same.
     """
 
     name: str

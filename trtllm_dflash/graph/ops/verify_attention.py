@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import attention
-from trtllm_dflash.graph.ops.attention import KEY_SCALE, VALUE_SCALE, attend, quantized, within_window, write
+from trtllm_dflash.graph.ops.attention import KEY_SCALE, VALUE_SCALE, attend, looked_at, quantized, within_window, write
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 
@@ -23,12 +23,14 @@ def _body(
     kv_positions: ir.Value,
     sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
-    start = g.Squeeze(g.Slice(positions, [0], [1], [1]), [1])
+    first = g.Slice(positions, [0], [1], [1])  # [B, 1]
+    start = g.Squeeze(first, [1])
     keys = write(g, key_cache, quantized(g, k, key_cache, KEY_SCALE), start)
     values = write(g, value_cache, quantized(g, v, value_cache, VALUE_SCALE), start)
-    distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), kv_positions)  # [B, 1, 1, S, L]
+    rows, held = looked_at(g, kv_positions, key_cache, first, k)
+    distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), held)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
-    return attend(g, q, keys, values, visible, kv_positions, sinks), keys, values
+    return attend(g, q, keys, values, visible, rows, sinks), keys, values
 
 
 VERIFY_ATTENTION = OpSpec(
@@ -44,7 +46,7 @@ VERIFY_ATTENTION = OpSpec(
         attention.SINKS,
     ),
     outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.cache_outputs("C")),
-    attributes=(attention.SCALE, attention.WINDOW, KEY_SCALE, VALUE_SCALE),
+    attributes=(attention.SCALE, attention.WINDOW, attention.RING, KEY_SCALE, VALUE_SCALE),
     body=_body,
     kernel=replace(attention.KERNEL, types=(attention.FP8_CACHE,)),
 )

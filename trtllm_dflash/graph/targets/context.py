@@ -11,6 +11,7 @@ from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
+from trtllm_dflash.graph.ops.attention import ring_attribute
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class TargetContext:
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
     kv_scales: KvScales | None = None  # where the caches are FP8
+    rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
     written: dict[str, ir.Value] = field(default_factory=dict)
 
     def attention(self, x: ir.Value, layer: int, name: str, *, qk_norm: bool = False) -> ir.Value:
@@ -41,7 +43,8 @@ class TargetContext:
         key, value = f"target_key.{layer}", f"target_value.{layer}"
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
             g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions,
-            scale=c.head_dim**-0.5, **self._cache_scales(layer),
+            scale=c.head_dim**-0.5, window_size=c.windows[layer], **ring_attribute(self.rings, layer),
+            **self._cache_scales(layer),
         )  # fmt: skip
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 

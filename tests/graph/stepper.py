@@ -1,0 +1,79 @@
+"""Steps of a graph in ONNX Runtime on the caches of a few sequences, driven as a session drives them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Stepper:
+    """Greedy decoding in `slots` sequences by the graph of `build_step`; all shapes are the graph's own.
+
+    Caches are full of 1e3 at first: a row that nobody has written must not be seen.
+    """
+
+    def __init__(self, model: ir.Model, slots: int) -> None:
+        import onnxruntime
+
+        for initializer in model.graph.initializers.values():
+            initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # caches are copied here, which it would warn about
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+        self._names = [output.name for output in self._session.get_outputs()]
+        shapes = {port.name: port.shape for port in self._session.get_inputs()}
+        caches = {name: shape[1:] for name, shape in shapes.items() if "_key." in name or "_value." in name}
+        self.caches = {name: np.full([slots, *shape], 1e3, np.float32) for name, shape in caches.items()}
+        self.past = np.zeros(slots, np.int32)
+        self._uniforms = shapes["uniforms"][1]
+        self._next = [np.zeros(0, np.int64)] * slots
+
+    def prompt(self, slot: int, tokens: np.ndarray, chunk: int) -> int:
+        """Feed a slot's prompt in chunks; its first new token."""
+        for first in range(0, len(tokens), chunk):
+            part = tokens[first : first + chunk]
+            found = self.step(slice(slot, slot + 1), part[None], known=len(part), rows=1)
+        self._next[slot] = found["next_ids"][0]
+        return int(found["new_ids"][0, 0])
+
+    def generate(self, width: int) -> list[list[int]]:
+        """One step of all slots; the new tokens of each."""
+        blocks = np.stack([block[:width] for block in self._next])
+        found = self.step(slice(None), blocks, known=1, rows=width)
+        self._next = list(found["next_ids"])
+        return [ids[:count].tolist() for ids, count in zip(found["new_ids"], found["num_new"], strict=True)]
+
+    def step(self, slots: slice, tokens: np.ndarray, *, known: int, rows: int) -> dict[str, np.ndarray]:
+        """One step; everything that it gives but the caches, which are kept."""
+        past = self.past[slots]
+        batch, block = len(past), self._session.get_outputs()[0].shape[1]
+        feeds = {
+            "input_ids": tokens,
+            "num_known": np.full(batch, known, np.int32),
+            "past_len": past,
+            "kv_positions": np.arange(past.max() + tokens.shape[1] + block),
+            "decided": np.arange(rows),
+            "temperature": np.zeros(batch, np.float32),
+            "top_p": np.ones(batch, np.float32),
+            "top_k": np.zeros(batch, np.int32),
+            "uniforms": np.zeros((batch, self._uniforms), np.float32),
+        }
+        feeds |= {name: cache[slots] for name, cache in self.caches.items()}
+        found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        for name, cache in self.caches.items():
+            cache[slots] = found.pop(f"{name}.out")
+        self.past[slots] = found["next_len"]
+        return found
+
+
+def decode(model: ir.Model, prompts: list[np.ndarray], *, count: int, chunk: int, widths: list[int]) -> list[list[int]]:
+    """`count` greedy tokens for each prompt, all generating together; widths of the steps go round."""
+    run = Stepper(model, len(prompts))
+    answers = [[run.prompt(slot, prompt, chunk)] for slot, prompt in enumerate(prompts)]
+    turn = 0
+    while min(map(len, answers)) < count:
+        for answer, new in zip(answers, run.generate(widths[turn % len(widths)]), strict=True):
+            answer += new
+        turn += 1
+    return [answer[:count] for answer in answers]
