@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from trtllm_dflash.build import backends, machine
-from trtllm_dflash.build.machine import Gpu, examine, why_not_runnable
+from trtllm_dflash.build import backends, devices, machine
+from trtllm_dflash.build.devices import Gpu
+from trtllm_dflash.build.machine import examine, why_not_runnable
 from trtllm_dflash.config.build import ARCHS
+from trtllm_dflash.errors import BuildError
 from trtllm_dflash.runtime.session import SESSIONS
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
@@ -22,8 +24,9 @@ def test_every_arch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reports["cpu"].build is None
     assert reports["cpu"].run is None
     assert reports["sm90"].build
-    assert "needs the full TensorRT" in reports["sm90"].build
-    assert reports["sm90"].run == "this version of dflash-trt has no runtime for TensorRT engines yet"
+    assert reports["sm90"].build.startswith("it needs TensorRT, which is not installed here")
+    assert reports["sm90"].run
+    assert reports["sm90"].run.startswith("TensorRT is not installed: pip install")
     assert reports["sm120"].run == "it needs a GPU of sm120, and here is: no GPU"
     json.dumps(found.to_json())
 
@@ -51,10 +54,10 @@ def test_a_gpu_engine_needs_its_gpu(gpus: list[Gpu] | str, reason: str | None, m
 
 def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu("L4", "sm89", 24_000_000_000), RTX_5090, RTX_5090]
-    monkeypatch.setattr(machine, "cuda_gpus", lambda: gpus)
-    assert [machine.first_gpu(arch) for arch in ("sm89", "sm120", "sm80")] == [0, 1, 0]
-    monkeypatch.setattr(machine, "cuda_gpus", lambda: "none: no driver")
-    assert machine.first_gpu("sm120") == 0
+    monkeypatch.setattr(devices, "cuda_gpus", lambda: gpus)
+    assert [devices.first_gpu(arch) for arch in ("sm89", "sm120", "sm80")] == [0, 1, 0]
+    monkeypatch.setattr(devices, "cuda_gpus", lambda: "none: no driver")
+    assert devices.first_gpu("sm120") == 0
 
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +84,8 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(_: str) -> None:
         raise OSError("cannot open shared object file")
 
-    monkeypatch.setattr(machine.ctypes, "CDLL", missing)
-    assert machine.cuda_gpus() == "none: there is no NVIDIA driver (libcuda.so.1)"
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+    assert devices.cuda_gpus() == "none: there is no NVIDIA driver (libcuda.so.1)"
 
 
 def test_the_drivers_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +112,20 @@ def test_the_drivers_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         def cuDeviceGetAttribute(self, value: object, attribute: int, _: int) -> None:  # noqa: N802
             value._obj.value = {75: 12, 76: 0}[attribute]  # type: ignore[attr-defined]
 
+        def cuDevicePrimaryCtxRetain(self, context: object, device: int) -> int:  # noqa: N802
+            context._obj.value = 77 + device  # type: ignore[attr-defined]
+            return self.status
+
+        def cuCtxSetCurrent(self, context: object) -> int:  # noqa: N802
+            self.current = context.value  # type: ignore[attr-defined]
+            return 0
+
     driver = Driver()
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: driver)
-    assert machine.cuda_gpus() == [RTX_5090]
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: driver)
+    assert devices.cuda_gpus() == [RTX_5090]
+    devices.work_on(3)
+    assert driver.current == 80
     driver.status = 100
-    assert machine.cuda_gpus() == "none: the NVIDIA driver answers with error 100"
+    assert devices.cuda_gpus() == "none: the NVIDIA driver answers with error 100"
+    with pytest.raises(BuildError, match="GPU 3 cannot be used: the NVIDIA driver answers with error 100"):
+        devices.work_on(3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trtllm_dflash.checkpoint import source
 from trtllm_dflash.checkpoint.source import file_in, find_directory, read_json_in
 from trtllm_dflash.errors import CheckpointError, ConfigError
 
@@ -34,14 +36,44 @@ def test_hub_names_are_fetched_without_pickles(name: str, tmp_path: Path, monkey
     huggingface_hub = pytest.importorskip("huggingface_hub")
     asked: dict[str, Any] = {}
 
-    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
-        asked.update(repo=repo, patterns=allow_patterns)
+    def snapshot_download(
+        repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool
+    ) -> str:
+        asked.update(repo=repo, patterns=allow_patterns, ignored=ignore_patterns, local=local_files_only)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert find_directory(name) == tmp_path
     assert asked["repo"] == name
     assert not any(pattern.endswith((".bin", ".pt", ".py")) or pattern == "*" for pattern in asked["patterns"])
+    assert any(fnmatch("original/model.safetensors", pattern) for pattern in asked["ignored"])
+    assert not any(fnmatch("model.safetensors", pattern) for pattern in asked["ignored"])
+    assert not asked["local"]
+
+
+def test_a_known_name_is_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def fetch(name: str, *, fetch: bool) -> Path:
+        asked.append((name, fetch))
+        return tmp_path
+
+    monkeypatch.setattr(source, "_fetch", fetch)
+    find_directory("qwen3-8b")
+    find_directory("Qwen/Qwen3-8B", fetch=False)
+    assert asked == [("Qwen/Qwen3-8B", True), ("Qwen/Qwen3-8B", False)]
+
+
+def test_a_directory_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-8B").mkdir()
+    assert find_directory("Qwen3-8B") == Path("Qwen3-8B")
+
+
+def test_a_name_that_is_nearly_known_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_fetch", lambda *_, **__: pytest.fail("it fetched"))
+    with pytest.raises(CheckpointError, match=r"'gpt-oss-12b': .* no known target of that name; the nearest are gpt-o"):
+        find_directory("gpt-oss-12b")
 
 
 def test_failing_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +84,7 @@ def test_failing_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     words = (
-        "no-such-org/model: there is no such directory here, and fetching it .* failed: no route to host[.] Download"
+        "no-such-org/model: it is neither a directory here nor .* failed: no route to host[.] .*hf download no-such-org"
     )
     with pytest.raises(CheckpointError, match=words) as caught:
         find_directory("no-such-org/model")
@@ -63,8 +95,13 @@ def test_offline_hub_really(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="Download the model elsewhere and pass its directory"):
-        find_directory("no-such-org/no-such-model")
+    with pytest.raises(
+        CheckpointError, match=r"`hf download z-lab/Qwen3-8B-DFlash-b16 --local-dir D`; then --target T"
+    ):
+        find_directory("Qwen3-8B", fetch=False)
+    for fetch in (True, False):
+        with pytest.raises(CheckpointError, match="`hf download no-such-org/no-such-model --local-dir DIR`"):
+            find_directory("no-such-org/no-such-model", fetch=fetch)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a\\b", "a\0b", "a\n", "\ud800", "a" * 300])

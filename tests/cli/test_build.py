@@ -69,7 +69,8 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Buil
     pytest.importorskip("onnxruntime")
     result = run("--dry-run", drafter=True)
     assert result.exit_code == 0, result.stderr
-    for words in ("would build:", "4 tokens (trained with 4); run verifies 3 drafts", "tensors", "a slot", "128 rows"):
+    drafts = "4 tokens (trained with 4); run verifies 3 drafts"
+    for words in ("would build:", drafts, "tensors", "a slot", "128 rows", "memory:"):
         assert words in result.stdout
     assert not (tmp_path / "engine").exists()
 

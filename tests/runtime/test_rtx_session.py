@@ -30,6 +30,7 @@ from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.rtx_session import RtxSession
 from trtllm_dflash.runtime.session import SlotSampling
+from trtllm_dflash.trt.kinds import TensorRt
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
@@ -132,6 +133,21 @@ def test_fp8_caches_are_codes_of_one_byte(
     built = build_tiny(target=target, max_seq_len=128)
     gpu, cpu = open_gpu(built, fp8_caches=True), Engine.load(built, num_threads=1)
     assert tokens_of(gpu.engine, PROMPTS) == tokens_of(cpu, PROMPTS)
+
+
+def test_the_other_kind_of_tensorrt(
+    open_gpu: Callable[..., Gpu], built_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtx_engine, "kind", TensorRt)
+    gpu, cpu = open_gpu(), Engine.load(built_engine, num_threads=1)
+    assert tokens_of(gpu.engine, PROMPTS, **SAMPLED) == tokens_of(cpu, PROMPTS, **SAMPLED)
+    user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert {context.config for context in gpu.trt.contexts} == {user_managed}
+    assert any(run.captured for run in gpu.trt.runs)
+    with pytest.raises(
+        EngineError, match=r"TensorRT [\d.]+ cannot load this engine\. It was built .*\(version unknown\)"
+    ):
+        open_gpu(invalid=1)
 
 
 def test_a_sequence_fills_max_seq_len(open_gpu: Callable[..., Gpu]) -> None:

@@ -68,7 +68,7 @@ CANNOT = r"built with {} for {} and cannot run here: {}\. Build one with --arch 
             [RTX_5090],
             r"it needs a GPU of sm89, and here is: NVIDIA GeForce RTX 5090 \(sm120, 34\.0 GB\)",
         ),
-        ("tensorrt", "sm100", [], "this version of dflash-trt has no runtime for TensorRT engines yet"),
+        ("tensorrt", "sm100", [], "it needs a GPU of sm100, and here is: no GPU"),
         ("onnxruntime", "sm100", [], "this version of dflash-trt knows no such engines"),
         ("other", "sm75", [], "this version of dflash-trt knows no such engines"),
     ],

@@ -5,25 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from trtllm_dflash.build.devices import Gpu, cuda_gpus, has_gpu, in_words
 from trtllm_dflash.config.build import ARCHS, Arch
 from trtllm_dflash.errors import BuildError
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A compiler of step graphs; `builder` is our module that drives it, None where we cannot."""
+    """A compiler of step graphs; `builder` is our module that drives it."""
 
     name: str
     title: str
     module: str
     package: str  # what its version is asked of
     install: str
-    builder: str | None
-    runs_on: str
+    builder: str
+    needs_gpu: bool  # compiles for the GPU that it runs on, and for no other
 
     def is_installed(self) -> bool:
         """Whether its Python module can be found; does not import it."""
         return find_spec(self.module) is not None
+
+    @property
+    def builds_on(self) -> str:
+        """Where it builds, for people."""
+        return "that GPU" if self.needs_gpu else "any machine, without a GPU"
 
 
 BACKENDS = {
@@ -36,7 +42,7 @@ BACKENDS = {
             package="onnxruntime",
             install="pip install onnxruntime",
             builder="trtllm_dflash.build.cpu",
-            runs_on="any machine",
+            needs_gpu=False,
         ),
         Backend(
             name="tensorrt_rtx",
@@ -45,43 +51,44 @@ BACKENDS = {
             package="tensorrt-rtx-cu13",
             install='pip install "dflash-trt[rtx]"',
             builder="trtllm_dflash.build.rtx",
-            runs_on="that GPU; it builds anywhere, without a GPU",
+            needs_gpu=False,
         ),
         Backend(
             name="tensorrt",
             title="TensorRT",
             module="tensorrt",
-            package="tensorrt",
-            install="NVIDIA's container nvcr.io/nvidia/tensorrt, or "
-            "https://docs.nvidia.com/deeplearning/tensorrt/latest/installing-tensorrt/installing.html",
-            builder=None,
-            runs_on="that GPU, where it must also build",
+            package="tensorrt-cu13",
+            install="pip install \"dflash-trt[tensorrt]\" (its libraries come from NVIDIA's own index), or NVIDIA's "
+            "container nvcr.io/nvidia/tensorrt",
+            builder="trtllm_dflash.build.rtx",
+            needs_gpu=True,
         ),
     )
 }
 
 
-def why_not_buildable(arch: Arch, *, plugins: bool | None = None) -> str | None:
+def why_not_buildable(arch: Arch, *, plugins: bool | None = None, gpus: list[Gpu] | str | None = None) -> str | None:
     """Why an engine for `arch` cannot be built on this machine, with what to do; None if it can.
 
-    `plugins`: whether it is to hold our kernels; by default those of a GPU do.
+    `plugins`: whether it is to hold our kernels; by default those of a GPU do. `gpus`: what `cuda_gpus` says, if it has
+    been asked already.
     """
     backend = BACKENDS[arch.backend]
-    if backend.builder is None:
-        others = [other.name for other in ARCHS.values() if BACKENDS[other.backend].builder]
-        return (
-            f"TensorRT-RTX has no code for this GPU, so it needs the full {backend.title}, on a machine with that GPU "
-            f"(it compiles for the GPU it runs on): {backend.install}. This version of dflash-trt does not drive it "
-            f"yet; it builds for {', '.join(others)}"
-        )
+    reasons = []
     if not backend.is_installed():
-        return f"it needs {backend.title}, which is not installed here (no module {backend.module}): {backend.install}"
-    if arch.is_gpu if plugins is None else plugins:
+        reasons.append(
+            f"it needs {backend.title}, which is not installed here (no module {backend.module}): {backend.install}"
+        )
+    if backend.needs_gpu:
+        here = cuda_gpus() if gpus is None else gpus
+        if not has_gpu(arch.name, here):
+            reasons.append(f"{backend.title} compiles only for the GPU that it runs on, and here is: {in_words(here)}")
+    if not reasons and (arch.is_gpu if plugins is None else plugins):
         from trtllm_dflash.plugins.compile import why_not_compilable  # brings onnx_ir, and the runtime reads this file
 
         reason = why_not_compilable()
-        return reason and f"{reason}; or build with --no-plugins, without our kernels"
-    return None
+        reasons += [f"{reason}; or build with --no-plugins, without our kernels"] if reason else []
+    return "; and ".join(reasons) or None
 
 
 def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
@@ -92,5 +99,15 @@ def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
     """
     reason = why_not_buildable(arch, plugins=plugins)
     if reason is not None:
-        raise BuildError(f"--arch {arch.name} ({arch.hardware}) cannot be built here: {reason}")
+        raise BuildError(
+            f"--arch {arch.name} ({arch.hardware}) cannot be built here: {reason}.\n{_what_works(arch)}. "
+            f"Nothing was fetched or written"
+        )
     return BACKENDS[arch.backend]
+
+
+def _what_works(arch: Arch) -> str:
+    """What can be done on this machine instead."""
+    others = [other.name for other in ARCHS.values() if other != arch and why_not_buildable(other) is None]
+    plan = f"--dry-run shows here what an engine for {arch.name} would need, and on which of its GPUs it fits"
+    return plan + (f"; engines can be built here for --arch {', '.join(others)}" if others else "")

@@ -27,9 +27,9 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGSEGV: "; a native library crashed",
     signal.SIGBUS: "; usually a weight file that was cut short while it was being read",
 }
-# The parser opens this name at its first plugin node, and without it aborts the process; the wheel's has a version.
-_PLUGIN_LIBRARY = "libtensorrt_rtx.so"
-_WHEEL_LIBRARY = ("tensorrt_rtx_libs", "libtensorrt_rtx.so.1")
+# The parser opens such a name at its first plugin node, and without it aborts the process; the wheels' have a version.
+# Seen with TensorRT-RTX; that TensorRT does the same under its own name is inferred.
+_WHEEL_LIBRARIES = {"tensorrt_rtx_libs": "libtensorrt_rtx.so", "tensorrt_libs": "libnvinfer.so"}
 # glibc takes blocks from this size on from the system, and gives them back when they are freed. It raises that size by
 # itself, and then keeps what TensorRT frees: a quarter more memory for the demo pair, for a twentieth less work.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
@@ -97,21 +97,22 @@ def _tail(log: Path) -> str:
 
 @contextmanager
 def worker_environment() -> Iterator[dict[str, str]]:
-    """The builder's environment: this process's modules, and TensorRT-RTX's library under the name its parser opens.
+    """The builder's environment: this process's modules, and TensorRT's library under the name its parser opens.
 
     An allocator that returns memory, too, unless the user has set it.
 
     The loader reads LD_LIBRARY_PATH once, at the start of a process: it must be set for the new one, not in this one.
     """
-    module, file_name = _WHEEL_LIBRARY
-    spec = find_spec(module)
     with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
         # PYTHONSAFEPATH, since `python -m` would also import from the folder that the user happens to stand in.
         modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         environment = _MALLOC | dict(os.environ) | modules
-        if spec is not None and spec.submodule_search_locations:
-            library = Path(next(iter(spec.submodule_search_locations))) / file_name
-            (Path(folder) / _PLUGIN_LIBRARY).symlink_to(library)
+        for module, name in _WHEEL_LIBRARIES.items():
+            spec = find_spec(module)
+            for home in (spec and spec.submodule_search_locations) or ():
+                for library in sorted(Path(home).glob(f"{name}.[0-9]*"))[:1]:
+                    (Path(folder) / name).symlink_to(library)
+        if any(Path(folder).iterdir()):
             known = environment.get("LD_LIBRARY_PATH")
             environment["LD_LIBRARY_PATH"] = folder if not known else f"{folder}{os.pathsep}{known}"
         yield environment

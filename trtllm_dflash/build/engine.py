@@ -23,7 +23,7 @@ from trtllm_dflash.build.request import Request
 from trtllm_dflash.build.staging import check_output, check_space, staged
 from trtllm_dflash.build.versions import versions_of
 from trtllm_dflash.config.build import ARCHS, BuildConfig, ResolvedBuild
-from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
 from trtllm_dflash.plugins.compile import PACKAGES as KERNEL_PACKAGES
 
@@ -60,9 +60,19 @@ def plan_build(config: BuildConfig, *, overwrite: bool = False) -> Prepared:
     require_buildable(ARCHS[config.arch], plugins=config.with_plugins)
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
+    _check_timing_cache(config.timing_cache)
     prepared = prepare(config)
     check_space(config.output_dir, prepared.weight_bytes)
     return prepared
+
+
+def _check_timing_cache(path: str | None) -> None:
+    """It is written at the end of a long build: what would then fail is refused now."""
+    if path is None:
+        return
+    file = Path(path).expanduser().resolve()
+    if file.is_dir() or not file.parent.is_dir():
+        raise UsageError(f"--timing-cache {path}: give a file in a folder that exists; the file itself need not exist")
 
 
 def build_engine(
@@ -119,9 +129,14 @@ def _request(prepared: Prepared, staging: Path) -> Request:
         prepared.config,
         target=str(prepared.target.directory.resolve()),
         drafter=str(prepared.drafter.directory.resolve()) if prepared.drafter else None,
-        draft_vocab=str(Path(prepared.config.draft_vocab).resolve()) if prepared.config.draft_vocab else None,
+        draft_vocab=_absolute(prepared.config.draft_vocab),
+        timing_cache=_absolute(prepared.config.timing_cache),
     )
     return Request(config, staging)
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path else None
 
 
 def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> d
         "arch": prepared.resolved.arch,
         "backend": backend.name,
         "argv": list(argv),
-        "versions": versions_of(packages),
+        "versions": versions_of(packages) | result["versions"],
         "graph": result["graph"],
         "kernels": result["kernels"],
         "weights": result["weights"],

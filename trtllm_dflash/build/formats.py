@@ -1,4 +1,4 @@
-"""Whether a processor has the arithmetic of a checkpoint's quantized weights, asked before anything is built."""
+"""Whether a processor has the arithmetic of a checkpoint's weights, and we the kernels: asked before any work."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.config.build import Arch
+from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.quantization import FORMATS
-from trtllm_dflash.errors import BuildError
+from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.errors import BuildError, UsageError
+from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 
 
 def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
@@ -27,4 +30,19 @@ def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -
                 f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {row.algo} ({row.meaning}), in which the "
                 f"{role} {checkpoint.directory} is stored. {row.hardware} has it: --arch {', '.join(row.archs)}. "
                 f"{instead} for {arch.name}"
+            )
+
+
+def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
+    """Check that our kernels exist for these models, by role.
+
+    Raises:
+        UsageError: saying for which sizes they do.
+    """
+    (head_dim,) = ATTENTION_KERNEL.sizes
+    for role, config in configs.items():
+        if config.head_dim not in head_dim.values:
+            raise UsageError(
+                f"there is no attention kernel for the {role}'s head_dim {config.head_dim}, only for "
+                f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Callable, Collection
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtllm_dflash.build.backends import BACKENDS, why_not_buildable
+from trtllm_dflash.build.devices import Gpu, cuda_gpus, has_gpu, in_words
 from trtllm_dflash.build.versions import versions_of
 from trtllm_dflash.config.build import ARCHS, Arch
 from trtllm_dflash.log import human_bytes, table
@@ -20,6 +20,7 @@ PACKAGES = (
     "onnx-ir",
     "onnxruntime",
     "tensorrt-rtx-cu13",
+    "tensorrt-cu13",
     "tensorrt",
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
@@ -27,20 +28,6 @@ PACKAGES = (
     "tokenizers",
     "huggingface_hub",
 )
-_CUDA_DRIVER = "libcuda.so.1"
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A CUDA device; `arch` as in --arch."""
-
-    name: str
-    arch: str
-    memory: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.arch}, {human_bytes(self.memory)})"
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ def examine(runnable_backends: Collection[str]) -> Machine:
 
     def report(arch: Arch) -> ArchReport:
         cannot_run = why_not_runnable(arch, gpus, runnable_backends)
-        return ArchReport(arch.name, arch.hardware, why_not_buildable(arch), cannot_run)
+        return ArchReport(arch.name, arch.hardware, why_not_buildable(arch, gpus=gpus), cannot_run)
 
     return Machine(
         archs=[report(arch) for arch in ARCHS.values()],
@@ -122,18 +109,9 @@ def why_not_runnable(arch: Arch, gpus: list[Gpu] | str, runnable_backends: Colle
         return f"this version of dflash-trt has no runtime for {backend.title} engines yet"
     if not backend.is_installed():
         return f"{backend.title} is not installed: {backend.install}"
-    if arch.name != "cpu":
-        found = gpus if isinstance(gpus, str) else ", ".join(map(str, gpus)) or "no GPU"
-        if isinstance(gpus, str) or arch.name not in {gpu.arch for gpu in gpus}:
-            return f"it needs a GPU of {arch.name}, and here is: {found}"
+    if arch.is_gpu and not has_gpu(arch.name, gpus):
+        return f"it needs a GPU of {arch.name}, and here is: {in_words(gpus)}"
     return None
-
-
-def first_gpu(arch: str) -> int:
-    """The driver's number of the first GPU of `arch`; 0 if there is none."""
-    gpus = cuda_gpus()
-    archs = [] if isinstance(gpus, str) else [gpu.arch for gpu in gpus]
-    return archs.index(arch) if arch in archs else 0
 
 
 def _probe(look: Callable[[], Any]) -> Any:
@@ -141,32 +119,3 @@ def _probe(look: Callable[[], Any]) -> Any:
         return look()
     except Exception as error:  # noqa: BLE001 - the reason is the answer
         return f"unknown ({type(error).__name__}: {error})"
-
-
-def cuda_gpus() -> list[Gpu] | str:
-    """The CUDA devices that the driver shows, or in words why it shows none."""
-    try:
-        driver = ctypes.CDLL(_CUDA_DRIVER)
-    except OSError:
-        return f"none: there is no NVIDIA driver ({_CUDA_DRIVER})"
-    status = driver.cuInit(0)
-    if status != 0:
-        return f"none: the NVIDIA driver answers with error {status}"
-    return [_gpu(driver, index) for index in range(_number(driver.cuDeviceGetCount))]
-
-
-def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
-    name, memory = ctypes.create_string_buffer(128), ctypes.c_size_t()
-    device = _number(driver.cuDeviceGet, index)
-    driver.cuDeviceGetName(name, len(name), device)
-    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    major = _number(driver.cuDeviceGetAttribute, _CAPABILITY_MAJOR, device)
-    minor = _number(driver.cuDeviceGetAttribute, _CAPABILITY_MINOR, device)
-    return Gpu(name.value.decode(), f"sm{major}{minor}", memory.value)
-
-
-def _number(function: Any, *arguments: int) -> int:
-    """Call a driver function that writes an int through its first argument."""
-    value = ctypes.c_int()
-    function(ctypes.byref(value), *arguments)
-    return value.value

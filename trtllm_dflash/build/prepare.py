@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.build.backends import BACKENDS
-from trtllm_dflash.build.formats import require_arithmetic
+from trtllm_dflash.build.formats import check_kernels, require_arithmetic
+from trtllm_dflash.build.known import refuse_known
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.quantized import CODES
+from trtllm_dflash.checkpoint.source import find_directory
 from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, FP8_CACHE, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.quantization import algos_of
@@ -24,7 +26,6 @@ from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
-from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 from trtllm_dflash.log import human_bytes
 
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
@@ -68,6 +69,17 @@ class Prepared:
         weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes) for model in self.checkpoints.values())
         draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
         return weights + draft_head * size
+
+    @property
+    def bytes_by_format(self) -> dict[str, int]:
+        """`weight_bytes` by the names of the formats, the largest first."""
+        size, plain = DTYPE_BYTES[self.resolved.dtype], _STORED_DTYPES[self.resolved.dtype]
+        found = Counter[str]()
+        for model in self.checkpoints.values():
+            sizes = model.bytes_by_format(size, keeps_codes=self._keeps_codes)
+            found.update({name or plain: count for name, count in sizes.items()})
+        found[plain] += self.weight_bytes - found.total()  # the draft vocabulary's rows of the head
+        return dict(found.most_common())
 
     @property
     def _keeps_codes(self) -> bool:
@@ -148,21 +160,24 @@ class Prepared:
         return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted} converted"
 
 
-def prepare(config: BuildConfig) -> Prepared:
+def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     """Load and check the models, and resolve every size; reads headers, no weights.
+
+    `fetch`: whether a model that is not on this machine is fetched from the hub.
 
     Raises:
         DFlashError: for a model or a size that cannot be built.
     """
-    target = load_target(config.target)
-    drafter = load_drafter(config.drafter) if config.drafter else None
+    refuse_known(config.target, config.drafter)
+    target = load_target(find_directory(config.target, fetch=fetch))
+    drafter = load_drafter(find_directory(config.drafter, fetch=fetch)) if config.drafter else None
     if drafter is not None:
         check_pair(target, drafter)
     models: dict[str, Checkpoint[Any]] = {"target": target} | ({"drafter": drafter} if drafter else {})
     require_arithmetic(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     if resolved.plugins:
-        _check_kernels(models)
+        check_kernels({role: model.config for role, model in models.items()})
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     kv_scales = _kv_scales(config, target)
     if kv_scales is not None:
@@ -200,16 +215,6 @@ def check_fp8_kv(resolved: ResolvedBuild) -> None:
             f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only caches of float32, "
             f"float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
         )
-
-
-def _check_kernels(models: Mapping[str, Checkpoint[Any]]) -> None:
-    (head_dim,) = ATTENTION_KERNEL.sizes
-    for role, checkpoint in models.items():
-        if checkpoint.config.head_dim not in head_dim.values:
-            raise UsageError(
-                f"there is no attention kernel for the {role}'s head_dim {checkpoint.config.head_dim}, only for "
-                f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
-            )
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:

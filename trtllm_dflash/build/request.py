@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Built:
 
     graph: bytes
     kernels: Sequence[Mapping[str, Any]] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  # of what the backend itself knows better than pip
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Job:
     ports: Sequence[Port]
     directory: Path
     progress: Progress
+    timings: Path | None = None  # file of tactics' timings, where the backend times any
 
     @property
     def scratch(self) -> Path:

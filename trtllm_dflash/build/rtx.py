@@ -1,15 +1,17 @@
-"""The GPU engine: the step graph compiled by TensorRT-RTX, ahead of time, without a GPU. Its only importer."""
+"""The GPU engine: the step graph compiled by TensorRT, of either kind. Its only importer where engines are built."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
-import tensorrt_rtx as trt
 
+from trtllm_dflash.build import devices
+from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.request import Built
 from trtllm_dflash.build.weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.errors import BuildError
@@ -17,10 +19,16 @@ from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
 from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
 from trtllm_dflash.plugins import register, take_refusals
 from trtllm_dflash.plugins.compile import Cubin, compile_kernel
+from trtllm_dflash.trt.door import kind, tensorrt
 
 if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
     from trtllm_dflash.build.request import Job
     from trtllm_dflash.config.build import ResolvedBuild
+
+else:
+    trt = tensorrt()
 
 ENGINE_FILE = "rank0.engine"
 Range = tuple[int, int, int]  # smallest, the one to optimize for, largest
@@ -36,6 +44,8 @@ def build(model: ir.Model, job: Job) -> Built:
 
     Weights of the engine's type stay where the checkpoint has them; others are converted, in a file of `job.scratch`.
     """
+    if BACKENDS[job.resolved.backend].needs_gpu:
+        devices.work_on(devices.first_gpu(job.resolved.arch))
     job.scratch.mkdir(exist_ok=True)
     weights = weights_of(model)
     converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
@@ -43,8 +53,10 @@ def build(model: ir.Model, job: Job) -> Built:
     cubins = _compile_kernels(model, job)
     compiler = Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins})
     with (job.directory / ENGINE_FILE).open("wb") as file:
-        compiler.compile([job.resolved.arch], profiles(job.ports, job.resolved), file, job.progress)
-    return Built(compiler.graph, [cubin.facts() for cubin in cubins])
+        compiler.compile(
+            [job.resolved.arch], profiles(job.ports, job.resolved), file, job.progress, timings=job.timings
+        )
+    return Built(compiler.graph, [cubin.facts() for cubin in cubins], {kind().package: trt.__version__})
 
 
 def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
@@ -127,7 +139,7 @@ class Compiler:
 
     def __init__(self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelKey, bytes] | None = None) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
-        self._log = log
+        self._log, self._kind = log, kind()
         # Kept, since TensorRT holds the addresses of these memory maps until the engine is compiled.
         weights = ((str(value.name), value.const_value) for value in weights_of(model))
         self._weights = {name: stored_bytes(tensor) for name, tensor in weights if tensor is not None}
@@ -147,12 +159,12 @@ class Compiler:
         )
         if not (loaded and parser.parse_model_proto()):
             errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or self._log.errors
-            raise BuildError(f"TensorRT-RTX cannot parse the step graph:{_listed([*take_refusals(), *errors])}")
+            raise BuildError(f"{self._kind.title} cannot parse the step graph:{_listed([*take_refusals(), *errors])}")
 
     def _refuse(self, dropped: Sequence[str]) -> None:
         if dropped:
             raise BuildError(
-                f"TensorRT-RTX would silently drop parts of the step graph, and the engine would be wrong:"
+                f"{self._kind.title} would silently drop parts of the step graph, and the engine would be wrong:"
                 f"{_listed(dropped)}"
             )
 
@@ -162,19 +174,18 @@ class Compiler:
         shapes: Sequence[Mapping[str, tuple[tuple[int, ...], ...]]],
         file: BinaryIO,
         progress: Callable[[str, int, int], None],
+        *,
+        timings: Path | None = None,
     ) -> None:
         """Compile one engine for all of `archs`, with a profile for each of `shapes`, streaming it into `file`.
+
+        `timings`: a file of tactics' timings, to start from and to add to, where tactics are timed.
 
         Raises:
             BuildError: if TensorRT refuses, with all its errors.
         """
         config = self._builder.create_builder_config()
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)  # caches, updated in place
-        # Without it a context may allocate while it runs, and then no CUDA graph can be captured.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-        config.num_compute_capabilities = len(archs)
-        for index, arch in enumerate(archs):
-            config.set_compute_capability(getattr(trt.ComputeCapability, arch.upper()), index)
         monitor = ProgressMonitor(progress)
         config.progress_monitor = monitor
         for ranges in shapes:
@@ -183,13 +194,14 @@ class Compiler:
                 profile.set_shape(name, *bounds)
             config.add_optimization_profile(profile)
         writer = EngineWriter(file)
-        built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
+        with self._kind.compiling(config, archs, timings):
+            built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
         if writer.failure is not None:
             raise writer.failure
         refusals = take_refusals()  # not all of them stop TensorRT
         if not built or refusals:
             names, errors = ", ".join(archs), [*refusals, *self._log.errors]
-            raise BuildError(f"TensorRT-RTX could not compile the step for {names}:{_listed(errors)}")
+            raise BuildError(f"{self._kind.title} could not compile the step for {names}:{_listed(errors)}")
         self._refuse(self._log.dropped_inputs())
 
 

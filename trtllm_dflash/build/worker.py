@@ -24,6 +24,7 @@ from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.log import Progress
+from trtllm_dflash.trt.door import choose
 
 
 def main() -> None:
@@ -58,14 +59,19 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         kv_scales=prepared.kv_scales,
         ring_width=sizes.ring_width,
     )
-    job = Job(sizes, prepared.ports, request.directory, progress)
+    timings = Path(request.config.timing_cache) if request.config.timing_cache else None
+    job = Job(sizes, prepared.ports, request.directory, progress, timings)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
-    built: Built = import_module(str(BACKENDS[sizes.backend].builder)).build(model, job)
+    backend = BACKENDS[sizes.backend]
+    if sizes.arch != "cpu":
+        choose(backend.module)
+    built: Built = import_module(backend.builder).build(model, job)
     shutil.rmtree(job.scratch, ignore_errors=True)
     _note("done")
     return {
         "graph": text_digest(built.graph),
         "kernels": list(built.kernels),
+        "versions": dict(built.versions),
         "weights": sources,
         "peak_memory": peak_memory(),
     }

@@ -6,6 +6,7 @@ Nothing here holds weights in memory: a Checkpoint says where each tensor lies, 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -92,11 +93,20 @@ class Checkpoint(Generic[Config]):
 
     def weight_bytes(self, bytes_per_weight: int, *, keeps_codes: bool) -> int:
         """Bytes of all weights in an engine: quantized ones as they are if it `keeps_codes`, converted otherwise."""
-        plain = {name: info for name, info in self.tensors.items() if info.dtype in WEIGHT_DTYPES}
-        sizes = sum(prod(info.shape) for name, info in plain.items() if not _is_scale(name)) * bytes_per_weight
-        if keeps_codes:
-            return sizes + sum(info.nbytes for name, info in self.tensors.items() if name not in plain)
-        return self.num_parameters * bytes_per_weight
+        return sum(self.bytes_by_format(bytes_per_weight, keeps_codes=keeps_codes).values())
+
+    def bytes_by_format(self, bytes_per_weight: int, *, keeps_codes: bool) -> dict[str, int]:
+        """`weight_bytes` by ModelOpt's names of the formats; "": not quantized, or not any more."""
+        if not keeps_codes:
+            return {"": self.num_parameters * bytes_per_weight}
+        found = Counter[str]()
+        for name, info in self.tensors.items():
+            if info.dtype not in WEIGHT_DTYPES:
+                row = self.formats.get(name.rpartition(".")[0])
+                found[row.algo if row else info.dtype] += info.nbytes
+            elif not _is_scale(name):
+                found[""] += prod(info.shape) * bytes_per_weight
+        return dict(found)
 
 
 def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
@@ -135,7 +145,17 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
 
 def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
     """Check that the drafter was made for this target; one error lists every contradiction with both numbers."""
-    ours, theirs = drafter.config, target.config
+    problems = pair_problems(target.config, drafter.config)
+    if problems:
+        raise CheckpointError(
+            f"the drafter {drafter.directory} does not fit the target {target.directory}: {'; '.join(problems)}. "
+            "Pass the drafter that was trained for this target."
+        )
+    _check_shared_tables(target, drafter)
+
+
+def pair_problems(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
+    """Every contradiction between a target's configuration and a drafter's, with both numbers; [] if they fit."""
     problems = []
     if ours.hidden_size != theirs.hidden_size:
         problems.append(f"hidden_size is {ours.hidden_size} in the drafter and {theirs.hidden_size} in the target")
@@ -159,12 +179,7 @@ def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConf
             f"target_layer_ids has the last layer, {last}: drafters trained with Hugging Face saw it after the final "
             "norm, others before it, and the file does not say which"
         )
-    if problems:
-        raise CheckpointError(
-            f"the drafter {drafter.directory} does not fit the target {target.directory}: {'; '.join(problems)}. "
-            "Pass the drafter that was trained for this target."
-        )
-    _check_shared_tables(target, drafter)
+    return problems
 
 
 def check_finite(checkpoint: Checkpoint[Any], *, progress: Callable[[int], None] | None = None) -> None:

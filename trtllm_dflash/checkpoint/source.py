@@ -1,4 +1,4 @@
-"""From what the user typed to files that may be opened: a directory or a hub name, and nothing outside of it."""
+"""From what the user typed to files that may be opened: a directory, a known name or a hub name; nothing outside."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.config.hf import MAX_CONFIG_BYTES, parse_json, shown
+from trtllm_dflash.config.registry import nearest_names, pair_of
 from trtllm_dflash.errors import CheckpointError, ConfigError
 
-# What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories also hold.
+# What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories also hold, nor the
+# same weights again in a folder (gpt-oss has them three times).
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_HUB_FOLDERS = ("*/*",)
 _HUB_NAME = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
 
 
-def find_directory(path_or_name: str | Path) -> Path:
-    """Return the local directory meant by a path, or by a hub name after fetching it into the hub's cache."""
+def find_directory(path_or_name: str | Path, *, fetch: bool = True) -> Path:
+    """Return the local directory meant by a path, else by a target's name in the registry, else by a hub name.
+
+    The last two are looked for in the hub's cache and, if `fetch`, fetched into it.
+
+    Raises:
+        CheckpointError: if there is none; of a name that looks like one of the registry, with the nearest.
+    """
     name = str(path_or_name)
     path = Path(name)
     if name and path.is_dir():
@@ -27,7 +36,14 @@ def find_directory(path_or_name: str | Path) -> Path:
         raise CheckpointError(
             f"{name!r}: there is no such directory, and it is no hub name (organisation/model) either."
         )
-    return _fetch(name)
+    pair = pair_of(name)
+    near = nearest_names(name) if pair is None and "/" not in name else []
+    if near:
+        raise CheckpointError(
+            f"{name!r}: there is no such directory, and no known target of that name; the nearest are "
+            f"{', '.join(near)}. `dflash-trt list` shows all."
+        )
+    return _fetch(pair.target.repository if pair else name, fetch=fetch)
 
 
 def file_in(directory: Path, name: str) -> Path:
@@ -64,14 +80,31 @@ def read_json_in(directory: Path, name: str) -> dict[str, Any] | None:
     return parse_json(data, str(path))
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, *, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(
+                name,
+                allow_patterns=list(HUB_FILES),
+                ignore_patterns=list(_HUB_FOLDERS),
+                local_files_only=not fetch,
+            )
+        )
     except Exception as cause:  # the hub's client lets through its own errors and those of two HTTP libraries
         reason = str(cause).strip().split("\n")[0].rstrip(".") or type(cause).__name__
+        tried = f"fetching it from the Hugging Face hub failed: {reason}" if fetch else "nothing is fetched for a plan"
         raise CheckpointError(
-            f"{name}: there is no such directory here, and fetching it from the Hugging Face hub failed: {reason}. "
-            "Download the model elsewhere and pass its directory."
+            f"{name}: it is neither a directory here nor in the hub's cache, and {tried}. Where there is a network: "
+            f"{_download(name)}"
         ) from cause
+
+
+def _download(name: str) -> str:
+    """How to get a model, and of a listed target its drafter, as directories."""
+    pair = pair_of(name)
+    if pair is None:
+        return f"`hf download {name} --local-dir DIR`; then pass the directory."
+    drafter = pair.drafter.repository
+    return f"`hf download {name} --local-dir T` and `hf download {drafter} --local-dir D`; then --target T --drafter D."

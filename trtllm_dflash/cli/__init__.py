@@ -12,22 +12,23 @@ import click
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
 
-COMMANDS = ("quantize", "build", "run", "eval", "inspect", "doctor")
+COMMANDS = ("list", "quantize", "build", "run", "eval", "inspect", "export-trtllm", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 class CommandGroup(click.Group):
-    """Finds subcommand `x` in the module cli.x, and turns every error into a line on stderr and an exit code."""
+    """Finds subcommand `x-y` in the module cli.x_y, and turns every error into a line on stderr and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The subcommands, in the order in which they are used."""
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is a module of this package, once it is used
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """The subcommand of that name, which takes --verbose as the group does."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{name}"), name)
         if not any(option.name == "verbose" for option in command.params):
             command.params.append(_verbose_option())
         return command

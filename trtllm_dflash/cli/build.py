@@ -9,6 +9,7 @@ import click
 
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.config.registry import nearest_names, pair_of
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
 
@@ -20,24 +21,49 @@ if TYPE_CHECKING:
 @options_from(BuildConfig)
 @click.option("--no-drafter", is_flag=True, help="a plain engine of the target alone: the baseline of every speedup")
 @click.option("--overwrite", is_flag=True, help="replace the engine in --output-dir")
-@click.option("--dry-run", is_flag=True, help="show what would be built and what it needs; write nothing")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="show what would be built, what it needs and where it fits; for any --arch; fetch and write nothing",
+)
 def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> None:
     """Build an engine from a target and its DFlash drafter."""
+    if not no_drafter and sizes["drafter"] is None:
+        sizes["drafter"] = _listed_drafter(sizes["target"])
     if no_drafter == (sizes["drafter"] is not None):
         raise UsageError(
             "give either --drafter DIR|NAME, or --no-drafter for a plain engine"
             + (", not both" if no_drafter else ": a build without a drafter must be meant")
         )
-    from trtllm_dflash.build.engine import build_engine, plan_build
-    from trtllm_dflash.log import progress_bar, table
-
     config = BuildConfig(**sizes)
     if dry_run:
-        click.echo(f"would build:\n{table(plan_build(config, overwrite=overwrite).rows())}")
+        from trtllm_dflash.build.plan import plan
+        from trtllm_dflash.log import table
+
+        for title, rows in plan(config, overwrite=overwrite).sections():
+            click.echo(f"{title}:\n{table(rows)}")
         return
+    from trtllm_dflash.build.engine import build_engine
+    from trtllm_dflash.log import progress_bar
+
     with progress_bar() as progress:
         report = build_engine(config, overwrite=overwrite, progress=progress)
     click.echo(_summary(config.output_dir, report))
+
+
+def _listed_drafter(target: str) -> str | None:
+    """The drafter that the registry knows for a target's name; a directory has none, whatever it is called.
+
+    Raises:
+        UsageError: for what is neither, with the nearest names.
+    """
+    if Path(target).is_dir():
+        return None
+    pair = pair_of(target)
+    near = nearest_names(target) if pair is None and "/" not in target else []
+    if near:
+        raise UsageError(f"--target {target}: no directory and no listed target; the nearest are {', '.join(near)}")
+    return pair.drafter.repository if pair else None
 
 
 def _summary(output: Path, report: BuildReport) -> str:

@@ -69,10 +69,17 @@ class BuildConfig:
         UsageError: for a value that no model could make right.
     """
 
-    target: str = field(metadata=option("the target: a Hugging Face directory or hub name", metavar="DIR|NAME"))
+    target: str = field(
+        metadata=option(
+            "the target: a Hugging Face directory, a name of `dflash-trt list`, or a hub name", metavar="DIR|NAME"
+        )
+    )
     output_dir: Path = field(metadata=option("the engine directory to write", metavar="DIR"))
     drafter: str | None = field(
-        default=None, metadata=option("its DFlash drafter: a directory or hub name", metavar="DIR|NAME")
+        default=None,
+        metadata=option(
+            "its DFlash drafter: a directory or hub name [default: a listed target's own]", metavar="DIR|NAME"
+        ),
     )
     arch: str = field(default="cpu", metadata=option("what the engine runs on", choices=tuple(ARCHS)))
     dtype: str = field(
@@ -113,6 +120,12 @@ class BuildConfig:
             metavar="FILE",
         ),
     )
+    timing_cache: str | None = field(
+        default=None,
+        metadata=option(
+            "tactics' timings to start from and to add to (sm90, sm100, sm103) [default: none]", metavar="FILE"
+        ),
+    )
     plugins: bool | None = field(
         default=None,
         metadata=option(
@@ -128,6 +141,8 @@ class BuildConfig:
         self._check_dtypes(ARCHS[self.arch])
         if self.plugins and not ARCHS[self.arch].is_gpu:
             raise UsageError(f"--plugins are CUDA kernels, and --arch {self.arch} is no GPU; leave the option out")
+        if self.timing_cache and ARCHS[self.arch].backend != "tensorrt":
+            raise UsageError(f"--timing-cache is for TensorRT, and nothing is timed in a build for --arch {self.arch}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is None:

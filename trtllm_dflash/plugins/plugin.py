@@ -17,10 +17,10 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, KernelKey, kernel_key
-from trtllm_dflash.plugins.door import tensorrt
 from trtllm_dflash.plugins.launch import Module, load
 from trtllm_dflash.plugins.launches import OPERATIONS, Call
 from trtllm_dflash.plugins.shapes import aliased_input, check_shapes, given_inputs, output_axes
+from trtllm_dflash.trt.door import tensorrt
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt

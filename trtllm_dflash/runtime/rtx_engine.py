@@ -1,4 +1,4 @@
-"""TensorRT-RTX's side of a GPU session: the engine on the device, and the execution contexts that run it."""
+"""TensorRT's side of a GPU session, of either kind: the engine on the device, and the contexts that run it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import logging
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash import plugins
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.cuda import Cuda
+from trtllm_dflash.trt.door import kind, tensorrt
 
-try:
+if TYPE_CHECKING:
     import tensorrt_rtx as trt
-except ImportError as error:
-    raise EngineError(f'TensorRT-RTX is not installed ({error}): pip install "dflash-trt[rtx]"') from error
+
+    from trtllm_dflash.trt.kinds import Kind
+else:
+    trt = tensorrt()
 
 ENGINE_FILE = "rank0.engine"
 CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
@@ -27,14 +30,14 @@ _KEPT_ERRORS = 8
 class RtxEngine:
     """A deserialized engine. Its contexts share one piece of scratch memory, so they may only run one after another."""
 
-    def __init__(self, path: Path, config: EngineConfig, cuda: Cuda, *, built_with: str) -> None:
-        """Load the engine file `path` onto the GPU; `built_with` is the version of TensorRT-RTX that made it.
+    def __init__(self, path: Path, config: EngineConfig, cuda: Cuda, *, versions: Mapping[str, str]) -> None:
+        """Load the engine file `path` onto the GPU; `versions` are those of the packages that made it.
 
         Our plugins are registered before, since TensorRT looks their creators up by name. No parser takes part, so
         libtensorrt_rtx.so need not be found under that name, as it must be where engines are built (`build.child`).
         """
         self._path, self._config, self._cuda = path, config, cuda
-        self._log = _Log()
+        self._log, self._kind = _Log(), kind()
         self._runtime = trt.Runtime(self._log)  # before the registry is touched: TensorRT keeps its first log
         if config.plugins:
             plugins.register()
@@ -42,43 +45,30 @@ class RtxEngine:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
-                raise EngineError(self._why_not_loaded(data, built_with))
+                raise EngineError(self._why_not_loaded(data, versions))
         self._check_ports()
         self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
         self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
-        self._kernels: Any = None  # TensorRT's cache of compiled kernels, which contexts share
+        self._new_context = self._kind.contexts(self._engine)
 
     def context(self, profile: int, *, fixed_shapes: bool) -> RtxContext:
-        """A new execution context.
-
-        `fixed_shapes`: it will run at one set of shapes, so kernels are compiled for just these, before the first run.
-        Otherwise they are compiled in the background, and general ones serve until then.
-        """
-        config = self._engine.create_runtime_config()
-        kinds = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER if fixed_shapes else kinds.LAZY
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the session captures whole steps itself
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._kernels = self._kernels or config.create_runtime_cache()
-        config.set_runtime_cache(self._kernels)
-        context = self._engine.create_execution_context(config)
+        """A new execution context; `fixed_shapes`: it will run at one set of shapes."""
+        context = self._new_context(fixed_shapes)
         if context is None:
             raise EngineError(f"{self._path}: no execution context could be made:{self._log.errors()}")
         context.set_device_memory(self._scratch, self._scratch_bytes)
-        made = RtxContext(context, self._cuda.stream, self._log)
+        made = RtxContext(context, self._cuda.stream, self._log, self._kind)
         made.select(profile)
         return made
 
-    def _why_not_loaded(self, data: mmap.mmap, built_with: str) -> str:
-        header = data[: self._runtime.engine_header_size]
-        _, found = self._runtime.get_engine_validity(header)
-        kinds = trt.EngineInvalidityDiagnostics.__members__
-        reasons = ", ".join(name.lower().replace("_", " ") for name, kind in kinds.items() if found & int(kind.value))
+    def _why_not_loaded(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
+        title, package = self._kind.title, self._kind.package
+        reasons, built_with = self._kind.why_invalid(self._runtime, data), versions.get(package)
+        install = f", or pip install {package}=={built_with}" if built_with else ""
         return (
-            f"{self._path}: TensorRT-RTX {trt.__version__} cannot load this engine"
-            f"{f' ({reasons})' if reasons else ''}. It was built for {self._config.arch} with "
-            f"TensorRT-RTX {built_with}, and this GPU is {self._cuda.arch}. Build it again here, or pip install "
-            f"tensorrt-rtx-cu13=={built_with}:{self._log.errors()}"
+            f"{self._path}: {title} {trt.__version__} cannot load this engine{f' ({reasons})' if reasons else ''}. It "
+            f"was built for {self._config.arch} with {title} {built_with or '(version unknown)'}, and this GPU is "
+            f"{self._cuda.arch}. Build it again here{install}:{self._log.errors()}"
         )
 
     def _check_ports(self) -> None:
@@ -94,9 +84,9 @@ class RtxEngine:
 class RtxContext:
     """One execution context, with the shapes and addresses that it was last given."""
 
-    def __init__(self, context: Any, stream: int, log: _Log) -> None:
+    def __init__(self, context: Any, stream: int, log: _Log, kind: Kind) -> None:
         """`stream`: where everything of it runs."""
-        self._context, self._stream, self._log = context, stream, log
+        self._context, self._stream, self._log, self._kind = context, stream, log, kind
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
@@ -117,7 +107,7 @@ class RtxContext:
 
     def is_capturable(self) -> bool:
         """Whether a run at the present shapes can be captured in a CUDA graph."""
-        return bool(self._context.is_stream_capturable(self._stream))
+        return self._kind.is_capturable(self._context, self._stream)
 
     def run(self) -> None:
         """Put one run into the stream."""
@@ -126,8 +116,8 @@ class RtxContext:
     def _check(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise EngineError(
-                f"TensorRT-RTX refuses {what}:{self._log.errors()}\nIf the engine came from elsewhere, build it again "
-                "here; if not, this is a fault of dflash-trt."
+                f"{self._kind.title} refuses {what}:{self._log.errors()}\nIf the engine came from elsewhere, build it "
+                "again here; if not, this is a fault of dflash-trt."
             )
 
 
@@ -150,7 +140,7 @@ class _Log(trt.ILogger):  # type: ignore[misc]
         if level == logging.ERROR:
             self._errors = [*self._errors, message][-_KEPT_ERRORS:]
         # Errors end in an EngineError; warnings and the rest are for those who look for them.
-        _LOG.debug("TensorRT-RTX %s: %s", logging.getLevelName(level).lower(), message)
+        _LOG.debug("TensorRT %s: %s", logging.getLevelName(level).lower(), message)
 
     def errors(self) -> str:
         """The last errors, what our plugins have refused first, a line each."""

@@ -1,4 +1,4 @@
-"""GPU sessions: TensorRT-RTX over state that stays on the device, one step ahead of the host.
+"""GPU sessions: TensorRT, of either kind, over state that stays on the device, one step ahead of the host.
 
     host     prompt chunk ─copy─┐                     ┌─ results of step n, while n+1 runs ─► tokens
     stream   ───────────────────┴► prompt ► step 0 ► step 1 ► …
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trtllm_dflash.build import machine, manifest
+from trtllm_dflash.build import devices, manifest
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
 from trtllm_dflash.runtime.config import EngineConfig
@@ -55,9 +55,10 @@ class RtxSession:
         """
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
-        self._cuda = Cuda(machine.first_gpu(config.arch))
-        built_with = manifest.load(directory)["versions"]["tensorrt-rtx-cu13"]
-        self._engine = RtxEngine(directory / ENGINE_FILE, config, self._cuda, built_with=built_with)
+        self._cuda = Cuda(devices.first_gpu(config.arch))
+        self._engine = RtxEngine(
+            directory / ENGINE_FILE, config, self._cuda, versions=manifest.load(directory)["versions"]
+        )
         self._slots = RtxSlots(config, self._cuda)
         self._buffers = _Buffers(config, self._cuda)
         self._sampling: list[SlotSampling | None] = [None] * config.max_batch_size

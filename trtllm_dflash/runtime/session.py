@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trtllm_dflash.build.machine import cuda_gpus, why_not_runnable
+from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.build.devices import cuda_gpus
+from trtllm_dflash.build.machine import why_not_runnable
 from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.flags import ANY_GPU, env_flag
+from trtllm_dflash.trt.door import choose
 
 if TYPE_CHECKING:
     from trtllm_dflash.runtime.config import EngineConfig
@@ -126,6 +129,7 @@ def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.ort_session:OrtSession",
     "tensorrt_rtx": "trtllm_dflash.runtime.rtx_session:RtxSession",
+    "tensorrt": "trtllm_dflash.runtime.rtx_session:RtxSession",
 }
 
 
@@ -138,6 +142,8 @@ def open_session(directory: Path, config: EngineConfig, *, num_threads: int | No
             f"{reason}. Build one with --arch cpu to run it here; "
             "dflash-trt doctor shows what this machine can build and run."
         )
+    if ARCHS[config.arch].is_gpu:
+        choose(BACKENDS[config.backend].module)
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
     opened: Session = session(directory, config, num_threads=num_threads)

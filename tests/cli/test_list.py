@@ -1,0 +1,88 @@
+"""dflash-trt list, and what its names do in `build`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trtllm_dflash.build import engine
+from trtllm_dflash.cli import main
+from trtllm_dflash.cli.build import build
+from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.config.registry import PAIRS
+
+Ask = Callable[..., tuple[str, str | None]]
+
+
+class AskedError(Exception):
+    """Carries what a build was asked for, instead of building."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
+    """`asked(*options)`: the target and the drafter that `build` with these options would build."""
+
+    def stop(config: BuildConfig, **_: object) -> None:
+        raise AskedError(config)
+
+    monkeypatch.setattr(engine, "build_engine", stop)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> tuple[str, str | None]:
+        try:
+            build.main(["--output-dir", "e", *options], standalone_mode=False)
+        except AskedError as carried:
+            config: BuildConfig = carried.args[0]
+            return config.target, config.drafter
+        raise AssertionError("it did not build")
+
+    return run
+
+
+def test_every_pair_is_listed() -> None:
+    result = CliRunner().invoke(main, ["list"])
+    assert result.exit_code == 0, result.output
+    table, _, reasons = result.stdout.partition("\nwhy not\n")
+    lines = table.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [pair.name for pair in PAIRS]
+    for pair, line in zip(PAIRS, lines, strict=True):
+        assert pair.target.repository in line
+        assert pair.drafter.repository in line
+        builds = line.split()[4:] != ["no"]
+        assert builds or pair.name in reasons
+    assert "its convolutions and candidate selector are not supported" in reasons
+
+
+def test_json_has_the_same_rows() -> None:
+    rows = json.loads(CliRunner().invoke(main, ["list", "--json"]).stdout)
+    assert [row["name"] for row in rows] == [pair.name for pair in PAIRS]
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["Qwen3-8B"]["archs"][0] == "cpu"
+    assert by_name["Qwen3-8B"]["block_size"] == 16
+    assert by_name["Qwen3.8-27B"]["archs"] == []
+    assert all(row["source"] and bool(row["archs"]) != bool(row["refusals"]) for row in rows)
+
+
+def test_a_listed_name_brings_its_drafter(asked: Ask) -> None:
+    assert asked("--target", "qwen3-8b") == ("qwen3-8b", "z-lab/Qwen3-8B-DFlash-b16")
+    assert asked("--target", "Qwen/Qwen3-8B") == ("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16")
+    assert asked("--target", "Qwen3-8B", "--drafter", "mine") == ("Qwen3-8B", "mine")
+    assert asked("--target", "Qwen3-8B", "--no-drafter") == ("Qwen3-8B", None)
+
+
+def test_a_directory_of_that_name_brings_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-8B").mkdir()
+    result = CliRunner().invoke(main, ["build", "--target", "Qwen3-8B", "--output-dir", "e"])
+    assert result.exit_code == 2
+    assert "give either --drafter DIR|NAME, or --no-drafter" in result.stderr
+
+
+def test_a_wrong_name_gets_the_nearest() -> None:
+    result = CliRunner().invoke(main, ["build", "--target", "gpt-oss120b", "--output-dir", "e"])
+    assert result.exit_code == 2
+    assert "--target gpt-oss120b: no directory and no listed target; the nearest are gpt-oss-120b" in result.stderr

@@ -1,0 +1,1 @@
+"""TensorRT of both kinds, seen from outside."""

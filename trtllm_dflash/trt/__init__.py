@@ -1,0 +1,1 @@
+"""TensorRT in its two kinds: which of them a process uses, and all that differs between them."""
