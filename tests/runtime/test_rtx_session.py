@@ -1,14 +1,8 @@
-"""The GPU session on a machine without a GPU: a driver and a TensorRT that are as unkind as the real ones may be.
-
-What stands in for the engine is the CPU engine's own graph, so tokens must be those of the CPU session.
-"""
+"""The GPU session on a GPU that is made up (fake_gpu.py): its tokens, its slots, its steps in a CUDA graph."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,75 +11,19 @@ import numpy as np
 import pytest
 
 trt = pytest.importorskip("tensorrt_rtx")
-pytest.importorskip("cuda.bindings.driver")
 
 from tests.quantized import quantized_copy
 from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver, real
-from tests.runtime.fake_trt import FakeTrt
+from tests.runtime.fake_gpu import GREEDY, PROMPTS, SAMPLED, Gpu, open_gpu, tokens_of
 from tests.tiny import EOS_ID
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime import cuda, rtx_engine
-from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime import rtx_engine
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.rtx_session import RtxSession
 from trtllm_dflash.runtime.session import SlotSampling
 from trtllm_dflash.trt.kinds import TensorRt
 
-PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
-GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
-
-
-@dataclass
-class Gpu:
-    """A session on a made-up GPU, with what it did there."""
-
-    session: RtxSession
-    engine: Engine
-    driver: FakeDriver
-    trt: FakeTrt
-
-
-@pytest.fixture
-def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path) -> Callable[..., Gpu]:
-    """`open_gpu(source=built_engine, with_plugins=True, eager=False, capture=True, …)`."""
-
-    def open_it(
-        source: Path = built_engine,
-        *,
-        with_plugins: bool = True,
-        fp8_caches: bool = False,
-        capture: bool | None = None,
-        capturable: bool = True,
-        invalid: int = 0,
-        **driver_options: Any,
-    ) -> Gpu:
-        shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
-        (tmp_path / "engine" / "rank0.engine").write_text(str(tmp_path / "engine"))
-        facts = json.loads((source / "manifest.json").read_text())
-        facts["versions"]["tensorrt-rtx-cu13"] = "1.6.0"
-        (tmp_path / "engine" / "manifest.json").write_text(json.dumps(facts))
-        if with_plugins:
-            (tmp_path / "engine" / "with_plugins").touch()
-        driver = FakeDriver(**driver_options)
-        trt = FakeTrt(driver, capturable=capturable, invalid=invalid)
-        monkeypatch.setattr(cuda, "driver", driver)
-        monkeypatch.setattr(rtx_engine, "trt", trt)
-        config = EngineConfig.load(source)
-        ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))
-        if fp8_caches:
-            (tmp_path / "engine" / "fp8_caches").touch()
-            ports = fake_trt.with_fp8_caches(ports)
-        config = replace(config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins)
-        session = RtxSession(tmp_path / "engine", config, capture=capture)
-        return Gpu(session, Engine(config, session), driver, trt)
-
-    return open_it
-
-
-def tokens_of(engine: Engine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    return [answer.token_ids for answer in engine.generate(prompts, **options)]
+__all__ = ["open_gpu"]  # a fixture
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
@@ -316,109 +254,3 @@ def test_the_stand_ins_have_nothing_that_the_real_ones_lack(open_gpu: Callable[.
         assert {name for name in names if not name.startswith("_")} <= {*dir(kind)}, kind
     assert {name for name in vars(FakeDriver) if name.startswith("cu")} <= {*dir(real)}
     assert context.config.cuda_graph_strategy in trt.CudaGraphStrategy.__members__.values()
-
-
-class TestMisuse:
-    """What a caller may not do is said, before anything is written where it should not be."""
-
-    def test_more_steps_than_are_looked_ahead(self, open_gpu: Callable[..., Gpu]) -> None:
-        session = open_gpu().session
-        session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
-        session.generate(1, 4)
-        with pytest.raises(EngineError, match=r"2 steps are under way, and no more may be: collect one first"):
-            session.generate(1, 4)
-
-    def test_nothing_to_collect(self, open_gpu: Callable[..., Gpu]) -> None:
-        with pytest.raises(EngineError, match="no step is under way whose result could be collected"):
-            open_gpu().session.collect()
-
-    def test_a_slot_is_moved_or_opened_during_a_step(self, open_gpu: Callable[..., Gpu]) -> None:
-        session = open_gpu().session
-        session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
-        with pytest.raises(EngineError, match="a step is under way while a slot is moved"):
-            session.move_slot(0, 1)
-        with pytest.raises(EngineError, match="a step is under way while a slot is opened"):
-            session.open_slot(1, GREEDY)
-
-    def test_a_prompt_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
-        with pytest.raises(EngineError, match="slot 1 has a prompt and was not opened"):
-            open_gpu().session.prompt(1, np.array([3]))
-
-    def test_steps_beyond_the_caches(self, open_gpu: Callable[..., Gpu]) -> None:
-        """Steps that are under way count as if they had accepted everything."""
-        session = open_gpu().session
-        session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
-        session.collect()
-        session._lengths[0] = session._config.cache_len - 11
-        session.generate(1, 4)
-        with pytest.raises(EngineError, match=r"a step of width 4 at position .* cache rows"):
-            session.generate(1, 4)
-
-
-class TestFailures:
-    """Every failure of the driver and of TensorRT is an EngineError that says what, and what to do."""
-
-    def test_no_driver(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing(*_: Any) -> None:
-            raise RuntimeError("libcuda.so.1 is not here")
-
-        monkeypatch.setattr(FakeDriver, "cuInit", missing)
-        with pytest.raises(EngineError, match=r"there is no NVIDIA driver on this machine \(libcuda.*doctor"):
-            open_gpu()
-
-    def test_no_gpu(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
-        status = real.CUresult.CUDA_ERROR_NO_DEVICE
-        monkeypatch.setattr(FakeDriver, "cuInit", lambda *_: (status,))
-        with pytest.raises(EngineError, match=r"cuInit: .* CUDA_ERROR_NO_DEVICE \(100: .*\)\. No GPU is visible"):
-            open_gpu()
-
-    def test_too_little_memory(self, open_gpu: Callable[..., Gpu]) -> None:
-        words = r"GPU memory for 3 × \S+ could not be had \(CUDA_ERROR_OUT_OF_MEMORY .*--max-batch-size"
-        with pytest.raises(EngineError, match=words):
-            open_gpu(memory=40_000)
-
-    def test_an_engine_for_another_gpu(self, open_gpu: Callable[..., Gpu]) -> None:
-        kinds = rtx_engine.trt.EngineInvalidityDiagnostics
-        words = (
-            r"rank0\.engine: TensorRT-RTX [\d.]+ cannot load this engine \(unsupported cc\)\. It was built for sm120 "
-            r"with TensorRT-RTX 1\.6\.0, and this GPU is sm90\.(.|\n)*no such engine here"
-        )
-        with pytest.raises(EngineError, match=words):
-            open_gpu(invalid=int(kinds.UNSUPPORTED_CC.value), capability=(9, 0))
-
-    def test_an_engine_of_another_version(self, open_gpu: Callable[..., Gpu]) -> None:
-        kinds = rtx_engine.trt.EngineInvalidityDiagnostics
-        with pytest.raises(EngineError, match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0"):
-            open_gpu(invalid=int(kinds.VERSION_MISMATCH.value))
-
-    def test_a_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
-        gpu = open_gpu()
-        gpu.driver.fail["cuEventSynchronize"] = real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
-        words = r"cuEventSynchronize: .* CUDA_ERROR_ILLEGAL_ADDRESS \(700.*A kernel is at fault"
-        with pytest.raises(EngineError, match=words):
-            gpu.engine.generate([[3]])
-
-    def test_a_refused_shape(self, open_gpu: Callable[..., Gpu]) -> None:
-        session = open_gpu().session
-        session.open_slot(0, GREEDY)
-        session.prompt(0, np.arange(8))
-        session.collect()
-        with pytest.raises(EngineError, match=r"refuses shape \(1, 5\) of input_ids:\n  shape .* is outside"):
-            session.generate(1, 5)
-        session.generate(1, 4)  # what failed has left nothing under way
-        session.collect()
-
-    def test_a_graph_that_cannot_be_captured_after_all(self, open_gpu: Callable[..., Gpu]) -> None:
-        gpu = open_gpu()
-        gpu.session.open_slot(0, GREEDY)
-        gpu.session.prompt(0, np.array([3]))
-        gpu.session.collect()
-        gpu.session.generate(1, 4)
-        gpu.trt.contexts[-1]._settled = False
-        with pytest.raises(EngineError, match=r"refuses the step:\n  memory would have to be allocated now"):
-            gpu.session.generate(1, 4)
-        assert gpu.driver.captured is None
-        gpu.session.discard()

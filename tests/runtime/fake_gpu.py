@@ -1,0 +1,85 @@
+"""A GPU that is made up: the GPU session over a driver and a TensorRT that are as unkind as the real ones may be.
+
+What stands in for the engine is the CPU engine's own graph, so tokens must be those of the CPU session. A test module
+that imports the fixture `open_gpu` has it; importing this one skips a module where TensorRT-RTX is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.driver")
+
+from tests.runtime import fake_trt
+from tests.runtime.fake_cuda import FakeDriver
+from tests.runtime.fake_trt import FakeTrt
+from trtllm_dflash.runtime import cuda, rtx_engine
+from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.rtx_session import RtxSession
+from trtllm_dflash.runtime.session import SlotSampling
+
+PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
+GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
+
+
+@dataclass
+class Gpu:
+    """A session on a made-up GPU, with what it did there."""
+
+    session: RtxSession
+    engine: Engine
+    driver: FakeDriver
+    trt: FakeTrt
+
+
+@pytest.fixture
+def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path) -> Callable[..., Gpu]:
+    """`open_gpu(source=built_engine, with_plugins=True, eager=False, capture=True, …)`."""
+
+    def open_it(
+        source: Path = built_engine,
+        *,
+        with_plugins: bool = True,
+        fp8_caches: bool = False,
+        capture: bool | None = None,
+        capturable: bool = True,
+        invalid: int = 0,
+        **driver_options: Any,
+    ) -> Gpu:
+        shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
+        (tmp_path / "engine" / "rank0.engine").write_text(str(tmp_path / "engine"))
+        facts = json.loads((source / "manifest.json").read_text())
+        facts["versions"]["tensorrt-rtx-cu13"] = "1.6.0"
+        (tmp_path / "engine" / "manifest.json").write_text(json.dumps(facts))
+        if with_plugins:
+            (tmp_path / "engine" / "with_plugins").touch()
+        driver = FakeDriver(**driver_options)
+        trt = FakeTrt(driver, capturable=capturable, invalid=invalid)
+        monkeypatch.setattr(cuda, "driver", driver)
+        monkeypatch.setattr(rtx_engine, "trt", trt)
+        config = EngineConfig.load(source)
+        ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))
+        if fp8_caches:
+            (tmp_path / "engine" / "fp8_caches").touch()
+            ports = fake_trt.with_fp8_caches(ports)
+        config = replace(config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins)
+        session = RtxSession(tmp_path / "engine", config, capture=capture)
+        return Gpu(session, Engine(config, session), driver, trt)
+
+    return open_it
+
+
+def tokens_of(engine: Engine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    """What an engine answers."""
+    return [answer.token_ids for answer in engine.generate(prompts, **options)]
