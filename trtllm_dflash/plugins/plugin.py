@@ -144,7 +144,7 @@ class StepPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, t
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Bytes for the largest shapes, and for all smaller ones."""
         dims = self._dims([tensor.max for tensor in inputs], [tensor.max for tensor in outputs])
-        return self._operation.workspace_bytes(dims)
+        return self._operation.workspace_bytes(dims, self.numbers)
 
     def get_valid_tactics(self) -> list[int]:
         """There is one way to run it."""
@@ -254,9 +254,7 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
 def number_fields(spec: OpSpec) -> dict[str, tuple[type, Any]]:
     """The fields of an operator's node, its attributes and its kernel's sizes and types: Python type and field type."""
-    numbers = {a.name: type(a.default) for a in spec.attributes}
-    numbers |= {size.name: int for size in spec.kernel.sizes} | {kind.name: int for kind in spec.kernel.types}
-    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in numbers.items()}
+    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.numbers.items()}
 
 
 def _sizes(numbers: Mapping[str, int | float]) -> dict[str, int]:
