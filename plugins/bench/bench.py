@@ -1,4 +1,4 @@
-"""Speed of the kernels on a GPU: attention against PyTorch's best, and accept.
+"""Speed of the kernels on a GPU: attention and experts against PyTorch's best, and accept.
 
     python plugins/bench/bench.py --json plugins/bench/h200.json
 
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from kernels import Kernels, Tensors, build
+from measure_experts import run_experts
 from timing import copy_bandwidth, seconds, set_count
 from workload import SHAPES, Work, check, torch_candidates, write_caches
 
@@ -179,6 +180,7 @@ def main() -> None:
         say(f"{torch.cuda.get_device_name(0)}: a copy moves {bandwidth / 1e12:.2f} TB/s (read and written)\n")
         run_attention(kernels, arguments, bandwidth, found["attention"])
         run_accept(kernels, arguments, found["accept"])
+        found["experts"] = run_experts(kernels, bandwidth, say)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -16,6 +16,10 @@ ACCEPT_TENSORS = (
     *("logits", "input_ids", "num_known", "past_len", "temperature", "top_p", "top_k", "uniforms"),
     *("new_ids", "num_new", "next_len", "bonus"),
 )
+MOE_TENSORS = (
+    *("x", "router_logits", "gate_up", "gate_up_bias", "down", "down_bias"),
+    *("gate_up_scale", "down_scale", "gate_up_scale_2", "down_scale_2", "out"),
+)
 Tensors = dict[str, torch.Tensor]  # by the names above; without sinks where there are none
 
 
@@ -39,6 +43,17 @@ class _Options(ctypes.Structure):
         ("key_scale", ctypes.c_float),
         ("value_scale", ctypes.c_float),
     )
+
+
+class _MoeOptions(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("top_k", "normalize", "interleaved", "weight_format")),
+        *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
+    )
+
+
+class _MoePlan(ctypes.Structure):
+    _fields_ = (("numbers", ctypes.c_int32 * 8), ("workspace_bytes", ctypes.c_int64))
 
 
 class _AttentionPlan(ctypes.Structure):
@@ -91,6 +106,21 @@ class Kernels:
     def accept(self, tensors: Tensors, workspace: torch.Tensor) -> None:
         """Choose and accept; into the last four of ACCEPT_TENSORS."""
         self._check(self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace)))
+
+    def moe_workspace(self, tensors: Tensors, top_k: int) -> torch.Tensor:
+        """Memory that suffices for MXFP4 experts on these tensors."""
+        plan, (tokens, hidden) = _MoePlan(), tensors["x"].shape
+        experts, rows = tensors["gate_up_bias"].shape
+        sizes = (tokens, hidden, rows // 2, experts, top_k, 1)
+        self._check(self._c.dflash_moe_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
+        return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=tensors["x"].device)
+
+    def moe(
+        self, tensors: Tensors, workspace: torch.Tensor, *, top_k: int, limit: float, alpha: float, shift: float
+    ) -> None:
+        """The weighted sum of MXFP4 experts, rows of gate and up in turn; into tensors["out"]."""
+        options = ctypes.byref(_MoeOptions(top_k, 1, 1, 1, limit, alpha, shift))
+        self._check(self._c.dflash_moe(*self._references(tensors, MOE_TENSORS), options, *self._end(workspace)))
 
     @staticmethod
     def _references(tensors: Tensors, names: Iterable[str]) -> list[object]:

@@ -75,6 +75,22 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const FragmentA& a, c
 
 #endif  // DFLASH_EMULATOR
 
+// 16 bytes that this CTA reads once, and whose neighbours are read soon: past the first cache, 128 bytes at a time.
+// Zeros where there is nothing to load (the address is not read then).
+__device__ __forceinline__ uint4 load_once_16(const void* from_gmem, bool present) {
+#ifdef DFLASH_EMULATOR
+  return present ? *static_cast<const uint4*>(from_gmem) : make_uint4(0, 0, 0, 0);
+#else
+  uint4 r;  // volatile: it must be on its way before what follows, not when it is needed
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4]; }\n"
+      : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
+      : "l"(from_gmem), "r"(static_cast<int>(present)));
+  return r;
+#endif
+}
+
 // 2^x to float32's last few bits; 0 for -infinity.
 __device__ __forceinline__ float exp2_approx(float x) {
 #ifdef DFLASH_EMULATOR

@@ -48,6 +48,24 @@ typedef struct DFlashAcceptPlan {
   int64_t workspace_bytes;
 } DFlashAcceptPlan;
 
+/* What a mixture of experts is told besides its tensors: see plugins/kernels/moe.cu. */
+typedef struct DFlashMoeOptions {
+  int32_t top_k;         /* experts of a token */
+  int32_t normalize;     /* 1: softmax over the chosen experts' logits; 0: over all of them */
+  int32_t interleaved;   /* 1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups */
+  int32_t weight_format; /* 0: bfloat16, 1: MXFP4, 2: NVFP4 */
+  float limit;           /* gate is cut above it, up beyond +-it; 0: neither */
+  float alpha;           /* the gate's slope */
+  float shift;           /* added to up */
+} DFlashMoeOptions;
+
+typedef struct DFlashMoePlan {
+  int32_t tile_tokens, tile_row_warps, groups;
+  int32_t gate_up_blocks, down_blocks, sum_blocks, shared_bytes;
+  int32_t reserved; /* 0 */
+  int64_t workspace_bytes;
+} DFlashMoePlan;
+
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
  * null: a logit for each head that takes weight and gives nothing. Floats are bfloat16. D is 64, 96, 128 or 256.
@@ -77,17 +95,34 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
                   const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
                   int64_t workspace_bytes, void* stream);
 
+/* out [N, H] is the weighted sum of each token's top_k experts by router_logits [N, E] float32; other floats are
+ * bfloat16. x [N, H], gate_up [E, 2I, H], gate_up_bias [E, 2I], down [E, H, I], down_bias [E, H]. H and I are multiples
+ * of 8; E is at most 1024, top_k at most 32. Only the weights of experts that some token has chosen are read.
+ *
+ * MXFP4 and NVFP4 weights are int32 [E, 2I, H/8] and [E, H, I/8], each eight E2M1 codes, the first in the lowest bits,
+ * and H and I multiples of 32. Their block scales are int32 too, four in each, row after row: of MXFP4 E8M0, one for 32
+ * elements, of NVFP4 E4M3, one for 16, and an expert's are multiplied by scale_2 [E] float32. Null where a format has
+ * none. */
+int dflash_moe(const DFlashTensor* x, const DFlashTensor* router_logits, const DFlashTensor* gate_up,
+               const DFlashTensor* gate_up_bias, const DFlashTensor* down, const DFlashTensor* down_bias,
+               const DFlashTensor* gate_up_scale, const DFlashTensor* down_scale, const DFlashTensor* gate_up_scale_2,
+               const DFlashTensor* down_scale_2, const DFlashTensor* out, const DFlashMoeOptions* options,
+               void* workspace, int64_t workspace_bytes, void* stream);
+
 /* The plan of a launch on a GPU of `processors` multiprocessors; its workspace_bytes are what the operation needs. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
                           int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan);
 int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptPlan* plan);
+int dflash_moe_plan(int32_t tokens, int32_t hidden, int32_t inner_size, int32_t experts, int32_t top_k,
+                    int32_t weight_format, DFlashMoePlan* plan);
 
 /* Multiprocessors of the current device. The emulated library has `processors` of an H200: 132. */
 int dflash_processors(int32_t* processors);
 
-/* sizeof(AttentionParams) and sizeof(AcceptParams), for those who fill them themselves. */
+/* sizeof(AttentionParams), sizeof(AcceptParams) and sizeof(MoeParams), for those who fill them themselves. */
 int64_t dflash_attention_params_bytes(void);
 int64_t dflash_accept_params_bytes(void);
+int64_t dflash_moe_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

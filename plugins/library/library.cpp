@@ -1,4 +1,4 @@
-// The launchers: check, plan, launch. Plain C++ over either CUDA or the emulator (launch.h).
+// The launchers: check, plan, launch. Plain C++ over either CUDA or the emulator (launch.h). DFlashMoE's is in moe.cpp.
 
 #include "dflash.h"
 
@@ -6,7 +6,7 @@
 
 #include "accept_params.h"
 #include "attention_params.h"
-#include "check.h"
+#include "guard.h"
 #include "launch.h"
 
 // The kernels' names; nvcc gives each one a host function of that name, which stands for it in a launch.
@@ -38,36 +38,12 @@ void dflash_accept_finish(dflash::AcceptParams);
 namespace dflash {
 namespace {
 
-thread_local std::string last_error;
-
-// Run `body`; what it throws becomes a status and last_error.
-template <typename Body>
-int guarded(const char* function, Body body) {
-  int status = DFLASH_LAUNCH_FAILED;
-  try {
-    body();
-    return DFLASH_OK;
-  } catch (const Invalid& error) {
-    status = DFLASH_INVALID_ARGUMENT;
-    last_error = std::string(function) + ": " + error.what();
-  } catch (const std::exception& error) {
-    last_error = std::string(function) + ": " + error.what();
-  }
-  return status;
-}
-
 constexpr int kGridLimit = 65535;       // of CUDA, in y and z
 constexpr int kMostHeadRows = 1 << 24;  // of a slot: the kernels count its packed rows and CTAs in int
 
 struct AttentionTensors {
   const DFlashTensor *q, *k, *v, *key_cache, *value_cache, *positions, *sinks, *out;
 };
-
-void expect_workspace(const void* workspace, int64_t given, int64_t needed) {
-  require(given >= needed, "workspace: got ", given, " bytes, expected at least ", needed);
-  require(needed == 0 || (workspace && reinterpret_cast<uintptr_t>(workspace) % 16 == 0),
-          "workspace: expected a 16-byte aligned address");
-}
 
 bool has_fp8_caches(const AttentionTensors& t) { return t.key_cache && t.key_cache->dtype == DFLASH_FLOAT8_E4M3; }
 
@@ -190,11 +166,6 @@ void attention(const AttentionTensors& tensors, const DFlashAttentionOptions* op
   constexpr int kRowsPerBlock = kMergeThreads / 32;
   const auto blocks = static_cast<unsigned>((head_rows + kRowsPerBlock - 1) / kRowsPerBlock);
   launch(merge.name, merge.kernel, dim3(blocks), kMergeThreads, 0, p, stream);
-}
-
-template <typename T>
-T* data(const DFlashTensor* tensor) {
-  return static_cast<T*>(tensor->data);
 }
 
 }  // namespace

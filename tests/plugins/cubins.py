@@ -14,6 +14,7 @@ from trtllm_dflash.plugins.compile import Cubin, compile_kernel
 HEAD_DIMS = (64, 96, 128, 256)
 KEYS = (KernelKey("accept"), *(KernelKey("attention", (("head_dim", size),)) for size in HEAD_DIMS))
 FP8_KEYS = tuple(KernelKey("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS)
+MOE_KEYS = (KernelKey("moe"), *(KernelKey("moe", (("weight_format", number),)) for number in (1, 2)))
 _FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -36,12 +37,12 @@ _COMPILERS = ThreadPoolExecutor(2)
 
 @cache
 def compiling(key: KernelKey, arch: str) -> Future[Cubin]:
-    """One of KEYS or FP8_KEYS for an arch, under way."""
+    """One of the keys above for an arch, under way."""
     return _COMPILERS.submit(compile_kernel, key, arch)
 
 
 def compiled(key: KernelKey, arch: str) -> Cubin:
-    """One of KEYS or FP8_KEYS for an arch."""
+    """One of the keys above for an arch."""
     return compiling(key, arch).result()
 
 

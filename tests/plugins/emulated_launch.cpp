@@ -2,6 +2,7 @@
 #include "accept_params.h"
 #include "attention_params.h"
 #include "emulator.h"
+#include "moe_params.h"
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -15,6 +16,8 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
   try {
     if (params_bytes == sizeof(dflash::AttentionParams)) {
       start<dflash::AttentionParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(dflash::MoeParams)) {
+      start<dflash::MoeParams>(kernel, grid, threads, shared_bytes, params);
     } else {
       start<dflash::AcceptParams>(kernel, grid, threads, shared_bytes, params);
     }

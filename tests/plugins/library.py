@@ -73,6 +73,31 @@ class AcceptPlan(ctypes.Structure):
     _fields_ = (("chunks", ctypes.c_int32), ("reserved", ctypes.c_int32), ("workspace_bytes", ctypes.c_int64))
 
 
+class MoeOptions(ctypes.Structure):
+    """DFlashMoeOptions of dflash.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("top_k", "normalize", "interleaved", "weight_format")),
+        *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
+    )
+
+
+class MoePlan(ctypes.Structure):
+    """DFlashMoePlan of dflash.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("tile_tokens", "tile_row_warps", "groups", "gate_up_blocks")),
+        *((name, ctypes.c_int32) for name in ("down_blocks", "sum_blocks", "shared_bytes", "reserved")),
+        ("workspace_bytes", ctypes.c_int64),
+    )
+
+
+MOE_INPUTS = (
+    *("x", "router_logits", "gate_up", "gate_up_bias", "down", "down_bias"),
+    *("gate_up_scale", "down_scale", "gate_up_scale_2", "down_scale_2"),
+)
+
+
 class LibraryError(Exception):
     """A function of the library returned `status`; the message is its dflash_last_error()."""
 
@@ -160,7 +185,7 @@ class Library:
     def __init__(self, path: Path, memory: Memory, *, emulated: bool) -> None:
         self.c, self._memory, self.emulated = ctypes.CDLL(str(path)), memory, emulated
         self.c.dflash_last_error.restype = ctypes.c_char_p
-        for name in ("dflash_attention_params_bytes", "dflash_accept_params_bytes"):
+        for name in ("dflash_attention_params_bytes", "dflash_accept_params_bytes", "dflash_moe_params_bytes"):
             getattr(self.c, name).restype = ctypes.c_int64
 
     def order(self, order: str, seed: int = 0) -> None:
@@ -225,6 +250,24 @@ class Library:
         plan = self.accept_plan(batch, rows, vocab)
         return self.call("dflash_accept", {**inputs, **outputs}, names, tuple(outputs), plan.workspace_bytes)
 
+    def moe_plan(self, *sizes: int) -> MoePlan:
+        """Of (tokens, hidden, inner_size, experts, top_k, weight_format)."""
+        plan = MoePlan()
+        self._check(self.c.dflash_moe_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
+        return plan
+
+    def moe(
+        self, inputs: dict[str, np.ndarray], options: MoeOptions, leftover: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """inputs: MOE_INPUTS, without the scales that the format does not have; gives out.
+
+        leftover: int32 numbers that the workspace is full of, instead of the poison.
+        """
+        x, experts, inner = inputs["x"], len(inputs["gate_up"]), inputs["gate_up"].shape[1] // 2
+        plan = self.moe_plan(*x.shape, inner, experts, options.top_k, options.weight_format)
+        arrays, names = {**inputs, "out": poisoned(x.shape, x.dtype)}, (*MOE_INPUTS, "out")
+        return self.call("dflash_moe", arrays, names, ("out",), plan.workspace_bytes, options, leftover)["out"]
+
     def call(
         self,
         function: str,
@@ -233,10 +276,14 @@ class Library:
         written: Sequence[str],
         workspace_bytes: int,
         options: ctypes.Structure | None = None,
+        leftover: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
         """Call `function` with the arrays `names`, null where there is none; default stream. Gives those `written`."""
         placed = {name: Placed(self._memory, array) for name, array in arrays.items()}
-        workspace = Placed(self._memory, poisoned([workspace_bytes // 4], np.float32))
+        space_array = poisoned([workspace_bytes // 4], np.int32)
+        if leftover:
+            space_array = np.resize(np.array(leftover, np.int32), space_array.shape)
+        workspace = Placed(self._memory, space_array)
         tensors = [ctypes.byref(placed[name].tensor()) if name in placed else None for name in names]
         extra = [ctypes.byref(options)] if options is not None else []
         space = (ctypes.c_void_p(workspace.address), ctypes.c_int64(workspace_bytes))
@@ -258,8 +305,12 @@ def build_emulated(folder: Path) -> Path:
         for dim in HEAD_DIMS
         for suffix, flag in (("", ()), ("_fp8", ("-DDFLASH_FP8_CACHE=1",)))
     }
+    commands |= {
+        f"moe_{number}.o": ("-x", "c++", f"-DDFLASH_WEIGHT_FORMAT={number}", str(kernels / "moe.cu"))
+        for number in range(3)
+    }
     commands["accept.o"] = ("-x", "c++", str(kernels / "accept.cu"))
-    for source in ("library/library.cpp", "emulator/emulator.cpp", "emulator/instructions.cpp"):
+    for source in ("library/library.cpp", "library/moe.cpp", "emulator/emulator.cpp", "emulator/instructions.cpp"):
         commands[Path(source).stem + ".o"] = (str(PLUGINS / source),)
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:

@@ -109,7 +109,7 @@ def compile_pair(
         ring_width=resolved.ring_width,
     )  # fmt: skip
     kernels = kernel_keys(model)
-    log, file = _layer_log(), io.BytesIO()
+    log, file = layer_log(), io.BytesIO()
     compiler = Compiler(log, model, cubins)
     log.layers.clear()
     compiler.compile([arch], profiles(prepared.ports, resolved), file, lambda *_: None)
@@ -121,7 +121,7 @@ def compile_pair(
 
 
 @cache
-def _layer_log() -> Any:
+def layer_log() -> Any:
     """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a process gives it."""
     from trtllm_dflash.build.rtx import BuilderLog
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtllm_dflash.graph.ops import OPS, OpSpec
+from trtllm_dflash.graph.ops.spec import KernelType
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
 _BEGIN, _END = "<!-- plugins -->\n", "<!-- /plugins -->"
+
+
+def _formats(kind: KernelType) -> str:
+    return f" ({kind.name} {', '.join(map(str, kind.formats))})" if len(kind.formats) > 1 else ""
 
 
 def _row(spec: OpSpec) -> str:
@@ -15,9 +20,8 @@ def _row(spec: OpSpec) -> str:
     optional = [f"[{tensor.name}]" for tensor in spec.plugin_inputs if tensor.optional]
     in_place = [tensor.aliases for tensor in spec.outputs if tensor.aliases]
     sizes = [f"{size.name} {', '.join(map(str, size.values))}" for size in spec.kernel.sizes]
-    fields = [f"{attribute.name} ({attribute.kind.name.lower()})" for attribute in spec.attributes]
-    fields += [f"{constant.name} (int)" for constant in (*spec.kernel.sizes, *spec.kernel.types)]
-    types = [f"{kind.symbol} {spec.kernel.dtype} or {kind.dtype}" for kind in spec.kernel.types]
+    fields = [f"{name} ({kind.__name__})" for name, kind in spec.numbers.items()]
+    types = [f"{kind.symbol} {spec.kernel.dtype} or {kind.dtype}{_formats(kind)}" for kind in spec.kernel.types]
     cells = (
         f"`{spec.name}`",
         f"[{spec.kernel.source}.cu](kernels/{spec.kernel.source}.cu)",

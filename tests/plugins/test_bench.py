@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,68 @@ def test_accept_is_checked(
         bench.check_accept(tensors, greedy=greedy)
     kernels.accept(tensors, kernels.accept_workspace(tensors["logits"]))
     bench.check_accept(tensors, greedy=greedy)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 19])
+def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int) -> None:
+    """Our kernels (emulated) and PyTorch's ways pass the check; nothing written, or another's shares, do not."""
+    experts, measure = importlib.import_module("experts"), importlib.import_module("measure_experts")
+    kernels = bench.Kernels(emulated_path)
+    work = experts.MoeWork(experts.Experts("small", 64, 96, 5, 2), tokens)
+    weights = work.weights("cpu")
+    tensors = work.tensors(weights, 1)
+    assert 1e-2 < float(experts.numbers(tensors, "gate_up", 0, torch.float64).std()) < 2
+    with pytest.raises(SystemExit, match="WRONG RESULT: MoeWork"):
+        experts.check_experts(work, tensors)
+    measure.launcher(kernels, work, tensors)(tensors)
+    experts.check_experts(work, tensors)
+    assert work.bytes(tensors) > work.distinct(tensors) * 17 * 3 * 64 * 96 / 32
+    ways = 0
+    for name, way in experts.torch_ways(work, tensors, experts.in_bfloat16(weights)):
+        try:
+            tensors["out"] = way(tensors)
+        except (RuntimeError, AttributeError):  # grouped products, which not every torch has on a CPU
+            assert name != "expert by expert"
+            continue
+        experts.check_experts(work, tensors)
+        ways += 1
+    assert ways >= 1
+    tensors["router_logits"] = tensors["router_logits"].flip(-1)
+    with pytest.raises(SystemExit, match="WRONG RESULT: MoeWork"):
+        experts.check_experts(work, tensors)
+
+
+def test_a_row_of_the_table_of_experts(bench: ModuleType) -> None:
+    measure = importlib.import_module("measure_experts")
+    row = {"experts": "e", "tokens": 8, "distinct_experts": 28.5, "megabytes": 377.2, "microseconds": 100.04}
+    row |= {"share_of_copy_bandwidth": 0.9, "torch_microseconds": 320.0, "ratio_to_torch": 3.2, "torch_way": "w"}
+    assert (
+        measure.line(row | {"triton_microseconds": None})
+        == "| e | 8 | 28.5 | 377 | 100.0 | 90 | 320.0 | 3.20 | w | - |"
+    )
+    assert measure.line(row | {"triton_microseconds": 150.0}).endswith("| w | 150.0 |")
+    assert measure.HEAD.count("|") == measure.line(row | {"triton_microseconds": None}).count("|")
+
+
+_TRITON = """
+import experts, experts_triton
+work = experts.MoeWork(experts.Experts("small", 96, 64, 3, 2), 9)
+tensors = work.tensors(work.weights("cpu"), 1)
+floats = ("x", "gate_up_bias", "down_bias")
+tensors |= {name: tensors[name].float() for name in floats}  # the interpreter does not multiply bfloat16
+tensors["out"] = experts_triton.triton_way(work, tensors)(tensors)
+experts.check_experts(work, tensors)
+print("agrees")
+"""
+
+
+def test_the_triton_kernel_agrees() -> None:
+    """In Triton's interpreter, which needs no GPU, and a process of its own."""
+    pytest.importorskip("triton")
+    paths = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", _TRITON], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "agrees\n", done.stderr
 
 
 def test_without_a_gpu_it_says_so() -> None:

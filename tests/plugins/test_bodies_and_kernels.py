@@ -10,6 +10,9 @@ import pytest
 
 from tests.graph.run_op import run_op
 from tests.plugins.attention_reference import Case, attend, exactly, inputs, written_caches
+from tests.plugins.moe_reference import Case as MoeCase
+from tests.plugins.moe_reference import assert_close, gpt_oss
+from tests.plugins.moe_reference import inputs as moe_inputs
 
 CASES = [
     Case((0, 17), 5, kv_heads=2, group=3),
@@ -48,3 +51,19 @@ def test_body_is_the_reference(case: Case) -> None:
     for cache, expected in written_caches(case, given).items():
         for slot, end in enumerate(case.starts + case.rows):
             np.testing.assert_array_equal(got[f"{cache}_out"][slot, :, :end], expected[slot, :, :end])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        gpt_oss(MoeCase(7, 0, 24, 40, experts=5, top_k=3)),
+        MoeCase(4, 0, 40, 24, experts=6, top_k=2, normalize=False, limit=0.75, shift=0.5),
+        MoeCase(9, 0, 16, 32, experts=4, top_k=4, logits="ties"),
+    ],
+    ids=str,
+)
+def test_body_of_experts_is_the_reference(case: MoeCase) -> None:
+    """Within what the kernels' roundings allow, of which a body in float32 makes few."""
+    given = {name: array.astype(np.float32) for name, array in moe_inputs(case).items()}
+    got = run_op("DFlashMoE", given, **{name: float(number) for name, number in case.numbers.items()})
+    assert_close(case, moe_inputs(case), got["out"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
-from tests.plugins.cubins import FP8_KEYS, HEAD_DIMS, KEYS, compiled, compiling, reports, sources
+from tests.plugins.cubins import FP8_KEYS, HEAD_DIMS, KEYS, MOE_KEYS, compiled, compiling, reports, sources
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.plugin_nodes import KernelKey
 from trtllm_dflash.plugins import compile as kernels
@@ -22,7 +22,7 @@ from trtllm_dflash.plugins.launches import OPERATIONS
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {"sm80": 163 << 10, "sm89": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10}
 COMPILED = [
-    *product(KEYS, ("sm80", "sm90", "sm100", "sm120")),
+    *product((*KEYS, *MOE_KEYS), ("sm80", "sm90", "sm100", "sm120")),
     *product(FP8_KEYS, ("sm89", "sm90", "sm100", "sm120")),  # sm89 is the first that has FP8
 ]
 ATTENTION = KEYS[2]
@@ -45,9 +45,23 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(key: KernelKey, arch:
     for name, report in found.items():
         assert report.registers <= 255
         assert report.static_shared_bytes + _dynamic_shared_bytes(name) <= SHARED_BYTES[arch]
+        ctas = _ctas_wanted(name)
+        assert report.registers * 256 * ctas <= 65536
+        assert ctas * (_dynamic_shared_bytes(name) + 1024) <= SHARED_BYTES[arch]
+
+
+def _ctas_wanted(kernel: str) -> int:
+    """How many CTAs (of 256 threads) a multiprocessor is to hold at once; 0: whatever fits."""
+    tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4)", kernel)
+    return 0 if tile is None else 3 if tile[1] == "8" and tile[2] != "_nvfp4" else 2
 
 
 def _dynamic_shared_bytes(kernel: str) -> int:
+    experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4)", kernel)
+    if experts is not None:
+        weight_format = ("", "_mxfp4", "_nvfp4").index(experts[1])
+        sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
+        return plan.moe_plan(**sizes, weight_format=weight_format).shared_bytes
     tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", kernel)
     if tile is None:
         return 0
@@ -113,8 +127,8 @@ def test_a_function_that_is_not_in_the_cubin_is_missed(monkeypatch: pytest.Monke
 
 
 def test_a_source_that_is_not_there_is_named() -> None:
-    with pytest.raises(BuildError, match=r"no kernel source moe.cu, only accept.cu, .*attention.cu"):
-        compile_kernel(KernelKey("moe"), "sm120")
+    with pytest.raises(BuildError, match=r"no kernel source scan.cu, only accept.cu, .*attention.cu"):
+        compile_kernel(KernelKey("scan"), "sm120")
 
 
 def test_an_arch_that_nvrtc_does_not_know_is_an_error() -> None:

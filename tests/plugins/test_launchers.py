@@ -14,6 +14,7 @@ from tests.plugins.library import (
     BFLOAT16,
     INVALID_ARGUMENT,
     LAUNCH_FAILED,
+    MOE_INPUTS,
     AttentionOptions,
     HostMemory,
     Library,
@@ -22,6 +23,8 @@ from tests.plugins.library import (
     Tensor,
     poisoned,
 )
+from tests.plugins.moe_reference import Case as MoeCase
+from tests.plugins.moe_reference import inputs as moe_inputs
 
 B, T, C, HQ, HKV, D, CACHE = 2, 5, 3, 6, 3, 64, 200  # four tiles of keys: there are splits, and a workspace
 R, S, U, V = 4, 5, 40, 1000
@@ -64,19 +67,38 @@ def _accept_arrays() -> dict[str, np.ndarray]:
     }
 
 
+MOE_CASES = {"moe": 0, "moe_mxfp4": 1, "moe_nvfp4": 2}  # by operation: the weights' format
+FUNCTIONS = {"verify": "dflash_verify_attention", "draft": "dflash_draft_attention", "accept": "dflash_accept"}
+FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
+
+
+def _moe_case(operation: str) -> MoeCase:
+    return MoeCase(5, MOE_CASES[operation], 96, 64, experts=6, top_k=2)
+
+
+def _arrays(operation: str) -> dict[str, np.ndarray | None]:
+    """In the order of the function's arguments; None where one is not given."""
+    if operation in MOE_CASES:
+        made = moe_inputs(_moe_case(operation))
+        return {**{name: made.get(name) for name in MOE_INPUTS}, "out": poisoned(made["x"].shape, BFLOAT16)}
+    if operation == "accept":
+        return {**_accept_arrays()}
+    return {**_attention_arrays(C if operation == "draft" else 0)}
+
+
 def _call(library: Library, operation: str, change: Change) -> None:
     """Call an operation with arguments that are right but for what `change` does to them (by name)."""
-    arrays = _accept_arrays() if operation == "accept" else _attention_arrays(C if operation == "draft" else 0)
     memory = HostMemory()
-    placed = {name: Placed(memory, array) for name, array in arrays.items()}
+    placed = {name: array if array is None else Placed(memory, array) for name, array in _arrays(operation).items()}
     space = Placed(memory, np.zeros(1 << 20, np.uint8).view(np.float32))
-    given: dict[str, Any] = {name: array.tensor() for name, array in placed.items()}
-    given["options"] = AttentionOptions(0.1, causal=1, processors=8)
+    given: dict[str, Any] = {name: array and array.tensor() for name, array in placed.items()}
+    options = _moe_case(operation).options if operation in MOE_CASES else AttentionOptions(0.1, causal=1, processors=8)
+    given["options"] = options
     given["workspace"], given["workspace_bytes"] = space.address, 1 << 20
     change(given)
     options, workspace, size = (given.pop(name) for name in ("options", "workspace", "workspace_bytes"))
     extra = [] if operation == "accept" else [options and ctypes.byref(options)]
-    function = getattr(library.c, f"dflash_{operation}" if operation == "accept" else f"dflash_{operation}_attention")
+    function = getattr(library.c, FUNCTIONS[operation])
     tensors = [tensor and ctypes.byref(tensor) for tensor in given.values()]
     status = function(*tensors, *extra, ctypes.c_void_p(workspace), ctypes.c_int64(size), ctypes.c_void_p(None))
     if status:
@@ -194,14 +216,54 @@ REFUSED = [
     ("accept", _with("bonus", shape_1=2), r"bonus.shape\[1\] \(1\): got 2, expected 1"),
     ("accept", _with("uniforms", ndim=1), r"uniforms: got 1 dimensions, expected 2"),
     ("accept", _space(8), r"workspace: got 8 bytes, expected at least \d+"),
+    ("moe", _with("x", dtype=1), r"x: got float32, expected bfloat16"),
+    ("moe", _with("gate_up", dtype=2), r"gate_up: got int32, expected bfloat16"),
+    ("moe_mxfp4", _with("down", dtype=0), r"down: got bfloat16, expected int32"),
+    (
+        "moe",
+        _with("router_logits", shape_1=7),
+        r"gate_up.shape\[0\] \(E\): got 6, expected 7 as in router_logits.shape\[1",
+    ),
+    ("moe", _with("gate_up", shape_2=95), r"gate_up.shape\[2\]: got 95 of 1 elements, expected H, 96"),
+    ("moe_nvfp4", _with("gate_up", shape_2=13), r"gate_up.shape\[2\]: got 13 of 8 elements, expected H, 96"),
+    ("moe", _with("down", shape_2=63), r"gate_up.shape\[1\] \(J\): got 128, expected 2I, 126"),
+    (
+        "moe_mxfp4",
+        _both(_with("down", shape_2=7), _with("gate_up", shape_1=112), _with("gate_up_bias", shape_1=112)),
+        r"H and I: got 96 and 56, expected multiples of 32",
+    ),
+    (
+        "moe",
+        _with("down_bias", shape_0=5),
+        r"down_bias.shape\[0\] \(E\): got 5, expected 6 as in router_logits.shape\[1\]",
+    ),
+    ("moe_mxfp4", _without("gate_up_scale"), r"gate_up_scale: got null, expected a tensor"),
+    ("moe_nvfp4", _without("down_scale_2"), r"down_scale_2: got null, expected a tensor"),
+    (
+        "moe_mxfp4",
+        _with("down_scale", shape_1=47),
+        r"down_scale.shape\[1\]: got 47, expected 48, four block scales in each",
+    ),
+    ("moe_mxfp4", _with("options", weight_format=0), r"gate_up: got int32, expected bfloat16"),
+    (
+        "moe_nvfp4",
+        _with("options", weight_format=1),
+        r"gate_up_scale_2: got a tensor, expected null: weight_format is not 2",
+    ),
+    ("moe_nvfp4", _with("options", weight_format=3), r"weight_format: got 3, expected 0, 1 or 2"),
+    ("moe", _with("options", top_k=7), r"top_k: got 7, expected 1 to 6"),
+    ("moe", _with("options", top_k=0), r"top_k: got 0, expected 1 to 6"),
+    ("moe", _without("options"), r"options: got null"),
+    ("moe", _space(100), r"workspace: got 100 bytes, expected at least \d+"),
+    ("moe", _moved("down", 8), r"down: got an address 8 bytes behind a multiple of 16, expected a multiple"),
 ]
 
 
 @pytest.mark.parametrize(("operation", "change", "message"), REFUSED, ids=[message for *_, message in REFUSED])
 def test_a_wrong_argument_is_refused_by_name(checked: Library, operation: str, change: Change, message: str) -> None:
     """The message names function, tensor, dimension, what came, what was expected, and the specification's line."""
-    function = "dflash_accept" if operation == "accept" else f"dflash_{operation}_attention"
-    with pytest.raises(LibraryError, match=rf"{function}: {message}.* \[library.cpp:\d+\]$") as caught:
+    words = rf"{FUNCTIONS[operation]}: {message}.* \[(library|moe).cpp:\d+\]$"
+    with pytest.raises(LibraryError, match=words) as caught:
         _call(checked, operation, change)
     assert caught.value.status == INVALID_ARGUMENT
 
@@ -212,6 +274,7 @@ def test_a_wrong_argument_is_refused_by_name(checked: Library, operation: str, c
         ("verify", _both()),
         ("draft", _both()),
         ("accept", _both()),
+        *((operation, _both()) for operation in MOE_CASES),
         ("verify", _without("sinks")),
         ("verify", _with("options", ring=1, window=CACHE - T + 1)),
         ("draft", _with("options", ring=1, window=CACHE - T - C + 1)),
@@ -228,7 +291,7 @@ def test_without_a_gpu_a_launch_is_an_error_with_cudas_words(real_path: Path) ->
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: launches work")
     library = Library(real_path, HostMemory(), emulated=False)
-    for operation in ("verify", "draft", "accept"):
+    for operation in FUNCTIONS:
         with pytest.raises(LibraryError, match=r"launch failed: dflash_.*: .*(CUDA|driver)") as caught:
             _call(library, operation, _both())
         assert caught.value.status == LAUNCH_FAILED

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
+from trtllm_dflash.plugins.plan import MOE_TILES
 
 FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
@@ -36,7 +37,9 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
     attention |= {f"{name}_fp8" for name in attention}
     accept = {f"dflash_accept_{part}" for part in ("scan", "choose", "finish")}
     frames = _frames(real_path.with_name("build.log").read_text())
-    assert set(frames) == attention | accept
+    parts = ("route", "list", "sum", *(f"{half}_t{tile.tokens}" for tile in MOE_TILES for half in ("gate_up", "down")))
+    experts = {f"dflash_moe_{part}{suffix}" for part in parts for suffix in ("", "_mxfp4", "_nvfp4")}
+    assert set(frames) == attention | accept | experts
     assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
 
 

@@ -14,19 +14,34 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.plugins import plan
-from trtllm_dflash.plugins.plan import AcceptParams, AttentionParams, accept_plan, attention_plan, attention_workspace
+from trtllm_dflash.plugins.plan import (
+    AcceptParams,
+    AttentionParams,
+    MoeParams,
+    accept_plan,
+    attention_plan,
+    attention_workspace,
+    moe_plan,
+)
 
 KERNELS = Path(__file__).parents[2] / "plugins" / "kernels"
-STRUCTURES = {"AttentionParams": AttentionParams, "AcceptParams": AcceptParams}
+STRUCTURES = {"AttentionParams": AttentionParams, "AcceptParams": AcceptParams, "MoeParams": MoeParams}
 CONSTANTS = {
     "kAttentionThreads": plan.ATTENTION_THREADS,
     "kMergeThreads": plan.MERGE_THREADS,
     "kScanThreads": plan.SCAN_THREADS,
     "kChooseThreads": plan.CHOOSE_THREADS,
     "kFinishThreads": plan.FINISH_THREADS,
+    "kMoeThreads": plan.MOE_THREADS,
+    "kRouteThreads": plan.ROUTE_THREADS,
+    "kListThreads": plan.LIST_THREADS,
+    "kSumThreads": plan.SUM_THREADS,
+    "kMostExperts": plan.MOST_EXPERTS,
+    "kMostChoices": plan.MOST_CHOICES,
 }
 ATTENTION_SIZES = ("batch", "rows", "q_heads", "kv_heads", "head_dim", "cache_len", "processors")
 ACCEPT_SIZES = ("batch", "rows", "vocab")
+MOE_SIZES = ("tokens", "hidden", "inner_size", "experts", "top_k", "weight_format")
 
 # Reads sizes from stdin, a plan a line; prints a line of numbers for each.
 PROGRAM = r"""
@@ -34,6 +49,7 @@ PROGRAM = r"""
 #include <cstdio>
 #include "accept_params.h"
 #include "attention_params.h"
+#include "moe_params.h"
 using namespace dflash;
 int main() {
   %(facts)s
@@ -45,6 +61,14 @@ int main() {
       const AttentionPlan p = attention_plan(a, b, c, d, e, f, g);
       printf("%%d %%d %%d %%d %%d %%d %%lld\n", p.tile.rows, p.tile.warps, p.tile.keys, p.row_tiles, p.splits,
              p.shared_bytes, p.workspace_bytes);
+    } else if (kind == 'm') {
+      scanf("%%d %%d %%d %%d %%d %%d", &a, &b, &c, &d, &e, &f);
+      const MoePlan p = moe_plan(a, b, c, d, e, f);
+      const MoeWorkspace& w = p.workspace;
+      printf("%%d %%d %%d %%d %%d %%d %%d ", p.tile.tokens, p.tile.row_warps, p.groups, p.gate_up_blocks,
+             p.down_blocks, p.sum_blocks, p.shared_bytes);
+      printf("%%lld %%lld %%lld %%lld %%lld ", w.shares, w.chosen, w.order, w.rows, w.groups);
+      printf("%%lld %%lld %%lld %%lld\n", w.ordered_x, w.inner, w.partial, w.bytes);
     } else {
       scanf("%%d %%d %%d", &a, &b, &c);
       const AcceptPlan p = accept_plan(a, b, c);
@@ -78,6 +102,13 @@ ACCEPT_CASES = [
     dict(zip(ACCEPT_SIZES, values, strict=True))
     for values in product((1, 32), (1, 16), (97, 8192, 8193, 151936, 201088))
 ]
+MOE_CASES = [
+    dict(zip(MOE_SIZES, values, strict=True))
+    for values in [
+        *product((1, 3, 8, 16, 64, 65, 160, 257, 8192), (2880, 96), (2880, 104), (128, 5), (4, 1), (0, 1, 2)),
+        (100_000, 7168, 2048, 256, 8, 1),
+    ]
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +129,13 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )  # fmt: skip
     asked = [f"t {' '.join(map(str, case.values()))}" for case in ATTENTION_CASES]
     asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
+    asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
     done = subprocess.run([folder / "plan"], input="\n".join(asked), capture_output=True, text=True, check=True)
     first, *rows = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
-    count = len(ATTENTION_CASES)
-    return {"facts": dict(zip(facts, first, strict=True)), "attention": rows[:count], "accept": rows[count:]}
+    found: dict[str, Any] = {"facts": dict(zip(facts, first, strict=True))}
+    for name, cases in (("attention", ATTENTION_CASES), ("accept", ACCEPT_CASES), ("moe", MOE_CASES)):
+        found[name], rows = rows[: len(cases)], rows[len(cases) :]
+    return found
 
 
 def _fields(structure: type[Structure]) -> list[str]:
@@ -128,6 +162,21 @@ def test_accept_plans(cpp: dict[str, Any]) -> None:
     for case, expected in zip(ACCEPT_CASES, cpp["accept"], strict=True):
         p = accept_plan(**case)
         assert [p.chunks, p.workspace_bytes] == expected, json.dumps(case)
+
+
+def test_moe_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(MOE_CASES, cpp["moe"], strict=True):
+        p = moe_plan(**case)
+        found = [p.tile.tokens, p.tile.row_warps, p.groups, p.gate_up_blocks, p.down_blocks, p.sum_blocks]
+        assert [*found, p.shared_bytes, *p.parts.values(), p.workspace_bytes] == expected, json.dumps(case)
+    assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(plan.MOE_TILES)
+
+
+@pytest.mark.parametrize("weight_format", [0, 1, 2])
+def test_the_workspace_of_experts_grows_with_tokens(weight_format: int) -> None:
+    sizes = {"hidden": 2880, "inner_size": 96, "experts": 32, "top_k": 4, "weight_format": weight_format}
+    needed = [moe_plan(tokens=tokens, **sizes).workspace_bytes for tokens in range(1, 300)]
+    assert needed == sorted(needed)
 
 
 @pytest.mark.parametrize(("q_heads", "kv_heads", "head_dim"), [(32, 8, 128), (64, 8, 64), (3, 1, 96), (8, 8, 256)])

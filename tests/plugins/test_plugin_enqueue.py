@@ -16,13 +16,16 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.library import GXX, INCLUDES, HostMemory, Library, Placed, poisoned, run
+from tests.plugins.moe_reference import Case as MoeCase
+from tests.plugins.moe_reference import gpt_oss
+from tests.plugins.moe_reference import inputs as moe_inputs
 from tests.plugins.test_ring_kernels import in_rings, smallest
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.plugins import plan, plugin
 from trtllm_dflash.plugins.launches import Launch
 
-VERIFY, DRAFT, ACCEPT = "DFlashVerifyAttention", "DFlashDraftAttention", "DFlashAccept"
+VERIFY, DRAFT, ACCEPT, MOE = "DFlashVerifyAttention", "DFlashDraftAttention", "DFlashAccept", "DFlashMoE"
 KERNELS = b"the emulated library"
 
 
@@ -73,7 +76,7 @@ def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, f
     spec, memory = OPS[name], HostMemory()
     kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
     axes: dict[str, int] = {"1": 1}
-    for tensor in kept:
+    for tensor in reversed(kept):  # the first that has a size says it: x, where weights are packed
         axes |= dict(zip(tensor.axes, arrays[tensor.name].shape, strict=True))
     dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
     placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
@@ -81,14 +84,12 @@ def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, f
         shape, dtype = [axes[axis] for axis in tensor.axes], dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
         placed[tensor.name] = placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
 
-    def descs(tensors: Sequence[Any]) -> list[Any]:
-        dims = [
-            tuple(axes[a] if "+" not in a else arrays[t.name].shape[i] for i, a in enumerate(t.axes)) for t in tensors
-        ]
+    def descs(dims: Sequence[tuple[int, ...]]) -> list[Any]:
         return [SimpleNamespace(dims=d, max=d, min=d) for d in dims]
 
     made = plugin.StepPlugin(spec, numbers, KERNELS).attach_to_context(None)
-    described = descs(kept), descs(spec.outputs)
+    outside = [tuple(axes[axis] for axis in tensor.axes) for tensor in spec.outputs]
+    described = descs([arrays[tensor.name].shape for tensor in kept]), descs(outside)
     workspace = Placed(memory, poisoned([made.get_workspace_size(*described)], np.int8))
     reads, writes = ([placed[tensor.name].address for tensor in tensors] for tensors in (kept, spec.outputs))
     made.enqueue(*described, reads, writes, workspace.address, 77)
@@ -192,6 +193,60 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
     assert [kernel for kernel, _ in module.launched] == [
         "dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish",
     ]  # fmt: skip
+
+
+MOE_CASES = [
+    MoeCase(3, 0, 96, 40, experts=7, top_k=3, normalize=False, limit=1.5, shift=0.5),
+    gpt_oss(MoeCase(5, 1, 64, 96, experts=5, top_k=4)),
+    gpt_oss(MoeCase(40, 2, 160, 32, experts=4, top_k=2)),
+]
+
+
+@pytest.mark.parametrize("case", MOE_CASES, ids=str)
+def test_experts(case: MoeCase, module: EmulatedModule, emulated: Library) -> None:
+    given = moe_inputs(case)
+    got, want = enqueue(MOE, given, case.numbers)["out"], emulated.moe(given, case.options)
+    np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
+    suffix = ("", "_mxfp4", "_nvfp4")[case.weight_format]
+    tile = "_t32" if case.tokens == 40 else "_t8" if case.tokens == 3 else "_t16"
+    parts = ("route", "list", f"gate_up{tile}", f"down{tile}", "sum")
+    assert module.launched == [(f"dflash_moe_{part}{suffix}", 77) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers", "words"),
+    [
+        ({}, {"top_k": 6}, "1 to 32 experts of at most 1024: top_k is 6, and there are 5"),
+        ({}, {"top_k": 0}, "top_k is 0"),
+        ({"down_scale": (5, 47)}, {}, r"down_scale is \[5, 47\], expected \[E, 48\] of four scales"),
+        ({"gate_up_scale_2": (5,)}, {}, "weight_format 1 have gate_up_scale, down_scale; got .*, gate_up_scale_2"),
+        ({"down_scale": None}, {}, "weight_format 1 have gate_up_scale, down_scale; got gate_up_scale"),
+        ({"gate_up_bias": (5, 200), "gate_up": (5, 200, 8)}, {}, "I that 32 divides, and J = 2I rows: .* and J 200"),
+        ({"down": (5, 64, 8), "down_scale": (5, 32)}, {}, "down has I = 64 columns, and gate_up 2I = 192 rows"),
+    ],
+)
+def test_experts_that_do_not_hold_together_are_refused(
+    changes: dict[str, Any], numbers: dict[str, float], words: str, module: EmulatedModule
+) -> None:
+    case, given = MOE_CASES[1], moe_inputs(MOE_CASES[1])
+    for name, shape in changes.items():
+        dtype = np.float32 if name.endswith("_2") else given[name].dtype
+        given |= {} if shape is None else {name: np.zeros(shape, dtype)}
+        if shape is None:
+            given.pop(name)
+    with pytest.raises(EngineError, match=words):
+        enqueue(MOE, given, case.numbers | numbers)
+    assert module.launched == []
+
+
+def test_experts_at_an_odd_address_are_refused(module: EmulatedModule) -> None:
+    spec, case = OPS[MOE], MOE_CASES[0]
+    given = moe_inputs(case)
+    made = plugin.StepPlugin(spec, case.numbers, KERNELS).attach_to_context(None)
+    inside = [SimpleNamespace(dims=array.shape) for array in given.values()]
+    with pytest.raises(EngineError, match="16 bytes at a time: down must begin at a multiple of 16"):
+        made.enqueue(inside, [inside[0]], [16, 16, 16, 16, 24, 16], [32], 0, 0)
+    assert module.launched == []
 
 
 def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule) -> None:

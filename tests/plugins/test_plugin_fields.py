@@ -33,6 +33,15 @@ NUMBERS: dict[str, dict[str, float]] = {
     },
     "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "ring": 0, "causal": 1, "head_dim": 128},
     "DFlashAccept": {},
+    "DFlashMoE": {
+        "top_k": 4,
+        "normalize": 1,
+        "interleaved": 1,
+        "limit": 7.0,
+        "alpha": 1.5,
+        "shift": 1.0,
+        "weight_format": 1,
+    },
 }
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 
@@ -53,8 +62,8 @@ def _creator(spec: OpSpec) -> StepPluginCreator:
 def test_a_creator_names_its_operators_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     creator = StepPluginCreator(spec)
     assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
-    declared = [part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types)]
-    assert [field.name for field in creator.field_names] == declared == list(NUMBERS[spec.name])
+    declared = dict.fromkeys(part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types))
+    assert [field.name for field in creator.field_names] == list(declared) == list(NUMBERS[spec.name])
 
 
 @specs
@@ -71,16 +80,20 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     assert (loaded.plugin_name, loaded.plugin_version, loaded.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
 
 
-@pytest.mark.parametrize(("name", "fp8_cache"), [*((name, 0) for name in OPS), ("DFlashVerifyAttention", 1)])
-def test_inputs_outputs_and_types_are_the_declarations(name: str, fp8_cache: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "other_type"),
+    [*((name, 0) for name in OPS), ("DFlashVerifyAttention", 1), ("DFlashMoE", 1), ("DFlashMoE", 2)],
+)
+def test_inputs_outputs_and_types_are_the_declarations(name: str, other_type: int) -> None:
     spec = OPS[name]
-    made = StepPlugin(spec, NUMBERS[name] | {"fp8_cache": fp8_cache}, CUBIN)
+    made = StepPlugin(spec, NUMBERS[name] | {kind.name: other_type for kind in spec.kernel.types}, CUBIN)
     assert made.num_outputs == len(spec.outputs)
     names = [tensor.name for tensor in spec.plugin_inputs]
     assert "kv_positions" not in names
     types = {"T": trt.DataType.BF16, "float32": trt.DataType.FLOAT, "int32": trt.DataType.INT32}
     types["int64"] = trt.DataType.INT64
-    types["C"] = trt.DataType.FP8 if fp8_cache else trt.DataType.BF16
+    types["C"] = trt.DataType.FP8 if other_type else trt.DataType.BF16
+    types["W"] = trt.DataType.INT32 if other_type else trt.DataType.BF16
     inputs = [types[tensor.dtype] for tensor in spec.plugin_inputs if not tensor.optional]
     outputs = [types[tensor.dtype] for tensor in spec.outputs]
     assert made.get_output_data_types(inputs) == outputs
@@ -181,6 +194,19 @@ def test_symbols_bind_sums_and_unknown_sizes_wait() -> None:
             check_shapes(spec, dims | {name: found}, {"head_dim": 64})
     with pytest.raises(EngineError, match=r"bonus is \[2, 2\], expected \[B, 1\]: got 2"):
         check_shapes(OPS["DFlashAccept"], {"bonus": (2, 2)}, {})
+
+
+def test_a_packed_size_counts_what_it_holds() -> None:
+    spec = OPS["DFlashMoE"]
+    dims = {"x": (3, 64), "gate_up": (2, 64, 64), "down": (2, 64, 32)}
+    check_shapes(spec, dims, {"weight_format": 0})
+    packed = {"x": (-1, 64), "gate_up": (2, 64, 8), "down": (2, 64, 4)}
+    for weight_format in (1, 2):
+        check_shapes(spec, packed, {"weight_format": weight_format})
+        with pytest.raises(EngineError, match=r"gate_up is \[2, 64, 64\], expected .*: H is 512, and H is 64 in x"):
+            check_shapes(spec, dims, {"weight_format": weight_format})
+    with pytest.raises(EngineError, match=r"gate_up is \[2, 64, 8\], expected .*: H is 8, and H is 64 in x"):
+        check_shapes(spec, packed, {"weight_format": 0})
 
 
 def test_the_number_of_inputs_is_the_declarations() -> None:

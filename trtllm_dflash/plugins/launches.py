@@ -13,7 +13,7 @@ from trtllm_dflash.graph.rings import rows_needed
 from trtllm_dflash.plugins import plan
 
 Dims = Mapping[str, Sequence[int]]
-Numbers = Mapping[str, int | float]
+Numbers = Mapping[str, int | float]  # a plugin's, by name
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,88 @@ def _accept(call: Call) -> list[Launch]:
     ]
 
 
+_MOE_SUFFIXES = "", "_mxfp4", "_nvfp4"
+_BLOCKS = {1: 32, 2: 16}  # elements of a block scale, by weight format
+_MOE_SCALES = {0: (), 1: ("gate_up_scale", "down_scale")}
+_MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
+
+
+def _moe_kernels(key: KernelKey) -> list[str]:
+    suffix = _MOE_SUFFIXES[dict(key.sizes).get("weight_format", 0)]
+    tiles = [f"{part}_t{tile.tokens}" for tile in plan.MOE_TILES for part in ("gate_up", "down")]
+    return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
+
+
+def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
+    """The sizes of a plan, if the kernels can work on them and the scales are those of the weights' format."""
+    weight_format, top_k = int(numbers["weight_format"]), int(numbers["top_k"])
+    (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]
+    inner_size, unit = rows // 2, 32 if weight_format else 8
+    if rows % 2 or hidden % unit or inner_size % unit:
+        raise EngineError(
+            f"experts need an H and an I that {unit} divides, and J = 2I rows: H is {hidden} and J {rows}"
+        )
+    inner = dims["down"][2] * (8 if weight_format else 1)
+    if inner != inner_size:
+        raise EngineError(f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows")
+    if not 1 <= top_k <= min(experts, plan.MOST_CHOICES) or experts > plan.MOST_EXPERTS:
+        raise EngineError(
+            f"a token may have 1 to {plan.MOST_CHOICES} experts of at most {plan.MOST_EXPERTS}: "
+            f"top_k is {top_k}, and there are {experts}"
+        )
+    _check_scales(dims, weight_format, {"gate_up": rows * hidden, "down": hidden * inner_size})
+    sizes = {"tokens": tokens, "hidden": hidden, "inner_size": inner_size, "experts": experts, "top_k": top_k}
+    return sizes | {"weight_format": weight_format}
+
+
+def _check_scales(dims: Dims, weight_format: int, elements: Mapping[str, int]) -> None:
+    given = tuple(name for name in _MOE_SCALES[2] if name in dims)
+    if given != _MOE_SCALES[weight_format]:
+        wanted, got = (", ".join(names) or "no scales" for names in (_MOE_SCALES[weight_format], given))
+        raise EngineError(f"experts of weight_format {weight_format} have {wanted}; got {got}")
+    for name, count in elements.items() if weight_format else ():
+        words = count // (4 * _BLOCKS[weight_format])
+        if dims[f"{name}_scale"][1] != words:
+            raise EngineError(f"{name}_scale is {list(dims[f'{name}_scale'])}, expected [E, {words}] of four scales")
+
+
+def _moe_workspace(dims: Dims, numbers: Numbers) -> int:
+    return plan.moe_plan(**_moe_sizes(dims, numbers)).workspace_bytes
+
+
+def _moe(call: Call) -> list[Launch]:
+    sizes = _moe_sizes(call.dims, call.attributes)
+    made, weight_format = plan.moe_plan(**sizes), sizes.pop("weight_format")
+    misplaced = [name for name in ("x", "gate_up", "down", "out") if call.addresses[name] % 16]
+    if misplaced:
+        raise EngineError(f"experts are read 16 bytes at a time: {', '.join(misplaced)} must begin at a multiple of 16")
+    parts = {name: call.workspace + begin for name, begin in made.parts.items()}
+    if not weight_format:
+        parts["ordered_x"] = call.addresses["x"]
+    params = plan.MoeParams(
+        **call.addresses,
+        **parts,
+        **sizes,
+        **{name: int(call.attributes[name]) for name in ("normalize", "interleaved")},
+        **{name: call.attributes[name] for name in ("limit", "alpha", "shift")},
+    )
+    tokens, tile, suffix = sizes["tokens"], f"_t{made.tile.tokens}", _MOE_SUFFIXES[weight_format]
+    steps = {
+        "route": ((tokens, 1, 1), plan.ROUTE_THREADS, 0),
+        "list": ((1, 1, 1), plan.LIST_THREADS, 0),
+        f"gate_up{tile}": ((made.gate_up_blocks, made.groups, 1), plan.MOE_THREADS, made.shared_bytes),
+        f"down{tile}": ((made.down_blocks, made.groups, 1), plan.MOE_THREADS, made.shared_bytes),
+        "sum": ((tokens, made.sum_blocks, 1), plan.SUM_THREADS, 0),
+    }
+    return [
+        Launch(f"dflash_moe_{name}{suffix}", grid, threads, shared_bytes, params)
+        for name, (grid, threads, shared_bytes) in steps.items()
+    ]
+
+
 OPERATIONS = {
     "attention": Operation(_attention_kernels, _attention_workspace, _attention),
     "accept": Operation(lambda _: _ACCEPT_KERNELS, _accept_workspace, _accept),
+    "moe": Operation(_moe_kernels, _moe_workspace, _moe),
 }
 """By kernel source."""

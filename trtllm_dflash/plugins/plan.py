@@ -13,10 +13,13 @@ MAX_PROCESSORS = 256
 ATTENTION_THREADS = 128
 MERGE_THREADS = 128
 SCAN_THREADS, CHOOSE_THREADS, FINISH_THREADS = 256, 1024, 32
+MOE_THREADS, ROUTE_THREADS, LIST_THREADS, SUM_THREADS = 256, 128, 1024, 128
+MOST_EXPERTS, MOST_CHOICES = 1024, 32
 _STAGES = 2
 _MAX_SPLITS = 32
 _ROW_PADDING = 8
 _SCAN_ELEMENTS = 8192
+_SUM_ELEMENTS = 4 * SUM_THREADS
 _WARP = 32
 
 
@@ -48,6 +51,21 @@ class AcceptParams(Structure):
     )
 
 
+class MoeParams(Structure):
+    """The argument of the kernels of DFlashMoE."""
+
+    _fields_ = (
+        *_fields(
+            "x router_logits gate_up gate_up_bias down down_bias gate_up_scale down_scale gate_up_scale_2 down_scale_2 "
+            "out shares chosen order rows groups ordered_x inner partial",
+            "tokens hidden inner_size experts top_k normalize interleaved",
+        ),
+        ("limit", c_float),
+        ("alpha", c_float),
+        ("shift", c_float),
+    )
+
+
 @dataclass(frozen=True)
 class AttentionTile:
     """Packed rows of q that a CTA takes, the warps that divide them, and the keys in shared memory at once."""
@@ -73,6 +91,32 @@ class AcceptPlan:
     """CTAs that share the first pass over a row of logits, and the workspace in bytes."""
 
     chunks: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class MoeTile:
+    """Tokens of an expert that a CTA multiplies at once, and the warps that divide the rows of its weights."""
+
+    tokens: int
+    row_warps: int
+
+
+MOE_TILES = MoeTile(8, 2), MoeTile(16, 4), MoeTile(32, 8)
+"""All tiles, from few tokens to many; there are kernels for each."""
+
+
+@dataclass(frozen=True)
+class MoePlan:
+    """CTAs of each launch, shared memory of a CTA in bytes; where each part of the workspace begins, and its bytes."""
+
+    tile: MoeTile
+    groups: int
+    gate_up_blocks: int
+    down_blocks: int
+    sum_blocks: int
+    shared_bytes: int
+    parts: dict[str, int]
     workspace_bytes: int
 
 
@@ -116,6 +160,31 @@ def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     """The plan of choosing `rows` tokens a slot."""
     chunks = _ceil(vocab, _SCAN_ELEMENTS)
     return AcceptPlan(chunks, 4 * batch * rows * (2 * chunks + 1))
+
+
+def moe_plan(*, tokens: int, hidden: int, inner_size: int, experts: int, top_k: int, weight_format: int) -> MoePlan:
+    """The plan of one call. The workspace of a number of tokens suffices for every smaller one."""
+    assignments = tokens * top_k
+    tile = MOE_TILES[0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2]
+    rows = 16 * tile.row_warps
+    groups = min(assignments, experts)
+    sizes = {
+        "shares": 4 * assignments,
+        "chosen": 4 * assignments,
+        "order": 4 * assignments,
+        "rows": 4 * assignments,
+        "groups": 16 * groups,
+        "ordered_x": 2 * tokens * hidden if weight_format else 0,
+        "inner": 2 * assignments * inner_size,
+        "partial": 4 * assignments * hidden,
+    }
+    parts, end = {}, 0
+    for name, size in sizes.items():
+        parts[name] = end
+        end += 16 * _ceil(size, 16)
+    shared_bytes = 32 << 10 if weight_format else 8 << 10
+    blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _SUM_ELEMENTS)
+    return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
 
 
 def merge_blocks(head_rows: int) -> int:

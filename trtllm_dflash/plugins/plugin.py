@@ -254,9 +254,7 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
 def number_fields(spec: OpSpec) -> dict[str, tuple[type, Any]]:
     """The fields of an operator's node, its attributes and its kernel's sizes and types: Python type and field type."""
-    numbers = {a.name: type(a.default) for a in spec.attributes}
-    numbers |= {size.name: int for size in spec.kernel.sizes} | {kind.name: int for kind in spec.kernel.types}
-    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in numbers.items()}
+    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.numbers.items()}
 
 
 def _sizes(numbers: Mapping[str, int | float]) -> dict[str, int]:

@@ -27,7 +27,8 @@ def given_inputs(spec: OpSpec, count: int) -> tuple[Tensor, ...]:
 def check_shapes(spec: OpSpec, dims: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> None:
     """Check dims by tensor name against the declaration; `sizes` by name are those that the kernel is compiled for.
 
-    Equal symbols must be equal sizes; a sum binds its only unknown symbol; a negative size is not known yet.
+    Equal symbols must be equal sizes; a sum binds its only unknown symbol; a negative size is not known yet. A packed
+    type's last size counts what it holds.
 
     Raises:
         EngineError: naming the tensor, its shape, the declared one, and what a symbol was before.
@@ -38,7 +39,8 @@ def check_shapes(spec: OpSpec, dims: Mapping[str, Sequence[int]], sizes: Mapping
         found = tuple(dims[tensor.name])
         if len(found) != len(tensor.axes):
             raise EngineError(f"{spec.name}: {tensor.name} is {list(found)}, expected {tensor.shape}")
-        for axis, size in zip(tensor.axes, found, strict=True):
+        sizes_held = (*found[:-1], found[-1] * spec.kernel.packed(tensor.dtype, sizes))
+        for axis, size in zip(tensor.axes, sizes_held, strict=True):
             problem = _bind(axis, size, tensor.name, known)
             if problem:
                 raise EngineError(f"{spec.name}: {tensor.name} is {list(found)}, expected {tensor.shape}: {problem}")

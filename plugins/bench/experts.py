@@ -1,0 +1,167 @@
+"""DFlashMoE as it is timed: gpt-oss's experts in MXFP4, their expected result, and PyTorch's ways in bfloat16."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from kernels import Tensors
+from torch.nn.functional import linear
+
+E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
+LIMIT, ALPHA, SHIFT = 7.0, 1.702, 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one of a model's layers: rows of gate and up in turn, MXFP4."""
+
+    name: str
+    hidden: int
+    inner: int
+    count: int
+    top_k: int
+
+    @property
+    def bytes(self) -> int:
+        """Of one expert: 17 for every 32 weights, and its biases."""
+        return 17 * 3 * self.inner * self.hidden // 32 + 2 * (2 * self.inner + self.hidden)
+
+
+GPT_OSS = Experts("gpt-oss-120b", 2880, 2880, 128, 4)
+
+
+@dataclass(frozen=True)
+class MoeWork:
+    """`tokens` that go to experts as random logits have it."""
+
+    experts: Experts
+    tokens: int
+
+    def weights(self, device: str, seed: int = 0) -> Tensors:
+        """Random codes; scales such that a row's sum is about 1."""
+        generator = torch.Generator(device=device).manual_seed(seed)
+        e, made = self.experts, {}
+        for name, rows, columns in (("gate_up", 2 * e.inner, e.hidden), ("down", e.hidden, e.inner)):
+            made[name] = torch.randint(
+                -(2**31), 2**31, (e.count, rows, columns // 8), dtype=torch.int32, device=device, generator=generator
+            )
+            typical = 126 - round(math.log2(columns) / 2)
+            scales = torch.randint(
+                typical - 2, typical + 1, (e.count, rows * columns // 32), dtype=torch.uint8, device=device,
+                generator=generator,
+            )  # fmt: skip
+            made[f"{name}_scale"] = scales.view(torch.int32)
+            bias = torch.randn((e.count, rows), device=device, generator=generator)
+            made[f"{name}_bias"] = (0.1 * bias).bfloat16()
+        return made
+
+    def tensors(self, weights: Tensors, seed: int) -> Tensors:
+        """Tokens and their logits beside the weights; the result is full of NaN."""
+        device = weights["gate_up"].device
+        generator = torch.Generator(device=device).manual_seed(1000 + seed)
+        x = torch.randn((self.tokens, self.experts.hidden), device=device, generator=generator).bfloat16()
+        logits = torch.randn((self.tokens, self.experts.count), device=device, generator=generator)
+        return {**weights, "x": x, "router_logits": logits, "out": torch.full_like(x, math.nan)}
+
+    def chosen(self, t: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each token's experts and their shares, [N, k]."""
+        values, index = t["router_logits"].topk(self.experts.top_k, dim=-1)
+        return index, values.softmax(-1)
+
+    def distinct(self, t: Tensors) -> int:
+        """How many experts the tokens have chosen together."""
+        return int(self.chosen(t)[0].unique().numel())
+
+    def bytes(self, t: Tensors) -> int:
+        """The fewest that can be moved: the chosen experts, the tokens, their logits, and out."""
+        tokens = self.tokens * (4 * self.experts.hidden + 4 * self.experts.count)
+        return self.distinct(t) * self.experts.bytes + tokens
+
+
+def numbers(t: Tensors, name: str, expert: int, dtype: torch.dtype) -> torch.Tensor:
+    """The weights [rows, columns] of one expert."""
+    codes = t[name][expert].view(torch.uint8)
+    nibbles = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()
+    table = torch.tensor([*E2M1, *(-x for x in E2M1)], dtype=torch.float64, device=codes.device)
+    scales = t[f"{name}_scale"][expert].view(torch.uint8).view(codes.shape[0], -1)
+    worth = torch.exp2(scales.double() - 127).repeat_interleave(32, -1)
+    return (table[nibbles] * worth).to(dtype)
+
+
+def in_bfloat16(t: Tensors) -> Tensors:
+    """All experts' weights as PyTorch multiplies them."""
+    count = len(t["gate_up"])
+    return {
+        name: torch.stack([numbers(t, name, e, torch.bfloat16) for e in range(count)]) for name in ("gate_up", "down")
+    }
+
+
+def one_expert(t: Tensors, gate_up: torch.Tensor, down: torch.Tensor, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """What an expert makes of rows of x, in their type."""
+    both = linear(x, gate_up, t["gate_up_bias"][expert].to(x.dtype))
+    gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
+    return linear((up + SHIFT) * gate * torch.sigmoid(ALPHA * gate), down, t["down_bias"][expert].to(x.dtype))
+
+
+def expected(work: MoeWork, t: Tensors, dtype: torch.dtype) -> torch.Tensor:
+    """out in plain operations of `dtype`, as float64."""
+    index, share = work.chosen(t)
+    out = torch.zeros_like(t["x"], dtype=torch.float64)
+    for expert in index.unique().tolist():
+        token, choice = (index == expert).nonzero(as_tuple=True)
+        matrices = (numbers(t, name, expert, dtype) for name in ("gate_up", "down"))
+        result = one_expert(t, *matrices, expert, t["x"][token].to(dtype))
+        out.index_add_(0, token, result.double() * share[token, choice].double()[:, None])
+    return out if dtype == torch.float64 else out.to(dtype).double()
+
+
+def check_experts(work: MoeWork, t: Tensors) -> None:
+    """Each row of out is as near to float64's as eager bfloat16 is, twice that, plus its rounding; or SystemExit."""
+    exact, eager = (expected(work, t, dtype) for dtype in (torch.float64, torch.bfloat16))
+    error = (t["out"].double() - exact).norm(dim=-1)
+    allowed = 2 * (eager - exact).norm(dim=-1) + 2.0**-8 * exact.norm(dim=-1)
+    if not bool((error <= allowed).all()):
+        worst = (error / allowed).nan_to_num(math.inf).argmax()
+        raise SystemExit(
+            f"WRONG RESULT: {work}: token {int(worst)} is off by {error[worst]:.3g}, allowed {allowed[worst]:.3g}"
+        )
+
+
+Way = Callable[[Tensors], torch.Tensor]
+
+
+def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, Way]]:
+    """Ways of PyTorch's to do the same from bfloat16 experts; each gives out, or raises.
+
+    They may be captured for `t` only: which experts are chosen, the host has read before, which is in their favour.
+    """
+    index, share = work.chosen(t)
+    experts = index.unique().tolist()
+    places = [(index == expert).nonzero(as_tuple=True) for expert in experts]
+
+    def one_by_one(given: Tensors) -> torch.Tensor:
+        out = torch.zeros_like(given["x"], dtype=torch.float32)
+        for expert, (token, choice) in zip(experts, places, strict=True):
+            result = one_expert(given, wide["gate_up"][expert], wide["down"][expert], expert, given["x"][token])
+            out.index_add_(0, token, result.float() * share[token, choice][:, None])
+        return out.to(given["x"].dtype)
+
+    order = index.flatten().argsort(stable=True)
+    counts = torch.bincount(index.flatten(), minlength=work.experts.count)
+    ends, of = counts.cumsum(0).to(torch.int32), index.flatten()[order]
+
+    def grouped(given: Tensors) -> torch.Tensor:
+        x = given["x"][order // work.experts.top_k]
+        both = torch._grouped_mm(x, wide["gate_up"].mT, offs=ends) + given["gate_up_bias"][of]
+        gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
+        inner = ((up + SHIFT) * gate * torch.sigmoid(ALPHA * gate)).contiguous()
+        result = torch._grouped_mm(inner, wide["down"].mT, offs=ends) + given["down_bias"][of]
+        by_choice = torch.empty_like(result, dtype=torch.float32)
+        by_choice[order] = result.float()
+        return (by_choice.view(work.tokens, -1, work.experts.hidden) * share[..., None]).sum(1).to(given["x"].dtype)
+
+    yield "expert by expert", one_by_one
+    yield "grouped products", grouped

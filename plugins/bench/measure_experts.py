@@ -1,0 +1,102 @@
+"""The benchmark's table of experts: ours, PyTorch from bfloat16 experts, and a short kernel in the Triton language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from experts import ALPHA, GPT_OSS, LIMIT, SHIFT, Experts, MoeWork, Way, check_experts, in_bfloat16, torch_ways
+from kernels import Kernels, Tensors
+from timing import seconds, set_count
+
+TOKENS = (1, 8, 10, 16, 64, 160)
+HEAD = (
+    "| experts | tokens | distinct experts | MB touched | µs | % of copy bandwidth | PyTorch from bfloat16, µs | ratio "
+    "| which | Triton, µs |"
+)
+_MOST_SETS = 64
+Ways = dict[str, dict[int, Way]]  # by name, then by the `out` of the set that a way was made for
+
+
+def launcher(kernels: Kernels, work: MoeWork, t: Tensors) -> Callable[[Tensors], None]:
+    """Our kernels on tensors such as `t`."""
+    workspace = kernels.moe_workspace(t, work.experts.top_k)
+    settings = {"top_k": work.experts.top_k, "limit": LIMIT, "alpha": ALPHA, "shift": SHIFT}
+    return lambda given: kernels.moe(given, workspace, **settings)
+
+
+def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
+    """PyTorch's ways and Triton's, each made for every set: routing differs."""
+    made: Ways = {}
+    for t in sets:
+        for name, way in torch_ways(work, t, wide):
+            made.setdefault(name, {})[t["out"].data_ptr()] = way
+        if find_spec("triton") is not None:
+            from experts_triton import triton_way
+
+            made.setdefault("triton", {})[t["out"].data_ptr()] = triton_way(work, t)
+    return made
+
+
+def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float | None:
+    """Seconds of a way, whose result on the first set is checked; None where this torch or GPU does not do it."""
+    first = sets[0]
+    try:
+        first["out"].copy_(ways[first["out"].data_ptr()](first))
+        check_experts(work, first)
+        return seconds(lambda t: ways[t["out"].data_ptr()](t), sets)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return None
+
+
+def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, bandwidth: float) -> dict[str, Any]:
+    """One row. The sets share the weights and route differently: together they touch four times the L2 cache."""
+    first = work.tensors(weights, 0)
+    touched = work.bytes(first)
+    sets = [first, *(work.tensors(weights, seed) for seed in range(1, min(max(set_count(touched), 8), _MOST_SETS)))]
+    ours = launcher(kernels, work, first)
+    for t in (sets[0], sets[-1]):
+        ours(t)
+        check_experts(work, t)
+    time, touched = seconds(ours, sets), sum(work.bytes(t) for t in sets) / len(sets)
+    times = {name: time_of(work, ways, sets) for name, ways in other_ways(work, sets, wide).items()}
+    known = {name: found for name, found in times.items() if found is not None and name != "triton"}
+    best = min(known, key=lambda name: known[name])
+    return {
+        "experts": work.experts.name,
+        "tokens": work.tokens,
+        "distinct_experts": sum(work.distinct(t) for t in sets) / len(sets),
+        "megabytes": touched / 1e6,
+        "microseconds": time * 1e6,
+        "share_of_copy_bandwidth": touched / time / bandwidth,
+        "torch_microseconds": known[best] * 1e6,
+        "ratio_to_torch": known[best] / time,
+        "torch_way": best,
+        "triton_microseconds": times["triton"] * 1e6 if times.get("triton") else None,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    triton = "-" if row["triton_microseconds"] is None else f"{row['triton_microseconds']:.1f}"
+    return (
+        f"| {row['experts']} | {row['tokens']} | {row['distinct_experts']:.1f} | {row['megabytes']:.0f} | "
+        f"{row['microseconds']:.1f} | {100 * row['share_of_copy_bandwidth']:.0f} | {row['torch_microseconds']:.1f} | "
+        f"{row['ratio_to_torch']:.2f} | {row['torch_way']} | {triton} |"
+    )
+
+
+def run_experts(
+    kernels: Kernels, bandwidth: float, say: Callable[[str], None], experts: Experts = GPT_OSS
+) -> list[dict[str, Any]]:
+    """The table, line by line; its rows."""
+    say(f"\n{HEAD}\n|---|---|---|---|---|---|---|---|---|---|")
+    weights, found = MoeWork(experts, 1).weights("cuda"), []
+    wide = in_bfloat16(weights)
+    for tokens in TOKENS:
+        found.append(measure(kernels, MoeWork(experts, tokens), weights, wide, bandwidth))
+        say(line(found[-1]))
+        torch.cuda.empty_cache()
+    return found

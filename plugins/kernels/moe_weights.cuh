@@ -1,0 +1,144 @@
+// The three formats of an expert's weights, 16 bytes at a time, as operands of tensor-core products in bfloat16.
+//
+// E2M1 codes are expanded in registers. The sign goes to bit 15 and the other three bits to bits 8 to 6, where bfloat16
+// has the end of its exponent and the start of its mantissa: that is the code's number · 2^-126, its subnormal 0.5
+// included. One multiplication with 2^126 times the block's scale makes it the weight, exactly. Eight codes of a word
+// cost 15 integer instructions and four multiplications of pairs.
+//
+// A pair is codes p and p+4 of a word, which need the same shifts. So what they are multiplied with stands in that
+// order too: eights of elements as 0 4 1 5 2 6 3 7 ("the products' order"). bfloat16 weights stay as they are, and so
+// does what they are multiplied with.
+#pragma once
+
+#include "device.cuh"
+#include "moe_params.h"
+
+namespace dflash {
+
+// Two numbers of a register times those of another, to the nearest bfloat16; subnormal ones count.
+__device__ __forceinline__ unsigned multiply_pairs(unsigned a, unsigned b) {
+  union Pair {
+    unsigned bits;
+    __nv_bfloat162 numbers;
+  };
+  const Pair left = {a}, right = {b};
+  Pair product;
+  product.numbers = __hmul2(left.numbers, right.numbers);
+  return product.bits;
+}
+
+// Codes p and p+4 of eight, as a pair of numbers · 2^-126, in pairs[p].
+__device__ __forceinline__ void expand_codes(unsigned (&pairs)[4], unsigned codes) {
+  constexpr unsigned kSigns = 0x80008000u, kSizes = 0x01c001c0u;
+  pairs[0] = (codes << 12 & kSigns) | (codes << 6 & kSizes);
+  pairs[1] = (codes << 8 & kSigns) | (codes << 2 & kSizes);
+  pairs[2] = (codes << 4 & kSigns) | (codes >> 2 & kSizes);
+  pairs[3] = (codes & kSigns) | (codes >> 6 & kSizes);
+}
+
+// Where element i of a row stands in the products' order.
+template <int kFormat>
+__device__ __forceinline__ int place_of(int i) {
+  if (kFormat == kMoeBfloat16) return i;
+  const int j = i % 8;
+  return i - j + (j < 4 ? 2 * j : 2 * j - 7);
+}
+
+// Eight bfloat16 elements in the products' order of four-bit codes.
+__device__ __forceinline__ uint4 in_products_order(uint4 eight) {
+  const auto low = [](unsigned a, unsigned b) { return (a & 0xffffu) | b << 16; };
+  const auto high = [](unsigned a, unsigned b) { return a >> 16 | (b & 0xffff0000u); };
+  return make_uint4(low(eight.x, eight.z), high(eight.x, eight.z), low(eight.y, eight.w), high(eight.y, eight.w));
+}
+
+// 16 bytes of a row: `kPieces` eights of elements. piece() gives the products' operands of one of them, times worth(),
+// which is left to be done to the sum.
+template <int kFormat>
+struct MoeBlock;
+
+template <>
+struct MoeBlock<kMoeBfloat16> {
+  static constexpr int kPieces = 1;
+  static constexpr int kScaleBytes = 0;
+  uint4 numbers;
+
+  __device__ __forceinline__ void load(const unsigned char* block, const unsigned char*, bool present) {
+    numbers = load_once_16(block, present);
+  }
+  __device__ __forceinline__ bool is_large() const { return false; }
+  template <bool>
+  __device__ __forceinline__ void piece(unsigned (&pairs)[4], int) const {
+    pairs[0] = numbers.x, pairs[1] = numbers.y, pairs[2] = numbers.z, pairs[3] = numbers.w;
+  }
+  static __device__ __forceinline__ float worth(const float*, int) { return 1.f; }
+};
+
+__device__ __forceinline__ unsigned word_of(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
+// 32 codes and their scale 2^(scale - 127).
+template <>
+struct MoeBlock<kMoeMxfp4> {
+  static constexpr int kPieces = 4;
+  static constexpr int kScaleBytes = 1;  // for each 16 of codes
+  static constexpr unsigned kLargest = 128;
+  uint4 codes;
+  unsigned scale;
+
+  __device__ __forceinline__ void load(const unsigned char* block, const unsigned char* own_scale, bool present) {
+    codes = load_once_16(block, present);
+    scale = present ? __ldg(own_scale) : 0;
+  }
+
+  // 2^126 · 2^(scale - 127) is more than bfloat16 holds. Rare: weights of 4 and more.
+  __device__ __forceinline__ bool is_large() const { return scale > kLargest; }
+
+  // Where one block of a warp is large it must be so for all: `kLarge` takes a second multiplication.
+  template <bool kLarge>
+  __device__ __forceinline__ void piece(unsigned (&pairs)[4], int i) const {
+    constexpr unsigned kBoth = 0x10001u, kNan = 0x7fc0, kOne = 127;
+    const unsigned factor = (((kLarge ? min(scale, kLargest) : scale) + 126) << 7) * kBoth;
+    expand_codes(pairs, word_of(codes, i));
+#pragma unroll
+    for (unsigned& pair : pairs) pair = multiply_pairs(pair, factor);
+    if (!kLarge) return;
+    const unsigned rest = (scale == 255 ? kNan : (is_large() ? scale - 1 : kOne) << 7) * kBoth;  // 2^(scale - 128)
+#pragma unroll
+    for (unsigned& pair : pairs) pair = multiply_pairs(pair, rest);
+  }
+
+  static __device__ __forceinline__ float worth(const float*, int) { return 1.f; }
+};
+
+// 32 codes and two E4M3 scales of 16. A weight's part in a product is 2^-8 of code · scale, which bfloat16 holds
+// exactly; 2^8 and the expert's scale come to the sum.
+template <>
+struct MoeBlock<kMoeNvfp4> {
+  static constexpr int kPieces = 4;
+  static constexpr int kScaleBytes = 2;
+  uint4 codes;
+  unsigned scales;
+
+  __device__ __forceinline__ void load(const unsigned char* block, const unsigned char* own_scales, bool present) {
+    codes = load_once_16(block, present);
+    scales = present ? __ldg(reinterpret_cast<const unsigned short*>(own_scales)) : 0;
+  }
+  __device__ __forceinline__ bool is_large() const { return false; }
+
+  template <bool>
+  __device__ __forceinline__ void piece(unsigned (&pairs)[4], int i) const {
+    const unsigned code = scales >> (i / 2 * 8) & 0xff;
+    // E4M3's exponent and mantissa, where float32 has the ends of them: the scale's number · 2^-120.
+    const float number = __uint_as_float((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f;
+    const float factor = (code & 0x7f) == 0x7f ? __uint_as_float(0x7fc00000u) : number * 0x1p118f;
+    const unsigned both = pack(factor, factor);
+    expand_codes(pairs, word_of(codes, i));
+#pragma unroll
+    for (unsigned& pair : pairs) pair = multiply_pairs(pair, both);
+  }
+
+  static __device__ __forceinline__ float worth(const float* scale_2, int expert) { return scale_2[expert] * 0x1p8f; }
+};
+
+}  // namespace dflash
