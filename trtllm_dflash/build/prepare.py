@@ -26,6 +26,9 @@ from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
 from trtllm_dflash.log import human_bytes
 
+# What the kernel of DFlashMoE takes.
+_PLAIN_EXPERTS, _QUANTIZED_EXPERTS, _MAX_TOP_K = 8, 32, 32
+
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -63,14 +66,18 @@ class Prepared:
     def weight_bytes(self) -> int:
         """Bytes of all weights in the engine: in its dtype, and on a GPU quantized ones as they are."""
         size = DTYPE_BYTES[self.resolved.dtype]
-        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes) for model in self.checkpoints.values())
+        models = self.checkpoints.values()
+        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes(model)) for model in models)
         draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
         return weights + draft_head * size
 
-    @property
-    def _keeps_codes(self) -> bool:
-        """Whether quantized weights stay as they are; an engine for the CPU has their numbers."""
-        return self.resolved.arch != "cpu"
+    def _keeps_codes(self, model: Checkpoint[Any]) -> bool:
+        """Whether quantized weights stay as they are; an engine for the CPU has their numbers.
+
+        So has one of MXFP4 experts for a GPU without FP4, unless it has our kernels.
+        """
+        arch = ARCHS[self.resolved.arch]
+        return arch.is_gpu and (not model.quantization.mxfp4 or self.resolved.plugins or arch.has_fp4)
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -83,6 +90,7 @@ class Prepared:
         sizes, arch = self.resolved, ARCHS[self.resolved.arch]
         return [
             ("target", _describe(self.target)),
+            *self._layers_rows(),
             *self._drafter_rows(),
             ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
             *([("kernels", "ours, as plugins" if sizes.plugins else "the compiler's own")] if arch.is_gpu else []),
@@ -94,6 +102,21 @@ class Prepared:
             ("caches", self._caches_row()),
             ("output", str(self.config.output_dir)),
         ]
+
+    def _layers_rows(self) -> list[tuple[str, str]]:
+        """What is not alike in all targets: windows, sinks, experts."""
+        config, rows = self.target.config, []
+        if any(config.windows):
+            sliding = [window for window in config.windows if window]
+            sizes = ", ".join(map(str, sorted(set(sliding))))
+            sinks = ", with sinks" if config.sinks else ""
+            rows.append(("windows", f"{len(sliding)} of {config.num_layers} layers see {sizes} tokens{sinks}"))
+        if config.moe:
+            moe = config.moe
+            stored = algos_of(row for name, row in self.target.formats.items() if ".experts." in name)
+            weights = f"{stored}, their activations as they are" if stored else "not quantized"
+            rows.append(("experts", f"{moe.num_experts} a layer, {moe.top_k} a token; {weights}"))
+        return rows
 
     def _drafter_rows(self) -> list[tuple[str, str]]:
         if self.drafter is None:
@@ -125,7 +148,7 @@ class Prepared:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
         stored, kind = [_STORED_DTYPES[self.resolved.dtype]], self.resolved.dtype
         formats = algos_of(row for checkpoint in self.checkpoints.values() for row in checkpoint.formats.values())
-        if formats and self._keeps_codes:
+        if formats and all(map(self._keeps_codes, self.checkpoints.values())):
             stored, kind = [*stored, *CODES], f"{formats} and {kind}"
         converted = sum(info.dtype not in stored for info in infos)
         return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted} converted"
@@ -175,6 +198,22 @@ def _check_kernels(models: Mapping[str, Checkpoint[Any]]) -> None:
                 f"there is no attention kernel for the {role}'s head_dim {checkpoint.config.head_dim}, only for "
                 f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
             )
+    _check_expert_kernel(models["target"])
+
+
+def _check_expert_kernel(target: Checkpoint[TargetConfig]) -> None:
+    moe = target.config.moe
+    if moe is None:
+        return
+    multiple = _QUANTIZED_EXPERTS if any(".experts." in name for name in target.formats) else _PLAIN_EXPERTS
+    sizes = {"hidden_size": target.config.hidden_size, "the experts' intermediate_size": moe.intermediate_size}
+    problems = [f"{name} is {size}, no multiple of {multiple}" for name, size in sizes.items() if size % multiple]
+    problems += [f"a token has {moe.top_k} experts, more than {_MAX_TOP_K}"] if moe.top_k > _MAX_TOP_K else []
+    if problems:
+        raise UsageError(
+            f"there is no kernel for the target's experts: {'; '.join(problems)}; give --no-plugins, and the compiler "
+            f"makes its own"
+        )
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash import log
 from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.events import EventStream
 from trtllm_dflash.build.manifest import file_entry, text_digest
@@ -21,6 +22,7 @@ from trtllm_dflash.build.memory import peak_memory
 from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.build.request import Built, Job, Request
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
+from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.log import Progress
@@ -28,6 +30,7 @@ from trtllm_dflash.log import Progress
 
 def main() -> None:
     """Serve one request."""
+    log.configure(verbose=False)
     events = EventStream.over_stdout()
     request = Request.from_json(sys.stdin.readline())
     _follow_parent_into_death(request.directory)
@@ -55,6 +58,7 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         block_size=sizes.block_size,
         draft_vocab=prepared.draft_vocab,
         plugins=sizes.plugins,
+        fp4=ARCHS[sizes.arch].has_fp4,
     )
     job = Job(sizes, prepared.ports, request.directory, progress)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")

@@ -16,7 +16,7 @@ PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
 
 @dataclass(frozen=True, order=True)
 class KernelKey:
-    """A kernel source and the sizes that it is compiled for; a type that is not T is among them, as 1."""
+    """A kernel source and the sizes that it is compiled for; a type that is not T is among them, as its format."""
 
     source: str
     sizes: tuple[tuple[str, int], ...] = ()
@@ -105,11 +105,18 @@ def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
 
 
 def _kernel_types(node: ir.Node, spec: OpSpec) -> dict[str, int]:
-    """For each type that the kernel may have instead of T, whether an input of that symbol has it."""
+    """The format of each type that the kernel may have instead of T: 0 where no input of that symbol has it."""
     given = [
         (tensor.dtype, value) for value, tensor in zip(node.inputs, spec.inputs, strict=False) if value is not None
     ]
-    return {
-        kind.name: int(any(symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given))
-        for kind in spec.kernel.types
-    }
+    found: dict[str, int] = {}
+    for kind in spec.kernel.types:
+        said = node.attributes.get(kind.name)
+        is_given = any(symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given)
+        found[kind.name] = int(is_given) if said is None else said.as_int()
+        if found[kind.name] not in (0, *kind.formats):
+            raise GraphError(
+                f"{node.name} ({spec.name}): there is no kernel for {kind.name} {found[kind.name]}, only for 0, "
+                f"{', '.join(map(str, kind.formats))}"
+            )
+    return found

@@ -1,4 +1,24 @@
-"""DFlashMoE: a mixture of experts, each a gated MLP, of which every token uses top_k."""
+"""DFlashMoE: a mixture of experts, each a gated MLP, of which every token uses top_k.
+
+`weight_format` says how gate_up and down are stored; what an exporter gives in each:
+
+| input | 0: T | 1: MXFP4 | 2: NVFP4 |
+|---|---|---|---|
+| gate_up | T [E, J, H] | int32 [E, J, H/8] | int32 [E, J, H/8] |
+| down | T [E, H, I] | int32 [E, H, I/8] | int32 [E, H, I/8] |
+| gate_up_scale | left out | int32 [E, J·H/128] | int32 [E, J·H/64] |
+| down_scale | left out | int32 [E, H·I/128] | int32 [E, H·I/64] |
+| gate_up_scale_2, down_scale_2 | left out | left out | float32 [E] |
+
+An int32 is four bytes of the checkpoint, little-endian, where they are: an initializer of this shape points at them.
+A byte of codes is two E2M1 numbers along the input dimension, the even one in the low nibble. Scales are bytes too, one
+for each block of a row, row after row: E8M0 of 32 (2^(s - 127), 255 is NaN), or E4M3 of 16, not swizzled. A weight is
+code · scale (· scale_2 of its expert). H and I are multiples of 32 in both formats and of 8 in T.
+
+Why int32: of TensorRT-RTX 1.7.1 it was found that it keeps INT32 constants as they are, at any offset in a file. UINT8
+becomes numbers of four bytes each, INT8 gets a scale of its own, FP4 and FP8 are refused for GPUs without them, and
+E8M0 for all.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +26,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.spec import Attribute, Kernel, OpSpec, Tensor
+from trtllm_dflash.graph.ops.spec import Attribute, Kernel, KernelType, OpSpec, Tensor
 
 TOP_K = Attribute("top_k", 1, "experts of a token")
 NORMALIZE = Attribute("normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them")
@@ -14,6 +34,7 @@ INTERLEAVED = Attribute("interleaved", 0, "1: rows 2i and 2i+1 of gate_up are ga
 LIMIT = Attribute("limit", 0.0, "gate is cut above it, up beyond ±it; 0: neither")
 ALPHA = Attribute("alpha", 1.0, "the gate's slope: gate · sigmoid(alpha · gate)")
 SHIFT = Attribute("shift", 0.0, "added to up")
+WEIGHT_FORMAT = Attribute("weight_format", 0, "of gate_up and down; 0: T, 1: MXFP4, 2: NVFP4")
 
 
 def _body(
@@ -66,13 +87,17 @@ MOE = OpSpec(
     inputs=(
         Tensor("x", "T", "[N, H]", "tokens, normed"),
         Tensor("router_logits", "float32", "[N, E]", "what each expert is worth to each token"),
-        Tensor("gate_up", "T", "[E, J, H]", "both projections, J = 2I rows; `interleaved` says which is which"),
+        Tensor("gate_up", "W", "[E, J, H]", "both projections, J = 2I rows; `interleaved` says which is which"),
         Tensor("gate_up_bias", "T", "[E, J]", "0 where a model has none"),
-        Tensor("down", "T", "[E, H, I]", "the projection back"),
+        Tensor("down", "W", "[E, H, I]", "the projection back"),
         Tensor("down_bias", "T", "[E, H]", "0 where a model has none"),
+        Tensor("gate_up_scale", "int32", "[E, Wu]", "of MXFP4 and NVFP4: four block scales in each", optional=True),
+        Tensor("down_scale", "int32", "[E, Wd]", "likewise", optional=True),
+        Tensor("gate_up_scale_2", "float32", "[E]", "of NVFP4: what an expert's block scales are worth", optional=True),
+        Tensor("down_scale_2", "float32", "[E]", "likewise", optional=True),
     ),
     outputs=(Tensor("out", "T", "[N, H]", "the experts' sum"),),
-    attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT),
+    attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT, WEIGHT_FORMAT),
     body=_body,
-    kernel=Kernel("moe", "bfloat16"),
+    kernel=Kernel("moe", "bfloat16", types=(KernelType("weight_format", "W", "int32", formats=(1, 2), packed=8),)),
 )

@@ -61,12 +61,16 @@ class KernelSize:
 class KernelType:
     """A type that is a constant inside the kernel: the tensors of the type `symbol` are T as well, or they are `dtype`.
 
-    In a plugin's fields and a kernel's key it is a number called `name`: 1 where they are `dtype`, 0 where they are T.
+    In a plugin's fields and a kernel's key it is a number called `name`: 0 where they are T, one of `formats` where
+    they are `dtype`. An attribute of that name says which; without one there is one format, and the inputs' type says
+    whether they have it.
     """
 
     name: str
     symbol: str
     dtype: str
+    formats: tuple[int, ...] = (1,)
+    packed: int = 1  # elements of the declared shape that one `dtype` holds, along the last axis
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class Kernel:
         chosen = {kind.symbol: kind.dtype for kind in self.types if numbers.get(kind.name)}
         symbols = {"T", *(kind.symbol for kind in self.types)}
         return chosen.get(dtype, self.dtype) if dtype in symbols else dtype
+
+    def packed(self, dtype: str, numbers: Mapping[str, int | float]) -> int:
+        """How many elements of its declared shape one element of a tensor declared as `dtype` holds."""
+        chosen = {kind.symbol: kind.packed for kind in self.types if numbers.get(kind.name)}
+        return chosen.get(dtype, 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,13 @@ class OpSpec:
     def plugin_inputs(self) -> tuple[Tensor, ...]:
         """What the plugin takes: the inputs, without those that only the body needs."""
         return tuple(tensor for tensor in self.inputs if not tensor.body_only)
+
+    @property
+    def numbers(self) -> dict[str, type]:
+        """All numbers of a plugin by name: the attributes, and the sizes and types that its kernel is compiled for."""
+        attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
+        sizes, types = self.kernel.sizes, self.kernel.types
+        return attributes | {size.name: int for size in sizes} | {kind.name: int for kind in types}
 
     def __call__(self, g: GraphBuilder, *inputs: ir.Value, **attributes: int | float) -> tuple[ir.Value, ...]:
         """Emit one node of this operator; optional inputs may be left out.
