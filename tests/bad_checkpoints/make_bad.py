@@ -234,7 +234,13 @@ def bad(words: str, *, kind: str = "target") -> Callable[[Callable[[BadCheckpoin
 
 def write_all(directory: Path) -> None:
     """Write every case into a subdirectory of its own."""
-    from tests.bad_checkpoints import directory_cases, file_cases, quantized_cases, tensor_cases  # noqa: F401
+    from tests.bad_checkpoints import (  # noqa: F401
+        directory_cases,
+        expert_cases,
+        file_cases,
+        quantized_cases,
+        tensor_cases,
+    )
 
     for case in CASES.values():
         case.make().write(directory / case.name)

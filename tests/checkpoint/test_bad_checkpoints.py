@@ -12,6 +12,7 @@ import pytest
 
 from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     directory_cases,
+    expert_cases,
     file_cases,
     quantized_cases,
     tensor_cases,
@@ -108,7 +109,7 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("kind", ["target", "drafter", "nvfp4 target"])
+@pytest.mark.parametrize("kind", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str, file: str) -> None:
     model = GOOD[kind]()

@@ -66,6 +66,19 @@ def test_published_full_attention() -> None:
     assert config.layers == (FULL,) * 5
 
 
+def test_published_for_gpt_oss() -> None:
+    """z-lab/gpt-oss-120b-DFlash: more layers than taps, biases, heads of 64, gpt-oss's own yarn."""
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+    sizes = {"hidden_size": 2880, "intermediate_size": 7680, "num_hidden_layers": 8, "num_attention_heads": 64}
+    config = read(
+        QWEN3_4B, **sizes, head_dim=64, attention_bias=True, layer_types=["full_attention"] * 8, block_size=10,
+        vocab_size=201088, rope_theta=150000, rope_scaling=yarn, dflash__mask_token_id=200000,
+    )  # fmt: skip
+    assert (config.attention_bias, config.num_layers, config.num_taps, config.block_size) == (True, 8, 5, 10)
+    assert (config.rope.kind, config.rope.theta, config.rope.truncate) == ("yarn", 150000.0, False)
+    assert config.layers == (FULL,) * 8
+
+
 def test_published_mixed_with_more_taps_than_layers() -> None:
     config = read(QWEN35)
     assert config.num_taps == 8

@@ -9,7 +9,7 @@ import pytest
 
 from tests.quantized import ALGOS, quant_configs
 from trtllm_dflash.config.build import ARCHS
-from trtllm_dflash.config.quantization import FORMATS, MAX_PATTERNS, Quantization, read_quantization
+from trtllm_dflash.config.quantization import FORMATS, MAX_PATTERNS, MXFP4, Quantization, read_quantization
 from trtllm_dflash.errors import ConfigError
 
 WHERE = "target x"
@@ -128,7 +128,7 @@ def test_formats_are_refused_by_name(algo: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4", "quanto", "torchao"]
+    "method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "fbgemm_fp8", "quanto", "torchao"]
 )
 def test_other_methods_are_refused_by_name(method: str) -> None:
     with pytest.raises(ConfigError, match=f'quant_method is "{method}", and .* read as ModelOpt writes them.*quantize'):
@@ -228,6 +228,24 @@ def test_two_files_that_contradict_each_other(first: Any, second: Any, words: st
         read(original, flat)
 
 
+def test_mxfp4_is_of_experts_alone() -> None:
+    """As gpt-oss is published: its patterns name modules, and every linear stays unquantized."""
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    quantization = read(None, {"quant_method": "mxfp4", "modules_to_not_convert": kept})
+    assert quantization.mxfp4
+    assert quantization.is_quantized
+    assert quantization.format_of("model.layers.0.self_attn.q_proj") is None
+    assert quantization.format_of_experts("model.layers.0.mlp.experts.down_proj") is MXFP4
+    quantization = read(None, {"quant_method": "mxfp4", "modules_to_not_convert": [*kept, "model.layers.0.mlp.*"]})
+    assert quantization.format_of_experts("model.layers.0.mlp.experts.down_proj") is None
+    assert quantization.format_of_experts("model.layers.1.mlp.experts.down_proj") is MXFP4
+
+
+def test_mxfp4_beside_another_format() -> None:
+    with pytest.raises(ConfigError, match=r'contradict each other about the format: "fp8" against null'):
+        read(quant_configs("fp8", None, EXCLUDE)[0], {"quant_method": "mxfp4"})
+
+
 def test_other_contradictions() -> None:
     original, _ = quant_configs("fp8", None, EXCLUDE, kv_cache=True)
     with pytest.raises(ConfigError, match=r'the type of the caches: "fp8" against null'):
@@ -239,7 +257,9 @@ def test_other_contradictions() -> None:
 
 
 def test_archs_of_formats_exist() -> None:
-    for row in FORMATS.values():
+    for row in (*FORMATS.values(), MXFP4):
         assert set(row.archs) <= set(ARCHS)
         assert "cpu" in row.archs
     assert [row.weight_bits() for row in FORMATS.values()] == [8.0, 4.5, 4.5]
+    assert MXFP4.weight_bits() == 4.25
+    assert set(MXFP4.archs) == set(ARCHS)

@@ -140,8 +140,8 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         ),
         (
             LLAMA31_8B,
-            {"architectures": ["Qwen3MoeForCausalLM"]},
-            "supported targets are LlamaForCausalLM, Qwen3ForCausalLM",
+            {"architectures": ["MixtralForCausalLM"]},
+            "supported targets are LlamaForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM",
         ),
         (LLAMA31_8B, {"architectures": None}, "the key architectures is missing"),
         (LLAMA31_8B, {"model_type": "mistral"}, "model_type is .mistral., but LlamaForCausalLM goes with 'llama'"),
@@ -150,9 +150,9 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         (
             LLAMA31_8B,
             {"num_local_experts": 8},
-            "num_local_experts is 8, .*mixture-of-experts targets are not supported",
+            "num_local_experts is 8, .*: only Qwen3MoeForCausalLM and GptOssForCausalLM have experts here",
         ),
-        (LLAMA31_8B, {"num_experts": 128}, "num_experts is 128, .*mixture-of-experts targets are not supported"),
+        (LLAMA31_8B, {"num_experts": 128}, "num_experts is 128, .*: only Qwen3MoeForCausalLM and"),
         (LLAMA31_8B, {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, .*the logits are not capped"),
         (LLAMA31_8B, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, .*scores are not capped"),
         (LLAMA31_8B, {"compression_config": {"format": "x"}}, "compression_config is .* read as ModelOpt writes them"),
@@ -172,7 +172,7 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         (
             QWEN3_4B,
             {"use_sliding_window": True},
-            "use_sliding_window is true, .*sliding-window targets are not supported",
+            "use_sliding_window is true, .*: which layers slide is in layer_types, and only gpt-oss has",
         ),
         (
             QWEN3_4B,

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
 from tests.tiny import BLOCK, DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
+from tests.tiny_moe import tiny_gpt_oss
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.graph.step import build_step
 
@@ -82,6 +83,22 @@ def test_hidden_rows_equal_the_reference(variant: str, tmp_path: Path) -> None:
     hidden = got[HIDDEN].reshape(2, BLOCK, -1)
     for row in range(2):
         want = _reference_hidden(target, drafter, prompts[row], got["next_ids"][row, 0])
+        np.testing.assert_allclose(hidden[row], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
+
+
+def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
+    """Biases on q, k, v and o, yarn, more layers than taps, and features of a target with windows, sinks and experts.
+
+    The tolerance is that above; the layers are eight, as gpt-oss's drafters have them.
+    """
+    target = tiny_gpt_oss(tmp_path / "target")
+    same_numbers = tiny_gpt_oss(tmp_path / "plain", mxfp4=False)
+    drafter = tiny_drafter(tmp_path / "drafter", target, attention_bias=True, yarn=True, num_layers=8, taps=(1, 0, 2))
+    prompts = np.random.default_rng(4).integers(0, VOCAB, (2, 13))
+    got = _prompt_step(*_step_with_hidden(target, drafter), prompts)
+    hidden = got[HIDDEN].reshape(2, BLOCK, -1)
+    for row in range(2):
+        want = _reference_hidden(same_numbers, drafter, prompts[row], got["next_ids"][row, 0])
         np.testing.assert_allclose(hidden[row], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
 
 

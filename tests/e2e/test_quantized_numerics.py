@@ -34,7 +34,10 @@ IDS = np.random.default_rng(5).integers(0, VOCAB, (4, 10))
 
 
 def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any]) -> Any:
-    """The float32 model of a quantized checkpoint: weights dequantized, inputs rounded on their way into a linear."""
+    """The float32 model of a quantized checkpoint: weights dequantized, inputs rounded on their way into a linear.
+
+    Experts multiply their inputs as they are.
+    """
     tensors = read_tensors(quantized / "model.safetensors")
     plain, rounders = {}, {}
     for name, array in tensors.items():
@@ -44,7 +47,7 @@ def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any])
         elif kind == "weight":
             stored = {key.removeprefix(f"{module}."): t for key, t in tensors.items() if key.startswith(f"{module}.")}
             plain[name] = ("F32", dequantize_weight(stored))
-            if "input_scale" in stored:
+            if "input_scale" in stored and ".experts." not in module:
                 rounder = round_nvfp4 if "weight_scale_2" in stored else round_fp8
                 rounders[module] = partial(rounder, scale=stored["input_scale"])
     directory.mkdir()

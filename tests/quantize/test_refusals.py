@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("modelopt")
 
 from tests.tiny import TARGET, tiny_target, write_safetensors
+from tests.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.config.quantize import QuantizeConfig
 from trtllm_dflash.errors import CheckpointError, QuantizeError, UsageError
@@ -41,6 +42,12 @@ def _leaves_nothing(tmp_path: Path) -> Any:
     """After every test: no output, and no directory that was being written."""
     yield
     assert [path.name for path in tmp_path.iterdir() if "quantized" in path.name] == []
+
+
+def test_experts(tmp_path: Path, config: Config) -> None:
+    target = tiny_qwen3_moe(tmp_path / "target")
+    with pytest.raises(CheckpointError, match="it has experts, and this command quantizes dense models"):
+        run.quantize(config(target=str(target)))
 
 
 @pytest.mark.parametrize(

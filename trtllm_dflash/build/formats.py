@@ -8,10 +8,14 @@ from typing import Any
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.config.build import Arch
 from trtllm_dflash.config.drafter import DrafterConfig
+from trtllm_dflash.config.moe import MoEConfig
 from trtllm_dflash.config.quantization import FORMATS
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
+
+# What the kernel of DFlashMoE takes: sizes in multiples of what a thread reads at once, and so many experts of a token.
+_PLAIN_UNIT, _QUANTIZED_UNIT, _MAX_TOP_K = 8, 32, 32
 
 
 def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
@@ -33,8 +37,8 @@ def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -
             )
 
 
-def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
-    """Check that our kernels exist for these models, by role.
+def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig], *, quantized_experts: bool) -> None:
+    """Check that our kernels exist for these models, by role; the experts, if there are any, may be quantized.
 
     Raises:
         UsageError: saying for which sizes they do.
@@ -46,3 +50,16 @@ def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
                 f"there is no attention kernel for the {role}'s head_dim {config.head_dim}, only for "
                 f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
             )
+        if isinstance(config, TargetConfig) and config.moe is not None:
+            _check_expert_kernel(config.hidden_size, config.moe, _QUANTIZED_UNIT if quantized_experts else _PLAIN_UNIT)
+
+
+def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
+    sizes = {"hidden_size": hidden_size, "the experts' intermediate_size": moe.intermediate_size}
+    problems = [f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit]
+    problems += [f"a token has {moe.top_k} experts, more than {_MAX_TOP_K}"] if moe.top_k > _MAX_TOP_K else []
+    if problems:
+        raise UsageError(
+            f"there is no kernel for the target's experts: {'; '.join(problems)}; give --no-plugins, and the compiler "
+            f"makes its own"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from trtllm_dflash.checkpoint.loader import pair_problems
 from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.published import KnownDrafter, KnownTarget, Pair
-from trtllm_dflash.config.quantization import FORMATS, read_quantization
+from trtllm_dflash.config.quantization import FORMATS, Quantization, read_quantization
 from trtllm_dflash.config.registry import PAIRS, pair_of
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import BuildError, DFlashError
@@ -88,11 +89,13 @@ def status_of(pair: Pair) -> Status:
     refusals += more
     if target is None or drafter is None:
         return Status(pair, (), tuple(refusals))
-    config, formats = target
+    config, quantization = target
     refusals += pair_problems(config, drafter)
-    _, more = _asked(check_kernels, {"target": config, "drafter": drafter})
+    check = partial(check_kernels, quantized_experts=quantization.is_quantized)
+    _, more = _asked(check, {"target": config, "drafter": drafter})
     refusals += more
-    archs = [] if refusals else [name for name in ARCHS if all(name in FORMATS[row].archs for row in formats)]
+    formats = [FORMATS[name] for name in {quantization.default, *quantization.modules.values()} if name]
+    archs = [] if refusals else [name for name in ARCHS if all(name in row.archs for row in formats)]
     return Status(pair, tuple(archs), tuple(refusals))
 
 
@@ -114,12 +117,11 @@ def _asked(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
         return None, [str(error)]
 
 
-def _read_target(target: KnownTarget) -> tuple[TargetConfig, set[str]]:
-    """The configuration, and the names of the formats that its linears have; in the loader's order."""
+def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
+    """Both configurations, in the loader's order."""
     config_json, where = target_json(target), f"target {target.repository}"
     quantization = read_quantization(config_json, None, where)
-    formats = {quantization.default, *quantization.modules.values()} - {None}
-    return TargetConfig.from_hf(config_json, None, where), {str(name) for name in formats}
+    return TargetConfig.from_hf(config_json, None, where), quantization
 
 
 def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:

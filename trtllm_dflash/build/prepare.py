@@ -66,7 +66,8 @@ class Prepared:
     def weight_bytes(self) -> int:
         """Bytes of all weights in the engine: in its dtype, and on a GPU quantized ones as they are."""
         size = DTYPE_BYTES[self.resolved.dtype]
-        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes) for model in self.checkpoints.values())
+        models = self.checkpoints.values()
+        weights = sum(model.weight_bytes(size, keeps_codes=self._keeps_codes(model)) for model in models)
         draft_head = 0 if self.draft_vocab is None else len(self.draft_vocab) * self.target.config.hidden_size
         return weights + draft_head * size
 
@@ -76,15 +77,18 @@ class Prepared:
         size, plain = DTYPE_BYTES[self.resolved.dtype], _STORED_DTYPES[self.resolved.dtype]
         found = Counter[str]()
         for model in self.checkpoints.values():
-            sizes = model.bytes_by_format(size, keeps_codes=self._keeps_codes)
+            sizes = model.bytes_by_format(size, keeps_codes=self._keeps_codes(model))
             found.update({name or plain: count for name, count in sizes.items()})
         found[plain] += self.weight_bytes - found.total()  # the draft vocabulary's rows of the head
         return dict(found.most_common())
 
-    @property
-    def _keeps_codes(self) -> bool:
-        """Whether quantized weights stay as they are; an engine for the CPU has their numbers."""
-        return self.resolved.arch != "cpu"
+    def _keeps_codes(self, model: Checkpoint[Any]) -> bool:
+        """Whether quantized weights stay as they are; an engine for the CPU has their numbers.
+
+        So has one of MXFP4 experts for a GPU without FP4, unless it has our kernels.
+        """
+        arch = ARCHS[self.resolved.arch]
+        return arch.is_gpu and (not model.quantization.mxfp4 or self.resolved.plugins or arch.has_fp4)
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -97,6 +101,7 @@ class Prepared:
         sizes, arch = self.resolved, ARCHS[self.resolved.arch]
         return [
             ("target", _describe(self.target)),
+            *self._layers_rows(),
             *self._drafter_rows(),
             ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
             *([("kernels", "ours, as plugins" if sizes.plugins else "the compiler's own")] if arch.is_gpu else []),
@@ -109,6 +114,21 @@ class Prepared:
             *self._rings_row(),
             ("output", str(self.config.output_dir)),
         ]
+
+    def _layers_rows(self) -> list[tuple[str, str]]:
+        """What is not alike in all targets: windows, sinks, experts."""
+        config, rows = self.target.config, []
+        if any(config.windows):
+            sliding = [window for window in config.windows if window]
+            sizes = ", ".join(map(str, sorted(set(sliding))))
+            sinks = ", with sinks" if config.sinks else ""
+            rows.append(("windows", f"{len(sliding)} of {config.num_layers} layers see {sizes} tokens{sinks}"))
+        if config.moe:
+            moe = config.moe
+            stored = algos_of(row for name, row in self.target.formats.items() if ".experts." in name)
+            weights = f"{stored}, their activations as they are" if stored else "not quantized"
+            rows.append(("experts", f"{moe.num_experts} a layer, {moe.top_k} a token; {weights}"))
+        return rows
 
     def _drafter_rows(self) -> list[tuple[str, str]]:
         if self.drafter is None:
@@ -134,7 +154,7 @@ class Prepared:
         size = f"{human_bytes(self.cache_bytes_per_slot)} a slot"
         if self.kv_scales is None:
             return f"{size}, in {self.resolved.dtype}"
-        target = "FP8" if self._keeps_codes else f"FP8 numbers, held in {self.resolved.dtype}"
+        target = "FP8" if ARCHS[self.resolved.arch].is_gpu else f"FP8 numbers, held in {self.resolved.dtype}"
         return f"{size}, the target's in {target}"
 
     def _rings_row(self) -> list[tuple[str, str]]:
@@ -154,7 +174,7 @@ class Prepared:
         infos = [info for checkpoint in self.checkpoints.values() for info in checkpoint.tensors.values()]
         stored, kind = [_STORED_DTYPES[self.resolved.dtype]], self.resolved.dtype
         formats = algos_of(row for checkpoint in self.checkpoints.values() for row in checkpoint.formats.values())
-        if formats and self._keeps_codes:
+        if formats and all(map(self._keeps_codes, self.checkpoints.values())):
             stored, kind = [*stored, *CODES], f"{formats} and {kind}"
         converted = sum(info.dtype not in stored for info in infos)
         return f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted} converted"
@@ -177,12 +197,17 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     require_arithmetic(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     if resolved.plugins:
-        check_kernels({role: model.config for role, model in models.items()})
+        check_kernels({role: model.config for role, model in models.items()}, quantized_experts=_has_codes(target))
     vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size) if config.draft_vocab else None
     kv_scales = _kv_scales(config, target)
     if kv_scales is not None:
         check_fp8_kv(resolved)
     return Prepared(config, target, drafter, resolved, vocab, kv_scales)
+
+
+def _has_codes(target: Checkpoint[TargetConfig]) -> bool:
+    """Whether its experts are quantized."""
+    return any(".experts." in name for name in target.formats)
 
 
 def _kv_scales(config: BuildConfig, target: Checkpoint[TargetConfig]) -> KvScales | None:

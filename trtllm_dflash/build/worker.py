@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash import log
 from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.events import EventStream
 from trtllm_dflash.build.manifest import file_entry, text_digest
@@ -21,6 +22,7 @@ from trtllm_dflash.build.memory import peak_memory
 from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.build.request import Built, Job, Request
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
+from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.log import Progress
@@ -29,6 +31,7 @@ from trtllm_dflash.trt.door import choose
 
 def main() -> None:
     """Serve one request."""
+    log.configure(verbose=False)
     events = EventStream.over_stdout()
     request = Request.from_json(sys.stdin.readline())
     _follow_parent_into_death(request.directory)
@@ -58,6 +61,7 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         plugins=sizes.plugins,
         kv_scales=prepared.kv_scales,
         ring_width=sizes.ring_width,
+        fp4=ARCHS[sizes.arch].has_fp4,
     )
     timings = Path(request.config.timing_cache) if request.config.timing_cache else None
     job = Job(sizes, prepared.ports, request.directory, progress, timings)

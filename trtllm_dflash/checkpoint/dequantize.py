@@ -16,7 +16,7 @@ from trtllm_dflash.config.quantization import WeightFormat
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 # Both numbers of a byte, the one of its low half first.
-_E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1)
+E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1)
 
 _CHUNK_CODES = 1 << 18  # bytes of codes at a time: numpy needs 16 bytes and more for each
 
@@ -43,6 +43,6 @@ def dequantized(
     for start in range(0, len(codes), step):
         part = slice(start, start + step)
         block_scale = block_scales[part].astype(np.float32) * scale_2
-        numbers = _E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, row.block_size)
+        numbers = E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, row.block_size)
         weight[part] = (numbers * block_scale[:, :, None]).reshape(len(block_scale), -1)
     return weight

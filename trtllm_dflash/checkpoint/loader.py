@@ -15,20 +15,23 @@ from typing import Any, Generic, TypeVar
 
 from trtllm_dflash.checkpoint import stream
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
+from trtllm_dflash.checkpoint.mxfp4 import MAX_EXPONENT_BYTE
 from trtllm_dflash.checkpoint.names import (
     DRAFTER_NAMES,
     SHARED_TABLES,
     TARGET_NAMES,
+    Ignored,
     NameTable,
     expand,
     sizes_of,
 )
 from trtllm_dflash.checkpoint.quantized import (
-    ALL_SCALES,
     CODES,
+    Quantizable,
     Stored,
     expected_tensors,
-    formats_of,
+    is_exponents,
+    is_scale,
     refuse_faults,
     refuse_foreign,
 )
@@ -84,7 +87,7 @@ class Checkpoint(Generic[Config]):
     @property
     def num_parameters(self) -> int:
         """How many weights there are, whatever they are stored as; scales are none."""
-        return sum(_num_weights(info) for name, info in self.tensors.items() if not _is_scale(name))
+        return sum(_num_weights(info) for name, info in self.tensors.items() if not is_scale(name))
 
     @property
     def stored_as(self) -> str:
@@ -104,7 +107,7 @@ class Checkpoint(Generic[Config]):
             if info.dtype not in WEIGHT_DTYPES:
                 row = self.formats.get(name.rpartition(".")[0])
                 found[row.algo if row else info.dtype] += info.nbytes
-            elif not _is_scale(name):
+            elif not is_scale(name):
                 found[""] += prod(info.shape) * bytes_per_weight
         return dict(found)
 
@@ -188,24 +191,35 @@ def check_finite(checkpoint: Checkpoint[Any], *, progress: Callable[[int], None]
     `progress` gets the bytes of each chunk read. Memory: one chunk of 8 MiB and its mask.
     """
     for name, info in checkpoint.tensors.items():
-        if info.dtype == "U8":  # every byte is two numbers
+        if info.dtype == "U8":
+            _check_exponents(name, info)  # any other byte is two numbers
             if progress is not None:
                 progress(info.nbytes)
             continue
-        is_scale = _is_scale(name)
+        scales = is_scale(name)
         index = stream.first_nonfinite(info, progress=progress)
-        if index is None and is_scale:
+        if index is None and scales:
             index = stream.first_nonpositive(info)
         if index is None:
             continue
         problem = f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
-        if is_scale or info.dtype in CODES:
+        if scales or info.dtype in CODES:
             raise CheckpointError(
                 f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a weight (or an "
                 f"activation in calibration) that is zero throughout. Exclude that module, and quantize again."
             )
         raise CheckpointError(
             f"{problem} A weight that is not finite makes every output NaN; get an intact copy of the checkpoint."
+        )
+
+
+def _check_exponents(name: str, info: TensorInfo) -> None:
+    index = stream.first_above(info, MAX_EXPONENT_BYTE) if is_exponents(name) else None
+    if index is not None:
+        raise CheckpointError(
+            f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}. It is the exponent of a "
+            f"scale, 2^(byte - 127), and at most {MAX_EXPONENT_BYTE}: beyond it numbers leave float32, and 255 is NaN. "
+            f"Get an intact copy of the checkpoint."
         )
 
 
@@ -239,17 +253,20 @@ def _account(
 ) -> Checkpoint[Config]:
     """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or of a wrong kind."""
     rows, ignorable = expand(table.used, config), expand(table.ignored, config)
-    refuse_foreign(infos, where)
-    linear_rows = {name.removesuffix(".weight"): row for name, row in rows.items() if row.is_linear}
-    linears = {module: tuple(sizes_of(row, config)) for module, row in linear_rows.items()}
-    refuse_faults(infos, linears, quantization, where)
-    formats = formats_of(linears, quantization)
+    quantizable = Quantizable.from_rows(rows, config)
+    formats = quantizable.formats(quantization)
+    ignorable |= {
+        name: Ignored(name, reason="experts multiply their activations as they are.")
+        for name in (f"{module}.input_scale" for module in quantizable.of_experts if module in formats)
+    }
     expected = expected_tensors(rows, config, formats, quantization)
+    refuse_foreign(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
+    refuse_faults(infos, quantizable, quantization, where)
     allowed = {name: Stored(tuple(sizes_of(row, config)), row.shape) for name, row in ignorable.items()}
     _refuse_mismatch(where, infos, expected, allowed)
     tensors = {name: infos[name] for name in expected}
     ignored = {name: IgnoredTensor(infos[name], row.reason) for name, row in ignorable.items() if name in infos}
-    plain = {name: info for name, info in tensors.items() if info.dtype not in CODES and not _is_scale(name)}
+    plain = {name: info for name, info in tensors.items() if info.dtype not in CODES and not is_scale(name)}
     return Checkpoint(directory, config, tensors, _majority_dtype(plain), ignored, quantization, formats)
 
 
@@ -275,10 +292,6 @@ def _refuse_mismatch(
     if lines:
         text = "\n".join([f"{where}: the tensors do not match config.json:", *lines])
         raise CheckpointError(f"{text}\nPass the config.json that belongs to these weights.")
-
-
-def _is_scale(name: str) -> bool:
-    return name.rpartition(".")[2] in ALL_SCALES
 
 
 def _num_weights(info: TensorInfo) -> int:

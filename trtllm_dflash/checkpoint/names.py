@@ -1,14 +1,15 @@
 """Which tensors a checkpoint must have, as data: names as Hugging Face writes them, shapes as configuration fields.
 
-`{i}` runs over the layers. A size is a product of configuration fields, as in "num_q_heads*head_dim". `when` and
-`unless` name a boolean field that decides whether the row applies. What is in neither table is an error: see loader.py.
+`{i}` runs over the layers, `{j}` over the experts of a layer. A size is a product of configuration fields and numbers,
+as in "num_q_heads*head_dim" and "2*moe.intermediate_size". `when` and `unless` name a field that decides whether the
+row applies. What is in neither table is an error: see loader.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 class Weight:
     """One row: a tensor name, its symbolic shape, and the boolean configuration field under which it exists.
 
-    A linear's weight is [out, in] and may be quantized; no other tensor may.
+    A linear's weight is [out, in] and may be quantized; so are experts, [number, in, out]; no other tensor may.
     """
 
     name: str
@@ -24,10 +25,16 @@ class Weight:
     when: str | None = None
     unless: str | None = None
     is_linear: bool = False
+    are_experts: bool = False
+
+    @property
+    def is_of_an_expert(self) -> bool:
+        """Whether there is one for each expert of a layer."""
+        return "{j}" in self.name
 
     def applies(self, config: Any) -> bool:
         """Tell whether the row exists under this configuration."""
-        return (not self.when or getattr(config, self.when)) and not (self.unless and getattr(config, self.unless))
+        return (not self.when or bool(_value(config, self.when))) and not (self.unless and _value(config, self.unless))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,9 @@ def _linear(name: str, rows: str, columns: str, bias_when: str) -> tuple[Weight,
     return weight, Weight(f"{name}.bias", (rows,), when=bias_when)
 
 
-def _decoder_layer(prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str | None) -> tuple[Weight, ...]:
+def _decoder_layer(
+    prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str | None, mlp_unless: str | None
+) -> tuple[Weight, ...]:
     attention, mlp, q_size, kv_size = (
         f"{prefix}self_attn.",
         f"{prefix}mlp.",
@@ -75,7 +84,30 @@ def _decoder_layer(prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str 
         Weight(f"{attention}q_norm.weight", ("head_dim",), when=qk_norm_when),
         Weight(f"{attention}k_norm.weight", ("head_dim",), when=qk_norm_when),
         Weight(f"{prefix}post_attention_layernorm.weight", ("hidden_size",)),
-        *(row for row in mlp_rows if mlp_bias_when or row.when is None),
+        *(replace(row, unless=mlp_unless) for row in mlp_rows if mlp_bias_when or row.when is None),
+    )
+
+
+def _experts(mlp: str) -> tuple[Weight, ...]:
+    """Both layouts: as gpt-oss has it, one tensor of all experts, and as Qwen3-MoE has it, linears."""
+    count, size, hidden = "moe.num_experts", "moe.intermediate_size", "hidden_size"
+    fused = (
+        Weight(f"{mlp}router.weight", (count, hidden)),
+        Weight(f"{mlp}router.bias", (count,)),
+        Weight(f"{mlp}experts.gate_up_proj", (count, hidden, f"2*{size}"), are_experts=True),
+        Weight(f"{mlp}experts.gate_up_proj_bias", (count, f"2*{size}")),
+        Weight(f"{mlp}experts.down_proj", (count, size, hidden), are_experts=True),
+        Weight(f"{mlp}experts.down_proj_bias", (count, hidden)),
+    )
+    apart = (
+        Weight(f"{mlp}gate.weight", (count, hidden)),
+        Weight(f"{mlp}experts.{{j}}.gate_proj.weight", (size, hidden), is_linear=True),
+        Weight(f"{mlp}experts.{{j}}.up_proj.weight", (size, hidden), is_linear=True),
+        Weight(f"{mlp}experts.{{j}}.down_proj.weight", (hidden, size), is_linear=True),
+    )
+    return (
+        *(replace(row, when="moe.fused") for row in fused),
+        *(replace(row, when="moe", unless="moe.fused") for row in apart),
     )
 
 
@@ -86,7 +118,9 @@ _OWN_TABLE = "a DFlash drafter embeds and decodes with the target's tables; Mode
 TARGET_NAMES = NameTable(
     used=(
         Weight("model.embed_tokens.weight", _EMBEDDING),
-        *_decoder_layer("model.layers.{i}.", qk_norm_when="qk_norm", mlp_bias_when="mlp_bias"),
+        *_decoder_layer("model.layers.{i}.", qk_norm_when="qk_norm", mlp_bias_when="mlp_bias", mlp_unless="moe"),
+        Weight("model.layers.{i}.self_attn.sinks", ("num_q_heads",), when="sinks"),
+        *_experts("model.layers.{i}.mlp."),
         Weight("model.norm.weight", ("hidden_size",)),
         Weight("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings", is_linear=True),
     ),
@@ -106,7 +140,7 @@ DRAFTER_NAMES = NameTable(
     used=(
         Weight("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
         Weight("hidden_norm.weight", ("hidden_size",)),
-        *_decoder_layer("layers.{i}.", qk_norm_when=None, mlp_bias_when=None),
+        *_decoder_layer("layers.{i}.", qk_norm_when=None, mlp_bias_when=None, mlp_unless=None),
         Weight("norm.weight", ("hidden_size",)),
     ),
     ignored=(
@@ -122,15 +156,27 @@ SHARED_TABLES = {"embed_tokens.weight": "model.embed_tokens.weight", "lm_head.we
 
 
 def expand(rows: Iterable[Row], config: Any) -> dict[str, Row]:
-    """Return the rows that apply by tensor name, each layer's spelled out."""
+    """Return the rows that apply by tensor name, each layer's and expert's spelled out."""
     return {
-        row.name.replace("{i}", str(index)): row
+        row.name.replace("{i}", str(layer)).replace("{j}", str(expert)): row
         for row in rows
         if row.applies(config)
-        for index in range(config.num_layers if "{i}" in row.name else 1)
+        for layer in range(config.num_layers if "{i}" in row.name else 1)
+        for expert in range(config.moe.num_experts if row.is_of_an_expert else 1)
     }
 
 
 def sizes_of(row: Weight, config: Any) -> list[int]:
     """Evaluate a row's symbolic shape."""
-    return [math.prod(getattr(config, field) for field in size.split("*")) for size in row.shape]
+    return [math.prod(_size(config, factor) for factor in size.split("*")) for size in row.shape]
+
+
+def _size(config: Any, factor: str) -> int:
+    return int(factor) if factor.isdigit() else int(_value(config, factor))
+
+
+def _value(config: Any, path: str) -> Any:
+    """The field under a dotted path; None where a part of the configuration is absent."""
+    for name in path.split("."):
+        config = None if config is None else getattr(config, name)
+    return config

@@ -7,7 +7,7 @@
 | W4A16_NVFP4 | U8 [out, in/2] | F8_E4M3 [out, in/16] | F32 [] | |
 
 A byte of an NVFP4 weight holds two E2M1 codes along `in`, the first one in its low half. What the tensors mean in
-numbers is in dequantize.py.
+numbers is in dequantize.py. Experts that are one tensor are in mxfp4.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.checkpoint.mxfp4 import BLOCK_SIZE, BLOCKS, SCALES, expert_faults
 from trtllm_dflash.checkpoint.names import Weight, sizes_of
 from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
-from trtllm_dflash.config.quantization import HF_QUANT_CONFIG, Quantization, WeightFormat
+from trtllm_dflash.config.quantization import FORMATS, HF_QUANT_CONFIG, Quantization, WeightFormat
 from trtllm_dflash.errors import CheckpointError
 
 CODES = ("F8_E4M3", "U8")  # dtypes that are nothing without their scales
@@ -42,6 +43,10 @@ _FOREIGN: Mapping[str, str] = {
     r"\.weight_scale_inv$": "FP8 weights with a scale for each block of 128 x 128",
     r"\.(absmax|quant_map|quant_state\.\w+)$": "a bitsandbytes checkpoint",
     r"_proj_(blocks|scales)$": "MXFP4 experts as gpt-oss has them",
+    r"\.experts\.(gate_up|down)_proj$": "experts in one tensor, which only gpt-oss has; Qwen3-MoE's are published as "
+    "linears of each, and save_pretrained of transformers 5 writes them so",
+    r"\.experts\.\w+_weight_scale$": "gpt-oss's experts as ModelOpt quantizes them, in blocks along another axis; use "
+    "the published MXFP4 checkpoint, whose numbers are kept as they are",
 }
 
 
@@ -70,7 +75,10 @@ def expected_tensors(
         module, _, kind = name.rpartition(".")
         plain = Stored(tuple(sizes_of(row, config)), row.shape)
         row_format = formats.get(module) if kind == "weight" else None
-        expected |= {name: plain} if row_format is None else _tensors_of(module, row_format, plain)
+        if row.are_experts and name in formats:
+            expected |= _tensors_of_experts(name, plain)
+        else:
+            expected |= {name: plain} if row_format is None else _tensors_of(module, row_format, plain)
         scale = CACHE_SCALES.get(module.rpartition(".")[2])
         if quantization.kv_cache and scale and kind == "weight":
             expected[f"{module}.{scale}"] = _SCALAR
@@ -94,10 +102,60 @@ def _tensors_of(module: str, row: WeightFormat, plain: Stored) -> dict[str, Stor
     return {f"{module}.{name}": stored for name, stored in tensors.items()}
 
 
-def formats_of(linears: Collection[str], quantization: Quantization) -> dict[str, WeightFormat]:
-    """The quantized ones among a model's linears, with their formats."""
-    found = {module: quantization.format_of(module) for module in linears}
-    return {module: row for module, row in found.items() if row is not None}
+def _tensors_of_experts(name: str, plain: Stored) -> dict[str, Stored]:
+    count, columns, rows = plain.shape
+    count_symbol, in_symbol, out_symbol = plain.symbols
+    shape, symbols = (count, rows, columns // BLOCK_SIZE), (count_symbol, out_symbol, f"{in_symbol}/{BLOCK_SIZE}")
+    blocks = Stored((*shape, BLOCK_SIZE // 2), (*symbols, str(BLOCK_SIZE // 2)), ("U8",))
+    return {f"{name}{BLOCKS}": blocks, f"{name}{SCALES}": Stored(shape, symbols, ("U8",))}
+
+
+def is_scale(name: str) -> bool:
+    """Whether the tensor `name` holds scales."""
+    return name.rpartition(".")[2] in ALL_SCALES or is_exponents(name)
+
+
+def is_exponents(name: str) -> bool:
+    """Whether the tensor `name` holds exponents: E8M0 scales, a byte each."""
+    return name.endswith(SCALES)
+
+
+@dataclass(frozen=True)
+class Quantizable:
+    """What of a model may be quantized: `linears` [out, in] by module, and `experts` [number, in, out] by name.
+
+    `of_experts`: those of the linears that are one expert's. They multiply activations as they are.
+    """
+
+    linears: Mapping[str, tuple[int, ...]]
+    experts: Mapping[str, tuple[int, ...]]
+    of_experts: Collection[str]
+
+    @classmethod
+    def from_rows(cls, rows: Mapping[str, Weight], config: Any) -> Quantizable:
+        """Those among the rows (by tensor name) of a model."""
+        linears = {name.removesuffix(".weight"): row for name, row in rows.items() if row.is_linear}
+        return cls(
+            {module: tuple(sizes_of(row, config)) for module, row in linears.items()},
+            {name: tuple(sizes_of(row, config)) for name, row in rows.items() if row.are_experts},
+            {module for module, row in linears.items() if row.is_of_an_expert},
+        )
+
+    @property
+    def names_of_experts(self) -> set[str]:
+        """The names of the experts' tensors, whichever way they are stored."""
+        return {f"{name}{ending}" for name in self.experts for ending in ("", BLOCKS, SCALES)}
+
+    def formats(self, quantization: Quantization) -> dict[str, WeightFormat]:
+        """The quantized ones with their formats, an expert's linears with that of their weights alone."""
+        found = {module: quantization.format_of(module) for module in self.linears}
+        found |= {name: quantization.format_of_experts(name) for name in self.experts}
+        weights_only = FORMATS["w4a16_nvfp4"]
+        return {
+            module: weights_only if module in self.of_experts and row.block_size else row
+            for module, row in found.items()
+            if row is not None
+        }
 
 
 def refuse_foreign(infos: Collection[str], where: str) -> None:
@@ -110,27 +168,34 @@ def refuse_foreign(infos: Collection[str], where: str) -> None:
 
 def refuse_faults(
     infos: Mapping[str, TensorInfo],
-    linears: Mapping[str, tuple[int, ...]],
+    model: Quantizable,
     quantization: Quantization,
     where: str,
 ) -> None:
     """Raise one CheckpointError for all contradictions between the tensors and the quantization that is stated.
 
-    `linears`: [out, in] by module. What is simply missing or misshapen is left to the accounting.
+    What is simply missing or misshapen is left to the accounting.
     """
     faults = [
         f"{name} has a format, but this model has no linear of that name"
         for name in quantization.modules
-        if name not in linears
+        if name not in model.linears
     ]
-    for module, shape in linears.items():
-        row = quantization.format_of(module)
+    formats = model.formats(quantization)
+    for module, shape in model.linears.items():
+        row = formats.get(module)
         if row is None:
             faults += _faults_of_plain(infos, module, quantization)
         elif module in NEVER_QUANTIZED:
             faults.append(f"{module} is {row.algo}, and it must not be quantized: exclude it and quantize again")
+        elif module in model.of_experts and row.block_size is None:
+            faults.append(f"{module} is {row.algo}, and experts can be NVFP4 or unquantized: exclude it")
         else:
+            # NVFP4 as stated quantizes activations as well, which for experts nobody does here.
+            if row is quantization.format_of(module):
+                faults += _faults_of_input_scale(infos, module, row)
             faults += _faults_of_quantized(infos, module, row, shape)
+    faults += expert_faults(infos, model.experts, quantization)
     if faults:
         more = f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         lines = "".join(f"\n  {fault}" for fault in faults[:_LISTED])
@@ -160,18 +225,27 @@ def _why_plain(module: str, quantization: Quantization) -> str:
     return f"{module} is excluded by {pattern!r}" if pattern else f"{module} has no format in quantized_layers"
 
 
+def _faults_of_input_scale(infos: Mapping[str, TensorInfo], module: str, row: WeightFormat) -> list[str]:
+    has_input_scale = f"{module}.input_scale" in infos
+    if row.has_input_scale and not has_input_scale and not _is_plain(infos, module):
+        return [f"{module}.input_scale is missing: {row.algo} quantizes activations too, and was not calibrated"]
+    if not row.has_input_scale and has_input_scale:
+        return [f"{module}.input_scale is there, but {row.algo} leaves activations as they are"]
+    return []
+
+
+def _is_plain(infos: Mapping[str, TensorInfo], module: str) -> bool:
+    weight = infos.get(f"{module}.weight")
+    return weight is not None and weight.dtype in WEIGHT_DTYPES and f"{module}.weight_scale" not in infos
+
+
 def _faults_of_quantized(
     infos: Mapping[str, TensorInfo], module: str, row: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
     weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
-    has_input_scale = f"{module}.input_scale" in infos
-    if weight is not None and weight.dtype in WEIGHT_DTYPES and scale is None:
+    if weight is not None and _is_plain(infos, module):
         return [f"{module}.weight is {weight.dtype}, not {row.algo}, and has no scales: add {module} to the exclusions"]
     faults = []
-    if row.has_input_scale and not has_input_scale:
-        faults.append(f"{module}.input_scale is missing: {row.algo} quantizes activations too, and was not calibrated")
-    if not row.has_input_scale and has_input_scale:
-        faults.append(f"{module}.input_scale is there, but {row.algo} leaves activations as they are")
     if row.block_size is None:
         if scale is not None and scale.shape not in ((), (1,)):
             faults.append(f"{module}.weight_scale has {list(scale.shape)}, expected one number for the whole tensor")

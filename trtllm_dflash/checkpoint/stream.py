@@ -46,6 +46,15 @@ def first_nonpositive(info: TensorInfo) -> Index | None:
     return None
 
 
+def first_above(info: TensorInfo, limit: int) -> Index | None:
+    """Return the index of the first byte (U8) that is larger than `limit`, None if none is."""
+    for start, chunk in _chunks(info):
+        bad = chunk > limit
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
+    return None
+
+
 def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
     """Return the index of the first element whose values differ (any of the weight dtypes); the shapes are equal."""
     for (start, ours), (_, theirs) in zip(_chunks(left), _chunks(right), strict=True):

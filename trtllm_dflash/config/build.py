@@ -38,6 +38,11 @@ class Arch:
         """Whether it computes with FP8: GPUs from sm89 on; a CPU as exactly, and slowly."""
         return not self.is_gpu or int(self.name[2:]) >= 89
 
+    @property
+    def has_fp4(self) -> bool:
+        """Whether its compiler has 4-bit weights: Blackwell."""
+        return self.is_gpu and int(self.name[2:]) >= 100
+
 
 ARCHS = {
     arch.name: arch

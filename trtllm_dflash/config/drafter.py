@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.config.dialects import ARCHITECTURE, refuse_dialects_in_config
-from trtllm_dflash.config.hf import HfReader, Only, shown
+from trtllm_dflash.config.hf import MAX_SIZE, HfReader, Only, shown
 from trtllm_dflash.config.quantization import COMPRESSED
 from trtllm_dflash.config.rope import RopeConfig
-from trtllm_dflash.config.target import MAX_LAYERS, MAX_SIZE, read_kv_heads
+from trtllm_dflash.config.target import MAX_LAYERS, read_kv_heads
 
 _LOG = logging.getLogger(__name__)
 

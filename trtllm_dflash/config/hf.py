@@ -19,6 +19,8 @@ T = TypeVar("T", int, float, bool, str)
 D = TypeVar("D")
 
 MAX_CONFIG_BYTES = 16 << 20
+# Bound on untrusted sizes: far above any model, low enough that no table of shapes can exhaust memory.
+MAX_SIZE = 1 << 24
 _KIND_NAMES: Mapping[type, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
 _MISSING: Any = object()
 

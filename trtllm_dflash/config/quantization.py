@@ -55,6 +55,11 @@ FORMATS: Mapping[str, WeightFormat] = {
         ),
     )
 }  # fmt: skip
+# Not one of a linear: only gpt-oss has it, for its experts, and every arch can have the numbers.
+MXFP4 = WeightFormat(
+    "mxfp4", "MXFP4", "4-bit weights of experts in blocks of 32 that share a power of two, activations as they are",
+    32, False, ("cpu", "sm80", "sm86", "sm89", "sm90", *_BLACKWELL[1:]), "every GPU",
+)  # fmt: skip
 _BY_ALGO = {row.algo: row.name for row in FORMATS.values()}
 _MIXED = "MIXED_PRECISION"
 
@@ -92,18 +97,20 @@ class Quantization:
     """What a checkpoint says of its linears: `modules` by full name first, then `excluded`, then `default`.
 
     `excluded` are module names, which cover what is inside of them, and patterns with `*`. `kv_cache` is "fp8" if the
-    checkpoint has scales for keys and values. An unquantized checkpoint has no format anywhere.
+    checkpoint has scales for keys and values. `mxfp4` is about experts that are one tensor, and nothing else. An
+    unquantized checkpoint has no format anywhere.
     """
 
     default: str | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
     kv_cache: str | None = None
+    mxfp4: bool = False
 
     @property
     def is_quantized(self) -> bool:
         """Whether any linear can have a format."""
-        return self.default is not None or bool(self.modules)
+        return self.default is not None or bool(self.modules) or self.mxfp4
 
     def format_of(self, module: str) -> WeightFormat | None:
         """The format of the linear `module`, None if it is not quantized."""
@@ -111,6 +118,10 @@ class Quantization:
         if name is None and self.default is not None and self.excluded_by(module) is None:
             name = self.default
         return FORMATS[name] if name else None
+
+    def format_of_experts(self, name: str) -> WeightFormat | None:
+        """The format of the tensor `name` that holds all experts of a layer, None if it is not quantized."""
+        return MXFP4 if self.mxfp4 and self.excluded_by(name) is None else None
 
     def excluded_by(self, module: str) -> str | None:
         """The first entry of `excluded` that covers the module."""
@@ -146,6 +157,8 @@ def _read_original(reader: HfReader) -> Quantization:
 
 def _read_flat(reader: HfReader) -> Quantization:
     """config.json's quantization_config; an exported drafter may have hf_quant_config.json's layout in there."""
+    if reader.get("quant_method") == MXFP4.name:
+        return Quantization(excluded=_read_patterns(reader, "modules_to_not_convert"), mxfp4=True)
     _refuse_methods(reader)
     if reader.get("quantization") is not None:
         return _read_original(reader)

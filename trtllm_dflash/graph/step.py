@@ -18,6 +18,7 @@ from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterContext
+from trtllm_dflash.graph.experts import QuantizedAs
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
@@ -41,6 +42,7 @@ def build_step(
     block_size: int,
     draft_vocab: np.ndarray | None = None,
     plugins: bool = False,
+    fp4: bool = False,
     kv_scales: KvScales | None = None,
     ring_width: int | None = None,
 ) -> ir.Model:
@@ -49,8 +51,9 @@ def build_step(
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
     is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
     type `dtype`; others are converted when read. So are quantized ones, unless `dtype` is float32: see
-    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`). `kv_scales`, of every target
-    layer, make the target's caches FP8: a key is its code times the layer's key scale.
+    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`); without, `fp4` says that the
+    compiler has 4-bit weights, so that quantized experts stay that small. `kv_scales`, of every target layer, make the
+    target's caches FP8: a key is its code times the layer's key scale.
     Ports are those of `graph.io.step_ports`; with a `ring_width` no step may be wider than that.
 
     Raises:
@@ -67,7 +70,11 @@ def build_step(
     )  # fmt: skip
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    results = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, kv_scales).emit(target, drafter)
+    experts_as = QuantizedAs.NUMBERS
+    if dtype != "float32" and (plugins or fp4):
+        experts_as = QuantizedAs.CODES if plugins else QuantizedAs.FP4
+    step = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales)
+    results = step.emit(target, drafter)
     outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
     graph = ir.Graph(
         list(inputs.values()),
@@ -77,8 +84,9 @@ def build_step(
         opset_imports={OPS_DOMAIN: 1} | {node.domain: 1 for node in g.nodes} | {"": OPSET},
         name="step",
     )
-    functions = [function for spec in OPS.values() for function in spec.functions(g.nodes)]
-    functions += emulation_functions(g.nodes)
+    functions = emulation_functions(g.nodes)
+    if not plugins:
+        functions += [function for spec in OPS.values() for function in spec.functions(g.nodes)]
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
     if plugins:
         use_plugins(model)
@@ -93,6 +101,7 @@ class _Step:
     cache_len: int
     block_size: int
     draft_vocab: np.ndarray | None
+    experts_as: QuantizedAs
     kv_scales: KvScales | None
 
     def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> dict[str, ir.Value]:
@@ -130,6 +139,7 @@ class _Step:
             positions=self._positions(past, g.size(ids, 1)),
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
+            experts_as=self.experts_as,
             kv_scales=self.kv_scales,
             rings=self._rings("target_key", config.num_layers),
         )

@@ -94,6 +94,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Pla
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
     target = load_target(config.target)
+    _refuse_experts(target)
     drafter = load_drafter(config.drafter) if config.drafter else None
     if drafter is not None:
         require_reference()
@@ -121,6 +122,14 @@ def _refuse_quantized(kind: str, checkpoint: Checkpoint[Any]) -> None:
         raise CheckpointError(
             f"{kind} {checkpoint.directory}: it is quantized already ({checkpoint.stored_as}), and what that lost is "
             "gone. Give the unquantized original."
+        )
+
+
+def _refuse_experts(target: Checkpoint[TargetConfig]) -> None:
+    if target.config.moe is not None:
+        raise CheckpointError(
+            f"target {target.directory}: it has experts, and this command quantizes dense models. `build` takes "
+            "gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts ModelOpt has exported in NVFP4."
         )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from trtllm_dflash.graph.targets import llama, qwen3
+from trtllm_dflash.graph.targets import gpt_oss, llama, qwen3, qwen3_moe
 from trtllm_dflash.graph.targets.context import LayerFunction
 
-LAYERS: dict[str, LayerFunction] = {"llama": llama.layer, "qwen3": qwen3.layer}
+LAYERS: dict[str, LayerFunction] = {
+    "gpt_oss": gpt_oss.layer,
+    "llama": llama.layer,
+    "qwen3": qwen3.layer,
+    "qwen3_moe": qwen3_moe.layer,
+}

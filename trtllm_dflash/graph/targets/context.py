@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.experts import Experts, QuantizedAs
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
@@ -25,6 +27,7 @@ class TargetContext:
     positions: ir.Value  # int64 [B, S]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
+    experts_as: QuantizedAs
     kv_scales: KvScales | None = None  # where the caches are FP8
     rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
     written: dict[str, ir.Value] = field(default_factory=dict)
@@ -35,18 +38,28 @@ class TargetContext:
         x ─┬─ q_proj (q_norm) rope ─┐
            ├─ k_proj (k_norm) rope ─┼─ DFlashVerifyAttention ─ o_proj
            └─ v_proj ───────────────┘
+
+        A layer may have a window, and its heads sinks: the configuration says it.
         """
         c, m, g = self.config, self.model, self.model.g
         q = self._projected(x, f"{name}.q", c.num_q_heads, norm=qk_norm, rotate=True)
         k = self._projected(x, f"{name}.k", c.num_kv_heads, norm=qk_norm, rotate=True)
         v = self._projected(x, f"{name}.v", c.num_kv_heads, norm=False, rotate=False)
         key, value = f"target_key.{layer}", f"target_value.{layer}"
+        sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
-            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions,
+            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions, *sinks,
             scale=c.head_dim**-0.5, window_size=c.windows[layer], **ring_attribute(self.rings, layer),
             **self._cache_scales(layer),
         )  # fmt: skip
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def experts(self, x: ir.Value, name: str) -> ir.Value:
+        """The mixture of experts `name` of x [B·S, hidden]."""
+        config = self.config
+        if config.moe is None:
+            raise GraphError(f"{name}: {config.architecture} has no experts")
+        return Experts(self.model, config.moe, config.hidden_size, self.experts_as, name)(x)
 
     def _cache_scales(self, layer: int) -> dict[str, float]:
         return (
