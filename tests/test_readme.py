@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LABELS = {"gpu", "built", "cpu", "paper", "no"}
 # What installs and tests everything cannot be run by the tests it runs; CI runs it, on a clean checkout.
-RUN_ELSEWHERE = {"make demo", "make test", "make bench", "make bench-build"}
+RUN_ELSEWHERE = {"make demo", "make test", "make bench", "make bench-build", "make bench-quantization"}
 
 
 def blocks(language: str) -> list[str]:

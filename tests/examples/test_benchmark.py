@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +24,16 @@ def _run(script: str, *arguments: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def _module(script: str) -> Any:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "examples" / script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_speed(tmp_path: Path) -> None:
@@ -40,6 +55,34 @@ def test_build_cost(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "cost.json").read_text())["builds"]
     assert row["layers"] == 2
     assert row["seconds"] > 0
+
+
+def test_the_readmes_table_of_formats_has_the_measured_figures() -> None:
+    script = _module("benchmark/quantization.py")
+    facts = json.loads((ROOT / "examples" / "benchmark" / "quantization.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert readme.split("<!-- quantization -->\n")[1].split("<!-- /quantization -->")[0] == script.markdown(facts)
+    for row in facts["rows"]:
+        assert row.get("linears") is None or row["linears"] <= (0.5 if row["name"] == "FP8" else 0.30)
+        assert row["perplexity"] > 1
+    assert len({(row["name"], row["kv_cache"]) for row in facts["rows"]}) == 8
+
+
+def test_memory_that_is_measured() -> None:
+    """Of a process and its children together, pages of files left out."""
+    script = _module("benchmark/quantization.py")
+    child = "data = bytearray(1 << 27); data[::4096] = bytes(len(data[::4096])); import time; time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True)
+    try:
+        deadline, found = time.monotonic() + 30, 0
+        while found < 1 << 27 and time.monotonic() < deadline:
+            found = sum(map(script.anonymous_bytes, script.family(process.pid)))
+        assert 1 << 27 <= found < 1 << 28
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert script.anonymous_bytes(process.pid) == 0
 
 
 def test_compare() -> None:
