@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "runtime": {"config", "plugins"},
     "quantize": {"config", "checkpoint", "build", "runtime"},
     "evaluate": {"config", "build", "graph", "runtime"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate"},
+    "profile": {"config", "checkpoint", "graph", "build", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "profile"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (
@@ -38,8 +39,9 @@ RUNTIME_READS = (
 BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"build", "plugins", "runtime"},
     "onnxruntime": {"build", "runtime", "evaluate"},
-    "transformers": {"runtime", "quantize"},
-    "torch": {"quantize"},
+    "transformers": {"runtime", "quantize", "profile"},
+    "matplotlib": {"profile"},
+    "torch": {"quantize", "profile"},
     "modelopt": {"quantize"},
 }
 NEVER_IMPORTED = {"pickle"}

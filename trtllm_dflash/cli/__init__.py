@@ -12,7 +12,7 @@ import click
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
 
-COMMANDS = ("quantize", "build", "run", "eval", "inspect", "doctor")
+COMMANDS = ("quantize", "build", "run", "profile", "eval", "inspect", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
