@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test lint format bench bench-build bench-quantization clean
+.PHONY: help demo test lint format bench bench-profile bench-build bench-quantization clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ $(BIN)/python:
 # else. torch comes first and by its exact version: that is the small CPU build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,profile,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
 	@touch $@
 
@@ -67,6 +67,10 @@ bench: .venv/.test engines  ## DFlash against plain decoding, and both against t
 		--json examples/benchmark/speed.json
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7 --max-tokens 96 --limit 10 \
 		--json examples/benchmark/speed_reference.json
+
+bench-profile: .venv/.test engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
+	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \
+		--json examples/benchmark/profile.json --html examples/benchmark/profile.html
 
 bench-build: .venv/.test demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json

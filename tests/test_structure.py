@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "quantize": {"config", "checkpoint", "build", "runtime"},
     "evaluate": {"config", "build", "graph", "runtime"},
     "handover": {"config", "checkpoint", "build"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "handover"},
+    "profile": {"config", "checkpoint", "graph", "build", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "handover", "profile"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (
@@ -43,8 +44,9 @@ BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"trt", "build", "plugins", "runtime"},
     "tensorrt": {"trt"},
     "onnxruntime": {"build", "runtime", "evaluate"},
-    "transformers": {"runtime", "quantize"},
-    "torch": {"quantize"},
+    "transformers": {"runtime", "quantize", "profile"},
+    "matplotlib": {"profile"},
+    "torch": {"quantize", "profile"},
     "modelopt": {"quantize"},
 }
 NEVER_IMPORTED = {"pickle"}

@@ -51,21 +51,15 @@ def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
 
 def reference_side(target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]) -> Side:
     """The reference package's own loop on torch, in float32 on the CPU."""
-    import dflash.model as reference
-    import torch
-    from transformers import AutoModelForCausalLM
+    from trtllm_dflash.profile.peers import peer_sides
+    from trtllm_dflash.runtime.threads import resolve_num_threads
 
-    reference._cuda_time = time.perf_counter
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    draft = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
+    threads = resolve_num_threads(None)
+    (side,) = peer_sides([REFERENCE], target, drafter, block_size=block_size, stops=stops, num_threads=threads)
 
     def run(prompt: list[int]) -> Run:
-        ids = torch.tensor([prompt])
-        stats = reference.dflash_generate(
-            draft, model, ids, max_tokens, stops, block_size=block_size, return_stats=True
-        )
-        seconds = stats.time_per_output_token * stats.num_output_tokens
-        return Run(stats.output_ids[0, len(prompt) :].tolist(), len(stats.acceptance_lengths), seconds)
+        (answer,) = side.run([prompt], 1, max_tokens).answers
+        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.generation_seconds)
 
     return run
 

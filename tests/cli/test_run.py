@@ -91,6 +91,24 @@ def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
     assert run(*options[:-1], "5").stdout != drafted.stdout
 
 
+def test_a_schedule_changes_no_tokens(run: Run, tmp_path: Path) -> None:
+    """Two slots for three prompts: first 1 draft, then, when one is left, 3; and the other way round, to none."""
+    prompts, schedule = tmp_path / "prompts.txt", tmp_path / "schedule.json"
+    prompts.write_text("hello\nthe night train\n42\n")
+    fixed = ("--input-file", prompts, "--ignore-eos", "--max-tokens", "20")
+    expected = run(*fixed, kind="plain").stdout
+    for content, widest in (('{"1": 3, "2": 1}', 4), ('{"1": 0, "2": 2}', 3), ('{"1": 2}', 3)):
+        schedule.write_text(content)
+        result = run(*fixed, "--draft-len-schedule", schedule)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == expected
+        assert f"of at most {widest}" in result.stderr
+    schedule.write_text('{"1": 4}')
+    result = run(*fixed, "--draft-len-schedule", schedule)
+    assert result.exit_code == 2
+    assert "draft_len_schedule goes up to 4, and this engine takes 0 to 3" in result.stderr
+
+
 def test_draft_len_narrows_the_histogram(run: Run) -> None:
     result = run("hello", "--draft-len", "1", "--ignore-eos")
     assert "bonus included, of at most 2" in result.stderr
@@ -162,6 +180,12 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
         ((), None, "give either a PROMPT or --input-file FILE."),
         (("hi", "--input-file", "-"), "hi", "give either a PROMPT or --input-file FILE, not both."),
         (("hi", "--no-draft", "--draft-len", "2"), None, "give either --no-draft or --draft-len, not both."),
+        (
+            ("hi", "--draft-len-schedule", "x", "--draft-len", "2"),
+            None,
+            "give either --draft-len or --draft-len-schedule, not both.",
+        ),
+        (("hi", "--draft-len-schedule", "nowhere.json"), None, "nowhere.json: cannot be read"),
         (("hi", "--draft-len", "4"), None, "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts"),
         (("hi", "--max-tokens", "0"), None, "max_new_tokens is 0, expected an integer of at least 1"),
         (("hi", "--temperature", "nan"), None, "temperature is nan, expected 0 (greedy) or a finite positive number"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
 
 
@@ -35,6 +36,8 @@ def test_keywords_are_the_fields() -> None:
         ("seed", None, "seed is None, expected an integer of at least 0"),
         ("draft", 1, "draft is 1, expected True or False"),
         ("draft_len", -1, "draft_len is -1, expected an integer of at least 0"),
+        ("draft_len_schedule", {1: -2}, "draft_len_schedule has the draft_len -2, expected an integer"),
+        ("draft_len_schedule", [(1, 2)], "draft_len_schedule is .*, expected a mapping"),
         ("stop_token_ids", [3, -1], "stop_token_ids is -1, expected an integer of at least 0"),
         ("stop_token_ids", 3, "stop_token_ids is 3, expected a list of token ids or None"),
         ("stop_token_ids", "2", "stop_token_ids is '2', expected a list of token ids or None"),
@@ -49,6 +52,16 @@ def test_lists_and_arrays_become_tuples() -> None:
     params = SamplingParams.from_options({"stop_token_ids": np.array([2, 3]), "seed": [4, 5]})
     assert (params.stop_token_ids, params.seed) == ((2, 3), (4, 5))
     assert SamplingParams.from_options({"stop_token_ids": []}).stop_token_ids == ()
+
+
+def test_a_mapping_becomes_a_schedule() -> None:
+    params = SamplingParams.from_options({"draft_len_schedule": {4: 1, 2: 3}})
+    assert params.draft_len_schedule == DraftLenSchedule(((2, 3), (4, 1)))
+
+
+def test_two_that_would_decide() -> None:
+    with pytest.raises(UsageError, match="draft_len and draft_len_schedule are both given"):
+        SamplingParams(draft_len=1, draft_len_schedule=DraftLenSchedule(((1, 1),)))
 
 
 def test_an_unknown_name() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tests.runtime.fake import FakeSession, fake_config, plain_tokens
 from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.decode import Step
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.requests import make_requests
 
@@ -94,6 +96,46 @@ def test_draft_len_sets_the_width_of_generation_steps(fake_engine: Callable[...,
         (answer,) = engine.generate([[3]], max_new_tokens=9, **options, **NO_STOP)
         assert {step[2] for step in engine._session.steps[1:]} == {width}
         assert max(answer.acceptance_lengths) <= width
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_schedule_sets_the_width_by_batch(
+    fake_engine: Callable[..., Engine], sampling: dict[str, Any], lookahead: int
+) -> None:
+    """Wider and narrower steps follow each other as the batch changes; the tokens are those of any other width."""
+    for schedule in ({1: 5, 2: 1, 3: 3}, {1: 0, 3: 5}, {2: 4}, {3: 0}):
+        engine = fake_engine(block_size=6, max_batch_size=3, lookahead=lookahead)
+        answers = engine.generate(PROMPTS, max_new_tokens=30, draft_len_schedule=schedule, **sampling)
+        for answer, prompt in zip(answers, PROMPTS, strict=True):
+            alone = engine.generate([prompt], max_new_tokens=30, draft=False, **sampling)[0]
+            assert answer.token_ids == alone.token_ids
+        engine = fake_engine(block_size=6, max_batch_size=3, max_num_tokens=40, lookahead=lookahead)
+        prompts = [[3] * 11, [4] * 12, [5] * 13]  # of widths that no generation step has
+        engine.generate(prompts, max_new_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP)
+        widths = {(batch, width) for _, batch, width in engine._session.steps if width < 11}
+        rows = dict(sorted(schedule.items()))
+        expected_widths = {(n, 1 + next((rows[size] for size in rows if n <= size), 0)) for n, _ in widths}
+        assert widths == expected_widths
+        assert 3 in {batch for batch, _ in widths}
+
+
+def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=3)
+    steps: list[Step] = []
+    with engine.stream(PROMPTS, slots=2, on_step=steps.append, max_new_tokens=12, **NO_STOP) as stream:
+        answers = stream.generations()
+    assert max(batch for _, batch, _ in engine._session.steps) == 2
+    assert [a.token_ids for a in answers] == [
+        a.token_ids for a in engine.generate(PROMPTS, max_new_tokens=12, **NO_STOP)
+    ]
+    assert sum(step.tokens for step in steps) == stream.timings.generated_tokens
+    assert sum(step.seconds for step in steps) == pytest.approx(stream.timings.generation_seconds)
+    assert len(steps) == stream.timings.generation_steps
+    assert {step.slots for step in steps} == {1, 2}
+    for slots in (0, 4):
+        with pytest.raises(UsageError, match=f"slots is {slots}, and this engine has 3"):
+            engine.stream(PROMPTS, slots=slots)
 
 
 def test_prompts_enter_in_chunks_one_slot_at_a_time(fake_engine: Callable[..., Engine]) -> None:

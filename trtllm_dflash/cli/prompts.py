@@ -14,17 +14,19 @@ from trtllm_dflash.runtime.results import Generation
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One prompt, as text or as token ids, and where it stands: "" or "FILE, line N"."""
+    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its kind, where it has one."""
 
     prompt: str | list[int]
     where: str = ""
+    kind: str = ""
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """Read the prompts of a file, or of stdin for "-"; blank lines are skipped.
 
     A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace; keys beside "prompt"
-    (a string or a list of token ids) are ignored. A line that cannot be used raises UsageError with its number.
+    (a string or a list of token ids) and "kind" (a string) are ignored. A line that cannot be used raises UsageError
+    with its number.
     """
     name = "stdin" if str(path) == "-" else str(path)
     lines = [(number, line) for number, line in enumerate(_lines(path, name), start=1) if line.strip()]
@@ -33,9 +35,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
             f"{name}: there is no prompt in it. Write one a line, or one JSON object with a prompt a line."
         )
     if path.suffix == ".jsonl" or lines[0][1].lstrip().startswith("{"):
-        return [
-            PromptLine(_from_json(line, f"{name}, line {number}"), f"{name}, line {number}") for number, line in lines
-        ]
+        return [_from_json(line, f"{name}, line {number}") for number, line in lines]
     return [PromptLine(line, f"{name}, line {number}") for number, line in lines]
 
 
@@ -57,7 +57,7 @@ def _text(line: bytes, where: str) -> str:
         raise UsageError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
 
 
-def _from_json(line: str, where: str) -> str | list[int]:
+def _from_json(line: str, where: str) -> PromptLine:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -67,7 +67,8 @@ def _from_json(line: str, where: str) -> str | list[int]:
     prompt = row["prompt"]
     if not isinstance(prompt, str | list):
         raise UsageError(f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token ids.')
-    return prompt
+    kind = row.get("kind", "")
+    return PromptLine(prompt, where, kind if isinstance(kind, str) else "")
 
 
 def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, Any]:

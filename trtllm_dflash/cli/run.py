@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=SamplingParams.seed, help="of the sampling, the same for every prompt")
 @click.option("--no-draft", is_flag=True, help="verify no drafts: plain decoding, the same tokens")
 @click.option("--draft-len", type=int, help="drafts verified in a step  [default: the engine's own]")
+@click.option(
+    "--draft-len-schedule",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='drafts by batch size, as profile advises them: JSON, {"1": 7, "4": 3}; none beyond the last',
+)
 @click.option("--ignore-eos", is_flag=True, help="do not stop at the model's stop tokens")
 @click.option(
     "--input-file", type=click.Path(path_type=Path), help='prompts: one a line, or JSON lines with "prompt"; -: stdin'
@@ -77,11 +84,20 @@ def _prompt_lines(prompt: str | None, input_file: Path | None) -> list[PromptLin
     raise UsageError("give either a PROMPT or --input-file FILE" + ("." if prompt is None else ", not both."))
 
 
-def _sampling_options(max_tokens: int, no_draft: bool, ignore_eos: bool, **same: Any) -> dict[str, Any]:
+def _sampling_options(
+    max_tokens: int, no_draft: bool, draft_len_schedule: Path | None, ignore_eos: bool, **same: Any
+) -> dict[str, Any]:
     """The command's options under the names of `SamplingParams`."""
-    if no_draft and same["draft_len"] is not None:
-        raise UsageError("give either --no-draft or --draft-len, not both.")
-    options = {"max_new_tokens": max_tokens, "draft": not no_draft, **same}
+    given = {
+        "--no-draft": no_draft,
+        "--draft-len": same["draft_len"] is not None,
+        "--draft-len-schedule": draft_len_schedule is not None,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise UsageError(f"give either {names[0]} or {names[1]}, not both.")
+    schedule = DraftLenSchedule.load(draft_len_schedule) if draft_len_schedule is not None else None
+    options = {"max_new_tokens": max_tokens, "draft": not no_draft, "draft_len_schedule": schedule, **same}
     return options | ({"stop_token_ids": ()} if ignore_eos else {})
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
+from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
 
 
@@ -21,6 +22,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | Iterable[int]
     draft: bool
     draft_len: int | None
+    draft_len_schedule: DraftLenSchedule | Mapping[int, int] | None
     stop_token_ids: Iterable[int] | None
 
 
@@ -38,6 +40,8 @@ class SamplingParams:
                      get equal answers; give a seed each to get different ones.
     draft            False verifies no drafts: plain decoding, the same tokens.
     draft_len        drafts verified in a step, 0 to block_size - 1; None is the engine's own default.
+    draft_len_schedule   draft_len by the number of sequences that generate together (a DraftLenSchedule, or a mapping
+                     {batch size: draft_len}); not beside draft_len.
     stop_token_ids   tokens that end a sequence, kept as its last token; None means the model's own, empty means none.
     """
 
@@ -48,6 +52,7 @@ class SamplingParams:
     seed: int | tuple[int, ...] = 0
     draft: bool = True
     draft_len: int | None = None
+    draft_len_schedule: DraftLenSchedule | None = None
     stop_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +68,12 @@ class SamplingParams:
             raise UsageError(f"draft is {self.draft!r}, expected True or False.")
         if self.draft_len is not None:
             _check_integer("draft_len", self.draft_len, low=0)
+        if not isinstance(self.draft_len_schedule, DraftLenSchedule | None):
+            raise UsageError(
+                f"draft_len_schedule is {self.draft_len_schedule!r}, expected a mapping {{batch size: draft_len}}."
+            )
+        if self.draft_len is not None and self.draft_len_schedule is not None:
+            raise UsageError("draft_len and draft_len_schedule are both given, and only one of them can decide.")
         if not isinstance(self.stop_token_ids, tuple | None):
             raise UsageError(f"stop_token_ids is {self.stop_token_ids!r}, expected a list of token ids or None.")
         for token in self.stop_token_ids or ():
@@ -89,6 +100,8 @@ class SamplingParams:
 
 
 def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return DraftLenSchedule.from_mapping(value)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 

@@ -18,11 +18,11 @@ ahead never change tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
-from trtllm_dflash.runtime.requests import Request
+from trtllm_dflash.runtime.requests import Request, StepWidths
 from trtllm_dflash.runtime.results import FinishReason, Timings
 from trtllm_dflash.runtime.session import Session
 
@@ -64,15 +64,34 @@ class Update(NamedTuple):
     token_ids: list[int]
 
 
+class Step(NamedTuple):
+    """One generation step: the slots that it ran, their width, its time (`Timings`), and what came of it."""
+
+    slots: int
+    width: int
+    seconds: float
+    tokens: int  # kept, all sequences together
+
+
 class DecodeLoop:
     """Runs requests on a session, which nobody else may use meanwhile; iterate over it once."""
 
-    def __init__(self, session: Session, requests: Iterable[Request], width: int) -> None:
-        """`width`: tokens of each slot in a generation step (1 + drafts to verify)."""
+    def __init__(
+        self,
+        session: Session,
+        requests: Iterable[Request],
+        widths: StepWidths,
+        *,
+        slots: int | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> None:
+        """`slots`: use no more of the session's; `on_step` is called with every step that gave a token."""
         self.timings = Timings()
         self._session = session
         self._waiting = deque(requests)
-        self.width = width
+        self.widths = widths
+        self._slots = min(slots or session.max_batch_size, session.max_batch_size)
+        self._on_step = on_step
         self._active: list[ActiveSequence] = []  # the sequence in slot i is entry i
         self._under_way: deque[float] = deque()  # generation steps: when each was put under way
         self._collected = 0.0  # when the last one's tokens were there
@@ -80,7 +99,7 @@ class DecodeLoop:
     def __iter__(self) -> Iterator[Update]:
         self._session.discard()  # what a stream that was closed early, or that failed, has left under way
         while self._waiting or self._active:
-            while self._waiting and len(self._active) < self._session.max_batch_size:
+            while self._waiting and len(self._active) < self._slots:
                 admitted = yield from self._admit(slot=len(self._active))
                 self._active += [admitted] if admitted else []
             if self._active:
@@ -115,7 +134,7 @@ class DecodeLoop:
         while self._under_way or not ended:
             while not ended and len(self._under_way) <= self._session.lookahead and self._another_step_pays():
                 self._under_way.append(perf_counter())
-                self._session.generate(len(self._active), self.width)
+                self._session.generate(len(self._active), self.widths.of(len(self._active)))
             yield from self._collect()
             ended = any(sequence.finish_reason is not None for sequence in self._active)
 
@@ -138,7 +157,10 @@ class DecodeLoop:
             updates.append(Update(sequence, kept))
         self.timings.generation_seconds += seconds
         self.timings.generation_steps += bool(updates)
-        self.timings.generated_tokens += sum(len(update.token_ids) for update in updates)
+        tokens = sum(len(update.token_ids) for update in updates)
+        self.timings.generated_tokens += tokens
+        if self._on_step is not None and updates:
+            self._on_step(Step(len(self._active), self.widths.of(len(self._active)), seconds, tokens))
         return updates
 
     def _release_finished(self) -> Iterator[Update]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.decode import DecodeLoop
-from trtllm_dflash.runtime.requests import Prompt, TokenIds, as_prompts, make_requests, step_width
+from trtllm_dflash.runtime.decode import DecodeLoop, Step
+from trtllm_dflash.runtime.requests import Prompt, TokenIds, as_prompts, make_requests, step_widths
 from trtllm_dflash.runtime.results import Generation
 from trtllm_dflash.runtime.session import Session, open_session
 from trtllm_dflash.runtime.stream import Stream
@@ -54,22 +54,33 @@ class Engine:
         prompts   a list of strings (raw text: see `tokenizer.encode_chat` for the chat format) or of token-id
                   sequences, mixed if wanted; a lone string or a lone sequence of ids is one prompt.
         options   the fields of `SamplingParams`: max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0,
-                  draft=True, draft_len=None, stop_token_ids=None.
+                  draft=True, draft_len=None, draft_len_schedule=None, stop_token_ids=None.
 
         A bad option or prompt raises UsageError before any step runs.
         """
         return self.stream(prompts, **options).generations()
 
-    def stream(self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]) -> Stream:
+    def stream(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        slots: int | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Stream:
         """Like `generate`, as an iterator of (prompt index, new token ids, new text), one item for each prompt and
         step.
 
-        Prompts and options are checked here and now; steps run while the stream is iterated.
+        Prompts and options are checked here and now; steps run while the stream is iterated. `slots` limits how many
+        sequences generate together; `on_step` is called with each generation step when its tokens are there.
         """
+        if slots is not None and not 1 <= slots <= self.config.max_batch_size:
+            raise UsageError(f"slots is {slots}, and this engine has {self.config.max_batch_size} (max_batch_size).")
         sampling = SamplingParams.from_options(options)
-        width = step_width(sampling, self.config)
+        widths = step_widths(sampling, self.config)
         token_ids = [self._token_ids(prompt) for prompt in as_prompts(prompts)]
-        loop = DecodeLoop(self._session, make_requests(token_ids, sampling, self.config), width)
+        requests = make_requests(token_ids, sampling, self.config)
+        loop = DecodeLoop(self._session, requests, widths, slots=slots, on_step=on_step)
         return Stream(loop, len(token_ids), self.tokenizer, self._take_turn())
 
     def _token_ids(self, prompt: Prompt) -> TokenIds:

@@ -50,11 +50,16 @@ class OrtSession:
 
     lookahead = 0
 
-    def __init__(self, directory: Path, config: EngineConfig, *, num_threads: int | None = None) -> None:
-        """Load `directory`/model.onnx and allocate all slots' caches (memory that the system commits as it is used)."""
+    def __init__(
+        self, directory: Path, config: EngineConfig, *, num_threads: int | None = None, trace: Path | None = None
+    ) -> None:
+        """Load `directory`/model.onnx and allocate all slots' caches (memory that the system commits as it is used).
+
+        `trace`: have every node's time noted; the file that `end_trace` writes begins with this path.
+        """
         self._config = config
         self.num_threads = resolve_num_threads(num_threads)
-        self._session = _load(directory / MODEL_FILE, self.num_threads)
+        self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
         _check_ports(directory, config.ports, self._session)
         self._slots = {
             port.name: np.zeros((config.max_batch_size, *_resolve(port.shape[1:], {})), port.dtype)
@@ -105,6 +110,10 @@ class OrtSession:
     def discard(self) -> None:
         """Forget what was not collected."""
         self._results.clear()
+
+    def end_trace(self) -> Path:
+        """Write what was noted since the session was made (JSON, as in Chrome's traces) and say where."""
+        return Path(self._session.end_profiling())
 
     def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
         count, width = input_ids.shape
@@ -171,8 +180,10 @@ def _resolve(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int,
     return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
 
 
-def _load(path: Path, num_threads: int) -> Any:
+def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
     options = ort.SessionOptions()
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.session import Float32, Int64, SlotSampling
@@ -73,17 +74,36 @@ def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config:
     return requests
 
 
-def step_width(sampling: SamplingParams, config: EngineConfig) -> int:
-    """Tokens of each slot in a generation step: the anchor and the drafts to verify."""
+@dataclass(frozen=True)
+class StepWidths:
+    """Tokens of each slot in a generation step, the anchor and the drafts to verify, by the number of slots in it."""
+
+    draft_len: int
+    schedule: DraftLenSchedule | None = None
+
+    def of(self, batch: int) -> int:
+        """The width of a step of `batch` slots."""
+        return 1 + (self.draft_len if self.schedule is None else self.schedule.draft_len(batch))
+
+    @property
+    def most(self) -> int:
+        """The widest that a step can be."""
+        return 1 + (self.draft_len if self.schedule is None else self.schedule.most)
+
+
+def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
+    """How wide steps are; drafts that the engine does not have raise UsageError."""
     if not sampling.draft:
-        return 1
-    if sampling.draft_len is None:
-        return 1 + config.draft_len
-    if sampling.draft_len >= config.block_size:
+        return StepWidths(0)
+    if sampling.draft_len is None and sampling.draft_len_schedule is None:
+        return StepWidths(config.draft_len)
+    widths = StepWidths(int(sampling.draft_len or 0), sampling.draft_len_schedule)
+    if widths.most > config.block_size:
         most = config.block_size - 1
         why = f"a block of {config.block_size} holds {most} drafts" if config.speculates else "it has no drafter"
-        raise UsageError(f"draft_len is {sampling.draft_len}, and this engine takes 0 to {most}: {why}.")
-    return 1 + int(sampling.draft_len)
+        given = "draft_len is" if widths.schedule is None else "draft_len_schedule goes up to"
+        raise UsageError(f"{given} {widths.most - 1}, and this engine takes 0 to {most}: {why}.")
+    return widths
 
 
 def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:

@@ -30,8 +30,8 @@ class Stream:
 
     @property
     def width(self) -> int:
-        """Tokens of each slot in a generation step: the anchor and the drafts to verify."""
-        return self._loop.width
+        """The most tokens that a slot can have in a generation step: the anchor and the drafts to verify."""
+        return self._loop.widths.most
 
     @property
     def timings(self) -> Timings:

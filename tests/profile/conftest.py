@@ -1,0 +1,132 @@
+"""A profile of the trained tiny pair, where drafts are accepted, and the command that makes one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.cli import main
+from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.config.profile import ProfileConfig
+from trtllm_dflash.profile.prompts import Prompt
+from trtllm_dflash.profile.result import Profile, SideResult
+from trtllm_dflash.profile.run import Asked, profile
+from trtllm_dflash.profile.trace import STEPS
+from trtllm_dflash.runtime.ort_session import OrtSession
+
+PAIR = Path(__file__).parent.parent / "trained_pair"
+TARGET, DRAFTER = PAIR / "target", PAIR / "drafter"
+MODULUS = 61
+
+RunProfile = Callable[..., Result]
+MakeProfile = Callable[..., Profile]
+
+
+def sentence(first: int, stride: int, length: int) -> list[int]:
+    """A sentence of the language that the pair was trained on (`tests/trained_pair/make_pair.py`)."""
+    tokens = [first]
+    while len(tokens) < length:
+        stride = stride % 5 + 1 if tokens[-1] % 7 == 0 else stride
+        tokens.append((tokens[-1] + stride) % MODULUS)
+    return tokens
+
+
+# Sentences are easy to draft for; the other kind never occurs in the language.
+ASKED = Asked(
+    "sentences",
+    (
+        Prompt(sentence(3, 2, 7), "sentence"),
+        Prompt([5, 50, 5, 50, 5], "noise"),
+        Prompt(sentence(40, 4, 11), "sentence"),
+        Prompt([9, 9, 9], "noise"),
+        Prompt(sentence(21, 1, 9), "sentence"),
+        Prompt(sentence(60, 5, 6), "sentence"),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DFlash engine of the pair: blocks of 8, 5 drafts by default, 3 slots."""
+    output = tmp_path_factory.mktemp("engine") / "dflash"
+    sizes: dict[str, Any] = {"draft_len": 5, "max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
+    build_engine(BuildConfig(str(TARGET), output, drafter=str(DRAFTER), **sizes))
+    return output
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain engine of the same target."""
+    output = tmp_path_factory.mktemp("engine") / "plain"
+    sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
+    build_engine(BuildConfig(str(TARGET), output, **sizes))
+    return output
+
+
+@pytest.fixture(scope="session")
+def make_profile(engine: Path, plain: Path) -> MakeProfile:
+    """`make_profile(asked=ASKED, **options of ProfileConfig)`: measured with one thread."""
+
+    def make(asked: Asked = ASKED, **options: Any) -> Profile:
+        options = {"plain": plain, "output_len": 24, "num_threads": 1} | options
+        return profile(ProfileConfig(engine, **options), asked, argv=["test"])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def found(make_profile: MakeProfile) -> Profile:
+    """A profile at batch 1 and 3, with 0, 5 and 7 drafts."""
+    return make_profile(batch="1,3")
+
+
+class Stopwatch:
+    """Times the CPU sessions' generation steps with a clock of its own, while a profile is measured."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._seconds: dict[tuple[bool, int, int], list[float]] = defaultdict(list)
+        generate = OrtSession.generate
+
+        def timed(session: OrtSession, count: int, width: int) -> None:
+            start = time.monotonic()
+            generate(session, count, width)
+            kind = (session._config.speculates, count, width)
+            self._seconds[kind].append(time.monotonic() - start)
+
+        monkeypatch.setattr(OrtSession, "generate", timed)
+
+    def total(self, result: SideResult) -> float:
+        """Seconds of the steps that a result of a profile of one batch size is about.
+
+        Warming up came before them; after them came the timing of kernels, by two sessions of 1 + STEPS steps each.
+        """
+        seconds = self._seconds[result.maker == "dflash", result.batch, 1 + result.draft_len]
+        return sum(seconds[: len(seconds) - 2 * (1 + STEPS)][-result.full_steps :])
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
+    """Another clock for what is profiled from now on."""
+    return Stopwatch(monkeypatch)
+
+
+@pytest.fixture
+def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
+    """`run_profile(*options, engine=…)`: the result of `dflash-trt profile` on ASKED's prompts."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = ({"prompt": prompt.content, "kind": prompt.kind} for prompt in ASKED.prompts)
+    prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def invoke(*options: str | Path, engine: Path = engine) -> Result:
+        fixed = ["profile", str(engine), "--num-threads", "1", "--plain", str(plain), "--output-len", "12"]
+        return CliRunner().invoke(main, [*fixed, "--prompts", str(prompts), *(str(option) for option in options)])
+
+    return invoke

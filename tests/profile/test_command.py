@@ -1,0 +1,150 @@
+"""dflash-trt profile: tables, files, what is refused, and the way to --estimate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tests.profile.conftest import RunProfile
+from tests.tiny import tiny_target
+from trtllm_dflash.build import manifest
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.cli import main
+from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.profile import style
+from trtllm_dflash.profile.words import COLUMNS
+
+
+def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "html", "schedule")}
+    options = [argument for name, path in files.items() for argument in (f"--{name}", path)]
+    result = run_profile("--batch", "1,2", "--draft-lens", "0,5", *options)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{engine}: 6 prompts of 2 kinds, at most 12 new tokens each, 1 threads of ")
+    titles = [line.split() for line in lines if line.startswith("side")]
+    assert titles == [" ".join(COLUMNS).split()]
+    for start, count in (("plain ", 4), ("DFlash 5 ", 5), ("sentence (4)", 1), ("noise (2)", 1), ("accepted", 1)):
+        assert sum(line.startswith(start) for line in lines) == count, start
+    data = json.loads(files["json"].read_text())
+    assert data["prompts"]["kinds"] == {"sentence": 4, "noise": 2}
+    assert data["settings"]["batch"] == [1, 2]
+    assert data["engine"]["graph"] == manifest.load(engine)["graph"]
+    assert {"dflash-trt", "onnxruntime"} <= data["versions"].keys()
+    assert data["machine"]["threads"] == 1
+    assert json.loads(files["schedule"].read_text()) == data["advice"]["draft_len_schedule"]
+    assert files["html"].read_text().startswith("<!DOCTYPE html>")
+
+    again = CliRunner().invoke(main, ["profile", str(files["json"]), "--html", str(tmp_path / "again.html")])
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout == result.stdout
+    assert (tmp_path / "again.html").read_text() == files["html"].read_text()
+    runs = CliRunner().invoke(
+        main, ["run", str(engine), "--draft-len-schedule", str(files["schedule"]), "--input-file", "-", "--raw"],
+        input='{"prompt": [3, 5, 7]}\n',
+    )  # fmt: skip
+    assert runs.exit_code == 0, runs.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch", "0"), "--batch must be numbers of at least 1, got 0"),
+        (("--batch", "1,x"), "--batch must be whole numbers with commas between them, got '1,x'"),
+        (("--batch", "1,9"), "--batch 9: "),
+        (("--draft-lens", "8"), "--draft-lens 8: a block of 8 holds 7 drafts."),
+        (("--draft-lens", "-1"), "--draft-lens must be whole numbers"),
+        (("--against", "plain,vllm"), "--against vllm: expected names among plain, reference, hf"),
+        (("--against", "hf", "--temperature", "1"), "--against hf is for greedy decoding"),
+        (("--output-len", "1"), "--output-len must be a whole number of at least 2, got 1"),
+        (("--per-kind", "0"), "--per-kind must be a whole number of at least 1, got 0"),
+        (("--input-len", "0"), "--input-len must be a whole number of at least 1, got 0"),
+        (("--input-len", "300"), "prompts.jsonl, line 1: the prompt has 300 tokens"),
+        (("--top-p", "2"), "top_p is 2.0, expected a number above 0 and at most 1"),
+        (("--json", "nowhere/out.json"), "--json nowhere/out.json: there is no folder nowhere"),
+        (("--prompts", "nowhere.txt"), "nowhere.txt: cannot be read"),
+    ],
+)
+def test_senseless_options(run_profile: RunProfile, options: tuple[str, ...], words: str) -> None:
+    result = run_profile(*options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_engines_that_do_not_fit(run_profile: RunProfile, engine: Path, plain: Path, tmp_path: Path) -> None:
+    result = run_profile(engine=plain)
+    assert result.exit_code == 2
+    assert f"{plain}: this engine has no drafter" in result.stderr
+    result = run_profile("--plain", engine)
+    assert result.exit_code == 2
+    assert f"--plain {engine}: this engine has a drafter" in result.stderr
+    other = tmp_path / "other"
+    build_engine(BuildConfig(str(tiny_target(tmp_path / "target", "qwen3")), other))
+    result = run_profile("--plain", other)
+    assert result.exit_code == 2
+    assert f"--plain {other}: it was built from other weights than the target of {engine}" in result.stderr
+
+
+def test_a_plain_engine_with_fewer_slots(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
+    target = next(entry for entry in manifest.load(engine)["weights"] if entry["model"] == "target")["directory"]
+    build_engine(BuildConfig(target, tmp_path / "one", max_seq_len=96))
+    result = run_profile("--plain", tmp_path / "one", "--batch", "2")
+    assert result.exit_code == 2
+    assert "--batch 2: the plain engine has 1 slots" in result.stderr
+
+
+def test_a_checkpoint_that_is_another(engine: Path, tmp_path: Path) -> None:
+    other = tiny_target(tmp_path / "target", "qwen3")
+    for folder, words in ((other, "model.safetensors is not the file that"), (tmp_path / "gone", "no such folder")):
+        result = CliRunner().invoke(main, ["profile", str(engine), "--target", str(folder), "--raw"])
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert "--target DIR" in result.stderr
+
+
+def test_text_needs_a_tokenizer(engine: Path, plain: Path) -> None:
+    result = CliRunner().invoke(main, ["profile", str(engine), "--plain", str(plain), "--raw"])
+    assert result.exit_code == 2
+    assert "this engine has no tokenizer.json" in result.stderr
+
+
+def test_without_matplotlib_nothing_is_measured(
+    run_profile: RunProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run_profile("--html", tmp_path / "report.html")
+    assert result.exit_code == 2
+    assert 'pip install "dflash-trt[profile]"' in result.stderr
+    assert not result.stdout
+    with pytest.raises(Exception, match="plots need matplotlib"):
+        style.require_matplotlib()
+
+
+def test_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes options of its own, and no ENGINE."""
+
+    @click.command
+    @click.option("--target")
+    @click.option("--gpus", type=int)
+    def estimate(target: str, gpus: int) -> None:
+        click.echo(f"{target} on {gpus}")
+
+    @click.command
+    def validate_estimate() -> None:
+        click.echo("validated")
+
+    module = ModuleType("trtllm_dflash.cli.estimate")
+    module.estimate, module.validate_estimate = estimate, validate_estimate  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trtllm_dflash.cli.estimate", module)
+    result = CliRunner().invoke(main, ["profile", "--gpus", "8", "--estimate", "--target", "qwen3-8b"])
+    assert (result.exit_code, result.stdout) == (0, "qwen3-8b on 8\n")
+    for _ in range(2):  # --verbose goes along, once
+        result = CliRunner().invoke(main, ["profile", "--validate-estimate", "--verbose"])
+        assert (result.exit_code, result.output) == (0, "validated\n")

@@ -1,0 +1,48 @@
+"""The prompts that come with the package, and prompts made to fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.profile.prompts import Prompt, Question, encode, fit, own_prompts, take_per_kind
+
+# Of SPEED-Bench's categories and MT-Bench's, by their names there.
+KINDS = {
+    "coding", "math", "reasoning", "stem", "humanities", "writing", "roleplay", "extraction", "summarization", "rag",
+    "qa", "multilingual",
+}  # fmt: skip
+
+
+def test_own_prompts() -> None:
+    prompts = own_prompts()
+    assert Counter(prompt.kind for prompt in prompts) == dict.fromkeys(KINDS, 4)
+    texts = [prompt.content for prompt in prompts]
+    assert len(set(map(str, texts))) == len(texts) == 48
+    assert all(isinstance(text, str) and 20 < len(text) < 1000 for text in texts)
+    assert prompts[47].where.endswith("line 48")
+    assert {prompt.kind for prompt in prompts[:12]} == KINDS  # so that a part of them has all kinds
+
+
+def test_some_of_each_kind() -> None:
+    taken = take_per_kind(own_prompts(), 2)
+    assert taken == own_prompts()[:24]
+    assert take_per_kind(taken, None) == taken
+
+
+def test_one_length() -> None:
+    questions = [Question("a", [1, 2, 3]), Question("b", [4]), Question("a", [5, 6, 7, 8, 9])]
+    fitted = fit(questions, 4)
+    assert [question.token_ids for question in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
+    assert [question.kind for question in fitted] == ["a", "b", "a"]
+    assert [question.token_ids for question in fit([Question("a", [1, 2])], 5)] == [[2, 1, 2, 1, 2]]
+    assert fit(questions, None) == questions
+    assert fit([Question("a", [])], 3) == [Question("a", [])]
+
+
+def test_text_without_a_tokenizer() -> None:
+    assert encode([Prompt([1, 2], "a")], None, chat=True) == [Question("a", [1, 2])]
+    with pytest.raises(UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"):
+        encode([Prompt("text")], None, chat=True)

@@ -1,0 +1,93 @@
+"""The JSON is as declared, the page says so, and a check sees what is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.profile.tables import PAGE, rendered
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.profile.read import from_json, load
+from trtllm_dflash.profile.result import SCHEMA, Profile
+from trtllm_dflash.profile.schema import check, describe
+
+
+@pytest.fixture(scope="module")
+def data(found: Profile) -> dict[str, Any]:
+    """A profile's JSON, parsed."""
+    parsed: dict[str, Any] = json.loads(json.dumps(found.to_json()), parse_constant=pytest.fail)
+    return parsed
+
+
+def test_what_is_written_is_as_declared(data: dict[str, Any]) -> None:
+    assert check(data) == []
+    assert data["schema"] == SCHEMA
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert [path for path, _, meaning in describe() if not meaning] == []
+    paths = [path for path, _, _ in describe()]
+    assert len(set(paths)) == len(paths)
+    assert {"results[].acceptance.by_position", "splits[].layers[].seconds", "curves[].points[].tau"} <= set(paths)
+
+
+def test_the_page_is_up_to_date() -> None:
+    text = PAGE.read_text()
+    assert rendered(text) == text, "run `python -m tests.profile.tables`"
+    assert rendered(text.replace("TTFT, time to first token", "something else")) == text
+
+
+def test_it_is_read_back(found: Profile, data: dict[str, Any], tmp_path: Path) -> None:
+    assert from_json(data) == found
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(data))
+    assert load(path) == found
+
+
+def _set(path: str, value: Any) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        *way, last = path.split(".")
+        for step in way:
+            data = data[int(step) if step.isdecimal() else step]
+        data[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_set("schema", "1"), "profile.schema is '1', expected integer"),
+        (_set("extra", 1), "profile.extra is not declared"),
+        (lambda data: data.pop("commit"), "profile.commit is missing"),
+        (_set("commit", 3), "profile.commit is 3, expected string"),
+        (_set("results", {}), "profile.results is dict, expected a list"),
+        (_set("results.1.batch", True), r"profile.results\[1\].batch is True, expected integer"),
+        (_set("results.1.batch", 1.5), r"profile.results\[1\].batch is 1.5, expected integer"),
+        (_set("results.0.by_kind.1.acceptance.al", None), r"by_kind\[1\].acceptance.al is None, expected number"),
+        (_set("results.0.acceptance", []), r"profile.results\[0\].acceptance is list, expected an object"),
+        (_set("versions.numpy", 2), "profile.versions.numpy is 2, expected string"),
+        (_set("machine", "big"), "profile.machine is str, expected an object"),
+        (_set("curves.0.points.0.tau", "x"), r"profile.curves\[0\].points\[0\].tau is 'x', expected number"),
+    ],
+)
+def test_what_is_not_as_declared(change: Callable[[Any], None], words: str, data: dict[str, Any]) -> None:
+    changed = copy.deepcopy(data)
+    change(changed)
+    with pytest.raises(UsageError, match=f"not a profile of this version of dflash-trt: .*{words}"):
+        from_json(changed)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "not a profile")]
+)
+def test_files_that_are_no_profile(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=words):
+        load(path)

@@ -1,0 +1,83 @@
+"""What `dflash-trt profile` shows: all figures, τ by kind and by position, where a step's time goes, the advice."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from trtllm_dflash.profile.result import Profile, SideResult, Split
+from trtllm_dflash.profile.words import COLUMNS, advice_sentences, cells, kind_cells, milliseconds
+
+_FILE_WIDTH = 160  # where no terminal has a width of its own: enough for every table
+
+
+def print_profile(profile: Profile) -> None:
+    """Print the tables on stdout."""
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    asked, settings, machine = profile.prompts, profile.settings, profile.machine
+    console.print(
+        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['kinds'])} kinds, at most "
+        f"{settings['output_len']} new tokens each, {machine['threads']} threads of {machine['processor']}\n"
+    )
+    console.print(_figures(profile))
+    console.print(
+        "\nTTFT: a prompt's own steps. TPOT, step, tok/s: generation steps alone, while the batch is whole.\n"
+    )
+    drafting = [result for result in profile.results if _is_first_with_drafts(profile, result)]
+    if drafting:
+        console.print(_by_kind(profile, drafting))
+        console.print()
+        console.print(_by_position([result for result in drafting if result.acceptance.by_position]))
+        console.print()
+    if profile.splits:
+        console.print(_splits(profile.splits))
+        console.print()
+    for sentence in advice_sentences(profile):
+        console.print(sentence)
+
+
+def _is_first_with_drafts(profile: Profile, result: SideResult) -> bool:
+    return bool(result.draft_len) and result.batch == profile.results[0].batch
+
+
+def _grid(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _figures(profile: Profile) -> Table:
+    table, batch = _grid(*COLUMNS), profile.results[0].batch
+    for result in profile.results:
+        if result.batch != batch:
+            table.add_row()
+        batch = result.batch
+        table.add_row(*cells(profile, result))
+    return table
+
+
+def _by_kind(profile: Profile, results: list[SideResult]) -> Table:
+    table = _grid("τ, × plain by kind", *(result.side for result in results))
+    for row in kind_cells(profile, results):
+        table.add_row(*row)
+    return table
+
+
+def _by_position(results: list[SideResult]) -> Table:
+    longest = max(len(result.acceptance.by_position) for result in results)
+    table = _grid("accepted", *(f"draft {place + 1}" for place in range(longest)))
+    for result in results:
+        table.add_row(result.side, *(f"{share:.0%}" for share in result.acceptance.by_position))
+    return table
+
+
+def _splits(splits: list[Split]) -> Table:
+    table = _grid("step, ms", "batch", "verify", "accept", "draft", "host", "all")
+    for split in splits:
+        parts = (split.verify_seconds, split.accept_seconds, split.draft_seconds, split.host_seconds)
+        texts = ("" if seconds is None else milliseconds(seconds) for seconds in parts)
+        table.add_row(split.side, str(split.batch), *texts, milliseconds(split.step_seconds))
+    return table
