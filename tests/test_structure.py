@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "runtime": {"config", "plugins"},
     "quantize": {"config", "checkpoint", "build", "runtime"},
     "evaluate": {"config", "build", "graph", "runtime"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate"},
+    "profile": {"config", "checkpoint", "build", "graph", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "profile"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (
@@ -41,6 +42,7 @@ BACKEND_IMPORTERS = {
     "transformers": {"runtime", "quantize"},
     "torch": {"quantize"},
     "modelopt": {"quantize"},
+    "matplotlib": {"profile"},
 }
 NEVER_IMPORTED = {"pickle"}
 

@@ -1,0 +1,166 @@
+"""What a profile found: the declaration from which its JSON, the JSON's description and its check are made.
+
+Field names are the JSON's keys, annotations their types and descriptions (`schema.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from trtllm_dflash.profile.curve import Curve
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some seconds: their mean, percentiles and extremes."""
+
+    mean: Annotated[float, "arithmetic mean"]
+    p50: Annotated[float, "median"]
+    p90: Annotated[float, "90th percentile"]
+    p99: Annotated[float, "99th percentile"]
+    min: Annotated[float, "smallest"]
+    max: Annotated[float, "largest"]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How many drafts were accepted."""
+
+    al: Annotated[float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"]
+    dar: Annotated[float | None, "[DAR]: accepted drafts over drafts; null without drafts"]
+    steps: Annotated[int, "steps of sequences: a step of n sequences counts n times"]
+    histogram: Annotated[list[int], "entry i: steps that yielded i tokens; entry 0 is 0"]
+    by_position: Annotated[
+        list[float],
+        "entry i: share of the steps in which draft i + 1 of the block was accepted; like dar, over all steps but the "
+        "last of each answer, which a stop token or the limit may have cut",
+    ]
+
+
+@dataclass(frozen=True)
+class KindResult:
+    """What one side did with the prompts of one kind."""
+
+    kind: Annotated[str, "the prompts' kind"]
+    prompts: Annotated[int, "answers"]
+    tokens: Annotated[int, "tokens of the generation steps"]
+    tokens_per_second_per_user: Annotated[float, "tokens over generation_seconds, summed over the answers"]
+    acceptance: Annotated[Acceptance, "of these prompts"]
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """What one side did with one prompt."""
+
+    index: Annotated[int, "the prompt's place, from 0"]
+    kind: Annotated[str, "its kind"]
+    prompt_tokens: Annotated[int, "its length"]
+    tokens: Annotated[int, "all new tokens"]
+    al: Annotated[float, "its τ"]
+    ttft_seconds: Annotated[float, "TTFT"]
+    generation_seconds: Annotated[float, "time of the generation steps in which it took part"]
+    same_tokens: Annotated[bool, "whether they are those of the plain engine"]
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """One side at one batch size."""
+
+    side: Annotated[str, "name in tables and plots"]
+    maker: Annotated[str, "dflash, plain, reference or huggingface"]
+    batch: Annotated[int, "sequences that generate together"]
+    draft_len: Annotated[int, "drafts verified in a step, at most"]
+    ttft_seconds: Annotated[Spread, "TTFT, time to first token, by answer"]
+    tpot_seconds: Annotated[Spread, "TPOT, time per output token after the first, by answer"]
+    step_seconds: Annotated[Spread, "generation steps in which the whole batch took part"]
+    full_steps: Annotated[int, "how many these are"]
+    tokens_per_second_per_user: Annotated[float, "in these steps, of one sequence"]
+    tokens_per_second: Annotated[float, "in these steps, of all sequences"]
+    tokens_per_second_with_prompts: Annotated[
+        float, "all new tokens over all time, with prompts and while the batch fills and drains"
+    ]
+    acceptance: Annotated[Acceptance, "of all prompts"]
+    by_kind: Annotated[list[KindResult], "by the prompts' kind, in their order"]
+    by_prompt: Annotated[list[PromptResult], "by prompt"]
+    same_tokens: Annotated[int, "answers that are token for token those of the plain engine"]
+    tokens_sha256: Annotated[str, "of all answers' tokens: equal where seed, prompts and options are"]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """The time of one part of the graph in a step."""
+
+    part: Annotated[str, "verify, accept or draft"]
+    layer: Annotated[str, "its name in the graph: target/layers.0, drafter/fc, …"]
+    seconds: Annotated[float, "of a step"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a generation step's time goes."""
+
+    side: Annotated[str, "as in results"]
+    batch: Annotated[int, "as in results"]
+    draft_len: Annotated[int, "as in results"]
+    method: Annotated[
+        str,
+        "kernels: the fastest of a few steps apart from those of results, divided as the kernels' times are that "
+        "ONNX Runtime measures in a twin of it; differences: step times of results subtracted from each other",
+    ]
+    step_seconds: Annotated[float, "the step that is split"]
+    verify_seconds: Annotated[float, "the target's layers and head"]
+    accept_seconds: Annotated[float | None, "acceptance; null: part of draft_seconds"]
+    draft_seconds: Annotated[float, "KV injection and the drafter's block"]
+    host_seconds: Annotated[float | None, "outside of ONNX Runtime; null: spread over the others"]
+    layers: Annotated[list[LayerTime], "by layer; empty where only differences are known"]
+
+
+@dataclass(frozen=True)
+class BatchAdvice:
+    """What pays at one batch size."""
+
+    batch: Annotated[int, "sequences that generate together"]
+    draft_len: Annotated[int, "the number of drafts that gives most tokens a second in the DFlash engine"]
+    block_size: Annotated[int, "the same with the anchor: the width of the verifying step"]
+    tokens_per_second_per_user: Annotated[float, "with that many"]
+    speedup: Annotated[float, "over the plain engine"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do with these figures."""
+
+    batches: Annotated[list[BatchAdvice], "by batch size"]
+    stops_paying_at: Annotated[
+        int | None,
+        "the batch size from which on the plain engine is faster than any number of drafts; null: none tried",
+    ]
+    draft_len_schedule: Annotated[dict[str, int], "what run --draft-len-schedule takes: batch size to drafts"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that one run measured."""
+
+    schema: Annotated[int, "version of this form: 1"]
+    created: Annotated[str, "when it ended, UTC"]
+    argv: Annotated[list[str], "the command line"]
+    commit: Annotated[str | None, "git commit of the package's checkout, with + where files differ; null: none"]
+    versions: Annotated[dict[str, str], "of Python and the packages that took part"]
+    machine: Annotated[dict[str, Any], "processor, gpus, cores, threads, memory, system, load average at the start"]
+    engine: Annotated[dict[str, Any], "the DFlash engine: directory, arch, sizes, and what its manifest says"]
+    plain: Annotated[dict[str, Any], "the plain engine, likewise"]
+    settings: Annotated[dict[str, Any], "batch sizes, lengths, sampling"]
+    prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by kind, tokens"]
+    clock: Annotated[dict[str, str], "what each time covers"]
+    results: Annotated[list[SideResult], "sides by batch size"]
+    curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]
+    splits: Annotated[list[Split], "where the time of a step goes"]
+    advice: Annotated[Advice, "which numbers of drafts pay"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain types."""
+        return asdict(self)
