@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.build.machine import cuda_gpus
+from trtllm_dflash.build.devices import cuda_gpus
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.runtime.threads import available_cores
 
