@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.tiny import tiny_drafter, tiny_target
+from trtllm_dflash.cli import main
 from trtllm_dflash.cli.estimate import run_estimate, run_validation
-from trtllm_dflash.cli.profile import profile
 from trtllm_dflash.config.estimate import EstimateConfig
 from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
@@ -119,14 +119,14 @@ def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_both_flags_are_commands_of_their_own() -> None:
     """`profile --estimate` needs no engine, and says what it needs."""
     runner = CliRunner()
-    done = runner.invoke(profile, ["--estimate", "--target", "gpt-oss-20b"])
+    done = runner.invoke(main, ["profile", "--estimate", "--target", "gpt-oss-20b"])
     assert done.exit_code == 2
     assert "Missing option '--drafter'" in done.output
     pair = ["--target", "Qwen3-4B", "--drafter", "Qwen3-4B-DFlash-b16"]
-    done = runner.invoke(profile, ["--estimate", *pair, "--arch", "sm120", "--batch", "1"])
+    done = runner.invoke(main, ["profile", "--estimate", *pair, "--arch", "sm120", "--batch", "1"])
     assert done.exit_code == 0
     assert "draft_len_schedule" in done.output
-    assert "published" in runner.invoke(profile, ["--validate-estimate", "--help"]).output
+    assert "published" in runner.invoke(main, ["profile", "--validate-estimate", "--help"]).output
 
 
 def test_the_validation_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
