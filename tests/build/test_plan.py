@@ -156,9 +156,10 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         raise CheckpointError(f"{name}: not here")
 
     monkeypatch.setattr("trtllm_dflash.build.prepare.find_directory", find)
-    with pytest.raises(CheckpointError, match="Qwen3-8B: not here"):
-        plan(BuildConfig("Qwen3-8B", tmp_path / "e", "z-lab/Qwen3-8B-DFlash-b16", arch="sm100"))
-    assert asked == [False]
+    plan(BuildConfig("Qwen3-8B", tmp_path / "e", "z-lab/Qwen3-8B-DFlash-b16", arch="sm100"))
+    assert asked == [False, False]
+    with pytest.raises(CheckpointError, match="nobody/nothing: not here"):
+        plan(BuildConfig("nobody/nothing", tmp_path / "e", arch="sm100"))
 
 
 def test_an_output_in_the_way_is_still_refused(make_target: Callable[..., Path], tmp_path: Path) -> None:
@@ -181,3 +182,22 @@ def test_the_table_of_gpus(gpu: Gpu) -> None:
 def test_every_gpu_arch_of_a_datacentre_or_desk_has_a_gpu() -> None:
     without = {name for name, arch in ARCHS.items() if arch.is_gpu and not gpus_of(name)}
     assert without == {"sm86"}
+
+
+@pytest.mark.parametrize("arch", ["sm100", "sm120"])
+def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Path) -> None:
+    """gpt-oss-120b without a file or a network: 116.8 billion parameters, 36 layers half of them windowed."""
+    found = plan(BuildConfig("gpt-oss-120b", tmp_path / "engine", "z-lab/gpt-oss-120b-DFlash", arch=arch))
+    target = found.prepared.target
+    assert round(target.num_parameters / 1e9, 1) == 116.8
+    bytes_ = found.prepared.bytes_by_format
+    assert bytes_["MXFP4"] == 36 * 128 * (5760 + 2880) * (2880 // 2 + 2880 // 32)
+    assert bytes_["MXFP4"] + bytes_["BF16"] == found.engine_bytes
+    key_and_value = 2 * 8 * 64 * 2  # bytes of a token in a layer's caches
+    assert found.cache_bytes_per_token == {"target": 18 * key_and_value, "drafter": 8 * key_and_value}
+    rows = dict(found.prepared.rows())
+    for name in ("target", "drafter"):
+        assert "no file of it is here: as its config.json is published" in rows[name]
+    largest = found.fits()[0]
+    assert largest.as_asked
+    assert largest.slots[32768] > 8

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from trtllm_dflash.cli import main, quantize
 from trtllm_dflash.config.quantization import FORMATS
-from trtllm_dflash.config.quantize import QuantizeConfig
+from trtllm_dflash.config.quantize import KEEP_WEIGHTS, QuantizeConfig
 
 Quantize = Callable[..., Result]
 
@@ -39,7 +39,7 @@ def test_options_names_defaults_and_choices_are_the_fields() -> None:
         if not option.required:
             assert option.default == field.default
     assert isinstance(options["format"].type, click.Choice)
-    assert tuple(options["format"].type.choices) == tuple(FORMATS)
+    assert tuple(options["format"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
 
 
 def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:

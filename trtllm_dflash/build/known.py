@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.build.formats import check_kernels
-from trtllm_dflash.checkpoint.loader import pair_problems
+from trtllm_dflash.checkpoint.headers import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.loader import Checkpoint, pair_problems
 from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.published import KnownDrafter, KnownTarget, Pair
@@ -107,6 +108,18 @@ def target_json(target: KnownTarget) -> dict[str, Any]:
 def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
     """The drafter's config.json, as far as it is published; what is not has a value that is right for any."""
     return {"architectures": [drafter.architecture], **_ANY_DRAFTER, **drafter.config}
+
+
+def published_target(name: str) -> Checkpoint[TargetConfig] | None:
+    """The checkpoint of a target of the registry (its name or its repository), by its published sizes."""
+    pair = pair_of(name)
+    return None if pair is None else target_headers(*_read_target(pair.target), pair.target.repository)
+
+
+def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
+    """Likewise of a drafter, by its repository."""
+    row = next((pair.drafter for pair in PAIRS if pair.drafter.repository == name), None)
+    return None if row is None else drafter_headers(_read_drafter(row), name=name)
 
 
 def _asked(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:

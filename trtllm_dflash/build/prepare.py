@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.formats import check_kernels, require_arithmetic
-from trtllm_dflash.build.known import refuse_known
+from trtllm_dflash.build.known import published_drafter, published_target, refuse_known
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.quantized import CODES
@@ -23,12 +23,13 @@ from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, FP8_CACHE, BuildConfi
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.quantization import algos_of
 from trtllm_dflash.config.target import TargetConfig
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.log import human_bytes
 
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
+Model = TypeVar("Model")
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -183,14 +184,15 @@ class Prepared:
 def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     """Load and check the models, and resolve every size; reads headers, no weights.
 
-    `fetch`: whether a model that is not on this machine is fetched from the hub.
+    `fetch`: whether a model that is not on this machine is fetched from the hub; without, one of the registry is taken
+    as it is published.
 
     Raises:
         DFlashError: for a model or a size that cannot be built.
     """
     refuse_known(config.target, config.drafter)
-    target = load_target(find_directory(config.target, fetch=fetch))
-    drafter = load_drafter(find_directory(config.drafter, fetch=fetch)) if config.drafter else None
+    target = _load(config.target, load_target, published_target, fetch=fetch)
+    drafter = _load(config.drafter, load_drafter, published_drafter, fetch=fetch) if config.drafter else None
     if drafter is not None:
         check_pair(target, drafter)
     models: dict[str, Checkpoint[Any]] = {"target": target} | ({"drafter": drafter} if drafter else {})
@@ -203,6 +205,18 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     if kv_scales is not None:
         check_fp8_kv(resolved)
     return Prepared(config, target, drafter, resolved, vocab, kv_scales)
+
+
+def _load(name: str, load: Callable[[Path], Model], published: Callable[[str], Model | None], *, fetch: bool) -> Model:
+    """A model from its files, or where none may be fetched and none are here, from what is published of its sizes."""
+    try:
+        directory = find_directory(name, fetch=fetch)
+    except CheckpointError:
+        known = None if fetch else published(name)
+        if known is None:
+            raise
+        return known
+    return load(directory)
 
 
 def _has_codes(target: Checkpoint[TargetConfig]) -> bool:
@@ -256,7 +270,8 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
 def _describe(checkpoint: Checkpoint[Any]) -> str:
     config = checkpoint.config
     architecture = getattr(config, "architecture", "DFlash")
+    source = "" if checkpoint.directory.is_dir() else "; no file of it is here: as its config.json is published"
     return (
         f"{checkpoint.directory} ({architecture}, {config.num_layers} layers, hidden size {config.hidden_size}, "
-        f"{checkpoint.num_parameters / 1e6:.1f} M parameters, {checkpoint.stored_as})"
+        f"{checkpoint.num_parameters / 1e6:.1f} M parameters, {checkpoint.stored_as}{source})"
     )

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from trtllm_dflash.checkpoint import stream
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
-from trtllm_dflash.checkpoint.mxfp4 import MAX_EXPONENT_BYTE
+from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MAX_EXPONENT_BYTE, SCALES
 from trtllm_dflash.checkpoint.names import (
     DRAFTER_NAMES,
     SHARED_TABLES,
@@ -98,6 +98,10 @@ class Checkpoint(Generic[Config]):
         """Bytes of all weights in an engine: quantized ones as they are if it `keeps_codes`, converted otherwise."""
         return sum(self.bytes_by_format(bytes_per_weight, keeps_codes=keeps_codes).values())
 
+    def _format_of(self, name: str) -> WeightFormat:
+        """The format whose codes or scales a tensor has."""
+        return self.formats.get(name.rpartition(".")[0]) or self.formats[name.removesuffix(BLOCKS).removesuffix(SCALES)]
+
     def bytes_by_format(self, bytes_per_weight: int, *, keeps_codes: bool) -> dict[str, int]:
         """`weight_bytes` by ModelOpt's names of the formats; "": not quantized, or not any more."""
         if not keeps_codes:
@@ -105,8 +109,7 @@ class Checkpoint(Generic[Config]):
         found = Counter[str]()
         for name, info in self.tensors.items():
             if info.dtype not in WEIGHT_DTYPES:
-                row = self.formats.get(name.rpartition(".")[0])
-                found[row.algo if row else info.dtype] += info.nbytes
+                found[self._format_of(name).algo] += info.nbytes
             elif not is_scale(name):
                 found[""] += prod(info.shape) * bytes_per_weight
         return dict(found)

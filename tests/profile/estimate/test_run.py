@@ -166,7 +166,7 @@ def test_models_in_directories(tmp_path: Path) -> None:
         ({"eagle": "60,7,10"}, "--eagle '60,7,10' is no TOKENS,DEPTH,BRANCHES,TAU"),
         ({"eagle": "60,7,10,9"}, "that yields 1 to depth"),
         ({"target": "gpt-5"}, "--target 'gpt-5' is neither a directory"),
-        ({"drafter": "x"}, "known shape: z-lab/Qwen3-8B-DFlash-b16"),
+        ({"drafter": "x"}, "known shape: z-lab/Qwen3-4B-DFlash-b16, z-lab/Qwen3-8B-DFlash-b16"),
         ({"tau": "9"}, "--tau 9.0 is impossible"),
     ],
 )

@@ -7,10 +7,10 @@ from functools import cache
 
 import onnx_ir as ir
 
+from trtllm_dflash.checkpoint.headers import drafter_headers, target_headers
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.profile.estimate.count import ACTIVATION_BYTES, Work, count
-from trtllm_dflash.profile.estimate.headers import drafter_headers, target_headers
 from trtllm_dflash.profile.estimate.known import KnownDrafter, KnownTarget
 from trtllm_dflash.profile.estimate.precision import Precision
 
