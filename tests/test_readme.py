@@ -84,7 +84,6 @@ def test_arch_table_is_the_code_s() -> None:
     assert rows == {name: arch.backend for name, arch in ARCHS.items()}
 
 
-@pytest.mark.xfail(strict=True, reason="the README gets this table when it is next edited; then remove this mark")
 def test_table_of_pairs_is_the_code_s() -> None:
     """The pairs that can be built; all others are in config/README.md."""
     buildable = [row for row in statuses() if row.archs]
