@@ -25,11 +25,11 @@ from trtllm_dflash.profile.estimate.published import REASONING, TEXTS
 from trtllm_dflash.profile.estimate.validate import Compared, compare, held_out, listed, markdown, median_error
 
 PLOT, PAGE = "gpt-oss-120b-b300.png", "README.md"
-TEXT = Path(__file__).with_name("docs.md")
+TEXT = Path(__file__).with_name("docs.txt")
 
 
 def page(compared: Sequence[Compared], found: Sequence[Comparison]) -> str:
-    """The page: docs.md with its tables."""
+    """The page: docs.txt with its tables."""
     tables = {
         "constants": _table(("value", "of what", "why"), CONSTANTS.rows()),
         "software": _table(("name", "what", "why"), [(r.name, r.meaning, r.reason) for r in RUNTIMES.values()]),
