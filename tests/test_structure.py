@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "runtime": {"config", "plugins"},
     "quantize": {"config", "checkpoint", "build", "runtime"},
     "evaluate": {"config", "build", "graph", "runtime"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate"},
+    "triton": {"config", "build", "runtime"},
+    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "triton"},
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (

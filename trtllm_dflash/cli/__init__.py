@@ -12,7 +12,7 @@ import click
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
 
-COMMANDS = ("quantize", "build", "run", "eval", "inspect", "doctor")
+COMMANDS = ("quantize", "build", "run", "eval", "export-triton", "inspect", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -27,7 +27,8 @@ class CommandGroup(click.Group):
         """The subcommand of that name, which takes --verbose as the group does."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{module}"), module)
         if not any(option.name == "verbose" for option in command.params):
             command.params.append(_verbose_option())
         return command

@@ -13,6 +13,7 @@ from trtllm_dflash.config.sampling import SamplingParams
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.session import Float32, Int64, SlotSampling
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TokenIds: TypeAlias = "Iterable[int] | Int64"
 Prompt: TypeAlias = "str | TokenIds"
@@ -35,6 +36,7 @@ class Request:
     prompt_ids: Int64
     max_new_tokens: int  # already within max_seq_len
     stop_token_ids: frozenset[int]
+    width: int  # tokens of its slot in a generation step: the anchor and the drafts to verify
     sampling: SlotSampling  # with uniforms up to a block behind the last position that it can reach
 
 
@@ -48,9 +50,22 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     return [items] if items and isinstance(items[0], Real) else items
 
 
+def token_ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenIds:
+    """A prompt's token ids; text for an engine without tokenizer files raises UsageError."""
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise UsageError(
+            f"a prompt is text, and this engine has no {TOKENIZER_FILE}. "
+            "Give lists of token ids, or build the engine from a checkpoint with its tokenizer files."
+        )
+    return tokenizer.encode(prompt)
+
+
 def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config: EngineConfig) -> list[Request]:
     """Check every prompt against the engine's limits before any step runs; a bad one raises UsageError naming it."""
     stops = config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
+    width = step_width(sampling, config)
     requests = []
     for index, prompt in enumerate(prompts):
         prompt_ids = _checked_ids(prompt, index, config)
@@ -62,6 +77,7 @@ def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config:
                 prompt_ids=prompt_ids,
                 max_new_tokens=max_new_tokens,
                 stop_token_ids=frozenset(int(token) for token in stops),
+                width=width,
                 sampling=SlotSampling(
                     temperature=float(sampling.temperature),
                     top_p=float(sampling.top_p),
