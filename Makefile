@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test lint format bench bench-profile bench-build bench-quantization clean
+.PHONY: help demo test lint format bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +24,15 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,profile,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
+	@touch $@
+
+# The real Triton server, from a package whose own Python API is not wanted (--no-deps). NumPy 2 in a model's process
+# makes this server corrupt tensors.
+.venv-triton/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --upgrade pip
+	.venv-triton/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	.venv-triton/bin/python -m pip install --quiet 'numpy<2' 'tritonclient[grpc]==2.51.0' --editable .
 	@touch $@
 
 demo/target/config.json: $(PAIR)/convert_target.py | .venv/.demo
@@ -48,7 +57,11 @@ engines: demo/plain/manifest.json demo/cpu/manifest.json demo/sm120/manifest.jso
 demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
 	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
 
-test: lint engines  ## the whole test suite
+serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the demo pair with Triton; prints a curl line
+	$(BIN)/dflash-trt export-triton demo/cpu --output demo/models --cpu --overwrite
+	$(BIN)/python examples/triton/serve.py demo/models
+
+test: lint engines .venv-triton/.ready  ## the whole test suite
 	$(BIN)/python -m pytest
 
 lint: .venv/.test  ## style and types
@@ -72,6 +85,9 @@ bench-profile: .venv/.test engines  ## everything that `profile` measures on the
 	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \
 		--json examples/benchmark/profile.json --html examples/benchmark/profile.html
 
+bench-serving: .venv/.test engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
+	$(BIN)/python examples/triton/benchmark.py demo/cpu
+
 bench-build: .venv/.test demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
 
@@ -79,5 +95,5 @@ bench-quantization: .venv/.test demo/target/config.json  ## what FP8 and NVFP4 c
 	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \
 		--json examples/benchmark/quantization.json
 
-clean:  ## remove engines and environment
-	rm -rf demo .venv
+clean:  ## remove engines and environments
+	rm -rf demo .venv .venv-triton

@@ -30,7 +30,19 @@ MAY_IMPORT = {
     "evaluate": {"config", "build", "graph", "runtime"},
     "handover": {"config", "checkpoint", "build"},
     "profile": {"config", "checkpoint", "graph", "build", "runtime"},
-    "cli": {"config", "checkpoint", "graph", "build", "runtime", "quantize", "evaluate", "handover", "profile"},
+    "triton": {"config", "build", "runtime"},
+    "cli": {
+        "config",
+        "checkpoint",
+        "graph",
+        "build",
+        "runtime",
+        "quantize",
+        "evaluate",
+        "handover",
+        "profile",
+        "triton",
+    },
 }
 # All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
 RUNTIME_READS = (

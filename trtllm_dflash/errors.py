@@ -40,3 +40,7 @@ class QuantizeError(DFlashError):
 
 class EngineError(DFlashError):
     """An engine directory cannot be used, or a running engine is in a state that forbids the call."""
+
+
+class BusyError(DFlashError):
+    """Nothing is wrong with the request, but there is no room for it now: it may be sent again."""

@@ -12,7 +12,18 @@ import click
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
 
-COMMANDS = ("list", "quantize", "build", "run", "profile", "eval", "inspect", "export-trtllm", "doctor")
+COMMANDS = (
+    "list",
+    "quantize",
+    "build",
+    "run",
+    "profile",
+    "eval",
+    "inspect",
+    "export-triton",
+    "export-trtllm",
+    "doctor",
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 

@@ -12,11 +12,13 @@ from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.decode import DecodeLoop, Step
-from trtllm_dflash.runtime.requests import Prompt, TokenIds, as_prompts, make_requests, step_widths
+from trtllm_dflash.runtime.events import Load
+from trtllm_dflash.runtime.requests import Prompt, as_prompts, make_requests, step_widths, token_ids_of
 from trtllm_dflash.runtime.results import Generation
+from trtllm_dflash.runtime.scheduler import MAX_WAITING, Scheduler
 from trtllm_dflash.runtime.session import Session, open_session
 from trtllm_dflash.runtime.stream import Stream
-from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,28 +79,44 @@ class Engine:
         if slots is not None and not 1 <= slots <= self.config.max_batch_size:
             raise UsageError(f"slots is {slots}, and this engine has {self.config.max_batch_size} (max_batch_size).")
         sampling = SamplingParams.from_options(options)
-        widths = step_widths(sampling, self.config)
-        token_ids = [self._token_ids(prompt) for prompt in as_prompts(prompts)]
+        token_ids = [token_ids_of(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(token_ids, sampling, self.config)
-        loop = DecodeLoop(self._session, requests, widths, slots=slots, on_step=on_step)
-        return Stream(loop, len(token_ids), self.tokenizer, self._take_turn())
+        loop = DecodeLoop(self._session, requests, slots=slots, on_step=on_step)
+        width = step_widths(sampling, self.config).most
+        return Stream(loop, len(token_ids), self.tokenizer, self._take_turn(), width=width)
 
-    def _token_ids(self, prompt: Prompt) -> TokenIds:
-        if not isinstance(prompt, str):
-            return prompt
-        if self.tokenizer is None:
-            raise UsageError(
-                f"a prompt is text, and this engine has no {TOKENIZER_FILE}. "
-                "Give lists of token ids, or build the engine from a checkpoint with its tokenizer files."
-            )
-        return self.tokenizer.encode(prompt)
+    def serve(
+        self,
+        *,
+        max_waiting: int = MAX_WAITING,
+        prompt_tokens_per_step: int | None = None,
+        on_load: Callable[[Load], None] = lambda _: None,
+    ) -> Scheduler:
+        """Answer requests from any number of threads, together, until the scheduler is closed.
+
+        max_waiting             requests that may wait for a slot; more raise BusyError.
+        prompt_tokens_per_step  prompt tokens between two generation steps, where sequences generate: fewer keep their
+                                pace, more bring the first token sooner. None: what suits the engine's arch.
+        on_load                 called by the engine thread now and then with how full the engine is.
+
+        Meanwhile `generate` and `stream` raise EngineError.
+        """
+        return Scheduler(
+            self.config,
+            self._session,
+            self.tokenizer,
+            self._take_turn(),
+            max_waiting=max_waiting,
+            prompt_tokens_per_step=prompt_tokens_per_step,
+            on_load=on_load,
+        )
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:
         if not self._turn.acquire(blocking=False):
             raise EngineError(
                 "this engine is in the middle of another stream, whose sequences are in its caches. "
-                "Exhaust or close that stream first, or load the engine twice."
+                "Exhaust or close that stream first (or its scheduler), or load the engine twice."
             )
         try:
             yield

@@ -14,6 +14,7 @@ from trtllm_dflash.config.schedule import DraftLenSchedule
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.session import Float32, Int64, SlotSampling
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
 
 TokenIds: TypeAlias = "Iterable[int] | Int64"
 Prompt: TypeAlias = "str | TokenIds"
@@ -26,52 +27,6 @@ class PromptError(UsageError):
         super().__init__(f"prompt {index} {problem}")
         self.index = index
         self.problem = problem
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sequence to generate."""
-
-    index: int
-    prompt_ids: Int64
-    max_new_tokens: int  # already within max_seq_len
-    stop_token_ids: frozenset[int]
-    sampling: SlotSampling  # with uniforms up to a block behind the last position that it can reach
-
-
-def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """A list of prompts; a lone string or a lone sequence of token ids counts as one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Iterable):
-        raise UsageError(f"prompts is {prompts!r}, expected a list of strings or of token-id lists.")
-    items: list[Any] = list(prompts)
-    return [items] if items and isinstance(items[0], Real) else items
-
-
-def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config: EngineConfig) -> list[Request]:
-    """Check every prompt against the engine's limits before any step runs; a bad one raises UsageError naming it."""
-    stops = config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
-    requests = []
-    for index, prompt in enumerate(prompts):
-        prompt_ids = _checked_ids(prompt, index, config)
-        max_new_tokens = min(sampling.max_new_tokens, config.max_seq_len - len(prompt_ids))
-        positions = len(prompt_ids) + max_new_tokens + config.block_size
-        requests.append(
-            Request(
-                index=index,
-                prompt_ids=prompt_ids,
-                max_new_tokens=max_new_tokens,
-                stop_token_ids=frozenset(int(token) for token in stops),
-                sampling=SlotSampling(
-                    temperature=float(sampling.temperature),
-                    top_p=float(sampling.top_p),
-                    top_k=min(int(sampling.top_k), config.vocab_size),
-                    uniforms=_uniforms(sampling, sampling.seed_of(index, len(prompts)), positions),
-                ),
-            )
-        )
-    return requests
 
 
 @dataclass(frozen=True)
@@ -89,6 +44,67 @@ class StepWidths:
     def most(self) -> int:
         """The widest that a step can be."""
         return 1 + (self.draft_len if self.schedule is None else self.schedule.most)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate."""
+
+    index: int
+    prompt_ids: Int64
+    max_new_tokens: int  # already within max_seq_len
+    stop_token_ids: frozenset[int]
+    widths: StepWidths
+    sampling: SlotSampling  # with uniforms up to a block behind the last position that it can reach
+
+
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """A list of prompts; a lone string or a lone sequence of token ids counts as one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(f"prompts is {prompts!r}, expected a list of strings or of token-id lists.")
+    items: list[Any] = list(prompts)
+    return [items] if items and isinstance(items[0], Real) else items
+
+
+def token_ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenIds:
+    """A prompt's token ids; text for an engine without tokenizer files raises UsageError."""
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise UsageError(
+            f"a prompt is text, and this engine has no {TOKENIZER_FILE}. "
+            "Give lists of token ids, or build the engine from a checkpoint with its tokenizer files."
+        )
+    return tokenizer.encode(prompt)
+
+
+def make_requests(prompts: Sequence[TokenIds], sampling: SamplingParams, config: EngineConfig) -> list[Request]:
+    """Check every prompt against the engine's limits before any step runs; a bad one raises UsageError naming it."""
+    stops = config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
+    widths = step_widths(sampling, config)
+    requests = []
+    for index, prompt in enumerate(prompts):
+        prompt_ids = _checked_ids(prompt, index, config)
+        max_new_tokens = min(sampling.max_new_tokens, config.max_seq_len - len(prompt_ids))
+        positions = len(prompt_ids) + max_new_tokens + config.block_size
+        requests.append(
+            Request(
+                index=index,
+                prompt_ids=prompt_ids,
+                max_new_tokens=max_new_tokens,
+                stop_token_ids=frozenset(int(token) for token in stops),
+                widths=widths,
+                sampling=SlotSampling(
+                    temperature=float(sampling.temperature),
+                    top_p=float(sampling.top_p),
+                    top_k=min(int(sampling.top_k), config.vocab_size),
+                    uniforms=_uniforms(sampling, sampling.seed_of(index, len(prompts)), positions),
+                ),
+            )
+        )
+    return requests
 
 
 def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Chunk(NamedTuple):
@@ -25,7 +25,8 @@ class Generation:
     text                 their text without special tokens, "" for an engine without tokenizer files.
     acceptance_lengths   tokens gained by each generation step, bonus included, after cutting at a stop token or the
                          limit. The prompt gives the first token, so sum(acceptance_lengths) + 1 == len(token_ids).
-    finish_reason        "stop" (a stop token) or "length" (max_new_tokens or max_seq_len reached).
+    finish_reason        "stop" (a stop token) or "length" (max_new_tokens or max_seq_len reached); "cancelled" is for
+                         requests of a scheduler.
     prompt_seconds       time of the prompt's own steps, up to the first token.
     generation_seconds   time of the generation steps in which this sequence took part; they are shared with its batch.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.decode import ActiveSequence, DecodeLoop, Update
+from trtllm_dflash.runtime.decode import DecodeLoop
 from trtllm_dflash.runtime.results import Chunk, Generation, Timings
-from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer
+from trtllm_dflash.runtime.sequence import ActiveSequence, Update
+from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer, decoder_of
 
 
 class Stream:
@@ -19,19 +20,21 @@ class Stream:
     """
 
     def __init__(
-        self, loop: DecodeLoop, num_prompts: int, tokenizer: Tokenizer | None, turn: AbstractContextManager[None]
+        self,
+        loop: DecodeLoop,
+        num_prompts: int,
+        tokenizer: Tokenizer | None,
+        turn: AbstractContextManager[None],
+        *,
+        width: int,
     ) -> None:
         """`turn` is entered when the first chunk is asked for, and left at the end: it holds the session meanwhile."""
+        self.width = width  # the most tokens that a slot can have in a generation step: the anchor and its drafts
         self._loop = loop
-        self._decode: Callable[[Sequence[int]], str] = tokenizer.decode if tokenizer else _no_text
+        self._decode = decoder_of(tokenizer)
         self._texts = [TextStream(self._decode) for _ in range(num_prompts)]
         self._finished: dict[int, Generation] = {}
         self._chunks = self._run(turn)
-
-    @property
-    def width(self) -> int:
-        """The most tokens that a slot can have in a generation step: the anchor and the drafts to verify."""
-        return self._loop.widths.most
 
     @property
     def timings(self) -> Timings:
@@ -94,7 +97,3 @@ class Stream:
             prompt_seconds=sequence.prompt_seconds,
             generation_seconds=sequence.generation_seconds,
         )
-
-
-def _no_text(_: Sequence[int]) -> str:
-    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,11 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes tha
 
 
 class Tokenizer:
-    """Text to token ids and back; transformers is imported and the files are read at the first use."""
+    """Text to token ids and back, from any thread; transformers is imported and the files are read at the first use."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.RLock()  # encoding sets the library's state, which decoding reads
 
     @classmethod
     def find(cls, directory: Path) -> Tokenizer | None:
@@ -31,8 +33,12 @@ class Tokenizer:
         return bool(self._library.chat_template)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """The text's token ids, with the special tokens that the model's tokenizer adds by itself, or without."""
-        return self._encode(text, add_special_tokens=special_tokens)
+        """The text's token ids, with the special tokens that the model's tokenizer adds by itself, or without.
+
+        A text that begins with the model's first token, as a rendered chat template may, gets no second one.
+        """
+        begun = bool(self._library.bos_token) and text.startswith(self._library.bos_token)
+        return self._encode(text, add_special_tokens=special_tokens and not begun)
 
     def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation in the model's chat format, up to where the assistant's answer begins.
@@ -57,8 +63,24 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids without special tokens; bytes that are no whole character become U+FFFD."""
-        text: str = self._library.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with self._lock:
+            text: str = self._library.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return text
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token that is written so, which `decode` leaves out; None for any other text."""
+        return self._special_tokens.get(text)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The most characters that one token stands for, or some more."""
+        return max(map(len, self._library.get_vocab()))
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
+        return {token.content: index for index, token in self._library.added_tokens_decoder.items() if token.special}
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -67,7 +89,8 @@ class Tokenizer:
             raise UsageError(
                 f"the text has half a surrogate pair at place {error.start}, which is no character: {text[:60]!r}"
             ) from error
-        ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens)
+        with self._lock:
+            ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
     @cached_property
@@ -86,6 +109,11 @@ class Tokenizer:
                 f"{self._directory}: the tokenizer files cannot be read ({error}). "
                 "Build the engine again from an intact checkpoint, or give prompts as token ids."
             ) from error
+
+
+def decoder_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
+    """What turns token ids into text; without a tokenizer there is none."""
+    return tokenizer.decode if tokenizer else lambda _: ""
 
 
 def _is_not_about_torch(record: logging.LogRecord) -> bool:

@@ -1,0 +1,152 @@
+"""The real Triton Inference Server without a container or a GPU: the one in the PyPI package nvidia-pytriton.
+
+The package has the server (2.51) and its Python backend; this puts together what the backend needs to find, and starts
+and stops the server. `make .venv-triton/.ready` makes the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = Path(os.environ.get("DFLASH_TRITON_VENV", ROOT / ".venv-triton"))
+EXIT_SECONDS = 30  # the server gives its models so long to end when it is told to stop
+
+
+class LocalServer:
+    """A running tritonserver on loopback ports; use it in a `with` block."""
+
+    def __init__(
+        self,
+        repository: Path,
+        log: Path,
+        *,
+        ports: tuple[int, int, int] | None = None,
+        arguments: tuple[str, ...] = (),
+        exit_seconds: int = EXIT_SECONDS,
+    ) -> None:
+        """Start it; `wait_until_ready` says when it serves. `ports`: HTTP, gRPC, metrics; None takes free ones."""
+        self.log = log
+        self.http, self.grpc, self.metrics = ports or free_ports()
+        self.shm_prefix = f"dflash_{os.getpid()}_{self.http}_"
+        site, python = _site_packages()
+        server = site / "pytriton" / "tritonserver"
+        command = [
+            str(server / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={_backends(site, python)}",
+            f"--cache-directory={server / 'caches'}",
+            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
+            f"--http-port={self.http}",
+            f"--grpc-port={self.grpc}",
+            f"--metrics-port={self.metrics}",
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={exit_seconds}",
+            *arguments,
+        ]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, env=_environment(site), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where HTTP requests go."""
+        return f"http://127.0.0.1:{self.http}"
+
+    def wait_until_ready(self, seconds: float = 120.0) -> None:
+        """Wait until every model is loaded; a server that ends or does not get there raises RuntimeError with its
+        log."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"tritonserver ended with {self.process.returncode}:\n{self.log.read_text()}")
+            try:
+                urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5).close()
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise RuntimeError(f"tritonserver is not ready after {seconds:.0f} s:\n{self.log.read_text()}")
+
+    def stubs(self) -> list[int]:
+        """Process ids of the model instances."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for path in children.parent.parent.glob("*/children") for pid in path.read_text().split()]
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """End it, by a signal first, and clean up behind it; returns its exit code."""
+        stubs = self.stubs() if self.process.poll() is None else []
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(EXIT_SECONDS + 30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for pid in stubs:  # a server that was killed leaves them behind, and their shared memory
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+        return self.process.returncode
+
+    def shared_memory(self) -> list[Path]:
+        """The shared memory regions that this server's models have."""
+        return sorted(Path("/dev/shm").glob(f"{self.shm_prefix}*"))
+
+
+def _site_packages() -> tuple[Path, str]:
+    found = sorted(VENV.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+    if not found:
+        sys.exit(f"{VENV}: no Triton server in it. Make it: make .venv-triton/.ready")
+    site = found[0].parents[1]
+    return site, site.parent.name.removeprefix("python")
+
+
+def _backends(site: Path, python: str) -> Path:
+    """A backend directory with the stub of this Python beside the Python backend, where the server looks for it."""
+    server, made = site / "pytriton" / "tritonserver", VENV / "backends"
+    if not made.exists():
+        staging = VENV / f"backends-{os.getpid()}"
+        shutil.copytree(server / "backends" / "python", staging / "python")
+        stub = "triton_python_backend_stub"
+        shutil.copy(server / "python_backend_stubs" / python / stub, staging / "python" / stub)
+        (staging / "python" / stub).chmod(0o755)
+        staging.rename(made)
+    return made
+
+
+def _environment(site: Path) -> dict[str, str]:
+    # The stub loads libpython from the library path and finds its packages through the first python3 of the path.
+    code = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
+    python = VENV / "bin" / "python"
+    libraries = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    return inherited | {
+        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}{os.pathsep}{libraries}",
+    }
+
+
+def free_ports() -> tuple[int, int, int]:
+    """Three loopback ports that nobody has now."""
+    with closing(socket.socket()) as a, closing(socket.socket()) as b, closing(socket.socket()) as c:
+        for one in (a, b, c):
+            one.bind(("127.0.0.1", 0))
+        http, grpc, metrics = (one.getsockname()[1] for one in (a, b, c))
+    return http, grpc, metrics

@@ -1,0 +1,148 @@
+"""The decode loop with requests that enter and leave between steps, on a fake session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.fake import FakeSession, fake_config
+from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.runtime.decode import DecodeLoop
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.requests import make_requests
+from trtllm_dflash.runtime.sequence import ActiveSequence
+
+
+def requests_of(draw: Any, config: Any) -> Any:
+    options: dict[str, Any] = {
+        "max_new_tokens": draw(st.integers(1, 14)),
+        "temperature": draw(st.sampled_from([0.0, 0.9])),
+        "top_k": draw(st.integers(0, 6)),
+        "seed": draw(st.integers(0, 3)),
+        "draft": draw(st.booleans()),
+        "stop_token_ids": draw(st.lists(st.integers(0, 22), max_size=2)),
+    }
+    prompt = draw(st.lists(st.integers(0, 22), min_size=1, max_size=38))
+    return prompt, options, make_requests([prompt], SamplingParams.from_options(options), config)[0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), slots=st.integers(1, 7), budget=st.one_of(st.none(), st.integers(1, 9)), ahead=st.integers(0, 1))
+def test_a_request_gets_what_it_would_get_alone(data: Any, slots: int, budget: int | None, ahead: int) -> None:
+    """Any order of arrivals, cancellations and steps; equal to `generate` alone, or its beginning if cancelled."""
+    config = fake_config(max_batch_size=slots)
+    loop = DecodeLoop(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
+    alone = Engine(config, FakeSession(config))
+    chosen = [requests_of(data.draw, config) for _ in range(data.draw(st.integers(1, 7)))]
+    arriving = list(chosen)
+    sequences: list[ActiveSequence] = []
+    got: dict[ActiveSequence, list[int]] = {}
+    while arriving or loop.busy:
+        act = data.draw(st.sampled_from(["add", "step", "step", "step", "end"])) if arriving else "step"
+        if act == "add" or not sequences:
+            sequences.append(loop.add(arriving.pop(0)[2]))
+            got[sequences[-1]] = []
+        elif act == "end":
+            loop.end(data.draw(st.sampled_from(sequences)), "cancelled")
+        else:
+            for sequence, token_ids in loop.step():
+                assert token_ids
+                got[sequence] += token_ids
+            held = [sequence.slot for sequence in loop.in_slots if sequence.finish_reason is None]
+            assert len(held) == len(set(held)), "two sequences in one slot"
+    for sequence, (prompt, options, _) in zip(sequences, chosen, strict=True):
+        (expected,) = alone.generate([prompt], **options)
+        assert got[sequence] == sequence.token_ids == expected.token_ids[: len(got[sequence])]
+        if sequence.finish_reason != "cancelled":
+            assert sequence.token_ids == expected.token_ids
+            assert sequence.finish_reason == expected.finish_reason
+    assert not loop.in_slots
+
+
+def steps_of(engine: Engine) -> list[tuple[int, int, int]]:
+    session = engine._session
+    assert isinstance(session, FakeSession)
+    return session.steps
+
+
+def request(engine: Engine, length: int, **options: Any) -> Any:
+    defaults: dict[str, Any] = {"stop_token_ids": (), "max_new_tokens": 30}
+    return make_requests([[3] * length], SamplingParams(**defaults | options), engine.config)[0]
+
+
+def test_a_prompt_runs_within_the_budget_between_generation_steps(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
+    loop = DecodeLoop(engine._session, prompt_tokens_per_step=4)
+    loop.add(request(engine, 2, draft=False))
+    loop.step()
+    assert loop.step()
+    loop.add(request(engine, 13, draft=False))
+    before = len(steps_of(engine))
+    for _ in range(8):
+        loop.step()
+    widths = [(batch, width) if batch == 2 else width for _, batch, width in steps_of(engine)[before:]]
+    assert widths == [4, 1, 4, 1, 4, 1, 1, (2, 1)]  # three tokens of the budget are left when the prompt has run
+
+
+def test_without_generation_a_prompt_runs_in_whole_chunks(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5)
+    loop = DecodeLoop(engine._session, prompt_tokens_per_step=2)
+    loop.add(request(engine, 12))
+    while loop.busy and len(steps_of(engine)) < 4:
+        loop.step()
+    assert [width for _, _, width in steps_of(engine)] == [5, 5, 2, 4]
+
+
+def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5)
+    loop = DecodeLoop(engine._session, prompt_tokens_per_step=5)
+    long = loop.add(request(engine, 40))
+    loop.step()
+    short = loop.add(request(engine, 3))
+    while not short.token_ids:
+        loop.step()
+    assert long.prompt_left > 25
+    while not long.token_ids:
+        loop.step()
+
+
+def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5, max_batch_size=3)
+    loop = DecodeLoop(engine._session, prompt_tokens_per_step=5)
+    long = loop.add(request(engine, 40, max_new_tokens=1))
+    others = 0
+    while not long.token_ids:
+        loop.add(request(engine, 4, max_new_tokens=1))
+        loop.step()
+        others += 1
+        assert others < 100, "it starves"
+    assert 30 < long.overtaken <= 40
+
+
+def test_offline_prompts_go_first(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5)
+    engine.generate([[3] * 3, [4] * 12], max_new_tokens=4)
+    assert [width for _, _, width in steps_of(engine)][:4] == [3, 5, 5, 2]
+
+
+def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[..., Engine]) -> None:
+    """A sequence ends between two overtakings, so that the second one's slot is below the first one's."""
+    engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
+    loop = DecodeLoop(engine._session, prompt_tokens_per_step=3)
+    lengths = {"ending": (1, 4), "going on": (2, 30), "long": (39, 5), "shorter": (24, 5), "short": (7, 40)}
+    sequences = {}
+    for name, (length, count) in lengths.items():
+        sequences[name] = loop.add(request(engine, length, max_new_tokens=count, draft=False))
+        if name == "long":
+            while sequences["ending"].finish_reason is None:
+                loop.step()
+        loop.step()
+    while loop.busy:
+        loop.step()
+    assert sequences["long"].overtaken == 31
+    for name, (length, count) in lengths.items():
+        (expected,) = alone.generate([[3] * length], max_new_tokens=count, stop_token_ids=())
+        assert sequences[name].token_ids == expected.token_ids, name

@@ -1,0 +1,324 @@
+"""Requests from any thread, served together by one engine thread.
+
+    submit (any thread) ──checked──► bounded queue ──► engine thread: the decode loop, step after step ──► on_event
+
+The engine thread alone touches the session and calls the callers' functions. Between two steps it takes in what has
+arrived, and lets go of what nobody wants any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.errors import BusyError, DFlashError, EngineError, UsageError
+from trtllm_dflash.runtime.answer import AnswerText
+from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.decode import DecodeLoop
+from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
+from trtllm_dflash.runtime.requests import Prompt, PromptError, Request, make_requests, token_ids_of
+from trtllm_dflash.runtime.sequence import ActiveSequence
+from trtllm_dflash.runtime.session import Session
+from trtllm_dflash.runtime.tokenizer import Tokenizer, decoder_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LOG = logging.getLogger(__name__)
+
+# Prompt tokens between two generation steps, by arch: about as many as cost one more step. A GPU reads its weights
+# once for any number up to some hundred; on two CPU cores a prompt's token costs a tenth of a step (SmolLM2-135M).
+PROMPT_TOKENS_PER_STEP = {"cpu": 16}
+PROMPT_TOKENS_PER_STEP_ON_GPUS = 256
+MAX_WAITING = 128
+TIDY_SECONDS = 0.1  # how often a busy engine thread asks who has gone away, and says how full it is
+IDLE_SECONDS = 1.0  # how often an idle one does
+
+
+Result = TypeVar("Result")
+
+
+def _forever() -> bool:
+    return True
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A submitted request; `cancel` ends it between two steps."""
+
+    request: Request
+    answer: AnswerText
+    on_event: OnEvent
+    is_wanted: Callable[[], bool] = _forever
+    cancelled: bool = False
+    submitted: float = field(default_factory=perf_counter)
+    started: float | None = None
+    first_token: float | None = None
+    output_tokens: int = 0
+
+    def cancel(self) -> None:
+        """End it with what it has by then, as "cancelled"; from any thread, at any time."""
+        self.cancelled = True
+
+
+class Scheduler:
+    """Serves an engine's session to many callers at once; users call `Engine.serve`.
+
+    Leave its `with` block, or `close` it, to end what runs and give the engine back.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        turn: AbstractContextManager[None],
+        *,
+        max_waiting: int = MAX_WAITING,
+        prompt_tokens_per_step: int | None = None,
+        on_load: Callable[[Load], None] = lambda _: None,
+    ) -> None:
+        """Start the engine thread, which holds `turn` until it ends. See `Engine.serve` for the options."""
+        default = PROMPT_TOKENS_PER_STEP.get(config.arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
+        budget = default if prompt_tokens_per_step is None else prompt_tokens_per_step
+        for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
+            if value < 1:
+                raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
+        self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
+        self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_load
+        self._loop = DecodeLoop(session, prompt_tokens_per_step=budget)
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []  # these four under the condition's lock
+        self._num_waiting = 0
+        self._closing = False
+        self._open_until = 0.0  # when closing: how long what is there may go on
+        self._served: dict[ActiveSequence, Ticket] = {}  # of the engine thread alone
+        self._next_tidying = 0.0
+        turn.__enter__()
+        self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        on_event: OnEvent,
+        is_wanted: Callable[[], bool] = _forever,
+        stop_words: Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Ticket:
+        """Check a request here and now, and put it into the queue; from any thread.
+
+        prompt      text, or token ids.
+        on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
+                    with an error. Steps wait for it: it should hand on and return.
+        is_wanted   asked by the engine thread now and then; False cancels.
+        stop_words  end the answer where the first of them begins; a special token's text stands for that token.
+        options     as for `Engine.generate`.
+
+        A bad prompt or option raises UsageError, a full queue BusyError, a closed scheduler EngineError.
+        """
+        request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
+        ticket = Ticket(request, AnswerText(decoder_of(self._tokenizer), words), on_event, is_wanted)
+        with self._changed:
+            if self._closing:
+                raise EngineError("this engine is being closed and takes no more requests.")
+            slots = self._session.max_batch_size
+            if self._num_waiting >= self._max_waiting + slots - len(self._loop.in_slots):
+                raise BusyError(
+                    f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and its queue holds no "
+                    "more. Try again later."
+                )
+            self._num_waiting += 1
+            self._arrived.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def _checked(
+        self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
+    ) -> tuple[Request, list[str]]:
+        """The request, and the stop words that are no special tokens."""
+        special, words = set(), []
+        for word in stop_words:
+            if not isinstance(word, str) or not word:
+                raise UsageError(f"stop_words holds {word!r}, expected texts that are not empty.")
+            if self._tokenizer is None:
+                raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
+            token = self._tokenizer.special_token_id(word)
+            words += [word] if token is None else []
+            special |= set() if token is None else {token}
+        if special:
+            own = self._config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
+            sampling = replace(sampling, stop_token_ids=(*own, *special))
+        try:
+            (request,) = make_requests([token_ids_of(prompt, self._tokenizer)], sampling, self._config)
+        except PromptError as error:
+            raise UsageError(f"the prompt {error.problem}") from error
+        return request, words
+
+    @property
+    def load(self) -> Load:
+        """How full the engine is now; from any thread."""
+        sequences = self._loop.in_slots
+        slots = self._session.max_batch_size
+        return Load(
+            waiting=self._num_waiting,
+            slots=slots,
+            slots_in_use=len(sequences),
+            cache_positions=slots * self._config.max_seq_len,
+            cache_positions_in_use=sum(sequence.positions for sequence in sequences),
+        )
+
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those that there are go on for so long, end the rest as failed, and wait for the
+        engine thread; twice does nothing more."""
+        with self._changed:
+            if not self._closing:
+                self._closing = True
+                self._open_until = perf_counter() + drain_seconds
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _serve(self) -> None:
+        try:
+            self._loop.discard()
+            while self._take_in():
+                self._tidy()
+                try:
+                    updates = self._loop.step()
+                except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
+                    self._fail_all(error)
+                    continue
+                self._note_starts()
+                for sequence, token_ids in updates:
+                    self._deliver(sequence, token_ids)
+        finally:
+            with self._changed:
+                self._closing = True
+            self._fail_all(EngineError("the engine was closed before this request had ended."))
+            self._report_load()
+            self._turn.__exit__(None, None, None)
+
+    def _take_in(self) -> bool:
+        """Wait until there is something to do, and take in what has arrived; False when the scheduler closes."""
+        while not (self._has_work() or self._closing):
+            self._report_load()
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+        for ticket in arrived:
+            self._served[self._loop.add(ticket.request)] = ticket
+        return not self._closing or (self._loop.busy and perf_counter() < self._open_until)
+
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._loop.busy)
+
+    def _tidy(self) -> None:
+        """Let go of what was cancelled; now and then, ask whose caller has gone away."""
+        now = perf_counter()
+        due = now >= self._next_tidying
+        if due:
+            self._next_tidying = now + TIDY_SECONDS
+            self._report_load()
+        for sequence, ticket in list(self._served.items()):
+            if ticket.cancelled or (due and not _guarded(ticket.is_wanted, otherwise=False)):
+                self._loop.end(sequence, "cancelled")
+                self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
+
+    def _note_starts(self) -> None:
+        for sequence in self._loop.in_slots:
+            ticket = self._served.get(sequence)
+            if ticket is not None and ticket.started is None:
+                ticket.started = sequence.admitted
+                self._leave_queue()
+
+    def _leave_queue(self) -> None:
+        with self._changed:
+            self._num_waiting -= 1
+
+    def _deliver(self, sequence: ActiveSequence, token_ids: list[int]) -> None:
+        ticket = self._served.get(sequence)
+        if ticket is None:
+            return
+        if ticket.first_token is None:
+            ticket.first_token = perf_counter()
+        used, text = ticket.answer.push(token_ids)
+        ticket.output_tokens += len(used)
+        if ticket.answer.stopped:
+            sequence.finish_reason = None  # the stop word came first, whatever the block's last tokens say
+            self._loop.end(sequence, "stop")
+        if sequence.finish_reason is not None:
+            text += ticket.answer.finish()
+        if sequence.finish_reason is None:
+            self._tell(ticket, Piece(used, text))
+        else:
+            self._tell(ticket, Piece(used, text, self._finish(sequence, ticket)))
+
+    def _finish(self, sequence: ActiveSequence, ticket: Ticket) -> Ended:
+        assert sequence.finish_reason is not None
+        del self._served[sequence]
+        now = perf_counter()
+        if ticket.started is None:
+            self._leave_queue()
+        return Ended(
+            finish_reason=sequence.finish_reason,
+            input_tokens=len(ticket.request.prompt_ids),
+            output_tokens=ticket.output_tokens,
+            steps=len(sequence.acceptance_lengths),
+            drafts_proposed=sequence.drafts_verified,
+            drafts_accepted=sum(sequence.acceptance_lengths) - len(sequence.acceptance_lengths),
+            queue_seconds=(ticket.started or now) - ticket.submitted,
+            first_token_seconds=None if ticket.first_token is None else ticket.first_token - ticket.submitted,
+            seconds=now - ticket.submitted,
+        )
+
+    def _tell(self, ticket: Ticket, event: Event) -> None:
+        def told() -> bool:
+            ticket.on_event(event)
+            return True
+
+        if not _guarded(told, otherwise=False):
+            ticket.cancelled = True
+
+    def _report_load(self) -> None:
+        _guarded(lambda: self._on_load(self.load), otherwise=None)
+
+    def _fail_all(self, error: Exception) -> None:
+        """Tell everyone of an error that is nobody's own, and go on with empty slots."""
+        told = (
+            error if isinstance(error, DFlashError) else EngineError(f"a step failed: {type(error).__name__}: {error}")
+        )
+        if told is not error:
+            _LOG.error("a step failed, and all requests with it", exc_info=error)
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            self._num_waiting = 0
+        tickets: Sequence[Ticket] = [*self._served.values(), *arrived]
+        self._served.clear()
+        self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+        for ticket in tickets:
+            self._tell(ticket, told)
+        _guarded(self._loop.discard, otherwise=None)
+
+
+def _guarded(call: Callable[[], Result], *, otherwise: Result) -> Result:
+    """A call that must not end the engine thread: what it raises is logged."""
+    try:
+        return call()
+    except Exception:  # noqa: BLE001 - the caller's own, whatever it is
+        _LOG.exception("the engine thread goes on after an error")
+        return otherwise
