@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SECONDS = 60.0  # that a test waits for what should take less than one
+_TELLING_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,14 @@ class Client:
     def metrics(self, model: str) -> dict[str, float]:
         """Our metrics of a model with one instance."""
         return {name: value for name, _, value in self._metric_rows(model)}
+
+    def settled_metrics(self, model: str) -> dict[str, float]:
+        """Our metrics once the engine thread, which tells them a few times a second, has told all that went before."""
+        before, now = None, self.metrics(model)
+        while now != before:
+            time.sleep(_TELLING_SECONDS)
+            before, now = now, self.metrics(model)
+        return now
 
     def metrics_by_instance(self, model: str, name: str) -> dict[str, float]:
         """One metric of every instance of a model."""

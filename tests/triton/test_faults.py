@@ -29,7 +29,7 @@ def long_text(oracle: Engine) -> str:
 
 
 def test_clients_that_disconnect_free_their_slots(client: Client, oracle: Engine) -> None:
-    before = client.metrics("tiny")["dflash_cancelled_requests_total"]
+    before = client.settled_metrics("tiny")["dflash_cancelled_requests_total"]
     (expected,) = oracle.generate(["He stays"], max_new_tokens=300, stop_token_ids=[])
     with ThreadPoolExecutor() as pool:
         stays = pool.submit(client.stream, "tiny", text_input="He stays", max_tokens=300, ignore_eos=True)
@@ -43,7 +43,7 @@ def test_clients_that_disconnect_free_their_slots(client: Client, oracle: Engine
 def test_clients_that_disconnect_while_they_wait(client: Client) -> None:
     """Triton sees that an HTTP client has gone when it writes to it: so they cost a prompt and no more."""
     cancelled, waiting = "dflash_cancelled_requests_total", "dflash_waiting_requests"
-    before = client.metrics("tiny")
+    before = client.settled_metrics("tiny")
     with contextlib.ExitStack() as streams:
         for _ in range(SLOTS):
             next(streams.enter_context(client.open_stream("tiny", **LONG | {"max_tokens": 1900})))

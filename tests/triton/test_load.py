@@ -24,7 +24,7 @@ def test_a_thousand_streams(client: Client, server: Any, oracle: Engine) -> None
     expected = [answer_of(oracle, kind) for kind in kinds]
     work = [chance.randrange(len(kinds)) for _ in range(REQUESTS)]
     (stub,) = server.stubs()
-    before, memory = client.metrics("tiny"), []
+    before, memory = client.settled_metrics("tiny"), []
 
     def ask(place: int) -> Reply:
         if place % (REQUESTS // 4) == 0:
@@ -74,7 +74,7 @@ def test_a_short_prompt_while_a_long_one_prefills(client: Client) -> None:
     overtook = []
     for _ in range(5):
         with ThreadPoolExecutor(1) as pool:
-            before = client.metrics("tiny")["dflash_input_tokens_total"]
+            before = client.settled_metrics("tiny")["dflash_input_tokens_total"]
             long = pool.submit(client.generate, "tiny", text_input="a" * 1500, max_tokens=1)
             time.sleep(0.01)
             assert client.generate("tiny", text_input="Hello", max_tokens=1).status == 200

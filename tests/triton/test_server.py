@@ -158,7 +158,7 @@ def _config(client: Client) -> str:
 
 
 def test_metrics_add_up(client: Client) -> None:
-    before = client.metrics("tiny")
+    before = client.settled_metrics("tiny")
     replies = [client.stream("tiny", text_input=PROMPT, max_tokens=20, ignore_eos=True) for _ in range(3)]
     client.generate("tiny", text_input="")
 
@@ -213,7 +213,7 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(server: Any, client: Cli
 
 def test_grpc_errors_and_cancellation(server: Any, client: Client) -> None:
     endless = {"text_input": PROMPT, "max_tokens": 1900, "stream": True, "ignore_eos": True}
-    before = client.metrics("tiny")["dflash_cancelled_requests_total"]
+    before = client.settled_metrics("tiny")["dflash_cancelled_requests_total"]
     wrong, cancelled = ask_by_grpc(
         server,
         [
