@@ -62,7 +62,7 @@ serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the
 	$(BIN)/python examples/triton/serve.py demo/models
 
 test: lint engines .venv-triton/.ready  ## the whole test suite
-	$(BIN)/python -m pytest
+	DFLASH_REQUIRE_ALL=1 $(BIN)/python -m pytest
 
 lint: .venv/.test  ## style and types
 	$(BIN)/python -m ruff check .
@@ -83,7 +83,7 @@ bench: .venv/.test engines  ## DFlash against plain decoding, and both against t
 
 bench-profile: .venv/.test engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
 	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \
-		--json examples/benchmark/profile.json --html examples/benchmark/profile.html
+		--json examples/benchmark/profile.json --html demo/profile.html
 
 bench-serving: .venv/.test engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
 	$(BIN)/python examples/triton/benchmark.py demo/cpu

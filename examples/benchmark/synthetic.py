@@ -7,8 +7,8 @@ package expects of such a config.json, so that every check of a real checkpoint 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from math import prod
+from collections.abc import Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -17,9 +17,10 @@ import click
 import ml_dtypes
 import numpy as np
 
-from trtllm_dflash.checkpoint.names import DRAFTER_NAMES, TARGET_NAMES, NameTable, expand
-from trtllm_dflash.checkpoint.quantized import Quantizable, Stored, expected_tensors, is_exponents
-from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS
+from trtllm_dflash.checkpoint.headers import headers_of
+from trtllm_dflash.checkpoint.names import DRAFTER_NAMES, TARGET_NAMES, NameTable
+from trtllm_dflash.checkpoint.quantized import is_exponents
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.quantization import read_quantization
 from trtllm_dflash.config.target import TargetConfig
@@ -108,52 +109,41 @@ def write(directory: Path, config_json: dict[str, Any], config: Any, table: Name
     """Write a checkpoint of one file, and return its bytes; the same config gives the same bytes."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config_json, indent=2))
-    rows = expand(table.used, config)
     quantization = read_quantization(config_json, None, str(directory))
-    formats = Quantizable.from_rows(rows, config).formats(quantization)
-    tensors = expected_tensors(rows, config, formats, quantization)
+    infos = headers_of(config, table, quantization, str(directory)).tensors.values()
     header: dict[str, Any] = {}
     end = 0
-    for name, stored in tensors.items():
-        begin, end = end, end + prod(stored.shape) * DTYPE_BITS[_dtype(stored)] // 8
-        header[name] = {"dtype": _dtype(stored), "shape": list(stored.shape), "data_offsets": [begin, end]}
+    for info in infos:
+        begin, end = end, end + info.nbytes
+        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with (directory / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, stored in tensors.items():
-            _write_tensor(file, name, stored)
+        for info in infos:
+            _write_tensor(file, info)
         return file.tell()
 
 
-def _dtype(stored: Stored) -> str:
-    return "BF16" if "BF16" in stored.dtypes else stored.dtypes[0]
-
-
-def _write_tensor(file: BinaryIO, name: str, stored: Stored) -> None:
-    left = prod(stored.shape) * DTYPE_BITS[_dtype(stored)] // 8
-    for chunk in _endless(_random(name, stored)):
+def _write_tensor(file: BinaryIO, info: TensorInfo) -> None:
+    left = info.nbytes
+    for chunk in repeat(_random(info)):
         file.write(chunk[:left])
         left -= min(left, len(chunk))
         if not left:
             return
 
 
-def _endless(data: bytes) -> Iterator[bytes]:
-    while True:
-        yield data
-
-
-def _random(name: str, stored: Stored) -> bytes:
+def _random(info: TensorInfo) -> bytes:
     """Numbers of such a size that activations keep theirs, layer after layer."""
-    random = np.random.default_rng(crc32(name.encode()))  # TensorRT-RTX keeps equal weights once
-    if is_exponents(name):
+    random = np.random.default_rng(crc32(info.name.encode()))  # TensorRT-RTX keeps equal weights once
+    if is_exponents(info.name):
         return random.integers(118, 122, _CHUNK, np.uint8).tobytes()  # with E2M1 codes about 1/50
-    if _dtype(stored) == "U8":
+    if info.dtype == "U8":
         return random.bytes(_CHUNK)
     numbers = random.standard_normal(_CHUNK // 2, np.float32)
-    numbers *= stored.shape[-1] ** -0.5 if len(stored.shape) > 1 else 0.1
-    if name.endswith("norm.weight"):
+    numbers *= info.shape[-1] ** -0.5 if len(info.shape) > 1 else 0.1
+    if info.name.endswith("norm.weight"):
         numbers += 1
     return numbers.astype(ml_dtypes.bfloat16).tobytes()
 

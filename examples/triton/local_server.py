@@ -110,8 +110,13 @@ class LocalServer:
         return sorted(Path("/dev/shm").glob(f"{self.shm_prefix}*"))
 
 
+def packaged_servers() -> list[Path]:
+    """The server that is in the environment, if it is there."""
+    return sorted(VENV.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+
+
 def _site_packages() -> tuple[Path, str]:
-    found = sorted(VENV.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+    found = packaged_servers()
     if not found:
         sys.exit(f"{VENV}: no Triton server in it. Make it: make .venv-triton/.ready")
     site = found[0].parents[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -40,14 +41,16 @@ def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
     return made
 
 
-def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float | None:
-    """Seconds of a way, whose result on the first set is checked; None where this torch or GPU does not do it."""
+def time_of(name: str, work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float | None:
+    """Seconds of a way, whose result on the first set is checked; None, with the reason on stderr, where this torch or
+    GPU does not do it at all."""
     first = sets[0]
     try:
         first["out"].copy_(ways[first["out"].data_ptr()](first))
         check_experts(work, first)
         return seconds(lambda t: ways[t["out"].data_ptr()](t), sets)
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        sys.stderr.write(f"{name} is left out for {work.tokens} tokens: {type(error).__name__}: {error}\n")
         return None
 
 
@@ -61,7 +64,7 @@ def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, ba
         ours(t)
         check_experts(work, t)
     time, touched = seconds(ours, sets), sum(work.bytes(t) for t in sets) / len(sets)
-    times = {name: time_of(work, ways, sets) for name, ways in other_ways(work, sets, wide).items()}
+    times = {name: time_of(name, work, ways, sets) for name, ways in other_ways(work, sets, wide).items()}
     known = {name: found for name, found in times.items() if found is not None and name != "triton"}
     best = min(known, key=lambda name: known[name])
     return {

@@ -10,8 +10,9 @@ import pytest
 
 from tests.quantized import quantized_copy, read_tensors
 from tests.tiny import tiny_drafter, tiny_target
+from trtllm_dflash.build.formats import check_fp8_kv
 from trtllm_dflash.build.layout import engine_config
-from trtllm_dflash.build.prepare import Prepared, check_fp8_kv, prepare
+from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.config.build import ARCHS, BuildConfig
 from trtllm_dflash.errors import UsageError
 

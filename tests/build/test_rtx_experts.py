@@ -17,11 +17,7 @@ from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.errors import UsageError
 
 pytest.importorskip("tensorrt_rtx")
-ROOT = Path(__file__).parents[2]
 SIZES = {"max_seq_len": 64, "max_num_tokens": 16}
-needs_kernel = pytest.mark.skipif(
-    not (ROOT / "plugins" / "kernels" / "moe.cu").exists(), reason="there is no kernel of experts"
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,6 @@ def test_without_kernels(name: str, arch: str, targets: dict[str, Path], tmp_pat
     assert (_codes(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
 
 
-@needs_kernel
 @pytest.mark.parametrize(("name", "arch"), [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm120"),
                                             ("qwen3_moe_nvfp4", "sm121")])  # fmt: skip
 def test_with_our_kernels(name: str, arch: str, targets: dict[str, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REQUIRE_ALL
 from tests.triton.conftest import local_server
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,9 @@ PAGE = (ROOT / "examples" / "triton" / "README.md").read_text()
 
 pytestmark = [
     pytest.mark.demo,
-    pytest.mark.skipif(not local_server.VENV.exists(), reason="no Triton server: run `make test`"),
+    pytest.mark.skipif(
+        not (REQUIRE_ALL or local_server.packaged_servers()), reason="no Triton server: run `make test`"
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import DEMO
+from tests.conftest import DEMO, REQUIRE_ALL
 from tests.tiny import EOS_ID
 from tests.triton.client import Client
 from trtllm_dflash.build.engine import build_engine
@@ -122,7 +122,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without the server's environment, its tests are skipped, and say so."""
-    if list(local_server.VENV.glob("lib/python3.*/site-packages/pytriton/tritonserver")):
+    if REQUIRE_ALL or local_server.packaged_servers():
         return
     for item in items:
         if "server" in getattr(item, "fixturenames", ()) or "start" in getattr(item, "fixturenames", ()):

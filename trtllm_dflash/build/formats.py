@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.config.build import Arch
+from trtllm_dflash.config.build import ARCHS, Arch, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.config.moe import MoEConfig
 from trtllm_dflash.config.quantization import FORMATS
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
+from trtllm_dflash.plugins.plan import MOST_CHOICES, moe_unit
 
-# What the kernel of DFlashMoE takes: sizes in multiples of what a thread reads at once, and so many experts of a token.
-_PLAIN_UNIT, _QUANTIZED_UNIT, _MAX_TOP_K = 8, 32, 32
+_INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 
 
 def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
@@ -37,6 +38,25 @@ def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -
             )
 
 
+def check_fp8_kv(resolved: ResolvedBuild) -> None:
+    """Check that an engine of these sizes can have FP8 caches.
+
+    Raises:
+        UsageError: saying what can.
+    """
+    arch = ARCHS[resolved.arch]
+    if not arch.has_fp8:
+        able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
+        raise UsageError(
+            f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have it. {_INSTEAD}"
+        )
+    if arch.is_gpu and not resolved.plugins:
+        raise UsageError(
+            f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only caches of float32, "
+            f"float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
+        )
+
+
 def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig], *, quantized_experts: bool) -> None:
     """Check that our kernels exist for these models, by role; the experts, if there are any, may be quantized.
 
@@ -51,13 +71,13 @@ def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig], *, quanti
                 f"{', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler makes its own"
             )
         if isinstance(config, TargetConfig) and config.moe is not None:
-            _check_expert_kernel(config.hidden_size, config.moe, _QUANTIZED_UNIT if quantized_experts else _PLAIN_UNIT)
+            _check_expert_kernel(config.hidden_size, config.moe, moe_unit(quantized=quantized_experts))
 
 
 def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
     sizes = {"hidden_size": hidden_size, "the experts' intermediate_size": moe.intermediate_size}
     problems = [f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit]
-    problems += [f"a token has {moe.top_k} experts, more than {_MAX_TOP_K}"] if moe.top_k > _MAX_TOP_K else []
+    problems += [f"a token has {moe.top_k} experts, more than {MOST_CHOICES}"] if moe.top_k > MOST_CHOICES else []
     if problems:
         raise UsageError(
             f"there is no kernel for the target's experts: {'; '.join(problems)}; give --no-plugins, and the compiler "

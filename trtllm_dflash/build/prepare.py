@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from trtllm_dflash.build.backends import BACKENDS
-from trtllm_dflash.build.formats import check_kernels, require_arithmetic
+from trtllm_dflash.build.formats import check_fp8_kv, check_kernels, require_arithmetic
 from trtllm_dflash.build.known import published_drafter, published_target, refuse_known
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
@@ -28,7 +28,6 @@ from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.log import human_bytes
 
-_INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 Model = TypeVar("Model")
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -154,7 +153,7 @@ class Prepared:
     def _caches_row(self) -> str:
         size = f"{human_bytes(self.cache_bytes_per_slot)} a slot"
         if self.kv_scales is None:
-            return f"{size}, in {self.resolved.dtype}"
+            return size
         target = "FP8" if ARCHS[self.resolved.arch].is_gpu else f"FP8 numbers, held in {self.resolved.dtype}"
         return f"{size}, the target's in {target}"
 
@@ -235,25 +234,6 @@ def _kv_scales(config: BuildConfig, target: Checkpoint[TargetConfig]) -> KvScale
             f"`dflash-trt quantize --kv-cache-dtype fp8`"
         )
     return scales
-
-
-def check_fp8_kv(resolved: ResolvedBuild) -> None:
-    """Check that an engine of these sizes can have FP8 caches.
-
-    Raises:
-        UsageError: saying what can.
-    """
-    arch = ARCHS[resolved.arch]
-    if not arch.has_fp8:
-        able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
-        raise UsageError(
-            f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have it. {_INSTEAD}"
-        )
-    if arch.is_gpu and not resolved.plugins:
-        raise UsageError(
-            f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only caches of float32, "
-            f"float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
-        )
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:

@@ -16,20 +16,31 @@ from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.log import human_bytes
 
 
+def is_free(directory: Path, *, overwrite: bool, what: str) -> bool:
+    """Whether nothing is in the way of an output; where something is, `overwrite` has allowed to look what it is.
+
+    Raises:
+        UsageError: for a file, and for a directory with something in it and no `overwrite`, which replaces `what`.
+    """
+    if not directory.exists():
+        return True
+    if not directory.is_dir():
+        raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
+    if not any(directory.iterdir()):
+        return True
+    if not overwrite:
+        raise UsageError(f"--output-dir {directory} is not empty; give another, or --overwrite to replace {what}")
+    return False
+
+
 def check_output(directory: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless `overwrite` and it is an engine directory with nothing else in it.
 
     Raises:
         UsageError: saying what is in the way.
     """
-    if not directory.exists():
+    if is_free(directory, overwrite=overwrite, what="an engine"):
         return
-    if not directory.is_dir():
-        raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
-    if not any(directory.iterdir()):
-        return
-    if not overwrite:
-        raise UsageError(f"--output-dir {directory} is not empty; give another, or --overwrite to replace an engine")
     try:
         strangers = manifest.unlisted_files(directory)
     except EngineError as error:

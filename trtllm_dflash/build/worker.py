@@ -21,7 +21,7 @@ from trtllm_dflash.build.manifest import file_entry, text_digest
 from trtllm_dflash.build.memory import peak_memory
 from trtllm_dflash.build.prepare import Prepared, prepare
 from trtllm_dflash.build.request import Built, Job, Request
-from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite
+from trtllm_dflash.checkpoint.loader import Checkpoint, read_through
 from trtllm_dflash.config.build import ARCHS
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
@@ -85,14 +85,7 @@ def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any
     """Every weight is finite, or an error; returns the weight files of each model with their hashes."""
     sources = []
     for kind, checkpoint in prepared.checkpoints.items():
-        phase, total, done = f"checking the {kind}", checkpoint.nbytes, 0
-
-        def read(size: int, phase: str = phase, total: int = total) -> None:
-            nonlocal done
-            done += size
-            progress(phase, done, total)
-
-        check_finite(checkpoint, progress=read)
+        read_through(kind, checkpoint, progress)
         entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
         sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
     return sources

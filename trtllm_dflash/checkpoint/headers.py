@@ -24,17 +24,18 @@ def target_headers(
     config: TargetConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[TargetConfig]:
     """The checkpoint that a target of this configuration would have; what is not quantized is BF16."""
-    return _headers(config, TARGET_NAMES, quantization, name)
+    return headers_of(config, TARGET_NAMES, quantization, name)
 
 
 def drafter_headers(
     config: DrafterConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[DrafterConfig]:
     """The checkpoint that a drafter of this configuration would have; what is not quantized is BF16."""
-    return _headers(config, DRAFTER_NAMES, quantization, name)
+    return headers_of(config, DRAFTER_NAMES, quantization, name)
 
 
-def _headers(config: Config, table: NameTable, quantization: Quantization, name: str) -> Checkpoint[Config]:
+def headers_of(config: Config, table: NameTable, quantization: Quantization, name: str) -> Checkpoint[Config]:
+    """The checkpoint of a configuration whose tensors are those of `table`."""
     directory, rows = Path(name), expand(table.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {

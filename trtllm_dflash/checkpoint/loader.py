@@ -48,6 +48,7 @@ from trtllm_dflash.config.quantization import (
 )
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import CheckpointError
+from trtllm_dflash.log import Progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -186,6 +187,18 @@ def pair_problems(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
             "norm, others before it, and the file does not say which"
         )
     return problems
+
+
+def read_through(kind: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
+    """`check_finite` of the target or the drafter (`kind`), with its progress in bytes."""
+    phase, done = f"checking the {kind}", 0
+
+    def read(size: int) -> None:
+        nonlocal done
+        done += size
+        progress(phase, done, checkpoint.nbytes)
+
+    check_finite(checkpoint, progress=read)
 
 
 def check_finite(checkpoint: Checkpoint[Any], *, progress: Callable[[int], None] | None = None) -> None:

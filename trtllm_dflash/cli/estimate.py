@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from trtllm_dflash.cli.files import check_folder, write_file
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.estimate import EstimateConfig
 
@@ -37,10 +38,12 @@ def run_estimate(config: EstimateConfig) -> None:
     from trtllm_dflash.profile.estimate.report import report
     from trtllm_dflash.profile.estimate.run import estimate as estimated
 
+    check_folder("--json", config.json)
+    check_folder("--plot", config.plot)
     found = estimated(config)
     print_estimate(found)
     if config.json is not None:
-        config.json.write_text(json.dumps(report(found).to_json(), indent=1) + "\n")
+        write_file("--json", config.json, json.dumps(report(found).to_json(), indent=1) + "\n")
         click.echo(f"json:       {config.json}")
     if config.plot is not None:
         from trtllm_dflash.profile.estimate.plot import draw_curves

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtllm_dflash.cli.files import check_folder, write_file
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.evaluate import EvaluateConfig
 from trtllm_dflash.errors import UsageError
@@ -41,15 +42,14 @@ def eval(
     if raw and prompts is None:
         raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
     config = EvaluateConfig(engine, **settings)
-    if json_file is not None and not json_file.parent.is_dir():
-        raise UsageError(f"--json {json_file}: there is no folder {json_file.parent}")
+    check_folder("--json", json_file)
     from trtllm_dflash.cli.eval_table import print_evaluation
     from trtllm_dflash.cli.prompts import read_prompts
 
     found = _evaluate(config, prompts, read_prompts(prompts) if prompts else [], raw=raw)
     print_evaluation(found)
     if json_file is not None:
-        _write(json_file, found)
+        write_file("--json", json_file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     for failure in found.failures:
         click.echo(f"failed: {failure}", err=True)
     if found.failures:
@@ -67,10 +67,3 @@ def _evaluate(config: EvaluateConfig, path: Path | None, lines: list[PromptLine]
             return evaluate(config, questions, progress=progress)
     except PromptError as error:
         raise UsageError(f"{lines[error.index].where}: the prompt {error.problem}") from error
-
-
-def _write(path: Path, found: Evaluation) -> None:
-    try:
-        path.write_text(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {path}: cannot be written ({error.strerror}). Give another path.") from error

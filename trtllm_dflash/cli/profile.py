@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtllm_dflash.cli.files import check_folder, write_file
 from trtllm_dflash.cli.options import Function, options_from
 from trtllm_dflash.config.profile import ProfileConfig
-from trtllm_dflash.errors import UsageError
 
 if TYPE_CHECKING:
     from trtllm_dflash.profile.result import Profile
@@ -88,8 +88,7 @@ def _measure(config: ProfileConfig, path: Path | None, *, raw: bool) -> Profile:
 def _check_files(files: Mapping[str, Path | None]) -> None:
     """Refuse what could not be written, before anything is measured."""
     for name, path in files.items():
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"--{name} {path}: there is no folder {path.parent}")
+        check_folder(f"--{name}", path)
     if files["html"] is not None:
         from trtllm_dflash.profile.style import require_matplotlib
 
@@ -103,12 +102,8 @@ def _write(files: Mapping[str, Path | None], found: Profile) -> None:
         "schedule": lambda: json.dumps(found.advice.draft_len_schedule) + "\n",
     }
     for name, path in files.items():
-        if path is None:
-            continue
-        try:
-            path.write_text(texts[name](), encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"--{name} {path}: cannot be written ({error.strerror}). Give another path.") from error
+        if path is not None:
+            write_file(f"--{name}", path, texts[name]())
 
 
 def _page(found: Profile) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash.config.quantization import FORMATS
 from trtllm_dflash.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ class Arch:
 
     @property
     def has_fp8(self) -> bool:
-        """Whether it computes with FP8: GPUs from sm89 on; a CPU as exactly, and slowly."""
-        return not self.is_gpu or int(self.name[2:]) >= 89
+        """Whether it computes with FP8; a CPU as exactly, and slowly."""
+        return self.name in FORMATS["fp8"].archs
 
     @property
     def has_fp4(self) -> bool:
         """Whether its compiler has 4-bit weights: Blackwell."""
-        return self.is_gpu and int(self.name[2:]) >= 100
+        return self.is_gpu and self.name in FORMATS["nvfp4"].archs
 
 
 ARCHS = {
@@ -59,6 +60,11 @@ ARCHS = {
         Arch("sm103", "tensorrt", ("bfloat16",), "B300, GB300"),
     )
 }
+
+
+def flag(name: str) -> str:
+    """The option of a field, as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def option(text: str, **more: Any) -> dict[str, Any]:
@@ -153,11 +159,11 @@ class BuildConfig:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{_flag(name)} must be a whole number of at least {least}, got {value!r}")
+                raise UsageError(f"{flag(name)} must be a whole number of at least {least}, got {value!r}")
         if self.drafter is None:
             for name in ("block_size", "draft_len", "draft_vocab"):
                 if getattr(self, name) is not None:
-                    raise UsageError(f"{_flag(name)} is about drafts: it needs a drafter, and this build has none")
+                    raise UsageError(f"{flag(name)} is about drafts: it needs a drafter, and this build has none")
 
     @property
     def with_plugins(self) -> bool:
@@ -169,10 +175,10 @@ class BuildConfig:
         for name, others in (("dtype", ()), ("kv_cache_dtype", (FP8_CACHE,))):
             value, known = getattr(self, name), ("auto", *others, *DTYPE_BYTES)
             if value not in known:
-                raise UsageError(f"{_flag(name)} {value!r} is not known; choose one of {', '.join(known)}")
+                raise UsageError(f"{flag(name)} {value!r} is not known; choose one of {', '.join(known)}")
             if value in DTYPE_BYTES and value not in arch.dtypes:
                 raise UsageError(
-                    f"{_flag(name)} {value} cannot be built for --arch {arch.name}: {arch.backend} runs this graph in "
+                    f"{flag(name)} {value} cannot be built for --arch {arch.name}: {arch.backend} runs this graph in "
                     f"{' or '.join(arch.dtypes)} there"
                 )
 
@@ -262,7 +268,7 @@ class ResolvedBuild:
         for name, limit, reason in limits:
             value = getattr(self, name)
             if value > limit:
-                raise UsageError(f"{_flag(name)} {value} is more than {limit}, {reason}")
+                raise UsageError(f"{flag(name)} {value} is more than {limit}, {reason}")
         if self.max_num_tokens < self.block_size:
             raise UsageError(
                 f"--max-num-tokens {self.max_num_tokens} is less than the block of {self.block_size} tokens that one "
@@ -282,7 +288,3 @@ _LEAST = {
     "block_size": 2,
     "draft_len": 1,
 }
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

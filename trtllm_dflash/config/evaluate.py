@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtllm_dflash.config.build import option
+from trtllm_dflash.config.build import flag, option
 from trtllm_dflash.errors import UsageError
 
 LIMITS = ("min_top1", "max_kl", "max_perplexity_increase")
@@ -65,8 +65,3 @@ class EvaluateConfig:
             raise UsageError(
                 f"{flag(given[0])} is a limit on the difference from another engine: give --against ENGINE"
             )
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return f"--{name.replace('_', '-')}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtllm_dflash.config.build import option
-from trtllm_dflash.config.evaluate import flag
+from trtllm_dflash.config.build import flag, option
 from trtllm_dflash.config.sampling import SamplingParams
 from trtllm_dflash.errors import UsageError
 

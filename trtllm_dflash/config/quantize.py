@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtllm_dflash.config.build import option
+from trtllm_dflash.config.build import flag, option
 from trtllm_dflash.config.quantization import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
 
@@ -67,7 +67,7 @@ class QuantizeConfig:
         for name, (value, accepted) in choices.items():
             if value not in accepted:
                 known = ", ".join(str(choice) for choice in accepted if choice is not None)
-                raise UsageError(f"{_flag(name)} {value!r} is not known; choose one of {known}")
+                raise UsageError(f"{flag(name)} {value!r} is not known; choose one of {known}")
         if self.weight_format is None and self.kv_cache_dtype is None:
             raise UsageError(f"--format {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8")
         if self.weight_format is None and self.drafter is not None:
@@ -79,7 +79,7 @@ class QuantizeConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (limit and value > limit):
                 most = f" and at most {limit}" if limit else ""
-                raise UsageError(f"{_flag(name)} must be a whole number of at least 1{most}, got {value!r}")
+                raise UsageError(f"{flag(name)} must be a whole number of at least 1{most}, got {value!r}")
 
     @property
     def weight_format(self) -> WeightFormat | None:
@@ -100,7 +100,3 @@ class QuantizeConfig:
     def block_size(self) -> int | None:
         """Elements that share a block scale; None where there are no blocks."""
         return self.weight_format.block_size if self.weight_format else None
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -179,7 +179,7 @@ def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
     """The sizes of a plan, if the kernels can work on them and the scales are those of the weights' format."""
     weight_format, top_k = int(numbers["weight_format"]), int(numbers["top_k"])
     (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]
-    inner_size, unit = rows // 2, 32 if weight_format else 8
+    inner_size, unit = rows // 2, plan.moe_unit(quantized=weight_format > 0)
     if rows % 2 or hidden % unit or inner_size % unit:
         raise EngineError(
             f"experts need an H and an I that {unit} divides, and J = 2I rows: H is {hidden} and J {rows}"

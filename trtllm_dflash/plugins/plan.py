@@ -15,6 +15,7 @@ MERGE_THREADS = 128
 SCAN_THREADS, CHOOSE_THREADS, FINISH_THREADS = 256, 1024, 32
 MOE_THREADS, ROUTE_THREADS, LIST_THREADS, SUM_THREADS = 256, 128, 1024, 128
 MOST_EXPERTS, MOST_CHOICES = 1024, 32
+_PLAIN_UNIT, _QUANTIZED_UNIT = 8, 32  # of experts' sizes: what a thread reads at once
 _STAGES = 2
 _MAX_SPLITS = 32
 _ROW_PADDING = 8
@@ -185,6 +186,11 @@ def moe_plan(*, tokens: int, hidden: int, inner_size: int, experts: int, top_k: 
     shared_bytes = 32 << 10 if weight_format else 8 << 10
     blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _SUM_ELEMENTS)
     return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
+
+
+def moe_unit(*, quantized: bool) -> int:
+    """What must divide both sizes of an expert, H and I."""
+    return _QUANTIZED_UNIT if quantized else _PLAIN_UNIT
 
 
 def merge_blocks(head_rows: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.build.manifest import file_entry
+from trtllm_dflash.build.staging import is_free
 from trtllm_dflash.errors import UsageError
 
 RECORD_FILE = "dflash_quantize.json"
@@ -29,15 +30,8 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: saying what is in the way.
     """
-    if not directory.exists():
+    if is_free(directory, overwrite=overwrite, what="a checkpoint"):
         return
-    if not directory.is_dir():
-        raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
-    found = _files(directory)
-    if not found and not any(directory.iterdir()):
-        return
-    if not overwrite:
-        raise UsageError(f"--output-dir {directory} is not empty; give another, or --overwrite to replace a checkpoint")
     try:
         record = json.loads((directory / RECORD_FILE).read_bytes())
         listed = {RECORD_FILE, *record["files"]} if record["schema"] == SCHEMA else set()
@@ -48,7 +42,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
             f"--overwrite replaces what `dflash-trt quantize` wrote, and nothing else is ever deleted: {directory} has "
             f"no {RECORD_FILE} of this version"
         )
-    strangers = [name for name in found if name not in listed]
+    strangers = [name for name in _files(directory) if name not in listed]
     if strangers:
         raise UsageError(
             f"--overwrite replaces a quantized checkpoint, and {directory} also holds files that are not of it: "

@@ -15,7 +15,7 @@ from typing import Any
 from trtllm_dflash.build.memory import peak_memory
 from trtllm_dflash.build.staging import check_space, staged
 from trtllm_dflash.build.versions import versions_of
-from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite, load_drafter, load_target, read_through
 from trtllm_dflash.checkpoint.source import file_in, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.config.quantization import HF_QUANT_CONFIG
@@ -105,7 +105,8 @@ def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, i
     from trtllm_dflash.quantize.writer import Scratch
 
     device = _device(plan.config, torch)
-    _read_through(plan, progress)
+    for kind, checkpoint in plan.checkpoints.items():
+        read_through(kind, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
     scratch = Scratch(staging / "scratch")
     with torch.no_grad():
@@ -155,19 +156,6 @@ def _device(config: QuantizeConfig, torch: Any) -> str:
     if config.device != "auto":
         return config.device
     return "cuda" if has_gpu else "cpu"
-
-
-def _read_through(plan: Plan, progress: Progress) -> None:
-    """Every weight is finite, or an error."""
-    for kind, checkpoint in plan.checkpoints.items():
-        phase, done = f"checking the {kind}", 0
-
-        def read(size: int, phase: str = phase, total: int = checkpoint.nbytes) -> None:
-            nonlocal done
-            done += size
-            progress(phase, done, total)
-
-        check_finite(checkpoint, progress=read)
 
 
 def _write(directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress) -> None:

@@ -11,6 +11,7 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.curve import Curve
 from trtllm_dflash.profile.estimate import fifteen
 from trtllm_dflash.profile.estimate.fifteen import Comparison
+from trtllm_dflash.profile.style import require_matplotlib
 
 _COLOURS = {"plain": "#6b7280", "DFlash": "#76b900", "EAGLE-3": "#d97706"}
 _USER, _GPU = "tokens/s a user (interactivity)", "tokens/s a GPU"
@@ -93,17 +94,16 @@ def _finish(plt: ModuleType, figure: Any, axes: Any, path: Path) -> None:
     try:
         # No date and no random ids inside: the same estimate is the same file.
         figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"--plot {path}: {error}") from error
     finally:
         plt.close(figure)
 
 
 def _matplotlib() -> ModuleType:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'dflash-trt[profile]'") from error
+    require_matplotlib()
+    import matplotlib as mpl
+
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "dflash-trt"
     import matplotlib.pyplot as plt
