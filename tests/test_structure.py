@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,12 @@ def test_every_package_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in _sources(PACKAGE)}
     assert sorted(listed) == sorted([*(".".join(folder.parts) for folder in folders), "trtllm_dflash.kernels"])
+
+
+def test_pytest_looks_into_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    """pytest passes over folders by name without a word: by its own list, a folder called build or dist."""
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert len(folders) > 10
+    unseen = {str(folder) for folder in folders for part in folder.parts if any(fnmatch(part, p) for p in left_out)}
+    assert not unseen, f"norecursedirs in pyproject.toml keeps pytest out of {sorted(unseen)}"
