@@ -39,7 +39,8 @@ demo/target/config.json: $(PAIR)/convert_target.py | .venv/.demo
 	$(BIN)/python $(PAIR)/convert_target.py --output-dir demo/target
 
 demo/plain/manifest.json: demo/target/config.json
-	$(BIN)/dflash-trt build --target demo/target --no-drafter --arch cpu --output-dir demo/plain --overwrite
+	$(BIN)/dflash-trt build --target demo/target --no-drafter --arch cpu --output-dir demo/plain \
+		--max-batch-size 4 --overwrite
 
 demo/cpu/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
 	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch cpu --output-dir demo/cpu \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.quantized import quantized_copy, read_tensors
 from tests.tiny import tiny_drafter
 from tests.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.build import manifest
-from trtllm_dflash.build.engine import build_engine, plan_build
+from trtllm_dflash.build.engine import BuildReport, build_engine, plan_build
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.errors import UsageError
@@ -41,21 +42,39 @@ def _config(targets: dict[str, Path], name: str, output: Path, **options: object
     return BuildConfig(str(targets[name]), output, str(drafter), **{**SIZES, **options})
 
 
-@pytest.mark.parametrize(
-    ("name", "arch"),
-    [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm89"), ("qwen3_moe_nvfp4", "sm121")],
-)
-def test_without_kernels(name: str, arch: str, targets: dict[str, Path], tmp_path: Path) -> None:
-    report = build_engine(_config(targets, name, tmp_path / "engine", arch=arch, plugins=False))
+Case = tuple[str, str, bool]  # target, arch, whether with our kernels
+WITHOUT = [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm89"), ("qwen3_moe_nvfp4", "sm121")]
+WITH = [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm120"), ("qwen3_moe_nvfp4", "sm121")]
+
+
+@pytest.fixture(scope="module")
+def reports(
+    targets: dict[str, Path], two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Case, Future[BuildReport]]:
+    """All engines, building."""
+
+    def build(output: Path, name: str, arch: str, plugins: bool) -> BuildReport:
+        return build_engine(_config(targets, name, output, arch=arch, plugins=plugins))
+
+    cases = [(*case, plugins) for plugins, some in ((False, WITHOUT), (True, WITH)) for case in some]
+    return {case: two_at_once.submit(build, tmp_path_factory.mktemp("moe") / "engine", *case) for case in cases}
+
+
+@pytest.mark.parametrize(("name", "arch"), WITHOUT)
+def test_without_kernels(
+    name: str, arch: str, targets: dict[str, Path], reports: dict[Case, Future[BuildReport]]
+) -> None:
+    report = reports[name, arch, False].result(timeout=600)
     assert manifest.check(report.directory, deep=True) == []
     engine = (report.directory / "rank0.engine").read_bytes()
     assert (_codes(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
 
 
-@pytest.mark.parametrize(("name", "arch"), [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm120"),
-                                            ("qwen3_moe_nvfp4", "sm121")])  # fmt: skip
-def test_with_our_kernels(name: str, arch: str, targets: dict[str, Path], tmp_path: Path) -> None:
-    report = build_engine(_config(targets, name, tmp_path / "engine", arch=arch))
+@pytest.mark.parametrize(("name", "arch"), WITH)
+def test_with_our_kernels(
+    name: str, arch: str, targets: dict[str, Path], reports: dict[Case, Future[BuildReport]]
+) -> None:
+    report = reports[name, arch, True].result(timeout=600)
     formats = {"gpt_oss": ", weight_format 1", "qwen3_moe": "", "qwen3_moe_nvfp4": ", weight_format 2"}
     (kernel,) = [row["kernel"] for row in manifest.load(report.directory)["kernels"] if row["kernel"].startswith("moe")]
     assert kernel == f"moe{formats[name]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ import pytest
 from tests.quantized import quantized_copy, read_tensors, write_tensors
 from tests.tiny import tiny_drafter, tiny_target
 from trtllm_dflash.build import manifest
-from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.build.engine import BuildReport, build_engine
 from trtllm_dflash.build.prepare import prepare
 from trtllm_dflash.build.weights import move_weights, weights_of
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
@@ -94,19 +94,30 @@ def _layouts(codes: np.ndarray, *, packed: bool) -> list[bytes]:
     return [(row[::2] | row[1::2] << 4 if packed else row).tobytes() for row in rows]
 
 
-ENGINES = [
+Case = tuple[str, str, bool]  # arch, format, whether the caches are FP8
+ENGINES: list[Case] = [
     *product(("sm120", "sm121"), ("fp8", "nvfp4"), (False, True)),
     ("sm89", "fp8", True),
     ("sm120", "w4a16_nvfp4", True),
 ]
 
 
+@pytest.fixture(scope="module")
+def reports(two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Future[BuildReport]]:
+    """All of ENGINES, building: with our kernels, which there are for heads of 64."""
+
+    def build(folder: Path, arch: str, name: str, kv_cache: bool) -> BuildReport:
+        source = tiny_target(folder / "source", num_layers=1, head_dim=64)
+        target = quantized_copy(source, folder / "target", name, kv_cache=kv_cache)
+        return build_engine(BuildConfig(str(target), folder / "engine", arch=arch, max_seq_len=64, max_num_tokens=8))
+
+    return {case: two_at_once.submit(build, tmp_path_factory.mktemp("engine"), *case) for case in ENGINES}
+
+
 @pytest.mark.parametrize(("arch", "name", "kv_cache"), ENGINES)
-def test_an_engine_directory(arch: str, name: str, kv_cache: bool, tmp_path: Path) -> None:
-    """With our kernels, which there are for heads of 64; with FP8 caches they are other kernels."""
-    source = tiny_target(tmp_path / "source", num_layers=1, head_dim=64)
-    target = quantized_copy(source, tmp_path / "target", name, kv_cache=kv_cache)
-    report = build_engine(BuildConfig(str(target), tmp_path / "engine", arch=arch, max_seq_len=64, max_num_tokens=8))
+def test_an_engine_directory(arch: str, name: str, kv_cache: bool, reports: dict[Case, Future[BuildReport]]) -> None:
+    """With FP8 caches its kernels are others."""
+    report = reports[arch, name, kv_cache].result(timeout=600)
     assert manifest.check(report.directory, deep=True) == []
     facts = manifest.load(report.directory)
     assert facts["arch"] == arch

@@ -39,7 +39,15 @@ def test_every_prompt_equals_hugging_face(prompts: list[list[int]], answers: lis
     target = hugging_face.load_target(DEMO / "target")
     assert len(prompts) >= 50
     for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.token_ids == hugging_face.choices(target, prompt, answer.token_ids)
+    for prompt, answer in list(zip(prompts, answers, strict=True))[::10]:
         assert answer.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
+
+
+def test_hugging_face_notices_a_wrong_token(prompts: list[list[int]], answers: list[Generation]) -> None:
+    wrong = [*answers[0].token_ids]
+    wrong[NEW_TOKENS // 2] += 1
+    assert hugging_face.choices(hugging_face.load_target(DEMO / "target"), prompts[0], wrong) != wrong
 
 
 def test_plain_engine_gives_the_same_tokens(prompts: list[list[int]], answers: list[Generation]) -> None:
