@@ -43,8 +43,9 @@ def _config(targets: dict[str, Path], name: str, output: Path, **options: object
 
 
 Case = tuple[str, str, bool]  # target, arch, whether with our kernels
-WITHOUT = [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm89"), ("qwen3_moe_nvfp4", "sm121")]
-WITH = [("gpt_oss", "sm80"), ("gpt_oss", "sm120"), ("qwen3_moe", "sm120"), ("qwen3_moe_nvfp4", "sm121")]
+BLACKWELL = [("gpt_oss", "sm120"), ("qwen3_moe", "sm120"), ("qwen3_moe_nvfp4", "sm120"), ("qwen3_moe_nvfp4", "sm121")]
+WITHOUT = [*BLACKWELL, ("gpt_oss", "sm80"), ("qwen3_moe", "sm89")]
+WITH = [*BLACKWELL, ("gpt_oss", "sm80")]
 
 
 @pytest.fixture(scope="module")
