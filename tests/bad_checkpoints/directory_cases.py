@@ -66,7 +66,7 @@ def shard_outside_by_link(model: BadCheckpoint) -> None:
 @bad("model.safetensors links to .*, outside the checkpoint's directory")
 def weights_outside_by_link(model: BadCheckpoint) -> None:
     model.stored = False
-    model.links["model.safetensors"] = "/dev/zero"
+    model.links["model.safetensors"] = "/dev/null"
 
 
 @bad("this is not a regular file, and weights are read from nothing else")
