@@ -17,6 +17,7 @@ from trtllm_dflash.build import manifest
 from trtllm_dflash.build.engine import build_engine
 from trtllm_dflash.cli import main, profile_table
 from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile import style
 from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.words import COLUMNS
@@ -126,6 +127,19 @@ def test_files_are_written_before_anything_is_printed(
     assert "the terminal has gone" in result.stderr
     data = json.loads((tmp_path / "json").read_text())
     assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
+
+
+def test_tables_are_printed_where_a_file_fails(found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("the disk is full")
+
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(found.to_json()))
+    monkeypatch.setattr("trtllm_dflash.cli.profile.write_file", full)
+    result = CliRunner().invoke(main, ["profile", str(path), "--schedule", str(tmp_path / "schedule")])
+    assert result.exit_code == 2
+    assert result.stderr == "error: the disk is full\n"
+    assert COLUMNS[0] in result.stdout
 
 
 def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path) -> None:

@@ -47,9 +47,11 @@ def eval(
     from trtllm_dflash.cli.prompts import read_prompts
 
     found = _evaluate(config, prompts, read_prompts(prompts) if prompts else [], raw=raw)
-    if json_file is not None:
-        write_file("--json", json_file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
-    print_evaluation(found)
+    try:  # neither a file nor a terminal that fails takes along what was measured
+        if json_file is not None:
+            write_file("--json", json_file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+    finally:
+        print_evaluation(found)
     for failure in found.failures:
         click.echo(f"failed: {failure}", err=True)
     if found.failures:

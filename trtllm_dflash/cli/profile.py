@@ -73,8 +73,10 @@ def profile(ctx: click.Context, /, engine: Path, prompts: Path | None, raw: bool
     from trtllm_dflash.profile.read import load
 
     found = load(engine) if engine.is_file() else _measure(config, prompts, raw=raw)
-    _write(files, found)  # before what is printed: a terminal may go away
-    print_profile(found)
+    try:  # neither a file nor a terminal that fails takes along what was measured
+        _write(files, found)
+    finally:
+        print_profile(found)
 
 
 def _refuse_measuring(ctx: click.Context, path: Path) -> None:
