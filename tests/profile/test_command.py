@@ -15,9 +15,11 @@ from tests.profile.conftest import RunProfile
 from tests.tiny import tiny_target
 from trtllm_dflash.build import manifest
 from trtllm_dflash.build.engine import build_engine
-from trtllm_dflash.cli import main
+from trtllm_dflash.cli import main, profile_table
 from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile import style
+from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.words import COLUMNS
 
 
@@ -76,6 +78,78 @@ def test_senseless_options(run_profile: RunProfile, options: tuple[str, ...], wo
     result = run_profile(*options)
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_files_that_cannot_be_written(run_profile: RunProfile, tmp_path: Path) -> None:
+    """They are refused before the engine is even looked at."""
+    nothing = tmp_path / "no engine"
+    for path, words in (
+        (tmp_path, "this is a folder. Give a file"),
+        (tmp_path / ("x" * 300), "cannot be written (File name too long)"),
+    ):
+        for option in ("--json", "--schedule"):
+            result = run_profile(option, path, engine=nothing)
+            assert result.exit_code == 2
+            assert f"{option} {path}: {words}" in result.stderr
+    result = run_profile("--json", tmp_path / "out.json", engine=nothing)
+    assert "no config.json" in result.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
+    """And answers of one generation step, of which no share of drafts can be told."""
+    pytest.importorskip("matplotlib")
+    odd = tmp_path / "[" / "x]"
+    odd.parent.mkdir()
+    odd.symlink_to(engine)
+    prompts = tmp_path / "kinds.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": [5, 9], "kind": kind}) + "\n" for kind in ("[/code]", ":cat:")))
+    result = run_profile(
+        "--output-len", "2", "--batch", "1", "--prompts", prompts, "--html", tmp_path / "out.html", engine=odd
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{odd}: 2 prompts of 2 kinds")
+    assert [line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))] == ["[/code]", ":cat:"]
+    assert not any(line.startswith("accepted") for line in lines)
+    assert "Where the time goes" in (tmp_path / "out.html").read_text()
+
+
+def test_files_are_written_before_anything_is_printed(
+    run_profile: RunProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_: object) -> None:
+        raise OSError("the terminal has gone")
+
+    monkeypatch.setattr(profile_table, "print_profile", gone)
+    files = [argument for name in ("json", "schedule") for argument in (f"--{name}", tmp_path / name)]
+    result = run_profile("--batch", "1", "--draft-lens", "5", "--output-len", "4", *files)
+    assert "the terminal has gone" in result.stderr
+    data = json.loads((tmp_path / "json").read_text())
+    assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
+
+
+def test_tables_are_printed_where_a_file_fails(found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("the disk is full")
+
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(found.to_json()))
+    monkeypatch.setattr("trtllm_dflash.cli.profile.write_file", full)
+    result = CliRunner().invoke(main, ["profile", str(path), "--schedule", str(tmp_path / "schedule")])
+    assert result.exit_code == 2
+    assert result.stderr == "error: the disk is full\n"
+    assert COLUMNS[0] in result.stdout
+
+
+def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(found.to_json()))
+    for option in (("--batch", "1"), ("--against", "plain"), ("--raw",), ("--prompts", "-"), ("--ignore-eos",)):
+        result = CliRunner().invoke(main, ["profile", str(path), *option])
+        assert result.exit_code == 2
+        assert f"{option[0]}: {path} is a file, and what profile --json wrote is only shown again." in result.stderr
+    assert CliRunner().invoke(main, ["profile", str(path), "--verbose"]).exit_code == 0
 
 
 def test_engines_that_do_not_fit(run_profile: RunProfile, engine: Path, plain: Path, tmp_path: Path) -> None:

@@ -74,6 +74,28 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("versions.numpy", 2), "profile.versions.numpy is 2, expected string"),
         (_set("machine", "big"), "profile.machine is str, expected an object"),
         (_set("curves.0.points.0.tau", "x"), r"profile.curves\[0\].points\[0\].tau is 'x', expected number"),
+        (_set("schema", 2), "profile.schema is 2, expected 1. Give a file as profile --json wrote it, or measure"),
+        (lambda data: (data.pop("results"), data.update(schema=2)), "profile.schema is 2, expected 1"),
+        (_set("machine", {}), "profile.machine.processor is missing"),
+        (_set("machine.gpus", [1]), r"profile.machine.gpus\[0\] is 1, expected string"),
+        (_set("engine", {}), "profile.engine.directory is missing"),
+        (_set("plain", {}), "profile.plain.directory is missing"),
+        (_set("settings", {}), "profile.settings.output_len is missing"),
+        (_set("prompts", {}), "profile.prompts.name is missing"),
+        (_set("prompts.kinds", 3), "profile.prompts.kinds is int, expected an object"),
+        (_set("results", []), "profile.results is empty"),
+        (_set("advice.batches", []), "profile.advice.batches is empty"),
+        (lambda data: data["results"].pop(0), "profile.results has no side plain at batch 1"),
+        (_set("advice.batches.0.draft_len", 4), "profile.results has no DFlash side with 4 drafts at batch 1"),
+        (
+            lambda data: data["results"][2]["by_kind"].pop(),
+            r"profile.results\[2\].by_kind has other kinds than that of",
+        ),
+        (lambda data: data["results"][1]["by_prompt"].pop(), r"profile.results\[1\].by_prompt has other kinds than"),
+        (
+            _set("splits.0.method", "guesses"),
+            "profile.splits has the method 'guesses', expected kernels or differences",
+        ),
     ],
 )
 def test_what_is_not_as_declared(change: Callable[[Any], None], words: str, data: dict[str, Any]) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import pytest
 
-from tests.profile.conftest import TARGET
+from tests.profile.conftest import DRAFTER, TARGET, sentence
+from tests.quantized import quantized_copy
+from tests.tiny import tiny_drafter, tiny_target
+from tests.tiny_moe import tiny_qwen3_moe
+from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.profile import trace
 from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.split import split_by_differences
-from trtllm_dflash.profile.trace import Observation, seconds_by_layer, split_of, trace_splits
+from trtllm_dflash.profile.trace import STEPS, Observation, seconds_by_layer, split_of, trace_splits
 from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.ort_session import MODEL_FILE
 
 TARGET_LAYERS, DRAFTER_LAYERS = 6, 2
+NOT_IN_BLOCKS = ("fc", "layers.0.self_attn.o_proj", "layers.1.self_attn.o_proj")  # inputs that 16 does not divide
 assert TARGET.is_dir()
 
 
@@ -78,6 +87,72 @@ def test_attention_goes_to_its_layer() -> None:
     }
 
 
+@pytest.fixture(scope="module", params=["experts", "nvfp4"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target and its drafter, whose graphs have functions besides attention: experts, or roundings to NVFP4."""
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "experts":
+        target = tiny_qwen3_moe(root / "target")
+        return target, tiny_drafter(root / "drafter", target, num_taps=2)
+    source = tiny_target(root / "source", "qwen3", num_layers=2)
+    drafter = tiny_drafter(root / "plain", source, num_layers=2, taps=(0,))
+    return quantized_copy(source, root / "target"), quantized_copy(drafter, root / "drafter", exclude=NOT_IN_BLOCKS)
+
+
+def test_every_function_goes_to_its_layer(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's graph says where each call stands; ONNX Runtime's names of kernels do not."""
+    target, drafter = pair
+    build_engine(BuildConfig(str(target), tmp_path / "engine", drafter=str(drafter), max_seq_len=64))
+    graph = onnx_ir.load(tmp_path / "engine" / MODEL_FILE).graph
+    expected = Counter(
+        (node.op_type, trace._layer(node.name or "")) for node in graph if node.domain.startswith("trtllm_dflash")
+    )
+    assert {name for name, _ in expected} > {"DFlashVerifyAttention", "DFlashDraftAttention", "DFlashAccept"}
+    runs: list[list[str]] = []
+    seconds = trace.seconds_by_layer
+
+    def noted(events: Any) -> dict[str, float]:
+        runs.append([event["name"] for event in events])
+        return seconds(events)
+
+    monkeypatch.setattr(trace, "seconds_by_layer", noted)
+    config = EngineConfig.load(tmp_path / "engine")
+    (split,) = trace_splits(
+        tmp_path / "engine", config, {3: "x"}, batches=[1], prompts=[[1, 2, 3]], output_len=9, num_threads=1
+    )
+    assert len(runs) == STEPS
+    for names in runs:
+        calls = {}
+        for name, layer in zip(names, trace.layers_of(names), strict=True):
+            found = trace._INLINED.search(name)
+            calls |= {found["call"]: (found["function"], layer)} if found else {}
+        assert Counter(calls.values()) == expected
+    assert {layer for _, layer in expected} <= {row.layer for row in split.layers}
+
+
+def test_an_unknown_function_goes_with_what_follows() -> None:
+    names = ["/target/layers.0/Add", "_inlfunc_Other_token_3_/Mul", "Transpose_7", "/target/layers.1/Add"]
+    names += ["/Concat", "_inlfunc_Other_/Mul", "Transpose_8"]
+    layers = ["target/layers.0", "target/layers.1", "target/layers.1", "target/layers.1", "", "", ""]
+    assert trace.layers_of([f"{name}_kernel_time" for name in names]) == layers
+
+
+def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
+    """Prompts and answers up to the last position, more steps than either has room for, and several slots."""
+    sizes: dict[str, Any] = {"max_seq_len": 30, "max_batch_size": 2}
+    build_engine(BuildConfig(str(TARGET), tmp_path / "engine", drafter=str(DRAFTER), **sizes))
+    config = EngineConfig.load(tmp_path / "engine")
+    names = {0: "DFlash 0", config.block_size - 1: "DFlash"}
+    for length, output_len in ((20, 10), (28, 2)):
+        prompts = [sentence(3, 2, length), sentence(40, 4, 3)]
+        splits = trace_splits(
+            tmp_path / "engine", config, names, batches=[1, 2], prompts=prompts, output_len=output_len, num_threads=1
+        )
+        assert [(split.batch, split.side) for split in splits] == [(n, names[d]) for n in (1, 2) for d in names]
+
+
 def test_a_step_is_divided_as_its_twin_s_kernels() -> None:
     """The fastest step, the host's part of the fastest twin, each layer's fastest kernels; no layer's time is the
     host's."""
@@ -113,4 +188,4 @@ def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(trace, "_by_run", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):
-        trace_splits(engine, config, {3: "DFlash 3"}, batches=[1], prompts=[[1, 2, 3]], num_threads=1)
+        trace_splits(engine, config, {3: "DFlash 3"}, batches=[1], prompts=[[1, 2, 3]], output_len=9, num_threads=1)

@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from trtllm_dflash.cli.files import check_folder, write_file
+from trtllm_dflash.cli.console import table_console
+from trtllm_dflash.cli.files import check_file, write_file
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.estimate import EstimateConfig
 
@@ -38,18 +38,22 @@ def run_estimate(config: EstimateConfig) -> None:
     from trtllm_dflash.profile.estimate.report import report
     from trtllm_dflash.profile.estimate.run import estimate as estimated
 
-    check_folder("--json", config.json)
-    check_folder("--plot", config.plot)
+    check_file("--json", config.json)
+    check_file("--plot", config.plot)
+    if config.plot is not None:
+        from trtllm_dflash.profile.estimate.plot import check_kind, draw_curves
+
+        check_kind(config.plot)
     found = estimated(config)
-    print_estimate(found)
+    written = {"json": config.json, "plot": config.plot}
     if config.json is not None:
         write_file("--json", config.json, json.dumps(report(found).to_json(), indent=1) + "\n")
-        click.echo(f"json:       {config.json}")
     if config.plot is not None:
-        from trtllm_dflash.profile.estimate.plot import draw_curves
-
         draw_curves(found.curves, config.plot, title=_title(found))
-        click.echo(f"plot:       {config.plot}")
+    print_estimate(found)
+    for name, path in written.items():
+        if path is not None:
+            click.echo(f"{name + ':':<12}{path}")
 
 
 def run_validation() -> None:
@@ -63,16 +67,16 @@ def print_estimate(found: Estimate) -> None:
     """Print assumptions, steps, and advice on stdout."""
     from trtllm_dflash.profile.estimate.report import assumptions
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = table_console()
     console.width = max(console.width, _WIDTH)
     console.print(f"{_title(found)}: an estimate\n")
-    console.print("\n".join(f"- {line}" for line in assumptions(found)), markup=False)
+    console.print("\n".join(f"- {line}" for line in assumptions(found)))
     console.print()
     block = found.pair.drafter.config.block_size
-    console.print(f"plain decoding > DFlash with the whole block, {block - 1} drafts", markup=False)
+    console.print(f"plain decoding > DFlash with the whole block, {block - 1} drafts")
     console.print(_steps(found))
     console.print()
-    console.print("at equal interactivity, with the best number of drafts and the batch sizes above", markup=False)
+    console.print("at equal interactivity, with the best number of drafts and the batch sizes above")
     console.print(_equal(found))
     console.print()
     console.print(_advice(found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtllm_dflash.cli.files import check_folder, write_file
+from trtllm_dflash.cli.files import check_file, write_file
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.evaluate import EvaluateConfig
 from trtllm_dflash.errors import UsageError
@@ -42,14 +42,16 @@ def eval(
     if raw and prompts is None:
         raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
     config = EvaluateConfig(engine, **settings)
-    check_folder("--json", json_file)
+    check_file("--json", json_file)
     from trtllm_dflash.cli.eval_table import print_evaluation
     from trtllm_dflash.cli.prompts import read_prompts
 
     found = _evaluate(config, prompts, read_prompts(prompts) if prompts else [], raw=raw)
-    print_evaluation(found)
-    if json_file is not None:
-        write_file("--json", json_file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+    try:  # neither a file nor a terminal that fails takes along what was measured
+        if json_file is not None:
+            write_file("--json", json_file, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+    finally:
+        print_evaluation(found)
     for failure in found.failures:
         click.echo(f"failed: {failure}", err=True)
     if found.failures:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.table import Table
 
+from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.evaluate.result import Comparison, EngineResult, Evaluation
 from trtllm_dflash.runtime.results import mean
 
 
 def print_evaluation(found: Evaluation) -> None:
     """Print the tables on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = table_console()
     text = found.facts["text"]
     windows = "" if text["windows"] == 1 else f" in {text['windows']} windows"
     console.print(f"read {text['tokens']} tokens of {text['name']}{windows}\n")

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from trtllm_dflash.cli.files import check_folder, write_file
+from trtllm_dflash.cli.files import check_file, write_file
 from trtllm_dflash.cli.options import Function, options_from
 from trtllm_dflash.config.profile import ProfileConfig
+from trtllm_dflash.errors import UsageError
 
 if TYPE_CHECKING:
     from trtllm_dflash.profile.result import Profile
 
+_FILES = ("json", "schedule", "html")  # options, in the order in which they are written: what can fail comes last
 # Flag -> the command in cli/estimate.py that takes over, with options of its own.
 _INSTEAD = {"--estimate": "estimate", "--validate-estimate": "validate_estimate"}
 
@@ -54,21 +57,38 @@ def _file_option(name: str, text: str) -> Callable[[Function], Function]:
     "--estimate", is_flag=True, expose_value=False, help="measure nothing: reckon for another GPU (--estimate --help)"
 )
 @click.option("--validate-estimate", is_flag=True, expose_value=False, help="compare that with all published figures")
-def profile(engine: Path, prompts: Path | None, raw: bool, **options: Any) -> None:
+@click.pass_context
+def profile(ctx: click.Context, /, engine: Path, prompts: Path | None, raw: bool, **options: Any) -> None:
     """Measure ENGINE, a DFlash engine, and plain decoding beside it: speed, acceptance, and where the time goes.
 
     All sides answer the same prompts and take turns. It says which number of drafts pays at which batch size. In place
     of ENGINE, a file that --json wrote is shown again; nothing is then measured.
     """
-    files = {name: options.pop(name) for name in ("json", "html", "schedule")}
+    if engine.is_file():
+        _refuse_measuring(ctx, engine)
+    files = {name: options.pop(name) for name in _FILES}
     config = ProfileConfig(engine, **options)
     _check_files(files)
     from trtllm_dflash.cli.profile_table import print_profile
     from trtllm_dflash.profile.read import load
 
     found = load(engine) if engine.is_file() else _measure(config, prompts, raw=raw)
-    print_profile(found)
-    _write(files, found)
+    try:  # neither a file nor a terminal that fails takes along what was measured
+        _write(files, found)
+    finally:
+        print_profile(found)
+
+
+def _refuse_measuring(ctx: click.Context, path: Path) -> None:
+    """Raise UsageError for an option that says how to measure, beside a file of what was measured."""
+    for option in ctx.command.params:
+        name = option.name or ""
+        if name in ("engine", "verbose", *_FILES) or ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        raise UsageError(
+            f"{option.opts[0]}: {path} is a file, and what profile --json wrote is only shown again. Leave the option "
+            "out, or give an engine directory to measure."
+        )
 
 
 def _measure(config: ProfileConfig, path: Path | None, *, raw: bool) -> Profile:
@@ -88,7 +108,7 @@ def _measure(config: ProfileConfig, path: Path | None, *, raw: bool) -> Profile:
 def _check_files(files: Mapping[str, Path | None]) -> None:
     """Refuse what could not be written, before anything is measured."""
     for name, path in files.items():
-        check_folder(f"--{name}", path)
+        check_file(f"--{name}", path)
     if files["html"] is not None:
         from trtllm_dflash.profile.style import require_matplotlib
 
@@ -98,8 +118,8 @@ def _check_files(files: Mapping[str, Path | None]) -> None:
 def _write(files: Mapping[str, Path | None], found: Profile) -> None:
     texts = {
         "json": lambda: json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n",
-        "html": lambda: _page(found),
         "schedule": lambda: json.dumps(found.advice.draft_len_schedule) + "\n",
+        "html": lambda: _page(found),
     }
     for name, path in files.items():
         if path is not None:

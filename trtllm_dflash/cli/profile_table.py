@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
+from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.profile.result import Profile, SideResult, Split
 from trtllm_dflash.profile.words import COLUMNS, advice_sentences, cells, kind_cells, milliseconds
 
@@ -15,7 +15,7 @@ _FILE_WIDTH = 160  # where no terminal has a width of its own: enough for every 
 
 def print_profile(profile: Profile) -> None:
     """Print the tables on stdout."""
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    console = table_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     asked, settings, machine = profile.prompts, profile.settings, profile.machine
     console.print(
         f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['kinds'])} kinds, at most "
@@ -29,7 +29,9 @@ def print_profile(profile: Profile) -> None:
     if drafting:
         console.print(_by_kind(profile, drafting))
         console.print()
-        console.print(_by_position([result for result in drafting if result.acceptance.by_position]))
+    by_position = [result for result in drafting if result.acceptance.by_position]  # none if all answers were one step
+    if by_position:
+        console.print(_by_position(by_position))
         console.print()
     if profile.splits:
         console.print(_splits(profile.splits))

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.runtime.results import Generation, Timings, mean
 
 BAR_WIDTH = 40
@@ -22,8 +23,7 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
     table = Table.grid(padding=(0, 2))
     for name, value in [*_clock_rows(answers, timings), *_acceptance_rows(lengths, width)]:
         table.add_row(name, value)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Group(Text(), table))
+    table_console(stderr=True).print(Group(Text(), table))
 
 
 def _clock_rows(answers: Sequence[Generation], timings: Timings) -> list[tuple[str, RenderableType]]:

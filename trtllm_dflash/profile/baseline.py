@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trtllm_dflash.build import manifest
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.config.build import FP8_CACHE, BuildConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.runtime.config import EngineConfig
@@ -45,14 +45,14 @@ def checkpoint(directory: Path, model: str, given: Path | None) -> Path:
 def plain_engine(
     directory: Path, config: EngineConfig, *, given: Path | None, target: Path | None, progress: Progress
 ) -> Iterator[Path]:
-    """A plain engine of the target of the DFlash engine `directory`: `given`, or one that is built, with its sizes, and
-    removed in the end.
+    """A plain engine of the target of the DFlash engine `directory`: `given`, or one that is built, with its sizes and
+    its type of caches, and removed in the end.
 
     Raises:
-        UsageError: for an engine that is not plain, or of another target.
+        UsageError: for an engine that is not plain, of another target, or with caches of another type.
     """
     if given is not None:
-        _check_plain(directory, given)
+        _check_plain(directory, config, given)
         yield given
         return
     checkpoint_dir = checkpoint(directory, "target", target)
@@ -66,6 +66,7 @@ def plain_engine(
             built,
             arch=config.arch,
             dtype=config.dtype,
+            kv_cache_dtype=_cache_dtype(config),
             max_num_tokens=config.max_num_tokens,
             plugins=config.plugins,
             **sizes,
@@ -74,8 +75,9 @@ def plain_engine(
         yield built
 
 
-def _check_plain(directory: Path, given: Path) -> None:
-    if EngineConfig.load(given).speculates:
+def _check_plain(directory: Path, config: EngineConfig, given: Path) -> None:
+    plain = EngineConfig.load(given)
+    if plain.speculates:
         raise UsageError(
             f"--plain {given}: this engine has a drafter. Speedups are stated against an engine without one: build it "
             "with --no-drafter, or leave --plain out and it is built."
@@ -86,6 +88,17 @@ def _check_plain(directory: Path, given: Path) -> None:
             f"--plain {given}: it was built from other weights than the target of {directory}. Build it from the same "
             "checkpoint, or leave --plain out and it is built."
         )
+    kinds = [_cache_dtype(each) for each in (config, plain)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            f"--plain {given}: the target's caches are {kinds[1]} there and {kinds[0]} in {directory}, so they would "
+            f"not say the same. Build it with --kv-cache-dtype {kinds[0]}, or leave --plain out and it is built."
+        )
+
+
+def _cache_dtype(config: EngineConfig) -> str:
+    """The --kv-cache-dtype that gives an engine such caches of the target as this one has."""
+    return FP8_CACHE if config.kv_cache_quant_algo else config.dtype
 
 
 def _weights(directory: Path, model: str) -> Mapping[str, Any]:

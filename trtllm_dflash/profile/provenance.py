@@ -46,11 +46,15 @@ def processor_name(path: Path = _PROCESSORS) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def commit(folder: Path | None = None) -> str | None:
-    """The git commit of the checkout that this package lies in, with + where tracked files differ; None without git."""
-    folder = folder or Path(__file__).parent
+def commit(module: Path = Path(__file__)) -> str | None:
+    """The git commit of the checkout that this package is part of, with + where tracked files differ; None without.
+
+    A package may also lie in somebody else's checkout, as in a virtual environment: git then does not track `module`.
+    """
     try:
-        here = ["git", "-C", str(folder)]
+        here = ["git", "-C", str(module.parent)]
+        tracked = [*here, "ls-files", "--error-unmatch", "--", module.name]
+        subprocess.run(tracked, capture_output=True, check=True, timeout=20)
         found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20)
         changed = subprocess.run(
             [*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=60

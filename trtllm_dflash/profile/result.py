@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from trtllm_dflash.profile.curve import Curve
 
 SCHEMA = 1
+METHODS = ("kernels", "differences")  # of splits
 
 
 @dataclass(frozen=True)

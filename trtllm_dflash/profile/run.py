@@ -82,7 +82,7 @@ def profile(
         engine, plain = (Engine.load(path, num_threads=config.num_threads) for path in (config.engine, plain_path))
         questions = _questions(config, asked, (engine, plain), plan)
         measured = _measure(config, plan, _sides(config, plan, engine, plain), questions, progress)
-        splits = _splits(plan, plain_path, questions, config.num_threads, progress)
+        splits = _splits(config, plan, plain_path, questions, progress)
         facts = {
             "machine": machine,
             "engine": engine_facts(config.engine, engine.config),
@@ -198,20 +198,24 @@ def rounds_of(prompts: Sequence[Any], batch: int) -> list[Sequence[Any]]:
 
 
 def _splits(
-    plan: _Plan, plain: Path, questions: Sequence[Question], num_threads: int | None, progress: Progress
+    config: ProfileConfig, plan: _Plan, plain: Path, questions: Sequence[Question], progress: Progress
 ) -> list[Split]:
     """Kernel times, where the backend has them."""
     if plan.config.backend != "onnxruntime":
         return []
     from trtllm_dflash.profile.trace import trace_splits
 
-    prompts = [question.token_ids for question in questions]
+    options: dict[str, Any] = {
+        "batches": plan.batches,
+        "prompts": [question.token_ids for question in questions],
+        "output_len": config.output_len,
+        "num_threads": config.num_threads,
+    }
     names = {length: plan.name(length) for length in plan.draft_lens}
     splits = []
     for done, (directory, sides) in enumerate(((plan.engine, names), (plain, {0: PLAIN}))):
         progress("timing kernels", done, 2)
-        config = EngineConfig.load(directory)
-        splits += trace_splits(directory, config, sides, batches=plan.batches, prompts=prompts, num_threads=num_threads)
+        splits += trace_splits(directory, EngineConfig.load(directory), sides, **options)
     progress("timing kernels", 2, 2)
     return sorted(splits, key=lambda split: (split.batch, split.side != PLAIN, split.draft_len))
 

@@ -1,7 +1,9 @@
 """Where a step's time goes on the CPU: ONNX Runtime times every kernel, and kernels are named by the graph's scopes.
 
-The nodes of our operators' bodies are inlined, and their names say only which operator and which of its calls they are
-of. Each call ends after the one before it, since layers follow each other, so their order gives the layers.
+The nodes of functions' bodies are inlined, and their names say only which function and which of its calls they are of.
+Each call of attention ends after the one before it, since layers follow each other, so their order gives the layers. Of
+other functions (experts, which a layer may lack; roundings, of which it has several) a call belongs where its result is
+used: to the layer of the next kernel with a name of its own. So do kernels that ONNX Runtime's optimizer has put in.
 """
 
 from __future__ import annotations
@@ -22,17 +24,14 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.profile.result import LayerTime, Split
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.ort_session import OrtSession
-from trtllm_dflash.runtime.session import SlotSampling
+from trtllm_dflash.runtime.session import Int32, SlotSampling
 
 STEPS = 8  # tried for each split, of which the fastest counts; the first of a new shape is run before
 PARTS = {"target": "verify", "accept": "accept", "drafter": "draft"}  # scope of the graph -> part of the step
 _KERNEL = "_kernel_time"
-_INLINED = re.compile(r"_inlfunc_(?P<call>DFlash(?P<op>[A-Za-z]+?)(?:_token_\d+)?)_/")
-_OPERATORS = {  # operator -> scope of its calls, and whether each layer has one
-    "VerifyAttention": ("target", True),
-    "DraftAttention": ("drafter", True),
-    "Accept": ("accept", False),
-}
+_INLINED = re.compile(r"_inlfunc_(?P<call>(?P<function>[A-Za-z0-9]+?)(?:_token_\d+)?)_/")
+_IN_ORDER = {"DFlashVerifyAttention": "target", "DFlashDraftAttention": "drafter"}  # one in each layer of the scope
+_ACCEPT = "DFlashAccept"
 _GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
 
 
@@ -70,9 +69,11 @@ def trace_splits(
     *,
     batches: Sequence[int],
     prompts: Sequence[Sequence[int]],
+    output_len: int,
     num_threads: int | None,
 ) -> list[Split]:
-    """Split generation steps of a CPU engine, whose slots hold `prompts` in turn; `side`: names by draft_len.
+    """Split generation steps of a CPU engine, whose slots hold `prompts` in turn and as many new tokens as answers of
+    at most `output_len` (at least 2) have; `side`: names by draft_len.
 
     Timing kernels makes a step much longer. So every step is done twice, the second time by a session that times
     nothing; its time is divided as that of the kernels of the first. The host's part is what a step takes outside of
@@ -82,7 +83,10 @@ def trace_splits(
         traced = OrtSession(directory, config, num_threads=num_threads, trace=Path(folder) / "trace")
         bare = OrtSession(directory, config, num_threads=num_threads)
         steps = [
-            step for batch in batches for draft_len in side for step in _run(traced, bare, batch, draft_len, prompts)
+            step
+            for batch in batches
+            for draft_len in side
+            for step in _run((traced, bare), batch, draft_len, prompts, output_len)
         ]
         runs = _by_run(json.loads(traced.end_trace().read_bytes()))
     if len(runs) != len(steps):
@@ -99,27 +103,42 @@ def trace_splits(
 
 
 def _run(
-    traced: OrtSession, bare: OrtSession, batch: int, draft_len: int, prompts: Sequence[Sequence[int]]
+    sessions: tuple[OrtSession, OrtSession],
+    batch: int,
+    draft_len: int,
+    prompts: Sequence[Sequence[int]],
+    output_len: int,
 ) -> Iterator[_Twins]:
-    """Fill the slots, then generate: once for the new shapes, and STEPS times for the clock."""
-    for slot in range(batch):
-        prompt = np.array(prompts[slot % len(prompts)], np.int64)
-        for session in (traced, bare):
-            session.open_slot(slot, _GREEDY)
-            for begin in range(0, len(prompt), session.max_num_tokens):
-                session.prompt(slot, prompt[begin : begin + session.max_num_tokens])
-                session.collect()
-        yield from [_Twins(None)] * -(-len(prompt) // traced.max_num_tokens)
+    """Generate: once for the new shapes, and STEPS times for the clock. A slot whose answer has ended begins again:
+    the caches have no room behind the longest sequence."""
+    left = [0] * batch  # tokens that a slot's answer still lacks
     for number in range(1 + STEPS):
-        first, second = (_step_seconds(session, batch, draft_len) for session in (traced, bare))
+        for slot in range(batch):
+            if left[slot] <= 0:
+                yield from _fill(sessions, slot, prompts[slot % len(prompts)])
+                left[slot] = output_len - 1  # a prompt's own steps decide the first
+        (first, gained), (second, _) = (_timed_step(session, batch, draft_len) for session in sessions)
+        left = [tokens - int(new) for tokens, new in zip(left, gained, strict=True)]
         yield _Twins((batch, draft_len) if number else None, first, second)
 
 
-def _step_seconds(session: OrtSession, batch: int, draft_len: int) -> float:
+def _fill(sessions: tuple[OrtSession, OrtSession], slot: int, prompt: Sequence[int]) -> Iterator[_Twins]:
+    """Put a prompt into an emptied slot."""
+    token_ids, width = np.array(prompt, np.int64), sessions[0].max_num_tokens
+    for session in sessions:
+        session.open_slot(slot, _GREEDY)
+        for begin in range(0, len(token_ids), width):
+            session.prompt(slot, token_ids[begin : begin + width])
+            session.collect()
+    yield from [_Twins(None)] * -(-len(token_ids) // width)
+
+
+def _timed_step(session: OrtSession, batch: int, draft_len: int) -> tuple[float, Int32]:
+    """A step's seconds, and how many tokens each slot gained."""
     start = perf_counter()
     session.generate(batch, 1 + draft_len)
-    session.collect()
-    return perf_counter() - start
+    gained = session.collect().num_new
+    return perf_counter() - start, gained
 
 
 def _by_run(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
@@ -137,29 +156,39 @@ def _by_run(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
 
 def seconds_by_layer(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Kernel seconds of one run by layer ("target/layers.0", "target/lm_head", "accept", …); "" is none's."""
-    calls = _calls(events)
     seconds: dict[str, float] = defaultdict(float)
-    for event in events:
-        inlined = _INLINED.search(event["name"])
-        layer = calls[inlined["call"]] if inlined else _layer(event["name"].removesuffix(_KERNEL))
+    for event, layer in zip(events, layers_of([event["name"] for event in events]), strict=True):
         seconds[layer] += event["dur"] * 1e-6
     return dict(seconds)
 
 
-def _calls(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Layer by inlined call, in the order in which calls of an operator end."""
-    ends: dict[str, tuple[int, str]] = {}
-    for event in events:
-        inlined = _INLINED.search(event["name"])
-        if inlined:
-            ends[inlined["call"]] = event["ts"], inlined["op"]
+def layers_of(names: Sequence[str]) -> list[str]:
+    """The layer of each kernel of a run, from their names in the order in which they ran."""
+    inlined = [_INLINED.search(name) for name in names]
+    following = _following(names, inlined)
+    last = {found["call"]: index for index, found in enumerate(inlined) if found}  # by the order of their ends
     counts: dict[str, int] = defaultdict(int)
-    layers = {}
-    for call, (_, operator) in sorted(ends.items(), key=lambda item: item[1]):
-        scope, layered = _OPERATORS[operator]
-        layers[call] = f"{scope}/layers.{counts[operator]}" if layered else scope
-        counts[operator] += 1
-    return layers
+    calls = {}
+    for call, index in sorted(last.items(), key=lambda item: item[1]):
+        found = inlined[index]
+        function = found["function"] if found else ""
+        if function in _IN_ORDER:
+            calls[call] = f"{_IN_ORDER[function]}/layers.{counts[function]}"
+            counts[function] += 1
+        else:
+            calls[call] = "accept" if function == _ACCEPT else following[index]
+    return [calls[found["call"]] if found else layer for found, layer in zip(inlined, following, strict=True)]
+
+
+def _following(names: Sequence[str], inlined: Sequence[re.Match[str] | None]) -> list[str]:
+    """The layer of each kernel that has a name in the graph; of any other, that of the next one that has."""
+    layers, layer = [], ""
+    for name, found in zip(reversed(names), reversed(inlined), strict=True):
+        named = found is None and name.startswith("/")
+        own = _layer(name.removesuffix(_KERNEL)) if named else layer
+        layer = own or layer
+        layers.append(own)
+    return layers[::-1]
 
 
 def _layer(name: str) -> str:

@@ -31,6 +31,7 @@ class EngineConfig:
     block_size: int
     draft_len: int
     ports: tuple[Port, ...]
+    kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
 
     @property
     def speculates(self) -> bool:
@@ -71,6 +72,7 @@ class EngineConfig:
             block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
             draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
             ports=tuple(_port(row, f"{where}: io[{index}]") for index, row in enumerate(_rows(reader, "io"))),
+            kv_cache_quant_algo=reader.read(str, "pretrained_config.quantization.kv_cache_quant_algo", default=None),
         )
 
 

@@ -116,6 +116,26 @@ def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "tokens/s a user" in files["plot"].read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("x.foo", r"ends with one of .*\.svg"), ("x", "ends with one of"), ("", "folder")]
+)
+def test_a_plot_of_no_kind_is_refused_before_the_work(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("trtllm_dflash.profile.estimate.run.estimate", pytest.fail)
+    with pytest.raises(UsageError, match=f"--plot .*{words}"):
+        run_estimate(config(plot=tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tiny_target(tmp_path / "[" / "x]", "qwen3")
+    drafter = tiny_drafter(tmp_path / "drafter", target)
+    run_estimate(config(target=str(target), drafter=str(drafter), batch="1", tau="2"))
+    assert capsys.readouterr().out.startswith(f"{target} with {drafter} on ")
+
+
 def test_both_flags_are_commands_of_their_own() -> None:
     """`profile --estimate` needs no engine, and says what it needs."""
     runner = CliRunner()

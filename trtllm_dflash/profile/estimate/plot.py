@@ -19,6 +19,16 @@ _LINES = ("-", "--")
 _RATIO_AXIS, _RATIO_TICKS = (0.6, 100), (1, 2, 5, 10, 15, 30, 60)
 
 
+def check_kind(path: Path) -> None:
+    """Raise UsageError without matplotlib, or if it writes no files that end as `path` does."""
+    require_matplotlib()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise UsageError(f"--plot {path}: a plot's name ends with one of .{', .'.join(kinds)}")
+
+
 def draw_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
     """Throughput against interactivity, every point with its batch size.
 

@@ -1,0 +1,44 @@
+"""Files that options ask for are tried before the work, and the try leaves everything as it was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.cli.files import check_file
+from trtllm_dflash.errors import UsageError
+
+
+def test_nothing_is_changed(tmp_path: Path) -> None:
+    old, new, link, pipe = (tmp_path / name for name in ("old", "new", "link", "pipe"))
+    old.write_text("as it was")
+    link.symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(pipe)  # would block whoever opened it
+    for path in (old, new, link, pipe, Path(os.devnull)):
+        check_file("--json", path)
+    check_file("--json", None)
+    assert old.read_text() == "as it was"
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "old", "pipe"]
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    lost.symlink_to(tmp_path / "no folder" / "file")
+    for path, words in (
+        (tmp_path, "this is a folder"),
+        (tmp_path / "nowhere" / "x", "there is no folder"),
+        (tmp_path / ("x" * 300), r"cannot be written \(File name too long\). Give another path."),
+        (lost, "cannot be written"),
+    ):
+        with pytest.raises(UsageError, match=f"^--json {path}: {words}"):
+            check_file("--json", path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_somebody_else_s(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="Permission denied"):
+        check_file("--json", tmp_path / "x")
