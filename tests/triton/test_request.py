@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.runtime import tiny_tokenizer
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.tokenizer import Tokenizer
 from trtllm_dflash.triton.fields import INPUTS
-from trtllm_dflash.triton.model import show_one_gpu
+from trtllm_dflash.triton.model import encoded, show_one_gpu
 from trtllm_dflash.triton.request import GenerationRequest
 
 EOS = (95,)
@@ -69,6 +72,21 @@ def test_every_input_arrives() -> None:
 def test_what_is_refused(inputs: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read(**inputs)
+
+
+def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
+    """In the words of the request, without our files and commands."""
+    plain = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "plain", chat=False))
+    assert encoded(read(text_input=b"ab"), plain) == list(b"ab")
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), plain)
+    assert str(error.value) == "chat: this model has no chat format; send chat: false."
+    picky = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "picky"))
+    assert encoded(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
+    picky._library.chat_template = "{{ raise_exception('only in pairs') }}"
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), picky)
+    assert str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
 
 
 def test_names_are_those_of_the_issue_and_the_frontend() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, ChatError, Tokenizer
 from trtllm_dflash.triton.export import Settings, engine_digest
 from trtllm_dflash.triton.metrics import Metrics
 from trtllm_dflash.triton.request import GenerationRequest
@@ -66,8 +66,7 @@ class TritonPythonModel:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         wanted = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
         self._check_size(wanted.text)
-        encode = self._tokenizer.encode_chat if wanted.chat else self._tokenizer.encode
-        prompt = encode(wanted.text)
+        prompt = encoded(wanted, self._tokenizer)
         responses.expect(wanted, num_input_tokens=len(prompt))
         self._scheduler.submit(
             prompt,
@@ -86,6 +85,18 @@ class TritonPythonModel:
                 f"text_input has {len(text)} characters, and a prompt of this engine has at most {tokens} tokens "
                 f"(max_input_len), which are at most {most} characters. Shorten it."
             )
+
+
+def encoded(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids; what is wrong is said to a client, who sees none of our files."""
+    if not wanted.chat:
+        return tokenizer.encode(wanted.text)
+    if not tokenizer.has_chat_template:
+        raise UsageError("chat: this model has no chat format; send chat: false.")
+    try:
+        return tokenizer.encode_chat(wanted.text)
+    except ChatError as error:
+        raise UsageError(f"chat: {error.problem}") from error
 
 
 def show_one_gpu(device: int, environment: MutableMapping[str, str]) -> None:
