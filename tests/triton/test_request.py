@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.runtime import tiny_tokenizer
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.tokenizer import Tokenizer
 from trtllm_dflash.triton.fields import INPUTS
-from trtllm_dflash.triton.model import encoded, show_one_gpu
+from trtllm_dflash.triton.model import check_numpy, encoded, show_one_gpu
 from trtllm_dflash.triton.request import GenerationRequest
 
 EOS = (95,)
@@ -87,6 +89,30 @@ def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         encoded(read(text_input=b"ab", chat=True), picky)
     assert str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
+
+
+def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
+    """Triton's module of utilities, as far as the probe goes: it reads memory its own way, and keeps arrays."""
+
+    class Tensor:
+        def __init__(self, _: str, array: Any) -> None:
+            self._array = array
+
+        @staticmethod
+        def from_dlpack(name: str, array: Any) -> Tensor:
+            return Tensor(name, read_memory(array))
+
+        def as_numpy(self) -> Any:
+            return self._array
+
+    return SimpleNamespace(Tensor=Tensor)
+
+
+def test_a_server_that_corrupts_tensors_is_refused() -> None:
+    """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of this probe alike)."""
+    check_numpy(backend_that_reads(np.from_dlpack))
+    with pytest.raises(EngineError, match=r"hands over \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with"):
+        check_numpy(backend_that_reads(np.ones_like))
 
 
 def test_names_are_those_of_the_issue_and_the_frontend() -> None:

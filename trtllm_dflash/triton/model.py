@@ -31,7 +31,7 @@ class TritonPythonModel:
         """Load the engine; whatever is missing, stale or unfit here is an error, and the model is then not ready."""
         configure(verbose=False)
         self._triton = _utilities()
-        _check_numpy(self._triton)
+        check_numpy(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))
         self._drain_seconds = settings.drain_seconds
         if args["model_instance_kind"] == "GPU":
@@ -127,10 +127,13 @@ def _utilities() -> Any:
     return triton_python_backend_utils
 
 
-def _check_numpy(triton: Any) -> None:
-    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer."""
+def check_numpy(triton: Any) -> None:
+    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer.
+
+    A tensor made from an array keeps that array. One made through DLPack is read from memory, as a request's are.
+    """
     values = np.arange(1, 4, dtype=np.float32)
-    seen = triton.Tensor("probe", values).as_numpy()
+    seen = triton.Tensor.from_dlpack("probe", values).as_numpy()
     if not np.array_equal(seen, values):
         raise EngineError(
             f"this server's Python backend hands over {np.asarray(seen).tolist()} for {values.tolist()}: it does not "
