@@ -91,6 +91,19 @@ def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
     assert str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
 
 
+class Exported:
+    """What owns a DLPack capsule of the processor's memory."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
 def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
     """Triton's module of utilities, as far as the probe goes: it reads memory its own way, and keeps arrays."""
 
@@ -110,9 +123,9 @@ def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
 
 def test_a_server_that_corrupts_tensors_is_refused() -> None:
     """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of this probe alike)."""
-    check_numpy(backend_that_reads(np.from_dlpack))
+    check_numpy(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
     with pytest.raises(EngineError, match=r"hands over \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with"):
-        check_numpy(backend_that_reads(np.ones_like))
+        check_numpy(backend_that_reads(lambda capsule: np.ones_like(np.from_dlpack(Exported(capsule)))))
 
 
 def test_names_are_those_of_the_issue_and_the_frontend() -> None:

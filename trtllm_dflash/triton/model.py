@@ -6,6 +6,7 @@ asked of Triton from then on is the engine thread's.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import MutableMapping
@@ -133,7 +134,13 @@ def check_numpy(triton: Any) -> None:
     A tensor made from an array keeps that array. One made through DLPack is read from memory, as a request's are.
     """
     values = np.arange(1, 4, dtype=np.float32)
-    seen = triton.Tensor.from_dlpack("probe", values).as_numpy()
+    capsule = values.__dlpack__()
+    # These stubs mark a capsule as used by a name that is not DLPack's. NumPy's destructor then takes it for unused,
+    # and recurses without end (1.26); the stub frees the tensor in any case.
+    disarm = ctypes.pythonapi.PyCapsule_SetDestructor
+    disarm.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    disarm(capsule, None)
+    seen = triton.Tensor.from_dlpack("probe", capsule).as_numpy()
     if not np.array_equal(seen, values):
         raise EngineError(
             f"this server's Python backend hands over {np.asarray(seen).tolist()} for {values.tolist()}: it does not "
