@@ -141,7 +141,7 @@ class Scheduler:
             if self._failure is not None:
                 raise EngineError(f"this engine takes no more requests, load it again: {self._failure}")
             if self._closing:
-                raise ClosedError("this engine is being closed and takes no more requests.")
+                raise ClosedError("this engine is being closed and takes no more requests. It may be sent again.")
             slots = self._session.max_batch_size
             if len(self._arrived) + len(self._served) >= self._max_waiting + slots:
                 raise BusyError(
@@ -200,7 +200,7 @@ class Scheduler:
             self._thread.join()
 
     def _serve(self) -> None:
-        error: DFlashError = ClosedError("the engine was closed before this request had ended.")
+        error: DFlashError = ClosedError("the engine was closed before this request had ended. It may be sent again.")
         try:
             self._loop.discard()
             while self._take_in():
