@@ -226,7 +226,8 @@ def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future
         with contextlib.suppress(OSError, ValueError), client.open_stream(model, **LONG) as coming:
             for response in coming:
                 responses.append(response)
-                begun.release()
+                if len(responses) == 1:
+                    begun.release()
         return Shown(200, responses)
 
     pool = ThreadPoolExecutor(count)
