@@ -42,5 +42,9 @@ class EngineError(DFlashError):
     """An engine directory cannot be used, or a running engine is in a state that forbids the call."""
 
 
+class ClosedError(EngineError):
+    """The engine is being closed: nothing is wrong with the request, and another engine may be asked."""
+
+
 class BusyError(DFlashError):
     """Nothing is wrong with the request, but there is no room for it now: it may be sent again."""

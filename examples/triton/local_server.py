@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +35,14 @@ class LocalServer:
         arguments: tuple[str, ...] = (),
         exit_seconds: int = EXIT_SECONDS,
     ) -> None:
-        """Start it; `wait_until_ready` says when it serves. `ports`: HTTP, gRPC, metrics; None takes free ones."""
+        """Start it; `wait_until_ready` says when it serves.
+
+        `ports`: HTTP, gRPC, metrics; None takes free ones. A port that somebody has ends the program: whoever asks
+        there would be answered by another server.
+        """
         self.log = log
+        self.left_behind: list[Path] = []  # shared memory that the server's models had not given back when it ended
+        _require_free(ports or ())
         self.http, self.grpc, self.metrics = ports or free_ports()
         self.shm_prefix = f"dflash_{os.getpid()}_{self.http}_"
         site, python = _site_packages()
@@ -86,13 +92,16 @@ class LocalServer:
         raise RuntimeError(f"tritonserver is not ready after {seconds:.0f} s:\n{self.log.read_text()}")
 
     def stubs(self) -> list[int]:
-        """Process ids of the model instances."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for path in children.parent.parent.glob("*/children") for pid in path.read_text().split()]
+        """Process ids of the model instances, also of a server that has ended without them."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has just ended
+                if any(word.startswith(self.shm_prefix.encode()) for word in path.read_bytes().split(b"\0")):
+                    found.append(int(path.parent.name))
+        return found
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """End it, by a signal first, and clean up behind it; returns its exit code."""
-        stubs = self.stubs() if self.process.poll() is None else []
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -100,9 +109,12 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for pid in stubs:  # a server that was killed leaves them behind, and their shared memory
-            if Path(f"/proc/{pid}").exists():
+        for pid in self.stubs():  # a server that was killed leaves them behind, and their shared memory
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for region in self.shared_memory():
+            self.left_behind.append(region)
+            region.unlink()
         return self.process.returncode
 
     def shared_memory(self) -> list[Path]:
@@ -146,6 +158,16 @@ def _environment(site: Path) -> dict[str, str]:
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}{os.pathsep}{libraries}",
     }
+
+
+def _require_free(ports: tuple[int, ...]) -> None:
+    for port in ports:
+        with closing(socket.socket()) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only being given up is free
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError as error:
+                sys.exit(f"port {port}: {error.strerror}. Stop what serves there, or give other ports.")
 
 
 def free_ports() -> tuple[int, int, int]:

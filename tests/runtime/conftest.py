@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.runtime import tiny_tokenizer as tiny
 from tests.runtime.fake import FakeSession, fake_config
 from tests.tiny import EOS_ID
 from trtllm_dflash.build.engine import build_engine
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -24,6 +27,20 @@ def fake_engine() -> Callable[..., Engine]:
         return Engine(config, FakeSession(config, accuracy=accuracy, lookahead=lookahead))
 
     return make
+
+
+@pytest.fixture
+def text_engine(tmp_path: Path) -> Engine:
+    """One whose tokens are bytes."""
+    config = fake_config(vocab_size=tiny.VOCAB_SIZE)
+    return Engine(config, FakeSession(config), Tokenizer(tiny.write_byte_level(tmp_path)))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Every scheduler has ended its thread."""
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "dflash-engine"]
 
 
 @pytest.fixture(scope="session")

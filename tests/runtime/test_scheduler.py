@@ -4,79 +4,27 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime import tiny_tokenizer as tiny
+from tests.runtime.callers import WAIT, Caller, Gate
 from tests.runtime.fake import FakeSession, fake_config
 from trtllm_dflash.config.sampling import SamplingParams
-from trtllm_dflash.errors import BusyError, DFlashError, EngineError, UsageError
+from trtllm_dflash.errors import BusyError, UsageError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.events import Ended, Event, Load, Piece
-from trtllm_dflash.runtime.scheduler import Scheduler
+from trtllm_dflash.runtime.events import Load
+from trtllm_dflash.runtime.scheduler import TIDY_SECONDS, WAITING_ASKED
 from trtllm_dflash.runtime.tokenizer import Tokenizer
 
-WAIT = 20.0  # seconds that a test waits for what should take milliseconds
 
-
-class Caller:
-    """Collects the events of one request."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self.end: Ended | DFlashError | None = None
-        self.done = threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        assert self.end is None, "an event after the last one"
-        if isinstance(event, Piece):
-            self.pieces.append(event)
-        self.end = event.ended if isinstance(event, Piece) else event
-        if self.end is not None:
-            self.done.set()
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [token for piece in self.pieces for token in piece.token_ids]
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-    def wait(self) -> Ended:
-        assert self.done.wait(WAIT), "no end came"
-        assert isinstance(self.end, Ended), self.end
-        return self.end
-
-
-class Gate:
-    """Holds the engine's generation steps until the test lets so many go."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._permits = threading.Semaphore(0)
-        generate = engine._session.generate
-
-        def held(count: int, width: int) -> None:
-            assert self._permits.acquire(timeout=WAIT)
-            generate(count, width)
-
-        engine._session.generate = held  # type: ignore[method-assign]
-
-    def let(self, steps: int = 10_000) -> None:
-        self._permits.release(steps)
-
-
-@pytest.fixture
-def text_engine(tmp_path: Path) -> Engine:
-    config = fake_config(vocab_size=tiny.VOCAB_SIZE)
-    return Engine(config, FakeSession(config), Tokenizer(tiny.write_byte_level(tmp_path)))
-
-
-def test_many_threads_many_requests(fake_engine: Callable[..., Engine]) -> None:
-    engine, alone = fake_engine(max_batch_size=3), fake_engine()
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahead: int) -> None:
+    engine, alone = fake_engine(max_batch_size=3, lookahead=lookahead), fake_engine()
     chance = random.Random(4)
     work = [
         (
@@ -139,8 +87,62 @@ def test_a_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -
         callers[3].wait()
 
 
-def test_cancelling(fake_engine: Callable[..., Engine]) -> None:
+def test_a_request_in_a_slot_does_not_wait(fake_engine: Callable[..., Engine]) -> None:
+    """Not even before its first step has ended."""
+    engine = fake_engine(max_batch_size=1)
+    gate = Gate(engine, "prompt")
+    with engine.serve(max_waiting=1) as scheduler:
+        running, waiting = Caller(), Caller()
+        scheduler.submit([3], on_event=running)
+        assert gate.reached.wait(WAIT)
+        assert (scheduler.load.waiting, scheduler.load.slots_in_use) == (0, 1)
+        scheduler.submit([3], on_event=waiting)
+        assert scheduler.load.waiting == 1
+        with pytest.raises(BusyError, match="1 requests are waiting"):
+            scheduler.submit([3], on_event=Caller())
+        gate.let()
+        assert running.wait().queue_seconds < waiting.wait().queue_seconds
+
+
+def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1, accuracy=0.0)
+    gate = Gate(engine)
+    asked: list[int] = []
+
+    def is_wanted(number: int) -> Callable[[], bool]:
+        return lambda: asked.append(number) is None
+
+    with engine.serve() as scheduler:
+        callers = [Caller() for _ in range(1 + 5 * WAITING_ASKED)]
+        for number, caller in enumerate(callers):
+            scheduler.submit(
+                [3],
+                on_event=caller,
+                is_wanted=is_wanted(number),
+                stop_token_ids=(),
+                max_new_tokens=80 if not number else 1,
+            )
+        gate.let(1)
+        while len(callers[0].pieces) < 2:  # from here on all are there
+            pass
+        asked.clear()
+        for _ in range(3):
+            time.sleep(1.1 * TIDY_SECONDS)
+            gate.let(1)
+        while len(callers[0].pieces) < 5:
+            pass
+        once = [number for number in asked if number]
+        assert sorted(once) == sorted(set(once))
+        assert WAITING_ASKED <= len(once) <= 4 * WAITING_ASKED
+        assert 0 in asked, "who runs is asked every time"
+        gate.let()
+        for caller in callers:
+            caller.wait()
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
+    engine = fake_engine(max_batch_size=1, accuracy=0.0, lookahead=lookahead)
     gate = Gate(engine)
     with engine.serve() as scheduler:
         running, waiting, gone, kept = (Caller() for _ in range(4))
@@ -184,70 +186,25 @@ def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
     assert request[1] == ["x"]
 
 
-def test_a_failed_step_fails_its_requests_and_no_others(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine()
-    generate, failures = engine._session.generate, iter([True])
-
-    def fails_once(count: int, width: int) -> None:
-        if next(failures, False):
-            raise RuntimeError("device lost")
-        generate(count, width)
-
-    engine._session.generate = fails_once  # type: ignore[method-assign]
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookahead: int) -> None:
+    """As for a stop token: what a step accepted counts up to the end of the answer."""
+    config = fake_config(vocab_size=tiny.VOCAB_SIZE)
+    session = FakeSession(config, accuracy=1.0, lookahead=lookahead)
+    engine = Engine(config, session, Tokenizer(tiny.write_byte_level(tmp_path)))
+    (whole,) = engine.generate(["ab"], max_new_tokens=40, stop_token_ids=[])
+    place = next(p for p in range(9, 40) if p % 4 == 2 and whole.token_ids[p] < 128)  # in the middle of a block of four
+    stop, until = whole.token_ids[place], whole.token_ids.index(whole.token_ids[place]) + 1
+    ends = []
     with engine.serve() as scheduler:
-        first, second = Caller(), Caller()
-        scheduler.submit([3], on_event=first, stop_token_ids=())
-        assert first.done.wait(WAIT)
-        assert isinstance(first.end, EngineError)
-        assert "a step failed: RuntimeError: device lost" in str(first.end)
-        scheduler.submit([3], on_event=second, max_new_tokens=6)
-        second.wait()
-        assert scheduler.load.waiting == 0
-    (expected,) = fake_engine().generate([[3]], max_new_tokens=6)
-    assert second.token_ids == expected.token_ids
-
-
-def test_a_caller_that_fails_does_not_stop_the_others(fake_engine: Callable[..., Engine]) -> None:
-    def broken(_: Event) -> None:
-        raise ValueError("no")
-
-    with fake_engine().serve() as scheduler:
-        caller = Caller()
-        scheduler.submit([3], on_event=broken)
-        scheduler.submit([4], on_event=caller, is_wanted=lambda: 1 / 1 > 0)
-        caller.wait()
-
-
-def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine(max_batch_size=1)
-    gate = Gate(engine)
-    scheduler: Scheduler = engine.serve()
-    callers = [Caller(), Caller()]
-    for caller in callers:
-        scheduler.submit([3], on_event=caller)
-    with pytest.raises(EngineError, match="in the middle of another stream"):
-        engine.generate([[3]])
-    closing = threading.Thread(target=scheduler.close)
-    closing.start()
-    gate.let()
-    closing.join(WAIT)
-    assert not closing.is_alive()
-    for caller in callers:
-        assert caller.done.wait(WAIT)
-    assert isinstance(callers[1].end, EngineError)
-    assert "the engine was closed before this request had ended" in str(callers[1].end)
-    with pytest.raises(EngineError, match="is being closed and takes no more requests"):
-        scheduler.submit([3], on_event=Caller())
-
-
-def test_closing_may_let_requests_end(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine(max_batch_size=1)
-    scheduler = engine.serve()
-    callers = [Caller() for _ in range(4)]
-    for caller in callers:
-        scheduler.submit([3], on_event=caller, max_new_tokens=20)
-    scheduler.close(drain_seconds=WAIT)
-    assert all(caller.wait().finish_reason != "cancelled" for caller in callers)
+        for options in ({"stop_token_ids": [stop]}, {"stop_token_ids": [], "stop_words": [chr(stop)]}):
+            caller = Caller()
+            scheduler.submit("ab", on_event=caller, max_new_tokens=40, **options)
+            ends.append(caller.wait())
+            assert caller.token_ids == whole.token_ids[:until]
+    by_token, by_word = ends
+    assert by_word.drafts_accepted == by_token.drafts_accepted == until - 1 - by_token.steps
+    assert (by_word.drafts_proposed, by_word.steps) == (by_token.drafts_proposed, by_token.steps)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +228,9 @@ def test_bad_settings(fake_engine: Callable[..., Engine], options: dict[str, Any
         ([1] * 41, {}, "the prompt has 41 tokens"),
         ("text", {}, "this engine has no tokenizer"),
         ([1], {"stop_words": ["a"]}, "stop_words is for engines with a tokenizer"),
+        ([1], {"stop_words": ["a"] * 65}, "stop_words holds 65 entries, and a request may have at most 64"),
+        ([1], {"stop_words": ["a" * 257]}, r"a text of 257 characters \('a{40}'…\), and one may have at most 256"),
+        ([1], {"stop_token_ids": [1] * 1025}, "stop_token_ids holds 1025 entries, and a request may have at most 1024"),
         ([1], {"temperature": -1}, "temperature is -1"),
         ([1], {"draft_len": 9}, "draft_len is 9, and this engine takes 0 to 3"),
     ],
@@ -295,9 +255,3 @@ def test_load_is_reported_and_ends_at_nothing(fake_engine: Callable[..., Engine]
         gate.let()
         caller.wait()
     assert loads[-1] == Load(0, slots=3, slots_in_use=0, cache_positions=270, cache_positions_in_use=0)
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "dflash-engine"]

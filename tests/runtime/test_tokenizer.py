@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -105,6 +109,52 @@ def test_spaces_between_words_survive_specials(byte_fallback: Tokenizer) -> None
     hello, world = tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2
     stream = TextStream(byte_fallback.decode)
     assert [stream.push([token]) for token in (hello, tiny.EOS, world, world)] == ["hello", "", " world", " world"]
+
+
+SHOW_NOTHING = [tiny.EOS, tiny.VOCAB_SIZE]  # a special token, and a space, which is cut off at the beginning of a text
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=st.lists(st.sampled_from([*SHOW_NOTHING, tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2, *b"ab"]), max_size=12))
+def test_tokens_that_show_nothing_change_nothing(byte_fallback: Tokenizer, ids: list[int]) -> None:
+    stream = TextStream(byte_fallback.decode)
+    pieces = [stream.push([token]) for token in ids]
+    assert "".join(pieces) + stream.finish() == byte_fallback.decode(ids)
+
+
+@pytest.mark.parametrize("token", SHOW_NOTHING)
+def test_no_token_makes_the_next_ones_dearer(byte_fallback: Tokenizer, token: int) -> None:
+    most = 0
+
+    def decode(token_ids: Sequence[int]) -> str:
+        nonlocal most
+        most = max(most, len(token_ids))
+        return byte_fallback.decode(token_ids)
+
+    stream = TextStream(decode)
+    for token_id in [tiny.VOCAB_SIZE + 1, *[token] * 40]:
+        stream.push([token_id])
+    assert most <= 3
+
+
+def test_decoding_does_not_wait_for_a_long_prompt(byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(*_: Any, **__: Any) -> list[int]:
+        begun.set()
+        assert may_end.wait(20)
+        return [1]
+
+    byte_level.decode([65])
+    monkeypatch.setattr(byte_level._library, "encode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        encoding = pool.submit(byte_level.encode, "a long prompt")
+        assert begun.wait(20)
+        try:
+            assert pool.submit(byte_level.decode, [65]).result(timeout=20) == "A"
+            assert not encoding.done()
+        finally:
+            may_end.set()
 
 
 def test_transformers_is_quiet_about_torch(

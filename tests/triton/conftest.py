@@ -87,8 +87,6 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     yield make
     for server in started:
         server.stop()
-        for region in server.shared_memory():
-            region.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +99,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with local_server.LocalServer(repository, log, arguments=arguments) as running:
             running.wait_until_ready()
             yield running
-        assert running.shared_memory() == []
+        assert running.left_behind == []
 
 
 @pytest.fixture

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.build.engine import build_engine
 from trtllm_dflash.cli import main
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.config.build import ARCHS, BuildConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.runtime.tokenizer import Tokenizer
 from trtllm_dflash.triton.export import Settings, check_options, config_pbtxt, engine_digest
 from trtllm_dflash.triton.fields import INPUTS, OUTPUTS
 from trtllm_dflash.triton.metrics import FAMILIES
+from trtllm_dflash.triton.page import model_page
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str | Path) -> Result:
@@ -41,6 +50,49 @@ def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
     assert all(f"| `{field.name}` |" in page for field in (*INPUTS, *OUTPUTS, *FAMILIES))
     assert f"-v {tiny_engine.resolve()}:{tiny_engine.resolve()}:ro" in page
     assert "--gpus" not in page
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command of a page."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_commands_of_a_page(tiny_engine: Path, arch: str) -> None:
+    """Two containers, each with our package and what the engine's backend needs, each with its port; and a question."""
+    backend = BACKENDS[ARCHS[arch].backend]
+    config = replace(EngineConfig.load(tiny_engine), arch=arch, backend=backend.name)
+    server, question, frontend = commands(model_page("llm", config, engine=Path("/an engine"), chat=True))
+    wanted = "'/dflash[" + backend.extra + "]'" if backend.extra else "/dflash"
+    for command, port in ((server, "8000:8000"), (frontend, "9000:9000")):
+        assert command[:3] == ["docker", "run", "--rm"]
+        assert ("--gpus" in command) == ARCHS[arch].is_gpu
+        options = list(pairwise(command))
+        assert ("-p", port) in options
+        mounted = [value for option, value in options if option == "-v"]
+        assert mounted == ["$PWD:/models:ro", "$DFLASH:/dflash", "/an engine:/an engine:ro"]
+        assert command[-1].startswith(f"pip install {wanted} && ")
+    assert frontend[-1].endswith("--model-repository /models --tokenizer '/an engine'")
+    copied = commands(model_page("llm", config, engine=None, chat=True))[2]
+    assert copied[-1].endswith("--tokenizer /models/llm/1/engine")
+    assert json.loads(question[-1])["chat"] is True
+
+
+def test_extras_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for backend in BACKENDS.values():
+        assert not backend.extra or any(row.startswith(backend.package) for row in extras[backend.extra])
+
+
+def test_a_model_without_a_chat_format_is_not_asked_in_one(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_template in (True, False):
+        monkeypatch.setattr(Tokenizer, "has_chat_template", has_template)
+        assert run(tiny_engine, "--output", tmp_path, "--overwrite").exit_code == 0
+        question = json.loads(commands((tmp_path / "dflash" / "README.md").read_text())[1][-1])
+        assert question.get("chat", False) is has_template
 
 
 def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:

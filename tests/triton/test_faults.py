@@ -81,8 +81,11 @@ def test_a_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
 
 
 def test_unloading_under_load(client: Client, long_text: str) -> None:
+    """Also for those that wait for a slot, as many as the queue of this model holds."""
     assert client.load("narrow").status == 200
-    replies = in_the_middle_of_streams(client, "narrow", lambda: client.unload("narrow"))
+    count = SLOTS + NARROW_QUEUE
+    replies = in_the_middle_of_streams(client, "narrow", lambda: client.unload("narrow"), count)
+    assert len(replies) == count
     assert [reply.error for reply in replies] == [""] * len(replies)
     assert all(reply.text == long_text for reply in replies), "running requests end before the model is gone"
     wait_for(lambda: not client.is_ready("narrow"))
@@ -201,7 +204,7 @@ def test_sigterm_in_the_middle_of_streams(start: Callable[..., Any], repository:
     futures = streams_in_flight(Client(server.http, server.metrics), "tiny")
     assert server.stop(signal.SIGTERM) == 0
     assert [future.result(timeout=10).text_shown for future in futures] == [long_text] * len(futures)
-    assert server.shared_memory() == []
+    assert server.left_behind == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
 
 
@@ -214,7 +217,8 @@ class Shown(Reply):
 
 
 def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future[Shown]]:
-    """Streams in threads of their own, each of which has begun; a connection that breaks ends its reply."""
+    """Streams in threads of their own, each of which has begun, or waits where there are more than slots; a connection
+    that breaks ends its reply."""
     begun = threading.Semaphore(0)
 
     def stream() -> Shown:
@@ -222,19 +226,22 @@ def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future
         with contextlib.suppress(OSError, ValueError), client.open_stream(model, **LONG) as coming:
             for response in coming:
                 responses.append(response)
-                begun.release()
+                if len(responses) == 1:
+                    begun.release()
         return Shown(200, responses)
 
     pool = ThreadPoolExecutor(count)
     futures = [pool.submit(stream) for _ in range(count)]
     pool.shutdown(wait=False)
-    for _ in range(count):
+    for _ in range(min(count, SLOTS)):
         assert begun.acquire(timeout=30)
+    if count > SLOTS:
+        wait_for(lambda: client.metrics(model)["dflash_waiting_requests"] == count - SLOTS)
     return futures
 
 
-def in_the_middle_of_streams(client: Client, model: str, act: Callable[[], Any]) -> list[Reply]:
+def in_the_middle_of_streams(client: Client, model: str, act: Callable[[], Any], count: int) -> list[Reply]:
     """What streams get while something happens."""
-    futures = streams_in_flight(client, model)
+    futures = streams_in_flight(client, model, count)
     act()
     return [future.result(timeout=60) for future in futures]

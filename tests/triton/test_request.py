@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from trtllm_dflash.errors import UsageError
+from tests.runtime import tiny_tokenizer
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.tokenizer import Tokenizer
 from trtllm_dflash.triton.fields import INPUTS
-from trtllm_dflash.triton.model import show_one_gpu
+from trtllm_dflash.triton.model import check_numpy, encoded, show_one_gpu
 from trtllm_dflash.triton.request import GenerationRequest
 
 EOS = (95,)
@@ -69,6 +74,58 @@ def test_every_input_arrives() -> None:
 def test_what_is_refused(inputs: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read(**inputs)
+
+
+def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
+    """In the words of the request, without our files and commands."""
+    plain = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "plain", chat=False))
+    assert encoded(read(text_input=b"ab"), plain) == list(b"ab")
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), plain)
+    assert str(error.value) == "chat: this model has no chat format; send chat: false."
+    picky = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "picky"))
+    assert encoded(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
+    picky._library.chat_template = "{{ raise_exception('only in pairs') }}"
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), picky)
+    assert str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
+
+
+class Exported:
+    """What owns a DLPack capsule of the processor's memory."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
+    """Triton's module of utilities, as far as the probe goes: it reads memory its own way, and keeps arrays."""
+
+    class Tensor:
+        def __init__(self, _: str, array: Any) -> None:
+            self._array = array
+
+        @staticmethod
+        def from_dlpack(name: str, array: Any) -> Tensor:
+            return Tensor(name, read_memory(array))
+
+        def as_numpy(self) -> Any:
+            return self._array
+
+    return SimpleNamespace(Tensor=Tensor)
+
+
+def test_a_server_that_corrupts_tensors_is_refused() -> None:
+    """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of this probe alike)."""
+    check_numpy(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
+    with pytest.raises(EngineError, match=r"hands over \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with"):
+        check_numpy(backend_that_reads(lambda capsule: np.ones_like(np.from_dlpack(Exported(capsule)))))
 
 
 def test_names_are_those_of_the_issue_and_the_frontend() -> None:

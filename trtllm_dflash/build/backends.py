@@ -18,13 +18,20 @@ class Backend:
     title: str
     module: str
     package: str  # what its version is asked of
-    install: str
     builder: str
     needs_gpu: bool  # compiles for the GPU that it runs on, and for no other
+    extra: str = ""  # of our package: brings it and what else its engines need; none where our package always does
+    install_note: str = ""
 
     def is_installed(self) -> bool:
         """Whether its Python module can be found; does not import it."""
         return find_spec(self.module) is not None
+
+    @property
+    def install(self) -> str:
+        """How to get it, for people."""
+        wanted = f'"dflash-trt[{self.extra}]"' if self.extra else self.package
+        return f"pip install {wanted}{self.install_note}"
 
     @property
     def builds_on(self) -> str:
@@ -40,7 +47,6 @@ BACKENDS = {
             title="ONNX Runtime",
             module="onnxruntime",
             package="onnxruntime",
-            install="pip install onnxruntime",
             builder="trtllm_dflash.build.cpu",
             needs_gpu=False,
         ),
@@ -49,7 +55,7 @@ BACKENDS = {
             title="TensorRT-RTX",
             module="tensorrt_rtx",
             package="tensorrt-rtx-cu13",
-            install='pip install "dflash-trt[rtx]"',
+            extra="rtx",
             builder="trtllm_dflash.build.rtx",
             needs_gpu=False,
         ),
@@ -58,8 +64,8 @@ BACKENDS = {
             title="TensorRT",
             module="tensorrt",
             package="tensorrt-cu13",
-            install="pip install \"dflash-trt[tensorrt]\" (its libraries come from NVIDIA's own index), or NVIDIA's "
-            "container nvcr.io/nvidia/tensorrt",
+            extra="tensorrt",
+            install_note=" (its libraries come from NVIDIA's own index), or NVIDIA's container nvcr.io/nvidia/tensorrt",
             builder="trtllm_dflash.build.rtx",
             needs_gpu=True,
         ),

@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.tokenizer import TextStream
+
+MAX_STOP_WORDS = 64
+MAX_STOP_WORD_LENGTH = 256  # characters
+MAX_STOP_TOKEN_IDS = 1024
+
+
+def check_stops(stop_words: Sequence[str], stop_token_ids: Sequence[int]) -> None:
+    """Raise UsageError for stop words that are no words, and for more or longer ones than a request may have."""
+    for name, values, most in (
+        ("stop_words", stop_words, MAX_STOP_WORDS),
+        ("stop_token_ids", stop_token_ids, MAX_STOP_TOKEN_IDS),
+    ):
+        if len(values) > most:
+            raise UsageError(f"{name} holds {len(values)} entries, and a request may have at most {most}.")
+    for word in stop_words:
+        if not isinstance(word, str) or not word:
+            raise UsageError(f"stop_words holds {word!r}, expected texts that are not empty.")
+        if len(word) > MAX_STOP_WORD_LENGTH:
+            raise UsageError(
+                f"stop_words holds a text of {len(word)} characters ({word[:40]!r}…), and one may have at most "
+                f"{MAX_STOP_WORD_LENGTH}."
+            )
 
 
 class AnswerText:

@@ -100,9 +100,9 @@ class DecodeLoop:
         return bool(self._waiting or self._prompting or self._active or self._under_way)
 
     @property
-    def waiting(self) -> int:
-        """How many requests have no slot yet."""
-        return len(self._waiting)
+    def waiting(self) -> list[ActiveSequence]:
+        """Those that have no slot yet, and for which no step has done anything."""
+        return list(self._waiting)
 
     @property
     def in_slots(self) -> list[ActiveSequence]:

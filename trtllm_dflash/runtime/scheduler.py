@@ -8,6 +8,7 @@ arrived, and lets go of what nobody wants any more.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -17,13 +18,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
-from trtllm_dflash.errors import BusyError, DFlashError, EngineError, UsageError
-from trtllm_dflash.runtime.answer import AnswerText
+from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
+from trtllm_dflash.runtime.answer import AnswerText, check_stops
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.decode import DecodeLoop
 from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
 from trtllm_dflash.runtime.requests import Prompt, PromptError, Request, make_requests, token_ids_of
-from trtllm_dflash.runtime.sequence import ActiveSequence
+from trtllm_dflash.runtime.sequence import ActiveSequence, Update
 from trtllm_dflash.runtime.session import Session
 from trtllm_dflash.runtime.tokenizer import Tokenizer, decoder_of
 
@@ -39,6 +40,7 @@ PROMPT_TOKENS_PER_STEP_ON_GPUS = 256
 MAX_WAITING = 128
 TIDY_SECONDS = 0.1  # how often a busy engine thread asks who has gone away, and says how full it is
 IDLE_SECONDS = 1.0  # how often an idle one does
+WAITING_ASKED = 4  # how many of those that wait are asked each time: in a server, each asking is a round trip
 
 
 Result = TypeVar("Result")
@@ -58,7 +60,7 @@ class Ticket:
     is_wanted: Callable[[], bool] = _forever
     cancelled: bool = False
     submitted: float = field(default_factory=perf_counter)
-    started: float | None = None
+    asked: float = 0.0  # when `is_wanted` was called last
     first_token: float | None = None
     output_tokens: int = 0
 
@@ -95,10 +97,10 @@ class Scheduler:
         self._loop = DecodeLoop(session, prompt_tokens_per_step=budget)
         self._changed = threading.Condition()
         self._arrived: list[Ticket] = []  # these four under the condition's lock
-        self._num_waiting = 0
         self._closing = False
         self._open_until = 0.0  # when closing: how long what is there may go on
-        self._served: dict[ActiveSequence, Ticket] = {}  # of the engine thread alone
+        self._failure: DFlashError | None = None  # of the engine thread itself
+        self._served: dict[ActiveSequence, Ticket] = {}  # the engine thread alone changes it, and adds under the lock
         self._next_tidying = 0.0
         turn.__enter__()
         self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
@@ -125,23 +127,27 @@ class Scheduler:
         on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
                     with an error. Steps wait for it: it should hand on and return.
         is_wanted   asked by the engine thread now and then; False cancels.
-        stop_words  end the answer where the first of them begins; a special token's text stands for that token.
+        stop_words  end the answer where the first of them begins; a special token's text stands for that token. How
+                    many they may be and how long, and how many stop_token_ids, is said in answer.py: each token of the
+                    answer is compared with them, while the others wait.
         options     as for `Engine.generate`.
 
-        A bad prompt or option raises UsageError, a full queue BusyError, a closed scheduler EngineError.
+        A bad prompt or option raises UsageError, a full queue BusyError, a closed scheduler ClosedError, one whose
+        engine thread has failed EngineError.
         """
         request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
         ticket = Ticket(request, AnswerText(decoder_of(self._tokenizer), words), on_event, is_wanted)
         with self._changed:
+            if self._failure is not None:
+                raise EngineError(f"this engine takes no more requests, load it again: {self._failure}")
             if self._closing:
-                raise EngineError("this engine is being closed and takes no more requests.")
+                raise ClosedError("this engine is being closed and takes no more requests. It may be sent again.")
             slots = self._session.max_batch_size
-            if self._num_waiting >= self._max_waiting + slots - len(self._loop.in_slots):
+            if len(self._arrived) + len(self._served) >= self._max_waiting + slots:
                 raise BusyError(
                     f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and its queue holds no "
                     "more. Try again later."
                 )
-            self._num_waiting += 1
             self._arrived.append(ticket)
             self._changed.notify()
         return ticket
@@ -150,10 +156,9 @@ class Scheduler:
         self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
     ) -> tuple[Request, list[str]]:
         """The request, and the stop words that are no special tokens."""
+        check_stops(stop_words, sampling.stop_token_ids or ())
         special, words = set(), []
         for word in stop_words:
-            if not isinstance(word, str) or not word:
-                raise UsageError(f"stop_words holds {word!r}, expected texts that are not empty.")
             if self._tokenizer is None:
                 raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
             token = self._tokenizer.special_token_id(word)
@@ -171,10 +176,12 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """How full the engine is now; from any thread."""
-        sequences = self._loop.in_slots
         slots = self._session.max_batch_size
+        with self._changed:
+            sequences = self._loop.in_slots
+            unfinished = len(self._arrived) + len(self._served)
         return Load(
-            waiting=self._num_waiting,
+            waiting=max(0, unfinished - sum(sequence in self._served for sequence in sequences)),
             slots=slots,
             slots_in_use=len(sequences),
             cache_positions=slots * self._config.max_seq_len,
@@ -193,22 +200,24 @@ class Scheduler:
             self._thread.join()
 
     def _serve(self) -> None:
+        error: DFlashError = ClosedError("the engine was closed before this request had ended. It may be sent again.")
         try:
             self._loop.discard()
             while self._take_in():
                 self._tidy()
                 try:
                     updates = self._loop.step()
-                except Exception as error:  # noqa: BLE001 - whatever it is, callers must hear of it
-                    self._fail_all(error)
+                except Exception as failure:  # noqa: BLE001 - whatever it is, callers must hear of it
+                    self._after_failed_step(failure)
                     continue
-                self._note_starts()
-                for sequence, token_ids in updates:
-                    self._deliver(sequence, token_ids)
+                for update in updates:
+                    self._deliver(update)
+        except Exception as failure:  # noqa: BLE001 - likewise
+            error = self._failure = _in_our_words("the engine thread failed", failure)
         finally:
             with self._changed:
                 self._closing = True
-            self._fail_all(EngineError("the engine was closed before this request had ended."))
+            self._end_all(error)
             self._report_load()
             self._turn.__exit__(None, None, None)
 
@@ -220,8 +229,8 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
         with self._changed:
             arrived, self._arrived = self._arrived, []
-        for ticket in arrived:
-            self._served[self._loop.add(ticket.request)] = ticket
+            for ticket in arrived:
+                self._served[self._loop.add(ticket.request)] = ticket
         return not self._closing or (self._loop.busy and perf_counter() < self._open_until)
 
     def _has_work(self) -> bool:
@@ -230,50 +239,58 @@ class Scheduler:
     def _tidy(self) -> None:
         """Let go of what was cancelled; now and then, ask whose caller has gone away."""
         now = perf_counter()
-        due = now >= self._next_tidying
-        if due:
+        if now >= self._next_tidying:
             self._next_tidying = now + TIDY_SECONDS
             self._report_load()
+            for ticket in self._to_be_asked():
+                ticket.asked = now
+                if not _guarded(ticket.is_wanted, otherwise=False):
+                    ticket.cancelled = True
         for sequence, ticket in list(self._served.items()):
-            if ticket.cancelled or (due and not _guarded(ticket.is_wanted, otherwise=False)):
+            if ticket.cancelled:
                 self._loop.end(sequence, "cancelled")
                 self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
 
-    def _note_starts(self) -> None:
-        for sequence in self._loop.in_slots:
-            ticket = self._served.get(sequence)
-            if ticket is not None and ticket.started is None:
-                ticket.started = sequence.admitted
-                self._leave_queue()
+    def _to_be_asked(self) -> list[Ticket]:
+        """Those in slots, and of those that wait the few that were not asked for longest."""
+        waiting = [ticket for sequence, ticket in self._served.items() if sequence.slot is None]
+        in_slots = [ticket for sequence, ticket in self._served.items() if sequence.slot is not None]
+        return in_slots + heapq.nsmallest(WAITING_ASKED, waiting, key=lambda ticket: ticket.asked)
 
-    def _leave_queue(self) -> None:
-        with self._changed:
-            self._num_waiting -= 1
-
-    def _deliver(self, sequence: ActiveSequence, token_ids: list[int]) -> None:
+    def _deliver(self, update: Update) -> None:
+        """Tell a caller of its new tokens; where that fails, of the failure, and let the others go on."""
+        sequence = update.sequence
         ticket = self._served.get(sequence)
         if ticket is None:
             return
+        try:
+            piece = self._piece_of(update, ticket)
+        except Exception as failure:  # noqa: BLE001 - it is this answer's alone
+            self._loop.end(sequence, "cancelled")
+            self._served.pop(sequence, None)
+            self._tell(ticket, _in_our_words("the text of this answer could not be made", failure))
+        else:
+            self._tell(ticket, piece)
+
+    def _piece_of(self, update: Update, ticket: Ticket) -> Piece:
+        sequence, token_ids = update
         if ticket.first_token is None:
             ticket.first_token = perf_counter()
         used, text = ticket.answer.push(token_ids)
         ticket.output_tokens += len(used)
         if ticket.answer.stopped:
+            sequence.take_back(len(token_ids) - len(used))
             sequence.finish_reason = None  # the stop word came first, whatever the block's last tokens say
             self._loop.end(sequence, "stop")
-        if sequence.finish_reason is not None:
-            text += ticket.answer.finish()
         if sequence.finish_reason is None:
-            self._tell(ticket, Piece(used, text))
-        else:
-            self._tell(ticket, Piece(used, text, self._finish(sequence, ticket)))
+            return Piece(used, text)
+        text += ticket.answer.finish()
+        return Piece(used, text, self._finish(sequence, ticket))
 
     def _finish(self, sequence: ActiveSequence, ticket: Ticket) -> Ended:
         assert sequence.finish_reason is not None
         del self._served[sequence]
         now = perf_counter()
-        if ticket.started is None:
-            self._leave_queue()
         return Ended(
             finish_reason=sequence.finish_reason,
             input_tokens=len(ticket.request.prompt_ids),
@@ -281,7 +298,7 @@ class Scheduler:
             steps=len(sequence.acceptance_lengths),
             drafts_proposed=sequence.drafts_verified,
             drafts_accepted=sum(sequence.acceptance_lengths) - len(sequence.acceptance_lengths),
-            queue_seconds=(ticket.started or now) - ticket.submitted,
+            queue_seconds=(sequence.admitted or now) - ticket.submitted,
             first_token_seconds=None if ticket.first_token is None else ticket.first_token - ticket.submitted,
             seconds=now - ticket.submitted,
         )
@@ -297,22 +314,37 @@ class Scheduler:
     def _report_load(self) -> None:
         _guarded(lambda: self._on_load(self.load), otherwise=None)
 
-    def _fail_all(self, error: Exception) -> None:
-        """Tell everyone of an error that is nobody's own, and go on with empty slots."""
-        told = (
-            error if isinstance(error, DFlashError) else EngineError(f"a step failed: {type(error).__name__}: {error}")
-        )
-        if told is not error:
-            _LOG.error("a step failed, and all requests with it", exc_info=error)
+    def _after_failed_step(self, failure: Exception) -> None:
+        """Tell those in slots of an error that is nobody's own, and go on with empty slots for those that wait."""
+        error = _in_our_words("a step failed", failure)
+        waiting = self._loop.waiting
+        failed = [ticket for sequence, ticket in self._served.items() if sequence not in waiting]
         with self._changed:
-            arrived, self._arrived = self._arrived, []
-            self._num_waiting = 0
-        tickets: Sequence[Ticket] = [*self._served.values(), *arrived]
-        self._served.clear()
-        self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
-        for ticket in tickets:
-            self._tell(ticket, told)
+            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+            again = [self._served[sequence] for sequence in waiting]
+            self._served = {self._loop.add(ticket.request): ticket for ticket in again}
+        for ticket in failed:
+            self._tell(ticket, error)
         _guarded(self._loop.discard, otherwise=None)
+
+    def _end_all(self, error: DFlashError) -> None:
+        """Tell everyone of an error, and leave nothing in the session."""
+        with self._changed:
+            tickets = [*self._served.values(), *self._arrived]
+            self._arrived = []
+            self._served = {}
+            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+        for ticket in tickets:
+            self._tell(ticket, error)
+        _guarded(self._loop.discard, otherwise=None)
+
+
+def _in_our_words(what: str, failure: Exception) -> DFlashError:
+    """Log an error, and return what callers are told of it."""
+    _LOG.error(what, exc_info=failure)
+    if isinstance(failure, DFlashError):
+        return failure
+    return EngineError(f"{what}: {type(failure).__name__}: {failure}")
 
 
 def _guarded(call: Callable[[], Result], *, otherwise: Result) -> Result:

@@ -58,6 +58,12 @@ class ActiveSequence:
         self.token_ids += kept
         return kept
 
+    def take_back(self, count: int) -> None:
+        """Forget the last tokens of the last step: they are behind a stop word, and are no part of the answer."""
+        if count:
+            del self.token_ids[-count:]
+            self.acceptance_lengths[-1] -= count
+
 
 class Update(NamedTuple):
     """Tokens that a sequence has just gained."""

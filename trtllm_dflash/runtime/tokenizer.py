@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +16,24 @@ TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no whole character
 
 
+class ChatError(UsageError):
+    """Text that cannot be put into a chat format: `problem` says why, for those who see none of our files."""
+
+    def __init__(self, directory: Path, problem: str, advice: str = "") -> None:
+        super().__init__(f"{directory}: {problem}{advice}")
+        self.problem = problem
+
+
 class Tokenizer:
-    """Text to token ids and back, from any thread; transformers is imported and the files are read at the first use."""
+    """Text to token ids and back, from any thread; transformers is imported and the files are read at the first use.
+
+    Encoding sets the library's state, which decoding reads. So each has an object and a lock of its own: decoding,
+    which running answers need at each step, never waits for a long prompt.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._lock = threading.RLock()  # encoding sets the library's state, which decoding reads
+        self._encoding, self._decoding = threading.Lock(), threading.Lock()
 
     @classmethod
     def find(cls, directory: Path) -> Tokenizer | None:
@@ -44,27 +57,25 @@ class Tokenizer:
         """Token ids of a conversation in the model's chat format, up to where the assistant's answer begins.
 
         A string is one user message. A model without a chat template, or one that refuses the messages, raises
-        UsageError.
+        ChatError.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not self.has_chat_template:
-            raise UsageError(
-                f"{self._directory}: this model has no chat template. Give the text as it is: run --raw, "
-                "or engine.generate with a string."
-            )
+            advice = ". Give the text as it is: run --raw, or engine.generate with a string."
+            raise ChatError(self._directory, "this model has no chat template", advice)
         from jinja2 import TemplateError
 
         try:
             text = self._library.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise UsageError(f"{self._directory}: the model's chat template refuses these messages: {error}") from error
+            raise ChatError(self._directory, f"the model's chat template refuses these messages: {error}") from error
         return self._encode(text, add_special_tokens=False)  # the template writes them itself
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of token ids without special tokens; bytes that are no whole character become U+FFFD."""
-        with self._lock:
-            text: str = self._library.decode(
+        with self._decoding:
+            text: str = self._library_of_decoding.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return text
@@ -89,9 +100,15 @@ class Tokenizer:
             raise UsageError(
                 f"the text has half a surrogate pair at place {error.start}, which is no character: {text[:60]!r}"
             ) from error
-        with self._lock:
+        with self._encoding:
             ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens)
         return ids
+
+    @cached_property
+    def _library_of_decoding(self) -> Any:
+        library = self._library
+        with self._encoding:
+            return copy.deepcopy(library)
 
     @cached_property
     def _library(self) -> Any:
@@ -151,6 +168,8 @@ class TextStream:
     def _settle(self) -> None:
         tail = self._window[self._settled :]
         shown = len(self._decode(tail))
-        if shown:  # special tokens alone show nothing, and what follows them may need the token before
+        if shown or self._decode(tail + tail):  # a space at the beginning of a text may show only behind another
             self._window, self._shown = tail, shown
+        else:  # special tokens show nothing anywhere, and what follows them may need the token before: forget them
+            del self._window[self._settled :]
         self._settled = len(self._window)

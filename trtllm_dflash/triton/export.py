@@ -14,9 +14,9 @@ from trtllm_dflash.build.staging import staged
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.scheduler import MAX_WAITING
-from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
 from trtllm_dflash.triton.fields import INPUTS, OUTPUTS, REQUIRED, Field
-from trtllm_dflash.triton.page import model_page
+from trtllm_dflash.triton.page import ENGINE_COPY, model_page
 
 MODEL_FILE = '''"""Written by dflash-trt export-triton: the model is part of the package trtllm_dflash."""
 
@@ -27,7 +27,6 @@ except ModuleNotFoundError as error:
         f"{error}: install dflash-trt for the Python that runs this model (see the README.md beside config.pbtxt)"
     ) from error
 '''
-ENGINE_COPY = "1/engine"
 # How long requests may go on when the model is unloaded or the server ends; below Triton's --exit-timeout-secs of 30.
 DRAIN_SECONDS = 20
 
@@ -112,11 +111,13 @@ def export(
     _check_place(directory, overwrite)
     place = ENGINE_COPY if copy else str(engine.resolve())
     settings = Settings(place, engine_digest(engine))
+    chat = Tokenizer(engine).has_chat_template
     with staged(directory) as staging:
         (staging / "1").mkdir()
         (staging / "1" / "model.py").write_text(MODEL_FILE)
         (staging / "config.pbtxt").write_text(config_pbtxt(name, config, settings, instances, gpus))
-        (staging / "README.md").write_text(model_page(name, config, engine=None if copy else engine.resolve()))
+        page = model_page(name, config, engine=None if copy else engine.resolve(), chat=chat)
+        (staging / "README.md").write_text(page)
         if copy:
             shutil.copytree(engine, staging / ENGINE_COPY)
     return ExportReport(directory, config)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtllm_dflash.runtime.answer import MAX_STOP_TOKEN_IDS, MAX_STOP_WORD_LENGTH, MAX_STOP_WORDS
+
 
 @dataclass(frozen=True)
 class Field:
@@ -29,8 +31,19 @@ INPUTS = (
     Field("top_p", "FP32", "sample from this mass; 1: off (default: 1)"),
     Field("top_k", "INT32", "sample from this many tokens; 0: off (default: 0)"),
     Field("seed", "UINT64", "of the sampling; one seed, one answer (default: 0)"),
-    Field("stop_words", "STRING", "texts that end the answer, and are not part of it", size=-1),
-    Field("stop_token_ids", "INT32", "tokens that end the answer, besides the model's own", size=-1),
+    Field(
+        "stop_words",
+        "STRING",
+        f"texts that end the answer, and are not part of it; at most {MAX_STOP_WORDS}, of {MAX_STOP_WORD_LENGTH} "
+        "characters",
+        size=-1,
+    ),
+    Field(
+        "stop_token_ids",
+        "INT32",
+        f"tokens that end the answer, besides the model's own; at most {MAX_STOP_TOKEN_IDS} with them",
+        size=-1,
+    ),
     Field("ignore_eos", "BOOL", "do not stop at the model's own stop tokens (default: false)"),
     Field("draft", "BOOL", "false: plain decoding, the same tokens (default: true)"),
     Field("draft_len", "INT32", "drafts verified in a step (default: the engine's own)"),

@@ -6,6 +6,7 @@ asked of Triton from then on is the engine thread's.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import MutableMapping
@@ -17,7 +18,7 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, ChatError, Tokenizer
 from trtllm_dflash.triton.export import Settings, engine_digest
 from trtllm_dflash.triton.metrics import Metrics
 from trtllm_dflash.triton.request import GenerationRequest
@@ -31,7 +32,7 @@ class TritonPythonModel:
         """Load the engine; whatever is missing, stale or unfit here is an error, and the model is then not ready."""
         configure(verbose=False)
         self._triton = _utilities()
-        _check_numpy(self._triton)
+        check_numpy(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))
         self._drain_seconds = settings.drain_seconds
         if args["model_instance_kind"] == "GPU":
@@ -66,8 +67,7 @@ class TritonPythonModel:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         wanted = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
         self._check_size(wanted.text)
-        encode = self._tokenizer.encode_chat if wanted.chat else self._tokenizer.encode
-        prompt = encode(wanted.text)
+        prompt = encoded(wanted, self._tokenizer)
         responses.expect(wanted, num_input_tokens=len(prompt))
         self._scheduler.submit(
             prompt,
@@ -86,6 +86,18 @@ class TritonPythonModel:
                 f"text_input has {len(text)} characters, and a prompt of this engine has at most {tokens} tokens "
                 f"(max_input_len), which are at most {most} characters. Shorten it."
             )
+
+
+def encoded(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids; what is wrong is said to a client, who sees none of our files."""
+    if not wanted.chat:
+        return tokenizer.encode(wanted.text)
+    if not tokenizer.has_chat_template:
+        raise UsageError("chat: this model has no chat format; send chat: false.")
+    try:
+        return tokenizer.encode_chat(wanted.text)
+    except ChatError as error:
+        raise UsageError(f"chat: {error.problem}") from error
 
 
 def show_one_gpu(device: int, environment: MutableMapping[str, str]) -> None:
@@ -116,10 +128,19 @@ def _utilities() -> Any:
     return triton_python_backend_utils
 
 
-def _check_numpy(triton: Any) -> None:
-    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer."""
+def check_numpy(triton: Any) -> None:
+    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer.
+
+    A tensor made from an array keeps that array. One made through DLPack is read from memory, as a request's are.
+    """
     values = np.arange(1, 4, dtype=np.float32)
-    seen = triton.Tensor("probe", values).as_numpy()
+    capsule = values.__dlpack__()
+    # These stubs mark a capsule as used by a name that is not DLPack's. NumPy's destructor then takes it for unused,
+    # and recurses without end (1.26); the stub frees the tensor in any case.
+    disarm = ctypes.pythonapi.PyCapsule_SetDestructor
+    disarm.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    disarm(capsule, None)
+    seen = triton.Tensor.from_dlpack("probe", capsule).as_numpy()
     if not np.array_equal(seen, values):
         raise EngineError(
             f"this server's Python backend hands over {np.asarray(seen).tolist()} for {values.tolist()}: it does not "

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from trtllm_dflash import __version__
+from trtllm_dflash.build.backends import BACKENDS
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.triton.fields import INPUTS, OUTPUTS
 from trtllm_dflash.triton.metrics import FAMILIES
 
 IMAGE = "nvcr.io/nvidia/tritonserver:25.10-py3"
+FRONTEND = "/opt/tritonserver/python/openai/openai_frontend/main.py"
+ENGINE_COPY = "1/engine"  # in the model's directory
 
 
-def model_page(name: str, config: EngineConfig, *, engine: Path | None) -> str:
-    """The README of the model `name`; `engine` is the engine's path, None where the repository holds a copy."""
-    gpus = "" if config.arch == "cpu" else "--gpus all "
-    extra = "" if config.arch == "cpu" else "[rtx]"
-    mount = "" if engine is None else f" -v {engine}:{engine}:ro"
+def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bool) -> str:
+    """The README of the model `name`.
+
+    `engine` is the engine's path, None where the repository holds a copy; `chat`: its tokenizer has a chat template.
+    """
+    inside = engine or Path("/models") / name / ENGINE_COPY
+    server = "tritonserver --model-repository=/models"
+    frontend = f"python3 {FRONTEND} --model-repository /models --tokenizer {shlex.quote(str(inside))}"
+    question = {"text_input": "Why is the sky blue?", "max_tokens": 64, "stream": True} | (
+        {"chat": True} if chat else {}
+    )
     limit = f"{config.max_input_len} tokens, prompt and answer {config.max_seq_len}"
     return f"""# {name}
 
@@ -25,24 +36,25 @@ An engine for {config.arch} ({config.architecture}), served by Triton's Python b
 
 ## Serve
 
-In NVIDIA's container, from the directory of the model repository; `DFLASH` is a checkout or a wheel of dflash-trt
-{__version__}:
+In NVIDIA's container, from the directory of the model repository; `DFLASH` is the absolute path of a checkout of
+dflash-trt {__version__}:
 
 ```bash
-docker run --rm {gpus}--shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 \\
-  -v $PWD:/models:ro -v $DFLASH:/dflash{mount} {IMAGE} \\
-  bash -c "pip install '/dflash{extra}' && tritonserver --model-repository=/models"
+{_docker(config, engine, (8000, 8001, 8002), server)}
 ```
 
 ## Ask
 
 ```bash
-curl -N localhost:8000/v2/models/{name}/generate_stream -d '{{"text_input": "Why is the sky blue?", "chat": true,
-  "max_tokens": 64, "stream": true}}'
+curl -N localhost:8000/v2/models/{name}/generate_stream -d '{json.dumps(question)}'
 ```
 
-`/generate` answers with one response (leave `stream` out); gRPC streams as well. Through Triton's OpenAI frontend:
-`python3 /opt/tritonserver/python/openai/openai_frontend/main.py --model-repository /models --tokenizer ENGINE_DIR`.
+`/generate` answers with one response (leave `stream` out); gRPC streams as well. Triton's OpenAI frontend is a server
+of its own, instead of the one above:
+
+```bash
+{_docker(config, engine, (9000,), frontend)}
+```
 
 | input | type | meaning |
 |---|---|---|
@@ -52,7 +64,8 @@ curl -N localhost:8000/v2/models/{name}/generate_stream -d '{{"text_input": "Why
 |---|---|---|
 {_rows(OUTPUTS)}
 
-A wrong request is answered with an error in words, a full queue with one of Triton's kind UNAVAILABLE.
+A wrong request is answered with an error in words; one that found the queue full, or the model on its way out, with
+one of Triton's kind UNAVAILABLE: it may be sent again.
 
 ## Watch
 
@@ -64,6 +77,19 @@ A wrong request is answered with an error in words, a full queue with one of Tri
 
 A model whose process was killed stays "ready" for Triton: probe it with a request of one token.
 """
+
+
+def _docker(config: EngineConfig, engine: Path | None, ports: tuple[int, ...], command: str) -> str:
+    """A container with our package that runs a server of /models; the repository holds the engine, or it is mounted."""
+    gpus = "" if config.arch == "cpu" else "--gpus all "
+    extra = BACKENDS[config.backend].extra
+    package = f"'/dflash[{extra}]'" if extra else "/dflash"
+    mount = "" if engine is None else f"-v {shlex.quote(f'{engine}:{engine}:ro')} "
+    publish = " ".join(f"-p {port}:{port}" for port in ports)
+    return f"""docker run --rm {gpus}--shm-size=1g {publish} \\
+  -v "$PWD":/models:ro -v "$DFLASH":/dflash \\
+  {mount}{IMAGE} \\
+  bash -c "pip install {package} && {command}\""""
 
 
 def _rows(table: tuple) -> str:  # type: ignore[type-arg]

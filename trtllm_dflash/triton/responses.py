@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_dflash.errors import BusyError, DFlashError, UsageError
+from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
 from trtllm_dflash.runtime.events import Ended, Event, Piece
 from trtllm_dflash.triton.fields import OUTPUTS
 from trtllm_dflash.triton.metrics import Metrics
@@ -57,7 +57,7 @@ class Responses:
         code = kinds.INTERNAL
         if isinstance(error, UsageError):
             code = kinds.INVALID_ARG
-        elif isinstance(error, BusyError):
+        elif isinstance(error, BusyError | ClosedError):
             code = kinds.UNAVAILABLE
         self._send_error(str(error), code)
 

@@ -1,0 +1,61 @@
+"""Callers of a scheduler, and a gate that holds its engine."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.events import Ended, Event, Piece
+
+WAIT = 20.0  # seconds that a test waits for what should take milliseconds
+
+
+class Caller:
+    """Collects the events of one request."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.end: Ended | DFlashError | None = None
+        self.done = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        assert self.end is None, "an event after the last one"
+        if isinstance(event, Piece):
+            self.pieces.append(event)
+        self.end = event.ended if isinstance(event, Piece) else event
+        if self.end is not None:
+            self.done.set()
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    def wait(self) -> Ended:
+        assert self.done.wait(WAIT), "no end came"
+        assert isinstance(self.end, Ended), self.end
+        return self.end
+
+
+class Gate:
+    """Holds the engine's generation steps, or its prompts, until the test lets so many go."""
+
+    def __init__(self, engine: Engine, method: str = "generate") -> None:
+        self._permits = threading.Semaphore(0)
+        self.reached = threading.Event()
+        go_on = getattr(engine._session, method)
+
+        def held(*arguments: Any) -> None:
+            self.reached.set()
+            assert self._permits.acquire(timeout=WAIT)
+            go_on(*arguments)
+
+        setattr(engine._session, method, held)
+
+    def let(self, steps: int = 10_000) -> None:
+        self._permits.release(steps)
