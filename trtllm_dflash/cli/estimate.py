@@ -83,7 +83,7 @@ def print_estimate(found: Estimate) -> None:
 def _title(found: Estimate) -> str:
     config = found.config
     count = f"{config.gpus} x " if config.gpus > 1 else ""
-    return f"{config.target} with {config.drafter} on {count}{config.device.name}"
+    return f"{config.target} with {found.drafter_name} on {count}{config.device.name}"
 
 
 def _steps(found: Estimate) -> Table:
