@@ -143,8 +143,8 @@ def _pair(config: EstimateConfig) -> Pair:
     problems = pair_problems(target.config, drafter.config)
     if problems:
         raise UsageError(
-            f"the drafter {drafter.name} does not fit the target {target.name}: {'; '.join(problems)}. Give the drafter "
-            f"that was trained for this target."
+            f"the drafter {drafter.name} does not fit the target {target.name}: {'; '.join(problems)}. Give the "
+            f"drafter that was trained for this target."
         )
     return Pair(target, drafter, precision_of(config, target, drafter))
 
