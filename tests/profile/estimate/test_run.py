@@ -134,7 +134,13 @@ def test_both_flags_are_commands_of_their_own() -> None:
 def test_the_validation_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     run_validation()
     page = (Path(__file__).parents[3] / "docs" / "estimate" / "README.md").read_text()
-    assert capsys.readouterr().out.strip() in page
+    table, _, rest = capsys.readouterr().out.strip().partition("\n\ngpt-oss-120b, throughput at equal interactivity, ")
+    title, _, fifteen = rest.partition("\n\n")
+    assert "15x at 500 to 600 tokens/s a user" in title
+    assert len(table) > 1000
+    assert table in page
+    assert "15x at" in fifteen
+    assert fifteen in page
 
 
 def test_a_published_tau_is_the_default() -> None:
