@@ -1,7 +1,8 @@
-"""The published pairs of target and DFlash drafter: data only. What can be built is asked of the code: build.known.
+"""Published pairs of target and DFlash drafter: data only. What can be built is asked of the code: build.known.
 
-A row states what is published of both config.json files and no more: names, architectures, and those keys that decide
-whether a pair can be built. `build` reads the files themselves and believes only them.
+Not all that are published: UNLISTED names the others that we know of. A row states what is published of both
+config.json files and no more: names, architectures, and those keys that decide whether a pair can be built. `build`
+reads the files themselves and believes only them.
 """
 
 from __future__ import annotations
@@ -305,6 +306,18 @@ PAIRS: tuple[Pair, ...] = (
     ),
 )  # fmt: skip
 
+
+# Named in other projects' tables of models or on cards, but neither a config.json nor the exact pair of repositories
+# could be read: a row would be a guess.
+UNLISTED = (
+    "GLM-5.1 and GLM-5.1-FP8",
+    "Alpamayo",
+    "incoai/Qwen3.8-Flash-Next-DFlash2",
+    "MiniMax-M3.1-Flash-DFlash2",
+    "poolside's Laguna-*-DFlash",
+    "XiaomiMiMo/MiMo-V2.5-Pro-FP4-DFlash",
+    "a community's drafter for Qwen3.5-0.8B",
+)
 
 Role = Literal["target", "drafter"]
 
