@@ -89,5 +89,7 @@ def test_a_directory_of_that_name_brings_none(tmp_path: Path, monkeypatch: pytes
 def test_a_wrong_name_gets_the_nearest() -> None:
     result = CliRunner().invoke(main, ["build", "--target", "gpt-oss120b", "--output-dir", "e"])
     assert result.exit_code == 2
-    refusal = "--target gpt-oss120b: neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b"
+    refusal = (
+        "--target gpt-oss120b: neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b"
+    )
     assert refusal in result.stderr
