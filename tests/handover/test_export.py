@@ -136,12 +136,12 @@ def test_local_directories(
         ({"drafter": "gpt-oss-120-DFlash"}, "the nearest are z-lab/gpt-oss-120b-DFlash"),
         (
             {"drafter": "z-lab/Qwen3-8B-DFlash-b16"},
-            "does not fit the target openai/gpt-oss-120b: hidden_size is 4096 in the drafter and hidden_size 2880 in "
-            "the target; vocab_size is 151936 in the drafter and vocab_size 201088 in the target",
+            "does not fit the target openai/gpt-oss-120b: hidden_size is 4096 in the drafter, and hidden_size 2880 in "
+            "the target; vocab_size is 151936 in the drafter, and vocab_size 201088 in the target",
         ),
         (
             {"drafter": "gpt-oss-20b-DFlash"},
-            "num_target_layers is 24 in the drafter and num_hidden_layers 36 in the target",
+            "num_target_layers is 24 in the drafter, and num_hidden_layers 36 in the target",
         ),
         (
             {"target": "gpt-oss-20b", "gpus": 64, "expert_parallel": 64},

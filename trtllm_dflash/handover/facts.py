@@ -107,7 +107,7 @@ def _check_pair(target: str, theirs: HfReader, drafter: str, ours: HfReader) -> 
     sizes = {"hidden_size": "hidden_size", "vocab_size": "vocab_size", "num_target_layers": "num_hidden_layers"}
     pairs = {name: (_number(ours, name), _number(theirs, other)) for name, other in sizes.items()}
     problems = [
-        f"{name} is {mine} in the drafter and {sizes[name]} {yours} in the target"
+        f"{name} is {mine} in the drafter, and {sizes[name]} {yours} in the target"
         for name, (mine, yours) in pairs.items()
         if mine and yours and mine != yours
     ]

@@ -70,7 +70,7 @@ def _formats(model: KnownTarget | KnownDrafter, option: str, asked: str, gpu: Gp
 def _require(name: str, who: str, gpu: Gpu) -> None:
     row = FORMATS.get(name)
     if row is not None and gpu.arch not in row.archs:
-        raise UsageError(f"{who}: {gpu.name} ({gpu.arch}) has no arithmetic for {row.algo}; {row.hardware} has it")
+        raise UsageError(f"{who}: {gpu.name} ({gpu.arch}) has no arithmetic for {row.algo}. Who has it: {row.hardware}")
 
 
 def _cache(config: EstimateConfig, target: KnownTarget) -> str:
