@@ -112,7 +112,9 @@ def test_a_gpu_without_the_arithmetic_is_refused_by_what_needs_it(stored: Stored
     directory = stored("Qwen3-8B", "target", "fp8", kv_cache=True)
     with pytest.raises(UsageError, match=r"target, stored in fp8: A100 80GB \(sm80\) has no arithmetic for FP8"):
         of(directory, "sm80", drafter="Qwen3-8B-DFlash-b16")
-    with pytest.raises(UsageError, match=r"--quant w4a16_nvfp4: H100 \(sm90\) has no arithmetic for W4A16_NVFP4. Who has it: Bla"):
+    with pytest.raises(
+        UsageError, match=r"--quant w4a16_nvfp4: H100 \(sm90\) has no arithmetic for W4A16_NVFP4. Who has it: Bla"
+    ):
         of("Qwen3-8B", "sm90", quant="w4a16_nvfp4")
 
 

@@ -202,7 +202,10 @@ def test_models_in_directories(tmp_path: Path) -> None:
             "36, but the target has 24 layers",
         ),
         ({"target": "gpt-oss-120b"}, "num_target_layers is 24, but the target has 36 layers"),
-        ({"arch": "sm80", "quant": "fp8"}, "--quant fp8: A100 80GB (sm80) has no arithmetic for FP8. Who has it: sm89 (Ada)"),
+        (
+            {"arch": "sm80", "quant": "fp8"},
+            "--quant fp8: A100 80GB (sm80) has no arithmetic for FP8. Who has it: sm89 (Ada)",
+        ),
         ({"arch": "sm80", "drafter_quant": "fp8"}, "--drafter-quant fp8: A100 80GB (sm80) has no arithmetic for FP8"),
         ({"arch": "sm80", "kv_cache": "fp8"}, "--kv-cache fp8: A100 80GB (sm80) has no arithmetic for FP8"),
         ({"tau": "9"}, "--tau 9.0 is impossible"),
