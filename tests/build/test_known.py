@@ -30,7 +30,28 @@ def test_names_are_unique_and_found() -> None:
     assert pair_of("Qwen/Qwen3-8B") == BY_NAME["Qwen3-8B"]  # the first row of a target
     assert pair_of("nobody/nothing") is None
     assert nearest_names("Qwen3-8")[0] == "Qwen3-8B"
-    assert nearest_names("zzz") == []
+    assert nearest_names("openai/gpt-oss-120bb")[0] == "gpt-oss-120b"
+    assert nearest_names("gpt-oss-120b-DFlsh", "drafter")[0] == "z-lab/gpt-oss-120b-DFlash"
+    assert nearest_names("zzz") == nearest_names("zzz", "drafter") == []
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_a_drafter_is_found_like_a_target(pair: Pair) -> None:
+    """In any case, with its owner or without; and none is taken for a target, or a target for a drafter."""
+    name = pair.drafter.repository
+    assert pair_of(name, "drafter") == pair_of(name.upper(), "drafter") == pair
+    bare = name.split("/")[1]  # Kimi-K2.6-DFlash is two makers': the first is meant
+    assert pair_of(bare, "drafter") == next(row for row in PAIRS if row.drafter.repository.endswith(f"/{bare}"))
+    assert pair_of(name) is pair_of(bare) is None
+    assert pair_of(pair.target.repository.split("/")[1]) == pair_of(pair.target.repository)
+    assert pair_of(pair.name, "drafter") is None
+
+
+def test_a_drafter_whose_sizes_are_not_published_is_not_made_up() -> None:
+    assert known.published_drafter("z-lab/Qwen3.5-397B-A17B-DFlash") is None
+    found = known.published_drafter("GPT-OSS-120B-DFlash")
+    assert found is not None
+    assert found.config.hidden_size == 2880
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
@@ -86,7 +107,9 @@ def test_what_is_refused_is_not_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     known.refuse_known(name, None)  # a directory: its own files will speak
-    known.refuse_known("Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16")
+    known.refuse_known("Qwen3-8B", "Qwen3-8B-DFlash-b16")
+    with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
+        known.refuse_known("Qwen3-8B", "qwen3.8-27b-dflash2")
 
 
 def test_the_table_has_a_row_for_each_pair() -> None:

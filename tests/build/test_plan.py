@@ -149,15 +149,15 @@ def test_a_disk_that_is_too_small_is_an_obstacle_and_no_end(
 
 
 def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[bool] = []
+    asked: list[tuple[str, bool]] = []
 
-    def find(name: str, *, fetch: bool = True) -> Path:
-        asked.append(fetch)
+    def find(name: str, *, role: str, fetch: bool = True) -> Path:
+        asked.append((role, fetch))
         raise CheckpointError(f"{name}: not here")
 
     monkeypatch.setattr("trtllm_dflash.build.prepare.find_directory", find)
     plan(BuildConfig("Qwen3-8B", tmp_path / "e", "z-lab/Qwen3-8B-DFlash-b16", arch="sm100"))
-    assert asked == [False, False]
+    assert asked == [("target", False), ("drafter", False)]
     with pytest.raises(CheckpointError, match="nobody/nothing: not here"):
         plan(BuildConfig("nobody/nothing", tmp_path / "e", arch="sm100"))
 

@@ -86,6 +86,28 @@ def test_a_file_as_output_is_refused(tmp_path: Path) -> None:
         staging.check_output(tmp_path / "file", overwrite=True)
 
 
+def test_a_place_where_no_directory_can_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "engine", tmp_path / "file" / "a" / "engine"):
+        with pytest.raises(UsageError, match=rf"--output-dir {output}: .*/file is a file, and nothing can be in it"):
+            staging.check_output(output, overwrite=False)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(UsageError, match=rf"new/engine: {tmp_path} may not be written; give another"):
+        staging.check_output(tmp_path / "new" / "engine", overwrite=False)
+
+
+def test_a_file_system_that_takes_nothing_is_one_clear_error() -> None:
+    """/proc may be written by its modes, for root."""
+    with pytest.raises(UsageError, match=r"/proc/engine: no directory can be made there \(.*\); give another"):
+        staging.staged(Path("/proc/engine")).__enter__()
+
+
+def test_the_advice_is_the_commands_own(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"is not empty; give another$"):
+        staging.is_free(tmp_path)
+
+
 def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:
     engine = _engine(tmp_path / "engine")
     with pytest.raises(UsageError, match=r"engine is not empty; give another, or --overwrite to replace an engine"):

@@ -61,7 +61,8 @@ def test_a_known_name_is_its_repository(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(source, "_fetch", fetch)
     find_directory("qwen3-8b")
     find_directory("Qwen/Qwen3-8B", fetch=False)
-    assert asked == [("Qwen/Qwen3-8B", True), ("Qwen/Qwen3-8B", False)]
+    find_directory("qwen3-8b-dflash-b16", role="drafter")
+    assert asked == [("Qwen/Qwen3-8B", True), ("Qwen/Qwen3-8B", False), ("z-lab/Qwen3-8B-DFlash-b16", True)]
 
 
 def test_a_directory_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +75,8 @@ def test_a_name_that_is_nearly_known_is_not_fetched(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(source, "_fetch", lambda *_, **__: pytest.fail("it fetched"))
     with pytest.raises(CheckpointError, match=r"'gpt-oss-12b': .* no known target of that name; the nearest are gpt-o"):
         find_directory("gpt-oss-12b")
+    with pytest.raises(CheckpointError, match=r"no known drafter of that name; the nearest are z-lab/gpt-oss-120b-DF"):
+        find_directory("gpt-oss-120-DFlash", role="drafter")
 
 
 def test_failing_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

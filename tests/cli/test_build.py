@@ -109,6 +109,27 @@ def test_a_missing_target_is_a_usage_error() -> None:
     assert "Missing option '--target'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("foo", "error: --target foo: neither a directory nor a target of `dflash-trt list`. Of another model"),
+        ("openai/gpt-oss-120bb", "neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b"),
+    ],
+)
+def test_an_unknown_target_is_called_so(target: str, words: str) -> None:
+    result = CliRunner().invoke(main, ["build", "--target", target, "--output-dir", "x"])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "--no-drafter for a plain engine" in result.stderr
+
+
+def test_a_dry_run_refuses_an_output_that_cannot_be(run: Build, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("--no-drafter", "--dry-run", "--output-dir", str(tmp_path / "file" / "x"))
+    assert result.exit_code == 2
+    assert "file is a file, and nothing can be in it" in result.stderr
+
+
 def test_an_arch_that_cannot_be_built_fails(run: Build) -> None:
     result = run("--no-drafter", "--arch", "sm100")
     assert result.exit_code == 1

@@ -9,9 +9,14 @@ import pytest
 
 from trtllm_dflash.build import known
 from trtllm_dflash.config import gpus
+from trtllm_dflash.config.registry import UNLISTED
 
 PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "config" / "README.md"
-TABLES = {"pairs": lambda: known.markdown_table(known.statuses()), "gpus": gpus.markdown_table}
+TABLES = {
+    "pairs": lambda: known.markdown_table(known.statuses()),
+    "unlisted": lambda: "\n".join(f"- {name}" for name in UNLISTED),
+    "gpus": gpus.markdown_table,
+}
 
 
 def _section(name: str) -> re.Pattern[str]:

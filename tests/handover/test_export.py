@@ -131,7 +131,22 @@ def test_local_directories(
         ({"draft_len": 0}, "--draft-len must be at least 1"),
         ({"arch": "sm120"}, "--arch 'sm120' is not known"),
         ({"target": "nobody/nothing"}, "neither a directory nor a target of `dflash-trt list`"),
-        ({"drafter": "nobody/nothing"}, "--drafter nobody/nothing: give its directory"),
+        ({"target": "gpt-oss120b"}, "of `dflash-trt list`; the nearest are gpt-oss-120b"),
+        ({"drafter": "nobody/nothing"}, "--drafter nobody/nothing: neither a directory nor a drafter of"),
+        ({"drafter": "gpt-oss-120-DFlash"}, "the nearest are z-lab/gpt-oss-120b-DFlash"),
+        (
+            {"drafter": "z-lab/Qwen3-8B-DFlash-b16"},
+            "does not fit the target openai/gpt-oss-120b: hidden_size is 4096 in the drafter, and hidden_size 2880 in "
+            "the target; vocab_size is 151936 in the drafter, and vocab_size 201088 in the target",
+        ),
+        (
+            {"drafter": "gpt-oss-20b-DFlash"},
+            "num_target_layers is 24 in the drafter, and num_hidden_layers 36 in the target",
+        ),
+        (
+            {"target": "gpt-oss-20b", "gpus": 64, "expert_parallel": 64},
+            "--expert-parallel 64 does not divide the target's 32 experts; 1, 2, 4, 8, 16, 32 would",
+        ),
         ({"target": "MiniMax-M2.5"}, "its block size is not published"),
     ],
 )
@@ -141,6 +156,17 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(DFlashError, match=words):
         exported(**options)
     assert not (tmp_path / "export").exists()
+
+
+def test_names_are_taken_in_any_case_and_without_their_owner(exported: Callable[..., dict[str, Any]]) -> None:
+    made = exported(target="GPT-OSS-120B", drafter="gpt-oss-120b-dflash")
+    assert made["yaml"]["speculative_config"]["speculative_model"] == "z-lab/gpt-oss-120b-DFlash"
+
+
+def test_sizes_that_are_not_published_are_not_compared(exported: Callable[..., dict[str, Any]]) -> None:
+    """Of this drafter only the block is known; its target is as wide as no model of the table."""
+    made = exported(target="Qwen3-8B", drafter="RedHatAI/gemma-4-31B-it-speculator.dflash")
+    assert made["yaml"]["speculative_config"]["max_draft_len"] == 7
 
 
 def test_a_drafter_of_another_decoding_type_is_refused(
@@ -178,7 +204,7 @@ def test_the_command(tmp_path: Path) -> None:
     )
     again = CliRunner().invoke(main, ["export-trtllm", *options])
     assert again.exit_code == 2
-    assert "is not empty" in again.stderr
+    assert again.stderr.rstrip().endswith("is not empty; give another")
 
 
 class TestExample:

@@ -117,9 +117,11 @@ def published_target(name: str) -> Checkpoint[TargetConfig] | None:
 
 
 def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
-    """Likewise of a drafter, by its repository."""
-    row = next((pair.drafter for pair in PAIRS if pair.drafter.repository == name), None)
-    return None if row is None else drafter_headers(_read_drafter(row), name=name)
+    """Likewise of a drafter; None as well where its sizes are not published."""
+    pair = pair_of(name, "drafter")
+    if pair is None or not pair.drafter.has_sizes:
+        return None
+    return drafter_headers(_read_drafter(pair.drafter), name=pair.drafter.repository)
 
 
 def _asked(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
@@ -152,9 +154,8 @@ def refuse_known(target: str, drafter: str | None) -> None:
     """
     pair = None if Path(target).is_dir() else pair_of(target)
     refusals = [] if pair is None else _asked(_read_target, pair.target)[1]
-    known = {pair.drafter.repository: pair.drafter for pair in PAIRS}
-    if drafter in known and not Path(drafter).is_dir():
-        refusals += _asked(_read_drafter, known[drafter])[1]
+    of_drafter = None if drafter is None or Path(drafter).is_dir() else pair_of(drafter, "drafter")
+    refusals += [] if of_drafter is None else _asked(_read_drafter, of_drafter.drafter)[1]
     if refusals:
         raise BuildError(
             "nothing was fetched, since this version cannot build it by what is published of its config.json:"

@@ -22,6 +22,7 @@ from trtllm_dflash.checkpoint.source import find_directory
 from trtllm_dflash.config.build import ARCHS, DTYPE_BYTES, FP8_CACHE, BuildConfig, ResolvedBuild
 from trtllm_dflash.config.drafter import DrafterConfig, DraftLayerConfig
 from trtllm_dflash.config.quantization import algos_of
+from trtllm_dflash.config.registry import Role
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
@@ -190,8 +191,8 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
         DFlashError: for a model or a size that cannot be built.
     """
     refuse_known(config.target, config.drafter)
-    target = _load(config.target, load_target, published_target, fetch=fetch)
-    drafter = _load(config.drafter, load_drafter, published_drafter, fetch=fetch) if config.drafter else None
+    target = _load("target", config.target, load_target, published_target, fetch=fetch)
+    drafter = _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch) if config.drafter else None
     if drafter is not None:
         check_pair(target, drafter)
     models: dict[str, Checkpoint[Any]] = {"target": target} | ({"drafter": drafter} if drafter else {})
@@ -206,10 +207,12 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     return Prepared(config, target, drafter, resolved, vocab, kv_scales)
 
 
-def _load(name: str, load: Callable[[Path], Model], published: Callable[[str], Model | None], *, fetch: bool) -> Model:
+def _load(
+    role: Role, name: str, load: Callable[[Path], Model], published: Callable[[str], Model | None], *, fetch: bool
+) -> Model:
     """A model from its files, or where none may be fetched and none are here, from what is published of its sizes."""
     try:
-        directory = find_directory(name, fetch=fetch)
+        directory = find_directory(name, role=role, fetch=fetch)
     except CheckpointError:
         known = None if fetch else published(name)
         if known is None:

@@ -16,21 +16,44 @@ from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.log import human_bytes
 
 
-def is_free(directory: Path, *, overwrite: bool, what: str) -> bool:
+def is_free(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
     """Whether nothing is in the way of an output; where something is, `overwrite` has allowed to look what it is.
 
+    `what`: that which the command's --overwrite replaces; None where it has no such option.
+
     Raises:
-        UsageError: for a file, and for a directory with something in it and no `overwrite`, which replaces `what`.
+        UsageError: for a file, for a place where no directory can be made, and for a directory with something in it and
+            no `overwrite`.
     """
-    if not directory.exists():
+    if not os.path.lexists(directory):
+        check_place("--output-dir", directory)
         return True
     if not directory.is_dir():
         raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
     if not any(directory.iterdir()):
+        check_place("--output-dir", directory)
         return True
     if not overwrite:
-        raise UsageError(f"--output-dir {directory} is not empty; give another, or --overwrite to replace {what}")
+        instead = f", or --overwrite to replace {what}" if what else ""
+        raise UsageError(f"--output-dir {directory} is not empty; give another{instead}")
     return False
+
+
+def check_place(option: str, directory: Path) -> None:
+    """Raise UsageError unless `directory` could be made: what there is of the path above it is a directory to write in.
+
+    Nothing is written for it; the few file systems that take nothing in spite of their modes are met by `staged`.
+    """
+    above = _existing(directory.absolute().parent)
+    if not above.is_dir():
+        raise UsageError(f"{option} {directory}: {above} is a file, and nothing can be in it; give another")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {directory}: {above} may not be written; give another")
+
+
+def _existing(path: Path) -> Path:
+    """The path itself or the nearest one above it that exists."""
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
@@ -54,7 +77,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
 
 def check_space(directory: Path, needed: int, *, what: str = "the engine") -> None:
     """Raise BuildError, naming both numbers, if the disk of `directory` has less than `needed` bytes free."""
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    existing = _existing(directory.absolute())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise BuildError(
@@ -68,10 +91,16 @@ def staged(directory: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `directory` if the block succeeds, and vanishes if it does not.
 
     An engine directory already there is replaced in the same moment. SIGTERM counts as a failure of the block.
+
+    Raises:
+        UsageError: if no directory can be made there.
     """
     created = [parent for parent in directory.parents if not parent.exists()]
     staging = directory.parent / f".{directory.name}.building-{os.getpid()}"
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{directory}: no directory can be made there ({error.strerror}); give another") from error
     try:
         with _termination_as_exit():
             yield staging

@@ -139,7 +139,7 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
 
 def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     """Load and check a DFlash v1 drafter from a directory or hub name; weights stay on disk."""
-    directory = find_directory(path_or_name)
+    directory = find_directory(path_or_name, role="drafter")
     where = f"drafter {directory}"
     refuse_dialects_in_files((path.name for path in directory.iterdir()), where)
     config_json = _config_json(directory)

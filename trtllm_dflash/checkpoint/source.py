@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.config.hf import MAX_CONFIG_BYTES, parse_json, shown
-from trtllm_dflash.config.registry import nearest_names, pair_of
+from trtllm_dflash.config.registry import Role, nearest_names, pair_of
 from trtllm_dflash.errors import CheckpointError, ConfigError
 
 # What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories also hold, nor the
@@ -18,8 +18,8 @@ _HUB_NAME = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNO
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
 
 
-def find_directory(path_or_name: str | Path, *, fetch: bool = True) -> Path:
-    """Return the local directory meant by a path, else by a target's name in the registry, else by a hub name.
+def find_directory(path_or_name: str | Path, *, role: Role = "target", fetch: bool = True) -> Path:
+    """Return the local directory meant by a path, else by a name in the registry, else by a hub name.
 
     The last two are looked for in the hub's cache and, if `fetch`, fetched into it.
 
@@ -36,14 +36,16 @@ def find_directory(path_or_name: str | Path, *, fetch: bool = True) -> Path:
         raise CheckpointError(
             f"{name!r}: there is no such directory, and it is no hub name (organisation/model) either."
         )
-    pair = pair_of(name)
-    near = nearest_names(name) if pair is None and "/" not in name else []
+    pair = pair_of(name, role)
+    near = nearest_names(name, role) if pair is None and "/" not in name else []
     if near:
         raise CheckpointError(
-            f"{name!r}: there is no such directory, and no known target of that name; the nearest are "
+            f"{name!r}: there is no such directory, and no known {role} of that name; the nearest are "
             f"{', '.join(near)}. `dflash-trt list` shows all."
         )
-    return _fetch(pair.target.repository if pair else name, fetch=fetch)
+    if pair is not None:
+        name = (pair.target if role == "target" else pair.drafter).repository
+    return _fetch(name, fetch=fetch)
 
 
 def file_in(directory: Path, name: str) -> Path:

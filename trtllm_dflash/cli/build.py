@@ -9,7 +9,7 @@ import click
 
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.config.build import BuildConfig
-from trtllm_dflash.config.registry import nearest_names, pair_of
+from trtllm_dflash.config.registry import not_listed, pair_of
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
 
@@ -60,10 +60,12 @@ def _listed_drafter(target: str) -> str | None:
     if Path(target).is_dir():
         return None
     pair = pair_of(target)
-    near = nearest_names(target) if pair is None and "/" not in target else []
-    if near:
-        raise UsageError(f"--target {target}: no directory and no listed target; the nearest are {', '.join(near)}")
-    return pair.drafter.repository if pair else None
+    if pair is None:
+        raise UsageError(
+            f"{not_listed(target, 'target')}. Of another model on the hub, give its --drafter DIR|NAME as well, or "
+            f"--no-drafter for a plain engine"
+        )
+    return pair.drafter.repository
 
 
 def _summary(output: Path, report: BuildReport) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.profile.estimate.run import Estimate
 
 
+_FIFTEEN = "gpt-oss-120b, throughput at equal interactivity, DFlash over plain decoding"
 _WIDTH = 120  # of the tables, where a terminal is narrower or there is none
 
 
@@ -57,10 +58,14 @@ def run_estimate(config: EstimateConfig) -> None:
 
 
 def run_validation() -> None:
-    """Predict every published figure, and print the table."""
+    """Predict every published figure, and print the table; below it NVIDIA's 15x, which is no speedup at one batch."""
+    from trtllm_dflash.profile.estimate import fifteen
     from trtllm_dflash.profile.estimate.validate import compare, markdown
 
     click.echo(markdown(compare()))
+    low, high = fifteen.BAND
+    click.echo(f"\n{_FIFTEEN} (NVIDIA: {fifteen.CLAIM:.0f}x at {low:.0f} to {high:.0f} tokens/s a user)\n")
+    click.echo(fifteen.markdown(fifteen.comparisons()))
 
 
 def print_estimate(found: Estimate) -> None:
@@ -87,7 +92,7 @@ def print_estimate(found: Estimate) -> None:
 def _title(found: Estimate) -> str:
     config = found.config
     count = f"{config.gpus} x " if config.gpus > 1 else ""
-    return f"{config.target} with {config.drafter} on {count}{config.device.name}"
+    return f"{config.target} with {found.drafter_name} on {count}{config.device.name}"
 
 
 def _steps(found: Estimate) -> Table:

@@ -1,4 +1,4 @@
-"""dflash-trt list: the published pairs of target and drafter, and which of them can be built."""
+"""dflash-trt list: published pairs of target and drafter, and which of them can be built."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _TITLES = ("--target", "target", "drafter", "block", "builds")
 @click.command
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def list(as_json: bool) -> None:
-    """Show the published pairs of target and DFlash drafter, which can be built, and why the others cannot.
+    """Show published pairs of target and DFlash drafter, which can be built, and why the others cannot.
 
     Their names are what `build --target NAME` takes; it brings the drafter along.
     """
     from trtllm_dflash.build.known import shown_block, statuses
+    from trtllm_dflash.config.registry import UNLISTED
 
     found = statuses()
     if as_json:
@@ -35,6 +36,9 @@ def list(as_json: bool) -> None:
     click.echo("\nwhy not")
     for reason, names in reasons.items():
         click.echo(f"  {', '.join(names)}\n    {reason}")
+    click.echo(
+        f"\npublished too, but not in this table, since too little of them could be read\n  {', '.join(UNLISTED)}"
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Sequence[str]:

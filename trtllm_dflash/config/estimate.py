@@ -23,9 +23,14 @@ class EstimateConfig:
         UsageError: for a value that no model could make right.
     """
 
-    target: str = field(metadata=option("a known target, or a directory with its config.json", metavar="NAME|DIR"))
-    drafter: str = field(metadata=option("its drafter, likewise", metavar="NAME|DIR"))
+    target: str = field(
+        metadata=option("a name of `dflash-trt list`, or a directory with its config.json", metavar="NAME|DIR")
+    )
     arch: str = field(metadata=option("the GPU's architecture", choices=tuple(a for a in ARCHS if ARCHS[a].is_gpu)))
+    drafter: str | None = field(
+        default=None,
+        metadata=option("its drafter, likewise [default: a listed target's own]", metavar="NAME|DIR"),
+    )
     gpu: str | None = field(
         default=None,
         metadata=option(
@@ -34,11 +39,20 @@ class EstimateConfig:
         ),
     )
     gpus: int = field(default=1, metadata=option("GPUs that share every layer (tensor parallel)"))
-    quant: str = field(default="none", metadata=option("format of the target's linears", choices=("none", *FORMATS)))
-    drafter_quant: str = field(
-        default="none", metadata=option("format of the drafter's linears", choices=("none", *FORMATS))
+    quant: str = field(
+        default="none", metadata=option("format of the target's linears; none: as they are", choices=("none", *FORMATS))
     )
-    kv_cache: str = field(default="bf16", metadata=option("the target's caches", choices=("bf16", "fp8")))
+    drafter_quant: str = field(
+        default="none",
+        metadata=option("format of the drafter's linears; none: as they are", choices=("none", *FORMATS)),
+    )
+    kv_cache: str = field(
+        default="auto",
+        metadata=option(
+            "the target's caches; auto: fp8 where its checkpoint has scales for it, else bf16",
+            choices=("auto", "bf16", "fp8"),
+        ),
+    )
     batch: str = field(default="1,2,4,8,16,32,64", metadata=option("batch sizes, with commas between", metavar="N,N,…"))
     context: int = field(default=1024, metadata=option("positions that every sequence has in its caches"))
     tau: str | None = field(

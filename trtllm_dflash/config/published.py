@@ -32,6 +32,11 @@ class KnownDrafter:
         size: int | None = self.config.get("block_size")
         return size
 
+    @property
+    def has_sizes(self) -> bool:
+        """Whether enough is published to reckon with: its layers, its width and its block."""
+        return {"num_hidden_layers", "hidden_size", "block_size"} <= self.config.keys()
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -1,13 +1,14 @@
-"""The published pairs of target and DFlash drafter: data only. What can be built is asked of the code: build.known.
+"""Published pairs of target and DFlash drafter: data only. What can be built is asked of the code: build.known.
 
-A row states what is published of both config.json files and no more: names, architectures, and those keys that decide
-whether a pair can be built. `build` reads the files themselves and believes only them.
+Not all that are published: UNLISTED names the others that we know of. A row states what is published of both
+config.json files and no more: names, architectures, and those keys that decide whether a pair can be built. `build`
+reads the files themselves and believes only them.
 """
 
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from trtllm_dflash.config.published import (
     GPT_OSS_YARN,
@@ -306,13 +307,53 @@ PAIRS: tuple[Pair, ...] = (
 )  # fmt: skip
 
 
-def pair_of(name: str) -> Pair | None:
-    """The pair that a name of the table or a target's repository stands for, in any case; None if it is not known."""
+# Named in other projects' tables of models or on cards, but neither a config.json nor the exact pair of repositories
+# could be read: a row would be a guess.
+UNLISTED = (
+    "GLM-5.1 and GLM-5.1-FP8",
+    "Alpamayo",
+    "incoai/Qwen3.8-Flash-Next-DFlash2",
+    "MiniMax-M3.1-Flash-DFlash2",
+    "poolside's Laguna-*-DFlash",
+    "XiaomiMiMo/MiMo-V2.5-Pro-FP4-DFlash",
+    "a community's drafter for Qwen3.5-0.8B",
+)
+
+Role = Literal["target", "drafter"]
+
+
+def pair_of(name: str, role: Role = "target") -> Pair | None:
+    """The first pair whose target (or drafter) a name stands for, in any case; None if it is not known.
+
+    A target's name is that of the table; every model is also known by its repository, with or without the owner.
+    """
     wanted = name.casefold()
-    return next((pair for pair in PAIRS if wanted in (pair.name.casefold(), pair.target.repository.casefold())), None)
+    return next((pair for pair in PAIRS if wanted in _names_of(pair, role)), None)
 
 
-def nearest_names(name: str) -> list[str]:
-    """At most three names of the table that look like `name`, the nearest first."""
-    names = {pair.name.casefold(): pair.name for pair in PAIRS}
-    return [names[found] for found in get_close_matches(name.casefold(), names, n=3, cutoff=0.6)]
+def _names_of(pair: Pair, role: Role) -> tuple[str, ...]:
+    repository = (pair.target if role == "target" else pair.drafter).repository.casefold()
+    own = (pair.name.casefold(),) if role == "target" else ()
+    return (*own, repository, repository.rpartition("/")[2])
+
+
+def nearest_names(name: str, role: Role = "target") -> list[str]:
+    """At most three targets' names of the table, or drafters' repositories, that look like `name`, the nearest first.
+
+    Owners count for nothing.
+    """
+    names = {
+        pair.name.casefold() if role == "target" else _names_of(pair, role)[-1]: (
+            pair.name if role == "target" else pair.drafter.repository
+        )
+        for pair in PAIRS
+    }
+    wanted = name.casefold().rpartition("/")[2]
+    return [names[found] for found in get_close_matches(wanted, names, n=3, cutoff=0.6)]
+
+
+def not_listed(name: str, role: Role) -> str:
+    """What to say of a name that is neither a directory nor known: a sentence without its end."""
+    near = nearest_names(name, role)
+    nearest = f"; the nearest are {', '.join(near)}" if near else ""
+    return f"--{role} {name}: neither a directory nor a {role} of `dflash-trt list`{nearest}"

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_dflash.build.staging import check_output, staged
+from trtllm_dflash.build.staging import is_free, staged
 from trtllm_dflash.config.handover import HandoverConfig
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.handover.facts import PairFacts, read_pair
@@ -26,7 +26,7 @@ def export(config: HandoverConfig) -> list[str]:
     Raises:
         DFlashError: for a pair or a size that TensorRT-LLM does not take, or a directory that is in the way.
     """
-    check_output(config.output_dir, overwrite=False)
+    is_free(config.output_dir)
     facts = read_pair(config.target, config.drafter)
     check_split(config, facts)
     arguments = llm_arguments(config, facts)
@@ -63,6 +63,12 @@ def check_split(config: HandoverConfig, facts: PairFacts) -> None:
             )
     if config.expert_parallel and not facts.experts:
         raise UsageError(f"--expert-parallel is for mixtures of experts, and {facts.target} has none")
+    if config.expert_parallel and facts.experts % config.expert_parallel:
+        able = [count for count in range(1, config.gpus + 1) if not (config.gpus % count or facts.experts % count)]
+        raise UsageError(
+            f"--expert-parallel {config.expert_parallel} does not divide the target's {facts.experts} experts; "
+            f"{', '.join(map(str, able))} would"
+        )
     most = facts.block_size - 1
     if config.draft_len is not None and config.draft_len > most:
         raise UsageError(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.build.known import drafter_json, target_json
+from trtllm_dflash.build.known import target_json
 from trtllm_dflash.checkpoint.source import read_json_in
 from trtllm_dflash.config.dialects import DIALECTS
 from trtllm_dflash.config.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.config.hf import HfReader
 from trtllm_dflash.config.quantization import HF_QUANT_CONFIG
-from trtllm_dflash.config.registry import PAIRS, pair_of
+from trtllm_dflash.config.registry import not_listed, pair_of
 from trtllm_dflash.errors import UsageError
 
 # Dialects that TensorRT-LLM's DFlash has code for; those of other decoding types; of the rest its pages say nothing.
@@ -41,7 +41,8 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
     """The facts of a pair.
 
     Raises:
-        UsageError: if a model is neither a directory nor in the registry, or the drafter is none for TensorRT-LLM.
+        UsageError: if a model is neither a directory nor in the registry, or the drafter is none for TensorRT-LLM or
+            for this target.
         ConfigError: for a config.json that lacks what is needed.
     """
     target_name, target_reader, quant_file = _target(target)
@@ -52,6 +53,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
             f"drafter {drafter_name}: it is of the dialect '{dialect.name}', for which TensorRT-LLM has another "
             f"decoding_type than DFlash. Give a DFlash drafter"
         )
+    _check_pair(target_name, target_reader, drafter_name, drafter_reader)
     architectures = target_reader.read_list(str, "architectures")
     readers = {"target": target_reader, "drafter": drafter_reader}
     heads = {role: _number(reader, "num_attention_heads") for role, reader in readers.items()}
@@ -76,7 +78,7 @@ def _target(name: str) -> tuple[str, HfReader, dict[str, Any] | None]:
         return str(path.resolve()), HfReader(_config(path), f"target {path}"), quant_file
     pair = pair_of(name)
     if pair is None:
-        raise UsageError(f"--target {name}: neither a directory nor a target of `dflash-trt list`. Give its directory.")
+        raise UsageError(f"{not_listed(name, 'target')}. Give its directory.")
     repository = pair.target.repository
     return repository, HfReader(target_json(pair.target), f"target {repository}"), None
 
@@ -85,15 +87,35 @@ def _drafter(target: str, name: str | None) -> tuple[str, HfReader]:
     path = Path(name) if name else None
     if path is not None and path.is_dir():
         return str(path.resolve()), HfReader(_config(path), f"drafter {path}")
-    pair = None if Path(target).is_dir() else pair_of(target)
     if name is not None:
-        pair = next((pair for pair in PAIRS if pair.drafter.repository == name), None)
-    if pair is None:
-        raise UsageError(f"--drafter {name or 'is missing'}: give its directory, or one of `dflash-trt list`.")
+        pair = pair_of(name, "drafter")
+        if pair is None:
+            raise UsageError(f"{not_listed(name, 'drafter')}. Give its directory.")
+    else:
+        pair = None if Path(target).is_dir() else pair_of(target)
+        if pair is None:
+            raise UsageError("--drafter is missing, and a target's directory brings none: give its directory or name.")
     if pair.drafter.block_size is None:
         raise UsageError(f"drafter {pair.drafter.repository}: its block size is not published; give its directory.")
-    repository = pair.drafter.repository
-    return repository, HfReader(drafter_json(pair.drafter), f"drafter {repository}")
+    drafter = pair.drafter
+    published = {"architectures": [drafter.architecture], **drafter.config}  # and nothing in place of what is not
+    return drafter.repository, HfReader(published, f"drafter {drafter.repository}")
+
+
+def _check_pair(target: str, theirs: HfReader, drafter: str, ours: HfReader) -> None:
+    """Refuse sizes that contradict each other, as far as both are known: TensorRT-LLM would only say so on the GPUs."""
+    sizes = {"hidden_size": "hidden_size", "vocab_size": "vocab_size", "num_target_layers": "num_hidden_layers"}
+    pairs = {name: (_number(ours, name), _number(theirs, other)) for name, other in sizes.items()}
+    problems = [
+        f"{name} is {mine} in the drafter, and {sizes[name]} {yours} in the target"
+        for name, (mine, yours) in pairs.items()
+        if mine and yours and mine != yours
+    ]
+    if problems:
+        raise UsageError(
+            f"the drafter {drafter} does not fit the target {target}: {'; '.join(problems)}. Give the drafter that was "
+            f"trained for this target."
+        )
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.build import manifest
-from trtllm_dflash.build.staging import staged
+from trtllm_dflash.build.staging import check_place, staged
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.scheduler import MAX_WAITING
@@ -180,6 +180,7 @@ def check_options(config: EngineConfig, name: str, instances: int, gpus: tuple[i
 
 def _check_place(directory: Path, overwrite: bool) -> None:
     if not directory.exists():
+        check_place("--output", directory)
         return
     if not overwrite:
         raise UsageError(f"{directory} exists. Give another --name or --output, or --overwrite to replace that model.")

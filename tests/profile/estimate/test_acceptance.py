@@ -74,12 +74,34 @@ def test_other_files_are_read(tmp_path: Path) -> None:
         ({"by_position": [1.5]}, "shares from 1 to 0 that never grow"),
         ({"by_position": ["much"]}, "a list of numbers"),
         ({"results": []}, "no profile with a DFlash result"),
+        ({"by_position": []}, "by_position is empty: nothing was drafted"),
+        (
+            {"results": [{"maker": "dflash", "draft_len": 0, "acceptance": {"by_position": []}}]},
+            "no profile with a DFlash result that has drafts",
+        ),
+        ({"results": [{"maker": "dflash", "draft_len": 3, "acceptance": {"by_position": []}}]}, "by_position is empty"),
+        ([], "no profile with a DFlash result"),
         ({"tau": 9}, "impossible"),
     ],
 )
 def test_a_senseless_file_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         read_acceptance(_file(tmp_path, data), 3)
+
+
+def test_a_users_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
+    """Those of a checkpoint may not."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "file (1).json"
+    link.symlink_to(_file(elsewhere, {"tau": 2.5}))
+    assert read_acceptance(link, 3).tau(3) == pytest.approx(2.5)
+
+
+def test_a_file_that_is_no_json_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UsageError, match=r"--tau .*a.json: not JSON \(.*Give a file of profile --json, or a number"):
+        read_acceptance(tmp_path / "a.json", 3)
 
 
 def test_a_file_that_is_not_there() -> None:

@@ -126,5 +126,5 @@ def test_what_a_gpu_cannot_do_is_refused() -> None:
     with pytest.raises(UsageError, match="RTX 5090 has no NVLink"):
         Machine(BY_NAME["RTX 5090"], 2)
     works = pair_of("Qwen3-4B-DFlash-b16", Precision(linears="nvfp4")).plain()
-    with pytest.raises(UsageError, match="H200 does not multiply fp4, which --quant nvfp4 needs"):
+    with pytest.raises(UsageError, match="H200 does not multiply fp4, which nvfp4 needs"):
         seconds(works, Machine(BY_NAME["H200"]))

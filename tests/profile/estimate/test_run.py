@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from tests.tiny import tiny_drafter, tiny_target
+from trtllm_dflash.build.known import statuses
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.estimate import run_estimate, run_validation
 from trtllm_dflash.config.estimate import EstimateConfig
 from trtllm_dflash.config.schedule import DraftLenSchedule
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.profile.estimate.report import EstimateReport, report
 from trtllm_dflash.profile.estimate.run import Estimate, estimate
 from trtllm_dflash.profile.schema import check
@@ -141,7 +143,7 @@ def test_both_flags_are_commands_of_their_own() -> None:
     runner = CliRunner()
     done = runner.invoke(main, ["profile", "--estimate", "--target", "gpt-oss-20b"])
     assert done.exit_code == 2
-    assert "Missing option '--drafter'" in done.output
+    assert "Missing option '--arch'" in done.output
     pair = ["--target", "Qwen3-4B", "--drafter", "Qwen3-4B-DFlash-b16"]
     done = runner.invoke(main, ["profile", "--estimate", *pair, "--arch", "sm120", "--batch", "1"])
     assert done.exit_code == 0
@@ -152,13 +154,37 @@ def test_both_flags_are_commands_of_their_own() -> None:
 def test_the_validation_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     run_validation()
     page = (Path(__file__).parents[3] / "docs" / "estimate" / "README.md").read_text()
-    assert capsys.readouterr().out.strip() in page
+    table, _, rest = capsys.readouterr().out.strip().partition("\n\ngpt-oss-120b, throughput at equal interactivity, ")
+    title, _, fifteen = rest.partition("\n\n")
+    assert "15x at 500 to 600 tokens/s a user" in title
+    assert len(table) > 1000
+    assert table in page
+    assert "15x at" in fifteen
+    assert fifteen in page
 
 
 def test_a_published_tau_is_the_default() -> None:
     found = estimate(config(tau=None, batch="1"))
     assert found.acceptance.tau(7) == pytest.approx(4.53)
     assert "table 11" in found.tau_source
+
+
+def test_a_listed_name_brings_its_drafter() -> None:
+    found = estimate(config(target="qwen3-coder-30b-a3b", drafter=None, tau=None, batch="1"))
+    assert found.drafter_name == "z-lab/Qwen3-Coder-30B-A3B-DFlash"
+    assert found.pair.target.name == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
+    assert report(found).drafter == found.drafter_name
+
+
+def test_every_listed_pair_that_builds_is_estimated() -> None:
+    """By its name alone; the others are refused as `build` does."""
+    for status in statuses():
+        asked = config(target=status.pair.name, drafter=None, batch="1", tau="2", gpus=8)
+        if status.archs:
+            assert estimate(asked).pair.drafter.name == status.pair.drafter.repository
+        else:
+            with pytest.raises(DFlashError):
+                estimate(asked)
 
 
 def test_models_in_directories(tmp_path: Path) -> None:
@@ -171,7 +197,7 @@ def test_models_in_directories(tmp_path: Path) -> None:
     assert estimate(config(**pair, tau="2")).machine.gpu.arch == "sm120"
     with pytest.raises(UsageError, match="--tau is needed"):
         estimate(config(**pair, tau=None))
-    with pytest.raises(UsageError, match=r"does not fit the target .*: hidden_size is 2880 and"):
+    with pytest.raises(UsageError, match=r"does not fit the target .*: hidden_size is 2880 in the drafter and 48 in"):
         estimate(config(target=str(target)))
 
 
@@ -185,11 +211,26 @@ def test_models_in_directories(tmp_path: Path) -> None:
         ({"arch": "sm86"}, "--arch sm86: no GPU of it is in the table"),
         ({"eagle": "60,7,10"}, "--eagle '60,7,10' is no TOKENS,DEPTH,BRANCHES,TAU"),
         ({"eagle": "60,7,10,9"}, "that yields 1 to depth"),
-        ({"target": "gpt-5"}, "--target 'gpt-5' is neither a directory"),
-        ({"drafter": "x"}, "known shape: z-lab/Qwen3-4B-DFlash-b16, z-lab/Qwen3-8B-DFlash-b16"),
+        ({"target": "gpt-5"}, "--target gpt-5: neither a directory nor a target of `dflash-trt list`"),
+        ({"target": "gpt-oss-120"}, "`dflash-trt list`; the nearest are gpt-oss-120b, gpt-oss-20b"),
+        ({"drafter": "x"}, "--drafter x: neither a directory nor a drafter of `dflash-trt list`"),
+        ({"drafter": "gpt-oss-20-dflash"}, "the nearest are z-lab/gpt-oss-20b-DFlash, z-lab/gpt-oss-120b-DFlash"),
+        ({"drafter": "nvidia/MiniMax-M2.7-DFlash"}, "its sizes are not published; give its directory"),
+        (
+            {"drafter": "gpt-oss-120b-DFlash"},
+            "the drafter z-lab/gpt-oss-120b-DFlash does not fit the target openai/gpt-oss-20b: num_target_layers is "
+            "36, but the target has 24 layers",
+        ),
+        ({"target": "gpt-oss-120b"}, "num_target_layers is 24, but the target has 36 layers"),
+        (
+            {"arch": "sm80", "quant": "fp8"},
+            "--quant fp8: A100 80GB (sm80) has no arithmetic for FP8. Who has it: sm89 (Ada)",
+        ),
+        ({"arch": "sm80", "drafter_quant": "fp8"}, "--drafter-quant fp8: A100 80GB (sm80) has no arithmetic for FP8"),
+        ({"arch": "sm80", "kv_cache": "fp8"}, "--kv-cache fp8: A100 80GB (sm80) has no arithmetic for FP8"),
         ({"tau": "9"}, "--tau 9.0 is impossible"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], problem: str) -> None:
-    with pytest.raises(UsageError, match=problem.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(problem)):
         estimate(config(**changes))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_dflash.profile.estimate import docs
+from trtllm_dflash.profile.estimate import docs, outliers
+from trtllm_dflash.profile.estimate.constants import EAGER
 from trtllm_dflash.profile.estimate.equal import throughput_at
 from trtllm_dflash.profile.estimate.fifteen import BAND, Comparison, comparisons
 from trtllm_dflash.profile.estimate.validate import Compared, compare, held_out, listed, median_error
 
+README = Path(__file__).parents[3] / "README.md"
 PAGE = Path(__file__).parents[3] / "docs" / "estimate" / docs.PAGE
 
 
@@ -41,6 +43,40 @@ def test_the_aim(compared: list[Compared]) -> None:
         "gpt-oss-120b-DFlash", "LLaMA3.1-8B-Instruct-DFlash-UltraChat",
     }  # fmt: skip
     assert {gpu for _, gpu in covered} == {"B200", "H200", "H100", "Jetson AGX Thor"}
+
+
+def test_every_outlier_is_spoken_of(compared: list[Compared]) -> None:
+    """Each line of the page is about some figure, and without its line an outlier is called unexplained."""
+    assert outliers.unexplained(compared) == []
+    for one in outliers.EXPLANATIONS:
+        rows = [row for row in compared if one.covers(row.figure)]
+        assert rows
+        others = [other for other in outliers.EXPLANATIONS if other is not one]
+        left = outliers.unexplained(compared, others)
+        assert {id(row) for row in left} <= {id(row) for row in rows}
+    page = PAGE.read_text()
+    gpt_oss = [row.error for row in compared if "gpt-oss" in row.figure.drafter and row.figure.concurrency >= 16]
+    assert f"**gpt-oss at 16 and more sequences** ({min(gpt_oss) * 100:+.0f} to {max(gpt_oss) * 100:+.0f} %)" in page
+    hugging_face = [row for row in compared if row.figure.runtime is EAGER and not row.figure.eagle]
+    assert all(abs(row.error) < 0.15 for row in hugging_face if row.figure.text != "MT-Bench")
+
+
+def test_the_readme_says_what_is_estimated(compared: list[Compared], found: list[Comparison]) -> None:
+    text = README.read_text().replace("\n", " ")
+    first, others = listed(compared), held_out(compared)
+    counts = f"Against {len(first)} published speedups its median error is {median_error(first):.0%}"
+    apart = f"({median_error(others):.0%} on {len(others)} held out)"
+    assert f"{counts} {apart}".replace("%", " %") in text
+    start = text.index("The 15× of gpt-oss-120b")
+    about = text[start : text.index(" ## ", start)]
+    for one in found:
+        claimed = one.claimed_at()
+        assert claimed is not None
+        assert f"{one.plain[-1].tokens_per_second_per_user:.0f}" in about
+        assert f"{claimed:.0f}" in about
+        assert f"{one.at_batch_1:.1f}" in about
+    assert f"{BAND[0]:.0f} to {BAND[1]:.0f}" in about
+    assert "estimate" in about
 
 
 def test_a_prediction_by_hand(compared: list[Compared]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.checkpoint.source import read_json_in
 from trtllm_dflash.errors import UsageError
 
 
@@ -50,11 +50,11 @@ def read_acceptance(path: Path, draft_len: int) -> Acceptance:
     Raises:
         UsageError: for a file that says none of it, or what no step can do.
     """
-    if not path.is_file():
-        raise UsageError(f"--tau {path} is neither a number nor a file")
-    data = _of_profile(read_json_in(path.parent, path.name) or {})
+    data = _of_profile(_read(path))
     shares, tau = data.get("by_position"), data.get("tau")
     if isinstance(shares, list):
+        if not shares:
+            raise UsageError(f"{path}: by_position is empty: nothing was drafted, so nothing was measured")
         if not all(_is_number(share) for share in shares):
             raise UsageError(f"{path}: by_position must be a list of numbers")
         reached = [float(share) for share in shares]
@@ -63,7 +63,21 @@ def read_acceptance(path: Path, draft_len: int) -> Acceptance:
         return Acceptance((*reached[:draft_len], *[0.0] * (draft_len - len(reached))))
     if _is_number(tau):
         return Acceptance.of_tau(float(tau), draft_len)  # type: ignore[arg-type]
-    raise UsageError(f"{path}: it is no profile with a DFlash result, and has neither by_position nor tau")
+    raise UsageError(
+        f"{path}: it is no profile with a DFlash result that has drafts, and has neither by_position nor tau"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"--tau {path} is neither a number nor a file")
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--tau {path}: cannot be read ({error.strerror}). Give another file or a number.") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--tau {path}: not JSON ({error}). Give a file of profile --json, or a number.") from error
+    return data if isinstance(data, dict) else {}
 
 
 def _of_profile(data: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +85,7 @@ def _of_profile(data: dict[str, Any]) -> dict[str, Any]:
     results = data.get("results")
     rows = [row for row in results if isinstance(row, dict)] if isinstance(results, list) else []
     drafted = [row for row in rows if row.get("maker") == "dflash" and _is_number(row.get("draft_len"))]
+    drafted = [row for row in drafted if row["draft_len"] > 0]  # DFlash's engine without drafts measures none
     if not drafted:
         return data
     found = max(drafted, key=lambda row: row["draft_len"]).get("acceptance")

@@ -20,6 +20,7 @@ from trtllm_dflash.profile.estimate.sizes import Sizes
 
 ACTIVATION_BYTES, LOGIT_BYTES = 2, 4  # BF16 between kernels; logits in float32
 _HEADS = ("lm_head", "embed_tokens", "draft_head")
+_ROUTERS = ("router", "gate")  # which no format quantizes
 _ROW_PARALLEL = ("o_proj", "down_proj", "fc")  # their outputs are sums over all GPUs
 
 
@@ -92,7 +93,8 @@ class _Counter:
         module = (weight.name or "").removeprefix(f"{part}.").removesuffix(".weight")
         leaf = module.rsplit(".", 1)[-1]
         kind = "head" if leaf in _HEADS else "linear"
-        number = NUMBERS["bf16"] if leaf in NEVER_QUANTIZED else self._precision.of(part, kind)
+        plain = leaf in NEVER_QUANTIZED or leaf in _ROUTERS
+        number = NUMBERS["bf16"] if plain else self._precision.of(part, kind, module)
         first = (x.name or "") not in self._read
         self._read.add(x.name or "")
         written = LOGIT_BYTES if kind == "head" else ACTIVATION_BYTES
@@ -144,7 +146,8 @@ class _Counter:
         assert down is not None
         rows, hidden = self._sizes[x]
         chosen = Experts(self._sizes[logits][-1], node.attributes["top_k"].as_int())
-        number = self._precision.of(part, "experts")
+        module = (gate_up.name or "").removeprefix(f"{part}.").rpartition(".")[0]
+        number = self._precision.of(part, "experts", module)
         weights = hidden * (self._sizes[gate_up][1] + self._sizes[gate_up][1] // 2)
         yield Work(
             part,

@@ -8,20 +8,13 @@ from pathlib import Path
 
 import click
 
+from trtllm_dflash.profile.estimate import fifteen, outliers
 from trtllm_dflash.profile.estimate.constants import CONSTANTS, RUNTIMES, Constants
 from trtllm_dflash.profile.estimate.eagle import Eagle
-from trtllm_dflash.profile.estimate.equal import throughput_at
-from trtllm_dflash.profile.estimate.fifteen import (
-    BAND,
-    CLAIM,
-    GPU,
-    GPUS_IN_ALL,
-    TAU,
-    Comparison,
-    comparisons,
-)
+from trtllm_dflash.profile.estimate.fifteen import Comparison, comparisons
 from trtllm_dflash.profile.estimate.known import find_drafter
 from trtllm_dflash.profile.estimate.published import REASONING, TEXTS
+from trtllm_dflash.profile.estimate.tables import table
 from trtllm_dflash.profile.estimate.validate import Compared, compare, held_out, listed, markdown, median_error
 
 PLOT, PAGE = "gpt-oss-120b-b300.png", "README.md"
@@ -31,31 +24,27 @@ TEXT = Path(__file__).with_name("docs.txt")
 def page(compared: Sequence[Compared], found: Sequence[Comparison]) -> str:
     """The page: docs.txt with its tables."""
     tables = {
-        "constants": _table(("value", "of what", "why"), CONSTANTS.rows()),
-        "software": _table(("name", "what", "why"), [(r.name, r.meaning, r.reason) for r in RUNTIMES.values()]),
+        "constants": table(("value", "of what", "why"), CONSTANTS.rows()),
+        "software": table(("name", "what", "why"), [(r.name, r.meaning, r.reason) for r in RUNTIMES.values()]),
         "texts": _texts(),
         "validation": markdown(compared),
         "plain": _plain(compared),
         "sensitivity": _sensitivity(),
         "eagle": _eagle(compared),
-        "fifteen": _fifteen(found),
+        "fifteen": fifteen.markdown(found),
+        "outliers": outliers.markdown(compared),
         "plot": PLOT,
     }
     text = TEXT.read_text()
-    for name, table in tables.items():
-        text = text.replace(f"<!-- {name} -->", table)
+    for name, content in tables.items():
+        text = text.replace(f"<!-- {name} -->", content)
     return text
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _texts() -> str:
     rows = [(name, str(text.prompt), str(text.answer)) for name, text in TEXTS.items()]
     return (
-        f"{_table(('text', 'prompt tokens', 'answer tokens'), rows)}\n\ngpt-oss reasons first: {REASONING} tokens more."
+        f"{table(('text', 'prompt tokens', 'answer tokens'), rows)}\n\ngpt-oss reasons first: {REASONING} tokens more."
     )
 
 
@@ -76,7 +65,7 @@ def _plain(compared: Sequence[Compared]) -> str:
                 f"{f.plain:g}",
                 error,
             )
-    return _table(
+    return table(
         ("source", "target", "GPU", "sequences", "predicted tokens/s", "published", "error"), list(rows.values())
     )
 
@@ -96,7 +85,7 @@ def _sensitivity() -> str:
         compared = compare(constants=constants, answers=answers)
         rows.append((name, f"{median_error(listed(compared)):.1%}", f"{median_error(held_out(compared)):.1%}"))
     unused = ("sum_latency", "link_fraction")  # no figure has several GPUs
-    return _table(("assumption", "median error", "held out"), [row for row in rows if not row[0].startswith(unused)])
+    return table(("assumption", "median error", "held out"), [row for row in rows if not row[0].startswith(unused)])
 
 
 def _eagle(compared: Sequence[Compared]) -> str:
@@ -136,29 +125,7 @@ def _eagle(compared: Sequence[Compared]) -> str:
         "published",
         "step over step",
     )
-    return _table(names, rows)
-
-
-def _fifteen(found: Sequence[Comparison]) -> str:
-    rows = []
-    for one in found:
-        end, claimed = one.plain[-1].tokens_per_second_per_user, one.claimed_at()
-        middle = sum(BAND) / 2
-        there = throughput_at(one.dflash, middle) / throughput_at(one.plain, middle) if middle < end else None
-        rows.append(
-            (
-                one.case.name,
-                f"{end:.0f}",
-                "never" if claimed is None else f"{claimed:.0f}",
-                "plain decoding does not get there" if there is None else f"{there:.0f}x",
-                f"{one.at_batch_1:.1f}x",
-            )
-        )
-    names = (
-        "assumptions", "plain decoding ends at, tokens/s a user", f"{CLAIM:.0f}x at", f"ratio at {sum(BAND) / 2:.0f}",
-        "one sequence alone",
-    )  # fmt: skip
-    return f"{_table(names, rows)}\n\n{GPUS_IN_ALL} x {GPU}, τ {TAU}."
+    return table(names, rows)
 
 
 @click.command

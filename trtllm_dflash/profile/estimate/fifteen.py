@@ -20,6 +20,7 @@ from trtllm_dflash.profile.estimate.equal import throughput_at
 from trtllm_dflash.profile.estimate.known import find_drafter, find_target
 from trtllm_dflash.profile.estimate.pair import Pair
 from trtllm_dflash.profile.estimate.precision import Precision
+from trtllm_dflash.profile.estimate.tables import table
 
 TARGET, DRAFTER, GPU, GPUS_IN_ALL = "gpt-oss-120b", "gpt-oss-120b-DFlash", "B300", 8
 TAU, CONTEXT = 4.4, 1024  # of HumanEval (paper, table 11): that of SPEED-Bench's coding split is not published
@@ -85,6 +86,29 @@ def comparisons() -> list[Comparison]:
         Comparison(case, _frontier(case, pair, [(0, pair.plain(), 1.0)]), _frontier(case, pair, drafted))
         for case in CASES
     ]
+
+
+def markdown(found: Sequence[Comparison]) -> str:
+    """Each case: where plain decoding ends, where the ratio is NVIDIA's, and what one sequence gains."""
+    rows = []
+    for one in found:
+        end, claimed = one.plain[-1].tokens_per_second_per_user, one.claimed_at()
+        middle = sum(BAND) / 2
+        there = throughput_at(one.dflash, middle) / throughput_at(one.plain, middle) if middle < end else None
+        rows.append(
+            (
+                one.case.name,
+                f"{end:.0f}",
+                "never" if claimed is None else f"{claimed:.0f}",
+                "plain decoding does not get there" if there is None else f"{there:.0f}x",
+                f"{one.at_batch_1:.1f}x",
+            )
+        )
+    names = (
+        "assumptions", "plain decoding ends at, tokens/s a user", f"{CLAIM:.0f}x at", f"ratio at {sum(BAND) / 2:.0f}",
+        "one sequence alone",
+    )  # fmt: skip
+    return f"{table(names, rows)}\n\n{GPUS_IN_ALL} x {GPU}, τ {TAU}."
 
 
 def _frontier(case: Case, pair: Pair, ways: Sequence[tuple[int, Sequence[Work], float]]) -> tuple[CurvePoint, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from trtllm_dflash.config.gpus import Gpu
 from trtllm_dflash.config.quantization import FORMATS
@@ -25,7 +26,7 @@ class Number:
         """
         rate = {"bf16": gpu.bf16_tflops, "fp8": gpu.fp8_tflops, "fp4": gpu.fp4_tflops}[self.multiplied]
         if rate is None:
-            raise UsageError(f"{gpu.name} does not multiply {self.multiplied}, which --quant {self.name} needs")
+            raise UsageError(f"{gpu.name} does not multiply {self.multiplied}, which {self.name} needs")
         return rate * 1e12
 
 
@@ -39,16 +40,27 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Precision:
-    """Keys of NUMBERS for the linears of the target's layers, its experts, its head, the drafter, and both caches."""
+    """Keys of NUMBERS for the linears of the target's layers, its experts, its head, the drafter, and both caches.
+
+    `others`: modules ("target.model.layers.0.self_attn.q_proj") that a checkpoint stores otherwise, with their keys.
+    """
 
     linears: str = "bf16"
     experts: str = "bf16"
     head: str = "bf16"
     drafter: str = "bf16"
     cache: str = "bf16"
+    others: tuple[tuple[str, str], ...] = ()
 
-    def of(self, part: str, kind: str) -> Number:
-        """The number of work of `kind` in `part` (`count.Work`)."""
+    @cached_property
+    def _others(self) -> dict[str, str]:
+        return dict(self.others)
+
+    def of(self, part: str, kind: str, module: str = "") -> Number:
+        """The number of work of `kind` in `part` (`count.Work`), done by that part's `module`."""
+        other = self._others.get(f"{part}.{module}")
+        if other is not None:
+            return NUMBERS[other]
         if kind == "cache":
             return NUMBERS[self.cache if part == "target" else "bf16"]
         if kind == "head":

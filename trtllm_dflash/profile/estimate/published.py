@@ -46,7 +46,11 @@ REASONING = 700  # more tokens of an answer where the model thinks first
 
 @dataclass(frozen=True)
 class Figure:
-    """One published speedup over plain decoding of the same software; `held_out`: looked up after all choices."""
+    """One published speedup over plain decoding of the same software.
+
+    `held_out`: looked up after all choices, and not on the list that the project set itself. `added_later`: on that
+    list, and compared only after all choices.
+    """
 
     where: str
     drafter: str
@@ -61,6 +65,7 @@ class Figure:
     precision: Precision | None = None
     reasons: bool = False
     held_out: bool = False
+    added_later: bool = False
     plain: float | None = None  # tokens a second of plain decoding, all sequences together
     note: str = ""
 
@@ -94,6 +99,7 @@ _TABLE3 = Figure("paper, table 3", _QWEN8, "B200", SERVING, "", 1, 0, 0)
 _TABLE5 = Figure("paper, table 5", _LLAMA, "B200", SERVING_SYNC, "", 1, 0, 0)
 _TABLE11 = Figure("paper, table 11", _OSS20, "B200", SERVING, "", 8, 0, 0, reasons=True)
 _TABLE1 = Figure("paper, table 1", _QWEN8, "H200", EAGER, "", 1, 0, 0)
+_TABLE1_T1 = replace(_TABLE1, where=f"{_TABLE1.where}, T=1")
 _NVFP4 = Precision(linears="nvfp4", drafter="nvfp4")
 _EDGE = Figure("Edge-LLM 0.10", _QWEN8, THOR.name, EDGE, "MT-Bench", 1, 0, 0, precision=_NVFP4)
 # Its server is SGLang before the overlap (pull request 16818).
@@ -130,6 +136,12 @@ FIGURES: tuple[Figure, ...] = (
     ),
     *_rows(_TABLE1, (_MEAN, 1, 6.49, 4.86)),
     *_rows(_TABLE1, (_MEAN, 1, 6.54, 4.91), drafter=_QWEN4),
+    *_rows(
+        _TABLE1_T1, ("GSM8K", 1, 5.98, 4.67), ("MATH-500", 1, 6.40, 4.84), ("AIME25", 1, 4.73, 3.57),
+        ("HumanEval", 1, 5.52, 4.32), ("MBPP", 1, 5.21, 4.04), ("LCB", 1, 6.69, 4.93), ("MT-Bench", 1, 3.80, 2.47),
+        (_MEAN, 1, 5.48, 4.03), added_later=True,
+    ),
+    *_rows(_TABLE1_T1, (_MEAN, 1, 5.69, 4.24), drafter=_QWEN4, added_later=True),
     *_rows(_TABLE1, (_MEAN, 1, 2.96, 1.76), eagle=Eagle(16, 7, 10), note="depth 7 assumed"),
     *_rows(_TABLE1, (_MEAN, 1, 3.40, 2.02), eagle=Eagle(60, 7, 10), note=_WIDE),
     *_rates(

@@ -37,7 +37,7 @@ class EstimateReport:
     schema: Annotated[int, "1"]
     version: Annotated[str, "of dflash-trt"]
     target: Annotated[str, "as asked for"]
-    drafter: Annotated[str, "as asked for"]
+    drafter: Annotated[str, "as asked for, or the listed target's own"]
     gpu: Annotated[str, "its name in the table of GPUs"]
     gpus: Annotated[int, "how many share every layer"]
     context: Annotated[int, "positions of every sequence"]
@@ -63,7 +63,7 @@ def report(found: Estimate) -> EstimateReport:
         schema=SCHEMA,
         version=__version__,
         target=config.target,
-        drafter=config.drafter,
+        drafter=found.drafter_name,
         gpu=config.device.name,
         gpus=config.gpus,
         context=config.context,
@@ -102,7 +102,8 @@ def assumptions(found: Estimate) -> list[str]:
         "with one probability, where positions were not measured; the same at every batch size",
         f"shapes: target from {pair.target.source}, drafter from {pair.drafter.source}",
         f"target's linears {numbers.linears}{f', experts {numbers.experts}' if experts else ''}, head {numbers.head}; "
-        f"drafter {numbers.drafter}; target's caches {numbers.cache}; {config.context} positions a sequence",
+        f"drafter {numbers.drafter}; target's caches {numbers.cache}; {config.context} positions a sequence"
+        + (f"; {len(numbers.others)} modules otherwise, as their checkpoint stores them" if numbers.others else ""),
         f"{gpu.name}: {gpu.bandwidth_gbs:g} GB/s, {gpu.bf16_tflops:g} TFLOPS in BF16 ({gpu.source})",
         f"software: {runtime.meaning} ({runtime.reason})",
         *(f"{value} {meaning} ({reason})" for value, meaning, reason in found.machine.constants.rows()),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtllm_dflash.checkpoint.loader import pair_problems
 from trtllm_dflash.config.estimate import EstimateConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.advice import advise
@@ -16,9 +17,10 @@ from trtllm_dflash.profile.estimate.constants import RUNTIMES
 from trtllm_dflash.profile.estimate.count import Work
 from trtllm_dflash.profile.estimate.eagle import Eagle
 from trtllm_dflash.profile.estimate.equal import throughput_at
+from trtllm_dflash.profile.estimate.formats import precision_of
 from trtllm_dflash.profile.estimate.known import KnownDrafter, find_drafter, find_target
 from trtllm_dflash.profile.estimate.pair import Pair
-from trtllm_dflash.profile.estimate.precision import NUMBERS, Precision
+from trtllm_dflash.profile.estimate.precision import NUMBERS
 from trtllm_dflash.profile.result import Advice
 
 
@@ -54,6 +56,11 @@ class Estimate:
         return tuple(
             Curve(name, tuple(row.point for row in rows), estimated=True) for name, rows in named.items() if rows
         )
+
+    @property
+    def drafter_name(self) -> str:
+        """As asked for, or that of the listed target's own."""
+        return self.config.drafter or self.pair.drafter.name
 
     def at_equal_interactivity(self) -> list[tuple[float, float, float]]:
         """(Tokens a second of a user, of a GPU plain, of a GPU with the best number of drafts) on plain's frontier."""
@@ -131,27 +138,22 @@ class _Clock:
 
 
 def _pair(config: EstimateConfig) -> Pair:
-    target, drafter = find_target(config.target), find_drafter(config.drafter)
-    ours, theirs = drafter.config, target.config
-    for name in ("hidden_size", "vocab_size"):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise UsageError(
-                f"the drafter {config.drafter} does not fit the target {config.target}: {name} is "
-                f"{getattr(ours, name)} and {getattr(theirs, name)}"
-            )
-    linears = "bf16" if config.quant == "none" else config.quant
-    drafts = "bf16" if config.drafter_quant == "none" else config.drafter_quant
-    # gpt-oss's experts are quantized as they come; others follow --quant.
-    experts = target.expert_number if target.expert_number != "bf16" and config.quant == "none" else linears
-    cache = config.kv_cache
-    return Pair(target, drafter, Precision(linears=linears, experts=experts, drafter=drafts, cache=cache))
+    target = find_target(config.target)
+    drafter = find_drafter(config.drafter, target=config.target)
+    problems = pair_problems(target.config, drafter.config)
+    if problems:
+        raise UsageError(
+            f"the drafter {drafter.name} does not fit the target {target.name}: {'; '.join(problems)}. Give the "
+            f"drafter that was trained for this target."
+        )
+    return Pair(target, drafter, precision_of(config, target, drafter))
 
 
 def _acceptance(config: EstimateConfig, drafter: KnownDrafter) -> tuple[Acceptance, str]:
     drafts = drafter.config.block_size - 1
     if config.tau is None:
         if drafter.tau is None:
-            raise UsageError(f"--tau is needed: no published one is known for the drafter {config.drafter}")
+            raise UsageError(f"--tau is needed: no published one is known for the drafter {drafter.name}")
         return Acceptance.of_tau(drafter.tau, drafts), f"{drafter.tau} ({drafter.tau_source})"
     try:
         tau = float(config.tau)
