@@ -214,8 +214,10 @@ def quantized_fc(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
-@bad(r"missing: .*k_proj.k_scale \[\]; .*v_proj.v_scale \[\]", kind="fp8 target")
-def cache_without_scales(model: BadCheckpoint) -> None:
+@bad(r"missing: model.layers.0.self_attn.v_proj.v_scale \[\]\n", kind="fp8 target")
+def cache_with_the_scales_of_keys_alone(model: BadCheckpoint) -> None:
+    """Scales that are all missing are 1."""
+    _repack(model, {"model.layers.0.self_attn.k_proj.k_scale": ("F32", [])})
     model.config["quantization_config"] |= {"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}
 
 

@@ -173,13 +173,14 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("kv_cache_dtype", [None, "fp8"])
+@pytest.mark.parametrize("kv_cache_dtype", [None, "fp8", "fp8_cast"])
 def test_modelopts_export_computes_what_modelopt_computes(
     architecture: str, name: str, kv_cache_dtype: str | None, tmp_path: Path
 ) -> None:
     """Its forward before the export, with the scales that the export shares among linears of one input.
 
-    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them.
+    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them; "fp8_cast" without
+    a calibration, so that their scales are 1 and not in the checkpoint.
     """
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
@@ -189,7 +190,7 @@ def test_modelopts_export_computes_what_modelopt_computes(
     theirs = forward(model)
     exported = modelopt.export(model, source, tmp_path / "exported")
     checkpoint = load_target(exported)
-    assert checkpoint.quantization.kv_cache == kv_cache_dtype
+    assert checkpoint.quantization.kv_cache == (kv_cache_dtype and "fp8")
     assert len(checkpoint.formats) == 3 * 7
     unquantized = forward(hugging_face.load_target(source))
     assert_same_but_for_boundaries(target_logits(exported, IDS), theirs, unquantized)

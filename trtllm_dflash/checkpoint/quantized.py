@@ -69,7 +69,10 @@ _SCALAR = Stored((), (), ("F32",))
 def expected_tensors(
     rows: Mapping[str, Weight], config: Any, formats: Mapping[str, WeightFormat], quantization: Quantization
 ) -> dict[str, Stored]:
-    """All tensors by name: the rows as they are, and in place of a quantized linear's weight what its format stores."""
+    """All tensors by name: the rows as they are, and in place of a quantized linear's weight what its format stores.
+
+    With FP8 caches these have their scales, which an export may leave out as a whole: see `without_unit_scales`.
+    """
     expected: dict[str, Stored] = {}
     for name, row in rows.items():
         module, _, kind = name.rpartition(".")
@@ -83,6 +86,17 @@ def expected_tensors(
         if quantization.kv_cache and scale and kind == "weight":
             expected[f"{module}.{scale}"] = _SCALAR
     return expected
+
+
+def without_unit_scales(expected: Mapping[str, Stored], infos: Collection[str]) -> dict[str, Stored]:
+    """`expected`, less the scales of caches where the files have none at all: every one of them is then 1.
+
+    ModelOpt exports so what it quantized without calibrating caches (its recipes *-kv_fp8_cast). Some scales without
+    the others are damage, and stay expected.
+    """
+    if any(map(is_cache_scale, infos)):
+        return dict(expected)
+    return {name: stored for name, stored in expected.items() if not is_cache_scale(name)}
 
 
 def _tensors_of(module: str, row: WeightFormat, plain: Stored) -> dict[str, Stored]:
@@ -113,6 +127,11 @@ def _tensors_of_experts(name: str, plain: Stored) -> dict[str, Stored]:
 def is_scale(name: str) -> bool:
     """Whether the tensor `name` holds scales."""
     return name.rpartition(".")[2] in ALL_SCALES or is_exponents(name)
+
+
+def is_cache_scale(name: str) -> bool:
+    """Whether the tensor `name` holds the scale of a layer's keys or values."""
+    return name.rpartition(".")[2] in CACHE_SCALES.values()
 
 
 def is_exponents(name: str) -> bool:
