@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -238,6 +240,17 @@ def test_attention_that_the_checkpoint_asks_for(
     path = asking / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "eager"}))
     assert_same_tensors(quantize(config(target=str(asking))).directory, quantized("llama", "fp8"))
+
+
+def test_modelopts_advice_to_install_another_transformers_is_not_shown() -> None:
+    """In a process of its own, since only the first import warns; what else is warned about is shown."""
+    script = (
+        "import warnings; from trtllm_dflash.quantize.modelopt import _import_quantization; _import_quantization(); "
+        "warnings.warn('transformers is strange')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "nvidia-modelopt[hf]" not in done.stderr
+    assert "transformers is strange" in done.stderr
 
 
 def test_the_report_and_the_record(config: Callable[..., Any], tmp_path: Path) -> None:
