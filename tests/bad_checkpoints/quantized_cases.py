@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from tests.bad_checkpoints.make_bad import BadCheckpoint, bad, pack_bytes
+from tests.bad_checkpoints.make_bad import BadCheckpoint, bad, pack, pack_bytes
 
 Q, UP, DOWN = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"))
 ADVICE = "A scale is a finite number above zero, and ModelOpt writes others for a weight"
@@ -150,6 +150,17 @@ def scale_of_an_excluded_module(model: BadCheckpoint) -> None:
 @bad("lm_head.weight is BF16, not FP8, and has no scales: add lm_head to the exclusions", kind="fp8 target")
 def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     _exclude(model)
+
+
+@bad(
+    "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these may be codes that "
+    r"were saved as numbers and lost their scales. Take the original export\n(?!.*exclu)",
+    kind="fp8 target",
+)
+def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
+    """Beside the configuration, as save_pretrained of another tool leaves them."""
+    shapes = {name: entry["shape"] for name, entry in model.weights.header.items() if not name.endswith("_scale")}
+    model.weights = pack(shapes)
 
 
 @bad("up_proj.weight is F8_E4M3 and would load unscaled, but .* has no format in quantized_layers", kind="fp8 target")

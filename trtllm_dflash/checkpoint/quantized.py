@@ -13,7 +13,7 @@ numbers is in dequantize.py. Experts that are one tensor are in mxfp4.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ ALL_SCALES = (*LINEAR_SCALES, *CACHE_SCALES.values())
 NEVER_QUANTIZED = ("fc",)
 
 _LISTED = 8
+_FEW = 3  # linears that an export may have left unquantized and forgotten to exclude; more are another fault
 # Endings of tensors that only other methods or other tools store -> what they show.
 _FOREIGN: Mapping[str, str] = {
     r"_quantizer\.": "ModelOpt's calibration state, from save_pretrained; its scales are not those of the weights. "
@@ -201,6 +202,7 @@ def refuse_faults(
         if name not in model.linears
     ]
     formats = model.formats(quantization)
+    unscaled = []
     for module, shape in model.linears.items():
         row = formats.get(module)
         if row is None:
@@ -209,11 +211,14 @@ def refuse_faults(
             faults.append(f"{module} is {row.algo}, and it must not be quantized: exclude it and quantize again")
         elif module in model.of_experts and row.block_size is None:
             faults.append(f"{module} is {row.algo}, and experts can be NVFP4 or unquantized: exclude it")
+        elif _is_plain(infos, module):
+            unscaled.append(module)
         else:
             # NVFP4 as stated quantizes activations as well, which for experts nobody does here.
             if row is quantization.format_of(module):
                 faults += _faults_of_input_scale(infos, module, row)
             faults += _faults_of_quantized(infos, module, row, shape)
+    faults += _faults_of_unscaled(infos, unscaled, formats)
     faults += expert_faults(infos, model.experts, quantization)
     if faults:
         more = f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
@@ -246,7 +251,7 @@ def _why_plain(module: str, quantization: Quantization) -> str:
 
 def _faults_of_input_scale(infos: Mapping[str, TensorInfo], module: str, row: WeightFormat) -> list[str]:
     has_input_scale = f"{module}.input_scale" in infos
-    if row.has_input_scale and not has_input_scale and not _is_plain(infos, module):
+    if row.has_input_scale and not has_input_scale:
         return [f"{module}.input_scale is missing: {row.algo} quantizes activations too, and was not calibrated"]
     if not row.has_input_scale and has_input_scale:
         return [f"{module}.input_scale is there, but {row.algo} leaves activations as they are"]
@@ -258,12 +263,24 @@ def _is_plain(infos: Mapping[str, TensorInfo], module: str) -> bool:
     return weight is not None and weight.dtype in WEIGHT_DTYPES and f"{module}.weight_scale" not in infos
 
 
+def _faults_of_unscaled(
+    infos: Mapping[str, TensorInfo], modules: Sequence[str], formats: Mapping[str, WeightFormat]
+) -> list[str]:
+    """Linears with a format, and with a weight that has none: left out of the quantization, or read back and saved."""
+    found = [f"{name}.weight is {infos[f'{name}.weight'].dtype}, not {formats[name].algo}" for name in modules]
+    if len(modules) <= _FEW:
+        advice = "and has no scales: add {} to the exclusions"
+        return [f"{fault}, {advice.format(name)}" for name, fault in zip(modules, found, strict=True)]
+    return [
+        f"{found[0]}, and has no scales, and so it is with {len(modules) - 1} more linears: these may be codes that "
+        "were saved as numbers and lost their scales. Take the original export"
+    ]
+
+
 def _faults_of_quantized(
     infos: Mapping[str, TensorInfo], module: str, row: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
     weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
-    if weight is not None and _is_plain(infos, module):
-        return [f"{module}.weight is {weight.dtype}, not {row.algo}, and has no scales: add {module} to the exclusions"]
     faults = []
     if row.block_size is None:
         if scale is not None and scale.shape not in ((), (1,)):
