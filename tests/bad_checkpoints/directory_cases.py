@@ -130,12 +130,12 @@ def config_with_bool_size(model: BadCheckpoint) -> None:
     model.config["hidden_size"] = True
 
 
-@bad(r"q_proj.weight is BF16, not FP8, and has no scales: add model.layers.0.self_attn.q_proj to the exclusions")
+@bad(r"q_proj.weight is BF16, not FP8, and has no scales, and so it is with 7 more linears: these may be codes that")
 def quantized_target(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "FP8"}}'
 
 
-@bad(r"layers.0.mlp.up_proj.weight is BF16, not NVFP4, and has no scales", kind="drafter")
+@bad(r"q_proj.weight is BF16, not NVFP4, and has no scales, and so it is with 6 more linears", kind="drafter")
 def quantized_drafter(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "NVFP4"}}'
 

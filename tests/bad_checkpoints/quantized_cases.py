@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from tests.bad_checkpoints.make_bad import BadCheckpoint, bad, pack_bytes
+from tests.bad_checkpoints.make_bad import BadCheckpoint, bad, pack, pack_bytes
 
 Q, UP, DOWN = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"))
 ADVICE = "A scale is a finite number above zero, and ModelOpt writes others for a weight"
@@ -152,6 +152,17 @@ def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
+@bad(
+    "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these may be codes that "
+    r"were saved as numbers and lost their scales. Take the original export\n(?!.*exclu)",
+    kind="fp8 target",
+)
+def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
+    """Beside the configuration, as save_pretrained of another tool leaves them."""
+    shapes = {name: entry["shape"] for name, entry in model.weights.header.items() if not name.endswith("_scale")}
+    model.weights = pack(shapes)
+
+
 @bad("up_proj.weight is F8_E4M3 and would load unscaled, but .* has no format in quantized_layers", kind="fp8 target")
 def module_forgotten_in_mixed_precision(model: BadCheckpoint) -> None:
     layers = {Q: {"quant_algo": "FP8"}}
@@ -214,8 +225,10 @@ def quantized_fc(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
-@bad(r"missing: .*k_proj.k_scale \[\]; .*v_proj.v_scale \[\]", kind="fp8 target")
-def cache_without_scales(model: BadCheckpoint) -> None:
+@bad(r"missing: model.layers.0.self_attn.v_proj.v_scale \[\]\n", kind="fp8 target")
+def cache_with_the_scales_of_keys_alone(model: BadCheckpoint) -> None:
+    """Scales that are all missing are 1."""
+    _repack(model, {"model.layers.0.self_attn.k_proj.k_scale": ("F32", [])})
     model.config["quantization_config"] |= {"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}
 
 

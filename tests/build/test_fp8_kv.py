@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.tiny import tiny_drafter, tiny_target
 from trtllm_dflash.build.formats import check_fp8_kv
 from trtllm_dflash.build.layout import engine_config
 from trtllm_dflash.build.prepare import Prepared, prepare
+from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.config.build import ARCHS, BuildConfig
 from trtllm_dflash.errors import UsageError
 
@@ -46,6 +48,23 @@ def test_the_scales_are_those_of_the_checkpoint(models: dict[str, str]) -> None:
         names = (f"model.layers.{layer}.self_attn.{kind}_proj.{kind}_scale" for kind in "kv")
         np.testing.assert_array_equal(np.float32(pair), [tensors[name] for name in names])
     assert len({scale for pair in scales.values() for scale in pair}) == 4  # so that none can stand for another
+
+
+@pytest.mark.parametrize(("arch", "own"), [("cpu", "float32"), ("sm120", "bfloat16")])
+def test_caches_that_were_not_calibrated_have_the_scale_1(
+    arch: str, own: str, modelopt_checkpoint: Callable[..., Path]
+) -> None:
+    """ModelOpt's recipes *-kv_fp8_cast state FP8 caches and export no scales."""
+    pytest.importorskip("modelopt")
+    target = modelopt_checkpoint("qwen3", "fp8", "fp8_cast", head_dim=64)
+    assert load_target(target).quantization.kv_cache == "fp8"
+    assert not [name for name in read_tensors(target / "model.safetensors") if name.endswith(("k_scale", "v_scale"))]
+    for dtype in ("auto", "fp8", own):
+        prepared = prepare(BuildConfig(str(target), Path("out"), arch=arch, kv_cache_dtype=dtype, **SIZES))
+        says_so = "with scale 1, since the checkpoint has no scales" in dict(prepared.rows())["caches"]
+        layers = range(prepared.target.config.num_layers)
+        assert prepared.kv_scales == (None if dtype == own else dict.fromkeys(layers, (1.0, 1.0)))
+        assert says_so == (dtype != own)
 
 
 @pytest.mark.parametrize(("arch", "own"), [("cpu", "float32"), ("sm120", "bfloat16")])

@@ -135,6 +135,31 @@ def test_a_quantized_drafter_of_a_quantized_target(name: str, tmp_path: Path) ->
     check_pair(load_target(quantized_copy(target, tmp_path / "q", name)), drafter)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_drafters_copy_of_a_head_that_the_target_has_quantized(name: str, tmp_path: Path) -> None:
+    """The copy has other numbers than codes are, and another shape than packed ones; its embedding is compared."""
+    source = tiny_target(tmp_path / "target", "llama")
+    target = load_target(quantized_copy(source, tmp_path / "q", name, exclude=("model.embed_tokens",), dtype="F32"))
+    assert "lm_head" in target.formats
+    drafter = tiny_drafter(tmp_path / "drafter", source)
+    own, tables = read_tensors(drafter / "model.safetensors"), read_tensors(source / "model.safetensors")
+    copies = {"lm_head.weight": tables["lm_head.weight"], "embed_tokens.weight": tables["model.embed_tokens.weight"]}
+
+    def store(tensors: dict[str, np.ndarray]) -> None:
+        write_tensors(drafter / "model.safetensors", {key: ("F32", array) for key, array in tensors.items()})
+
+    store(own | copies)
+    check_pair(target, load_drafter(drafter))
+    store(own | copies | {"embed_tokens.weight": copies["embed_tokens.weight"] + 1})
+    with pytest.raises(
+        CheckpointError, match=r"its own embed_tokens.weight differs from the target's .* at index \[0, 0\]"
+    ):
+        check_pair(target, load_drafter(drafter))
+    store(own | copies | {"lm_head.weight": copies["lm_head.weight"][:-1]})
+    with pytest.raises(CheckpointError, match=r"wrong shape: lm_head.weight has"):
+        check_pair(target, load_drafter(drafter))
+
+
 def test_many_faults_are_one_error(source: Path, tmp_path: Path) -> None:
     directory = quantized_copy(source, tmp_path / "q", "fp8", layout="flat")
     config = json.loads((directory / "config.json").read_text())

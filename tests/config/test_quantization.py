@@ -9,7 +9,14 @@ import pytest
 
 from tests.quantized import ALGOS, quant_configs
 from trtllm_dflash.config.build import ARCHS
-from trtllm_dflash.config.quantization import FORMATS, MAX_PATTERNS, MXFP4, Quantization, read_quantization
+from trtllm_dflash.config.quantization import (
+    _REFUSED_ALGOS,
+    FORMATS,
+    MAX_PATTERNS,
+    MXFP4,
+    Quantization,
+    read_quantization,
+)
 from trtllm_dflash.errors import ConfigError
 
 WHERE = "target x"
@@ -110,9 +117,15 @@ REFUSED_ALGOS = [
     ("FP8_PC_PT", "rows and tokens"),
     ("W8A16", "integers"),
     ("W8A8_SQ_PER_CHANNEL", "integers"),
+    ("INT8_SQ", "integers"),
+    ("INT8_WO", "integers"),
     ("W4A16_GPTQ", "integers"),
     ("NVFP3", "none of FP8, NVFP4, W4A16_NVFP4"),
 ]
+
+
+def test_every_refusal_by_name_is_tested() -> None:
+    assert _REFUSED_ALGOS.keys() == {algo.upper() for algo, _ in REFUSED_ALGOS} - {"NVFP3"}
 
 
 @pytest.mark.parametrize(("algo", "reason"), REFUSED_ALGOS)
@@ -202,6 +215,24 @@ def test_configurations_that_say_nothing() -> None:
         read({"producer": {"name": "modelopt"}}, None)
     with pytest.raises(ConfigError, match="quant_algo is missing, and so are config_groups"):
         read(None, {"quant_method": "modelopt"})
+
+
+def test_an_empty_group() -> None:
+    _, flat = quant_configs("fp8", None, EXCLUDE)
+    flat["config_groups"]["group_1"] = None
+    with pytest.raises(ConfigError, match=r"x: quantization_config.config_groups.group_1 is empty. Remove it."):
+        read(None, flat)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [({"type": "int", "num_bits": 8}, "8-bit int"), ({"type": "float", "num_bits": 4}, "4-bit float")],
+)
+def test_caches_in_other_numbers(numbers: dict[str, Any], words: str) -> None:
+    _, flat = quant_configs("fp8", None, EXCLUDE, kv_cache=True)
+    flat["kv_cache_scheme"] |= numbers
+    with pytest.raises(ConfigError, match=f"kv_cache_scheme is {words}, and caches can be 8-bit float. Remove it."):
+        read(None, flat)
 
 
 def test_a_module_in_two_groups() -> None:

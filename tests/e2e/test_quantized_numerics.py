@@ -5,8 +5,10 @@ Two references: the tables of tests/quantized.py under a float32 model, and Mode
 Tolerance. Both sides multiply the same rounded numbers in float32, so they agree to some 1e-6 of the largest logit,
 and less than without quantization: rounding removes what the order of a sum leaves. But where an activation lies on
 the boundary between two codes, that last bit decides which one it becomes, a step of up to 1/8 (FP8) or 1/2 (NVFP4) of
-the number, and what follows in its sequence differs visibly. That is rare, and hits one sequence of four. Hence: at
-least seven of ten rows to 1e-5, and no row beyond what quantization itself changes on average.
+the number, and what follows in its sequence differs visibly. That is rare: of the cases below, one has such a number,
+in one of its four sequences, and which one depends on the order of sums and so on the processor. Hence: all rows of at
+least three sequences to 1e-5 (found: 5e-7), and no row of the other beyond what quantization itself changes on average.
+Where neither activations nor caches are rounded there are no boundaries, so no excuse: every row to 1e-5 (found: 2e-6).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.graph.step import build_step
 
 FORMATS = ("fp8", "nvfp4", "w4a16_nvfp4")
+ROUNDING_ACTIVATIONS = ("fp8", "nvfp4")
 IDS = np.random.default_rng(5).integers(0, VOCAB, (4, 10))
 
 
@@ -73,11 +76,14 @@ def forward(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
         return model(torch.tensor(ids)).logits.float().numpy()
 
 
-def assert_same_but_for_boundaries(ours: np.ndarray, theirs: np.ndarray, unquantized: np.ndarray) -> None:
-    """The tolerance of this module's first lines; arrays [B, S, n]."""
+def assert_same_but_for_boundaries(
+    ours: np.ndarray, theirs: np.ndarray, unquantized: np.ndarray, *, boundaries: bool = True
+) -> None:
+    """The tolerance of this module's first lines; arrays [4, S, n]. `boundaries`: activations or caches are rounded."""
     size = np.abs(theirs).max()
     rows = np.abs(ours - theirs).max(-1) / size
-    assert np.mean(rows < 1e-5) >= 0.7, np.sort(rows.ravel())
+    assert len(rows) == 4
+    assert np.count_nonzero((rows < 1e-5).all(-1)) >= (3 if boundaries else 4), rows
     effect = np.abs(unquantized - theirs).max(-1).mean() / size
     assert effect > 0.02
     assert rows.max() < effect, (rows.max(), effect)
@@ -90,7 +96,9 @@ def test_logits_are_those_of_the_rounded_numbers(architecture: str, name: str, t
     quantized = quantized_copy(source, tmp_path / "quantized", name)
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_target)
     unquantized = forward(hugging_face.load_target(source))
-    assert_same_but_for_boundaries(target_logits(quantized, IDS), forward(twin), unquantized)
+    assert_same_but_for_boundaries(
+        target_logits(quantized, IDS), forward(twin), unquantized, boundaries=name in ROUNDING_ACTIVATIONS
+    )
 
 
 def test_mixed_precision_with_biases_and_a_quantized_head_of_a_tied_model(tmp_path: Path) -> None:
@@ -135,7 +143,8 @@ def test_a_quantized_drafter_drafts_with_the_rounded_numbers(name: str, tmp_path
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_drafter)
     full = hugging_face.load_target(target)
     wanted = [_reference_hidden(full, twin, ids, anchor) for ids, anchor in zip(IDS, anchors[quantized], strict=True)]
-    assert_same_but_for_boundaries(hidden[quantized], np.stack(wanted), hidden[source])
+    boundaries = name in ROUNDING_ACTIVATIONS
+    assert_same_but_for_boundaries(hidden[quantized], np.stack(wanted), hidden[source], boundaries=boundaries)
 
 
 def _reference_hidden(target: Any, drafter: Any, prompt: np.ndarray, anchor: int) -> np.ndarray:
@@ -173,13 +182,14 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("kv_cache_dtype", [None, "fp8"])
+@pytest.mark.parametrize("kv_cache_dtype", [None, "fp8", "fp8_cast"])
 def test_modelopts_export_computes_what_modelopt_computes(
     architecture: str, name: str, kv_cache_dtype: str | None, tmp_path: Path
 ) -> None:
     """Its forward before the export, with the scales that the export shares among linears of one input.
 
-    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them.
+    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them; "fp8_cast" without
+    a calibration, so that their scales are 1 and not in the checkpoint.
     """
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
@@ -189,7 +199,8 @@ def test_modelopts_export_computes_what_modelopt_computes(
     theirs = forward(model)
     exported = modelopt.export(model, source, tmp_path / "exported")
     checkpoint = load_target(exported)
-    assert checkpoint.quantization.kv_cache == kv_cache_dtype
+    assert checkpoint.quantization.kv_cache == (kv_cache_dtype and "fp8")
     assert len(checkpoint.formats) == 3 * 7
     unquantized = forward(hugging_face.load_target(source))
-    assert_same_but_for_boundaries(target_logits(exported, IDS), theirs, unquantized)
+    boundaries = name in ROUNDING_ACTIVATIONS or kv_cache_dtype is not None
+    assert_same_but_for_boundaries(target_logits(exported, IDS), theirs, unquantized, boundaries=boundaries)

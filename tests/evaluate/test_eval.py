@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.evaluate.conftest import Evaluate
-from tests.tiny import tiny_target
+from tests.quantized import quantized_copy
+from tests.tiny import tiny_drafter, tiny_target
 from trtllm_dflash.build import manifest
 from trtllm_dflash.cli import main
 from trtllm_dflash.evaluate.probe import Probe
@@ -40,6 +41,8 @@ def test_the_tables(run_eval: Evaluate, engine: Path, other_engine: Path) -> Non
     assert f"against  {other_engine}" in lines
     rows = {line.split("   ")[0].strip(): line for line in lines}
     assert rows["weights"].split()[1:] == ["float32", "float32"]
+    assert rows["drafter"].split()[1:] == ["float32", "none"]
+    assert rows["KV caches"].split()[2:] == ["float32", "float32"]
     assert len(rows["perplexity"].split()) == 2  # the later of two rows of that name: the increase
     assert "not measured: give --prompts" in rows["τ"]
     assert "no drafts" in rows["τ"]
@@ -99,6 +102,47 @@ def test_a_limit_is_a_gate(
     assert "perplexity" in result.stdout  # the table all the same
     (failure,) = json.loads((tmp_path / "missed.json").read_text())["failures"]
     assert limit in failure
+
+
+def test_tau_is_a_gate_without_another_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+    prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
+    prompts.write_text("hello\n")
+    asked = ("--prompts", prompts, "--max-tokens", "8", "--json", report)
+    assert run_eval(engine, *asked, "--min-tau", "1").exit_code == 0
+    data = json.loads(report.read_text())
+    assert data["limits"] == {"min_tau": 1}
+    result = run_eval(engine, *asked, "--min-tau", "99")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"failed: τ is {data['engine']['acceptance']['tau']:.6g}, below --min-tau 99")
+
+
+def test_a_limit_on_tau_where_there_is_none(
+    run_eval: Evaluate, engine: Path, other_engine: Path, tmp_path: Path
+) -> None:
+    result = run_eval(engine, "--min-tau", "2")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "error: --min-tau is a limit on τ, which is measured on prompts: give --prompts FILE" in result.stderr
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    result = run_eval(other_engine, "--min-tau", "2", "--prompts", tmp_path / "prompts.txt")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"error: --min-tau: {other_engine} has no drafter, so it has no τ." in result.stderr
+
+
+def test_the_tables_show_a_quantized_drafter_and_fp8_caches(
+    run_eval: Evaluate, engine: Path, target: Path, build_cpu: Callable[..., Path], tmp_path: Path
+) -> None:
+    quantized = quantized_copy(target, tmp_path / "target", "nvfp4", kv_cache=True)
+    drafter = tiny_drafter(tmp_path / "drafter", target)
+    fp8 = quantized_copy(drafter, tmp_path / "fp8", "fp8")
+    report = tmp_path / "report.json"
+    result = run_eval(build_cpu(quantized, fp8), "--against", engine, "--json", report)
+    assert result.exit_code == 0, result.stderr
+    rows = {line.split("   ")[0].strip(): line.split()[-2:] for line in result.stdout.splitlines()[:9]}
+    assert rows["weights"] == ["NVFP4", "float32"]
+    assert rows["drafter"] == ["FP8", "float32"]
+    assert rows["KV caches"] == ["FP8", "float32"]
+    data = json.loads(report.read_text())["engine"]
+    assert (data["weights"], data["drafter"], data["kv_caches"]) == ("NVFP4", "FP8", "FP8")
 
 
 def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.config.evaluate import EvaluateConfig
+from trtllm_dflash.evaluate.acceptance import Acceptance
 from trtllm_dflash.evaluate.metrics import Divergence, Losses, OutputErrors, log_probabilities
 from trtllm_dflash.evaluate.result import Comparison, missed_limits
 from trtllm_dflash.evaluate.text import OWN_TEXT, read_text, windows
@@ -20,6 +21,10 @@ OTHERS = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]])
 def compared(**numbers: float) -> Comparison:
     values = {"positions": 10, "kl_mean": 0.02, "kl_p99": 0.3, "kl_max": 0.5, "top1": 0.9, "perplexity_increase": 0.05}
     return Comparison(**(values | numbers), linear_errors={}, unmatched=())
+
+
+def accepted(tau: float) -> Acceptance:
+    return Acceptance(prompts=1, draft_len=3, steps=10, tokens=24, tau=tau)
 
 
 def test_log_probabilities_of_large_logits() -> None:
@@ -67,6 +72,14 @@ def test_relative_error_is_of_norms_over_all_steps() -> None:
 def test_a_missed_limit_is_a_sentence(limit: str, value: float, word: str, tmp_path: object) -> None:
     (sentence,) = missed_limits(_config(**{limit: value}), compared())
     assert word in sentence
+
+
+def test_tau_below_its_limit_is_a_sentence_with_or_without_another_engine() -> None:
+    config = _config(min_tau=2.5)
+    for comparison in (None, compared()):
+        assert missed_limits(config, comparison, accepted(2.4)) == ["τ is 2.4, below --min-tau 2.5"]
+        assert missed_limits(config, comparison, accepted(2.5)) == []
+        assert missed_limits(config, comparison) == ["τ is nan, below --min-tau 2.5"]
 
 
 def test_a_limit_that_is_just_reached_is_kept() -> None:

@@ -32,7 +32,7 @@ def quantized_model(
 ) -> Any:
     """The target under ModelOpt's quantizers, calibrated, scales shared as the export shares them.
 
-    `form` "none" leaves the linears alone.
+    `form` "none" leaves the linears alone; `kv_cache_dtype` "fp8_cast" is that of the recipes *-kv_fp8_cast.
 
     Calling it is ModelOpt's fake-quantized forward.
     """
@@ -46,8 +46,10 @@ def quantized_model(
     config = copy.deepcopy(getattr(mtq, FORMATS[form])) if form in FORMATS else nothing
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(target, dtype="auto").eval()
-        if kv_cache_dtype == "fp8":
+        if kv_cache_dtype is not None:
             kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
+            for entry in kv_cache:
+                entry["cfg"]["use_constant_amax"] = kv_cache_dtype == "fp8_cast"
             config = mtq.utils.update_quant_cfg_with_kv_cache_quant(config, kv_cache)
         sequences = calibration_ids(model.config.vocab_size) if ids is None else ids
 

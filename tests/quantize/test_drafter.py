@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def test_it_loads_and_the_rest_is_the_originals(
     assert "fc.weight" in kept
     for name in kept:
         np.testing.assert_array_equal(drafter.tensors[name].array(), original.tensors[name].array())
+
+
+def test_attention_that_the_checkpoints_ask_for(
+    pair: tuple[Path, Path], quantized_pair: Callable[[str], Path], ids_file: Path, tmp_path: Path
+) -> None:
+    """Packages that a config.json names need not be there, and the numbers are the same."""
+    asking = []
+    for role, source in zip(("target", "drafter"), pair, strict=True):
+        asking.append(Path(shutil.copytree(source, tmp_path / role)))
+        path = asking[-1] / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "flash_attention_2"}))
+    target, drafter = map(str, asking)
+    quantize(QuantizeConfig(target, tmp_path / "q", "fp8", drafter=drafter, calib_file=ids_file))
+    for folder in (".", "drafter"):
+        ours, theirs = (read_all_tensor_infos(made / folder) for made in (tmp_path / "q", quantized_pair("fp8")))
+        assert ours.keys() == theirs.keys()
+        for name, info in ours.items():
+            np.testing.assert_array_equal(info.array(), theirs[name].array())
 
 
 def test_its_config_names_what_is_excluded_and_keeps_every_other_key(

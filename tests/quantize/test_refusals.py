@@ -17,6 +17,7 @@ pytest.importorskip("modelopt")
 
 from tests.tiny import TARGET, tiny_target, write_safetensors
 from tests.tiny_moe import tiny_qwen3_moe
+from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.config.quantize import QuantizeConfig
 from trtllm_dflash.errors import CheckpointError, QuantizeError, UsageError
@@ -131,6 +132,18 @@ def test_a_drafter_of_such_inputs_is_refused_before_the_target_is_read(
 def test_a_quantized_target(config: Config, quantized: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=r"it is quantized already \(FP8 and F32\).*Give the unquantized"):
         run.quantize(config(target=str(quantized("llama", "fp8"))))
+
+
+def test_caches_that_would_lose_their_scales(config: Config, quantized: Callable[..., Path]) -> None:
+    """It failed after all the work: scales in the output, and no word of them in its configuration."""
+    target = str(quantized("llama", "none", "fp8"))
+    with pytest.raises(CheckpointError, match=r"it says that its caches are FP8.*Add --kv-cache-dtype fp8"):
+        run.quantize(config(target=target))
+    report = run.quantize(config(target=target, kv_cache_dtype="fp8"))
+    again, at_once = (read_all_tensor_infos(path) for path in (report.directory, quantized("llama", "fp8", "fp8")))
+    assert again.keys() == at_once.keys()
+    assert all(np.array_equal(info.array(), at_once[name].array()) for name, info in again.items())
+    shutil.rmtree(report.directory)
 
 
 def test_an_empty_calibration_file(config: Config, tmp_path: Path) -> None:

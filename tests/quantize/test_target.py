@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -16,6 +19,7 @@ pytest.importorskip("modelopt")
 import torch
 
 from tests.quantize import modelopt
+from tests.quantized import read_tensors, write_tensors
 from tests.tiny import HIDDEN, TARGET
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import check_finite, load_target
@@ -200,6 +204,53 @@ def test_weights_alone_need_no_text(make_target: Callable[..., Path], tmp_path: 
     report = quantize(QuantizeConfig(str(make_target("llama", dtype="BF16")), tmp_path / "q", "w4a16_nvfp4"))
     assert report.compared == 0
     assert report.linear_bytes / report.original_bytes < 0.30
+
+
+def test_an_embedding_in_another_type(make_target: Callable[..., Path], config: Callable[..., Any]) -> None:
+    """Like every tensor that most are not, it counts in the type of most; what is written is as it was."""
+    from trtllm_dflash.quantize.run import quantize
+
+    source = make_target("llama", dtype="BF16")
+    plain = quantize(config(target=str(source))).directory.rename(source.parent / "plain")
+    mixed = Path(shutil.copytree(source, source.parent / "mixed"))
+    tensors = read_tensors(source / "model.safetensors")
+    wide = ("model.embed_tokens.weight", "model.norm.weight")
+    write_tensors(
+        mixed / "model.safetensors", {name: ("F32" if name in wide else "BF16", t) for name, t in tensors.items()}
+    )
+    report = quantize(config(target=str(mixed)))
+    assert report.agreed > report.compared / 2
+    ours, theirs = (read_all_tensor_infos(directory) for directory in (report.directory, plain))
+    assert {name for name in ours if stored(ours[name]) != stored(theirs[name])} == set(wide)
+    assert {ours[name].dtype for name in wide} == {"F32"}
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_that_the_checkpoint_asks_for(
+    key: str,
+    make_target: Callable[..., Path],
+    quantized: Callable[..., Path],
+    config: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Eager attention would not be causal here, and so would see other activations."""
+    from trtllm_dflash.quantize.run import quantize
+
+    asking = Path(shutil.copytree(make_target("llama"), tmp_path / "asking"))
+    path = asking / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "eager"}))
+    assert_same_tensors(quantize(config(target=str(asking))).directory, quantized("llama", "fp8"))
+
+
+def test_modelopts_advice_to_install_another_transformers_is_not_shown() -> None:
+    """In a process of its own, since only the first import warns; what else is warned about is shown."""
+    script = (
+        "import warnings; from trtllm_dflash.quantize.modelopt import _import_quantization; _import_quantization(); "
+        "warnings.warn('transformers is strange')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "nvidia-modelopt[hf]" not in done.stderr
+    assert "transformers is strange" in done.stderr
 
 
 def test_the_report_and_the_record(config: Callable[..., Any], tmp_path: Path) -> None:

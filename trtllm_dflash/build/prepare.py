@@ -26,7 +26,7 @@ from trtllm_dflash.config.registry import Role
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
-from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
+from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales, stores_kv_scales
 from trtllm_dflash.log import human_bytes
 
 Model = TypeVar("Model")
@@ -156,7 +156,8 @@ class Prepared:
         if self.kv_scales is None:
             return size
         target = "FP8" if ARCHS[self.resolved.arch].is_gpu else f"FP8 numbers, held in {self.resolved.dtype}"
-        return f"{size}, the target's in {target}"
+        scale = "" if stores_kv_scales(self.target) else " with scale 1, since the checkpoint has no scales for them"
+        return f"{size}, the target's in {target}{scale}"
 
     def _rings_row(self) -> list[tuple[str, str]]:
         """How many layers with a window keep only what it sees, if there are such layers."""

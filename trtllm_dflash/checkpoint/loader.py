@@ -34,6 +34,7 @@ from trtllm_dflash.checkpoint.quantized import (
     is_scale,
     refuse_faults,
     refuse_foreign,
+    without_unit_scales,
 )
 from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
 from trtllm_dflash.checkpoint.source import find_directory, read_json_in
@@ -275,7 +276,7 @@ def _account(
         name: Ignored(name, reason="experts multiply their activations as they are.")
         for name in (f"{module}.input_scale" for module in quantizable.of_experts if module in formats)
     }
-    expected = expected_tensors(rows, config, formats, quantization)
+    expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
     refuse_foreign(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
     refuse_faults(infos, quantizable, quantization, where)
     allowed = {name: Stored(tuple(sizes_of(row, config)), row.shape) for name, row in ignorable.items()}
@@ -329,8 +330,9 @@ def _majority_dtype(tensors: Mapping[str, TensorInfo]) -> str:
 def _check_shared_tables(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
     for name, target_name in SHARED_TABLES.items():
         copy = drafter.ignored.get(name)
-        if copy is not None:
-            original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
+        original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
+        # Codes of a quantized head are not the numbers of a copy; that has the right sizes, as its loader has seen.
+        if copy is not None and original.dtype not in CODES:
             _check_same_values(
                 copy.info,
                 original,

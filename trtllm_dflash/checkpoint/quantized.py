@@ -13,7 +13,7 @@ numbers is in dequantize.py. Experts that are one tensor are in mxfp4.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ ALL_SCALES = (*LINEAR_SCALES, *CACHE_SCALES.values())
 NEVER_QUANTIZED = ("fc",)
 
 _LISTED = 8
+_FEW = 3  # linears that an export may have left unquantized and forgotten to exclude; more are another fault
 # Endings of tensors that only other methods or other tools store -> what they show.
 _FOREIGN: Mapping[str, str] = {
     r"_quantizer\.": "ModelOpt's calibration state, from save_pretrained; its scales are not those of the weights. "
@@ -69,7 +70,10 @@ _SCALAR = Stored((), (), ("F32",))
 def expected_tensors(
     rows: Mapping[str, Weight], config: Any, formats: Mapping[str, WeightFormat], quantization: Quantization
 ) -> dict[str, Stored]:
-    """All tensors by name: the rows as they are, and in place of a quantized linear's weight what its format stores."""
+    """All tensors by name: the rows as they are, and in place of a quantized linear's weight what its format stores.
+
+    With FP8 caches these have their scales, which an export may leave out as a whole: see `without_unit_scales`.
+    """
     expected: dict[str, Stored] = {}
     for name, row in rows.items():
         module, _, kind = name.rpartition(".")
@@ -83,6 +87,17 @@ def expected_tensors(
         if quantization.kv_cache and scale and kind == "weight":
             expected[f"{module}.{scale}"] = _SCALAR
     return expected
+
+
+def without_unit_scales(expected: Mapping[str, Stored], infos: Collection[str]) -> dict[str, Stored]:
+    """`expected`, less the scales of caches where the files have none at all: every one of them is then 1.
+
+    ModelOpt exports so what it quantized without calibrating caches (its recipes *-kv_fp8_cast). Some scales without
+    the others are damage, and stay expected.
+    """
+    if any(map(is_cache_scale, infos)):
+        return dict(expected)
+    return {name: stored for name, stored in expected.items() if not is_cache_scale(name)}
 
 
 def _tensors_of(module: str, row: WeightFormat, plain: Stored) -> dict[str, Stored]:
@@ -113,6 +128,11 @@ def _tensors_of_experts(name: str, plain: Stored) -> dict[str, Stored]:
 def is_scale(name: str) -> bool:
     """Whether the tensor `name` holds scales."""
     return name.rpartition(".")[2] in ALL_SCALES or is_exponents(name)
+
+
+def is_cache_scale(name: str) -> bool:
+    """Whether the tensor `name` holds the scale of a layer's keys or values."""
+    return name.rpartition(".")[2] in CACHE_SCALES.values()
 
 
 def is_exponents(name: str) -> bool:
@@ -182,6 +202,7 @@ def refuse_faults(
         if name not in model.linears
     ]
     formats = model.formats(quantization)
+    unscaled = []
     for module, shape in model.linears.items():
         row = formats.get(module)
         if row is None:
@@ -190,11 +211,14 @@ def refuse_faults(
             faults.append(f"{module} is {row.algo}, and it must not be quantized: exclude it and quantize again")
         elif module in model.of_experts and row.block_size is None:
             faults.append(f"{module} is {row.algo}, and experts can be NVFP4 or unquantized: exclude it")
+        elif _is_plain(infos, module):
+            unscaled.append(module)
         else:
             # NVFP4 as stated quantizes activations as well, which for experts nobody does here.
             if row is quantization.format_of(module):
                 faults += _faults_of_input_scale(infos, module, row)
             faults += _faults_of_quantized(infos, module, row, shape)
+    faults += _faults_of_unscaled(infos, unscaled, formats)
     faults += expert_faults(infos, model.experts, quantization)
     if faults:
         more = f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
@@ -227,7 +251,7 @@ def _why_plain(module: str, quantization: Quantization) -> str:
 
 def _faults_of_input_scale(infos: Mapping[str, TensorInfo], module: str, row: WeightFormat) -> list[str]:
     has_input_scale = f"{module}.input_scale" in infos
-    if row.has_input_scale and not has_input_scale and not _is_plain(infos, module):
+    if row.has_input_scale and not has_input_scale:
         return [f"{module}.input_scale is missing: {row.algo} quantizes activations too, and was not calibrated"]
     if not row.has_input_scale and has_input_scale:
         return [f"{module}.input_scale is there, but {row.algo} leaves activations as they are"]
@@ -239,12 +263,24 @@ def _is_plain(infos: Mapping[str, TensorInfo], module: str) -> bool:
     return weight is not None and weight.dtype in WEIGHT_DTYPES and f"{module}.weight_scale" not in infos
 
 
+def _faults_of_unscaled(
+    infos: Mapping[str, TensorInfo], modules: Sequence[str], formats: Mapping[str, WeightFormat]
+) -> list[str]:
+    """Linears with a format, and with a weight that has none: left out of the quantization, or read back and saved."""
+    found = [f"{name}.weight is {infos[f'{name}.weight'].dtype}, not {formats[name].algo}" for name in modules]
+    if len(modules) <= _FEW:
+        advice = "and has no scales: add {} to the exclusions"
+        return [f"{fault}, {advice.format(name)}" for name, fault in zip(modules, found, strict=True)]
+    return [
+        f"{found[0]}, and has no scales, and so it is with {len(modules) - 1} more linears: these may be codes that "
+        "were saved as numbers and lost their scales. Take the original export"
+    ]
+
+
 def _faults_of_quantized(
     infos: Mapping[str, TensorInfo], module: str, row: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
     weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
-    if weight is not None and _is_plain(infos, module):
-        return [f"{module}.weight is {weight.dtype}, not {row.algo}, and has no scales: add {module} to the exclusions"]
     faults = []
     if row.block_size is None:
         if scale is not None and scale.shape not in ((), (1,)):

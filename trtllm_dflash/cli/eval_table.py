@@ -35,6 +35,8 @@ def _engines(found: Evaluation) -> Table:
     names = ["engine", "against"][: len(results)]
     table = Table("", *names, box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_row("weights", *(result.weights for result in results))
+    table.add_row("drafter", *(result.drafter or "none" for result in results))
+    table.add_row("KV caches", *(result.kv_caches for result in results))
     table.add_row("perplexity", *(f"{result.perplexity:.4f}" for result in results))
     table.add_row("τ", *(_tau(result, asked) for result in results))
     return table

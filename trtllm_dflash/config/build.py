@@ -102,7 +102,7 @@ class BuildConfig:
     kv_cache_dtype: str = field(
         default="auto",
         metadata=option(
-            "type of the target's caches; auto: fp8 where its checkpoint has scales for it, else --dtype",
+            "type of the target's caches; auto: fp8 where its checkpoint says so, else --dtype",
             choices=("auto", FP8_CACHE, *DTYPE_BYTES),
         ),
     )

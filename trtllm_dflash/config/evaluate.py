@@ -9,7 +9,8 @@ from pathlib import Path
 from trtllm_dflash.config.build import flag, option
 from trtllm_dflash.errors import UsageError
 
-LIMITS = ("min_top1", "max_kl", "max_perplexity_increase")
+_DIFFERENCES = ("min_top1", "max_kl", "max_perplexity_increase")
+LIMITS = ("min_tau", *_DIFFERENCES)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class EvaluateConfig:
     )
     text_tokens: int | None = field(default=None, metadata=option("read no more tokens of the text [default: all]"))
     max_tokens: int = field(default=128, metadata=option("new tokens for each of the --prompts"))
+    min_tau: float | None = field(
+        default=None, metadata=option("fail where τ, the tokens of a generation step, is smaller on the --prompts")
+    )
     min_top1: float | None = field(
         default=None,
         metadata=option("fail where fewer of all positions (0 to 1) have the same most likely token as --against"),
@@ -54,14 +58,14 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UsageError(f"{flag(name)} must be a whole number of at least {least}, got {value!r}")
-        given = [name for name in LIMITS if getattr(self, name) is not None]
-        for name in given:
+        for name in LIMITS:
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"{flag(name)} must be a number of at least 0, got {value!r}")
         if self.min_top1 is not None and self.min_top1 > 1:
             raise UsageError(f"--min-top1 is a share of all positions, 0 to 1, got {self.min_top1!r}")
-        if given and self.against is None:
+        differences = [name for name in _DIFFERENCES if getattr(self, name) is not None]
+        if differences and self.against is None:
             raise UsageError(
-                f"{flag(given[0])} is a limit on the difference from another engine: give --against ENGINE"
+                f"{flag(differences[0])} is a limit on the difference from another engine: give --against ENGINE"
             )

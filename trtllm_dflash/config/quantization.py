@@ -96,8 +96,8 @@ _KV_ALGOS: Mapping[str, str] = {"FP8": "fp8"}
 class Quantization:
     """What a checkpoint says of its linears: `modules` by full name first, then `excluded`, then `default`.
 
-    `excluded` are module names, which cover what is inside of them, and patterns with `*`. `kv_cache` is "fp8" if the
-    checkpoint has scales for keys and values. `mxfp4` is about experts that are one tensor, and nothing else. An
+    `excluded` are module names, which cover what is inside of them, and patterns with `*`. `kv_cache` is "fp8" if keys
+    and values are to be that. `mxfp4` is about experts that are one tensor, and nothing else. An
     unquantized checkpoint has no format anywhere.
     """
 

@@ -16,10 +16,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine's own numbers; `source` says which engine it is (`provenance.engine_facts`)."""
+    """One engine's own numbers; `source` says which engine it is (`Subject.facts`)."""
 
     directory: Path
-    weights: str  # the quantization's name, or the type
+    weights: str  # the quantization's name, or the type; so is that of the drafter's (None: no drafter), and of caches
+    drafter: str | None
+    kv_caches: str
     perplexity: float
     acceptance: Acceptance | None  # None: no drafter, or no prompts
     source: Mapping[str, Any]
@@ -69,8 +71,18 @@ class Evaluation:
         return plain
 
 
-def missed_limits(config: EvaluateConfig, comparison: Comparison) -> list[str]:
-    """A sentence for each limit of `config` that the comparison does not keep; what is no number keeps none."""
+def missed_limits(
+    config: EvaluateConfig, comparison: Comparison | None, acceptance: Acceptance | None = None
+) -> list[str]:
+    """A sentence for each limit of `config` that is not kept; what is no number, or was not measured, keeps none."""
+    missed = _missed_differences(config, comparison) if comparison is not None else []
+    tau = acceptance.tau if acceptance is not None else math.nan
+    if config.min_tau is not None and not tau >= config.min_tau:
+        missed.append(f"τ is {tau:.6g}, below --min-tau {config.min_tau:g}")
+    return missed
+
+
+def _missed_differences(config: EvaluateConfig, comparison: Comparison) -> list[str]:
     top1, kl, increase = comparison.top1, comparison.kl_mean, comparison.perplexity_increase
     missed = []
     if config.min_top1 is not None and not top1 >= config.min_top1:

@@ -11,8 +11,9 @@ from typing import Any
 from trtllm_dflash.build.manifest import text_digest
 from trtllm_dflash.build.versions import versions_of
 from trtllm_dflash.config.evaluate import LIMITS, EvaluateConfig
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.evaluate.acceptance import Acceptance, check_prompts, measure_acceptance
-from trtllm_dflash.evaluate.reading import Reading, read
+from trtllm_dflash.evaluate.reading import read
 from trtllm_dflash.evaluate.result import EngineResult, Evaluation, missed_limits
 from trtllm_dflash.evaluate.subject import Subject, check_same_vocabulary
 from trtllm_dflash.evaluate.text import Text, read_text, windows
@@ -57,12 +58,16 @@ def evaluate(
         DFlashError: if an engine cannot be evaluated, the two cannot be compared, or text or prompts cannot be used.
     """
     subjects = [Subject.open(path) for path in (config.engine, config.against) if path is not None]
+    if config.min_tau is not None:
+        _require_drafts(subjects[0], questions)
     material = _material(config, subjects, questions)
     reading = read(subjects, material.windows, num_threads=config.num_threads, progress=progress)
     results = [
         EngineResult(
             directory=subject.directory,
             weights=subject.weights,
+            drafter=subject.drafter,
+            kv_caches=subject.kv_caches,
             perplexity=perplexity,
             acceptance=_acceptance(subject, material, config, progress),
             source=subject.facts(),
@@ -73,9 +78,16 @@ def evaluate(
         engine=results[0],
         against=results[1] if len(results) > 1 else None,
         comparison=reading.comparison,
-        failures=tuple(_failures(config, reading)),
+        failures=tuple(missed_limits(config, reading.comparison, results[0].acceptance)),
         facts=_facts(config, material, questions, sys.argv if argv is None else argv),
     )
+
+
+def _require_drafts(subject: Subject, questions: Questions | None) -> None:
+    if questions is None or not questions.prompts:
+        raise UsageError("--min-tau is a limit on τ, which is measured on prompts: give --prompts FILE")
+    if not subject.config.speculates:
+        raise UsageError(f"--min-tau: {subject.directory} has no drafter, so it has no τ. Leave it out.")
 
 
 def _material(config: EvaluateConfig, subjects: Sequence[Subject], questions: Questions | None) -> _Material:
@@ -108,10 +120,6 @@ def _acceptance(subject: Subject, material: _Material, config: EvaluateConfig, p
         num_threads=config.num_threads,
         progress=progress,
     )
-
-
-def _failures(config: EvaluateConfig, reading: Reading) -> list[str]:
-    return missed_limits(config, reading.comparison) if reading.comparison else []
 
 
 def _facts(

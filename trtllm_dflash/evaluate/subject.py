@@ -52,19 +52,34 @@ class Subject:
     @property
     def weights(self) -> str:
         """How the target's weights are stored in the checkpoint: the quantization's name, or the engine's type."""
-        quantization = self._pretrained().get("quantization")
-        algorithm = quantization.get("quant_algo") if isinstance(quantization, dict) else None
-        return str(algorithm or self.config.dtype)
+        return self._algorithm("pretrained_config", "quant_algo")
+
+    @property
+    def drafter(self) -> str | None:
+        """The same of the drafter's weights; None without a drafter."""
+        return self._algorithm("dflash", "quant_algo") if self.config.speculates else None
+
+    @property
+    def kv_caches(self) -> str:
+        """What the numbers in the target's caches are rounded to."""
+        return self._algorithm("pretrained_config", "kv_cache_quant_algo")
 
     def facts(self) -> dict[str, Any]:
         """From what, how and when the engine was built."""
         built: Mapping[str, Any] = manifest.load(self.directory)
         facts = {name: built.get(name) for name in _FACTS}
-        return facts | {"quantization": self._pretrained().get("quantization"), "draft_len": self.config.draft_len}
+        quantization = self._section("pretrained_config").get("quantization")
+        return facts | {"quantization": quantization, "draft_len": self.config.draft_len}
 
-    def _pretrained(self) -> dict[str, Any]:
+    def _algorithm(self, section: str, key: str) -> str:
+        quantization = self._section(section).get("quantization")
+        algorithm = quantization.get(key) if isinstance(quantization, dict) else None
+        return str(algorithm or self.config.dtype)
+
+    def _section(self, name: str) -> dict[str, Any]:
+        """A part of config.json."""
         path = self.directory / "config.json"
-        found: dict[str, Any] = parse_json(path.read_bytes(), str(path))["pretrained_config"]
+        found: dict[str, Any] = parse_json(path.read_bytes(), str(path))[name]
         return found
 
 

@@ -7,6 +7,7 @@ from math import inf
 
 from trtllm_dflash.checkpoint.dequantize import scalar
 from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.quantized import is_cache_scale
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import GraphError
 
@@ -14,17 +15,25 @@ KvScales = Mapping[int, tuple[float, float]]  # by layer: of keys, of values
 
 
 def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
-    """The scales that a target's checkpoint has for FP8 caches, if it has any; its loader has seen that all are there.
+    """The scales for FP8 caches of a target whose checkpoint says that they are; its loader has seen all, or none.
 
-    They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448.
+    They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448. Where it stores none,
+    it saw none: a code is then worth its own number.
     """
     if target.quantization.kv_cache is None:
         return None
+    if not stores_kv_scales(target):
+        return dict.fromkeys(range(target.config.num_layers), (1.0, 1.0))
     names = [f"model.layers.{layer}.self_attn" for layer in range(target.config.num_layers)]
     pairs = [(f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale") for name in names]
     return {
         layer: (scalar(target.tensors[key]), scalar(target.tensors[value])) for layer, (key, value) in enumerate(pairs)
     }
+
+
+def stores_kv_scales(target: Checkpoint[TargetConfig]) -> bool:
+    """Whether the scales of FP8 caches are in the checkpoint."""
+    return any(map(is_cache_scale, target.tensors))
 
 
 def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: bool) -> None:

@@ -75,7 +75,10 @@ def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
 
     with modelopt.quiet():
         model = DFlashDraftModel.from_pretrained(
-            checkpoint.directory, dtype=TORCH_DTYPES[checkpoint.dtype], local_files_only=True
+            checkpoint.directory,
+            dtype=TORCH_DTYPES[checkpoint.dtype],
+            attn_implementation="sdpa",
+            local_files_only=True,
         )
     model = model.eval().to(device)
     for layer, mask in zip(model.layers, checkpoint.config.layers, strict=True):

@@ -34,8 +34,7 @@ def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excl
     `form` "none": its linears get none.
     `excluded` are module names, beside those that ModelOpt leaves alone by itself (heads, embeddings).
     """
-    import modelopt.torch.quantization as mtq
-
+    mtq = _import_quantization()
     version = metadata.version("nvidia-modelopt")
     if not version.startswith(TESTED):
         _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
@@ -150,6 +149,18 @@ def quiet() -> Iterator[None]:
                 bars.enable_progress_bar()
     for line in printed.getvalue().splitlines():
         _LOG.debug("modelopt: %s", line)
+
+
+def _import_quantization() -> Any:
+    """ModelOpt, without its words about transformers, to which its advice would install an older one.
+
+    All that is used of both is compared with ModelOpt's own export in our tests.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"transformers \S+ is not tested with current version of modelopt")
+        import modelopt.torch.quantization as mtq
+
+    return mtq
 
 
 def _quantizers(module: Any) -> list[tuple[str, Any]]:

@@ -95,6 +95,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Pla
     check_output(config.output_dir, overwrite=overwrite)
     target = load_target(config.target)
     _refuse_experts(target)
+    _refuse_loss_of_caches(target, config)
     drafter = load_drafter(config.drafter) if config.drafter else None
     if drafter is not None:
         require_reference()
@@ -130,6 +131,15 @@ def _refuse_experts(target: Checkpoint[TargetConfig]) -> None:
         raise CheckpointError(
             f"target {target.directory}: it has experts, and this command quantizes dense models. `build` takes "
             "gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts ModelOpt has exported in NVFP4."
+        )
+
+
+def _refuse_loss_of_caches(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
+    if target.quantization.kv_cache is not None and config.kv_cache_dtype is None:
+        raise CheckpointError(
+            f"target {target.directory}: it says that its caches are {target.quantization.kv_cache.upper()}, and what "
+            f"would be written says that they are not. Add --kv-cache-dtype {target.quantization.kv_cache}, which "
+            "calibrates them again, or give the original."
         )
 
 

@@ -73,7 +73,8 @@ def quantize_target(
     result.hf_quant_config, result.quantization_config = modelopt.describe(model)
     rotary = type(model.model.rotary_emb)(model.config).to(device)
     embedding = checkpoint.tensors["model.embed_tokens.weight"]
-    hidden = [read_rows(embedding, ids)[None].to(device) for ids in sequences]
+    dtype = TORCH_DTYPES[checkpoint.dtype]
+    hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
     streams = _Streams(hidden, _first_of(sequences, CHECK_TOKENS))
     tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
     done, total = 0, len(model.model.layers) * (len(sequences) + len(streams.rounded) + 1)
@@ -105,7 +106,8 @@ def _skeleton(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> A
     settings = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True, trust_remote_code=False)
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        model = from_config(settings, dtype=TORCH_DTYPES[checkpoint.dtype]).eval()
+        # Eager attention, which a config.json may ask for, would see the future: layers get no mask here.
+        model = from_config(settings, dtype=TORCH_DTYPES[checkpoint.dtype], attn_implementation="sdpa").eval()
     modelopt.insert_quantizers(model, config.format, config.kv_cache_dtype)
     return model
 
@@ -186,7 +188,8 @@ def _compare(
     if not streams.rounded:
         return
     norm = model.model.norm
-    norm.load_state_dict({"weight": read(checkpoint.tensors["model.norm.weight"]).to(device)}, assign=True)
+    weight = read(checkpoint.tensors["model.norm.weight"]).to(device, TORCH_DTYPES[checkpoint.dtype])
+    norm.load_state_dict({"weight": weight}, assign=True)
     exact, rounded = (
         _choices(checkpoint, norm(torch.cat([hidden[0] for hidden in stream])))
         for stream in (streams.exact[: len(streams.rounded)], streams.rounded)
