@@ -159,6 +159,12 @@ def test_help_is_light() -> None:
     assert "heavy: []" in done.stderr
 
 
+def test_the_process_that_waits_for_a_build_has_no_graph_library() -> None:
+    """It plans the build and then waits for the builder process: what it holds comes on top of what that needs."""
+    code = "import sys, trtllm_dflash.cli.build, trtllm_dflash.build.engine\nassert 'onnx_ir' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_package_is_installed() -> None:
     """They are listed by hand, since the kernels' sources come from another folder."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -16,8 +16,9 @@ from tests.quantized import dequantize_weight, quantized_copy, read_tensors
 from tests.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.mxfp4 import dequantized_experts
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import MOE
-from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
+from trtllm_dflash.graph.plugin_nodes import kernel_keys
 from trtllm_dflash.graph.step import build_step
 
 KINDS = ("gate_up_proj", "down_proj")

@@ -15,8 +15,9 @@ from tests.tiny import BLOCK, VOCAB
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
-from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
+from trtllm_dflash.graph.plugin_nodes import kernel_keys
 from trtllm_dflash.graph.step import build_step
 
 LAYERS, CACHE = 2, 64

@@ -12,8 +12,9 @@ from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN
 from trtllm_dflash.graph.io import step_ports
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys, use_plugins
+from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
 from trtllm_dflash.graph.step import build_step
 
 Steps = tuple[ir.Model, ir.Model]

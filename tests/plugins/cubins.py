@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import KernelKey
 from trtllm_dflash.plugins.compile import Cubin, compile_kernel
 
 HEAD_DIMS = (64, 96, 128, 256)

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from tests.plugins.moe_reference import Case, inputs
 from tests.plugins.plugin_graphs import Layer, layer_log, plugin_layers
 from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import MOE
-from trtllm_dflash.graph.plugin_nodes import KernelKey, use_plugins
+from trtllm_dflash.graph.plugin_nodes import use_plugins
 
 ODD = 13  # bytes in front of each weight in its file: a checkpoint aligns nothing
 

@@ -21,9 +21,10 @@ from trtllm_dflash.build.prepare import prepare
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys, use_plugins
+from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
 from trtllm_dflash.graph.step import build_step
 
 SIZES = {"B": 2, "S": 3, "T": 4, "Hq": 6, "Hkv": 2, "D": 64, "cache_len": 32, "R": 4, "V": 97, "U": 32, "L": 16}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtllm_dflash.graph.kernels import KernelType
 from trtllm_dflash.graph.ops import OPS, OpSpec
-from trtllm_dflash.graph.ops.spec import KernelType
 
 PAGE = Path(__file__).parents[2] / "plugins" / "README.md"
 _BEGIN, _END = "<!-- plugins -->\n", "<!-- /plugins -->"

@@ -13,10 +13,17 @@ import pytest
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.plugins.cubins import FP8_KEYS, HEAD_DIMS, KEYS, MOE_KEYS, compiled, compiling, reports, sources
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.plugins import compile as kernels
 from trtllm_dflash.plugins import plan
-from trtllm_dflash.plugins.compile import PACKAGES, compile_kernel, kernel_sources, source_digest, why_not_compilable
+from trtllm_dflash.plugins.compile import (
+    PACKAGES,
+    compile_apart,
+    compile_kernel,
+    kernel_sources,
+    source_digest,
+    why_not_compilable,
+)
 from trtllm_dflash.plugins.launches import OPERATIONS
 
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
@@ -134,6 +141,18 @@ def test_a_source_that_is_not_there_is_named() -> None:
 def test_an_arch_that_nvrtc_does_not_know_is_an_error() -> None:
     with pytest.raises(BuildError, match=r"(?s)kernel accept does not compile for sm7:.*invalid value"):
         compile_kernel(KEYS[0], "sm7")
+
+
+def test_a_process_of_its_own_compiles_the_same_and_refuses_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (KEYS[0], ATTENTION):
+        here, apart = compiled(key, "sm120"), compile_apart(key, "sm120")
+        assert (apart.key, apart.arch, apart.code) == (here.key, here.arch, here.code)
+        assert reports(apart) == reports(here)
+    with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
+        compile_apart(KernelKey("scan"), "sm120")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
+    with pytest.raises(BuildError, match=r"(?s)kernel accept for sm120 ended with exit status 1:\n.*Fatal Python error"):
+        compile_apart(KEYS[0], "sm120")
 
 
 def _no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.plugins.cubins import FP8_KEYS, KEYS, compiled, compiling
 from tests.plugins.plugin_graphs import SIZES, Compiled, compile_pair, op_model, parser_processes, refusal
 from tests.tiny import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
 from trtllm_dflash.errors import GraphError
-from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.graph.kernels import KernelKey
 
 ARCHS = ("sm89", "sm120", "sm121")
 PLAIN = "plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "rank0.safetensors"
 
 
-def build(model: ir.Model, job: Job) -> Built:
+def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
     """Write the engine into `job.directory` and check that ONNX Runtime takes it.
 
     Peak memory: the largest tensor (the weights that the check maps are the file's own pages).
     """
+    model = make_model()
     weights = weights_of(model)
     total, done = sum(value.const_value.nbytes for value in weights if value.const_value), 0
 

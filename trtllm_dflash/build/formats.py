@@ -13,7 +13,7 @@ from trtllm_dflash.config.moe import MoEConfig
 from trtllm_dflash.config.quantization import FORMATS
 from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import BuildError, UsageError
-from trtllm_dflash.graph.ops.attention import KERNEL as ATTENTION_KERNEL
+from trtllm_dflash.graph.kernels import ATTENTION
 from trtllm_dflash.plugins.plan import MOST_CHOICES, moe_unit
 
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
@@ -63,7 +63,7 @@ def check_kernels(configs: Mapping[str, TargetConfig | DrafterConfig], *, quanti
     Raises:
         UsageError: saying for which sizes they do.
     """
-    (head_dim,) = ATTENTION_KERNEL.sizes
+    (head_dim,) = ATTENTION.sizes
     for role, config in configs.items():
         if config.head_dim not in head_dim.values:
             raise UsageError(

@@ -44,7 +44,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with its sizes resolved: what a backend's `build(model, job)` works from."""
+    """A request with its sizes resolved: what a backend's `build(make_model, job)` works from."""
 
     resolved: ResolvedBuild
     ports: Sequence[Port]

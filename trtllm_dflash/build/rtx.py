@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -12,13 +15,15 @@ import onnx_ir as ir
 
 from trtllm_dflash.build import devices
 from trtllm_dflash.build.backends import BACKENDS
+from trtllm_dflash.build.memory import return_freed_memory
 from trtllm_dflash.build.request import Built
 from trtllm_dflash.build.weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.io import BATCH, CONTEXT, ROWS, WIDTH, Port
-from trtllm_dflash.graph.plugin_nodes import KernelKey, kernel_keys
+from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.plugin_nodes import kernel_keys
 from trtllm_dflash.plugins import register, take_refusals
-from trtllm_dflash.plugins.compile import Cubin, compile_kernel
+from trtllm_dflash.plugins.compile import Cubin, compile_apart
 from trtllm_dflash.trt.door import kind, tensorrt
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ _DROPPED_INPUT = ("Unused Input:", "is unused or used only at compile-time")
 _HALF_USED = (trt.LayerType.TOPK,)
 
 
-def build(model: ir.Model, job: Job) -> Built:
+def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
     """Compile into `job.directory`, with our kernels if the graph has plugin nodes.
 
     Weights of the engine's type stay where the checkpoint has them; others are converted, in a file of `job.scratch`.
@@ -47,11 +52,8 @@ def build(model: ir.Model, job: Job) -> Built:
     if BACKENDS[job.resolved.backend].needs_gpu:
         devices.work_on(devices.first_gpu(job.resolved.arch))
     job.scratch.mkdir(exist_ok=True)
-    weights = weights_of(model)
-    converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
-    move_weights(converted, job.scratch / "converted.safetensors")
-    cubins = _compile_kernels(model, job)
-    compiler = Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins})
+    compiler, cubins = _parsed(make_model(), job)
+    gc.collect()  # the model is no longer needed, and its nodes and values hold each other
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile(
             [job.resolved.arch], profiles(job.ports, job.resolved), file, job.progress, timings=job.timings
@@ -59,14 +61,24 @@ def build(model: ir.Model, job: Job) -> Built:
     return Built(compiler.graph, [cubin.facts() for cubin in cubins], {kind().package: trt.__version__})
 
 
+def _parsed(model: ir.Model, job: Job) -> tuple[Compiler, list[Cubin]]:
+    """The model as TensorRT holds it, and its kernels."""
+    weights = weights_of(model)
+    converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
+    move_weights(converted, job.scratch / "converted.safetensors")
+    cubins = _compile_kernels(model, job)
+    return Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins}), cubins
+
+
 def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
     keys, cubins = kernel_keys(model), []
-    for done, key in enumerate(keys):
-        job.progress("compiling kernels", done, len(keys))
-        cubins.append(compile_kernel(key, job.resolved.arch))
-        sys.stderr.write(f"NVRTC: {key} for {job.resolved.arch}:\n{cubins[-1].log}\n")
     if keys:
-        job.progress("compiling kernels", len(keys), len(keys))
+        job.progress("compiling kernels", 0, len(keys))
+    with ThreadPoolExecutor() as pool:
+        for done, cubin in enumerate(pool.map(partial(compile_apart, arch=job.resolved.arch), keys), 1):
+            job.progress("compiling kernels", done, len(keys))
+            sys.stderr.write(f"NVRTC: {cubin.key} for {cubin.arch}:\n{cubin.log}\n")
+            cubins.append(cubin)
     return cubins
 
 
@@ -244,6 +256,7 @@ class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]
 
     def phase_finish(self, phase_name: str) -> None:
         """A phase ends."""
+        return_freed_memory()  # each leaves many small blocks: an eighth of the demo pair's memory in the end
         if phase_name in self._steps:
             total = self._steps.pop(phase_name)
             self._progress(f"compiling: {phase_name}", total, total)

@@ -10,9 +10,12 @@ import shutil
 import sys
 import threading
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from trtllm_dflash import log
 from trtllm_dflash.build.backends import BACKENDS
@@ -51,6 +54,25 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
     sources = _check_weights(prepared, progress)
     sizes = prepared.resolved
     _note(f"building the graph, {sum(len(source['files']) for source in sources)} weight files checked")
+    timings = Path(request.config.timing_cache) if request.config.timing_cache else None
+    job = Job(sizes, prepared.ports, request.directory, progress, timings)
+    backend = BACKENDS[sizes.backend]
+    if sizes.arch != "cpu":
+        choose(backend.module)
+    built: Built = import_module(backend.builder).build(partial(_make_model, prepared), job)
+    shutil.rmtree(job.scratch, ignore_errors=True)
+    _note("done")
+    return {
+        "graph": text_digest(built.graph),
+        "kernels": list(built.kernels),
+        "versions": dict(built.versions),
+        "weights": sources,
+        "peak_memory": peak_memory(),
+    }
+
+
+def _make_model(prepared: Prepared) -> ir.Model:
+    sizes = prepared.resolved
     model = build_step(
         prepared.target,
         prepared.drafter,
@@ -63,22 +85,8 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
         ring_width=sizes.ring_width,
         fp4=ARCHS[sizes.arch].has_fp4,
     )
-    timings = Path(request.config.timing_cache) if request.config.timing_cache else None
-    job = Job(sizes, prepared.ports, request.directory, progress, timings)
     _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
-    backend = BACKENDS[sizes.backend]
-    if sizes.arch != "cpu":
-        choose(backend.module)
-    built: Built = import_module(backend.builder).build(model, job)
-    shutil.rmtree(job.scratch, ignore_errors=True)
-    _note("done")
-    return {
-        "graph": text_digest(built.graph),
-        "kernels": list(built.kernels),
-        "versions": dict(built.versions),
-        "weights": sources,
-        "peak_memory": peak_memory(),
-    }
+    return model
 
 
 def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:

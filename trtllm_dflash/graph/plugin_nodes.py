@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
-
-
-@dataclass(frozen=True, order=True)
-class KernelKey:
-    """A kernel source and the sizes that it is compiled for; a type that is not T is among them, as its format."""
-
-    source: str
-    sizes: tuple[tuple[str, int], ...] = ()
-
-    def __str__(self) -> str:
-        return ", ".join([self.source, *(f"{name} {value}" for name, value in self.sizes)])
 
 
 def use_plugins(model: ir.Model) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trtllm_dflash.graph.plugin_nodes import KernelKey
+    from trtllm_dflash.graph.kernels import KernelKey
 
 
 def register(cubins: Mapping[KernelKey, bytes] | None = None) -> None:

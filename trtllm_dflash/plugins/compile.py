@@ -1,8 +1,13 @@
-"""CUDA sources of plugins/kernels into cubins, by NVRTC: no GPU, no nvcc and no host compiler is needed."""
+"""CUDA sources of plugins/kernels into cubins, by NVRTC: no GPU, no nvcc and no host compiler is needed.
+
+`python -m trtllm_dflash.plugins.compile sm120 attention head_dim=64` writes one to stdout, and the log to stderr.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -10,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.plugins.launches import OPERATIONS
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
 INSTALL = 'pip install "dflash-trt[rtx]"'
 _SOURCES = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
+_REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
 _BINDINGS = ("cuda.bindings", "cuda.pathfinder")
 _CUDA_HEADERS = {"cudart": ("cuda_bf16.h", "nvidia-cuda-runtime"), "cccl": ("nv/target", "nvidia-cuda-cccl")}
 
@@ -72,6 +78,35 @@ def compile_kernel(key: KernelKey, arch: str) -> Cubin:
     if missing:
         raise BuildError(f"{name} compiled for {arch} ({key}) has no function {', '.join(missing)}")
     return Cubin(key, arch, code, log)
+
+
+def compile_apart(key: KernelKey, arch: str) -> Cubin:
+    """`compile_kernel` in a process of its own: NVRTC keeps 18 MiB, which a builder has no use for.
+
+    Raises:
+        BuildError: as `compile_kernel`; if that process dies.
+    """
+    command = [sys.executable, "-m", __name__, arch, key.source, *(f"{name}={value}" for name, value in key.sizes)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    said = done.stderr.decode(errors="replace")
+    if done.returncode == _REFUSED:
+        raise BuildError(said)
+    if done.returncode:
+        raise BuildError(f"compiling the kernel {key} for {arch} ended with exit status {done.returncode}:\n{said}")
+    return Cubin(key, arch, done.stdout, said)
+
+
+def main() -> None:
+    """Serve `compile_apart`."""
+    arch, source, *sizes = sys.argv[1:]
+    pairs = (size.split("=") for size in sizes)
+    try:
+        cubin = compile_kernel(KernelKey(source, tuple((name, int(value)) for name, value in pairs)), arch)
+    except BuildError as error:
+        sys.stderr.write(str(error))
+        sys.exit(_REFUSED)
+    sys.stderr.write(cubin.log)
+    sys.stdout.buffer.write(cubin.code)
 
 
 def kernel_sources() -> dict[str, bytes]:
@@ -142,3 +177,7 @@ def _nvrtc(name: str, source: bytes, headers: dict[str, bytes], options: list[st
         nvrtc.nvrtcGetCUBIN(program, code)
     nvrtc.nvrtcDestroyProgram(program)
     return status == nvrtc.nvrtcResult.NVRTC_SUCCESS, code, log.decode(errors="replace").rstrip("\0\n ")
+
+
+if __name__ == "__main__":
+    main()

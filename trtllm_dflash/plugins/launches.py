@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf, prod
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.graph.plugin_nodes import KernelKey
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.rings import rows_needed
 from trtllm_dflash.plugins import plan
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from trtllm_dflash.errors import DFlashError, EngineError
+from trtllm_dflash.graph.kernels import KernelKey
 from trtllm_dflash.graph.ops import OPS, OpSpec
-from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, KernelKey, kernel_key
+from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
 from trtllm_dflash.plugins.launch import Module, load
 from trtllm_dflash.plugins.launches import OPERATIONS, Call
 from trtllm_dflash.plugins.shapes import aliased_input, check_shapes, given_inputs, output_axes

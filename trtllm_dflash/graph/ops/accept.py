@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.kernels import Kernel
 from trtllm_dflash.graph.ops.sampling import choose
-from trtllm_dflash.graph.ops.spec import Kernel, OpSpec, Tensor
+from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 
 def _body(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.spec import Attribute, Kernel, KernelSize, KernelType, Tensor
+from trtllm_dflash.graph.kernels import KernelType
+from trtllm_dflash.graph.ops.spec import Attribute, Tensor
 
 SCALE = Attribute("scale", 1.0, "multiplies query · key, usually head_dim^-0.5")
 WINDOW = Attribute("window_size", 0, "keys further away than this are not seen, the query's own counted; 0: no window")
@@ -25,7 +26,6 @@ _QUANTIZED = ir.DataType.FLOAT8E4M3FN
 
 _CACHES = ("key_cache", "value_cache")
 SINKS = Tensor("sinks", "T", "[Hq]", "a logit for each head that takes weight and gives nothing", optional=True)
-KERNEL = Kernel("attention", "bfloat16", (KernelSize("head_dim", "D", (64, 96, 128, 256)),))
 FP8_CACHE = KernelType("fp8_cache", "C", "float8e4m3fn")
 
 

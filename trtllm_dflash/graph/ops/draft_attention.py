@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.kernels import ATTENTION
 from trtllm_dflash.graph.ops import attention
 from trtllm_dflash.graph.ops.attention import attend, looked_at, within_window, write
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
@@ -76,5 +77,5 @@ DRAFT_ATTENTION = OpSpec(
     outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.cache_outputs("T")),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, CAUSAL),
     body=_body,
-    kernel=attention.KERNEL,
+    kernel=ATTENTION,
 )

@@ -26,7 +26,8 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.ops.spec import Attribute, Kernel, KernelType, OpSpec, Tensor
+from trtllm_dflash.graph.kernels import Kernel, KernelType
+from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 TOP_K = Attribute("top_k", 1, "experts of a token")
 NORMALIZE = Attribute("normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them")

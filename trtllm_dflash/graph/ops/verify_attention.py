@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.kernels import ATTENTION
 from trtllm_dflash.graph.ops import attention
 from trtllm_dflash.graph.ops.attention import KEY_SCALE, VALUE_SCALE, attend, looked_at, quantized, within_window, write
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
@@ -48,5 +49,5 @@ VERIFY_ATTENTION = OpSpec(
     outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.cache_outputs("C")),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, KEY_SCALE, VALUE_SCALE),
     body=_body,
-    kernel=replace(attention.KERNEL, types=(attention.FP8_CACHE,)),
+    kernel=replace(ATTENTION, types=(attention.FP8_CACHE,)),
 )
