@@ -151,7 +151,7 @@ def test_a_process_of_its_own_compiles_the_same_and_refuses_in_the_same_words(mo
     with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
         compile_apart(KernelKey("scan"), "sm120")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
-    with pytest.raises(BuildError, match=r"(?s)kernel accept for sm120 ended with exit status 1:\n.*Fatal Python error"):
+    with pytest.raises(BuildError, match=r"(?s)accept for sm120 ended with exit status 1:\n.*Fatal Python error"):
         compile_apart(KEYS[0], "sm120")
 
 
