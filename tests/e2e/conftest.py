@@ -8,19 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.engines import build_here
 from trtllm_dflash import Engine
-from trtllm_dflash.build import engine as build
-from trtllm_dflash.build.request import Request
-from trtllm_dflash.build.worker import work
 from trtllm_dflash.config.build import BuildConfig
-from trtllm_dflash.log import Progress
 
 EngineFactory = Callable[..., Engine]
-
-
-def _build_here(request: Request, *, log: Path, progress: Progress) -> dict[str, Any]:
-    """In place of a builder process, which costs most of a second and has tests of its own."""
-    return work(request, progress)
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +26,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EngineFactory:
             output = tmp_path_factory.mktemp("engine") / "cpu"
             sizes = {"max_batch_size": 5, "max_seq_len": 192, "max_num_tokens": 8, **options}
             config = BuildConfig(str(target), output, drafter=str(drafter) if drafter else None, **sizes)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(build, "run_worker", _build_here)
-                build.build_engine(config)
+            build_here(config)
             loaded[key] = Engine.load(output, num_threads=1)
         return loaded[key]
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-def load_target(directory: Path) -> PreTrainedModel:
-    """The target in float32."""
-    torch.set_num_threads(1)
+def load_target(directory: Path, num_threads: int = 1) -> PreTrainedModel:
+    """The target in float32; more than one thread only slows a tiny one."""
+    torch.set_num_threads(num_threads)
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.engines import build_here
 from tests.tiny import EOS_ID
-from trtllm_dflash.build.engine import build_engine
 from trtllm_dflash.cli import main
 from trtllm_dflash.config.build import BuildConfig
 
@@ -31,7 +31,7 @@ def build_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in built:
             built[key] = tmp_path_factory.mktemp("engine") / "cpu"
             sizes = {"max_batch_size": 2, "max_seq_len": 80, "max_num_tokens": 16} | sizes
-            build_engine(BuildConfig(str(target), built[key], drafter=str(drafter) if drafter else None, **sizes))
+            build_here(BuildConfig(str(target), built[key], drafter=str(drafter) if drafter else None, **sizes))
         return built[key]
 
     return build

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from trtllm_dflash.build.engine import build_engine
+from tests.engines import build_here
 from trtllm_dflash.cli import main
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.config.profile import ProfileConfig
@@ -58,7 +58,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DFlash engine of the pair: blocks of 8, 5 drafts by default, 3 slots."""
     output = tmp_path_factory.mktemp("engine") / "dflash"
     sizes: dict[str, Any] = {"draft_len": 5, "max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
-    build_engine(BuildConfig(str(TARGET), output, drafter=str(DRAFTER), **sizes))
+    build_here(BuildConfig(str(TARGET), output, drafter=str(DRAFTER), **sizes))
     return output
 
 
@@ -67,7 +67,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain engine of the same target."""
     output = tmp_path_factory.mktemp("engine") / "plain"
     sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
-    build_engine(BuildConfig(str(TARGET), output, **sizes))
+    build_here(BuildConfig(str(TARGET), output, **sizes))
     return output
 
 

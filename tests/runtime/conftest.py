@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.engines import build_here
 from tests.runtime import tiny_tokenizer as tiny
 from tests.runtime.fake import FakeSession, fake_config
 from tests.tiny import EOS_ID
-from trtllm_dflash.build.engine import build_engine
 from trtllm_dflash.config.build import BuildConfig
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.tokenizer import Tokenizer
@@ -54,7 +54,7 @@ def build_tiny(
         output = tmp_path_factory.mktemp("engine") / "cpu"
         drafter = str(make_drafter(target, variant=variant)) if draft else None
         sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8} | sizes
-        build_engine(BuildConfig(str(target), output, drafter=drafter, **sizes))
+        build_here(BuildConfig(str(target), output, drafter=drafter, **sizes))
         return output
 
     return build
