@@ -131,6 +131,7 @@ def check_experts(work: MoeWork, t: Tensors) -> None:
 
 
 Way = Callable[[Tensors], torch.Tensor]
+EVERYWHERE = "expert by expert"  # the way that every torch has
 
 
 def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, Way]]:
@@ -163,5 +164,5 @@ def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, 
         by_choice[order] = result.float()
         return (by_choice.view(work.tokens, -1, work.experts.hidden) * share[..., None]).sum(1).to(given["x"].dtype)
 
-    yield "expert by expert", one_by_one
+    yield EVERYWHERE, one_by_one
     yield "grouped products", grouped

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from experts import ALPHA, GPT_OSS, LIMIT, SHIFT, Experts, MoeWork, Way, check_experts, in_bfloat16, torch_ways
+from experts import (
+    ALPHA,
+    EVERYWHERE,
+    GPT_OSS,
+    LIMIT,
+    SHIFT,
+    Experts,
+    MoeWork,
+    Way,
+    check_experts,
+    in_bfloat16,
+    torch_ways,
+)
 from kernels import Kernels, Tensors
 from timing import seconds, set_count
 
@@ -17,6 +28,7 @@ HEAD = (
     "| experts | tokens | distinct experts | MB touched | µs | % of copy bandwidth | PyTorch from bfloat16, µs | ratio "
     "| which | Triton, µs |"
 )
+TRITON = "triton"
 _MOST_SETS = 64
 Ways = dict[str, dict[int, Way]]  # by name, then by the `out` of the set that a way was made for
 
@@ -37,21 +49,31 @@ def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
         if find_spec("triton") is not None:
             from experts_triton import triton_way
 
-            made.setdefault("triton", {})[t["out"].data_ptr()] = triton_way(work, t)
+            made.setdefault(TRITON, {})[t["out"].data_ptr()] = triton_way(work, t)
     return made
 
 
-def time_of(name: str, work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float | None:
-    """Seconds of a way, whose result on the first set is checked; None, with the reason on stderr, where this torch or
-    GPU does not do it at all."""
-    first = sets[0]
-    try:
-        first["out"].copy_(ways[first["out"].data_ptr()](first))
-        check_experts(work, first)
-        return seconds(lambda t: ways[t["out"].data_ptr()](t), sets)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        sys.stderr.write(f"{name} is left out for {work.tokens} tokens: {type(error).__name__}: {error}\n")
+def why_not(name: str, way: Way, t: Tensors) -> str | None:
+    """Why this torch or GPU does not do a way at all: grouped products and Triton's kernel are not for every one.
+
+    PyTorch does "expert by expert" everywhere, and its errors are errors.
+    """
+    if name == EVERYWHERE:
         return None
+    try:
+        way(t)
+        torch.cuda.synchronize()
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float:
+    """Seconds of a way, whose result on the first set is checked."""
+    first = sets[0]
+    first["out"].copy_(ways[first["out"].data_ptr()](first))
+    check_experts(work, first)
+    return seconds(lambda t: ways[t["out"].data_ptr()](t), sets)
 
 
 def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, bandwidth: float) -> dict[str, Any]:
@@ -64,9 +86,11 @@ def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, ba
         ours(t)
         check_experts(work, t)
     time, touched = seconds(ours, sets), sum(work.bytes(t) for t in sets) / len(sets)
-    times = {name: time_of(name, work, ways, sets) for name, ways in other_ways(work, sets, wide).items()}
-    known = {name: found for name, found in times.items() if found is not None and name != "triton"}
-    best = min(known, key=lambda name: known[name])
+    others = other_ways(work, sets, wide)
+    reasons = {name: why_not(name, ways[first["out"].data_ptr()], first) for name, ways in others.items()}
+    times = {name: time_of(work, ways, sets) for name, ways in others.items() if reasons[name] is None}
+    by_torch = {name: found for name, found in times.items() if name != TRITON}
+    best = min(by_torch, key=lambda name: by_torch[name])
     return {
         "experts": work.experts.name,
         "tokens": work.tokens,
@@ -74,10 +98,11 @@ def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, ba
         "megabytes": touched / 1e6,
         "microseconds": time * 1e6,
         "share_of_copy_bandwidth": touched / time / bandwidth,
-        "torch_microseconds": known[best] * 1e6,
-        "ratio_to_torch": known[best] / time,
+        "torch_microseconds": by_torch[best] * 1e6,
+        "ratio_to_torch": by_torch[best] / time,
         "torch_way": best,
-        "triton_microseconds": times["triton"] * 1e6 if times.get("triton") else None,
+        "triton_microseconds": times[TRITON] * 1e6 if TRITON in times else None,
+        "left_out": {name: reason for name, reason in reasons.items() if reason is not None},
     }
 
 
@@ -102,4 +127,7 @@ def run_experts(
         found.append(measure(kernels, MoeWork(experts, tokens), weights, wide, bandwidth))
         say(line(found[-1]))
         torch.cuda.empty_cache()
+    for row in found:
+        for name, reason in row["left_out"].items():
+            say(f"\nLeft out for {row['tokens']} tokens: {name}, {reason}")
     return found

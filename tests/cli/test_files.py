@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,8 +40,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
             check_file("--json", path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_somebody_else_s(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(UsageError, match="Permission denied"):
-        check_file("--json", tmp_path / "x")
+def test_a_folder_that_is_somebody_else_s() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: its parents are closed to others
+        Path(folder).chmod(0o555)
+        with as_nobody(), pytest.raises(UsageError, match="Permission denied"):
+            check_file("--json", Path(folder) / "x")
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may write everywhere; anybody else stays who he is."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)

@@ -107,6 +107,20 @@ def test_a_row_of_the_table_of_experts(bench: ModuleType) -> None:
     assert measure.HEAD.count("|") == measure.line(row | {"triton_microseconds": None}).count("|")
 
 
+def test_a_way_is_left_out_only_where_it_does_not_run_at_all(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = importlib.import_module("measure_experts")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def fails(_: object) -> object:
+        raise RuntimeError("no such GPU")
+
+    assert measure.why_not("grouped products", fails, {}) == "RuntimeError: no such GPU"
+    assert measure.why_not("grouped products", lambda _: None, {}) is None
+    assert measure.why_not(measure.EVERYWHERE, fails, {}) is None, "its error is the measurement's"
+
+
 _TRITON = """
 import experts, experts_triton
 work = experts.MoeWork(experts.Experts("small", 96, 64, 3, 2), 9)
@@ -129,8 +143,8 @@ def test_the_triton_kernel_agrees() -> None:
 
 
 def test_without_a_gpu_it_says_so() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = subprocess.run([sys.executable, str(BENCH / "bench.py")], capture_output=True, text=True, check=False)
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(BENCH / "bench.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
     assert done.returncode == 1
     assert done.stderr.startswith("bench.py needs a CUDA GPU")
