@@ -1,4 +1,6 @@
-"""Fixtures shared by all tests: tiny checkpoints, made once a session by the factories of tests/tiny.py."""
+"""Fixtures shared by all tests: tiny checkpoints, made once a session by the factories of
+tests/fixtures/tiny_models.py.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +11,40 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import tiny_drafter, tiny_target
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 
 DEMO = Path(__file__).parent.parent / "demo"
-# `make test` has made the engines and the server's environment: there, what needs them fails without them.
+# `make test` has made the engines and the server's environment: there, what needs them fails
+# without them.
 REQUIRE_ALL = os.environ.get("DFLASH_REQUIRE_ALL") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `demo` need the demo pair's engines, which `make demo` and `make test` build."""
-    if REQUIRE_ALL or all((DEMO / engine / "manifest.json").exists() for engine in ("plain", "cpu", "sm120")):
+    if REQUIRE_ALL or all(
+        (DEMO / engine / "manifest.json").exists() for engine in ("plain", "cpu", "sm120")
+    ):
         return
     for item in items:
         if item.get_closest_marker("demo"):
-            item.add_marker(pytest.mark.skip(reason="the demo engines are not built: run `make demo`"))
+            item.add_marker(
+                pytest.mark.skip(reason="the demo engines are not built: run `make demo`")
+            )
 
 
 @pytest.fixture(scope="session")
 def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_target("llama" | "qwen3", **options of tiny_target)` -> directory, made once per set of arguments."""
+    """`make_target("llama" | "qwen3", **options of tiny_target)` -> directory, made once per set of
+    arguments.
+    """
     made: dict[str, Path] = {}
 
     def make(architecture: str = "llama", **options: Any) -> Path:
         key = repr((architecture, sorted(options.items())))
         if key not in made:
-            made[key] = tiny_target(tmp_path_factory.mktemp("target") / architecture, architecture, **options)
+            made[key] = tiny_target(
+                tmp_path_factory.mktemp("target") / architecture, architecture, **options
+            )
         return made[key]
 
     return make
@@ -41,13 +52,17 @@ def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_drafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_drafter(target_directory, **options of tiny_drafter)` -> directory, made once per set of arguments."""
+    """`make_drafter(target_directory, **options of tiny_drafter)` -> directory, made once per set
+    of arguments.
+    """
     made: dict[str, Path] = {}
 
     def make(target: Path, **options: Any) -> Path:
         key = repr((target, sorted(options.items())))
         if key not in made:
-            made[key] = tiny_drafter(tmp_path_factory.mktemp("drafter") / "dflash", target, **options)
+            made[key] = tiny_drafter(
+                tmp_path_factory.mktemp("drafter") / "dflash", target, **options
+            )
         return made[key]
 
     return make
@@ -57,15 +72,19 @@ def make_drafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def modelopt_checkpoint(
     make_target: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`modelopt_checkpoint(architecture, format, kv_cache_dtype=None, **options of tiny_target)` -> directory.
+    """`modelopt_checkpoint(architecture, format, kv_cache_dtype=None, **options of tiny_target)` ->
+    directory.
 
-    Each is ModelOpt's own export of the tiny target, made once per set of arguments; not to be changed.
+    Each is ModelOpt's own export of the tiny target, made once per set of arguments; not to be
+    changed.
     """
     from tests.quantize import modelopt
 
     made: dict[str, Path] = {}
 
-    def make(architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+    def make(
+        architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any
+    ) -> Path:
         target = make_target(architecture, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:

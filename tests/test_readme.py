@@ -1,4 +1,6 @@
-"""The README keeps its word: its commands run, its links lead somewhere, its tables say what the code says."""
+"""The README keeps its word: its commands run, its links lead somewhere, its tables say what the
+code says.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,21 @@ from pathlib import Path
 import pytest
 
 from trtllm_dflash import __version__
-from trtllm_dflash.build.known import markdown_table, statuses
-from trtllm_dflash.config.build import ARCHS
+from trtllm_dflash.builder.pair_support import markdown_table, statuses
+from trtllm_dflash.hardware.archs import ARCHS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LABELS = {"gpu", "built", "cpu", "paper", "no"}
-# What installs and tests everything cannot be run by the tests it runs; CI runs it, on a clean checkout.
-RUN_ELSEWHERE = {"make demo", "make test", "make bench", "make bench-build", "make bench-quantization"}
+# What installs and tests everything cannot be run by the tests it runs; CI runs it, on a clean
+# checkout.
+RUN_ELSEWHERE = {
+    "make demo",
+    "make test",
+    "make bench",
+    "make bench-build",
+    "make bench-quantization",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -30,7 +39,9 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """Every command line of the README, comments cut, continuation lines joined."""
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [
+        line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +58,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.demo
 def test_commands_run(place: Path) -> None:
     """In order, as a reader would type them."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     typed = [command for command in commands() if command not in RUN_ELSEWHERE]
     assert typed
     for command in typed:
-        done = subprocess.run(shlex.split(command), cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            shlex.split(command), cwd=place, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.demo
 def test_python_runs(place: Path) -> None:
     for block in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", block], cwd=place, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=place, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
@@ -87,7 +105,10 @@ def test_arch_table_is_the_code_s() -> None:
 def test_table_of_pairs_is_the_code_s() -> None:
     """The pairs that can be built; all others are in config/README.md."""
     buildable = [row for row in statuses() if row.archs]
-    counts = f"{len(statuses())} of the published pairs, why {len(statuses()) - len(buildable)} of them are refused"
+    counts = (
+        f"{len(statuses())} of the published pairs, why {len(statuses()) - len(buildable)} of them"
+        " are refused"
+    )
     assert counts in README
     assert markdown_table(buildable) in README
 
@@ -105,12 +126,17 @@ def test_the_version_has_a_changelog_entry() -> None:
 
 def test_no_machine_paths() -> None:
     """The tree speaks of no machine that it was made on."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
     pattern = re.compile(r"(?<![\w.])/(?:work|root|tmp|home)/\w")
     found = []
     for name in filter(None, tracked.split("\0")):
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".json", ".jsonl", ".toml", ".txt", ".yml", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".json", ".jsonl", ".toml", ".txt", ".yml", ""}
+            and path.is_file()
+        ):
             text = path.read_text(errors="ignore")
             found += [name] if pattern.search(text) and path != Path(__file__) else []
     assert found == []

@@ -45,13 +45,14 @@ MAY_IMPORT = {
         "triton",
     },
 }
-# All that the runtime may know of how an engine comes to be: it reads engine directories, on a machine.
+# All that the runtime may know of how an engine comes to be: it reads engine directories, on a
+# machine.
 RUNTIME_READS = (
-    "trtllm_dflash.build.backends",
-    "trtllm_dflash.build.devices",
-    "trtllm_dflash.build.machine",
-    "trtllm_dflash.build.manifest",
-    "trtllm_dflash.graph.io",
+    "trtllm_dflash.hardware.backends",
+    "trtllm_dflash.hardware.devices",
+    "trtllm_dflash.hardware.doctor",
+    "trtllm_dflash.engine_dir.manifest",
+    "trtllm_dflash.engine_dir.io_tensors",
 )
 BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"trt", "build", "plugins", "runtime"},
@@ -94,7 +95,9 @@ def oversized(path: Path) -> list[str]:
 
 
 def misdirected(path: Path, text: str) -> list[str]:
-    """Imports in `text`, taken as the file `path` of the package, that go against the direction of data."""
+    """Imports in `text`, taken as the file `path` of the package, that go against the direction of
+    data.
+    """
     part, found = _part(path), []
     if part not in MAY_IMPORT:
         return []
@@ -103,7 +106,11 @@ def misdirected(path: Path, text: str) -> list[str]:
         if top in NEVER_IMPORTED or part not in BACKEND_IMPORTERS.get(top, {part}):
             found.append(f"{path.name}: {name}")
         other = rest.split(".")[0]
-        if top != "trtllm_dflash" or other in {"", part, "errors", "log"} or other not in MAY_IMPORT:
+        if (
+            top != "trtllm_dflash"
+            or other in {"", part, "errors", "log"}
+            or other not in MAY_IMPORT
+        ):
             continue
         contract = part == "runtime" and name.startswith(RUNTIME_READS)
         if other not in MAY_IMPORT[part] and not contract:
@@ -123,23 +130,25 @@ def test_sizes_are_really_checked(tmp_path: Path) -> None:
 
 
 def test_direction_of_imports() -> None:
-    assert [line for path in _sources(PACKAGE) for line in misdirected(path, path.read_text())] == []
+    assert [
+        line for path in _sources(PACKAGE) for line in misdirected(path, path.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        ("config", "from trtllm_dflash.graph.io import Port"),
-        ("graph", "import trtllm_dflash.build.engine"),
+        ("config", "from trtllm_dflash.engine_dir.io_tensors import Port"),
+        ("graph", "import trtllm_dflash.builder.build_engine"),
         ("runtime", "from trtllm_dflash.checkpoint.loader import load_target"),
-        ("runtime", "from trtllm_dflash.build.engine import build_engine"),
+        ("runtime", "from trtllm_dflash.builder.build_engine import build_engine"),
         ("graph", "import onnxruntime"),
         ("graph", "import tensorrt_rtx"),
         ("runtime", "import tensorrt"),
-        ("runtime", "from trtllm_dflash.build.rtx import profiles"),
+        ("runtime", "from trtllm_dflash.builder.trt import profiles"),
         ("build", "import torch"),
         ("runtime", "import modelopt.torch.quantization"),
-        ("build", "from trtllm_dflash.quantize.run import quantize"),
+        ("build", "from trtllm_dflash.quantize.pipeline import quantize"),
         ("checkpoint", "import pickle"),
     ],
 )
@@ -160,8 +169,13 @@ def test_help_is_light() -> None:
 
 
 def test_the_process_that_waits_for_a_build_has_no_graph_library() -> None:
-    """It plans the build and then waits for the builder process: what it holds comes on top of what that needs."""
-    code = "import sys, trtllm_dflash.cli.build, trtllm_dflash.build.engine\nassert 'onnx_ir' not in sys.modules"
+    """It plans the build and then waits for the builder process: what it holds comes on top of what
+    that needs.
+    """
+    code = (
+        "import sys, trtllm_dflash.cli.build, trtllm_dflash.builder.build_engine\nassert 'onnx_ir'"
+        " not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -169,13 +183,22 @@ def test_every_package_is_installed() -> None:
     """They are listed by hand, since the kernels' sources come from another folder."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in _sources(PACKAGE)}
-    assert sorted(listed) == sorted([*(".".join(folder.parts) for folder in folders), "trtllm_dflash.kernels"])
+    assert sorted(listed) == sorted(
+        [*(".".join(folder.parts) for folder in folders), "trtllm_dflash.kernels"]
+    )
 
 
 def test_pytest_looks_into_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
-    """pytest passes over folders by name without a word: by its own list, a folder called build or dist."""
+    """pytest passes over folders by name without a word: by its own list, a folder called build or
+    dist.
+    """
     left_out = pytestconfig.getini("norecursedirs")
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
     assert len(folders) > 10
-    unseen = {str(folder) for folder in folders for part in folder.parts if any(fnmatch(part, p) for p in left_out)}
+    unseen = {
+        str(folder)
+        for folder in folders
+        for part in folder.parts
+        if any(fnmatch(part, p) for p in left_out)
+    }
     assert not unseen, f"norecursedirs in pyproject.toml keeps pytest out of {sorted(unseen)}"

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtllm_dflash.config.sampling import SamplingParams
+    from trtllm_dflash.options.sampling import SamplingParams
     from trtllm_dflash.runtime.engine import Engine
-    from trtllm_dflash.runtime.results import Generation
+    from trtllm_dflash.runtime.outputs import Generation
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "Generation", "SamplingParams", "__version__"]
 
 _HOMES = {
     "Engine": "trtllm_dflash.runtime.engine",
-    "Generation": "trtllm_dflash.runtime.results",
-    "SamplingParams": "trtllm_dflash.config.sampling",
+    "Generation": "trtllm_dflash.runtime.outputs",
+    "SamplingParams": "trtllm_dflash.options.sampling",
 }
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 
 class DFlashError(Exception):
-    """Base of all errors of this package; the command line prints its text and exits with `exit_code`."""
+    """Base of all errors of this package; the command line prints its text and exits with
+    `exit_code`.
+    """
 
     exit_code = 1
 
@@ -19,11 +21,15 @@ class UsageError(DFlashError):
 
 
 class ConfigError(DFlashError):
-    """A configuration file is missing a key, has a wrong value, or asks for something unsupported."""
+    """A configuration file is missing a key, has a wrong value, or asks for something
+    unsupported.
+    """
 
 
 class CheckpointError(DFlashError):
-    """A checkpoint's files are damaged, incomplete, hostile, or do not match their configuration."""
+    """A checkpoint's files are damaged, incomplete, hostile, or do not match their
+    configuration.
+    """
 
 
 class GraphError(DFlashError):
@@ -35,15 +41,21 @@ class BuildError(DFlashError):
 
 
 class QuantizeError(DFlashError):
-    """A model could not be quantized: something needed is not installed, or its numbers allow no scale."""
+    """A model could not be quantized: something needed is not installed, or its numbers allow no
+    scale.
+    """
 
 
 class EngineError(DFlashError):
-    """An engine directory cannot be used, or a running engine is in a state that forbids the call."""
+    """An engine directory cannot be used, or a running engine is in a state that forbids the
+    call.
+    """
 
 
 class ClosedError(EngineError):
-    """The engine is being closed: nothing is wrong with the request, and another engine may be asked."""
+    """The engine is being closed: nothing is wrong with the request, and another engine may be
+    asked.
+    """
 
 
 class BusyError(DFlashError):

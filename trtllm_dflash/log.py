@@ -1,4 +1,6 @@
-"""What a long step says: its resolved configuration before, seconds and bytes after, a progress bar on a terminal."""
+"""What a long step says: its resolved configuration before, seconds and bytes after, a progress bar
+on a terminal.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Progress = Callable[[str, int, int], None]
 
 
 def configure(*, verbose: bool) -> None:
-    """Send the package's log lines to stderr: warnings and the long steps' own lines, everything when `verbose`."""
+    """Send the package's log lines to stderr: warnings and the long steps' own lines, everything
+    when `verbose`.
+    """
     logger = logging.getLogger(ROOT)
     for handler in logger.handlers[1:]:
         logger.removeHandler(handler)
@@ -56,7 +60,9 @@ def human_bytes(count: int) -> str:
 
 @contextmanager
 def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
-    """Yield a `Progress` that draws one bar a phase on stderr; silent unless `enabled` (default: stderr is a TTY)."""
+    """Yield a `Progress` that draws one bar a phase on stderr; silent unless `enabled` (default:
+    stderr is a TTY).
+    """
     if not (sys.stderr.isatty() if enabled is None else enabled):
         yield ignore_progress
         return
@@ -64,7 +70,12 @@ def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
     from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=Console(stderr=True, force_terminal=True), transient=True) as bars:
 

@@ -1,7 +1,8 @@
 """What building the demo pair for a GPU costs, and how it grows with the target's layers.
 
-Shorter targets are the demo target cut after its first layers, with a drafter whose taps (and columns of fc) are cut to
-fit: nobody would generate with them, but they cost what such a model costs.
+Shorter targets are the demo target cut after its first layers, with a drafter whose taps (and
+columns of fc) are cut to fit: nobody would generate with them, but they cost what such a model
+costs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from trtllm_dflash import __version__
-from trtllm_dflash.build.engine import BuildReport, build_engine
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.builder.build_engine import BuildReport, build_engine
+from trtllm_dflash.options.build import BuildConfig
 
 PAIR = Path(__file__).parent.parent / "demo_pair"
 MIB = 2**20
@@ -33,7 +34,9 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """A checkpoint's config and tensors."""
     with safe_open(directory / "model.safetensors", "numpy") as file:
         names = list(file.keys())
-        return json.loads((directory / "config.json").read_text()), {name: file.get_tensor(name) for name in names}
+        return json.loads((directory / "config.json").read_text()), {
+            name: file.get_tensor(name) for name in names
+        }
 
 
 def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
@@ -48,7 +51,11 @@ def cut_target(source: Path, directory: Path, layers: int) -> Path:
     """The first `layers` layers of a target."""
     config, tensors = read(source)
     beyond = tuple(f"model.layers.{index}." for index in range(layers, config["num_hidden_layers"]))
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)} if beyond else tensors
+    kept = (
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
+        if beyond
+        else tensors
+    )
     return write(directory, config | {"num_hidden_layers": layers}, kept)
 
 
@@ -83,9 +90,13 @@ def build(target: Path, arch: str, layers: int) -> BuildReport:
 @click.option("--layers", default="2,8,16,30", show_default=True, help="layers of the target")
 @click.option("--json", "json_file", type=Path, help="write the figures here")
 def main(target: Path, arch: str, layers: str, json_file: Path | None) -> None:
-    """Build each size once, print a table, and write the figures with what they were measured on."""
+    """Build each size once, print a table, and write the figures with what they were measured
+    on.
+    """
     reports = {int(count): build(target, arch, int(count)) for count in layers.split(",")}
-    table = Table("target layers", "seconds", "peak memory", "engine directory", title=f"building for {arch}")
+    table = Table(
+        "target layers", "seconds", "peak memory", "engine directory", title=f"building for {arch}"
+    )
     rows = []
     for count, report in reports.items():
         rows.append(
@@ -105,7 +116,9 @@ def main(target: Path, arch: str, layers: str, json_file: Path | None) -> None:
             "argv": sys.argv[1:],
             "date": time.strftime("%Y-%m-%d"),
         }
-        json_file.write_text(json.dumps({"provenance": provenance, "builds": rows}, indent=1) + "\n")
+        json_file.write_text(
+            json.dumps({"provenance": provenance, "builds": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

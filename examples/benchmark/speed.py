@@ -1,7 +1,9 @@
-"""DFlash against plain decoding of the same target, and against the reference package, on the demo pair's prompts.
+"""DFlash against plain decoding of the same target, and against the reference package, on the demo
+pair's prompts.
 
-All sides run interleaved, prompt by prompt, in one process on the same cores, in float32, greedily. The clock of every
-side covers the generation steps: everything after the first token, nothing of the prompt, the tokenizer or loading.
+All sides run interleaved, prompt by prompt, in one process on the same cores, in float32, greedily.
+The clock of every side covers the generation steps: everything after the first token, nothing of
+the prompt, the tokenizer or loading.
 """
 
 from __future__ import annotations
@@ -49,13 +51,17 @@ def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
     return run
 
 
-def reference_side(target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]) -> Side:
+def reference_side(
+    target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]
+) -> Side:
     """The reference package's own loop on torch, in float32 on the CPU."""
-    from trtllm_dflash.profile.peers import peer_sides
+    from trtllm_dflash.profile.external_systems import peer_sides
     from trtllm_dflash.runtime.threads import resolve_num_threads
 
     threads = resolve_num_threads(None)
-    (side,) = peer_sides([REFERENCE], target, drafter, block_size=block_size, stops=stops, num_threads=threads)
+    (side,) = peer_sides(
+        [REFERENCE], target, drafter, block_size=block_size, stops=stops, num_threads=threads
+    )
 
     def run(prompt: list[int]) -> Run:
         (answer,) = side.run([prompt], 1, max_tokens).answers
@@ -113,7 +119,12 @@ def read_prompts(engine: Engine, limit: int | None) -> Iterator[tuple[str, str, 
 
 def report(totals: Totals, sides: list[str]) -> Table:
     """One row per set and kind, one column group per side."""
-    table = Table(title="tokens/s (τ) and ratio to the plain engine; the same text unless a count says otherwise")
+    table = Table(
+        title=(
+            "tokens/s (τ) and ratio to the plain engine; the same text unless a count says"
+            " otherwise"
+        )
+    )
     table.add_column("prompts")
     for side in sides:
         table.add_column(side, justify="right")
@@ -133,8 +144,16 @@ def report(totals: Totals, sides: list[str]) -> Table:
 @click.command()
 @click.option("--plain", default="demo/plain", show_default=True, help="plain engine")
 @click.option("--dflash", default="demo/cpu", show_default=True, help="DFlash engine")
-@click.option("--target", default="demo/target", show_default=True, type=Path, help="for the reference package")
-@click.option("--draft-lens", default="2,3,4,5,7", show_default=True, help="numbers of drafts to verify")
+@click.option(
+    "--target",
+    default="demo/target",
+    show_default=True,
+    type=Path,
+    help="for the reference package",
+)
+@click.option(
+    "--draft-lens", default="2,3,4,5,7", show_default=True, help="numbers of drafts to verify"
+)
 @click.option("--max-tokens", default=112, show_default=True)
 @click.option("--limit", type=int, help="prompts of each set [default: all]")
 @click.option("--with-reference/--without-reference", default=True, show_default=True)
@@ -153,17 +172,23 @@ def main(
     baseline, engine = Engine.load(plain), Engine.load(dflash)
     lengths = [int(length) for length in draft_lens.split(",")]
     sides = {PLAIN: engine_side(baseline, max_tokens)}
-    sides |= {f"draft {length}": engine_side(engine, max_tokens, draft_len=length) for length in lengths}
+    sides |= {
+        f"draft {length}": engine_side(engine, max_tokens, draft_len=length) for length in lengths
+    }
     if with_reference:
         stops = list(engine.config.eos_token_ids)
-        sides[REFERENCE] = reference_side(target, PAIR / "drafter", max_tokens, engine.config.block_size, stops)
+        sides[REFERENCE] = reference_side(
+            target, PAIR / "drafter", max_tokens, engine.config.block_size, stops
+        )
     warm_up = next(read_prompts(engine, 1))[2]
     for side in sides.values():
         side(warm_up)
     totals = measure(sides, read_prompts(engine, limit))
     Console(width=200).print(report(totals, list(sides)))
     if json_file:
-        figures = {key: {side: asdict(total) for side, total in row.items()} for key, row in totals.items()}
+        figures = {
+            key: {side: asdict(total) for side, total in row.items()} for key, row in totals.items()
+        }
         provenance = {
             "version": __version__,
             "python": platform.python_version(),
@@ -171,7 +196,9 @@ def main(
             "argv": sys.argv[1:],
             "date": time.strftime("%Y-%m-%d"),
         }
-        json_file.write_text(json.dumps({"provenance": provenance, "totals": figures}, indent=1) + "\n")
+        json_file.write_text(
+            json.dumps({"provenance": provenance, "totals": figures}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

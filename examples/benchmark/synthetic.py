@@ -1,7 +1,9 @@
-"""Writes a random checkpoint of a large published model's layer shapes, and its drafter's, to see what a build costs.
+"""Writes a random checkpoint of a large published model's layer shapes, and its drafter's, to see
+what a build costs.
 
-The weights mean nothing: each tensor is a piece of random data, repeated. Names, shapes and types are those that the
-package expects of such a config.json, so that every check of a real checkpoint is made. Memory: some MiB.
+The weights mean nothing: each tensor is a piece of random data, repeated. Names, shapes and types
+are those that the package expects of such a config.json, so that every check of a real checkpoint
+is made. Memory: some MiB.
 """
 
 from __future__ import annotations
@@ -17,17 +19,22 @@ import click
 import ml_dtypes
 import numpy as np
 
-from trtllm_dflash.checkpoint.headers import headers_of
-from trtllm_dflash.checkpoint.names import DRAFTER_NAMES, TARGET_NAMES, NameTable
-from trtllm_dflash.checkpoint.quantized import is_exponents
+from trtllm_dflash.checkpoint.formats import read_quantization
+from trtllm_dflash.checkpoint.from_config import headers_of
+from trtllm_dflash.checkpoint.quantized_tensors import is_exponents
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.config.drafter import DrafterConfig
-from trtllm_dflash.config.quantization import read_quantization
-from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, NameTable
 
 _CHUNK = 1 << 23
 
-_YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 _GPT_OSS: dict[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
     "model_type": "gpt_oss",
@@ -47,7 +54,11 @@ _GPT_OSS: dict[str, Any] = {
     "vocab_size": 201088,
     "quantization_config": {
         "quant_method": "mxfp4",
-        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "lm_head",
+        ],
     },
 }
 _QWEN3_MOE: dict[str, Any] = {
@@ -66,7 +77,8 @@ _QWEN3_MOE: dict[str, Any] = {
     "rope_theta": 10000000,
     "vocab_size": 151936,
 }
-# model -> (its config.json but for layers and experts, layers, experts, its drafter's FFN, block, mask token)
+# model -> (its config.json but for layers and experts, layers, experts, its drafter's FFN, block,
+# mask token)
 _MODELS: Mapping[str, tuple[dict[str, Any], int, int, int, int, int]] = {
     "gpt-oss-120b": (_GPT_OSS, 36, 128, 7680, 10, 200000),
     "gpt-oss-20b": (_GPT_OSS, 24, 32, 7680, 8, 200000),
@@ -89,7 +101,9 @@ def target_config(model: str, layers: int, experts: int) -> dict[str, Any]:
 
 
 def drafter_config(model: str, target: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of its published drafter; a target of fewer than six layers has fewer taps."""
+    """The config.json of its published drafter; a target of fewer than six layers has fewer
+    taps.
+    """
     *_, ffn, block_size, mask = _MODELS[model]
     layers = target["num_hidden_layers"]
     taps = sorted({round(index * (layers - 2) / (_TAPS - 1)) for index in range(_TAPS)})
@@ -106,7 +120,9 @@ def drafter_config(model: str, target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(directory: Path, config_json: dict[str, Any], config: Any, table: NameTable) -> int:
-    """Write a checkpoint of one file, and return its bytes; the same config gives the same bytes."""
+    """Write a checkpoint of one file, and return its bytes; the same config gives the same
+    bytes.
+    """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config_json, indent=2))
     quantization = read_quantization(config_json, None, str(directory))
@@ -115,7 +131,11 @@ def write(directory: Path, config_json: dict[str, Any], config: Any, table: Name
     end = 0
     for info in infos:
         begin, end = end, end + info.nbytes
-        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
+        header[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with (directory / "model.safetensors").open("wb") as file:
@@ -136,7 +156,9 @@ def _write_tensor(file: BinaryIO, info: TensorInfo) -> None:
 
 def _random(info: TensorInfo) -> bytes:
     """Numbers of such a size that activations keep theirs, layer after layer."""
-    random = np.random.default_rng(crc32(info.name.encode()))  # TensorRT-RTX keeps equal weights once
+    random = np.random.default_rng(
+        crc32(info.name.encode())
+    )  # TensorRT-RTX keeps equal weights once
     if is_exponents(info.name):
         return random.integers(118, 122, _CHUNK, np.uint8).tobytes()  # with E2M1 codes about 1/50
     if info.dtype == "U8":
@@ -150,7 +172,9 @@ def _random(info: TensorInfo) -> bytes:
 
 @click.command()
 @click.argument("output", type=click.Path(path_type=Path, exists=False))
-@click.option("--model", type=click.Choice(list(_MODELS)), default="gpt-oss-120b", show_default=True)
+@click.option(
+    "--model", type=click.Choice(list(_MODELS)), default="gpt-oss-120b", show_default=True
+)
 @click.option("--layers", type=int, help="of the target [default: its own]")
 @click.option("--experts", type=int, help="of each layer [default: its own]")
 def main(output: Path, model: str, layers: int | None, experts: int | None) -> None:

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from trtllm_dflash import Engine, Generation
 
-PROMPT = "Write a Python function that returns the sum of the even numbers in a list, and explain it."
+PROMPT = (
+    "Write a Python function that returns the sum of the even numbers in a list, and explain it."
+)
 WARM_UP_TOKENS = 8
 
 
@@ -26,7 +28,9 @@ def measured(engine: Engine, prompt: str, max_new_tokens: int) -> Generation:
 
 
 def speed(answer: Generation) -> float:
-    """Tokens per second of the generation steps: the prompt's step, which gives the first token, is not in it."""
+    """Tokens per second of the generation steps: the prompt's step, which gives the first token, is
+    not in it.
+    """
     return (len(answer.token_ids) - 1) / answer.generation_seconds
 
 

@@ -230,7 +230,9 @@ def write_directory(directory: Path) -> None:
     reader = gguf.GGUFReader(source)
     config = model_config(reader)
     tokenizer, special = build_tokenizer(reader)
-    save_file(convert_weights(reader, config), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        convert_weights(reader, config), directory / "model.safetensors", metadata={"format": "pt"}
+    )
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(directory / "config.json", config)
     _write_json(directory / "tokenizer_config.json", tokenizer_config(reader, special))
@@ -248,7 +250,8 @@ def convert(output_dir: Path) -> None:
         foreign = sorted(p.name for p in output_dir.iterdir() if p.name not in known)
         if foreign:
             raise ConversionError(
-                f"{output_dir} holds other files ({', '.join(foreign[:3])}); choose an empty or new directory"
+                f"{output_dir} holds other files ({', '.join(foreign[:3])}); choose an empty or new"
+                " directory"
             )
         LOGGER.warning("%s is incomplete; converting again", output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)

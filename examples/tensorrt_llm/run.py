@@ -1,9 +1,10 @@
-"""Answers a prompt with an export for TensorRT-LLM, and prints the figures that `dflash-trt run` prints.
+"""Answers a prompt with an export for TensorRT-LLM, and prints the figures that `dflash-trt run`
+prints.
 
 python run.py EXPORT [PROMPT]
 
-EXPORT is a directory of `dflash-trt export-trtllm`. On several nodes: `srun … trtllm-llmapi-launch python run.py …`, as
-in EXPORT/serve.sh.
+EXPORT is a directory of `dflash-trt export-trtllm`. On several nodes: `srun … trtllm-llmapi-launch
+python run.py …`, as in EXPORT/serve.sh.
 """
 
 from __future__ import annotations
@@ -18,35 +19,45 @@ from typing import Any
 
 import click
 
-from trtllm_dflash.cli.summary import print_summary
-from trtllm_dflash.runtime.results import Generation, Timings
+from trtllm_dflash.cli.run_summary import print_summary
+from trtllm_dflash.runtime.outputs import Generation, Timings
 
-PROMPT = "Write a Python function that returns the sum of the even numbers in a list, and explain it."
+PROMPT = (
+    "Write a Python function that returns the sum of the even numbers in a list, and explain it."
+)
 
 
 def missing(written_for: str, oldest: str) -> str | None:
     """What stands in the way of running here, with what to do; None if nothing does."""
     if find_spec("tensorrt_llm") is None:
         return (
-            "tensorrt_llm is not installed here. It is no part of dflash-trt, and comes with NVIDIA's container\n"
-            f"nvcr.io/nvidia/tensorrt-llm/release ({oldest} or newer; this export was written for {written_for}).\n"
-            "In it: pip install dflash-trt, then this command again.\n"
-            "Without it, one GPU will do for many pairs: dflash-trt build, dflash-trt run."
+            "tensorrt_llm is not installed here. It is no part of dflash-trt, and comes with"
+            f" NVIDIA's container\nnvcr.io/nvidia/tensorrt-llm/release ({oldest} or newer; this"
+            f" export was written for {written_for}).\nIn it: pip install dflash-trt, then this"
+            " command again.\nWithout it, one GPU will do for many pairs: dflash-trt build,"
+            " dflash-trt run."
         )
     import tensorrt_llm.llmapi
 
     if not hasattr(tensorrt_llm.llmapi, "DFlashDecodingConfig"):
         version = metadata.version("tensorrt_llm")
-        return f"tensorrt_llm {version} has no DFlash; it came with 1.3, and this export needs {oldest} or newer."
+        return (
+            f"tensorrt_llm {version} has no DFlash; it came with 1.3, and this export needs"
+            f" {oldest} or newer."
+        )
     return None
 
 
 def answer(llm: Any, prompt: str, max_tokens: int) -> tuple[Generation, Timings]:
-    """One answer, greedy, timed as it streams: TensorRT-LLM hands over the tokens of each step as they come."""
+    """One answer, greedy, timed as it streams: TensorRT-LLM hands over the tokens of each step as
+    they come.
+    """
     from tensorrt_llm import SamplingParams
 
     begun, times, counts, last = time.perf_counter(), [], [0], None
-    for last in llm.generate_async(prompt, SamplingParams(max_tokens=max_tokens, temperature=0.0), streaming=True):
+    for last in llm.generate_async(
+        prompt, SamplingParams(max_tokens=max_tokens, temperature=0.0), streaming=True
+    ):
         times.append(time.perf_counter())
         counts.append(len(last.outputs[0].token_ids))
     output = last.outputs[0]

@@ -79,7 +79,9 @@ class Dataset:
             ids = torch.from_numpy(np.array(tokens[part], dtype=np.int64))
             live = torch.zeros(len(ids), dtype=torch.bool)
             live[line["prompt_length"]] = True
-            self.examples.append(Example(ids, features[part], line["prompt_length"], line["kind"], live))
+            self.examples.append(
+                Example(ids, features[part], line["prompt_length"], line["kind"], live)
+            )
         return len(lines)
 
     def answer_tokens(self) -> int:

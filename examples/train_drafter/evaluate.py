@@ -79,7 +79,9 @@ class Report:
         return result
 
 
-def greedy_answers(target: Target, tokenizer: Tokenizer, records: list[dict[str, str]], max_new: int) -> list[Answer]:
+def greedy_answers(
+    target: Target, tokenizer: Tokenizer, records: list[dict[str, str]], max_new: int
+) -> list[Answer]:
     """Return the target's greedy answers, in the order of the records."""
     prefix = tokenizer.encode(PREFIX, add_special_tokens=False).ids
     rows = []
@@ -116,7 +118,9 @@ def follow_drafter(
     """
     head = embedding[vocab]
     size = max(len(a.features) for a in answers)
-    features = torch.stack([torch.nn.functional.pad(a.features, (0, 0, 0, size - len(a.features))) for a in answers])
+    features = torch.stack(
+        [torch.nn.functional.pad(a.features, (0, 0, 0, size - len(a.features))) for a in answers]
+    )
     context = drafter.context(features)
     anchors = [a.prompt_length for a in answers]
     rounds = [0] * len(answers)
@@ -209,7 +213,10 @@ def print_table(result: dict[str, dict[str, dict[str, float]]]) -> None:
     for name, kinds in result.items():
         for kind in (*KINDS, "all"):
             row = kinds[kind]
-            lines.append(f"| {name} | {kind} | {row['tokens']} | {row['drafter']:.2f} | {row['lookup']:.2f} |")
+            lines.append(
+                f"| {name} | {kind} | {row['tokens']} | {row['drafter']:.2f} |"
+                f" {row['lookup']:.2f} |"
+            )
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -217,7 +224,9 @@ def load_answers(args: argparse.Namespace, target: Target) -> dict[str, list[Ans
     """Return the target's answers to both sets."""
     tokenizer = Tokenizer.from_file(str(args.target / "tokenizer.json"))
     return {
-        name: greedy_answers(target, tokenizer, read_jsonl(PROMPT_FOLDER / f"{name}.jsonl"), args.max_new)
+        name: greedy_answers(
+            target, tokenizer, read_jsonl(PROMPT_FOLDER / f"{name}.jsonl"), args.max_new
+        )
         for name in ("heldout", "unseen")
     }
 
@@ -248,7 +257,9 @@ def main() -> None:
             followed: list[tuple[int, int]] = [(0, 0)] * len(answers)
             for start in range(0, len(order), 35):
                 part = order[start : start + 35]
-                results = follow_drafter(drafter, target.embedding, [answers[i] for i in part], vocab)
+                results = follow_drafter(
+                    drafter, target.embedding, [answers[i] for i in part], vocab
+                )
                 for i, result in zip(part, results, strict=True):
                     followed[i] = result
             for answer, result in zip(answers, followed, strict=True):

@@ -99,7 +99,9 @@ class Batch:
         mask[:, : self.visible.shape[1]] = self.visible
         mask[:, self.visible.shape[1] : self.column + 1] = True
         positions = (self.column - self.pad).unsqueeze(1)
-        hidden, taps = self.target.forward(tokens.unsqueeze(1), positions, self.cache, self.column, mask[:, None, None])
+        hidden, taps = self.target.forward(
+            tokens.unsqueeze(1), positions, self.cache, self.column, mask[:, None, None]
+        )
         self.features.append(pack(hidden, taps, self.target.dtype))
         self.column += 1
         self.last = hidden[:, 0]
@@ -123,7 +125,9 @@ class Batch:
         self.cache.resize(rows, self.column, self.cache.columns)
 
 
-def pack(hidden: torch.Tensor, taps: list[torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def pack(
+    hidden: torch.Tensor, taps: list[torch.Tensor], dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
     """Concatenate taps and final hidden state."""
     return torch.cat([*taps, hidden], dim=-1).to(dtype)
 

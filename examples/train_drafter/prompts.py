@@ -82,7 +82,9 @@ class Fillers:
             slot, text = line.split(": ", 1)
             values = self._values(text)
             is_reserved = [i % RESERVE_EVERY == RESERVE_EVERY - 2 for i in range(len(values))]
-            self.values[slot] = [v for v, held in zip(values, is_reserved, strict=True) if held == reserved]
+            self.values[slot] = [
+                v for v, held in zip(values, is_reserved, strict=True) if held == reserved
+            ]
 
     def _values(self, text: str) -> list[str]:
         if text.startswith("@number"):
@@ -179,7 +181,9 @@ def normalise(prompt: str) -> str:
     return " ".join(re.findall(r"[a-z0-9+*/=-]+", prompt.lower()))
 
 
-def check(train: list[dict[str, str]], heldout: list[dict[str, str]], unseen: list[dict[str, str]]) -> None:
+def check(
+    train: list[dict[str, str]], heldout: list[dict[str, str]], unseen: list[dict[str, str]]
+) -> None:
     """Raise ValueError if an evaluation prompt, or an unseen prompt's template, is in training."""
     trained = {normalise(record["prompt"]) for record in train}
     for record in itertools.chain(heldout, unseen):
@@ -195,7 +199,9 @@ def check(train: list[dict[str, str]], heldout: list[dict[str, str]], unseen: li
             raise ValueError(f"{name} has unequal kinds: {dict(counts)}")
 
 
-def without_evaluation(records: list[dict[str, str]], held: list[dict[str, str]]) -> list[dict[str, str]]:
+def without_evaluation(
+    records: list[dict[str, str]], held: list[dict[str, str]]
+) -> list[dict[str, str]]:
     """Drop repeats and every prompt that also occurs in an evaluation set."""
     seen = {normalise(record["prompt"]) for record in held}
     kept = []

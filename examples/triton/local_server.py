@@ -1,7 +1,8 @@
-"""The real Triton Inference Server without a container or a GPU: the one in the PyPI package nvidia-pytriton.
+"""The real Triton Inference Server without a container or a GPU: the one in the PyPI package
+nvidia-pytriton.
 
-The package has the server (2.51) and its Python backend; this puts together what the backend needs to find, and starts
-and stops the server. `make .venv-triton/.ready` makes the environment.
+The package has the server (2.51) and its Python backend; this puts together what the backend needs
+to find, and starts and stops the server. `make .venv-triton/.ready` makes the environment.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class LocalServer:
     ) -> None:
         """Start it; `wait_until_ready` says when it serves.
 
-        `ports`: HTTP, gRPC, metrics; None takes free ones. A port that somebody has ends the program: whoever asks
-        there would be answered by another server.
+        `ports`: HTTP, gRPC, metrics; None takes free ones. A port that somebody has ends the
+        program: whoever asks there would be answered by another server.
         """
         self.log = log
-        self.left_behind: list[Path] = []  # shared memory that the server's models had not given back when it ended
+        self.left_behind: list[
+            Path
+        ] = []  # shared memory that the server's models had not given back when it ended
         _require_free(ports or ())
         self.http, self.grpc, self.metrics = ports or free_ports()
         self.shm_prefix = f"dflash_{os.getpid()}_{self.http}_"
@@ -63,7 +66,11 @@ class LocalServer:
         ]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                command, env=_environment(site), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=_environment(site),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def __enter__(self) -> LocalServer:
@@ -78,25 +85,33 @@ class LocalServer:
         return f"http://127.0.0.1:{self.http}"
 
     def wait_until_ready(self, seconds: float = 120.0) -> None:
-        """Wait until every model is loaded; a server that ends or does not get there raises RuntimeError with its
-        log."""
+        """Wait until every model is loaded; a server that ends or does not get there raises
+        RuntimeError with its log.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
-                raise RuntimeError(f"tritonserver ended with {self.process.returncode}:\n{self.log.read_text()}")
+                raise RuntimeError(
+                    f"tritonserver ended with {self.process.returncode}:\n{self.log.read_text()}"
+                )
             try:
                 urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5).close()
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise RuntimeError(f"tritonserver is not ready after {seconds:.0f} s:\n{self.log.read_text()}")
+        raise RuntimeError(
+            f"tritonserver is not ready after {seconds:.0f} s:\n{self.log.read_text()}"
+        )
 
     def stubs(self) -> list[int]:
         """Process ids of the model instances, also of a server that has ended without them."""
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):  # it has just ended
-                if any(word.startswith(self.shm_prefix.encode()) for word in path.read_bytes().split(b"\0")):
+                if any(
+                    word.startswith(self.shm_prefix.encode())
+                    for word in path.read_bytes().split(b"\0")
+                ):
                     found.append(int(path.parent.name))
         return found
 
@@ -109,7 +124,9 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for pid in self.stubs():  # a server that was killed leaves them behind, and their shared memory
+        for (
+            pid
+        ) in self.stubs():  # a server that was killed leaves them behind, and their shared memory
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for region in self.shared_memory():
@@ -136,7 +153,9 @@ def _site_packages() -> tuple[Path, str]:
 
 
 def _backends(site: Path, python: str) -> Path:
-    """A backend directory with the stub of this Python beside the Python backend, where the server looks for it."""
+    """A backend directory with the stub of this Python beside the Python backend, where the server
+    looks for it.
+    """
     server, made = site / "pytriton" / "tritonserver", VENV / "backends"
     if not made.exists():
         staging = VENV / f"backends-{os.getpid()}"
@@ -149,11 +168,18 @@ def _backends(site: Path, python: str) -> Path:
 
 
 def _environment(site: Path) -> dict[str, str]:
-    # The stub loads libpython from the library path and finds its packages through the first python3 of the path.
+    # The stub loads libpython from the library path and finds its packages through the first
+    # python3 of the path.
     code = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
     python = VENV / "bin" / "python"
-    libraries = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+    libraries = subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONHOME", "VIRTUAL_ENV")
+    }
     return inherited | {
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}{os.pathsep}{libraries}",
@@ -163,16 +189,24 @@ def _environment(site: Path) -> dict[str, str]:
 def _require_free(ports: tuple[int, ...]) -> None:
     for port in ports:
         with closing(socket.socket()) as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that is only being given up is free
+            one.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # a port that is only being given up is free
             try:
                 one.bind(("127.0.0.1", port))
             except OSError as error:
-                sys.exit(f"port {port}: {error.strerror}. Stop what serves there, or give other ports.")
+                sys.exit(
+                    f"port {port}: {error.strerror}. Stop what serves there, or give other ports."
+                )
 
 
 def free_ports() -> tuple[int, int, int]:
     """Three loopback ports that nobody has now."""
-    with closing(socket.socket()) as a, closing(socket.socket()) as b, closing(socket.socket()) as c:
+    with (
+        closing(socket.socket()) as a,
+        closing(socket.socket()) as b,
+        closing(socket.socket()) as c,
+    ):
         for one in (a, b, c):
             one.bind(("127.0.0.1", 0))
         http, grpc, metrics = (one.getsockname()[1] for one in (a, b, c))

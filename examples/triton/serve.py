@@ -1,5 +1,6 @@
-"""Serve an exported model repository with the server of `local_server.py` until Ctrl-C or a signal, and say how to ask
-it."""
+"""Serve an exported model repository with the server of `local_server.py` until Ctrl-C or a signal,
+and say how to ask it.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +26,17 @@ def stop(*_: Any) -> None:
 def main() -> None:
     """Start, print a line that works, wait."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("repository", type=Path, help="a directory of models that dflash-trt export-triton wrote")
+    parser.add_argument(
+        "repository", type=Path, help="a directory of models that dflash-trt export-triton wrote"
+    )
     parser.add_argument("--model", default="dflash", help="the model that the line asks")
-    parser.add_argument("--ports", type=int, nargs=3, default=(8000, 8001, 8002), metavar=("HTTP", "GRPC", "METRICS"))
+    parser.add_argument(
+        "--ports",
+        type=int,
+        nargs=3,
+        default=(8000, 8001, 8002),
+        metavar=("HTTP", "GRPC", "METRICS"),
+    )
     arguments = parser.parse_args()
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
@@ -35,9 +44,19 @@ def main() -> None:
     try:
         with LocalServer(arguments.repository, log, ports=tuple(arguments.ports)) as server:
             server.wait_until_ready()
-            body = '{"text_input": "Name three fruits.", "chat": true, "max_tokens": 48, "stream": true}'
-            print(f"serving {arguments.repository}, log: {log}; Ctrl-C ends it. In another terminal:\n", flush=True)
-            print(f"curl -N {server.url}/v2/models/{arguments.model}/generate_stream -d '{body}'\n", flush=True)
+            body = (
+                '{"text_input": "Name three fruits.", "chat": true, "max_tokens": 48, "stream":'
+                " true}"
+            )
+            print(
+                f"serving {arguments.repository}, log: {log}; Ctrl-C ends it. In another"
+                " terminal:\n",
+                flush=True,
+            )
+            print(
+                f"curl -N {server.url}/v2/models/{arguments.model}/generate_stream -d '{body}'\n",
+                flush=True,
+            )
             code = server.process.wait()
     except KeyboardInterrupt:
         print("stopped")

@@ -2,9 +2,9 @@
 
     python plugins/bench/bench.py --json plugins/bench/h200.json
 
-Needs a GPU, torch, nvcc and CMake. Each size is checked against float64 before it is timed. A time is that of a graph's
-replay, over input sets that together are four times the L2 cache; both sides write the block's keys and values and
-attend, on the same tensors in the same run.
+Needs a GPU, torch, nvcc and CMake. Each size is checked against float64 before it is timed. A time
+is that of a graph's replay, over input sets that together are four times the L2 cache; both sides
+write the block's keys and values and attend, on the same tensors in the same run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from workload import SHAPES, Work, check, torch_candidates, write_caches
 
 VOCAB = 151_936
 MEMORY_SHARE = 0.6  # of the free memory, for the sets of one size; the rest is PyTorch's
-SAMPLING = {"greedy": (0.0, 1.0, 0), "temperature 1": (1.0, 1.0, 0), "top_k 50, top_p 0.9": (0.7, 0.9, 50)}
+SAMPLING = {
+    "greedy": (0.0, 1.0, 0),
+    "temperature 1": (1.0, 1.0, 0),
+    "top_k 50, top_p 0.9": (0.7, 0.9, 50),
+}
 
 
 def say(line: str) -> None:
@@ -36,7 +40,9 @@ def say(line: str) -> None:
 
 
 def best_of_torch(work: Work, sets: list[Tensors]) -> tuple[str, float]:
-    """The fastest way and its time. Every way is tried on the first set; the three fastest are then timed in full."""
+    """The fastest way and its time. Every way is tried on the first set; the three fastest are then
+    timed in full.
+    """
 
     def step(attend: Callable[[Tensors], torch.Tensor]) -> Callable[[Tensors], None]:
         def launch(t: Tensors) -> None:
@@ -90,8 +96,12 @@ def measure_attention(kernels: Kernels, work: Work, bandwidth: float) -> dict[st
     }
 
 
-def accept_tensors(rows: int, sampling: tuple[float, float, int], seed: int, device: str) -> Tensors:
-    """Inputs of accept at batch 1, whose first `rows` - 1 drafts are the argmax: greedy accepts all."""
+def accept_tensors(
+    rows: int, sampling: tuple[float, float, int], seed: int, device: str
+) -> Tensors:
+    """Inputs of accept at batch 1, whose first `rows` - 1 drafts are the argmax: greedy accepts
+    all.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     logits = 4 * torch.randn((1, rows, VOCAB), device=device, generator=generator)
     drafts = logits.argmax(-1)[:, : rows - 1]
@@ -117,11 +127,15 @@ def accept_tensors(rows: int, sampling: tuple[float, float, int], seed: int, dev
 
 
 def check_accept(t: Tensors, *, greedy: bool) -> None:
-    """Greedy accepts every draft; a sampled token is in the vocabulary, and the counts hold together. Or SystemExit."""
+    """Greedy accepts every draft; a sampled token is in the vocabulary, and the counts hold
+    together. Or SystemExit.
+    """
     rows = t["logits"].shape[1]
     new, count = t["new_ids"][0].tolist(), int(t["num_new"])
     holds = (
-        1 <= count <= rows and all(0 <= token < VOCAB for token in new[:count]) and new[count:] == [-1] * (rows - count)
+        1 <= count <= rows
+        and all(0 <= token < VOCAB for token in new[:count])
+        and new[count:] == [-1] * (rows - count)
     )
     holds = holds and int(t["next_len"]) == 100 + count and int(t["bonus"]) == new[count - 1]
     if greedy:
@@ -138,7 +152,13 @@ def measure_accept(kernels: Kernels, rows: int, sampling: str) -> dict[str, Any]
     kernels.accept(sets[0], workspace)
     check_accept(sets[0], greedy=sampling == "greedy")
     time = seconds(lambda t: kernels.accept(t, workspace), sets)
-    return {"block": rows, "sampling": sampling, "vocab": VOCAB, "batch": 1, "microseconds": time * 1e6}
+    return {
+        "block": rows,
+        "sampling": sampling,
+        "vocab": VOCAB,
+        "batch": 1,
+        "microseconds": time * 1e6,
+    }
 
 
 def provenance(bandwidth: float) -> dict[str, Any]:
@@ -146,7 +166,9 @@ def provenance(bandwidth: float) -> dict[str, Any]:
 
     def output(*command: str) -> str:
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
 
@@ -163,21 +185,32 @@ def provenance(bandwidth: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path, help="libdflash_kernels.so; without it, CMake builds one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--library", type=Path, help="libdflash_kernels.so; without it, CMake builds one"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers and their provenance here")
     parser.add_argument("--blocks", type=int, nargs="+", default=[8, 10, 16])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32768])
-    parser.add_argument("--shapes", nargs="+", default=[s.name for s in SHAPES], choices=[s.name for s in SHAPES])
+    parser.add_argument(
+        "--shapes", nargs="+", default=[s.name for s in SHAPES], choices=[s.name for s in SHAPES]
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("bench.py needs a CUDA GPU, and torch sees none (torch.cuda.is_available() is False)")
+        raise SystemExit(
+            "bench.py needs a CUDA GPU, and torch sees none (torch.cuda.is_available() is False)"
+        )
     with tempfile.TemporaryDirectory() as folder:
         kernels = Kernels(arguments.library or build(Path(folder)))
         bandwidth = copy_bandwidth()
         found = {"provenance": provenance(bandwidth), "attention": [], "accept": []}
-        say(f"{torch.cuda.get_device_name(0)}: a copy moves {bandwidth / 1e12:.2f} TB/s (read and written)\n")
+        say(
+            f"{torch.cuda.get_device_name(0)}: a copy moves {bandwidth / 1e12:.2f} TB/s (read and"
+            " written)\n"
+        )
         run_attention(kernels, arguments, bandwidth, found["attention"])
         run_accept(kernels, arguments, found["accept"])
         found["experts"] = run_experts(kernels, bandwidth, say)
@@ -185,9 +218,14 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def run_attention(kernels: Kernels, chosen: argparse.Namespace, bandwidth: float, found: list[dict[str, Any]]) -> None:
+def run_attention(
+    kernels: Kernels, chosen: argparse.Namespace, bandwidth: float, found: list[dict[str, Any]]
+) -> None:
     """The table of attention, line by line, into `found` too."""
-    say("| shape | block | batch | context | µs | % of copy bandwidth | PyTorch's best, µs | ratio | which |")
+    say(
+        "| shape | block | batch | context | µs | % of copy bandwidth | PyTorch's best, µs | ratio"
+        " | which |"
+    )
     say("|---|---|---|---|---|---|---|---|---|")
     for shape in (s for s in SHAPES if s.name in chosen.shapes):
         for context in chosen.contexts:
@@ -201,8 +239,10 @@ def run_attention(kernels: Kernels, chosen: argparse.Namespace, bandwidth: float
                         continue
                     found.append(row)
                     say(
-                        f"{start} {row['microseconds']:.1f} | {100 * row['share_of_copy_bandwidth']:.0f} | "
-                        f"{row['torch_microseconds']:.1f} | {row['ratio_to_torch']:.2f} | {row['torch_way']} |"
+                        f"{start} {row['microseconds']:.1f} |"
+                        f" {100 * row['share_of_copy_bandwidth']:.0f} |"
+                        f" {row['torch_microseconds']:.1f} | {row['ratio_to_torch']:.2f} |"
+                        f" {row['torch_way']} |"
                     )
 
 

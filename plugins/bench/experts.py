@@ -1,4 +1,6 @@
-"""DFlashMoE as it is timed: gpt-oss's experts in MXFP4, their expected result, and PyTorch's ways in bfloat16."""
+"""DFlashMoE as it is timed: gpt-oss's experts in MXFP4, their expected result, and PyTorch's ways
+in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,17 @@ class MoeWork:
         """Random codes; scales such that a row's sum is about 1."""
         generator = torch.Generator(device=device).manual_seed(seed)
         e, made = self.experts, {}
-        for name, rows, columns in (("gate_up", 2 * e.inner, e.hidden), ("down", e.hidden, e.inner)):
+        for name, rows, columns in (
+            ("gate_up", 2 * e.inner, e.hidden),
+            ("down", e.hidden, e.inner),
+        ):
             made[name] = torch.randint(
-                -(2**31), 2**31, (e.count, rows, columns // 8), dtype=torch.int32, device=device, generator=generator
+                -(2**31),
+                2**31,
+                (e.count, rows, columns // 8),
+                dtype=torch.int32,
+                device=device,
+                generator=generator,
             )
             typical = 126 - round(math.log2(columns) / 2)
             scales = torch.randint(
@@ -62,7 +72,9 @@ class MoeWork:
         """Tokens and their logits beside the weights; the result is full of NaN."""
         device = weights["gate_up"].device
         generator = torch.Generator(device=device).manual_seed(1000 + seed)
-        x = torch.randn((self.tokens, self.experts.hidden), device=device, generator=generator).bfloat16()
+        x = torch.randn(
+            (self.tokens, self.experts.hidden), device=device, generator=generator
+        ).bfloat16()
         logits = torch.randn((self.tokens, self.experts.count), device=device, generator=generator)
         return {**weights, "x": x, "router_logits": logits, "out": torch.full_like(x, math.nan)}
 
@@ -95,15 +107,20 @@ def in_bfloat16(t: Tensors) -> Tensors:
     """All experts' weights as PyTorch multiplies them."""
     count = len(t["gate_up"])
     return {
-        name: torch.stack([numbers(t, name, e, torch.bfloat16) for e in range(count)]) for name in ("gate_up", "down")
+        name: torch.stack([numbers(t, name, e, torch.bfloat16) for e in range(count)])
+        for name in ("gate_up", "down")
     }
 
 
-def one_expert(t: Tensors, gate_up: torch.Tensor, down: torch.Tensor, expert: int, x: torch.Tensor) -> torch.Tensor:
+def one_expert(
+    t: Tensors, gate_up: torch.Tensor, down: torch.Tensor, expert: int, x: torch.Tensor
+) -> torch.Tensor:
     """What an expert makes of rows of x, in their type."""
     both = linear(x, gate_up, t["gate_up_bias"][expert].to(x.dtype))
     gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
-    return linear((up + SHIFT) * gate * torch.sigmoid(ALPHA * gate), down, t["down_bias"][expert].to(x.dtype))
+    return linear(
+        (up + SHIFT) * gate * torch.sigmoid(ALPHA * gate), down, t["down_bias"][expert].to(x.dtype)
+    )
 
 
 def expected(work: MoeWork, t: Tensors, dtype: torch.dtype) -> torch.Tensor:
@@ -119,14 +136,17 @@ def expected(work: MoeWork, t: Tensors, dtype: torch.dtype) -> torch.Tensor:
 
 
 def check_experts(work: MoeWork, t: Tensors) -> None:
-    """Each row of out is as near to float64's as eager bfloat16 is, twice that, plus its rounding; or SystemExit."""
+    """Each row of out is as near to float64's as eager bfloat16 is, twice that, plus its rounding;
+    or SystemExit.
+    """
     exact, eager = (expected(work, t, dtype) for dtype in (torch.float64, torch.bfloat16))
     error = (t["out"].double() - exact).norm(dim=-1)
     allowed = 2 * (eager - exact).norm(dim=-1) + 2.0**-8 * exact.norm(dim=-1)
     if not bool((error <= allowed).all()):
         worst = (error / allowed).nan_to_num(math.inf).argmax()
         raise SystemExit(
-            f"WRONG RESULT: {work}: token {int(worst)} is off by {error[worst]:.3g}, allowed {allowed[worst]:.3g}"
+            f"WRONG RESULT: {work}: token {int(worst)} is off by {error[worst]:.3g}, allowed"
+            f" {allowed[worst]:.3g}"
         )
 
 
@@ -137,7 +157,8 @@ EVERYWHERE = "expert by expert"  # the way that every torch has
 def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, Way]]:
     """Ways of PyTorch's to do the same from bfloat16 experts; each gives out, or raises.
 
-    They may be captured for `t` only: which experts are chosen, the host has read before, which is in their favour.
+    They may be captured for `t` only: which experts are chosen, the host has read before, which is
+    in their favour.
     """
     index, share = work.chosen(t)
     experts = index.unique().tolist()
@@ -146,7 +167,9 @@ def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, 
     def one_by_one(given: Tensors) -> torch.Tensor:
         out = torch.zeros_like(given["x"], dtype=torch.float32)
         for expert, (token, choice) in zip(experts, places, strict=True):
-            result = one_expert(given, wide["gate_up"][expert], wide["down"][expert], expert, given["x"][token])
+            result = one_expert(
+                given, wide["gate_up"][expert], wide["down"][expert], expert, given["x"][token]
+            )
             out.index_add_(0, token, result.float() * share[token, choice][:, None])
         return out.to(given["x"].dtype)
 
@@ -162,7 +185,11 @@ def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, 
         result = torch._grouped_mm(inner, wide["down"].mT, offs=ends) + given["down_bias"][of]
         by_choice = torch.empty_like(result, dtype=torch.float32)
         by_choice[order] = result.float()
-        return (by_choice.view(work.tokens, -1, work.experts.hidden) * share[..., None]).sum(1).to(given["x"].dtype)
+        return (
+            (by_choice.view(work.tokens, -1, work.experts.hidden) * share[..., None])
+            .sum(1)
+            .to(given["x"].dtype)
+        )
 
     yield EVERYWHERE, one_by_one
     yield "grouped products", grouped

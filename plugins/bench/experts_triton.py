@@ -1,8 +1,10 @@
-"""DFlashMoE's two products in the Triton language: what a short kernel gets out of the same weights.
+"""DFlashMoE's two products in the Triton language: what a short kernel gets out of the same
+weights.
 
-Assignments are sorted by expert and cut into tiles of 16 by torch; a program multiplies one tile with a block of an
-expert's rows. E2M1 codes are expanded in arithmetic, times their scales, to the type of x; even and odd columns are
-multiplied on their own. Routing, activation and the sum over choices are torch's.
+Assignments are sorted by expert and cut into tiles of 16 by torch; a program multiplies one tile
+with a block of an expert's rows. E2M1 codes are expanded in arithmetic, times their scales, to the
+type of x; even and odd columns are multiplied on their own. Routing, activation and the sum over
+choices are torch's.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def multiply_kernel(
         byte = start // 2 + tl.arange(0, half)
         inside = byte < columns // 2
         kept = (row < rows)[:, None] & inside[None, :]
-        pair = tl.load(codes + of[:, None] * (columns // 2) + byte[None, :], kept, other=0).to(tl.int32)
+        pair = tl.load(codes + of[:, None] * (columns // 2) + byte[None, :], kept, other=0).to(
+            tl.int32
+        )
         scale = tl.load(scales + of[:, None] * (columns // 32) + byte[None, :] // 16, kept, other=0)
         worth = tl.exp2(scale.to(tl.float32) - 127.0)
         token = (place >= 0)[:, None] & inside[None, :]
@@ -40,7 +44,9 @@ def multiply_kernel(
         for odd in tl.static_range(2):
             code = (pair >> (4 * odd)) & 15
             exponent = (code >> 1) & 3
-            size = tl.where(exponent == 0, (code & 1) * 0.5, (1.0 + (code & 1) * 0.5) * tl.exp2(exponent - 1.0))
+            size = tl.where(
+                exponent == 0, (code & 1) * 0.5, (1.0 + (code & 1) * 0.5) * tl.exp2(exponent - 1.0)
+            )
             weight = (tl.where(code >= 8, -size, size) * worth).to(x.dtype.element_ty)
             number = tl.load(at + odd, token, other=0.0)
             total = tl.dot(number, tl.trans(weight), total)
@@ -50,7 +56,9 @@ def multiply_kernel(
 
 
 def tiles(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of each tile of 16 (-1: none) and its expert, for assignments [N, k] to `count` experts."""
+    """Places of each tile of 16 (-1: none) and its expert, for assignments [N, k] to `count`
+    experts.
+    """
     places, experts = [], []
     flat = index.flatten()
     for expert in range(count):
@@ -61,14 +69,26 @@ def tiles(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack(places).int(), torch.tensor(experts, dtype=torch.int32, device=index.device)
 
 
-def multiply(x: torch.Tensor, t: Tensors, name: str, cut: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def multiply(
+    x: torch.Tensor, t: Tensors, name: str, cut: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """x [A, columns] times each assignment's expert, [A, rows]."""
     rows, columns = t[f"{name}_bias"].shape[1], x.shape[1]
     out = torch.empty((len(x), rows), dtype=x.dtype, device=x.device)
     codes, scales = (t[key].view(torch.uint8) for key in (name, f"{name}_scale"))
     grid = (triton.cdiv(rows, ROWS), len(cut[1]))
     multiply_kernel[grid](
-        x, codes, scales, t[f"{name}_bias"], out, *cut, rows, columns, tile=TILE, row_block=ROWS, column_block=COLUMNS
+        x,
+        codes,
+        scales,
+        t[f"{name}_bias"],
+        out,
+        *cut,
+        rows,
+        columns,
+        tile=TILE,
+        row_block=ROWS,
+        column_block=COLUMNS,
     )
     return out
 
@@ -83,7 +103,9 @@ def triton_way(work: MoeWork, t: Tensors):  # type: ignore[no-untyped-def]
         both = multiply(x, given, "gate_up", cut).float()
         gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
         inner = ((up + SHIFT) * gate * torch.sigmoid(ALPHA * gate)).to(x.dtype)
-        result = multiply(inner, given, "down", cut).float().view(work.tokens, work.experts.top_k, -1)
+        result = (
+            multiply(inner, given, "down", cut).float().view(work.tokens, work.experts.top_k, -1)
+        )
         return (result * share[..., None]).sum(1).to(x.dtype)
 
     return way

@@ -47,7 +47,10 @@ class _Options(ctypes.Structure):
 
 class _MoeOptions(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("top_k", "normalize", "interleaved", "weight_format")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("top_k", "normalize", "interleaved", "weight_format")
+        ),
         *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
     )
 
@@ -66,17 +69,28 @@ class _AcceptPlan(ctypes.Structure):
 
 def build(folder: Path) -> Path:
     """Build the library for this machine's GPU into `folder` with CMake and nvcc; its path."""
-    configure = ["cmake", "-S", str(PLUGINS), "-B", str(folder), "-DCMAKE_CUDA_ARCHITECTURES=native"]
+    configure = [
+        "cmake",
+        "-S",
+        str(PLUGINS),
+        "-B",
+        str(folder),
+        "-DCMAKE_CUDA_ARCHITECTURES=native",
+    ]
     compile_all = ["cmake", "--build", str(folder), "--target", "dflash_kernels", "--parallel"]
     for command in (configure, compile_all):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+            raise SystemExit(
+                f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+            )
     return folder / "libdflash_kernels.so"
 
 
 class Kernels:
-    """The library's functions. They launch on torch's current stream, and may be captured in a graph."""
+    """The library's functions. They launch on torch's current stream, and may be captured in a
+    graph.
+    """
 
     def __init__(self, path: Path) -> None:
         self._c = ctypes.CDLL(str(path))
@@ -87,11 +101,21 @@ class Kernels:
         q, cache = tensors["q"], tensors["key_cache"]
         processors, plan = ctypes.c_int32(), _AttentionPlan()
         self._check(self._c.dflash_processors(ctypes.byref(processors)))
-        sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2], processors.value)
+        sizes = (
+            q.shape[0],
+            q.shape[1],
+            q.shape[2],
+            cache.shape[1],
+            q.shape[3],
+            cache.shape[2],
+            processors.value,
+        )
         self._check(self._c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
         return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=q.device)
 
-    def verify_attention(self, tensors: Tensors, workspace: torch.Tensor, *, scale: float, window: int) -> None:
+    def verify_attention(
+        self, tensors: Tensors, workspace: torch.Tensor, *, scale: float, window: int
+    ) -> None:
         """Write k and v into the caches and attend; into tensors["out"]."""
         options = ctypes.byref(_Options(scale, window, causal=1))
         arguments = [*self._references(tensors, ATTENTION_TENSORS), options]
@@ -100,12 +124,16 @@ class Kernels:
     def accept_workspace(self, logits: torch.Tensor) -> torch.Tensor:
         """Memory that suffices for logits [B, R, V]."""
         plan = _AcceptPlan()
-        self._check(self._c.dflash_accept_plan(*map(ctypes.c_int32, logits.shape), ctypes.byref(plan)))
+        self._check(
+            self._c.dflash_accept_plan(*map(ctypes.c_int32, logits.shape), ctypes.byref(plan))
+        )
         return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=logits.device)
 
     def accept(self, tensors: Tensors, workspace: torch.Tensor) -> None:
         """Choose and accept; into the last four of ACCEPT_TENSORS."""
-        self._check(self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace)))
+        self._check(
+            self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace))
+        )
 
     def moe_workspace(self, tensors: Tensors, top_k: int) -> torch.Tensor:
         """Memory that suffices for MXFP4 experts on these tensors."""
@@ -116,11 +144,22 @@ class Kernels:
         return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=tensors["x"].device)
 
     def moe(
-        self, tensors: Tensors, workspace: torch.Tensor, *, top_k: int, limit: float, alpha: float, shift: float
+        self,
+        tensors: Tensors,
+        workspace: torch.Tensor,
+        *,
+        top_k: int,
+        limit: float,
+        alpha: float,
+        shift: float,
     ) -> None:
         """The weighted sum of MXFP4 experts, rows of gate and up in turn; into tensors["out"]."""
         options = ctypes.byref(_MoeOptions(top_k, 1, 1, 1, limit, alpha, shift))
-        self._check(self._c.dflash_moe(*self._references(tensors, MOE_TENSORS), options, *self._end(workspace)))
+        self._check(
+            self._c.dflash_moe(
+                *self._references(tensors, MOE_TENSORS), options, *self._end(workspace)
+            )
+        )
 
     @staticmethod
     def _references(tensors: Tensors, names: Iterable[str]) -> list[object]:
@@ -130,7 +169,10 @@ class Kernels:
             if tensor is None:
                 found.append(None)
                 continue
-            shape, stride = (ctypes.c_int64 * 4)(*tensor.shape), (ctypes.c_int64 * 4)(*tensor.stride())
+            shape, stride = (
+                (ctypes.c_int64 * 4)(*tensor.shape),
+                (ctypes.c_int64 * 4)(*tensor.stride()),
+            )
             made = _Tensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.ndim, shape, stride)
             found.append(ctypes.byref(made))
         return found
@@ -138,7 +180,11 @@ class Kernels:
     @staticmethod
     def _end(workspace: torch.Tensor) -> tuple[object, ...]:
         stream = torch.cuda.current_stream().cuda_stream if workspace.is_cuda else None
-        return ctypes.c_void_p(workspace.data_ptr()), ctypes.c_int64(workspace.numel()), ctypes.c_void_p(stream)
+        return (
+            ctypes.c_void_p(workspace.data_ptr()),
+            ctypes.c_int64(workspace.numel()),
+            ctypes.c_void_p(stream),
+        )
 
     def _check(self, status: int) -> None:
         if status:

@@ -1,4 +1,6 @@
-"""The benchmark's table of experts: ours, PyTorch from bfloat16 experts, and a short kernel in the Triton language."""
+"""The benchmark's table of experts: ours, PyTorch from bfloat16 experts, and a short kernel in the
+Triton language.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ from timing import seconds, set_count
 
 TOKENS = (1, 8, 10, 16, 64, 160)
 HEAD = (
-    "| experts | tokens | distinct experts | MB touched | µs | % of copy bandwidth | PyTorch from bfloat16, µs | ratio "
-    "| which | Triton, µs |"
+    "| experts | tokens | distinct experts | MB touched | µs | % of copy bandwidth | PyTorch from"
+    " bfloat16, µs | ratio | which | Triton, µs |"
 )
 TRITON = "triton"
 _MOST_SETS = 64
@@ -54,7 +56,8 @@ def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
 
 
 def why_not(name: str, way: Way, t: Tensors) -> str | None:
-    """Why this torch or GPU does not do a way at all: grouped products and Triton's kernel are not for every one.
+    """Why this torch or GPU does not do a way at all: grouped products and Triton's kernel are not
+    for every one.
 
     PyTorch does "expert by expert" everywhere, and its errors are errors.
     """
@@ -76,19 +79,33 @@ def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float:
     return seconds(lambda t: ways[t["out"].data_ptr()](t), sets)
 
 
-def measure(kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, bandwidth: float) -> dict[str, Any]:
-    """One row. The sets share the weights and route differently: together they touch four times the L2 cache."""
+def measure(
+    kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, bandwidth: float
+) -> dict[str, Any]:
+    """One row. The sets share the weights and route differently: together they touch four times the
+    L2 cache.
+    """
     first = work.tensors(weights, 0)
     touched = work.bytes(first)
-    sets = [first, *(work.tensors(weights, seed) for seed in range(1, min(max(set_count(touched), 8), _MOST_SETS)))]
+    sets = [
+        first,
+        *(
+            work.tensors(weights, seed)
+            for seed in range(1, min(max(set_count(touched), 8), _MOST_SETS))
+        ),
+    ]
     ours = launcher(kernels, work, first)
     for t in (sets[0], sets[-1]):
         ours(t)
         check_experts(work, t)
     time, touched = seconds(ours, sets), sum(work.bytes(t) for t in sets) / len(sets)
     others = other_ways(work, sets, wide)
-    reasons = {name: why_not(name, ways[first["out"].data_ptr()], first) for name, ways in others.items()}
-    times = {name: time_of(work, ways, sets) for name, ways in others.items() if reasons[name] is None}
+    reasons = {
+        name: why_not(name, ways[first["out"].data_ptr()], first) for name, ways in others.items()
+    }
+    times = {
+        name: time_of(work, ways, sets) for name, ways in others.items() if reasons[name] is None
+    }
     by_torch = {name: found for name, found in times.items() if name != TRITON}
     best = min(by_torch, key=lambda name: by_torch[name])
     return {
@@ -110,9 +127,10 @@ def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     triton = "-" if row["triton_microseconds"] is None else f"{row['triton_microseconds']:.1f}"
     return (
-        f"| {row['experts']} | {row['tokens']} | {row['distinct_experts']:.1f} | {row['megabytes']:.0f} | "
-        f"{row['microseconds']:.1f} | {100 * row['share_of_copy_bandwidth']:.0f} | {row['torch_microseconds']:.1f} | "
-        f"{row['ratio_to_torch']:.2f} | {row['torch_way']} | {triton} |"
+        f"| {row['experts']} | {row['tokens']} | {row['distinct_experts']:.1f} |"
+        f" {row['megabytes']:.0f} | {row['microseconds']:.1f} |"
+        f" {100 * row['share_of_copy_bandwidth']:.0f} | {row['torch_microseconds']:.1f} |"
+        f" {row['ratio_to_torch']:.2f} | {row['torch_way']} | {triton} |"
     )
 
 

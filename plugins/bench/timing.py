@@ -1,4 +1,6 @@
-"""Times on the GPU: graphs replayed between events, over input sets that together are far larger than the L2 cache."""
+"""Times on the GPU: graphs replayed between events, over input sets that together are far larger
+than the L2 cache.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ import torch
 T = TypeVar("T")
 
 
-def seconds(launch: Callable[[T], object], sets: Sequence[T], launches: int = 10, replays: int = 20) -> float:
-    """Median time of one `launch`, which goes round the sets; captured in a graph, so that no host time counts.
+def seconds(
+    launch: Callable[[T], object], sets: Sequence[T], launches: int = 10, replays: int = 20
+) -> float:
+    """Median time of one `launch`, which goes round the sets; captured in a graph, so that no host
+    time counts.
 
     A graph holds at least that many launches, which share the gap between two replays.
     """

@@ -1,4 +1,6 @@
-"""The work that is timed: verification of a block against a context, ours and PyTorch's, and what both should give."""
+"""The work that is timed: verification of a block against a context, ours and PyTorch's, and what
+both should give.
+"""
 
 from __future__ import annotations
 
@@ -60,15 +62,24 @@ class Work:
 
     @property
     def bytes(self) -> int:
-        """The fewest that can be moved: keys and values seen, the block's read and written, q and out."""
+        """The fewest that can be moved: keys and values seen, the block's read and written, q and
+        out.
+        """
         seen = self.context + self.rows - self.first_key
         row = 2 * self.shape.kv_heads * self.shape.head_dim
-        return 2 * self.batch * (row * (seen + self.rows) + 2 * self.rows * self.shape.q_heads * self.shape.head_dim)
+        return (
+            2
+            * self.batch
+            * (row * (seen + self.rows) + 2 * self.rows * self.shape.q_heads * self.shape.head_dim)
+        )
 
     @property
     def set_bytes(self) -> int:
         """Memory of one set of tensors."""
-        return 4 * self.batch * self.shape.kv_heads * self.shape.head_dim * (self.context + self.rows) + self.bytes
+        return (
+            4 * self.batch * self.shape.kv_heads * self.shape.head_dim * (self.context + self.rows)
+            + self.bytes
+        )
 
     def tensors(self, device: str, seed: int) -> Tensors:
         """Random inputs; the result is full of NaN."""
@@ -98,7 +109,9 @@ class Work:
 
 
 def write_caches(work: Work, t: Tensors) -> None:
-    """The block's keys and values into the caches, as PyTorch does it where the host knows the length."""
+    """The block's keys and values into the caches, as PyTorch does it where the host knows the
+    length.
+    """
     for cache, rows in (("key_cache", "k"), ("value_cache", "v")):
         t[cache][:, :, work.context :].copy_(t[rows].transpose(1, 2))
 
@@ -107,10 +120,11 @@ Attention = Callable[[Tensors], torch.Tensor]
 
 
 def torch_candidates(work: Work, device: str) -> Iterator[tuple[str, Attention]]:
-    """Ways to do the same with scaled_dot_product_attention; each gives [B, Hq, T, D] or raises RuntimeError.
+    """Ways to do the same with scaled_dot_product_attention; each gives [B, Hq, T, D] or raises
+    RuntimeError.
 
-    Of the caches it gets exactly the keys that are seen, which a graph of constant shapes could not give it. It knows
-    no sinks: where the shape has some, its work is less than ours.
+    Of the caches it gets exactly the keys that are seen, which a graph of constant shapes could not
+    give it. It knows no sinks: where the shape has some, its work is less than ours.
     """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     mask = work.mask(device)
@@ -122,11 +136,15 @@ def torch_candidates(work: Work, device: str) -> Iterator[tuple[str, Attention]]
 
     def grouped(t: Tensors, bias: torch.Tensor) -> torch.Tensor:
         q = t["q"].transpose(1, 2)
-        return scaled_dot_product_attention(q, *seen(t), attn_mask=bias, scale=s.scale, enable_gqa=True)
+        return scaled_dot_product_attention(
+            q, *seen(t), attn_mask=bias, scale=s.scale, enable_gqa=True
+        )
 
     def expanded(t: Tensors, bias: torch.Tensor) -> torch.Tensor:
         k, v = (x.repeat_interleave(group, 1) for x in seen(t))
-        return scaled_dot_product_attention(t["q"].transpose(1, 2), k, v, attn_mask=bias, scale=s.scale)
+        return scaled_dot_product_attention(
+            t["q"].transpose(1, 2), k, v, attn_mask=bias, scale=s.scale
+        )
 
     def packed(t: Tensors) -> torch.Tensor:
         q = t["q"].unflatten(2, (s.kv_heads, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -134,12 +152,19 @@ def torch_candidates(work: Work, device: str) -> Iterator[tuple[str, Attention]]
         return out.unflatten(2, (group, work.rows)).flatten(1, 2)
 
     for backend in BACKENDS:
-        ways = {"packed": packed, "gqa": lambda t: grouped(t, mask), "expanded": lambda t: expanded(t, mask)}
+        ways = {
+            "packed": packed,
+            "gqa": lambda t: grouped(t, mask),
+            "expanded": lambda t: expanded(t, mask),
+        }
         if not s.window:
             ways["gqa, lower right"] = lambda t: grouped(t, lower_right)
             ways["expanded, lower right"] = lambda t: expanded(t, lower_right)
         for name, way in ways.items():
-            yield f"{backend.name.lower().removesuffix('_attention')}: {name}", _on_backend(backend, way)
+            yield (
+                f"{backend.name.lower().removesuffix('_attention')}: {name}",
+                _on_backend(backend, way),
+            )
 
 
 def _on_backend(backend: SDPBackend, way: Attention) -> Attention:
@@ -152,11 +177,15 @@ def _on_backend(backend: SDPBackend, way: Attention) -> Attention:
 
 
 def expected(work: Work, t: Tensors, slot: int, dtype: torch.dtype) -> torch.Tensor:
-    """Attention of one slot in plain operations of `dtype`: [T, Hq, D] in float64. The caches have been written."""
+    """Attention of one slot in plain operations of `dtype`: [T, Hq, D] in float64. The caches have
+    been written.
+    """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     q = t["q"][slot].to(dtype).unflatten(1, (s.kv_heads, group)).permute(1, 2, 0, 3)
     k, v = (t[name][slot, :, work.first_key :].to(dtype) for name in ("key_cache", "value_cache"))
-    wide = torch.float64 if dtype == torch.float64 else torch.float32  # of the softmax, as eager models have it
+    wide = (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )  # of the softmax, as eager models have it
     scores = (q @ k[:, None].transpose(2, 3)).to(wide) * s.scale
     scores = scores.masked_fill(~work.mask(str(q.device)), -math.inf)
     if "sinks" in t:
@@ -167,7 +196,8 @@ def expected(work: Work, t: Tensors, slot: int, dtype: torch.dtype) -> torch.Ten
 
 
 def check(work: Work, t: Tensors, slot: int) -> None:
-    """Each head row of out is as near to float64's as eager bfloat16 is, twice that, plus its rounding. Or SystemExit.
+    """Each head row of out is as near to float64's as eager bfloat16 is, twice that, plus its
+    rounding. Or SystemExit.
 
     The rule and its reasons: tests/plugins/attention_reference.py.
     """
@@ -177,6 +207,6 @@ def check(work: Work, t: Tensors, slot: int) -> None:
     if not bool((error <= allowed).all()):
         worst = (error / allowed).nan_to_num(math.inf).argmax()
         raise SystemExit(
-            f"WRONG RESULT: {work}, slot {slot}: a head row is off by {error.flatten()[worst]:.3g}, "
-            f"allowed {allowed.flatten()[worst]:.3g}"
+            f"WRONG RESULT: {work}, slot {slot}: a head row is off by {error.flatten()[worst]:.3g},"
+            f" allowed {allowed.flatten()[worst]:.3g}"
         )

@@ -1,4 +1,6 @@
-"""Damage among the files: missing shards, an index that lies, ways out, pickles, configs that are none."""
+"""Damage among the files: missing shards, an index that lies, ways out, pickles, configs that are
+none.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def single_file_and_index(model: BadCheckpoint) -> None:
     model.put_index({NORM: "model.safetensors"})
 
 
-@bad("model-00002-of-00002.safetensors: this shard is missing; model.safetensors.index.json puts 6 tensors into it")
+@bad(
+    "model-00002-of-00002.safetensors: this shard is missing; model.safetensors.index.json puts 6"
+    " tensors into it"
+)
 def missing_shard(model: BadCheckpoint) -> None:
     model.put_index(model.shard())
     del model.files[SHARDS[1]]
@@ -130,12 +135,18 @@ def config_with_bool_size(model: BadCheckpoint) -> None:
     model.config["hidden_size"] = True
 
 
-@bad(r"q_proj.weight is BF16, not FP8, and has no scales, and so it is with 7 more linears: these may be codes that")
+@bad(
+    r"q_proj.weight is BF16, not FP8, and has no scales, and so it is with 7 more linears: these"
+    r" may be codes that"
+)
 def quantized_target(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "FP8"}}'
 
 
-@bad(r"q_proj.weight is BF16, not NVFP4, and has no scales, and so it is with 6 more linears", kind="drafter")
+@bad(
+    r"q_proj.weight is BF16, not NVFP4, and has no scales, and so it is with 6 more linears",
+    kind="drafter",
+)
 def quantized_drafter(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "NVFP4"}}'
 

@@ -1,4 +1,6 @@
-"""Damage to experts: gpt-oss's MXFP4 blocks and scales, and experts in another layout than the model's."""
+"""Damage to experts: gpt-oss's MXFP4 blocks and scales, and experts in another layout than the
+model's.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ _GPT_OSS = _CONFIG | {
     "num_local_experts": COUNT,
     "layer_types": ["sliding_attention"],
     "sliding_window": 4,
-    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
+    "quantization_config": {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+    },
 }
 _QWEN3_MOE = _CONFIG | {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -40,7 +45,9 @@ _QWEN3_MOE = _CONFIG | {
 def _attention(*, biases: bool) -> dict[str, list[int]]:
     sizes = {"q": (HEADS * HEAD_DIM, HIDDEN), "k": (HEAD_DIM, HIDDEN), "v": (HEAD_DIM, HIDDEN)}
     sizes["o"] = (HIDDEN, HEADS * HEAD_DIM)
-    shapes: dict[str, list[int]] = {f"{LAYER}{kind}_layernorm.weight": [HIDDEN] for kind in ("input", "post_attention")}
+    shapes: dict[str, list[int]] = {
+        f"{LAYER}{kind}_layernorm.weight": [HIDDEN] for kind in ("input", "post_attention")
+    }
     for name, (rows, columns) in sizes.items():
         shapes[f"{LAYER}self_attn.{name}_proj.weight"] = [rows, columns]
         if biases:
@@ -48,7 +55,9 @@ def _attention(*, biases: bool) -> dict[str, list[int]]:
     return shapes
 
 
-def _model(config: dict[str, object], shapes: dict[str, list[int]], codes: dict[str, list[int]]) -> BadCheckpoint:
+def _model(
+    config: dict[str, object], shapes: dict[str, list[int]], codes: dict[str, list[int]]
+) -> BadCheckpoint:
     shapes |= {"model.embed_tokens.weight": [VOCAB, HIDDEN], "model.norm.weight": [HIDDEN]}
     shapes |= {"lm_head.weight": [VOCAB, HIDDEN]}
     tensors = {}
@@ -56,7 +65,11 @@ def _model(config: dict[str, object], shapes: dict[str, list[int]], codes: dict[
         numbers = (np.arange(np.prod(shape)) * 37 % 101 - 50) / 64
         tensors[name] = ("BF16", shape, numbers.astype(ml_dtypes.bfloat16).tobytes())
     for name, shape in codes.items():
-        tensors[name] = ("U8", shape, (np.arange(np.prod(shape)) * 37 % 101 + 50).astype(np.uint8).tobytes())
+        tensors[name] = (
+            "U8",
+            shape,
+            (np.arange(np.prod(shape)) * 37 % 101 + 50).astype(np.uint8).tobytes(),
+        )
     return BadCheckpoint(dict(config), pack_bytes(tensors))
 
 
@@ -64,7 +77,10 @@ def good_gpt_oss() -> BadCheckpoint:
     """Return a one-layer gpt-oss, nothing spoiled yet."""
     shapes = _attention(biases=True) | {f"{LAYER}self_attn.sinks": [HEADS]}
     shapes |= {f"{LAYER}mlp.router.weight": [COUNT, HIDDEN], f"{LAYER}mlp.router.bias": [COUNT]}
-    shapes |= {f"{EXPERTS}.gate_up_proj_bias": [COUNT, 2 * SIZE], f"{EXPERTS}.down_proj_bias": [COUNT, HIDDEN]}
+    shapes |= {
+        f"{EXPERTS}.gate_up_proj_bias": [COUNT, 2 * SIZE],
+        f"{EXPERTS}.down_proj_bias": [COUNT, HIDDEN],
+    }
     codes: dict[str, list[int]] = {}
     for kind, rows, columns in (("gate_up_proj", 2 * SIZE, HIDDEN), ("down_proj", HIDDEN, SIZE)):
         codes[f"{EXPERTS}.{kind}_blocks"] = [COUNT, rows, columns // 32, 16]
@@ -77,7 +93,9 @@ def good_qwen3_moe() -> BadCheckpoint:
     shapes = _attention(biases=False) | {f"{LAYER}mlp.gate.weight": [COUNT, HIDDEN]}
     shapes |= {f"{LAYER}self_attn.{name}_norm.weight": [HEAD_DIM] for name in "qk"}
     for expert in range(COUNT):
-        shapes |= {f"{EXPERTS}.{expert}.{part}_proj.weight": [QWEN_SIZE, HIDDEN] for part in ("gate", "up")}
+        shapes |= {
+            f"{EXPERTS}.{expert}.{part}_proj.weight": [QWEN_SIZE, HIDDEN] for part in ("gate", "up")
+        }
         shapes[f"{EXPERTS}.{expert}.down_proj.weight"] = [HIDDEN, QWEN_SIZE]
     return _model(_QWEN3_MOE, shapes, {})
 
@@ -91,14 +109,19 @@ def _poke(model: BadCheckpoint, name: str, index: int, value: int) -> None:
 
 
 @bad(
-    r"down_proj_scales has 255 at index \[1, 2, 1\]. It is the exponent of a scale, .*255 is NaN. Get an intact copy",
+    r"down_proj_scales has 255 at index \[1, 2, 1\]. It is the exponent of a scale, .*255 is NaN."
+    r" Get an intact copy",
     kind=OSS,
 )
 def mxfp4_scale_nan(model: BadCheckpoint) -> None:
     _poke(model, f"{EXPERTS}.down_proj_scales", 32 * 2 + 2 * 2 + 1, 255)
 
 
-@bad(r"gate_up_proj_scales has 253 at index \[0, 0, 0\]. .* at most 252: beyond it numbers leave float32", kind=OSS)
+@bad(
+    r"gate_up_proj_scales has 253 at index \[0, 0, 0\]. .* at most 252: beyond it numbers leave"
+    r" float32",
+    kind=OSS,
+)
 def mxfp4_scale_too_large(model: BadCheckpoint) -> None:
     _poke(model, f"{EXPERTS}.gate_up_proj_scales", 0, 253)
 
@@ -139,7 +162,8 @@ def mxfp4_size_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
 
 
 @bad(
-    "gate_up_proj_blocks is there, but nothing says that experts are MXFP4: quantization_config's quant_method does",
+    "gate_up_proj_blocks is there, but nothing says that experts are MXFP4: quantization_config's"
+    " quant_method does",
     kind=OSS,
 )
 def mxfp4_without_configuration(model: BadCheckpoint) -> None:
@@ -148,19 +172,32 @@ def mxfp4_without_configuration(model: BadCheckpoint) -> None:
 
 @bad(r"down_proj_blocks is there, but .*down_proj is excluded by '\*.down_proj'", kind=OSS)
 def mxfp4_of_excluded_experts(model: BadCheckpoint) -> None:
-    model.config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["*.down_proj"]}
+    model.config["quantization_config"] = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["*.down_proj"],
+    }
 
 
 @bad("experts.gate_up_proj is BF16, not MXFP4: add it to modules_to_not_convert", kind=OSS)
 def plain_experts_that_are_not_excluded(model: BadCheckpoint) -> None:
     name = f"{EXPERTS}.gate_up_proj"
-    changes = {f"{name}_blocks": None, f"{name}_scales": None, name: ("BF16", [COUNT, HIDDEN, 2 * SIZE])}
+    changes = {
+        f"{name}_blocks": None,
+        f"{name}_scales": None,
+        name: ("BF16", [COUNT, HIDDEN, 2 * SIZE]),
+    }
     _repack(model, changes)
 
 
-@bad("gate_up_proj_weight_scale .1 such tensors. shows gpt-oss's experts as ModelOpt quantizes them", kind=OSS)
+@bad(
+    "gate_up_proj_weight_scale .1 such tensors. shows gpt-oss's experts as ModelOpt quantizes them",
+    kind=OSS,
+)
 def experts_as_modelopt_quantizes_gpt_oss(model: BadCheckpoint) -> None:
-    _repack(model, {f"{EXPERTS}.gate_up_proj_weight_scale": ("F8_E4M3", [COUNT, HIDDEN // 16, 2 * SIZE])})
+    _repack(
+        model,
+        {f"{EXPERTS}.gate_up_proj_weight_scale": ("F8_E4M3", [COUNT, HIDDEN // 16, 2 * SIZE])},
+    )
 
 
 @bad("quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored")
@@ -168,7 +205,10 @@ def mxfp4_of_a_dense_model(model: BadCheckpoint) -> None:
     model.config["quantization_config"] = {"quant_method": "mxfp4"}
 
 
-@bad(r"experts.down_proj \(2 such tensors\) shows experts in one tensor, which only gpt-oss has", kind=QWEN)
+@bad(
+    r"experts.down_proj \(2 such tensors\) shows experts in one tensor, which only gpt-oss has",
+    kind=QWEN,
+)
 def fused_experts_of_qwen3_moe(model: BadCheckpoint) -> None:
     changes: dict[str, tuple[str, list[int]] | None] = {
         f"{EXPERTS}.gate_up_proj": ("BF16", [COUNT, 2 * QWEN_SIZE, HIDDEN]),
@@ -196,4 +236,7 @@ def quantized_router(model: BadCheckpoint) -> None:
 @bad("experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", kind=QWEN)
 def experts_in_fp8(model: BadCheckpoint) -> None:
     layers = {f"{EXPERTS}.1.down_proj": {"quant_algo": "FP8"}}
-    model.config["quantization_config"] = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    model.config["quantization_config"] = {
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": layers,
+    }

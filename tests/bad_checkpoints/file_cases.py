@@ -156,13 +156,17 @@ def trailing_bytes(model: BadCheckpoint) -> None:
 
 
 @bad(
-    "tensor model.norm.weight begins at byte .*, before tensor model.layers.0.input_layernorm.weight ends at .* overlap"
+    "tensor model.norm.weight begins at byte .*, before tensor"
+    " model.layers.0.input_layernorm.weight ends at .* overlap"
 )
 def overlapping_tensors(model: BadCheckpoint) -> None:
     model.entry(NORM)["data_offsets"] = list(model.entry(SECOND)["data_offsets"])
 
 
-@bad("12 bytes between tensor model.layers.0.mlp.down_proj.weight and tensor lm_head.weight belong to no tensor")
+@bad(
+    "12 bytes between tensor model.layers.0.mlp.down_proj.weight and tensor lm_head.weight belong"
+    " to no tensor"
+)
 def hole_between_tensors(model: BadCheckpoint) -> None:
     del model.weights.header[NORM]
 

@@ -1,7 +1,9 @@
-"""The corpus of bad checkpoints: each case spoils a good one in one way, and says the words of its error.
+"""The corpus of bad checkpoints: each case spoils a good one in one way, and says the words of its
+error.
 
-`python -m tests.bad_checkpoints.make_bad` writes every case into cases/<name>/ beside this file; a test checks that the
-committed bytes are what this script makes. Weights are exact small fractions, so the bytes are the same everywhere.
+`python -m tests.bad_checkpoints.make_bad` writes every case into cases/<name>/ beside this file; a
+test checks that the committed bytes are what this script makes. Weights are exact small fractions,
+so the bytes are the same everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ _COMMON = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 64,
 }
-_TARGET_CONFIG = _COMMON | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+_TARGET_CONFIG = _COMMON | {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "tie_word_embeddings": False,
+}
 _DRAFTER_CONFIG = _COMMON | {
     "architectures": ["DFlashDraftModel"],
     "model_type": "qwen3",
@@ -53,7 +59,9 @@ class SafetensorsFile:
 
     def to_bytes(self) -> bytes:
         """Assemble the file."""
-        text = self.header_text if self.header_text is not None else json.dumps(self.header).encode()
+        text = (
+            self.header_text if self.header_text is not None else json.dumps(self.header).encode()
+        )
         length = len(text) if self.header_length is None else self.header_length
         return length.to_bytes(8, "little") + text + bytes(self.data)
 
@@ -66,7 +74,9 @@ class BadCheckpoint:
     weights: SafetensorsFile
     files: dict[str, bytes] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
-    stored: bool = True  # whether config and weights are written as config.json and model.safetensors
+    stored: bool = (
+        True  # whether config and weights are written as config.json and model.safetensors
+    )
 
     def write(self, directory: Path) -> None:
         """Write everything into a new directory."""
@@ -86,7 +96,9 @@ class BadCheckpoint:
         return entry
 
     def shard(self) -> dict[str, Any]:
-        """Replace the single file by two shards and return the index, to be spoiled and stored by `put_index`."""
+        """Replace the single file by two shards and return the index, to be spoiled and stored by
+        `put_index`.
+        """
         names = list(self.weights.header)
         weight_map: dict[str, str] = {}
         for file, part in zip(SHARDS, (names[::2], names[1::2]), strict=True):
@@ -107,7 +119,11 @@ def pack(shapes: dict[str, list[int]]) -> SafetensorsFile:
     for name, shape in shapes.items():
         numbers = (np.arange(np.prod(shape)) * 37 % 101 - 50) / 64
         blob = numbers.astype(ml_dtypes.bfloat16).tobytes()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(data), len(data) + len(blob)]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": [len(data), len(data) + len(blob)],
+        }
         data += blob
     return SafetensorsFile(header, data)
 
@@ -116,7 +132,11 @@ def pack_bytes(tensors: dict[str, tuple[str, list[int], bytes]]) -> SafetensorsF
     """Return a good file with tensors of these dtypes, shapes and bytes."""
     header, data = {}, bytearray()
     for name, (dtype, shape, blob) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(blob)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(data), len(data) + len(blob)],
+        }
         data += blob
     return SafetensorsFile(header, data)
 
@@ -130,7 +150,11 @@ def good_target() -> BadCheckpoint:
 
 def good_drafter() -> BadCheckpoint:
     """Return a one-layer DFlash v1 drafter with two taps, nothing spoiled yet."""
-    shapes = {"fc.weight": [HIDDEN, 2 * HIDDEN], "hidden_norm.weight": [HIDDEN], **_layer_shapes("layers.0.")}
+    shapes = {
+        "fc.weight": [HIDDEN, 2 * HIDDEN],
+        "hidden_norm.weight": [HIDDEN],
+        **_layer_shapes("layers.0."),
+    }
     shapes |= {f"layers.0.self_attn.{name}_norm.weight": [HEAD_DIM] for name in "qk"}
     return BadCheckpoint(dict(_DRAFTER_CONFIG), pack(shapes | {"norm.weight": [HIDDEN]}))
 
@@ -152,7 +176,8 @@ def _layer_shapes(
 
 
 def good_quantized(algo: str, kind: str = "target") -> BadCheckpoint:
-    """Return a one-layer model whose layers are quantized with ModelOpt's `algo`, nothing spoiled yet.
+    """Return a one-layer model whose layers are quantized with ModelOpt's `algo`, nothing spoiled
+    yet.
 
     Sizes are 16 (hidden), 32 (q), 16 (kv) and 48 (ffn), since a block has 16 elements.
     """
@@ -174,16 +199,25 @@ def good_quantized(algo: str, kind: str = "target") -> BadCheckpoint:
     config = dict(_TARGET_CONFIG if kind == "target" else _DRAFTER_CONFIG)
     config |= {"hidden_size": 16, "intermediate_size": 48, "head_dim": 16}
     exclude = ["lm_head", "model.embed_tokens"] if kind == "target" else ["fc"]
-    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": algo, "ignore": exclude}
+    config["quantization_config"] = {
+        "quant_method": "modelopt",
+        "quant_algo": algo,
+        "ignore": exclude,
+    }
     return BadCheckpoint(config, pack_bytes(tensors))
 
 
-def _quantized(module: str, algo: str, rows: int, columns: int) -> dict[str, tuple[str, list[int], bytes]]:
+def _quantized(
+    module: str, algo: str, rows: int, columns: int
+) -> dict[str, tuple[str, list[int], bytes]]:
     """What stores one linear; every scale is an exact fraction."""
     codes = np.arange(rows * columns, dtype=np.uint32) * 37 % 126
     one = ("F32", [], np.float32(1 / 64).tobytes())
     if algo == "FP8":
-        tensors = {"weight": ("F8_E4M3", [rows, columns], codes.astype(np.uint8).tobytes()), "weight_scale": one}
+        tensors = {
+            "weight": ("F8_E4M3", [rows, columns], codes.astype(np.uint8).tobytes()),
+            "weight_scale": one,
+        }
     else:
         block_scales = (codes[: rows * columns // 16] + 1).astype(np.uint8)
         tensors = {

@@ -1,4 +1,6 @@
-"""Damage to quantized linears: scales that are none, codes that would load unscaled, formats that are not built."""
+"""Damage to quantized linears: scales that are none, codes that would load unscaled, formats that
+are not built.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import numpy as np
 
 from tests.bad_checkpoints.make_bad import BadCheckpoint, bad, pack, pack_bytes
 
-Q, UP, DOWN = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"))
+Q, UP, DOWN = (
+    f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+)
 ADVICE = "A scale is a finite number above zero, and ModelOpt writes others for a weight"
 EXCLUSIONS = ["lm_head", "model.embed_tokens"]
 
@@ -22,7 +26,9 @@ def _poke(model: BadCheckpoint, name: str, value: float, index: int = 0) -> None
 
 
 def _repack(model: BadCheckpoint, changes: dict[str, tuple[str, list[int]] | None]) -> None:
-    """Store the same tensors with some changed or added (dtype, shape; every byte 1) or (None) removed."""
+    """Store the same tensors with some changed or added (dtype, shape; every byte 1) or (None)
+    removed.
+    """
     tensors = {}
     for name, entry in model.weights.header.items():
         begin, end = entry["data_offsets"]
@@ -81,7 +87,10 @@ def global_scale_zero(model: BadCheckpoint) -> None:
     _poke(model, f"{DOWN}.weight_scale_2", 0.0)
 
 
-@bad(rf"q_proj.weight has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout", kind="fp8 target")
+@bad(
+    rf"q_proj.weight has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout",
+    kind="fp8 target",
+)
 def all_zero_weight_in_fp8(model: BadCheckpoint) -> None:
     """What ModelOpt 0.47 writes for it: 0 / 0 in every code."""
     begin, end = model.entry(f"{Q}.weight")["data_offsets"]
@@ -89,24 +98,36 @@ def all_zero_weight_in_fp8(model: BadCheckpoint) -> None:
     _poke(model, f"{Q}.weight_scale", 0.0)
 
 
-@bad(rf"q_proj.weight_scale has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout", kind="nvfp4 target")
+@bad(
+    rf"q_proj.weight_scale has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout",
+    kind="nvfp4 target",
+)
 def all_zero_weight_in_nvfp4(model: BadCheckpoint) -> None:
     begin, end = model.entry(f"{Q}.weight_scale")["data_offsets"]
     model.weights.data[begin:end] = b"\x7f" * (end - begin)
     _poke(model, f"{Q}.weight_scale_2", 0.0)
 
 
-@bad("q_proj.input_scale is missing: FP8 quantizes activations too, and was not calibrated", kind="fp8 target")
+@bad(
+    "q_proj.input_scale is missing: FP8 quantizes activations too, and was not calibrated",
+    kind="fp8 target",
+)
 def fp8_without_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": None})
 
 
-@bad("q_proj.input_scale is missing: NVFP4 quantizes activations too, and was not calibrated", kind="nvfp4 target")
+@bad(
+    "q_proj.input_scale is missing: NVFP4 quantizes activations too, and was not calibrated",
+    kind="nvfp4 target",
+)
 def nvfp4_without_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": None})
 
 
-@bad("q_proj.input_scale is there, but W4A16_NVFP4 leaves activations as they are", kind="w4a16 target")
+@bad(
+    "q_proj.input_scale is there, but W4A16_NVFP4 leaves activations as they are",
+    kind="w4a16 target",
+)
 def weights_only_with_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": ("F32", [])})
 
@@ -122,21 +143,26 @@ def nvfp4_without_global_scale(model: BadCheckpoint) -> None:
 
 
 @bad(
-    "q_proj.weight is F8_E4M3 and would load unscaled, but neither hf_quant_config.json nor config.json's "
-    "quantization_config says",
+    "q_proj.weight is F8_E4M3 and would load unscaled, but neither hf_quant_config.json nor"
+    " config.json's quantization_config says",
     kind="fp8 target",
 )
 def fp8_without_configuration(model: BadCheckpoint) -> None:
     del model.config["quantization_config"]
 
 
-@bad("q_proj.weight is U8 and would load unscaled, but neither hf_quant_config.json nor", kind="nvfp4 drafter")
+@bad(
+    "q_proj.weight is U8 and would load unscaled, but neither hf_quant_config.json nor",
+    kind="nvfp4 drafter",
+)
 def nvfp4_drafter_without_configuration(model: BadCheckpoint) -> None:
     del model.config["quantization_config"]
 
 
 @bad(
-    r"q_proj.weight is F8_E4M3 and would load unscaled, but .*q_proj is excluded by '\*.self_attn\*'", kind="fp8 target"
+    r"q_proj.weight is F8_E4M3 and would load unscaled, but .*q_proj is excluded by"
+    r" '\*.self_attn\*'",
+    kind="fp8 target",
 )
 def fp8_weight_of_an_excluded_module(model: BadCheckpoint) -> None:
     _exclude(model, *EXCLUSIONS, "*.self_attn*")
@@ -147,45 +173,73 @@ def scale_of_an_excluded_module(model: BadCheckpoint) -> None:
     _repack(model, {"lm_head.weight_scale": ("F32", [])})
 
 
-@bad("lm_head.weight is BF16, not FP8, and has no scales: add lm_head to the exclusions", kind="fp8 target")
+@bad(
+    "lm_head.weight is BF16, not FP8, and has no scales: add lm_head to the exclusions",
+    kind="fp8 target",
+)
 def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
 @bad(
-    "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these may be codes that "
+    "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these"
+    " may be codes that "
     r"were saved as numbers and lost their scales. Take the original export\n(?!.*exclu)",
     kind="fp8 target",
 )
 def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
     """Beside the configuration, as save_pretrained of another tool leaves them."""
-    shapes = {name: entry["shape"] for name, entry in model.weights.header.items() if not name.endswith("_scale")}
+    shapes = {
+        name: entry["shape"]
+        for name, entry in model.weights.header.items()
+        if not name.endswith("_scale")
+    }
     model.weights = pack(shapes)
 
 
-@bad("up_proj.weight is F8_E4M3 and would load unscaled, but .* has no format in quantized_layers", kind="fp8 target")
+@bad(
+    "up_proj.weight is F8_E4M3 and would load unscaled, but .* has no format in quantized_layers",
+    kind="fp8 target",
+)
 def module_forgotten_in_mixed_precision(model: BadCheckpoint) -> None:
     layers = {Q: {"quant_algo": "FP8"}}
-    model.config["quantization_config"] = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    model.config["quantization_config"] = {
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": layers,
+    }
 
 
-@bad("model.layers.7.mlp.up_proj has a format, but this model has no linear of that name", kind="fp8 target")
+@bad(
+    "model.layers.7.mlp.up_proj has a format, but this model has no linear of that name",
+    kind="fp8 target",
+)
 def format_of_a_module_that_is_not_there(model: BadCheckpoint) -> None:
     layers = {"model.layers.7.mlp.up_proj": {"quant_algo": "FP8"}}
-    model.config["quantization_config"] = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    model.config["quantization_config"] = {
+        "quant_algo": "MIXED_PRECISION",
+        "quantized_layers": layers,
+    }
 
 
-@bad(r"up_proj.weight_scale has \[48\], expected one number for the whole tensor", kind="fp8 target")
+@bad(
+    r"up_proj.weight_scale has \[48\], expected one number for the whole tensor", kind="fp8 target"
+)
 def fp8_scale_of_each_channel(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48])})
 
 
-@bad(r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is BF16 \(supported: F32\)", kind="fp8 target")
+@bad(
+    r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is BF16 \(supported: F32\)",
+    kind="fp8 target",
+)
 def fp8_scale_in_bf16(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("BF16", [])})
 
 
-@bad(r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is F32 \(supported: F8_E4M3\)", kind="nvfp4 target")
+@bad(
+    r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is F32 \(supported: F8_E4M3\)",
+    kind="nvfp4 target",
+)
 def block_scale_in_f32(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48, 1])})
 
@@ -200,27 +254,48 @@ def global_scale_of_each_row(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale_2": ("F32", [48, 1])})
 
 
-@bad(r"o_proj.weight_scale has \[16, 1\] \(blocks of 32\), expected \[16, 2\] \(blocks of 16\)", kind="nvfp4 target")
+@bad(
+    r"o_proj.weight_scale has \[16, 1\] \(blocks of 32\), expected \[16, 2\] \(blocks of 16\)",
+    kind="nvfp4 target",
+)
 def blocks_of_32(model: BadCheckpoint) -> None:
     _repack(model, {"model.layers.0.self_attn.o_proj.weight_scale": ("F8_E4M3", [16, 1])})
 
 
-@bad(r"up_proj.weight has \[48, 16\], expected \[48, 8\]: two codes a byte, of 16", kind="nvfp4 target")
+@bad(
+    r"up_proj.weight has \[48, 16\], expected \[48, 8\]: two codes a byte, of 16",
+    kind="nvfp4 target",
+)
 def unpacked_codes(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight": ("U8", [48, 16])})
 
 
-@bad("down_proj has 40 input features, no multiple of the block of 16 that shares a scale", kind="nvfp4 target")
+@bad(
+    "down_proj has 40 input features, no multiple of the block of 16 that shares a scale",
+    kind="nvfp4 target",
+)
 def input_features_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
     model.config["intermediate_size"] = 40
-    _repack(model, {f"model.layers.0.mlp.{name}.weight": ("U8", [40, 8]) for name in ("gate_proj", "up_proj")})
     _repack(
-        model, {f"model.layers.0.mlp.{name}.weight_scale": ("F8_E4M3", [40, 1]) for name in ("gate_proj", "up_proj")}
+        model,
+        {f"model.layers.0.mlp.{name}.weight": ("U8", [40, 8]) for name in ("gate_proj", "up_proj")},
     )
-    _repack(model, {f"{DOWN}.weight": ("U8", [16, 20]), f"{DOWN}.weight_scale": ("F8_E4M3", [16, 3])})
+    _repack(
+        model,
+        {
+            f"model.layers.0.mlp.{name}.weight_scale": ("F8_E4M3", [40, 1])
+            for name in ("gate_proj", "up_proj")
+        },
+    )
+    _repack(
+        model, {f"{DOWN}.weight": ("U8", [16, 20]), f"{DOWN}.weight_scale": ("F8_E4M3", [16, 3])}
+    )
 
 
-@bad(r"fc is NVFP4, and it must not be quantized: exclude it and quantize again", kind="nvfp4 drafter")
+@bad(
+    r"fc is NVFP4, and it must not be quantized: exclude it and quantize again",
+    kind="nvfp4 drafter",
+)
 def quantized_fc(model: BadCheckpoint) -> None:
     _exclude(model)
 
@@ -229,7 +304,9 @@ def quantized_fc(model: BadCheckpoint) -> None:
 def cache_with_the_scales_of_keys_alone(model: BadCheckpoint) -> None:
     """Scales that are all missing are 1."""
     _repack(model, {"model.layers.0.self_attn.k_proj.k_scale": ("F32", [])})
-    model.config["quantization_config"] |= {"kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}}
+    model.config["quantization_config"] |= {
+        "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}
+    }
 
 
 @bad(r"unexpected: .*k_proj.k_scale \[\]", kind="fp8 target")
@@ -238,7 +315,8 @@ def cache_scale_without_a_scheme(model: BadCheckpoint) -> None:
 
 
 @bad(
-    'hf_quant_config.json and config.json contradict each other about the format: "nvfp4" against "fp8"',
+    'hf_quant_config.json and config.json contradict each other about the format: "nvfp4" against'
+    ' "fp8"',
     kind="fp8 target",
 )
 def two_configurations(model: BadCheckpoint) -> None:
@@ -251,7 +329,10 @@ def quantized_embedding(model: BadCheckpoint) -> None:
 
 
 _FOREIGN = {
-    "calibration_state": ("input_quantizer._amax", "ModelOpt's calibration state, from save_pretrained"),
+    "calibration_state": (
+        "input_quantizer._amax",
+        "ModelOpt's calibration state, from save_pretrained",
+    ),
     "gptq": ("qweight", "a GPTQ or AWQ checkpoint"),
     "awq_scale": ("pre_quant_scale", "an AWQ checkpoint"),
     "svdquant": ("weight_quantizer_svdquant_lora_a", "an SVDQuant checkpoint"),

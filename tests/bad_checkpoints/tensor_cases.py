@@ -1,4 +1,6 @@
-"""Sound files with the wrong tensors in them: missing, unexpected, misshapen, of a wrong dtype, not finite."""
+"""Sound files with the wrong tensors in them: missing, unexpected, misshapen, of a wrong dtype, not
+finite.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,15 @@ def transposed_head(model: BadCheckpoint) -> None:
     _repack(model, {"lm_head.weight": [HIDDEN, VOCAB]})
 
 
-@bad(r"(?s)missing: model.norm.weight.*unexpected: model.final_norm.weight.*wrong shape: lm_head.weight has \[12, 6\]")
+@bad(
+    r"(?s)missing: model.norm.weight.*unexpected: model.final_norm.weight.*wrong shape:"
+    r" lm_head.weight has \[12, 6\]"
+)
 def three_faults_in_one_error(model: BadCheckpoint) -> None:
-    _repack(model, {NORM: None, "model.final_norm.weight": [HIDDEN], "lm_head.weight": [VOCAB + 1, HIDDEN]})
+    _repack(
+        model,
+        {NORM: None, "model.final_norm.weight": [HIDDEN], "lm_head.weight": [VOCAB + 1, HIDDEN]},
+    )
 
 
 @bad(r"wrong dtype: model.norm.weight is I16 \(supported: F32, F16, BF16\)")
@@ -70,7 +78,10 @@ def infinite_weight(model: BadCheckpoint) -> None:
     _poke(model, "model.layers.0.mlp.down_proj.weight", 13, float("-inf"))
 
 
-@bad("tie_word_embeddings is true, but lm_head.weight is stored and differs from the embedding at index")
+@bad(
+    "tie_word_embeddings is true, but lm_head.weight is stored and differs from the embedding at"
+    " index"
+)
 def tied_head_that_differs(model: BadCheckpoint) -> None:
     model.config["tie_word_embeddings"] = True
     _poke(model, "lm_head.weight", 7, 5.0)
@@ -84,7 +95,11 @@ def fc_for_other_taps(model: BadCheckpoint) -> None:
     model.config["dflash_config"] = model.config["dflash_config"] | {"target_layer_ids": [0, 1, 2]}
 
 
-@bad("layers.0.self_attn.q_proj.weight_quantizer._amax .1 such tensors. shows ModelOpt's calibration", kind="drafter")
+@bad(
+    "layers.0.self_attn.q_proj.weight_quantizer._amax .1 such tensors. shows ModelOpt's"
+    " calibration",
+    kind="drafter",
+)
 def quantizer_leftovers(model: BadCheckpoint) -> None:
     _repack(model, {"layers.0.self_attn.q_proj.weight_quantizer._amax": [1]})
 

@@ -1,4 +1,6 @@
-"""Every case of the corpus is refused with its words, before anything of consequence is allocated."""
+"""Every case of the corpus is refused with its words, before anything of consequence is
+allocated.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +63,16 @@ def test_good_shards_load(tmp_path: Path) -> None:
 
 def test_committed_corpus_is_what_the_script_makes(tmp_path: Path) -> None:
     write_all(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in CASES_DIRECTORY.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        path.name for path in CASES_DIRECTORY.iterdir()
+    )
     for name in CASES:
         names = sorted(path.name for path in (tmp_path / name).iterdir())
         assert names == sorted(path.name for path in (CASES_DIRECTORY / name).iterdir()), name
         regular = [file for file in names if (tmp_path / name / file).is_file()]
-        _, differing, unreadable = filecmp.cmpfiles(tmp_path / name, CASES_DIRECTORY / name, regular, shallow=False)
+        _, differing, unreadable = filecmp.cmpfiles(
+            tmp_path / name, CASES_DIRECTORY / name, regular, shallow=False
+        )
         assert not differing, f"{name}: run python -m tests.bad_checkpoints.make_bad"
         assert all((tmp_path / name / file).is_symlink() for file in unreadable), name
 
@@ -85,7 +91,9 @@ def test_config_larger_than_any_config(tmp_path: Path) -> None:
     model.write(tmp_path / "big")
     with (tmp_path / "big" / "config.json").open("r+b") as file:
         file.truncate(1 << 40)  # sparse: a terabyte that takes no room
-    with pytest.raises(ConfigError, match="the file has 1099511627776 bytes, and a configuration at most 16777216"):
+    with pytest.raises(
+        ConfigError, match="the file has 1099511627776 bytes, and a configuration at most 16777216"
+    ):
         load_target(tmp_path / "big")
 
 
@@ -96,7 +104,8 @@ def test_header_that_a_sparse_file_could_hold(tmp_path: Path) -> None:
     with (tmp_path / "sparse" / "model.safetensors").open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(
-        CheckpointError, match="the header claims 549755813888 bytes, expected 2 to 100000000 in a file"
+        CheckpointError,
+        match="the header claims 549755813888 bytes, expected 2 to 100000000 in a file",
     ):
         load_target(tmp_path / "sparse")
 

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.quantized import write_tensors
-from tests.tiny_moe import mxfp4_numbers, random_mxfp4
+from tests.fixtures.quantized import write_tensors
+from tests.fixtures.tiny_moe import mxfp4_numbers, random_mxfp4
 from trtllm_dflash.checkpoint.mxfp4 import dequantized_experts, nvfp4_block_scales, nvfp4_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 
@@ -41,11 +41,15 @@ def test_every_exponent_is_exact_in_both_types(tmp_path: Path) -> None:
     parts["scales"][0, :, 0] = np.arange(253)
     tensors = stored(tmp_path, parts)
     for dtype in (np.float32, ml_dtypes.bfloat16):
-        np.testing.assert_array_equal(dequantized_experts(tensors, "e", dtype).astype(float), mxfp4_numbers(parts))
+        np.testing.assert_array_equal(
+            dequantized_experts(tensors, "e", dtype).astype(float), mxfp4_numbers(parts)
+        )
 
 
 def _as_nvfp4(tensors: dict[str, TensorInfo], parts: dict[str, np.ndarray]) -> np.ndarray:
-    """What codes and NVFP4 scales mean: the codes in blocks of 16, under block scale times global scale."""
+    """What codes and NVFP4 scales mean: the codes in blocks of 16, under block scale times global
+    scale.
+    """
     scale = nvfp4_scale(tensors, "e")
     assert scale is not None
     block_scales = nvfp4_block_scales(tensors, "e", scale)

@@ -1,4 +1,6 @@
-"""Header reading of sound files, against the safetensors package, and the dtypes that weights may have."""
+"""Header reading of sound files, against the safetensors package, and the dtypes that weights may
+have.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.tiny import write_safetensors
-from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, NUMPY_DTYPES, TensorInfo, read_tensor_infos
+from tests.fixtures.tiny_models import write_safetensors
+from trtllm_dflash.checkpoint.safetensors import (
+    DTYPE_BITS,
+    NUMPY_DTYPES,
+    TensorInfo,
+    read_tensor_infos,
+)
 from trtllm_dflash.errors import CheckpointError
 
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(1.5), "c": np.linspace(-1, 1, 7)}
@@ -31,7 +38,11 @@ def test_arrays_are_the_written_values(tmp_path: Path, dtype: str) -> None:
 def test_reads_what_the_safetensors_package_writes(tmp_path: Path) -> None:
     package = pytest.importorskip("safetensors.numpy")
     tensors = {name: array.astype(np.float32) for name, array in TENSORS.items()}
-    package.save_file(tensors | {"empty": np.zeros((0, 4), np.float32)}, tmp_path / "x.safetensors", {"format": "pt"})
+    package.save_file(
+        tensors | {"empty": np.zeros((0, 4), np.float32)},
+        tmp_path / "x.safetensors",
+        {"format": "pt"},
+    )
     infos = read_tensor_infos(tmp_path / "x.safetensors")
     assert set(infos) == {*tensors, "empty"}
     for name, array in tensors.items():
@@ -53,7 +64,10 @@ def test_file_without_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", sorted(set(DTYPE_BITS) - set(NUMPY_DTYPES)))
 def test_other_dtypes_are_refused_by_name(dtype: str) -> None:
     info = TensorInfo("w", dtype, (8,), Path("x.safetensors"), 8, DTYPE_BITS[dtype])
-    with pytest.raises(CheckpointError, match=f"x.safetensors: tensor w is {dtype}, and weights can be F32, F16, BF16"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"x.safetensors: tensor w is {dtype}, and weights can be F32, F16, BF16",
+    ):
         info.array()
 
 

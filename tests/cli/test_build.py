@@ -12,26 +12,41 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtllm_dflash.cli import build, main
-from trtllm_dflash.config.build import ARCHS, BuildConfig
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.options.build import BuildConfig
 
 Build = Callable[..., Result]
 
 
 @pytest.fixture
-def run(make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path) -> Build:
-    """`run(*options)` builds the tiny target into tmp_path/engine; `drafter=True` adds its drafter."""
+def run(
+    make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path
+) -> Build:
+    """`run(*options)` builds the tiny target into tmp_path/engine; `drafter=True` adds its
+    drafter.
+    """
     target = make_target("llama")
 
     def invoke(*options: str, drafter: bool = False) -> Result:
         pair = ["--drafter", str(make_drafter(target))] if drafter else []
-        fixed = ["--target", str(target), *pair, "--output-dir", str(tmp_path / "engine"), "--max-seq-len", "64"]
+        fixed = [
+            "--target",
+            str(target),
+            *pair,
+            "--output-dir",
+            str(tmp_path / "engine"),
+            "--max-seq-len",
+            "64",
+        ]
         return CliRunner().invoke(main, ["build", *fixed, *options])
 
     return invoke
 
 
 def test_options_names_defaults_and_choices_are_the_fields() -> None:
-    options = {option.name: option for option in build.build.params if isinstance(option, click.Option)}
+    options = {
+        option.name: option for option in build.build.params if isinstance(option, click.Option)
+    }
     for field in dataclasses.fields(BuildConfig):
         option = options[field.name]
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
@@ -65,7 +80,9 @@ def test_a_plain_build_real(run: Build, tmp_path: Path) -> None:
     assert f"engine: {tmp_path / 'engine'} (cpu, float32, plain, " in result.stdout
 
 
-def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Build, tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(
+    run: Build, tmp_path: Path
+) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--dry-run", drafter=True)
     assert result.exit_code == 0, result.stderr
@@ -78,7 +95,14 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Buil
 @pytest.mark.parametrize(
     ("options", "drafter", "words"),
     [
-        ((), False, "error: give either --drafter DIR|NAME, or --no-drafter for a plain engine: a build without"),
+        (
+            (),
+            False,
+            (
+                "error: give either --drafter DIR|NAME, or --no-drafter for a plain engine: a build"
+                " without"
+            ),
+        ),
         (
             ("--no-drafter",),
             True,
@@ -91,12 +115,26 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(run: Buil
             "--max-batch-size must be a whole number of at least 1",
         ),
         (("--no-drafter", "--max-batch-size", "x"), False, "'x' is not a valid integer"),
-        (("--block-size", "9"), True, "error: --block-size 9 is more than the 4 that the drafter was trained with"),
-        (("--no-drafter", "--plugins"), False, "error: --plugins are CUDA kernels, and --arch cpu is no GPU"),
-        (("--no-drafter", "--dtype", "bfloat16"), False, "error: --dtype bfloat16 cannot be built for --arch cpu"),
+        (
+            ("--block-size", "9"),
+            True,
+            "error: --block-size 9 is more than the 4 that the drafter was trained with",
+        ),
+        (
+            ("--no-drafter", "--plugins"),
+            False,
+            "error: --plugins are CUDA kernels, and --arch cpu is no GPU",
+        ),
+        (
+            ("--no-drafter", "--dtype", "bfloat16"),
+            False,
+            "error: --dtype bfloat16 cannot be built for --arch cpu",
+        ),
     ],
 )
-def test_a_wrong_request_is_a_usage_error(run: Build, options: tuple[str, ...], drafter: bool, words: str) -> None:
+def test_a_wrong_request_is_a_usage_error(
+    run: Build, options: tuple[str, ...], drafter: bool, words: str
+) -> None:
     result = run(*options, drafter=drafter)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -112,8 +150,17 @@ def test_a_missing_target_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("foo", "error: --target foo: neither a directory nor a target of `dflash-trt list`. Of another model"),
-        ("openai/gpt-oss-120bb", "neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b"),
+        (
+            "foo",
+            (
+                "error: --target foo: neither a directory nor a target of `dflash-trt list`. Of"
+                " another model"
+            ),
+        ),
+        (
+            "openai/gpt-oss-120bb",
+            "neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b",
+        ),
     ],
 )
 def test_an_unknown_target_is_called_so(target: str, words: str) -> None:

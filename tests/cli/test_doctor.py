@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from trtllm_dflash.cli import main
-from trtllm_dflash.config.build import ARCHS
+from trtllm_dflash.hardware.archs import ARCHS
 
 
 def test_doctor_says_what_can_be_built_and_run() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_dflash.cli.files import check_file
+from trtllm_dflash.cli.output_files import check_file
 from trtllm_dflash.errors import UsageError
 
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.cli import main
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.options.build import BuildConfig
 
 
 @pytest.fixture
 def engine(make_target: Callable[..., Path], tmp_path: Path) -> Path:
     pytest.importorskip("onnxruntime")
-    return build_engine(BuildConfig(str(make_target("llama")), tmp_path / "engine", max_seq_len=32)).directory
+    return build_engine(
+        BuildConfig(str(make_target("llama")), tmp_path / "engine", max_seq_len=32)
+    ).directory
 
 
 def test_an_engine_is_shown_and_a_changed_one_fails(engine: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from trtllm_dflash.build import engine
+from trtllm_dflash.builder import build_engine
+from trtllm_dflash.catalog.pairs import PAIRS, UNLISTED
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.build import build
-from trtllm_dflash.config.build import BuildConfig
-from trtllm_dflash.config.registry import PAIRS, UNLISTED
+from trtllm_dflash.options.build import BuildConfig
 
 Ask = Callable[..., tuple[str, str | None]]
 
@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     def stop(config: BuildConfig, **_: object) -> None:
         raise AskedError(config)
 
-    monkeypatch.setattr(engine, "build_engine", stop)
+    monkeypatch.setattr(build_engine, "build_engine", stop)
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str) -> tuple[str, str | None]:
@@ -57,7 +57,8 @@ def test_every_pair_is_listed() -> None:
         assert builds or pair.name in reasons
     assert "its convolutions and candidate selector are not supported" in reasons
     assert result.stdout.endswith(
-        f"\npublished too, but not in this table, since too little of them could be read\n  {others}\n"
+        "\npublished too, but not in this table, since too little of them could be read\n "
+        f" {others}\n"
     )
 
 
@@ -78,7 +79,9 @@ def test_a_listed_name_brings_its_drafter(asked: Ask) -> None:
     assert asked("--target", "Qwen3-8B", "--no-drafter") == ("Qwen3-8B", None)
 
 
-def test_a_directory_of_that_name_brings_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_that_name_brings_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen3-8B").mkdir()
     result = CliRunner().invoke(main, ["build", "--target", "Qwen3-8B", "--output-dir", "e"])
@@ -90,6 +93,7 @@ def test_a_wrong_name_gets_the_nearest() -> None:
     result = CliRunner().invoke(main, ["build", "--target", "gpt-oss120b", "--output-dir", "e"])
     assert result.exit_code == 2
     refusal = (
-        "--target gpt-oss120b: neither a directory nor a target of `dflash-trt list`; the nearest are gpt-oss-120b"
+        "--target gpt-oss120b: neither a directory nor a target of `dflash-trt list`; the nearest"
+        " are gpt-oss-120b"
     )
     assert refusal in result.stderr

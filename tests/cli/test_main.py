@@ -16,7 +16,16 @@ from trtllm_dflash import __version__
 from trtllm_dflash.cli import COMMANDS, build, doctor, main
 from trtllm_dflash.errors import BuildError, UsageError
 
-HEAVY = ("torch", "modelopt", "transformers", "onnxruntime", "onnx", "onnx_ir", "tensorrt_rtx", "rich")
+HEAVY = (
+    "torch",
+    "modelopt",
+    "transformers",
+    "onnxruntime",
+    "onnx",
+    "onnx_ir",
+    "tensorrt_rtx",
+    "rich",
+)
 Invoke = Callable[..., Result]
 
 
@@ -43,9 +52,16 @@ try:
 finally:
     print("loaded", sorted(set({HEAVY!r}) & sys.modules.keys()))
 """
-    for arguments in (["--help"], ["build", "--help"], ["quantize", "--help"], ["doctor", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["build", "--help"],
+        ["quantize", "--help"],
+        ["doctor", "--help"],
+    ):
         begun = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+        )
         assert time.monotonic() - begun < 3  # 0.2 s on an idle machine
         assert done.stdout.endswith("loaded []\n")
         assert "Usage: " in done.stdout
@@ -64,7 +80,10 @@ def test_the_version_is_the_packages() -> None:
 
 def test_python_m_is_the_same_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "trtllm_dflash", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "trtllm_dflash", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == f"dflash-trt {__version__}\n"
 
@@ -75,8 +94,12 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command 'serve'" in result.stderr
 
 
-@pytest.mark.parametrize(("error", "code"), [(BuildError("it broke"), 1), (UsageError("it broke"), 2)])
-def test_an_error_of_ours_is_its_text_and_exit_code(failing: Invoke, error: Exception, code: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"), [(BuildError("it broke"), 1), (UsageError("it broke"), 2)]
+)
+def test_an_error_of_ours_is_its_text_and_exit_code(
+    failing: Invoke, error: Exception, code: int
+) -> None:
     result = failing(error)
     assert result.exit_code == code
     assert result.stderr == "error: it broke\n"
@@ -86,13 +109,17 @@ def test_an_error_of_ours_is_its_text_and_exit_code(failing: Invoke, error: Exce
 def test_a_surprise_is_one_line_and_a_hint(failing: Invoke) -> None:
     result = failing(ZeroDivisionError("division by zero"))
     assert result.exit_code == 1
-    assert result.stderr == (
-        "error: ZeroDivisionError: division by zero\nThis should not happen; run with --verbose for the traceback.\n"
+    assert (
+        result.stderr
+        == "error: ZeroDivisionError: division by zero\nThis should not happen; run with --verbose"
+        " for the traceback.\n"
     )
 
 
 @pytest.mark.parametrize("arguments", [("--verbose", "doctor"), ("doctor", "--verbose")])
-def test_verbose_adds_the_traceback_before_or_after_the_command(failing: Invoke, arguments: tuple[str, ...]) -> None:
+def test_verbose_adds_the_traceback_before_or_after_the_command(
+    failing: Invoke, arguments: tuple[str, ...]
+) -> None:
     result = failing(BuildError("it broke"), *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")

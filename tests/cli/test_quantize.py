@@ -10,9 +10,9 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.cli import main, quantize
-from trtllm_dflash.config.quantization import FORMATS
-from trtllm_dflash.config.quantize import KEEP_WEIGHTS, QuantizeConfig
+from trtllm_dflash.options.quantize import KEEP_WEIGHTS, QuantizeConfig
 
 Quantize = Callable[..., Result]
 
@@ -30,7 +30,11 @@ def run(make_target: Callable[..., Path], tmp_path: Path) -> Quantize:
 
 
 def test_options_names_defaults_and_choices_are_the_fields() -> None:
-    options = {option.name: option for option in quantize.quantize.params if isinstance(option, click.Option)}
+    options = {
+        option.name: option
+        for option in quantize.quantize.params
+        if isinstance(option, click.Option)
+    }
     for field in dataclasses.fields(QuantizeConfig):
         option = options[field.name]
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
@@ -49,7 +53,11 @@ def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     first, second = result.stdout.splitlines()
     assert first.startswith(f"checkpoint: {tmp_path / 'q'} (NVFP4, ")
-    assert second == f"next:       dflash-trt build --target {tmp_path / 'q'} --drafter DRAFTER --output-dir ENGINE"
+    assert (
+        second
+        == f"next:       dflash-trt build --target {tmp_path / 'q'} --drafter DRAFTER --output-dir"
+        " ENGINE"
+    )
     for words in (
         "quantizing with:",
         "NVFP4: 4-bit weights and activations in blocks of 16",
@@ -63,7 +71,10 @@ def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
 
 
 def test_with_the_drafter_real(
-    run: Quantize, make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path
+    run: Quantize,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("modelopt")
     pytest.importorskip("dflash")
@@ -81,13 +92,27 @@ def test_with_the_drafter_real(
         ((), "Missing option '--format'"),
         (("--format", "int8"), "'int8' is not one of 'fp8', 'nvfp4', 'w4a16_nvfp4'"),
         (("--format", "fp8", "--kv-cache-dtype", "int8"), "'int8' is not 'fp8'"),
-        (("--format", "fp8", "--calib-size", "0"), "error: --calib-size must be a whole number of at least 1, got 0"),
-        (("--format", "fp8", "--quantize-drafter"), "error: --quantize-drafter needs the drafter: give --drafter"),
-        (("--format", "fp8", "--drafter", "d"), "error: --drafter is for --quantize-drafter; a drafter that stays"),
-        (("--format", "fp8", "--calib-file", "none.jsonl"), "error: --calib-file none.jsonl: cannot be read"),
+        (
+            ("--format", "fp8", "--calib-size", "0"),
+            "error: --calib-size must be a whole number of at least 1, got 0",
+        ),
+        (
+            ("--format", "fp8", "--quantize-drafter"),
+            "error: --quantize-drafter needs the drafter: give --drafter",
+        ),
+        (
+            ("--format", "fp8", "--drafter", "d"),
+            "error: --drafter is for --quantize-drafter; a drafter that stays",
+        ),
+        (
+            ("--format", "fp8", "--calib-file", "none.jsonl"),
+            "error: --calib-file none.jsonl: cannot be read",
+        ),
     ],
 )
-def test_a_wrong_request_is_a_usage_error(run: Quantize, options: tuple[str, ...], words: str) -> None:
+def test_a_wrong_request_is_a_usage_error(
+    run: Quantize, options: tuple[str, ...], words: str
+) -> None:
     result = run(*options)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -95,7 +120,14 @@ def test_a_wrong_request_is_a_usage_error(run: Quantize, options: tuple[str, ...
 
 
 def test_a_target_that_is_not_there_fails(tmp_path: Path) -> None:
-    options = ["--target", str(tmp_path / "none"), "--output-dir", str(tmp_path / "q"), "--format", "fp8"]
+    options = [
+        "--target",
+        str(tmp_path / "none"),
+        "--output-dir",
+        str(tmp_path / "q"),
+        "--format",
+        "fp8",
+    ]
     result = CliRunner().invoke(main, ["quantize", *options])
     assert result.exit_code == 1
     assert "there is no such directory" in result.stderr

@@ -1,4 +1,6 @@
-"""dflash-trt run on a tiny engine: the answer, the summary, files in and out, and what is refused."""
+"""dflash-trt run on a tiny engine: the answer, the summary, files in and out, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtllm_dflash import Engine, SamplingParams
-from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.run import run as run_command
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.options.build import BuildConfig
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def engines(
-    tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
 ) -> Callable[..., Path]:
     """`engines("dflash" | "plain" | "no_tokenizer")`: engine directories of the tiny Llama."""
     built: dict[str, Path] = {}
@@ -34,7 +38,12 @@ def engines(
             target = make_target("llama", tokenizer=kind != "no_tokenizer", eos_token_ids=(95,))
             drafter = None if kind == "plain" else str(make_drafter(target))
             built[kind] = tmp_path_factory.mktemp("engine") / kind
-            sizes: dict[str, int] = {"max_batch_size": 2, "max_seq_len": 128, "max_input_len": 60, "max_num_tokens": 16}
+            sizes: dict[str, int] = {
+                "max_batch_size": 2,
+                "max_seq_len": 128,
+                "max_input_len": 60,
+                "max_num_tokens": 16,
+            }
             build_engine(BuildConfig(str(target), built[kind], drafter=drafter, **sizes))
         return built[kind]
 
@@ -43,11 +52,17 @@ def engines(
 
 @pytest.fixture
 def run(engines: Callable[..., Path]) -> Run:
-    """`run("hello", "--raw", kind="dflash", stdin=None)`: the result of `dflash-trt run ENGINE ...` on one thread."""
+    """`run("hello", "--raw", kind="dflash", stdin=None)`: the result of `dflash-trt run ENGINE ...`
+    on one thread.
+    """
 
-    def invoke(*arguments: str | Path, kind: str = "dflash", stdin: str | bytes | None = None) -> Result:
+    def invoke(
+        *arguments: str | Path, kind: str = "dflash", stdin: str | bytes | None = None
+    ) -> Result:
         fixed = ["run", str(engines(kind)), "--num-threads", "1"]
-        return CliRunner().invoke(main, [*fixed, *(str(argument) for argument in arguments)], input=stdin)
+        return CliRunner().invoke(
+            main, [*fixed, *(str(argument) for argument in arguments)], input=stdin
+        )
 
     return invoke
 
@@ -67,8 +82,8 @@ def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> No
     assert f"tokens/s ({len(expected.acceptance_lengths)} steps of " in result.stderr
     assert "(a clock of these steps alone: no loading, prompts or tokenizing)" in result.stderr
     assert (
-        f"τ           {expected.tokens_per_step:.2f} tokens a step and sequence, bonus included, of at most 4"
-        in result.stderr
+        f"τ           {expected.tokens_per_step:.2f} tokens a step and sequence, bonus included, of"
+        " at most 4" in result.stderr
     )
     ones = expected.acceptance_lengths.count(1)
     line = next(line for line in result.stderr.splitlines() if line.startswith("accepted"))
@@ -83,7 +98,19 @@ def test_the_chat_template_is_the_default(run: Run, engines: Callable[..., Path]
 
 
 def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
-    options = ("hello", "--max-tokens", "25", "--temperature", "0.9", "--top-k", "30", "--top-p", "0.95", "--seed", "4")
+    options = (
+        "hello",
+        "--max-tokens",
+        "25",
+        "--temperature",
+        "0.9",
+        "--top-k",
+        "30",
+        "--top-p",
+        "0.95",
+        "--seed",
+        "4",
+    )
     drafted, undrafted = run(*options), run(*options, "--no-draft")
     assert drafted.stdout == undrafted.stdout == run(*options, kind="plain").stdout
     assert "τ" not in undrafted.stderr
@@ -92,7 +119,9 @@ def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
 
 
 def test_a_schedule_changes_no_tokens(run: Run, tmp_path: Path) -> None:
-    """Two slots for three prompts: first 1 draft, then, when one is left, 3; and the other way round, to none."""
+    """Two slots for three prompts: first 1 draft, then, when one is left, 3; and the other way
+    round, to none.
+    """
     prompts, schedule = tmp_path / "prompts.txt", tmp_path / "schedule.json"
     prompts.write_text("hello\nthe night train\n42\n")
     fixed = ("--input-file", prompts, "--ignore-eos", "--max-tokens", "20")
@@ -122,7 +151,10 @@ def test_a_single_token_has_no_generation_clock(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["hello\n\nworld\nhow are you", '{"prompt": "hello", "id": 7}\n\n{"prompt": "world"}\n{"prompt": "how are you"}\n'],
+    [
+        "hello\n\nworld\nhow are you",
+        '{"prompt": "hello", "id": 7}\n\n{"prompt": "world"}\n{"prompt": "how are you"}\n',
+    ],
 )
 @pytest.mark.parametrize("from_stdin", [True, False])
 def test_a_file_of_prompts(
@@ -149,7 +181,9 @@ def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Pat
     assert (result.exit_code, result.stdout) == (0, "")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     answers = generated(engines("dflash"), ["hello", [72, 69, 76]], max_new_tokens=9)
-    for index, (row, answer, prompt) in enumerate(zip(rows, answers, ["hello", [72, 69, 76]], strict=True)):
+    for index, (row, answer, prompt) in enumerate(
+        zip(rows, answers, ["hello", [72, 69, 76]], strict=True)
+    ):
         assert {name: row[name] for name in ("index", "prompt", "text", "token_ids")} == {
             "index": index,
             "prompt": prompt,
@@ -170,7 +204,9 @@ def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path)
 
 def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
     (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_new_tokens=9)
-    shown = run("--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}')
+    shown = run(
+        "--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}'
+    )
     assert [int(token) for token in shown.stdout.split()] == expected.token_ids
 
 
@@ -179,23 +215,55 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
     [
         ((), None, "give either a PROMPT or --input-file FILE."),
         (("hi", "--input-file", "-"), "hi", "give either a PROMPT or --input-file FILE, not both."),
-        (("hi", "--no-draft", "--draft-len", "2"), None, "give either --no-draft or --draft-len, not both."),
+        (
+            ("hi", "--no-draft", "--draft-len", "2"),
+            None,
+            "give either --no-draft or --draft-len, not both.",
+        ),
         (
             ("hi", "--draft-len-schedule", "x", "--draft-len", "2"),
             None,
             "give either --draft-len or --draft-len-schedule, not both.",
         ),
         (("hi", "--draft-len-schedule", "nowhere.json"), None, "nowhere.json: cannot be read"),
-        (("hi", "--draft-len", "4"), None, "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts"),
-        (("hi", "--max-tokens", "0"), None, "max_new_tokens is 0, expected an integer of at least 1"),
-        (("hi", "--temperature", "nan"), None, "temperature is nan, expected 0 (greedy) or a finite positive number"),
+        (
+            ("hi", "--draft-len", "4"),
+            None,
+            "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts",
+        ),
+        (
+            ("hi", "--max-tokens", "0"),
+            None,
+            "max_new_tokens is 0, expected an integer of at least 1",
+        ),
+        (
+            ("hi", "--temperature", "nan"),
+            None,
+            "temperature is nan, expected 0 (greedy) or a finite positive number",
+        ),
         (("hi", "--num-threads", "0"), None, "num_threads is 0, expected an integer of at least 1"),
-        (("x" * 61, "--raw"), None, "error: the prompt has 61 tokens, and prompts of this engine hold at most 60"),
+        (
+            ("x" * 61, "--raw"),
+            None,
+            "error: the prompt has 61 tokens, and prompts of this engine hold at most 60",
+        ),
         (("", "--raw"), None, "error: the prompt is empty: there is no token to continue from"),
-        (("hi", "--output", "missing/answers.jsonl"), None, "missing/answers.jsonl: cannot be written (No such file"),
-        (("--input-file", "missing.txt"), None, "missing.txt: cannot be read (No such file or directory). Give a file"),
+        (
+            ("hi", "--output", "missing/answers.jsonl"),
+            None,
+            "missing/answers.jsonl: cannot be written (No such file",
+        ),
+        (
+            ("--input-file", "missing.txt"),
+            None,
+            "missing.txt: cannot be read (No such file or directory). Give a file",
+        ),
         (("--input-file", "-"), "\n \n", "stdin: there is no prompt in it. Write one a line"),
-        (("--input-file", "-"), b"ok\nb\xff", "stdin, line 2: byte 1 is not UTF-8. Save the file as UTF-8."),
+        (
+            ("--input-file", "-"),
+            b"ok\nb\xff",
+            "stdin, line 2: byte 1 is not UTF-8. Save the file as UTF-8.",
+        ),
         (("--input-file", "-"), '{"prompt": "a"}\n{"prompt"', "stdin, line 2: not JSON (Expecting"),
         (
             ("--input-file", "-"),
@@ -217,11 +285,21 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
             '{"prompt": "a"}\n\n{"prompt": [1, 97]}',
             "stdin, line 3: the prompt has at place 1 the id 97",
         ),
-        (("--input-file", "-"), '{"prompt": [1, 2.5]}', "stdin, line 1: the prompt has at place 1 2.5, a float"),
-        (("--input-file", "-", "--raw"), "a\n" + "x" * 61, "stdin, line 2: the prompt has 61 tokens"),
+        (
+            ("--input-file", "-"),
+            '{"prompt": [1, 2.5]}',
+            "stdin, line 1: the prompt has at place 1 2.5, a float",
+        ),
+        (
+            ("--input-file", "-", "--raw"),
+            "a\n" + "x" * 61,
+            "stdin, line 2: the prompt has 61 tokens",
+        ),
     ],
 )
-def test_usage_errors(run: Run, arguments: tuple[str, ...], stdin: str | bytes | None, words: str) -> None:
+def test_usage_errors(
+    run: Run, arguments: tuple[str, ...], stdin: str | bytes | None, words: str
+) -> None:
     result = run(*arguments, stdin=stdin)
     assert result.exit_code == 2, result.output
     assert words in result.stderr
@@ -248,7 +326,9 @@ def test_no_engine(tmp_path: Path) -> None:
     assert "no config.json, so this is not an engine directory" in result.stderr
 
 
-def test_a_bad_thread_variable(engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_thread_variable(
+    engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DFLASH_NUM_THREADS", "many")
     result = CliRunner().invoke(main, ["run", str(engines("dflash")), "hi"])
     assert result.exit_code == 2
@@ -256,7 +336,11 @@ def test_a_bad_thread_variable(engines: Callable[..., Path], monkeypatch: pytest
 
 
 def test_defaults_are_those_of_the_api() -> None:
-    defaults = {option.name: option.default for option in run_command.params if isinstance(option, click.Option)}
+    defaults = {
+        option.name: option.default
+        for option in run_command.params
+        if isinstance(option, click.Option)
+    }
     names = {
         "max_tokens": "max_new_tokens",
         "temperature": "temperature",
@@ -264,7 +348,9 @@ def test_defaults_are_those_of_the_api() -> None:
         "top_k": "top_k",
         "seed": "seed",
     }
-    assert {defaults[ours] for ours in names} == {getattr(SamplingParams(), theirs) for theirs in names.values()}
+    assert {defaults[ours] for ours in names} == {
+        getattr(SamplingParams(), theirs) for theirs in names.values()
+    }
 
 
 def test_running_does_not_import_torch(engines: Callable[..., Path]) -> None:

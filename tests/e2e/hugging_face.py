@@ -1,4 +1,6 @@
-"""Hugging Face's and the reference package's own decoding, in float32: what our engines are compared with."""
+"""Hugging Face's and the reference package's own decoding, in float32: what our engines are
+compared with.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ def load_drafter(directory: Path) -> Any:
     return DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def greedy(target: PreTrainedModel, prompt: list[int], max_new_tokens: int, eos: int | None = None) -> list[int]:
-    """`generate`'s greedy tokens; the mask of ones is needed, or it would guess one from the pad token."""
+def greedy(
+    target: PreTrainedModel, prompt: list[int], max_new_tokens: int, eos: int | None = None
+) -> list[int]:
+    """`generate`'s greedy tokens; the mask of ones is needed, or it would guess one from the pad
+    token.
+    """
     ids = torch.tensor([prompt])
     out = target.generate(
         ids,
@@ -39,7 +45,8 @@ def greedy(target: PreTrainedModel, prompt: list[int], max_new_tokens: int, eos:
 def choices(target: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[int]:
     """The most likely token after the prompt and after each prefix of `answer`, all from one pass.
 
-    If they are `answer` itself, then by induction it is what `greedy` gives, at a small part of its cost.
+    If they are `answer` itself, then by induction it is what `greedy` gives, at a small part of its
+    cost.
     """
     with torch.inference_mode():
         logits = target(torch.tensor([[*prompt, *answer[:-1]]]), logits_to_keep=len(answer)).logits
@@ -52,8 +59,16 @@ def reference_generate(
     """Greedy tokens and acceptance lengths of the reference package's own loop."""
     import dflash.model
 
-    dflash.model._cuda_time = lambda: 0.0  # return_stats wants a CUDA clock, and only the lengths are of interest here
+    dflash.model._cuda_time = lambda: (
+        0.0
+    )  # return_stats wants a CUDA clock, and only the lengths are of interest here
     stats = dflash.model.dflash_generate(
-        drafter, target, torch.tensor([prompt]), max_new_tokens, None, block_size=block_size, return_stats=True
+        drafter,
+        target,
+        torch.tensor([prompt]),
+        max_new_tokens,
+        None,
+        block_size=block_size,
+        return_stats=True,
     )
     return stats.output_ids[0, len(prompt) :].tolist(), stats.acceptance_lengths

@@ -1,4 +1,6 @@
-"""The target's logits out of our step graph: the input of its accept operator, asked for as one more output."""
+"""The target's logits out of our step graph: the input of its accept operator, asked for as one
+more output.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from trtllm_dflash.graph.step import build_step
 
 
 def session(model: ir.Model, *values: ir.Value) -> tuple[Any, list[str]]:
-    """An ONNX Runtime session of a step that also gives these values, and the names of its outputs."""
+    """An ONNX Runtime session of a step that also gives these values, and the names of its
+    outputs.
+    """
     import onnxruntime
 
     for initializer in model.graph.initializers.values():
@@ -47,7 +51,9 @@ def target_logits(target: Path, ids: np.ndarray, drafter: Path | None = None) ->
 
 
 def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarray]:
-    """Inputs from empty caches; every token of `ids` behind the first `num_known` is a draft to verify."""
+    """Inputs from empty caches; every token of `ids` behind the first `num_known` is a draft to
+    verify.
+    """
     batch, width = ids.shape
     rows = width - num_known + 1
     wanted = {port.name: port for port in made.get_inputs()}
@@ -64,6 +70,8 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         "decided": np.arange(rows),
     }
     caches = {
-        name: np.zeros([batch, *port.shape[1:]], np.float32) for name, port in wanted.items() if name not in small
+        name: np.zeros([batch, *port.shape[1:]], np.float32)
+        for name, port in wanted.items()
+        if name not in small
     }
     return {name: array for name, array in small.items() if name in wanted} | caches

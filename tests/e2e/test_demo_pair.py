@@ -35,7 +35,9 @@ def answers(prompts: list[list[int]]) -> list[Generation]:
     return Engine.load(DEMO / "cpu").generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[])
 
 
-def test_every_prompt_equals_hugging_face(prompts: list[list[int]], answers: list[Generation]) -> None:
+def test_every_prompt_equals_hugging_face(
+    prompts: list[list[int]], answers: list[Generation]
+) -> None:
     target = hugging_face.load_target(DEMO / "target", num_threads=2)
     assert len(prompts) >= 50
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -44,14 +46,22 @@ def test_every_prompt_equals_hugging_face(prompts: list[list[int]], answers: lis
         assert answer.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
 
 
-def test_hugging_face_notices_a_wrong_token(prompts: list[list[int]], answers: list[Generation]) -> None:
+def test_hugging_face_notices_a_wrong_token(
+    prompts: list[list[int]], answers: list[Generation]
+) -> None:
     wrong = [*answers[0].token_ids]
     wrong[NEW_TOKENS // 2] += 1
-    assert hugging_face.choices(hugging_face.load_target(DEMO / "target"), prompts[0], wrong) != wrong
+    assert (
+        hugging_face.choices(hugging_face.load_target(DEMO / "target"), prompts[0], wrong) != wrong
+    )
 
 
-def test_plain_engine_gives_the_same_tokens(prompts: list[list[int]], answers: list[Generation]) -> None:
-    plain = Engine.load(DEMO / "plain").generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[])
+def test_plain_engine_gives_the_same_tokens(
+    prompts: list[list[int]], answers: list[Generation]
+) -> None:
+    plain = Engine.load(DEMO / "plain").generate(
+        prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[]
+    )
     assert [item.token_ids for item in plain] == [item.token_ids for item in answers]
 
 

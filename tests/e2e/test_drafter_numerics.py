@@ -1,4 +1,5 @@
-"""The drafter's pass in our graph against the reference package's, row by row, for every mask variant.
+"""The drafter's pass in our graph against the reference package's, row by row, for every mask
+variant.
 
 τ cannot tell causal from bidirectional attention in the block; the numbers can.
 """
@@ -14,8 +15,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
-from tests.tiny import BLOCK, DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
-from tests.tiny_moe import tiny_gpt_oss
+from tests.fixtures.tiny_models import (
+    BLOCK,
+    DRAFTER_VARIANTS,
+    MASK_ID,
+    VOCAB,
+    tiny_drafter,
+    tiny_target,
+)
+from tests.fixtures.tiny_moe import tiny_gpt_oss
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.graph.step import build_step
 
@@ -24,14 +32,25 @@ HIDDEN = "/drafter/RMSNormalization_1/output_0"  # after the drafter's final nor
 
 
 def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
-    """A session of the step that also gives the drafter's final hidden rows [B·T, hidden], and its output names."""
+    """A session of the step that also gives the drafter's final hidden rows [B·T, hidden], and its
+    output names.
+    """
     import onnxruntime
 
-    model = build_step(load_target(target), load_drafter(drafter), dtype="float32", cache_len=CACHE, block_size=BLOCK)
+    model = build_step(
+        load_target(target),
+        load_drafter(drafter),
+        dtype="float32",
+        cache_len=CACHE,
+        block_size=BLOCK,
+    )
     for initializer in model.graph.initializers.values():
         initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
     hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)
-    hidden.type, hidden.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["rows_of_block", "hidden"])
+    hidden.type, hidden.shape = (
+        ir.TensorType(ir.DataType.FLOAT),
+        ir.Shape(["rows_of_block", "hidden"]),
+    )
     model.graph.outputs.append(hidden)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # caches are copied here, which it would warn about
@@ -58,7 +77,9 @@ def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def _reference_hidden(target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int) -> np.ndarray:
+def _reference_hidden(
+    target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int
+) -> np.ndarray:
     """The reference drafter's final hidden rows [T, hidden] for one prompt and its anchor."""
     target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
     ids = torch.tensor(prompt[None])
@@ -68,15 +89,23 @@ def _reference_hidden(target_dir: Path, drafter_dir: Path, prompt: np.ndarray, a
         block = torch.tensor([[anchor] + [MASK_ID] * (BLOCK - 1)])
         positions = torch.arange(len(prompt) + BLOCK)[None]
         embedded = target.get_input_embeddings()(block)
-        return drafter(target_hidden=features, noise_embedding=embedded, position_ids=positions)[0].numpy()
+        return drafter(target_hidden=features, noise_embedding=embedded, position_ids=positions)[
+            0
+        ].numpy()
 
 
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
 def test_hidden_rows_equal_the_reference(variant: str, tmp_path: Path) -> None:
-    """float32 on both sides: 3 layers of sums of at most 112 terms, so about 1e-5 relative to values of order 1."""
+    """float32 on both sides: 3 layers of sums of at most 112 terms, so about 1e-5 relative to
+    values of order 1.
+    """
     target = tiny_target(tmp_path / "target", "qwen3")
     drafter = tiny_drafter(
-        tmp_path / "drafter", target, variant=variant, yarn=variant == "full", attention_bias=variant == "mixed"
+        tmp_path / "drafter",
+        target,
+        variant=variant,
+        yarn=variant == "full",
+        attention_bias=variant == "mixed",
     )
     prompts = np.random.default_rng(4).integers(0, VOCAB, (2, 13))
     got = _prompt_step(*_step_with_hidden(target, drafter), prompts)
@@ -87,13 +116,16 @@ def test_hidden_rows_equal_the_reference(variant: str, tmp_path: Path) -> None:
 
 
 def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
-    """Biases on q, k, v and o, yarn, more layers than taps, and features of a target with windows, sinks and experts.
+    """Biases on q, k, v and o, yarn, more layers than taps, and features of a target with windows,
+    sinks and experts.
 
     The tolerance is that above; the layers are eight, as gpt-oss's drafters have them.
     """
     target = tiny_gpt_oss(tmp_path / "target")
     same_numbers = tiny_gpt_oss(tmp_path / "plain", mxfp4=False)
-    drafter = tiny_drafter(tmp_path / "drafter", target, attention_bias=True, yarn=True, num_layers=8, taps=(1, 0, 2))
+    drafter = tiny_drafter(
+        tmp_path / "drafter", target, attention_bias=True, yarn=True, num_layers=8, taps=(1, 0, 2)
+    )
     prompts = np.random.default_rng(4).integers(0, VOCAB, (2, 13))
     got = _prompt_step(*_step_with_hidden(target, drafter), prompts)
     hidden = got[HIDDEN].reshape(2, BLOCK, -1)
@@ -103,7 +135,9 @@ def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
 
 
 def test_causal_and_bidirectional_differ_far_beyond_the_tolerance(tmp_path: Path) -> None:
-    """The test above would see a swapped mask: the same weights under the other mask give other numbers."""
+    """The test above would see a swapped mask: the same weights under the other mask give other
+    numbers.
+    """
     target = tiny_target(tmp_path / "target", "qwen3")
     prompts = np.random.default_rng(4).integers(0, VOCAB, (1, 13))
     hidden = {}

@@ -21,11 +21,15 @@ def greedy() -> list[int]:
     return hugging_face.greedy(hugging_face.load_target(TARGET), PROMPT, 60)
 
 
-def test_a_stop_token_inside_a_block_ends_the_answer_there(greedy: list[int], engine: EngineFactory) -> None:
+def test_a_stop_token_inside_a_block_ends_the_answer_there(
+    greedy: list[int], engine: EngineFactory
+) -> None:
     """Every token of the answer as the stop token, so that it stands at every place of a block."""
     target = hugging_face.load_target(TARGET)
     for stop in dict.fromkeys(greedy):
-        (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_new_tokens=60, stop_token_ids=[stop])
+        (answer,) = engine(TARGET, DRAFTER).generate(
+            [PROMPT], max_new_tokens=60, stop_token_ids=[stop]
+        )
         assert answer.token_ids == hugging_face.greedy(target, PROMPT, 60, eos=stop)
         assert answer.finish_reason == "stop"
         assert answer.token_ids.index(stop) == len(answer.token_ids) - 1
@@ -52,7 +56,10 @@ def test_a_prompt_may_contain_the_mask_token(engine: EngineFactory) -> None:
     prompt = [MASK, 3, MASK, 5, 7, MASK]
     expected = hugging_face.greedy(hugging_face.load_target(TARGET), prompt, 30)
     for draft in (True, False):
-        assert engine(TARGET, DRAFTER).generate([prompt], max_new_tokens=30, draft=draft)[0].token_ids == expected
+        assert (
+            engine(TARGET, DRAFTER).generate([prompt], max_new_tokens=30, draft=draft)[0].token_ids
+            == expected
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Speculative greedy = plain greedy = Hugging Face's generate, token for token, whatever the drafter and the batch."""
+"""Speculative greedy = plain greedy = Hugging Face's generate, token for token, whatever the
+drafter and the batch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
 from tests.e2e.conftest import EngineFactory
-from tests.tiny import DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
+from tests.fixtures.tiny_models import DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
 
 NEW_TOKENS = 24
 # Lengths around the 8-token chunk: one token, less, exactly one chunk, one more, several chunks.
@@ -38,7 +40,8 @@ def expected(targets: dict[str, Path]) -> dict[str, list[list[int]]]:
     """Hugging Face's greedy tokens for every target and prompt."""
     models = {name: hugging_face.load_target(path) for name, path in targets.items()}
     return {
-        name: [hugging_face.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS] for name, model in models.items()
+        name: [hugging_face.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+        for name, model in models.items()
     }
 
 
@@ -52,7 +55,9 @@ def test_every_mask_variant(
     engine: EngineFactory,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Batches of 1 to 5 prompts of different lengths, in chunks, with every number of drafts up to the block's."""
+    """Batches of 1 to 5 prompts of different lengths, in chunks, with every number of drafts up to
+    the block's.
+    """
     drafter = tiny_drafter(
         tmp_path_factory.mktemp(variant) / "drafter",
         targets[name],
@@ -96,5 +101,7 @@ def test_block_sizes(
 ) -> None:
     """Blocks shorter and longer than the window of a sliding layer."""
     drafter = tiny_drafter(tmp_path / "drafter", targets[name], variant=variant, block_size=7)
-    out = engine(targets[name], drafter, block_size=block_size).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+    out = engine(targets[name], drafter, block_size=block_size).generate(
+        PROMPTS, max_new_tokens=NEW_TOKENS
+    )
     assert [item.token_ids for item in out] == expected[name]

@@ -1,14 +1,18 @@
-"""Quantized checkpoints through the CPU engine's graph, against Hugging Face's model with the same rounded numbers.
+"""Quantized checkpoints through the CPU engine's graph, against Hugging Face's model with the same
+rounded numbers.
 
-Two references: the tables of tests/quantized.py under a float32 model, and ModelOpt's own fake-quantized forward.
+Two references: the tables of tests/fixtures/quantized.py under a float32 model, and ModelOpt's own
+fake-quantized forward.
 
-Tolerance. Both sides multiply the same rounded numbers in float32, so they agree to some 1e-6 of the largest logit,
-and less than without quantization: rounding removes what the order of a sum leaves. But where an activation lies on
-the boundary between two codes, that last bit decides which one it becomes, a step of up to 1/8 (FP8) or 1/2 (NVFP4) of
-the number, and what follows in its sequence differs visibly. That is rare: of the cases below, one has such a number,
-in one of its four sequences, and which one depends on the order of sums and so on the processor. Hence: all rows of at
-least three sequences to 1e-5 (found: 5e-7), and no row of the other beyond what quantization itself changes on average.
-Where neither activations nor caches are rounded there are no boundaries, so no excuse: every row to 1e-5 (found: 2e-6).
+Tolerance. Both sides multiply the same rounded numbers in float32, so they agree to some 1e-6 of
+the largest logit, and less than without quantization: rounding removes what the order of a sum
+leaves. But where an activation lies on the boundary between two codes, that last bit decides which
+one it becomes, a step of up to 1/8 (FP8) or 1/2 (NVFP4) of the number, and what follows in its
+sequence differs visibly. That is rare: of the cases below, one has such a number, in one of its
+four sequences, and which one depends on the order of sums and so on the processor. Hence: all rows
+of at least three sequences to 1e-5 (found: 5e-7), and no row of the other beyond what quantization
+itself changes on average. Where neither activations nor caches are rounded there are no boundaries,
+so no excuse: every row to 1e-5 (found: 2e-6).
 """
 
 from __future__ import annotations
@@ -26,8 +30,15 @@ torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
 from tests.e2e.logits import feeds, session, target_logits
-from tests.quantized import dequantize_weight, quantized_copy, read_tensors, round_fp8, round_nvfp4, write_tensors
-from tests.tiny import BLOCK, MASK_ID, VOCAB, tiny_drafter, tiny_target
+from tests.fixtures.quantized import (
+    dequantize_weight,
+    quantized_copy,
+    read_tensors,
+    round_fp8,
+    round_nvfp4,
+    write_tensors,
+)
+from tests.fixtures.tiny_models import BLOCK, MASK_ID, VOCAB, tiny_drafter, tiny_target
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.graph.step import build_step
 
@@ -37,7 +48,8 @@ IDS = np.random.default_rng(5).integers(0, VOCAB, (4, 10))
 
 
 def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any]) -> Any:
-    """The float32 model of a quantized checkpoint: weights dequantized, inputs rounded on their way into a linear.
+    """The float32 model of a quantized checkpoint: weights dequantized, inputs rounded on their way
+    into a linear.
 
     Experts multiply their inputs as they are.
     """
@@ -48,7 +60,11 @@ def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any])
         if f"{module}.weight_scale" not in tensors or kind == "bias":
             plain[name] = ("F32", array.astype(np.float32))
         elif kind == "weight":
-            stored = {key.removeprefix(f"{module}."): t for key, t in tensors.items() if key.startswith(f"{module}.")}
+            stored = {
+                key.removeprefix(f"{module}."): t
+                for key, t in tensors.items()
+                if key.startswith(f"{module}.")
+            }
             plain[name] = ("F32", dequantize_weight(stored))
             if "input_scale" in stored and ".experts." not in module:
                 rounder = round_nvfp4 if "weight_scale_2" in stored else round_fp8
@@ -62,11 +78,15 @@ def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any])
     (directory / "config.json").write_text(json.dumps(config))
     model = load(directory)
     for module, rounder in rounders.items():
-        model.get_submodule(module).register_forward_pre_hook(partial(_rounded_input, rounder=rounder))
+        model.get_submodule(module).register_forward_pre_hook(
+            partial(_rounded_input, rounder=rounder)
+        )
     return model
 
 
-def _rounded_input(_: Any, inputs: tuple[Any], *, rounder: Callable[[np.ndarray], np.ndarray]) -> tuple[Any]:
+def _rounded_input(
+    _: Any, inputs: tuple[Any], *, rounder: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Any]:
     return (torch.from_numpy(rounder(inputs[0].numpy())),)
 
 
@@ -79,7 +99,9 @@ def forward(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
 def assert_same_but_for_boundaries(
     ours: np.ndarray, theirs: np.ndarray, unquantized: np.ndarray, *, boundaries: bool = True
 ) -> None:
-    """The tolerance of this module's first lines; arrays [4, S, n]. `boundaries`: activations or caches are rounded."""
+    """The tolerance of this module's first lines; arrays [4, S, n]. `boundaries`: activations or
+    caches are rounded.
+    """
     size = np.abs(theirs).max()
     rows = np.abs(ours - theirs).max(-1) / size
     assert len(rows) == 4
@@ -91,19 +113,30 @@ def assert_same_but_for_boundaries(
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_logits_are_those_of_the_rounded_numbers(architecture: str, name: str, tmp_path: Path) -> None:
-    source = tiny_target(tmp_path / "source", architecture, dtype="BF16", tied=architecture == "qwen3")
+def test_logits_are_those_of_the_rounded_numbers(
+    architecture: str, name: str, tmp_path: Path
+) -> None:
+    source = tiny_target(
+        tmp_path / "source", architecture, dtype="BF16", tied=architecture == "qwen3"
+    )
     quantized = quantized_copy(source, tmp_path / "quantized", name)
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_target)
     unquantized = forward(hugging_face.load_target(source))
     assert_same_but_for_boundaries(
-        target_logits(quantized, IDS), forward(twin), unquantized, boundaries=name in ROUNDING_ACTIVATIONS
+        target_logits(quantized, IDS),
+        forward(twin),
+        unquantized,
+        boundaries=name in ROUNDING_ACTIVATIONS,
     )
 
 
 def test_mixed_precision_with_biases_and_a_quantized_head_of_a_tied_model(tmp_path: Path) -> None:
-    """Every linear as its own entry says; the head is stored, and so it is the head although the config ties it."""
-    source = tiny_target(tmp_path / "source", "llama", dtype="BF16", attention_bias=True, mlp_bias=True, num_layers=2)
+    """Every linear as its own entry says; the head is stored, and so it is the head although the
+    config ties it.
+    """
+    source = tiny_target(
+        tmp_path / "source", "llama", dtype="BF16", attention_bias=True, mlp_bias=True, num_layers=2
+    )
     config = json.loads((source / "config.json").read_text())
     modules = {
         "model.layers.0.self_attn.q_proj": "fp8",
@@ -129,11 +162,21 @@ def test_a_quantized_drafter_drafts_with_the_rounded_numbers(name: str, tmp_path
     """Against the reference package's drafter with rounded weights and inputs; fc is as it was."""
     target = tiny_target(tmp_path / "target", "qwen3")
     source = tiny_drafter(tmp_path / "source", target, variant="mixed")
-    o_proj = tuple(f"layers.{index}.self_attn.o_proj" for index in range(3))  # 72 inputs, which blocks do not divide
-    quantized = quantized_copy(source, tmp_path / "quantized", name, dtype="F32", exclude=("fc", *o_proj))
+    o_proj = tuple(
+        f"layers.{index}.self_attn.o_proj" for index in range(3)
+    )  # 72 inputs, which blocks do not divide
+    quantized = quantized_copy(
+        source, tmp_path / "quantized", name, dtype="F32", exclude=("fc", *o_proj)
+    )
     hidden, anchors = {}, {}
     for directory in (quantized, source):
-        model = build_step(load_target(target), load_drafter(directory), dtype="float32", cache_len=64, block_size=4)
+        model = build_step(
+            load_target(target),
+            load_drafter(directory),
+            dtype="float32",
+            cache_len=64,
+            block_size=4,
+        )
         norm = "/drafter/RMSNormalization_1/output_0"
         value = next(value for node in model.graph for value in node.outputs if value.name == norm)
         made, names = session(model, value)
@@ -142,9 +185,14 @@ def test_a_quantized_drafter_drafts_with_the_rounded_numbers(name: str, tmp_path
         anchors[directory] = results["next_ids"][:, 0]
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_drafter)
     full = hugging_face.load_target(target)
-    wanted = [_reference_hidden(full, twin, ids, anchor) for ids, anchor in zip(IDS, anchors[quantized], strict=True)]
+    wanted = [
+        _reference_hidden(full, twin, ids, anchor)
+        for ids, anchor in zip(IDS, anchors[quantized], strict=True)
+    ]
     boundaries = name in ROUNDING_ACTIVATIONS
-    assert_same_but_for_boundaries(hidden[quantized], np.stack(wanted), hidden[source], boundaries=boundaries)
+    assert_same_but_for_boundaries(
+        hidden[quantized], np.stack(wanted), hidden[source], boundaries=boundaries
+    )
 
 
 def _reference_hidden(target: Any, drafter: Any, prompt: np.ndarray, anchor: int) -> np.ndarray:
@@ -152,7 +200,9 @@ def _reference_hidden(target: Any, drafter: Any, prompt: np.ndarray, anchor: int
         states = target(torch.tensor(prompt[None]), output_hidden_states=True).hidden_states
         block = torch.tensor([[anchor] + [MASK_ID] * (BLOCK - 1)])
         return drafter(
-            target_hidden=torch.cat([states[layer + 1] for layer in drafter.target_layer_ids], dim=-1),
+            target_hidden=torch.cat(
+                [states[layer + 1] for layer in drafter.target_layer_ids], dim=-1
+            ),
             noise_embedding=target.get_input_embeddings()(block),
             position_ids=torch.arange(len(prompt) + BLOCK)[None],
         )[0].numpy()
@@ -162,7 +212,9 @@ def _reference_hidden(target: Any, drafter: Any, prompt: np.ndarray, anchor: int
 def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: Path) -> None:
     """With all tokens allowed, drafts are those of the whole head."""
     target = tiny_target(tmp_path / "source", num_layers=2, dtype="BF16")
-    quantized = quantized_copy(target, tmp_path / "quantized", name, exclude=("model.embed_tokens",))
+    quantized = quantized_copy(
+        target, tmp_path / "quantized", name, exclude=("model.embed_tokens",)
+    )
     drafter = tiny_drafter(tmp_path / "drafter", target, num_layers=1, taps=(0,))
     drafts = []
     for vocab in (None, np.arange(VOCAB)):
@@ -186,15 +238,18 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
 def test_modelopts_export_computes_what_modelopt_computes(
     architecture: str, name: str, kv_cache_dtype: str | None, tmp_path: Path
 ) -> None:
-    """Its forward before the export, with the scales that the export shares among linears of one input.
+    """Its forward before the export, with the scales that the export shares among linears of one
+    input.
 
-    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them; "fp8_cast" without
-    a calibration, so that their scales are 1 and not in the checkpoint.
+    With FP8 caches too: both sides round keys behind RoPE, and values, before they attend to them;
+    "fp8_cast" without a calibration, so that their scales are 1 and not in the checkpoint.
     """
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
 
-    source = tiny_target(tmp_path / "source", architecture, tied=architecture == "qwen3", num_layers=3)
+    source = tiny_target(
+        tmp_path / "source", architecture, tied=architecture == "qwen3", num_layers=3
+    )
     model = modelopt.quantized_model(source, name, kv_cache_dtype)
     theirs = forward(model)
     exported = modelopt.export(model, source, tmp_path / "exported")
@@ -203,4 +258,6 @@ def test_modelopts_export_computes_what_modelopt_computes(
     assert len(checkpoint.formats) == 3 * 7
     unquantized = forward(hugging_face.load_target(source))
     boundaries = name in ROUNDING_ACTIVATIONS or kv_cache_dtype is not None
-    assert_same_but_for_boundaries(target_logits(exported, IDS), theirs, unquantized, boundaries=boundaries)
+    assert_same_but_for_boundaries(
+        target_logits(exported, IDS), theirs, unquantized, boundaries=boundaries
+    )

@@ -14,7 +14,8 @@ from tests.e2e.conftest import EngineFactory
 from tests.e2e.test_trained_pair import DRAFTER, TARGET
 
 PROMPT, SAMPLES, TEMPERATURE, TOP_P, TOP_K = [3, 5, 7, 10], 1500, 2.5, 0.95, 12
-# 5.5 standard deviations of a chi-square statistic, by its normal approximation: a right sampler fails one run in 10^7.
+# 5.5 standard deviations of a chi-square statistic, by its normal approximation: a right sampler
+# fails one run in 10^7.
 SIGMAS = 5.5
 
 
@@ -48,16 +49,25 @@ def _chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, floa
 
 
 def test_first_three_tokens(engine: EngineFactory) -> None:
-    """The first token comes from the prompt's step; the next two from verified rows, accepted drafts or bonus."""
+    """The first token comes from the prompt's step; the next two from verified rows, accepted
+    drafts or bonus.
+    """
     generations = engine(TARGET, DRAFTER).generate(
-        [PROMPT] * SAMPLES, max_new_tokens=3, temperature=TEMPERATURE, top_p=TOP_P, top_k=TOP_K, seed=range(SAMPLES)
+        [PROMPT] * SAMPLES,
+        max_new_tokens=3,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        top_k=TOP_K,
+        seed=range(SAMPLES),
     )
     model = hugging_face.load_target(TARGET)
     prefixes, mass = [PROMPT], np.ones(1)
     for place in range(3):
         rows = np.stack([_distribution(row) for row in _next(model, prefixes)])
         marginal = mass @ rows
-        statistic, limit = _chi_square(Counter(item.token_ids[place] for item in generations), marginal)
+        statistic, limit = _chi_square(
+            Counter(item.token_ids[place] for item in generations), marginal
+        )
         assert statistic < limit, f"token {place}: chi-square {statistic:.1f}, limit {limit:.1f}"
         joint = [
             ([*prefix, token], mass[i] * rows[i, token])

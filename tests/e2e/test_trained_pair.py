@@ -1,7 +1,9 @@
-"""A trained tiny pair (tests/trained_pair): acceptance equals the reference package's, and wiring faults show.
+"""A trained tiny pair (tests/trained_pair): acceptance equals the reference package's, and wiring
+faults show.
 
-The wiring table is that of DFlash's sensitivity: wrong features or a wrong mask id cost half of the acceptance or
-more; causal instead of bidirectional attention hardly shows there, which is why test_drafter_numerics exists.
+The wiring table is that of DFlash's sensitivity: wrong features or a wrong mask id cost half of the
+acceptance or more; causal instead of bidirectional attention hardly shows there, which is why
+test_drafter_numerics exists.
 """
 
 from __future__ import annotations
@@ -19,18 +21,20 @@ pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
 from tests.e2e.conftest import EngineFactory
-from tests.tiny import write_safetensors
-from tests.trained_pair.make_pair import sentences
+from tests.fixtures.tiny_models import write_safetensors
+from tests.fixtures.trained_pair.make_pair import sentences
 from trtllm_dflash.checkpoint.loader import load_drafter
 
-PAIR = Path(__file__).parent.parent / "trained_pair"
+PAIR = Path(__file__).parents[1] / "fixtures" / "trained_pair"
 TARGET, DRAFTER = PAIR / "target", PAIR / "drafter"
 NEW_TOKENS, BLOCK = 60, 8
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Beginnings of sentences that the pair was not trained on (another seed), of different lengths."""
+    """Beginnings of sentences that the pair was not trained on (another seed), of different
+    lengths.
+    """
     import torch
 
     rows = sentences(20, torch.Generator().manual_seed(99)).tolist()
@@ -41,12 +45,18 @@ def prompts() -> list[list[int]]:
 def test_tokens_and_acceptance_equal_the_reference(
     block_size: int, prompts: list[list[int]], engine: EngineFactory
 ) -> None:
-    """Step by step; only the reference's last steps differ, whose blocks it shortens at the end of the answer."""
+    """Step by step; only the reference's last steps differ, whose blocks it shortens at the end of
+    the answer.
+    """
     target, drafter = hugging_face.load_target(TARGET), hugging_face.load_drafter(DRAFTER)
-    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(prompts, max_new_tokens=NEW_TOKENS)
+    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(
+        prompts, max_new_tokens=NEW_TOKENS
+    )
     for prompt, out in zip(prompts, ours, strict=True):
         assert out.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
-        tokens, lengths = hugging_face.reference_generate(drafter, target, prompt, NEW_TOKENS, block_size)
+        tokens, lengths = hugging_face.reference_generate(
+            drafter, target, prompt, NEW_TOKENS, block_size
+        )
         assert out.token_ids == tokens
         committed = np.cumsum(lengths) + 1
         full_blocks = int((committed + block_size <= NEW_TOKENS).sum())
@@ -57,13 +67,24 @@ def test_tokens_and_acceptance_equal_the_reference(
 def test_batches_and_sampling_are_lossless_with_high_acceptance(
     prompts: list[list[int]], engine: EngineFactory
 ) -> None:
-    """With several tokens accepted in a step, rows of a batch drift apart: still each gets what it gets alone."""
+    """With several tokens accepted in a step, rows of a batch drift apart: still each gets what it
+    gets alone.
+    """
     speculative, plain = engine(TARGET, DRAFTER), engine(TARGET, None)
-    for options in ({}, {"temperature": 1.0, "seed": 7}, {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "seed": 8}):
-        alone = [speculative.generate([prompt], max_new_tokens=40, **options)[0].token_ids for prompt in prompts]
+    for options in (
+        {},
+        {"temperature": 1.0, "seed": 7},
+        {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "seed": 8},
+    ):
+        alone = [
+            speculative.generate([prompt], max_new_tokens=40, **options)[0].token_ids
+            for prompt in prompts
+        ]
         together = speculative.generate(prompts, max_new_tokens=40, **options)
         assert [item.token_ids for item in together] == alone
-        assert [item.token_ids for item in plain.generate(prompts, max_new_tokens=40, **options)] == alone
+        assert [
+            item.token_ids for item in plain.generate(prompts, max_new_tokens=40, **options)
+        ] == alone
 
 
 def _with_taps(taps: list[int]) -> Callable[[dict[str, Any]], None]:
@@ -74,7 +95,8 @@ def _with_mask(token_id: int) -> Callable[[dict[str, Any]], None]:
     return lambda config: config["dflash_config"].update(mask_token_id=token_id)
 
 
-# fault -> (what it does to config.json, does it zero fc, largest share of the right acceptance that it may keep)
+# fault -> (what it does to config.json, does it zero fc, largest share of the right acceptance that
+# it may keep)
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], bool, float]] = {
     "features from one layer too early": (_with_taps([0, 1, 2]), False, 0.7),
     "features from one layer too late": (_with_taps([2, 3, 4]), False, 0.7),
@@ -98,7 +120,9 @@ def test_a_wiring_fault_costs_acceptance(
     assert _tau(wrong) < share * _tau(right), (_tau(wrong), _tau(right))
 
 
-def _faulty_drafter(directory: Path, change: Callable[[dict[str, Any]], None], zero_fc: bool) -> Path:
+def _faulty_drafter(
+    directory: Path, change: Callable[[dict[str, Any]], None], zero_fc: bool
+) -> Path:
     shutil.copytree(DRAFTER, directory)
     config = json.loads((directory / "config.json").read_text())
     change(config)
@@ -122,7 +146,9 @@ def test_a_draft_vocabulary_costs_acceptance_and_nothing_else(
     listed = list(range(0, 67, 2))
     (tmp_path / "even.json").write_text(json.dumps(listed))
     everything = engine(TARGET, DRAFTER).generate(prompts, max_new_tokens=NEW_TOKENS)
-    even = engine(TARGET, DRAFTER, draft_vocab=str(tmp_path / "even.json")).generate(prompts, max_new_tokens=NEW_TOKENS)
+    even = engine(TARGET, DRAFTER, draft_vocab=str(tmp_path / "even.json")).generate(
+        prompts, max_new_tokens=NEW_TOKENS
+    )
     assert [item.token_ids for item in even] == [item.token_ids for item in everything]
     assert 1 < _tau(even) < _tau(everything)
     for item in even:

@@ -9,21 +9,24 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.engines import build_here
-from tests.tiny import EOS_ID
+from tests.fixtures.engines import build_here
+from tests.fixtures.tiny_models import EOS_ID
 from trtllm_dflash.cli import main
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.options.build import BuildConfig
 
 Evaluate = Callable[..., Result]
 TEXT = (
-    "The night train from the coast arrives at ten past six, when the market is still hosing down its stalls. "
-    "Nobody meets it; on Sundays even less so. (4,200 inhabitants = 2 printing works + 1 factory.)"
+    "The night train from the coast arrives at ten past six, when the market is still hosing down"
+    " its stalls. Nobody meets it; on Sundays even less so. (4,200 inhabitants = 2 printing works +"
+    " 1 factory.)"
 )
 
 
 @pytest.fixture(scope="session")
 def build_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`build_cpu(target, drafter=None, **sizes)`: the directory of an engine, built once per set of arguments."""
+    """`build_cpu(target, drafter=None, **sizes)`: the directory of an engine, built once per set of
+    arguments.
+    """
     built: dict[Any, Path] = {}
 
     def build(target: Path, drafter: Path | None = None, **sizes: Any) -> Path:
@@ -31,7 +34,11 @@ def build_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in built:
             built[key] = tmp_path_factory.mktemp("engine") / "cpu"
             sizes = {"max_batch_size": 2, "max_seq_len": 80, "max_num_tokens": 16} | sizes
-            build_here(BuildConfig(str(target), built[key], drafter=str(drafter) if drafter else None, **sizes))
+            build_here(
+                BuildConfig(
+                    str(target), built[key], drafter=str(drafter) if drafter else None, **sizes
+                )
+            )
         return built[key]
 
     return build

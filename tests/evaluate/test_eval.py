@@ -13,21 +13,27 @@ import pytest
 from click.testing import CliRunner
 
 from tests.evaluate.conftest import Evaluate
-from tests.quantized import quantized_copy
-from tests.tiny import tiny_drafter, tiny_target
-from trtllm_dflash.build import manifest
+from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.cli import main
-from trtllm_dflash.evaluate.probe import Probe
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.evaluate.logits_session import Probe
 
 
-def changed_copy(engine: Path, directory: Path, name: str, change: Callable[[str], str] | None) -> Path:
+def changed_copy(
+    engine: Path, directory: Path, name: str, change: Callable[[str], str] | None
+) -> Path:
     """An engine with another file `name`, or without it, and a manifest that says so."""
     shutil.copytree(engine, directory)
     if change is None:
         (directory / name).unlink()
     else:
         (directory / name).write_text(change((directory / name).read_text()))
-    facts = {key: value for key, value in manifest.load(engine).items() if key not in {"schema", "created", "files"}}
+    facts = {
+        key: value
+        for key, value in manifest.load(engine).items()
+        if key not in {"schema", "created", "files"}
+    }
     manifest.write(directory, facts)
     return directory
 
@@ -64,7 +70,10 @@ def test_json_says_where_the_numbers_come_from(
     assert data["schema"] == 1
     assert data["limits"] == {"max_kl": 100}
     assert data["failures"] == []
-    assert data["prompts"] | {"name": str(prompts), "count": 2, "max_tokens": 12, "chat": True} == data["prompts"]
+    assert (
+        data["prompts"] | {"name": str(prompts), "count": 2, "max_tokens": 12, "chat": True}
+        == data["prompts"]
+    )
     assert data["engine"]["acceptance"]["tau"] >= 1
     assert data["against"]["acceptance"] is None
     assert data["engine"]["source"]["graph"] == manifest.load(engine)["graph"]
@@ -77,25 +86,43 @@ def test_json_says_where_the_numbers_come_from(
 
 
 def test_the_own_text_is_the_default(engine: Path) -> None:
-    result = CliRunner().invoke(main, ["eval", str(engine), "--num-threads", "1", "--text-tokens", "40"])
+    result = CliRunner().invoke(
+        main, ["eval", str(engine), "--num-threads", "1", "--text-tokens", "40"]
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("read 40 tokens of prose.txt\n")
 
 
 @pytest.mark.parametrize(
     ("limit", "kept", "missed"),
-    [("--min-top1", "0", "0.99"), ("--max-kl", "50", "0.001"), ("--max-perplexity-increase", "1e9", "-")],
+    [
+        ("--min-top1", "0", "0.99"),
+        ("--max-kl", "50", "0.001"),
+        ("--max-perplexity-increase", "1e9", "-"),
+    ],
 )
 def test_a_limit_is_a_gate(
-    limit: str, kept: str, missed: str, run_eval: Evaluate, engine: Path, other_engine: Path, tmp_path: Path
+    limit: str,
+    kept: str,
+    missed: str,
+    run_eval: Evaluate,
+    engine: Path,
+    other_engine: Path,
+    tmp_path: Path,
 ) -> None:
     assert run_eval(engine, "--against", other_engine, limit, kept).exit_code == 0
     pair = (engine, other_engine)
     if missed == "-":  # of two engines, one has the larger perplexity
         missed, report = "0", tmp_path / "report.json"
         run_eval(engine, "--against", other_engine, "--json", report)
-        pair = pair if json.loads(report.read_text())["comparison"]["perplexity_increase"] > 0 else pair[::-1]
-    result = run_eval(pair[0], "--against", pair[1], limit, missed, "--json", tmp_path / "missed.json")
+        pair = (
+            pair
+            if json.loads(report.read_text())["comparison"]["perplexity_increase"] > 0
+            else pair[::-1]
+        )
+    result = run_eval(
+        pair[0], "--against", pair[1], limit, missed, "--json", tmp_path / "missed.json"
+    )
     assert result.exit_code == 1
     assert f"{limit} {missed}" in result.stderr
     assert result.stderr.startswith("failed: ")
@@ -104,7 +131,9 @@ def test_a_limit_is_a_gate(
     assert limit in failure
 
 
-def test_tau_is_a_gate_without_another_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_tau_is_a_gate_without_another_engine(
+    run_eval: Evaluate, engine: Path, tmp_path: Path
+) -> None:
     prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
     prompts.write_text("hello\n")
     asked = ("--prompts", prompts, "--max-tokens", "8", "--json", report)
@@ -113,7 +142,9 @@ def test_tau_is_a_gate_without_another_engine(run_eval: Evaluate, engine: Path, 
     assert data["limits"] == {"min_tau": 1}
     result = run_eval(engine, *asked, "--min-tau", "99")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"failed: τ is {data['engine']['acceptance']['tau']:.6g}, below --min-tau 99")
+    assert result.stderr.startswith(
+        f"failed: τ is {data['engine']['acceptance']['tau']:.6g}, below --min-tau 99"
+    )
 
 
 def test_a_limit_on_tau_where_there_is_none(
@@ -121,7 +152,10 @@ def test_a_limit_on_tau_where_there_is_none(
 ) -> None:
     result = run_eval(engine, "--min-tau", "2")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "error: --min-tau is a limit on τ, which is measured on prompts: give --prompts FILE" in result.stderr
+    assert (
+        "error: --min-tau is a limit on τ, which is measured on prompts: give --prompts FILE"
+        in result.stderr
+    )
     (tmp_path / "prompts.txt").write_text("hello\n")
     result = run_eval(other_engine, "--min-tau", "2", "--prompts", tmp_path / "prompts.txt")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -137,7 +171,9 @@ def test_the_tables_show_a_quantized_drafter_and_fp8_caches(
     report = tmp_path / "report.json"
     result = run_eval(build_cpu(quantized, fp8), "--against", engine, "--json", report)
     assert result.exit_code == 0, result.stderr
-    rows = {line.split("   ")[0].strip(): line.split()[-2:] for line in result.stdout.splitlines()[:9]}
+    rows = {
+        line.split("   ")[0].strip(): line.split()[-2:] for line in result.stdout.splitlines()[:9]
+    }
     assert rows["weights"] == ["NVFP4", "float32"]
     assert rows["drafter"] == ["FP8", "float32"]
     assert rows["KV caches"] == ["FP8", "float32"]
@@ -153,17 +189,31 @@ def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--max-kl", "0.1"), "--max-kl is a limit on the difference from another engine: give --against"),
-        (("--min-top1", "97", "--against", "x"), "--min-top1 is a share of all positions, 0 to 1, got 97.0"),
+        (
+            ("--max-kl", "0.1"),
+            "--max-kl is a limit on the difference from another engine: give --against",
+        ),
+        (
+            ("--min-top1", "97", "--against", "x"),
+            "--min-top1 is a share of all positions, 0 to 1, got 97.0",
+        ),
         (("--max-kl", "nan", "--against", "x"), "--max-kl must be a number of at least 0, got nan"),
         (("--text-tokens", "1"), "--text-tokens must be a whole number of at least 2, got 1"),
         (("--max-tokens", "1"), "--max-tokens must be a whole number of at least 2, got 1"),
         (("--raw",), "--raw is for --prompts FILE"),
-        (("--json", "nowhere/report.json"), "--json nowhere/report.json: there is no folder nowhere"),
-        (("--text", "nowhere.txt"), "--text nowhere.txt: cannot be read (No such file or directory)."),
+        (
+            ("--json", "nowhere/report.json"),
+            "--json nowhere/report.json: there is no folder nowhere",
+        ),
+        (
+            ("--text", "nowhere.txt"),
+            "--text nowhere.txt: cannot be read (No such file or directory).",
+        ),
     ],
 )
-def test_senseless_options(options: tuple[str, ...], message: str, run_eval: Evaluate, engine: Path) -> None:
+def test_senseless_options(
+    options: tuple[str, ...], message: str, run_eval: Evaluate, engine: Path
+) -> None:
     result = run_eval(engine, *options)
     assert result.exit_code == 2
     assert f"error: {message}" in result.stderr
@@ -174,11 +224,16 @@ def test_senseless_options(options: tuple[str, ...], message: str, run_eval: Eva
     [
         (b"", "is empty. Give some pages"),
         (b" \n\t\n", "is empty. Give some pages"),
-        (b"x", "1 tokens in it, of which 80 at a time fit the engine; predicting needs at least 2."),
+        (
+            b"x",
+            "1 tokens in it, of which 80 at a time fit the engine; predicting needs at least 2.",
+        ),
         (b"caf\xe9", "byte 3 is not UTF-8. Save the file as UTF-8."),
     ],
 )
-def test_useless_text(content: bytes, message: str, run_eval: Evaluate, engine: Path, text_file: Path) -> None:
+def test_useless_text(
+    content: bytes, message: str, run_eval: Evaluate, engine: Path, text_file: Path
+) -> None:
     text_file.write_bytes(content)
     result = run_eval(engine)
     assert result.exit_code == 2
@@ -196,7 +251,10 @@ def test_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -
     for arguments in ((gpu,), (engine, "--against", gpu)):
         result = run_eval(*arguments)
         assert result.exit_code == 1
-        assert f"error: {gpu}: this engine was built with tensorrt_rtx for sm120 in bfloat16" in result.stderr
+        assert (
+            f"error: {gpu}: this engine was built with tensorrt_rtx for sm120 in bfloat16"
+            in result.stderr
+        )
         assert "with --arch cpu" in result.stderr
 
 
@@ -216,7 +274,8 @@ def test_other_vocabularies_and_tokenizers(
     result = run_eval(engine, "--against", swapped)
     assert result.exit_code == 2
     assert (
-        f"{engine} and {swapped} have different tokenizers: they make different tokens of 'The night" in result.stderr
+        f"{engine} and {swapped} have different tokenizers: they make different tokens of 'The"
+        " night" in result.stderr
     )
 
 
@@ -225,19 +284,30 @@ def test_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) ->
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n")
     other = changed_copy(
-        engine, tmp_path / "other", "tokenizer_config.json", lambda text: text.replace("[assistant]", "[answer]")
+        engine,
+        tmp_path / "other",
+        "tokenizer_config.json",
+        lambda text: text.replace("[assistant]", "[answer]"),
     )
     result = run_eval(engine, "--against", other, "--prompts", prompts)
     assert result.exit_code == 2
     assert "they make different tokens of 'hello'" in result.stderr
-    assert run_eval(engine, "--against", other, "--prompts", prompts, "--raw", "--max-tokens", "4").exit_code == 0
+    assert (
+        run_eval(
+            engine, "--against", other, "--prompts", prompts, "--raw", "--max-tokens", "4"
+        ).exit_code
+        == 0
+    )
 
 
 def test_without_a_tokenizer(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     mute = changed_copy(engine, tmp_path / "mute", "tokenizer.json", None)
     result = run_eval(mute)
     assert result.exit_code == 2
-    assert f"error: {mute}: this engine has no tokenizer.json, so it cannot read text." in result.stderr
+    assert (
+        f"error: {mute}: this engine has no tokenizer.json, so it cannot read text."
+        in result.stderr
+    )
     assert run_eval(engine, "--against", mute).exit_code == 0
 
 
@@ -263,7 +333,9 @@ def test_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> N
     assert run_eval(tmp_path / "nothing").exit_code == 1
 
 
-def test_logits_that_are_no_numbers(run_eval: Evaluate, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_no_numbers(
+    run_eval: Evaluate, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Probe.step
 
     def broken(self: Probe, token_ids: Any) -> Any:

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from trtllm_dflash.config.evaluate import EvaluateConfig
 from trtllm_dflash.evaluate.acceptance import Acceptance
 from trtllm_dflash.evaluate.metrics import Divergence, Losses, OutputErrors, log_probabilities
 from trtllm_dflash.evaluate.result import Comparison, missed_limits
 from trtllm_dflash.evaluate.text import OWN_TEXT, read_text, windows
+from trtllm_dflash.options.evaluate import EvaluateConfig
 
 RANDOM = np.random.default_rng(3)
 PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
@@ -19,7 +19,14 @@ OTHERS = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]])
 
 
 def compared(**numbers: float) -> Comparison:
-    values = {"positions": 10, "kl_mean": 0.02, "kl_p99": 0.3, "kl_max": 0.5, "top1": 0.9, "perplexity_increase": 0.05}
+    values = {
+        "positions": 10,
+        "kl_mean": 0.02,
+        "kl_p99": 0.3,
+        "kl_max": 0.5,
+        "top1": 0.9,
+        "perplexity_increase": 0.05,
+    }
     return Comparison(**(values | numbers), linear_errors={}, unmatched=())
 
 
@@ -35,7 +42,9 @@ def test_log_probabilities_of_large_logits() -> None:
 def test_perplexity_is_one_over_the_geometric_mean_of_probabilities() -> None:
     losses = Losses()
     losses.add(np.log(PROBABILITIES), np.array([0, 2]))
-    losses.add(np.log(PROBABILITIES), np.array([1]))  # what follows the last row of a window is not known
+    losses.add(
+        np.log(PROBABILITIES), np.array([1])
+    )  # what follows the last row of a window is not known
     assert losses.count == 3
     assert losses.perplexity == pytest.approx((0.5 * 0.7 * 0.25) ** (-1 / 3))
 
@@ -58,7 +67,9 @@ def test_relative_error_is_of_norms_over_all_steps() -> None:
     errors.add("same", np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
     errors.add("from nothing", np.ones((1, 2), np.float32), np.zeros((1, 2), np.float32))
     expected = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
-    assert errors.relative() == pytest.approx({"a": expected, "same": 0, "from nothing": math.inf}, rel=1e-6)
+    assert errors.relative() == pytest.approx(
+        {"a": expected, "same": 0, "from nothing": math.inf}, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,10 +77,16 @@ def test_relative_error_is_of_norms_over_all_steps() -> None:
     [
         ("min_top1", 0.91, "top-1 agreement is 0.9, below --min-top1 0.91"),
         ("max_kl", 0.019, "mean KL divergence is 0.02 nats, above --max-kl 0.019"),
-        ("max_perplexity_increase", 0.04, "grew by 0.05 of what it was, above --max-perplexity-increase 0.04"),
+        (
+            "max_perplexity_increase",
+            0.04,
+            "grew by 0.05 of what it was, above --max-perplexity-increase 0.04",
+        ),
     ],
 )
-def test_a_missed_limit_is_a_sentence(limit: str, value: float, word: str, tmp_path: object) -> None:
+def test_a_missed_limit_is_a_sentence(
+    limit: str, value: float, word: str, tmp_path: object
+) -> None:
     (sentence,) = missed_limits(_config(**{limit: value}), compared())
     assert word in sentence
 
@@ -83,8 +100,13 @@ def test_tau_below_its_limit_is_a_sentence_with_or_without_another_engine() -> N
 
 
 def test_a_limit_that_is_just_reached_is_kept() -> None:
-    assert missed_limits(_config(min_top1=0.9, max_kl=0.02, max_perplexity_increase=0.05), compared()) == []
-    assert missed_limits(_config(max_perplexity_increase=0), compared(perplexity_increase=-0.2)) == []
+    assert (
+        missed_limits(_config(min_top1=0.9, max_kl=0.02, max_perplexity_increase=0.05), compared())
+        == []
+    )
+    assert (
+        missed_limits(_config(max_perplexity_increase=0), compared(perplexity_increase=-0.2)) == []
+    )
 
 
 def test_no_number_keeps_no_limit() -> None:
@@ -94,7 +116,10 @@ def test_no_number_keeps_no_limit() -> None:
 
 
 def test_windows_leave_no_token_out_but_a_lone_last_one() -> None:
-    assert [piece.tolist() for piece in windows(list(range(7)), 3, name="x")] == [[0, 1, 2], [3, 4, 5]]
+    assert [piece.tolist() for piece in windows(list(range(7)), 3, name="x")] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
     assert [piece.tolist() for piece in windows(list(range(8)), 3, name="x")][-1] == [6, 7]
 
 
@@ -108,7 +133,12 @@ def test_the_text_that_comes_along_was_not_calibrated_with() -> None:
     paragraphs = [part for part in own.text.split("\n\n") if part.strip()]
     assert len(paragraphs) >= 6
     calibration = (resources.files(quantize) / "calibration.jsonl").read_text(encoding="utf-8")
-    assert not any(sentence in calibration for part in paragraphs for sentence in part.split(". ") if len(sentence) > 9)
+    assert not any(
+        sentence in calibration
+        for part in paragraphs
+        for sentence in part.split(". ")
+        if len(sentence) > 9
+    )
 
 
 def _config(**limits: float) -> EvaluateConfig:

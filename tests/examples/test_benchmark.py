@@ -39,7 +39,16 @@ def _module(script: str) -> Any:
 def test_speed(tmp_path: Path) -> None:
     """Both sides and the reference on two prompts; every text equal."""
     pytest.importorskip("dflash")
-    options = ("--limit", "1", "--max-tokens", "8", "--draft-lens", "3", "--json", str(tmp_path / "speed.json"))
+    options = (
+        "--limit",
+        "1",
+        "--max-tokens",
+        "8",
+        "--draft-lens",
+        "3",
+        "--json",
+        str(tmp_path / "speed.json"),
+    )
     assert "reference" in _run("benchmark/speed.py", *options)
     totals = json.loads((tmp_path / "speed.json").read_text())["totals"]
     assert {"heldout", "unseen"} <= totals.keys()
@@ -61,12 +70,18 @@ def test_the_readmes_table_of_formats_has_the_measured_figures() -> None:
     script = _module("benchmark/quantization.py")
     facts = json.loads((ROOT / "examples" / "benchmark" / "quantization.json").read_text())
     readme = (ROOT / "README.md").read_text()
-    assert readme.split("<!-- quantization -->\n")[1].split("<!-- /quantization -->")[0] == script.markdown(facts)
+    assert readme.split("<!-- quantization -->\n")[1].split("<!-- /quantization -->")[
+        0
+    ] == script.markdown(facts)
     for row in facts["rows"]:
-        assert row.get("linears") is None or row["linears"] <= (0.501 if row["name"] == "FP8" else 0.30)
+        assert row.get("linears") is None or row["linears"] <= (
+            0.501 if row["name"] == "FP8" else 0.30
+        )
         assert row["perplexity"] > 1
         for memory in ("quantize_memory", "cpu_build_memory", "gpu_build_memory"):
-            was_measured = memory != "quantize_memory" or row is not facts["rows"][0]  # which is not quantized
+            was_measured = (
+                memory != "quantize_memory" or row is not facts["rows"][0]
+            )  # which is not quantized
             assert (memory in row) == was_measured
             assert 0 < row.get(memory, 1) <= 3 * facts["checkpoint_bytes"]
     assert len({(row["name"], row["kv_cache"]) for row in facts["rows"]}) == 8
@@ -75,7 +90,10 @@ def test_the_readmes_table_of_formats_has_the_measured_figures() -> None:
 def test_memory_that_is_measured() -> None:
     """Of a process and its children together, pages of files left out."""
     script = _module("benchmark/quantization.py")
-    child = "data = bytearray(1 << 27); data[::4096] = bytes(len(data[::4096])); import time; time.sleep(60)"
+    child = (
+        "data = bytearray(1 << 27); data[::4096] = bytes(len(data[::4096])); import time;"
+        " time.sleep(60)"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True)
     try:
@@ -91,5 +109,7 @@ def test_memory_that_is_measured() -> None:
 
 def test_compare() -> None:
     """What `make demo` shows at its end."""
-    out = _run("demo_pair/compare.py", "demo/plain", "demo/cpu", "Name three fruits.", "--max-tokens", "16")
+    out = _run(
+        "demo_pair/compare.py", "demo/plain", "demo/cpu", "Name three fruits.", "--max-tokens", "16"
+    )
     assert "the same text" in out

@@ -1,4 +1,6 @@
-"""The synthetic checkpoints of large models: their shapes are the published ones, and they load as real ones do."""
+"""The synthetic checkpoints of large models: their shapes are the published ones, and they load as
+real ones do.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,19 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
-from trtllm_dflash.checkpoint.names import DRAFTER_NAMES, TARGET_NAMES, expand, sizes_of
-from trtllm_dflash.config.drafter import DrafterConfig
-from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand, sizes_of
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark" / "synthetic.py"
 # Small enough for a test, and divided into blocks as the real sizes are.
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "vocab_size": 211, "head_dim": 8}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "vocab_size": 211,
+    "head_dim": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +51,16 @@ def test_a_small_one_is_a_sound_pair(model: str, script: dict[str, Any], tmp_pat
     check_pair(*pair)
     for checkpoint in pair:
         check_finite(checkpoint)
-    blobs = [np.asarray(info.array()).tobytes() for info in pair[0].tensors.values() if info.nbytes > 100]
+    blobs = [
+        np.asarray(info.array()).tobytes() for info in pair[0].tensors.values() if info.nbytes > 100
+    ]
     assert len(set(blobs)) == len(blobs)
 
 
 def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None:
-    """gpt-oss-120b has 116.8 billion weights, Qwen3-Coder-30B-A3B 30.5; the first's drafter is 1.5 GB in BF16."""
+    """gpt-oss-120b has 116.8 billion weights, Qwen3-Coder-30B-A3B 30.5; the first's drafter is 1.5
+    GB in BF16.
+    """
     for model, sizes, want in (
         ("gpt-oss-120b", (36, 128), 116.8),
         ("gpt-oss-20b", (24, 32), 20.9),
@@ -56,10 +68,14 @@ def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None
     ):
         config_json = script["target_config"](model, *sizes)
         config = TargetConfig.from_hf(config_json, None, model)
-        count = sum(np.prod(sizes_of(row, config)) for row in expand(TARGET_NAMES.used, config).values())
+        count = sum(
+            np.prod(sizes_of(row, config)) for row in expand(TARGET_NAMES.used, config).values()
+        )
         assert round(count / 1e9, 1) == want
     target = script["target_config"]("gpt-oss-120b", 36, 128)
     drafter = DrafterConfig.from_hf(script["drafter_config"]("gpt-oss-120b", target), "drafter")
     assert (drafter.num_taps, drafter.num_layers, drafter.block_size) == (5, 8, 10)
-    count = sum(np.prod(sizes_of(row, drafter)) for row in expand(DRAFTER_NAMES.used, drafter).values())
+    count = sum(
+        np.prod(sizes_of(row, drafter)) for row in expand(DRAFTER_NAMES.used, drafter).values()
+    )
     assert 2 * count / 2**30 == pytest.approx(1.46, abs=0.02)

@@ -1,4 +1,6 @@
-"""From an engine to a stream: every command of the example's page, in order, and its benchmark on a sample."""
+"""From an engine to a stream: every command of the example's page, in order, and its benchmark on a
+sample.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REQUIRE_ALL
-from tests.triton.conftest import local_server
+from tests.triton_server.conftest import local_server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "examples" / "triton" / "README.md").read_text()
@@ -24,7 +26,8 @@ PAGE = (ROOT / "examples" / "triton" / "README.md").read_text()
 pytestmark = [
     pytest.mark.demo,
     pytest.mark.skipif(
-        not (REQUIRE_ALL or local_server.packaged_servers()), reason="no Triton server: run `make test`"
+        not (REQUIRE_ALL or local_server.packaged_servers()),
+        reason="no Triton server: run `make test`",
     ),
 ]
 
@@ -52,11 +55,20 @@ def test_the_page(place: Path, in_background: list[subprocess.Popen[str]]) -> No
     ports = dict(zip(("8000", "8001", "8002"), map(str, local_server.free_ports()), strict=True))
     lines = "".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)).splitlines()
     assert lines[0].startswith("make .venv-triton/.ready"), "what `make test` has done"
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
     shown: list[str] = []
     for line in lines[1:]:
-        command = shlex.split(re.sub(r"\b800[012]\b", lambda found: ports[found[0]], line.removesuffix(" &")))
-        options: dict[str, Any] = {"cwd": place, "env": environment, "text": True, "stdout": subprocess.PIPE}
+        command = shlex.split(
+            re.sub(r"\b800[012]\b", lambda found: ports[found[0]], line.removesuffix(" &"))
+        )
+        options: dict[str, Any] = {
+            "cwd": place,
+            "env": environment,
+            "text": True,
+            "stdout": subprocess.PIPE,
+        }
         if line.endswith("&"):
             in_background.append(subprocess.Popen(command, **options))
             assert in_background[0].stdout is not None
@@ -66,7 +78,9 @@ def test_the_page(place: Path, in_background: list[subprocess.Popen[str]]) -> No
         shown.append(done.stdout)
     whole, stream, metrics = shown[-3:]
     text = json.loads(whole)["text_output"]
-    pieces = [json.loads(row)["text_output"] for row in re.findall(r"^data: (.*)$", stream, re.MULTILINE)]
+    pieces = [
+        json.loads(row)["text_output"] for row in re.findall(r"^data: (.*)$", stream, re.MULTILINE)
+    ]
     assert len(pieces) > 1
     assert "".join(pieces) == text
     assert "dflash_requests_total{" in metrics
@@ -77,7 +91,14 @@ def test_the_page(place: Path, in_background: list[subprocess.Popen[str]]) -> No
 def test_the_benchmark(tmp_path: Path) -> None:
     script = ROOT / "examples" / "triton" / "benchmark.py"
     sample = ["--rounds", "1", "--max-tokens", "4", "--long-words", "60", "--no-perf-analyzer"]
-    command = [sys.executable, str(script), str(ROOT / "demo" / "cpu"), "--output", str(tmp_path), *sample]
+    command = [
+        sys.executable,
+        str(script),
+        str(ROOT / "demo" / "cpu"),
+        "--output",
+        str(tmp_path),
+        *sample,
+    ]
     subprocess.run(command, check=True, timeout=240)
     result = json.loads((tmp_path / "serving.json").read_text())
     assert result["slots"] == 4
@@ -86,5 +107,7 @@ def test_the_benchmark(tmp_path: Path) -> None:
 
 
 def test_the_makefile_knows_the_targets() -> None:
-    names = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {"serve-demo", "bench-serving"} <= set(re.findall(r"^([a-z-]+)", names, re.MULTILINE))

@@ -17,7 +17,9 @@ def run_op(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> dic
 
     spec = OPS[name]
     model = op_model(name, arrays, **attributes)
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return dict(zip((t.name for t in spec.outputs), session.run(None, arrays), strict=True))
 
 
@@ -26,13 +28,19 @@ def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> i
     spec, g = OPS[name], GraphBuilder()
     assert list(arrays) == [t.name for t in spec.inputs][: len(arrays)]  # the last may be optional
     inputs = [
-        ir.Value(name=key, shape=ir.Shape([f"{key}_{axis}" for axis in range(x.ndim)]), type=_type(x.dtype))
+        ir.Value(
+            name=key,
+            shape=ir.Shape([f"{key}_{axis}" for axis in range(x.ndim)]),
+            type=_type(x.dtype),
+        )
         for key, x in arrays.items()
     ]
     outputs = spec(g, *inputs, **attributes)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
-        dtype = arrays["key_cache"].dtype if tensor.dtype == "C" else arrays[next(iter(arrays))].dtype
+        dtype = (
+            arrays["key_cache"].dtype if tensor.dtype == "C" else arrays[next(iter(arrays))].dtype
+        )
         if tensor.dtype not in ("C", "T"):
             dtype = np.dtype(tensor.dtype)
         output.type = _type(dtype)

@@ -1,4 +1,6 @@
-"""Steps of a graph in ONNX Runtime on the caches of a few sequences, driven as a session drives them."""
+"""Steps of a graph in ONNX Runtime on the caches of a few sequences, driven as a session drives
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import onnx_ir as ir
 
 
 class Stepper:
-    """Greedy decoding in `slots` sequences by the graph of `build_step`; all shapes are the graph's own.
+    """Greedy decoding in `slots` sequences by the graph of `build_step`; all shapes are the graph's
+    own.
 
     Caches are full of 1e3 at first: a row that nobody has written must not be seen.
     """
@@ -16,15 +19,25 @@ class Stepper:
         import onnxruntime
 
         for initializer in model.graph.initializers.values():
-            initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
+            initializer.const_value = ir.Tensor(
+                np.ascontiguousarray(initializer.const_value.numpy())
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # caches are copied here, which it would warn about
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+        self._session = onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options
+        )
         self._names = [output.name for output in self._session.get_outputs()]
         shapes = {port.name: port.shape for port in self._session.get_inputs()}
-        caches = {name: shape[1:] for name, shape in shapes.items() if "_key." in name or "_value." in name}
-        self.caches = {name: np.full([slots, *shape], 1e3, np.float32) for name, shape in caches.items()}
+        caches = {
+            name: shape[1:]
+            for name, shape in shapes.items()
+            if "_key." in name or "_value." in name
+        }
+        self.caches = {
+            name: np.full([slots, *shape], 1e3, np.float32) for name, shape in caches.items()
+        }
         self.past = np.zeros(slots, np.int32)
         self._uniforms = shapes["uniforms"][1]
         self._next = [np.zeros(0, np.int64)] * slots
@@ -42,9 +55,14 @@ class Stepper:
         blocks = np.stack([block[:width] for block in self._next])
         found = self.step(slice(None), blocks, known=1, rows=width)
         self._next = list(found["next_ids"])
-        return [ids[:count].tolist() for ids, count in zip(found["new_ids"], found["num_new"], strict=True)]
+        return [
+            ids[:count].tolist()
+            for ids, count in zip(found["new_ids"], found["num_new"], strict=True)
+        ]
 
-    def step(self, slots: slice, tokens: np.ndarray, *, known: int, rows: int) -> dict[str, np.ndarray]:
+    def step(
+        self, slots: slice, tokens: np.ndarray, *, known: int, rows: int
+    ) -> dict[str, np.ndarray]:
         """One step; everything that it gives but the caches, which are kept."""
         past = self.past[slots]
         batch, block = len(past), self._session.get_outputs()[0].shape[1]
@@ -67,8 +85,12 @@ class Stepper:
         return found
 
 
-def decode(model: ir.Model, prompts: list[np.ndarray], *, count: int, chunk: int, widths: list[int]) -> list[list[int]]:
-    """`count` greedy tokens for each prompt, all generating together; widths of the steps go round."""
+def decode(
+    model: ir.Model, prompts: list[np.ndarray], *, count: int, chunk: int, widths: list[int]
+) -> list[list[int]]:
+    """`count` greedy tokens for each prompt, all generating together; widths of the steps go
+    round.
+    """
     run = Stepper(model, len(prompts))
     answers = [[run.prompt(slot, prompt, chunk)] for slot, prompt in enumerate(prompts)]
     turn = 0

@@ -8,8 +8,12 @@ import pytest
 from tests.graph.run_op import run_op
 
 
-def _reference_probabilities(logits: np.ndarray, temperature: float, top_p: float, top_k: int) -> np.ndarray:
-    """top-k, then softmax at the temperature, then top-p; the obvious way, with a sort (no ties expected)."""
+def _reference_probabilities(
+    logits: np.ndarray, temperature: float, top_p: float, top_k: int
+) -> np.ndarray:
+    """top-k, then softmax at the temperature, then top-p; the obvious way, with a sort (no ties
+    expected).
+    """
     scores = logits.astype(np.float64) / temperature
     order = np.argsort(-scores)
     if 0 < top_k < scores.size:
@@ -23,8 +27,12 @@ def _reference_probabilities(logits: np.ndarray, temperature: float, top_p: floa
     return probabilities
 
 
-def _accept(logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray) -> dict[str, np.ndarray]:
-    """`uniforms` [B, R] by row; they go where the step looks for them in a table by position, NaN everywhere else."""
+def _accept(
+    logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`uniforms` [B, R] by row; they go where the step looks for them in a table by position, NaN
+    everywhere else.
+    """
     batch, rows = logits.shape[:2]
     past = np.arange(batch) * 10
     table = np.full((batch, int((past + known).max()) + rows), np.nan)
@@ -82,7 +90,9 @@ def test_fewer_rows_than_drafts() -> None:
 
 
 def test_rows_behind_the_table_take_its_last_number() -> None:
-    """A step may decide rows behind the end of a sequence, which nobody keeps: the table need not reach there."""
+    """A step may decide rows behind the end of a sequence, which nobody keeps: the table need not
+    reach there.
+    """
     logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (1, 4, 1)))
     arrays = {
         "logits": logits.astype(np.float32),
@@ -101,8 +111,12 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_sampled_choice_inverts_the_reference_distribution(temperature: float, top_p: float, top_k: int) -> None:
-    """Over a grid of uniforms, each token comes out exactly where the reference's distribution puts it."""
+def test_sampled_choice_inverts_the_reference_distribution(
+    temperature: float, top_p: float, top_k: int
+) -> None:
+    """Over a grid of uniforms, each token comes out exactly where the reference's distribution puts
+    it.
+    """
     vocab, grid = 13, 500
     logits = np.random.default_rng(top_k).standard_normal(vocab) * 2
     uniforms = (np.arange(grid) + 0.5) / grid
@@ -118,7 +132,9 @@ def test_sampled_choice_inverts_the_reference_distribution(temperature: float, t
     cdf = np.cumsum(_reference_probabilities(logits, temperature, top_p, top_k))
     # A uniform within rounding of a step of the distribution may fall to either side.
     clear = np.abs(uniforms[:, None] - cdf).min(axis=1) > 1e-6
-    np.testing.assert_array_equal(got["bonus"][clear, 0], np.searchsorted(cdf, uniforms, side="right")[clear])
+    np.testing.assert_array_equal(
+        got["bonus"][clear, 0], np.searchsorted(cdf, uniforms, side="right")[clear]
+    )
 
 
 def test_rows_have_their_own_settings() -> None:
@@ -127,9 +143,18 @@ def test_rows_have_their_own_settings() -> None:
     best = logits[:, 0].argmax(-1)
     uniforms = np.full((3, 1), 0.999)
     temperature, top_k = np.array([0, 1.0, 1.0]), np.array([0, 1, 0])
-    got = _accept(logits, np.zeros((3, 1)), np.ones(3), temperature=temperature, top_k=top_k, uniforms=uniforms)
+    got = _accept(
+        logits,
+        np.zeros((3, 1)),
+        np.ones(3),
+        temperature=temperature,
+        top_k=top_k,
+        uniforms=uniforms,
+    )
     assert got["bonus"][:2, 0].tolist() == best[:2].tolist()
-    assert got["bonus"][2, 0] == np.searchsorted(np.cumsum(_reference_probabilities(logits[2, 0], 1, 1, 0)), 0.999)
+    assert got["bonus"][2, 0] == np.searchsorted(
+        np.cumsum(_reference_probabilities(logits[2, 0], 1, 1, 0)), 0.999
+    )
 
 
 def test_the_largest_uniform_never_leaves_the_vocabulary() -> None:
@@ -138,7 +163,9 @@ def test_the_largest_uniform_never_leaves_the_vocabulary() -> None:
     logits = rng.standard_normal((64, 1, 997)) * 3
     logits[:, :, 900:] = -1e30  # the tail is impossible
     uniforms = np.full((64, 1), np.nextafter(np.float32(1), np.float32(0)))
-    got = _accept(logits, np.zeros((64, 1)), np.ones(64), temperature=np.ones(64), uniforms=uniforms)
+    got = _accept(
+        logits, np.zeros((64, 1)), np.ones(64), temperature=np.ones(64), uniforms=uniforms
+    )
     assert (got["bonus"] < 900).all()
 
 
@@ -146,5 +173,12 @@ def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
     """Four equal tokens with top_k = 2: the cut-off ties, so all four stay."""
     logits = np.tile(np.array([1.0, 1.0, 1.0, 1.0, -9.0]), (4, 1, 1))
     uniforms = np.array([[0.1], [0.3], [0.6], [0.9]])
-    got = _accept(logits, np.zeros((4, 1)), np.ones(4), temperature=np.ones(4), top_k=np.full(4, 2), uniforms=uniforms)
+    got = _accept(
+        logits,
+        np.zeros((4, 1)),
+        np.ones(4),
+        temperature=np.ones(4),
+        top_k=np.full(4, 2),
+        uniforms=uniforms,
+    )
     assert got["bonus"][:, 0].tolist() == [0, 1, 2, 3]

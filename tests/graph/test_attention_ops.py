@@ -10,12 +10,14 @@ from tests.graph.run_op import run_op
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
-from trtllm_dflash.graph.rings import rows_needed
+from trtllm_dflash.graph.ring_cache import rows_needed
 
 B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
 
 
-def _attend_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, sink: float) -> np.ndarray:
+def _attend_row(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, sink: float
+) -> np.ndarray:
     """One query head [D] over the keys [n, D] that it sees; a sink of -inf is none."""
     scores = (keys.astype(np.float64) @ q.astype(np.float64)) * scale
     largest = max(scores.max(), sink)
@@ -38,11 +40,15 @@ def _reference(q, keys, values, positions, sees, scale, sinks=None):
             for h in range(q.shape[2]):
                 kv = h // (q.shape[2] // keys.shape[1])
                 seen = [k for k in range(keys.shape[2]) if sees(b, positions[b][s], k)]
-                out[b, s, h] = _attend_row(q[b, s, h], keys[b, kv, seen], values[b, kv, seen], scale, sinks[h])
+                out[b, s, h] = _attend_row(
+                    q[b, s, h], keys[b, kv, seen], values[b, kv, seen], scale, sinks[h]
+                )
     return out
 
 
-def _poisoned_caches(rng: np.random.Generator, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _poisoned_caches(
+    rng: np.random.Generator, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Random up to each row's length; huge behind it, so that reading there cannot pass."""
     caches = rng.standard_normal((2, B, HKV, CACHE, D)).astype(np.float32)
     for b, length in enumerate(lengths):
@@ -84,7 +90,9 @@ def test_verify_attention(width: int, window: int, with_sinks: bool) -> None:
 
 
 def _as_rings(arrays: dict[str, np.ndarray], past: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    """The same inputs with the caches as rings: each slot's last positions, and huge numbers where there is none."""
+    """The same inputs with the caches as rings: each slot's last positions, and huge numbers where
+    there is none.
+    """
     made = dict(arrays)
     for name in ("key_cache", "value_cache"):
         made[name] = np.full((B, HKV, rows, D), 1e4, np.float32)
@@ -98,7 +106,9 @@ def _as_rings(arrays: dict[str, np.ndarray], past: np.ndarray, rows: int) -> dic
 @pytest.mark.parametrize("window", [1, 3, 7])
 @pytest.mark.parametrize("operator", ["DFlashVerifyAttention", "DFlashDraftAttention"])
 def test_rings_hold_what_is_looked_at(operator: str, window: int, spare: int) -> None:
-    """In the smallest ring and in larger ones, slots that never came round and that did: as over whole caches."""
+    """In the smallest ring and in larger ones, slots that never came round and that did: as over
+    whole caches.
+    """
     rng = np.random.default_rng(window)
     draft, width, block = "Draft" in operator, 4, 3 if "Draft" in operator else 0
     past = np.array([0, 9, 30])
@@ -162,10 +172,14 @@ def test_draft_attention(causal: int, window: int, with_sinks: bool) -> None:
 
 
 def test_without_fp8_caches_the_body_pays_nothing_for_them() -> None:
-    plain, quantized = (VERIFY_ATTENTION.function(7, some) for some in ((), ("key_scale", "value_scale")))
+    plain, quantized = (
+        VERIFY_ATTENTION.function(7, some) for some in ((), ("key_scale", "value_scale"))
+    )
     assert list(plain.attributes) == ["scale", "window_size"]
     assert list(quantized.attributes) == ["scale", "window_size", "key_scale", "value_scale"]
-    made = [node.attributes["saturate"].as_int() for node in quantized if "saturate" in node.attributes]
+    made = [
+        node.attributes["saturate"].as_int() for node in quantized if "saturate" in node.attributes
+    ]
     assert made == [1, 1]
     assert {node.op_type for node in quantized} - {node.op_type for node in plain} == {"Div"}
     assert not any("saturate" in node.attributes for node in plain)
@@ -183,7 +197,9 @@ def test_one_graph_has_fp8_caches_in_all_layers_or_in_none() -> None:
 
 def test_without_sinks_the_body_pays_nothing_for_them() -> None:
     plain, sinking = (VERIFY_ATTENTION.function(count) for count in (7, 8))
-    assert [value.name for value in plain.inputs] == [tensor.name for tensor in VERIFY_ATTENTION.inputs[:7]]
+    assert [value.name for value in plain.inputs] == [
+        tensor.name for tensor in VERIFY_ATTENTION.inputs[:7]
+    ]
     concats = [sum(node.op_type == "Concat" for node in function) for function in (plain, sinking)]
     assert concats[0] < concats[1]
 
@@ -193,7 +209,11 @@ def test_one_graph_uses_an_operator_with_sinks_or_without() -> None:
     inputs = [ir.Value(name=tensor.name) for tensor in VERIFY_ATTENTION.inputs]
     for count in (7, 8):
         VERIFY_ATTENTION(g, *inputs[:count])
-    with pytest.raises(GraphError, match="DFlashVerifyAttention is used with 7 and with 8 inputs in one graph"):
+    with pytest.raises(
+        GraphError, match="DFlashVerifyAttention is used with 7 and with 8 inputs in one graph"
+    ):
         VERIFY_ATTENTION.functions(g.nodes)
-    with pytest.raises(GraphError, match=r"DFlashVerifyAttention takes 7 to 8 inputs \['q', .*got 6 inputs"):
+    with pytest.raises(
+        GraphError, match=r"DFlashVerifyAttention takes 7 to 8 inputs \['q', .*got 6 inputs"
+    ):
         VERIFY_ATTENTION(g, *inputs[:6])

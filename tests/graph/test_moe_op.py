@@ -40,7 +40,9 @@ def _twin(
     alpha: float,
     shift: float,
 ) -> np.ndarray:
-    x, logits, gate_up, gate_up_bias, down, down_bias = (array.astype(np.float64) for array in inputs.values())
+    x, logits, gate_up, gate_up_bias, down, down_bias = (
+        array.astype(np.float64) for array in inputs.values()
+    )
     out = np.zeros(x.shape)
     for token in range(len(x)):
         chosen = sorted(range(E), key=lambda expert: -logits[token, expert])[:top_k]
@@ -52,15 +54,20 @@ def _twin(
             if limit:
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
             inner = (up + shift) * gate / (1 + np.exp(-alpha * gate))
-            out[token] += np.exp(logits[token, expert]) / mass * (down[expert] @ inner + down_bias[expert])
+            out[token] += (
+                np.exp(logits[token, expert]) / mass * (down[expert] @ inner + down_bias[expert])
+            )
     return out
 
 
 @pytest.mark.parametrize(("normalize", "interleaved"), list(product((0, 1), (0, 1))))
 @pytest.mark.parametrize(
-    ("top_k", "limit", "alpha", "shift"), [(1, 0.0, 1.0, 0.0), (2, 1.5, 1.702, 1.0), (E, 0.5, 0.5, -0.25)]
+    ("top_k", "limit", "alpha", "shift"),
+    [(1, 0.0, 1.0, 0.0), (2, 1.5, 1.702, 1.0), (E, 0.5, 0.5, -0.25)],
 )
-def test_body(normalize: int, interleaved: int, top_k: int, limit: float, alpha: float, shift: float) -> None:
+def test_body(
+    normalize: int, interleaved: int, top_k: int, limit: float, alpha: float, shift: float
+) -> None:
     inputs = _inputs(top_k)
     attributes = {"top_k": top_k, "normalize": normalize, "interleaved": interleaved}
     attributes |= {"limit": limit, "alpha": alpha, "shift": shift}
@@ -68,8 +75,13 @@ def test_body(normalize: int, interleaved: int, top_k: int, limit: float, alpha:
     got = run_op("DFlashMoE", inputs, **attributes)["out"]
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
     for name, value in attributes.items():  # a body that reads none of them would be seen
-        if (name, value) not in {("top_k", E), ("limit", 0.0)} and (name, top_k) != ("normalize", E):
-            other = attributes | {name: {"limit": 0.1, "alpha": value + 1, "shift": value + 1}.get(name, 1 - value)}
+        if (name, value) not in {("top_k", E), ("limit", 0.0)} and (name, top_k) != (
+            "normalize",
+            E,
+        ):
+            other = attributes | {
+                name: {"limit": 0.1, "alpha": value + 1, "shift": value + 1}.get(name, 1 - value)
+            }
             if other["top_k"]:
                 assert np.abs(_twin(inputs, **other) - want).max() > 0.01, name
 
@@ -86,5 +98,7 @@ def test_a_body_takes_no_codes() -> None:
     g = GraphBuilder()
     values = [ir.Value(name=str(index)) for index in range(8)]
     MOE(g, *values, top_k=1, weight_format=1)
-    with pytest.raises(GraphError, match="a body multiplies numbers; codes and their scales are for its plugin"):
+    with pytest.raises(
+        GraphError, match="a body multiplies numbers; codes and their scales are for its plugin"
+    ):
         MOE.functions(g.nodes)

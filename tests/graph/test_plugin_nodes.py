@@ -1,4 +1,6 @@
-"""A step with plugins: the same graph without bodies, without what only bodies need, and with what finds a plugin."""
+"""A step with plugins: the same graph without bodies, without what only bodies need, and with what
+finds a plugin.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.engine_dir.io_tensors import step_ports
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.io import step_ports
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
 from trtllm_dflash.graph.step import build_step
@@ -25,9 +27,13 @@ def steps(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -
     """The same step with bodies and with plugins."""
     directory = make_target("qwen3", num_layers=2, head_dim=64)
     target = load_target(directory)
-    drafter = load_drafter(make_drafter(directory, num_layers=2, taps=(0,), variant="mixed", head_dim=128))
+    drafter = load_drafter(
+        make_drafter(directory, num_layers=2, taps=(0,), variant="mixed", head_dim=128)
+    )
     sizes = {"dtype": "bfloat16", "cache_len": 64, "block_size": 4}
-    with_bodies, with_plugins = (build_step(target, drafter, **sizes, plugins=plugins) for plugins in (False, True))
+    with_bodies, with_plugins = (
+        build_step(target, drafter, **sizes, plugins=plugins) for plugins in (False, True)
+    )
     names = [port.name for port in step_ports(target.config, drafter.config, **sizes, plugins=True)]
     values = (*with_plugins.graph.inputs, *with_plugins.graph.outputs)
     assert [value.name for value in values] == names
@@ -67,12 +73,16 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
 def test_what_nothing_used_before_stays(steps: Steps) -> None:
     """It must be found by the check of what the parser drops, not vanish."""
     model = steps[0].clone()
-    model.graph.inputs.append(ir.Value(name="forgotten", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT)))
+    model.graph.inputs.append(
+        ir.Value(name="forgotten", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
+    )
     use_plugins(model)
     assert model.graph.inputs[-1].name == "forgotten"
 
 
 def test_a_head_dim_without_a_kernel_is_refused(make_target: Callable[..., Path]) -> None:
     target = load_target(make_target("llama"))
-    with pytest.raises(GraphError, match=r"layers.0/DFlashVerifyAttention .*: there is no kernel for head_dim 16"):
+    with pytest.raises(
+        GraphError, match=r"layers.0/DFlashVerifyAttention .*: there is no kernel for head_dim 16"
+    ):
         build_step(target, None, dtype="bfloat16", cache_len=64, block_size=1, plugins=True)

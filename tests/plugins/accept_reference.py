@@ -1,8 +1,9 @@
-"""DFlashAccept in NumPy: the body's procedure with exact sums, so that it can say where rounding decides.
+"""DFlashAccept in NumPy: the body's procedure with exact sums, so that it can say where rounding
+decides.
 
-The scores are float32, bit for bit those of the body and of the kernel, and so are the middles of the bisection: top-k
-is exact. Masses and their sums are float64. Where a sum in float32 may fall to either side of what it is compared with,
-all the tokens that rounding may choose are admissible.
+The scores are float32, bit for bit those of the body and of the kernel, and so are the middles of
+the bisection: top-k is exact. Masses and their sums are float64. Where a sum in float32 may fall to
+either side of what it is compared with, all the tokens that rounding may choose are admissible.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ EPS = float(np.finfo(np.float32).eps) / 2  # the largest relative error of one r
 
 
 def rounding(vocab: int) -> float:
-    """Relative error of the kernel's sums of masses: 5 roundings in each, as for the expf of CUDA's manual (2 ulp) and
-    glibc (1); a lane's sum of V / 1024 in order; 5 steps in a warp, and 5 (a total) or 32 (its prefixes) over warps."""
+    """Relative error of the kernel's sums of masses: 5 roundings in each, as for the expf of CUDA's
+    manual (2 ulp) and glibc (1); a lane's sum of V / 1024 in order; 5 steps in a warp, and 5 (a
+    total) or 32 (its prefixes) over warps.
+    """
     return (5 + vocab / 1024 + 5 + 32) * EPS
 
 
 def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
-    """Of scores x [V], those that less weight than `limit` lies above, by the bisection of graph/ops/sampling.py."""
+    """Of scores x [V], those that less weight than `limit` lies above, by the bisection of
+    graph/ops/sampling.py.
+    """
     low, high = _FLOOR, np.float32(0)
     for _ in range(_BISECTIONS):
         middle = (low + high) * np.float32(0.5)
@@ -34,7 +39,9 @@ def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
 def admissible(
     logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float, slack: float
 ) -> np.ndarray:
-    """Which tokens [V] a row of float32 logits may become when sums are off by the relative error `slack`."""
+    """Which tokens [V] a row of float32 logits may become when sums are off by the relative error
+    `slack`.
+    """
     if not temperature > 0:
         return np.arange(logits.size) == logits.argmax()
     with np.errstate(over="ignore"):  # the coldest

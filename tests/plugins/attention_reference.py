@@ -12,7 +12,9 @@ from tests.plugins.library import BFLOAT16, FP8
 
 @dataclass(frozen=True)
 class Case:
-    """One launch. `past`: each slot's length before it; `committed`: how many context rows hold (drafts only)."""
+    """One launch. `past`: each slot's length before it; `committed`: how many context rows hold
+    (drafts only).
+    """
 
     past: tuple[int, ...]
     rows: int
@@ -27,7 +29,9 @@ class Case:
     spare: int = 5  # cache rows behind the longest slot's last
     processors: int = 1
     order: str = "forward"
-    cache_scales: tuple[float, float] | None = None  # of keys and of values, where the caches are FP8
+    cache_scales: tuple[float, float] | None = (
+        None  # of keys and of values, where the caches are FP8
+    )
 
     @property
     def draft(self) -> bool:
@@ -42,13 +46,19 @@ class Case:
         kind = "draft" if self.draft else "verify"
         parts = [kind, f"d{self.head_dim}", f"kv{self.kv_heads}x{self.group}", f"rows{self.rows}"]
         parts += ["past" + "_".join(map(str, self.past)), f"cta{self.processors}", self.order]
-        parts += [f"w{self.window}"] * bool(self.window) + ["sinks"] * self.sinks + ["causal"] * self.causal
+        parts += (
+            [f"w{self.window}"] * bool(self.window)
+            + ["sinks"] * self.sinks
+            + ["causal"] * self.causal
+        )
         parts += [f"fp8_{scale:g}" for scale in self.cache_scales or ()]
         return "-".join(parts)
 
 
 def inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors of the operation's inputs. The caches hold numbers up to each slot's length and NaN behind it."""
+    """Random tensors of the operation's inputs. The caches hold numbers up to each slot's length
+    and NaN behind it.
+    """
     rng = np.random.default_rng(seed)
     batch, step = len(case.past), case.context_rows + case.rows
     cache_len = int(case.starts.max()) + case.rows + case.spare
@@ -66,7 +76,9 @@ def inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     for name, scale in zip(("key_cache", "value_cache"), case.cache_scales or (), strict=False):
         made[name] = codes(made[name], scale)
     context = np.array(case.past)[:, None] + np.arange(case.context_rows)
-    made["positions"] = np.concatenate([context, case.starts[:, None] + np.arange(case.rows)], axis=1)
+    made["positions"] = np.concatenate(
+        [context, case.starts[:, None] + np.arange(case.rows)], axis=1
+    )
     for slot, past in enumerate(case.past):
         for name in ("key_cache", "value_cache"):
             made[name][slot, :, past:] = np.nan
@@ -78,7 +90,9 @@ def inputs(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def codes(numbers: np.ndarray, scale: float) -> np.ndarray:
-    """FP8 codes of numbers / scale: divided in float32, saturated, to the nearest with ties to even."""
+    """FP8 codes of numbers / scale: divided in float32, saturated, to the nearest with ties to
+    even.
+    """
     return np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(FP8)
 
 
@@ -111,7 +125,9 @@ Rounding = Callable[[np.ndarray], np.ndarray]
 
 
 def attend(case: Case, given: dict[str, np.ndarray], scale: float, rounded: Rounding) -> np.ndarray:
-    """Attention out [B, T, Hq, D], where each product of matrices and the weights pass through `rounded`."""
+    """Attention out [B, T, Hq, D], where each product of matrices and the weights pass through
+    `rounded`.
+    """
     caches = written_caches(case, given)
     out = np.zeros(given["q"].shape)
     for slot in range(len(case.past)):
@@ -120,11 +136,18 @@ def attend(case: Case, given: dict[str, np.ndarray], scale: float, rounded: Roun
             heads = slice(head * case.group, (head + 1) * case.group)
             q = given["q"][slot, :, heads].astype(np.float64)
             keys, values = (
-                caches[name][slot, head, : visible.shape[-1]].astype(np.float64) * float(np.float32(worth))
-                for name, worth in zip(("key_cache", "value_cache"), case.cache_scales or (1, 1), strict=True)
+                caches[name][slot, head, : visible.shape[-1]].astype(np.float64)
+                * float(np.float32(worth))
+                for name, worth in zip(
+                    ("key_cache", "value_cache"), case.cache_scales or (1, 1), strict=True
+                )
             )
             scores = np.where(visible, rounded(q @ keys.T) * scale, -np.inf)
-            sinks = given["sinks"][heads].astype(np.float64) if case.sinks else np.full(case.group, -np.inf)
+            sinks = (
+                given["sinks"][heads].astype(np.float64)
+                if case.sinks
+                else np.full(case.group, -np.inf)
+            )
             largest = np.maximum(scores.max(-1), sinks)[..., None]
             weights = np.exp(scores - largest)
             total = weights.sum(-1, keepdims=True) + np.exp(sinks[:, None] - largest)
@@ -140,11 +163,15 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32).astype(BFLOAT16).astype(np.float64)
 
 
-def assert_as_good_as_eager(case: Case, given: dict[str, np.ndarray], got: np.ndarray, scale: float) -> None:
-    """Each head row's error is at most twice that of eager bfloat16 attention, plus the rounding of the result.
+def assert_as_good_as_eager(
+    case: Case, given: dict[str, np.ndarray], got: np.ndarray, scale: float
+) -> None:
+    """Each head row's error is at most twice that of eager bfloat16 attention, plus the rounding of
+    the result.
 
-    Errors are norms over head_dim, against float64. The floor: eager may be exact by chance, where a kernel rounds its
-    weights and its result, each by up to half of bfloat16's eps: eps times the row's norm.
+    Errors are norms over head_dim, against float64. The floor: eager may be exact by chance, where
+    a kernel rounds its weights and its result, each by up to half of bfloat16's eps: eps times the
+    row's norm.
     """
     exact = attend(case, given, scale, exactly)
     eager = attend(case, given, scale, to_bfloat16)
@@ -159,8 +186,8 @@ def assert_as_good_as_eager(case: Case, given: dict[str, np.ndarray], got: np.nd
     allowed = 2 * norm(eager - exact) + 2.0**-8 * norm(exact)
     worst = np.unravel_index((error / allowed).argmax(), error.shape)
     assert (error <= allowed).all(), (
-        f"{case}: head row {tuple(map(int, worst))} is off by {error[worst]:.3g}, allowed {allowed[worst]:.3g}; "
-        f"got {got[worst][:4]}, expected {exact[worst][:4]}"
+        f"{case}: head row {tuple(map(int, worst))} is off by {error[worst]:.3g}, allowed"
+        f" {allowed[worst]:.3g}; got {got[worst][:4]}, expected {exact[worst][:4]}"
     )
 
 

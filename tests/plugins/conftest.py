@@ -1,7 +1,7 @@
 """The kernels' library, twice: emulated on the CPU, and on a GPU where there is one.
 
-Tests that take `library` run on both. Without a GPU those of the second kind are skipped by name; with
-DFLASH_REQUIRE_GPU=1 they fail instead.
+Tests that take `library` run on both. Without a GPU those of the second kind are skipped by name;
+with DFLASH_REQUIRE_GPU=1 they fail instead.
 """
 
 from __future__ import annotations
@@ -50,11 +50,22 @@ def emulated(emulated_path: Path) -> Library:
 
 @pytest.fixture(scope="session")
 def real_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library for GPUs and its build.log, built with CMake once a session: for this machine's GPU, or for sm_90."""
+    """The library for GPUs and its build.log, built with CMake once a session: for this machine's
+    GPU, or for sm_90.
+    """
     if shutil.which("nvcc") is None or shutil.which("cmake") is None:
         pytest.skip("needs nvcc and cmake, which build plugins/CMakeLists.txt")
     folder = tmp_path_factory.mktemp("real")
-    run(["cmake", "-S", str(PLUGINS), "-B", str(folder), f"-DCMAKE_CUDA_ARCHITECTURES={'native' if has_gpu() else 90}"])
+    run(
+        [
+            "cmake",
+            "-S",
+            str(PLUGINS),
+            "-B",
+            str(folder),
+            f"-DCMAKE_CUDA_ARCHITECTURES={'native' if has_gpu() else 90}",
+        ]
+    )
     log = run(["cmake", "--build", str(folder), "--target", "dflash_kernels", "--parallel"])
     (folder / "build.log").write_text(log)
     return folder / "libdflash_kernels.so"

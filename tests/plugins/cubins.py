@@ -7,17 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.plugins.compile import Cubin, compile_kernel
+from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_kernel
 
 HEAD_DIMS = (64, 96, 128, 256)
 KEYS = (KernelKey("accept"), *(KernelKey("attention", (("head_dim", size),)) for size in HEAD_DIMS))
-FP8_KEYS = tuple(KernelKey("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS)
-MOE_KEYS = (KernelKey("moe"), *(KernelKey("moe", (("weight_format", number),)) for number in (1, 2)))
+FP8_KEYS = tuple(
+    KernelKey("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
+)
+MOE_KEYS = (
+    KernelKey("moe"),
+    *(KernelKey("moe", (("weight_format", number),)) for number in (1, 2)),
+)
 _FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
+    r" spill loads.*?"
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<smem>\d+) bytes smem)?",
     re.DOTALL,
 )
@@ -50,7 +56,9 @@ def reports(cubin: Cubin) -> dict[str, Report]:
     """The compiler's reports by function."""
     return {
         found["name"]: Report(
-            int(found["stores"]) + int(found["loads"]), int(found["registers"]), int(found["smem"] or 0)
+            int(found["stores"]) + int(found["loads"]),
+            int(found["registers"]),
+            int(found["smem"] or 0),
         )
         for found in _FUNCTION.finditer(cubin.log)
     }

@@ -1,7 +1,8 @@
 """The plain C library of the kernels through ctypes: built, called with NumPy arrays, and watched.
 
-The emulated library (g++ alone) and the real one (nvcc, a GPU and torch) have the same functions. Every array goes into
-memory of its own with a guard on both sides, so that what a kernel writes outside its arrays is found.
+The emulated library (g++ alone) and the real one (nvcc, a GPU and torch) have the same functions.
+Every array goes into memory of its own with a guard on both sides, so that what a kernel writes
+outside its arrays is found.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 HEAD_DIMS = (64, 96, 128, 256)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-DTYPES = {BFLOAT16: 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2, np.dtype(np.int64): 3, FP8: 4}
+DTYPES = {
+    BFLOAT16: 0,
+    np.dtype(np.float32): 1,
+    np.dtype(np.int32): 2,
+    np.dtype(np.int64): 3,
+    FP8: 4,
+}
 STATUS = {0: "ok", 1: "invalid argument", 2: "launch failed"}
 INVALID_ARGUMENT, LAUNCH_FAILED = 1, 2
 GUARD = 256  # bytes
@@ -70,14 +77,21 @@ class AttentionPlan(ctypes.Structure):
 class AcceptPlan(ctypes.Structure):
     """DFlashAcceptPlan of dflash.h."""
 
-    _fields_ = (("chunks", ctypes.c_int32), ("reserved", ctypes.c_int32), ("workspace_bytes", ctypes.c_int64))
+    _fields_ = (
+        ("chunks", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("workspace_bytes", ctypes.c_int64),
+    )
 
 
 class MoeOptions(ctypes.Structure):
     """DFlashMoeOptions of dflash.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("top_k", "normalize", "interleaved", "weight_format")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("top_k", "normalize", "interleaved", "weight_format")
+        ),
         *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
     )
 
@@ -86,8 +100,14 @@ class MoePlan(ctypes.Structure):
     """DFlashMoePlan of dflash.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("tile_tokens", "tile_row_warps", "groups", "gate_up_blocks")),
-        *((name, ctypes.c_int32) for name in ("down_blocks", "sum_blocks", "shared_bytes", "reserved")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("tile_tokens", "tile_row_warps", "groups", "gate_up_blocks")
+        ),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("down_blocks", "sum_blocks", "shared_bytes", "reserved")
+        ),
         ("workspace_bytes", ctypes.c_int64),
     )
 
@@ -164,7 +184,9 @@ class Placed:
         return made
 
     def fetch(self, name: str, *, written: bool) -> np.ndarray:
-        """The array after the launch. AssertionError if its guards, or a tensor only read, have changed."""
+        """The array after the launch. AssertionError if its guards, or a tensor only read, have
+        changed.
+        """
         found = self._memory.get(self._kept)
         inside = found[GUARD:-GUARD]
         assert (found[:GUARD] == POISON).all(), f"{name}: written in front of it"
@@ -176,20 +198,30 @@ class Placed:
 def poisoned(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An array full of NaN, or of -1."""
     dtype = np.dtype(dtype)
-    return np.full(int(np.prod(shape)) * dtype.itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+    return (
+        np.full(int(np.prod(shape)) * dtype.itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+    )
 
 
 class Library:
-    """The functions of dflash.h on NumPy arrays. Inputs are not changed; all that is written comes back by name."""
+    """The functions of dflash.h on NumPy arrays. Inputs are not changed; all that is written comes
+    back by name.
+    """
 
     def __init__(self, path: Path, memory: Memory, *, emulated: bool) -> None:
         self.c, self._memory, self.emulated = ctypes.CDLL(str(path)), memory, emulated
         self.c.dflash_last_error.restype = ctypes.c_char_p
-        for name in ("dflash_attention_params_bytes", "dflash_accept_params_bytes", "dflash_moe_params_bytes"):
+        for name in (
+            "dflash_attention_params_bytes",
+            "dflash_accept_params_bytes",
+            "dflash_moe_params_bytes",
+        ):
             getattr(self.c, name).restype = ctypes.c_int64
 
     def order(self, order: str, seed: int = 0) -> None:
-        """How the emulator orders CTAs, warps and lanes: "forward", "reverse" or "random". A GPU has its own order."""
+        """How the emulator orders CTAs, warps and lanes: "forward", "reverse" or "random". A GPU
+        has its own order.
+        """
         if self.emulated:
             number = ("forward", "reverse", "random").index(order)
             self._check(self.c.dflash_emulator_order(ctypes.c_int32(number), ctypes.c_int64(seed)))
@@ -207,7 +239,11 @@ class Library:
 
     def accept_plan(self, batch: int, rows: int, vocab: int) -> AcceptPlan:
         plan = AcceptPlan()
-        self._check(self.c.dflash_accept_plan(*map(ctypes.c_int32, (batch, rows, vocab)), ctypes.byref(plan)))
+        self._check(
+            self.c.dflash_accept_plan(
+                *map(ctypes.c_int32, (batch, rows, vocab)), ctypes.byref(plan)
+            )
+        )
         return plan
 
     def attention(
@@ -222,7 +258,8 @@ class Library:
         processors: int = 0,
         cache_scales: tuple[float, float] | None = None,
     ) -> dict[str, np.ndarray]:
-        """operation: "verify" or "draft"; inputs: q, k, v, key_cache, value_cache, positions[, sinks].
+        """operation: "verify" or "draft"; inputs: q, k, v, key_cache, value_cache, positions[,
+        sinks].
 
         FP8 caches have scales, of keys and of values.
 
@@ -231,14 +268,20 @@ class Library:
         q, cache = inputs["q"], inputs["key_cache"]
         sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2])
         plan = self.attention_plan(*sizes, processors or self.processors())
-        options = AttentionOptions(scale, window, int(causal), int(ring), processors, *(cache_scales or (0, 0)))
+        options = AttentionOptions(
+            scale, window, int(causal), int(ring), processors, *(cache_scales or (0, 0))
+        )
         arrays = {**inputs, "out": poisoned(q.shape, q.dtype)}
         names = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
         written = ("key_cache", "value_cache", "out")
-        return self.call(f"dflash_{operation}_attention", arrays, names, written, plan.workspace_bytes, options)
+        return self.call(
+            f"dflash_{operation}_attention", arrays, names, written, plan.workspace_bytes, options
+        )
 
     def accept(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """inputs: logits, input_ids, num_known, past_len, temperature, top_p, top_k, uniforms; gives what it writes."""
+        """inputs: logits, input_ids, num_known, past_len, temperature, top_p, top_k, uniforms;
+        gives what it writes.
+        """
         batch, rows, vocab = inputs["logits"].shape
         outputs = {
             "new_ids": poisoned([batch, rows], np.int64),
@@ -246,9 +289,21 @@ class Library:
             "next_len": poisoned([batch], np.int32),
             "bonus": poisoned([batch, 1], np.int64),
         }
-        names = ("logits", "input_ids", "num_known", "past_len", "temperature", "top_p", "top_k", "uniforms", *outputs)
+        names = (
+            "logits",
+            "input_ids",
+            "num_known",
+            "past_len",
+            "temperature",
+            "top_p",
+            "top_k",
+            "uniforms",
+            *outputs,
+        )
         plan = self.accept_plan(batch, rows, vocab)
-        return self.call("dflash_accept", {**inputs, **outputs}, names, tuple(outputs), plan.workspace_bytes)
+        return self.call(
+            "dflash_accept", {**inputs, **outputs}, names, tuple(outputs), plan.workspace_bytes
+        )
 
     def moe_plan(self, *sizes: int) -> MoePlan:
         """Of (tokens, hidden, inner_size, experts, top_k, weight_format)."""
@@ -257,7 +312,10 @@ class Library:
         return plan
 
     def moe(
-        self, inputs: dict[str, np.ndarray], options: MoeOptions, leftover: Sequence[int] | None = None
+        self,
+        inputs: dict[str, np.ndarray],
+        options: MoeOptions,
+        leftover: Sequence[int] | None = None,
     ) -> np.ndarray:
         """inputs: MOE_INPUTS, without the scales that the format does not have; gives out.
 
@@ -266,7 +324,9 @@ class Library:
         x, experts, inner = inputs["x"], len(inputs["gate_up"]), inputs["gate_up"].shape[1] // 2
         plan = self.moe_plan(*x.shape, inner, experts, options.top_k, options.weight_format)
         arrays, names = {**inputs, "out": poisoned(x.shape, x.dtype)}, (*MOE_INPUTS, "out")
-        return self.call("dflash_moe", arrays, names, ("out",), plan.workspace_bytes, options, leftover)["out"]
+        return self.call(
+            "dflash_moe", arrays, names, ("out",), plan.workspace_bytes, options, leftover
+        )["out"]
 
     def call(
         self,
@@ -278,13 +338,17 @@ class Library:
         options: ctypes.Structure | None = None,
         leftover: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Call `function` with the arrays `names`, null where there is none; default stream. Gives those `written`."""
+        """Call `function` with the arrays `names`, null where there is none; default stream. Gives
+        those `written`.
+        """
         placed = {name: Placed(self._memory, array) for name, array in arrays.items()}
         space_array = poisoned([workspace_bytes // 4], np.int32)
         if leftover:
             space_array = np.resize(np.array(leftover, np.int32), space_array.shape)
         workspace = Placed(self._memory, space_array)
-        tensors = [ctypes.byref(placed[name].tensor()) if name in placed else None for name in names]
+        tensors = [
+            ctypes.byref(placed[name].tensor()) if name in placed else None for name in names
+        ]
         extra = [ctypes.byref(options)] if options is not None else []
         space = (ctypes.c_void_p(workspace.address), ctypes.c_int64(workspace_bytes))
         self._check(getattr(self.c, function)(*tensors, *extra, *space, ctypes.c_void_p(None)))
@@ -301,16 +365,32 @@ def build_emulated(folder: Path) -> Path:
     """Compile the emulated library into `folder` with g++; the library's path."""
     kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
     commands = {
-        f"attention_{dim}{suffix}.o": ("-x", "c++", f"-DDFLASH_HEAD_DIM={dim}", *flag, str(kernels / "attention.cu"))
+        f"attention_{dim}{suffix}.o": (
+            "-x",
+            "c++",
+            f"-DDFLASH_HEAD_DIM={dim}",
+            *flag,
+            str(kernels / "attention.cu"),
+        )
         for dim in HEAD_DIMS
         for suffix, flag in (("", ()), ("_fp8", ("-DDFLASH_FP8_CACHE=1",)))
     }
     commands |= {
-        f"moe_{number}.o": ("-x", "c++", f"-DDFLASH_WEIGHT_FORMAT={number}", str(kernels / "moe.cu"))
+        f"moe_{number}.o": (
+            "-x",
+            "c++",
+            f"-DDFLASH_WEIGHT_FORMAT={number}",
+            str(kernels / "moe.cu"),
+        )
         for number in range(3)
     }
     commands["accept.o"] = ("-x", "c++", str(kernels / "accept.cu"))
-    for source in ("library/library.cpp", "library/moe.cpp", "emulator/emulator.cpp", "emulator/instructions.cpp"):
+    for source in (
+        "library/library.cpp",
+        "library/moe.cpp",
+        "emulator/emulator.cpp",
+        "emulator/instructions.cpp",
+    ):
         commands[Path(source).stem + ".o"] = (str(PLUGINS / source),)
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:

@@ -1,4 +1,6 @@
-"""Work for processes in which TensorRT's parser finds its library: graphs of one DFlashMoE node, weights in files."""
+"""Work for processes in which TensorRT's parser finds its library: graphs of one DFlashMoE node,
+weights in files.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import onnx_ir as ir
 from tests.plugins.moe_reference import Case, inputs
 from tests.plugins.plugin_graphs import Layer, layer_log, plugin_layers
 from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.graph.plugin_nodes import use_plugins
 
@@ -22,7 +24,9 @@ ODD = 13  # bytes in front of each weight in its file: a checkpoint aligns nothi
 
 @dataclass(frozen=True)
 class Compiled:
-    """The plugin layers; what each profile runs; which weights the engine holds byte for byte, and once."""
+    """The plugin layers; what each profile runs; which weights the engine holds byte for byte, and
+    once.
+    """
 
     layers: tuple[Layer, ...]
     engine_layers: frozenset[tuple[str, str]]
@@ -47,16 +51,23 @@ def moe_model(case: Case, directory: Path) -> tuple[ir.Model, dict[str, bytes]]:
     (out,) = MOE(g, *values, **case.numbers)
     out.name, out.type = "out", ir.TensorType(ir.DataType.BFLOAT16)
     graph = ir.Graph(
-        values[:2], [out], nodes=g.nodes, initializers=values[2:], opset_imports={"": OPSET, OPS_DOMAIN: 1}, name="moe"
+        values[:2],
+        [out],
+        nodes=g.nodes,
+        initializers=values[2:],
+        opset_imports={"": OPSET, OPS_DOMAIN: 1},
+        name="moe",
     )
     model = ir.Model(graph, ir_version=11)
     use_plugins(model)
     return model, stored
 
 
-def compile_moe(case: Case, directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]) -> Compiled:
+def compile_moe(
+    case: Case, directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]
+) -> Compiled:
     """Compile such a graph for 1 to 300 tokens."""
-    from trtllm_dflash.build.rtx import Compiler
+    from trtllm_dflash.builder.trt import Compiler
 
     model, stored = moe_model(case, directory)
     log, file = layer_log(), io.BytesIO()
@@ -73,10 +84,15 @@ def compile_moe(case: Case, directory: Path, arch: str, cubins: Mapping[KernelKe
 
 
 def refused_moe(
-    case: Case, directory: Path, cubins: Mapping[KernelKey, bytes], changes: Mapping[str, np.ndarray | None]
+    case: Case,
+    directory: Path,
+    cubins: Mapping[KernelKey, bytes],
+    changes: Mapping[str, np.ndarray | None],
 ) -> str:
-    """What the build of such a graph dies of when weights are others, or left out; "" if it does not."""
-    from trtllm_dflash.build.rtx import BuilderLog, Compiler
+    """What the build of such a graph dies of when weights are others, or left out; "" if it does
+    not.
+    """
+    from trtllm_dflash.builder.trt import BuilderLog, Compiler
     from trtllm_dflash.errors import DFlashError
 
     model, _ = moe_model(case, directory)
@@ -89,12 +105,20 @@ def refused_moe(
                 node.resize_inputs(index)
                 break
             value.const_value = ir.tensor(array, name=value.name)
-            value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            value.shape, value.type = (
+                ir.Shape(array.shape),
+                ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            )
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     try:
-        shapes = {name: ((1, width),) * 3 for name, width in (("x", case.hidden), ("router_logits", case.experts))}
-        Compiler(BuilderLog(), model, cubins).compile(["sm120"], [shapes], io.BytesIO(), lambda *_: None)
+        shapes = {
+            name: ((1, width),) * 3
+            for name, width in (("x", case.hidden), ("router_logits", case.experts))
+        }
+        Compiler(BuilderLog(), model, cubins).compile(
+            ["sm120"], [shapes], io.BytesIO(), lambda *_: None
+        )
     except DFlashError as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -13,12 +13,17 @@ from tests.plugins.library import BFLOAT16, FP8, MoeOptions
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 CODES = np.concatenate([E2M1, -E2M1])  # by code
 FORMATS = {0: "bfloat16", 1: "mxfp4", 2: "nvfp4"}
-BFLOAT16_HALF, FLOAT32_HALF = 2.0**-8, 2.0**-24  # half of eps: what one rounding may change, relative to the number
+BFLOAT16_HALF, FLOAT32_HALF = (
+    2.0**-8,
+    2.0**-24,
+)  # half of eps: what one rounding may change, relative to the number
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `logits`: "random", "ties", "one" (every token wants the same experts) or "few" (of five experts)."""
+    """One call. `logits`: "random", "ties", "one" (every token wants the same experts) or "few" (of
+    five experts).
+    """
 
     tokens: int
     weight_format: int
@@ -44,13 +49,25 @@ class Case:
     @property
     def options(self) -> MoeOptions:
         """What the C library is told."""
-        numbers = self.top_k, self.normalize, self.interleaved, self.weight_format, self.limit, self.alpha, self.shift
+        numbers = (
+            self.top_k,
+            self.normalize,
+            self.interleaved,
+            self.weight_format,
+            self.limit,
+            self.alpha,
+            self.shift,
+        )
         return MoeOptions(*numbers)
 
     @property
     def numbers(self) -> dict[str, int | float]:
         """What a plugin is told."""
-        ints = {"top_k": self.top_k, "normalize": int(self.normalize), "interleaved": int(self.interleaved)}
+        ints = {
+            "top_k": self.top_k,
+            "normalize": int(self.normalize),
+            "interleaved": int(self.interleaved),
+        }
         floats = {"limit": self.limit, "alpha": self.alpha, "shift": self.shift}
         return {**ints, **floats, "weight_format": self.weight_format}
 
@@ -89,7 +106,10 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
             made[name] = rng.integers(0, 256, (e, rows, columns // 2), np.uint8).view(np.int32)
             scales |= _scales(case.weight_format, name, (e, rows, columns), rng)
         made[f"{name}_bias"] = random(e, rows, size=0.5)
-    return made | {name: scales[name] for name in sorted(scales, key=lambda n: (n.endswith("_2"), n == "down_scale"))}
+    return made | {
+        name: scales[name]
+        for name in sorted(scales, key=lambda n: (n.endswith("_2"), n == "down_scale"))
+    }
 
 
 def _scales(
@@ -117,7 +137,10 @@ def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> n
     if weight_format == 1:
         worth = blocks.view(ml_dtypes.float8_e8m0fnu).astype(np.float64)
     else:
-        worth = blocks.view(FP8).astype(np.float64) * given[f"{name}_scale_2"].astype(np.float64)[:, None, None]
+        worth = (
+            blocks.view(FP8).astype(np.float64)
+            * given[f"{name}_scale_2"].astype(np.float64)[:, None, None]
+        )
     return numbers * np.repeat(worth, block, axis=-1)
 
 
@@ -134,9 +157,10 @@ def chosen(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.
 def expected(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """out [N, H] in float64, and how far from it a kernel may be, element by element.
 
-    Counted are the roundings of the kernels, each by what it may change: sums of n products in float32 by n half eps of
-    the sum of magnitudes, through the activation (whose slope is at most 1.1 in gate) and through down; its result
-    to bfloat16, and out. Exponentials and divisions get 2^-20.
+    Counted are the roundings of the kernels, each by what it may change: sums of n products in
+    float32 by n half eps of the sum of magnitudes, through the activation (whose slope is at most
+    1.1 in gate) and through down; its result to bfloat16, and out. Exponentials and divisions get
+    2^-20.
     """
     index, share = chosen(case, given)
     gate_up, down = (weights(given, name, case.weight_format) for name in ("gate_up", "down"))
@@ -154,12 +178,18 @@ def expected(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, n
         off = inner_off @ magnitudes + (case.inner + 16) * FLOAT32_HALF * size
         part = share[token, choice][:, None]
         np.add.at(out, token, part * result)
-        np.add.at(allowed, token, part * (off + (case.top_k * 2 * FLOAT32_HALF + 2.0**-20) * np.abs(result)))
+        np.add.at(
+            allowed,
+            token,
+            part * (off + (case.top_k * 2 * FLOAT32_HALF + 2.0**-20) * np.abs(result)),
+        )
     return out, 1.01 * allowed + BFLOAT16_HALF * np.abs(out)
 
 
 def _activated(case: Case, both: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The activation of gate and up [n, 2I], and how far off it may be where they are off by `off`."""
+    """The activation of gate and up [n, 2I], and how far off it may be where they are off by
+    `off`.
+    """
     halves = slice(0, None, 2), slice(1, None, 2)
     if not case.interleaved:
         halves = slice(0, case.inner), slice(case.inner, None)

@@ -1,4 +1,6 @@
-"""Work for processes in which TensorRT's parser finds its library: graphs with plugins, compiled and looked at."""
+"""Work for processes in which TensorRT's parser finds its library: graphs with plugins, compiled
+and looked at.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,39 @@ from unittest.mock import patch
 
 import onnx_ir as ir
 
-from trtllm_dflash.build.child import worker_environment
-from trtllm_dflash.build.prepare import prepare
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.builder.resolve import prepare
+from trtllm_dflash.builder.worker_process import worker_environment
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
 from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.options.build import BuildConfig
 
-SIZES = {"B": 2, "S": 3, "T": 4, "Hq": 6, "Hkv": 2, "D": 64, "cache_len": 32, "R": 4, "V": 97, "U": 32, "L": 16}
+SIZES = {
+    "B": 2,
+    "S": 3,
+    "T": 4,
+    "Hq": 6,
+    "Hkv": 2,
+    "D": 64,
+    "cache_len": 32,
+    "R": 4,
+    "V": 97,
+    "U": 32,
+    "L": 16,
+}
 Shape = tuple[int | str, ...]
 _ENGINE_LAYER = re.compile(r"^Layer\((\w+)\): ([^,\n]*)", re.MULTILINE)
 
 
 @contextmanager
 def parser_processes(count: int) -> Iterator[Executor]:
-    """Processes whose environment is the builder's: a plugin node aborts the parser in any other."""
+    """Processes whose environment is the builder's: a plugin node aborts the parser in any
+    other.
+    """
     with (
         worker_environment() as environment,
         patch.dict("os.environ", environment),
@@ -46,7 +62,9 @@ def parser_processes(count: int) -> Iterator[Executor]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A plugin layer of a network as it was read back: what it would serialize, the kernel by its size only."""
+    """A plugin layer of a network as it was read back: what it would serialize, the kernel by its
+    size only.
+    """
 
     name: str
     plugin: tuple[str, str, str]
@@ -58,7 +76,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Compiled:
-    """An engine and what was in its network; `engine_layers`: kind and name of what its two profiles run."""
+    """An engine and what was in its network; `engine_layers`: kind and name of what its two
+    profiles run.
+    """
 
     inputs: Mapping[str, str]  # the engine's, with their types
     layers: tuple[Layer, ...]
@@ -80,7 +100,9 @@ def plugin_layers(network: Any) -> tuple[Layer, ...]:
         fields = {field.name: _value(field) for field in plugin.get_fields_to_serialize()}
         aliases = tuple(plugin.get_aliased_input(index) for index in range(layer.num_outputs))
         identity = (plugin.plugin_name, plugin.plugin_version, plugin.plugin_namespace)
-        found.append(Layer(layer.name, identity, layer.num_inputs, layer.num_outputs, aliases, fields))
+        found.append(
+            Layer(layer.name, identity, layer.num_inputs, layer.num_outputs, aliases, fields)
+        )
     return tuple(found)
 
 
@@ -97,11 +119,15 @@ def compile_pair(
     cubins: Mapping[KernelKey, bytes],
     kv_scales: KvScales | None = None,
 ) -> Compiled:
-    """Compile the step of a pair for an arch, with plugins if there are cubins; FP8 caches have scales."""
-    from trtllm_dflash.build.rtx import Compiler, profiles
+    """Compile the step of a pair for an arch, with plugins if there are cubins; FP8 caches have
+    scales.
+    """
+    from trtllm_dflash.builder.trt import Compiler, profiles
 
     sizes = {"max_batch_size": 3, "max_seq_len": 64}
-    prepared = prepare(BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes))
+    prepared = prepare(
+        BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes)
+    )
     prepared = replace(prepared, kv_scales=kv_scales)
     resolved = prepared.resolved
     model = build_step(
@@ -123,8 +149,10 @@ def compile_pair(
 
 @cache
 def layer_log() -> Any:
-    """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a process gives it."""
-    from trtllm_dflash.build.rtx import BuilderLog
+    """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a
+    process gives it.
+    """
+    from trtllm_dflash.builder.trt import BuilderLog
 
     class LayerLog(BuilderLog):
         def __init__(self) -> None:
@@ -139,11 +167,19 @@ def layer_log() -> Any:
 
 
 def op_model(
-    name: str, *, shapes: Mapping[str, Shape] | None = None, dtypes: Mapping[str, str] | None = None, **numbers: float
+    name: str,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    **numbers: float,
 ) -> ir.Model:
-    """A graph of one plugin node; `shapes` and `dtypes` of inputs by name where they are not the declared ones."""
+    """A graph of one plugin node; `shapes` and `dtypes` of inputs by name where they are not the
+    declared ones.
+    """
     spec, g = OPS[name], GraphBuilder()
-    required = [tensor for tensor in spec.inputs if not tensor.optional or tensor.name in (shapes or {})]
+    required = [
+        tensor for tensor in spec.inputs if not tensor.optional or tensor.name in (shapes or {})
+    ]
     inputs = []
     for tensor in required:
         declared = tuple(sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes)
@@ -155,7 +191,9 @@ def op_model(
         output.name = tensor.name
         dtype = (dtypes or {}).get(tensor.aliases or "", spec.kernel.element_type(tensor.dtype, {}))
         output.type = ir.TensorType(DTYPES[dtype])
-    graph = ir.Graph(inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name)
+    graph = ir.Graph(
+        inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name
+    )
     model = ir.Model(graph, ir_version=11)
     use_plugins(model)
     return model
@@ -168,14 +206,18 @@ def refusal(
     profile: Mapping[str, tuple[tuple[int, ...], ...]],
     left_out: str = "",
 ) -> str:
-    """What the build of such a graph dies of, in words; "" if it does not. `left_out`: an attribute of the node."""
-    from trtllm_dflash.build.rtx import BuilderLog, Compiler
+    """What the build of such a graph dies of, in words; "" if it does not. `left_out`: an attribute
+    of the node.
+    """
+    from trtllm_dflash.builder.trt import BuilderLog, Compiler
 
     model = op_model(name, **changes)
     if left_out:
         next(iter(model.graph)).attributes.pop(left_out)
     try:
-        Compiler(BuilderLog(), model, cubins).compile(["sm120"], [profile], io.BytesIO(), lambda *_: None)
+        Compiler(BuilderLog(), model, cubins).compile(
+            ["sm120"], [profile], io.BytesIO(), lambda *_: None
+        )
     except DFlashError as error:
         return f"{type(error).__name__}: {error}"
     return ""

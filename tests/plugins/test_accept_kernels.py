@@ -1,4 +1,6 @@
-"""The accept kernels against the operator's ONNX body, and against a NumPy twin that knows where rounding decides."""
+"""The accept kernels against the operator's ONNX body, and against a NumPy twin that knows where
+rounding decides.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def _case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
-    """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms` [B, R] is by row."""
+    """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms`
+    [B, R] is by row.
+    """
     batch, rows, _ = logits.shape
     ids = given.get("input_ids", np.full((batch, width or rows), -7))
     known = np.asarray(given.get("num_known", np.ones(batch)), np.int32)
@@ -66,7 +70,9 @@ def _assert_same(got: Arrays, expected: Arrays) -> None:
 
 
 def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndarray:
-    """One row a slot: every token is admissible, and at most `unclear` of them were for rounding to decide."""
+    """One row a slot: every token is admissible, and at most `unclear` of them were for rounding to
+    decide.
+    """
     got = _accept(library, arrays)["bonus"][:, 0]
     logits = arrays["logits"][:, 0]
     slack, open_to_rounding = rounding(logits.shape[1]), 0
@@ -74,7 +80,9 @@ def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndar
         settings = [arrays[name][b].item() for name in ("temperature", "top_p", "top_k")]
         uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
         tokens = admissible(logits[b], *settings, uniform, slack)
-        assert tokens[token], f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
+        assert tokens[token], (
+            f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
+        )
         open_to_rounding += tokens.sum() > 1
     assert open_to_rounding <= unclear
     return got
@@ -95,7 +103,9 @@ def any_order(request: pytest.FixtureRequest, library: Library) -> Iterator[Libr
 
 @pytest.mark.parametrize("vocab", [1, 5, 97, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 32003])
 def test_greedy_is_the_body(any_order: Library, vocab: int) -> None:
-    """Rows begin at any address; logits of few values tie everywhere, and the first of them counts."""
+    """Rows begin at any address; logits of few values tie everywhere, and the first of them
+    counts.
+    """
     rng = np.random.default_rng(vocab)
     logits = rng.integers(-3, 4, (2, 3, vocab))
     ids = np.concatenate([[[0], [0]], logits.argmax(-1)[:, :2]], axis=1)
@@ -108,7 +118,9 @@ def test_greedy_is_the_body(any_order: Library, vocab: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 3, CHUNK - 1, CHUNK, 3 * CHUNK + 1])
 def test_the_largest_logit_anywhere(library: Library, at: int) -> None:
-    """One largest logit in rows that begin at each residue of a 16-byte address, and an equal one far behind it."""
+    """One largest logit in rows that begin at each residue of a 16-byte address, and an equal one
+    far behind it.
+    """
     vocab = 3 * CHUNK + 3
     logits = np.random.default_rng(at).standard_normal((4, 1, vocab))
     logits[:, :, [at, -1]] = 9
@@ -117,7 +129,9 @@ def test_the_largest_logit_anywhere(library: Library, at: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 31, 32, 33, 34, 65, 70])
 def test_prefix(any_order: Library, rows: int) -> None:
-    """Drafts wrong nowhere or at one place, right again behind it; decided tokens in front, rows behind the width."""
+    """Drafts wrong nowhere or at one place, right again behind it; decided tokens in front, rows
+    behind the width.
+    """
     rng = np.random.default_rng(rows)
     places = {0, rows // 2, rows - 2, 31, 32}  # a warp looks at 32 rows at once
     wrong = [None, *sorted(place for place in places if 0 <= place < rows - 1)]
@@ -140,7 +154,9 @@ def test_prompt_rows_decide_one_token(library: Library) -> None:
     """All S positions are decided and R = 1: what stands in input_ids is not looked at."""
     logits = np.random.default_rng(0).standard_normal((3, 1, 50))
     best = logits[:, 0].argmax(-1)
-    arrays = _case(logits, input_ids=np.repeat(best[:, None], 9, axis=1), num_known=np.array([9, 9, 4]))
+    arrays = _case(
+        logits, input_ids=np.repeat(best[:, None], 9, axis=1), num_known=np.array([9, 9, 4])
+    )
     got = _accept(library, arrays)
     assert got["num_new"].tolist() == [1, 1, 1]
     assert got["next_len"].tolist() == [9, 12, 10]
@@ -160,7 +176,9 @@ def test_sampled(any_order: Library, vocab: int) -> None:
 
 @pytest.mark.parametrize("vocab", [97, 300])
 def test_sampled_is_the_body(library: Library, vocab: int) -> None:
-    """Greedy and sampled slots of several rows, whose drafts are right up to some row; rounding has no say in them."""
+    """Greedy and sampled slots of several rows, whose drafts are right up to some row; rounding has
+    no say in them.
+    """
     rng = np.random.default_rng(vocab)
     batch, rows = 12, 4
     logits = _language(rng, batch * rows, vocab).reshape(batch, rows, vocab).astype(np.float32)
@@ -176,7 +194,9 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
         choice[b, r] = tokens[0]
     ids = np.concatenate([np.zeros((batch, 2)), choice], axis=1)
     ids[np.arange(batch), 2 + np.arange(batch) % rows] += 1
-    arrays = _case(logits, input_ids=ids, num_known=np.full(batch, 2), uniforms=uniforms, **settings)
+    arrays = _case(
+        logits, input_ids=ids, num_known=np.full(batch, 2), uniforms=uniforms, **settings
+    )
     got = _accept(library, arrays)
     assert got["num_new"].tolist() == [1, 2, 3, 4] * 3
     _assert_same(got, accept_prefix(arrays, choice))
@@ -192,9 +212,13 @@ def test_rows_behind_the_table_take_its_last_number(library: Library) -> None:
 
 @pytest.mark.parametrize("vocab", [LISTED, LISTED + 1, 20011])
 def test_cuts_of_every_size(library: Library, vocab: int) -> None:
-    """From one token kept to all: where all that is kept fits into the list, and where it does not."""
+    """From one token kept to all: where all that is kept fits into the list, and where it does
+    not.
+    """
     rng = np.random.default_rng(vocab)
-    top_k = np.array([1, 2, 3000, LISTED - 1, LISTED, LISTED + 1, vocab - 1, vocab, vocab + 1, 2**31 - 1, -1])
+    top_k = np.array(
+        [1, 2, 3000, LISTED - 1, LISTED, LISTED + 1, vocab - 1, vocab, vocab + 1, 2**31 - 1, -1]
+    )
     top_p = np.array([1e-9, 0.3, 0.9, 0.99, 0.999, 0.9999, 0.8])
     slots = len(top_k) + len(top_p)
     arrays = _case(
@@ -204,14 +228,20 @@ def test_cuts_of_every_size(library: Library, vocab: int) -> None:
         top_k=np.concatenate([top_k, np.zeros(len(top_p))]),
         top_p=np.concatenate([np.ones(len(top_k)), top_p]),
     )
-    _check_samples(library, arrays, unclear=slots)  # in a flat row every token is as small as the error of a sum
+    _check_samples(
+        library, arrays, unclear=slots
+    )  # in a flat row every token is as small as the error of a sum
 
 
 def test_number_of_tokens_kept_is_exact(library: Library) -> None:
-    """At a temperature where all have nearly the same mass, u walks through exactly the k likeliest, in order."""
+    """At a temperature where all have nearly the same mass, u walks through exactly the k
+    likeliest, in order.
+    """
     vocab, top_k, slots = 6000, 37, 38
     logits = np.tile(np.random.default_rng(3).permutation(vocab), (slots, 1, 1))
-    uniforms = (np.arange(slots) + 0.5)[:, None] / top_k  # one beyond: behind the last token stands none
+    uniforms = (np.arange(slots) + 0.5)[
+        :, None
+    ] / top_k  # one beyond: behind the last token stands none
     arrays = _case(logits, temperature=1e4, top_k=top_k, uniforms=np.minimum(uniforms, 1 - EPS))
     kept = np.flatnonzero(logits[0, 0] >= vocab - top_k)
     assert _accept(library, arrays)["bonus"][:, 0].tolist() == [*kept, kept[-1]]
@@ -228,19 +258,27 @@ def test_equal_logits(library: Library, vocab: int) -> None:
     np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
 
 
-@pytest.mark.parametrize("temperature", [-1.0, np.nan, 1e-45, 1e-38, 1e-6, 1e-3, 1e3, 1e30, 3e38, np.inf])
+@pytest.mark.parametrize(
+    "temperature", [-1.0, np.nan, 1e-45, 1e-38, 1e-6, 1e-3, 1e3, 1e30, 3e38, np.inf]
+)
 def test_extreme_temperatures(library: Library, temperature: float) -> None:
-    """Nothing above 0 is refused. At the coldest only the likeliest token is left, at the hottest all are alike."""
+    """Nothing above 0 is refused. At the coldest only the likeliest token is left, at the hottest
+    all are alike.
+    """
     rng = np.random.default_rng(0)
     filters = {"top_k": [0, 0, 7, 0, 0, 7], "top_p": [1, 0.9, 0.9, 1, 0.9, 0.9]}
-    arrays = _case(_language(rng, 6, 300), temperature=temperature, uniforms=rng.random((6, 1)), **filters)
+    arrays = _case(
+        _language(rng, 6, 300), temperature=temperature, uniforms=rng.random((6, 1)), **filters
+    )
     got = _check_samples(library, arrays, unclear=1)
     if not temperature > 1e-6:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
 
 
 def test_logits_of_a_few_denormals(library: Library) -> None:
-    """Score and logit differ by a factor of 2^149: the shortcut around the division may not lose a token."""
+    """Score and logit differ by a factor of 2^149: the shortcut around the division may not lose a
+    token.
+    """
     rng = np.random.default_rng(4)
     slots, vocab, tiny = 6, LISTED + 400, float(np.finfo(np.float32).smallest_subnormal)
     logits = rng.integers(0, 40, (slots, 1, vocab)) * tiny
@@ -254,7 +292,9 @@ def test_logits_of_a_few_denormals(library: Library) -> None:
 def test_extreme_top_p(library: Library, top_p: float) -> None:
     """Up to 0 it keeps the likeliest token alone, from 1 on (and as NaN) all of them."""
     rng = np.random.default_rng(7)
-    arrays = _case(_language(rng, 8, 700), temperature=1.5, top_p=top_p, uniforms=rng.random((8, 1)))
+    arrays = _case(
+        _language(rng, 8, 700), temperature=1.5, top_p=top_p, uniforms=rng.random((8, 1))
+    )
     got = _check_samples(library, arrays, unclear=1)
     if top_p < 0.5:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
@@ -277,25 +317,35 @@ def test_extreme_uniforms(any_order: Library, uniform: float, vocab: int) -> Non
 
 
 def test_masked_logits(library: Library) -> None:
-    """-infinity has no mass, in a greedy row and in a sampled one; one token left over is the token."""
+    """-infinity has no mass, in a greedy row and in a sampled one; one token left over is the
+    token.
+    """
     rng = np.random.default_rng(2)
     logits = np.where(rng.random((8, 1, 5000)) < 0.99, -np.inf, _language(rng, 8, 5000))
     logits[0] = -np.inf
     logits[0, 0, 4321] = -5
     filters = {"temperature": [1, 1, 1, 1, 1, 1, 1, 0], "top_k": [0, 0, 3, 3, 4000, 0, 60, 0]}
-    arrays = _case(logits, uniforms=rng.random((8, 1)), top_p=[0.9, 0.9, 1, 0.9, 1, 1, 0.4, 1], **filters)
+    arrays = _case(
+        logits, uniforms=rng.random((8, 1)), top_p=[0.9, 0.9, 1, 0.9, 1, 1, 0.4, 1], **filters
+    )
     assert _check_samples(library, arrays, unclear=1)[0] == 4321
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("vocab", [1, 6, CHUNK + 2])
 def test_bad_logits_give_a_token_all_the_same(any_order: Library, vocab: int, bad: float) -> None:
-    """A row of nothing else, and rows with some among them: every choice is in the vocabulary; a number beats NaN."""
+    """A row of nothing else, and rows with some among them: every choice is in the vocabulary; a
+    number beats NaN.
+    """
     logits = np.random.default_rng(0).standard_normal((6, 1, vocab))
     logits[:2] = bad
     logits[2:4, :, vocab // 2 :] = bad
     logits[4:, :, : vocab // 2] = bad
-    filters = {"temperature": [0, 1, 0, 1, 0, 1], "top_p": [0.5, 0.5, 0.5, 1, 1, 1], "top_k": [0, 0, 0, 3, 0, 0]}
+    filters = {
+        "temperature": [0, 1, 0, 1, 0, 1],
+        "top_p": [0.5, 0.5, 0.5, 1, 1, 1],
+        "top_k": [0, 0, 0, 3, 0, 0],
+    }
     got = _accept(any_order, _case(logits, uniforms=np.full((6, 1), 0.6), **filters))["bonus"][:, 0]
     assert ((got >= 0) & (got < vocab)).all()
     if np.isnan(bad):

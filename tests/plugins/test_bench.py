@@ -25,14 +25,20 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_both_sides_of_a_measurement_agree(bench: ModuleType, emulated_path: Path, index: int) -> None:
-    """Our kernel (emulated) passes the check; so does every way of PyTorch's, where the shape has no sinks."""
+def test_both_sides_of_a_measurement_agree(
+    bench: ModuleType, emulated_path: Path, index: int
+) -> None:
+    """Our kernel (emulated) passes the check; so does every way of PyTorch's, where the shape has
+    no sinks.
+    """
     shape, kernels = bench.SHAPES[index], bench.Kernels(emulated_path)
     work = bench.Work(shape, rows=4, batch=2, context=150)
     tensors = work.tensors("cpu", 1)
     with pytest.raises(SystemExit, match=r"WRONG RESULT: .* slot 1"):  # nothing is written yet
         bench.check(work, tensors, 1)
-    kernels.verify_attention(tensors, kernels.attention_workspace(tensors), scale=shape.scale, window=shape.window)
+    kernels.verify_attention(
+        tensors, kernels.attention_workspace(tensors), scale=shape.scale, window=shape.window
+    )
     ours = tensors["out"].clone()
     for slot in range(2):
         bench.check(work, tensors, slot)
@@ -68,8 +74,13 @@ def test_accept_is_checked(
 
 @pytest.mark.parametrize("tokens", [1, 5, 19])
 def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int) -> None:
-    """Our kernels (emulated) and PyTorch's ways pass the check; nothing written, or another's shares, do not."""
-    experts, measure = importlib.import_module("experts"), importlib.import_module("measure_experts")
+    """Our kernels (emulated) and PyTorch's ways pass the check; nothing written, or another's
+    shares, do not.
+    """
+    experts, measure = (
+        importlib.import_module("experts"),
+        importlib.import_module("measure_experts"),
+    )
     kernels = bench.Kernels(emulated_path)
     work = experts.MoeWork(experts.Experts("small", 64, 96, 5, 2), tokens)
     weights = work.weights("cpu")
@@ -84,7 +95,10 @@ def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int
     for name, way in experts.torch_ways(work, tensors, experts.in_bfloat16(weights)):
         try:
             tensors["out"] = way(tensors)
-        except (RuntimeError, AttributeError):  # grouped products, which not every torch has on a CPU
+        except (
+            RuntimeError,
+            AttributeError,
+        ):  # grouped products, which not every torch has on a CPU
             assert name != "expert by expert"
             continue
         experts.check_experts(work, tensors)
@@ -97,8 +111,19 @@ def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int
 
 def test_a_row_of_the_table_of_experts(bench: ModuleType) -> None:
     measure = importlib.import_module("measure_experts")
-    row = {"experts": "e", "tokens": 8, "distinct_experts": 28.5, "megabytes": 377.2, "microseconds": 100.04}
-    row |= {"share_of_copy_bandwidth": 0.9, "torch_microseconds": 320.0, "ratio_to_torch": 3.2, "torch_way": "w"}
+    row = {
+        "experts": "e",
+        "tokens": 8,
+        "distinct_experts": 28.5,
+        "megabytes": 377.2,
+        "microseconds": 100.04,
+    }
+    row |= {
+        "share_of_copy_bandwidth": 0.9,
+        "torch_microseconds": 320.0,
+        "ratio_to_torch": 3.2,
+        "torch_way": "w",
+    }
     assert (
         measure.line(row | {"triton_microseconds": None})
         == "| e | 8 | 28.5 | 377 | 100.0 | 90 | 320.0 | 3.20 | w | - |"
@@ -138,7 +163,13 @@ def test_the_triton_kernel_agrees() -> None:
     pytest.importorskip("triton")
     paths = os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", _TRITON], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", _TRITON],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert done.stdout == "agrees\n", done.stderr
 
 

@@ -1,4 +1,5 @@
-"""Bodies and kernels mean the same: the float64 reference that the kernels are held to is also the bodies'.
+"""Bodies and kernels mean the same: the float64 reference that the kernels are held to is also the
+bodies'.
 
 (`DFlashAccept`'s kernels are compared with its body directly, in test_accept_kernels.py.)
 """
@@ -34,7 +35,9 @@ def test_body_is_the_reference(case: Case) -> None:
         for name, array in inputs(case).items()
     }
     scale = case.head_dim**-0.5
-    arrays = {name: given[name] for name in ("q", "k", "v", "key_cache", "value_cache", "positions")}
+    arrays = {
+        name: given[name] for name in ("q", "k", "v", "key_cache", "value_cache", "positions")
+    }
     arrays["kv_positions"] = np.arange(int(case.starts.max()) + case.rows)
     if case.sinks:
         arrays["sinks"] = given["sinks"]
@@ -42,15 +45,19 @@ def test_body_is_the_reference(case: Case) -> None:
     attributes |= dict(zip(("key_scale", "value_scale"), case.cache_scales or (), strict=False))
     if case.draft:
         attributes["causal"] = int(case.causal)
-    got = run_op("DFlashDraftAttention" if case.draft else "DFlashVerifyAttention", arrays, **attributes)
+    got = run_op(
+        "DFlashDraftAttention" if case.draft else "DFlashVerifyAttention", arrays, **attributes
+    )
 
     exact = attend(case, given, scale, exactly)
-    # Sums of at most a hundred products of numbers around 1, in float32: 100 · 2^-24 of their size, and room for exp.
-    # FP8 caches' codes are not around 1, but their scales bring them back there.
+    # Sums of at most a hundred products of numbers around 1, in float32: 100 · 2^-24 of their size,
+    # and room for exp. FP8 caches' codes are not around 1, but their scales bring them back there.
     np.testing.assert_allclose(got["out"], exact, rtol=0, atol=2e-5)
     for cache, expected in written_caches(case, given).items():
         for slot, end in enumerate(case.starts + case.rows):
-            np.testing.assert_array_equal(got[f"{cache}_out"][slot, :, :end], expected[slot, :, :end])
+            np.testing.assert_array_equal(
+                got[f"{cache}_out"][slot, :, :end], expected[slot, :, :end]
+            )
 
 
 @pytest.mark.parametrize(
@@ -65,5 +72,7 @@ def test_body_is_the_reference(case: Case) -> None:
 def test_body_of_experts_is_the_reference(case: MoeCase) -> None:
     """Within what the kernels' roundings allow, of which a body in float32 makes few."""
     given = {name: array.astype(np.float32) for name, array in moe_inputs(case).items()}
-    got = run_op("DFlashMoE", given, **{name: float(number) for name, number in case.numbers.items()})
+    got = run_op(
+        "DFlashMoE", given, **{name: float(number) for name, number in case.numbers.items()}
+    )
     assert_close(case, moe_inputs(case), got["out"])

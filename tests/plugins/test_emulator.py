@@ -1,4 +1,6 @@
-"""The emulator itself: its instructions against NumPy, and the mistakes that it must find, planted ones included."""
+"""The emulator itself: its instructions against NumPy, and the mistakes that it must find, planted
+ones included.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,21 @@ def primitives(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def primitive(primitives: ctypes.CDLL) -> Primitive:
-    """`primitive(name, a, b, c, threads=32, order=0, seed=0)` runs a kernel; what the emulator found, or None."""
+    """`primitive(name, a, b, c, threads=32, order=0, seed=0)` runs a kernel; what the emulator
+    found, or None.
+    """
     nothing = np.zeros(64, np.float32)
 
-    def call(name: str, a=nothing, b=nothing, c=nothing, *, threads: int = 32, order: int = 0, seed: int = 0):
+    def call(
+        name: str,
+        a=nothing,
+        b=nothing,
+        c=nothing,
+        *,
+        threads: int = 32,
+        order: int = 0,
+        seed: int = 0,
+    ):
         pointers = [ctypes.c_void_p(x.ctypes.data) for x in (a, b, c)]
         found = primitives.run_primitive(name.encode(), threads, order, seed, *pointers)
         return found.decode() if found else None
@@ -58,13 +71,20 @@ def primitive(primitives: ctypes.CDLL) -> Primitive:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("columns", [False, True])
 def test_product(primitive: Primitive, columns: bool, order: int) -> None:
-    """Copies, matrix loads and one 16x8x16 product against NumPy: small integers, so nothing is rounded."""
+    """Copies, matrix loads and one 16x8x16 product against NumPy: small integers, so nothing is
+    rounded.
+    """
     rng = np.random.default_rng(order)
     a, b = (rng.integers(-8, 8, shape).astype(BFLOAT16) for shape in ((16, 16), (16, 8)))
     c = rng.integers(-100, 100, (16, 8)).astype(np.float32)
     expected = c + a.astype(np.float32) @ b.astype(np.float32)
     given = np.ascontiguousarray(b.T) if columns else b
-    assert primitive("product with columns" if columns else "product", a, given, c, order=order, seed=7) is None
+    assert (
+        primitive(
+            "product with columns" if columns else "product", a, given, c, order=order, seed=7
+        )
+        is None
+    )
     np.testing.assert_array_equal(c, expected)
 
 
@@ -88,16 +108,24 @@ def test_bfloat16_rounds_as_ml_dtypes_does(primitives: ctypes.CDLL) -> None:
 
 
 def test_fp8_rounds_as_ml_dtypes_does_and_saturates(primitives: ctypes.CDLL) -> None:
-    """To the nearest, ties to even, 448 for all that is beyond it; NaN stays what it is. And every code comes back."""
+    """To the nearest, ties to even, 448 for all that is beyond it; NaN stays what it is. And every
+    code comes back.
+    """
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     every = np.arange(256, dtype=np.uint8).view(FP8).astype(np.float32)
     between = (every[1:126] + every[:125]) / 2
-    near = [np.nextafter(x, np.float32(limit)) for x in (between, every[:126]) for limit in (-1e9, 1e9)]
-    edges = np.array([448, 449, 464, 465, 480, 1e9, np.inf, -np.inf, np.nan, 2**-10, 2**-11], np.float32)
+    near = [
+        np.nextafter(x, np.float32(limit)) for x in (between, every[:126]) for limit in (-1e9, 1e9)
+    ]
+    edges = np.array(
+        [448, 449, 464, 465, 480, 1e9, np.inf, -np.inf, np.nan, 2**-10, 2**-11], np.float32
+    )
     numbers = np.concatenate([bits.view(np.float32), every, between, *near, edges])
     numbers = np.concatenate([numbers, -numbers])[: 2 * numbers.size // 4 * 4]
     codes, back = np.empty(numbers.size, np.uint8), np.empty_like(numbers)
-    primitives.round_to_fp8(*(ctypes.c_void_p(x.ctypes.data) for x in (numbers, codes, back)), numbers.size)
+    primitives.round_to_fp8(
+        *(ctypes.c_void_p(x.ctypes.data) for x in (numbers, codes, back)), numbers.size
+    )
     with np.errstate(invalid="ignore"):
         expected = np.clip(numbers, -448, 448).astype(FP8)
     np.testing.assert_array_equal(back, expected.astype(np.float32))
@@ -110,7 +138,9 @@ def test_fp8_codes_of_bfloat16_numbers_in_order(primitives: ctypes.CDLL) -> None
     for scale in (1.0, 0.01, 0.0371):
         codes, back = np.empty(numbers.size, FP8), np.empty_like(numbers)
         pointers = [ctypes.c_void_p(x.ctypes.data) for x in (numbers, codes, back)]
-        primitives.narrow_and_widen(pointers[0], ctypes.c_float(scale), *pointers[1:], numbers.size // 8)
+        primitives.narrow_and_widen(
+            pointers[0], ctypes.c_float(scale), *pointers[1:], numbers.size // 8
+        )
         expected = np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(FP8)
         np.testing.assert_array_equal(codes.view(np.uint8), expected.view(np.uint8))
         np.testing.assert_array_equal(back.astype(np.float32), expected.astype(np.float32))
@@ -133,9 +163,12 @@ def test_a_missing_barrier_shows(primitive: Primitive) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
-    ("name", "arrived"), [("copy", True), ("copy without a wait", False), ("copy with a wait for others", False)]
+    ("name", "arrived"),
+    [("copy", True), ("copy without a wait", False), ("copy with a wait for others", False)],
 )
-def test_a_copy_lands_when_it_is_waited_for(primitive: Primitive, name: str, arrived: bool, order: int) -> None:
+def test_a_copy_lands_when_it_is_waited_for(
+    primitive: Primitive, name: str, arrived: bool, order: int
+) -> None:
     a, c = np.arange(8).astype(BFLOAT16), np.zeros(8, np.float32)
     assert primitive(name, np.resize(a, 64), c=c, order=order) is None
     np.testing.assert_array_equal(c, np.arange(8) if arrived else np.full(8, np.nan))
@@ -149,10 +182,28 @@ def test_a_copy_lands_when_it_is_waited_for(primitive: Primitive, name: str, arr
             r"block \(0, 0, 0\) cannot go on: 1 threads have returned \(the first is 5\), "
             r"63 threads wait at __syncthreads \(primitives.cu:\d+\) \(the first is 0\)",
         ),
-        ("split warp", r"__syncwarp \(primitives.cu:\d+\).*other lanes of the warp are at __ballot_sync \(prim"),
-        ("misaligned load", r"load_matrix_x4 \(primitives.cu:\d+\), block \(0, 0, 0\), thread \(1, 0, 0\): .*aligned"),
-        ("load outside", r"load_matrix_x4 .*, thread \(31, 0, 0\): the address is outside the shared memory"),
-        ("write outside", r"block \(0, 0, 0\) wrote behind its 4096 bytes of dynamic shared memory"),
+        (
+            "split warp",
+            (
+                r"__syncwarp \(primitives.cu:\d+\).*other lanes of the warp are at __ballot_sync"
+                r" \(prim"
+            ),
+        ),
+        (
+            "misaligned load",
+            (
+                r"load_matrix_x4 \(primitives.cu:\d+\), block \(0, 0, 0\), thread \(1, 0, 0\):"
+                r" .*aligned"
+            ),
+        ),
+        (
+            "load outside",
+            r"load_matrix_x4 .*, thread \(31, 0, 0\): the address is outside the shared memory",
+        ),
+        (
+            "write outside",
+            r"block \(0, 0, 0\) wrote behind its 4096 bytes of dynamic shared memory",
+        ),
         ("misaligned source", r"copy_async_16 .*: the global address is not 16-byte aligned"),
     ],
 )
@@ -166,7 +217,8 @@ def test_it_goes_on_after_a_failure(primitive: Primitive) -> None:
     test_a_barrier_is_kept(primitive, 0)
 
 
-# ---- faults planted in the attention kernel: each must show in some order of one of these launches ----
+# ---- faults planted in the attention kernel: each must show in some order of one of these launches
+# ----
 
 LAUNCHES = [
     Case((130,), 8, 64, 1, 2),
@@ -184,13 +236,27 @@ def _without_barrier(text: str, number: int) -> str:
 
 
 def _planted(emulated: Path, folder: Path, source: str, text: str, *, fp8: bool) -> Library:
-    """The emulated library with `text` as the file `source` of the attention kernel, for head_dim 64."""
+    """The emulated library with `text` as the file `source` of the attention kernel, for head_dim
+    64.
+    """
     kernels, name = folder / "kernels", "attention_64_fp8.o" if fp8 else "attention_64.o"
     shutil.copytree(PLUGINS / "kernels", kernels)
     (kernels / source).write_text(text)
     includes = [f"-I{kernels}", *(flag for flag in INCLUDES if not flag.endswith("kernels"))]
     flags = ["-DDFLASH_HEAD_DIM=64", *["-DDFLASH_FP8_CACHE=1"] * fp8]
-    run([*GXX, *includes, "-c", "-x", "c++", *flags, str(kernels / "attention.cu"), "-o", str(folder / name)])
+    run(
+        [
+            *GXX,
+            *includes,
+            "-c",
+            "-x",
+            "c++",
+            *flags,
+            str(kernels / "attention.cu"),
+            "-o",
+            str(folder / name),
+        ]
+    )
     rest = [str(path) for path in emulated.parent.glob("*.o") if path.name != name]
     run(["g++", "-shared", str(folder / name), *rest, "-o", str(folder / "libplanted.so")])
     return Library(folder / "libplanted.so", HostMemory(), emulated=True)
@@ -210,20 +276,28 @@ def _shows(library: Library, cases: list[Case]) -> bool:
             except LibraryError:
                 return True
             error = np.abs(got["out"].astype(np.float64) - exact).max()
-            if not error < 0.1:  # far above bfloat16's rounding of numbers near 1; NaN is not below it either
+            if (
+                not error < 0.1
+            ):  # far above bfloat16's rounding of numbers near 1; NaN is not below it either
                 return True
     return False
 
 
 def _faults() -> list[tuple[str, int | str | None]]:
-    counts = {source: len(BARRIER.findall((PLUGINS / "kernels" / source).read_text())) for source in (TILE, KEYS)}
+    counts = {
+        source: len(BARRIER.findall((PLUGINS / "kernels" / source).read_text()))
+        for source in (TILE, KEYS)
+    }
     barriers = [(source, number) for source, count in counts.items() for number in range(count)]
     return [*barriers, (TILE, "wait"), (TILE, None), (KEYS, None)]
 
 
 @pytest.mark.parametrize(("source", "fault"), _faults())
-def test_planted_faults_show(emulated_path: Path, tmp_path: Path, source: str, fault: int | str | None) -> None:
-    """Every barrier of the attention kernel is needed, and so is its wait for copies; as it is, nothing shows.
+def test_planted_faults_show(
+    emulated_path: Path, tmp_path: Path, source: str, fault: int | str | None
+) -> None:
+    """Every barrier of the attention kernel is needed, and so is its wait for copies; as it is,
+    nothing shows.
 
     Those of attention_keys.cuh are of FP8 caches alone.
     """

@@ -1,4 +1,6 @@
-"""Real engines with our plugins, built without a GPU; and what a plugin refuses is an error message, not an exit."""
+"""Real engines with our plugins, built without a GPU; and what a plugin refuses is an error
+message, not an exit.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,30 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
+from tests.fixtures.tiny_models import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
 from tests.plugins.cubins import FP8_KEYS, KEYS, compiled, compiling
-from tests.plugins.plugin_graphs import SIZES, Compiled, compile_pair, op_model, parser_processes, refusal
-from tests.tiny import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
+from tests.plugins.plugin_graphs import (
+    SIZES,
+    Compiled,
+    compile_pair,
+    op_model,
+    parser_processes,
+    refusal,
+)
 from trtllm_dflash.errors import GraphError
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 
 ARCHS = ("sm89", "sm120", "sm121")
 PLAIN = "plain"
 PAIRS = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
 FP8_PAIRS = [("llama", "mixed"), ("qwen3", PLAIN)]
-# Different ones, so that the kernel of one model is not the other's. Few tiles are compiled for 256.
+# Different ones, so that the kernel of one model is not the other's. Few tiles are compiled for
+# 256.
 TARGET_DIM, DRAFTER_DIM = 64, 256
-ACCEPT, TARGET, DRAFTER = (KEYS[0], *(KernelKey("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)))
+ACCEPT, TARGET, DRAFTER = (
+    KEYS[0],
+    *(KernelKey("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)),
+)
 FP8_TARGET = FP8_KEYS[0]
 FAKE = {key: str(key).encode() * 100 for key in (ACCEPT, TARGET, DRAFTER, FP8_TARGET)}
 FP8 = "fp8 "  # before an arch: with the target's caches in FP8
@@ -44,7 +57,9 @@ def _models(directory: Path, architecture: str, variant: str) -> dict[str, Any]:
     target = tiny_target(directory / "target", architecture, head_dim=TARGET_DIM, **same)
     if variant == PLAIN:
         return {"target": str(target), "drafter": None}
-    drafter = tiny_drafter(directory / "drafter", target, variant=variant, taps=(0,), head_dim=DRAFTER_DIM, **same)
+    drafter = tiny_drafter(
+        directory / "drafter", target, variant=variant, taps=(0,), head_dim=DRAFTER_DIM, **same
+    )
     return {"target": str(target), "drafter": str(drafter)}
 
 
@@ -62,20 +77,36 @@ def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures
             made[*pair, arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch])
         if pair in FP8_PAIRS:
             for arch in ARCHS:
-                made[*pair, FP8 + arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch], SCALES)
+                made[*pair, FP8 + arch] = pool.submit(
+                    compile_pair, models, directory, arch, kernels[arch], SCALES
+                )
         if pair == ("llama", "mixed"):
             made[*pair, ""] = pool.submit(compile_pair, models, directory, "sm120", {})
     return made
 
 
 def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, float]]:
-    """The fields of every plugin layer by its name: the mask of each drafter layer is the variant's."""
+    """The fields of every plugin layer by its name: the mask of each drafter layer is the
+    variant's.
+    """
     is_causal, others_slide, last_slides = DRAFTER_VARIANTS.get(variant, (None, False, False))
     scales = {size: float(np.float32(size**-0.5)) for size in (TARGET_DIM, DRAFTER_DIM)}
-    target = {"scale": scales[TARGET_DIM], "window_size": 0, "ring": 0, "head_dim": TARGET_DIM, "fp8_cache": int(fp8)}
+    target = {
+        "scale": scales[TARGET_DIM],
+        "window_size": 0,
+        "ring": 0,
+        "head_dim": TARGET_DIM,
+        "fp8_cache": int(fp8),
+    }
     fields: dict[str, dict[str, float]] = {}
     for layer, pair in SCALES.items():
-        worth = dict(zip(("key_scale", "value_scale"), map(float, np.float32(pair if fp8 else (0, 0))), strict=True))
+        worth = dict(
+            zip(
+                ("key_scale", "value_scale"),
+                map(float, np.float32(pair if fp8 else (0, 0))),
+                strict=True,
+            )
+        )
         fields[f"/target/layers.{layer}/DFlashVerifyAttention"] = target | worth
     fields["/accept/DFlashAccept"] = {}
     for layer, slides in enumerate((others_slide, last_slides) if variant != PLAIN else ()):
@@ -95,14 +126,20 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
 def test_every_target_and_mask_variant_has_its_plugins(
     architecture: str, variant: str, arch: str, engines: Futures
 ) -> None:
-    _check_engine(engines[architecture, variant, arch].result(timeout=600), variant, arch, fp8=False)
+    _check_engine(
+        engines[architecture, variant, arch].result(timeout=600), variant, arch, fp8=False
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("architecture", "variant"), FP8_PAIRS)
-def test_the_targets_caches_may_be_fp8(architecture: str, variant: str, arch: str, engines: Futures) -> None:
+def test_the_targets_caches_may_be_fp8(
+    architecture: str, variant: str, arch: str, engines: Futures
+) -> None:
     """Bound as FP8 and written in place; each layer has its scales and the kernel of FP8 caches."""
-    _check_engine(engines[architecture, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True)
+    _check_engine(
+        engines[architecture, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True
+    )
 
 
 def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> None:
@@ -119,7 +156,9 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         assert layer.fields == {**fields, "cubin": kernel}
         assert (layer.num_inputs, layer.num_outputs) == ((8, 4) if is_accept else (6, 3))
         assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))
-    caches = {name: kind for name, kind in found.inputs.items() if "_key." in name or "_value." in name}
+    caches = {
+        name: kind for name, kind in found.inputs.items() if "_key." in name or "_value." in name
+    }
     assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
     counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
     assert found.kernels == counts
@@ -130,7 +169,8 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
 
 
 def _check_engine_layers(found: Compiled, attention: list[str]) -> None:
-    """What the engine runs is TensorRT's own fused layers (acceptance is in one) and, between them, our attention.
+    """What the engine runs is TensorRT's own fused layers (acceptance is in one) and, between them,
+    our attention.
 
     So nothing copies a cache, and nothing comes from the host.
     """
@@ -157,7 +197,9 @@ def test_a_graph_of_one_plugin_compiles(pool: Executor) -> None:
 
 def test_a_graph_of_one_plugin_with_fp8_caches_compiles(pool: Executor) -> None:
     changes = {"dtypes": dict.fromkeys(("key_cache", "value_cache"), "float8e4m3fn")}
-    told = pool.submit(refusal, VERIFY, changes | {"key_scale": 0.5, "value_scale": 2.0}, FAKE, {}).result(timeout=600)
+    told = pool.submit(
+        refusal, VERIFY, changes | {"key_scale": 0.5, "value_scale": 2.0}, FAKE, {}
+    ).result(timeout=600)
     assert told == ""
 
 
@@ -172,11 +214,31 @@ def test_sinks_are_one_more_input(pool: Executor) -> None:
     ("name", "changes", "words"),
     [
         (VERIFY, {"dtypes": {"q": "float32"}}, f"{VERIFY}: q is FLOAT, expected BF16"),
-        (VERIFY, {"dtypes": {"positions": "int32"}}, f"{VERIFY}: positions is INT32, expected INT64"),
-        (VERIFY, {"dtypes": {"value_cache": "float8e4m3fn"}}, f"{VERIFY}: key_cache is BF16, expected FP8"),
-        (VERIFY, {"dtypes": {"key_cache": "float32"}}, f"{VERIFY}: key_cache is FLOAT, expected BF16"),
-        (DRAFT, {"dtypes": {"key_cache": "float8e4m3fn"}}, f"{DRAFT}: key_cache is FP8, expected BF16"),
-        ("DFlashAccept", {"dtypes": {"logits": "bfloat16"}}, "DFlashAccept: logits is BF16, expected FLOAT"),
+        (
+            VERIFY,
+            {"dtypes": {"positions": "int32"}},
+            f"{VERIFY}: positions is INT32, expected INT64",
+        ),
+        (
+            VERIFY,
+            {"dtypes": {"value_cache": "float8e4m3fn"}},
+            f"{VERIFY}: key_cache is BF16, expected FP8",
+        ),
+        (
+            VERIFY,
+            {"dtypes": {"key_cache": "float32"}},
+            f"{VERIFY}: key_cache is FLOAT, expected BF16",
+        ),
+        (
+            DRAFT,
+            {"dtypes": {"key_cache": "float8e4m3fn"}},
+            f"{DRAFT}: key_cache is FP8, expected BF16",
+        ),
+        (
+            "DFlashAccept",
+            {"dtypes": {"logits": "bfloat16"}},
+            "DFlashAccept: logits is BF16, expected FLOAT",
+        ),
         (
             VERIFY,
             {"shapes": {"k": (2, 5, 2, 64)}},
@@ -185,15 +247,24 @@ def test_sinks_are_one_more_input(pool: Executor) -> None:
         (
             VERIFY,
             {"shapes": {"value_cache": (2, 2, 32, 96)}},
-            f"{VERIFY}: value_cache is [2, 2, 32, 96], expected [B, Hkv, cache_len, D]: D is 96, and D is 64 in the "
-            "kernel's head_dim",
+            (
+                f"{VERIFY}: value_cache is [2, 2, 32, 96], expected [B, Hkv, cache_len, D]: D is"
+                " 96, and D is 64 in the kernel's head_dim"
+            ),
         ),
         (
             DRAFT,
             {"shapes": {"positions": (2, 4)}},
-            f"{DRAFT}: positions is [2, 4], expected [B, S+T]: S+T is 4, and S is 3 in k, T is 4 in q",
+            (
+                f"{DRAFT}: positions is [2, 4], expected [B, S+T]: S+T is 4, and S is 3 in k, T is"
+                " 4 in q"
+            ),
         ),
-        (DRAFT, {"shapes": {"k": (2, 7, 128)}}, f"{DRAFT}: k is [2, 7, 128], expected [B, S+T, Hkv, D]"),
+        (
+            DRAFT,
+            {"shapes": {"k": (2, 7, 128)}},
+            f"{DRAFT}: k is [2, 7, 128], expected [B, S+T, Hkv, D]",
+        ),
     ],
 )
 def test_what_the_parser_gives_a_plugin_wrongly_is_told(
@@ -213,7 +284,9 @@ def test_a_shape_that_only_a_profile_gets_wrong_is_told(pool: Executor) -> None:
 
 
 def test_heads_that_make_no_groups_are_told(pool: Executor) -> None:
-    told = pool.submit(refusal, VERIFY, {"shapes": {"q": (2, 3, 5, 64)}}, FAKE, {}).result(timeout=600)
+    told = pool.submit(refusal, VERIFY, {"shapes": {"q": (2, 3, 5, 64)}}, FAKE, {}).result(
+        timeout=600
+    )
     assert "attention needs query heads in groups: got 5 of them for 2 key heads" in told
 
 
@@ -222,7 +295,10 @@ def test_a_ring_that_is_too_small_is_told(pool: Executor) -> None:
     rings = ({"ring": 1, "window_size": window} for window in (30, 31, 0))
     told = [pool.submit(refusal, VERIFY, ring, FAKE, {}).result(timeout=600) for ring in rings]
     assert told[0] == ""
-    assert "attention over a ring cache of 32 rows, with window_size 31 and 3 rows in the step: it needs" in told[1]
+    assert (
+        "attention over a ring cache of 32 rows, with window_size 31 and 3 rows in the step: it"
+        " needs" in told[1]
+    )
     assert "with window_size 0 and 3 rows in the step: it needs a window and" in told[2]
 
 
@@ -231,16 +307,31 @@ def test_a_kernel_or_field_that_is_not_there_is_told(pool: Executor) -> None:
     assert f"{VERIFY}: no kernel was compiled for attention, head_dim 64" in told
     told = pool.submit(refusal, VERIFY, {}, FAKE, {}, "window_size").result(timeout=600)
     assert (
-        f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, ring, scale, value_scale"
-        in told
+        f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, ring,"
+        " scale, value_scale" in told
     )
 
 
 def test_a_head_dim_without_a_kernel_is_refused_before_tensorrt() -> None:
     caches = dict.fromkeys(("key_cache", "value_cache"), (2, 2, 32, 80))
-    words = r"DFlashVerifyAttention\): there is no kernel for head_dim 80, only for 64, 96, 128, 256; .* --no-plugins"
+    words = (
+        r"DFlashVerifyAttention\): there is no kernel for head_dim 80, only for 64, 96, 128, 256;"
+        r" .* --no-plugins"
+    )
     with pytest.raises(GraphError, match=words):
-        op_model(VERIFY, shapes={"q": (2, 3, 6, 80), "k": (2, 3, 2, 80), "v": (2, 3, 2, 80), **caches})
+        op_model(
+            VERIFY, shapes={"q": (2, 3, 6, 80), "k": (2, 3, 2, 80), "v": (2, 3, 2, 80), **caches}
+        )
     unknown = dict.fromkeys(caches, (2, 2, 32, "size"))
-    with pytest.raises(GraphError, match="no input's shape says its head_dim, which a kernel needs"):
-        op_model(VERIFY, shapes={"q": (2, 3, 6, "size"), "k": (2, 3, 2, "size"), "v": (2, 3, 2, "size"), **unknown})
+    with pytest.raises(
+        GraphError, match="no input's shape says its head_dim, which a kernel needs"
+    ):
+        op_model(
+            VERIFY,
+            shapes={
+                "q": (2, 3, 6, "size"),
+                "k": (2, 3, 2, "size"),
+                "v": (2, 3, 2, "size"),
+                **unknown,
+            },
+        )

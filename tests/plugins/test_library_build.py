@@ -1,4 +1,6 @@
-"""CMake builds both libraries; nvcc's report on the kernels. (NVRTC's, for every GPU: test_compile.py.)"""
+"""CMake builds both libraries; nvcc's report on the kernels. (NVRTC's, for every GPU:
+test_compile.py.)
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
-from trtllm_dflash.plugins.plan import MOE_TILES
+from trtllm_dflash.trt_plugins.params import MOE_TILES
 
 FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads",
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
+    r" spill loads",
     re.DOTALL,
 )
 
@@ -37,8 +40,15 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
     attention |= {f"{name}_fp8" for name in attention}
     accept = {f"dflash_accept_{part}" for part in ("scan", "choose", "finish")}
     frames = _frames(real_path.with_name("build.log").read_text())
-    parts = ("route", "list", "sum", *(f"{half}_t{tile.tokens}" for tile in MOE_TILES for half in ("gate_up", "down")))
-    experts = {f"dflash_moe_{part}{suffix}" for part in parts for suffix in ("", "_mxfp4", "_nvfp4")}
+    parts = (
+        "route",
+        "list",
+        "sum",
+        *(f"{half}_t{tile.tokens}" for tile in MOE_TILES for half in ("gate_up", "down")),
+    )
+    experts = {
+        f"dflash_moe_{part}{suffix}" for part in parts for suffix in ("", "_mxfp4", "_nvfp4")
+    }
     assert set(frames) == attention | accept | experts
     assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
 
@@ -46,8 +56,8 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
 def test_a_spill_would_be_seen() -> None:
     """The report of a kernel that spills, as ptxas words it."""
     log = (
-        "ptxas info    : Compiling entry function 'k' for 'sm_80'\nptxas info    : Function properties for k\n"
-        "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
+        "ptxas info    : Compiling entry function 'k' for 'sm_80'\nptxas info    : Function"
+        " properties for k\n    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
     )
     assert _frames(log) == {"k": (8, 4, 12)}
 
@@ -57,4 +67,9 @@ def test_cmake_builds_the_emulated_library(tmp_path: Path) -> None:
         pytest.skip("needs cmake")
     run(["cmake", "-S", str(PLUGINS), "-B", str(tmp_path)])
     run(["cmake", "--build", str(tmp_path), "--target", "dflash_kernels_emulated", "--parallel"])
-    assert Library(tmp_path / "libdflash_kernels_emulated.so", HostMemory(), emulated=True).processors() > 0
+    assert (
+        Library(
+            tmp_path / "libdflash_kernels_emulated.so", HostMemory(), emulated=True
+        ).processors()
+        > 0
+    )

@@ -65,28 +65,40 @@ def _bits(numbers: np.ndarray) -> np.ndarray:
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_mxfp4_is_code_times_power_of_two(decode: Decode, decoder: ctypes.CDLL) -> None:
-    """All scales: 2^-127, whose products are subnormal, to 2^127, where 2 and more are infinite; 255 is NaN."""
+    """All scales: 2^-127, whose products are subnormal, to 2^127, where 2 and more are infinite;
+    255 is NaN.
+    """
     for scale in range(256):
         stored = np.array([scale], np.uint8)
         worth = np.nan if scale == 255 else 2.0 ** (scale - 127)
         for codes in BLOCKS:
             block, expected = _packed(codes), _bits(CODES[codes] * worth)
             assert decoder.is_large(_pointer(block), _pointer(stored)) == (scale > 128)
-            np.testing.assert_array_equal(_bits(decode("mxfp4_large", block, stored)), expected, err_msg=f"{scale}")
+            np.testing.assert_array_equal(
+                _bits(decode("mxfp4_large", block, stored)), expected, err_msg=f"{scale}"
+            )
             if scale <= 128:
-                np.testing.assert_array_equal(_bits(decode("mxfp4", block, stored)), expected, err_msg=f"{scale}")
+                np.testing.assert_array_equal(
+                    _bits(decode("mxfp4", block, stored)), expected, err_msg=f"{scale}"
+                )
 
 
 def test_nvfp4_is_code_times_block_scale(decode: Decode, decoder: ctypes.CDLL) -> None:
-    """All E4M3 scales, the two of a block being different ones; the sum is worth 2^8 more, and the expert's scale."""
+    """All E4M3 scales, the two of a block being different ones; the sum is worth 2^8 more, and the
+    expert's scale.
+    """
     for scale in range(256):
         stored = np.array([scale, (scale * 37 + 11) % 256], np.uint8)
         worth = np.repeat(stored.view(FP8).astype(np.float64), 16) * 2.0**-8
         for codes in BLOCKS:
             expected = CODES[codes] * worth
-            np.testing.assert_array_equal(_bits(decode("nvfp4", _packed(codes), stored)), _bits(expected))
+            np.testing.assert_array_equal(
+                _bits(decode("nvfp4", _packed(codes), stored)), _bits(expected)
+            )
             finite = np.isfinite(expected)
-            np.testing.assert_array_equal(expected[finite].astype(BFLOAT16).astype(np.float64), expected[finite])
+            np.testing.assert_array_equal(
+                expected[finite].astype(BFLOAT16).astype(np.float64), expected[finite]
+            )
     assert decoder.nvfp4_worth(_pointer(np.array([0.75], np.float32))) == 0.75 * 256
 
 

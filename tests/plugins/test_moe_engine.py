@@ -1,4 +1,6 @@
-"""Real engines of one DFlashMoE node in each format, built without a GPU; and what the plugin refuses."""
+"""Real engines of one DFlashMoE node in each format, built without a GPU; and what the plugin
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,24 @@ def pool() -> Iterator[Executor]:
         yield processes
 
 
-@pytest.mark.parametrize(("weight_format", "arch"), [*product(FORMATS, ("sm120",)), (1, "sm89"), (2, "sm80")])
-def test_an_engine_of_every_format(weight_format: int, arch: str, pool: Executor, tmp_path: Path) -> None:
-    """The weights are in it as the checkpoint has them, once; it has this plugin and nothing that moves them."""
+@pytest.mark.parametrize(
+    ("weight_format", "arch"), [*product(FORMATS, ("sm120",)), (1, "sm89"), (2, "sm80")]
+)
+def test_an_engine_of_every_format(
+    weight_format: int, arch: str, pool: Executor, tmp_path: Path
+) -> None:
+    """The weights are in it as the checkpoint has them, once; it has this plugin and nothing that
+    moves them.
+    """
     key, case = MOE_KEYS[weight_format], _case(weight_format)
     code = compiled(key, arch).code
     found = pool.submit(compile_moe, case, tmp_path, arch, {key: code}).result(timeout=600)
     (layer,) = found.layers
     assert layer.plugin == ("DFlashMoE", "1", "trtllm_dflash")
-    assert layer.fields == {**{k: np.float32(v).item() for k, v in case.numbers.items()}, "cubin": code}
+    assert layer.fields == {
+        **{k: np.float32(v).item() for k, v in case.numbers.items()},
+        "cubin": code,
+    }
     stored = inputs(case).keys() - {"x", "router_logits"}
     assert (layer.num_inputs, layer.num_outputs) == (6 + 2 * weight_format, 1)
     assert layer.num_inputs == 2 + len(stored)
@@ -54,14 +65,19 @@ def test_an_engine_of_every_format(weight_format: int, arch: str, pool: Executor
 def test_a_node_needs_the_kernel_of_its_format(weight_format: int, tmp_path: Path) -> None:
     model, _ = moe_model(_case(weight_format), tmp_path)
     assert kernel_keys(model) == {MOE_KEYS[weight_format]: 1}
-    assert str(MOE_KEYS[weight_format]) == ("moe", "moe, weight_format 1", "moe, weight_format 2")[weight_format]
+    assert (
+        str(MOE_KEYS[weight_format])
+        == ("moe", "moe, weight_format 1", "moe, weight_format 2")[weight_format]
+    )
 
 
 def test_what_the_plugin_refuses_is_told(pool: Executor, tmp_path: Path) -> None:
     given = inputs(_case(1))
 
     def told(weight_format: int, **changes: np.ndarray | None) -> str:
-        return pool.submit(refused_moe, _case(weight_format), tmp_path, FAKE, changes).result(timeout=600)
+        return pool.submit(refused_moe, _case(weight_format), tmp_path, FAKE, changes).result(
+            timeout=600
+        )
 
     assert told(1) == ""
     bytes_ = given["gate_up"].view(np.int8)
@@ -73,7 +89,8 @@ def test_what_the_plugin_refuses_is_told(pool: Executor, tmp_path: Path) -> None
     short = np.ascontiguousarray(given["down_scale"][:, 1:])
     assert "down_scale is [5, 119], expected [E, 120] of four scales" in told(1, down_scale=short)
     words = (
-        "experts of weight_format 2 have gate_up_scale, down_scale, gate_up_scale_2, down_scale_2; got gate_up_scale"
+        "experts of weight_format 2 have gate_up_scale, down_scale, gate_up_scale_2, down_scale_2;"
+        " got gate_up_scale"
     )
     assert words in told(2, down_scale=None)
 
@@ -84,10 +101,14 @@ def test_a_format_without_a_kernel_is_refused_before_tensorrt(tmp_path: Path) ->
         def numbers(self) -> dict[str, int | float]:
             return super().numbers | {"weight_format": 3}
 
-    with pytest.raises(GraphError, match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2"):
+    with pytest.raises(
+        GraphError, match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2"
+    ):
         moe_model(Other(7, 1, 96, 160, experts=5, top_k=3), tmp_path)
 
 
 def test_the_body_refuses_codes() -> None:
-    with pytest.raises(GraphError, match="DFlashMoE: a body multiplies numbers; codes and their scales are for its"):
+    with pytest.raises(
+        GraphError, match="DFlashMoE: a body multiplies numbers; codes and their scales are for its"
+    ):
         MOE.function(8)

@@ -1,4 +1,6 @@
-"""The kernels of DFlashMoE against float64, over odd shapes: emulated, and on a GPU if there is one."""
+"""The kernels of DFlashMoE against float64, over odd shapes: emulated, and on a GPU if there is
+one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ import numpy as np
 import pytest
 
 from tests.plugins.library import BFLOAT16, Library
-from tests.plugins.moe_reference import FORMATS, Case, assert_close, chosen, expected, gpt_oss, inputs, weights
+from tests.plugins.moe_reference import (
+    FORMATS,
+    Case,
+    assert_close,
+    chosen,
+    expected,
+    gpt_oss,
+    inputs,
+    weights,
+)
 
 ORDERS = ("forward", "reverse", "random")
 
@@ -32,15 +43,23 @@ def _numbered(cases: list[Case]) -> list[Case]:
 
 
 def _sizes() -> list[Case]:
-    """Rows that fill no tile, columns that fill no chunk or several slabs; all activations and layouts in turn."""
+    """Rows that fill no tile, columns that fill no chunk or several slabs; all activations and
+    layouts in turn.
+    """
     cases = []
     for n, (weight_format, (hidden, inner)) in enumerate(
         product(FORMATS, [(32, 32), (96, 160), (160, 96), (1184, 32), (64, 1120)])
     ):
-        case = Case((1, 3, 9)[n % 3], weight_format, hidden, inner, experts=(2, 5, 33)[n % 3], top_k=2)
-        case = replace(case, interleaved=n % 2 == 0, normalize=n % 4 < 2, shift=n % 3, limit=0.5 * (n % 2))
+        case = Case(
+            (1, 3, 9)[n % 3], weight_format, hidden, inner, experts=(2, 5, 33)[n % 3], top_k=2
+        )
+        case = replace(
+            case, interleaved=n % 2 == 0, normalize=n % 4 < 2, shift=n % 3, limit=0.5 * (n % 2)
+        )
         cases.append(gpt_oss(case) if n % 5 == 0 else case)
-    cases += [Case(4, 0, hidden, inner, 3) for hidden, inner in ((8, 8), (24, 40), (296, 8), (40, 312))]
+    cases += [
+        Case(4, 0, hidden, inner, 3) for hidden, inner in ((8, 8), (24, 40), (296, 8), (40, 312))
+    ]
     return _numbered(cases)
 
 
@@ -48,7 +67,9 @@ def _tokens() -> list[Case]:
     """From one token to tiles of 8, 16 and 32 of them, full and not, some experts with none."""
     counts = (1, 2, 7, 8, 16, 17, 24, 25, 33, 70, 150)
     cases = [
-        replace(Case(tokens, weight_format, 64, 32, experts=6, top_k=2), interleaved=bool(tokens % 2))
+        replace(
+            Case(tokens, weight_format, 64, 32, experts=6, top_k=2), interleaved=bool(tokens % 2)
+        )
         for weight_format in FORMATS
         for tokens in counts
     ]
@@ -56,7 +77,9 @@ def _tokens() -> list[Case]:
 
 
 def _routing() -> list[Case]:
-    """Ties, one expert for all, experts that nobody wants, more experts than a warp or than assignments, large k."""
+    """Ties, one expert for all, experts that nobody wants, more experts than a warp or than
+    assignments, large k.
+    """
     cases = [
         replace(Case(11, n % 3, 32, 32, experts, top_k, logits=logits), normalize=bool(n % 2))
         for n, (logits, (experts, top_k)) in enumerate(
@@ -99,7 +122,9 @@ def test_the_same_bits_in_every_order(weight_format: int, library: Library) -> N
         np.testing.assert_array_equal(again.view(np.uint16), first)
     some = given | {name: np.ascontiguousarray(given[name][3:8]) for name in ("x", "router_logits")}
     alone = run(library, replace(case, tokens=5), some)
-    np.testing.assert_allclose(alone.astype(float), first[3:8].view(BFLOAT16).astype(float), rtol=2.0**-6, atol=2.0**-7)
+    np.testing.assert_allclose(
+        alone.astype(float), first[3:8].view(BFLOAT16).astype(float), rtol=2.0**-6, atol=2.0**-7
+    )
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
@@ -120,7 +145,9 @@ def test_a_nan_scale_is_seen(weight_format: int, library: Library) -> None:
     """Of MXFP4 255, of NVFP4 E4M3's NaN: wherever their row counts, and nowhere else."""
     case = Case(3, weight_format, 64, 64, experts=2, top_k=2)
     given = inputs(case)
-    given["down_scale"].view(np.uint8).reshape(2, 64, -1)[1, 17, 0] = 255 if weight_format == 1 else 0x7F
+    given["down_scale"].view(np.uint8).reshape(2, 64, -1)[1, 17, 0] = (
+        255 if weight_format == 1 else 0x7F
+    )
     got = run(library, case, given)
     assert np.isnan(got[:, 17].astype(float)).all()
     assert np.isfinite(np.delete(got.astype(float), 17, axis=1)).all()
@@ -145,8 +172,12 @@ def test_minus_zero_is_zero(library: Library) -> None:
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-def test_what_an_earlier_step_left_in_the_workspace_does_not_count(weight_format: int, library: Library) -> None:
-    """Here places 0 and 1 as a group of expert 1's, wherever a group may stand; only two of six have any."""
+def test_what_an_earlier_step_left_in_the_workspace_does_not_count(
+    weight_format: int, library: Library
+) -> None:
+    """Here places 0 and 1 as a group of expert 1's, wherever a group may stand; only two of six
+    have any.
+    """
     case = Case(9, weight_format, 64, 32, experts=6, top_k=2, logits="one")
     given = inputs(case)
     assert_close(case, given, library.moe(given, case.options, leftover=(1, 0, 2, 0)))
@@ -154,7 +185,9 @@ def test_what_an_earlier_step_left_in_the_workspace_does_not_count(weight_format
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_logits_that_are_no_numbers_choose_experts_that_there_are(library: Library) -> None:
-    """NaN is chosen last, infinity first; with infinities and NaN everywhere nothing outside is read."""
+    """NaN is chosen last, infinity first; with infinities and NaN everywhere nothing outside is
+    read.
+    """
     case = Case(4, 0, 32, 32, experts=4, top_k=2)
     given = inputs(case)
     given["router_logits"][1] = [np.nan, 1, np.nan, -3]
@@ -168,7 +201,9 @@ def test_logits_that_are_no_numbers_choose_experts_that_there_are(library: Libra
 
 
 def test_a_wrong_result_would_be_seen(library: Library) -> None:
-    """The bound is not so wide that eight signs of gate, one of down, a scale, a number or a row could be another."""
+    """The bound is not so wide that eight signs of gate, one of down, a scale, a number or a row
+    could be another.
+    """
     case = gpt_oss(Case(3, 1, 64, 64, experts=3, top_k=2))
     given = inputs(case)
     got = run(library, case, given)

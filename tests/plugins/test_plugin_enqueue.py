@@ -1,5 +1,6 @@
-"""What a plugin puts on a stream, from TensorRT's call to the kernels' parameters: run by the emulator, it gives bit
-for bit what the C library gives, whose numbers are proved elsewhere."""
+"""What a plugin puts on a stream, from TensorRT's call to the kernels' parameters: run by the
+emulator, it gives bit for bit what the C library gives, whose numbers are proved elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +23,15 @@ from tests.plugins.moe_reference import inputs as moe_inputs
 from tests.plugins.test_ring_kernels import in_rings, smallest
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.plugins import plan, plugin
-from trtllm_dflash.plugins.launches import Launch
+from trtllm_dflash.trt_plugins import params, plugin
+from trtllm_dflash.trt_plugins.launch_config import Launch
 
-VERIFY, DRAFT, ACCEPT, MOE = "DFlashVerifyAttention", "DFlashDraftAttention", "DFlashAccept", "DFlashMoE"
+VERIFY, DRAFT, ACCEPT, MOE = (
+    "DFlashVerifyAttention",
+    "DFlashDraftAttention",
+    "DFlashAccept",
+    "DFlashMoE",
+)
 KERNELS = b"the emulated library"
 
 
@@ -43,7 +49,9 @@ class EmulatedModule:
             kernel = ctypes.cast(getattr(self._kernels, one.kernel), ctypes.c_void_p)
             grid = (ctypes.c_uint * 3)(*one.grid)
             size = ctypes.sizeof(one.params)
-            failed = self._start(kernel, grid, one.threads, one.shared_bytes, ctypes.byref(one.params), size)
+            failed = self._start(
+                kernel, grid, one.threads, one.shared_bytes, ctypes.byref(one.params), size
+            )
             assert not failed, one.kernel
 
 
@@ -56,7 +64,9 @@ def starter(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def module(emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedModule]:
+def module(
+    emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmulatedModule]:
     """What a plugin loads its kernels into; `module.processors` may be changed."""
     made = EmulatedModule(emulated, starter, 132)
 
@@ -71,8 +81,12 @@ def module(emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch) ->
     plugin.take_refusals()
 
 
-def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Call the plugin as TensorRT would: everything that it writes, by name; guards on all sides hold."""
+def enqueue(
+    name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Call the plugin as TensorRT would: everything that it writes, by name; guards on all sides
+    hold.
+    """
     spec, memory = OPS[name], HostMemory()
     kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
     axes: dict[str, int] = {"1": 1}
@@ -81,8 +95,13 @@ def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, f
     dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
     placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
     for tensor in spec.outputs:
-        shape, dtype = [axes[axis] for axis in tensor.axes], dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
-        placed[tensor.name] = placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
+        shape, dtype = (
+            [axes[axis] for axis in tensor.axes],
+            dtypes.get(tensor.dtype) or np.dtype(tensor.dtype),
+        )
+        placed[tensor.name] = (
+            placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
+        )
 
     def descs(dims: Sequence[tuple[int, ...]]) -> list[Any]:
         return [SimpleNamespace(dims=d, max=d, min=d) for d in dims]
@@ -91,7 +110,9 @@ def enqueue(name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, f
     outside = [tuple(axes[axis] for axis in tensor.axes) for tensor in spec.outputs]
     described = descs([arrays[tensor.name].shape for tensor in kept]), descs(outside)
     workspace = Placed(memory, poisoned([made.get_workspace_size(*described)], np.int8))
-    reads, writes = ([placed[tensor.name].address for tensor in tensors] for tensors in (kept, spec.outputs))
+    reads, writes = (
+        [placed[tensor.name].address for tensor in tensors] for tensors in (kept, spec.outputs)
+    )
     made.enqueue(*described, reads, writes, workspace.address, 77)
     workspace.fetch("workspace", written=True)
     aliased = {tensor.aliases for tensor in spec.outputs}
@@ -117,13 +138,21 @@ CASES = [
 def test_attention(case: Case, processors: int, module: EmulatedModule, emulated: Library) -> None:
     module.processors = processors
     given, scale = inputs(case), case.head_dim**-0.5
-    numbers: dict[str, float] = {"scale": scale, "window_size": case.window, "head_dim": case.head_dim}
-    numbers |= {"causal": int(case.causal)} if case.draft else {"fp8_cache": int(case.cache_scales is not None)}
+    numbers: dict[str, float] = {
+        "scale": scale,
+        "window_size": case.window,
+        "head_dim": case.head_dim,
+    }
+    numbers |= (
+        {"causal": int(case.causal)}
+        if case.draft
+        else {"fp8_cache": int(case.cache_scales is not None)}
+    )
     numbers |= dict(zip(("key_scale", "value_scale"), case.cache_scales or (), strict=False))
     got = enqueue(DRAFT if case.draft else VERIFY, given, numbers)
     want = emulated.attention(
         "draft" if case.draft else "verify", given, scale=scale, window=case.window, causal=case.causal,
-        processors=min(processors, plan.MAX_PROCESSORS), cache_scales=case.cache_scales,
+        processors=min(processors, params.MAX_PROCESSORS), cache_scales=case.cache_scales,
     )  # fmt: skip
     assert {stream for _, stream in module.launched} == {77}
     names = {"out": "out", "key_cache": "key_cache_out", "value_cache": "value_cache_out"}
@@ -131,28 +160,53 @@ def test_attention(case: Case, processors: int, module: EmulatedModule, emulated
         np.testing.assert_array_equal(got[ours].view(np.uint8), want[name].view(np.uint8))
 
 
-RINGS = [replace(CASES[1], past=(433, 2)), replace(CASES[5], past=(9, 370)), Case((300,), 9, window=70, kv_heads=1)]
+RINGS = [
+    replace(CASES[1], past=(433, 2)),
+    replace(CASES[5], past=(9, 370)),
+    Case((300,), 9, window=70, kv_heads=1),
+]
 
 
 @pytest.mark.parametrize("processors", [1, 132])
 @pytest.mark.parametrize("case", RINGS, ids=str)
-def test_attention_over_rings(case: Case, processors: int, module: EmulatedModule, emulated: Library) -> None:
-    """In the smallest ring; one row less is refused, when the workspace is asked for and when it runs."""
+def test_attention_over_rings(
+    case: Case, processors: int, module: EmulatedModule, emulated: Library
+) -> None:
+    """In the smallest ring; one row less is refused, when the workspace is asked for and when it
+    runs.
+    """
     module.processors, scale = processors, case.head_dim**-0.5
     given = in_rings(case, inputs(case), smallest(case))
-    numbers: dict[str, float] = {"scale": scale, "window_size": case.window, "ring": 1, "head_dim": case.head_dim}
+    numbers: dict[str, float] = {
+        "scale": scale,
+        "window_size": case.window,
+        "ring": 1,
+        "head_dim": case.head_dim,
+    }
     numbers |= {"causal": int(case.causal)} if case.draft else {}
     kind, name = ("draft", DRAFT) if case.draft else ("verify", VERIFY)
     got = enqueue(name, given, numbers)
     want = emulated.attention(
-        kind, given, scale=scale, window=case.window, causal=case.causal, ring=True, processors=processors
+        kind,
+        given,
+        scale=scale,
+        window=case.window,
+        causal=case.causal,
+        ring=True,
+        processors=processors,
     )
-    for ours, theirs in {"out": "out", "key_cache_out": "key_cache", "value_cache_out": "value_cache"}.items():
+    for ours, theirs in {
+        "out": "out",
+        "key_cache_out": "key_cache",
+        "value_cache_out": "value_cache",
+    }.items():
         np.testing.assert_array_equal(got[ours].view(np.uint8), want[theirs].view(np.uint8))
 
     module.launched.clear()
     small = in_rings(case, inputs(case), smallest(case) - 1)
-    words = f"ring cache of {smallest(case) - 1} rows, .*: it needs a window and {smallest(case)} rows"
+    words = (
+        f"ring cache of {smallest(case) - 1} rows, .*: it needs a window and {smallest(case)} rows"
+    )
     with pytest.raises(EngineError, match=words):
         enqueue(name, small, numbers)
     assert module.launched == []
@@ -168,7 +222,10 @@ def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:
         "dflash_attention_d64_r16", "dflash_attention_d64_r16",
     ]  # fmt: skip
     enqueue(VERIFY, inputs(CASES[2]), numbers | {"head_dim": 96})
-    assert [kernel for kernel, _ in module.launched[2:]] == ["dflash_attention_d96_r128", "dflash_attention_merge_d96"]
+    assert [kernel for kernel, _ in module.launched[2:]] == [
+        "dflash_attention_d96_r128",
+        "dflash_attention_merge_d96",
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -185,7 +242,9 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         "top_k": np.array([0, 5, 40], np.int32),
         "uniforms": rng.random((batch, 32), np.float32),
     }
-    given["input_ids"][:, 1] = given["logits"][:, 0].argmax(-1)  # accepted where the choice is greedy
+    given["input_ids"][:, 1] = given["logits"][:, 0].argmax(
+        -1
+    )  # accepted where the choice is greedy
     got, want = enqueue(ACCEPT, given, {}), emulated.accept(given)
     for name, expected in want.items():
         np.testing.assert_array_equal(got[name], expected)
@@ -218,11 +277,31 @@ def test_experts(case: MoeCase, module: EmulatedModule, emulated: Library) -> No
     [
         ({}, {"top_k": 6}, "1 to 32 experts of at most 1024: top_k is 6, and there are 5"),
         ({}, {"top_k": 0}, "top_k is 0"),
-        ({"down_scale": (5, 47)}, {}, r"down_scale is \[5, 47\], expected \[E, 48\] of four scales"),
-        ({"gate_up_scale_2": (5,)}, {}, "weight_format 1 have gate_up_scale, down_scale; got .*, gate_up_scale_2"),
-        ({"down_scale": None}, {}, "weight_format 1 have gate_up_scale, down_scale; got gate_up_scale"),
-        ({"gate_up_bias": (5, 200), "gate_up": (5, 200, 8)}, {}, "I that 32 divides, and J = 2I rows: .* and J 200"),
-        ({"down": (5, 64, 8), "down_scale": (5, 32)}, {}, "down has I = 64 columns, and gate_up 2I = 192 rows"),
+        (
+            {"down_scale": (5, 47)},
+            {},
+            r"down_scale is \[5, 47\], expected \[E, 48\] of four scales",
+        ),
+        (
+            {"gate_up_scale_2": (5,)},
+            {},
+            "weight_format 1 have gate_up_scale, down_scale; got .*, gate_up_scale_2",
+        ),
+        (
+            {"down_scale": None},
+            {},
+            "weight_format 1 have gate_up_scale, down_scale; got gate_up_scale",
+        ),
+        (
+            {"gate_up_bias": (5, 200), "gate_up": (5, 200, 8)},
+            {},
+            "I that 32 divides, and J = 2I rows: .* and J 200",
+        ),
+        (
+            {"down": (5, 64, 8), "down_scale": (5, 32)},
+            {},
+            "down has I = 64 columns, and gate_up 2I = 192 rows",
+        ),
     ],
 )
 def test_experts_that_do_not_hold_together_are_refused(
@@ -244,7 +323,9 @@ def test_experts_at_an_odd_address_are_refused(module: EmulatedModule) -> None:
     given = moe_inputs(case)
     made = plugin.StepPlugin(spec, case.numbers, KERNELS).attach_to_context(None)
     inside = [SimpleNamespace(dims=array.shape) for array in given.values()]
-    with pytest.raises(EngineError, match="16 bytes at a time: down must begin at a multiple of 16"):
+    with pytest.raises(
+        EngineError, match="16 bytes at a time: down must begin at a multiple of 16"
+    ):
         made.enqueue(inside, [inside[0]], [16, 16, 16, 16, 24, 16], [32], 0, 0)
     assert module.launched == []
 
@@ -252,10 +333,19 @@ def test_experts_at_an_odd_address_are_refused(module: EmulatedModule) -> None:
 def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule) -> None:
     spec, case = OPS[VERIFY], CASES[0]
     given = inputs(case)
-    made = plugin.StepPlugin(spec, {"scale": 1.0, "window_size": 0, "head_dim": 64}, KERNELS).attach_to_context(None)
-    inside = [SimpleNamespace(dims=given[tensor.name].shape) for tensor in spec.plugin_inputs if tensor.name in given]
+    made = plugin.StepPlugin(
+        spec, {"scale": 1.0, "window_size": 0, "head_dim": 64}, KERNELS
+    ).attach_to_context(None)
+    inside = [
+        SimpleNamespace(dims=given[tensor.name].shape)
+        for tensor in spec.plugin_inputs
+        if tensor.name in given
+    ]
     outside = [inside[0], inside[3], inside[4]]
-    words = "DFlashVerifyAttention: value_cache_out is not at the address of value_cache, .* bind both to the same"
+    words = (
+        "DFlashVerifyAttention: value_cache_out is not at the address of value_cache, .* bind both"
+        " to the same"
+    )
     with pytest.raises(EngineError, match=words):
         made.enqueue(inside, outside, [1, 2, 3, 4, 5, 6], [7, 4, 6], 0, 0)
     assert module.launched == []
@@ -265,8 +355,16 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
 @pytest.mark.parametrize(
     ("case", "numbers", "words"),
     [
-        (CASES[0], {"key_scale": 0.5}, "attention over bfloat16 caches has no scales of them: key_scale is 0.5"),
-        (CASES[6], {"fp8_cache": 1}, "attention over FP8 caches needs their scales: key_scale is 0.0"),
+        (
+            CASES[0],
+            {"key_scale": 0.5},
+            "attention over bfloat16 caches has no scales of them: key_scale is 0.5",
+        ),
+        (
+            CASES[6],
+            {"fp8_cache": 1},
+            "attention over FP8 caches needs their scales: key_scale is 0.0",
+        ),
         (
             CASES[6],
             {"fp8_cache": 1, "key_scale": 1.0, "value_scale": float("nan")},
@@ -274,16 +372,23 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
         ),
     ],
 )
-def test_scales_belong_to_fp8_caches(case: Case, numbers: dict[str, float], words: str, module: EmulatedModule) -> None:
+def test_scales_belong_to_fp8_caches(
+    case: Case, numbers: dict[str, float], words: str, module: EmulatedModule
+) -> None:
     with pytest.raises(EngineError, match=words):
-        enqueue(VERIFY, inputs(case), {"scale": 1.0, "window_size": 0, "head_dim": case.head_dim} | numbers)
+        enqueue(
+            VERIFY,
+            inputs(case),
+            {"scale": 1.0, "window_size": 0, "head_dim": case.head_dim} | numbers,
+        )
     assert module.launched == []
 
 
 def test_wrong_shapes_are_refused_before_a_launch(module: EmulatedModule) -> None:
     given = inputs(CASES[0])
     with pytest.raises(
-        EngineError, match=r"DFlashVerifyAttention: q is .*: D is 64, and D is 128 in the kernel's head_dim"
+        EngineError,
+        match=r"DFlashVerifyAttention: q is .*: D is 64, and D is 128 in the kernel's head_dim",
     ):
         enqueue(VERIFY, given, {"scale": 1.0, "window_size": 0, "head_dim": 128})
     assert module.launched == []

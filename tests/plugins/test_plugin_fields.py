@@ -1,4 +1,6 @@
-"""What a plugin says of itself comes from its declaration, and an engine's fields make the same plugin again."""
+"""What a plugin says of itself comes from its declaration, and an engine's fields make the same
+plugin again.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ import numpy as np
 import pytest
 
 trt = pytest.importorskip("tensorrt_rtx")
-from trtllm_dflash import plugins
+from trtllm_dflash import trt_plugins
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
-from trtllm_dflash.plugins import plugin
-from trtllm_dflash.plugins.plugin import StepPlugin, StepPluginCreator
-from trtllm_dflash.plugins.shapes import check_shapes, given_inputs
+from trtllm_dflash.trt_plugins import plugin
+from trtllm_dflash.trt_plugins.plugin import StepPlugin, StepPluginCreator
+from trtllm_dflash.trt_plugins.shapes import check_shapes, given_inputs
 
 BUILD, RUNTIME = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
 LOG = trt.Logger(trt.Logger.ERROR)
@@ -31,7 +33,13 @@ NUMBERS: dict[str, dict[str, float]] = {
         "head_dim": 96,
         "fp8_cache": 0,
     },
-    "DFlashDraftAttention": {"scale": 0.5, "window_size": 0, "ring": 0, "causal": 1, "head_dim": 128},
+    "DFlashDraftAttention": {
+        "scale": 0.5,
+        "window_size": 0,
+        "ring": 0,
+        "causal": 1,
+        "head_dim": 128,
+    },
     "DFlashAccept": {},
     "DFlashMoE": {
         "top_k": 4,
@@ -48,22 +56,35 @@ specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 
 def _fields(numbers: dict[str, float]) -> Any:
     kinds = {name: FLOAT if isinstance(value, float) else INT for name, value in numbers.items()}
-    made = [trt.PluginField(name, np.array([numbers[name]], dtype), kind) for name, (dtype, kind) in kinds.items()]
+    made = [
+        trt.PluginField(name, np.array([numbers[name]], dtype), kind)
+        for name, (dtype, kind) in kinds.items()
+    ]
     return trt.PluginFieldCollection(made)
 
 
 def _creator(spec: OpSpec) -> StepPluginCreator:
     creator = StepPluginCreator(spec)
-    creator.cubins = {kernel_key(spec, {name: int(value) for name, value in NUMBERS[spec.name].items()}): CUBIN}
+    creator.cubins = {
+        kernel_key(spec, {name: int(value) for name, value in NUMBERS[spec.name].items()}): CUBIN
+    }
     return creator
 
 
 @specs
 def test_a_creator_names_its_operators_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     creator = StepPluginCreator(spec)
-    assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
-    declared = dict.fromkeys(part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types))
-    assert [field.name for field in creator.field_names] == list(declared) == list(NUMBERS[spec.name])
+    assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (
+        spec.name,
+        "1",
+        "trtllm_dflash",
+    )
+    declared = dict.fromkeys(
+        part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types)
+    )
+    assert (
+        [field.name for field in creator.field_names] == list(declared) == list(NUMBERS[spec.name])
+    )
 
 
 @specs
@@ -75,18 +96,31 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     creator.cubins = {}  # an engine brings its kernels
     loaded = creator.create_plugin(spec.name, serialized, RUNTIME)
     assert loaded.numbers == numbers
-    assert {name: type(value) for name, value in loaded.numbers.items()} == {n: type(v) for n, v in numbers.items()}
+    assert {name: type(value) for name, value in loaded.numbers.items()} == {
+        n: type(v) for n, v in numbers.items()
+    }
     assert loaded.cubin == CUBIN
-    assert (loaded.plugin_name, loaded.plugin_version, loaded.plugin_namespace) == (spec.name, "1", "trtllm_dflash")
+    assert (loaded.plugin_name, loaded.plugin_version, loaded.plugin_namespace) == (
+        spec.name,
+        "1",
+        "trtllm_dflash",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "other_type"),
-    [*((name, 0) for name in OPS), ("DFlashVerifyAttention", 1), ("DFlashMoE", 1), ("DFlashMoE", 2)],
+    [
+        *((name, 0) for name in OPS),
+        ("DFlashVerifyAttention", 1),
+        ("DFlashMoE", 1),
+        ("DFlashMoE", 2),
+    ],
 )
 def test_inputs_outputs_and_types_are_the_declarations(name: str, other_type: int) -> None:
     spec = OPS[name]
-    made = StepPlugin(spec, NUMBERS[name] | {kind.name: other_type for kind in spec.kernel.types}, CUBIN)
+    made = StepPlugin(
+        spec, NUMBERS[name] | {kind.name: other_type for kind in spec.kernel.types}, CUBIN
+    )
     assert made.num_outputs == len(spec.outputs)
     names = [tensor.name for tensor in spec.plugin_inputs]
     assert "kv_positions" not in names
@@ -109,8 +143,8 @@ def test_inputs_outputs_and_types_are_the_declarations(name: str, other_type: in
 @specs
 def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
     trt.Builder(LOG)
-    plugins.register()
-    plugins.register({})
+    trt_plugins.register()
+    trt_plugins.register({})
     found = [
         creator
         for creator in trt.get_plugin_registry().all_creators
@@ -118,7 +152,10 @@ def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
         == (spec.name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
     ]
     assert len(found) == 1
-    assert trt.get_plugin_registry().get_creator(spec.name, PLUGIN_VERSION, PLUGIN_NAMESPACE) is not None
+    assert (
+        trt.get_plugin_registry().get_creator(spec.name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+        is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,30 +164,40 @@ def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
         (
             BUILD,
             "head_dim",
-            "DFlashVerifyAttention: its field head_dim is missing, got fp8_cache, key_scale, ring, scale, "
-            "value_scale, window_size",
+            (
+                "DFlashVerifyAttention: its field head_dim is missing, got fp8_cache, key_scale,"
+                " ring, scale, value_scale, window_size"
+            ),
         ),
         (
             RUNTIME,
             "scale",
-            "DFlashVerifyAttention: its field scale is missing, got cubin, fp8_cache, head_dim, "
-            "key_scale, ring, value_scale, window_size",
+            (
+                "DFlashVerifyAttention: its field scale is missing, got cubin, fp8_cache, head_dim,"
+                " key_scale, ring, value_scale, window_size"
+            ),
         ),
-        (RUNTIME, "cubin", "DFlashVerifyAttention: the engine has no kernel in the field cubin; build it again"),
+        (
+            RUNTIME,
+            "cubin",
+            "DFlashVerifyAttention: the engine has no kernel in the field cubin; build it again",
+        ),
     ],
 )
-def test_a_missing_field_is_an_error_in_words_and_kept(phase: Any, leave_out: str, words: str) -> None:
+def test_a_missing_field_is_an_error_in_words_and_kept(
+    phase: Any, leave_out: str, words: str
+) -> None:
     spec = OPS["DFlashVerifyAttention"]
     creator = _creator(spec)
     fields = _fields(NUMBERS[spec.name])
     if phase == RUNTIME:
         fields = creator.create_plugin(spec.name, fields, BUILD).get_fields_to_serialize()
     kept = trt.PluginFieldCollection([field for field in fields if field.name != leave_out])
-    plugins.take_refusals()
+    trt_plugins.take_refusals()
     with pytest.raises(EngineError, match=words):
         creator.create_plugin(spec.name, kept, phase)
-    assert plugins.take_refusals() == [words]
-    assert plugins.take_refusals() == []
+    assert trt_plugins.take_refusals() == [words]
+    assert trt_plugins.take_refusals() == []
 
 
 def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_be() -> None:
@@ -169,7 +216,7 @@ def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_b
     count = len(spec.plugin_inputs)
     with pytest.raises(EngineError, match="NVIDIA driver is not here"):
         made.enqueue(descs[:count], descs[count:], range(count), range(4), 0, 0)
-    assert "NVIDIA driver is not here" in plugins.take_refusals()[-1]
+    assert "NVIDIA driver is not here" in trt_plugins.take_refusals()[-1]
 
 
 SIZES = {"B": 2, "S": 3, "R": 3, "V": 50, "U": 64, "1": 1}
@@ -185,7 +232,11 @@ def test_symbols_bind_sums_and_unknown_sizes_wait() -> None:
     check_shapes(spec, dims, {"head_dim": 64})
     check_shapes(spec, dims | {"k": (-1, -1, 2, 64)}, {"head_dim": 64})
     for name, found, words in [
-        ("v", (2, 8, 2, 64), r"v is \[2, 8, 2, 64\], expected .*: S\+T is 8, and S is 3 in k, T is 4 in q"),
+        (
+            "v",
+            (2, 8, 2, 64),
+            r"v is \[2, 8, 2, 64\], expected .*: S\+T is 8, and S is 3 in k, T is 4 in q",
+        ),
         ("k", (2, 3, 2, 64), r"k is \[2, 3, 2, 64\], expected .*: S\+T is 3, and T is 4 in q"),
         ("q", (2, 4, 6, 96), r"q is .*: D is 96, and D is 64 in the kernel's head_dim"),
         ("positions", (7,), r"positions is \[7\], expected \[B, S\+T\]$"),
@@ -203,9 +254,13 @@ def test_a_packed_size_counts_what_it_holds() -> None:
     packed = {"x": (-1, 64), "gate_up": (2, 64, 8), "down": (2, 64, 4)}
     for weight_format in (1, 2):
         check_shapes(spec, packed, {"weight_format": weight_format})
-        with pytest.raises(EngineError, match=r"gate_up is \[2, 64, 64\], expected .*: H is 512, and H is 64 in x"):
+        with pytest.raises(
+            EngineError, match=r"gate_up is \[2, 64, 64\], expected .*: H is 512, and H is 64 in x"
+        ):
             check_shapes(spec, dims, {"weight_format": weight_format})
-    with pytest.raises(EngineError, match=r"gate_up is \[2, 64, 8\], expected .*: H is 8, and H is 64 in x"):
+    with pytest.raises(
+        EngineError, match=r"gate_up is \[2, 64, 8\], expected .*: H is 8, and H is 64 in x"
+    ):
         check_shapes(spec, packed, {"weight_format": 0})
 
 
@@ -213,7 +268,10 @@ def test_the_number_of_inputs_is_the_declarations() -> None:
     spec = OPS["DFlashVerifyAttention"]
     assert [tensor.name for tensor in given_inputs(spec, 7)][-2:] == ["positions", "sinks"]
     for count in (5, 8):
-        with pytest.raises(EngineError, match=f"DFlashVerifyAttention: got {count} inputs, expected 6 to 7: q, k, v"):
+        with pytest.raises(
+            EngineError,
+            match=f"DFlashVerifyAttention: got {count} inputs, expected 6 to 7: q, k, v",
+        ):
             given_inputs(spec, count)
 
 

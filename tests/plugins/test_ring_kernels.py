@@ -1,4 +1,6 @@
-"""Ring caches in the attention kernels: bit for bit what caches that hold everything give, in the smallest ring too."""
+"""Ring caches in the attention kernels: bit for bit what caches that hold everything give, in the
+smallest ring too.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.plugins.attention_reference import Case, assert_as_good_as_eager, inputs, reordered, written_caches
+from tests.plugins.attention_reference import (
+    Case,
+    assert_as_good_as_eager,
+    inputs,
+    reordered,
+    written_caches,
+)
 from tests.plugins.library import HEAD_DIMS, Library
-from trtllm_dflash.graph.rings import rows_needed
+from trtllm_dflash.graph.ring_cache import rows_needed
 
 CACHES = ("key_cache", "value_cache")
 
@@ -19,7 +27,9 @@ def smallest(case: Case) -> int:
 
 
 def in_rings(case: Case, given: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """The same inputs with the caches as rings: the positions that the step may see, and NaN in every other row."""
+    """The same inputs with the caches as rings: the positions that the step may see, and NaN in
+    every other row.
+    """
     made = dict(given)
     for name in CACHES:
         cache = given[name]
@@ -30,8 +40,12 @@ def in_rings(case: Case, given: dict[str, np.ndarray], rows: int) -> dict[str, n
     return made
 
 
-def written_rings(case: Case, given: dict[str, np.ndarray], rings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rings after the launch: the kept context rows and the block's where they belong, all else as it was."""
+def written_rings(
+    case: Case, given: dict[str, np.ndarray], rings: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The rings after the launch: the kept context rows and the block's where they belong, all else
+    as it was.
+    """
     after = {name: rings[name].copy() for name in CACHES}
     for name, cache in written_caches(case, given).items():
         for slot, (past, start) in enumerate(zip(case.past, case.starts, strict=True)):
@@ -40,7 +54,9 @@ def written_rings(case: Case, given: dict[str, np.ndarray], rings: dict[str, np.
     return after
 
 
-def _run(library: Library, case: Case, given: dict[str, np.ndarray], *, ring: bool) -> dict[str, np.ndarray]:
+def _run(
+    library: Library, case: Case, given: dict[str, np.ndarray], *, ring: bool
+) -> dict[str, np.ndarray]:
     library.order(case.order)
     kind, scale = "draft" if case.draft else "verify", case.head_dim**-0.5
     return library.attention(
@@ -51,7 +67,9 @@ def _run(library: Library, case: Case, given: dict[str, np.ndarray], *, ring: bo
 
 def _splits(library: Library, case: Case, cache_len: int) -> int:
     heads = case.kv_heads * case.group, case.kv_heads, case.head_dim
-    return library.attention_plan(len(case.past), case.rows, *heads, cache_len, case.processors).splits
+    return library.attention_plan(
+        len(case.past), case.rows, *heads, cache_len, case.processors
+    ).splits
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -68,7 +86,9 @@ def check(library: Library, case: Case, rows: int, *, same_splits: bool = True) 
     got = _run(library, case, rings, ring=True)
     for name, expected in written_rings(case, given, rings).items():
         np.testing.assert_array_equal(_bits(got[name]), _bits(expected), err_msg=f"{case}: {name}")
-    assert same_splits == (_splits(library, case, rows) == _splits(library, case, given["key_cache"].shape[2]))
+    assert same_splits == (
+        _splits(library, case, rows) == _splits(library, case, given["key_cache"].shape[2])
+    )
     if same_splits:
         whole = _run(library, case, given, ring=False)
         np.testing.assert_array_equal(_bits(got["out"]), _bits(whole["out"]), err_msg=str(case))
@@ -77,17 +97,23 @@ def check(library: Library, case: Case, rows: int, *, same_splits: bool = True) 
 
 
 def _cases() -> list[Case]:
-    """Every head_dim; windows around a tile of keys; slots that are short, at a ring's edge, and many times round."""
+    """Every head_dim; windows around a tile of keys; slots that are short, at a ring's edge, and
+    many times round.
+    """
     cases = []
     for head_dim in HEAD_DIMS:
         for n, window in enumerate((1, 5, 64, 100)):
             past = [(0, 700), (window, 333, 3), (1021, window + 7), (2 * window + 16, 90)][n]
             rows = (8, 1, 17, 33)[n]
-            case = Case(past, rows, head_dim, kv_heads=1 + n % 2, group=(4, 7, 8, 1)[n], window=window)
+            case = Case(
+                past, rows, head_dim, kv_heads=1 + n % 2, group=(4, 7, 8, 1)[n], window=window
+            )
             cases.append(replace(case, sinks=n % 2 == 0))
             context_rows = (5, 16, 1, 40)[n]
             committed = tuple((1, context_rows, (context_rows + 1) // 2)[: len(past)])
-            cases.append(replace(case, context_rows=context_rows, committed=committed, causal=n % 2 == 1))
+            cases.append(
+                replace(case, context_rows=context_rows, committed=committed, causal=n % 2 == 1)
+            )
     return reordered(cases)
 
 
@@ -108,7 +134,18 @@ def test_fp8_rings(library: Library, head_dim: int) -> None:
 SPLIT = [  # their windows are wide, so that there are tiles of keys for several splits
     Case((1500, 3), 8, 64, 2, 4, window=500, processors=8),
     Case((900,), 10, 128, 1, 8, window=300, processors=2, sinks=True),
-    Case((1200, 40), 8, 256, 1, 4, window=200, context_rows=8, committed=(3, 8), causal=False, processors=6),
+    Case(
+        (1200, 40),
+        8,
+        256,
+        1,
+        4,
+        window=200,
+        context_rows=8,
+        committed=(3, 8),
+        causal=False,
+        processors=6,
+    ),
 ]
 
 
@@ -135,7 +172,9 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
     for order in ("forward", "reverse", "random"):
         again = _run(library, replace(case, order=order), rings, ring=True)
         for name, expected in first.items():
-            np.testing.assert_array_equal(_bits(again[name]), _bits(expected), err_msg=f"{name}, {order}")
+            np.testing.assert_array_equal(
+                _bits(again[name]), _bits(expected), err_msg=f"{name}, {order}"
+            )
 
 
 @pytest.mark.parametrize("pieces", [[60], [7, 20, 33], [1] * 60])
@@ -143,7 +182,9 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
 def test_a_long_sequence_step_by_step(
     library: Library, cache_scales: tuple[float, float] | None, pieces: list[int]
 ) -> None:
-    """From an empty ring through many rounds; each step also writes two rows that are then rejected."""
+    """From an empty ring through many rounds; each step also writes two rows that are then
+    rejected.
+    """
     window, head_dim, rows = 12, 64, rows_needed(12, 62)
     whole = Case((0,), 60, head_dim, 1, 2, window=window, cache_scales=cache_scales)
     given, scale = inputs(whole), head_dim**-0.5
@@ -153,17 +194,28 @@ def test_a_long_sequence_step_by_step(
     for count in pieces:
         step = slice(done, done + count)
         rejected = {name: np.full_like(given[name][:, :2], 99) for name in ("q", "k", "v")}
-        part = {name: np.concatenate([given[name][:, step], rejected[name]], axis=1) for name in ("q", "k", "v")}
+        part = {
+            name: np.concatenate([given[name][:, step], rejected[name]], axis=1)
+            for name in ("q", "k", "v")
+        }
         part["positions"] = np.arange(done, done + count + 2)[None]
         got = library.attention(
-            "verify", {**part, **caches}, scale=scale, window=window, ring=True, processors=1, cache_scales=cache_scales
+            "verify",
+            {**part, **caches},
+            scale=scale,
+            window=window,
+            ring=True,
+            processors=1,
+            cache_scales=cache_scales,
         )
         caches, done = {name: got[name] for name in CACHES}, done + count
         assert_close(got["out"][:, :count], expected[:, step])
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
-    """Equal but for a last bit of bfloat16: a row's keys begin in another tile when its step is another."""
+    """Equal but for a last bit of bfloat16: a row's keys begin in another tile when its step is
+    another.
+    """
     got, expected = got.astype(np.float32), expected.astype(np.float32)
     np.testing.assert_allclose(got, expected, rtol=2.0**-7, atol=2.0**-7 * np.abs(expected).max())
 
@@ -171,7 +223,9 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("shift", [-(2**40), -6, 2**29, 2**31, 2**40])
 @pytest.mark.parametrize("context_rows", [0, 4])
 def test_senseless_positions_stay_inside(library: Library, context_rows: int, shift: int) -> None:
-    """Whatever slot 0's positions say, slot 1 gets what it is due, and nothing around the tensors is touched."""
+    """Whatever slot 0's positions say, slot 1 gets what it is due, and nothing around the tensors
+    is touched.
+    """
     case = Case((10, 30), 5, processors=4, window=9, context_rows=context_rows)
     case = replace(case, committed=(1, 2) if context_rows else ())
     rings = in_rings(case, inputs(case), smallest(case))

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.engines import build_here
+from tests.fixtures.engines import build_here
 from trtllm_dflash.cli import main
-from trtllm_dflash.config.build import BuildConfig
-from trtllm_dflash.config.profile import ProfileConfig
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.profiling import ProfileConfig
+from trtllm_dflash.profile.ort_trace import STEPS
+from trtllm_dflash.profile.profiler import Asked, profile
 from trtllm_dflash.profile.prompts import Prompt
 from trtllm_dflash.profile.result import Profile, SideResult
-from trtllm_dflash.profile.run import Asked, profile
-from trtllm_dflash.profile.trace import STEPS
-from trtllm_dflash.runtime.ort_session import OrtSession
+from trtllm_dflash.runtime.sessions.ort import OrtSession
 
-PAIR = Path(__file__).parent.parent / "trained_pair"
+PAIR = Path(__file__).parents[1] / "fixtures" / "trained_pair"
 TARGET, DRAFTER = PAIR / "target", PAIR / "drafter"
 MODULUS = 61
 
@@ -31,7 +31,9 @@ MakeProfile = Callable[..., Profile]
 
 
 def sentence(first: int, stride: int, length: int) -> list[int]:
-    """A sentence of the language that the pair was trained on (`tests/trained_pair/make_pair.py`)."""
+    """A sentence of the language that the pair was trained on
+    (`tests/fixtures/trained_pair/make_pair.py`).
+    """
     tokens = [first]
     while len(tokens) < length:
         stride = stride % 5 + 1 if tokens[-1] % 7 == 0 else stride
@@ -57,7 +59,12 @@ ASKED = Asked(
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DFlash engine of the pair: blocks of 8, 5 drafts by default, 3 slots."""
     output = tmp_path_factory.mktemp("engine") / "dflash"
-    sizes: dict[str, Any] = {"draft_len": 5, "max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
+    sizes: dict[str, Any] = {
+        "draft_len": 5,
+        "max_batch_size": 3,
+        "max_seq_len": 96,
+        "max_num_tokens": 16,
+    }
     build_here(BuildConfig(str(TARGET), output, drafter=str(DRAFTER), **sizes))
     return output
 
@@ -89,7 +96,9 @@ def found(make_profile: MakeProfile) -> Profile:
 
 
 class Stopwatch:
-    """Times the CPU sessions' generation steps with a clock of its own, while a profile is measured."""
+    """Times the CPU sessions' generation steps with a clock of its own, while a profile is
+    measured.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._seconds: dict[tuple[bool, int, int], list[float]] = defaultdict(list)
@@ -106,7 +115,8 @@ class Stopwatch:
     def total(self, result: SideResult) -> float:
         """Seconds of the steps that a result of a profile of one batch size is about.
 
-        Warming up came before them; after them came the timing of kernels, by two sessions of 1 + STEPS steps each.
+        Warming up came before them; after them came the timing of kernels, by two sessions of 1 +
+        STEPS steps each.
         """
         seconds = self._seconds[result.maker == "dflash", result.batch, 1 + result.draft_len]
         return sum(seconds[: len(seconds) - 2 * (1 + STEPS)][-result.full_steps :])
@@ -126,7 +136,18 @@ def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def invoke(*options: str | Path, engine: Path = engine) -> Result:
-        fixed = ["profile", str(engine), "--num-threads", "1", "--plain", str(plain), "--output-len", "12"]
-        return CliRunner().invoke(main, [*fixed, "--prompts", str(prompts), *(str(option) for option in options)])
+        fixed = [
+            "profile",
+            str(engine),
+            "--num-threads",
+            "1",
+            "--plain",
+            str(plain),
+            "--output-len",
+            "12",
+        ]
+        return CliRunner().invoke(
+            main, [*fixed, "--prompts", str(prompts), *(str(option) for option in options)]
+        )
 
     return invoke

@@ -29,7 +29,9 @@ def test_the_best_by_batch_and_where_it_stops() -> None:
         (4, 3, 4),
         (8, 0, 1),
     ]
-    assert [row.speedup for row in advice.batches] == pytest.approx([2.4, 160 / 90, 79 / 80, 58 / 60])
+    assert [row.speedup for row in advice.batches] == pytest.approx(
+        [2.4, 160 / 90, 79 / 80, 58 / 60]
+    )
     assert advice.stops_paying_at == 4
     assert advice.draft_len_schedule == {"2": 7, "4": 3, "8": 0}
 

@@ -11,16 +11,16 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.fixtures.tiny_models import tiny_target
 from tests.profile.conftest import RunProfile
-from tests.tiny import tiny_target
-from trtllm_dflash.build import manifest
-from trtllm_dflash.build.engine import build_engine
+from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.cli import main, profile_table
-from trtllm_dflash.config.build import BuildConfig
+from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.profile import style
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.profile import theme
+from trtllm_dflash.profile.formatting import COLUMNS
 from trtllm_dflash.profile.result import Profile
-from trtllm_dflash.profile.words import COLUMNS
 
 
 def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
@@ -30,10 +30,18 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     result = run_profile("--batch", "1,2", "--draft-lens", "0,5", *options)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"{engine}: 6 prompts of 2 kinds, at most 12 new tokens each, 1 threads of ")
+    assert lines[0].startswith(
+        f"{engine}: 6 prompts of 2 kinds, at most 12 new tokens each, 1 threads of "
+    )
     titles = [line.split() for line in lines if line.startswith("side")]
     assert titles == [" ".join(COLUMNS).split()]
-    for start, count in (("plain ", 4), ("DFlash 5 ", 5), ("sentence (4)", 1), ("noise (2)", 1), ("accepted", 1)):
+    for start, count in (
+        ("plain ", 4),
+        ("DFlash 5 ", 5),
+        ("sentence (4)", 1),
+        ("noise (2)", 1),
+        ("accepted", 1),
+    ):
         assert sum(line.startswith(start) for line in lines) == count, start
     data = json.loads(files["json"].read_text())
     assert data["prompts"]["kinds"] == {"sentence": 4, "noise": 2}
@@ -44,7 +52,9 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     assert json.loads(files["schedule"].read_text()) == data["advice"]["draft_len_schedule"]
     assert files["html"].read_text().startswith("<!DOCTYPE html>")
 
-    again = CliRunner().invoke(main, ["profile", str(files["json"]), "--html", str(tmp_path / "again.html")])
+    again = CliRunner().invoke(
+        main, ["profile", str(files["json"]), "--html", str(tmp_path / "again.html")]
+    )
     assert again.exit_code == 0, again.stderr
     assert again.stdout == result.stdout
     assert (tmp_path / "again.html").read_text() == files["html"].read_text()
@@ -103,14 +113,29 @@ def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, en
     odd.parent.mkdir()
     odd.symlink_to(engine)
     prompts = tmp_path / "kinds.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": [5, 9], "kind": kind}) + "\n" for kind in ("[/code]", ":cat:")))
+    prompts.write_text(
+        "".join(
+            json.dumps({"prompt": [5, 9], "kind": kind}) + "\n" for kind in ("[/code]", ":cat:")
+        )
+    )
     result = run_profile(
-        "--output-len", "2", "--batch", "1", "--prompts", prompts, "--html", tmp_path / "out.html", engine=odd
+        "--output-len",
+        "2",
+        "--batch",
+        "1",
+        "--prompts",
+        prompts,
+        "--html",
+        tmp_path / "out.html",
+        engine=odd,
     )
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{odd}: 2 prompts of 2 kinds")
-    assert [line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))] == ["[/code]", ":cat:"]
+    assert [line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))] == [
+        "[/code]",
+        ":cat:",
+    ]
     assert not any(line.startswith("accepted") for line in lines)
     assert "Where the time goes" in (tmp_path / "out.html").read_text()
 
@@ -122,21 +147,27 @@ def test_files_are_written_before_anything_is_printed(
         raise OSError("the terminal has gone")
 
     monkeypatch.setattr(profile_table, "print_profile", gone)
-    files = [argument for name in ("json", "schedule") for argument in (f"--{name}", tmp_path / name)]
+    files = [
+        argument for name in ("json", "schedule") for argument in (f"--{name}", tmp_path / name)
+    ]
     result = run_profile("--batch", "1", "--draft-lens", "5", "--output-len", "4", *files)
     assert "the terminal has gone" in result.stderr
     data = json.loads((tmp_path / "json").read_text())
     assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
 
 
-def test_tables_are_printed_where_a_file_fails(found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_printed_where_a_file_fails(
+    found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise UsageError("the disk is full")
 
     path = tmp_path / "old.json"
     path.write_text(json.dumps(found.to_json()))
-    monkeypatch.setattr("trtllm_dflash.cli.profile.write_file", full)
-    result = CliRunner().invoke(main, ["profile", str(path), "--schedule", str(tmp_path / "schedule")])
+    monkeypatch.setattr("trtllm_dflash.cli.profiling.write_file", full)
+    result = CliRunner().invoke(
+        main, ["profile", str(path), "--schedule", str(tmp_path / "schedule")]
+    )
     assert result.exit_code == 2
     assert result.stderr == "error: the disk is full\n"
     assert COLUMNS[0] in result.stdout
@@ -145,14 +176,25 @@ def test_tables_are_printed_where_a_file_fails(found: Profile, tmp_path: Path, m
 def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps(found.to_json()))
-    for option in (("--batch", "1"), ("--against", "plain"), ("--raw",), ("--prompts", "-"), ("--ignore-eos",)):
+    for option in (
+        ("--batch", "1"),
+        ("--against", "plain"),
+        ("--raw",),
+        ("--prompts", "-"),
+        ("--ignore-eos",),
+    ):
         result = CliRunner().invoke(main, ["profile", str(path), *option])
         assert result.exit_code == 2
-        assert f"{option[0]}: {path} is a file, and what profile --json wrote is only shown again." in result.stderr
+        assert (
+            f"{option[0]}: {path} is a file, and what profile --json wrote is only shown again."
+            in result.stderr
+        )
     assert CliRunner().invoke(main, ["profile", str(path), "--verbose"]).exit_code == 0
 
 
-def test_engines_that_do_not_fit(run_profile: RunProfile, engine: Path, plain: Path, tmp_path: Path) -> None:
+def test_engines_that_do_not_fit(
+    run_profile: RunProfile, engine: Path, plain: Path, tmp_path: Path
+) -> None:
     result = run_profile(engine=plain)
     assert result.exit_code == 2
     assert f"{plain}: this engine has no drafter" in result.stderr
@@ -163,11 +205,18 @@ def test_engines_that_do_not_fit(run_profile: RunProfile, engine: Path, plain: P
     build_engine(BuildConfig(str(tiny_target(tmp_path / "target", "qwen3")), other))
     result = run_profile("--plain", other)
     assert result.exit_code == 2
-    assert f"--plain {other}: it was built from other weights than the target of {engine}" in result.stderr
+    assert (
+        f"--plain {other}: it was built from other weights than the target of {engine}"
+        in result.stderr
+    )
 
 
-def test_a_plain_engine_with_fewer_slots(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
-    target = next(entry for entry in manifest.load(engine)["weights"] if entry["model"] == "target")["directory"]
+def test_a_plain_engine_with_fewer_slots(
+    run_profile: RunProfile, tmp_path: Path, engine: Path
+) -> None:
+    target = next(
+        entry for entry in manifest.load(engine)["weights"] if entry["model"] == "target"
+    )["directory"]
     build_engine(BuildConfig(target, tmp_path / "one", max_seq_len=96))
     result = run_profile("--plain", tmp_path / "one", "--batch", "2")
     assert result.exit_code == 2
@@ -176,8 +225,13 @@ def test_a_plain_engine_with_fewer_slots(run_profile: RunProfile, tmp_path: Path
 
 def test_a_checkpoint_that_is_another(engine: Path, tmp_path: Path) -> None:
     other = tiny_target(tmp_path / "target", "qwen3")
-    for folder, words in ((other, "model.safetensors is not the file that"), (tmp_path / "gone", "no such folder")):
-        result = CliRunner().invoke(main, ["profile", str(engine), "--target", str(folder), "--raw"])
+    for folder, words in (
+        (other, "model.safetensors is not the file that"),
+        (tmp_path / "gone", "no such folder"),
+    ):
+        result = CliRunner().invoke(
+            main, ["profile", str(engine), "--target", str(folder), "--raw"]
+        )
         assert result.exit_code == 2
         assert words in result.stderr
         assert "--target DIR" in result.stderr
@@ -198,7 +252,7 @@ def test_without_matplotlib_nothing_is_measured(
     assert 'pip install "dflash-trt[profile]"' in result.stderr
     assert not result.stdout
     with pytest.raises(Exception, match="plots need matplotlib"):
-        style.require_matplotlib()
+        theme.require_matplotlib()
 
 
 def test_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +271,9 @@ def test_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("trtllm_dflash.cli.estimate")
     module.estimate, module.validate_estimate = estimate, validate_estimate  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trtllm_dflash.cli.estimate", module)
-    result = CliRunner().invoke(main, ["profile", "--gpus", "8", "--estimate", "--target", "qwen3-8b"])
+    result = CliRunner().invoke(
+        main, ["profile", "--gpus", "8", "--estimate", "--target", "qwen3-8b"]
+    )
     assert (result.exit_code, result.stdout) == (0, "qwen3-8b on 8\n")
     for _ in range(2):  # --verbose goes along, once
         result = CliRunner().invoke(main, ["profile", "--validate-estimate", "--verbose"])

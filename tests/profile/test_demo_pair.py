@@ -8,9 +8,9 @@ pytest.importorskip("dflash")
 
 from tests.conftest import DEMO
 from tests.profile.conftest import Stopwatch
-from trtllm_dflash.config.profile import ProfileConfig
+from trtllm_dflash.options.profiling import ProfileConfig
+from trtllm_dflash.profile.profiler import Asked, profile
 from trtllm_dflash.profile.prompts import own_prompts
-from trtllm_dflash.profile.run import Asked, profile
 
 pytestmark = pytest.mark.demo
 
@@ -30,7 +30,10 @@ def test_a_stopwatch_agrees_and_so_do_all_sides(stopwatch: Stopwatch) -> None:
     assert list(results) == ["plain", "DFlash 7", "reference", "hf", "hf lookup"]
     assert all(result.same_tokens == 2 for result in results.values())
     for side in ("plain", "DFlash 7"):
-        watched, told = stopwatch.total(results[side]), results[side].step_seconds.mean * results[side].full_steps
+        watched, told = (
+            stopwatch.total(results[side]),
+            results[side].step_seconds.mean * results[side].full_steps,
+        )
         # The loop takes a thousandth of these steps; the rest of the margin is for a busy machine.
         assert watched <= told <= 1.05 * watched, side
     ours, theirs = results["DFlash 7"].acceptance, results["reference"].acceptance

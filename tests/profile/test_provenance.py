@@ -9,12 +9,17 @@ from trtllm_dflash.profile.provenance import commit
 
 
 def test_only_a_checkout_of_the_module_counts(tmp_path: Path) -> None:
-    """A package in a virtual environment inside somebody's repository is not at that repository's commit."""
+    """A package in a virtual environment inside somebody's repository is not at that repository's
+    commit.
+    """
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=n", "-c", "user.email=e"]
         done = subprocess.run(
-            ["git", "-C", str(tmp_path), *who, *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(tmp_path), *who, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return done.stdout.strip()
 

@@ -1,4 +1,6 @@
-"""The report: one page that is whole, well-formed, and says what the profile says, in light and dark."""
+"""The report: one page that is whole, well-formed, and says what the profile says, in light and
+dark.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,23 @@ from pathlib import Path
 import pytest
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.profile import theme
+from trtllm_dflash.profile.formatting import (
+    COLUMNS,
+    advice_sentences,
+    advised,
+    cells,
+    headline,
+    kind_cells,
+    prompt_cells,
+)
 from trtllm_dflash.profile.result import Profile
-from trtllm_dflash.profile.words import COLUMNS, advice_sentences, advised, cells, headline, kind_cells, prompt_cells
 
 pytest.importorskip("matplotlib")
 
-from trtllm_dflash.profile import plots, style
+from trtllm_dflash.profile import plots
 from trtllm_dflash.profile.curve import Curve, CurvePoint
-from trtllm_dflash.profile.html import page
+from trtllm_dflash.profile.html_report import page
 
 VOID = {"meta", "br", "path", "use"}
 
@@ -32,7 +43,9 @@ class Outline(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("href", "src", "xlink:href")
+        ]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -88,14 +101,22 @@ def test_every_kind_and_prompt_has_its_row(found: Profile, outline: Outline) -> 
         place = outline.texts.index(row[0])
         assert outline.texts[place : place + len(row)] == row
     result = advised(found)
-    for row, own, plain in zip(prompt_cells(found, result), result.by_prompt, found.results[0].by_prompt, strict=True):
+    for row, own, plain in zip(
+        prompt_cells(found, result), result.by_prompt, found.results[0].by_prompt, strict=True
+    ):
         assert row[:4] == [str(own.index + 1), own.kind, str(own.prompt_tokens), str(own.tokens)]
-        assert float(row[-1]) == pytest.approx(plain.generation_seconds / own.generation_seconds, abs=0.005)
-        assert row in [outline.texts[place : place + len(row)] for place in range(len(outline.texts))]
+        assert float(row[-1]) == pytest.approx(
+            plain.generation_seconds / own.generation_seconds, abs=0.005
+        )
+        assert row in [
+            outline.texts[place : place + len(row)] for place in range(len(outline.texts))
+        ]
 
 
 def test_hostile_names_are_text(found: Profile) -> None:
-    hostile = replace(found, argv=["<script>alert(1)</script>"], engine=found.engine | {"directory": "a/<b>&"})
+    hostile = replace(
+        found, argv=["<script>alert(1)</script>"], engine=found.engine | {"directory": "a/<b>&"}
+    )
     html = page(hostile)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
@@ -107,9 +128,9 @@ def test_every_colour_follows_the_theme(html: str) -> None:
     body = html[html.index("<main>") :]
     assert re.findall(r"#[0-9a-f]{6}\b", body) == []
     used = set(re.findall(r"var\(--(\w+)\)", html))
-    assert {"ink", "plain", "series1"} <= used <= set(style.LIGHT) == set(style.DARK)
+    assert {"ink", "plain", "series1"} <= used <= set(theme.LIGHT) == set(theme.DARK)
     assert html.count("prefers-color-scheme: dark") == 1
-    assert len(set(style.LIGHT.values())) == len(style.LIGHT)
+    assert len(set(theme.LIGHT.values())) == len(theme.LIGHT)
 
 
 def test_the_same_profile_gives_the_same_page(found: Profile, html: str) -> None:
@@ -118,25 +139,37 @@ def test_the_same_profile_gives_the_same_page(found: Profile, html: str) -> None
 
 def test_words(found: Profile) -> None:
     first = found.advice.batches[0]
-    assert advice_sentences(found)[0].startswith(f"Batch 1: verify {first.block_size} tokens a step (")
+    assert advice_sentences(found)[0].startswith(
+        f"Batch 1: verify {first.block_size} tokens a step ("
+    )
     off = replace(first, draft_len=0, block_size=1)
-    sentences = advice_sentences(replace(found, advice=replace(found.advice, batches=[off], stops_paying_at=1)))
+    sentences = advice_sentences(
+        replace(found, advice=replace(found.advice, batches=[off], stops_paying_at=1))
+    )
     assert sentences[0].startswith("Batch 1: draft nothing: ")
-    assert sentences[1] == "From batch 1 on DFlash does not pay here: a plain engine is at least as fast."
+    assert (
+        sentences[1]
+        == "From batch 1 on DFlash does not pay here: a plain engine is at least as fast."
+    )
     never = replace(found, advice=replace(found.advice, stops_paying_at=None))
     assert advice_sentences(never)[-1] == "DFlash pays at batch 3, the largest that was tried."
 
 
 @pytest.mark.parametrize("estimated", [False, True])
 def test_a_figure_in_a_file(estimated: bool, tmp_path: Path) -> None:
-    points = tuple(CurvePoint.of_step(batch=n, draft_len=7, tau=4, step_seconds=0.004 + n / 1e4) for n in (1, 8, 64))
-    figure = plots.throughput_against_interactivity([Curve("DFlash", points, estimated=estimated)], log=True)
-    style.save(figure, tmp_path / "curve.svg")
-    style.save(figure, tmp_path / "curve.png")
+    points = tuple(
+        CurvePoint.of_step(batch=n, draft_len=7, tau=4, step_seconds=0.004 + n / 1e4)
+        for n in (1, 8, 64)
+    )
+    figure = plots.throughput_against_interactivity(
+        [Curve("DFlash", points, estimated=estimated)], log=True
+    )
+    theme.save(figure, tmp_path / "curve.svg")
+    theme.save(figure, tmp_path / "curve.png")
     text = (tmp_path / "curve.svg").read_text()
     assert text.startswith("<svg ")
     assert "@media (prefers-color-scheme: dark)" in text
     assert ("stroke-dasharray: 7" in text) == estimated
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match=r"a plot is written as \.svg or \.png"):
-        style.save(figure, tmp_path / "curve.gif")
+        theme.save(figure, tmp_path / "curve.gif")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.profile.tables import PAGE, rendered
+from tests.profile.schema_table import PAGE, rendered
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.profile.read import from_json, load
+from trtllm_dflash.profile.load import from_json, load
 from trtllm_dflash.profile.result import SCHEMA, Profile
 from trtllm_dflash.profile.schema import check, describe
 
@@ -33,12 +33,16 @@ def test_every_key_has_a_meaning() -> None:
     assert [path for path, _, meaning in describe() if not meaning] == []
     paths = [path for path, _, _ in describe()]
     assert len(set(paths)) == len(paths)
-    assert {"results[].acceptance.by_position", "splits[].layers[].seconds", "curves[].points[].tau"} <= set(paths)
+    assert {
+        "results[].acceptance.by_position",
+        "splits[].layers[].seconds",
+        "curves[].points[].tau",
+    } <= set(paths)
 
 
 def test_the_page_is_up_to_date() -> None:
     text = PAGE.read_text()
-    assert rendered(text) == text, "run `python -m tests.profile.tables`"
+    assert rendered(text) == text, "run `python -m tests.profile.schema_table`"
     assert rendered(text.replace("TTFT, time to first token", "something else")) == text
 
 
@@ -69,13 +73,28 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("results", {}), "profile.results is dict, expected a list"),
         (_set("results.1.batch", True), r"profile.results\[1\].batch is True, expected integer"),
         (_set("results.1.batch", 1.5), r"profile.results\[1\].batch is 1.5, expected integer"),
-        (_set("results.0.by_kind.1.acceptance.al", None), r"by_kind\[1\].acceptance.al is None, expected number"),
-        (_set("results.0.acceptance", []), r"profile.results\[0\].acceptance is list, expected an object"),
+        (
+            _set("results.0.by_kind.1.acceptance.al", None),
+            r"by_kind\[1\].acceptance.al is None, expected number",
+        ),
+        (
+            _set("results.0.acceptance", []),
+            r"profile.results\[0\].acceptance is list, expected an object",
+        ),
         (_set("versions.numpy", 2), "profile.versions.numpy is 2, expected string"),
         (_set("machine", "big"), "profile.machine is str, expected an object"),
-        (_set("curves.0.points.0.tau", "x"), r"profile.curves\[0\].points\[0\].tau is 'x', expected number"),
-        (_set("schema", 2), "profile.schema is 2, expected 1. Give a file as profile --json wrote it, or measure"),
-        (lambda data: (data.pop("results"), data.update(schema=2)), "profile.schema is 2, expected 1"),
+        (
+            _set("curves.0.points.0.tau", "x"),
+            r"profile.curves\[0\].points\[0\].tau is 'x', expected number",
+        ),
+        (
+            _set("schema", 2),
+            "profile.schema is 2, expected 1. Give a file as profile --json wrote it, or measure",
+        ),
+        (
+            lambda data: (data.pop("results"), data.update(schema=2)),
+            "profile.schema is 2, expected 1",
+        ),
         (_set("machine", {}), "profile.machine.processor is missing"),
         (_set("machine.gpus", [1]), r"profile.machine.gpus\[0\] is 1, expected string"),
         (_set("engine", {}), "profile.engine.directory is missing"),
@@ -86,19 +105,27 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("results", []), "profile.results is empty"),
         (_set("advice.batches", []), "profile.advice.batches is empty"),
         (lambda data: data["results"].pop(0), "profile.results has no side plain at batch 1"),
-        (_set("advice.batches.0.draft_len", 4), "profile.results has no DFlash side with 4 drafts at batch 1"),
+        (
+            _set("advice.batches.0.draft_len", 4),
+            "profile.results has no DFlash side with 4 drafts at batch 1",
+        ),
         (
             lambda data: data["results"][2]["by_kind"].pop(),
             r"profile.results\[2\].by_kind has other kinds than that of",
         ),
-        (lambda data: data["results"][1]["by_prompt"].pop(), r"profile.results\[1\].by_prompt has other kinds than"),
+        (
+            lambda data: data["results"][1]["by_prompt"].pop(),
+            r"profile.results\[1\].by_prompt has other kinds than",
+        ),
         (
             _set("splits.0.method", "guesses"),
             "profile.splits has the method 'guesses', expected kernels or differences",
         ),
     ],
 )
-def test_what_is_not_as_declared(change: Callable[[Any], None], words: str, data: dict[str, Any]) -> None:
+def test_what_is_not_as_declared(
+    change: Callable[[Any], None], words: str, data: dict[str, Any]
+) -> None:
     changed = copy.deepcopy(data)
     change(changed)
     with pytest.raises(UsageError, match=f"not a profile of this version of dflash-trt: .*{words}"):

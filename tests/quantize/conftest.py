@@ -1,4 +1,6 @@
-"""Tiny targets quantized by `quantize`, calibrated with the ids that tests/quantize/modelopt.py gives ModelOpt."""
+"""Tiny targets quantized by `quantize`, calibrated with the ids that tests/quantize/modelopt.py
+gives ModelOpt.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import VOCAB
-from trtllm_dflash.config.quantize import QuantizeConfig
+from tests.fixtures.tiny_models import VOCAB
+from trtllm_dflash.options.quantize import QuantizeConfig
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,28 +39,42 @@ def ids_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(
     make_target: Callable[..., Path], ids_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`quantized(architecture, format, kv_cache_dtype=None, **options of tiny_target)` -> directory, made once."""
-    from trtllm_dflash.quantize.run import quantize
+    """`quantized(architecture, format, kv_cache_dtype=None, **options of tiny_target)` ->
+    directory, made once.
+    """
+    from trtllm_dflash.quantize.pipeline import quantize
 
     made: dict[str, Path] = {}
 
-    def make(architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+    def make(
+        architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any
+    ) -> Path:
         target = make_target(architecture, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("quantized") / form
-            quantize(QuantizeConfig(str(target), made[key], form, kv_cache_dtype=kv_cache_dtype, calib_file=ids_file))
+            quantize(
+                QuantizeConfig(
+                    str(target), made[key], form, kv_cache_dtype=kv_cache_dtype, calib_file=ids_file
+                )
+            )
         return made[key]
 
     return make
 
 
 @pytest.fixture
-def config(make_target: Callable[..., Path], ids_file: Path, tmp_path: Path) -> Callable[..., QuantizeConfig]:
+def config(
+    make_target: Callable[..., Path], ids_file: Path, tmp_path: Path
+) -> Callable[..., QuantizeConfig]:
     """`config(**changes)` -> QuantizeConfig of the tiny Llama into tmp_path/quantized."""
 
     def make(**changes: Any) -> QuantizeConfig:
-        small: dict[str, Any] = {"format": "fp8", "calib_file": ids_file, "output_dir": tmp_path / "quantized"}
+        small: dict[str, Any] = {
+            "format": "fp8",
+            "calib_file": ids_file,
+            "output_dir": tmp_path / "quantized",
+        }
         return QuantizeConfig(**({"target": str(make_target("llama"))} | small | changes))
 
     return make

@@ -1,6 +1,8 @@
-"""What ModelOpt itself makes of a target: its export, and its fake-quantized forward with the exported scales.
+"""What ModelOpt itself makes of a target: its export, and its fake-quantized forward with the
+exported scales.
 
-Nothing here is our own quantization; it is what that, and the loading of others' checkpoints, are compared with.
+Nothing here is our own quantization; it is what that, and the loading of others' checkpoints, are
+compared with.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from trtllm_dflash.quantize import reference
+from trtllm_dflash.quantize import nvfp4_cpu
 
 FORMATS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4": "W4A16_NVFP4_CFG"}
 
@@ -24,15 +26,21 @@ FORMATS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4"
 def calibration_ids(vocab_size: int, seed: int = 0) -> list[torch.Tensor]:
     """A few sequences of random tokens, int64 [1, length]."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, vocab_size, (1, length), generator=generator) for length in (17, 23, 31)]
+    return [
+        torch.randint(0, vocab_size, (1, length), generator=generator) for length in (17, 23, 31)
+    ]
 
 
 def quantized_model(
-    target: Path, form: str, kv_cache_dtype: str | None = None, ids: Sequence[torch.Tensor] | None = None
+    target: Path,
+    form: str,
+    kv_cache_dtype: str | None = None,
+    ids: Sequence[torch.Tensor] | None = None,
 ) -> Any:
     """The target under ModelOpt's quantizers, calibrated, scales shared as the export shares them.
 
-    `form` "none" leaves the linears alone; `kv_cache_dtype` "fp8_cast" is that of the recipes *-kv_fp8_cast.
+    `form` "none" leaves the linears alone; `kv_cache_dtype` "fp8_cast" is that of the recipes
+    *-kv_fp8_cast.
 
     Calling it is ModelOpt's fake-quantized forward.
     """
@@ -41,7 +49,7 @@ def quantized_model(
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    reference.install()
+    nvfp4_cpu.install()
     nothing = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": "max"}
     config = copy.deepcopy(getattr(mtq, FORMATS[form])) if form in FORMATS else nothing
     with quiet():
@@ -64,7 +72,9 @@ def quantized_model(
 
 
 def export(model: Any, target: Path, directory: Path) -> Path:
-    """Write ModelOpt's checkpoint of a quantized model (which it alters) with the target's tokenizer files."""
+    """Write ModelOpt's checkpoint of a quantized model (which it alters) with the target's
+    tokenizer files.
+    """
     from modelopt.torch.export import export_hf_checkpoint
 
     with quiet(), torch.no_grad():

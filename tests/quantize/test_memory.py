@@ -18,7 +18,16 @@ pytest.importorskip("modelopt")
 def test_the_demo_target_takes_less_than_three_times_its_size(tmp_path: Path) -> None:
     target = DEMO / "target"
     size = (target / "model.safetensors").stat().st_size
-    command = [sys.executable, "-m", "trtllm_dflash", "quantize", "--target", str(target), "--format", "fp8"]
+    command = [
+        sys.executable,
+        "-m",
+        "trtllm_dflash",
+        "quantize",
+        "--target",
+        str(target),
+        "--format",
+        "fp8",
+    ]
     command += ["--kv-cache-dtype", "fp8", "--calib-size", "8", "--output-dir", str(tmp_path / "q")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"peak memory ([\d.]+) MB", done.stderr)

@@ -1,4 +1,6 @@
-"""What cannot be quantized is refused in so many words, and no failure leaves a trace or touches what was there."""
+"""What cannot be quantized is refused in so many words, and no failure leaves a trace or touches
+what was there.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ import pytest
 
 pytest.importorskip("modelopt")
 
-from tests.tiny import TARGET, tiny_target, write_safetensors
-from tests.tiny_moe import tiny_qwen3_moe
+from tests.fixtures.tiny_models import TARGET, tiny_target, write_safetensors
+from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
-from trtllm_dflash.config.quantize import QuantizeConfig
 from trtllm_dflash.errors import CheckpointError, QuantizeError, UsageError
-from trtllm_dflash.quantize import requirements, run, target
-from trtllm_dflash.quantize.record import check_output
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize import pipeline, quantize_target, requirements
+from trtllm_dflash.quantize.provenance import check_output
 
 Config = Callable[..., QuantizeConfig]
 
@@ -31,7 +33,9 @@ def changed_target(directory: Path, changes: dict[str, Any], dtype: str = "F32")
     """A tiny Llama with some tensors replaced; a number fills the tensor."""
     tiny_target(directory, "llama", dtype=dtype)
     path = directory / "model.safetensors"
-    tensors = {name: np.array(info.array(), np.float32) for name, info in read_tensor_infos(path).items()}
+    tensors = {
+        name: np.array(info.array(), np.float32) for name, info in read_tensor_infos(path).items()
+    }
     for name, value in changes.items():
         tensors[name][...] = value
     write_safetensors(path, tensors, dtype)
@@ -47,23 +51,34 @@ def _leaves_nothing(tmp_path: Path) -> Any:
 
 def test_experts(tmp_path: Path, config: Config) -> None:
     target = tiny_qwen3_moe(tmp_path / "target")
-    with pytest.raises(CheckpointError, match="it has experts, and this command quantizes dense models"):
-        run.quantize(config(target=str(target)))
+    with pytest.raises(
+        CheckpointError, match="it has experts, and this command quantizes dense models"
+    ):
+        pipeline.quantize(config(target=str(target)))
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"format": "int4"}, "--format 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none"),
+        (
+            {"format": "int4"},
+            "--format 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none",
+        ),
         ({"format": "none"}, "--format none changes nothing without --kv-cache-dtype fp8"),
         (
             {"format": "none", "kv_cache_dtype": "fp8", "drafter": "d"},
-            "--format none leaves nothing to quantize in a drafter, whose caches stay as they are; give --format fp8",
+            (
+                "--format none leaves nothing to quantize in a drafter, whose caches stay as they"
+                " are; give --format fp8"
+            ),
         ),
         ({"kv_cache_dtype": "int8"}, "--kv-cache-dtype 'int8' is not known; choose one of fp8"),
         ({"device": "tpu"}, "--device 'tpu' is not known; choose one of auto, cpu, cuda"),
         ({"calib_size": 0}, "--calib-size must be a whole number of at least 1, got 0"),
-        ({"calib_seq_len": 1 << 21}, "--calib-seq-len must be a whole number of at least 1 and at most 1048576, got"),
+        (
+            {"calib_seq_len": 1 << 21},
+            "--calib-seq-len must be a whole number of at least 1 and at most 1048576, got",
+        ),
     ],
 )
 def test_a_wrong_request(values: dict[str, Any], words: str, config: Config) -> None:
@@ -76,48 +91,60 @@ def test_a_wrong_request(values: dict[str, Any], words: str, config: Config) -> 
     ("missing", "words"),
     [
         (("modelopt",), "there is no module modelopt: "),
-        (("torch", "modelopt", "requests"), "there is no module torch and no modelopt and no requests: "),
+        (
+            ("torch", "modelopt", "requests"),
+            "there is no module torch and no modelopt and no requests: ",
+        ),
     ],
 )
 def test_missing_packages(
     missing: tuple[str, ...], words: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(
+        requirements, "find_spec", lambda name: None if name in missing else object()
+    )
     with pytest.raises(QuantizeError) as caught:
-        run.quantize(config())
-    assert str(caught.value) == (
-        f'quantizing needs ModelOpt and torch, and here {words}pip install "dflash-trt[quantize]"'
+        pipeline.quantize(config())
+    assert (
+        str(caught.value) == f"quantizing needs ModelOpt and torch, and here {words}pip install"
+        ' "dflash-trt[quantize]"'
     )
 
 
 def test_a_missing_reference_package(
     config: Config, make_drafter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "dflash" else object())
+    monkeypatch.setattr(
+        requirements, "find_spec", lambda name: None if name == "dflash" else object()
+    )
     drafter = make_drafter(Path(config().target))
-    with pytest.raises(QuantizeError, match=r"--quantize-drafter .*pip install --no-deps dflash==0.1.0"):
-        run.quantize(config(drafter=str(drafter)))
+    with pytest.raises(
+        QuantizeError, match=r"--quantize-drafter .*pip install --no-deps dflash==0.1.0"
+    ):
+        pipeline.quantize(config(drafter=str(drafter)))
 
 
 def test_a_gpu_that_is_not_there(config: Config) -> None:
     with pytest.raises(QuantizeError, match="--device cuda: torch sees no GPU here"):
-        run.quantize(config(device="cuda"))
+        pipeline.quantize(config(device="cuda"))
 
 
 @pytest.mark.parametrize("form", ["nvfp4", "w4a16_nvfp4"])
-def test_inputs_that_are_no_multiple_of_16(form: str, config: Config, make_target: Callable[..., Path]) -> None:
+def test_inputs_that_are_no_multiple_of_16(
+    form: str, config: Config, make_target: Callable[..., Path]
+) -> None:
     narrow = make_target("llama", head_dim=14)
     with pytest.raises(CheckpointError) as caught:
-        run.quantize(config(target=str(narrow), format=form))
+        pipeline.quantize(config(target=str(narrow), format=form))
     assert str(caught.value).startswith(
-        f"target {narrow}: --format {form} has a scale for every 16 inputs of a linear, so their number must be a "
-        "multiple of 16: model.layers.0.self_attn.o_proj has 56, "
+        f"target {narrow}: --format {form} has a scale for every 16 inputs of a linear, so their"
+        " number must be a multiple of 16: model.layers.0.self_attn.o_proj has 56, "
     )
     assert str(caught.value).endswith("and 1 more. Use --format fp8.")
 
 
 def test_the_same_inputs_do_for_fp8(config: Config, make_target: Callable[..., Path]) -> None:
-    report = run.quantize(config(target=str(make_target("llama", head_dim=14))))
+    report = pipeline.quantize(config(target=str(make_target("llama", head_dim=14))))
     shutil.rmtree(report.directory)
 
 
@@ -125,22 +152,34 @@ def test_a_drafter_of_such_inputs_is_refused_before_the_target_is_read(
     config: Config, make_drafter: Callable[..., Path]
 ) -> None:
     drafter = make_drafter(Path(config().target))  # 9 heads of 8: o_proj reads 72
-    with pytest.raises(CheckpointError, match=r"drafter .*layers.0.self_attn.o_proj has 72.*Use --format fp8"):
-        run.quantize(config(drafter=str(drafter), format="nvfp4"))
+    with pytest.raises(
+        CheckpointError, match=r"drafter .*layers.0.self_attn.o_proj has 72.*Use --format fp8"
+    ):
+        pipeline.quantize(config(drafter=str(drafter), format="nvfp4"))
 
 
 def test_a_quantized_target(config: Config, quantized: Callable[..., Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"it is quantized already \(FP8 and F32\).*Give the unquantized"):
-        run.quantize(config(target=str(quantized("llama", "fp8"))))
+    with pytest.raises(
+        CheckpointError, match=r"it is quantized already \(FP8 and F32\).*Give the unquantized"
+    ):
+        pipeline.quantize(config(target=str(quantized("llama", "fp8"))))
 
 
-def test_caches_that_would_lose_their_scales(config: Config, quantized: Callable[..., Path]) -> None:
-    """It failed after all the work: scales in the output, and no word of them in its configuration."""
+def test_caches_that_would_lose_their_scales(
+    config: Config, quantized: Callable[..., Path]
+) -> None:
+    """It failed after all the work: scales in the output, and no word of them in its
+    configuration.
+    """
     target = str(quantized("llama", "none", "fp8"))
-    with pytest.raises(CheckpointError, match=r"it says that its caches are FP8.*Add --kv-cache-dtype fp8"):
-        run.quantize(config(target=target))
-    report = run.quantize(config(target=target, kv_cache_dtype="fp8"))
-    again, at_once = (read_all_tensor_infos(path) for path in (report.directory, quantized("llama", "fp8", "fp8")))
+    with pytest.raises(
+        CheckpointError, match=r"it says that its caches are FP8.*Add --kv-cache-dtype fp8"
+    ):
+        pipeline.quantize(config(target=target))
+    report = pipeline.quantize(config(target=target, kv_cache_dtype="fp8"))
+    again, at_once = (
+        read_all_tensor_infos(path) for path in (report.directory, quantized("llama", "fp8", "fp8"))
+    )
     assert again.keys() == at_once.keys()
     assert all(np.array_equal(info.array(), at_once[name].array()) for name, info in again.items())
     shutil.rmtree(report.directory)
@@ -149,12 +188,12 @@ def test_caches_that_would_lose_their_scales(config: Config, quantized: Callable
 def test_an_empty_calibration_file(config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UsageError, match=r"empty\.jsonl is empty"):
-        run.quantize(config(calib_file=tmp_path / "empty.jsonl"))
+        pipeline.quantize(config(calib_file=tmp_path / "empty.jsonl"))
 
 
 def test_text_for_a_target_without_a_tokenizer(config: Config) -> None:
     with pytest.raises(UsageError, match=r"the target has no tokenizer\.json"):
-        run.quantize(config(calib_file=None))
+        pipeline.quantize(config(calib_file=None))
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
@@ -162,10 +201,11 @@ def test_a_weight_of_zeros(form: str, config: Config, tmp_path: Path) -> None:
     name = "model.layers.3.mlp.up_proj.weight"
     zero = changed_target(tmp_path / "zero", {name: 0.0})
     with pytest.raises(CheckpointError) as caught:
-        run.quantize(config(target=zero, format=form))
-    assert str(caught.value) == (
-        f"{zero}/model.safetensors: tensor {name} is zero throughout, so it has no scale, and ModelOpt would write "
-        "NaN. Get an intact copy of the checkpoint."
+        pipeline.quantize(config(target=zero, format=form))
+    assert (
+        str(caught.value)
+        == f"{zero}/model.safetensors: tensor {name} is zero throughout, so it has no scale, and"
+        " ModelOpt would write NaN. Get an intact copy of the checkpoint."
     )
 
 
@@ -173,49 +213,60 @@ def test_a_weight_that_is_not_finite(config: Config, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     broken = changed_target(tmp_path / "broken", {name: np.nan})
     with pytest.raises(CheckpointError, match=rf"tensor {name} has nan at index \[0, 0\]"):
-        run.quantize(config(target=broken))
+        pipeline.quantize(config(target=broken))
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
 def test_an_input_that_is_always_zero(form: str, config: Config, tmp_path: Path) -> None:
-    dead = changed_target(tmp_path / "dead", {"model.layers.2.post_attention_layernorm.weight": 0.0})
+    dead = changed_target(
+        tmp_path / "dead", {"model.layers.2.post_attention_layernorm.weight": 0.0}
+    )
     with pytest.raises(QuantizeError) as caught:
-        run.quantize(config(target=dead, format=form))
-    assert str(caught.value) == (
-        "model.layers.2.mlp.gate_proj: its input was zero, or not there, throughout the calibration text, so that it "
-        "has no scale. Give other text with --calib-file."
+        pipeline.quantize(config(target=dead, format=form))
+    assert (
+        str(caught.value)
+        == "model.layers.2.mlp.gate_proj: its input was zero, or not there, throughout the"
+        " calibration text, so that it has no scale. Give other text with --calib-file."
     )
 
 
 def test_activations_that_overflow_f16(config: Config, tmp_path: Path) -> None:
     hot = changed_target(tmp_path / "hot", {"model.layers.1.mlp.up_proj.weight": 60000.0}, "F16")
-    with pytest.raises(QuantizeError, match=r"model.layers.1: the values in it are not finite .*convert it to BF16"):
-        run.quantize(config(target=hot))
+    with pytest.raises(
+        QuantizeError, match=r"model.layers.1: the values in it are not finite .*convert it to BF16"
+    ):
+        pipeline.quantize(config(target=hot))
 
 
-def test_a_failure_late_in_the_work_leaves_nothing(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_late_in_the_work_leaves_nothing(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "copy_tokenizer_files", fail)
-    with pytest.raises(QuantizeError, match=r"cannot write the checkpoint .*No space left on device"):
-        run.quantize(config())
+    monkeypatch.setattr(pipeline, "copy_tokenizer_files", fail)
+    with pytest.raises(
+        QuantizeError, match=r"cannot write the checkpoint .*No space left on device"
+    ):
+        pipeline.quantize(config())
 
 
 def test_an_interrupt_leaves_nothing(config: Config) -> None:
     def interrupt(phase: str, done: int, total: int) -> None:
-        if phase == target.PHASE and done > total / 2:
+        if phase == quantize_target.PHASE and done > total / 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(SystemExit):
-        run.quantize(config(), progress=interrupt)
+        pipeline.quantize(config(), progress=interrupt)
 
 
 def test_too_little_disk(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(Exception, match=r"the checkpoint needs about .* and the disk of .* has 1.0 kB free"):
-        run.quantize(config())
+    with pytest.raises(
+        Exception, match=r"the checkpoint needs about .* and the disk of .* has 1.0 kB free"
+    ):
+        pipeline.quantize(config())
 
 
 class TestOverwrite:
@@ -226,32 +277,44 @@ class TestOverwrite:
         return Path(shutil.copytree(quantized("llama", "w4a16_nvfp4"), tmp_path / "old"))
 
     def test_it_must_be_asked_for(self, config: Config, old: Path) -> None:
-        with pytest.raises(UsageError, match="is not empty; give another, or --overwrite to replace a checkpoint"):
-            run.quantize(config(output_dir=old))
+        with pytest.raises(
+            UsageError, match="is not empty; give another, or --overwrite to replace a checkpoint"
+        ):
+            pipeline.quantize(config(output_dir=old))
 
     def test_it_replaces(self, config: Config, old: Path) -> None:
-        run.quantize(config(output_dir=old), overwrite=True)
-        assert json.loads((old / "hf_quant_config.json").read_text())["quantization"]["quant_algo"] == "FP8"
+        pipeline.quantize(config(output_dir=old), overwrite=True)
+        assert (
+            json.loads((old / "hf_quant_config.json").read_text())["quantization"]["quant_algo"]
+            == "FP8"
+        )
 
     def test_a_failure_keeps_the_old(self, config: Config, old: Path, tmp_path: Path) -> None:
         before = {path.name: path.read_bytes() for path in old.iterdir()}
-        zero = changed_target(tmp_path / "zero", {f"model.layers.{TARGET['layers'] - 1}.mlp.up_proj.weight": 0.0})
+        zero = changed_target(
+            tmp_path / "zero", {f"model.layers.{TARGET['layers'] - 1}.mlp.up_proj.weight": 0.0}
+        )
         with pytest.raises(CheckpointError):
-            run.quantize(config(target=zero, output_dir=old), overwrite=True)
+            pipeline.quantize(config(target=zero, output_dir=old), overwrite=True)
         assert {path.name: path.read_bytes() for path in old.iterdir()} == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "zero"]
 
     def test_a_foreign_file_is_in_the_way(self, old: Path) -> None:
         (old / "drafter").mkdir()
         (old / "drafter" / "notes.txt").write_text("mine")
-        with pytest.raises(UsageError, match=r"also holds files that are not of it: drafter/notes.txt. Move them away"):
+        with pytest.raises(
+            UsageError,
+            match=r"also holds files that are not of it: drafter/notes.txt. Move them away",
+        ):
             check_output(old, overwrite=True)
 
     @pytest.mark.parametrize("record", [None, "{}", "[]", '{"schema": 9, "files": {}}', "{"])
     def test_a_directory_of_others_is_in_the_way(self, old: Path, record: str | None) -> None:
         path = old / "dflash_quantize.json"
         path.unlink() if record is None else path.write_text(record)
-        with pytest.raises(UsageError, match=r"nothing else is ever deleted: .* has no dflash_quantize.json"):
+        with pytest.raises(
+            UsageError, match=r"nothing else is ever deleted: .* has no dflash_quantize.json"
+        ):
             check_output(old, overwrite=True)
 
     def test_a_file_is_in_the_way(self, tmp_path: Path) -> None:

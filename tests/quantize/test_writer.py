@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from tests.tiny import write_safetensors
+from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
 from trtllm_dflash.log import ignore_progress
@@ -23,14 +23,18 @@ from trtllm_dflash.quantize.writer import Scratch, write_tensors
 def infos(tmp_path: Path) -> dict[str, TensorInfo]:
     """Tensors of four kinds, from a checkpoint and from memory."""
     random = np.random.default_rng(0)
-    write_safetensors(tmp_path / "source.safetensors", {"a": random.random((3, 5)), "b": random.random(7)}, "BF16")
+    write_safetensors(
+        tmp_path / "source.safetensors", {"a": random.random((3, 5)), "b": random.random(7)}, "BF16"
+    )
     packed = {
         "codes": torch.arange(33, dtype=torch.uint8).reshape(3, 11),
         "scales": torch.tensor([[0.5, 448.0, 2**-9]]).to(torch.float8_e4m3fn),
         "scale": torch.tensor(0.25),
         "transposed": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
     }
-    return read_tensor_infos(tmp_path / "source.safetensors") | Scratch(tmp_path / "scratch").add(packed)
+    return read_tensor_infos(tmp_path / "source.safetensors") | Scratch(tmp_path / "scratch").add(
+        packed
+    )
 
 
 def test_bytes_and_shapes_stay(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
@@ -61,7 +65,9 @@ def test_shards_hold_what_their_index_says(infos: dict[str, TensorInfo], tmp_pat
     assert index["metadata"]["total_size"] == sum(info.nbytes for info in infos.values())
 
 
-def test_a_source_that_became_shorter_is_an_error(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
+def test_a_source_that_became_shorter_is_an_error(
+    infos: dict[str, TensorInfo], tmp_path: Path
+) -> None:
     source = tmp_path / "source.safetensors"
     source.write_bytes(source.read_bytes()[:-4])
     with pytest.raises(OSError, match="has become shorter"):

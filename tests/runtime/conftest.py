@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-from tests.engines import build_here
+from tests.fixtures.engines import build_here
+from tests.fixtures.tiny_models import EOS_ID
 from tests.runtime import tiny_tokenizer as tiny
-from tests.runtime.fake import FakeSession, fake_config
-from tests.tiny import EOS_ID
-from trtllm_dflash.config.build import BuildConfig
+from tests.runtime.fake_session import FakeSession, fake_config
+from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
 def fake_engine() -> Callable[..., Engine]:
-    """`fake_engine(accuracy=…, lookahead=…, **sizes)`: an engine without a model; its session is `engine._session`."""
+    """`fake_engine(accuracy=…, lookahead=…, **sizes)`: an engine without a model; its session is
+    `engine._session`.
+    """
 
     def make(*, accuracy: float = 0.7, lookahead: int = 0, **sizes: Any) -> Engine:
         config = fake_config(**sizes)
@@ -45,12 +47,20 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def build_tiny(
-    tmp_path_factory: pytest.TempPathFactory, make_target: Callable[..., Path], make_drafter: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
 ) -> Callable[..., Path]:
-    """`build_tiny(target=tiny Qwen3, draft=True, variant="full", **sizes)`: a CPU engine, without tokenizer files."""
-    tiny = make_target("qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15})
+    """`build_tiny(target=tiny Qwen3, draft=True, variant="full", **sizes)`: a CPU engine, without
+    tokenizer files.
+    """
+    tiny = make_target(
+        "qwen3", tied=True, eos_token_ids=(EOS_ID,), config={"max_position_embeddings": 1 << 15}
+    )
 
-    def build(*, target: Path = tiny, draft: bool = True, variant: str = "full", **sizes: Any) -> Path:
+    def build(
+        *, target: Path = tiny, draft: bool = True, variant: str = "full", **sizes: Any
+    ) -> Path:
         output = tmp_path_factory.mktemp("engine") / "cpu"
         drafter = str(make_drafter(target, variant=variant)) if draft else None
         sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8} | sizes

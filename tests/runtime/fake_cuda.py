@@ -1,9 +1,11 @@
-"""A CUDA driver without a GPU: the functions of cuda.bindings.driver that the session calls, over the host's memory.
+"""A CUDA driver without a GPU: the functions of cuda.bindings.driver that the session calls, over
+the host's memory.
 
-It is as unkind as CUDA may be. Fresh memory holds garbage, a copy must lie inside one allocation, nothing may be
-allocated or waited for during a capture, and work in the stream is done as late as possible (`eager=False`: when
-somebody waits for it) or as early (`eager=True`: at once). A session that reads or writes host memory too early is
-wrong in the one, one that reads too late in the other.
+It is as unkind as CUDA may be. Fresh memory holds garbage, a copy must lie inside one allocation,
+nothing may be allocated or waited for during a capture, and work in the stream is done as late as
+possible (`eager=False`: when somebody waits for it) or as early (`eager=True`: at once). A session
+that reads or writes host memory too early is wrong in the one, one that reads too late in the
+other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from cuda.bindings import driver as real
 
-from trtllm_dflash.graph.io import FP8
+from trtllm_dflash.engine_dir.io_tensors import FP8
 
 OK = real.CUresult.CUDA_SUCCESS
 INVALID = real.CUresult.CUDA_ERROR_INVALID_VALUE
@@ -32,7 +34,9 @@ Work = Callable[[], None]
 class FakeDriver:
     """`calls[name]` counts the calls; `to_host` has the size of every copy to the host."""
 
-    def __init__(self, *, eager: bool = False, capability: tuple[int, int] = (12, 0), memory: int = 1 << 30) -> None:
+    def __init__(
+        self, *, eager: bool = False, capability: tuple[int, int] = (12, 0), memory: int = 1 << 30
+    ) -> None:
         self.eager = eager
         self.calls: Counter[str] = Counter()
         self.to_host: list[int] = []
@@ -40,7 +44,9 @@ class FakeDriver:
         self.free = memory
         self._total = memory
         self._capability = capability
-        self._memory: dict[int, tuple[np.ndarray, bool]] = {}  # address -> bytes, and whether they are the device's
+        self._memory: dict[
+            int, tuple[np.ndarray, bool]
+        ] = {}  # address -> bytes, and whether they are the device's
         self._pending: list[Work] = []
         self._put, self._done = 0, 0
         self.captured: list[Work] | None = None
@@ -77,7 +83,8 @@ class FakeDriver:
 
     def _is_device(self, address: int) -> bool:
         return any(
-            device and start <= address < start + len(memory) for start, (memory, device) in self._memory.items()
+            device and start <= address < start + len(memory)
+            for start, (memory, device) in self._memory.items()
         )
 
     def _run_until(self, position: int) -> None:
@@ -155,9 +162,16 @@ class FakeDriver:
     def cuMemcpy2DAsync(self, area: Any, _: Any) -> Any:  # noqa: N802
         pairs = []
         for row in range(area.Height):
-            target, source = int(area.dstDevice) + row * area.dstPitch, int(area.srcDevice) + row * area.srcPitch
-            pairs.append((self.view(target, area.WidthInBytes), self.view(source, area.WidthInBytes)))
-        if area.WidthInBytes > min(area.dstPitch, area.srcPitch) or any(a is None or b is None for a, b in pairs):
+            target, source = (
+                int(area.dstDevice) + row * area.dstPitch,
+                int(area.srcDevice) + row * area.srcPitch,
+            )
+            pairs.append(
+                (self.view(target, area.WidthInBytes), self.view(source, area.WidthInBytes))
+            )
+        if area.WidthInBytes > min(area.dstPitch, area.srcPitch) or any(
+            a is None or b is None for a, b in pairs
+        ):
             return (INVALID,)
         for there, here in pairs:
             self.put(partial(np.copyto, there, here))
@@ -209,9 +223,13 @@ class FakeDriver:
 
 
 def array_at(driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The array that a kernel would see at a device address; no such memory is an AssertionError."""
+    """The array that a kernel would see at a device address; no such memory is an
+    AssertionError.
+    """
     kind = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
     nbytes = int(np.prod(shape)) * kind.itemsize
-    assert driver.view(address, nbytes) is not None, f"{nbytes} bytes at {address:#x} are not allocated"
+    assert driver.view(address, nbytes) is not None, (
+        f"{nbytes} bytes at {address:#x} are not allocated"
+    )
     pointer = (ctypes.c_uint8 * nbytes).from_address(address)
     return np.frombuffer(pointer, kind).reshape(shape)

@@ -1,7 +1,9 @@
-"""A GPU that is made up: the GPU session over a driver and a TensorRT that are as unkind as the real ones may be.
+"""A GPU that is made up: the GPU session over a driver and a TensorRT that are as unkind as the
+real ones may be.
 
-What stands in for the engine is the CPU engine's own graph, so tokens must be those of the CPU session. A test module
-that imports the fixture `open_gpu` has it; importing this one skips a module where TensorRT-RTX is missing.
+What stands in for the engine is the CPU engine's own graph, so tokens must be those of the CPU
+session. A test module that imports the fixture `open_gpu` has it; importing this one skips a module
+where TensorRT-RTX is missing.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ pytest.importorskip("cuda.bindings.driver")
 from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver
 from tests.runtime.fake_trt import FakeTrt
-from trtllm_dflash.runtime import cuda, rtx_engine
-from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.hardware import cuda
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.rtx_session import RtxSession
-from trtllm_dflash.runtime.session import SlotSampling
+from trtllm_dflash.runtime.sessions import trt_engine
+from trtllm_dflash.runtime.sessions.base import SlotSampling
+from trtllm_dflash.runtime.sessions.trt import RtxSession
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
@@ -44,7 +47,9 @@ class Gpu:
 
 
 @pytest.fixture
-def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path) -> Callable[..., Gpu]:
+def open_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path
+) -> Callable[..., Gpu]:
     """`open_gpu(source=built_engine, with_plugins=True, eager=False, capture=True, …)`."""
 
     def open_it(
@@ -67,13 +72,15 @@ def open_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built_engine: Path
         driver = FakeDriver(**driver_options)
         trt = FakeTrt(driver, capturable=capturable, invalid=invalid)
         monkeypatch.setattr(cuda, "driver", driver)
-        monkeypatch.setattr(rtx_engine, "trt", trt)
+        monkeypatch.setattr(trt_engine, "trt", trt)
         config = EngineConfig.load(source)
         ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))
         if fp8_caches:
             (tmp_path / "engine" / "fp8_caches").touch()
             ports = fake_trt.with_fp8_caches(ports)
-        config = replace(config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins)
+        config = replace(
+            config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins
+        )
         session = RtxSession(tmp_path / "engine", config, capture=capture)
         return Gpu(session, Engine(config, session), driver, trt)
 

@@ -1,8 +1,10 @@
-"""A TensorRT-RTX runtime without a GPU: a context runs the CPU engine's model.onnx on the addresses it was given.
+"""A TensorRT-RTX runtime without a GPU: a context runs the CPU engine's model.onnx on the addresses
+it was given.
 
-An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT would: shapes within the
-profiles that a build makes, addresses set and aligned, memory given, no capture before the first run at new shapes.
-Before it runs, a context fills its outputs with garbage: an input that shares memory with an output comes out wrong.
+An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT would:
+shapes within the profiles that a build makes, addresses set and aligned, memory given, no capture
+before the first run at new shapes. Before it runs, a context fills its outputs with garbage: an
+input that shares memory with an output comes out wrong.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import onnxruntime as ort
 import tensorrt_rtx as real
 
 from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
-from trtllm_dflash.build.rtx import profiles
-from trtllm_dflash.config.build import ResolvedBuild
-from trtllm_dflash.graph.io import FP8, Port
-from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.builder.trt import profiles
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import FP8, Port
+from trtllm_dflash.options.build import ResolvedBuild
 
 SCRATCH_BYTES = 1000
 
@@ -42,7 +44,9 @@ class FakeTrt:
     """Stands for the module tensorrt_rtx; what it does not have is the real one's."""
 
     def __init__(self, driver: FakeDriver, *, capturable: bool = True, invalid: int = 0) -> None:
-        """`capturable`: what contexts say of themselves. `invalid`: no engine can be loaded, for these reasons."""
+        """`capturable`: what contexts say of themselves. `invalid`: no engine can be loaded, for
+        these reasons.
+        """
         self.driver = driver
         self.capturable = capturable
         self.invalid = invalid
@@ -73,7 +77,8 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills it in itself.
+    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills
+    it in itself.
 
     One of FP8 caches has them as codes, of which the CPU engine has the numbers.
     """
@@ -82,16 +87,25 @@ class FakeEngine:
 
     def __init__(self, module: FakeTrt, log: Any, directory: Path) -> None:
         self.module, self.log = module, log
-        config, self.with_plugins = EngineConfig.load(directory), (directory / "with_plugins").exists()
-        ports = with_fp8_caches(config.ports) if (directory / "fp8_caches").exists() else config.ports
+        config, self.with_plugins = (
+            EngineConfig.load(directory),
+            (directory / "with_plugins").exists(),
+        )
+        ports = (
+            with_fp8_caches(config.ports) if (directory / "fp8_caches").exists() else config.ports
+        )
         self.ports = tuple(p for p in ports if not (self.with_plugins and p.name == "kv_positions"))
         self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
         known = {field.name for field in fields(ResolvedBuild)}
         sizes = json.loads((directory / "config.json").read_text())["build_config"]
-        self.profiles = profiles(self.ports, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known}))
+        self.profiles = profiles(
+            self.ports, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
+        )
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
 
     @property
     def num_io_tensors(self) -> int:
@@ -135,7 +149,9 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self._engine.profiles[self._profile][name]
-        if len(shape) != len(least) or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+        if len(shape) != len(least) or not all(
+            a <= b <= c for a, b, c in zip(least, shape, most, strict=True)
+        ):
             return self._refuse(f"shape {shape} of {name} is outside {least} to {most}")
         self._shapes[name], self._settled = shape, False
         return True
@@ -152,7 +168,9 @@ class FakeContext:
     def execute_async_v3(self, _: int) -> bool:
         captured = self._driver.captured is not None
         inputs = {port.name for port in self._engine.ports if port.direction == "input"}
-        if self._shapes.keys() != inputs or self._addresses.keys() != {port.name for port in self._engine.ports}:
+        if self._shapes.keys() != inputs or self._addresses.keys() != {
+            port.name for port in self._engine.ports
+        }:
             return self._refuse("a shape or an address is missing")
         if not self._scratch or (captured and not (self._settled and self._module.capturable)):
             return self._refuse("memory would have to be allocated now")
@@ -173,11 +191,15 @@ class FakeContext:
         array_at(self._driver, self._scratch, (SCRATCH_BYTES,), "uint8")[:] = GARBAGE
         for port in self._engine.ports:
             shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
-            array = arrays[port.name] = array_at(self._driver, run.addresses[port.name], shape, port.dtype)
+            array = arrays[port.name] = array_at(
+                self._driver, run.addresses[port.name], shape, port.dtype
+            )
             if port.direction == "output" and not port.aliases:
                 array.view("uint8")[:] = GARBAGE
         codes = {port.name: arrays[port.name] for port in self._engine.ports if port.dtype == FP8}
-        numbers = {array.ctypes.data: array.astype(np.float32) for array in codes.values()}  # by address: they alias
+        numbers = {
+            array.ctypes.data: array.astype(np.float32) for array in codes.values()
+        }  # by address: they alias
         arrays |= {name: numbers[array.ctypes.data] for name, array in codes.items()}
         outputs = {port.name for port in self._engine.ports if port.direction == "output"}
         for name, array in arrays.items():
@@ -187,7 +209,9 @@ class FakeContext:
         self._engine.session.run_with_iobinding(binding)
         for name, array in codes.items():
             array[:] = arrays[name].astype(array.dtype)
-            assert np.array_equal(array.astype(np.float32), arrays[name])  # the engine wrote codes' numbers
+            assert np.array_equal(
+                array.astype(np.float32), arrays[name]
+            )  # the engine wrote codes' numbers
 
 
 def with_fp8_caches(ports: tuple[Port, ...]) -> tuple[Port, ...]:

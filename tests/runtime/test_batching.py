@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.fake import FakeSession, fake_config
-from trtllm_dflash.config.sampling import SamplingParams
-from trtllm_dflash.runtime.decode import DecodeLoop
+from tests.runtime.fake_session import FakeSession, fake_config
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.requests import make_requests
+from trtllm_dflash.runtime.request import make_requests
+from trtllm_dflash.runtime.scheduler import DecodeLoop
 from trtllm_dflash.runtime.sequence import ActiveSequence
 
 
@@ -30,9 +30,18 @@ def requests_of(draw: Any, config: Any) -> Any:
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), slots=st.integers(1, 7), budget=st.one_of(st.none(), st.integers(1, 9)), ahead=st.integers(0, 1))
-def test_a_request_gets_what_it_would_get_alone(data: Any, slots: int, budget: int | None, ahead: int) -> None:
-    """Any order of arrivals, cancellations and steps; equal to `generate` alone, or its beginning if cancelled."""
+@given(
+    data=st.data(),
+    slots=st.integers(1, 7),
+    budget=st.one_of(st.none(), st.integers(1, 9)),
+    ahead=st.integers(0, 1),
+)
+def test_a_request_gets_what_it_would_get_alone(
+    data: Any, slots: int, budget: int | None, ahead: int
+) -> None:
+    """Any order of arrivals, cancellations and steps; equal to `generate` alone, or its beginning
+    if cancelled.
+    """
     config = fake_config(max_batch_size=slots)
     loop = DecodeLoop(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
     alone = Engine(config, FakeSession(config))
@@ -41,7 +50,11 @@ def test_a_request_gets_what_it_would_get_alone(data: Any, slots: int, budget: i
     sequences: list[ActiveSequence] = []
     got: dict[ActiveSequence, list[int]] = {}
     while arriving or loop.busy:
-        act = data.draw(st.sampled_from(["add", "step", "step", "step", "end"])) if arriving else "step"
+        act = (
+            data.draw(st.sampled_from(["add", "step", "step", "step", "end"]))
+            if arriving
+            else "step"
+        )
         if act == "add" or not sequences:
             sequences.append(loop.add(arriving.pop(0)[2]))
             got[sequences[-1]] = []
@@ -73,7 +86,9 @@ def request(engine: Engine, length: int, **options: Any) -> Any:
     return make_requests([[3] * length], SamplingParams(**defaults | options), engine.config)[0]
 
 
-def test_a_prompt_runs_within_the_budget_between_generation_steps(fake_engine: Callable[..., Engine]) -> None:
+def test_a_prompt_runs_within_the_budget_between_generation_steps(
+    fake_engine: Callable[..., Engine],
+) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
     loop = DecodeLoop(engine._session, prompt_tokens_per_step=4)
     loop.add(request(engine, 2, draft=False))
@@ -83,11 +98,24 @@ def test_a_prompt_runs_within_the_budget_between_generation_steps(fake_engine: C
     before = len(steps_of(engine))
     for _ in range(8):
         loop.step()
-    widths = [(batch, width) if batch == 2 else width for _, batch, width in steps_of(engine)[before:]]
-    assert widths == [4, 1, 4, 1, 4, 1, 1, (2, 1)]  # three tokens of the budget are left when the prompt has run
+    widths = [
+        (batch, width) if batch == 2 else width for _, batch, width in steps_of(engine)[before:]
+    ]
+    assert widths == [
+        4,
+        1,
+        4,
+        1,
+        4,
+        1,
+        1,
+        (2, 1),
+    ]  # three tokens of the budget are left when the prompt has run
 
 
-def test_without_generation_a_prompt_runs_in_whole_chunks(fake_engine: Callable[..., Engine]) -> None:
+def test_without_generation_a_prompt_runs_in_whole_chunks(
+    fake_engine: Callable[..., Engine],
+) -> None:
     engine = fake_engine(max_num_tokens=5)
     loop = DecodeLoop(engine._session, prompt_tokens_per_step=2)
     loop.add(request(engine, 12))
@@ -109,7 +137,9 @@ def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine])
         loop.step()
 
 
-def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(fake_engine: Callable[..., Engine]) -> None:
+def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
+    fake_engine: Callable[..., Engine],
+) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
     loop = DecodeLoop(engine._session, prompt_tokens_per_step=5)
     long = loop.add(request(engine, 40, max_new_tokens=1))
@@ -129,10 +159,18 @@ def test_offline_prompts_go_first(fake_engine: Callable[..., Engine]) -> None:
 
 
 def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[..., Engine]) -> None:
-    """A sequence ends between two overtakings, so that the second one's slot is below the first one's."""
+    """A sequence ends between two overtakings, so that the second one's slot is below the first
+    one's.
+    """
     engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
     loop = DecodeLoop(engine._session, prompt_tokens_per_step=3)
-    lengths = {"ending": (1, 4), "going on": (2, 30), "long": (39, 5), "shorter": (24, 5), "short": (7, 40)}
+    lengths = {
+        "ending": (1, 4),
+        "going on": (2, 30),
+        "long": (39, 5),
+        "shorter": (24, 5),
+        "short": (7, 40),
+    }
     sequences = {}
     for name, (length, count) in lengths.items():
         sequences[name] = loop.add(request(engine, length, max_new_tokens=count, draft=False))

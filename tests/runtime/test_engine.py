@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from tests.runtime import tiny_tokenizer as tiny
-from tests.runtime.fake import FakeSession, fake_config
+from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 EngineFactory = Callable[..., Engine]
 
@@ -53,7 +53,13 @@ def test_no_prompts_no_answers(fake_engine: EngineFactory) -> None:
         ([np.array([1.0])], r"prompt 0 has at place 0 .*1.0.*, a float64"),
         ([None], "prompt 0 is None, expected a string or a list of token ids"),
         (5, "prompts is 5, expected a list of strings or of token-id lists"),
-        ([[1] * 41], r"has 41 tokens, and prompts of this engine hold at most 40 \(max_input_len\).*--max-input-len"),
+        (
+            [[1] * 41],
+            (
+                r"has 41 tokens, and prompts of this engine hold at most 40"
+                r" \(max_input_len\).*--max-input-len"
+            ),
+        ),
     ],
 )
 def test_bad_prompts(fake_engine: EngineFactory, prompts: Any, words: str) -> None:
@@ -65,13 +71,18 @@ def test_bad_prompts(fake_engine: EngineFactory, prompts: Any, words: str) -> No
 
 def test_a_prompt_that_leaves_no_room(fake_engine: EngineFactory) -> None:
     engine = fake_engine(max_seq_len=30)
-    words = r"prompt 0 has 30 tokens, and sequences of this engine hold at most 30 \(max_seq_len\): there is no room"
+    words = (
+        r"prompt 0 has 30 tokens, and sequences of this engine hold at most 30 \(max_seq_len\):"
+        r" there is no room"
+    )
     with pytest.raises(UsageError, match=words):
         engine.generate([[1] * 30])
 
 
 def test_text_without_a_tokenizer(fake_engine: EngineFactory) -> None:
-    with pytest.raises(UsageError, match=r"this engine has no tokenizer\.json. Give lists of token ids"):
+    with pytest.raises(
+        UsageError, match=r"this engine has no tokenizer\.json. Give lists of token ids"
+    ):
         fake_engine().generate(["text"])
 
 
@@ -85,10 +96,16 @@ def test_empty_text(text_engine: Engine) -> None:
     [
         (
             {"max_tokens": 3},
-            "unknown sampling option 'max_tokens'. The options are: max_new_tokens, temperature, top_p",
+            (
+                "unknown sampling option 'max_tokens'. The options are: max_new_tokens,"
+                " temperature, top_p"
+            ),
         ),
         ({"temperature": -1}, "temperature is -1"),
-        ({"draft_len": 4}, "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts"),
+        (
+            {"draft_len": 4},
+            "draft_len is 4, and this engine takes 0 to 3: a block of 4 holds 3 drafts",
+        ),
         ({"seed": [1, 2]}, "seed has 2 entries for 1 prompts. Give one integer, or one each"),
     ],
 )
@@ -99,8 +116,15 @@ def test_bad_options(fake_engine: EngineFactory, options: dict[str, Any], words:
 
 def test_a_plain_engine_takes_no_drafts(fake_engine: EngineFactory) -> None:
     engine = fake_engine(block_size=1)
-    assert engine.generate([[1]], max_new_tokens=5, stop_token_ids=[])[0].acceptance_lengths == [1, 1, 1, 1]
-    with pytest.raises(UsageError, match="draft_len is 1, and this engine takes 0 to 0: it has no drafter"):
+    assert engine.generate([[1]], max_new_tokens=5, stop_token_ids=[])[0].acceptance_lengths == [
+        1,
+        1,
+        1,
+        1,
+    ]
+    with pytest.raises(
+        UsageError, match="draft_len is 1, and this engine takes 0 to 0: it has no drafter"
+    ):
         engine.generate([[1]], draft_len=1)
 
 
@@ -110,7 +134,9 @@ def test_streams_join_to_generations(text_engine: Engine) -> None:
     stream = text_engine.stream(prompts, **options)
     chunks = list(stream)
     answers = stream.generations()
-    assert [a.token_ids for a in answers] == [a.token_ids for a in text_engine.generate(prompts, **options)]
+    assert [a.token_ids for a in answers] == [
+        a.token_ids for a in text_engine.generate(prompts, **options)
+    ]
     for index, answer in enumerate(answers):
         mine = [chunk for chunk in chunks if chunk.prompt_index == index]
         assert [token for chunk in mine for token in chunk.token_ids] == answer.token_ids
@@ -132,7 +158,9 @@ def test_streams_may_not_interleave(fake_engine: EngineFactory) -> None:
     engine = fake_engine()
     first, second = engine.stream([[1]]), engine.stream([[2]])
     next(first)
-    with pytest.raises(EngineError, match=r"in the middle of another stream.*Exhaust or close that stream first"):
+    with pytest.raises(
+        EngineError, match=r"in the middle of another stream.*Exhaust or close that stream first"
+    ):
         next(second)
     first.close()
     assert engine.generate([[2]])
@@ -143,11 +171,15 @@ def test_leaving_a_with_block_closes_the_stream(fake_engine: EngineFactory) -> N
     with engine.stream([[1], [2]], stop_token_ids=[]) as stream:
         next(stream)
     assert engine.generate([[2]])
-    with pytest.raises(EngineError, match=r"closed with 0 of 2 answers complete. Take those from its `finished`"):
+    with pytest.raises(
+        EngineError, match=r"closed with 0 of 2 answers complete. Take those from its `finished`"
+    ):
         stream.generations()
 
 
-def test_a_failing_step_frees_the_engine(fake_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_frees_the_engine(
+    fake_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = fake_engine()
     with monkeypatch.context() as patch:
         patch.setattr(engine._session, "generate", lambda *_: 1 / 0)
@@ -162,20 +194,25 @@ def test_load_checks_the_manifest(built_engine: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(EngineError, match=r"is not what its build wrote:\n  rank0.safetensors was changed"):
+    with pytest.raises(
+        EngineError, match=r"is not what its build wrote:\n  rank0.safetensors was changed"
+    ):
         Engine.load(copy)
 
 
 def test_load_of_no_engine(tmp_path: Path) -> None:
     with pytest.raises(
-        EngineError, match=r"no config\.json, so this is not an engine directory. Give the --output-dir"
+        EngineError,
+        match=r"no config\.json, so this is not an engine directory. Give the --output-dir",
     ):
         Engine.load(tmp_path)
 
 
 def test_engines_run_where_they_were_not_built(built_engine: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(built_engine, tmp_path / "moved")
-    assert tokens_of(Engine.load(str(moved)), [[1, 2]]) == tokens_of(Engine.load(built_engine), [[1, 2]])
+    assert tokens_of(Engine.load(str(moved)), [[1, 2]]) == tokens_of(
+        Engine.load(built_engine), [[1, 2]]
+    )
 
 
 def test_an_engine_is_exported_by_the_package() -> None:

@@ -1,4 +1,6 @@
-"""The CPU session on really built tiny engines: caches in place, slots apart from each other, no copies."""
+"""The CPU session on really built tiny engines: caches in place, slots apart from each other, no
+copies.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.config import EngineConfig
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.ort_session import OrtSession
-from trtllm_dflash.runtime.session import SlotSampling
+from trtllm_dflash.runtime.sessions.base import SlotSampling
+from trtllm_dflash.runtime.sessions.ort import OrtSession
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
 
@@ -27,8 +29,12 @@ def open_directly(directory: Path) -> OrtSession:
 GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
 
 
-def prompt(session: OrtSession, token_ids: list[int], *, slot: int = 0, past_len: int | None = 0) -> int:
-    """One prompt chunk in `slot`, behind `past_len` positions (None: behind those that it holds); its next token."""
+def prompt(
+    session: OrtSession, token_ids: list[int], *, slot: int = 0, past_len: int | None = 0
+) -> int:
+    """One prompt chunk in `slot`, behind `past_len` positions (None: behind those that it holds);
+    its next token.
+    """
     if past_len is not None:
         session.open_slot(slot, GREEDY)
         session._slots["past_len"][slot] = past_len
@@ -48,7 +54,9 @@ def generate(session: OrtSession, count: int, width: int, steps: int) -> list[li
 
 
 @pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}], ids=["greedy", "sampled"]
+    "sampling",
+    [{}, {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}],
+    ids=["greedy", "sampled"],
 )
 def test_batch_equals_alone_equals_plain(built_engine: Path, sampling: dict[str, Any]) -> None:
     engine = Engine.load(built_engine, num_threads=1)
@@ -62,7 +70,9 @@ def test_batch_equals_alone_equals_plain(built_engine: Path, sampling: dict[str,
         assert batched.finish_reason == alone.finish_reason
 
 
-def test_the_mask_token_is_an_ordinary_prompt_token(built_engine: Path, build_tiny: Callable[..., Path]) -> None:
+def test_the_mask_token_is_an_ordinary_prompt_token(
+    built_engine: Path, build_tiny: Callable[..., Path]
+) -> None:
     plain = Engine.load(build_tiny(draft=False), num_threads=1)
     drafted = Engine.load(built_engine, num_threads=1)
     prompt = [[5, 96, 96, 7]]
@@ -72,7 +82,10 @@ def test_the_mask_token_is_an_ordinary_prompt_token(built_engine: Path, build_ti
 def test_a_sequence_fills_max_seq_len(built_engine: Path) -> None:
     engine = Engine.load(built_engine, num_threads=1)
     answers = engine.generate(PROMPTS[:3], max_new_tokens=1000, stop_token_ids=[])
-    assert [len(answer.token_ids) + len(prompt) for answer, prompt in zip(answers, PROMPTS, strict=False)] == [192] * 3
+    assert [
+        len(answer.token_ids) + len(prompt)
+        for answer, prompt in zip(answers, PROMPTS, strict=False)
+    ] == [192] * 3
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
@@ -86,7 +99,11 @@ def test_steps_may_be_read_late(built_engine: Path) -> None:
 
 
 def caches_of(session: OrtSession) -> dict[str, np.ndarray]:
-    return {name: array for name, array in session._slots.items() if name.startswith(("target_", "draft_"))}
+    return {
+        name: array
+        for name, array in session._slots.items()
+        if name.startswith(("target_", "draft_"))
+    }
 
 
 def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None:
@@ -108,7 +125,9 @@ def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
         prompt(session, [3, 4, 5, 6], slot=slot, past_len=None)
     prompt(there, [9] * 8)
     there.move_slot(2, 0)
-    assert (caches_of(there)["target_key.0"][0, :, 4:8] != 0).any()  # not of the moved one: rows in use only
+    assert (
+        caches_of(there)["target_key.0"][0, :, 4:8] != 0
+    ).any()  # not of the moved one: rows in use only
     assert generate(there, 1, 4, steps=8) == generate(here, 1, 4, steps=8)
 
 
@@ -119,21 +138,32 @@ def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
         for slot, token in ((0, 9), (2, 3)):
             session.open_slot(slot, GREEDY)
             for first in range(0, length, 8):
-                prompt(session, list(range(token, token + 8))[: length - first], slot=slot, past_len=None)
+                prompt(
+                    session,
+                    list(range(token, token + 8))[: length - first],
+                    slot=slot,
+                    past_len=None,
+                )
         before = {name: cache.copy() for name, cache in caches_of(session).items()}
         session.move_slot(2, 0)
         caches = caches_of(session)
         assert {caches["draft_key.0"].shape[2], caches["draft_value.1"].shape[2]} == {32}
         assert caches["draft_key.2"].shape[2] == session._config.cache_len
         for name, cache in caches.items():
-            np.testing.assert_array_equal(cache[0][:, :length], before[name][2][:, :length], err_msg=name)
-            np.testing.assert_array_equal(cache[0][:, length:], before[name][0][:, length:], err_msg=name)
+            np.testing.assert_array_equal(
+                cache[0][:, :length], before[name][2][:, :length], err_msg=name
+            )
+            np.testing.assert_array_equal(
+                cache[0][:, length:], before[name][0][:, length:], err_msg=name
+            )
 
 
 def test_a_step_wider_than_the_rings_is_refused(ring_engine: Path) -> None:
     session = open_directly(ring_engine)
     session.open_slot(0, GREEDY)
-    with pytest.raises(EngineError, match="a step of width 9 is wider than max_num_tokens, 8, for which"):
+    with pytest.raises(
+        EngineError, match="a step of width 9 is wider than max_num_tokens, 8, for which"
+    ):
         session.prompt(0, np.arange(9))
 
 
@@ -150,18 +180,27 @@ def test_outputs_are_the_callers_own(built_engine: Path) -> None:
     assert not np.shares_memory(results[0].num_new, results[1].num_new)
 
 
-def test_caches_are_updated_in_place(built_engine: Path, ring_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_caches_are_updated_in_place(
+    built_engine: Path, ring_engine: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for directory in (built_engine, ring_engine):
         Engine.load(directory, num_threads=1).generate(PROMPTS, max_new_tokens=12)
-        assert capfd.readouterr() == ("", "")  # ONNX Runtime warns of every scatter that it could not do in place
+        assert capfd.readouterr() == (
+            "",
+            "",
+        )  # ONNX Runtime warns of every scatter that it could not do in place
 
 
-def test_the_warning_that_the_test_above_looks_for(built_engine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_warning_that_the_test_above_looks_for(
+    built_engine: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     session = open_directly(built_engine)
     binding = session._bind(0, 1)
     for port in session._config.ports:
         if port.aliases:
-            binding._bind(port, np.zeros_like(session._slots[port.aliases][:1]))  # outputs elsewhere
+            binding._bind(
+                port, np.zeros_like(session._slots[port.aliases][:1])
+            )  # outputs elsewhere
     prompt(session, [3])
     assert "in-place" in capfd.readouterr().err
 
@@ -169,7 +208,9 @@ def test_the_warning_that_the_test_above_looks_for(built_engine: Path, capfd: py
 def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Path]) -> None:
     seconds = {}
     for max_seq_len in (192, 192 * 128):
-        session = open_directly(build_tiny(max_batch_size=1, max_seq_len=max_seq_len, max_input_len=150))
+        session = open_directly(
+            build_tiny(max_batch_size=1, max_seq_len=max_seq_len, max_input_len=150)
+        )
         prompt(session, [3], past_len=100)
         best = float("inf")
         for _ in range(30):
@@ -179,13 +220,17 @@ def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Pat
             session.collect()
             best = min(best, time.perf_counter() - start)
         seconds[max_seq_len] = best
-    # Copying the larger caches (about 35 MB) would take eight times as long as the whole small step.
+    # Copying the larger caches (about 35 MB) would take eight times as long as the whole small
+    # step.
     assert seconds[192 * 128] < 3 * seconds[192], seconds
 
 
 def test_a_graph_that_does_not_load(built_engine: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(EngineError, match=r"model\.onnx: ONNX Runtime .* cannot load this graph .*dflash-trt inspect"):
+    with pytest.raises(
+        EngineError,
+        match=r"model\.onnx: ONNX Runtime .* cannot load this graph .*dflash-trt inspect",
+    ):
         OrtSession(tmp_path, EngineConfig.load(built_engine))
 
 
@@ -194,6 +239,9 @@ def test_a_graph_that_config_json_does_not_describe(built_engine: Path, tmp_path
         '<ir_version: 10, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) { y = Abs(x) }'
     )
     onnx.save(model, tmp_path / "model.onnx")
-    words = r"config\.json and model\.onnx disagree on the inputs and outputs decided, draft_key\.0, .*Build .* again"
+    words = (
+        r"config\.json and model\.onnx disagree on the inputs and outputs decided, draft_key\.0,"
+        r" .*Build .* again"
+    )
     with pytest.raises(EngineError, match=words):
         OrtSession(tmp_path, EngineConfig.load(built_engine))

@@ -1,257 +1,373 @@
-"""In-flight batching on a fake session: what a request gets does not depend on who else is there, or when."""
+"""The decode loop on a fake session whose tokens depend on every cached position: what the loop
+does must not show.
+"""
 
 from __future__ import annotations
 
-import random
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.runtime import tiny_tokenizer as tiny
-from tests.runtime.callers import WAIT, Caller, Gate
-from tests.runtime.fake import FakeSession, fake_config
-from trtllm_dflash.config.sampling import SamplingParams
-from trtllm_dflash.errors import BusyError, UsageError
+from tests.runtime.fake_session import FakeSession, fake_config, plain_tokens
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.events import Load
-from trtllm_dflash.runtime.scheduler import TIDY_SECONDS, WAITING_ASKED
-from trtllm_dflash.runtime.tokenizer import Tokenizer
+from trtllm_dflash.runtime.request import make_requests
+from trtllm_dflash.runtime.scheduler import Step
+
+PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]
+NO_STOP: dict[str, Any] = {"stop_token_ids": []}
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed": 11}
 
 
+def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
+    """What the fake target says to `prompt`, one token at a time, with the call's uniforms."""
+    request = make_requests(
+        [prompt], SamplingParams(max_new_tokens=count, **sampling), engine.config
+    )[0]
+    own = request.sampling
+    chosen = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
+    return plain_tokens(engine._session, prompt, count, own.uniforms, **chosen)
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahead: int) -> None:
-    engine, alone = fake_engine(max_batch_size=3, lookahead=lookahead), fake_engine()
-    chance = random.Random(4)
-    work = [
-        (
-            [chance.randrange(23) for _ in range(chance.randint(1, 40))],
-            {"max_new_tokens": chance.randint(1, 30), "temperature": chance.choice([0.0, 0.8]), "seed": index},
-        )
-        for index in range(60)
-    ]
-    callers = [Caller() for _ in work]
-    with engine.serve(prompt_tokens_per_step=4) as scheduler:
-
-        def submit(numbers: range) -> None:
-            for number in numbers:
-                prompt, options = work[number]
-                scheduler.submit(prompt, on_event=callers[number], **options)
-
-        threads = [threading.Thread(target=submit, args=(range(first, 60, 6),)) for first in range(6)]
-        for thread in threads:
-            thread.start()
-        ends = [caller.wait() for caller in callers]
-        for thread in threads:
-            thread.join()
-    for (prompt, options), caller, end in zip(work, callers, ends, strict=True):
-        (expected,) = alone.generate([prompt], **options)
-        assert caller.token_ids == expected.token_ids
-        assert end.finish_reason == expected.finish_reason
-        assert end.output_tokens == len(expected.token_ids)
-        assert end.input_tokens == len(prompt)
-        assert end.drafts_accepted == sum(expected.acceptance_lengths) - len(expected.acceptance_lengths)
-        assert 0 <= end.queue_seconds <= (end.first_token_seconds or 0) <= end.seconds
-    assert scheduler.load.waiting == scheduler.load.slots_in_use == scheduler.load.cache_positions_in_use == 0
-    assert engine.generate([[3]], max_new_tokens=2), "the engine is free again"
-
-
-def test_no_drafts_for_those_who_want_none(fake_engine: Callable[..., Engine]) -> None:
-    with fake_engine(accuracy=1.0).serve() as scheduler:
-        without, with_drafts = Caller(), Caller()
-        scheduler.submit([3], on_event=without, draft=False, stop_token_ids=(), max_new_tokens=9)
-        assert without.wait().drafts_proposed == 0
-        scheduler.submit([3], on_event=with_drafts, stop_token_ids=(), max_new_tokens=9)
-        assert with_drafts.wait().drafts_proposed > 0
-    assert with_drafts.token_ids == without.token_ids
-
-
-def test_a_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine(max_batch_size=1)
-    gate = Gate(engine)
-    with engine.serve(max_waiting=2) as scheduler:
-        callers = [Caller() for _ in range(4)]
-        scheduler.submit([3], on_event=callers[0])
-        while scheduler.load.waiting:
-            pass
-        for caller in callers[1:3]:
-            scheduler.submit([3], on_event=caller)
-        with pytest.raises(BusyError, match=r"2 requests are waiting for this engine's 1 slots.*Try again later"):
-            scheduler.submit([3], on_event=callers[3])
-        gate.let()
-        assert [caller.wait().finish_reason for caller in callers[:3]]
-        scheduler.submit([3], on_event=callers[3])
-        callers[3].wait()
-
-
-def test_a_request_in_a_slot_does_not_wait(fake_engine: Callable[..., Engine]) -> None:
-    """Not even before its first step has ended."""
-    engine = fake_engine(max_batch_size=1)
-    gate = Gate(engine, "prompt")
-    with engine.serve(max_waiting=1) as scheduler:
-        running, waiting = Caller(), Caller()
-        scheduler.submit([3], on_event=running)
-        assert gate.reached.wait(WAIT)
-        assert (scheduler.load.waiting, scheduler.load.slots_in_use) == (0, 1)
-        scheduler.submit([3], on_event=waiting)
-        assert scheduler.load.waiting == 1
-        with pytest.raises(BusyError, match="1 requests are waiting"):
-            scheduler.submit([3], on_event=Caller())
-        gate.let()
-        assert running.wait().queue_seconds < waiting.wait().queue_seconds
-
-
-def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(fake_engine: Callable[..., Engine]) -> None:
-    engine = fake_engine(max_batch_size=1, accuracy=0.0)
-    gate = Gate(engine)
-    asked: list[int] = []
-
-    def is_wanted(number: int) -> Callable[[], bool]:
-        return lambda: asked.append(number) is None
-
-    with engine.serve() as scheduler:
-        callers = [Caller() for _ in range(1 + 5 * WAITING_ASKED)]
-        for number, caller in enumerate(callers):
-            scheduler.submit(
-                [3],
-                on_event=caller,
-                is_wanted=is_wanted(number),
-                stop_token_ids=(),
-                max_new_tokens=80 if not number else 1,
-            )
-        gate.let(1)
-        while len(callers[0].pieces) < 2:  # from here on all are there
-            pass
-        asked.clear()
-        for _ in range(3):
-            time.sleep(1.1 * TIDY_SECONDS)
-            gate.let(1)
-        while len(callers[0].pieces) < 5:
-            pass
-        once = [number for number in asked if number]
-        assert sorted(once) == sorted(set(once))
-        assert WAITING_ASKED <= len(once) <= 4 * WAITING_ASKED
-        assert 0 in asked, "who runs is asked every time"
-        gate.let()
-        for caller in callers:
-            caller.wait()
-
-
-@pytest.mark.parametrize("lookahead", [0, 1])
-def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
-    engine = fake_engine(max_batch_size=1, accuracy=0.0, lookahead=lookahead)
-    gate = Gate(engine)
-    with engine.serve() as scheduler:
-        running, waiting, gone, kept = (Caller() for _ in range(4))
-        wanted = [True]
-        tickets = [scheduler.submit([3], on_event=running, stop_token_ids=(), max_new_tokens=80)]
-        tickets.append(scheduler.submit([4], on_event=waiting, max_new_tokens=80))
-        scheduler.submit([5], on_event=gone, is_wanted=lambda: wanted[0], stop_token_ids=(), max_new_tokens=80)
-        scheduler.submit([6], on_event=kept, max_new_tokens=5)
-        gate.let(3)
-        wanted[0] = False
-        for ticket in tickets:
-            ticket.cancel()
-        gate.let()
-        assert waiting.wait().finish_reason == running.wait().finish_reason == gone.wait().finish_reason == "cancelled"
-        assert waiting.token_ids == []
-        assert len(running.token_ids) < 80
-        kept.wait()
-    (expected,) = fake_engine().generate([[6]], max_new_tokens=5)
-    assert kept.token_ids == expected.token_ids
-
-
-def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
-    config = text_engine.config
-    alone = Engine(config, FakeSession(config), text_engine.tokenizer)
-    (whole,) = alone.generate(["ab"], max_new_tokens=60, stop_token_ids=[])
-    word = whole.text[20:22]
-    assert whole.text.find(word) == 20
-    with text_engine.serve() as scheduler:
-        caller, special = Caller(), Caller()
-        scheduler.submit("ab", on_event=caller, stop_words=[word], max_new_tokens=60, stop_token_ids=[])
-        end = caller.wait()
-        scheduler.submit("ab", on_event=special, stop_words=["</s>"], max_new_tokens=60, stop_token_ids=[])
-        special.wait()
-        with pytest.raises(UsageError, match="stop_words holds '', expected texts that are not empty"):
-            scheduler.submit("ab", on_event=caller, stop_words=[""])
-        request = scheduler._checked("ab", ["</s>", "x"], SamplingParams())
-    assert caller.text == whole.text[:20]
-    assert (end.finish_reason, end.output_tokens) == ("stop", len(caller.token_ids))
-    assert caller.token_ids == whole.token_ids[: len(caller.token_ids)]
-    assert request[0].stop_token_ids == {2, tiny.EOS}
-    assert request[1] == ["x"]
-
-
-@pytest.mark.parametrize("lookahead", [0, 1])
-def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookahead: int) -> None:
-    """As for a stop token: what a step accepted counts up to the end of the answer."""
-    config = fake_config(vocab_size=tiny.VOCAB_SIZE)
-    session = FakeSession(config, accuracy=1.0, lookahead=lookahead)
-    engine = Engine(config, session, Tokenizer(tiny.write_byte_level(tmp_path)))
-    (whole,) = engine.generate(["ab"], max_new_tokens=40, stop_token_ids=[])
-    place = next(p for p in range(9, 40) if p % 4 == 2 and whole.token_ids[p] < 128)  # in the middle of a block of four
-    stop, until = whole.token_ids[place], whole.token_ids.index(whole.token_ids[place]) + 1
-    ends = []
-    with engine.serve() as scheduler:
-        for options in ({"stop_token_ids": [stop]}, {"stop_token_ids": [], "stop_words": [chr(stop)]}):
-            caller = Caller()
-            scheduler.submit("ab", on_event=caller, max_new_tokens=40, **options)
-            ends.append(caller.wait())
-            assert caller.token_ids == whole.token_ids[:until]
-    by_token, by_word = ends
-    assert by_word.drafts_accepted == by_token.drafts_accepted == until - 1 - by_token.steps
-    assert (by_word.drafts_proposed, by_word.steps) == (by_token.drafts_proposed, by_token.steps)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"max_waiting": 0}, "max_waiting is 0, expected an integer of at least 1"),
-        ({"prompt_tokens_per_step": -1}, "prompt_tokens_per_step is -1"),
-    ],
-)
-def test_bad_settings(fake_engine: Callable[..., Engine], options: dict[str, Any], words: str) -> None:
-    engine = fake_engine()
-    with pytest.raises(UsageError, match=words):
-        engine.serve(**options)
-    assert engine.generate([[3]], max_new_tokens=1)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "options", "words"),
-    [
-        ([], {}, "the prompt is empty"),
-        ([1] * 41, {}, "the prompt has 41 tokens"),
-        ("text", {}, "this engine has no tokenizer"),
-        ([1], {"stop_words": ["a"]}, "stop_words is for engines with a tokenizer"),
-        ([1], {"stop_words": ["a"] * 65}, "stop_words holds 65 entries, and a request may have at most 64"),
-        ([1], {"stop_words": ["a" * 257]}, r"a text of 257 characters \('a{40}'…\), and one may have at most 256"),
-        ([1], {"stop_token_ids": [1] * 1025}, "stop_token_ids holds 1025 entries, and a request may have at most 1024"),
-        ([1], {"temperature": -1}, "temperature is -1"),
-        ([1], {"draft_len": 9}, "draft_len is 9, and this engine takes 0 to 3"),
-    ],
-)
-def test_bad_requests_are_refused_at_once(
-    fake_engine: Callable[..., Engine], prompt: Any, options: dict[str, Any], words: str
+@pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("block_size", [1, 2, 4, 8])
+def test_tokens_are_the_targets_own(
+    fake_engine: Callable[..., Engine],
+    block_size: int,
+    accuracy: float,
+    lookahead: int,
+    sampling: dict[str, Any],
 ) -> None:
-    with fake_engine().serve() as scheduler, pytest.raises(UsageError, match=words):
-        scheduler.submit(prompt, on_event=Caller(), **options)
+    engine = fake_engine(block_size=block_size, accuracy=accuracy, lookahead=lookahead)
+    for answer, prompt in zip(
+        engine.generate(PROMPTS, max_new_tokens=37, **sampling, **NO_STOP), PROMPTS, strict=True
+    ):
+        assert answer.token_ids == expected(engine, prompt, 37, **sampling)
+        assert sum(answer.acceptance_lengths) + 1 == len(answer.token_ids)
+        assert answer.finish_reason == "length"
+        assert answer.text == ""
 
 
-def test_load_is_reported_and_ends_at_nothing(fake_engine: Callable[..., Engine]) -> None:
-    loads: list[Load] = []
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=30), min_size=1, max_size=9),
+    slots=st.integers(1, 4),
+    chunk=st.integers(4, 9),
+    block_size=st.integers(1, 4),
+    draft=st.booleans(),
+    lookahead=st.integers(0, 1),
+    accuracy=st.floats(0, 1),
+    temperature=st.sampled_from([0.0, 1.0]),
+    max_new_tokens=st.integers(1, 25),
+    stops=st.lists(st.integers(0, 22), max_size=3),
+)
+def test_batch_equals_alone_equals_plain(
+    prompts: list[list[int]],
+    slots: int,
+    chunk: int,
+    block_size: int,
+    draft: bool,
+    lookahead: int,
+    accuracy: float,
+    **options: Any,
+) -> None:
+    stops = options.pop("stops")
+    options |= {"stop_token_ids": stops, "draft": draft, "seed": 5}
+    config = fake_config(block_size=block_size, max_batch_size=slots, max_num_tokens=chunk)
+    engine = Engine(config, FakeSession(config, accuracy=accuracy, lookahead=lookahead))
+    in_step = Engine(config, FakeSession(config, accuracy=accuracy))
+    together = engine.generate(prompts, **options)
+    for answer, prompt in zip(together, prompts, strict=True):
+        (alone,) = in_step.generate([prompt], **options)
+        (plain,) = in_step.generate([prompt], **options | {"draft": False})
+        assert answer.token_ids == alone.token_ids == plain.token_ids
+        assert answer.acceptance_lengths == alone.acceptance_lengths
+        assert answer.finish_reason == alone.finish_reason == plain.finish_reason
+        assert not set(answer.token_ids[:-1]) & set(stops)
+
+
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_tokens_do_not_depend_on_draft_len(
+    fake_engine: Callable[..., Engine], sampling: dict[str, Any]
+) -> None:
+    engine = fake_engine(block_size=6, draft_len=2)
+    answers = [
+        engine.generate(PROMPTS, max_new_tokens=30, draft_len=n, **sampling)
+        for n in (None, 0, 1, 3, 5)
+    ]
+    assert all(
+        [a.token_ids for a in answer] == [a.token_ids for a in answers[0]] for answer in answers
+    )
+
+
+def test_draft_len_sets_the_width_of_generation_steps(fake_engine: Callable[..., Engine]) -> None:
+    for options, width in [
+        ({}, 3),
+        ({"draft_len": 4}, 5),
+        ({"draft_len": 0}, 1),
+        ({"draft": False}, 1),
+    ]:
+        engine = fake_engine(block_size=6, draft_len=2)
+        (answer,) = engine.generate([[3]], max_new_tokens=9, **options, **NO_STOP)
+        assert {step[2] for step in engine._session.steps[1:]} == {width}
+        assert max(answer.acceptance_lengths) <= width
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_schedule_sets_the_width_by_batch(
+    fake_engine: Callable[..., Engine], sampling: dict[str, Any], lookahead: int
+) -> None:
+    """Wider and narrower steps follow each other as the batch changes; the tokens are those of any
+    other width.
+    """
+    for schedule in ({1: 5, 2: 1, 3: 3}, {1: 0, 3: 5}, {2: 4}, {3: 0}):
+        engine = fake_engine(block_size=6, max_batch_size=3, lookahead=lookahead)
+        answers = engine.generate(
+            PROMPTS, max_new_tokens=30, draft_len_schedule=schedule, **sampling
+        )
+        for answer, prompt in zip(answers, PROMPTS, strict=True):
+            alone = engine.generate([prompt], max_new_tokens=30, draft=False, **sampling)[0]
+            assert answer.token_ids == alone.token_ids
+        engine = fake_engine(block_size=6, max_batch_size=3, max_num_tokens=40, lookahead=lookahead)
+        prompts = [[3] * 11, [4] * 12, [5] * 13]  # of widths that no generation step has
+        engine.generate(
+            prompts, max_new_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP
+        )
+        widths = {(batch, width) for _, batch, width in engine._session.steps if width < 11}
+        rows = dict(sorted(schedule.items()))
+        expected_widths = {
+            (n, 1 + next((rows[size] for size in rows if n <= size), 0)) for n, _ in widths
+        }
+        assert widths == expected_widths
+        assert 3 in {batch for batch, _ in widths}
+
+
+def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=3)
+    steps: list[Step] = []
+    with engine.stream(
+        PROMPTS, slots=2, on_step=steps.append, max_new_tokens=12, **NO_STOP
+    ) as stream:
+        answers = stream.generations()
+    assert max(batch for _, batch, _ in engine._session.steps) == 2
+    assert [a.token_ids for a in answers] == [
+        a.token_ids for a in engine.generate(PROMPTS, max_new_tokens=12, **NO_STOP)
+    ]
+    assert sum(step.tokens for step in steps) == stream.timings.generated_tokens
+    assert sum(step.seconds for step in steps) == pytest.approx(stream.timings.generation_seconds)
+    assert len(steps) == stream.timings.generation_steps
+    assert {step.slots for step in steps} == {1, 2}
+    for slots in (0, 4):
+        with pytest.raises(UsageError, match=f"slots is {slots}, and this engine has 3"):
+            engine.stream(PROMPTS, slots=slots)
+
+
+def test_prompts_enter_in_chunks_one_slot_at_a_time(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_num_tokens=5)
+    engine.generate([[3] * 12, [4] * 5], max_new_tokens=2, **NO_STOP)
+    assert engine._session.steps[:4] == [(0, 1, 5), (0, 1, 5), (0, 1, 2), (1, 1, 5)]
+
+
+def test_a_finished_slot_is_refilled_from_the_queue(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=2, accuracy=0.0)
+    engine.generate([[3], [4, 4], [5, 5, 5]], max_new_tokens=4, draft=False, **NO_STOP)
+    batches = [batch for _, batch, _ in engine._session.steps]
+    assert engine._session.steps[:2] == [(0, 1, 1), (1, 1, 2)]
+    assert batches.count(2) == 3
+    assert (0, 1, 3) in engine._session.steps  # the third prompt: both had ended
+
+
+def test_the_batch_shrinks_and_moves_only_used_rows(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_batch_size=3, accuracy=0.0)
+    stop = expected(engine, [3, 4, 5], 5)[4]
+    first = expected(engine, [3, 4, 5], 30).index(stop)
+    others = [[1] * 7, [7, 8]]
+    assert all(stop not in expected(engine, prompt, first + 2) for prompt in others)
+    answers = engine.generate(
+        [[3, 4, 5], *others], max_new_tokens=12, stop_token_ids=[stop], draft=False
+    )
+    assert answers[0].finish_reason == "stop"
+    assert engine._session.moves[0] == (
+        2,
+        0,
+        2 + first,
+    )  # prompt [7, 8] and the tokens before its anchor
+    widest = [batch for _, batch, _ in engine._session.steps]
+    assert widest.index(3) < len(widest) - 1 - widest[::-1].index(3) < widest.index(2)
+
+
+def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(accuracy=1.0, block_size=8)
+    tokens = expected(engine, [3, 4, 5], 20)
+    place = next(
+        i for i in range(3, 7) if tokens[i] not in tokens[:i]
+    )  # inside the first block of 8
+    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=20, stop_token_ids=[tokens[place]])
+    assert answer.token_ids == tokens[: place + 1]
+    assert answer.acceptance_lengths == [place]
+    assert answer.finish_reason == "stop"
+
+
+def test_a_stop_token_as_the_first_token_needs_no_generation_step(
+    fake_engine: Callable[..., Engine],
+) -> None:
     engine = fake_engine()
-    gate = Gate(engine)
-    with engine.serve(on_load=loads.append) as scheduler:
-        caller = Caller()
-        scheduler.submit([3] * 7, on_event=caller)
-        while not caller.pieces:
-            pass
-        assert scheduler.load == Load(0, slots=3, slots_in_use=1, cache_positions=270, cache_positions_in_use=7)
-        gate.let()
-        caller.wait()
-    assert loads[-1] == Load(0, slots=3, slots_in_use=0, cache_positions=270, cache_positions_in_use=0)
+    stop = expected(engine, [3, 4, 5], 1)
+    (answer,) = engine.generate([[3, 4, 5]], stop_token_ids=stop)
+    assert (answer.token_ids, answer.acceptance_lengths, answer.finish_reason) == (stop, [], "stop")
+    assert answer.tokens_per_step == 0.0
+
+
+def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    own, given, none = (
+        engine.generate(PROMPTS, max_new_tokens=60, stop_token_ids=stops)
+        for stops in (None, [2], [])
+    )
+    assert [answer.token_ids for answer in own] == [answer.token_ids for answer in given]
+    ended = [answer for answer in own if answer.finish_reason == "stop"]
+    assert ended
+    assert all(answer.token_ids[-1] == 2 for answer in ended)
+    assert {(len(answer.token_ids), answer.finish_reason) for answer in none} == {(60, "length")}
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 8, 9, 10, 17])
+def test_max_new_tokens_cuts_inside_a_block(
+    fake_engine: Callable[..., Engine], max_new_tokens: int, lookahead: int
+) -> None:
+    engine = fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead)
+    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=max_new_tokens, **NO_STOP)
+    assert answer.token_ids == expected(engine, [3, 4, 5], max_new_tokens)
+    full, rest = divmod(max_new_tokens - 1, 8)
+    assert answer.acceptance_lengths == [8] * full + [rest] * (rest > 0)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("block_size", [1, 4, 7])
+@pytest.mark.parametrize("prompt_len", [1, 30, 40])
+@pytest.mark.parametrize("accuracy", [0.0, 0.7, 1.0])
+def test_a_sequence_may_fill_max_seq_len(
+    fake_engine: Callable[..., Engine],
+    accuracy: float,
+    prompt_len: int,
+    block_size: int,
+    lookahead: int,
+) -> None:
+    engine = fake_engine(accuracy=accuracy, block_size=block_size, lookahead=lookahead)
+    answers = engine.generate([[3] * prompt_len, [4]], max_new_tokens=1000, **NO_STOP)
+    assert [len(answer.token_ids) for answer in answers] == [90 - prompt_len, 89]
+    assert [answer.finish_reason for answer in answers] == ["length", "length"]
+    assert answers[0].token_ids == expected(engine, [3] * prompt_len, 90 - prompt_len)
+
+
+def test_the_next_step_is_under_way_before_the_last_ones_tokens_are_read(
+    fake_engine: Callable[..., Engine],
+) -> None:
+    engine = fake_engine(lookahead=1)
+    calls: list[str] = []
+    for name in ("generate", "collect"):
+        method = getattr(engine._session, name)
+        setattr(
+            engine._session,
+            name,
+            lambda *args, name=name, method=method: (calls.append(name), method(*args))[1],
+        )
+    engine.generate([[3, 4, 5]], max_new_tokens=6, draft=False, **NO_STOP)
+    # The prompt; then five steps, known to be the last ones before they are read.
+    assert calls == ["collect", "generate", *["generate", "collect"] * 4, "collect"]
+    assert engine._session.most_under_way == 2
+
+
+def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> None:
+    engine, in_step = (
+        fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead) for lookahead in (1, 0)
+    )
+    stop = expected(engine, [3, 4, 5], 5)[4]
+    streams = [
+        made.stream([[3, 4, 5], [6]], stop_token_ids=[stop], max_new_tokens=40)
+        for made in (engine, in_step)
+    ]
+    ahead, behind = (stream.generations() for stream in streams)
+    assert [answer.token_ids for answer in ahead] == [answer.token_ids for answer in behind]
+    assert [answer.acceptance_lengths for answer in ahead] == [
+        answer.acceptance_lengths for answer in behind
+    ]
+    assert len(engine._session.steps) > len(in_step._session.steps)
+    assert streams[0].timings.generation_steps == streams[1].timings.generation_steps
+    assert streams[0].timings.generated_tokens == sum(len(answer.token_ids) - 1 for answer in ahead)
+
+
+def test_a_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(lookahead=1)
+    stream = engine.stream([[3], [4, 5]], **NO_STOP)
+    for _ in range(4):
+        next(stream)
+    assert engine._session.under_way
+    stream.close()
+    (answer,) = engine.generate([[7, 8]], max_new_tokens=20, **NO_STOP)
+    assert answer.token_ids == expected(engine, [7, 8], 20)
+
+
+def test_an_answer_goes_on_as_it_would_have(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    (whole,) = engine.generate([[3, 4]], max_new_tokens=20, **SAMPLED, **NO_STOP)
+    (rest,) = engine.generate(
+        [[3, 4, *whole.token_ids[:8]]], max_new_tokens=12, **SAMPLED, **NO_STOP
+    )
+    assert rest.token_ids == whole.token_ids[8:]
+
+
+def test_one_token_of_room_is_used(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine(max_seq_len=41)
+    (answer,) = engine.generate([[3] * 40], **NO_STOP)
+    assert len(answer.token_ids) == 1
+
+
+def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 20, **NO_STOP}
+    same = engine.generate([[3, 4], [3, 4]], seed=7, **options)
+    assert same[0].token_ids == same[1].token_ids
+    each = engine.generate([[3, 4], [3, 4]], seed=[7, 8], **options)
+    assert each[0].token_ids == same[0].token_ids != each[1].token_ids
+    assert each[1].token_ids == engine.generate([[3, 4]], seed=8, **options)[0].token_ids
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> None:
+    engine = fake_engine(lookahead=lookahead)
+    prompts = PROMPTS[:3]  # no chunk of them is as wide as a generation step
+    stream = engine.stream(prompts, max_new_tokens=9, **NO_STOP)
+    answers = stream.generations()
+    timings = stream.timings
+    assert timings.prompt_tokens == sum(len(prompt) for prompt in prompts)
+    assert timings.generated_tokens == len(prompts) * 8
+    if not lookahead:
+        assert timings.generation_steps == sum(width == 4 for _, _, width in engine._session.steps)
+    assert timings.prompt_seconds == pytest.approx(sum(answer.prompt_seconds for answer in answers))
+    assert 0 < timings.generation_seconds <= sum(answer.generation_seconds for answer in answers)
+    assert timings.generated_per_second == timings.generated_tokens / timings.generation_seconds
+
+
+def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:
+    config = fake_config()
+    short, long = (
+        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_new_tokens=n), config)[
+            0
+        ].sampling.uniforms
+        for n in (5, 50)
+    )
+    assert (long[: len(short)] == short).all()
+    assert short.dtype == np.float32
+    assert len(long) == 1 + 50 + config.block_size
+    assert 0 <= long.min() < long.max() < 1
+    assert np.array_equal(long * 2**24, np.round(long * 2**24))

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.runtime.fake import fake_config
-from trtllm_dflash.build import backends
-from trtllm_dflash.build.machine import Gpu
+from tests.runtime.fake_session import fake_config
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.runtime import session
-from trtllm_dflash.runtime.flags import env_flag
-from trtllm_dflash.runtime.session import context_length, open_session
+from trtllm_dflash.hardware import backends
+from trtllm_dflash.hardware.doctor import Gpu
+from trtllm_dflash.runtime.env import env_flag
+from trtllm_dflash.runtime.sessions import base
+from trtllm_dflash.runtime.sessions.base import context_length, open_session
 from trtllm_dflash.runtime.threads import available_cores, resolve_num_threads
 
 
@@ -44,24 +44,37 @@ def test_a_step_beyond_the_cache() -> None:
     past = np.array([190], np.int32)
     words = r"a step of width 8 at position 190 needs 202 cache rows, and this engine has 200\."
     with pytest.raises(EngineError, match=words):
-        context_length(past, 8, replace(fake_config(), block_size=4, cache_len=200, max_num_tokens=8))
+        context_length(
+            past, 8, replace(fake_config(), block_size=4, cache_len=200, max_num_tokens=8)
+        )
 
 
 def test_a_step_that_no_ring_was_made_for() -> None:
-    words = "a step of width 9 is wider than max_num_tokens, 8, for which this engine's caches were made"
+    words = (
+        "a step of width 9 is wider than max_num_tokens, 8, for which this engine's caches were"
+        " made"
+    )
     with pytest.raises(EngineError, match=words):
         context_length(np.array([0], np.int32), 9, replace(fake_config(), max_num_tokens=8))
 
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
-CANNOT = r"built with {} for {} and cannot run here: {}\. Build one with --arch cpu .*; dflash-trt doctor shows"
+CANNOT = (
+    r"built with {} for {} and cannot run here: {}\. Build one with --arch cpu .*; dflash-trt"
+    r" doctor shows"
+)
 
 
 @pytest.mark.parametrize(
     ("backend", "arch", "gpus", "reason"),
     [
         ("tensorrt_rtx", "sm120", [], "it needs a GPU of sm120, and here is: no GPU"),
-        ("tensorrt_rtx", "sm120", "none: no driver", "it needs a GPU of sm120, and here is: none: no driver"),
+        (
+            "tensorrt_rtx",
+            "sm120",
+            "none: no driver",
+            "it needs a GPU of sm120, and here is: none: no driver",
+        ),
         (
             "tensorrt_rtx",
             "sm89",
@@ -74,9 +87,14 @@ CANNOT = r"built with {} for {} and cannot run here: {}\. Build one with --arch 
     ],
 )
 def test_an_engine_that_cannot_run_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, arch: str, gpus: list[Gpu] | str, reason: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    arch: str,
+    gpus: list[Gpu] | str,
+    reason: str,
 ) -> None:
-    monkeypatch.setattr(session, "cuda_gpus", lambda: gpus)
+    monkeypatch.setattr(base, "cuda_gpus", lambda: gpus)
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
     config = replace(fake_config(), backend=backend, arch=arch)
     with pytest.raises(EngineError, match=CANNOT.format(backend, arch, reason)):
@@ -84,60 +102,81 @@ def test_an_engine_that_cannot_run_here(
 
 
 def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "cuda_gpus", lambda: [RTX_5090])
+    monkeypatch.setattr(base, "cuda_gpus", lambda: [RTX_5090])
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    with pytest.raises(EngineError, match=r"TensorRT-RTX is not installed: pip install \"dflash-trt\[rtx\]\""):
+    with pytest.raises(
+        EngineError, match=r"TensorRT-RTX is not installed: pip install \"dflash-trt\[rtx\]\""
+    ):
         open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", arch="sm120"))
 
 
 def test_another_gpu_may_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DFLASH_ANY_GPU=1 opens the session on whatever GPU there is; without a GPU it changes nothing."""
+    """DFLASH_ANY_GPU=1 opens the session on whatever GPU there is; without a GPU it changes
+    nothing.
+    """
     opened: list[Path] = []
-    monkeypatch.setitem(session.SESSIONS, "tensorrt_rtx", f"{__name__}:_opened")
+    monkeypatch.setitem(base.SESSIONS, "tensorrt_rtx", f"{__name__}:_opened")
     monkeypatch.setattr(
-        session, "import_module", lambda _: SimpleNamespace(_opened=lambda path, *_, **__: opened.append(path))
+        base,
+        "import_module",
+        lambda _: SimpleNamespace(_opened=lambda path, *_, **__: opened.append(path)),
     )
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
     monkeypatch.setenv("DFLASH_ANY_GPU", "1")
     config = replace(fake_config(), backend="tensorrt_rtx", arch="sm89")
-    monkeypatch.setattr(session, "cuda_gpus", lambda: [RTX_5090])
+    monkeypatch.setattr(base, "cuda_gpus", lambda: [RTX_5090])
     open_session(tmp_path, config)
     assert opened == [tmp_path]
-    monkeypatch.setattr(session, "cuda_gpus", list)
+    monkeypatch.setattr(base, "cuda_gpus", list)
     with pytest.raises(EngineError, match="and here is: no GPU"):
         open_session(tmp_path, config)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", True), ("1", True), ("0", False)])
 def test_switches(text: str, expected: bool) -> None:
-    assert env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": text}) is expected
+    assert (
+        env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": text})
+        is expected
+    )
     assert env_flag("DFLASH_CUDA_GRAPH", default=expected, environment={}) is expected
 
 
 def test_a_switch_that_is_neither_on_nor_off() -> None:
-    with pytest.raises(UsageError, match=r"DFLASH_CUDA_GRAPH is 'off', expected 1 \(on\) or 0 \(off\)"):
+    with pytest.raises(
+        UsageError, match=r"DFLASH_CUDA_GRAPH is 'off', expected 1 \(on\) or 0 \(off\)"
+    ):
         env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": "off"})
 
 
 def test_threads_are_the_argument_then_the_variable_then_the_cores() -> None:
     assert resolve_num_threads(3, {"DFLASH_NUM_THREADS": "5"}) == 3
     assert resolve_num_threads(None, {"DFLASH_NUM_THREADS": "5"}) == 5
-    assert resolve_num_threads(None, {}) == resolve_num_threads(None, {"DFLASH_NUM_THREADS": ""}) == available_cores()
+    assert (
+        resolve_num_threads(None, {})
+        == resolve_num_threads(None, {"DFLASH_NUM_THREADS": ""})
+        == available_cores()
+    )
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
 def test_bad_thread_variable(value: str) -> None:
-    with pytest.raises(UsageError, match=f"DFLASH_NUM_THREADS is '{value}', expected an integer of at least 1"):
+    with pytest.raises(
+        UsageError, match=f"DFLASH_NUM_THREADS is '{value}', expected an integer of at least 1"
+    ):
         resolve_num_threads(None, {"DFLASH_NUM_THREADS": value})
 
 
 @pytest.mark.parametrize("value", [0, -1, True])
 def test_bad_thread_argument(value: int) -> None:
-    with pytest.raises(UsageError, match=f"num_threads is {value}, expected an integer of at least 1"):
+    with pytest.raises(
+        UsageError, match=f"num_threads is {value}, expected an integer of at least 1"
+    ):
         resolve_num_threads(value, {})
 
 
-def test_hyper_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyper_threads_of_one_core_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5}, raising=False)
     for processor, siblings in {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"}.items():
         topology = tmp_path / f"cpu{processor}" / "topology"
@@ -150,7 +189,13 @@ def test_hyper_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("quota", "cores"),
-    [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("900000 100000", 4)],
+    [
+        ("max 100000", 4),
+        ("200000 100000", 2),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("900000 100000", 4),
+    ],
 )
 def test_a_containers_quota_limits_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.runtime import tiny_tokenizer as tiny
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import TextStream, Tokenizer
 
 TEXT = "héllo wörld, €5 🙂 – ok\n\ttabs 日本語 👩‍👩‍👧"
 
@@ -46,17 +46,23 @@ def test_chat_is_the_models_own_format(byte_level: Tokenizer) -> None:
 
 def test_a_model_without_chat_template(tmp_path: Path) -> None:
     tokenizer = Tokenizer(tiny.write_byte_level(tmp_path, chat=False))
-    with pytest.raises(UsageError, match=r"this model has no chat template. Give the text as it is: run --raw"):
+    with pytest.raises(
+        UsageError, match=r"this model has no chat template. Give the text as it is: run --raw"
+    ):
         tokenizer.encode_chat("hi")
 
 
 def test_a_template_that_refuses(byte_level: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="chat template refuses these messages: no system messages"):
+    with pytest.raises(
+        UsageError, match="chat template refuses these messages: no system messages"
+    ):
         byte_level.encode_chat([{"role": "system", "content": "be brief"}])
 
 
 def test_text_that_is_no_text(byte_level: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="the text has half a surrogate pair at place 1, which is no character"):
+    with pytest.raises(
+        UsageError, match="the text has half a surrogate pair at place 1, which is no character"
+    ):
         byte_level.encode("a\ud800")
 
 
@@ -68,19 +74,31 @@ def test_damaged_tokenizer_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     tokenizer = Tokenizer.find(tmp_path)
     assert tokenizer is not None
-    with pytest.raises(EngineError, match=r"the tokenizer files cannot be read .* or give prompts as token ids"):
+    with pytest.raises(
+        EngineError, match=r"the tokenizer files cannot be read .* or give prompts as token ids"
+    ):
         tokenizer.encode("hi")
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(max_size=20), sizes=st.lists(st.integers(1, 5), min_size=1, max_size=20), seed=st.integers(0, 9))
+@given(
+    text=st.text(max_size=20),
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    seed=st.integers(0, 9),
+)
 def test_streamed_text_is_the_text(
     byte_level: Tokenizer, byte_fallback: Tokenizer, text: str, sizes: list[int], seed: int
 ) -> None:
     specials = [tiny.EOS] if seed > 5 else []
     streams = {
         byte_level: [*specials, *byte_level.encode(text), *specials],
-        byte_fallback: [tiny.VOCAB_SIZE + 1, *specials, *text.encode(), tiny.VOCAB_SIZE + 2, tiny.VOCAB_SIZE + 2],
+        byte_fallback: [
+            tiny.VOCAB_SIZE + 1,
+            *specials,
+            *text.encode(),
+            tiny.VOCAB_SIZE + 2,
+            tiny.VOCAB_SIZE + 2,
+        ],
     }
     for tokenizer, ids in streams.items():
         stream, pieces, place = TextStream(tokenizer.decode), [], 0
@@ -108,14 +126,27 @@ def test_whole_characters_before_a_half_one_are_shown(byte_level: Tokenizer) -> 
 def test_spaces_between_words_survive_specials(byte_fallback: Tokenizer) -> None:
     hello, world = tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2
     stream = TextStream(byte_fallback.decode)
-    assert [stream.push([token]) for token in (hello, tiny.EOS, world, world)] == ["hello", "", " world", " world"]
+    assert [stream.push([token]) for token in (hello, tiny.EOS, world, world)] == [
+        "hello",
+        "",
+        " world",
+        " world",
+    ]
 
 
-SHOW_NOTHING = [tiny.EOS, tiny.VOCAB_SIZE]  # a special token, and a space, which is cut off at the beginning of a text
+SHOW_NOTHING = [
+    tiny.EOS,
+    tiny.VOCAB_SIZE,
+]  # a special token, and a space, which is cut off at the beginning of a text
 
 
 @settings(max_examples=60, deadline=None)
-@given(ids=st.lists(st.sampled_from([*SHOW_NOTHING, tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2, *b"ab"]), max_size=12))
+@given(
+    ids=st.lists(
+        st.sampled_from([*SHOW_NOTHING, tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2, *b"ab"]),
+        max_size=12,
+    )
+)
 def test_tokens_that_show_nothing_change_nothing(byte_fallback: Tokenizer, ids: list[int]) -> None:
     stream = TextStream(byte_fallback.decode)
     pieces = [stream.push([token]) for token in ids]
@@ -137,7 +168,9 @@ def test_no_token_makes_the_next_ones_dearer(byte_fallback: Tokenizer, token: in
     assert most <= 3
 
 
-def test_decoding_does_not_wait_for_a_long_prompt(byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_does_not_wait_for_a_long_prompt(
+    byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
     def slow(*_: Any, **__: Any) -> list[int]:
@@ -171,8 +204,11 @@ def test_transformers_is_quiet_about_torch(
 def test_tokenizing_does_not_import_torch(tmp_path: Path) -> None:
     tiny.write_byte_level(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from trtllm_dflash.runtime.tokenizer import Tokenizer\n"
-        "t = Tokenizer(Path(sys.argv[1])); t.decode(t.encode_chat('hi')); print('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from trtllm_dflash.runtime.text.tokenizer import"
+        " Tokenizer\nt = Tokenizer(Path(sys.argv[1])); t.decode(t.encode_chat('hi')); print('torch'"
+        " in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"

@@ -1,7 +1,8 @@
 """Type stubs of both kinds' Python bindings, made from the bindings themselves.
 
-NVIDIA publishes neither stubs nor, on PyPI, the libraries of TensorRT. Its bindings are there, and say the types of
-everything in them; libraries that hold nothing but the names that the bindings ask for are enough to import them.
+NVIDIA publishes neither stubs nor, on PyPI, the libraries of TensorRT. Its bindings are there, and
+say the types of everything in them; libraries that hold nothing but the names that the bindings ask
+for are enough to import them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,15 @@ def stand_in_libraries(folder: Path) -> Path:
     source = folder / "nothing.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS))
     for name in LIBRARIES:
-        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name), str(source)]
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            f"-Wl,-soname,{name}",
+            "-o",
+            str(folder / name),
+            str(source),
+        ]
         subprocess.run(command, check=True)
     return folder
 
@@ -60,26 +69,41 @@ def write_stubs(name: str, folder: Path) -> None:
     """Write folder/NAME/__init__.pyi for a kind's module."""
     package, compiled = MODULES[name]
     libraries = stand_in_libraries(folder / "libraries" / name)
-    path = os.pathsep.join(filter(None, [str(libraries) if name == "tensorrt" else "", os.getenv("LD_LIBRARY_PATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(libraries) if name == "tensorrt" else "", os.getenv("LD_LIBRARY_PATH")])
+    )
     arguments = ["--inspect-mode", "-m", compiled, "-o", str(folder / "raw"), "-q"]
     script = (
-        f"import {package}\nif __name__ == '__main__':\n    from mypy import stubgen\n    stubgen.main({arguments})\n"
+        f"import {package}\nif __name__ == '__main__':\n    from mypy import stubgen\n   "
+        f" stubgen.main({arguments})\n"
     )
     (folder / "make.py").write_text(script)
-    environment = {**os.environ, "LD_LIBRARY_PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, folder / "make.py"], env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": path,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, folder / "make.py"], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     made = (folder / "raw" / Path(*compiled.split("."))).with_suffix(".pyi")
     (folder / name).mkdir()
-    (folder / name / "__init__.pyi").write_text(_corrected(made.read_text().replace(f"{compiled}.", "")) + ADDED)
+    (folder / name / "__init__.pyi").write_text(
+        _corrected(made.read_text().replace(f"{compiled}.", "")) + ADDED
+    )
 
 
 def _corrected(text: str) -> str:
     """Where the bindings say what a stub cannot, it says anything.
 
-    Some arguments have a default and the next ones none; and `bool` is a data type of TensorRT's module too.
+    Some arguments have a default and the next ones none; and `bool` is a data type of TensorRT's
+    module too.
     """
-    lines = ["import builtins", *re.sub(r"(?<=[>:,|\[] )bool\b|(?<=\[)bool\b", "builtins.bool", text).splitlines()]
+    lines = [
+        "import builtins",
+        *re.sub(r"(?<=[>:,|\[] )bool\b|(?<=\[)bool\b", "builtins.bool", text).splitlines(),
+    ]
     while (wrong := _syntax_error("\n".join(lines))) is not None:
         head, _, _ = lines[wrong].partition("(")
         assert head.lstrip().startswith("def "), lines[wrong]

@@ -20,7 +20,8 @@ PARTICULAR = "trt/kinds.py"
 # What is right and the stubs do not know, since the bindings' own descriptions do not say it.
 NOT_WRONG = (
     'expected "Dims"',  # a tuple is converted
-    'to "memoryview" has incompatible type "IHostMemory"; expected "Buffer"',  # it has the buffer protocol
+    # it has the buffer protocol
+    'to "memoryview" has incompatible type "IHostMemory"; expected "Buffer"',
     "[override]",  # methods for Python to override are described with the arguments of C++
     'No overload variant of "PluginField"',  # an array is its data
     'has type "PluginFieldCollection_"',  # a collection of ours is converted
@@ -28,8 +29,16 @@ NOT_WRONG = (
 )
 CONFIG = "trt.Builder(log).create_builder_config()"
 WRONG = {
-    "flag": ("tensorrt", f"{CONFIG}.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)", '"REQUIRE_USER_ALLOCATION"'),
-    "capability": ("tensorrt", f"{CONFIG}.num_compute_capabilities = 1", '"num_compute_capabilities"'),
+    "flag": (
+        "tensorrt",
+        f"{CONFIG}.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)",
+        '"REQUIRE_USER_ALLOCATION"',
+    ),
+    "capability": (
+        "tensorrt",
+        f"{CONFIG}.num_compute_capabilities = 1",
+        '"num_compute_capabilities"',
+    ),
     "type": ("tensorrt_rtx", f"{CONFIG}.num_compute_capabilities = 'one'", "Incompatible types"),
     "strategy": ("tensorrt", f"{CONFIG}.set_memory_pool_limit(1, 2)", 'expected "MemoryPoolType"'),
 }
@@ -43,9 +52,13 @@ def _shared(name: str, kind: str) -> str:
 
 def _sources() -> dict[str, str]:
     """By file name: the shared files for each kind, the particular one, and uses that are wrong."""
-    shared = {f"{Path(name).stem}_{kind}.py": _shared(name, kind) for name in SHARED for kind in MODULES}
+    shared = {
+        f"{Path(name).stem}_{kind}.py": _shared(name, kind) for name in SHARED for kind in MODULES
+    }
     wrong = {
-        f"wrong_{name}.py": f"import {kind} as trt\n\n\ndef use(log: trt.ILogger) -> None:\n    {line}\n"
+        f"wrong_{name}.py": (
+            f"import {kind} as trt\n\n\ndef use(log: trt.ILogger) -> None:\n    {line}\n"
+        )
         for name, (kind, line, _) in WRONG.items()
     }
     return {**shared, "kinds_both.py": (ROOT / PARTICULAR).read_text(), **wrong}
@@ -66,7 +79,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     # Everything but TensorRT is left out: it is type-checked by `make lint`.
     options = ["--check-untyped-defs", "--ignore-missing-imports", "--no-site-packages"]
     environment = {**os.environ, "MYPYPATH": str(folder), "PYTHONPATH": ""}
-    command = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(folder / "cache"), *sources]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        *options,
+        "--cache-dir",
+        str(folder / "cache"),
+        *sources,
+    ]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert "errors prevented further checking" not in done.stdout + done.stderr, done.stdout
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
@@ -76,7 +97,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("name", SHARED)
-def test_shared_code_is_right_for_both_kinds(name: str, kind: str, found: dict[str, list[str]]) -> None:
+def test_shared_code_is_right_for_both_kinds(
+    name: str, kind: str, found: dict[str, list[str]]
+) -> None:
     assert found[f"{Path(name).stem}_{kind}.py"] == []
 
 
@@ -91,7 +114,9 @@ def test_a_wrong_use_is_found(name: str, found: dict[str, list[str]]) -> None:
 
 
 def test_what_is_behind_the_door_loads_on_the_real_bindings_of_tensorrt(tmp_path: Path) -> None:
-    """Classes are made and plugins go through their fields; what needs a builder would need the libraries."""
+    """Classes are made and plugins go through their fields; what needs a builder would need the
+    libraries.
+    """
     if reason := why_no_stubs("tensorrt"):
         pytest.skip(reason)
     libraries = stand_in_libraries(tmp_path / "libraries")
@@ -99,30 +124,26 @@ def test_what_is_behind_the_door_loads_on_the_real_bindings_of_tensorrt(tmp_path
         "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
     )
     script = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from trtllm_dflash.trt import door\n"
-        "door.choose('tensorrt')\n"
-        "import numpy as np\n"
-        "from trtllm_dflash.build import rtx\n"
-        "from trtllm_dflash.graph.ops import OPS\n"
-        "from trtllm_dflash.plugins.plugin import CUBIN, StepPlugin, StepPluginCreator, number_fields\n"
-        "from trtllm_dflash.runtime import rtx_engine\n"
-        "trt = door.tensorrt()\n"
-        "rtx.BuilderLog(), rtx.ProgressMonitor(print), rtx.EngineWriter(None), rtx_engine._Log()\n"
-        "spec = OPS['DFlashVerifyAttention']\n"
-        "creator = StepPluginCreator(spec)\n"
-        "numbers = {name: kind(64) for name, (kind, _) in number_fields(spec).items()} | {'fp8_cache': 0}\n"
-        "made = StepPlugin(spec, numbers, b'cubin of 17 bytes')\n"
-        "again = creator.create_plugin('', made.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)\n"
-        "assert (again.cubin, again.numbers) == (made.cubin, made.numbers)\n"
-        "print(trt.__version__, door.kind().title)\n"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom trtllm_dflash.trt import"
+        " door\ndoor.choose('tensorrt')\nimport numpy as np\nfrom trtllm_dflash.builder import"
+        " rtx\nfrom trtllm_dflash.graph.ops import OPS\nfrom trtllm_dflash.trt_plugins.plugin"
+        " import CUBIN, StepPlugin, StepPluginCreator, number_fields\nfrom trtllm_dflash.runtime"
+        " import rtx_engine\ntrt = door.tensorrt()\nrtx.BuilderLog(), rtx.ProgressMonitor(print),"
+        " rtx.EngineWriter(None), rtx_engine._Log()\nspec = OPS['DFlashVerifyAttention']\ncreator"
+        " = StepPluginCreator(spec)\nnumbers = {name: kind(64) for name, (kind, _) in"
+        " number_fields(spec).items()} | {'fp8_cache': 0}\nmade = StepPlugin(spec, numbers,"
+        " b'cubin of 17 bytes')\nagain = creator.create_plugin('', made.get_fields_to_serialize(),"
+        " trt.TensorRTPhase.RUNTIME)\nassert (again.cubin, again.numbers) == (made.cubin,"
+        " made.numbers)\nprint(trt.__version__, door.kind().title)\n"
     )
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(libraries),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("11.")
     assert done.stdout.endswith(" TensorRT\n")

@@ -1,4 +1,5 @@
-"""What quantized weights mean in numbers: float32, each product rounded as the formats' definition rounds it.
+"""What quantized weights mean in numbers: float32, each product rounded as the formats' definition
+rounds it.
 
 FP8: E4M3(weight) · weight_scale. NVFP4: E2M1(code) · (E4M3(weight_scale) · weight_scale_2).
 """
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.config.quantization import WeightFormat
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 # Both numbers of a byte, the one of its low half first.
@@ -27,9 +28,14 @@ def scalar(info: TensorInfo) -> float:
 
 
 def dequantized(
-    tensors: Mapping[str, TensorInfo], module: str, row: WeightFormat, rows: npt.NDArray[np.int64] | None = None
+    tensors: Mapping[str, TensorInfo],
+    module: str,
+    row: WeightFormat,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The weight of a quantized linear, float32 [out, in], or its `rows`. Memory: the result and some MiB."""
+    """The weight of a quantized linear, float32 [out, in], or its `rows`. Memory: the result and
+    some MiB.
+    """
     chosen: Any = slice(None) if rows is None else rows
     codes = tensors[f"{module}.weight"].array()[chosen]
     scale = tensors[f"{module}.weight_scale"]
@@ -37,7 +43,10 @@ def dequantized(
         numbers: npt.NDArray[np.float32] = codes.astype(np.float32)
         numbers *= np.float32(scalar(scale))
         return numbers
-    block_scales, scale_2 = scale.array()[chosen], np.float32(scalar(tensors[f"{module}.weight_scale_2"]))
+    block_scales, scale_2 = (
+        scale.array()[chosen],
+        np.float32(scalar(tensors[f"{module}.weight_scale_2"])),
+    )
     weight = np.empty((len(codes), 2 * codes.shape[1]), np.float32)
     step = max(1, _CHUNK_CODES // codes.shape[1])
     for start in range(0, len(codes), step):

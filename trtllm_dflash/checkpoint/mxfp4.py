@@ -1,4 +1,5 @@
-"""Experts in MXFP4, as gpt-oss is published: the tensors they must be, what those mean, and the same numbers as NVFP4.
+"""Experts in MXFP4, as gpt-oss is published: the tensors they must be, what those mean, and the
+same numbers as NVFP4.
 
 All experts of a layer are one tensor, here called by the name that its numbers would have:
 
@@ -22,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_dflash.checkpoint.dequantize import E2M1_PAIRS
+from trtllm_dflash.checkpoint.formats import MXFP4, Quantization
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.config.quantization import MXFP4, Quantization
 
 BLOCKS, SCALES = "_blocks", "_scales"
 BLOCK_SIZE = MXFP4.block_size or 0
@@ -40,32 +41,49 @@ _SIGNLESS = 0x77  # a byte's two codes without their signs
 
 
 def expert_faults(
-    infos: Mapping[str, TensorInfo], experts: Mapping[str, tuple[int, ...]], quantization: Quantization
+    infos: Mapping[str, TensorInfo],
+    experts: Mapping[str, tuple[int, ...]],
+    quantization: Quantization,
 ) -> list[str]:
-    """Contradictions between the experts' tensors and the quantization that is stated; `experts`: [E, in, out] by name.
+    """Contradictions between the experts' tensors and the quantization that is stated; `experts`:
+    [E, in, out] by name.
 
     What is simply missing or misshapen is left to the accounting.
     """
     if quantization.mxfp4 and not experts:
-        return ["quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored"]
+        return [
+            "quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored"
+        ]
     faults = []
     for name, (_, columns, _) in experts.items():
         if quantization.format_of_experts(name) is None:
             if f"{name}{BLOCKS}" in infos:
                 pattern = quantization.excluded_by(name)
-                why = f"{name} is excluded by {pattern!r}" if pattern else "nothing says that experts are MXFP4"
-                faults.append(f"{name}{BLOCKS} is there, but {why}: quantization_config's quant_method does")
+                why = (
+                    f"{name} is excluded by {pattern!r}"
+                    if pattern
+                    else "nothing says that experts are MXFP4"
+                )
+                faults.append(
+                    f"{name}{BLOCKS} is there, but {why}: quantization_config's quant_method does"
+                )
         elif name in infos:
-            faults.append(f"{name} is {infos[name].dtype}, not MXFP4: add it to modules_to_not_convert")
+            faults.append(
+                f"{name} is {infos[name].dtype}, not MXFP4: add it to modules_to_not_convert"
+            )
         elif columns % BLOCK_SIZE:
-            faults.append(f"{name} has {columns} input features, no multiple of the block of {BLOCK_SIZE}")
+            faults.append(
+                f"{name} has {columns} input features, no multiple of the block of {BLOCK_SIZE}"
+            )
     return faults
 
 
 def dequantized_experts(
     tensors: Mapping[str, TensorInfo], name: str, dtype: npt.DTypeLike = np.float32
 ) -> npt.NDArray[Any]:
-    """The numbers of the experts `name`, [experts, out, in], exact in float32 and in bfloat16. Memory: the result."""
+    """The numbers of the experts `name`, [experts, out, in], exact in float32 and in bfloat16.
+    Memory: the result.
+    """
     blocks, scales = (tensors[f"{name}{ending}"].array() for ending in (BLOCKS, SCALES))
     count, rows, num_blocks, _ = blocks.shape
     numbers = np.empty((count * rows * num_blocks, BLOCK_SIZE), dtype)
@@ -78,11 +96,13 @@ def dequantized_experts(
 
 
 def nvfp4_scale(tensors: Mapping[str, TensorInfo], name: str) -> float | None:
-    """The global scale under which NVFP4 has exactly the numbers of the MXFP4 experts `name`; None if there is none.
+    """The global scale under which NVFP4 has exactly the numbers of the MXFP4 experts `name`; None
+    if there is none.
 
-    The codes stay. The largest exponent k of a block becomes E4M3's largest power of two: the global scale is
-    2^(k-8), and a block of exponent j gets 2^(j-k+8) for both of its halves, which E4M3 has down to 2^-9. So it works
-    for exponents at most 17 apart. A block of zeros needs no exponent of its own.
+    The codes stay. The largest exponent k of a block becomes E4M3's largest power of two: the
+    global scale is 2^(k-8), and a block of exponent j gets 2^(j-k+8) for both of its halves, which
+    E4M3 has down to 2^-9. So it works for exponents at most 17 apart. A block of zeros needs no
+    exponent of its own.
     """
     exponents = tensors[f"{name}{SCALES}"].array().reshape(-1)
     blocks = tensors[f"{name}{BLOCKS}"].array().reshape(len(exponents), -1)
@@ -95,15 +115,21 @@ def nvfp4_scale(tensors: Mapping[str, TensorInfo], name: str) -> float | None:
     return float(2.0 ** (largest - _LARGEST))
 
 
-def nvfp4_block_scales(tensors: Mapping[str, TensorInfo], name: str, scale: float) -> npt.NDArray[Any]:
+def nvfp4_block_scales(
+    tensors: Mapping[str, TensorInfo], name: str, scale: float
+) -> npt.NDArray[Any]:
     """The block scales that go with `nvfp4_scale`, E4M3 [experts, out, in/16]."""
     exponents = tensors[f"{name}{SCALES}"].array()
     shift = _BIAS + int(np.log2(scale))
     powers = np.ldexp(1.0, np.clip(np.arange(256) - shift, _LARGEST - _SPREAD, _LARGEST))
     of_byte: npt.NDArray[Any] = powers.astype(ml_dtypes.float8_e4m3fn)
-    scales: npt.NDArray[Any] = of_byte[np.repeat(exponents, BLOCK_SIZE // NVFP4_BLOCK_SIZE, axis=-1)]
+    scales: npt.NDArray[Any] = of_byte[
+        np.repeat(exponents, BLOCK_SIZE // NVFP4_BLOCK_SIZE, axis=-1)
+    ]
     return scales
 
 
 def _parts(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    return [indices[start : start + _CHUNK_BLOCKS] for start in range(0, len(indices), _CHUNK_BLOCKS)]
+    return [
+        indices[start : start + _CHUNK_BLOCKS] for start in range(0, len(indices), _CHUNK_BLOCKS)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from trtllm_dflash.checkpoint.source import file_in
+from trtllm_dflash.checkpoint.locate import file_in
 
 TOKENIZER_FILES = (
     "tokenizer.json",

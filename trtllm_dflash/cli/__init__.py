@@ -1,4 +1,6 @@
-"""The dflash-trt command: subcommands that load when they are used, errors as one sentence, exit codes 0, 1 and 2."""
+"""The dflash-trt command: subcommands that load when they are used, errors as one sentence, exit
+codes 0, 1 and 2.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +14,37 @@ import click
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
 
-COMMANDS = (
-    "list",
-    "quantize",
-    "build",
-    "run",
-    "profile",
-    "eval",
-    "inspect",
-    "export-triton",
-    "export-trtllm",
-    "doctor",
-)
+# Command name -> module of this package; the function there has the command's name.
+COMMANDS = {
+    "list": "list_pairs",
+    "quantize": "quantize",
+    "build": "build",
+    "run": "run",
+    "profile": "profiling",
+    "eval": "evaluate",
+    "inspect": "inspect_engine",
+    "export-triton": "export_triton",
+    "export-trtllm": "export_trtllm",
+    "doctor": "doctor",
+}
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 class CommandGroup(click.Group):
-    """Finds subcommand `x-y` in the module cli.x_y, and turns every error into a line on stderr and an exit code."""
+    """Finds subcommand `x-y` in the module cli.x_y, and turns every error into a line on stderr and
+    an exit code.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The subcommands, in the order in which they are used."""
-        return [*COMMANDS]  # `list` is a module of this package, once it is used
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """The subcommand of that name, which takes --verbose as the group does."""
         if cmd_name not in COMMANDS:
             return None
-        name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"trtllm_dflash.cli.{name}"), name)
+        module = import_module(f"trtllm_dflash.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         if not any(option.name == "verbose" for option in command.params):
             command.params.append(_verbose_option())
         return command
@@ -59,7 +64,11 @@ class CommandGroup(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # click ends quietly when the reader of our output has gone
             text = f"{type(error).__name__}: {error}"
-            hint = "" if _is_verbose(ctx) else "\nThis should not happen; run with --verbose for the traceback."
+            hint = (
+                ""
+                if _is_verbose(ctx)
+                else "\nThis should not happen; run with --verbose for the traceback."
+            )
             _fail(ctx, text + hint, 1)
 
 
@@ -90,7 +99,11 @@ def _verbose_option() -> click.Option:
     )
 
 
-@click.command(cls=CommandGroup, params=[_verbose_option()], context_settings={"show_default": True})
+@click.command(
+    cls=CommandGroup, params=[_verbose_option()], context_settings={"show_default": True}
+)
 @click.version_option(__version__, prog_name="dflash-trt", message="%(prog)s %(version)s")
 def main() -> None:
-    """One TensorRT engine that drafts, verifies and accepts on the device: build it, run it, look inside."""
+    """One TensorRT engine that drafts, verifies and accepts on the device: build it, run it, look
+    inside.
+    """

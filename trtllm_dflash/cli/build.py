@@ -7,24 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtllm_dflash.catalog.pairs import not_listed, pair_of
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.config.build import BuildConfig
-from trtllm_dflash.config.registry import not_listed, pair_of
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
+from trtllm_dflash.options.build import BuildConfig
 
 if TYPE_CHECKING:
-    from trtllm_dflash.build.engine import BuildReport
+    from trtllm_dflash.builder.build_engine import BuildReport
 
 
 @click.command
 @options_from(BuildConfig)
-@click.option("--no-drafter", is_flag=True, help="a plain engine of the target alone: the baseline of every speedup")
+@click.option(
+    "--no-drafter",
+    is_flag=True,
+    help="a plain engine of the target alone: the baseline of every speedup",
+)
 @click.option("--overwrite", is_flag=True, help="replace the engine in --output-dir")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="show what would be built, what it needs and where it fits; for any --arch; fetch and write nothing",
+    help=(
+        "show what would be built, what it needs and where it fits; for any --arch; fetch and write"
+        " nothing"
+    ),
 )
 def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> None:
     """Build an engine from a target and its DFlash drafter."""
@@ -37,13 +44,13 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> Non
         )
     config = BuildConfig(**sizes)
     if dry_run:
-        from trtllm_dflash.build.plan import plan
+        from trtllm_dflash.builder.dry_run import plan
         from trtllm_dflash.log import table
 
         for title, rows in plan(config, overwrite=overwrite).sections():
             click.echo(f"{title}:\n{table(rows)}")
         return
-    from trtllm_dflash.build.engine import build_engine
+    from trtllm_dflash.builder.build_engine import build_engine
     from trtllm_dflash.log import progress_bar
 
     with progress_bar() as progress:
@@ -52,7 +59,8 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> Non
 
 
 def _listed_drafter(target: str) -> str | None:
-    """The drafter that the registry knows for a target's name; a directory has none, whatever it is called.
+    """The drafter that the registry knows for a target's name; a directory has none, whatever it is
+    called.
 
     Raises:
         UsageError: for what is neither, with the nearest names.
@@ -62,8 +70,8 @@ def _listed_drafter(target: str) -> str | None:
     pair = pair_of(target)
     if pair is None:
         raise UsageError(
-            f"{not_listed(target, 'target')}. Of another model on the hub, give its --drafter DIR|NAME as well, or "
-            f"--no-drafter for a plain engine"
+            f"{not_listed(target, 'target')}. Of another model on the hub, give its --drafter"
+            " DIR|NAME as well, or --no-drafter for a plain engine"
         )
     return pair.drafter.repository
 

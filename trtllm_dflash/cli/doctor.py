@@ -11,8 +11,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def doctor(as_json: bool) -> None:
     """Show what this machine can build and run, and why not."""
-    from trtllm_dflash.build.machine import examine
-    from trtllm_dflash.runtime.session import SESSIONS
+    from trtllm_dflash.hardware.doctor import examine
+    from trtllm_dflash.runtime.sessions.base import SESSIONS
 
     found = examine(SESSIONS)
     if as_json:

@@ -9,12 +9,12 @@ import click
 from rich.table import Table
 
 from trtllm_dflash.cli.console import table_console
-from trtllm_dflash.cli.files import check_file, write_file
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.config.estimate import EstimateConfig
+from trtllm_dflash.cli.output_files import check_file, write_file
+from trtllm_dflash.options.estimate import EstimateConfig
 
 if TYPE_CHECKING:
-    from trtllm_dflash.profile.estimate.run import Estimate
+    from trtllm_dflash.estimate.run import Estimate
 
 
 _FIFTEEN = "gpt-oss-120b, throughput at equal interactivity, DFlash over plain decoding"
@@ -24,7 +24,9 @@ _WIDTH = 120  # of the tables, where a terminal is narrower or there is none
 @click.command
 @options_from(EstimateConfig)
 def estimate(**settings: Any) -> None:
-    """Estimate what DFlash gives on a GPU: step times, speedups, what limits them. Needs neither weights nor a GPU."""
+    """Estimate what DFlash gives on a GPU: step times, speedups, what limits them. Needs neither
+    weights nor a GPU.
+    """
     run_estimate(EstimateConfig(**settings))
 
 
@@ -36,13 +38,13 @@ def validate_estimate() -> None:
 
 def run_estimate(config: EstimateConfig) -> None:
     """Estimate, print, and write what the configuration asks for."""
-    from trtllm_dflash.profile.estimate.report import report
-    from trtllm_dflash.profile.estimate.run import estimate as estimated
+    from trtllm_dflash.estimate.report import report
+    from trtllm_dflash.estimate.run import estimate as estimated
 
     check_file("--json", config.json)
     check_file("--plot", config.plot)
     if config.plot is not None:
-        from trtllm_dflash.profile.estimate.plot import check_kind, draw_curves
+        from trtllm_dflash.estimate.plot import check_kind, draw_curves
 
         check_kind(config.plot)
     found = estimated(config)
@@ -58,19 +60,23 @@ def run_estimate(config: EstimateConfig) -> None:
 
 
 def run_validation() -> None:
-    """Predict every published figure, and print the table; below it NVIDIA's 15x, which is no speedup at one batch."""
-    from trtllm_dflash.profile.estimate import fifteen
-    from trtllm_dflash.profile.estimate.validate import compare, markdown
+    """Predict every published figure, and print the table; below it NVIDIA's 15x, which is no
+    speedup at one batch.
+    """
+    from trtllm_dflash.estimate import fifteen
+    from trtllm_dflash.estimate.validate import compare, markdown
 
     click.echo(markdown(compare()))
     low, high = fifteen.BAND
-    click.echo(f"\n{_FIFTEEN} (NVIDIA: {fifteen.CLAIM:.0f}x at {low:.0f} to {high:.0f} tokens/s a user)\n")
+    click.echo(
+        f"\n{_FIFTEEN} (NVIDIA: {fifteen.CLAIM:.0f}x at {low:.0f} to {high:.0f} tokens/s a user)\n"
+    )
     click.echo(fifteen.markdown(fifteen.comparisons()))
 
 
 def print_estimate(found: Estimate) -> None:
     """Print assumptions, steps, and advice on stdout."""
-    from trtllm_dflash.profile.estimate.report import assumptions
+    from trtllm_dflash.estimate.report import assumptions
 
     console = table_console()
     console.width = max(console.width, _WIDTH)
@@ -81,7 +87,9 @@ def print_estimate(found: Estimate) -> None:
     console.print(f"plain decoding > DFlash with the whole block, {block - 1} drafts")
     console.print(_steps(found))
     console.print()
-    console.print("at equal interactivity, with the best number of drafts and the batch sizes above")
+    console.print(
+        "at equal interactivity, with the best number of drafts and the batch sizes above"
+    )
     console.print(_equal(found))
     console.print()
     console.print(_advice(found))
@@ -118,7 +126,9 @@ def _steps(found: Estimate) -> Table:
 
 
 def _equal(found: Estimate) -> Table:
-    table = Table("tokens/s a user", "tokens/s a GPU", "ratio", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        "tokens/s a user", "tokens/s a GPU", "ratio", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for user, plain, dflash in found.at_equal_interactivity():
         table.add_row(f"{user:.0f}", f"{plain:.0f} > {dflash:.0f}", f"{dflash / plain:.2f}x")
     return table
@@ -127,11 +137,19 @@ def _equal(found: Estimate) -> Table:
 def _advice(found: Estimate) -> Table:
     advice = found.advice
     table = Table.grid(padding=(0, 3))
-    lengths = ", ".join(f"{row.batch}: {row.draft_len} ({row.speedup:.2f}x)" for row in advice.batches)
+    lengths = ", ".join(
+        f"{row.batch}: {row.draft_len} ({row.speedup:.2f}x)" for row in advice.batches
+    )
     table.add_row("drafts to verify", lengths)
-    sizes = ", ".join(f"{row.point.batch}: {size}" for row, size in zip(found.plain, found.blocks, strict=True))
+    sizes = ", ".join(
+        f"{row.point.batch}: {size}" for row, size in zip(found.plain, found.blocks, strict=True)
+    )
     table.add_row("block to build with", sizes)
-    stops = "never, up to the largest" if advice.stops_paying_at is None else f"from {advice.stops_paying_at} on"
+    stops = (
+        "never, up to the largest"
+        if advice.stops_paying_at is None
+        else f"from {advice.stops_paying_at} on"
+    )
     table.add_row("DFlash stops paying", f"{stops} in these batch sizes")
     table.add_row("draft_len_schedule", json.dumps(advice.draft_len_schedule))
     return table

@@ -12,13 +12,22 @@ from trtllm_dflash.errors import UsageError
 @click.command("export-triton")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="the model repository, new or with other models"
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="the model repository, new or with other models",
 )
 @click.option("--name", default="dflash", help="the model's name")
 @click.option("--instances", type=int, default=1, help="engines on each GPU, or on the processor")
-@click.option("--gpus", metavar="0,1,…", help="Triton's numbers of the GPUs to serve on  [default: all]")
-@click.option("--cpu", is_flag=True, help="for a server without GPUs: refuse an engine that needs one")
-@click.option("--copy", is_flag=True, help="copy the engine into the repository, do not refer to its path")
+@click.option(
+    "--gpus", metavar="0,1,…", help="Triton's numbers of the GPUs to serve on  [default: all]"
+)
+@click.option(
+    "--cpu", is_flag=True, help="for a server without GPUs: refuse an engine that needs one"
+)
+@click.option(
+    "--copy", is_flag=True, help="copy the engine into the repository, do not refer to its path"
+)
 @click.option("--overwrite", is_flag=True, help="replace a model that an export wrote")
 def export_triton(
     engine: Path,
@@ -32,7 +41,7 @@ def export_triton(
     overwrite: bool,
 ) -> None:
     """Write a model repository that serves the ENGINE directory with Triton Inference Server."""
-    from trtllm_dflash.triton.export import export
+    from trtllm_dflash.triton_server.export import export
 
     report = export(
         engine,
@@ -46,9 +55,9 @@ def export_triton(
     )
     config = report.config
     click.echo(
-        f"model:  {report.model_directory} ({config.arch}, {config.max_batch_size} sequences at a time, "
-        f"{instances} instance{'' if instances == 1 else 's'})\n"
-        f"next:   tritonserver --model-repository={output}   (see {report.model_directory / 'README.md'})"
+        f"model:  {report.model_directory} ({config.arch}, {config.max_batch_size} sequences at a"
+        f" time, {instances} instance{'' if instances == 1 else 's'})\nnext:   tritonserver"
+        f" --model-repository={output}   (see {report.model_directory / 'README.md'})"
     )
 
 

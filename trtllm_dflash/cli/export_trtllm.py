@@ -7,21 +7,26 @@ from typing import Any
 import click
 
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.config.handover import HandoverConfig
+from trtllm_dflash.options.trtllm_export import HandoverConfig
 
 
 @click.command("export-trtllm")
 @options_from(HandoverConfig)
 def export_trtllm(**options: Any) -> None:
-    """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs and machines.
+    """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs and
+    machines.
 
-    Configurations are read, weights are not; nothing is fetched. TensorRT-LLM runs more targets than `build` takes.
+    Configurations are read, weights are not; nothing is fetched. TensorRT-LLM runs more targets
+    than `build` takes.
     """
     config = HandoverConfig(**options)
-    from trtllm_dflash.handover.export import export
-    from trtllm_dflash.handover.schema import OLDEST, WRITTEN_FOR
+    from trtllm_dflash.trtllm_export.export import export
+    from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
 
     names = export(config)
     click.echo(f"export: {config.output_dir} ({', '.join(names)})")
-    click.echo(f"for:    TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer), {config.gpus} GPUs, {config.nodes} nodes")
+    click.echo(
+        f"for:    TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer), {config.gpus} GPUs,"
+        f" {config.nodes} nodes"
+    )
     click.echo(f"next:   {config.output_dir / 'README.md'}")

@@ -1,4 +1,6 @@
-"""Command-line options made from a configuration dataclass, so that name, type, default and help exist once."""
+"""Command-line options made from a configuration dataclass, so that name, type, default and help
+exist once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _CLICK_TYPES: dict[type, click.ParamType[Any]] = {
 
 
 def options_from(config: type) -> Callable[[Function], Function]:
-    """Decorate a command with an option for every field of `config` that has a help text in its metadata."""
+    """Decorate a command with an option for every field of `config` that has a help text in its
+    metadata.
+    """
 
     def decorate(function: Function) -> Function:
         hints = get_type_hints(config)
@@ -36,10 +40,16 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     metadata, name = field.metadata, f"--{field.name.replace('_', '-')}"
     if _plain(hint) is bool:
         switch = f"{name}/--no-{name.removeprefix('--')}"
-        return click.option(switch, default=field.default, help=metadata["help"], show_default=False)
-    kind = click.Choice(metadata["choices"]) if "choices" in metadata else _CLICK_TYPES[_plain(hint)]
+        return click.option(
+            switch, default=field.default, help=metadata["help"], show_default=False
+        )
+    kind = (
+        click.Choice(metadata["choices"]) if "choices" in metadata else _CLICK_TYPES[_plain(hint)]
+    )
     default = {"required": True} if field.default is MISSING else {"default": field.default}
-    return click.option(name, type=kind, metavar=metadata.get("metavar"), help=metadata["help"], **default)
+    return click.option(
+        name, type=kind, metavar=metadata.get("metavar"), help=metadata["help"], **default
+    )
 
 
 def _plain(hint: Any) -> type:

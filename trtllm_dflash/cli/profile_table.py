@@ -1,4 +1,6 @@
-"""What `dflash-trt profile` shows: all figures, τ by kind and by position, where a step's time goes, the advice."""
+"""What `dflash-trt profile` shows: all figures, τ by kind and by position, where a step's time
+goes, the advice.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,14 @@ import sys
 from rich.table import Table
 
 from trtllm_dflash.cli.console import table_console
+from trtllm_dflash.profile.formatting import (
+    COLUMNS,
+    advice_sentences,
+    cells,
+    kind_cells,
+    milliseconds,
+)
 from trtllm_dflash.profile.result import Profile, SideResult, Split
-from trtllm_dflash.profile.words import COLUMNS, advice_sentences, cells, kind_cells, milliseconds
 
 _FILE_WIDTH = 160  # where no terminal has a width of its own: enough for every table
 
@@ -18,18 +26,22 @@ def print_profile(profile: Profile) -> None:
     console = table_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     asked, settings, machine = profile.prompts, profile.settings, profile.machine
     console.print(
-        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['kinds'])} kinds, at most "
-        f"{settings['output_len']} new tokens each, {machine['threads']} threads of {machine['processor']}\n"
+        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['kinds'])} kinds,"
+        f" at most {settings['output_len']} new tokens each, {machine['threads']} threads of"
+        f" {machine['processor']}\n"
     )
     console.print(_figures(profile))
     console.print(
-        "\nTTFT: a prompt's own steps. TPOT, step, tok/s: generation steps alone, while the batch is whole.\n"
+        "\nTTFT: a prompt's own steps. TPOT, step, tok/s: generation steps alone, while the batch"
+        " is whole.\n"
     )
     drafting = [result for result in profile.results if _is_first_with_drafts(profile, result)]
     if drafting:
         console.print(_by_kind(profile, drafting))
         console.print()
-    by_position = [result for result in drafting if result.acceptance.by_position]  # none if all answers were one step
+    by_position = [
+        result for result in drafting if result.acceptance.by_position
+    ]  # none if all answers were one step
     if by_position:
         console.print(_by_position(by_position))
         console.print()
@@ -79,7 +91,12 @@ def _by_position(results: list[SideResult]) -> Table:
 def _splits(splits: list[Split]) -> Table:
     table = _grid("step, ms", "batch", "verify", "accept", "draft", "host", "all")
     for split in splits:
-        parts = (split.verify_seconds, split.accept_seconds, split.draft_seconds, split.host_seconds)
+        parts = (
+            split.verify_seconds,
+            split.accept_seconds,
+            split.draft_seconds,
+            split.host_seconds,
+        )
         texts = ("" if seconds is None else milliseconds(seconds) for seconds in parts)
         table.add_row(split.side, str(split.batch), *texts, milliseconds(split.step_seconds))
     return table

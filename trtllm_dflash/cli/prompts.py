@@ -1,4 +1,6 @@
-"""Prompts from a file: one a line, or JSON lines with a "prompt"; and answers to a file of JSON lines."""
+"""Prompts from a file: one a line, or JSON lines with a "prompt"; and answers to a file of JSON
+lines.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.results import Generation
+from trtllm_dflash.runtime.outputs import Generation
 
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its kind, where it has one."""
+    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its kind,
+    where it has one.
+    """
 
     prompt: str | list[int]
     where: str = ""
@@ -24,15 +28,18 @@ class PromptLine:
 def read_prompts(path: Path) -> list[PromptLine]:
     """Read the prompts of a file, or of stdin for "-"; blank lines are skipped.
 
-    A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace; keys beside "prompt"
-    (a string or a list of token ids) and "kind" (a string) are ignored. A line that cannot be used raises UsageError
-    with its number.
+    A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace;
+    keys beside "prompt" (a string or a list of token ids) and "kind" (a string) are ignored. A line
+    that cannot be used raises UsageError with its number.
     """
     name = "stdin" if str(path) == "-" else str(path)
-    lines = [(number, line) for number, line in enumerate(_lines(path, name), start=1) if line.strip()]
+    lines = [
+        (number, line) for number, line in enumerate(_lines(path, name), start=1) if line.strip()
+    ]
     if not lines:
         raise UsageError(
-            f"{name}: there is no prompt in it. Write one a line, or one JSON object with a prompt a line."
+            f"{name}: there is no prompt in it. Write one a line, or one JSON object with a prompt"
+            " a line."
         )
     if path.suffix == ".jsonl" or lines[0][1].lstrip().startswith("{"):
         return [_from_json(line, f"{name}, line {number}") for number, line in lines]
@@ -54,19 +61,28 @@ def _text(line: bytes, where: str) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
+        raise UsageError(
+            f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from error
 
 
 def _from_json(line: str, where: str) -> PromptLine:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UsageError(f"{where}: not JSON ({error}). A file of JSON lines has one object on every line.") from error
+        raise UsageError(
+            f"{where}: not JSON ({error}). A file of JSON lines has one object on every line."
+        ) from error
     if not isinstance(row, dict) or "prompt" not in row:
-        raise UsageError(f'{where}: expected a JSON object with the key "prompt", got {line.strip()[:60]}')
+        raise UsageError(
+            f'{where}: expected a JSON object with the key "prompt", got {line.strip()[:60]}'
+        )
     prompt = row["prompt"]
     if not isinstance(prompt, str | list):
-        raise UsageError(f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token ids.')
+        raise UsageError(
+            f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token'
+            " ids."
+        )
     kind = row.get("kind", "")
     return PromptLine(prompt, where, kind if isinstance(kind, str) else "")
 

@@ -7,34 +7,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.config.quantize import QuantizeConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
+from trtllm_dflash.options.quantize import QuantizeConfig
 
 if TYPE_CHECKING:
-    from trtllm_dflash.quantize.run import QuantizeReport
+    from trtllm_dflash.quantize.pipeline import QuantizeReport
 
 
 @click.command
 @options_from(QuantizeConfig)
 @click.option(
-    "--quantize-drafter", is_flag=True, help="quantize the drafter too, into the folder drafter of the output"
+    "--quantize-drafter",
+    is_flag=True,
+    help="quantize the drafter too, into the folder drafter of the output",
 )
 @click.option("--overwrite", is_flag=True, help="replace the checkpoint in --output-dir")
 def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
     """Quantize a target to FP8 or NVFP4 with NVIDIA ModelOpt, on the CPU or a GPU.
 
-    Writes a Hugging Face checkpoint in ModelOpt's layout. A drafter stays BF16 unless --quantize-drafter asks for more:
-    its acceptance falls first.
+    Writes a Hugging Face checkpoint in ModelOpt's layout. A drafter stays BF16 unless
+    --quantize-drafter asks for more: its acceptance falls first.
     """
     if quantize_drafter != (settings["drafter"] is not None):
         raise UsageError(
             "--quantize-drafter needs the drafter: give --drafter DIR|NAME"
             if quantize_drafter
-            else "--drafter is for --quantize-drafter; a drafter that stays as it is needs no quantization"
+            else (
+                "--drafter is for --quantize-drafter; a drafter that stays as it is needs no"
+                " quantization"
+            )
         )
     from trtllm_dflash.log import progress_bar
-    from trtllm_dflash.quantize.run import quantize as run
+    from trtllm_dflash.quantize.pipeline import quantize as run
 
     config = QuantizeConfig(**settings)
     with progress_bar() as progress:
@@ -44,8 +49,11 @@ def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
 
 def _summary(config: QuantizeConfig, report: QuantizeReport) -> str:
     drafter = f"{report.directory / 'drafter'}" if config.drafter else "DRAFTER"
-    made = f"{config.weight_format.algo if config.weight_format else 'KV scales'}, {human_bytes(report.bytes)}"
+    made = (
+        f"{config.weight_format.algo if config.weight_format else 'KV scales'},"
+        f" {human_bytes(report.bytes)}"
+    )
     return (
-        f"checkpoint: {report.directory} ({made})\n"
-        f"next:       dflash-trt build --target {report.directory} --drafter {drafter} --output-dir ENGINE"
+        f"checkpoint: {report.directory} ({made})\nnext:       dflash-trt build --target"
+        f" {report.directory} --drafter {drafter} --output-dir ENGINE"
     )

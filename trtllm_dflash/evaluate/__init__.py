@@ -1,1 +1,3 @@
-"""What an engine's numbers are worth: perplexity, what it changes against another engine, and how many drafts hold."""
+"""What an engine's numbers are worth: perplexity, what it changes against another engine, and how
+many drafts hold.
+"""

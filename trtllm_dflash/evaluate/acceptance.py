@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtllm_dflash.config.sampling import SamplingParams
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.log import Progress
-from trtllm_dflash.runtime.config import EngineConfig
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.requests import make_requests
-from trtllm_dflash.runtime.results import mean
+from trtllm_dflash.runtime.outputs import mean
+from trtllm_dflash.runtime.request import make_requests
 
 Prompts = Sequence[Sequence[int]]
 
@@ -20,7 +20,8 @@ Prompts = Sequence[Sequence[int]]
 class Acceptance:
     """What greedy decoding with the engine's own draft_len made of some prompts.
 
-    `tau` is the mean number of tokens that a step yields, bonus included; 0.0 where no step was needed.
+    `tau` is the mean number of tokens that a step yields, bonus included; 0.0 where no step was
+    needed.
     """
 
     prompts: int
@@ -36,12 +37,22 @@ def check_prompts(prompts: Prompts, config: EngineConfig, max_tokens: int) -> No
 
 
 def measure_acceptance(
-    directory: Path, prompts: Prompts, *, max_tokens: int, num_threads: int | None, progress: Progress
+    directory: Path,
+    prompts: Prompts,
+    *,
+    max_tokens: int,
+    num_threads: int | None,
+    progress: Progress,
 ) -> Acceptance:
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
-    stream, phase = engine.stream(prompts, max_new_tokens=max_tokens), f"answering with {directory.name}"
+    stream, phase = (
+        engine.stream(prompts, max_new_tokens=max_tokens),
+        f"answering with {directory.name}",
+    )
     for _ in stream:
         progress(phase, len(stream.finished), len(prompts))
     lengths = [length for answer in stream.generations() for length in answer.acceptance_lengths]
-    return Acceptance(len(prompts), engine.config.draft_len, len(lengths), sum(lengths), mean(lengths))
+    return Acceptance(
+        len(prompts), engine.config.draft_len, len(lengths), sum(lengths), mean(lengths)
+    )

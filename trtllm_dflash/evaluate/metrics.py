@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trtllm_dflash.runtime.session import Float32, Int64
+from trtllm_dflash.runtime.sessions.base import Float32, Int64
 
 Float64: TypeAlias = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.config.evaluate import EvaluateConfig
 from trtllm_dflash.evaluate.acceptance import Acceptance
+from trtllm_dflash.options.evaluate import EvaluateConfig
 
 SCHEMA = 1
 
@@ -19,7 +19,9 @@ class EngineResult:
     """One engine's own numbers; `source` says which engine it is (`Subject.facts`)."""
 
     directory: Path
-    weights: str  # the quantization's name, or the type; so is that of the drafter's (None: no drafter), and of caches
+    # the quantization's name, or the type; so is that of the drafter's (None: no drafter), and of
+    # caches
+    weights: str
     drafter: str | None
     kv_caches: str
     perplexity: float
@@ -29,11 +31,12 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an engine differs from the other on the text; KL(other ‖ engine) in nats, over all positions.
+    """How an engine differs from the other on the text; KL(other ‖ engine) in nats, over all
+    positions.
 
-    `linear_errors`: ‖engine's output - other's‖ / ‖other's‖ by linear of the target, each with the inputs that its own
-    engine gives it, so that what went before is in it; lm_head is the logits. `unmatched` linears are in one engine
-    only, or have another size there.
+    `linear_errors`: ‖engine's output - other's‖ / ‖other's‖ by linear of the target, each with the
+    inputs that its own engine gives it, so that what went before is in it; lm_head is the logits.
+    `unmatched` linears are in one engine only, or have another size there.
     """
 
     positions: int
@@ -74,7 +77,9 @@ class Evaluation:
 def missed_limits(
     config: EvaluateConfig, comparison: Comparison | None, acceptance: Acceptance | None = None
 ) -> list[str]:
-    """A sentence for each limit of `config` that is not kept; what is no number, or was not measured, keeps none."""
+    """A sentence for each limit of `config` that is not kept; what is no number, or was not
+    measured, keeps none.
+    """
     missed = _missed_differences(config, comparison) if comparison is not None else []
     tau = acceptance.tau if acceptance is not None else math.nan
     if config.min_tau is not None and not tau >= config.min_tau:
@@ -91,7 +96,10 @@ def _missed_differences(config: EvaluateConfig, comparison: Comparison) -> list[
         missed.append(f"mean KL divergence is {kl:.6g} nats, above --max-kl {config.max_kl:g}")
     limit = config.max_perplexity_increase
     if limit is not None and not increase <= limit:
-        missed.append(f"perplexity grew by {increase:.6g} of what it was, above --max-perplexity-increase {limit:g}")
+        missed.append(
+            f"perplexity grew by {increase:.6g} of what it was, above --max-perplexity-increase"
+            f" {limit:g}"
+        )
     return missed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.session import Int64
+from trtllm_dflash.runtime.sessions.base import Int64
 
 OWN_TEXT = "prose.txt"
 
@@ -25,29 +25,40 @@ class Text:
 def read_text(path: Path | None) -> Text:
     """A UTF-8 file, or the package's own text, which nothing was calibrated with."""
     if path is None:
-        return Text(OWN_TEXT, (resources.files("trtllm_dflash.evaluate") / OWN_TEXT).read_text(encoding="utf-8"))
+        return Text(
+            OWN_TEXT,
+            (resources.files("trtllm_dflash.evaluate") / OWN_TEXT).read_text(encoding="utf-8"),
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"--text {path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--text {path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
+        raise UsageError(
+            f"--text {path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+        ) from error
     if not text.strip():
-        raise UsageError(f"--text {path} is empty. Give some pages of the kind of text that the model will see.")
+        raise UsageError(
+            f"--text {path} is empty. Give some pages of the kind of text that the model will see."
+        )
     return Text(str(path), text)
 
 
 def windows(token_ids: list[int], size: int, *, name: str) -> list[Int64]:
-    """Consecutive pieces of `size` tokens; a last one of a single token is left out, since it predicts nothing.
+    """Consecutive pieces of `size` tokens; a last one of a single token is left out, since it
+    predicts nothing.
 
     Raises:
         UsageError: if there is no piece of two tokens.
     """
-    pieces = [np.array(token_ids[start : start + size], np.int64) for start in range(0, len(token_ids), size)]
+    pieces = [
+        np.array(token_ids[start : start + size], np.int64)
+        for start in range(0, len(token_ids), size)
+    ]
     found = [piece for piece in pieces if len(piece) > 1]
     if not found:
         raise UsageError(
-            f"{name}: {len(token_ids)} tokens in it, of which {size} at a time fit the engine; predicting needs at "
-            "least 2. Give a longer text."
+            f"{name}: {len(token_ids)} tokens in it, of which {size} at a time fit the engine;"
+            " predicting needs at least 2. Give a longer text."
         )
     return found

@@ -1,4 +1,6 @@
-"""A thin way to write ONNX: operators are methods, Python numbers are constants, names follow a scope."""
+"""A thin way to write ONNX: operators are methods, Python numbers are constants, names follow a
+scope.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ Operand = ir.Value | int | float | bool | Sequence[int]
 class GraphBuilder:
     """Collects nodes; `g.MatMul(a, b)` emits an ONNX MatMul and returns its output value.
 
-    An operand that is a Python int, float, bool or list of ints becomes a constant (int64, float32, bool, int64 [n]).
-    `attributes`: those of the function whose body is written.
+    An operand that is a Python int, float, bool or list of ints becomes a constant (int64, float32,
+    bool, int64 [n]). `attributes`: those of the function whose body is written.
     """
 
     def __init__(self, attributes: Collection[str] = ()) -> None:
@@ -55,7 +57,9 @@ class GraphBuilder:
         """Append one node and return its output values."""
         values = [None if operand is None else self.as_value(operand) for operand in inputs]
         name = self._unique(op_type)
-        node = ir.node(op_type, values, attributes, domain=domain, num_outputs=num_outputs, name=name)
+        node = ir.node(
+            op_type, values, attributes, domain=domain, num_outputs=num_outputs, name=name
+        )
         for index, output in enumerate(node.outputs):
             output.name = f"{name}/output_{index}"
         self.nodes.append(node)
@@ -69,11 +73,15 @@ class GraphBuilder:
         self._scope.pop()
 
     def initializer(self, name: str, tensor: Callable[[], ir.TensorProtocol]) -> ir.Value:
-        """Return the initializer called `name`, made from `tensor()` on first use: a shared weight is one tensor."""
+        """Return the initializer called `name`, made from `tensor()` on first use: a shared weight
+        is one tensor.
+        """
         if name not in self.initializers:
             made = tensor()
             shape = ir.Shape(list(made.shape.numpy()))
-            self.initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(made.dtype), const_value=made)
+            self.initializers[name] = ir.Value(
+                name=name, shape=shape, type=ir.TensorType(made.dtype), const_value=made
+            )
         return self.initializers[name]
 
     def has_attribute(self, name: str) -> bool:
@@ -83,7 +91,14 @@ class GraphBuilder:
     def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
         """The value of the enclosing function's own attribute `name`, as a scalar constant."""
         key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[kind]
-        node = ir.Node("", "Constant", [], [ir.RefAttr(key, name, kind)], num_outputs=1, name=self._unique(name))
+        node = ir.Node(
+            "",
+            "Constant",
+            [],
+            [ir.RefAttr(key, name, kind)],
+            num_outputs=1,
+            name=self._unique(name),
+        )
         node.outputs[0].name = f"{node.name}/output_0"
         self.nodes.append(node)
         return node.outputs[0]
@@ -93,17 +108,27 @@ class GraphBuilder:
     ) -> tuple[ir.Value, ...]:
         """Emit a Loop: `state = body(*state)`, `times` (an int64 scalar) times.
 
-        It also serves as the conditional (`times` 0 or 1): TensorRT-RTX 1.7 cannot compile a Loop inside an If.
+        It also serves as the conditional (`times` 0 or 1): TensorRT-RTX 1.7 cannot compile a Loop
+        inside an If.
         """
         names = [self._unique(f"state_{index}") for index in range(len(state))]
-        carried = [ir.Value(name=name, type=value.type) for name, value in zip(names, state, strict=True)]
-        iteration = ir.Value(name=self._unique("iteration"), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-        go_on = ir.Value(name=self._unique("go_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+        carried = [
+            ir.Value(name=name, type=value.type) for name, value in zip(names, state, strict=True)
+        ]
+        iteration = ir.Value(
+            name=self._unique("iteration"),
+            type=ir.TensorType(ir.DataType.INT64),
+            shape=ir.Shape([]),
+        )
+        go_on = ir.Value(
+            name=self._unique("go_on"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([])
+        )
         inputs = [iteration, go_on, *carried]
         outer, self.nodes = self.nodes, []
         self._constants.append({})
         with self.scope("body"):
-            # A body may not return its own input or a value of the enclosing graph, hence the Identity.
+            # A body may not return its own input or a value of the enclosing graph, hence the
+            # Identity.
             outputs = [self.Identity(value) for value in (go_on, *body(*carried))]
         graph = ir.Graph(inputs, outputs, nodes=self.nodes, name=self._unique("body"))
         self._constants.pop()
@@ -130,13 +155,17 @@ class GraphBuilder:
             if key in known:
                 return known[key]
         if isinstance(operand, bool):
-            value = self.emit("Constant", [], {"value": ir.tensor(operand, dtype=ir.DataType.BOOL)})[0]
+            value = self.emit(
+                "Constant", [], {"value": ir.tensor(operand, dtype=ir.DataType.BOOL)}
+            )[0]
         elif isinstance(operand, Sequence):
             value = self.emit("Constant", [], {"value_ints": list(operand)})[0]
         else:
-            value = self.emit("Constant", [], {"value_float" if isinstance(operand, float) else "value_int": operand})[
-                0
-            ]
+            value = self.emit(
+                "Constant",
+                [],
+                {"value_float" if isinstance(operand, float) else "value_int": operand},
+            )[0]
         self._constants[-1][key] = value
         return value
 
@@ -160,7 +189,10 @@ def function_from_body(
     inputs = [ir.Value(name=input_name) for input_name in input_names]
     results = body(g, *inputs)
     if len(results) != len(output_names):
-        raise GraphError(f"{name}: its body returns {len(results)} values, its declaration names {len(output_names)}")
+        raise GraphError(
+            f"{name}: its body returns {len(results)} values, its declaration names"
+            f" {len(output_names)}"
+        )
     for output_name, result in zip(output_names, results, strict=True):
         result.name = output_name
     graph = ir.Graph(inputs, results, nodes=g.nodes, opset_imports={"": OPSET}, name=name)

@@ -1,7 +1,8 @@
-"""The DFlash drafter inside the step: KV injection from the target's features, one pass over the block, the drafts.
+"""The DFlash drafter inside the step: KV injection from the target's features, one pass over the
+block, the drafts.
 
-Source: DFlash (arXiv 2602.06036) and its reference implementation `dflash` 0.1.0. The drafter has neither embedding
-nor head; both are the target's.
+Source: DFlash (arXiv 2602.06036) and its reference implementation `dflash` 0.1.0. The drafter has
+neither embedding nor head; both are the target's.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from trtllm_dflash.config.drafter import DrafterConfig
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
 from trtllm_dflash.graph.ops import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
+from trtllm_dflash.models.drafter import DrafterConfig
 
 
 @dataclass(frozen=True)
 class DrafterContext:
-    """The drafter, its inputs of this step, and its caches by port name; `written` collects their outputs.
+    """The drafter, its inputs of this step, and its caches by port name; `written` collects their
+    outputs.
 
-    S context rows (features, at past_len …) come before the T block rows (at next_len …) wherever both are meant.
+    S context rows (features, at past_len …) come before the T block rows (at next_len …) wherever
+    both are meant.
     """
 
     model: Model
@@ -38,9 +41,9 @@ class DrafterContext:
     def forward(self, features: ir.Value, block: ir.Value) -> ir.Value:
         """Final hidden rows [B·T, hidden] of the block.
 
-        features [B·S, K·hidden] (tap layers in the order of target_layer_ids), block [B·T, hidden] (raw embeddings of
-        anchor and masks). Features are projected once and meet the layers only as keys and values: no input norm, no
-        residual.
+        features [B·S, K·hidden] (tap layers in the order of target_layer_ids), block [B·T, hidden]
+        (raw embeddings of anchor and masks). Features are projected once and meet the layers only
+        as keys and values: no input norm, no residual.
         """
         m, g = self.model, self.model.g
         context = m.rms_norm(m.linear(features, "fc"), "hidden_norm")

@@ -7,18 +7,19 @@ from math import inf
 
 from trtllm_dflash.checkpoint.dequantize import scalar
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantized import is_cache_scale
-from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.checkpoint.quantized_tensors import is_cache_scale
 from trtllm_dflash.errors import GraphError
+from trtllm_dflash.models.base import TargetConfig
 
 KvScales = Mapping[int, tuple[float, float]]  # by layer: of keys, of values
 
 
 def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
-    """The scales for FP8 caches of a target whose checkpoint says that they are; its loader has seen all, or none.
+    """The scales for FP8 caches of a target whose checkpoint says that they are; its loader has
+    seen all, or none.
 
-    They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448. Where it stores none,
-    it saw none: a code is then worth its own number.
+    They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448.
+    Where it stores none, it saw none: a code is then worth its own number.
     """
     if target.quantization.kv_cache is None:
         return None
@@ -27,7 +28,8 @@ def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
     names = [f"model.layers.{layer}.self_attn" for layer in range(target.config.num_layers)]
     pairs = [(f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale") for name in names]
     return {
-        layer: (scalar(target.tensors[key]), scalar(target.tensors[value])) for layer, (key, value) in enumerate(pairs)
+        layer: (scalar(target.tensors[key]), scalar(target.tensors[value]))
+        for layer, (key, value) in enumerate(pairs)
     }
 
 
@@ -37,24 +39,28 @@ def stores_kv_scales(target: Checkpoint[TargetConfig]) -> bool:
 
 
 def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: bool) -> None:
-    """Check that every layer has its scales, each a number that can be one, and that something can run such caches.
+    """Check that every layer has its scales, each a number that can be one, and that something can
+    run such caches.
 
     Raises:
         GraphError: naming the layer, or what cannot run them.
     """
     if not plugins and dtype != "float32":
         raise GraphError(
-            "FP8 caches need our plugins: TensorRT updates only caches of float32, float16 and bfloat16 in place"
+            "FP8 caches need our plugins: TensorRT updates only caches of float32, float16 and"
+            " bfloat16 in place"
         )
     if scales.keys() != set(range(num_layers)):
         missing = sorted(set(range(num_layers)) - scales.keys())
         surplus = sorted(scales.keys() - set(range(num_layers)))
         raise GraphError(
-            f"FP8 caches need the scales of layers 0 to {num_layers - 1}: missing are {missing}, unknown {surplus}"
+            f"FP8 caches need the scales of layers 0 to {num_layers - 1}: missing are {missing},"
+            f" unknown {surplus}"
         )
     for layer, pair in scales.items():
         for kind, scale in zip(("key", "value"), pair, strict=True):
             if not 0 < scale < inf:
                 raise GraphError(
-                    f"the {kind} scale of layer {layer}'s FP8 cache is {scale}, expected a finite number above 0"
+                    f"the {kind} scale of layer {layer}'s FP8 cache is {scale}, expected a finite"
+                    " number above 0"
                 )

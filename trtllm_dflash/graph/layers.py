@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.config.rope import RopeConfig
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.quantized import QuantizedLinears
-from trtllm_dflash.graph.weights import WeightSource
+from trtllm_dflash.graph.quantized_linear import QuantizedLinears
+from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.models.rope import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,11 @@ class Model:
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
         """x / rms(x) · weight over the last axis; computed in float32."""
         return self.g.RMSNormalization(
-            x, self.weights.value(self.g, f"{name}.weight"), axis=-1, epsilon=self.norm_eps, stash_type=1
+            x,
+            self.weights.value(self.g, f"{name}.weight"),
+            axis=-1,
+            epsilon=self.norm_eps,
+            stash_type=1,
         )
 
     @cached_property
@@ -34,9 +38,11 @@ class Model:
         return QuantizedLinears(self.g, self.weights, self.dtype)
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
-        """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so nothing is moved.
+        """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so
+        nothing is moved.
 
-        A weight that the checkpoint has quantized is multiplied in its own format (`graph.quantized`).
+        A weight that the checkpoint has quantized is multiplied in its own format
+        (`graph.quantized`).
         """
         with self.g.scope(name.rsplit(".", 1)[-1]):
             operands = [*self._operands(x, name)]
@@ -45,7 +51,9 @@ class Model:
             return self.g.Gemm(*operands, transB=1)
 
     def linear_rows(self, x: ir.Value, name: str, rows: np.ndarray, alias: str) -> ir.Value:
-        """Columns `rows` (int64) of `linear` without a bias; reads only these rows of the weight, kept as `alias`."""
+        """Columns `rows` (int64) of `linear` without a bias; reads only these rows of the weight,
+        kept as `alias`.
+        """
         return self.g.Gemm(*self._operands(x, name, rows, alias), transB=1)
 
     def _operands(
@@ -59,12 +67,16 @@ class Model:
         """down(silu(gate(x)) · up(x)), x [N, hidden]."""
         with self.g.scope("mlp"):
             gate, up = self.linear(x, f"{name}.gate_proj"), self.linear(x, f"{name}.up_proj")
-            return self.linear(self.g.Mul(self.g.Mul(gate, self.g.Sigmoid(gate)), up), f"{name}.down_proj")
+            return self.linear(
+                self.g.Mul(self.g.Mul(gate, self.g.Sigmoid(gate)), up), f"{name}.down_proj"
+            )
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """RoPE over fixed tables, rotate-half convention, applied in float32 whatever the model's type."""
+    """RoPE over fixed tables, rotate-half convention, applied in float32 whatever the model's
+    type.
+    """
 
     g: GraphBuilder
     cos: ir.Value
@@ -86,7 +98,9 @@ class Rotary:
         g = self.g
         if self.dtype == ir.DataType.FLOAT:
             return g.RotaryEmbedding(x, self.cos, self.sin, positions, num_heads=num_heads)
-        wide = g.RotaryEmbedding(g.cast(x, ir.DataType.FLOAT), self.cos, self.sin, positions, num_heads=num_heads)
+        wide = g.RotaryEmbedding(
+            g.cast(x, ir.DataType.FLOAT), self.cos, self.sin, positions, num_heads=num_heads
+        )
         return g.cast(wide, self.dtype)
 
 
@@ -101,13 +115,17 @@ def project_heads(
     positions: ir.Value,
     norm: bool,
 ) -> ir.Value:
-    """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads, D]."""
+    """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads,
+    D].
+    """
     g, (heads, head_dim) = m.g, heads_and_dim
     x = m.linear(x, f"{name}_proj")
     if norm:
         x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), f"{name}_norm")
     if rotary is not None:
-        x = rotary(g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0)), positions, heads)
+        x = rotary(
+            g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0)), positions, heads
+        )
     return g.Reshape(x, g.Concat(batch_and_rows, [heads, head_dim], axis=0))
 
 

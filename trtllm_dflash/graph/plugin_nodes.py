@@ -1,4 +1,6 @@
-"""From bodies to plugins: makes every operator of ours in a step a node that TensorRT's parser takes for a plugin."""
+"""From bodies to plugins: makes every operator of ours in a step a node that TensorRT's parser
+takes for a plugin.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,19 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN
-from trtllm_dflash.graph.kernels import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelKey
 from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
 
 
 def use_plugins(model: ir.Model) -> None:
-    """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name finds the plugin.
+    """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name
+    finds the plugin.
 
-    Such a node says its plugin's version and namespace, all attributes, and the sizes and types that its kernel is
-    compiled for, and has no input that only a body needs. Inputs of the graph that nothing uses any more are gone.
+    Such a node says its plugin's version and namespace, all attributes, and the sizes and types
+    that its kernel is compiled for, and has no input that only a body needs. Inputs of the graph
+    that nothing uses any more are gone.
 
     Raises:
         GraphError: for a size that there is no kernel for, or that the graph does not fix.
@@ -33,12 +37,17 @@ def use_plugins(model: ir.Model) -> None:
 
 
 def kernel_keys(model: ir.Model) -> dict[KernelKey, int]:
-    """The kernels that a model's plugin nodes need, and how many nodes need each. A node that has a body needs none."""
+    """The kernels that a model's plugin nodes need, and how many nodes need each. A node that has a
+    body needs none.
+    """
     counts: dict[KernelKey, int] = {}
     bodies = {function.name for function in model.functions.values()}
     for node in model.graph:
         if node.domain == OPS_DOMAIN and node.op_type not in bodies:
-            key = kernel_key(OPS[node.op_type], {name: int(a.value) for name, a in node.attributes.items() if _int(a)})
+            key = kernel_key(
+                OPS[node.op_type],
+                {name: int(a.value) for name, a in node.attributes.items() if _int(a)},
+            )
             counts[key] = counts.get(key, 0) + 1
     return dict(sorted(counts.items()))
 
@@ -61,19 +70,27 @@ def _int(attribute: ir.Attr) -> bool:
 def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
     for attribute in spec.attributes:
         if attribute.name not in node.attributes:
-            node.attributes[attribute.name] = ir.Attr(attribute.name, attribute.kind, attribute.default)
+            node.attributes[attribute.name] = ir.Attr(
+                attribute.name, attribute.kind, attribute.default
+            )
     for name, number in (_kernel_sizes(node, spec) | _kernel_types(node, spec)).items():
         node.attributes[name] = ir.AttrInt64(name, number)
     for name, text in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE)):
         node.attributes[name] = ir.AttrString(name, text)
-    kept = [value for value, tensor in zip(node.inputs, spec.inputs, strict=False) if not tensor.body_only]
+    kept = [
+        value
+        for value, tensor in zip(node.inputs, spec.inputs, strict=False)
+        if not tensor.body_only
+    ]
     for index, value in enumerate(kept):
         node.replace_input_with(index, value)
     node.resize_inputs(len(kept))
 
 
 def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
-    """The node's sizes that its kernel is compiled for, read from the inputs whose shape the graph knows."""
+    """The node's sizes that its kernel is compiled for, read from the inputs whose shape the graph
+    knows.
+    """
     found: dict[str, int] = {}
     for size in spec.kernel.sizes:
         for value, tensor in zip(node.inputs, spec.inputs, strict=False):
@@ -84,28 +101,37 @@ def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
             if isinstance(known, int):
                 found.setdefault(size.name, known)
         if size.name not in found:
-            raise GraphError(f"{node.name} ({spec.name}): no input's shape says its {size.name}, which a kernel needs")
+            raise GraphError(
+                f"{node.name} ({spec.name}): no input's shape says its {size.name}, which a kernel"
+                " needs"
+            )
         if found[size.name] not in size.values:
             raise GraphError(
-                f"{node.name} ({spec.name}): there is no kernel for {size.name} {found[size.name]}, only for "
-                f"{', '.join(map(str, size.values))}; build with --no-plugins"
+                f"{node.name} ({spec.name}): there is no kernel for {size.name} {found[size.name]},"
+                f" only for {', '.join(map(str, size.values))}; build with --no-plugins"
             )
     return found
 
 
 def _kernel_types(node: ir.Node, spec: OpSpec) -> dict[str, int]:
-    """The format of each type that the kernel may have instead of T: 0 where no input of that symbol has it."""
+    """The format of each type that the kernel may have instead of T: 0 where no input of that
+    symbol has it.
+    """
     given = [
-        (tensor.dtype, value) for value, tensor in zip(node.inputs, spec.inputs, strict=False) if value is not None
+        (tensor.dtype, value)
+        for value, tensor in zip(node.inputs, spec.inputs, strict=False)
+        if value is not None
     ]
     found: dict[str, int] = {}
     for kind in spec.kernel.types:
         said = node.attributes.get(kind.name)
-        is_given = any(symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given)
+        is_given = any(
+            symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given
+        )
         found[kind.name] = int(is_given) if said is None else said.as_int()
         if found[kind.name] not in (0, *kind.formats):
             raise GraphError(
-                f"{node.name} ({spec.name}): there is no kernel for {kind.name} {found[kind.name]}, only for 0, "
-                f"{', '.join(map(str, kind.formats))}"
+                f"{node.name} ({spec.name}): there is no kernel for {kind.name} {found[kind.name]},"
+                f" only for 0, {', '.join(map(str, kind.formats))}"
             )
     return found

@@ -1,4 +1,5 @@
-"""The step: one graph for a whole iteration, for prompts and for generation, with or without a drafter.
+"""The step: one graph for a whole iteration, for prompts and for generation, with or without a
+drafter.
 
 input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ACCEPT ─┬─ new_ids, num_new, next_len
                                    └─ features of the tap layers ──┐  └─ bonus
@@ -14,21 +15,21 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.config.drafter import DrafterConfig
-from trtllm_dflash.config.target import TargetConfig
+from trtllm_dflash.engine_dir.io_tensors import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterContext
-from trtllm_dflash.graph.experts import QuantizedAs
-from trtllm_dflash.graph.io import Port, fp8_cache_dtype, step_ports
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
+from trtllm_dflash.graph.moe_layer import QuantizedAs
 from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.plugin_nodes import use_plugins
-from trtllm_dflash.graph.quantized import emulation_functions
-from trtllm_dflash.graph.rings import ring_flags
-from trtllm_dflash.graph.targets import LAYERS
-from trtllm_dflash.graph.targets.context import TargetContext
-from trtllm_dflash.graph.weights import WeightSource
+from trtllm_dflash.graph.quantized_linear import emulation_functions
+from trtllm_dflash.graph.ring_cache import ring_flags
+from trtllm_dflash.graph.target import TargetContext
+from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import LAYERS
 
 IR_VERSION = 11
 
@@ -48,16 +49,17 @@ def build_step(
 ) -> ir.Model:
     """The step of a target with a drafter, or of a target alone (then block_size is 1).
 
-    `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows of the head; what
-    is committed is the target's choice all the same. Weights are referenced in the checkpoints' files where they have
-    type `dtype`; others are converted when read. So are quantized ones, unless `dtype` is float32: see
-    `graph.quantized`. With `plugins` our operators have no bodies (`graph.plugin_nodes`); without, `fp4` says that the
-    compiler has 4-bit weights, so that quantized experts stay that small. `kv_scales`, of every target layer, make the
-    target's caches FP8: a key is its code times the layer's key scale.
-    Ports are those of `graph.io.step_ports`; with a `ring_width` no step may be wider than that.
+    `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows
+    of the head; what is committed is the target's choice all the same. Weights are referenced in
+    the checkpoints' files where they have type `dtype`; others are converted when read. So are
+    quantized ones, unless `dtype` is float32: see `graph.quantized`. With `plugins` our operators
+    have no bodies (`graph.plugin_nodes`); without, `fp4` says that the compiler has 4-bit weights,
+    so that quantized experts stay that small. `kv_scales`, of every target layer, make the target's
+    caches FP8: a key is its code times the layer's key scale. Ports are those of
+    `graph.io.step_ports`; with a `ring_width` no step may be wider than that.
 
-    Raises:
-        GraphError: for scales that no cache can have, or FP8 caches where the compiler would have to make the kernels.
+    Raises: GraphError: for scales that no cache can have, or FP8 caches where the compiler would
+    have to make the kernels.
     """
     config = drafter.config if drafter else None
     kv_cache_dtype = None
@@ -73,9 +75,13 @@ def build_step(
     experts_as = QuantizedAs.NUMBERS
     if dtype != "float32" and (plugins or fp4):
         experts_as = QuantizedAs.CODES if plugins else QuantizedAs.FP4
-    step = _Step(g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales)
+    step = _Step(
+        g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
+    )
     results = step.emit(target, drafter)
-    outputs = [_graph_output(port, results[port.name]) for port in ports if port.direction == "output"]
+    outputs = [
+        _graph_output(port, results[port.name]) for port in ports if port.direction == "output"
+    ]
     graph = ir.Graph(
         list(inputs.values()),
         outputs,
@@ -104,7 +110,9 @@ class _Step:
     experts_as: QuantizedAs
     kv_scales: KvScales | None
 
-    def emit(self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None) -> dict[str, ir.Value]:
+    def emit(
+        self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None
+    ) -> dict[str, ir.Value]:
         """The outputs by port name."""
         g, ids = self.g, self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
@@ -121,7 +129,9 @@ class _Step:
         results = {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
         if drafter is not None:
             with g.scope("drafter"):
-                drafts, draft_written = self._drafts(verifier, target.config, drafter, features, bonus, next_len)
+                drafts, draft_written = self._drafts(
+                    verifier, target.config, drafter, features, bonus, next_len
+                )
             written |= draft_written
             results["next_ids"] = g.Concat(bonus, drafts, axis=1)
         return results | {f"{name}.out": value for name, value in written.items()}
@@ -129,7 +139,9 @@ class _Step:
     def _target(
         self, m: Model, config: TargetConfig, tap_ids: tuple[int, ...]
     ) -> tuple[ir.Value, list[ir.Value], dict[str, ir.Value]]:
-        """All target layers: the residual stream [B·S, hidden], the tap layers' outputs in order, the caches."""
+        """All target layers: the residual stream [B·S, hidden], the tap layers' outputs in order,
+        the caches.
+        """
         g, ids, past = self.g, self.inputs["input_ids"], self.inputs["past_len"]
         context = TargetContext(
             model=m,
@@ -155,10 +167,15 @@ class _Step:
         g, ids = self.g, self.inputs["input_ids"]
         first = g.Sub(g.cast(self.inputs["num_known"], ir.DataType.INT64), 1)
         row = g.Add(g.Unsqueeze(first, [1]), self.inputs["decided"])
-        # The last index as an element, not as a size: that TensorRT would copy from the host in every step.
+        # The last index as an element, not as a size: that TensorRT would copy from the host in
+        # every step.
         row = g.Min(row, g.Slice(g.arange(g.size(ids, 1)), [-1], [2**31 - 1], [0]))
-        rows = gather_rows(g, g.Reshape(hidden, g.Concat(g.Shape(ids), [config.hidden_size], axis=0)), row)
-        logits = self._head(m, config, m.rms_norm(g.Reshape(rows, [-1, config.hidden_size]), "model.norm"))
+        rows = gather_rows(
+            g, g.Reshape(hidden, g.Concat(g.Shape(ids), [config.hidden_size], axis=0)), row
+        )
+        logits = self._head(
+            m, config, m.rms_norm(g.Reshape(rows, [-1, config.hidden_size]), "model.norm")
+        )
         return g.Reshape(logits, g.Concat(g.Shape(row), [config.vocab_size], axis=0))
 
     def _drafts(
@@ -174,7 +191,11 @@ class _Step:
         g, config, past = self.g, drafter.config, self.inputs["past_len"]
         weights = WeightSource("drafter", drafter.tensors, self.dtype, drafter.formats)
         batch, width = g.size(bonus, 0), g.size(self.inputs["input_ids"], 1)
-        block = g.Concat(bonus, g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)), axis=1)
+        block = g.Concat(
+            bonus,
+            g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)),
+            axis=1,
+        )
         block_positions = self._positions(next_len, [self.block_size])
         context = DrafterContext(
             model=Model(g, weights, self.dtype, config.rms_norm_eps),
@@ -188,18 +209,25 @@ class _Step:
             caches=self.inputs,
             rings=self._rings("draft_key", config.num_layers),
         )
-        hidden = context.forward(g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size))
+        hidden = context.forward(
+            g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size)
+        )
         # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
         hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
         hidden = g.Reshape(g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size])
-        return g.Reshape(self._likeliest(verifier, target, hidden), [-1, self.block_size - 1]), context.written
+        return (
+            g.Reshape(self._likeliest(verifier, target, hidden), [-1, self.block_size - 1]),
+            context.written,
+        )
 
     def _head(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """float32 logits [N, V] of normed rows [N, hidden]."""
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
     def _likeliest(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
-        """The token of the highest logit for each row [N], among the draft vocabulary if there is one."""
+        """The token of the highest logit for each row [N], among the draft vocabulary if there is
+        one.
+        """
         g, ids = self.g, self.draft_vocab
         if ids is None:
             return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
@@ -216,7 +244,9 @@ class _Step:
     def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:
         """start [B] + 0 … count-1, int64 [B, count]."""
         g = self.g
-        return g.Add(g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count)))
+        return g.Add(
+            g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count))
+        )
 
 
 def _head_name(config: TargetConfig) -> str:
@@ -225,13 +255,21 @@ def _head_name(config: TargetConfig) -> str:
 
 def _embed(m: Model, ids: ir.Value, hidden_size: int) -> ir.Value:
     """Embedding rows [B·N, hidden] of ids [B, N]."""
-    return m.g.Reshape(m.g.Gather(m.weights.value(m.g, "model.embed_tokens.weight"), ids), [-1, hidden_size])
+    return m.g.Reshape(
+        m.g.Gather(m.weights.value(m.g, "model.embed_tokens.weight"), ids), [-1, hidden_size]
+    )
 
 
 def _graph_input(port: Port) -> ir.Value:
-    return ir.Value(name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(DTYPES[port.dtype]))
+    return ir.Value(
+        name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(DTYPES[port.dtype])
+    )
 
 
 def _graph_output(port: Port, value: ir.Value) -> ir.Value:
-    value.name, value.shape, value.type = port.name, ir.Shape(port.shape), ir.TensorType(DTYPES[port.dtype])
+    value.name, value.shape, value.type = (
+        port.name,
+        ir.Shape(port.shape),
+        ir.TensorType(DTYPES[port.dtype]),
+    )
     return value

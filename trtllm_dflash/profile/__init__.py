@@ -1,1 +1,3 @@
-"""What DFlash gives: measured on this machine, or estimated for another; as numbers, curves, plots and advice."""
+"""What DFlash gives: measured on this machine, or estimated for another; as numbers, curves, plots
+and advice.
+"""

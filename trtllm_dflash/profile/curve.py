@@ -1,4 +1,6 @@
-"""Points and curves of throughput against interactivity: the form that measurements, estimates and plots share."""
+"""Points and curves of throughput against interactivity: the form that measurements, estimates and
+plots share.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,19 @@ class CurvePoint:
 
     batch: Annotated[int, "sequences that generate together, over all GPUs that serve them"]
     draft_len: Annotated[int, "drafts verified in a step; 0: plain decoding"]
-    tau: Annotated[float, "tokens that a step yields for each sequence, bonus included; 1 without drafts"]
+    tau: Annotated[
+        float, "tokens that a step yields for each sequence, bonus included; 1 without drafts"
+    ]
     step_seconds: Annotated[float, "one step of the whole batch"]
-    tokens_per_second_per_user: Annotated[float, "interactivity: what one sequence gets, tau / step_seconds"]
+    tokens_per_second_per_user: Annotated[
+        float, "interactivity: what one sequence gets, tau / step_seconds"
+    ]
     tokens_per_second_per_gpu: Annotated[
         float, "throughput: what all sequences get, over the number of GPUs (a CPU counts as one)"
     ]
-    limited_by: Annotated[str | None, "what bounds the step, where it is known: memory bandwidth, launches, …"] = None
+    limited_by: Annotated[
+        str | None, "what bounds the step, where it is known: memory bandwidth, launches, …"
+    ] = None
 
     @classmethod
     def of_step(
@@ -52,13 +60,21 @@ class Curve:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curve:
         """The curve that `to_json` gave."""
-        return cls(data["name"], tuple(CurvePoint(**point) for point in data["points"]), data["estimated"])
+        return cls(
+            data["name"], tuple(CurvePoint(**point) for point in data["points"]), data["estimated"]
+        )
 
 
 def frontier(points: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """The points that no other beats in interactivity and throughput at once, by growing interactivity."""
+    """The points that no other beats in interactivity and throughput at once, by growing
+    interactivity.
+    """
     best: list[CurvePoint] = []
-    ordered = sorted(points, key=lambda p: (p.tokens_per_second_per_user, p.tokens_per_second_per_gpu), reverse=True)
+    ordered = sorted(
+        points,
+        key=lambda p: (p.tokens_per_second_per_user, p.tokens_per_second_per_gpu),
+        reverse=True,
+    )
     for point in ordered:
         if not best or point.tokens_per_second_per_gpu > best[-1].tokens_per_second_per_gpu:
             best.append(point)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.profile.curve import Curve
 from trtllm_dflash.profile.result import SideResult, Split
-from trtllm_dflash.profile.style import LIGHT, SERIES, label, legend, new_figure
+from trtllm_dflash.profile.theme import LIGHT, SERIES, label, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,8 @@ _PARTS = {
 def throughput_against_interactivity(
     curves: Sequence[Curve], *, device: str = "GPU", title: str | None = None, log: bool = False
 ) -> Figure:
-    """Every curve with its batch sizes; curves without drafts are grey, estimated ones dashed. Up and right is better.
+    """Every curve with its batch sizes; curves without drafts are grey, estimated ones dashed. Up
+    and right is better.
 
     `log`: a logarithmic scale for the throughput, for curves that span several orders of magnitude.
     """
@@ -35,10 +36,19 @@ def throughput_against_interactivity(
         x = [point.tokens_per_second_per_user for point in curve.points]
         y = [point.tokens_per_second_per_gpu for point in curve.points]
         dashes = "--" if curve.estimated else "-"
-        axes.plot(x, y, dashes, color=colour, linewidth=2, marker="o", markersize=6, label=curve.name)
+        axes.plot(
+            x, y, dashes, color=colour, linewidth=2, marker="o", markersize=6, label=curve.name
+        )
         for point in curve.points:
             place = (point.tokens_per_second_per_user, point.tokens_per_second_per_gpu)
-            axes.annotate(str(point.batch), place, xytext=(6, 4), textcoords="offset points", color=colour, fontsize=8)
+            axes.annotate(
+                str(point.batch),
+                place,
+                xytext=(6, 4),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8,
+            )
     axes.set_xlim(left=0)
     if log:
         axes.set_yscale("log")
@@ -55,12 +65,15 @@ def throughput_against_interactivity(
 def colours_by_name(names: Sequence[str]) -> dict[str, str]:
     """Grey for "plain", the series' colours for the others in turn."""
     others = [name for name in dict.fromkeys(names) if name != "plain"]
-    return {"plain": LIGHT["plain"]} | {name: SERIES[place % len(SERIES)] for place, name in enumerate(others)}
+    return {"plain": LIGHT["plain"]} | {
+        name: SERIES[place % len(SERIES)] for place, name in enumerate(others)
+    }
 
 
 def tau_by_kind(results: Sequence[SideResult], colours: Mapping[str, str]) -> Figure:
-    """A row for each kind of prompt, a dot for each side at its τ, later sides in smaller ones; sorted by the first
-    side's."""
+    """A row for each kind of prompt, a dot for each side at its τ, later sides in smaller ones;
+    sorted by the first side's.
+    """
     kinds = sorted(results[0].by_kind, key=lambda kind: kind.acceptance.al)
     order = {kind.kind: place for place, kind in enumerate(kinds)}
     figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(kinds))
@@ -71,7 +84,9 @@ def tau_by_kind(results: Sequence[SideResult], colours: Mapping[str, str]) -> Fi
         values = [kind.acceptance.al for kind in result.by_kind]
         for row in result.by_kind:
             rows[row.kind].append(row.acceptance.al)
-        axes.plot(values, places, "o", color=colour, markersize=size, label=result.side, zorder=3 + index)
+        axes.plot(
+            values, places, "o", color=colour, markersize=size, label=result.side, zorder=3 + index
+        )
         axes.axvline(result.acceptance.al, color=colour, linewidth=1, linestyle=":", zorder=1)
     for name, place in order.items():
         axes.plot([1, max(rows[name])], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
@@ -84,12 +99,16 @@ def tau_by_kind(results: Sequence[SideResult], colours: Mapping[str, str]) -> Fi
 
 
 def acceptance_by_position(result: SideResult, colours: Mapping[str, str]) -> Figure:
-    """How often each draft of the block was accepted: all prompts, and the range over their kinds."""
+    """How often each draft of the block was accepted: all prompts, and the range over their
+    kinds.
+    """
     shares = result.acceptance.by_position
     figure, axes = new_figure(NARROW, 3.4)
     places = range(1, len(shares) + 1)
     axes.bar(places, shares, color=colours[result.side], width=0.62, label="all prompts", zorder=2)
-    by_kind = [kind.acceptance.by_position for kind in result.by_kind if kind.acceptance.by_position]
+    by_kind = [
+        kind.acceptance.by_position for kind in result.by_kind if kind.acceptance.by_position
+    ]
     ranges = [sorted(own[place - 1] for own in by_kind) for place in places]
     axes.vlines(
         places,
@@ -140,7 +159,10 @@ def time_by_layer(split: Split) -> Figure:
     """A step's milliseconds by layer, in the graph's order."""
     figure, axes = new_figure(NARROW, 3.4)
     layers = [layer for layer in split.layers if layer.layer.rpartition(".")[2].isdecimal()]
-    rest = {part: sum(one.seconds for one in split.layers if one.part == part and one not in layers) for part in _PARTS}
+    rest = {
+        part: sum(one.seconds for one in split.layers if one.part == part and one not in layers)
+        for part in _PARTS
+    }
     bars: list[tuple[str, float, str]] = []
     for part in ("verify", "accept", "draft"):
         own = [one for one in layers if one.part == part]
@@ -149,7 +171,13 @@ def time_by_layer(split: Split) -> Figure:
         bars += [(name, 1000 * rest[part], part)] if rest[part] else []
     for part in ("verify", "accept", "draft"):
         places = [place for place, bar in enumerate(bars) if bar[2] == part]
-        axes.bar(places, [bars[place][1] for place in places], color=_PARTS[part][1], label=part, zorder=2)
+        axes.bar(
+            places,
+            [bars[place][1] for place in places],
+            color=_PARTS[part][1],
+            label=part,
+            zorder=2,
+        )
     step = max(1, len(layers) // 12)
     shown = [
         place
@@ -166,15 +194,26 @@ def time_by_layer(split: Split) -> Figure:
 
 
 def step_yields(results: Sequence[SideResult], colours: Mapping[str, str]) -> Figure:
-    """The histogram of accepted lengths: the share of steps that yielded 1, 2, … tokens, a group of bars for each."""
+    """The histogram of accepted lengths: the share of steps that yielded 1, 2, … tokens, a group of
+    bars for each.
+    """
     figure, axes = new_figure(NARROW, 3.2)
     longest = max(len(result.acceptance.histogram) for result in results)
     width = 0.8 / len(results)
     for index, result in enumerate(results):
         counts: list[Any] = result.acceptance.histogram
         shares = [count / max(1, result.acceptance.steps) for count in counts]
-        places = [place + (index - (len(results) - 1) / 2) * width for place in range(1, len(counts))]
-        axes.bar(places, shares[1:], width=width * 0.9, color=colours[result.side], label=result.side, zorder=2)
+        places = [
+            place + (index - (len(results) - 1) / 2) * width for place in range(1, len(counts))
+        ]
+        axes.bar(
+            places,
+            shares[1:],
+            width=width * 0.9,
+            color=colours[result.side],
+            label=result.side,
+            zorder=2,
+        )
     axes.set_xticks(range(1, longest))
     axes.grid(visible=False, axis="x")
     label(axes, "tokens of a step", "share of steps")

@@ -1,4 +1,6 @@
-"""What the sides are asked: prompts with a kind, as token ids, of their own length or of one that is wanted."""
+"""What the sides are asked: prompts with a kind, as token ids, of their own length or of one that
+is wanted.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 OWN_NAME = "the prompts that come with dflash-trt"
 OWN_FILE = "prompts.jsonl"
@@ -34,10 +36,14 @@ class Question:
 
 
 def own_prompts() -> list[Prompt]:
-    """The prompts of the package: 12 kinds, named as in SPEED-Bench and MT-Bench, the kinds alternating."""
+    """The prompts of the package: 12 kinds, named as in SPEED-Bench and MT-Bench, the kinds
+    alternating.
+    """
     text = resources.files(__package__).joinpath(OWN_FILE).read_text(encoding="utf-8")
     rows = enumerate(map(json.loads, text.splitlines()), start=1)
-    return [Prompt(row["prompt"], row["kind"], f"{OWN_NAME}, line {number}") for number, row in rows]
+    return [
+        Prompt(row["prompt"], row["kind"], f"{OWN_NAME}, line {number}") for number, row in rows
+    ]
 
 
 def take_per_kind(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
@@ -51,24 +57,30 @@ def take_per_kind(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
 
 
 def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool) -> list[Question]:
-    """Token ids, in the model's chat format where `chat`; text without a tokenizer raises UsageError."""
+    """Token ids, in the model's chat format where `chat`; text without a tokenizer raises
+    UsageError.
+    """
     questions = []
     for prompt in prompts:
         if not isinstance(prompt.content, str):
             token_ids = prompt.content
         elif tokenizer is None:
             raise UsageError(
-                f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with token ids "
-                '({"prompt": [1, 2]}), or build it from a checkpoint with its tokenizer files.'
+                f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with"
+                ' token ids ({"prompt": [1, 2]}), or build it from a checkpoint with its'
+                " tokenizer files."
             )
         else:
-            token_ids = tokenizer.encode_chat(prompt.content) if chat else tokenizer.encode(prompt.content)
+            token_ids = (
+                tokenizer.encode_chat(prompt.content) if chat else tokenizer.encode(prompt.content)
+            )
         questions.append(Question(prompt.kind, list(token_ids)))
     return questions
 
 
 def fit(questions: Sequence[Question], length: int | None) -> list[Question]:
-    """The same questions with `length` tokens each: the end of a longer one, or other prompts before a shorter one.
+    """The same questions with `length` tokens each: the end of a longer one, or other prompts
+    before a shorter one.
 
     So every prompt ends as it was written, and its answer stays of its kind. None: as they are.
     """

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.build.devices import cuda_gpus
+from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.runtime.threads import available_cores
 
@@ -26,7 +26,9 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_facts(num_threads: int) -> dict[str, Any]:
-    """This machine, in plain types; `load_average` says what else it had to do in the last minute."""
+    """This machine, in plain types; `load_average` says what else it had to do in the last
+    minute.
+    """
     gpus = cuda_gpus()
     return {
         "processor": processor_name(),
@@ -47,17 +49,25 @@ def processor_name(path: Path = _PROCESSORS) -> str:
 
 
 def commit(module: Path = Path(__file__)) -> str | None:
-    """The git commit of the checkout that this package is part of, with + where tracked files differ; None without.
+    """The git commit of the checkout that this package is part of, with + where tracked files
+    differ; None without.
 
-    A package may also lie in somebody else's checkout, as in a virtual environment: git then does not track `module`.
+    A package may also lie in somebody else's checkout, as in a virtual environment: git then does
+    not track `module`.
     """
     try:
         here = ["git", "-C", str(module.parent)]
         tracked = [*here, "ls-files", "--error-unmatch", "--", module.name]
         subprocess.run(tracked, capture_output=True, check=True, timeout=20)
-        found = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20)
+        found = subprocess.run(
+            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20
+        )
         changed = subprocess.run(
-            [*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=60
+            [*here, "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
     except (OSError, subprocess.SubprocessError):
         return None

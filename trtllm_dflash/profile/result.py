@@ -1,4 +1,5 @@
-"""What a profile found: the declaration from which its JSON, the JSON's description and its check are made.
+"""What a profile found: the declaration from which its JSON, the JSON's description and its check
+are made.
 
 Field names are the JSON's keys, annotations their types and descriptions (`schema.py`).
 """
@@ -30,16 +31,20 @@ class Spread:
 class Acceptance:
     """How many drafts were accepted."""
 
-    al: Annotated[float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"]
+    al: Annotated[
+        float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"
+    ]
     dar: Annotated[
-        float | None, "[DAR]: accepted drafts over drafts; null without drafts, and where not every step has as many"
+        float | None,
+        "[DAR]: accepted drafts over drafts; null without drafts, and where not every step has as"
+        " many",
     ]
     steps: Annotated[int, "steps of sequences: a step of n sequences counts n times"]
     histogram: Annotated[list[int], "entry i: steps that yielded i tokens; entry 0 is 0"]
     by_position: Annotated[
         list[float],
-        "entry i: share of the steps in which draft i + 1 of the block was accepted; like dar, over all steps but the "
-        "last of each answer, which a stop token or the limit may have cut",
+        "entry i: share of the steps in which draft i + 1 of the block was accepted; like dar, over"
+        " all steps but the last of each answer, which a stop token or the limit may have cut",
     ]
 
 
@@ -50,7 +55,9 @@ class KindResult:
     kind: Annotated[str, "the prompts' kind"]
     prompts: Annotated[int, "answers"]
     tokens: Annotated[int, "tokens of the generation steps"]
-    tokens_per_second_per_user: Annotated[float, "tokens over generation_seconds, summed over the answers"]
+    tokens_per_second_per_user: Annotated[
+        float, "tokens over generation_seconds, summed over the answers"
+    ]
     acceptance: Annotated[Acceptance, "of these prompts"]
 
 
@@ -89,7 +96,9 @@ class SideResult:
     by_kind: Annotated[list[KindResult], "by the prompts' kind, in their order"]
     by_prompt: Annotated[list[PromptResult], "by prompt"]
     same_tokens: Annotated[int, "answers that are token for token those of the plain engine"]
-    tokens_sha256: Annotated[str, "of all answers' tokens: equal where seed, prompts and options are"]
+    tokens_sha256: Annotated[
+        str, "of all answers' tokens: equal where seed, prompts and options are"
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,8 +119,9 @@ class Split:
     draft_len: Annotated[int, "as in results"]
     method: Annotated[
         str,
-        "kernels: the fastest of a few steps apart from those of results, divided as the kernels' times are that "
-        "ONNX Runtime measures in a twin of it; differences: step times of results subtracted from each other",
+        "kernels: the fastest of a few steps apart from those of results, divided as the kernels'"
+        " times are that ONNX Runtime measures in a twin of it; differences: step times of results"
+        " subtracted from each other",
     ]
     step_seconds: Annotated[float, "the step that is split"]
     verify_seconds: Annotated[float, "the target's layers and head"]
@@ -126,7 +136,9 @@ class BatchAdvice:
     """What pays at one batch size."""
 
     batch: Annotated[int, "sequences that generate together"]
-    draft_len: Annotated[int, "the number of drafts that gives most tokens a second in the DFlash engine"]
+    draft_len: Annotated[
+        int, "the number of drafts that gives most tokens a second in the DFlash engine"
+    ]
     block_size: Annotated[int, "the same with the anchor: the width of the verifying step"]
     tokens_per_second_per_user: Annotated[float, "with that many"]
     speedup: Annotated[float, "over the plain engine"]
@@ -139,9 +151,12 @@ class Advice:
     batches: Annotated[list[BatchAdvice], "by batch size"]
     stops_paying_at: Annotated[
         int | None,
-        "the batch size from which on the plain engine is faster than any number of drafts; null: none tried",
+        "the batch size from which on the plain engine is faster than any number of drafts; null:"
+        " none tried",
     ]
-    draft_len_schedule: Annotated[dict[str, int], "what run --draft-len-schedule takes: batch size to drafts"]
+    draft_len_schedule: Annotated[
+        dict[str, int], "what run --draft-len-schedule takes: batch size to drafts"
+    ]
 
 
 @dataclass(frozen=True)
@@ -151,10 +166,16 @@ class Profile:
     schema: Annotated[int, "version of this form: 1"]
     created: Annotated[str, "when it ended, UTC"]
     argv: Annotated[list[str], "the command line"]
-    commit: Annotated[str | None, "git commit of the package's checkout, with + where files differ; null: none"]
+    commit: Annotated[
+        str | None, "git commit of the package's checkout, with + where files differ; null: none"
+    ]
     versions: Annotated[dict[str, str], "of Python and the packages that took part"]
-    machine: Annotated[dict[str, Any], "processor, gpus, cores, threads, memory, system, load average at the start"]
-    engine: Annotated[dict[str, Any], "the DFlash engine: directory, arch, sizes, and what its manifest says"]
+    machine: Annotated[
+        dict[str, Any], "processor, gpus, cores, threads, memory, system, load average at the start"
+    ]
+    engine: Annotated[
+        dict[str, Any], "the DFlash engine: directory, arch, sizes, and what its manifest says"
+    ]
     plain: Annotated[dict[str, Any], "the plain engine, likewise"]
     settings: Annotated[dict[str, Any], "batch sizes, lengths, sampling"]
     prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by kind, tokens"]

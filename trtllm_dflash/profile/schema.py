@@ -9,16 +9,27 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from trtllm_dflash.profile.result import Profile
 
-_NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null", dict: "object"}
+_NAMES = {
+    int: "integer",
+    float: "number",
+    str: "string",
+    bool: "boolean",
+    type(None): "null",
+    dict: "object",
+}
 
 
 def describe(kind: type = Profile, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(path, type, meaning) of every key, in the file's order; `[]` in a path stands for each entry of a list."""
+    """(path, type, meaning) of every key, in the file's order; `[]` in a path stands for each entry
+    of a list.
+    """
     for field, (hint, meaning) in _fields(kind):
         inner, name = _dataclass_in(hint), f"{path}{field}"
         yield name, _type_name(hint), meaning
         if inner is not None:
-            yield from describe(inner, f"{name}[]." if get_origin(hint) in (list, tuple) else f"{name}.")
+            yield from describe(
+                inner, f"{name}[]." if get_origin(hint) in (list, tuple) else f"{name}."
+            )
 
 
 def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
@@ -33,7 +44,11 @@ def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
         entries = get_args(hint)[0]
         if not isinstance(data, list):
             return [f"{path} is {type(data).__name__}, expected a list"]
-        return [problem for index, entry in enumerate(data) for problem in check(entry, entries, f"{path}[{index}]")]
+        return [
+            problem
+            for index, entry in enumerate(data)
+            for problem in check(entry, entries, f"{path}[{index}]")
+        ]
     if get_origin(hint) is dict:
         return _check_mapping(data, get_args(hint)[1], path)
     if hint is Any:
@@ -58,7 +73,11 @@ def _check_object(data: Any, kind: type, path: str) -> list[str]:
 def _check_mapping(data: Any, values: Any, path: str) -> list[str]:
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
-    return [problem for name, value in data.items() for problem in check(value, values, f"{path}.{name}")]
+    return [
+        problem
+        for name, value in data.items()
+        for problem in check(value, values, f"{path}.{name}")
+    ]
 
 
 def _fields(kind: type) -> Iterator[tuple[str, tuple[Any, str]]]:

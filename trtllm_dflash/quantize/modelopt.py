@@ -1,7 +1,8 @@
-"""The only place that knows ModelOpt: quantizers in a model, calibration, and packed tensors out of it.
+"""The only place that knows ModelOpt: quantizers in a model, calibration, and packed tensors out of
+it.
 
-ModelOpt exports whole models. Its steps are taken one by one here, so that a model can go through layer by layer; a
-test compares the outcome with its own export, bit for bit.
+ModelOpt exports whole models. Its steps are taken one by one here, so that a model can go through
+layer by layer; a test compares the outcome with its own export, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,28 +18,37 @@ from typing import Any
 
 import torch
 
-from trtllm_dflash.config.quantize import KEEP_WEIGHTS
 from trtllm_dflash.errors import QuantizeError
-from trtllm_dflash.quantize import reference
+from trtllm_dflash.options.quantize import KEEP_WEIGHTS
+from trtllm_dflash.quantize import nvfp4_cpu
 
 TESTED = "0.47."
 _LOG = logging.getLogger(__name__)
-_CONFIGS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4": "W4A16_NVFP4_CFG"}
+_CONFIGS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+    "w4a16_nvfp4": "W4A16_NVFP4_CFG",
+}
 _E4M3_MAX = 448.0
 # Linears that read the same input, in a decoder layer.
-_SHARED_INPUT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+_SHARED_INPUT = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("mlp.gate_proj", "mlp.up_proj"),
+)
 
 
-def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()) -> None:
-    """Put quantizers of the format `form` into a model, with nothing calibrated yet; its weights may be on `meta`.
-    `form` "none": its linears get none.
-    `excluded` are module names, beside those that ModelOpt leaves alone by itself (heads, embeddings).
+def insert_quantizers(
+    model: Any, form: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()
+) -> None:
+    """Put quantizers of the format `form` into a model, with nothing calibrated yet; its weights
+    may be on `meta`. `form` "none": its linears get none. `excluded` are module names, beside those
+    that ModelOpt leaves alone by itself (heads, embeddings).
     """
     mtq = _import_quantization()
     version = metadata.version("nvidia-modelopt")
     if not version.startswith(TESTED):
         _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
-    reference.install()
+    nvfp4_cpu.install()
     config: Any = {"quant_cfg": [{"quantizer_name": "*", "enable": False}]}
     if form != KEEP_WEIGHTS:
         config = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
@@ -47,16 +57,19 @@ def insert_quantizers(model: Any, form: str, kv_cache_dtype: str | None, *, excl
             # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.
             kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
             config = mtq.utils.update_quant_cfg_with_kv_cache_quant(config, kv_cache)
-        config["quant_cfg"] += [{"quantizer_name": f"{name}.*", "enable": False} for name in excluded]
+        config["quant_cfg"] += [
+            {"quantizer_name": f"{name}.*", "enable": False} for name in excluded
+        ]
         config["algorithm"] = None
         mtq.quantize(model, config)
 
 
 def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
-    """Give every quantizer in `module` its largest magnitude: of the weights, and of what `forward` sends through it.
+    """Give every quantizer in `module` its largest magnitude: of the weights, and of what `forward`
+    sends through it.
 
-    Raises:
-        QuantizeError: naming the part whose values allow no scale; `where` is the module's name, with a dot.
+    Raises: QuantizeError: naming the part whose values allow no scale; `where` is the module's
+    name, with a dot.
     """
     from modelopt.torch.quantization.model_calib import max_calibrate
 
@@ -71,19 +84,21 @@ def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
             max_calibrate(module, forward_once_weights_are_done)
     except AssertionError as error:  # ModelOpt's word for NaN and Inf
         raise QuantizeError(
-            f"{where[:-1]}: the values in it are not finite ({error}), so they have no scale. If the model is F16, "
-            "convert it to BF16: F16 ends at 65504."
+            f"{where[:-1]}: the values in it are not finite ({error}), so they have no scale. If"
+            " the model is F16, convert it to BF16: F16 ends at 65504."
         ) from error
     for name, quantizer in _quantizers(module):
         if quantizer.amax is None or not bool((quantizer.amax > 0).all()):
             raise QuantizeError(
-                f"{where}{_subject(name)} was zero, or not there, throughout the calibration text, so that it has no "
-                "scale. Give other text with --calib-file."
+                f"{where}{_subject(name)} was zero, or not there, throughout the calibration text,"
+                " so that it has no scale. Give other text with --calib-file."
             )
 
 
 def share_scales(layer: Any) -> None:
-    """Give linears of a decoder layer that read the same input one input scale and one global weight scale."""
+    """Give linears of a decoder layer that read the same input one input scale and one global
+    weight scale.
+    """
     from modelopt.torch.export.quant_utils import preprocess_linear_fusion
 
     for names in _SHARED_INPUT:
@@ -91,7 +106,9 @@ def share_scales(layer: Any) -> None:
 
 
 def with_rounded_weights(layer: Any) -> Any:
-    """A copy of a calibrated layer whose weights are rounded once and for all, which makes its forward cheap."""
+    """A copy of a calibrated layer whose weights are rounded once and for all, which makes its
+    forward cheap.
+    """
     import modelopt.torch.quantization as mtq
 
     rounded = copy.deepcopy(layer)
@@ -101,9 +118,11 @@ def with_rounded_weights(layer: Any) -> Any:
 
 
 def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """The codes and scales of a calibrated module, by the names of a checkpoint; the module is used up.
+    """The codes and scales of a calibrated module, by the names of a checkpoint; the module is used
+    up.
 
-    Scales of keys and values are those of its `k_proj` and `v_proj`. What is not quantized is not returned.
+    Scales of keys and values are those of its `k_proj` and `v_proj`. What is not quantized is not
+    returned.
     """
     from modelopt.torch.export.quant_utils import postprocess_state_dict
     from modelopt.torch.export.unified_export_hf import _export_quantized_weight
@@ -123,7 +142,9 @@ def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What hf_quant_config.json and config.json's `quantization_config` say of a model with quantizers."""
+    """What hf_quant_config.json and config.json's `quantization_config` say of a model with
+    quantizers.
+    """
     from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
     from modelopt.torch.export.quant_utils import get_quant_config
 
@@ -134,7 +155,9 @@ def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish, and bars too."""
+    """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish,
+    and bars too.
+    """
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging  # has no types
@@ -152,12 +175,15 @@ def quiet() -> Iterator[None]:
 
 
 def _import_quantization() -> Any:
-    """ModelOpt, without its words about transformers, to which its advice would install an older one.
+    """ModelOpt, without its words about transformers, to which its advice would install an older
+    one.
 
     All that is used of both is compared with ModelOpt's own export in our tests.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"transformers \S+ is not tested with current version of modelopt")
+        warnings.filterwarnings(
+            "ignore", r"transformers \S+ is not tested with current version of modelopt"
+        )
         import modelopt.torch.quantization as mtq
 
     return mtq
@@ -180,7 +206,9 @@ def _is_quantized_linear(module: Any) -> bool:
 
 
 def _subject(name: str) -> str:
-    """What a quantizer sees, from its name: "mlp.down_proj.input_quantizer" is the input of mlp.down_proj."""
+    """What a quantizer sees, from its name: "mlp.down_proj.input_quantizer" is the input of
+    mlp.down_proj.
+    """
     module, _, kind = name.rpartition(".")
     seen = {
         "input_quantizer": f"{module}: its input",

@@ -1,4 +1,6 @@
-"""All that a quantization decides before its long step: packages, models, shapes, text; an error here costs nothing."""
+"""All that a quantization decides before its long step: packages, models, shapes, text; an error
+here costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from math import prod
 from typing import Any
 
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
-from trtllm_dflash.config.drafter import DrafterConfig
-from trtllm_dflash.config.quantize import QuantizeConfig
-from trtllm_dflash.config.target import TargetConfig
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import human_bytes
-from trtllm_dflash.quantize.record import check_output
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize.calibration_data import encode_samples, read_samples
+from trtllm_dflash.quantize.provenance import check_output
 from trtllm_dflash.quantize.requirements import require_packages, require_reference
-from trtllm_dflash.quantize.samples import encode_samples, read_samples
-from trtllm_dflash.runtime.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Plan:
     @property
     def expected_bytes(self) -> int:
         """Bytes of the quantized weights, about."""
-        return sum(self._plain_bytes(checkpoint) + self._packed_bytes(checkpoint) for checkpoint in self._models)
+        return sum(
+            self._plain_bytes(checkpoint) + self._packed_bytes(checkpoint)
+            for checkpoint in self._models
+        )
 
     @property
     def needed_space(self) -> int:
@@ -56,7 +61,10 @@ class Plan:
             ("format", f"{row.algo}: {row.meaning}" if row else "weights as they are"),
             ("KV cache", f"scales for {kv_cache}" if kv_cache else "no scales"),
             ("calibration", self._calibration_row()),
-            ("weights", f"{human_bytes(original)}, about {human_bytes(self.expected_bytes)} quantized"),
+            (
+                "weights",
+                f"{human_bytes(original)}, about {human_bytes(self.expected_bytes)} quantized",
+            ),
             ("output", str(self.config.output_dir)),
         ]
 
@@ -71,21 +79,31 @@ class Plan:
 
     def _packed_bytes(self, checkpoint: Checkpoint[Any]) -> int:
         row = self.config.weight_format
-        weights = sum(prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name))
+        weights = sum(
+            prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name)
+        )
         return round(weights * row.weight_bits() / 8) if row else 0
 
     def _plain_bytes(self, checkpoint: Checkpoint[Any]) -> int:
         stays = self.config.weight_format is None
-        return sum(info.nbytes for name, info in checkpoint.tensors.items() if stays or not _is_quantized(name))
+        return sum(
+            info.nbytes
+            for name, info in checkpoint.tensors.items()
+            if stays or not _is_quantized(name)
+        )
 
     def _calibration_row(self) -> str:
         facts = self.calibration_facts()
-        text = f"{facts['sequences']} sequences, {facts['tokens']} tokens of {facts['file'] or 'our own set'}"
+        text = (
+            f"{facts['sequences']} sequences, {facts['tokens']} tokens of"
+            f" {facts['file'] or 'our own set'}"
+        )
         return text if self.config.reads_activations else f"none needed; compared on {text}"
 
 
 def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Plan:
-    """Load and check the models and the text; reads headers, no weights, imports neither torch nor ModelOpt.
+    """Load and check the models and the text; reads headers, no weights, imports neither torch nor
+    ModelOpt.
 
     Raises:
         DFlashError: for a package, output directory, model or text that cannot work.
@@ -114,32 +132,38 @@ def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list
     limit = min(config.calib_seq_len, target.config.max_position_embeddings)
     samples = read_samples(config.calib_file)
     return encode_samples(
-        samples, tokenizer, vocab_size=target.config.vocab_size, seq_len=limit, limit=config.calib_size
+        samples,
+        tokenizer,
+        vocab_size=target.config.vocab_size,
+        seq_len=limit,
+        limit=config.calib_size,
     )
 
 
 def _refuse_quantized(kind: str, checkpoint: Checkpoint[Any]) -> None:
     if checkpoint.formats or checkpoint.quantization.is_quantized:
         raise CheckpointError(
-            f"{kind} {checkpoint.directory}: it is quantized already ({checkpoint.stored_as}), and what that lost is "
-            "gone. Give the unquantized original."
+            f"{kind} {checkpoint.directory}: it is quantized already ({checkpoint.stored_as}), and"
+            " what that lost is gone. Give the unquantized original."
         )
 
 
 def _refuse_experts(target: Checkpoint[TargetConfig]) -> None:
     if target.config.moe is not None:
         raise CheckpointError(
-            f"target {target.directory}: it has experts, and this command quantizes dense models. `build` takes "
-            "gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts ModelOpt has exported in NVFP4."
+            f"target {target.directory}: it has experts, and this command quantizes dense models."
+            " `build` takes gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts"
+            " ModelOpt has exported in NVFP4."
         )
 
 
 def _refuse_loss_of_caches(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
     if target.quantization.kv_cache is not None and config.kv_cache_dtype is None:
         raise CheckpointError(
-            f"target {target.directory}: it says that its caches are {target.quantization.kv_cache.upper()}, and what "
-            f"would be written says that they are not. Add --kv-cache-dtype {target.quantization.kv_cache}, which "
-            "calibrates them again, or give the original."
+            f"target {target.directory}: it says that its caches are"
+            f" {target.quantization.kv_cache.upper()}, and what would be written says that they are"
+            f" not. Add --kv-cache-dtype {target.quantization.kv_cache}, which calibrates them"
+            " again, or give the original."
         )
 
 
@@ -155,11 +179,14 @@ def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfi
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(
-            f"{kind} {checkpoint.directory}: --format {config.format} has a scale for every {size} inputs of a linear, "
-            f"so their number must be a multiple of {size}: {', '.join(wrong[:4])}{more}. Use --format fp8."
+            f"{kind} {checkpoint.directory}: --format {config.format} has a scale for every {size}"
+            f" inputs of a linear, so their number must be a multiple of {size}:"
+            f" {', '.join(wrong[:4])}{more}. Use --format fp8."
         )
 
 
 def _is_quantized(name: str) -> bool:
-    """Linears of decoder layers; ModelOpt leaves heads and embeddings alone, and so does the drafter's `fc` stay."""
+    """Linears of decoder layers; ModelOpt leaves heads and embeddings alone, and so does the
+    drafter's `fc` stay.
+    """
     return name.endswith("_proj.weight")

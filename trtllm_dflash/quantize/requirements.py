@@ -1,4 +1,6 @@
-"""What quantization needs beside this package's own dependencies; importing this imports none of it."""
+"""What quantization needs beside this package's own dependencies; importing this imports none of
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ def require_packages() -> None:
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise QuantizeError(
-            f"quantizing needs ModelOpt and torch, and here there is no module {' and no '.join(missing)}: {INSTALL}"
+            "quantizing needs ModelOpt and torch, and here there is no module"
+            f" {' and no '.join(missing)}: {INSTALL}"
         )
 
 
 def require_reference() -> None:
-    """Raise QuantizeError if the reference package, in whose forward the drafter is calibrated, is not there."""
+    """Raise QuantizeError if the reference package, in whose forward the drafter is calibrated, is
+    not there.
+    """
     if find_spec(_REFERENCE) is None:
         raise QuantizeError(
-            "--quantize-drafter runs the drafter in the reference package, which is not installed here "
-            f"(no module {_REFERENCE}): pip install --no-deps dflash==0.1.0"
+            "--quantize-drafter runs the drafter in the reference package, which is not installed"
+            f" here (no module {_REFERENCE}): pip install --no-deps dflash==0.1.0"
         )

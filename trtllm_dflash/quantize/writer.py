@@ -1,4 +1,6 @@
-"""Writing a checkpoint: packed tensors and what is taken over from the original, file to file, byte for byte."""
+"""Writing a checkpoint: packed tensors and what is taken over from the original, file to file, byte
+for byte.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import torch
 from trtllm_dflash.checkpoint.index import INDEX, SINGLE
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
 from trtllm_dflash.log import Progress
-from trtllm_dflash.quantize.tensors import STORED_DTYPES, raw_bytes
+from trtllm_dflash.quantize.torch_io import STORED_DTYPES, raw_bytes
 
 PHASE = "writing"
 SHARD_BYTES = 5_000_000_000
@@ -22,7 +24,9 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor to be written: its dtype as safetensors names it, its shape, and where its bytes come from."""
+    """A tensor to be written: its dtype as safetensors names it, its shape, and where its bytes
+    come from.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,7 +35,9 @@ class _Entry:
 
 
 class Scratch:
-    """Packed tensors on disk until all are there, so that memory holds one layer and not the model."""
+    """Packed tensors on disk until all are there, so that memory holds one layer and not the
+    model.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -47,9 +53,15 @@ class Scratch:
 
 
 def write_tensors(
-    directory: Path, tensors: Mapping[str, TensorInfo], progress: Progress, *, shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    tensors: Mapping[str, TensorInfo],
+    progress: Progress,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their index."""
+    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their
+    index.
+    """
     shards = list(_shards(tensors, shard_bytes))
     total, done = sum(info.nbytes for info in tensors.values()), 0
     weight_map: dict[str, str] = {}
@@ -60,7 +72,9 @@ def write_tensors(
         progress(PHASE, done, total)
 
     for number, shard in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         weight_map |= dict.fromkeys(shard, file)
         _write_file(directory / file, shard, advance)
     if len(shards) > 1:
@@ -81,7 +95,9 @@ def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str,
 
 
 def _entry_of(tensor: torch.Tensor) -> _Entry:
-    return _Entry(STORED_DTYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, lambda: [raw_bytes(tensor)])
+    return _Entry(
+        STORED_DTYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, lambda: [raw_bytes(tensor)]
+    )
 
 
 def _entry_in(info: TensorInfo) -> _Entry:
@@ -115,7 +131,11 @@ def _header(entries: Iterable[tuple[str, _Entry]]) -> bytes:
     offset = 0
     for name, entry in entries:
         end = offset + entry.nbytes
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -1,2 +1,3 @@
-"""Running an engine directory: sessions (one per backend), the decode loop over slots, and the Engine that users
-call."""
+"""Running an engine directory: sessions (one per backend), the decode loop over slots, and the
+Engine that users call.
+"""

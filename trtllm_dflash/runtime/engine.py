@@ -8,17 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.decode import DecodeLoop, Step
+from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.engine_thread import MAX_WAITING, Scheduler
 from trtllm_dflash.runtime.events import Load
-from trtllm_dflash.runtime.requests import Prompt, as_prompts, make_requests, step_widths, token_ids_of
-from trtllm_dflash.runtime.results import Generation
-from trtllm_dflash.runtime.scheduler import MAX_WAITING, Scheduler
-from trtllm_dflash.runtime.session import Session, open_session
+from trtllm_dflash.runtime.outputs import Generation
+from trtllm_dflash.runtime.request import (
+    Prompt,
+    as_prompts,
+    make_requests,
+    step_widths,
+    token_ids_of,
+)
+from trtllm_dflash.runtime.scheduler import DecodeLoop, Step
+from trtllm_dflash.runtime.sessions.base import Session, open_session
 from trtllm_dflash.runtime.stream import Stream
-from trtllm_dflash.runtime.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -30,7 +36,9 @@ class Engine:
     Not for concurrent use: a second call while a stream is open raises EngineError.
     """
 
-    def __init__(self, config: EngineConfig, session: Session, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, session: Session, tokenizer: Tokenizer | None = None
+    ) -> None:
         """Join the parts of an engine; users call `Engine.load`."""
         self.config = config
         self.tokenizer = tokenizer
@@ -41,17 +49,24 @@ class Engine:
     def load(cls, path: str | Path, *, num_threads: int | None = None) -> Engine:
         """Open an engine directory written by `dflash-trt build`.
 
-        `num_threads` is for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each core available. A
-        directory that is no engine, differs from its manifest, or cannot run on this machine raises EngineError.
+        `num_threads` is for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each
+        core available. A directory that is no engine, differs from its manifest, or cannot run on
+        this machine raises EngineError.
         """
         directory = Path(path)
         config = EngineConfig.load(directory)
         _check_manifest(directory)
-        return cls(config, open_session(directory, config, num_threads=num_threads), Tokenizer.find(directory))
+        return cls(
+            config,
+            open_session(directory, config, num_threads=num_threads),
+            Tokenizer.find(directory),
+        )
 
-    def generate(self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]) -> list[Generation]:
-        """Answer all prompts, several at a time as the engine's slots allow, and return one Generation for each, in
-        order.
+    def generate(
+        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """Answer all prompts, several at a time as the engine's slots allow, and return one
+        Generation for each, in order.
 
         prompts   a list of strings (raw text: see `tokenizer.encode_chat` for the chat format) or of token-id
                   sequences, mixed if wanted; a lone string or a lone sequence of ids is one prompt.
@@ -70,14 +85,18 @@ class Engine:
         on_step: Callable[[Step], None] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
-        """Like `generate`, as an iterator of (prompt index, new token ids, new text), one item for each prompt and
-        step.
+        """Like `generate`, as an iterator of (prompt index, new token ids, new text), one item for
+        each prompt and step.
 
-        Prompts and options are checked here and now; steps run while the stream is iterated. `slots` limits how many
-        sequences generate together; `on_step` is called with each generation step when its tokens are there.
+        Prompts and options are checked here and now; steps run while the stream is iterated.
+        `slots` limits how many sequences generate together; `on_step` is called with each
+        generation step when its tokens are there.
         """
         if slots is not None and not 1 <= slots <= self.config.max_batch_size:
-            raise UsageError(f"slots is {slots}, and this engine has {self.config.max_batch_size} (max_batch_size).")
+            raise UsageError(
+                f"slots is {slots}, and this engine has {self.config.max_batch_size}"
+                " (max_batch_size)."
+            )
         sampling = SamplingParams.from_options(options)
         token_ids = [token_ids_of(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(token_ids, sampling, self.config)
@@ -115,8 +134,8 @@ class Engine:
     def _take_turn(self) -> Iterator[None]:
         if not self._turn.acquire(blocking=False):
             raise EngineError(
-                "this engine is in the middle of another stream, whose sequences are in its caches. "
-                "Exhaust or close that stream first (or its scheduler), or load the engine twice."
+                "this engine is in the middle of another stream, whose sequences are in its caches."
+                " Exhaust or close that stream first (or its scheduler), or load the engine twice."
             )
         try:
             yield
@@ -125,11 +144,12 @@ class Engine:
 
 
 def _check_manifest(directory: Path) -> None:
-    from trtllm_dflash.build import manifest
+    from trtllm_dflash.engine_dir import manifest
 
     differences = manifest.check(directory, deep=False)
     if differences:
         listed = "".join(f"\n  {difference}" for difference in differences)
         raise EngineError(
-            f"{directory} is not what its build wrote:{listed}\nBuild the engine again, or copy it again intact."
+            f"{directory} is not what its build wrote:{listed}\nBuild the engine again, or copy it"
+            " again intact."
         )

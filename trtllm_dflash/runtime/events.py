@@ -1,4 +1,6 @@
-"""What a scheduler tells its callers: an answer's pieces and its end, and how full the engine is."""
+"""What a scheduler tells its callers: an answer's pieces and its end, and how full the engine
+is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trtllm_dflash.errors import DFlashError
-from trtllm_dflash.runtime.results import FinishReason
+from trtllm_dflash.runtime.outputs import FinishReason
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step added to an answer: its tokens, and the text that they completed (whole characters).
+    """What a step added to an answer: its tokens, and the text that they completed (whole
+    characters).
 
     The last one has `ended`; where a request was cancelled, nothing else.
     """

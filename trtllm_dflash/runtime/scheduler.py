@@ -1,356 +1,318 @@
-"""Requests from any thread, served together by one engine thread.
+"""The decode loop: requests enter and leave between steps, prompts run in chunks, all active slots
+generate together.
 
-    submit (any thread) ──checked──► bounded queue ──► engine thread: the decode loop, step after step ──► on_event
+    waiting ──► prompting (a chunk of one slot a step) ──► active slots 0 … n-1 ──generation steps──► finished
+                                                                │  the last active slot moves into
+                                                                └  the place of one that has ended
 
-The engine thread alone touches the session and calls the callers' functions. Between two steps it takes in what has
-arrived, and lets go of what nobody wants any more.
+Active slots are always the first n, so a step never computes a row that nobody waits for; a prompt
+runs in a slot behind them. With a token budget, at most so many prompt tokens run between two
+generation steps, so that sequences that generate keep their pace, and a short prompt may overtake a
+longer one that is still running. Without one, prompts go first, which fills the slots soonest.
+
+Where the session looks ahead, the next step is under way before the last one's tokens are read, so
+that the device never waits for the host. A sequence that turns out to have ended is then computed
+once more in vain; its row is dropped. Slots are opened and moved only while no step is under way.
+
+What a sequence gets depends on its own tokens and uniforms only: uniforms are indexed by the
+position of the token that they decide, and every decided token is the target's own choice. Hence
+drafts, batches, chunks, neighbours and looking ahead never change tokens. A generation step has one
+width, that of the row that wants most drafts verified; a row that asked for fewer gets the same
+tokens, in fewer steps.
 """
 
 from __future__ import annotations
 
-import heapq
-import logging
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import NamedTuple
 
-from trtllm_dflash.config.sampling import SamplingOptions, SamplingParams
-from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
-from trtllm_dflash.runtime.answer import AnswerText, check_stops
-from trtllm_dflash.runtime.config import EngineConfig
-from trtllm_dflash.runtime.decode import DecodeLoop
-from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
-from trtllm_dflash.runtime.requests import Prompt, PromptError, Request, make_requests, token_ids_of
+from trtllm_dflash.runtime.outputs import FinishReason, Timings
+from trtllm_dflash.runtime.request import Request
 from trtllm_dflash.runtime.sequence import ActiveSequence, Update
-from trtllm_dflash.runtime.session import Session
-from trtllm_dflash.runtime.tokenizer import Tokenizer, decoder_of
+from trtllm_dflash.runtime.sessions.base import Session
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-_LOG = logging.getLogger(__name__)
-
-# Prompt tokens between two generation steps, by arch: about as many as cost one more step. A GPU reads its weights
-# once for any number up to some hundred; on two CPU cores a prompt's token costs a tenth of a step (SmolLM2-135M).
-PROMPT_TOKENS_PER_STEP = {"cpu": 16}
-PROMPT_TOKENS_PER_STEP_ON_GPUS = 256
-MAX_WAITING = 128
-TIDY_SECONDS = 0.1  # how often a busy engine thread asks who has gone away, and says how full it is
-IDLE_SECONDS = 1.0  # how often an idle one does
-WAITING_ASKED = 4  # how many of those that wait are asked each time: in a server, each asking is a round trip
+# Chunks of a prompt while nobody generates, in budgets: wide enough to be quick, short enough to be
+# overtaken soon.
+BUDGETS_ALONE = 4
 
 
-Result = TypeVar("Result")
+@dataclass
+class _Step:
+    """A step under way: a prompt's chunk, or a generation step whose row i is sequence i."""
+
+    sequences: list[ActiveSequence]
+    width: int
+    started: float
+    is_prompt: bool
+    decides: bool = True  # a chunk that is not its prompt's last decides nothing that is wanted
 
 
-def _forever() -> bool:
-    return True
+class Step(NamedTuple):
+    """One generation step: the slots that it ran, their width, its time (`Timings`), and what came
+    of it.
+    """
+
+    slots: int
+    width: int
+    seconds: float
+    tokens: int  # kept, all sequences together
 
 
-@dataclass(eq=False)
-class Ticket:
-    """A submitted request; `cancel` ends it between two steps."""
+class DecodeLoop:
+    """Runs requests on a session, which nobody else may use meanwhile.
 
-    request: Request
-    answer: AnswerText
-    on_event: OnEvent
-    is_wanted: Callable[[], bool] = _forever
-    cancelled: bool = False
-    submitted: float = field(default_factory=perf_counter)
-    asked: float = 0.0  # when `is_wanted` was called last
-    first_token: float | None = None
-    output_tokens: int = 0
-
-    def cancel(self) -> None:
-        """End it with what it has by then, as "cancelled"; from any thread, at any time."""
-        self.cancelled = True
-
-
-class Scheduler:
-    """Serves an engine's session to many callers at once; users call `Engine.serve`.
-
-    Leave its `with` block, or `close` it, to end what runs and give the engine back.
+    Iterate over it to run all of them to their ends; or call `step` again and again while `busy`,
+    and `add` and `end` in between. Not thread-safe.
     """
 
     def __init__(
         self,
-        config: EngineConfig,
         session: Session,
-        tokenizer: Tokenizer | None,
-        turn: AbstractContextManager[None],
+        requests: Iterable[Request] = (),
         *,
-        max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
-        on_load: Callable[[Load], None] = lambda _: None,
+        slots: int | None = None,
+        on_step: Callable[[Step], None] | None = None,
     ) -> None:
-        """Start the engine thread, which holds `turn` until it ends. See `Engine.serve` for the options."""
-        default = PROMPT_TOKENS_PER_STEP.get(config.arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
-        budget = default if prompt_tokens_per_step is None else prompt_tokens_per_step
-        for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
-            if value < 1:
-                raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
-        self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
-        self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_load
-        self._loop = DecodeLoop(session, prompt_tokens_per_step=budget)
-        self._changed = threading.Condition()
-        self._arrived: list[Ticket] = []  # these four under the condition's lock
-        self._closing = False
-        self._open_until = 0.0  # when closing: how long what is there may go on
-        self._failure: DFlashError | None = None  # of the engine thread itself
-        self._served: dict[ActiveSequence, Ticket] = {}  # the engine thread alone changes it, and adds under the lock
-        self._next_tidying = 0.0
-        turn.__enter__()
-        self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
-        self._thread.start()
+        """`prompt_tokens_per_step`: the budget of prompt tokens between two generation steps; None:
+        prompts go first.
 
-    def __enter__(self) -> Scheduler:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        on_event: OnEvent,
-        is_wanted: Callable[[], bool] = _forever,
-        stop_words: Sequence[str] = (),
-        **options: Unpack[SamplingOptions],
-    ) -> Ticket:
-        """Check a request here and now, and put it into the queue; from any thread.
-
-        prompt      text, or token ids.
-        on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
-                    with an error. Steps wait for it: it should hand on and return.
-        is_wanted   asked by the engine thread now and then; False cancels.
-        stop_words  end the answer where the first of them begins; a special token's text stands for that token. How
-                    many they may be and how long, and how many stop_token_ids, is said in answer.py: each token of the
-                    answer is compared with them, while the others wait.
-        options     as for `Engine.generate`.
-
-        A bad prompt or option raises UsageError, a full queue BusyError, a closed scheduler ClosedError, one whose
-        engine thread has failed EngineError.
+        `slots`: use no more of the session's; `on_step` is called with every generation step that
+        gave a token.
         """
-        request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
-        ticket = Ticket(request, AnswerText(decoder_of(self._tokenizer), words), on_event, is_wanted)
-        with self._changed:
-            if self._failure is not None:
-                raise EngineError(f"this engine takes no more requests, load it again: {self._failure}")
-            if self._closing:
-                raise ClosedError("this engine is being closed and takes no more requests. It may be sent again.")
-            slots = self._session.max_batch_size
-            if len(self._arrived) + len(self._served) >= self._max_waiting + slots:
-                raise BusyError(
-                    f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and its queue holds no "
-                    "more. Try again later."
-                )
-            self._arrived.append(ticket)
-            self._changed.notify()
-        return ticket
+        self.timings = Timings()
+        self._session = session
+        self._slots = min(slots or session.max_batch_size, session.max_batch_size)
+        self._on_step = on_step
+        self._budget = prompt_tokens_per_step
+        self._credit = (
+            prompt_tokens_per_step or 0
+        )  # what is left of the budget until the next generation step
+        self._waiting = deque(ActiveSequence(request) for request in requests)
+        self._prompting: list[
+            ActiveSequence
+        ] = []  # the last one's turn it is; it has overtaken those before it
+        self._active: list[ActiveSequence] = []  # the sequence in slot i is entry i
+        self._under_way: deque[_Step] = deque()
+        self._collected = 0.0  # when the last step's tokens were there
 
-    def _checked(
-        self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
-    ) -> tuple[Request, list[str]]:
-        """The request, and the stop words that are no special tokens."""
-        check_stops(stop_words, sampling.stop_token_ids or ())
-        special, words = set(), []
-        for word in stop_words:
-            if self._tokenizer is None:
-                raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
-            token = self._tokenizer.special_token_id(word)
-            words += [word] if token is None else []
-            special |= set() if token is None else {token}
-        if special:
-            own = self._config.eos_token_ids if sampling.stop_token_ids is None else sampling.stop_token_ids
-            sampling = replace(sampling, stop_token_ids=(*own, *special))
-        try:
-            (request,) = make_requests([token_ids_of(prompt, self._tokenizer)], sampling, self._config)
-        except PromptError as error:
-            raise UsageError(f"the prompt {error.problem}") from error
-        return request, words
+    def __iter__(self) -> Iterator[Update]:
+        self.discard()
+        while self.busy:
+            yield from self.step()
 
     @property
-    def load(self) -> Load:
-        """How full the engine is now; from any thread."""
-        slots = self._session.max_batch_size
-        with self._changed:
-            sequences = self._loop.in_slots
-            unfinished = len(self._arrived) + len(self._served)
-        return Load(
-            waiting=max(0, unfinished - sum(sequence in self._served for sequence in sequences)),
-            slots=slots,
-            slots_in_use=len(sequences),
-            cache_positions=slots * self._config.max_seq_len,
-            cache_positions_in_use=sum(sequence.positions for sequence in sequences),
-        )
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._waiting or self._prompting or self._active or self._under_way)
 
-    def close(self, *, drain_seconds: float = 0.0) -> None:
-        """Take no more requests, let those that there are go on for so long, end the rest as failed, and wait for the
-        engine thread; twice does nothing more."""
-        with self._changed:
-            if not self._closing:
-                self._closing = True
-                self._open_until = perf_counter() + drain_seconds
-            self._changed.notify()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+    @property
+    def waiting(self) -> list[ActiveSequence]:
+        """Those that have no slot yet, and for which no step has done anything."""
+        return list(self._waiting)
 
-    def _serve(self) -> None:
-        error: DFlashError = ClosedError("the engine was closed before this request had ended. It may be sent again.")
-        try:
-            self._loop.discard()
-            while self._take_in():
-                self._tidy()
-                try:
-                    updates = self._loop.step()
-                except Exception as failure:  # noqa: BLE001 - whatever it is, callers must hear of it
-                    self._after_failed_step(failure)
-                    continue
-                for update in updates:
-                    self._deliver(update)
-        except Exception as failure:  # noqa: BLE001 - likewise
-            error = self._failure = _in_our_words("the engine thread failed", failure)
-        finally:
-            with self._changed:
-                self._closing = True
-            self._end_all(error)
-            self._report_load()
-            self._turn.__exit__(None, None, None)
+    @property
+    def in_slots(self) -> list[ActiveSequence]:
+        """The sequences that hold a slot."""
+        return [*self._active, *self._prompting]
 
-    def _take_in(self) -> bool:
-        """Wait until there is something to do, and take in what has arrived; False when the scheduler closes."""
-        while not (self._has_work() or self._closing):
-            self._report_load()
-            with self._changed:
-                self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
-        with self._changed:
-            arrived, self._arrived = self._arrived, []
-            for ticket in arrived:
-                self._served[self._loop.add(ticket.request)] = ticket
-        return not self._closing or (self._loop.busy and perf_counter() < self._open_until)
+    def discard(self) -> None:
+        """Forget what a stream that was closed early, or that failed, has left under way in the
+        session.
+        """
+        self._session.discard()
 
-    def _has_work(self) -> bool:
-        return bool(self._arrived or self._loop.busy)
+    def add(self, request: Request) -> ActiveSequence:
+        """Let a request wait for a slot."""
+        sequence = ActiveSequence(request)
+        self._waiting.append(sequence)
+        return sequence
 
-    def _tidy(self) -> None:
-        """Let go of what was cancelled; now and then, ask whose caller has gone away."""
-        now = perf_counter()
-        if now >= self._next_tidying:
-            self._next_tidying = now + TIDY_SECONDS
-            self._report_load()
-            for ticket in self._to_be_asked():
-                ticket.asked = now
-                if not _guarded(ticket.is_wanted, otherwise=False):
-                    ticket.cancelled = True
-        for sequence, ticket in list(self._served.items()):
-            if ticket.cancelled:
-                self._loop.end(sequence, "cancelled")
-                self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
-
-    def _to_be_asked(self) -> list[Ticket]:
-        """Those in slots, and of those that wait the few that were not asked for longest."""
-        waiting = [ticket for sequence, ticket in self._served.items() if sequence.slot is None]
-        in_slots = [ticket for sequence, ticket in self._served.items() if sequence.slot is not None]
-        return in_slots + heapq.nsmallest(WAITING_ASKED, waiting, key=lambda ticket: ticket.asked)
-
-    def _deliver(self, update: Update) -> None:
-        """Tell a caller of its new tokens; where that fails, of the failure, and let the others go on."""
-        sequence = update.sequence
-        ticket = self._served.get(sequence)
-        if ticket is None:
-            return
-        try:
-            piece = self._piece_of(update, ticket)
-        except Exception as failure:  # noqa: BLE001 - it is this answer's alone
-            self._loop.end(sequence, "cancelled")
-            self._served.pop(sequence, None)
-            self._tell(ticket, _in_our_words("the text of this answer could not be made", failure))
-        else:
-            self._tell(ticket, piece)
-
-    def _piece_of(self, update: Update, ticket: Ticket) -> Piece:
-        sequence, token_ids = update
-        if ticket.first_token is None:
-            ticket.first_token = perf_counter()
-        used, text = ticket.answer.push(token_ids)
-        ticket.output_tokens += len(used)
-        if ticket.answer.stopped:
-            sequence.take_back(len(token_ids) - len(used))
-            sequence.finish_reason = None  # the stop word came first, whatever the block's last tokens say
-            self._loop.end(sequence, "stop")
+    def end(self, sequence: ActiveSequence, reason: FinishReason) -> None:
+        """End a sequence early, wherever it is: it gets no more tokens, and its slot is free from
+        the next step on.
+        """
         if sequence.finish_reason is None:
-            return Piece(used, text)
-        text += ticket.answer.finish()
-        return Piece(used, text, self._finish(sequence, ticket))
+            sequence.finish_reason = reason
+            if sequence.slot is None:
+                self._waiting.remove(sequence)
 
-    def _finish(self, sequence: ActiveSequence, ticket: Ticket) -> Ended:
-        assert sequence.finish_reason is not None
-        del self._served[sequence]
-        now = perf_counter()
-        return Ended(
-            finish_reason=sequence.finish_reason,
-            input_tokens=len(ticket.request.prompt_ids),
-            output_tokens=ticket.output_tokens,
-            steps=len(sequence.acceptance_lengths),
-            drafts_proposed=sequence.drafts_verified,
-            drafts_accepted=sum(sequence.acceptance_lengths) - len(sequence.acceptance_lengths),
-            queue_seconds=(sequence.admitted or now) - ticket.submitted,
-            first_token_seconds=None if ticket.first_token is None else ticket.first_token - ticket.submitted,
-            seconds=now - ticket.submitted,
+    def step(self) -> list[Update]:
+        """Bring the slots in order if nothing is under way, put under way what pays, and wait for
+        the oldest step.
+        """
+        if not self._under_way:
+            self._order_slots()
+        while (
+            len(self._under_way) <= self._session.lookahead
+            and self._is_ordered()
+            and self._put_under_way()
+        ):
+            pass
+        return self._collect() if self._under_way else []
+
+    def _is_ordered(self) -> bool:
+        """Whether the next step may come before any slot is opened, moved or given up."""
+        out_of_place = any(
+            sequence.token_ids or sequence.finish_reason for sequence in self._prompting
+        )
+        ended = any(sequence.finish_reason for sequence in self._active)
+        return not (out_of_place or ended or self._next_admission() is not None)
+
+    def _order_slots(self) -> None:
+        # From the last slot down, so that the sequence moved into a free slot is never itself
+        # finished.
+        for slot in reversed(range(len(self._active))):
+            if self._active[slot].finish_reason is not None:
+                last = self._active.pop()
+                if slot < len(self._active):
+                    self._move(last, slot)
+                    self._active[slot] = last
+        self._prompting = [
+            sequence for sequence in self._prompting if sequence.finish_reason is None
+        ]
+        while self._prompting and self._prompting[-1].token_ids:
+            self._activate(self._prompting.pop())
+        admitted = self._next_admission()
+        if admitted is not None:
+            self._admit(admitted)
+
+    def _activate(self, sequence: ActiveSequence) -> None:
+        """Let a sequence whose prompt has run generate with the others."""
+        if sequence.slot != len(self._active):
+            self._move(sequence, len(self._active))
+        self._active.append(sequence)
+
+    def _move(self, sequence: ActiveSequence, slot: int) -> None:
+        assert sequence.slot is not None
+        self._session.move_slot(sequence.slot, slot)
+        sequence.slot = slot
+
+    def _next_admission(self) -> ActiveSequence | None:
+        """The waiting request that may have a slot now, if there is one."""
+        if not self._waiting or len(self._active) + len(self._prompting) == self._slots:
+            return None
+        if not self._prompting:
+            return self._waiting[0]
+        if self._budget is None:
+            return None
+        return next((sequence for sequence in self._waiting if self._may_overtake(sequence)), None)
+
+    def _may_overtake(self, sequence: ActiveSequence) -> bool:
+        """Whether a prompt is short enough to go before those that run: it delays none of them to
+        more than twice its own length, however many overtake it.
+        """
+        length = sequence.prompt_left
+        return all(
+            length < other.prompt_left and length + other.overtaken <= len(other.request.prompt_ids)
+            for other in self._prompting
         )
 
-    def _tell(self, ticket: Ticket, event: Event) -> None:
-        def told() -> bool:
-            ticket.on_event(event)
-            return True
+    def _admit(self, sequence: ActiveSequence) -> None:
+        """Open the slot in which the sequence will generate, unless others end first.
 
-        if not _guarded(told, otherwise=False):
-            ticket.cancelled = True
+        Those that it overtakes go to the last slots, the first of them to the very last: whoever's
+        turn it is is then always in the lowest slot of those that prompt, so that the next active
+        slot is free for it.
+        """
+        start = perf_counter()
+        for place, other in enumerate(self._prompting):
+            other.overtaken += sequence.prompt_left
+            last = self._slots - 1 - place
+            if other.slot != last:
+                self._move(other, last)
+        self._waiting.remove(sequence)
+        slot = len(self._active)
+        self._session.open_slot(slot, sequence.request.sampling)
+        sequence.slot, sequence.admitted = slot, start
+        self._prompting.append(sequence)
+        sequence.prompt_seconds = perf_counter() - start
+        self.timings.prompt_seconds += sequence.prompt_seconds
 
-    def _report_load(self) -> None:
-        _guarded(lambda: self._on_load(self.load), otherwise=None)
+    def _put_under_way(self) -> bool:
+        """Put the next step under way, if one pays: a prompt's chunk within the budget, else a
+        generation step.
+        """
+        prompting = next(
+            (sequence for sequence in reversed(self._prompting) if sequence.prompt_left), None
+        )
+        if prompting is not None and (width := self._chunk_width(prompting)):
+            self._put_chunk(prompting, width)
+        elif self._prompting and self._budget is None:
+            return False  # prompts go first: its sequence will generate with the others
+        elif any(sequence.another_step_pays for sequence in self._active):
+            self._put_generation()
+        else:
+            return False
+        return True
 
-    def _after_failed_step(self, failure: Exception) -> None:
-        """Tell those in slots of an error that is nobody's own, and go on with empty slots for those that wait."""
-        error = _in_our_words("a step failed", failure)
-        waiting = self._loop.waiting
-        failed = [ticket for sequence, ticket in self._served.items() if sequence not in waiting]
-        with self._changed:
-            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
-            again = [self._served[sequence] for sequence in waiting]
-            self._served = {self._loop.add(ticket.request): ticket for ticket in again}
-        for ticket in failed:
-            self._tell(ticket, error)
-        _guarded(self._loop.discard, otherwise=None)
+    def _chunk_width(self, sequence: ActiveSequence) -> int:
+        width = min(sequence.prompt_left, self._session.max_num_tokens)
+        if self._budget is None:
+            return width
+        return min(width, self._credit if self._active else BUDGETS_ALONE * self._budget)
 
-    def _end_all(self, error: DFlashError) -> None:
-        """Tell everyone of an error, and leave nothing in the session."""
-        with self._changed:
-            tickets = [*self._served.values(), *self._arrived]
-            self._arrived = []
-            self._served = {}
-            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
-        for ticket in tickets:
-            self._tell(ticket, error)
-        _guarded(self._loop.discard, otherwise=None)
+    def _put_chunk(self, sequence: ActiveSequence, width: int) -> None:
+        assert sequence.slot is not None
+        start, begin = perf_counter(), sequence.prompted
+        self._session.prompt(sequence.slot, sequence.request.prompt_ids[begin : begin + width])
+        sequence.prompted += width
+        self._under_way.append(
+            _Step([sequence], width, start, is_prompt=True, decides=not sequence.prompt_left)
+        )
+        self._credit = max(0, self._credit - width)
 
+    def _put_generation(self) -> None:
+        width = max(sequence.request.widths.of(len(self._active)) for sequence in self._active)
+        step = _Step(list(self._active), width, perf_counter(), is_prompt=False)
+        self._session.generate(len(self._active), width)
+        self._under_way.append(step)
+        for sequence in self._active:
+            sequence.steps_under_way += 1
+        self._credit = self._budget or 0
 
-def _in_our_words(what: str, failure: Exception) -> DFlashError:
-    """Log an error, and return what callers are told of it."""
-    _LOG.error(what, exc_info=failure)
-    if isinstance(failure, DFlashError):
-        return failure
-    return EngineError(f"{what}: {type(failure).__name__}: {failure}")
+    def _collect(self) -> list[Update]:
+        result = self._session.collect()
+        now = perf_counter()
+        step = self._under_way.popleft()
+        seconds = now - max(step.started, self._collected)
+        self._collected = now
+        if step.is_prompt:
+            return self._after_chunk(step, int(result.new_ids[0, 0]), seconds)
+        rows = [result.new_ids[row, :count].tolist() for row, count in enumerate(result.num_new)]
+        return self._after_generation(step, rows, seconds)
 
+    def _after_chunk(self, step: _Step, token_id: int, seconds: float) -> list[Update]:
+        (sequence,) = step.sequences
+        sequence.prompt_seconds += seconds
+        self.timings.prompt_seconds += seconds
+        self.timings.prompt_tokens += step.width
+        if not step.decides or sequence.finish_reason is not None:
+            return []
+        update = Update(sequence, sequence.commit([token_id]))
+        if sequence.finish_reason is None and sequence.slot == len(self._active):
+            self._prompting.remove(sequence)
+            self._activate(sequence)  # nothing moves, so that steps may be under way
+        return [update]
 
-def _guarded(call: Callable[[], Result], *, otherwise: Result) -> Result:
-    """A call that must not end the engine thread: what it raises is logged."""
-    try:
-        return call()
-    except Exception:  # noqa: BLE001 - the caller's own, whatever it is
-        _LOG.exception("the engine thread goes on after an error")
-        return otherwise
+    def _after_generation(self, step: _Step, rows: list[list[int]], seconds: float) -> list[Update]:
+        updates = []
+        for sequence, token_ids in zip(step.sequences, rows, strict=True):
+            sequence.steps_under_way -= 1
+            if sequence.finish_reason is not None:
+                continue  # ended when this step was already under way
+            kept = sequence.commit(token_ids)
+            sequence.acceptance_lengths.append(len(kept))
+            sequence.drafts_verified += step.width - 1
+            sequence.generation_seconds += seconds
+            updates.append(Update(sequence, kept))
+        self.timings.generation_seconds += seconds
+        self.timings.generation_steps += bool(updates)
+        tokens = sum(len(update.token_ids) for update in updates)
+        self.timings.generated_tokens += tokens
+        if self._on_step is not None and updates:
+            self._on_step(Step(len(step.sequences), step.width, seconds, tokens))
+        return updates

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trtllm_dflash.runtime.requests import Request
-from trtllm_dflash.runtime.results import FinishReason
+from trtllm_dflash.runtime.outputs import FinishReason
+from trtllm_dflash.runtime.request import Request
 
 
 class ActiveSequence:
@@ -42,14 +42,21 @@ class ActiveSequence:
 
     @property
     def another_step_pays(self) -> bool:
-        """Whether it may still want tokens after the steps under way, each of which brings at least one."""
+        """Whether it may still want tokens after the steps under way, each of which brings at least
+        one.
+        """
         return self.finish_reason is None and self.room > self.steps_under_way
 
     def commit(self, token_ids: list[int]) -> list[int]:
-        """Append what a step decided, cut after a stop token and at the limit, and return the tokens kept."""
+        """Append what a step decided, cut after a stop token and at the limit, and return the
+        tokens kept.
+        """
         room = self.room
         kept = token_ids[:room]
-        stop = next((place for place, token in enumerate(kept) if token in self.request.stop_token_ids), None)
+        stop = next(
+            (place for place, token in enumerate(kept) if token in self.request.stop_token_ids),
+            None,
+        )
         if stop is not None:
             kept = kept[: stop + 1]
             self.finish_reason = "stop"
@@ -59,7 +66,9 @@ class ActiveSequence:
         return kept
 
     def take_back(self, count: int) -> None:
-        """Forget the last tokens of the last step: they are behind a stop word, and are no part of the answer."""
+        """Forget the last tokens of the last step: they are behind a stop word, and are no part of
+        the answer.
+        """
         if count:
             del self.token_ids[-count:]
             self.acceptance_lengths[-1] -= count

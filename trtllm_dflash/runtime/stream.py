@@ -6,17 +6,18 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.decode import DecodeLoop
-from trtllm_dflash.runtime.results import Chunk, Generation, Timings
+from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
+from trtllm_dflash.runtime.scheduler import DecodeLoop
 from trtllm_dflash.runtime.sequence import ActiveSequence, Update
-from trtllm_dflash.runtime.tokenizer import TextStream, Tokenizer, decoder_of
+from trtllm_dflash.runtime.text.tokenizer import TextStream, Tokenizer, decoder_of
 
 
 class Stream:
-    """Iterator over `Chunk(index, token_ids, text)`; the chunks of one prompt, joined, are its `Generation`.
+    """Iterator over `Chunk(index, token_ids, text)`; the chunks of one prompt, joined, are its
+    `Generation`.
 
-    The engine works only while the stream is asked for its next chunk, and on one stream at a time: exhaust it or
-    `close` it (also by leaving a `with` block) before the next call.
+    The engine works only while the stream is asked for its next chunk, and on one stream at a time:
+    exhaust it or `close` it (also by leaving a `with` block) before the next call.
     """
 
     def __init__(
@@ -28,8 +29,11 @@ class Stream:
         *,
         width: int,
     ) -> None:
-        """`turn` is entered when the first chunk is asked for, and left at the end: it holds the session meanwhile."""
-        self.width = width  # the most tokens that a slot can have in a generation step: the anchor and its drafts
+        """`turn` is entered when the first chunk is asked for, and left at the end: it holds the
+        session meanwhile.
+        """
+        # the most tokens that a slot can have in a generation step: the anchor and its drafts
+        self.width = width
         self._loop = loop
         self._decode = decoder_of(tokenizer)
         self._texts = [TextStream(self._decode) for _ in range(num_prompts)]
@@ -63,13 +67,15 @@ class Stream:
         self._chunks.close()
 
     def generations(self) -> list[Generation]:
-        """Run to the end and return all answers in the order of the prompts; EngineError if it was closed before."""
+        """Run to the end and return all answers in the order of the prompts; EngineError if it was
+        closed before.
+        """
         for _ in self._chunks:
             pass
         if len(self._finished) < len(self._texts):
             raise EngineError(
-                f"this stream was closed with {len(self._finished)} of {len(self._texts)} answers complete. "
-                "Take those from its `finished`, or ask again."
+                f"this stream was closed with {len(self._finished)} of {len(self._texts)} answers"
+                " complete. Take those from its `finished`, or ask again."
             )
         return [self._finished[index] for index in range(len(self._texts))]
 

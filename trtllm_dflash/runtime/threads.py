@@ -23,16 +23,24 @@ def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = 
     if not text:
         return available_cores()
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{VARIABLE} is {text!r}, expected an integer of at least 1. Set a number or unset it.")
+        raise UsageError(
+            f"{VARIABLE} is {text!r}, expected an integer of at least 1. Set a number or unset it."
+        )
     return int(text)
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
-    """Physical cores in this process's affinity mask (hyper-threads count once), at most its container's quota.
+    """Physical cores in this process's affinity mask (hyper-threads count once), at most its
+    container's quota.
 
-    Two threads on one core share its vector units, and threads beyond the quota are stopped in the middle of a product.
+    Two threads on one core share its vector units, and threads beyond the quota are stopped in the
+    middle of a product.
     """
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    processors = (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
     cores = len({_core_of(processor, topology) for processor in processors})
     return min(cores, _quota_of(quota) or cores)
 
@@ -43,7 +51,9 @@ def _core_of(processor: int, topology: Path) -> str:
 
 
 def _quota_of(path: Path) -> int | None:
-    """Whole cores of a cgroup's `cpu.max` ("200000 100000" is 2), at least 1; None where there is no limit."""
+    """Whole cores of a cgroup's `cpu.max` ("200000 100000" is 2), at least 1; None where there is
+    no limit.
+    """
     if not path.is_file():
         return None
     microseconds, period = path.read_text().split()

@@ -1,4 +1,6 @@
-"""Our operators, domain `trtllm_dflash`: one declaration each, from which node, function body and plugin come."""
+"""Our operators, domain `trtllm_dflash`: one declaration each, from which node, function body and
+plugin come.
+"""
 
 from __future__ import annotations
 
@@ -10,4 +12,6 @@ from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
 __all__ = ["ACCEPT", "DRAFT_ATTENTION", "MOE", "OPS", "VERIFY_ATTENTION", "OpSpec"]
 
-OPS: dict[str, OpSpec] = {spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE)}
+OPS: dict[str, OpSpec] = {
+    spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE)
+}

@@ -1,11 +1,13 @@
-"""DFlashAccept: each row's choice, the longest accepted prefix of the drafts, the bonus, and the next length."""
+"""DFlashAccept: each row's choice, the longest accepted prefix of the drafts, the bonus, and the
+next length.
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.kernels import Kernel
+from trtllm_dflash.graph.kernel_specs import Kernel
 from trtllm_dflash.graph.ops.sampling import choose
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
@@ -24,11 +26,14 @@ def _body(
     width, rows = g.size(input_ids, 1), g.size(logits, 1)
     row = g.arange(rows)
 
-    # Row r decides the token behind position num_known-1+r: there stands the draft that it may confirm.
+    # Row r decides the token behind position num_known-1+r: there stands the draft that it may
+    # confirm.
     behind = g.Add(g.Unsqueeze(g.cast(num_known, ir.DataType.INT64), [1]), row)
     position = g.Add(behind, g.Unsqueeze(g.cast(past_len, ir.DataType.INT64), [1]))
     position = g.Min(position, g.Sub(g.size(uniforms, 1), 1))
-    choice = choose(g, logits, temperature, top_p, top_k, g.GatherElements(uniforms, position, axis=1))  # [B, R]
+    choice = choose(
+        g, logits, temperature, top_p, top_k, g.GatherElements(uniforms, position, axis=1)
+    )  # [B, R]
 
     draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
     hit = g.And(g.Less(behind, width), g.Equal(draft, choice))
@@ -44,10 +49,18 @@ def _body(
 
 ACCEPT = OpSpec(
     name="DFlashAccept",
-    meaning="The target's choice in every decided row; drafts are accepted while they equal it, the first unequal "
-    "choice is the bonus. Lossless: what is committed does not depend on the drafts.",
+    meaning=(
+        "The target's choice in every decided row; drafts are accepted while they equal it, the"
+        " first unequal choice is the bonus. Lossless: what is committed does not depend on the"
+        " drafts."
+    ),
     inputs=(
-        Tensor("logits", "float32", "[B, R, V]", "row r decides the token behind position num_known-1+r"),
+        Tensor(
+            "logits",
+            "float32",
+            "[B, R, V]",
+            "row r decides the token behind position num_known-1+r",
+        ),
         Tensor("input_ids", "int64", "[B, S]", "decided tokens, then drafts"),
         Tensor("num_known", "int32", "[B]", "how many are decided, 1 … S"),
         Tensor("past_len", "int32", "[B]", "positions in the caches before the step"),
@@ -58,8 +71,8 @@ ACCEPT = OpSpec(
             "uniforms",
             "float32",
             "[B, U]",
-            "in [0, 1), by position: row r takes number past_len + num_known + r, the place of the token it decides; "
-            "U-1 for what lies behind",
+            "in [0, 1), by position: row r takes number past_len + num_known + r, the place of the"
+            " token it decides; U-1 for what lies behind",
         ),
     ),
     outputs=(

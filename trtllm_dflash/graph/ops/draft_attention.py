@@ -1,16 +1,20 @@
-"""DFlashDraftAttention: the drafter's attention, whose context arrives only as injected keys and values."""
+"""DFlashDraftAttention: the drafter's attention, whose context arrives only as injected keys and
+values.
+"""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.kernels import ATTENTION
+from trtllm_dflash.graph.kernel_specs import ATTENTION
 from trtllm_dflash.graph.ops import attention
 from trtllm_dflash.graph.ops.attention import attend, looked_at, within_window, write
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
-CAUSAL = Attribute("causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional")
+CAUSAL = Attribute(
+    "causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional"
+)
 
 
 def _body(
@@ -33,19 +37,26 @@ def _body(
     values = write(g, value_cache, g.GatherND(v, order, batch_dims=1), start)
 
     rows, held = looked_at(g, kv_positions, key_cache, first, k)
-    distance = g.Sub(g.Unsqueeze(block_positions, [1, 2, 4]), held)  # [B, 1, 1, T, L], negative: a later row
+    distance = g.Sub(
+        g.Unsqueeze(block_positions, [1, 2, 4]), held
+    )  # [B, 1, 1, T, L], negative: a later row
     block_end = g.Unsqueeze(g.Add(block_start, block), [2, 3, 4])
     written = g.Less(held, block_end)
-    not_later = g.Or(g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0))
+    not_later = g.Or(
+        g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0)
+    )
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
     return attend(g, q, keys, values, visible, rows, sinks), keys, values
 
 
-def _contiguous_rows(g: GraphBuilder, total: ir.Value, block: ir.Value, committed: ir.Value) -> ir.Value:
+def _contiguous_rows(
+    g: GraphBuilder, total: ir.Value, block: ir.Value, committed: ir.Value
+) -> ir.Value:
     """Row indices [B, S+T, 1] that put the block right behind the committed context rows.
 
-    The S context rows hold `committed` good ones [B, 1]; what was rejected lies between them and the block. One write
-    of S+T rows must come out as: context 0 … committed-1, block 0 … T-1, then anything (nobody reads it).
+    The S context rows hold `committed` good ones [B, 1]; what was rejected lies between them and
+    the block. One write of S+T rows must come out as: context 0 … committed-1, block 0 … T-1, then
+    anything (nobody reads it).
 
         k rows    c0 c1 ✗ ✗ b0 b1 b2        (S = 4, T = 3, committed = 2)
         written   c0 c1 b0 b1 b2 b2 b2
@@ -58,10 +69,18 @@ def _contiguous_rows(g: GraphBuilder, total: ir.Value, block: ir.Value, committe
 
 DRAFT_ATTENTION = OpSpec(
     name="DFlashDraftAttention",
-    meaning="Write the committed context rows' and the block's keys and values, then attention of the block over both.",
+    meaning=(
+        "Write the committed context rows' and the block's keys and values, then attention of the"
+        " block over both."
+    ),
     inputs=(
         Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated"),
-        Tensor("k", "T", "[B, S+T, Hkv, D]", "keys of the S context rows, then of the T block rows, rotated"),
+        Tensor(
+            "k",
+            "T",
+            "[B, S+T, Hkv, D]",
+            "keys of the S context rows, then of the T block rows, rotated",
+        ),
         Tensor("v", "T", "[B, S+T, Hkv, D]", "values, likewise"),
         *attention.caches("T"),
         Tensor(
@@ -74,7 +93,10 @@ DRAFT_ATTENTION = OpSpec(
         attention.kv_positions("every position of the block"),
         attention.SINKS,
     ),
-    outputs=(Tensor("out", "T", "[B, T, Hq, D]", "attention output"), *attention.cache_outputs("T")),
+    outputs=(
+        Tensor("out", "T", "[B, T, Hq, D]", "attention output"),
+        *attention.cache_outputs("T"),
+    ),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, CAUSAL),
     body=_body,
     kernel=ATTENTION,

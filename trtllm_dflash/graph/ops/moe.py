@@ -10,14 +10,15 @@
 | down_scale | left out | int32 [E, H·I/128] | int32 [E, H·I/64] |
 | gate_up_scale_2, down_scale_2 | left out | left out | float32 [E] |
 
-An int32 is four bytes of the checkpoint, little-endian, where they are: an initializer of this shape points at them.
-A byte of codes is two E2M1 numbers along the input dimension, the even one in the low nibble. Scales are bytes too, one
-for each block of a row, row after row: E8M0 of 32 (2^(s - 127), 255 is NaN), or E4M3 of 16, not swizzled. A weight is
-code · scale (· scale_2 of its expert). H and I are multiples of 32 in both formats and of 8 in T.
+An int32 is four bytes of the checkpoint, little-endian, where they are: an initializer of this
+shape points at them. A byte of codes is two E2M1 numbers along the input dimension, the even one in
+the low nibble. Scales are bytes too, one for each block of a row, row after row: E8M0 of 32 (2^(s -
+127), 255 is NaN), or E4M3 of 16, not swizzled. A weight is code · scale (· scale_2 of its expert).
+H and I are multiples of 32 in both formats and of 8 in T.
 
-Why int32: of TensorRT-RTX 1.7.1 it was found that it keeps INT32 constants as they are, at any offset in a file. UINT8
-becomes numbers of four bytes each, INT8 gets a scale of its own, FP4 and FP8 are refused for GPUs without them, and
-E8M0 for all.
+Why int32: of TensorRT-RTX 1.7.1 it was found that it keeps INT32 constants as they are, at any
+offset in a file. UINT8 becomes numbers of four bytes each, INT8 gets a scale of its own, FP4 and
+FP8 are refused for GPUs without them, and E8M0 for all.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.kernels import Kernel, KernelType
+from trtllm_dflash.graph.kernel_specs import Kernel, KernelType
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 TOP_K = Attribute("top_k", 1, "experts of a token")
-NORMALIZE = Attribute("normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them")
-INTERLEAVED = Attribute("interleaved", 0, "1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups")
+NORMALIZE = Attribute(
+    "normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them"
+)
+INTERLEAVED = Attribute(
+    "interleaved", 0, "1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups"
+)
 LIMIT = Attribute("limit", 0.0, "gate is cut above it, up beyond ±it; 0: neither")
 ALPHA = Attribute("alpha", 1.0, "the gate's slope: gate · sigmoid(alpha · gate)")
 SHIFT = Attribute("shift", 0.0, "added to up")
@@ -48,9 +53,13 @@ def _body(
     down_bias: ir.Value,
     *scales: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
-    """Every expert on every token, and a weight of 0 where it was not chosen; tokens are columns, [E, rows, N]."""
+    """Every expert on every token, and a weight of 0 where it was not chosen; tokens are columns,
+    [E, rows, N].
+    """
     if any(scale is not None for scale in scales):
-        raise GraphError("DFlashMoE: a body multiplies numbers; codes and their scales are for its plugin")
+        raise GraphError(
+            "DFlashMoE: a body multiplies numbers; codes and their scales are for its plugin"
+        )
     columns = g.Transpose(x, perm=[1, 0])
     inner = _gated(g, g.Add(g.MatMul(gate_up, columns), g.Unsqueeze(gate_up_bias, [2])))
     out = g.Add(g.MatMul(down, inner), g.Unsqueeze(down_bias, [2]))
@@ -64,7 +73,9 @@ def _weights(g: GraphBuilder, router_logits: ir.Value) -> ir.Value:
     count = g.Unsqueeze(g.attribute(TOP_K.name, TOP_K.kind), [0])
     chosen, index = g.emit("TopK", [router_logits, count], {"axis": -1}, num_outputs=2)
     of_all = g.GatherElements(g.Softmax(router_logits, axis=-1), index, axis=-1)
-    share = g.Where(g.Equal(g.attribute(NORMALIZE.name, NORMALIZE.kind), 1), g.Softmax(chosen, axis=-1), of_all)
+    share = g.Where(
+        g.Equal(g.attribute(NORMALIZE.name, NORMALIZE.kind), 1), g.Softmax(chosen, axis=-1), of_all
+    )
     return g.ScatterElements(g.Expand(0.0, g.Shape(router_logits)), index, share, axis=-1)
 
 
@@ -84,21 +95,45 @@ def _gated(g: GraphBuilder, both: ir.Value) -> ir.Value:
 
 MOE = OpSpec(
     name="DFlashMoE",
-    meaning="The weighted sum of each token's top_k experts: down · ((up + shift) · gate · sigmoid(alpha · gate)).",
+    meaning=(
+        "The weighted sum of each token's top_k experts: down · ((up + shift) · gate ·"
+        " sigmoid(alpha · gate))."
+    ),
     inputs=(
         Tensor("x", "T", "[N, H]", "tokens, normed"),
         Tensor("router_logits", "float32", "[N, E]", "what each expert is worth to each token"),
-        Tensor("gate_up", "W", "[E, J, H]", "both projections, J = 2I rows; `interleaved` says which is which"),
+        Tensor(
+            "gate_up",
+            "W",
+            "[E, J, H]",
+            "both projections, J = 2I rows; `interleaved` says which is which",
+        ),
         Tensor("gate_up_bias", "T", "[E, J]", "0 where a model has none"),
         Tensor("down", "W", "[E, H, I]", "the projection back"),
         Tensor("down_bias", "T", "[E, H]", "0 where a model has none"),
-        Tensor("gate_up_scale", "int32", "[E, Wu]", "of MXFP4 and NVFP4: four block scales in each", optional=True),
+        Tensor(
+            "gate_up_scale",
+            "int32",
+            "[E, Wu]",
+            "of MXFP4 and NVFP4: four block scales in each",
+            optional=True,
+        ),
         Tensor("down_scale", "int32", "[E, Wd]", "likewise", optional=True),
-        Tensor("gate_up_scale_2", "float32", "[E]", "of NVFP4: what an expert's block scales are worth", optional=True),
+        Tensor(
+            "gate_up_scale_2",
+            "float32",
+            "[E]",
+            "of NVFP4: what an expert's block scales are worth",
+            optional=True,
+        ),
         Tensor("down_scale_2", "float32", "[E]", "likewise", optional=True),
     ),
     outputs=(Tensor("out", "T", "[N, H]", "the experts' sum"),),
     attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT, WEIGHT_FORMAT),
     body=_body,
-    kernel=Kernel("moe", "bfloat16", types=(KernelType("weight_format", "W", "int32", formats=(1, 2), packed=8),)),
+    kernel=Kernel(
+        "moe",
+        "bfloat16",
+        types=(KernelType("weight_format", "W", "int32", formats=(1, 2), packed=8),),
+    ),
 )

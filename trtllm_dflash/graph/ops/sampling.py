@@ -1,9 +1,11 @@
-"""How a row of logits becomes a token: argmax, or temperature, top-k and top-p with a given uniform number.
+"""How a row of logits becomes a token: argmax, or temperature, top-k and top-p with a given uniform
+number.
 
-Order and rules are those of the reference (dflash 0.1.0, `_sampling_probs`): top-k on the logits, softmax of the
-survivors at the temperature, then top-p keeps a token while the mass of the likelier ones is below top_p. Nothing is
-sorted (TensorRT's TopK ends at k = 3840): the cut-off logit is found by bisection, the token by inverting the
-distribution in vocabulary order. Tokens that tie with the cut-off are kept.
+Order and rules are those of the reference (dflash 0.1.0, `_sampling_probs`): top-k on the logits,
+softmax of the survivors at the temperature, then top-p keeps a token while the mass of the likelier
+ones is below top_p. Nothing is sorted (TensorRT's TopK ends at k = 3840): the cut-off logit is
+found by bisection, the token by inverting the distribution in vocabulary order. Tokens that tie
+with the cut-off are kept.
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ import onnx_ir as ir
 from trtllm_dflash.graph.builder import GraphBuilder
 
 _FLOOR = -104.0  # exp(-104) is 0 in float32: nothing below can ever be chosen
-_BISECTIONS = 32  # 104 / 2^32 = 2.4e-8, finer than the spacing of float32 logits of any size that matters
+_BISECTIONS = (
+    32  # 104 / 2^32 = 2.4e-8, finer than the spacing of float32 logits of any size that matters
+)
 
 
 def choose(
-    g: GraphBuilder, logits: ir.Value, temperature: ir.Value, top_p: ir.Value, top_k: ir.Value, uniforms: ir.Value
+    g: GraphBuilder,
+    logits: ir.Value,
+    temperature: ir.Value,
+    top_p: ir.Value,
+    top_k: ir.Value,
+    uniforms: ir.Value,
 ) -> ir.Value:
-    """The token of every row, int64 [B, R]: logits float32 [B, R, V], settings [B], uniforms [B, R].
+    """The token of every row, int64 [B, R]: logits float32 [B, R, V], settings [B], uniforms [B,
+    R].
 
-    The work of sampling stands in loops that run no time when no row asks for it: most steps are greedy in all rows.
+    The work of sampling stands in loops that run no time when no row asks for it: most steps are
+    greedy in all rows.
     """
     greedy = g.ArgMax(logits, axis=-1, keepdims=0)
     hot = g.Greater(temperature, 0.0)
@@ -35,11 +46,18 @@ def choose(
 
 
 def _sample(
-    g: GraphBuilder, logits: ir.Value, temperature: ir.Value, top_p: ir.Value, top_k: ir.Value, uniforms: ir.Value
+    g: GraphBuilder,
+    logits: ir.Value,
+    temperature: ir.Value,
+    top_p: ir.Value,
+    top_k: ir.Value,
+    uniforms: ir.Value,
 ) -> ir.Value:
     # A greedy row beside a sampled one is computed too, at temperature 1, and not used.
     divisor = g.Where(g.Greater(temperature, 0.0), temperature, 1.0)
-    x = g.Div(g.Sub(logits, g.ReduceMax(logits, [-1], keepdims=1)), divisor)  # [B, R, V], the likeliest is 0
+    x = g.Div(
+        g.Sub(logits, g.ReduceMax(logits, [-1], keepdims=1)), divisor
+    )  # [B, R, V], the likeliest is 0
     filtered = g.Or(g.Greater(top_k, g.Cast(0, to=int(ir.DataType.INT32))), g.Less(top_p, 1.0))
     mass = _filtered(g, x, g.Exp(x), top_p, top_k, g.Mul(_any(g, filtered), _BISECTIONS))
 
@@ -51,7 +69,12 @@ def _sample(
 
 
 def _filtered(
-    g: GraphBuilder, x: ir.Value, mass: ir.Value, top_p: ir.Value, top_k: ir.Value, bisections: ir.Value
+    g: GraphBuilder,
+    x: ir.Value,
+    mass: ir.Value,
+    top_p: ir.Value,
+    top_k: ir.Value,
+    bisections: ir.Value,
 ) -> ir.Value:
     """`mass` with zeros where top-k or top-p drop the token; 0 bisections drop none."""
     off = float("inf")
@@ -62,8 +85,12 @@ def _filtered(
     return g.Where(_kept(g, x, mass, limit, bisections), mass, 0.0)
 
 
-def _kept(g: GraphBuilder, x: ir.Value, weight: ir.Value | float, limit: ir.Value, bisections: ir.Value) -> ir.Value:
-    """True for every token before which (in order of falling x) lies less weight than `limit`; bool [B, R, V]."""
+def _kept(
+    g: GraphBuilder, x: ir.Value, weight: ir.Value | float, limit: ir.Value, bisections: ir.Value
+) -> ir.Value:
+    """True for every token before which (in order of falling x) lies less weight than `limit`; bool
+    [B, R, V].
+    """
     low = g.Mul(g.ReduceMax(x, [-1], keepdims=1), 0.0)  # zeros [B, R, 1]
     low, high = g.Add(low, _FLOOR), low
 

@@ -1,5 +1,6 @@
-"""What an operator of ours is: its declaration, the node it emits, the ONNX function that gives it its meaning, and
-the kernel that may replace that function."""
+"""What an operator of ours is: its declaration, the node it emits, the ONNX function that gives it
+its meaning, and the kernel that may replace that function.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN, GraphBuilder, function_from_body
-from trtllm_dflash.graph.kernels import Kernel
+from trtllm_dflash.graph.kernel_specs import Kernel
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Attribute:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name may replace it.
+    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name
+    may replace it.
 
     The body gets None for an optional input that is left out.
     """
@@ -71,12 +73,16 @@ class OpSpec:
 
     @property
     def numbers(self) -> dict[str, type]:
-        """All numbers of a plugin by name: the attributes, and the sizes and types that its kernel is compiled for."""
+        """All numbers of a plugin by name: the attributes, and the sizes and types that its kernel
+        is compiled for.
+        """
         attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
         sizes, types = self.kernel.sizes, self.kernel.types
         return attributes | {size.name: int for size in sizes} | {kind.name: int for kind in types}
 
-    def __call__(self, g: GraphBuilder, *inputs: ir.Value, **attributes: int | float) -> tuple[ir.Value, ...]:
+    def __call__(
+        self, g: GraphBuilder, *inputs: ir.Value, **attributes: int | float
+    ) -> tuple[ir.Value, ...]:
         """Emit one node of this operator; optional inputs may be left out.
 
         Raises:
@@ -86,16 +92,20 @@ class OpSpec:
         required = sum(not tensor.optional for tensor in self.inputs)
         if not required <= len(inputs) <= len(self.inputs) or unknown:
             raise GraphError(
-                f"{self.name} takes {required} to {len(self.inputs)} inputs {[t.name for t in self.inputs]} and the "
-                f"attributes {[a.name for a in self.attributes]}; got {len(inputs)} inputs and attributes "
-                f"{sorted(attributes)}"
+                f"{self.name} takes {required} to {len(self.inputs)} inputs"
+                f" {[t.name for t in self.inputs]} and the attributes"
+                f" {[a.name for a in self.attributes]}; got {len(inputs)} inputs and attributes"
+                f" {sorted(attributes)}"
             )
         written = [a for a in self.attributes if a.name in attributes or not a.optional]
         resolved = {a.name: type(a.default)(attributes.get(a.name, a.default)) for a in written}
         return g.emit(self.name, inputs, resolved, domain=OPS_DOMAIN, num_outputs=len(self.outputs))
 
-    def function(self, num_inputs: int | None = None, optional: Collection[str] = ()) -> ir.Function:
-        """The body as an ONNX function of the first `num_inputs` inputs (default: all) and the attributes.
+    def function(
+        self, num_inputs: int | None = None, optional: Collection[str] = ()
+    ) -> ir.Function:
+        """The body as an ONNX function of the first `num_inputs` inputs (default: all) and the
+        attributes.
 
         Of the optional attributes it has those named in `optional`.
         """
@@ -111,24 +121,25 @@ class OpSpec:
         return function_from_body(self.name, *names, attributes, body)
 
     def functions(self, nodes: Collection[ir.Node]) -> list[ir.Function]:
-        """The functions that give these nodes their meaning; none where no node is of this operator.
+        """The functions that give these nodes their meaning; none where no node is of this
+        operator.
 
-        Raises:
-            GraphError: if some have an optional input and some do not: a model has one function of a name.
+        Raises: GraphError: if some have an optional input and some do not: a model has one function
+        of a name.
         """
         ours = [node for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)]
         counts = {len(node.inputs) for node in ours}
         if len(counts) > 1:
             raise GraphError(
-                f"{self.name} is used with {' and with '.join(map(str, sorted(counts)))} inputs in one graph; give "
-                f"its optional inputs to all of its nodes or to none"
+                f"{self.name} is used with {' and with '.join(map(str, sorted(counts)))} inputs in"
+                " one graph; give its optional inputs to all of its nodes or to none"
             )
         names = [a.name for a in self.attributes if a.optional]
         given = {tuple(name for name in names if name in node.attributes) for node in ours}
         if len(given) > 1:
             raise GraphError(
-                f"{self.name} is used {' and '.join(_with(some) for some in sorted(given))} in one graph; give its "
-                f"optional attributes to all of its nodes or to none"
+                f"{self.name} is used {' and '.join(_with(some) for some in sorted(given))} in one"
+                " graph; give its optional attributes to all of its nodes or to none"
             )
         return [self.function(count, some) for count in counts for some in given]
 

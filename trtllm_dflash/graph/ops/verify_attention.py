@@ -1,4 +1,6 @@
-"""DFlashVerifyAttention: the target's causal attention over its cache, the step's own keys and values included."""
+"""DFlashVerifyAttention: the target's causal attention over its cache, the step's own keys and
+values included.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,17 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.kernels import ATTENTION
+from trtllm_dflash.graph.kernel_specs import ATTENTION
 from trtllm_dflash.graph.ops import attention
-from trtllm_dflash.graph.ops.attention import KEY_SCALE, VALUE_SCALE, attend, looked_at, quantized, within_window, write
+from trtllm_dflash.graph.ops.attention import (
+    KEY_SCALE,
+    VALUE_SCALE,
+    attend,
+    looked_at,
+    quantized,
+    within_window,
+    write,
+)
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 
@@ -36,7 +46,10 @@ def _body(
 
 VERIFY_ATTENTION = OpSpec(
     name="DFlashVerifyAttention",
-    meaning="Write the step's keys and values at their positions, then causal attention of its S rows over the cache.",
+    meaning=(
+        "Write the step's keys and values at their positions, then causal attention of its S rows"
+        " over the cache."
+    ),
     inputs=(
         Tensor("q", "T", "[B, S, Hq, D]", "queries, rotated"),
         Tensor("k", "T", "[B, S, Hkv, D]", "keys of the S rows, rotated"),
@@ -46,7 +59,10 @@ VERIFY_ATTENTION = OpSpec(
         attention.kv_positions("every position of the step"),
         attention.SINKS,
     ),
-    outputs=(Tensor("out", "T", "[B, S, Hq, D]", "attention output"), *attention.cache_outputs("C")),
+    outputs=(
+        Tensor("out", "T", "[B, S, Hq, D]", "attention output"),
+        *attention.cache_outputs("C"),
+    ),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, KEY_SCALE, VALUE_SCALE),
     body=_body,
     kernel=replace(ATTENTION, types=(attention.FP8_CACHE,)),

@@ -1,0 +1,149 @@
+"""The registry and the code agree: each row's config.json goes through the readers that `build`
+uses.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.builder import pair_support
+from trtllm_dflash.builder.pair_support import (
+    drafter_json,
+    markdown_table,
+    status_of,
+    statuses,
+    target_json,
+)
+from trtllm_dflash.catalog.pairs import PAIRS, nearest_names, pair_of
+from trtllm_dflash.catalog.published import DFLASH, Pair
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.errors import BuildError, CheckpointError, ConfigError
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.models.base import TARGET_FAMILIES
+
+BY_NAME = {pair.name: pair for pair in PAIRS}
+
+
+def test_names_are_unique_and_found() -> None:
+    assert len(BY_NAME) == len(PAIRS)
+    assert len({pair.drafter.repository for pair in PAIRS}) == len(PAIRS)
+    for pair in PAIRS:
+        assert pair_of(pair.name.upper()) == pair
+        assert pair.source
+    assert pair_of("Qwen/Qwen3-8B") == BY_NAME["Qwen3-8B"]  # the first row of a target
+    assert pair_of("nobody/nothing") is None
+    assert nearest_names("Qwen3-8")[0] == "Qwen3-8B"
+    assert nearest_names("openai/gpt-oss-120bb")[0] == "gpt-oss-120b"
+    assert nearest_names("gpt-oss-120b-DFlsh", "drafter")[0] == "z-lab/gpt-oss-120b-DFlash"
+    assert nearest_names("zzz") == nearest_names("zzz", "drafter") == []
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_a_drafter_is_found_like_a_target(pair: Pair) -> None:
+    """In any case, with its owner or without; and none is taken for a target, or a target for a
+    drafter.
+    """
+    name = pair.drafter.repository
+    assert pair_of(name, "drafter") == pair_of(name.upper(), "drafter") == pair
+    bare = name.split("/")[1]  # Kimi-K2.6-DFlash is two makers': the first is meant
+    assert pair_of(bare, "drafter") == next(
+        row for row in PAIRS if row.drafter.repository.endswith(f"/{bare}")
+    )
+    assert pair_of(name) is pair_of(bare) is None
+    assert pair_of(pair.target.repository.split("/")[1]) == pair_of(pair.target.repository)
+    assert pair_of(pair.name, "drafter") is None
+
+
+def test_a_drafter_whose_sizes_are_not_published_is_not_made_up() -> None:
+    assert pair_support.published_drafter("z-lab/Qwen3.5-397B-A17B-DFlash") is None
+    found = pair_support.published_drafter("GPT-OSS-120B-DFlash")
+    assert found is not None
+    assert found.config.hidden_size == 2880
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_the_loader_says_the_same_of_every_row(pair: Pair, tmp_path: Path) -> None:
+    """A directory with the row's config.json: the loader refuses it as the registry says, or goes
+    on to the weights.
+    """
+    reasons = []
+    for half, load, config in (
+        ("target", load_target, target_json(pair.target)),
+        ("drafter", load_drafter, drafter_json(pair.drafter)),
+    ):
+        directory = tmp_path / half
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(config))
+        with pytest.raises((ConfigError, CheckpointError)) as caught:
+            load(directory)
+        text = str(caught.value)
+        if "there is neither model.safetensors nor" not in text:
+            reasons.append(text.split(": ", 1)[1])
+    status = status_of(pair)
+    assert [reason for _, reason in status.reasons] == reasons
+    assert bool(status.archs) == (not reasons)
+
+
+@pytest.mark.parametrize("status", statuses(), ids=lambda status: status.pair.name)
+def test_a_refusal_is_for_what_the_model_is_and_not_for_a_gap_in_its_row(
+    status: pair_support.Status,
+) -> None:
+    for reason in status.refusals:
+        assert "is missing" not in reason
+    if status.pair.target.architecture not in TARGET_FAMILIES:
+        assert any("architectures" in reason or "quant" in reason for reason in status.refusals)
+
+
+def test_what_fits_is_checked_too() -> None:
+    pair = BY_NAME["Qwen3-8B"]
+    assert status_of(pair).archs == tuple(ARCHS)
+    other = replace(pair, drafter=BY_NAME["Qwen3-4B"].drafter)
+    assert (
+        "hidden_size is 2560 in the drafter and 4096 in the target" in status_of(other).refusals[0]
+    )
+    small = replace(pair.target, config={**pair.target.config, "head_dim": 80})
+    assert (
+        "no attention kernel for the target's head_dim 80"
+        in status_of(replace(pair, target=small)).refusals[0]
+    )
+    fp8 = replace(
+        pair.target,
+        config={
+            **pair.target.config,
+            "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        },
+    )
+    assert status_of(replace(pair, target=fp8)).archs == ("cpu", "sm120", "sm121", "sm100", "sm103")
+
+
+def test_what_is_refused_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = next(
+        status
+        for status in statuses()
+        if status.refusals and status.pair.drafter.architecture == DFLASH
+    )
+    name = refused.pair.name
+    with pytest.raises(BuildError, match=re.escape(refused.refusals[0])):
+        pair_support.refuse_known(name, refused.pair.drafter.repository)
+    with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
+        pair_support.refuse_known(str(tmp_path), "z-lab/Qwen3.8-27B-DFlash2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    pair_support.refuse_known(name, None)  # a directory: its own files will speak
+    pair_support.refuse_known("Qwen3-8B", "Qwen3-8B-DFlash-b16")
+    with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
+        pair_support.refuse_known("Qwen3-8B", "qwen3.8-27b-dflash2")
+
+
+def test_the_table_has_a_row_for_each_pair() -> None:
+    lines = markdown_table(statuses()).splitlines()
+    assert len(lines) == len(PAIRS) + 2
+    assert (
+        lines[3] == "| `Qwen3-8B` | Qwen/Qwen3-8B | z-lab/Qwen3-8B-DFlash-b16 | 16 | every --arch |"
+    )
+    assert all(line.count("|") == 6 for line in lines)

@@ -1,0 +1,233 @@
+"""Real TensorRT-RTX engines of quantized models, built without a GPU: for which archs, and how
+large.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from tests.fixtures.quantized import quantized_copy, read_tensors, write_tensors
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from trtllm_dflash.builder.build_engine import BuildReport, build_engine
+from trtllm_dflash.builder.external_weights import move_weights, weights_of
+from trtllm_dflash.builder.resolve import prepare
+from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.graph.builder import OPSET, GraphBuilder
+from trtllm_dflash.graph.layers import Model
+from trtllm_dflash.graph.quantized_linear import TRT_DOMAIN
+from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.options.build import BuildConfig
+
+pytest.importorskip("tensorrt_rtx")
+from trtllm_dflash.builder.trt import BuilderLog, Compiler, profiles
+
+LOG = BuilderLog()  # one, since TensorRT talks to the first that a process gives it
+CASES = list(product(("llama", "qwen3"), FORMATS))
+DOWN = "model.layers.1.mlp.down_proj"
+DRAFT_VOCAB = np.array([3, 5, 8, 90, 12, 41])
+
+
+def _compile(directory: Path, architecture: str, name: str) -> tuple[bytes, bytes, bool]:
+    """An engine of a pair whose layers and head are quantized, the bytes of a weight, and if it was
+    built for sm89.
+    """
+    source = tiny_target(directory / "source", architecture, num_layers=2, dtype="BF16")
+    target = quantized_copy(source, directory / "target", name, exclude=("model.embed_tokens",))
+    plain_drafter = tiny_drafter(
+        directory / "plain", target, variant="mixed", num_layers=1, taps=(0,), dtype="BF16"
+    )
+    exclude = ("fc", "layers.0.self_attn.o_proj")
+    drafter = quantized_copy(plain_drafter, directory / "drafter", name, exclude=exclude)
+    prepared = prepare(
+        BuildConfig(
+            str(target), directory, str(drafter), arch="sm120", max_seq_len=64, plugins=False
+        )
+    )
+    sizes = prepared.resolved
+    model = build_step(
+        prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
+        draft_vocab=DRAFT_VOCAB,
+    )  # fmt: skip
+    converted = [
+        value for value in weights_of(model) if not isinstance(value.const_value, ir.ExternalTensor)
+    ]
+    move_weights(converted, directory / "converted.safetensors")
+    archs = ["sm120", "sm121", *(["sm89"] if name == "fp8" else [])]
+    file = io.BytesIO()
+    Compiler(LOG, model).compile(archs, profiles(prepared.ports, sizes), file, lambda *_: None)
+    return (
+        file.getvalue(),
+        read_tensors(target / "model.safetensors")[f"{DOWN}.weight"].tobytes(),
+        len(archs) == 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]]:
+    """All cases, compiling in two processes of their own: a crash of TensorRT is then a failed
+    test.
+    """
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {
+            case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case) for case in CASES
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(("architecture", "name"), CASES)
+def test_a_quantized_pair_compiles_with_its_codes_inside(
+    architecture: str, name: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]
+) -> None:
+    """Target, head, drafter and the draft vocabulary's rows of the head; for sm120 and sm121, FP8
+    for sm89 too.
+
+    Without our kernels; with them: `test_an_engine_directory`.
+    """
+    engine, weight, with_sm89 = compiled[architecture, name].result(timeout=600)
+    assert with_sm89 == (name == "fp8")
+    codes = np.frombuffer(weight, np.uint8).reshape(48, -1)
+    if name != "fp8":  # two a byte, so that transposing pairs them anew
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(48, 80)
+    assert any(layout in engine for layout in _layouts(codes, packed=name != "fp8"))
+
+
+def _layouts(codes: np.ndarray, *, packed: bool) -> list[bytes]:
+    """The first rows of a weight [out, in], and of its transpose, as an engine may hold them."""
+    rows = [codes[0], codes.T[0]]
+    return [(row[::2] | row[1::2] << 4 if packed else row).tobytes() for row in rows]
+
+
+Case = tuple[str, str, bool]  # arch, format, whether the caches are FP8
+ENGINES: list[Case] = [
+    *product(("sm120", "sm121"), ("fp8", "nvfp4"), (False, True)),
+    ("sm89", "fp8", True),
+    ("sm120", "w4a16_nvfp4", True),
+]
+
+
+@pytest.fixture(scope="module")
+def reports(
+    two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Case, Future[BuildReport]]:
+    """All of ENGINES, building: with our kernels, which there are for heads of 64."""
+
+    def build(folder: Path, arch: str, name: str, kv_cache: bool) -> BuildReport:
+        source = tiny_target(folder / "source", num_layers=1, head_dim=64)
+        target = quantized_copy(source, folder / "target", name, kv_cache=kv_cache)
+        return build_engine(
+            BuildConfig(str(target), folder / "engine", arch=arch, max_seq_len=64, max_num_tokens=8)
+        )
+
+    return {
+        case: two_at_once.submit(build, tmp_path_factory.mktemp("engine"), *case)
+        for case in ENGINES
+    }
+
+
+@pytest.mark.parametrize(("arch", "name", "kv_cache"), ENGINES)
+def test_an_engine_directory(
+    arch: str, name: str, kv_cache: bool, reports: dict[Case, Future[BuildReport]]
+) -> None:
+    """With FP8 caches its kernels are others."""
+    report = reports[arch, name, kv_cache].result(timeout=600)
+    assert manifest.check(report.directory, deep=True) == []
+    facts = manifest.load(report.directory)
+    assert facts["arch"] == arch
+    attention = "attention, head_dim 64" + (", fp8_cache 1" if kv_cache else "")
+    assert [(kernel["kernel"], kernel["arch"]) for kernel in facts["kernels"]] == [
+        ("accept", arch),
+        (attention, arch),
+    ]
+    caches = {port.dtype for port in EngineConfig.load(report.directory).ports if port.cache}
+    assert caches == {"float8e4m3fn" if kv_cache else "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear on its own, as a model for the compiler."""
+
+    rows: int
+    columns: int
+
+    def model(self, directory: Path, name: str) -> ir.Model:
+        """y [N, out] = x [N, in] · weightᵀ in a format, or in BF16 for "plain"."""
+        random = np.random.default_rng(0)
+        codes = random.integers(0, 126, (self.rows, self.columns), dtype=np.uint8)
+        scale = ("F32", np.float32(0.002))
+        tensors = {"weight": ("BF16", codes / 64), "input_scale": scale}
+        if name == "fp8":
+            tensors |= {
+                "weight": ("F8_E4M3", codes.view(ml_dtypes.float8_e4m3fn)),
+                "weight_scale": scale,
+            }
+        elif name != "plain":
+            block_scales = random.random((self.rows, self.columns // 16)) + 1
+            tensors |= {"weight": ("U8", codes[:, ::2]), "weight_scale": ("F8_E4M3", block_scales)}
+            tensors |= {"weight_scale_2": scale}
+        write_tensors(directory / "x", {f"m.{key}": stored for key, stored in tensors.items()})
+        g = GraphBuilder()
+        x = ir.Value(
+            name="x", shape=ir.Shape(["n", self.columns]), type=ir.TensorType(ir.DataType.BFLOAT16)
+        )
+        formats = {} if name == "plain" else {"m": FORMATS[name]}
+        weights = WeightSource(
+            "model", read_tensor_infos(directory / "x"), ir.DataType.BFLOAT16, formats
+        )
+        y = Model(g, weights, ir.DataType.BFLOAT16, norm_eps=0.0).linear(x, "m")
+        y.name, y.type, y.shape = "y", x.type, ir.Shape(["n", self.rows])
+        imports = {"": OPSET, TRT_DOMAIN: 1}
+        initializers = list(g.initializers.values())
+        graph = ir.Graph(
+            [x], [y], nodes=g.nodes, initializers=initializers, opset_imports=imports, name="linear"
+        )
+        return ir.Model(graph, ir_version=11)
+
+    def engine(self, directory: Path, name: str, archs: tuple[str, ...] = ("sm120",)) -> bytes:
+        """The model, compiled."""
+        file, columns = io.BytesIO(), self.columns
+        shapes = [{"x": ((1, columns), (8, columns), (64, columns))}]
+        Compiler(LOG, self.model(directory, name)).compile(archs, shapes, file, lambda *_: None)
+        return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "at_most"), [("fp8", 0.52), ("nvfp4", 0.30), ("w4a16_nvfp4", 0.30)]
+)
+def test_what_a_large_linear_takes_of_its_bf16_bytes(
+    name: str, at_most: float, tmp_path: Path
+) -> None:
+    """The whole engine, some 0.3 MB of kernels included."""
+    linear = Linear(4096, 2048)
+    size = linear.rows * linear.columns * 2
+    assert len(linear.engine(tmp_path, "plain")) > size
+    assert len(linear.engine(tmp_path, name)) <= at_most * size
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("nvfp4", "sm89"), ("w4a16_nvfp4", "sm89"), ("fp8", "sm80")]
+)
+def test_who_has_the_arithmetic_is_what_the_builder_says(
+    name: str, arch: str, tmp_path: Path
+) -> None:
+    """The table that refuses a build beforehand agrees with TensorRT-RTX."""
+    assert arch not in FORMATS[name].archs
+    with pytest.raises(BuildError, match="HW-specific datatypes"):
+        Linear(64, 48).engine(tmp_path, name, (arch,))

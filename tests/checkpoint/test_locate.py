@@ -1,0 +1,202 @@
+"""Directories, hub names, and the ways out of a directory."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_dflash.checkpoint import locate
+from trtllm_dflash.checkpoint.locate import file_in, find_directory, read_json_in
+from trtllm_dflash.errors import CheckpointError, ConfigError
+
+
+def test_existing_directory(tmp_path: Path) -> None:
+    assert find_directory(tmp_path) == tmp_path
+    assert find_directory(str(tmp_path)) == tmp_path
+
+
+def test_file_instead_of_directory(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors is a file, expected the checkpoint's directory"
+    ):
+        find_directory(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/no/such/place", "a/b/c", "../x/y", "", "org/", "org/na me", "-o"]
+)
+def test_neither_directory_nor_hub_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=f"{name!r}: there is no such directory, and it is no hub name"
+    ):
+        find_directory(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "Qwen/Qwen3-4B", "z-lab/Qwen3-4B-DFlash-b16", "org/a_b.c"]
+)
+def test_hub_names_are_fetched_without_pickles(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(
+        repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool
+    ) -> str:
+        asked.update(
+            repo=repo, patterns=allow_patterns, ignored=ignore_patterns, local=local_files_only
+        )
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert find_directory(name) == tmp_path
+    assert asked["repo"] == name
+    assert not any(
+        pattern.endswith((".bin", ".pt", ".py")) or pattern == "*" for pattern in asked["patterns"]
+    )
+    assert any(fnmatch("original/model.safetensors", pattern) for pattern in asked["ignored"])
+    assert not any(fnmatch("model.safetensors", pattern) for pattern in asked["ignored"])
+    assert not asked["local"]
+
+
+def test_a_known_name_is_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def fetch(name: str, *, fetch: bool) -> Path:
+        asked.append((name, fetch))
+        return tmp_path
+
+    monkeypatch.setattr(locate, "_fetch", fetch)
+    find_directory("qwen3-8b")
+    find_directory("Qwen/Qwen3-8B", fetch=False)
+    find_directory("qwen3-8b-dflash-b16", role="drafter")
+    assert asked == [
+        ("Qwen/Qwen3-8B", True),
+        ("Qwen/Qwen3-8B", False),
+        ("z-lab/Qwen3-8B-DFlash-b16", True),
+    ]
+
+
+def test_a_directory_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-8B").mkdir()
+    assert find_directory("Qwen3-8B") == Path("Qwen3-8B")
+
+
+def test_a_name_that_is_nearly_known_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "_fetch", lambda *_, **__: pytest.fail("it fetched"))
+    with pytest.raises(
+        CheckpointError,
+        match=r"'gpt-oss-12b': .* no known target of that name; the nearest are gpt-o",
+    ):
+        find_directory("gpt-oss-12b")
+    with pytest.raises(
+        CheckpointError,
+        match=r"no known drafter of that name; the nearest are z-lab/gpt-oss-120b-DF",
+    ):
+        find_directory("gpt-oss-120-DFlash", role="drafter")
+
+
+def test_failing_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no route to host\nand a long traceback")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    words = (
+        "no-such-org/model: it is neither a directory here nor .* failed: no route to host[.] .*hf"
+        " download no-such-org"
+    )
+    with pytest.raises(CheckpointError, match=words) as caught:
+        find_directory("no-such-org/model")
+    assert "traceback" not in str(caught.value)
+
+
+def test_offline_hub_really(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        CheckpointError,
+        match=r"`hf download z-lab/Qwen3-8B-DFlash-b16 --local-dir D`; then --target T",
+    ):
+        find_directory("Qwen3-8B", fetch=False)
+    for fetch in (True, False):
+        with pytest.raises(
+            CheckpointError, match="`hf download no-such-org/no-such-model --local-dir DIR`"
+        ):
+            find_directory("no-such-org/no-such-model", fetch=fetch)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "/a", "a\\b", "a\0b", "a\n", "\ud800", "a" * 300]
+)
+def test_names_that_are_no_plain_names(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="is no plain file name, and files elsewhere are not read"
+    ):
+        file_in(tmp_path, name)
+
+
+def test_links_inside_are_followed_and_outside_refused(tmp_path: Path) -> None:
+    home = tmp_path / "model"
+    home.mkdir()
+    (home / "real").write_text("{}")
+    (tmp_path / "outside").write_text("{}")
+    (home / "inside").symlink_to("real")
+    (home / "escape").symlink_to("../outside")
+    assert file_in(home, "inside") == home / "inside"
+    with pytest.raises(
+        CheckpointError, match=r"escape links to .*outside, outside the checkpoint's directory"
+    ):
+        file_in(home, "escape")
+
+
+def test_a_linked_checkpoint_directory_is_its_target(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to("real")
+    assert read_json_in(tmp_path / "link", "config.json") == {}
+
+
+def test_the_hub_cache_links_to_its_blobs(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "sha").write_text("{}")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/sha")
+    (snapshot / "escape.json").symlink_to("../../../secret")
+    assert read_json_in(snapshot, "config.json") == {}
+    with pytest.raises(CheckpointError, match="outside the checkpoint's directory"):
+        read_json_in(snapshot, "escape.json")
+
+
+def test_json_that_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match=r"config.json: this is not a regular file"):
+        read_json_in(tmp_path, "config.json")
+
+
+def test_json_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_bytes(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(Permission denied\)"):
+        read_json_in(tmp_path, "config.json")
+
+
+def test_json_that_is_not_there(tmp_path: Path) -> None:
+    assert read_json_in(tmp_path, "generation_config.json") is None

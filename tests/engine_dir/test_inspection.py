@@ -1,0 +1,74 @@
+"""What `inspect` reads out of an engine directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.engine_dir.inspection import inspect_engine
+from trtllm_dflash.errors import EngineError
+
+
+def _lines(directory: Path) -> dict[str, list[str]]:
+    return {title.split(":")[0]: lines for title, lines in inspect_engine(directory).sections()}
+
+
+def test_models_taps_block_ports_and_versions_are_shown(
+    cpu_engine: Path, pair: dict[str, str]
+) -> None:
+    found = _lines(cpu_engine)
+    overview = dict(line.split("  ", 1) for line in found[str(cpu_engine)])
+    assert (
+        overview["target"].strip()
+        == f"llama, 5 layers, hidden size 48, vocabulary 97, from {pair['target']}"
+    )
+    assert overview["drafter"].strip() == f"3 layers, from {pair['drafter']}"
+    assert overview["taps"].strip() == "outputs of target layers 0, 1, 2, 3"
+    assert overview["masks"].strip() == "layers 0-1 causal within 6, layer 2 bidirectional"
+    assert overview["block"].strip() == "4 tokens; run verifies 3 drafts"
+    assert overview["mask id"].strip() == "96"
+    assert overview["stop tokens"].strip() == "95"
+    ports = [line.split()[:2] for line in found["inputs and outputs"]]
+    assert ["input", "input_ids"] in ports
+    assert ["input", "draft_key.*"] in ports
+    assert ["output", "target_value.*.out"] in ports
+    assert (
+        len(ports) == 25
+    )  # caches of all layers are one row, and those of the layers with rings one more
+    lines = [line for line in found["inputs and outputs"] if line.split()[1] == "draft_key.*"]
+    assert ["[batch, 3, 80, 8]" in lines[0], "[batch, 3, 128, 8]" in lines[1]] == [True, True]
+    assert found["check"] == ["every file is what the build wrote"]
+    assert "onnxruntime" in found["built with"][0]
+
+
+def test_differences_are_listed(engine: Path) -> None:
+    (engine / "tokenizer.json").unlink()
+    (engine / "rank0.safetensors").write_bytes(b"short")
+    inspection = inspect_engine(engine)
+    assert len(inspection.differences) == 2
+    assert any(
+        "rank0.safetensors has 5 bytes; the build wrote " in text for text in inspection.differences
+    )
+    assert any("tokenizer.json is missing" in text for text in inspection.differences)
+    assert _lines(engine)["check"] == inspection.differences
+
+
+def test_a_changed_config_is_a_difference_and_not_believed(engine: Path) -> None:
+    (engine / "config.json").write_text('{"io": "nonsense"}')
+    inspection = inspect_engine(engine)
+    assert [text.split()[0] for text in inspection.differences] == ["config.json"]
+    assert inspection.config == {}
+    assert _lines(engine)["check"] == inspection.differences
+
+
+def test_it_can_be_written_as_json(cpu_engine: Path) -> None:
+    data = json.loads(json.dumps(inspect_engine(cpu_engine).to_json()))
+    assert data["differences"] == []
+    assert data["config"]["dflash"]["block_size"] == 4
+
+
+def test_something_else_is_no_engine(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no manifest.json, so this is not an engine directory"):
+        inspect_engine(tmp_path)

@@ -1,0 +1,113 @@
+"""The manifest finds every byte that changed, and says which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.errors import EngineError
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights").write_bytes(bytes(1000))
+    manifest.write(
+        tmp_path, {"arch": "cpu", "versions": {"numpy": "0.1", "no-such-package": "2.0"}}
+    )
+    return tmp_path
+
+
+def _edit(directory: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = directory / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_an_untouched_directory_has_no_differences(directory: Path) -> None:
+    assert manifest.check(directory, deep=True) == []
+    assert manifest.check(directory, deep=False) == []
+    facts = manifest.load(directory)
+    assert facts["arch"] == "cpu"
+    assert facts["files"]["weights"]["bytes"] == 1000
+
+
+def test_a_missing_file_is_named(directory: Path) -> None:
+    (directory / "weights").unlink()
+    assert manifest.check(directory, deep=False) == [
+        "weights is missing; the build wrote 1000 bytes"
+    ]
+
+
+def test_another_size_is_named_with_both_numbers(directory: Path) -> None:
+    (directory / "weights").write_bytes(bytes(999))
+    assert manifest.check(directory, deep=False) == ["weights has 999 bytes; the build wrote 1000"]
+
+
+def test_a_changed_byte_is_found_in_a_small_file_always_and_in_a_large_one_by_the_deep_check(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "weights").write_bytes(bytes(999) + b"x")
+    (difference,) = manifest.check(directory, deep=False)
+    assert difference.startswith("weights was changed after the build: its sha256 is ")
+    monkeypatch.setattr(manifest, "SHALLOW_BYTES", 1000)
+    assert manifest.check(directory, deep=False) == []
+    assert len(manifest.check(directory, deep=True)) == 1
+
+
+def test_a_row_that_points_outside_is_not_followed(directory: Path) -> None:
+    _edit(
+        directory,
+        lambda data: data.update(files={"../outside": {"bytes": 1, "sha256": ""}, "weights": 3}),
+    )
+    assert manifest.check(directory, deep=True) == [
+        "manifest.json has a row that this version cannot read: '../outside'",
+        "manifest.json has a row that this version cannot read: 'weights'",
+    ]
+
+
+def test_a_manifest_without_files_is_a_difference(directory: Path) -> None:
+    _edit(directory, lambda data: data.update(files={}))
+    assert manifest.check(directory, deep=True) == ["manifest.json lists no files"]
+
+
+def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError, match=r"no manifest.json, so this is not an engine directory; give the"
+    ):
+        manifest.check(tmp_path, deep=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", r"manifest.json: not readable as JSON \(.*\); build the engine again"),
+        (
+            '{"schema": 99}',
+            r"manifest.json: schema 99, expected 1; build the engine again with this version",
+        ),
+        ("[]", r"manifest.json: schema 'list', expected 1"),
+    ],
+)
+def test_an_unreadable_manifest_is_an_error(directory: Path, text: str, words: str) -> None:
+    (directory / "manifest.json").write_text(text)
+    with pytest.raises(EngineError, match=words):
+        manifest.load(directory)
+
+
+def test_other_versions_are_told_apart_from_other_files(directory: Path) -> None:
+    numpy, missing = manifest.version_differences(manifest.load(directory))
+    assert numpy.startswith("numpy is ")
+    assert numpy.endswith(" here; the engine was built with 0.1")
+    assert missing == "no-such-package is not installed here; the engine was built with 2.0"
+
+
+def test_unlisted_files_are_found(directory: Path) -> None:
+    assert manifest.unlisted_files(directory) == []
+    (directory / "notes.txt").touch()
+    assert manifest.unlisted_files(directory) == ["notes.txt"]

@@ -1,0 +1,158 @@
+"""Times: by hand where that is possible, and what must hold whatever the constants are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.estimate.test_count import pair_of
+from trtllm_dflash.catalog.gpus import GPUS, Gpu
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.estimate.clock import COMPUTE, HEAD, HOST, LAUNCHES, WEIGHTS, Machine
+from trtllm_dflash.estimate.constants import ENGINE, SERVING, SERVING_SYNC, Constants
+from trtllm_dflash.estimate.count import Work
+from trtllm_dflash.estimate.experts import Experts
+from trtllm_dflash.estimate.precision import NUMBERS, Precision
+
+BY_NAME = {gpu.name: gpu for gpu in GPUS}
+IDEAL = Constants(
+    bandwidth_fraction=1.0, compute_fraction=1.0, kernel=0.0, sum_latency=0.0, link_fraction=1.0
+)
+ROUND = Gpu(
+    "round", "sm100", 100, 1000, 100, 200, 400, "made up: 10^12 bytes and 10^14 operations a second"
+)
+
+
+def seconds(
+    works: tuple[Work, ...],
+    machine: Machine,
+    batch: int = 1,
+    context: float = 0,
+    *,
+    drafts: bool = False,
+) -> float:
+    return machine.time(works, batch=batch, context=context, drafts=drafts).seconds
+
+
+@pytest.mark.parametrize(("count", "top_k", "tokens"), [(4, 2, 2), (5, 2, 3), (6, 1, 3)])
+def test_touched_experts_are_the_mean_over_all_choices(count: int, top_k: int, tokens: int) -> None:
+    from itertools import combinations
+
+    choices = list(combinations(range(count), top_k))
+    every = [len(set().union(*chosen)) for chosen in product(choices, repeat=tokens)]
+    assert Experts(count, top_k).touched(tokens) == pytest.approx(
+        sum(every) / len(every), rel=1e-12
+    )
+
+
+def test_plain_decoding_is_reading_weights() -> None:
+    """Qwen3-8B reads 15.136 GB for a token: 15.1 ms at 10^12 bytes a second."""
+    time = Machine(ROUND, constants=IDEAL).time(
+        pair_of("Qwen3-8B-DFlash-b16").plain(), batch=1, context=0, drafts=False
+    )
+    assert time.seconds == pytest.approx(15.136e-3, rel=2e-3)
+    assert time.limited_by == WEIGHTS
+    assert time.by_limit[HEAD] == pytest.approx(2 * 151936 * 4096 / 1e12, rel=2e-3)
+    assert time.by_limit[LAUNCHES] == time.by_limit[HOST] == 0
+
+
+def test_a_kernel_takes_the_longer_of_reading_and_computing() -> None:
+    work = Work("target", "linear", NUMBERS["bf16"], 4, weight_bytes=2e9, row_flops=1e9)
+    machine = Machine(ROUND, constants=IDEAL)
+    assert seconds((work,), machine) == 2e-3
+    wide = machine.time([work], batch=1000, context=0, drafts=False)
+    assert (wide.seconds, wide.limited_by) == (4000 * 1e9 / 1e14, COMPUTE)
+    assert seconds((replace(work, number=NUMBERS["nvfp4"]),), machine, 1000) == 4000 * 1e9 / 4e14
+
+
+def test_attention_reads_what_its_window_shows() -> None:
+    full = Work("target", "attention", NUMBERS["bf16"], 1, position_bytes=1e6)
+    machine = Machine(ROUND, constants=IDEAL)
+    assert seconds((full,), machine, 3, 500) == 3 * 500 * 1e6 / 1e12
+    assert seconds((replace(full, window=128),), machine, 3, 500) == 3 * 128 * 1e6 / 1e12
+    assert seconds((replace(full, window=128),), machine, 3, 100) == 3 * 100 * 1e6 / 1e12
+
+
+def test_the_host_and_the_kernels() -> None:
+    works = (Work("target", "other", NUMBERS["bf16"], 1, kernels=5),)
+    constants = replace(IDEAL, kernel=3e-6)
+    assert seconds(works, Machine(ROUND, constants=constants)) == pytest.approx(15e-6)
+    for runtime, drafts, host in (
+        (ENGINE, True, 0),
+        (SERVING, False, 0.5e-3),
+        (SERVING, True, 1.5e-3),
+    ):
+        assert seconds(
+            works, Machine(ROUND, 1, runtime, constants), drafts=drafts
+        ) == pytest.approx(15e-6 + host)
+    sync = Machine(ROUND, 1, SERVING_SYNC, constants)
+    assert seconds(works, sync, 32, drafts=True) - seconds(
+        works, sync, drafts=True
+    ) == pytest.approx(31 * 0.147e-3)
+    prompt = Machine(ROUND, 1, SERVING, constants).time(
+        works, batch=1, context=0, drafts=False, prompt=True
+    )
+    assert prompt.by_limit[LAUNCHES] == pytest.approx(5 * 10e-6)
+
+
+@settings(deadline=None, max_examples=40)  # the first of each drafter builds its graph
+@given(
+    st.sampled_from(["Qwen3-4B-DFlash-b16", "gpt-oss-20b-DFlash", "Qwen3-Coder-30B-A3B-DFlash"]),
+    st.floats(100, 10000),
+    st.floats(1.01, 4),
+    st.integers(1, 512),
+    st.integers(0, 100_000),
+)
+def test_more_never_hurts_and_parts_add_up(
+    drafter: str, bandwidth: float, factor: float, batch: int, context: int
+) -> None:
+    """More bandwidth or compute never makes a step longer, more sequences or positions never
+    shorter.
+    """
+    works = pair_of(drafter).dflash(8, 7)
+    base = replace(ROUND, bandwidth_gbs=bandwidth)
+    time = Machine(base).time(works, batch=batch, context=context, drafts=True)
+    assert sum(time.by_limit.values()) == pytest.approx(sum(time.by_part.values()))
+    faster = (
+        replace(base, bandwidth_gbs=bandwidth * factor),
+        replace(base, bf16_tflops=100 * factor),
+    )
+    assert all(seconds(works, Machine(gpu), batch, context) <= time.seconds for gpu in faster)
+    assert seconds(works, Machine(base), batch + 1, context) >= time.seconds
+    assert seconds(works, Machine(base), batch, context + 1) >= time.seconds
+
+
+def test_plain_decoding_comes_to_its_limits() -> None:
+    """A larger batch gives more tokens in all and fewer to each; reading its keys bounds a token's
+    time.
+    """
+    works, machine = pair_of("Qwen3-8B-DFlash-b16").plain(), Machine(BY_NAME["B200"])
+    times = [seconds(works, machine, batch, 1024) for batch in (1, 8, 64, 512, 4096)]
+    rates = [batch / time for batch, time in zip((1, 8, 64, 512, 4096), times, strict=True)]
+    assert times == sorted(times)
+    assert rates == sorted(rates)
+    assert rates[-1] < 7700e9 / (144 * 1024 * 1024)
+
+
+def test_several_gpus_share_the_work_and_pay_for_sums() -> None:
+    works = pair_of("gpt-oss-120b-DFlash").plain()
+    one, eight = (Machine(BY_NAME["B300"], gpus, constants=IDEAL) for gpus in (1, 8))
+    summed = [work for work in works if work.reduced_bytes]
+    assert len(summed) == 2 * 36
+    moved = 2 * 7 / 8 * 64 * sum(work.reduced_bytes for work in summed)
+    expected = seconds(works, one, 64, 500) / 8 + moved / 900e9
+    assert seconds(works, eight, 64, 500) == pytest.approx(expected)
+    slow = Machine(BY_NAME["B300"], 8, constants=replace(IDEAL, sum_latency=1e-5))
+    assert seconds(works, slow, 64, 500) == pytest.approx(expected + 72e-5)
+
+
+def test_what_a_gpu_cannot_do_is_refused() -> None:
+    with pytest.raises(UsageError, match="RTX 5090 has no NVLink"):
+        Machine(BY_NAME["RTX 5090"], 2)
+    works = pair_of("Qwen3-4B-DFlash-b16", Precision(linears="nvfp4")).plain()
+    with pytest.raises(UsageError, match="H200 does not multiply fp4, which nvfp4 needs"):
+        seconds(works, Machine(BY_NAME["H200"]))

@@ -1,0 +1,158 @@
+"""In which numbers a pair is estimated: those of its checkpoints, or those of the options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.quantized import quant_configs
+from trtllm_dflash.builder.pair_support import drafter_json, target_json
+from trtllm_dflash.catalog.pairs import pair_of
+from trtllm_dflash.checkpoint.from_config import target_headers
+from trtllm_dflash.errors import CheckpointError, ConfigError, UsageError
+from trtllm_dflash.estimate.known import find_target
+from trtllm_dflash.estimate.precision import Precision
+from trtllm_dflash.estimate.run import Estimate, estimate
+from trtllm_dflash.options.estimate import EstimateConfig
+
+Stored = Callable[..., Path]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """`stored(name, half, format)`: a directory with one half's published config.json, quantized as
+    ModelOpt does.
+    """
+
+    def make(
+        name: str,
+        half: str,
+        number: str,
+        *,
+        exclude: tuple[str, ...] = ("lm_head",),
+        kv_cache: bool = False,
+    ) -> Path:
+        pair, directory = pair_of(name), tmp_path / half
+        assert pair is not None
+        directory.mkdir()
+        original, _ = quant_configs(number, None, exclude, kv_cache=kv_cache)
+        config = target_json(pair.target) if half == "target" else drafter_json(pair.drafter)
+        (directory / "config.json").write_text(json.dumps(config))
+        (directory / "hf_quant_config.json").write_text(json.dumps(original))
+        return directory
+
+    return make
+
+
+def of(target: str | Path, arch: str = "sm100", **options: Any) -> Estimate:
+    settings = {"batch": "1", "tau": "3"} | options
+    return estimate(EstimateConfig(target=str(target), arch=arch, **settings))
+
+
+def test_a_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
+    """hf_quant_config.json alone says it; the same as asking for it of the original, scales for
+    caches included.
+    """
+    directory = stored("Qwen3-8B", "target", "nvfp4", kv_cache=True)
+    drafter = "Qwen3-8B-DFlash-b16"
+    found, asked = of(directory, drafter=drafter), of("Qwen3-8B", quant="nvfp4", kv_cache="fp8")
+    assert found.pair.precision == asked.pair.precision == Precision(linears="nvfp4", cache="fp8")
+    assert found.plain[0].time == asked.plain[0].time
+    assert of(directory, drafter=drafter, kv_cache="bf16").pair.precision.cache == "bf16"
+
+
+def test_modules_that_are_stored_otherwise_are_counted_so(stored: Stored) -> None:
+    """NVFP4 but for one layer: its weights, and no others, take 16 bits; all bytes are those of the
+    tensors.
+    """
+    exclude = ("lm_head", "model.layers.3.*")
+    directory = stored("Qwen3-8B", "target", "nvfp4", exclude=exclude)
+    found = of(directory, drafter="Qwen3-8B-DFlash-b16")
+    assert len(found.pair.precision.others) == 7
+    target = find_target(str(directory))
+    tensors = target_headers(target.config, target.quantization).tensors
+    linears = {
+        name: info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name
+    }
+    counted = sum(
+        work.weight_bytes for work in found.pair.plain() if work.kind in ("linear", "head")
+    )
+    assert counted == sum(info.nbytes for info in linears.values())
+
+
+def test_a_drafter_is_estimated_as_it_is_stored(stored: Stored) -> None:
+    directory = stored("Qwen3-8B", "drafter", "fp8", exclude=("fc",))
+    assert of("Qwen3-8B", drafter=str(directory)).pair.precision == Precision(drafter="fp8")
+
+
+def test_a_quantized_head_is_one(stored: Stored) -> None:
+    directory = stored("Qwen3-8B", "target", "fp8", exclude=())
+    assert of(directory, drafter="Qwen3-8B-DFlash-b16").pair.precision == Precision(
+        linears="fp8", head="fp8"
+    )
+
+
+@pytest.mark.parametrize("quant", ["fp8", "nvfp4", "w4a16_nvfp4"])
+def test_mxfp4_experts_stay_as_they_come(quant: str) -> None:
+    found = of("gpt-oss-20b", quant=quant)
+    assert found.pair.precision == Precision(linears=quant, experts="mxfp4")
+    (number,) = {work.number for work in found.pair.plain() if work.kind == "experts"}
+    assert (number.bits, number.multiplied) == (4.25, "bf16")
+
+
+@pytest.mark.parametrize(("quant", "experts"), [("fp8", "bf16"), ("nvfp4", "w4a16_nvfp4")])
+def test_activations_of_experts_are_never_quantized(
+    quant: str, experts: str, stored: Stored
+) -> None:
+    """As in a build: 4 bits for their weights, or nothing; and no format for routers."""
+    asked = of("Qwen3-Coder-30B-A3B", quant=quant)
+    assert asked.pair.precision == Precision(linears=quant, experts=experts)
+    router = asked.pair.plain()[8]
+    assert (router.weight_bytes, router.number.name) == (2048 * 128 * 2, "bf16")
+    directory = stored("Qwen3-Coder-30B-A3B", "target", quant)
+    if quant == "fp8":
+        with pytest.raises(
+            CheckpointError, match=r"experts\.0\.down_proj is FP8, and experts can be NVFP4 or unq"
+        ):
+            of(directory, drafter="Qwen3-Coder-30B-A3B-DFlash")
+    else:
+        assert (
+            of(directory, drafter="Qwen3-Coder-30B-A3B-DFlash").pair.precision
+            == asked.pair.precision
+        )
+
+
+def test_what_is_quantized_already_is_not_quantized_again(stored: Stored) -> None:
+    directory = stored("Qwen3-8B", "target", "nvfp4")
+    with pytest.raises(
+        UsageError, match=r"--quant fp8: .*target is NVFP4 already; leave the option out"
+    ):
+        of(directory, drafter="Qwen3-8B-DFlash-b16", quant="fp8")
+
+
+def test_a_gpu_without_the_arithmetic_is_refused_by_what_needs_it(stored: Stored) -> None:
+    directory = stored("Qwen3-8B", "target", "fp8", kv_cache=True)
+    with pytest.raises(
+        UsageError, match=r"target, stored in fp8: A100 80GB \(sm80\) has no arithmetic for FP8"
+    ):
+        of(directory, "sm80", drafter="Qwen3-8B-DFlash-b16")
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"--quant w4a16_nvfp4: H100 \(sm90\) has no arithmetic for W4A16_NVFP4. Who has it: Bla"
+        ),
+    ):
+        of("Qwen3-8B", "sm90", quant="w4a16_nvfp4")
+
+
+def test_a_format_that_cannot_be_built_is_refused_by_its_name(stored: Stored) -> None:
+    directory = stored("Qwen3-8B", "target", "fp8")
+    (directory / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}})
+    )
+    with pytest.raises(ConfigError, match='quant_algo is "W4A8_AWQ", which cannot be built'):
+        of(directory, drafter="Qwen3-8B-DFlash-b16")

@@ -1,0 +1,107 @@
+"""The thin layer over the CUDA driver: what is checked, what is freed, what other threads may
+do.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cuda.bindings.driver")
+
+from tests.runtime.fake_cuda import FakeDriver
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware import cuda
+from trtllm_dflash.hardware.cuda import Cuda
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    fake = FakeDriver(capability=(8, 9))
+    monkeypatch.setattr(cuda, "driver", fake)
+    return fake
+
+
+def test_memory_is_zeroed_when_the_stream_gets_there(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    address, host = gpu.allocate(16, "a test"), gpu.allocate_pinned(16)
+    host[:] = 5
+    gpu.copy(host.ctypes.data, address, 16)
+    assert (host == 5).all()
+    gpu.synchronize()
+    assert (host == 0).all()
+
+
+def test_rows_are_copied_between_pitches(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    host = gpu.allocate_pinned(24)
+    host[:] = np.arange(24)
+    source, target = gpu.allocate(24, "a test"), gpu.allocate(12, "a test")
+    gpu.copy(source, host.ctypes.data, 24)
+    gpu.copy_rows(target, 4, source, 8, row_bytes=3, rows=3)
+    gpu.copy(host.ctypes.data, target, 12)
+    gpu.synchronize()
+    assert host[:12].tolist() == [0, 1, 2, 0, 8, 9, 10, 0, 16, 17, 18, 0]
+
+
+def test_a_capture_runs_when_it_is_launched(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    host, target = gpu.allocate_pinned(8), gpu.allocate(8, "a test")
+    launch = gpu.capture(lambda: gpu.copy(host.ctypes.data, target, 8))
+    gpu.synchronize()
+    host[:] = 3
+    gpu.synchronize()
+    assert (host == 3).all()
+    launch()
+    gpu.synchronize()
+    assert (host == 0).all()
+
+
+def test_a_capture_that_fails_is_over(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    with pytest.raises(
+        EngineError, match=r"cuStreamSynchronize: .*CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+    ):
+        gpu.capture(gpu.synchronize)
+    gpu.synchronize()
+
+
+def test_a_copy_beyond_its_memory_is_an_error(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    small, large = gpu.allocate(8, "a test"), gpu.allocate(16, "a test")
+    words = (
+        r"cuMemcpyAsync: the GPU's driver answers CUDA_ERROR_INVALID_VALUE \(1: .*\)\. dflash-trt"
+        r" doctor"
+    )
+    with pytest.raises(EngineError, match=words):
+        gpu.copy(small, large, 16)
+
+
+def test_every_thread_gets_the_context(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    gpu.make_current()
+    assert driver.calls["cuCtxSetCurrent"] == 1
+    thread = threading.Thread(target=gpu.make_current)
+    thread.start()
+    thread.join()
+    gpu.make_current()
+    gpu.make_current()
+    assert driver.calls["cuCtxSetCurrent"] == 3
+
+
+def test_everything_is_freed_in_the_end(driver: FakeDriver) -> None:
+    gpu = Cuda()
+    before = driver.free
+    gpu.allocate(1000, "a test")
+    gpu.allocate_pinned(1000)
+    gpu.new_event()
+    assert driver.free == before - 2000
+    del gpu
+    assert driver.free == before
+    assert driver.calls["cuEventDestroy"] == driver.calls["cuStreamDestroy"] == 1
+
+
+def test_the_arch(driver: FakeDriver) -> None:
+    assert Cuda().arch == "sm89"

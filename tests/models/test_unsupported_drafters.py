@@ -1,0 +1,114 @@
+"""Every other drafter dialect is refused by its name, from its config keys, its tensor names or its
+files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.models.test_drafter import QWEN3_4B, read
+from trtllm_dflash.errors import CheckpointError, ConfigError
+from trtllm_dflash.models.unsupported_drafters import (
+    DIALECTS,
+    refuse_dialects_in_files,
+    refuse_dialects_in_names,
+)
+
+# What published drafters of each dialect carry.
+CONFIGS: list[tuple[str, dict[str, Any]]] = [
+    ("DFlash 2", {"architectures": ["DFlash2DraftModel"]}),
+    ("DFlash 2", {"dflash__selector_rank": 256, "dflash__conv_kernel_size": 2}),
+    ("DFlash 2", {"conv_group_size": 16}),
+    ("speculators (RedHat)", {"speculators_model_type": "dflash", "draft_vocab_size": 32000}),
+    ("speculators (RedHat)", {"aux_hidden_state_layer_ids": [2, 10]}),
+    ("Laguna", {"architectures": ["DFlashLagunaForCausalLM"], "draft_vocab_size": 151936}),
+    ("Laguna", {"gating": "per-head"}),
+    ("Laguna", {"model_type": "laguna"}),
+    ("DSpark or Domino", {"architectures": ["Qwen3DSparkModel"], "attention_sink_bias": True}),
+    ("DSpark or Domino", {"dflash__projector_type": "domino"}),
+    ("DSpark or Domino", {"projector_type": "dspark"}),
+    ("MiMo", {"dflash__attention_value_scale": 0.5, "dflash__attention_sink_bias": True}),
+    ("Nemotron or another drafter with attention sinks", {"dflash__attention_sink_bias": True}),
+    ("Nemotron or another drafter with attention sinks", {"attention_sink": True}),
+    ("sample_from_anchor", {"dflash__sample_from_anchor": True}),
+    ("sample_from_anchor", {"dflash__shift_label": True}),
+    ("Muse-Glimmer", {"architectures": ["MuseGlimmerAssistantModel"]}),
+    ("Muse-Glimmer", {"model_type": "muse_glimmer_assistant"}),
+    ("Gemma 4", {"dflash__input_embedding_scale": 73.3}),
+    ("Gemma 4", {"output_multiplier": 0.5}),
+    ("Gemma 4", {"dflash__final_logit_softcapping": 30.0}),
+    ("EAGLE-3", {"architectures": ["LlamaForCausalLMEagle3"]}),
+]
+
+TENSORS: list[tuple[str, str]] = [
+    ("DFlash 2", "layers.0.attention_conv.base_kernel"),
+    ("DFlash 2", "layers.3.mlp_conv.kernel_projection.weight"),
+    ("DFlash 2", "candidate_selector.predecessor_codebook"),
+    ("speculators (RedHat)", "d2t"),
+    ("Laguna", "layers.0.self_attn.qkv_proj.weight"),
+    ("Laguna", "layers.0.self_attn.g_proj.weight"),
+    ("Laguna", "aux_hidden_norms.3.weight"),
+    ("MiMo", "mask_embedding"),
+    ("Nemotron or another drafter with attention sinks", "layers.0.self_attn.sinks"),
+    ("Muse-Glimmer", "encoder.fc.weight"),
+    ("Muse-Glimmer", "encoder.output_norm_enc.weight"),
+    ("DSpark or Domino", "markov_head.weight"),
+    ("EAGLE-3", "midlayer.self_attn.q_proj.weight"),
+]
+
+NEUTRAL: list[dict[str, Any]] = [
+    {"dflash__projector_type": "dflash"},
+    {
+        "dflash__input_embedding_scale": 1.0,
+        "dflash__output_multiplier": 1,
+        "dflash__final_logit_softcapping": None,
+    },
+    {
+        "dflash__attention_sink_bias": False,
+        "dflash__sample_from_anchor": False,
+        "dflash__shift_label": False,
+    },
+    {"dflash__attention_value_scale": 1.0},
+    {"quantization_config": {"quant_algo": "NVFP4"}, "final_logit_softcapping": 0},
+]
+
+FILES = [("MiMo", "mask_embedding.pt")]
+
+
+@pytest.mark.parametrize(("name", "changes"), CONFIGS)
+def test_config_keys(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"shows a drafter of the dialect '{re.escape(name)}': "):
+        read(QWEN3_4B, **changes)
+
+
+@pytest.mark.parametrize("changes", NEUTRAL)
+def test_neutral_values_are_dflash_v1(changes: dict[str, Any]) -> None:
+    assert read(QWEN3_4B, **changes).num_layers == 5
+
+
+@pytest.mark.parametrize(("name", "tensor"), TENSORS)
+def test_tensor_names(name: str, tensor: str) -> None:
+    words = f"/d: tensor {re.escape(tensor)} shows a drafter of the dialect '{re.escape(name)}': "
+    with pytest.raises(CheckpointError, match=words):
+        refuse_dialects_in_names(["fc.weight", tensor], "/d")
+
+
+@pytest.mark.parametrize(("name", "file"), FILES)
+def test_files(name: str, file: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"/d: {file} shows a drafter of the dialect '{name}': "
+    ):
+        refuse_dialects_in_files(["config.json", file], "/d")
+
+
+def test_every_row_of_the_table_is_tested() -> None:
+    tested = {name for name, _ in CONFIGS} | {name for name, _ in TENSORS}
+    assert tested == {dialect.name for dialect in DIALECTS}
+    patterns = {pattern for dialect in DIALECTS for pattern in dialect.tensors}
+    assert patterns == {
+        pattern for pattern in patterns for _, tensor in TENSORS if re.search(pattern, tensor)
+    }
+    assert {file for _, file in FILES} == {file for dialect in DIALECTS for file in dialect.files}

@@ -1,0 +1,140 @@
+"""Launches through the CUDA driver: what it is asked for, in which order, and what its refusals
+say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+driver = pytest.importorskip("cuda.bindings.driver")
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.trt_plugins.driver import load
+from trtllm_dflash.trt_plugins.launch_config import Launch
+from trtllm_dflash.trt_plugins.params import AttentionParams
+
+OK = driver.CUresult.CUDA_SUCCESS
+KERNELS = ["small", "large"]
+Calls = list[tuple[Any, ...]]
+
+
+def _no_driver() -> bool:
+    try:
+        driver.cuInit(0)
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """A driver that does everything, and what it was asked for."""
+    made: Calls = []
+    answers: dict[str, Callable[..., Any]] = {
+        "cuCtxGetCurrent": lambda: 5,
+        "cuModuleLoadData": lambda cubin: ("module", cubin),
+        "cuCtxGetDevice": lambda: 0,
+        "cuDeviceGetAttribute": lambda *_: 132,
+        "cuModuleGetFunction": lambda _, name: name.decode(),
+        "cuFuncSetAttribute": lambda *_: None,
+        "cuLaunchKernel": lambda *arguments: ctypes.cast(
+            arguments[9], ctypes.POINTER(ctypes.c_void_p)
+        )[0],
+    }
+
+    def fake(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            answer = answers[name](*arguments)
+            made.append(
+                (name, *arguments, answer) if name == "cuLaunchKernel" else (name, *arguments)
+            )
+            return (OK,) if answer is None or name == "cuLaunchKernel" else (OK, answer)
+
+        return call
+
+    for name in answers:
+        monkeypatch.setattr(driver, name, fake(name))
+    monkeypatch.setattr(driver, "_modules", {})
+    return made
+
+
+def _names(calls: Calls) -> list[str]:
+    return [call[0] for call in calls]
+
+
+def test_a_cubin_is_loaded_once_for_all_layers_and_its_kernels_found_at_once(calls: Calls) -> None:
+    first = load(b"cubin", KERNELS)
+    assert first.processors == 132
+    assert _names(calls).count("cuModuleLoadData") == 1
+    assert [call[2] for call in calls if call[0] == "cuModuleGetFunction"] == [b"small", b"large"]
+    assert load(b"cubin", KERNELS) is first
+    assert load(b"another", KERNELS) is not first
+    assert _names(calls).count("cuModuleLoadData") == 2
+
+
+def test_a_launch_asks_for_nothing_but_itself(calls: Calls) -> None:
+    """So it can be captured. More than 48 kB of shared memory are asked for once."""
+    module = load(b"cubin", KERNELS)
+    params = AttentionParams(batch=3)
+    launches = [
+        Launch("small", (4, 3, 2), 128, 1000, params),
+        Launch("large", (1, 1, 1), 256, 60_000, params),
+    ]
+    calls.clear()
+    module.launch(launches, 99)
+    assert _names(calls) == ["cuLaunchKernel", "cuFuncSetAttribute", "cuLaunchKernel"]
+    small, allowed, large = calls
+    assert small[1:9] == ("small", 4, 3, 2, 128, 1, 1, 1000)
+    assert small[9] == 99
+    assert small[-1] == ctypes.addressof(params)
+    assert allowed[1] == "large"
+    assert allowed[3] == 60_000
+    assert large[1:9] == ("large", 1, 1, 1, 256, 1, 1, 60_000)
+    calls.clear()
+    module.launch(launches, 99)
+    assert _names(calls) == ["cuLaunchKernel", "cuLaunchKernel"]
+
+
+def test_a_refusal_of_the_driver_is_an_error_in_its_words(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong_gpu = driver.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
+
+    def cuModuleLoadData(_: bytes) -> tuple[Any, ...]:  # noqa: N802 - the driver's name
+        return wrong_gpu, None
+
+    monkeypatch.setattr(driver, "cuModuleLoadData", cuModuleLoadData)
+    monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (OK, b"no kernel image is available"))
+    words = r"cuModuleLoadData: no kernel image is available \(CUDA_ERROR_NO_BINARY_FOR_GPU\)"
+    for _ in range(2):  # what failed to load is not kept
+        with pytest.raises(EngineError, match=words):
+            load(b"cubin", KERNELS)
+
+
+def test_the_bindings_take_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a driver every call fails, but only behind the conversion of its arguments."""
+    if not _no_driver():
+        pytest.skip("there is a driver, and it would run this")
+    params = AttentionParams()
+    module = object.__new__(driver.Module)
+    module._driver, module._functions, module._shared_bytes = (
+        driver,
+        {"large": driver.CUfunction(1)},
+        {},
+    )
+    with pytest.raises(EngineError, match="cuFuncSetAttribute: the NVIDIA driver is not here"):
+        module.launch([Launch("large", (1, 2, 3), 128, 60_000, params)], 0)
+    module._shared_bytes = {"large": 60_000}
+    with pytest.raises(EngineError, match="cuLaunchKernel: the NVIDIA driver is not here"):
+        module.launch([Launch("large", (1, 2, 3), 128, 60_000, params)], 0)
+    with pytest.raises(EngineError, match="cuCtxGetCurrent: the NVIDIA driver is not here"):
+        load(b"cubin", KERNELS)
+    for name, arguments in (
+        ("cuModuleLoadData", [b"cubin"]),
+        ("cuModuleGetFunction", [driver.CUmodule(1), b"k"]),
+    ):
+        with pytest.raises(EngineError, match=f"{name}: the NVIDIA driver is not here"):
+            driver._call(getattr(driver, name), *arguments)

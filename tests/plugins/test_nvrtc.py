@@ -1,0 +1,243 @@
+"""The kernels compile without a GPU, without spills and within the shared memory of each arch; and
+what cannot be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("cuda.bindings.nvrtc")
+from tests.plugins.cubins import (
+    FP8_KEYS,
+    HEAD_DIMS,
+    KEYS,
+    MOE_KEYS,
+    compiled,
+    compiling,
+    reports,
+    sources,
+)
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.trt_plugins import nvrtc, params
+from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
+from trtllm_dflash.trt_plugins.nvrtc import (
+    PACKAGES,
+    compile_apart,
+    compile_kernel,
+    kernel_sources,
+    source_digest,
+    why_not_compilable,
+)
+
+# Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
+SHARED_BYTES = {
+    "sm80": 163 << 10,
+    "sm89": 99 << 10,
+    "sm90": 227 << 10,
+    "sm100": 227 << 10,
+    "sm120": 99 << 10,
+}
+COMPILED = [
+    *product((*KEYS, *MOE_KEYS), ("sm80", "sm90", "sm100", "sm120")),
+    *product(FP8_KEYS, ("sm89", "sm90", "sm100", "sm120")),  # sm89 is the first that has FP8
+]
+ATTENTION = KEYS[2]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def all_under_way() -> None:
+    for key, arch in COMPILED:
+        compiling(key, arch)
+
+
+@pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
+def test_no_spills_and_no_more_shared_memory_than_there_is(
+    key: KernelKey, arch: str, all_under_way: None
+) -> None:
+    cubin = compiled(key, arch)
+    assert cubin.code.startswith(b"\x7fELF")
+    found = reports(cubin)
+    assert set(found) == set(OPERATIONS[key.source].kernels(key))
+    assert {name: report.spilled_bytes for name, report in found.items()} == dict.fromkeys(found, 0)
+    for name, report in found.items():
+        assert report.registers <= 255
+        assert report.static_shared_bytes + _dynamic_shared_bytes(name) <= SHARED_BYTES[arch]
+        ctas = _ctas_wanted(name)
+        assert report.registers * 256 * ctas <= 65536
+        assert ctas * (_dynamic_shared_bytes(name) + 1024) <= SHARED_BYTES[arch]
+
+
+def _ctas_wanted(kernel: str) -> int:
+    """How many CTAs (of 256 threads) a multiprocessor is to hold at once; 0: whatever fits."""
+    tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4)", kernel)
+    return 0 if tile is None else 3 if tile[1] == "8" and tile[2] != "_nvfp4" else 2
+
+
+def _dynamic_shared_bytes(kernel: str) -> int:
+    experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4)", kernel)
+    if experts is not None:
+        weight_format = ("", "_mxfp4", "_nvfp4").index(experts[1])
+        sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
+        return params.moe_plan(**sizes, weight_format=weight_format).shared_bytes
+    tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", kernel)
+    if tile is None:
+        return 0
+    head_dim, rows = map(int, tile.groups())
+    made = params.attention_plan(
+        batch=1, rows=rows, q_heads=1, kv_heads=1, head_dim=head_dim, cache_len=64, processors=1
+    )
+    assert made.tile.rows == rows
+    return made.shared_bytes
+
+
+def test_every_operator_has_its_source_and_every_source_its_launches() -> None:
+    assert {
+        name.removesuffix(".cu") for name in kernel_sources() if name.endswith(".cu")
+    } == sources()
+    assert set(OPERATIONS) == sources()
+    assert {dict(key.sizes).get("head_dim") for key in KEYS[1:]} == set(HEAD_DIMS)
+
+
+def test_the_same_source_gives_the_same_bytes_and_no_path_of_this_machine() -> None:
+    first, again = compiled(KEYS[0], "sm120"), compile_kernel(KEYS[0], "sm120")
+    assert first.code == again.code
+    assert str(ROOT).encode() not in first.code
+    assert b"site-packages" not in first.code
+
+
+def test_facts_name_kernel_arch_and_hashes() -> None:
+    facts = compiled(ATTENTION, "sm120").facts()
+    assert (facts["kernel"], facts["arch"]) == ("attention, head_dim 96", "sm120")
+    assert len(facts["sha256"]) == len(facts["source_sha256"]) == 64
+    assert facts["bytes"] == len(compiled(ATTENTION, "sm120").code)
+
+
+def _with_sources(monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    made = {name.replace("_", ".", 1): text.encode() for name, text in files.items()}
+    monkeypatch.setattr(nvrtc, "kernel_sources", lambda: made)
+
+
+def test_the_source_hash_is_of_the_source_and_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = set()
+    for files in (
+        {"accept_cu": "1"},
+        {"accept_cu": "2"},
+        {"accept_cu": "1", "x_h": "1"},
+        {"accept_cu": "1", "x_h": ""},
+    ):
+        _with_sources(monkeypatch, **files)
+        digests.add(source_digest("accept"))
+    assert len(digests) == 4
+    _with_sources(monkeypatch, accept_cu="1", attention_cu="2")
+    assert source_digest("accept") in digests
+
+
+def test_what_does_not_compile_is_told_in_the_compilers_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _with_sources(monkeypatch, accept_cu='extern "C" __global__ void k() { fantasy(); }')
+    with pytest.raises(
+        BuildError,
+        match=r'(?s)kernel accept does not compile for sm120:\naccept.cu\(1\): error: .*"fantasy"',
+    ):
+        compile_kernel(KEYS[0], "sm120")
+
+
+def test_a_function_that_is_not_in_the_cubin_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_sources(monkeypatch, accept_cu='extern "C" __global__ void dflash_accept_scan() {}')
+    words = (
+        r"accept.cu compiled for sm120 \(accept\) has no function dflash_accept_choose,"
+        r" dflash_accept_finish"
+    )
+    with pytest.raises(BuildError, match=words):
+        compile_kernel(KEYS[0], "sm120")
+
+
+def test_a_source_that_is_not_there_is_named() -> None:
+    with pytest.raises(
+        BuildError, match=r"no kernel source scan.cu, only accept.cu, .*attention.cu"
+    ):
+        compile_kernel(KernelKey("scan"), "sm120")
+
+
+def test_an_arch_that_nvrtc_does_not_know_is_an_error() -> None:
+    with pytest.raises(
+        BuildError, match=r"(?s)kernel accept does not compile for sm7:.*invalid value"
+    ):
+        compile_kernel(KEYS[0], "sm7")
+
+
+def test_a_process_of_its_own_compiles_the_same_and_refuses_in_the_same_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key in (KEYS[0], ATTENTION):
+        here, apart = compiled(key, "sm120"), compile_apart(key, "sm120")
+        assert (apart.key, apart.arch, apart.code) == (here.key, here.arch, here.code)
+        assert reports(apart) == reports(here)
+    with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
+        compile_apart(KernelKey("scan"), "sm120")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
+    with pytest.raises(
+        BuildError, match=r"(?s)accept for sm120 ended with exit status 1:\n.*Fatal Python error"
+    ):
+        compile_apart(KEYS[0], "sm120")
+
+
+def _no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import nvrtc
+    from cuda.pathfinder import DynamicLibNotFoundError
+
+    def fail() -> None:
+        raise DynamicLibNotFoundError("libnvrtc")
+
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", fail)
+
+
+def _no_headers(missing: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        from cuda import pathfinder
+
+        found = pathfinder.find_nvidia_header_directory
+        monkeypatch.setattr(
+            pathfinder,
+            "find_nvidia_header_directory",
+            lambda name: None if name == missing else found(name),
+        )
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    ("take_away", "package"),
+    [
+        (lambda patch: patch.setattr(nvrtc, "find_spec", lambda _: None), PACKAGES[0]),
+        (_no_nvrtc, PACKAGES[1]),
+        (_no_headers("cudart"), PACKAGES[2]),
+        (_no_headers("cccl"), PACKAGES[3]),
+    ],
+    ids=PACKAGES,
+)
+def test_a_missing_package_is_named(
+    take_away: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert why_not_compilable() is None
+    take_away(monkeypatch)
+    reason = why_not_compilable()
+    assert reason
+    assert re.fullmatch(
+        rf"NVRTC needs {package} \(no .*\), which is not installed here: pip install"
+        r' "dflash-trt\[rtx\]"',
+        reason,
+    )
+    with pytest.raises(
+        BuildError, match=f"cannot compile the kernel accept: NVRTC needs {package}"
+    ):
+        compile_kernel(KEYS[0], "sm120")

@@ -1,0 +1,249 @@
+"""The Python twin of the kernels' parameters and plans: every number and every offset as in C++."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from ctypes import Structure
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trtllm_dflash.trt_plugins import params
+from trtllm_dflash.trt_plugins.params import (
+    AcceptParams,
+    AttentionParams,
+    MoeParams,
+    accept_plan,
+    attention_plan,
+    attention_workspace,
+    moe_plan,
+)
+
+KERNELS = Path(__file__).parents[2] / "plugins" / "kernels"
+STRUCTURES = {
+    "AttentionParams": AttentionParams,
+    "AcceptParams": AcceptParams,
+    "MoeParams": MoeParams,
+}
+CONSTANTS = {
+    "kAttentionThreads": params.ATTENTION_THREADS,
+    "kMergeThreads": params.MERGE_THREADS,
+    "kScanThreads": params.SCAN_THREADS,
+    "kChooseThreads": params.CHOOSE_THREADS,
+    "kFinishThreads": params.FINISH_THREADS,
+    "kMoeThreads": params.MOE_THREADS,
+    "kRouteThreads": params.ROUTE_THREADS,
+    "kListThreads": params.LIST_THREADS,
+    "kSumThreads": params.SUM_THREADS,
+    "kMostExperts": params.MOST_EXPERTS,
+    "kMostChoices": params.MOST_CHOICES,
+}
+ATTENTION_SIZES = ("batch", "rows", "q_heads", "kv_heads", "head_dim", "cache_len", "processors")
+ACCEPT_SIZES = ("batch", "rows", "vocab")
+MOE_SIZES = ("tokens", "hidden", "inner_size", "experts", "top_k", "weight_format")
+
+# Reads sizes from stdin, a plan a line; prints a line of numbers for each.
+PROGRAM = r"""
+#include <cstddef>
+#include <cstdio>
+#include "accept_params.h"
+#include "attention_params.h"
+#include "moe_params.h"
+using namespace dflash;
+int main() {
+  %(facts)s
+  int a, b, c, d, e, f, g;
+  char kind;
+  while (scanf(" %%c", &kind) == 1) {
+    if (kind == 't') {
+      scanf("%%d %%d %%d %%d %%d %%d %%d", &a, &b, &c, &d, &e, &f, &g);
+      const AttentionPlan p = attention_plan(a, b, c, d, e, f, g);
+      printf("%%d %%d %%d %%d %%d %%d %%lld\n", p.tile.rows, p.tile.warps, p.tile.keys, p.row_tiles, p.splits,
+             p.shared_bytes, p.workspace_bytes);
+    } else if (kind == 'm') {
+      scanf("%%d %%d %%d %%d %%d %%d", &a, &b, &c, &d, &e, &f);
+      const MoePlan p = moe_plan(a, b, c, d, e, f);
+      const MoeWorkspace& w = p.workspace;
+      printf("%%d %%d %%d %%d %%d %%d %%d ", p.tile.tokens, p.tile.row_warps, p.groups, p.gate_up_blocks,
+             p.down_blocks, p.sum_blocks, p.shared_bytes);
+      printf("%%lld %%lld %%lld %%lld %%lld ", w.shares, w.chosen, w.order, w.rows, w.groups);
+      printf("%%lld %%lld %%lld %%lld\n", w.ordered_x, w.inner, w.partial, w.bytes);
+    } else {
+      scanf("%%d %%d %%d", &a, &b, &c);
+      const AcceptPlan p = accept_plan(a, b, c);
+      printf("%%d %%lld\n", p.chunks, p.workspace_bytes);
+    }
+  }
+}
+"""
+
+
+def _attention_cases() -> list[dict[str, int]]:
+    """Every head_dim with every tile and its edges; then random ones."""
+    edges = [
+        dict(zip(ATTENTION_SIZES, values, strict=True))
+        for values in product((1, 3, 32), (1, 8, 16, 17, 33, 65, 512, 2048), (32,), (8,), (64, 96, 128, 256),
+                              (64, 128, 32832), (20, 132, 256))
+    ]  # fmt: skip
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        kv_heads = int(random.integers(1, 17))
+        values = (
+            *random.integers(1, 65, 2), kv_heads * random.integers(1, 9), kv_heads, random.choice([64, 96, 128, 256]),
+            random.integers(1, 40000), random.integers(1, 257),
+        )  # fmt: skip
+        edges.append(
+            {name: int(value) for name, value in zip(ATTENTION_SIZES, values, strict=True)}
+        )
+    return edges
+
+
+ATTENTION_CASES = _attention_cases()
+ACCEPT_CASES = [
+    dict(zip(ACCEPT_SIZES, values, strict=True))
+    for values in product((1, 32), (1, 16), (97, 8192, 8193, 151936, 201088))
+]
+MOE_CASES = [
+    dict(zip(MOE_SIZES, values, strict=True))
+    for values in [
+        *product(
+            (1, 3, 8, 16, 64, 65, 160, 257, 8192),
+            (2880, 96),
+            (2880, 104),
+            (128, 5),
+            (4, 1),
+            (0, 1, 2),
+        ),
+        (100_000, 7168, 2048, 256, 8, 1),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What C++ says: `facts` by name, and a row of numbers for each case."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile plugins/kernels/*_params.h")
+    facts = {name: name for name in CONSTANTS}
+    for name, structure in STRUCTURES.items():
+        facts[name] = f"(int)sizeof({name})"
+        facts |= {
+            f"{name}.{field}": f"(int)offsetof({name}, {field})" for field in _fields(structure)
+        }
+    folder = tmp_path_factory.mktemp("plan")
+    lines = (
+        "".join(f'printf("%d ", {expression}); ' for expression in facts.values())
+        + 'printf("\\n");'
+    )
+    (folder / "plan.cpp").write_text(PROGRAM % {"facts": lines})
+    subprocess.run(
+        ["g++", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-result", f"-I{KERNELS}", "plan.cpp", "-o", "plan"],
+        cwd=folder, check=True,
+    )  # fmt: skip
+    asked = [f"t {' '.join(map(str, case.values()))}" for case in ATTENTION_CASES]
+    asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
+    asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
+    done = subprocess.run(
+        [folder / "plan"], input="\n".join(asked), capture_output=True, text=True, check=True
+    )
+    first, *rows = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    found: dict[str, Any] = {"facts": dict(zip(facts, first, strict=True))}
+    for name, cases in (
+        ("attention", ATTENTION_CASES),
+        ("accept", ACCEPT_CASES),
+        ("moe", MOE_CASES),
+    ):
+        found[name], rows = rows[: len(cases)], rows[len(cases) :]
+    return found
+
+
+def _fields(structure: type[Structure]) -> list[str]:
+    return [field[0] for field in structure._fields_]
+
+
+def test_constants_sizes_and_offsets(cpp: dict[str, Any]) -> None:
+    ours: dict[str, int] = dict(CONSTANTS)
+    for name, structure in STRUCTURES.items():
+        ours[name] = len(bytes(structure()))
+        ours |= {
+            f"{name}.{field}": getattr(structure, field).offset for field in _fields(structure)
+        }
+    assert cpp["facts"] == ours
+
+
+def test_attention_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(ATTENTION_CASES, cpp["attention"], strict=True):
+        p = attention_plan(**case)
+        tile = [p.tile.rows, p.tile.warps, p.tile.keys]
+        found = [*tile, p.row_tiles, p.splits, p.shared_bytes, p.workspace_bytes]
+        assert found == expected, json.dumps(case)
+
+
+def test_accept_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(ACCEPT_CASES, cpp["accept"], strict=True):
+        p = accept_plan(**case)
+        assert [p.chunks, p.workspace_bytes] == expected, json.dumps(case)
+
+
+def test_moe_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(MOE_CASES, cpp["moe"], strict=True):
+        p = moe_plan(**case)
+        found = [
+            p.tile.tokens,
+            p.tile.row_warps,
+            p.groups,
+            p.gate_up_blocks,
+            p.down_blocks,
+            p.sum_blocks,
+        ]
+        assert [
+            *found,
+            p.shared_bytes,
+            *p.parts.values(),
+            p.workspace_bytes,
+        ] == expected, json.dumps(case)
+    assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(params.MOE_TILES)
+
+
+@pytest.mark.parametrize("weight_format", [0, 1, 2])
+def test_the_workspace_of_experts_grows_with_tokens(weight_format: int) -> None:
+    sizes = {
+        "hidden": 2880,
+        "inner_size": 96,
+        "experts": 32,
+        "top_k": 4,
+        "weight_format": weight_format,
+    }
+    needed = [moe_plan(tokens=tokens, **sizes).workspace_bytes for tokens in range(1, 300)]
+    assert needed == sorted(needed)
+
+
+@pytest.mark.parametrize(
+    ("q_heads", "kv_heads", "head_dim"), [(32, 8, 128), (64, 8, 64), (3, 1, 96), (8, 8, 256)]
+)
+def test_the_workspace_of_the_largest_call_suffices_for_every_smaller_one(
+    q_heads: int, kv_heads: int, head_dim: int
+) -> None:
+    heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, "cache_len": 4096}
+    for batch, rows in ((1, 1), (1, 600), (8, 16), (32, 10)):
+        enough = attention_workspace(batch=batch, rows=rows, **heads)
+        smaller = product(
+            range(1, batch + 1), range(1, rows + 1), (1, 20, 132, params.MAX_PROCESSORS)
+        )
+        needed = [
+            attention_plan(batch=b, rows=r, processors=processors, **heads).workspace_bytes
+            for b, r, processors in smaller
+        ]
+        assert max(needed) <= enough
+        assert enough <= 2 * max(needed)
+
+
+def test_the_workspace_of_a_cache_of_one_tile_is_none() -> None:
+    assert (
+        attention_workspace(batch=4, rows=8, q_heads=8, kv_heads=2, head_dim=64, cache_len=32) == 0
+    )

@@ -1,0 +1,30 @@
+"""The description of the JSON in trtllm_dflash/profile/README.md. `python -m
+tests.profile.schema_table` rewrites it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from trtllm_dflash.profile.schema import describe
+
+PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "profile" / "README.md"
+_BETWEEN = re.compile(r"(<!-- schema: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table() -> str:
+    """A row for every key."""
+    rows = ["| key | type | meaning |", "|---|---|---|"]
+    return "\n".join(
+        [*rows, *(f"| `{path}` | {kind} | {meaning} |" for path, kind, meaning in describe())]
+    )
+
+
+def rendered(text: str) -> str:
+    """The page with the table of now."""
+    return _BETWEEN.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text()))

@@ -1,0 +1,278 @@
+"""Where a step's time goes: real kernels of a tiny engine, made-up events, and differences of step
+times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import pytest
+
+from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from tests.fixtures.tiny_moe import tiny_qwen3_moe
+from tests.profile.conftest import DRAFTER, TARGET, sentence
+from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.profile import ort_trace
+from trtllm_dflash.profile.ort_trace import (
+    STEPS,
+    Observation,
+    seconds_by_layer,
+    split_of,
+    trace_splits,
+)
+from trtllm_dflash.profile.result import Profile
+from trtllm_dflash.profile.step_breakdown import split_by_differences
+from trtllm_dflash.runtime.sessions.ort import MODEL_FILE
+
+TARGET_LAYERS, DRAFTER_LAYERS = 6, 2
+NOT_IN_BLOCKS = (
+    "fc",
+    "layers.0.self_attn.o_proj",
+    "layers.1.self_attn.o_proj",
+)  # inputs that 16 does not divide
+assert TARGET.is_dir()
+
+
+def test_every_side_is_split(found: Profile) -> None:
+    names = [(split.batch, split.side, split.draft_len) for split in found.splits]
+    sides = [("plain", 0), ("DFlash 0", 0), ("DFlash 5", 5), ("DFlash 7", 7)]
+    assert names == [(batch, *side) for batch in (1, 3) for side in sides]
+
+
+def test_parts_and_layers_add_up(found: Profile) -> None:
+    for split in found.splits:
+        assert split.method == "kernels"
+        assert split.accept_seconds is not None
+        assert split.host_seconds is not None
+        parts = {
+            "verify": split.verify_seconds,
+            "accept": split.accept_seconds,
+            "draft": split.draft_seconds,
+        }
+        assert sum(parts.values()) + split.host_seconds == pytest.approx(split.step_seconds)
+        for part, seconds in parts.items():
+            assert sum(
+                layer.seconds for layer in split.layers if layer.part == part
+            ) == pytest.approx(seconds)
+        assert (split.draft_seconds == 0) == (split.side == "plain")
+        assert min(split.verify_seconds, split.accept_seconds, split.host_seconds) > 0
+        names = [layer.layer for layer in split.layers]
+        layers = [f"target/layers.{index}" for index in range(TARGET_LAYERS)]
+        layers += (
+            [f"drafter/layers.{index}" for index in range(DRAFTER_LAYERS)]
+            if split.draft_seconds
+            else []
+        )
+        assert [name for name in names if "layers." in name] == layers
+        assert "target/lm_head" in names
+
+
+def test_attention_goes_to_its_layer() -> None:
+    """Bodies of operators are inlined: calls are told apart by their order, whatever their names
+    say.
+    """
+    names = {
+        "/target/embed_kernel_time": 1,
+        "/target/layers.0/q_proj/MatMul_kernel_time": 10,
+        "_inlfunc_DFlashVerifyAttention_token_9_/Softmax_kernel_time": 100,
+        "/target/layers.1/q_proj/MatMul_kernel_time": 20,
+        "_inlfunc_DFlashVerifyAttention_/Shape_kernel_time": 200,
+        "_inlfunc_DFlashVerifyAttention_/Softmax_kernel_time": 2000,
+        "/target/lm_head/MatMul_kernel_time": 3,
+        "_inlfunc_DFlashAccept_/ArgMax_kernel_time": 4,
+        "/accept/Cast_kernel_time": 40,
+        "/drafter/layers.0/k_proj/MatMul_kernel_time": 5,
+        "_inlfunc_DFlashDraftAttention_token_3_/Softmax_kernel_time": 500,
+        "somewhere_kernel_time": 7,
+    }
+    events: list[dict[str, Any]] = [
+        {"name": name, "ts": index, "dur": microseconds}
+        for index, (name, microseconds) in enumerate(names.items())
+    ]
+    found = {layer: round(seconds * 1e6) for layer, seconds in seconds_by_layer(events).items()}
+    assert found == {
+        "target": 1,
+        "target/layers.0": 110,
+        "target/layers.1": 2220,
+        "target/lm_head": 3,
+        "accept": 44,
+        "drafter/layers.0": 505,
+        "": 7,
+    }
+
+
+@pytest.fixture(scope="module", params=["experts", "nvfp4"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A target and its drafter, whose graphs have functions besides attention: experts, or
+    roundings to NVFP4.
+    """
+    root = tmp_path_factory.mktemp(request.param)
+    if request.param == "experts":
+        target = tiny_qwen3_moe(root / "target")
+        return target, tiny_drafter(root / "drafter", target, num_taps=2)
+    source = tiny_target(root / "source", "qwen3", num_layers=2)
+    drafter = tiny_drafter(root / "plain", source, num_layers=2, taps=(0,))
+    return quantized_copy(source, root / "target"), quantized_copy(
+        drafter, root / "drafter", exclude=NOT_IN_BLOCKS
+    )
+
+
+def test_every_function_goes_to_its_layer(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's graph says where each call stands; ONNX Runtime's names of kernels do not."""
+    target, drafter = pair
+    build_engine(
+        BuildConfig(str(target), tmp_path / "engine", drafter=str(drafter), max_seq_len=64)
+    )
+    graph = onnx_ir.load(tmp_path / "engine" / MODEL_FILE).graph
+    expected = Counter(
+        (node.op_type, ort_trace._layer(node.name or ""))
+        for node in graph
+        if node.domain.startswith("trtllm_dflash")
+    )
+    assert {name for name, _ in expected} > {
+        "DFlashVerifyAttention",
+        "DFlashDraftAttention",
+        "DFlashAccept",
+    }
+    runs: list[list[str]] = []
+    seconds = ort_trace.seconds_by_layer
+
+    def noted(events: Any) -> dict[str, float]:
+        runs.append([event["name"] for event in events])
+        return seconds(events)
+
+    monkeypatch.setattr(ort_trace, "seconds_by_layer", noted)
+    config = EngineConfig.load(tmp_path / "engine")
+    (split,) = trace_splits(
+        tmp_path / "engine",
+        config,
+        {3: "x"},
+        batches=[1],
+        prompts=[[1, 2, 3]],
+        output_len=9,
+        num_threads=1,
+    )
+    assert len(runs) == STEPS
+    for names in runs:
+        calls = {}
+        for name, layer in zip(names, ort_trace.layers_of(names), strict=True):
+            found = ort_trace._INLINED.search(name)
+            calls |= {found["call"]: (found["function"], layer)} if found else {}
+        assert Counter(calls.values()) == expected
+    assert {layer for _, layer in expected} <= {row.layer for row in split.layers}
+
+
+def test_an_unknown_function_goes_with_what_follows() -> None:
+    names = [
+        "/target/layers.0/Add",
+        "_inlfunc_Other_token_3_/Mul",
+        "Transpose_7",
+        "/target/layers.1/Add",
+    ]
+    names += ["/Concat", "_inlfunc_Other_/Mul", "Transpose_8"]
+    layers = [
+        "target/layers.0",
+        "target/layers.1",
+        "target/layers.1",
+        "target/layers.1",
+        "",
+        "",
+        "",
+    ]
+    assert ort_trace.layers_of([f"{name}_kernel_time" for name in names]) == layers
+
+
+def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
+    """Prompts and answers up to the last position, more steps than either has room for, and several
+    slots.
+    """
+    sizes: dict[str, Any] = {"max_seq_len": 30, "max_batch_size": 2}
+    build_engine(BuildConfig(str(TARGET), tmp_path / "engine", drafter=str(DRAFTER), **sizes))
+    config = EngineConfig.load(tmp_path / "engine")
+    names = {0: "DFlash 0", config.block_size - 1: "DFlash"}
+    for length, output_len in ((20, 10), (28, 2)):
+        prompts = [sentence(3, 2, length), sentence(40, 4, 3)]
+        splits = trace_splits(
+            tmp_path / "engine",
+            config,
+            names,
+            batches=[1, 2],
+            prompts=prompts,
+            output_len=output_len,
+            num_threads=1,
+        )
+        assert [(split.batch, split.side) for split in splits] == [
+            (n, names[d]) for n in (1, 2) for d in names
+        ]
+
+
+def test_a_step_is_divided_as_its_twin_s_kernels() -> None:
+    """The fastest step, the host's part of the fastest twin, each layer's fastest kernels; no
+    layer's time is the host's.
+    """
+    steps = [
+        Observation(
+            0.013, 0.003, {"target/layers.0": 6.0, "drafter/fc": 2.0, "accept": 1.0, "": 1.0}
+        ),
+        Observation(
+            0.020, 0.004, {"target/layers.0": 9.0, "drafter/fc": 1.0, "accept": 1.0, "": 1.0}
+        ),
+    ]
+    split = split_of("DFlash 3", 2, 3, steps)
+    assert split.step_seconds == 0.013
+    assert split.verify_seconds == pytest.approx(0.010 * 6 / 9)
+    assert split.draft_seconds == pytest.approx(0.010 * 1 / 9)
+    assert split.accept_seconds == pytest.approx(0.010 * 1 / 9)
+    assert split.host_seconds == pytest.approx(0.003 + 0.010 * 1 / 9)
+
+
+def test_differences_of_step_times(found: Profile) -> None:
+    splits = {(split.side, split.batch): split for split in split_by_differences(found.results)}
+    steps = {(result.side, result.batch): result.step_seconds.mean for result in found.results}
+    assert splits.keys() == steps.keys()
+    for (side, batch), split in splits.items():
+        drafting = 0.0 if side == "plain" else steps["DFlash 0", batch] - steps["plain", batch]
+        assert split.draft_seconds == pytest.approx(drafting)
+        assert split.verify_seconds == pytest.approx(steps[side, batch] - drafting)
+        assert (split.method, split.accept_seconds, split.host_seconds, split.layers) == (
+            "differences",
+            None,
+            None,
+            [],
+        )
+
+
+def test_without_a_step_to_compare_with_there_is_no_split(found: Profile) -> None:
+    assert (
+        split_by_differences([result for result in found.results if result.side != "DFlash 0"])
+        == []
+    )
+    assert (
+        split_by_differences([result for result in found.results if result.side != "plain"]) == []
+    )
+
+
+def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_trace, "_by_run", lambda _: [])
+    config = EngineConfig.load(engine)
+    with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):
+        trace_splits(
+            engine,
+            config,
+            {3: "DFlash 3"},
+            batches=[1],
+            prompts=[[1, 2, 3]],
+            output_len=9,
+            num_threads=1,
+        )

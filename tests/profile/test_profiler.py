@@ -1,0 +1,202 @@
+"""A whole profile: what its figures are made of, that they repeat, and that another clock sees the
+same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.profile.conftest import ASKED, MakeProfile, Stopwatch, sentence
+from trtllm_dflash import Engine
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.options.profiling import ProfileConfig
+from trtllm_dflash.profile import profiler
+from trtllm_dflash.profile.profiler import Asked, profile, rounds_of
+from trtllm_dflash.profile.prompts import Prompt
+from trtllm_dflash.profile.result import Profile, SideResult
+
+
+def by_name(found: Profile) -> dict[tuple[str, int], SideResult]:
+    """Results by side and batch size."""
+    return {(result.side, result.batch): result for result in found.results}
+
+
+def test_sides_and_batches(found: Profile) -> None:
+    sides = ("plain", "DFlash 0", "DFlash 5", "DFlash 7")
+    assert list(by_name(found)) == [(side, batch) for batch in (1, 3) for side in sides]
+    assert [curve.name for curve in found.curves] == list(sides)
+
+
+def test_every_answer_is_the_plain_engine_s(found: Profile, plain: Path) -> None:
+    answers = Engine.load(plain, num_threads=1).generate(
+        [prompt.content for prompt in ASKED.prompts], max_new_tokens=24
+    )
+    for result in found.results:
+        assert result.same_tokens == len(ASKED.prompts) == len(result.by_prompt)
+        assert [prompt.tokens for prompt in result.by_prompt] == [
+            len(answer.token_ids) for answer in answers
+        ]
+        assert [prompt.kind for prompt in result.by_prompt] == [
+            prompt.kind for prompt in ASKED.prompts
+        ]
+    assert len({result.tokens_sha256 for result in found.results}) == 1
+
+
+def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
+    """τ, its histogram and its kinds, from acceptance lengths of other calls of the engine."""
+    loaded = Engine.load(engine, num_threads=1)
+    for batch in (1, 3):
+        for drafts in (0, 5, 7):
+            answers = loaded.generate(
+                [p.content for p in ASKED.prompts], max_new_tokens=24, draft_len=drafts
+            )
+            lengths = [length for answer in answers for length in answer.acceptance_lengths]
+            acceptance = by_name(found)[f"DFlash {drafts}", batch].acceptance
+            assert acceptance.steps == len(lengths)
+            assert acceptance.al == pytest.approx(sum(lengths) / len(lengths))
+            assert dict(enumerate(acceptance.histogram)) == {
+                n: Counter(lengths)[n] for n in range(drafts + 2)
+            }
+            whole = [length for answer in answers for length in answer.acceptance_lengths[:-1]]
+            shares = [
+                sum(length > place for length in whole) / len(whole)
+                for place in range(1, drafts + 1)
+            ]
+            assert acceptance.by_position == pytest.approx(shares)
+            if drafts:
+                accepted = sum(length - 1 for length in whole)
+                assert acceptance.dar == pytest.approx(accepted / (drafts * len(whole)))
+            else:
+                assert (acceptance.dar, acceptance.al) == (None, 1.0)
+
+
+def test_kinds_differ(found: Profile) -> None:
+    result = by_name(found)["DFlash 7", 1]
+    kinds = {kind.kind: kind for kind in result.by_kind}
+    assert {name: kind.prompts for name, kind in kinds.items()} == {"sentence": 4, "noise": 2}
+    assert kinds["sentence"].acceptance.al > kinds["noise"].acceptance.al > 1
+    assert sum(kind.tokens for kind in kinds.values()) == sum(
+        row.tokens - 1 for row in result.by_prompt
+    )
+
+
+def test_rates_fit_each_other(found: Profile) -> None:
+    for result in found.results:
+        assert result.tokens_per_second == pytest.approx(
+            result.batch * result.tokens_per_second_per_user
+        )
+        assert result.tokens_per_second_with_prompts > 0
+        step = result.step_seconds
+        assert [0, step.min, step.p50, step.p90, step.p99, step.max] == sorted(
+            [0, step.min, step.p50, step.p90, step.p99, step.max]
+        )
+        if result.batch == 1:  # every step is a step of the whole batch
+            assert result.full_steps == result.acceptance.steps
+            rate = result.acceptance.al / result.step_seconds.mean
+            assert result.tokens_per_second_per_user == pytest.approx(rate)
+        else:
+            assert 0 < result.full_steps < result.acceptance.steps / 2
+
+
+def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> None:
+    options: dict[str, Any] = {
+        "batch": "2",
+        "draft_lens": "7",
+        "temperature": 0.9,
+        "top_k": 20,
+        "output_len": 16,
+    }
+    first, second, other = (make_profile(**options, seed=seed) for seed in (4, 4, 5))
+    facts = [
+        [
+            (r.side, r.tokens_sha256, r.acceptance, [(k.kind, k.acceptance) for k in r.by_kind])
+            for r in one.results
+        ]
+        for one in (first, second, other)
+    ]
+    assert facts[0] == facts[1]
+    assert facts[0][0][1] != facts[2][0][1]
+    assert all(
+        result.same_tokens == len(ASKED.prompts) for one in (first, other) for result in one.results
+    )
+    assert first.prompts["token_ids_sha256"] == other.prompts["token_ids_sha256"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_another_clock_agrees(batch: int, make_profile: MakeProfile, stopwatch: Stopwatch) -> None:
+    """In the same run: the profile sees the session's steps, and little besides."""
+    for result in make_profile(batch=str(batch), draft_lens="5", output_len=40).results:
+        watched, told = stopwatch.total(result), result.step_seconds.mean * result.full_steps
+        # The loop's own work is a few percent of these tiny steps; the rest of the margin is for a
+        # busy machine.
+        assert watched <= told <= 1.5 * watched
+
+
+def test_prompts_of_one_length(make_profile: MakeProfile) -> None:
+    found = make_profile(batch="1", draft_lens="5", input_len=13, output_len=4)
+    assert {row.prompt_tokens for row in found.results[0].by_prompt} == {13}
+    assert found.prompts["tokens"] == 13 * len(ASKED.prompts)
+
+
+def test_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
+    """They are asked as often as it takes, all equally often."""
+    found = make_profile(
+        Asked("one", (Prompt(sentence(3, 2, 7), "sentence"),)), batch="3", draft_lens="5"
+    )
+    for result in found.results:
+        assert [row.index for row in result.by_prompt] == [0, 1, 2]
+        assert result.full_steps == result.acceptance.steps / 3
+        assert result.same_tokens == 3
+
+
+def test_a_plain_engine_is_built_and_removed(
+    make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = make_profile(plain=None, batch="3", draft_lens="5", output_len=4)
+    assert found.plain["directory"] is None
+    assert found.plain["max_batch_size"] == 3
+    assert found.plain["weights"][0]["model"] == "target"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -> None:
+    """Answers that end with their first token have no generation step."""
+    prompt = sentence(3, 2, 7)
+    with pytest.raises(UsageError, match="there is no prompt to ask"):
+        make_profile(Asked("none", ()))
+    with pytest.raises(UsageError, match="prompt 0: the prompt is empty"):
+        make_profile(Asked("empty", (Prompt([]),)), input_len=5)
+    config = ProfileConfig(
+        engine, batch="1", draft_lens="5", plain=plain, output_len=2, num_threads=1
+    )
+    (first,) = Engine.load(engine, num_threads=1).generate([prompt], max_new_tokens=1)
+
+    class StopAtOnce(Engine):
+        """The same engine, whose model would end every answer with its first token."""
+
+    loaded = Engine.load
+
+    def load(path: Path, *, num_threads: int | None = None) -> Engine:
+        engine = loaded(path, num_threads=num_threads)
+        object.__setattr__(engine.config, "eos_token_ids", (first.token_ids[0],))
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiler.Engine, "load", load)
+        with pytest.raises(EngineError, match="no generation step had its whole batch"):
+            profile(config, Asked("one", (Prompt(prompt),)))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [(5, 1, [1] * 5), (48, 4, [16] * 3), (20, 2, [10, 10]), (3, 4, [3])],
+)
+def test_rounds(count: int, batch: int, sizes: list[int]) -> None:
+    rounds = rounds_of(list(range(count)), batch)
+    assert [len(part) for part in rounds] == sizes
+    assert [item for part in rounds for item in part] == list(range(count))

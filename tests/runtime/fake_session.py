@@ -1,0 +1,212 @@
+"""A session without a model: the step's contract in NumPy, with a made-up target and drafter.
+
+The target's distribution at a position is a hash of every token up to it, read from the fake's own
+cache: a loop that feeds a wrong position, moves a slot incompletely or leaves a rejected token in
+place gets different tokens. The drafter reads a cache of its own and proposes the target's most
+likely token with probability `accuracy`. Rows that a real step leaves in an undefined state hold
+POISON here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
+
+POISON = -7
+
+
+def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: int) -> EngineConfig:
+    """An engine configuration for the fake; sizes are pairwise different."""
+    chosen = {
+        "max_batch_size": 3,
+        "max_input_len": 40,
+        "max_seq_len": 90,
+        "max_num_tokens": 5,
+        "vocab_size": 23,
+    } | sizes
+    return EngineConfig(
+        architecture="fake",
+        eos_token_ids=(2,),
+        arch="cpu",
+        backend="fake",
+        dtype="float32",
+        plugins=False,
+        cache_len=chosen["max_seq_len"] + 3 * block_size,
+        block_size=block_size,
+        draft_len=block_size - 1 if draft_len is None else draft_len,
+        ports=(),
+        **chosen,
+    )
+
+
+@dataclass
+class Slot:
+    """What a session keeps of a slot besides its caches."""
+
+    sampling: SlotSampling
+    past_len: int = 0
+    next_ids: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class FakeSession:
+    """A `Session` that also checks every rule of the calls and records the steps' shapes.
+
+    Its steps are done at once, as a device would do them, and their results wait to be collected.
+    """
+
+    def __init__(self, config: EngineConfig, *, accuracy: float = 0.7, lookahead: int = 0) -> None:
+        self.config = config
+        self.accuracy = accuracy
+        self.lookahead = lookahead
+        self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
+        self.moves: list[tuple[int, int, int]] = []  # (source, target, rows in use)
+        self.most_under_way = 0
+        self.under_way: deque[StepResult] = deque()
+        self.slots: list[Slot | None] = [None] * config.max_batch_size
+        shape = (config.max_batch_size, config.cache_len)
+        self.target_cache = np.full(shape, POISON)
+        self.draft_cache = np.full(shape, POISON)
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.config.max_batch_size
+
+    @property
+    def max_num_tokens(self) -> int:
+        return self.config.max_num_tokens
+
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        assert not self.under_way
+        assert sampling.uniforms.dtype == np.float32
+        assert len(sampling.uniforms) <= self.config.cache_len
+        assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
+        self.slots[slot] = Slot(sampling)
+
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        assert 1 <= len(token_ids) <= self.config.max_num_tokens
+        assert token_ids.dtype == np.int64
+        assert ((token_ids >= 0) & (token_ids < self.config.vocab_size)).all()
+        self._run(slot, [token_ids], known=len(token_ids), rows=1)
+
+    def generate(self, count: int, width: int) -> None:
+        assert 1 <= width <= self.config.block_size
+        blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]
+        assert len(blocks) == count, "a slot that nobody has opened"
+        assert all(len(block) == width for block in blocks), "a slot without a prompt"
+        self._run(0, blocks, known=1, rows=width)
+
+    def collect(self) -> StepResult:
+        return self.under_way.popleft()
+
+    def discard(self) -> None:
+        self.under_way.clear()
+
+    def move_slot(self, source: int, target: int) -> None:
+        assert not self.under_way
+        state = self.slots[source]
+        assert state is not None
+        rows = state.past_len
+        self.moves.append((source, target, rows))
+        self.slots[target], self.slots[source] = state, None
+        for cache in (self.target_cache, self.draft_cache):
+            cache[target] = POISON
+            cache[target, :rows] = cache[source, :rows]
+            cache[source] = POISON
+
+    def _run(self, first: int, blocks: list[Int64], *, known: int, rows: int) -> None:
+        self.steps.append((first, len(blocks), len(blocks[0])))
+        results = [
+            self._step_row(first + row, block, known, rows) for row, block in enumerate(blocks)
+        ]
+        new_ids, num_new = zip(*results, strict=True)
+        self.under_way.append(StepResult(np.stack(new_ids), np.array(num_new, np.int32)))
+        assert len(self.under_way) <= self.lookahead + 1
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+
+    def _step_row(self, slot: int, tokens: Int64, known: int, rows: int) -> tuple[Int64, int]:
+        state = self.slots[slot]
+        assert state is not None
+        past, sampling = state.past_len, state.sampling
+        behind = self.config.block_size if self.config.speculates else 0
+        assert past + len(tokens) + behind <= self.config.cache_len
+        target, draft = self.target_cache[slot], self.draft_cache[slot]
+        assert (target[:past] == draft[:past]).all(), "the two caches hold different sequences"
+        assert (target[:past] != POISON).all(), "a position that no step wrote"
+        target[past : past + len(tokens)] = tokens
+
+        chosen: list[int] = []
+        for place in range(past + known, past + known + rows):
+            logits = self._logits(target[:place])
+            uniform = sampling.uniforms[min(place, len(sampling.uniforms) - 1)]
+            chosen.append(
+                choose(logits, sampling.temperature, sampling.top_k, sampling.top_p, uniform)
+            )
+            drafts = tokens[known + len(chosen) - 1 :]
+            if not len(drafts) or drafts[0] != chosen[-1]:
+                break
+        state.past_len = past + known + len(chosen) - 1
+        draft[past : past + len(tokens)] = tokens
+        draft[state.past_len :] = POISON
+        draft[state.past_len : state.past_len + self.config.block_size] = POISON - 1
+        state.next_ids = self._draft(draft[: state.past_len], chosen[-1])
+        new_ids = np.full(rows, -1)
+        new_ids[: len(chosen)] = chosen
+        return new_ids, len(chosen)
+
+    def _draft(self, context: Int64, anchor: int) -> Int64:
+        tokens = [*context.tolist(), anchor]
+        for _ in range(self.config.block_size - 1):
+            draft = int(self._logits(tokens).argmax())
+            wrong = np.random.default_rng(_hash(tokens) + 1).random() >= self.accuracy
+            tokens.append((draft + 1) % self.config.vocab_size if wrong else draft)
+        return np.array(tokens[len(context) :])
+
+    def _logits(self, tokens: Sequence[int] | Int64) -> np.ndarray:
+        return np.random.default_rng(_hash(tokens)).normal(size=self.config.vocab_size)
+
+
+def _hash(tokens: Sequence[int] | Int64) -> int:
+    return zlib.crc32(np.asarray(tokens, np.int64).tobytes())
+
+
+def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, uniform: float) -> int:
+    """The target's token: argmax, or inverse-CDF at temperature → top-k → softmax → top-p, in
+    vocabulary order.
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits, kind="stable")
+    weights = np.exp((logits - logits.max()) / temperature)
+    weights[order[top_k or len(logits) :]] = 0
+    weights /= weights.sum()
+    before = np.cumsum(weights[order]) - weights[order]
+    weights[order[before >= top_p]] = 0
+    cumulative = np.cumsum(weights / weights.sum())
+    return int(min((cumulative <= uniform).sum(), np.flatnonzero(weights)[-1]))
+
+
+def plain_tokens(
+    session: FakeSession,
+    prompt: Sequence[int],
+    count: int,
+    uniforms: np.ndarray | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> list[int]:
+    """The tokens that the fake target chooses one at a time: the oracle, which knows no loop.
+
+    `uniforms[p]` decides the token at position p.
+    """
+    tokens = list(prompt)
+    for _ in range(count):
+        uniform = 0.0 if uniforms is None else float(uniforms[len(tokens)])
+        tokens.append(choose(session._logits(tokens), temperature, top_k, top_p, uniform))
+    return tokens[len(prompt) :]

@@ -1,0 +1,145 @@
+"""What the GPU session refuses, and how the driver's and TensorRT's failures are told, on a GPU
+that is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+
+from tests.runtime.fake_cuda import FakeDriver, real
+from tests.runtime.fake_gpu import GREEDY, Gpu, open_gpu
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.sessions import trt_engine
+
+__all__ = ["open_gpu"]  # a fixture
+
+
+class TestMisuse:
+    """What a caller may not do is said, before anything is written where it should not be."""
+
+    def test_more_steps_than_are_looked_ahead(self, open_gpu: Callable[..., Gpu]) -> None:
+        session = open_gpu().session
+        session.open_slot(0, GREEDY)
+        session.prompt(0, np.array([3]))
+        session.generate(1, 4)
+        with pytest.raises(
+            EngineError, match=r"2 steps are under way, and no more may be: collect one first"
+        ):
+            session.generate(1, 4)
+
+    def test_nothing_to_collect(self, open_gpu: Callable[..., Gpu]) -> None:
+        with pytest.raises(
+            EngineError, match="no step is under way whose result could be collected"
+        ):
+            open_gpu().session.collect()
+
+    def test_a_slot_is_moved_or_opened_during_a_step(self, open_gpu: Callable[..., Gpu]) -> None:
+        session = open_gpu().session
+        session.open_slot(0, GREEDY)
+        session.prompt(0, np.array([3]))
+        with pytest.raises(EngineError, match="a step is under way while a slot is moved"):
+            session.move_slot(0, 1)
+        with pytest.raises(EngineError, match="a step is under way while a slot is opened"):
+            session.open_slot(1, GREEDY)
+
+    def test_a_prompt_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
+        with pytest.raises(EngineError, match="slot 1 has a prompt and was not opened"):
+            open_gpu().session.prompt(1, np.array([3]))
+
+    def test_steps_beyond_the_caches(self, open_gpu: Callable[..., Gpu]) -> None:
+        """Steps that are under way count as if they had accepted everything."""
+        session = open_gpu().session
+        session.open_slot(0, GREEDY)
+        session.prompt(0, np.array([3]))
+        session.collect()
+        session._lengths[0] = session._config.cache_len - 11
+        session.generate(1, 4)
+        with pytest.raises(EngineError, match=r"a step of width 4 at position .* cache rows"):
+            session.generate(1, 4)
+
+
+class TestFailures:
+    """Every failure of the driver and of TensorRT is an EngineError that says what, and what to
+    do.
+    """
+
+    def test_no_driver(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(*_: Any) -> None:
+            raise RuntimeError("libcuda.so.1 is not here")
+
+        monkeypatch.setattr(FakeDriver, "cuInit", missing)
+        with pytest.raises(
+            EngineError, match=r"there is no NVIDIA driver on this machine \(libcuda.*doctor"
+        ):
+            open_gpu()
+
+    def test_no_gpu(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+        status = real.CUresult.CUDA_ERROR_NO_DEVICE
+        monkeypatch.setattr(FakeDriver, "cuInit", lambda *_: (status,))
+        with pytest.raises(
+            EngineError, match=r"cuInit: .* CUDA_ERROR_NO_DEVICE \(100: .*\)\. No GPU is visible"
+        ):
+            open_gpu()
+
+    def test_too_little_memory(self, open_gpu: Callable[..., Gpu]) -> None:
+        words = (
+            r"GPU memory for 3 × \S+ could not be had \(CUDA_ERROR_OUT_OF_MEMORY .*--max-batch-size"
+        )
+        with pytest.raises(EngineError, match=words):
+            open_gpu(memory=40_000)
+
+    def test_an_engine_for_another_gpu(self, open_gpu: Callable[..., Gpu]) -> None:
+        kinds = trt_engine.trt.EngineInvalidityDiagnostics
+        words = (
+            r"rank0\.engine: TensorRT-RTX [\d.]+ cannot load this engine \(unsupported cc\)\. It"
+            r" was built for sm120 "
+            r"with TensorRT-RTX 1\.6\.0, and this GPU is sm90\.(.|\n)*no such engine here"
+        )
+        with pytest.raises(EngineError, match=words):
+            open_gpu(invalid=int(kinds.UNSUPPORTED_CC.value), capability=(9, 0))
+
+    def test_an_engine_of_another_version(self, open_gpu: Callable[..., Gpu]) -> None:
+        kinds = trt_engine.trt.EngineInvalidityDiagnostics
+        with pytest.raises(
+            EngineError, match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0"
+        ):
+            open_gpu(invalid=int(kinds.VERSION_MISMATCH.value))
+
+    def test_a_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
+        gpu = open_gpu()
+        gpu.driver.fail["cuEventSynchronize"] = real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+        words = r"cuEventSynchronize: .* CUDA_ERROR_ILLEGAL_ADDRESS \(700.*A kernel is at fault"
+        with pytest.raises(EngineError, match=words):
+            gpu.engine.generate([[3]])
+
+    def test_a_refused_shape(self, open_gpu: Callable[..., Gpu]) -> None:
+        session = open_gpu().session
+        session.open_slot(0, GREEDY)
+        session.prompt(0, np.arange(8))
+        session.collect()
+        with pytest.raises(
+            EngineError, match=r"refuses shape \(1, 5\) of input_ids:\n  shape .* is outside"
+        ):
+            session.generate(1, 5)
+        session.generate(1, 4)  # what failed has left nothing under way
+        session.collect()
+
+    def test_a_graph_that_cannot_be_captured_after_all(self, open_gpu: Callable[..., Gpu]) -> None:
+        gpu = open_gpu()
+        gpu.session.open_slot(0, GREEDY)
+        gpu.session.prompt(0, np.array([3]))
+        gpu.session.collect()
+        gpu.session.generate(1, 4)
+        gpu.trt.contexts[-1]._settled = False
+        with pytest.raises(
+            EngineError, match=r"refuses the step:\n  memory would have to be allocated now"
+        ):
+            gpu.session.generate(1, 4)
+        assert gpu.driver.captured is None
+        gpu.session.discard()

@@ -1,0 +1,148 @@
+"""A real Triton server with models that `export-triton` has written: the tiny pair's, and the demo
+pair's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.conftest import DEMO, REQUIRE_ALL
+from tests.fixtures.tiny_models import EOS_ID
+from tests.triton_server.client import Client
+from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.triton_server.export import export
+
+ROOT = Path(__file__).parents[2]
+SLOTS, NARROW_QUEUE = 8, 2
+
+
+def load_local_server() -> ModuleType:
+    """The example's module, which is in no package."""
+    spec = importlib.util.spec_from_file_location(
+        "local_server", ROOT / "examples" / "triton" / "local_server.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["local_server"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+local_server = load_local_server()
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+) -> Path:
+    """A CPU engine of a tiny pair whose tokenizer has a token for each ASCII character."""
+    target = make_target("qwen3", tied=True, tokenizer=True, eos_token_ids=(EOS_ID,))
+    output = tmp_path_factory.mktemp("engine") / "tiny"
+    sizes = {
+        "max_batch_size": SLOTS,
+        "max_seq_len": 2000,
+        "max_input_len": 1500,
+        "max_num_tokens": 64,
+    }
+    build_engine(BuildConfig(str(target), output, drafter=str(make_drafter(target)), **sizes))  # type: ignore[arg-type]
+    return output
+
+
+@pytest.fixture(scope="session")
+def oracle(tiny_engine: Path) -> Engine:
+    """The same engine in this process: what `run` would answer."""
+    return Engine.load(tiny_engine, num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def repository(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models: `tiny`, `narrow` (one with a short queue), `twins` (two instances), `demo` where its
+    engine is there.
+    """
+    path = tmp_path_factory.mktemp("repository")
+    export(tiny_engine, path, name="tiny", cpu=True)
+    export(tiny_engine, path, name="narrow", copy=True)
+    export(tiny_engine, path, name="twins", instances=2)
+    config = path / "narrow" / "config.pbtxt"
+    row = 'key: "max_waiting" value { string_value: "%s" }'
+    text = config.read_text()
+    assert row % 128 in text
+    config.write_text(text.replace(row % 128, row % NARROW_QUEUE))
+    if (DEMO / "cpu" / "manifest.json").exists():
+        export(DEMO / "cpu", path, name="demo")
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """`start(repository, **options)`: a server of the test's own with the model `tiny`, ended with
+    it.
+    """
+    monkeypatch.setenv("DFLASH_NUM_THREADS", "1")
+    started: list[Any] = []
+
+    def make(repository: Path, **options: Any) -> Any:
+        arguments = ("--model-control-mode=explicit", "--load-model=tiny")
+        started.append(
+            local_server.LocalServer(repository, tmp_path / "log", arguments=arguments, **options)
+        )
+        started[-1].wait_until_ready()
+        return started[-1]
+
+    yield make
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One server for all tests that leave it as it was; models are loaded on demand, `tiny` from
+    the start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLASH_NUM_THREADS", "1")
+        log = tmp_path_factory.mktemp("server") / "log"
+        arguments = ("--model-control-mode=explicit", "--load-model=tiny")
+        with local_server.LocalServer(repository, log, arguments=arguments) as running:
+            running.wait_until_ready()
+            yield running
+        assert running.left_behind == []
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[Client]:
+    """A client of the shared server; after each test, nothing is left in its slots."""
+    client = Client(server.http, server.metrics)
+    yield client
+    wait_for(lambda: client.metrics("tiny")["dflash_slots_in_use"] == 0)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Fail unless the condition comes true in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the server's environment, its tests are skipped, and say so."""
+    if REQUIRE_ALL or local_server.packaged_servers():
+        return
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()) or "start" in getattr(
+            item, "fixturenames", ()
+        ):
+            item.add_marker(pytest.mark.skip(reason="no Triton server: run `make test`"))

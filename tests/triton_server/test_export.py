@@ -1,0 +1,218 @@
+"""dflash-trt export-triton: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.cli import main
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+from trtllm_dflash.triton_server.export import Settings, check_options, config_pbtxt, engine_digest
+from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS
+from trtllm_dflash.triton_server.metrics import FAMILIES
+from trtllm_dflash.triton_server.readme import model_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["export-triton", *map(str, arguments)])
+
+
+def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
+    result = run(
+        tiny_engine, "--output", tmp_path / "models", "--name", "llm", "--cpu", "--instances", "2"
+    )
+    assert result.exit_code == 0, result.stderr
+    model = tmp_path / "models" / "llm"
+    assert f"model:  {model} (cpu, 8 sequences at a time, 2 instances)" in result.stdout
+    assert sorted(path.name for path in model.rglob("*")) == [
+        "1",
+        "README.md",
+        "config.pbtxt",
+        "model.py",
+    ]
+    config = (model / "config.pbtxt").read_text()
+    assert "instance_group [ { count: 2 kind: KIND_CPU } ]" in config
+    assert f'key: "engine_dir" value {{ string_value: "{tiny_engine.resolve()}" }}' in config
+    assert f'string_value: "{engine_digest(tiny_engine)}"' in config
+    assert re.findall(r'name: "(\w+)" data_type', config) == [
+        field.name for field in (*INPUTS, *OUTPUTS)
+    ]
+    assert config.count("optional: true") == len(INPUTS) - 1
+    page = (model / "README.md").read_text()
+    assert all(f"| `{field.name}` |" in page for field in (*INPUTS, *OUTPUTS, *FAMILIES))
+    assert f"-v {tiny_engine.resolve()}:{tiny_engine.resolve()}:ro" in page
+    assert "--gpus" not in page
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command of a page."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_commands_of_a_page(tiny_engine: Path, arch: str) -> None:
+    """Two containers, each with our package and what the engine's backend needs, each with its
+    port; and a question.
+    """
+    backend = BACKENDS[ARCHS[arch].backend]
+    config = replace(EngineConfig.load(tiny_engine), arch=arch, backend=backend.name)
+    server, question, frontend = commands(
+        model_page("llm", config, engine=Path("/an engine"), chat=True)
+    )
+    wanted = "'/dflash[" + backend.extra + "]'" if backend.extra else "/dflash"
+    for command, port in ((server, "8000:8000"), (frontend, "9000:9000")):
+        assert command[:3] == ["docker", "run", "--rm"]
+        assert ("--gpus" in command) == ARCHS[arch].is_gpu
+        options = list(pairwise(command))
+        assert ("-p", port) in options
+        mounted = [value for option, value in options if option == "-v"]
+        assert mounted == ["$PWD:/models:ro", "$DFLASH:/dflash", "/an engine:/an engine:ro"]
+        assert command[-1].startswith(f"pip install {wanted} && ")
+    assert frontend[-1].endswith("--model-repository /models --tokenizer '/an engine'")
+    copied = commands(model_page("llm", config, engine=None, chat=True))[2]
+    assert copied[-1].endswith("--tokenizer /models/llm/1/engine")
+    assert json.loads(question[-1])["chat"] is True
+
+
+def test_extras_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for backend in BACKENDS.values():
+        assert not backend.extra or any(
+            row.startswith(backend.package) for row in extras[backend.extra]
+        )
+
+
+def test_a_model_without_a_chat_format_is_not_asked_in_one(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_template in (True, False):
+        monkeypatch.setattr(Tokenizer, "has_chat_template", has_template)
+        assert run(tiny_engine, "--output", tmp_path, "--overwrite").exit_code == 0
+        question = json.loads(commands((tmp_path / "dflash" / "README.md").read_text())[1][-1])
+        assert question.get("chat", False) is has_template
+
+
+def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
+    assert run(tiny_engine, "--output", tmp_path, "--copy").exit_code == 0
+    copied = tmp_path / "dflash" / "1" / "engine"
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
+        path.name: path.read_bytes() for path in tiny_engine.iterdir()
+    }
+    assert str(tiny_engine) not in (tmp_path / "dflash" / "config.pbtxt").read_text()
+    assert str(tiny_engine) not in (tmp_path / "dflash" / "README.md").read_text()
+
+
+def test_engines_on_gpus(tiny_engine: Path) -> None:
+    config = replace(EngineConfig.load(tiny_engine), arch="sm120")
+    text = config_pbtxt("llm", config, Settings('/a "b"\\c', "0"), instances=2, gpus=(0, 3))
+    assert "instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 3 ] } ]" in text
+    assert 'string_value: "/a \\"b\\"\\\\c"' in text
+    assert "KIND_GPU } ]" in config_pbtxt("llm", config, Settings("e", "0"), instances=1, gpus=())
+
+
+def test_overwriting(tiny_engine: Path, tmp_path: Path) -> None:
+    assert run(tiny_engine, "--output", tmp_path).exit_code == 0
+    again = run(tiny_engine, "--output", tmp_path)
+    assert again.exit_code == 2
+    assert "dflash exists. Give another --name or --output, or --overwrite" in again.stderr
+    assert run(tiny_engine, "--output", tmp_path, "--overwrite", "--instances", "3").exit_code == 0
+    assert "count: 3" in (tmp_path / "dflash" / "config.pbtxt").read_text()
+    (tmp_path / "mine" / "1").mkdir(parents=True)
+    (tmp_path / "mine" / "1" / "model.py").write_text("my own model")
+    other = run(tiny_engine, "--output", tmp_path, "--name", "mine", "--overwrite")
+    assert other.exit_code == 2
+    assert "replaces a model that an export wrote" in other.stderr
+    assert (tmp_path / "mine" / "1" / "model.py").read_text() == "my own model"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--name", "../up"), "--name '../up': expected letters"),
+        (("--instances", "0"), "--instances is 0, expected at least 1"),
+        (("--gpus", "0"), "--gpus is for engines on GPUs, and this one is for the CPU"),
+        (("--gpus", "a,b"), "--gpus is 'a,b', expected numbers"),
+    ],
+)
+def test_bad_options(
+    tiny_engine: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    result = run(tiny_engine, "--output", tmp_path / "models", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_gpu_engine_is_refused_where_the_cpu_is_meant(tiny_engine: Path) -> None:
+    config = replace(EngineConfig.load(tiny_engine), arch="sm120")
+    with pytest.raises(
+        UsageError, match="--cpu is for engines built with --arch cpu, and this one is for sm120"
+    ):
+        check_options(config, "llm", 1, (), cpu=True)
+
+
+def test_no_engine_and_no_tokenizer(
+    tiny_engine: Path, make_target: Callable[..., Path], tmp_path: Path
+) -> None:
+    nothing = run(tmp_path, "--output", tmp_path / "models")
+    assert (nothing.exit_code, "no config.json, so this is not an engine" in nothing.stderr) == (
+        1,
+        True,
+    )
+    build_engine(BuildConfig(str(make_target("llama")), tmp_path / "mute", max_seq_len=64))
+    mute = run(tmp_path / "mute", "--output", tmp_path / "models")
+    assert (
+        mute.exit_code,
+        "no tokenizer.json, and requests to a server are text" in mute.stderr,
+    ) == (1, True)
+    damaged = shutil.copytree(tiny_engine, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{}")
+    stale = run(damaged, "--output", tmp_path / "models")
+    assert (
+        stale.exit_code,
+        "is not what its build wrote: tokenizer.json has 2 bytes" in stale.stderr,
+    ) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({}, "config.pbtxt has no parameter engine_dir"),
+        ({"engine_dir": "e", "engine_digest": ""}, "has no parameter engine_digest"),
+        (
+            {"engine_dir": "e", "engine_digest": "0", "num_threads": "0"},
+            "num_threads is '0', expected an integer",
+        ),
+    ],
+)
+def test_bad_parameters(parameters: dict[str, str], words: str) -> None:
+    config = {"parameters": {name: {"string_value": text} for name, text in parameters.items()}}
+    with pytest.raises(EngineError, match=words):
+        Settings.from_config(config)
+
+
+def test_settings_survive_config_pbtxt() -> None:
+    settings = Settings("e", "0", max_waiting=3, num_threads=2)
+    rows = {name: {"string_value": text} for name, text in settings.parameters().items()}
+    assert Settings.from_config({"parameters": rows}) == settings

@@ -1,0 +1,191 @@
+"""Tensors to requests, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime import tiny_tokenizer
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+from trtllm_dflash.triton_server.io_table import INPUTS
+from trtllm_dflash.triton_server.model import check_numpy, encoded, show_one_gpu
+from trtllm_dflash.triton_server.request import GenerationRequest
+
+EOS = (95,)
+
+
+def read(**inputs: Any) -> GenerationRequest:
+    tensors = {
+        name: np.array([value if isinstance(value, list) else [value]])
+        for name, value in inputs.items()
+    }
+    for name in ("text_input", "stop_words"):
+        if name in tensors:
+            tensors[name] = tensors[name].astype(np.object_)
+    return GenerationRequest.from_tensors(tensors, EOS)
+
+
+def test_a_prompt_alone_is_a_request() -> None:
+    assert read(text_input=b"ab") == GenerationRequest(
+        "ab", False, False, False, False, False, (), {}
+    )
+
+
+def test_every_input_arrives() -> None:
+    read_all = read(
+        text_input="é".encode(),
+        chat=True,
+        max_tokens=7,
+        stream=True,
+        temperature=np.float32(0.5),
+        top_p=np.float32(0.25),
+        top_k=3,
+        seed=np.uint64(2**63),
+        stop_words=[b"x", "日".encode()],
+        stop_token_ids=[4, 5],
+        ignore_eos=False,
+        draft_len=2,
+        exclude_input_in_output=False,
+        return_num_input_tokens=True,
+        return_num_output_tokens=True,
+        frequency_penalty=np.float32(0),
+        presence_penalty=np.float32(0),
+    )
+    options: Any = {
+        "max_new_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 3,
+        "seed": 2**63,
+        "draft_len": 2,
+    }
+    options |= {"stop_token_ids": (95, 4, 5)}
+    assert read_all == GenerationRequest("é", True, True, True, True, True, ("x", "日"), options)
+    assert read(text_input=b"a", ignore_eos=True, stop_token_ids=[4]).options == {
+        "stop_token_ids": (4,)
+    }
+    assert read(text_input=b"a", ignore_eos=True, draft=False).options == {
+        "stop_token_ids": (),
+        "draft": False,
+    }
+    assert read(text_input=b"a", stop_token_ids=np.zeros(0, np.int32).tolist()).options == {}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"max_tokens": 3}, "text_input is missing"),
+        ({"text_input": [b"a", b"b"]}, "text_input has 2 values, expected one"),
+        ({"text_input": []}, "text_input has 0 values, expected one"),
+        ({"text_input": b"a\xff"}, "text_input is not UTF-8: byte 1 begins no character"),
+        (
+            {"text_input": b"a", "stop_words": [b"b", b"\xe2\x82"]},
+            "stop_words is not UTF-8: byte 0",
+        ),
+        (
+            {"text_input": b"a", "mood": 1},
+            "mood is no input of this model. Its inputs are: text_input, chat",
+        ),
+    ],
+)
+def test_what_is_refused(inputs: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        read(**inputs)
+
+
+def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
+    """In the words of the request, without our files and commands."""
+    plain = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "plain", chat=False))
+    assert encoded(read(text_input=b"ab"), plain) == list(b"ab")
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), plain)
+    assert str(error.value) == "chat: this model has no chat format; send chat: false."
+    picky = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "picky"))
+    assert encoded(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
+    picky._library.chat_template = "{{ raise_exception('only in pairs') }}"
+    with pytest.raises(UsageError) as error:
+        encoded(read(text_input=b"ab", chat=True), picky)
+    assert (
+        str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
+    )
+
+
+class Exported:
+    """What owns a DLPack capsule of the processor's memory."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
+    """Triton's module of utilities, as far as the probe goes: it reads memory its own way, and
+    keeps arrays.
+    """
+
+    class Tensor:
+        def __init__(self, _: str, array: Any) -> None:
+            self._array = array
+
+        @staticmethod
+        def from_dlpack(name: str, array: Any) -> Tensor:
+            return Tensor(name, read_memory(array))
+
+        def as_numpy(self) -> Any:
+            return self._array
+
+    return SimpleNamespace(Tensor=Tensor)
+
+
+def test_a_server_that_corrupts_tensors_is_refused() -> None:
+    """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of
+    this probe alike).
+    """
+    check_numpy(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
+    with pytest.raises(
+        EngineError,
+        match=r"hands over \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with",
+    ):
+        check_numpy(
+            backend_that_reads(lambda capsule: np.ones_like(np.from_dlpack(Exported(capsule))))
+        )
+
+
+def test_names_are_those_of_the_issue_and_the_frontend() -> None:
+    names = {field.name for field in INPUTS}
+    assert {
+        "text_input",
+        "max_tokens",
+        "stream",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "stop_words",
+    } < names
+    assert {
+        "exclude_input_in_output",
+        "return_num_input_tokens",
+        "return_num_output_tokens",
+    } < names
+    assert {"frequency_penalty", "presence_penalty"} < names
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "shown"), [(None, 1, "1"), ("", 0, "0"), ("4,6", 1, "6"), ("3", 0, "3")]
+)
+def test_an_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    show_one_gpu(device, environment)
+    assert environment == {"CUDA_VISIBLE_DEVICES": shown}

@@ -1,0 +1,143 @@
+"""The door, and what TensorRT does otherwise than TensorRT-RTX: on stand-ins, since TensorRT is not
+on PyPI.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+from trtllm_dflash.errors import BuildError, EngineError
+from trtllm_dflash.trt import flavors, loader
+
+
+class Config:
+    """A builder configuration of TensorRT that notes what it is told."""
+
+    def __init__(self, *, takes_cache: bool = True) -> None:
+        self.limits: dict[Any, int] = {}
+        self.started_from: bytes | None = None
+        self.takes_cache = takes_cache
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.limits[pool] = size
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        self.started_from = data
+        return SimpleNamespace(serialize=lambda: b"new timings")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        del cache
+        return self.takes_cache and not ignore_mismatch
+
+
+def test_a_process_has_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_chosen", [])
+    loader.choose("tensorrt_rtx")
+    loader.choose("tensorrt_rtx")
+    assert loader.kind().title == "TensorRT-RTX"
+    with pytest.raises(
+        EngineError,
+        match="has loaded tensorrt_rtx already, and an engine of tensorrt needs a process",
+    ):
+        loader.choose("tensorrt")
+
+
+def test_without_a_choice_it_is_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_chosen", [])
+    assert loader.tensorrt().__name__ == "tensorrt_rtx"
+
+
+def test_a_kind_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_chosen", ["tensorrt"])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match="the Python module tensorrt cannot be imported"):
+        loader.tensorrt()
+
+
+def test_the_choice_decides_what_is_behind_the_door(tmp_path: Path) -> None:
+    """In a process of its own, with a module that has the other one's content: each file behind the
+    door takes it.
+    """
+    (tmp_path / "tensorrt.py").write_text(
+        "from tensorrt_rtx import *\nname_of_mine = 'mine'\n__version__ = '11.4'\n"
+    )
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from trtllm_dflash.trt import door\n"
+        "door.choose('tensorrt')\n"
+        "from trtllm_dflash.builder import rtx\n"
+        "from trtllm_dflash.trt_plugins import plugin\n"
+        "from trtllm_dflash.runtime import rtx_engine\n"
+        "assert rtx.trt is plugin.trt is rtx_engine.trt is door.tensorrt()\n"
+        "print(rtx.trt.name_of_mine, door.kind().title)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("mine TensorRT\n", "")
+
+
+def test_timings_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "timings"
+    first, second = Config(), Config()
+    with flavors.TensorRt().compiling(first, ["sm100"], file):
+        assert not file.exists()
+    assert first.started_from == b""
+    assert file.read_bytes() == b"new timings"
+    with flavors.TensorRt().compiling(second, ["sm100"], file):
+        pass
+    assert second.started_from == b"new timings"
+    assert list(first.limits.values()) == [flavors.WORKSPACE_BYTES]
+    assert [path.name for path in tmp_path.iterdir()] == ["timings"]
+
+
+def test_timings_of_a_build_that_fails_are_not(tmp_path: Path) -> None:
+    def fail() -> None:
+        with flavors.TensorRt().compiling(Config(), ["sm100"], tmp_path / "timings"):
+            raise BuildError("no")
+
+    with pytest.raises(BuildError, match="no"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_timings_unless_asked() -> None:
+    config = Config()
+    with flavors.TensorRt().compiling(config, ["sm90"], None):
+        pass
+    assert config.started_from is None
+
+
+@pytest.mark.parametrize(
+    ("archs", "takes_cache", "words"),
+    [
+        (["sm90", "sm100"], True, "the one GPU that it runs on, and not for sm90, sm100"),
+        (["sm90"], False, r"--timing-cache .* was made on another GPU or by another TensorRT"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    archs: list[str], takes_cache: bool, words: str, tmp_path: Path
+) -> None:
+    context = flavors.TensorRt().compiling(
+        Config(takes_cache=takes_cache), archs, tmp_path / "timings"
+    )
+    with pytest.raises(BuildError, match=words), context:
+        pass
+
+
+def test_a_context_of_tensorrt_has_no_memory_of_its_own() -> None:
+    made: list[Any] = []
+    new: Callable[[bool], Any] = flavors.TensorRt().contexts(
+        SimpleNamespace(create_execution_context=made.append)
+    )
+    new(True)
+    new(False)
+    assert made == [flavors.full.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
+    assert flavors.TensorRt().is_capturable(None, 0)
+    assert flavors.TensorRt().why_invalid(None, b"") == ""

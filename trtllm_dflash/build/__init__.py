@@ -1,1 +1,0 @@
-"""From checkpoints to an engine directory: `prepare` decides, `child` runs `worker`, whose backend builds."""

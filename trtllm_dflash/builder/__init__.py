@@ -1,0 +1,3 @@
+"""From checkpoints to an engine directory: `prepare` decides, `child` runs `worker`, whose backend
+builds.
+"""

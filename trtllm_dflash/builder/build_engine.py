@@ -1,0 +1,177 @@
+"""Building an engine directory: refuse early, say what will be done, let a child process do it, say
+what it cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.builder.job import Request
+from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.builder.worker_process import run_worker
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.atomic import check_output, check_space, staged
+from trtllm_dflash.engine_dir.config_writer import write_layout
+from trtllm_dflash.errors import BuildError, DFlashError, UsageError
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
+from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
+from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
+from trtllm_dflash.trt_plugins.nvrtc import PACKAGES as KERNEL_PACKAGES
+
+LOG_FILE = "build.log"
+_LOG = logging.getLogger(__name__)
+_GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made and cost: wall-clock seconds, bytes of the directory, most memory of the
+    builder process.
+    """
+
+    directory: Path
+    resolved: ResolvedBuild
+    seconds: float
+    bytes: int
+    peak_memory: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The costs, for people."""
+        return [
+            ("took", f"{self.seconds:.1f} s"),
+            ("wrote", human_bytes(self.bytes)),
+            ("peak memory", human_bytes(self.peak_memory)),
+        ]
+
+
+def plan_build(config: BuildConfig, *, overwrite: bool = False) -> Prepared:
+    """Everything `build_engine` does before it writes: an error here costs nothing.
+
+    Raises:
+        DFlashError: for a backend, output directory, model, size or disk that cannot work.
+    """
+    require_buildable(ARCHS[config.arch], plugins=config.with_plugins)
+    config = replace(config, output_dir=config.output_dir.expanduser().resolve())
+    check_output(config.output_dir, overwrite=overwrite)
+    _check_timing_cache(config.timing_cache)
+    prepared = prepare(config)
+    check_space(config.output_dir, prepared.weight_bytes)
+    return prepared
+
+
+def _check_timing_cache(path: str | None) -> None:
+    """It is written at the end of a long build: what would then fail is refused now."""
+    if path is None:
+        return
+    file = Path(path).expanduser().resolve()
+    if file.is_dir() or not file.parent.is_dir():
+        raise UsageError(
+            f"--timing-cache {path}: give a file in a folder that exists; the file itself need not"
+            " exist"
+        )
+
+
+def build_engine(
+    config: BuildConfig,
+    *,
+    overwrite: bool = False,
+    progress: Progress = ignore_progress,
+    argv: Sequence[str] | None = None,
+) -> BuildReport:
+    """Build the engine directory `config.output_dir`; whatever goes wrong, it is then as it was
+    before.
+
+    `overwrite` allows to replace an engine directory; `argv` (default: the process's) is noted in
+    the manifest.
+
+    Raises:
+        DFlashError: if it cannot be built; the builder's log is kept and named.
+    """
+    prepared, begun = plan_build(config, overwrite=overwrite), time.monotonic()
+    directory = prepared.config.output_dir
+    started(_LOG, "building the engine", prepared.rows())
+    with _log_file(prepared) as log, staged(directory) as staging:
+        result = run_worker(_request(prepared, staging), log=log, progress=progress)
+        write_layout(staging, prepared)
+        shutil.copyfile(log, staging / LOG_FILE)
+        manifest.write(
+            staging, _facts(prepared, result, sys.argv if argv is None else argv), progress=progress
+        )
+        size = sum(path.stat().st_size for path in staging.iterdir())
+    report = BuildReport(
+        directory, prepared.resolved, time.monotonic() - begun, size, result["peak_memory"]
+    )
+    finished(_LOG, "built the engine", report.rows())
+    return report
+
+
+@contextmanager
+def _log_file(prepared: Prepared) -> Iterator[Path]:
+    """The builder's log, outside the engine directory: it outlives a build that fails, since the
+    error names it.
+    """
+    descriptor, name = tempfile.mkstemp(
+        prefix=f"dflash-trt-build-{prepared.resolved.arch}-", suffix=".log"
+    )
+    log = Path(name)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"building the engine with:\n{table(prepared.rows())}\n")
+    try:
+        yield log
+    except DFlashError:
+        raise
+    except OSError as error:
+        log.unlink()
+        raise BuildError(
+            f"cannot write the engine {prepared.config.output_dir}: {error}"
+        ) from error
+    except BaseException:
+        log.unlink()
+        raise
+    log.unlink()
+
+
+def _request(prepared: Prepared, staging: Path) -> Request:
+    """The same build for the child, hub names already fetched."""
+    config = replace(
+        prepared.config,
+        target=str(prepared.target.directory.resolve()),
+        drafter=str(prepared.drafter.directory.resolve()) if prepared.drafter else None,
+        draft_vocab=_absolute(prepared.config.draft_vocab),
+        timing_cache=_absolute(prepared.config.timing_cache),
+    )
+    return Request(config, staging)
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path else None
+
+
+def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    backend = BACKENDS[prepared.resolved.backend]
+    packages = (
+        *_GRAPH_PACKAGES,
+        backend.package,
+        *(KERNEL_PACKAGES if prepared.resolved.plugins else ()),
+    )
+    return {
+        "arch": prepared.resolved.arch,
+        "backend": backend.name,
+        "argv": list(argv),
+        "versions": versions_of(packages) | result["versions"],
+        "graph": result["graph"],
+        "kernels": result["kernels"],
+        "weights": result["weights"],
+    }

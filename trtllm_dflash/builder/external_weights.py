@@ -1,0 +1,111 @@
+"""Moves a graph's weights into one .safetensors file that the graph then points into, one tensor at
+a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+# Scalars and short index lists read better inside the graph, and cost nothing there.
+INLINE_BYTES = 1024
+_ALIGNMENT = 64  # of the first tensor: a whole cache line
+_SAFETENSORS_DTYPES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.INT64: "I64",
+    ir.DataType.INT32: "I32",
+    ir.DataType.BOOL: "BOOL",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.FLOAT4E2M1: "F4",
+}
+
+
+def weights_of(model: ir.Model) -> list[ir.Value]:
+    """The initializers that live outside the graph file: a checkpoint's tensors, and whatever else
+    is large.
+    """
+    return [value for value in model.graph.initializers.values() if _is_weight(_tensor(value))]
+
+
+def move_weights(
+    values: Sequence[ir.Value], path: Path, *, wrote: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write the initializers to `path` and make each an external tensor in it; returns the file's
+    bytes.
+
+    `wrote` gets the size of each tensor as it is written. Memory: the largest tensor, converted.
+    """
+    tensors = {str(value.name): _tensor(value) for value in values}
+    header, offsets = _header(tensors)
+    with path.open("wb") as file:
+        file.write(header)
+        for value in values:
+            name = str(value.name)
+            tensor = tensors.pop(name)
+            file.write(stored_bytes(tensor).data)
+            shape = ir.Shape(_sizes(tensor))
+            value.const_value = ir.ExternalTensor(
+                path.name,
+                offsets[name],
+                tensor.nbytes,
+                tensor.dtype,
+                shape=shape,
+                name=name,
+                base_dir=path.parent,
+            )
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.release()  # its memory map, whose pages would otherwise pile up
+            wrote(tensor.nbytes)
+        return file.tell()
+
+
+def stored_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
+    """A tensor's bytes as ONNX stores them, uint8 [nbytes]; of an external tensor as a memory map
+    of its file.
+    """
+    if isinstance(tensor, ir.ExternalTensor):
+        return np.memmap(
+            tensor.path, np.uint8, "r", offset=tensor.offset or 0, shape=(tensor.nbytes,)
+        )
+    if tensor.dtype.bitwidth < 8:  # whose numpy() has an element in each byte
+        return np.frombuffer(tensor.tobytes(), np.uint8)
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+
+def _sizes(tensor: ir.TensorProtocol) -> list[int]:
+    return [int(size) for size in tensor.shape.numpy()]
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) or tensor.nbytes > INLINE_BYTES
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    if value.const_value is None:
+        raise ValueError(f"{value.name} is not an initializer")
+    return value.const_value
+
+
+def _header(tensors: dict[str, ir.TensorProtocol]) -> tuple[bytes, dict[str, int]]:
+    """The file's first bytes, and where in the file each tensor will lie."""
+    entries: dict[str, dict[str, Any]] = {}
+    position = 0
+    for name, tensor in tensors.items():
+        entries[name] = {
+            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": _sizes(tensor),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    start = 8 + len(text)
+    offsets = {name: start + entry["data_offsets"][0] for name, entry in entries.items()}
+    return len(text).to_bytes(8, "little") + text, offsets

@@ -1,0 +1,105 @@
+"""Whether a processor has the arithmetic of a checkpoint's weights, and we the kernels: asked
+before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.errors import BuildError, UsageError
+from trtllm_dflash.graph.kernel_specs import ATTENTION
+from trtllm_dflash.hardware.archs import ARCHS, Arch
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.moe import MoEConfig
+from trtllm_dflash.options.build import ResolvedBuild
+from trtllm_dflash.trt_plugins.params import MOST_CHOICES, moe_unit
+
+_INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
+
+
+def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
+    """Check that every quantized linear of the models (by role) can be computed on `arch`.
+
+    Raises:
+        BuildError: naming the format, who has its arithmetic, and what this arch can have instead.
+    """
+    for role, checkpoint in checkpoints.items():
+        for row in checkpoint.formats.values():
+            if arch.name in row.archs:
+                continue
+            others = [other.algo for other in FORMATS.values() if arch.name in other.archs]
+            instead = (
+                f"Quantize it to {' or '.join(others)}"
+                if others
+                else "Use the unquantized original"
+            )
+            raise BuildError(
+                f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {row.algo}"
+                f" ({row.meaning}), in which the {role} {checkpoint.directory} is stored."
+                f" {row.hardware} has it: --arch {', '.join(row.archs)}. {instead} for {arch.name}"
+            )
+
+
+def check_fp8_kv(resolved: ResolvedBuild) -> None:
+    """Check that an engine of these sizes can have FP8 caches.
+
+    Raises:
+        UsageError: saying what can.
+    """
+    arch = ARCHS[resolved.arch]
+    if not arch.has_fp8:
+        able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
+        raise UsageError(
+            f"FP8 KV caches cannot be built for --arch {arch.name}, which has no FP8; {able} have"
+            f" it. {_INSTEAD}"
+        )
+    if arch.is_gpu and not resolved.plugins:
+        raise UsageError(
+            f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only"
+            f" caches of float32, float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
+        )
+
+
+def check_kernels(
+    configs: Mapping[str, TargetConfig | DrafterConfig], *, quantized_experts: bool
+) -> None:
+    """Check that our kernels exist for these models, by role; the experts, if there are any, may be
+    quantized.
+
+    Raises:
+        UsageError: saying for which sizes they do.
+    """
+    (head_dim,) = ATTENTION.sizes
+    for role, config in configs.items():
+        if config.head_dim not in head_dim.values:
+            raise UsageError(
+                f"there is no attention kernel for the {role}'s head_dim {config.head_dim}, only"
+                f" for {', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler"
+                " makes its own"
+            )
+        if isinstance(config, TargetConfig) and config.moe is not None:
+            _check_expert_kernel(
+                config.hidden_size, config.moe, moe_unit(quantized=quantized_experts)
+            )
+
+
+def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
+    sizes = {"hidden_size": hidden_size, "the experts' intermediate_size": moe.intermediate_size}
+    problems = [
+        f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit
+    ]
+    problems += (
+        [f"a token has {moe.top_k} experts, more than {MOST_CHOICES}"]
+        if moe.top_k > MOST_CHOICES
+        else []
+    )
+    if problems:
+        raise UsageError(
+            f"there is no kernel for the target's experts: {'; '.join(problems)}; give"
+            " --no-plugins, and the compiler makes its own"
+        )

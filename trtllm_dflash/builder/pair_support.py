@@ -1,0 +1,213 @@
+"""What of the registry can be built: what is published of each config.json is put to the code that
+`build` uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.builder.format_support import check_kernels
+from trtllm_dflash.catalog.pairs import PAIRS, pair_of
+from trtllm_dflash.catalog.published import KnownDrafter, KnownTarget, Pair
+from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, read_quantization
+from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.loader import Checkpoint, pair_problems
+from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+
+# Keys that every drafter has and whose values decide nothing here: they stand where a row does not
+# know them.
+_ANY_DRAFTER = {
+    "model_type": "qwen3",
+    "num_hidden_layers": 5,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "block_size": 16,
+    "mask_token_id": 0,
+    "target_layer_ids": [1],
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a pair can be built: for which archs, or by what it is refused (both halves have
+    their say).
+    """
+
+    pair: Pair
+    archs: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+    @property
+    def builds(self) -> str:
+        """The archs, in words."""
+        if not self.archs:
+            return "no"
+        return "every --arch" if len(self.archs) == len(ARCHS) else ", ".join(self.archs)
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """The refusals, for people: which half ("": the two together), and its reason without the
+        repository's name.
+        """
+        halves = {"target": self.pair.target.repository, "drafter": self.pair.drafter.repository}
+        found = []
+        for refusal in self.refusals:
+            half = next(
+                (half for half, name in halves.items() if refusal.startswith(f"{half} {name}: ")),
+                "",
+            )
+            found.append((half, refusal.removeprefix(f"{half} {halves.get(half)}: ")))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `dflash-trt list --json`."""
+        target, drafter = self.pair.target, self.pair.drafter
+        return {
+            "name": self.pair.name,
+            "target": target.repository,
+            "target_architecture": target.architecture,
+            "drafter": drafter.repository,
+            "drafter_architecture": drafter.architecture,
+            "block_size": drafter.block_size,
+            "archs": list(self.archs),
+            "refusals": list(self.refusals),
+            "source": self.pair.source,
+        }
+
+
+def statuses(pairs: Sequence[Pair] = PAIRS) -> list[Status]:
+    """The status of every pair, in the registry's order."""
+    return [status_of(pair) for pair in pairs]
+
+
+def status_of(pair: Pair) -> Status:
+    """Ask the code. Reads no file: weights, whose names and types are checked too, are not known
+    here.
+    """
+    target, refusals = _asked(_read_target, pair.target)
+    drafter, more = _asked(_read_drafter, pair.drafter)
+    refusals += more
+    if target is None or drafter is None:
+        return Status(pair, (), tuple(refusals))
+    config, quantization = target
+    refusals += pair_problems(config, drafter)
+    check = partial(check_kernels, quantized_experts=quantization.is_quantized)
+    _, more = _asked(check, {"target": config, "drafter": drafter})
+    refusals += more
+    formats = [
+        FORMATS[name] for name in {quantization.default, *quantization.modules.values()} if name
+    ]
+    archs = (
+        [] if refusals else [name for name in ARCHS if all(name in row.archs for row in formats)]
+    )
+    return Status(pair, tuple(archs), tuple(refusals))
+
+
+def target_json(target: KnownTarget) -> dict[str, Any]:
+    """The target's config.json, as far as it is published."""
+    return {"architectures": [target.architecture], **target.config}
+
+
+def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
+    """The drafter's config.json, as far as it is published; what is not has a value that is right
+    for any.
+    """
+    return {"architectures": [drafter.architecture], **_ANY_DRAFTER, **drafter.config}
+
+
+def published_target(name: str) -> Checkpoint[TargetConfig] | None:
+    """The checkpoint of a target of the registry (its name or its repository), by its published
+    sizes.
+    """
+    pair = pair_of(name)
+    return (
+        None if pair is None else target_headers(*_read_target(pair.target), pair.target.repository)
+    )
+
+
+def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
+    """Likewise of a drafter; None as well where its sizes are not published."""
+    pair = pair_of(name, "drafter")
+    if pair is None or not pair.drafter.has_sizes:
+        return None
+    return drafter_headers(_read_drafter(pair.drafter), name=pair.drafter.repository)
+
+
+def _asked(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
+    """The answer, or the refusal."""
+    try:
+        return ask(question), []
+    except DFlashError as error:
+        return None, [str(error)]
+
+
+def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
+    """Both configurations, in the loader's order."""
+    config_json, where = target_json(target), f"target {target.repository}"
+    quantization = read_quantization(config_json, None, where)
+    return TargetConfig.from_hf(config_json, None, where), quantization
+
+
+def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:
+    config_json, where = drafter_json(drafter), f"drafter {drafter.repository}"
+    config = DrafterConfig.from_hf(config_json, where)
+    read_quantization(config_json, None, where)
+    return config
+
+
+def refuse_known(target: str, drafter: str | None) -> None:
+    """Refuse models of the registry that cannot be built, before they are fetched; local
+    directories are read instead.
+
+    Raises:
+        BuildError: with every reason.
+    """
+    pair = None if Path(target).is_dir() else pair_of(target)
+    refusals = [] if pair is None else _asked(_read_target, pair.target)[1]
+    of_drafter = None if drafter is None or Path(drafter).is_dir() else pair_of(drafter, "drafter")
+    refusals += [] if of_drafter is None else _asked(_read_drafter, of_drafter.drafter)[1]
+    if refusals:
+        raise BuildError(
+            "nothing was fetched, since this version cannot build it by what is published of its"
+            " config.json:"
+            + "".join(f"\n  {refusal}" for refusal in refusals)
+            + "\n`dflash-trt list` shows the pairs that can be built; files that differ can be"
+            " given as directories"
+        )
+
+
+def markdown_table(rows: Sequence[Status]) -> str:
+    """The README's table of known pairs."""
+    lines = ["| `--target` | target | drafter | block | builds for |", "|---|---|---|---|---|"]
+    for row in rows:
+        target, drafter = row.pair.target.repository, row.pair.drafter.repository
+        why = "; ".join(
+            f"{half}: {_first_clause(reason)}" if half else reason for half, reason in row.reasons
+        )
+        builds = f"{row.builds} ({why})" if why else row.builds
+        lines.append(
+            f"| `{row.pair.name}` | {target} | {drafter} | {shown_block(row)} | {builds} |"
+        )
+    return "\n".join(lines)
+
+
+def shown_block(row: Status) -> str:
+    """The drafter's block size, for people."""
+    return "?" if row.pair.drafter.block_size is None else str(row.pair.drafter.block_size)
+
+
+def _first_clause(reason: str) -> str:
+    return reason.split(", and ")[0].split(": ")[0].rstrip(".")

@@ -1,0 +1,136 @@
+"""The builder process: reads a request from stdin, writes the engine's files, reports on stdout,
+logs on stderr.
+
+Run as `python -m trtllm_dflash.builder.worker` by `build.child`; a crash in here is an error
+message over there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from trtllm_dflash import log
+from trtllm_dflash.builder.job import Built, Job, Request
+from trtllm_dflash.builder.progress_protocol import EventStream
+from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.checkpoint.loader import Checkpoint, read_through
+from trtllm_dflash.engine_dir.manifest import file_entry, text_digest
+from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.hardware.memory import peak_memory
+from trtllm_dflash.log import Progress
+from trtllm_dflash.trt.loader import choose
+
+
+def main() -> None:
+    """Serve one request."""
+    log.configure(verbose=False)
+    events = EventStream.over_stdout()
+    request = Request.from_json(sys.stdin.readline())
+    _follow_parent_into_death(request.directory)
+    try:
+        events.result(work(request, events.progress))
+    except DFlashError as error:
+        events.error(error, type(error).__name__)
+        sys.exit(1)
+    except OSError as error:
+        events.error(error, BuildError.__name__)
+        sys.exit(1)
+
+
+def work(request: Request, progress: Progress) -> dict[str, Any]:
+    """Build the engine's own files; returns what the manifest says of their origin, and the peak
+    memory in bytes.
+    """
+    prepared = prepare(request.config)
+    sources = _check_weights(prepared, progress)
+    sizes = prepared.resolved
+    _note(
+        f"building the graph, {sum(len(source['files']) for source in sources)} weight files"
+        " checked"
+    )
+    timings = Path(request.config.timing_cache) if request.config.timing_cache else None
+    job = Job(sizes, prepared.ports, request.directory, progress, timings)
+    backend = BACKENDS[sizes.backend]
+    if sizes.arch != "cpu":
+        choose(backend.module)
+    built: Built = import_module(backend.builder).build(partial(_make_model, prepared), job)
+    shutil.rmtree(job.scratch, ignore_errors=True)
+    _note("done")
+    return {
+        "graph": text_digest(built.graph),
+        "kernels": list(built.kernels),
+        "versions": dict(built.versions),
+        "weights": sources,
+        "peak_memory": peak_memory(),
+    }
+
+
+def _make_model(prepared: Prepared) -> ir.Model:
+    sizes = prepared.resolved
+    model = build_step(
+        prepared.target,
+        prepared.drafter,
+        dtype=sizes.dtype,
+        cache_len=sizes.cache_len,
+        block_size=sizes.block_size,
+        draft_vocab=prepared.draft_vocab,
+        plugins=sizes.plugins,
+        kv_scales=prepared.kv_scales,
+        ring_width=sizes.ring_width,
+        fp4=ARCHS[sizes.arch].has_fp4,
+    )
+    _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
+    return model
+
+
+def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
+    """Every weight is finite, or an error; returns the weight files of each model with their
+    hashes.
+    """
+    sources = []
+    for kind, checkpoint in prepared.checkpoints.items():
+        read_through(kind, checkpoint, progress)
+        entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
+        sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
+    return sources
+
+
+def _weight_files(checkpoint: Checkpoint[Any]) -> list[Path]:
+    return sorted({info.path for info in checkpoint.tensors.values()})
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+def _follow_parent_into_death(directory: Path) -> None:
+    """Stop, leaving nothing, when the parent is gone: it keeps our stdin open as long as it
+    lives.
+    """
+
+    def watch() -> None:
+        while os.read(
+            0, 1
+        ):  # os.read, because a thread inside sys.stdin would block the interpreter's own exit
+            pass
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Runs the builder process and turns its death, whatever the cause, into an error that says where
+the log is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash import errors
+from trtllm_dflash.builder.job import Request
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.log import Progress
+
+WORKER = (sys.executable, "-m", "trtllm_dflash.builder.worker")
+_LAST_LINES = 12
+_SIGNAL_HINTS: dict[int, str] = {
+    signal.SIGKILL: "; the kernel does this when memory runs out",
+    signal.SIGABRT: "; a native library gave up",
+    signal.SIGSEGV: "; a native library crashed",
+    signal.SIGBUS: "; usually a weight file that was cut short while it was being read",
+}
+# The parser opens such a name at its first plugin node, and without it aborts the process; the
+# wheels' have a version. Seen with TensorRT-RTX; that TensorRT does the same under its own name is
+# inferred.
+_WHEEL_LIBRARIES = {"tensorrt_rtx_libs": "libtensorrt_rtx.so", "tensorrt_libs": "libnvinfer.so"}
+# glibc takes blocks from this size on from the system, and gives them back when they are freed. It
+# raises that size by itself, and then keeps what TensorRT frees: a quarter more memory for the demo
+# pair, for a twentieth less work.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+
+
+def run_worker(request: Request, *, log: Path, progress: Progress) -> dict[str, Any]:
+    """Have a new process serve `request`; returns its result. Its output is appended to `log`.
+
+    Raises:
+        BuildError: if it dies, with its exit status or signal and its last lines.
+        DFlashError: of the class it reported, if it met a problem that it understands.
+    """
+    with worker_environment() as environment, log.open("ab") as stderr:
+        process = subprocess.Popen(
+            WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            # a Ctrl-C is ours to handle: the terminal would send it to both
+            start_new_session=True,
+        )
+        try:
+            final = _follow(process, request, progress)
+            status = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    if "error" in final:
+        raise getattr(errors, final["error"])(f"{final['text']}\nThe builder's log is {log}")
+    if status != 0 or "result" not in final:
+        raise BuildError(f"{_death(status)}.\nIts log is {log}, and ends:\n{_tail(log)}")
+    result: dict[str, Any] = final["result"]
+    return result
+
+
+def _follow(
+    process: subprocess.Popen[bytes], request: Request, progress: Progress
+) -> dict[str, Any]:
+    """Send the request, pass progress on, return the last event that is not progress ({} if there
+    is none).
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):  # it died at once: its status says why
+        process.stdin.write(request.to_json().encode() + b"\n")
+        process.stdin.flush()
+    final: dict[str, Any] = {}
+    for line in process.stdout:
+        event = json.loads(line)
+        if "phase" in event:
+            progress(event["phase"], event["done"], event["total"])
+        else:
+            final = event
+    return final
+
+
+def _death(status: int) -> str:
+    if status >= 0:
+        return f"the builder process ended with exit status {status} and no engine"
+    number = -status
+    name = f" ({signal.Signals(number).name})" if number in set(signal.Signals) else ""
+    return f"the builder process was killed by signal {number}{name}{_SIGNAL_HINTS.get(number, '')}"
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def worker_environment() -> Iterator[dict[str, str]]:
+    """The builder's environment: this process's modules, and TensorRT's library under the name its
+    parser opens.
+
+    An allocator that returns memory, too, unless the user has set it.
+
+    The loader reads LD_LIBRARY_PATH once, at the start of a process: it must be set for the new
+    one, not in this one.
+    """
+    with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
+        # PYTHONSAFEPATH, since `python -m` would also import from the folder that the user happens
+        # to stand in.
+        modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        environment = _MALLOC | dict(os.environ) | modules
+        for module, name in _WHEEL_LIBRARIES.items():
+            spec = find_spec(module)
+            for home in (spec and spec.submodule_search_locations) or ():
+                for library in sorted(Path(home).glob(f"{name}.[0-9]*"))[:1]:
+                    (Path(folder) / name).symlink_to(library)
+        if any(Path(folder).iterdir()):
+            known = environment.get("LD_LIBRARY_PATH")
+            environment["LD_LIBRARY_PATH"] = folder if not known else f"{folder}{os.pathsep}{known}"
+        yield environment

@@ -1,0 +1,1 @@
+"""Published target and drafter pairs, and GPUs, as data."""

@@ -1,0 +1,60 @@
+"""Checkpoints of which only the configuration is known: every tensor's name, type and shape, and no
+file.
+
+Enough to plan a build, or to build a step's graph and count what it reads; nothing of it can be
+run.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+from trtllm_dflash.checkpoint.formats import Quantization
+from trtllm_dflash.checkpoint.loader import Checkpoint, Config
+from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, Stored, expected_tensors
+from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, NameTable, expand
+
+_NO_FILE = "no-such-file.safetensors"
+_UNQUANTIZED = Quantization()
+
+
+def target_headers(
+    config: TargetConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
+) -> Checkpoint[TargetConfig]:
+    """The checkpoint that a target of this configuration would have; what is not quantized is
+    BF16.
+    """
+    return headers_of(config, TARGET_NAMES, quantization, name)
+
+
+def drafter_headers(
+    config: DrafterConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
+) -> Checkpoint[DrafterConfig]:
+    """The checkpoint that a drafter of this configuration would have; what is not quantized is
+    BF16.
+    """
+    return headers_of(config, DRAFTER_NAMES, quantization, name)
+
+
+def headers_of(
+    config: Config, table: NameTable, quantization: Quantization, name: str
+) -> Checkpoint[Config]:
+    """The checkpoint of a configuration whose tensors are those of `table`."""
+    directory, rows = Path(name), expand(table.used, config)
+    formats = Quantizable.from_rows(rows, config).formats(quantization)
+    tensors = {
+        name: _info(directory / _NO_FILE, name, stored)
+        for name, stored in expected_tensors(rows, config, formats, quantization).items()
+    }
+    return Checkpoint(directory, config, tensors, "BF16", {}, quantization, formats)
+
+
+def _info(path: Path, name: str, stored: Stored) -> TensorInfo:
+    dtype = "BF16" if "BF16" in stored.dtypes else stored.dtypes[0]
+    return TensorInfo(
+        name, dtype, stored.shape, path, 0, prod(stored.shape) * DTYPE_BITS[dtype] // 8
+    )

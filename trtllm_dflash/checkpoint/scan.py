@@ -1,0 +1,86 @@
+"""Checks over all bytes of a tensor that hold one chunk in memory, whatever the tensor's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+
+CHUNK_BYTES = 8 << 20
+
+# dtype -> (an integer of its width, the bits that are all set in NaN and Inf, and in nothing else).
+# Integers, since for bfloat16 numpy's isfinite goes element by element.
+_EXPONENTS: Mapping[str, tuple[Any, int]] = {
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F8_E4M3": (np.uint8, 0x7F),  # no Inf, and NaN is all bits set
+}
+
+Index = tuple[int, ...]
+
+
+def first_nonfinite(
+    info: TensorInfo, *, progress: Callable[[int], None] | None = None
+) -> Index | None:
+    """Return the index of the first NaN or Inf, None if all elements are finite."""
+    integer, exponent = _EXPONENTS[info.dtype]
+    for start, chunk in _chunks(info):
+        bad = (chunk.view(integer) & exponent) == exponent
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
+        if progress is not None:
+            progress(chunk.nbytes)
+    return None
+
+
+def first_nonpositive(info: TensorInfo) -> Index | None:
+    """Return the index of the first element that is not above zero (F32, F8_E4M3), NaN included;
+    None if all are.
+    """
+    for start, chunk in _chunks(info):
+        # As bytes, E4M3 from 1 to 0x7E are above zero; as numbers, numpy compares them one by one.
+        bad = (chunk.view(np.uint8) - 1) >= 0x7E if info.dtype == "F8_E4M3" else ~(chunk > 0)
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
+    return None
+
+
+def first_above(info: TensorInfo, limit: int) -> Index | None:
+    """Return the index of the first byte (U8) that is larger than `limit`, None if none is."""
+    for start, chunk in _chunks(info):
+        bad = chunk > limit
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
+    return None
+
+
+def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
+    """Return the index of the first element whose values differ (any of the weight dtypes); the
+    shapes are equal.
+    """
+    for (start, ours), (_, theirs) in zip(_chunks(left), _chunks(right), strict=True):
+        differs = ours.astype(np.float32) != theirs.astype(np.float32)
+        if differs.any():
+            return _unravel(start + int(differs.argmax()), left.shape)
+    return None
+
+
+def _chunks(info: TensorInfo) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """Yield (flat index of the first element, elements); read into a buffer, as pages of a memory
+    map would pile up.
+    """
+    step = CHUNK_BYTES // 4
+    count = info.nbytes // info.numpy_dtype.itemsize
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        for start in range(0, count, step):
+            yield start, np.fromfile(file, dtype=info.numpy_dtype, count=min(step, count - start))
+
+
+def _unravel(flat: int, shape: tuple[int, ...]) -> Index:
+    return tuple(int(index) for index in np.unravel_index(flat, shape))

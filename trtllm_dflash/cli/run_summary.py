@@ -1,0 +1,74 @@
+"""What `dflash-trt run` says at the end: tokens a second and what that clock covers, τ, the
+histogram of accepted lengths.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from trtllm_dflash.cli.console import table_console
+from trtllm_dflash.runtime.outputs import Generation, Timings, mean
+
+BAR_WIDTH = 40
+
+
+def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int) -> None:
+    """Print the summary on stderr; `width` is the tokens of a slot in a generation step (1: nothing
+    was drafted).
+    """
+    lengths = [length for answer in answers for length in answer.acceptance_lengths]
+    table = Table.grid(padding=(0, 2))
+    for name, value in [*_clock_rows(answers, timings), *_acceptance_rows(lengths, width)]:
+        table.add_row(name, value)
+    table_console(stderr=True).print(Group(Text(), table))
+
+
+def _clock_rows(
+    answers: Sequence[Generation], timings: Timings
+) -> list[tuple[str, RenderableType]]:
+    first_token = mean([answer.prompt_seconds for answer in answers])
+    prompts = "prompt" if len(answers) == 1 else f"{len(answers)} prompts"
+    rows: list[tuple[str, RenderableType]] = [
+        (
+            prompts,
+            (
+                f"{timings.prompt_tokens} tokens in {timings.prompt_seconds:.2f} s; first token"
+                f" after {first_token:.2f} s"
+            ),
+        )
+    ]
+    if timings.generation_steps:
+        per_step = 1000 * timings.generation_seconds / timings.generation_steps
+        rows += [
+            (
+                "generation",
+                (
+                    f"{timings.generated_tokens} tokens in {timings.generation_seconds:.2f} s:"
+                    f" {timings.generated_per_second:.1f} tokens/s ({timings.generation_steps}"
+                    f" steps of {per_step:.1f} ms)"
+                ),
+            ),
+            ("", "(a clock of these steps alone: no loading, prompts or tokenizing)"),
+        ]
+    return rows
+
+
+def _acceptance_rows(lengths: Sequence[int], width: int) -> list[tuple[str, RenderableType]]:
+    if width == 1 or not lengths:
+        return []
+    rows: list[tuple[str, RenderableType]] = [
+        ("τ", f"{mean(lengths):.2f} tokens a step and sequence, bonus included, of at most {width}")
+    ]
+    counts = Counter(lengths)
+    bars = Table.grid(padding=(0, 1))
+    for length in range(1, width + 1):
+        share = counts[length] / len(lengths)
+        bar = ProgressBar(total=max(counts.values()), completed=counts[length], width=BAR_WIDTH)
+        bars.add_row(f"{length}", bar, f"{counts[length]}", f"{share:.0%}")
+    return [*rows, ("accepted", bars)]

@@ -1,0 +1,1 @@
+"""The engine directory: its files, manifest, configuration and input/output tensors."""

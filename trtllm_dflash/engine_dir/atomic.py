@@ -1,0 +1,158 @@
+"""A directory that appears whole or not at all: written beside its final place, then renamed into
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.errors import BuildError, EngineError, UsageError
+from trtllm_dflash.log import human_bytes
+
+
+def is_free(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
+    """Whether nothing is in the way of an output; where something is, `overwrite` has allowed to
+    look what it is.
+
+    `what`: that which the command's --overwrite replaces; None where it has no such option.
+
+    Raises: UsageError: for a file, for a place where no directory can be made, and for a directory
+    with something in it and no `overwrite`.
+    """
+    if not os.path.lexists(directory):
+        check_place("--output-dir", directory)
+        return True
+    if not directory.is_dir():
+        raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
+    if not any(directory.iterdir()):
+        check_place("--output-dir", directory)
+        return True
+    if not overwrite:
+        instead = f", or --overwrite to replace {what}" if what else ""
+        raise UsageError(f"--output-dir {directory} is not empty; give another{instead}")
+    return False
+
+
+def check_place(option: str, directory: Path) -> None:
+    """Raise UsageError unless `directory` could be made: what there is of the path above it is a
+    directory to write in.
+
+    Nothing is written for it; the few file systems that take nothing in spite of their modes are
+    met by `staged`.
+    """
+    above = _existing(directory.absolute().parent)
+    if not above.is_dir():
+        raise UsageError(
+            f"{option} {directory}: {above} is a file, and nothing can be in it; give another"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {directory}: {above} may not be written; give another")
+
+
+def _existing(path: Path) -> Path:
+    """The path itself or the nearest one above it that exists."""
+    return next(one for one in (path, *path.parents) if os.path.lexists(one))
+
+
+def check_output(directory: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, unless `overwrite` and it is an engine directory with nothing
+    else in it.
+
+    Raises:
+        UsageError: saying what is in the way.
+    """
+    if is_free(directory, overwrite=overwrite, what="an engine"):
+        return
+    try:
+        strangers = manifest.unlisted_files(directory)
+    except EngineError as error:
+        raise UsageError(
+            f"--overwrite replaces an engine, and nothing else is ever deleted: {error}"
+        ) from error
+    if strangers:
+        raise UsageError(
+            f"--overwrite replaces an engine, and {directory} also holds files that no build wrote:"
+            f" {', '.join(strangers)}. Move them away"
+        )
+
+
+def check_space(directory: Path, needed: int, *, what: str = "the engine") -> None:
+    """Raise BuildError, naming both numbers, if the disk of `directory` has less than `needed`
+    bytes free.
+    """
+    existing = _existing(directory.absolute())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise BuildError(
+            f"{what} needs about {human_bytes(needed)}, and the disk of {existing} has"
+            f" {human_bytes(free)} free; give another --output-dir"
+        )
+
+
+@contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `directory` if the block succeeds, and vanishes if it
+    does not.
+
+    An engine directory already there is replaced in the same moment. SIGTERM counts as a failure of
+    the block.
+
+    Raises:
+        UsageError: if no directory can be made there.
+    """
+    created = [parent for parent in directory.parents if not parent.exists()]
+    staging = directory.parent / f".{directory.name}.building-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(
+            f"{directory}: no directory can be made there ({error.strerror}); give another"
+        ) from error
+    try:
+        with _termination_as_exit():
+            yield staging
+            _replace(directory, staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        for parent in created:
+            parent.rmdir()
+        raise
+
+
+def _replace(directory: Path, staging: Path) -> None:
+    if not directory.exists():
+        staging.rename(directory)
+        return
+    old = staging.with_name(f"{staging.name}-old")
+    directory.rename(old)
+    try:
+        staging.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old)
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, so that what must be cleaned up is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread only
+        return
+
+    def leave(number: int, frame: Any) -> None:  # noqa: ARG001 - the shape of a signal handler
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

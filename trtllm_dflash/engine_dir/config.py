@@ -1,0 +1,113 @@
+"""The engine's config.json as the runtime needs it, read once and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.engine_dir.io_tensors import Port
+from trtllm_dflash.errors import ConfigError, EngineError
+from trtllm_dflash.models.hf_config import HfReader, parse_json
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine directory holds and the sizes it was built for. A plain engine has block_size
+    1 and draft_len 0.
+    """
+
+    architecture: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    arch: str
+    backend: str
+    dtype: str
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    max_num_tokens: int
+    cache_len: int
+    plugins: bool  # whether the engine holds our kernels
+    block_size: int
+    draft_len: int
+    ports: tuple[Port, ...]
+    kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the engine has a drafter."""
+        return self.block_size > 1
+
+    @classmethod
+    def load(cls, directory: Path) -> EngineConfig:
+        """Read `directory`/config.json; anything missing or of a wrong type raises EngineError."""
+        path = directory / "config.json"
+        if not path.is_file():
+            raise EngineError(
+                f"{directory}: no config.json, so this is not an engine directory. "
+                "Give the --output-dir of a dflash-trt build."
+            )
+        try:
+            return cls.from_json(parse_json(path.read_bytes(), str(path)), str(path))
+        except ConfigError as error:
+            raise EngineError(
+                f"{error} The engine directory is damaged or of another version: build it again."
+            ) from error
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], where: str) -> EngineConfig:
+        """Take the runtime's part of the parsed config.json; `where` names it in errors
+        (ConfigError).
+        """
+        reader = HfReader(data, where)
+        build = {name: reader.read(int, f"build_config.{name}", low=1) for name in _SIZES}
+        speculates = reader.section("dflash") is not None
+        return cls(
+            architecture=reader.read(str, "pretrained_config.architecture"),
+            vocab_size=reader.read(int, "pretrained_config.vocab_size", low=1),
+            eos_token_ids=reader.read_list(int, "pretrained_config.eos_token_ids"),
+            arch=reader.read(str, "build_config.arch"),
+            backend=reader.read(str, "build_config.backend"),
+            dtype=reader.read(str, "build_config.dtype"),
+            **build,
+            plugins=reader.read(bool, "build_config.plugins"),
+            block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
+            draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
+            ports=tuple(
+                _port(row, f"{where}: io[{index}]") for index, row in enumerate(_rows(reader, "io"))
+            ),
+            kv_cache_quant_algo=reader.read(
+                str, "pretrained_config.quantization.kv_cache_quant_algo", default=None
+            ),
+        )
+
+
+_SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "cache_len")
+
+
+def _rows(reader: HfReader, path: str) -> list[Any]:
+    rows = reader.get(path)
+    if not isinstance(rows, list) or not rows:
+        reader.fail(
+            path, f"is {type(rows).__name__}, expected the list of the step's inputs and outputs."
+        )
+    return rows
+
+
+def _port(row: Any, where: str) -> Port:
+    known = {field.name for field in fields(Port)}
+    if (
+        not isinstance(row, dict)
+        or not {"name", "direction", "dtype", "shape"} <= set(row) <= known
+    ):
+        raise ConfigError(
+            f"{where}: expected an object with keys among {', '.join(sorted(known))}, got {row!r}."
+        )
+    if not isinstance(row["shape"], list) or not all(
+        isinstance(size, int | str) for size in row["shape"]
+    ):
+        raise ConfigError(
+            f"{where}.shape: expected a list of sizes and symbols, got {row['shape']!r}."
+        )
+    return Port(**{"meaning": "", **row, "shape": tuple(row["shape"])})

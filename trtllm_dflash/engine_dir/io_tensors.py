@@ -1,0 +1,173 @@
+"""THE table of the step's inputs and outputs: names, types, shapes and meanings, for every reader
+and writer of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trtllm_dflash.graph.ring_cache import cache_rows
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+
+BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
+FP8 = "float8e4m3fn"
+_ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of the step. Symbols in `shape` are sizes that vary from call to call."""
+
+    name: str
+    direction: str  # "input" | "output"
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+    aliases: str | None = None  # an output cache: the input whose memory it shares
+    cache: str | None = None  # "target" | "drafter"
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return _ITEM_BYTES[self.dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        """The port as it is written in the engine's config.json."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def step_ports(
+    target: TargetConfig,
+    drafter: DrafterConfig | None,
+    *,
+    dtype: str,
+    cache_len: int,
+    block_size: int,
+    plugins: bool = False,
+    kv_cache_dtype: str | None = None,
+    ring_width: int | None = None,
+) -> tuple[Port, ...]:
+    """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and
+    block_size 1.
+
+    With plugins there is no port of symbol CONTEXT: they read on the device how far attention must
+    look. The target's caches are of `kv_cache_dtype` where it is given, all else of `dtype`. Layers
+    with a window have rings (`graph.rings`) for steps of up to `ring_width` tokens. None: every
+    cache has cache_len rows, for any step.
+    """
+    rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)
+    caches = _cache_ports("target", target, kv_cache_dtype or dtype, rows)
+    if drafter is not None:
+        written = (
+            None if ring_width is None else ring_width + block_size
+        )  # the next block, behind the step's tokens
+        caches += _cache_ports(
+            "draft",
+            drafter,
+            dtype,
+            cache_rows(drafter.windows, cache_len=cache_len, written=written),
+        )
+    outputs = tuple(
+        Port(
+            f"{c.name}.out",
+            "output",
+            c.dtype,
+            c.shape,
+            f"{c.name} after the step",
+            aliases=c.name,
+            cache=c.cache,
+        )
+        for c in caches
+    )
+    controls = tuple(
+        port for port in _control_inputs(cache_len) if not (plugins and CONTEXT in port.shape)
+    )
+    return (*controls, *caches, *_control_outputs(block_size), *outputs)
+
+
+def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
+    """The type of caches that hold FP8 codes: plugins have them as FP8, the operators' bodies as
+    numbers of `dtype`.
+    """
+    return FP8 if plugins else dtype
+
+
+def _control_inputs(cache_len: int) -> tuple[Port, ...]:
+    known = "the first num_known are decided, the rest drafts to verify"
+    return (
+        Port("input_ids", "input", "int64", (BATCH, WIDTH), known),
+        Port(
+            "num_known",
+            "input",
+            "int32",
+            (BATCH,),
+            "decided tokens of the row: 1 (the anchor) to width (a prompt)",
+        ),
+        Port("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
+        Port(
+            "kv_positions",
+            "input",
+            "int64",
+            (CONTEXT,),
+            "0, 1, 2, …: the cache rows that attention looks at; no such input with plugins",
+        ),
+        Port(
+            "decided",
+            "input",
+            "int64",
+            (ROWS,),
+            "0, 1, 2, …: the rows, from the last known on, that decide a token",
+        ),
+        Port("temperature", "input", "float32", (BATCH,), "0 is greedy"),
+        Port("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
+        Port("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
+        Port(
+            "uniforms",
+            "input",
+            "float32",
+            (BATCH, cache_len),
+            "number p, in [0, 1), decides the token at position p",
+        ),
+    )
+
+
+def _control_outputs(block_size: int) -> tuple[Port, ...]:
+    return (
+        Port(
+            "next_ids",
+            "output",
+            "int64",
+            (BATCH, block_size),
+            "bonus, then drafts: the next step's input_ids",
+        ),
+        Port(
+            "new_ids",
+            "output",
+            "int64",
+            (BATCH, ROWS),
+            "committed by this step: num_new tokens, then -1",
+        ),
+        Port("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
+        Port("next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"),
+    )
+
+
+def _cache_ports(
+    prefix: str, model: TargetConfig | DrafterConfig, dtype: str, rows: Sequence[int]
+) -> tuple[Port, ...]:
+    owner = "target" if prefix == "target" else "drafter"
+    return tuple(
+        Port(
+            f"{prefix}_{kind}.{layer}",
+            "input",
+            dtype,
+            (BATCH, model.num_kv_heads, rows[layer], model.head_dim),
+            f"{owner} layer {layer}'s {kind} cache",
+            cache=owner,
+        )
+        for layer in range(model.num_layers)
+        for kind in ("key", "value")
+    )

@@ -1,0 +1,140 @@
+"""manifest.json: what an engine directory holds, byte for byte, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.log import Progress, ignore_progress
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA = 1
+# Hashing these on every load takes less than 0.1 s; larger files are compared by size, and hashed
+# by `inspect`.
+SHALLOW_BYTES = 64_000_000
+_CHUNK_BYTES = 1 << 22
+
+
+def write(
+    directory: Path, facts: Mapping[str, Any], *, progress: Progress = ignore_progress
+) -> None:
+    """Write the manifest of all files in `directory`; `facts` say how and from what they were
+    made.
+    """
+    paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
+    total, files = sum(path.stat().st_size for path in paths), {}
+    done = 0
+    for path in paths:
+        files[path.name] = file_entry(path)
+        done += int(files[path.name]["bytes"])
+        progress("hashing the engine", done, total)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest = {"schema": SCHEMA, "created": created, **facts, "files": files}
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """Read a directory's manifest.
+
+    Raises:
+        EngineError: if there is none, or it is not one that this version can read.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise EngineError(
+            f"{directory}: no {MANIFEST_FILE}, so this is not an engine directory; give the"
+            " --output-dir of a build"
+        ) from None
+    except (ValueError, NotADirectoryError) as error:
+        raise EngineError(
+            f"{path}: not readable as JSON ({error}); build the engine again"
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise EngineError(
+            f"{path}: schema {found!r}, expected {SCHEMA}; build the engine again with this version"
+        )
+    return manifest
+
+
+def check(directory: Path, *, deep: bool) -> list[str]:
+    """Every difference between a directory and its manifest, as sentences; [] if there is none.
+
+    Compares all sizes, and the hashes of files below 64 MB, of all files if `deep`.
+
+    Raises:
+        EngineError: if there is no readable manifest.
+    """
+    files = load(directory).get("files")
+    if not isinstance(files, dict) or not files:
+        return [f"{MANIFEST_FILE} lists no files"]
+    differences = (_difference(directory, name, entry, deep=deep) for name, entry in files.items())
+    return [difference for difference in differences if difference is not None]
+
+
+def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | None:
+    if (
+        Path(name).name != name
+        or not isinstance(entry, dict)
+        or not {"bytes", "sha256"} <= entry.keys()
+    ):
+        return f"{MANIFEST_FILE} has a row that this version cannot read: {name!r}"
+    path, size = directory / name, entry["bytes"]
+    if not path.is_file():
+        return f"{name} is missing; the build wrote {size} bytes"
+    actual = path.stat().st_size
+    if actual != size:
+        return f"{name} has {actual} bytes; the build wrote {size}"
+    if deep or actual < SHALLOW_BYTES:
+        digest = file_digest(path)
+        if digest != entry["sha256"]:
+            return (
+                f"{name} was changed after the build: its sha256 is {digest}, the build wrote"
+                f" {entry['sha256']}"
+            )
+    return None
+
+
+def version_differences(manifest: Mapping[str, Any]) -> list[str]:
+    """Which packages have another version here than where the engine was built, as sentences."""
+    built: Mapping[str, str] = manifest.get("versions", {})
+    here = versions_of(built)
+    return [
+        f"{package} is {here.get(package, 'not installed')} here; the engine was built with"
+        f" {version}"
+        for package, version in built.items()
+        if here.get(package) != version
+    ]
+
+
+def unlisted_files(directory: Path) -> list[str]:
+    """Names in an engine directory that its build did not write."""
+    listed = {MANIFEST_FILE, *load(directory).get("files", {})}
+    return sorted(path.name for path in directory.iterdir() if path.name not in listed)
+
+
+def file_entry(path: Path) -> dict[str, int | str]:
+    """Size and hash of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def text_digest(data: bytes) -> str:
+    """sha256 of bytes."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,115 @@
+"""An engine that is to be evaluated: its directory, intact, for the CPU, and with a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.models.hf_config import parse_json
+from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
+
+_FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine directory whose graph can be looked into."""
+
+    directory: Path
+    config: EngineConfig
+    tokenizer: Tokenizer | None
+
+    @classmethod
+    def open(cls, directory: Path) -> Subject:
+        """Check a directory; one that is damaged, or that is not a float32 engine for the CPU,
+        raises EngineError.
+        """
+        config = EngineConfig.load(directory)
+        if config.backend != "onnxruntime" or config.dtype != "float32":
+            raise EngineError(
+                f"{directory}: this engine was built with {config.backend} for {config.arch} in"
+                f" {config.dtype}, and only the float32 graph of a CPU engine shows its logits and"
+                " linears. Build one of the same checkpoints with --arch cpu: it computes with the"
+                " same quantized numbers."
+            )
+        differences = manifest.check(directory, deep=False)
+        if differences:
+            listed = "".join(f"\n  {difference}" for difference in differences)
+            raise EngineError(
+                f"{directory} is not what its build wrote:{listed}\nBuild the engine again."
+            )
+        return cls(directory, config, Tokenizer.find(directory))
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids, in the model's chat format where `chat`; without a tokenizer, UsageError."""
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.directory}: this engine has no {TOKENIZER_FILE}, so it cannot read text. "
+                "Build it from a checkpoint with its tokenizer files."
+            )
+        return self.tokenizer.encode_chat(text) if chat else self.tokenizer.encode(text)
+
+    @property
+    def weights(self) -> str:
+        """How the target's weights are stored in the checkpoint: the quantization's name, or the
+        engine's type.
+        """
+        return self._algorithm("pretrained_config", "quant_algo")
+
+    @property
+    def drafter(self) -> str | None:
+        """The same of the drafter's weights; None without a drafter."""
+        return self._algorithm("dflash", "quant_algo") if self.config.speculates else None
+
+    @property
+    def kv_caches(self) -> str:
+        """What the numbers in the target's caches are rounded to."""
+        return self._algorithm("pretrained_config", "kv_cache_quant_algo")
+
+    def facts(self) -> dict[str, Any]:
+        """From what, how and when the engine was built."""
+        built: Mapping[str, Any] = manifest.load(self.directory)
+        facts = {name: built.get(name) for name in _FACTS}
+        quantization = self._section("pretrained_config").get("quantization")
+        return facts | {"quantization": quantization, "draft_len": self.config.draft_len}
+
+    def _algorithm(self, section: str, key: str) -> str:
+        quantization = self._section(section).get("quantization")
+        algorithm = quantization.get(key) if isinstance(quantization, dict) else None
+        return str(algorithm or self.config.dtype)
+
+    def _section(self, name: str) -> dict[str, Any]:
+        """A part of config.json."""
+        path = self.directory / "config.json"
+        found: dict[str, Any] = parse_json(path.read_bytes(), str(path))[name]
+        return found
+
+
+def check_same_vocabulary(
+    ours: Subject, other: Subject, texts: Mapping[str, list[int]], *, chat: bool
+) -> None:
+    """Raise UsageError unless both engines mean the same by a token id; `texts` are some texts and
+    our ids of them.
+
+    An engine without a tokenizer is taken to have the other's.
+    """
+    sizes = ours.config.vocab_size, other.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"{ours.directory} has a vocabulary of {sizes[0]} tokens and {other.directory} one of"
+            f" {sizes[1]}: their predictions cannot be compared. Give --against an engine of the"
+            " same target."
+        )
+    if other.tokenizer is None:
+        return
+    for text, token_ids in texts.items():
+        if other.encode(text, chat=chat) != token_ids:
+            raise UsageError(
+                f"{ours.directory} and {other.directory} have different tokenizers: they make"
+                f" different tokens of {text[:40]!r}. Give --against an engine of the same target."
+            )

@@ -1,0 +1,142 @@
+"""An engine that reads a given text: every position's logits, and the outputs of its linears.
+
+The text enters as drafts behind one known token, so that every row decides something and has
+logits; whether a draft would be accepted is never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
+from trtllm_dflash.runtime.sessions.base import Float32, Int64, context_length
+from trtllm_dflash.runtime.threads import resolve_num_threads
+
+MODEL_FILE = "model.onnx"
+_SETTINGS = {"num_known": 1, "temperature": 0, "top_p": 1, "top_k": 0, "uniforms": 0}
+_COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
+
+
+class Probe:
+    """One sequence of a CPU engine, whose tokens are given and not generated."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: EngineConfig,
+        graph: TargetGraph,
+        *,
+        linears: Collection[str] = (),
+        num_threads: int | None = None,
+    ) -> None:
+        """Load the engine with `graph`, which is read from it and changed; `linears` are those that
+        are wanted.
+        """
+        self._target_sizes = replace(config, block_size=1)  # the graph has no drafter
+        self._ports = {port.name: port for port in config.ports}
+        self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {
+            HEAD: (str(graph.logits.name), (1, config.vocab_size))
+        }
+        for name in linears:
+            linear = graph.linears[name]
+            self._outputs[name] = (str(linear.output.name), (linear.size,))
+        self._session = _load(
+            directory, graph.serialized(config, linears), resolve_num_threads(num_threads)
+        )
+        self._inputs = [
+            self._known_port(directory, node.name) for node in self._session.get_inputs()
+        ]
+        self._binding = self._session.io_binding()
+        self._bound: list[Any] = []  # keeps alive what ONNX Runtime only points to
+        self._bind_caches()
+        self._past_len = 0
+
+    def restart(self) -> None:
+        """Forget the text so far."""
+        self._past_len = 0
+
+    def step(self, token_ids: Int64) -> dict[str, Float32]:
+        """Read the next tokens [S]; float32 [S, size] of every linear that was asked for, logits
+        [S, V] as lm_head.
+
+        At most max_num_tokens, and no more than max_seq_len since the last restart.
+        """
+        width, past_len = len(token_ids), np.array([self._past_len], np.int32)
+        context = context_length(past_len, width, self._target_sizes)
+        sizes = {BATCH: 1, WIDTH: width, ROWS: width, CONTEXT: context}
+        bound = [
+            self._bind_input(port, token_ids, past_len, sizes)
+            for port in self._inputs
+            if not port.cache
+        ]
+        results = {}
+        for name, (output, shape) in self._outputs.items():
+            array = np.empty((*shape[:-1], width, shape[-1]), np.float32)
+            bound.append(ort.OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_output(output, bound[-1])
+            results[name] = array.reshape(width, shape[-1])
+        self._session.run_with_iobinding(self._binding)
+        self._past_len += width
+        return results
+
+    def _bind_input(
+        self, port: Port, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
+    ) -> Any:
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
+        if port.name in _COUNTING:
+            array: NDArray[Any] = np.arange(shape[0], dtype=port.dtype)
+        elif port.name in _SETTINGS:
+            array = np.full(shape, _SETTINGS[port.name], port.dtype)
+        else:
+            array = (token_ids if port.name == "input_ids" else past_len).reshape(shape)
+        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        self._binding.bind_ortvalue_input(port.name, value)
+        return value
+
+    def _bind_caches(self) -> None:
+        """Every cache's input and output are the same memory, as when the engine runs."""
+        outputs = {port.aliases: port.name for port in self._ports.values() if port.aliases}
+        for port in self._inputs:
+            if port.cache:
+                array = np.zeros((1, *(int(size) for size in port.shape[1:])), port.dtype)
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                self._bound += [array, value]
+                self._binding.bind_ortvalue_input(port.name, value)
+                self._binding.bind_ortvalue_output(outputs[port.name], value)
+
+    def _known_port(self, directory: Path, name: str) -> Port:
+        port = self._ports.get(name)
+        if port is None or not (
+            port.cache or name in {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}
+        ):
+            raise EngineError(
+                f"{directory}: this version of dflash-trt does not know the input {name!r} of the"
+                " engine's step. Build the engine again with this version."
+            )
+        return port
+
+
+def _load(directory: Path, model: bytes, num_threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(directory.resolve())
+    )
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class in common
+        raise EngineError(
+            f"{directory}: ONNX Runtime {ort.__version__} cannot load this engine's graph with its"
+            f" logits as an output ({error}). Build the engine again with what is installed."
+        ) from error

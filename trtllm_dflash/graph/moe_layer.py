@@ -1,0 +1,121 @@
+"""A layer's experts: the router, and the operator with its weights in what an engine computes them
+from.
+
+| engine | quantized experts are |
+|---|---|
+| for the CPU (float32) | numbers, dequantized when the engine is written |
+| for a GPU, with our plugins | codes and scales as they are |
+| for a GPU that has FP4, without | codes under DequantizeLinear: TensorRT-RTX keeps them in 4 bits |
+| for a GPU that has not, without | numbers |
+
+MXFP4's blocks of 32 are compiled as NVFP4's of 16, whose scales can be the same powers of two, so
+that no number changes (`checkpoint.mxfp4`). Where a form cannot have exactly the checkpoint's
+numbers, the engine has the numbers themselves. Experts' activations are never quantized.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import onnx_ir as ir
+
+from trtllm_dflash.graph.layers import Model
+from trtllm_dflash.graph.moe_weights import ExpertWeight, OneTensor, TensorsOfEach
+from trtllm_dflash.graph.ops import MOE
+from trtllm_dflash.models.moe import MoEConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+class QuantizedAs(Enum):
+    """What quantized experts are in an engine."""
+
+    NUMBERS = "numbers of the step's type"
+    FP4 = "4-bit codes, dequantized by the compiler's own code"
+    CODES = "4-bit codes, for our plugin"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one layer, `name` as in "model.layers.0.mlp"."""
+
+    model: Model
+    config: MoEConfig
+    hidden_size: int
+    quantized_as: QuantizedAs
+    name: str
+
+    def __call__(self, x: ir.Value) -> ir.Value:
+        """The weighted sum of each token's experts, x [N, hidden] (normed)."""
+        m, g, c = self.model, self.model.g, self.config
+        logits = g.cast(
+            m.linear(x, f"{self.name}.{'router' if c.fused else 'gate'}"), ir.DataType.FLOAT
+        )
+        weights = [
+            self._weight(
+                "gate_up_proj", ("gate_proj", "up_proj"), 2 * c.intermediate_size, self.hidden_size
+            ),
+            self._weight("down_proj", ("down_proj",), self.hidden_size, c.intermediate_size),
+        ]
+        form = self._form(weights)
+        (gate_up, *up_scales), (down, *down_scales) = (
+            self._operands(weight, form) for weight in weights
+        )
+        biases = [self._bias(weight) for weight in weights]
+        scales = [scale for pair in zip(up_scales, down_scales, strict=True) for scale in pair]
+        (out,) = MOE(
+            g, x, logits, gate_up, biases[0], down, biases[1], *scales,
+            top_k=c.top_k, normalize=int(c.normalize), interleaved=int(c.fused), limit=c.limit, alpha=c.alpha,
+            shift=c.shift, weight_format=weights[0].weight_format if form is QuantizedAs.CODES else 0,
+        )  # fmt: skip
+        return out
+
+    def _weight(self, kind: str, parts: tuple[str, ...], rows: int, columns: int) -> ExpertWeight:
+        source, name, shape = (
+            self.model.weights,
+            f"{self.name}.experts",
+            (self.config.num_experts, rows, columns),
+        )
+        if self.config.fused:
+            return OneTensor(source, f"{name}.{kind}", shape)
+        linears = tuple(tuple(f"{name}.{j}.{part}" for part in parts) for j in range(shape[0]))
+        return TensorsOfEach(source, f"{name}.{kind}", shape, linears)
+
+    def _form(self, weights: list[ExpertWeight]) -> QuantizedAs:
+        """That of both weights, since a node has one: numbers if one of them must be."""
+        if self.quantized_as is QuantizedAs.NUMBERS or not all(
+            weight.weight_format for weight in weights
+        ):
+            return QuantizedAs.NUMBERS
+        is_for_plugin = self.quantized_as is QuantizedAs.CODES
+        for weight in weights:
+            reason = weight.why_not_codes() if is_for_plugin else weight.why_not_fp4()
+            if reason is not None:
+                _LOG.warning(
+                    "%s; the engine holds this layer's experts as %s", reason, self.model.dtype.name
+                )
+                return QuantizedAs.NUMBERS
+        return self.quantized_as
+
+    def _operands(self, weight: ExpertWeight, form: QuantizedAs) -> tuple[ir.Value, ...]:
+        """The weight's own input of the operator first, then its scales' if there are any."""
+        m, g = self.model, self.model.g
+        if form is QuantizedAs.CODES:
+            return weight.codes(g)
+        if form is QuantizedAs.NUMBERS:
+            return (weight.numbers(g, m.dtype),)
+        codes, scales = weight.fp4(g)
+        return (g.cast(g.DequantizeLinear(codes, scales, axis=-1, block_size=16), m.dtype),)
+
+    def _bias(self, weight: ExpertWeight) -> ir.Value:
+        m = self.model
+        if isinstance(weight, OneTensor):
+            return m.weights.value(m.g, f"{weight.name}_bias")
+        kind = weight.shape[1]
+        zeros = np.zeros(weight.shape[:2], m.dtype.numpy())
+        return m.g.initializer(
+            f"target.no_bias_of_{kind}", lambda: ir.Tensor(zeros)
+        )  # one for all layers

@@ -1,0 +1,220 @@
+"""The weights of a layer's experts, as the operator DFlashMoE takes them: gate_up [E, 2I, H] and
+down [E, H, I].
+
+A checkpoint has them as one tensor of all experts (gpt-oss), or as linears of each (Qwen3-MoE). The
+latter become one tensor too, while it is written. What is not in the checkpoint's file as it is, is
+made when it is read, and not kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from trtllm_dflash.checkpoint.mxfp4 import (
+    BLOCKS,
+    SCALES,
+    dequantized_experts,
+    nvfp4_block_scales,
+    nvfp4_scale,
+)
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.weight_source import WeightSource
+
+Shape = tuple[int, int, int]
+_NVFP4_BLOCK = 16
+_INT32_CODES, _INT32_SCALES = 8, 4  # how many of them an int32 has
+
+
+@dataclass(frozen=True)
+class ExpertWeight(ABC):
+    """One of a layer's two weights, of the shape [experts, out, in]; its initializers begin with
+    `name`.
+    """
+
+    weights: WeightSource
+    name: str
+    shape: Shape
+
+    @property
+    @abstractmethod
+    def weight_format(self) -> int:
+        """DFlashMoE's: 0 unquantized, 1 MXFP4, 2 NVFP4."""
+
+    @abstractmethod
+    def why_not_fp4(self) -> str | None:
+        """Why DequantizeLinear cannot have exactly these numbers from 4-bit codes."""
+
+    @abstractmethod
+    def why_not_codes(self) -> str | None:
+        """Why our plugin cannot have exactly these numbers from 4-bit codes."""
+
+    @abstractmethod
+    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+        """The numbers, of the type `dtype`."""
+
+    @abstractmethod
+    def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+        """FP4 codes, and the float32 scales of their blocks of 16."""
+
+    @abstractmethod
+    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+        """Codes and scales as the plugin takes them: the table in `graph.ops.moe`."""
+
+
+@dataclass(frozen=True)
+class OneTensor(ExpertWeight):
+    """A tensor of all experts; unquantized it is [experts, in, out]."""
+
+    @property
+    def weight_format(self) -> int:
+        return int(self.name in self.weights.formats)
+
+    def why_not_fp4(self) -> str | None:
+        return (
+            None
+            if self._scale is not None
+            else f"{self.name}: its exponents are too far apart for NVFP4's scales"
+        )
+
+    def why_not_codes(self) -> str | None:
+        return None
+
+    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+        tensors = self.weights.tensors
+
+        def make() -> np.ndarray:
+            if self.weight_format:
+                return dequantized_experts(tensors, self.name, dtype.numpy())
+            turned: np.ndarray = tensors[self.name].array().transpose(0, 2, 1).astype(dtype.numpy())
+            return turned
+
+        return self.weights.made(g, self.name, dtype, self.shape, make)
+
+    def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+        scale, weights = self._scale, self.weights
+        if scale is None:
+            raise GraphError(str(self.why_not_fp4()))
+        make = lambda: nvfp4_block_scales(weights.tensors, self.name, scale)  # noqa: E731
+        codes = weights.in_place(g, f"{self.name}{BLOCKS}", ir.DataType.FLOAT4E2M1, self.shape)
+        blocks = weights.made(
+            g, f"{self.name}{SCALES}", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape), make
+        )
+        return codes, g.DequantizeLinear(blocks, scale)
+
+    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+        count, rows, num_blocks = self.weights.tensors[f"{self.name}{SCALES}"].shape
+        sizes = {BLOCKS: _int32(self.shape), SCALES: (count, rows * num_blocks // _INT32_SCALES)}
+        return tuple(
+            self.weights.in_place(g, f"{self.name}{ending}", ir.DataType.INT32, size)
+            for ending, size in sizes.items()
+        )
+
+    @cached_property
+    def _scale(self) -> float | None:
+        return nvfp4_scale(self.weights.tensors, self.name)
+
+
+@dataclass(frozen=True)
+class TensorsOfEach(ExpertWeight):
+    """Linears [out, in] of each expert, those of one expert below each other: first all gates, then
+    all ups.
+    """
+
+    linears: tuple[tuple[str, ...], ...]
+
+    @property
+    def weight_format(self) -> int:
+        return (
+            2
+            if all(linear in self.weights.formats for group in self.linears for linear in group)
+            else 0
+        )
+
+    def why_not_fp4(self) -> str | None:
+        scales = self._scales_2
+        expert = next((j for j, group in enumerate(scales) if len(set(group)) > 1), None)
+        if expert is None:
+            return None
+        return f"{self.name}: gate and up of expert {expert} have different weight_scale_2"
+
+    def why_not_codes(self) -> str | None:
+        return self.why_not_fp4()
+
+    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+        make = lambda: _stack(self.linears, self.shape, dtype.numpy(), self.weights.numbers)  # noqa: E731
+        return self.weights.made(g, self.name, dtype, self.shape, make)
+
+    def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
+        codes = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)
+        blocks = self._stacked(g, "weight_scale", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape))
+        return codes, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
+
+    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+        count, rows, columns = self.shape
+        num_scales = rows * columns // _NVFP4_BLOCK
+        codes = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
+        blocks = self._stacked(
+            g, "weight_scale", ir.DataType.INT32, (count, num_scales // _INT32_SCALES)
+        )
+        return codes, blocks, self._scale_2(g)
+
+    def _stacked(
+        self, g: GraphBuilder, ending: str, dtype: ir.DataType, shape: Sequence[int]
+    ) -> ir.Value:
+        """The stored bytes of all experts, taken for `dtype` and `shape`."""
+        tensors, (count, rows, _) = self.weights.tensors, self.shape
+
+        def make() -> np.ndarray:
+            width = tensors[f"{self.linears[0][0]}.{ending}"].shape[1]
+            take = lambda linear: tensors[f"{linear}.{ending}"].array().view(np.uint8)  # noqa: E731
+            stacked = _stack(self.linears, (count, rows, width), np.uint8, take)
+            return (
+                stacked
+                if dtype.bitwidth < 8
+                else stacked.reshape(-1).view(dtype.numpy()).reshape(shape)
+            )
+
+        return self.weights.made(g, f"{self.name}.{ending}", dtype, shape, make)
+
+    def _scale_2(self, g: GraphBuilder) -> ir.Value:
+        scales = np.array([group[0] for group in self._scales_2], np.float32)
+        return g.initializer(f"target.{self.name}.weight_scale_2", lambda: ir.Tensor(scales))
+
+    @cached_property
+    def _scales_2(self) -> list[list[float]]:
+        return [
+            [self.weights.number(f"{linear}.weight_scale_2") for linear in group]
+            for group in self.linears
+        ]
+
+
+def _blocks_of(shape: Shape) -> Shape:
+    return (*shape[:2], shape[2] // _NVFP4_BLOCK)
+
+
+def _int32(shape: Shape) -> Shape:
+    return (*shape[:2], shape[2] // _INT32_CODES)
+
+
+def _stack(
+    linears: Sequence[Sequence[str]],
+    shape: Shape,
+    dtype: npt.DTypeLike,
+    take: Callable[[str], np.ndarray],
+) -> np.ndarray:
+    """[experts, out, in] of matrices [out, in], those of an expert below each other. Memory: the
+    result.
+    """
+    stacked = np.empty(shape, dtype)
+    for expert, group in zip(stacked, linears, strict=True):
+        for rows, linear in zip(np.split(expert, len(group)), group, strict=True):
+            rows[:] = take(linear)
+    return stacked

@@ -1,0 +1,88 @@
+"""What one step tells every target layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.kv_scales import KvScales
+from trtllm_dflash.graph.layers import Model, Rotary, project_heads
+from trtllm_dflash.graph.moe_layer import Experts, QuantizedAs
+from trtllm_dflash.graph.ops import VERIFY_ATTENTION
+from trtllm_dflash.graph.ops.attention import ring_attribute
+from trtllm_dflash.models.base import TargetConfig
+
+
+@dataclass(frozen=True)
+class TargetContext:
+    """The target, its inputs of this step, and its caches by port name; `written` collects their
+    outputs.
+    """
+
+    model: Model
+    config: TargetConfig
+    rotary: Rotary
+    batch_and_width: ir.Value  # int64 [2]
+    positions: ir.Value  # int64 [B, S]
+    kv_positions: ir.Value
+    caches: dict[str, ir.Value]
+    experts_as: QuantizedAs
+    kv_scales: KvScales | None = None  # where the caches are FP8
+    rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
+    written: dict[str, ir.Value] = field(default_factory=dict)
+
+    def attention(self, x: ir.Value, layer: int, name: str, *, qk_norm: bool = False) -> ir.Value:
+        """Self-attention of x [B·S, hidden] over layer's cache.
+
+        x ─┬─ q_proj (q_norm) rope ─┐
+           ├─ k_proj (k_norm) rope ─┼─ DFlashVerifyAttention ─ o_proj
+           └─ v_proj ───────────────┘
+
+        A layer may have a window, and its heads sinks: the configuration says it.
+        """
+        c, m, g = self.config, self.model, self.model.g
+        q = self._projected(x, f"{name}.q", c.num_q_heads, norm=qk_norm, rotate=True)
+        k = self._projected(x, f"{name}.k", c.num_kv_heads, norm=qk_norm, rotate=True)
+        v = self._projected(x, f"{name}.v", c.num_kv_heads, norm=False, rotate=False)
+        key, value = f"target_key.{layer}", f"target_value.{layer}"
+        sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
+        out, self.written[key], self.written[value] = VERIFY_ATTENTION(
+            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions, *sinks,
+            scale=c.head_dim**-0.5, window_size=c.windows[layer], **ring_attribute(self.rings, layer),
+            **self._cache_scales(layer),
+        )  # fmt: skip
+        return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def experts(self, x: ir.Value, name: str) -> ir.Value:
+        """The mixture of experts `name` of x [B·S, hidden]."""
+        config = self.config
+        if config.moe is None:
+            raise GraphError(f"{name}: {config.architecture} has no experts")
+        return Experts(self.model, config.moe, config.hidden_size, self.experts_as, name)(x)
+
+    def _cache_scales(self, layer: int) -> dict[str, float]:
+        return (
+            {}
+            if self.kv_scales is None
+            else dict(zip(("key_scale", "value_scale"), self.kv_scales[layer], strict=True))
+        )
+
+    def _projected(
+        self, x: ir.Value, name: str, heads: int, *, norm: bool, rotate: bool
+    ) -> ir.Value:
+        return project_heads(
+            self.model,
+            x,
+            name,
+            (heads, self.config.head_dim),
+            self.batch_and_width,
+            rotary=self.rotary if rotate else None,
+            positions=self.positions,
+            norm=norm,
+        )
+
+
+LayerFunction = Callable[[TargetContext, ir.Value, int], ir.Value]

@@ -1,0 +1,167 @@
+"""From a checkpoint's tensors to graph initializers: in place where the bytes fit, converted when
+read where not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from trtllm_dflash.checkpoint.dequantize import dequantized, scalar
+from trtllm_dflash.checkpoint.formats import WeightFormat
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.graph.builder import GraphBuilder
+
+_ONNX_DTYPES = {
+    "BF16": ir.DataType.BFLOAT16,
+    "F16": ir.DataType.FLOAT16,
+    "F32": ir.DataType.FLOAT,
+    "F8_E4M3": ir.DataType.FLOAT8E4M3FN,
+    "U8": (
+        ir.DataType.FLOAT4E2M1
+    ),  # of a quantized weight: ONNX packs two codes a byte just as the checkpoint does
+}
+
+
+class WeightSource:
+    """The tensors of one model, by name, as initializers of type `dtype` called
+    `<model>.<checkpoint name>`.
+
+    `formats` are those of its quantized linears, by module: their codes keep their own types.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tensors: Mapping[str, TensorInfo],
+        dtype: ir.DataType,
+        formats: Mapping[str, WeightFormat] | None = None,
+    ) -> None:
+        self._model = model
+        self.tensors = tensors
+        self._dtype = dtype
+        self.formats = formats or {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def value(
+        self, g: GraphBuilder, name: str, rows: np.ndarray | None = None, alias: str = ""
+    ) -> ir.Value:
+        """The initializer of tensor `name`, or of its `rows` (int64), which is called
+        `<model>.<alias>`.
+        """
+        if rows is not None:
+            return self._rows(g, name, rows, alias, self._dtype)
+        return g.initializer(
+            f"{self._model}.{name}", lambda: _tensor(self.tensors[name], self._dtype)
+        )
+
+    def codes(
+        self, g: GraphBuilder, name: str, rows: np.ndarray | None = None, alias: str = ""
+    ) -> ir.Value:
+        """Like `value`, of a quantized weight's codes or block scales, in the type that the
+        checkpoint gives them.
+        """
+        info = self.tensors[name]
+        if rows is not None:
+            return self._rows(g, name, rows, alias, _ONNX_DTYPES[info.dtype])
+        return g.initializer(f"{self._model}.{name}", lambda: _in_place(info))
+
+    def in_place(
+        self, g: GraphBuilder, name: str, dtype: ir.DataType, shape: Sequence[int]
+    ) -> ir.Value:
+        """The bytes of tensor `name` taken for another type and shape."""
+        return g.initializer(
+            f"{self._model}.{name}", lambda: _in_place(self.tensors[name], dtype, shape)
+        )
+
+    def made(
+        self,
+        g: GraphBuilder,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        make: Callable[[], np.ndarray],
+    ) -> ir.Value:
+        """The initializer `<model>.<name>` that `make` computes whenever it is read; two 4-bit
+        codes a byte.
+        """
+
+        def tensor() -> ir.TensorProtocol:
+            if dtype.bitwidth < 8:
+                return ir.PackedTensor(make().reshape(-1), dtype, shape=ir.Shape(shape))
+            return ir.Tensor(make(), dtype=dtype)
+
+        called = f"{self._model}.{name}"
+        # Lazy and not cached, so that a whole model is never held converted.
+        return g.initializer(
+            called, lambda: ir.LazyTensor(tensor, dtype, ir.Shape(shape), name=called)
+        )
+
+    def number(self, name: str) -> float:
+        """The number in the scale tensor `name`."""
+        return scalar(self.tensors[name])
+
+    def numbers(self, module: str) -> np.ndarray:
+        """The weight of a linear: float32 if it is quantized, else as it is stored."""
+        if module in self.formats:
+            return dequantized(self.tensors, module, self.formats[module])
+        return self.tensors[f"{module}.weight"].array()
+
+    def dequantized(
+        self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
+    ) -> ir.Value:
+        """The float32 numbers of a quantized linear's weight [out, in], converted when read."""
+        name, row = f"{module}.weight", self.formats[module]
+        num_rows, columns = _logical(self.tensors[name])
+        shape = (num_rows if rows is None else len(rows), columns)
+        called = name if rows is None else alias
+        return self.made(
+            g,
+            called,
+            ir.DataType.FLOAT,
+            shape,
+            lambda: dequantized(self.tensors, module, row, rows),
+        )
+
+    def _rows(
+        self, g: GraphBuilder, name: str, rows: np.ndarray, alias: str, dtype: ir.DataType
+    ) -> ir.Value:
+        info = self.tensors[name]
+
+        def gather() -> np.ndarray:
+            taken: np.ndarray = info.array()[rows]
+            return taken if info.dtype == "U8" else taken.astype(dtype.numpy())
+
+        return self.made(g, alias, dtype, (len(rows), *_logical(info)[1:]), gather)
+
+
+def _tensor(info: TensorInfo, dtype: ir.DataType) -> ir.TensorProtocol:
+    if _ONNX_DTYPES[info.dtype] == dtype:
+        return _in_place(info)
+    convert: Callable[[], ir.TensorProtocol] = lambda: ir.Tensor(info.array().astype(dtype.numpy()))  # noqa: E731
+    # Lazy and not cached, so that a whole model is never held converted.
+    return ir.LazyTensor(convert, dtype, ir.Shape(info.shape), name=info.name)
+
+
+def _in_place(
+    info: TensorInfo, dtype: ir.DataType | None = None, shape: Sequence[int] | None = None
+) -> ir.TensorProtocol:
+    dtype, sizes = dtype or _ONNX_DTYPES[info.dtype], ir.Shape(shape or _logical(info))
+    return ir.ExternalTensor(
+        info.path.name,
+        info.offset,
+        info.nbytes,
+        dtype,
+        shape=sizes,
+        name=info.name,
+        base_dir=info.path.parent,
+    )
+
+
+def _logical(info: TensorInfo) -> tuple[int, ...]:
+    """The shape in numbers: of packed codes, two a byte."""
+    return (*info.shape[:-1], 2 * info.shape[-1]) if info.dtype == "U8" else info.shape

@@ -1,1 +1,0 @@
-"""Beyond one GPU: the same pair for TensorRT-LLM's own DFlash, which runs in PyTorch on several GPUs and nodes."""

@@ -1,0 +1,136 @@
+"""What this machine is and has: each probe on its own, so that one that fails is a line and not the
+end.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trtllm_dflash.hardware.archs import ARCHS, Arch
+from trtllm_dflash.hardware.backends import BACKENDS, why_not_buildable
+from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, has_gpu, in_words
+from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.log import human_bytes, table
+
+PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "tensorrt-rtx-cu13",
+    "tensorrt-cu13",
+    "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+)
+
+
+@dataclass(frozen=True)
+class ArchReport:
+    """Whether engines for an arch can be built and run here; None is yes, otherwise the reason why
+    not.
+    """
+
+    arch: str
+    hardware: str
+    build: str | None
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything `doctor` says."""
+
+    archs: list[ArchReport]
+    gpus: list[Gpu] | str
+    cpu: str
+    memory: str
+    system: str
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        return asdict(self)
+
+    def sections(self) -> list[tuple[str, list[str]]]:
+        """All of it, for people: titles and lines."""
+        gpus = self.gpus if isinstance(self.gpus, str) else ", ".join(map(str, self.gpus)) or "none"
+        missing = [package for package in PACKAGES if package not in self.versions]
+        hardware = [
+            ("cpu", self.cpu),
+            ("memory", self.memory),
+            ("gpu", gpus),
+            ("system", self.system),
+        ]
+        packages = [*self.versions.items(), *((package, "not installed") for package in missing)]
+        return [
+            ("engines", [_arch_line(report) for report in self.archs]),
+            ("why not", [*_reasons("build", self.archs), *_reasons("run", self.archs)]),
+            ("machine", table(hardware, "").splitlines()),
+            ("packages", table(packages, "").splitlines()),
+        ]
+
+
+def _arch_line(report: ArchReport) -> str:
+    build, run = ("no " if reason else "yes" for reason in (report.build, report.run))
+    return f"{report.arch:<6} build {build}  run {run}  {report.hardware}"
+
+
+def _reasons(verb: str, reports: list[ArchReport]) -> list[str]:
+    """One line for each different reason, with the archs that it holds for."""
+    archs: dict[str, list[str]] = {}
+    for report in reports:
+        reason = getattr(report, verb)
+        if reason is not None:
+            archs.setdefault(reason, []).append(report.arch)
+    return [f"{verb} {', '.join(names)}: {reason}" for reason, names in archs.items()]
+
+
+def examine(runnable_backends: Collection[str]) -> Machine:
+    """Look at this machine; `runnable_backends` are those that this version has a session for."""
+    gpus = _probe(cuda_gpus)
+
+    def report(arch: Arch) -> ArchReport:
+        cannot_run = why_not_runnable(arch, gpus, runnable_backends)
+        return ArchReport(arch.name, arch.hardware, why_not_buildable(arch, gpus=gpus), cannot_run)
+
+    return Machine(
+        archs=[report(arch) for arch in ARCHS.values()],
+        gpus=gpus,
+        cpu=_probe(lambda: f"{os.cpu_count()} logical cores, {platform.machine()}"),
+        memory=_probe(
+            lambda: human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        ),
+        system=_probe(platform.platform),
+        versions=versions_of(PACKAGES),
+    )
+
+
+def why_not_runnable(
+    arch: Arch, gpus: list[Gpu] | str, runnable_backends: Collection[str]
+) -> str | None:
+    """Why an engine for `arch` cannot run here; None if it can. `gpus`: the devices, or why there
+    are none.
+    """
+    backend = BACKENDS[arch.backend]
+    if backend.name not in runnable_backends:
+        return f"this version of dflash-trt has no runtime for {backend.title} engines yet"
+    if not backend.is_installed():
+        return f"{backend.title} is not installed: {backend.install}"
+    if arch.is_gpu and not has_gpu(arch.name, gpus):
+        return f"it needs a GPU of {arch.name}, and here is: {in_words(gpus)}"
+    return None
+
+
+def _probe(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001 - the reason is the answer
+        return f"unknown ({type(error).__name__}: {error})"

@@ -1,0 +1,1 @@
+"""Target and drafter architectures: configuration, tensors and decoder layer, one file each."""

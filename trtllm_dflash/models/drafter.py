@@ -1,0 +1,224 @@
+"""The DFlash drafter's configuration, read once from the published layout and frozen.
+
+The tap convention, written once: `target_layer_ids` counts the target's decoder layers from 0, and
+id i means the residual stream AFTER layer i, both additions done and the next layer's norm not yet
+applied. Hugging Face calls it `hidden_states[i + 1]`, because its `hidden_states[0]` is the
+embedding; vLLM, SGLang and llama.cpp store i + 1. TensorRT-LLM sorts the ids; we keep their order,
+in which `fc` was trained to see the features. For the last layer, Hugging Face's entry is after the
+final norm and therefore not the same tensor: `check_pair` refuses that id.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from trtllm_dflash.checkpoint.formats import COMPRESSED
+from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
+from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, Only, shown
+from trtllm_dflash.models.rope import RopeConfig
+from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_dialects_in_config
+
+_LOG = logging.getLogger(__name__)
+
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 2, 64
+
+_ONLY = (
+    Only("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),
+    Only(
+        "model_type", ("qwen3",), "a DFlash drafter's layers are Qwen3's, whatever its target is."
+    ),
+    Only("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
+    Only("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
+    Only("compression_config", ({},), COMPRESSED),
+)
+
+
+@dataclass(frozen=True)
+class DraftLayerConfig:
+    """One drafter layer's mask: `causal` inside the block or bidirectional; `window` > 0 hides keys
+    that far away.
+
+    A query at position p sees the key at k if p - k < window and, where not causal, k - p < window;
+    0 hides nothing.
+    """
+
+    causal: bool
+    window: int
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """A DFlash v1 drafter: Qwen3 layers (with q/k norm) that see the target's features through `fc`
+    and `hidden_norm`.
+
+    `target_layer_ids`: id i = output of target decoder layer i, 0-based (HF `hidden_states[i +
+    1]`), order as given. `block_size` counts the anchor; `attention_bias` puts a bias on q, k, v
+    and o; `num_target_layers` may be unstated.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    attention_bias: bool
+    block_size: int
+    mask_token_id: int
+    target_layer_ids: tuple[int, ...]
+    num_target_layers: int | None
+    layers: tuple[DraftLayerConfig, ...]
+
+    @property
+    def num_taps(self) -> int:
+        """How many target layers `fc` reads."""
+        return len(self.target_layer_ids)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each layer's window; 0: none."""
+        return tuple(layer.window for layer in self.layers)
+
+    @classmethod
+    def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:
+        """Read config.json; every other drafter dialect is refused by its name."""
+        reader = HfReader(config_json, where)
+        refuse_dialects_in_config(reader)
+        reader.section("dflash_config")
+        reader.read_list(str, "architectures")
+        reader.check_only(_ONLY)
+        num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
+        head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
+        num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
+        vocab_size = reader.read(int, "vocab_size", low=2, high=MAX_SIZE)
+        num_target_layers = reader.read(
+            int, "num_target_layers", default=None, low=1, high=MAX_LAYERS
+        )
+        return cls(
+            hidden_size=reader.read(int, "hidden_size", low=1, high=MAX_SIZE),
+            intermediate_size=reader.read(int, "intermediate_size", low=1, high=MAX_SIZE),
+            num_layers=num_layers,
+            num_q_heads=num_q_heads,
+            num_kv_heads=read_kv_heads(reader, num_q_heads),
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            rms_norm_eps=reader.read(float, "rms_norm_eps", low=0.0, high=0.1),
+            rope=RopeConfig.from_hf(reader, head_dim),
+            attention_bias=reader.read(bool, "attention_bias", default=False),
+            block_size=reader.read(
+                int, *_either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
+            ),
+            mask_token_id=reader.read(int, *_either("mask_token_id"), low=0, high=vocab_size - 1),
+            target_layer_ids=_read_taps(reader, num_target_layers),
+            num_target_layers=num_target_layers,
+            layers=_read_masks(reader, num_layers),
+        )
+
+
+def _either(name: str) -> tuple[str, str]:
+    """Both places in which published configs keep a key."""
+    return f"dflash_config.{name}", name
+
+
+def _read_taps(reader: HfReader, num_target_layers: int | None) -> tuple[int, ...]:
+    path = "dflash_config.target_layer_ids"
+    taps = reader.read_list(int, *_either("target_layer_ids"))
+    if not taps:
+        reader.fail(
+            path, "is empty. List the target layers whose outputs the drafter was trained on."
+        )
+    if len(set(taps)) != len(taps):
+        reader.fail(
+            path,
+            f"is {shown(taps)}, which names a layer twice; no DFlash drafter is trained that way.",
+        )
+    limit = num_target_layers if num_target_layers is not None else MAX_LAYERS
+    for tap in taps:
+        if not 0 <= tap < limit:
+            reader.fail(
+                path, f"contains {tap}, expected 0 (the first layer) to {limit - 1} (the last)."
+            )
+    return taps
+
+
+def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ...]:
+    """Resolve each layer's mask: `is_causal`, else `dflash_config.causal`, else causal where the
+    layer slides.
+    """
+    explicit = _read_causal(reader)
+    sliding = _read_sliding(reader, num_layers, has_causal_key=explicit is not None)
+    window = _read_window(reader) if any(sliding) else 0
+    masks = tuple(
+        DraftLayerConfig(
+            causal=slides if explicit is None else explicit, window=window if slides else 0
+        )
+        for slides in sliding
+    )
+    _LOG.debug("%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks)))
+    return masks
+
+
+def _read_sliding(reader: HfReader, num_layers: int, *, has_causal_key: bool) -> tuple[bool, ...]:
+    use_swa = reader.read(bool, *_either("use_swa"), default=False)
+    kinds = reader.read_list(str, "layer_types", default=None)
+    if kinds is None:
+        if reader.read(bool, "use_sliding_window", default=False) and not use_swa:
+            reader.fail(
+                "use_sliding_window",
+                "is true but layer_types is missing, so which layers slide is open. Add it.",
+            )
+        kinds = ("full_attention",) * num_layers
+    if len(kinds) != num_layers:
+        reader.fail(
+            "layer_types", f"has {len(kinds)} entries, expected num_hidden_layers = {num_layers}."
+        )
+    for index, kind in enumerate(kinds):
+        if kind not in ("full_attention", "sliding_attention"):
+            reader.fail(
+                f"layer_types[{index}]",
+                f"is {shown(kind)}, expected full_attention or sliding_attention.",
+            )
+    sliding = tuple(kind == "sliding_attention" for kind in kinds)
+    if not use_swa or any(sliding):
+        return sliding
+    # ModelOpt writes use_swa beside all-full layer types and means a window on every layer,
+    # whatever their causality.
+    if not has_causal_key:
+        reader.fail(
+            "dflash_config.use_swa",
+            "is true for full_attention layers, but no key says if they are causal. Add is_causal.",
+        )
+    return (True,) * num_layers
+
+
+def _read_causal(reader: HfReader) -> bool | None:
+    top = reader.read(bool, "is_causal", default=None)
+    nested = reader.read(bool, "dflash_config.causal", default=None)
+    if top is not None and nested is not None and top != nested:
+        _LOG.warning(
+            "%s: is_causal is %s but dflash_config.causal is %s; is_causal is used, other engines"
+            " may read the other.",
+            reader.where,
+            top,
+            nested,
+        )
+    return nested if top is None else top
+
+
+def _read_window(reader: HfReader) -> int:
+    """Read the one window of all sliding layers, which `swa_window_size` and `sliding_window` must
+    agree on.
+    """
+    paths = (*_either("swa_window_size"), "sliding_window")
+    is_exported = any(reader.get(path) is not None for path in paths[:2])
+    if not is_exported and not reader.read(bool, "use_sliding_window", default=True):
+        reader.fail(
+            "use_sliding_window",
+            "is false beside sliding_attention layers; engines differ on that. Set it to true.",
+        )
+    return reader.read(int, *paths, low=1)

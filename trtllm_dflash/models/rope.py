@@ -1,0 +1,249 @@
+"""Rotary position embedding as numbers: what Hugging Face's four static kinds put into cos and sin,
+without torch.
+
+The formulas run in float32 in Hugging Face's order of operations: at position 100,000 a last-bit
+difference in a frequency is an error of 0.005 rad in the angle, so "mathematically equal" is not
+enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_dflash.models.hf_config import HfReader, shown
+
+Floats = npt.NDArray[np.float32]
+
+# kind -> (required parameters, optional ones). A key outside its row would change the numbers, so
+# it is refused.
+_PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "default": (frozenset(), frozenset()),
+    "linear": (frozenset({"factor"}), frozenset()),
+    "llama3": (
+        frozenset(
+            {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+        ),
+        frozenset(),
+    ),
+    "yarn": (
+        frozenset({"factor", "original_max_position_embeddings"}),
+        frozenset(
+            {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+        ),
+    ),
+}
+# Present in every kind; `finetuned` is a remark that some yarn configs carry and nothing reads.
+_COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotate-half RoPE over the whole head: `theta`, the scaling `kind` and its parameters (others'
+    are unused).
+    """
+
+    head_dim: int
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 0.0
+    high_freq_factor: float = 0.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+
+    @classmethod
+    def from_hf(
+        cls, reader: HfReader, head_dim: int, *, default_theta: float | None = None
+    ) -> RopeConfig:
+        """Read `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers
+        4).
+        """
+        if head_dim % 2:
+            reader.fail(
+                "head_dim",
+                f"is {head_dim}, expected an even number: RoPE rotates pairs of dimensions.",
+            )
+        section = _scaling_section(reader)
+        kind = section.read(str, "rope_type", "type", default="default")
+        if kind not in _PARAMETERS:
+            section.fail(
+                "rope_type", f"is {shown(kind)}, and only {', '.join(_PARAMETERS)} are supported."
+            )
+        required, optional = _PARAMETERS[kind]
+        strange = sorted(set(section.data) - required - optional - _COMMON_KEYS)
+        if any(section.data[key] is not None for key in strange):
+            section.fail(
+                shown(strange[0])[1:-1],
+                f"is no parameter of {kind} RoPE, whose are {sorted(required | optional)}.",
+            )
+        theta = _read_theta(reader, section, default_theta)
+        for holder in (section, reader):
+            if holder.read(float, "partial_rotary_factor", default=1.0) != 1.0:
+                holder.fail(
+                    "partial_rotary_factor",
+                    "is not 1, and RoPE over a part of the head is not supported.",
+                )
+        return cls(
+            head_dim=head_dim,
+            theta=theta,
+            kind=kind,
+            **_read_parameters(section, required, optional),
+        )
+
+    def inverse_frequencies(self) -> Floats:
+        """Return the angle per position of each pair of dimensions, float32 [head_dim / 2]."""
+        return _FREQUENCIES[self.kind](self, self._powers())
+
+    @property
+    def attention_scaling(self) -> float:
+        """The factor on cos and sin: 1 except for yarn, whose attention temperature rides on
+        them.
+        """
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
+        return _mscale(self.factor, 1.0)
+
+    def cos_sin(self, num_positions: int) -> tuple[Floats, Floats]:
+        """Return cos and sin of positions 0 .. num_positions-1, float32 [num_positions, head_dim /
+        2] each.
+        """
+        angles = np.arange(num_positions, dtype=np.float32)[:, None] * self.inverse_frequencies()
+        exact = angles.astype(np.float64)
+        scaling = np.float32(self.attention_scaling)
+        return (
+            np.cos(exact).astype(np.float32) * scaling,
+            np.sin(exact).astype(np.float32) * scaling,
+        )
+
+    def _powers(self) -> Floats:
+        """theta ** (2i / head_dim): exponents in float32, the power rounded once."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        return np.power(np.float64(self.theta), exponents.astype(np.float64)).astype(np.float32)
+
+
+def _scaling_section(reader: HfReader) -> HfReader:
+    new, old = reader.section("rope_parameters"), reader.section("rope_scaling")
+    if (
+        new is not None
+        and old is not None
+        and {**old.data, "rope_theta": None} != {**new.data, "rope_theta": None}
+    ):
+        reader.fail(
+            "rope_parameters",
+            "and rope_scaling are both present and differ. Keep the one used in training.",
+        )
+    return new or old or HfReader({}, reader.where)
+
+
+def _read_theta(reader: HfReader, section: HfReader, default_theta: float | None) -> float:
+    inner, outer = (holder.read(float, "rope_theta", default=None) for holder in (section, reader))
+    if inner is not None and outer is not None and inner != outer:
+        section.fail(
+            "rope_theta", f"is {inner} but rope_theta at the top level is {outer}. Make them agree."
+        )
+    theta = next((value for value in (inner, outer, default_theta) if value is not None), None)
+    if theta is None:
+        return reader.read(float, "rope_theta")
+    if theta <= 1:
+        reader.fail(
+            "rope_theta", f"is {theta}, expected more than 1: it is the base of the wavelengths."
+        )
+    return theta
+
+
+def _read_parameters(
+    section: HfReader, required: frozenset[str], optional: frozenset[str]
+) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for key in sorted(required | optional):
+        if key not in required and section.get(key) is None:
+            continue
+        if key == "truncate":
+            parameters[key] = section.read(bool, key)
+        elif key == "original_max_position_embeddings":
+            parameters[key] = section.read(int, key, low=1)
+        else:
+            parameters[key] = section.read(float, key, low=1.0 if key == "factor" else 0.0)
+    if (
+        "low_freq_factor" in parameters
+        and not 0 < parameters["low_freq_factor"] < parameters["high_freq_factor"]
+    ):
+        section.fail("low_freq_factor", "must be positive and below high_freq_factor.")
+    return parameters
+
+
+def _default(_: RopeConfig, powers: Floats) -> Floats:
+    return np.float32(1.0) / powers
+
+
+def _linear(rope: RopeConfig, powers: Floats) -> Floats:
+    return _default(rope, powers) / np.float32(rope.factor)
+
+
+def _llama3(rope: RopeConfig, powers: Floats) -> Floats:
+    """Long wavelengths are slowed by `factor`, short ones kept, those between blended (Llama
+    3.1).
+    """
+    plain = _default(rope, powers)
+    old_length = rope.original_max_position_embeddings
+    wavelength = np.float32(2 * math.pi) / plain
+    is_long = wavelength > np.float32(old_length / rope.low_freq_factor)
+    is_short = wavelength < np.float32(old_length / rope.high_freq_factor)
+    slowed = np.where(is_long, plain / np.float32(rope.factor), plain)
+    smooth = (np.float32(old_length) / wavelength - np.float32(rope.low_freq_factor)) / np.float32(
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blended = (np.float32(1.0) - smooth) * slowed / np.float32(rope.factor) + smooth * slowed
+    return np.where(is_long | is_short, slowed, blended)
+
+
+def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
+    """Dimensions that turn often within the original length are kept, those that turn rarely
+    slowed, a ramp between.
+    """
+
+    def dimension_of(turns: float) -> float:
+        length = rope.original_max_position_embeddings
+        return rope.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    # Hugging Face reads a beta of 0 as "not given".
+    low, high = dimension_of(rope.beta_fast or 32.0), dimension_of(rope.beta_slow or 1.0)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp: Floats = (np.arange(rope.head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(
+        high - low
+    )
+    kept: Floats = np.float32(1.0) - np.clip(ramp, np.float32(0.0), np.float32(1.0))
+    slowed: Floats = np.float32(1.0) / (np.float32(rope.factor) * powers)
+    blended: Floats = slowed * (np.float32(1.0) - kept) + np.float32(1.0) / powers * kept
+    return blended
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+_FREQUENCIES: Mapping[str, Callable[[RopeConfig, Floats], Floats]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,123 @@
+"""How many drafts a step verifies at which batch size: what `run --draft-len-schedule` reads and
+`profile` advises.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import UsageError
+
+_FORM = 'expected a JSON object from batch sizes to numbers of drafts, as in {"1": 7, "4": 3}'
+_MOST = 2**31 - 1
+_FILE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class DraftLenSchedule:
+    """Rows of (batch size, draft_len), by growing batch size.
+
+    As in TensorRT-LLM, a row holds for batches up to its size, from the row before on; beyond the
+    last row nothing is drafted. {4: 7, 8: 2}: 7 drafts for 1 to 4 sequences, 2 for 5 to 8, none for
+    more. The batch is what generates at that moment, so it shrinks as sequences end. Like all
+    drafting, a schedule never changes tokens.
+
+    Raises:
+        UsageError: for no rows, sizes that do not grow from 1 on, or a negative draft_len.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        """Check the rows."""
+        if not self.rows:
+            raise UsageError(f"draft_len_schedule has no rows: {_FORM}.")
+        last = 0
+        for batch, draft_len in self.rows:
+            for what, value, low in (("batch size", batch, 1), ("draft_len", draft_len, 0)):
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, int)
+                    or not low <= value <= _MOST
+                ):
+                    raise UsageError(
+                        f"draft_len_schedule has the {what} {value!r}, expected an integer of at"
+                        f" least {low}."
+                    )
+            if batch <= last:
+                raise UsageError(
+                    f"draft_len_schedule has the batch size {batch} after {last}: they must grow."
+                )
+            last = batch
+
+    def draft_len(self, batch: int) -> int:
+        """The number of drafts for `batch` sequences that generate together."""
+        return next((draft_len for size, draft_len in self.rows if batch <= size), 0)
+
+    @property
+    def most(self) -> int:
+        """The largest number of drafts in it."""
+        return max(draft_len for _, draft_len in self.rows)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[Any, Any]) -> DraftLenSchedule:
+        """From {batch size: draft_len} in any order; keys may be strings, as in JSON."""
+        rows = [(_batch_size(batch), draft_len) for batch, draft_len in mapping.items()]
+        return cls(tuple(sorted(rows, key=lambda row: row[0])))
+
+    @classmethod
+    def load(cls, path: Path) -> DraftLenSchedule:
+        """Read a file; one that cannot be used raises UsageError with its name."""
+        try:
+            return cls._parse(_read(path))
+        except OSError as error:
+            raise UsageError(
+                f"{path}: cannot be read ({error.strerror}). Give a file that profile wrote."
+            ) from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+
+    @classmethod
+    def _parse(cls, text: bytes) -> DraftLenSchedule:
+        try:
+            data = json.loads(text, object_pairs_hook=_without_repetition)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"not JSON ({error}); {_FORM}.") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{_FORM}, got {json.dumps(data)[:60]}.")
+        return cls.from_mapping(data)
+
+    def to_json(self) -> dict[str, int]:
+        """The file's content."""
+        return {str(batch): draft_len for batch, draft_len in self.rows}
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(_FILE_BYTES + 1)
+    if len(text) > _FILE_BYTES:
+        raise UsageError(f"more than {_FILE_BYTES} bytes, and a schedule is a few rows.")
+    return text
+
+
+def _batch_size(key: Any) -> Any:
+    """A key as an integer where it is one in decimal; anything else is left for the check to
+    refuse.
+    """
+    return (
+        int(key)
+        if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11
+        else key
+    )
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"the batch size {key!r} stands there twice.")
+    return dict(pairs)

@@ -1,0 +1,134 @@
+"""How tokens are chosen and when a sequence ends: the options of `Engine.generate`, `Engine.stream`
+and `run`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, TypedDict
+
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+
+
+class SamplingOptions(TypedDict, total=False):
+    """`SamplingParams` as keyword arguments (a test keeps the two equal); lists and arrays serve as
+    tuples.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | Iterable[int]
+    draft: bool
+    draft_len: int | None
+    draft_len_schedule: DraftLenSchedule | Mapping[int, int] | None
+    stop_token_ids: Iterable[int] | None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The options of one call; a value out of range raises UsageError.
+
+    max_new_tokens   at least 1; a sequence also ends, as "length", where prompt and answer fill the engine's
+                     max_seq_len.
+    temperature      0 is greedy (top_p, top_k and seed are then unused); otherwise logits are divided by it.
+    top_p            keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
+    top_k            keep this many most likely tokens, before top_p; 0 is off.
+    seed             one integer for every prompt, or one integer for each. A prompt's tokens depend on nothing but the
+                     prompt, these options and its seed: not on its batch, nor on drafts. So equal prompts with one seed
+                     get equal answers; give a seed each to get different ones.
+    draft            False verifies no drafts: plain decoding, the same tokens.
+    draft_len        drafts verified in a step, 0 to block_size - 1; None is the engine's own default.
+    draft_len_schedule   draft_len by the number of sequences that generate together (a DraftLenSchedule, or a mapping
+                     {batch size: draft_len}); not beside draft_len.
+    stop_token_ids   tokens that end a sequence, kept as its last token; None means the model's own, empty means none.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | tuple[int, ...] = 0
+    draft: bool = True
+    draft_len: int | None = None
+    draft_len_schedule: DraftLenSchedule | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_integer("max_new_tokens", self.max_new_tokens, low=1)
+        _check_real(
+            "temperature",
+            self.temperature,
+            "0 (greedy) or a finite positive number",
+            lambda t: 0 <= t < math.inf,
+        )
+        _check_real("top_p", self.top_p, "a number above 0 and at most 1", lambda p: 0 < p <= 1)
+        _check_integer("top_k", self.top_k, low=0)
+        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
+            _check_integer("seed", seed, low=0)
+        if not isinstance(self.draft, bool):
+            raise UsageError(f"draft is {self.draft!r}, expected True or False.")
+        if self.draft_len is not None:
+            _check_integer("draft_len", self.draft_len, low=0)
+        if not isinstance(self.draft_len_schedule, DraftLenSchedule | None):
+            raise UsageError(
+                f"draft_len_schedule is {self.draft_len_schedule!r}, expected a mapping {{batch"
+                " size: draft_len}."
+            )
+        if self.draft_len is not None and self.draft_len_schedule is not None:
+            raise UsageError(
+                "draft_len and draft_len_schedule are both given, and only one of them can decide."
+            )
+        if not isinstance(self.stop_token_ids, tuple | None):
+            raise UsageError(
+                f"stop_token_ids is {self.stop_token_ids!r}, expected a list of token ids or None."
+            )
+        for token in self.stop_token_ids or ():
+            _check_integer("stop_token_ids", token, low=0)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
+        """Build from keyword arguments; unknown names raise UsageError with the known ones, lists
+        become tuples.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UsageError(
+                    f"unknown sampling option {name!r}. The options are: {', '.join(known)}."
+                )
+        return cls(**{name: _frozen(value) for name, value in options.items()})
+
+    def seed_of(self, index: int, num_prompts: int) -> int:
+        """The seed of prompt `index`; UsageError if there are several seeds, but not
+        `num_prompts`.
+        """
+        if not isinstance(self.seed, tuple):
+            return self.seed
+        if len(self.seed) != num_prompts:
+            raise UsageError(
+                f"seed has {len(self.seed)} entries for {num_prompts} prompts. Give one integer, or"
+                " one each."
+            )
+        return self.seed[index]
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return DraftLenSchedule.from_mapping(value)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _check_integer(name: str, value: Any, *, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise UsageError(f"{name} is {value!r}, expected an integer of at least {low}.")
+
+
+def _check_real(name: str, value: Any, expected: str, accepts: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not accepts(value):
+        raise UsageError(f"{name} is {value!r}, expected {expected}.")

@@ -1,0 +1,147 @@
+"""Colours of plots and pages by what they are for, for light and for dark surroundings, and how a
+figure becomes SVG.
+
+Figures are drawn in the light colours. As SVG every colour becomes a CSS variable, so that one
+drawing serves both.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Pairwise different within a theme: a colour's role is known by its value.
+LIGHT: Mapping[str, str] = {
+    "surface": "#ffffff",
+    "ink": "#1d2433",
+    "muted": "#667085",
+    "grid": "#e4e7ec",
+    "plain": "#8d95a5",
+    "series1": "#2f6fed",
+    "series2": "#0c9a83",
+    "series3": "#d9650f",
+    "series4": "#8a4fd8",
+    "series5": "#d13b7f",
+    "series6": "#b08900",
+}
+DARK: Mapping[str, str] = {
+    "surface": "#12161f",
+    "ink": "#e6e9f0",
+    "muted": "#98a2b3",
+    "grid": "#2a3140",
+    "plain": "#7f8aa0",
+    "series1": "#74a5ff",
+    "series2": "#3fcdb4",
+    "series3": "#ff9d57",
+    "series4": "#b992ff",
+    "series5": "#ff85b8",
+    "series6": "#e3be45",
+}
+SERIES = tuple(LIGHT[name] for name in LIGHT if name.startswith("series"))
+FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
+
+
+def require_matplotlib() -> None:
+    """Raise UsageError where it is not installed."""
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f'plots need matplotlib ({error}): pip install "dflash-trt[profile]"'
+        ) from error
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    """An empty figure of this size in inches, and its axes, in the house's style; UsageError
+    without matplotlib.
+    """
+    require_matplotlib()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, color=LIGHT["grid"], linewidth=0.8)
+    axes.tick_params(colors=LIGHT["muted"], length=0, labelsize=9)
+    for spine in axes.spines.values():
+        spine.set_color(LIGHT["grid"])
+    return figure, axes
+
+
+def legend(axes: Any, **options: Any) -> None:
+    """A legend without a frame."""
+    axes.legend(frameon=False, labelcolor=LIGHT["ink"], fontsize=9, **options)
+
+
+def label(axes: Any, x: str, y: str) -> None:
+    """The axes' labels."""
+    axes.set_xlabel(x, color=LIGHT["muted"], fontsize=9)
+    axes.set_ylabel(y, color=LIGHT["muted"], fontsize=9)
+
+
+def inline_svg(figure: Figure, description: str) -> str:
+    """The figure as an element of an HTML page that holds `variables()`; `description` is for those
+    who do not see it.
+    """
+    svg = _svg(figure)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write .svg, which follows the reader's light or dark theme, or .png, which is light."""
+    if path.suffix == ".png":
+        figure.savefig(path, dpi=200, facecolor=LIGHT["surface"])
+        return
+    if path.suffix != ".svg":
+        raise UsageError(f"{path}: a plot is written as .svg or .png")
+    style = f"<style>{variables('svg')} svg {{ background: var(--surface) }}</style>"
+    svg = _svg(figure)
+    start = svg.index(">", svg.index("<svg")) + 1
+    path.write_text(svg[:start] + style + svg[start:], encoding="utf-8")
+
+
+def variables(selector: str = ":root") -> str:
+    """CSS that sets every colour by its role for the reader's theme."""
+    light, dark = (
+        " ".join(f"--{name}: {colour};" for name, colour in theme.items())
+        for theme in (LIGHT, DARK)
+    )
+    return (
+        f"{selector} {{ {light} }} @media (prefers-color-scheme: dark) {{ {selector} {{ {dark}"
+        " } }"
+    )
+
+
+def _svg(figure: Figure) -> str:
+    """The svg element alone, with variables for colours and the page's fonts; the same figure gives
+    the same text.
+    """
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dflash-trt"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    roles = {colour: name for name, colour in LIGHT.items()}
+    svg = re.sub(
+        r"#[0-9a-f]{6}\b",
+        lambda found: f"var(--{roles[found[0]]})" if found[0] in roles else found[0],
+        svg,
+    )
+    return re.sub(
+        r"font: ([0-9.]+px) [^;\"]*",
+        lambda found: f"font: {found[1]} {FONTS.replace(chr(34), chr(39))}",
+        svg,
+    )

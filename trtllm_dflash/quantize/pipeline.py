@@ -1,0 +1,216 @@
+"""Quantizing: refuse early, say what will be done, do it, check what was written, say what it
+cost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
+from trtllm_dflash.checkpoint.loader import (
+    Checkpoint,
+    check_finite,
+    load_drafter,
+    load_target,
+    read_through,
+)
+from trtllm_dflash.checkpoint.locate import file_in, read_json_in
+from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
+from trtllm_dflash.engine_dir.atomic import check_space, staged
+from trtllm_dflash.errors import QuantizeError
+from trtllm_dflash.hardware.memory import peak_memory
+from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize.plan import Plan, plan_quantization
+from trtllm_dflash.quantize.provenance import write_record
+
+DRAFTER_FOLDER = "drafter"
+_LOG = logging.getLogger(__name__)
+_PACKAGES = ("torch", "nvidia-modelopt", "transformers")
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What a quantization made and cost: wall-clock seconds, bytes, most memory of this process.
+
+    `linear_bytes` of the target's quantized linears, scales included, stand for `original_bytes`.
+    At `agreed` of `compared` positions of the calibration text the most likely next token is the
+    unquantized target's.
+    """
+
+    directory: Path
+    seconds: float
+    bytes: int
+    linear_bytes: int
+    original_bytes: int
+    agreed: int
+    compared: int
+    peak_memory: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The costs, for people."""
+        rows = [
+            ("took", f"{self.seconds:.1f} s"),
+            ("wrote", human_bytes(self.bytes)),
+            ("quantized linears", self._linears()),
+            ("peak memory", human_bytes(self.peak_memory)),
+        ]
+        if self.compared:
+            agreement = f"{self.agreed / self.compared:.1%} of {self.compared} calibration tokens"
+            rows.append(("same next token", agreement))
+        return rows
+
+    def _linears(self) -> str:
+        if not self.original_bytes:
+            return "none"
+        share = self.linear_bytes / self.original_bytes
+        return (
+            f"{human_bytes(self.linear_bytes)} ({share:.2f} of their"
+            f" {human_bytes(self.original_bytes)})"
+        )
+
+
+def quantize(
+    config: QuantizeConfig,
+    *,
+    overwrite: bool = False,
+    progress: Progress = ignore_progress,
+    argv: Sequence[str] | None = None,
+) -> QuantizeReport:
+    """Write the quantized checkpoint `config.output_dir`; whatever goes wrong, that is then as it
+    was before.
+
+    `overwrite` allows to replace a checkpoint that this function wrote; `argv` (default: the
+    process's) is recorded.
+
+    Raises:
+        DFlashError: if it cannot be quantized.
+    """
+    plan, begun = plan_quantization(config, overwrite=overwrite), time.monotonic()
+    started(_LOG, "quantizing", plan.rows())
+    check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
+    try:
+        with staged(plan.config.output_dir) as staging:
+            facts = _quantize_into(staging, plan, progress)
+            write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
+            size = sum(path.stat().st_size for path in staging.rglob("*"))
+    except OSError as error:
+        raise QuantizeError(
+            f"cannot write the checkpoint {plan.config.output_dir}: {error}"
+        ) from error
+    report = QuantizeReport(
+        plan.config.output_dir, time.monotonic() - begun, size, peak_memory=peak_memory(), **facts
+    )
+    finished(_LOG, "quantized", report.rows())
+    return report
+
+
+def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, int]:
+    """Quantize and write everything but the record; returns the numbers of the report that only
+    this pass knows.
+    """
+    import torch
+
+    from trtllm_dflash.quantize.quantize_drafter import SEQUENCES, quantize_drafter
+    from trtllm_dflash.quantize.quantize_target import quantize_target
+    from trtllm_dflash.quantize.writer import Scratch
+
+    device = _device(plan.config, torch)
+    for kind, checkpoint in plan.checkpoints.items():
+        read_through(kind, checkpoint, progress)
+    taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
+    scratch = Scratch(staging / "scratch")
+    with torch.no_grad():
+        target = quantize_target(
+            plan.target,
+            plan.config,
+            plan.sequences,
+            scratch=scratch,
+            device=device,
+            progress=progress,
+            taps=taps,
+            tapped=SEQUENCES,
+        )
+        _write(staging, plan.target, target, progress)
+        if plan.drafter is not None:
+            drafter = quantize_drafter(
+                plan.drafter,
+                plan.target,
+                plan.config,
+                plan.sequences,
+                target.features,
+                scratch=scratch,
+                device=device,
+                progress=progress,
+            )
+            (staging / DRAFTER_FOLDER).mkdir()
+            _write(staging / DRAFTER_FOLDER, plan.drafter, drafter, progress)
+    shutil.rmtree(staging / "scratch")
+    # What was written must be what this package loads, down to every scale.
+    check_finite(load_target(staging))
+    if plan.drafter is not None:
+        check_finite(load_drafter(staging / DRAFTER_FOLDER))
+    return {
+        "linear_bytes": sum(tensor.nbytes for tensor in target.tensors.values()),
+        "original_bytes": sum(
+            plan.target.tensors[name].nbytes for name in target.tensors if name.endswith(".weight")
+        ),
+        "agreed": target.agreed,
+        "compared": target.compared,
+    }
+
+
+def _device(config: QuantizeConfig, torch: Any) -> str:
+    has_gpu = bool(torch.cuda.is_available())
+    if config.device == "cuda" and not has_gpu:
+        raise QuantizeError(
+            "--device cuda: torch sees no GPU here. Install a CUDA build of torch, or use --device"
+            " cpu."
+        )
+    if config.device != "auto":
+        return config.device
+    return "cuda" if has_gpu else "cpu"
+
+
+def _write(directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress) -> None:
+    """A Hugging Face checkpoint in ModelOpt's layout; config.json is the original's, with one key
+    more.
+    """
+    from trtllm_dflash.quantize.writer import write_tensors
+
+    write_tensors(directory, original.tensors | quantized.tensors, progress)
+    config = read_json_in(original.directory, "config.json") or {}
+    _write_json(
+        directory / "config.json", config | {"quantization_config": quantized.quantization_config}
+    )
+    _write_json(directory / HF_QUANT_CONFIG, quantized.hf_quant_config)
+    generation = file_in(original.directory, "generation_config.json")
+    if generation.is_file():
+        shutil.copyfile(generation, directory / generation.name)
+    copy_tokenizer_files(original.directory, directory)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _facts(plan: Plan, numbers: Mapping[str, int], argv: Sequence[str]) -> dict[str, Any]:
+    return {
+        "argv": list(argv),
+        "versions": versions_of(_PACKAGES),
+        "target": str(plan.target.directory),
+        "drafter": str(plan.drafter.directory) if plan.drafter else None,
+        "format": plan.config.format,
+        "kv_cache_dtype": plan.config.kv_cache_dtype,
+        "calibration": plan.calibration_facts(),
+        **numbers,
+    }

@@ -1,0 +1,61 @@
+"""dflash_quantize.json: what a quantized checkpoint was made of and how; by it alone --overwrite
+knows our own work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.engine_dir.atomic import is_free
+from trtllm_dflash.engine_dir.manifest import file_entry
+from trtllm_dflash.errors import UsageError
+
+RECORD_FILE = "dflash_quantize.json"
+SCHEMA = 1
+
+
+def write_record(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the record of all files in `directory` and below; `facts` say how and from what they
+    were made.
+    """
+    files = {name: file_entry(directory / name) for name in _files(directory)}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {"schema": SCHEMA, "created": created, **facts, "files": files}
+    (directory / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def check_output(directory: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, unless `overwrite` and it is a checkpoint of ours with nothing
+    else in it.
+
+    Raises:
+        UsageError: saying what is in the way.
+    """
+    if is_free(directory, overwrite=overwrite, what="a checkpoint"):
+        return
+    try:
+        record = json.loads((directory / RECORD_FILE).read_bytes())
+        listed = {RECORD_FILE, *record["files"]} if record["schema"] == SCHEMA else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
+    if not listed:
+        raise UsageError(
+            "--overwrite replaces what `dflash-trt quantize` wrote, and nothing else is ever"
+            f" deleted: {directory} has no {RECORD_FILE} of this version"
+        )
+    strangers = [name for name in _files(directory) if name not in listed]
+    if strangers:
+        raise UsageError(
+            f"--overwrite replaces a quantized checkpoint, and {directory} also holds files that"
+            f" are not of it: {', '.join(strangers[:8])}. Move them away"
+        )
+
+
+def _files(directory: Path) -> list[str]:
+    """Files and links in the directory and below, as relative names."""
+    paths = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(str(path.relative_to(directory)) for path in paths)

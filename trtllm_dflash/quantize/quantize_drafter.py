@@ -1,0 +1,127 @@
+"""The drafter, under the same quantizers: calibrated on blocks as it drafts them, from the target's
+own features.
+
+`fc` stays as it is: features reach values that 8 bits lose, and every draft depends on them. q, k
+and v share their scales, gate and up too, so that a runtime may fuse them in any way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.errors import CheckpointError
+from trtllm_dflash.log import Progress
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize import modelopt
+from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows
+from trtllm_dflash.quantize.writer import Scratch
+
+PHASE = "quantizing the drafter"
+SEQUENCES = 32  # of the calibration text; their features are kept until the target is done
+_BLOCKS = 4  # drafted in each sequence, at growing lengths of context
+
+
+@dataclass
+class QuantizedDrafter:
+    """Where packed tensors lie, and ModelOpt's two descriptions."""
+
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    hf_quant_config: dict[str, Any] = field(default_factory=dict)
+    quantization_config: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize_drafter(
+    checkpoint: Checkpoint[DrafterConfig],
+    target: Checkpoint[TargetConfig],
+    config: QuantizeConfig,
+    sequences: Sequence[Sequence[int]],
+    features: Sequence[torch.Tensor],
+    *,
+    scratch: Scratch,
+    device: str,
+    progress: Progress,
+) -> QuantizedDrafter:
+    """Quantize the linears of the drafter's layers; `features[s]` are the target's for sequence
+    s.
+    """
+    model = _load(checkpoint, device)
+    modelopt.insert_quantizers(model, config.format, None, excluded=NEVER_QUANTIZED)
+    result = QuantizedDrafter()
+    result.hf_quant_config, result.quantization_config = modelopt.describe(model)
+    blocks = list(_blocks(sequences, features)) if config.quantizes_inputs else []
+
+    def forward() -> None:
+        for done, (ids, context) in enumerate(blocks, start=1):
+            _draft(model, checkpoint, target, ids, context)
+            progress(PHASE, done, len(blocks))
+
+    modelopt.calibrate(model, forward, "drafter ")
+    for layer in model.layers:
+        modelopt.share_scales(layer)
+    result.tensors = scratch.add(modelopt.pack(model, ""))
+    progress(PHASE, 1, 1)
+    return result
+
+
+def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
+    """The reference package's model, with the masks as our configuration reads them."""
+    from dflash.model import DFlashDraftModel
+
+    with modelopt.quiet():
+        model = DFlashDraftModel.from_pretrained(
+            checkpoint.directory,
+            dtype=TORCH_DTYPES[checkpoint.dtype],
+            attn_implementation="sdpa",
+            local_files_only=True,
+        )
+    model = model.eval().to(device)
+    for layer, mask in zip(model.layers, checkpoint.config.layers, strict=True):
+        layer.self_attn.is_causal, layer.self_attn.sliding_window = mask.causal, mask.window or None
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.weight") and not parameter.any():
+            raise CheckpointError(
+                f"{checkpoint.directory}: tensor {name} is zero throughout, so it has no scale, and"
+                " ModelOpt would write NaN. Get an intact copy of the drafter."
+            )
+    return model
+
+
+def _blocks(
+    sequences: Sequence[Sequence[int]], features: Sequence[torch.Tensor]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(anchor, the features before it) at a few places of each sequence."""
+    for ids, context in zip(sequences, features, strict=False):
+        places = {max(1, len(ids) * part // _BLOCKS) for part in range(1, _BLOCKS + 1)}
+        for place in sorted(places & set(range(1, len(ids)))):
+            yield ids[place], context[:, :place]
+
+
+def _draft(
+    model: Any,
+    checkpoint: Checkpoint[DrafterConfig],
+    target: Checkpoint[TargetConfig],
+    anchor: int,
+    context: torch.Tensor,
+) -> None:
+    """One pass over [anchor, mask, …]; its context's keys and values come from `context` [1, n,
+    taps · hidden].
+    """
+    sizes = checkpoint.config
+    block = [anchor] + [sizes.mask_token_id] * (sizes.block_size - 1)
+    embedded = read_rows(target.tensors["model.embed_tokens.weight"], block)[None]
+    positions = torch.arange(context.shape[1] + len(block), device=context.device)[None]
+    weight = model.fc.weight
+    model(
+        target_hidden=context.to(weight.dtype),
+        noise_embedding=embedded.to(weight.device, weight.dtype),
+        position_ids=positions,
+    )

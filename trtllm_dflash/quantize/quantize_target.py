@@ -1,0 +1,254 @@
+"""The target, layer by layer: read one, send the calibration text through it, round it, pack it,
+forget it.
+
+At no time is more than one layer in memory. Calibration sees unrounded activations, as in
+ModelOpt's own pass over a whole model, so the scales are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.errors import CheckpointError
+from trtllm_dflash.hardware.memory import return_freed_memory
+from trtllm_dflash.log import Progress
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize import modelopt
+from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read, read_rows
+from trtllm_dflash.quantize.writer import Scratch
+
+PHASE = "quantizing the target"
+CHECK_TOKENS = (
+    512  # of the calibration text, on which the rounded target is compared with the given one
+)
+_HEAD_ROWS = 8192  # of the head at a time
+
+
+@dataclass
+class QuantizedTarget:
+    """What comes out: where packed tensors lie, ModelOpt's two descriptions, and what the pass saw
+    on its way.
+
+    `features[s]`: outputs of the tap layers for sequence s, concatenated, [1, tokens, taps ·
+    hidden]. `agreed` of `compared` positions have the same most likely next token after rounding.
+    """
+
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    hf_quant_config: dict[str, Any] = field(default_factory=dict)
+    quantization_config: dict[str, Any] = field(default_factory=dict)
+    features: list[torch.Tensor] = field(default_factory=list)
+    agreed: int = 0
+    compared: int = 0
+
+
+class _Streams:
+    """Hidden states between two layers: of all sequences unrounded, of the first few also after
+    rounded layers.
+    """
+
+    def __init__(self, hidden: list[torch.Tensor], compared: int) -> None:
+        self.exact = hidden
+        self.rounded = hidden[:compared]
+
+
+def quantize_target(
+    checkpoint: Checkpoint[TargetConfig],
+    config: QuantizeConfig,
+    sequences: Sequence[Sequence[int]],
+    *,
+    scratch: Scratch,
+    device: str,
+    progress: Progress,
+    taps: Sequence[int] = (),
+    tapped: int = 0,
+) -> QuantizedTarget:
+    """Quantize every linear of the decoder layers; of the first `tapped` sequences, keep the
+    outputs of layers `taps`.
+
+    Raises: DFlashError: naming a tensor that is zero throughout, or a part that calibration gives
+    no scale.
+    """
+    model = _skeleton(checkpoint, config)
+    result = QuantizedTarget()
+    result.hf_quant_config, result.quantization_config = modelopt.describe(model)
+    rotary = type(model.model.rotary_emb)(model.config).to(device)
+    embedding = checkpoint.tensors["model.embed_tokens.weight"]
+    dtype = TORCH_DTYPES[checkpoint.dtype]
+    hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
+    streams = _Streams(hidden, _first_of(sequences, CHECK_TOKENS))
+    tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
+    done, total = 0, len(model.model.layers) * (len(sequences) + len(streams.rounded) + 1)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(PHASE, done, total)
+
+    for index in range(len(model.model.layers)):
+        layer, prefix = model.model.layers[index], f"model.layers.{index}."
+        _load(layer, checkpoint, prefix, config, device)
+        _pass_layer(layer, prefix, streams, rotary, config, advance)
+        result.tensors |= scratch.add(modelopt.pack(layer, prefix))
+        _release(layer)
+        if index in taps:
+            for outputs, exact in zip(tapped_outputs, streams.exact, strict=False):
+                outputs.append(exact)
+        advance()
+    result.features = [torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs]
+    _compare(result, checkpoint, model, streams, device)
+    return result
+
+
+def _skeleton(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> Any:
+    """The model without weights, with quantizers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(
+        checkpoint.directory, local_files_only=True, trust_remote_code=False
+    )
+    from_config: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        # Eager attention, which a config.json may ask for, would see the future: layers get no mask
+        # here.
+        model = from_config(
+            settings, dtype=TORCH_DTYPES[checkpoint.dtype], attn_implementation="sdpa"
+        ).eval()
+    modelopt.insert_quantizers(model, config.format, config.kv_cache_dtype)
+    return model
+
+
+def _load(
+    layer: Any,
+    checkpoint: Checkpoint[TargetConfig],
+    prefix: str,
+    config: QuantizeConfig,
+    device: str,
+) -> None:
+    weights = {}
+    for name, info in checkpoint.tensors.items():
+        if name.startswith(prefix):
+            weight = read(info)
+            if config.weight_format and name.endswith("_proj.weight") and not weight.any():
+                raise CheckpointError(
+                    f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
+                    " ModelOpt would write NaN. Get an intact copy of the checkpoint."
+                )
+            # One type for the whole model; mixed checkpoints have a few tensors in another.
+            weights[name.removeprefix(prefix)] = weight.to(device, TORCH_DTYPES[checkpoint.dtype])
+    layer.load_state_dict(weights, strict=False, assign=True)
+
+
+def _pass_layer(
+    layer: Any,
+    prefix: str,
+    streams: _Streams,
+    rotary: Any,
+    config: QuantizeConfig,
+    advance: Callable[[], None],
+) -> None:
+    """Calibrate the layer, and bring both streams behind it."""
+    outputs = []
+
+    def forward() -> None:
+        for hidden in streams.exact:
+            outputs.append(_run(layer, hidden, rotary))
+            advance()
+
+    modelopt.calibrate(layer, forward, prefix)
+    if config.block_size is not None:
+        modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
+    rounded = modelopt.with_rounded_weights(layer)
+    streams.exact = outputs
+    for index, hidden in enumerate(streams.rounded):
+        streams.rounded[index] = _run(rounded, hidden, rotary)
+        advance()
+    _release(rounded)
+
+
+def _release(layer: Any) -> None:
+    """Free a layer's weights at once: its quantizers refer to each other, so it would wait for the
+    collector.
+    """
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    return_freed_memory()
+
+
+def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
+    """One decoder layer on one sequence, [1, tokens, hidden]; without a mask its attention is
+    causal.
+    """
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    out: torch.Tensor = layer(
+        hidden,
+        attention_mask=None,
+        position_ids=positions,
+        position_embeddings=rotary(hidden, positions),
+    )
+    return out
+
+
+def _first_of(sequences: Sequence[Sequence[int]], tokens: int) -> int:
+    """How many sequences from the first on have at least `tokens` together; all if they have
+    not.
+    """
+    seen = 0
+    for count, ids in enumerate(sequences, start=1):
+        seen += len(ids)
+        if seen >= tokens:
+            return count
+    return len(sequences)
+
+
+def _in_order(outputs: list[torch.Tensor], taps: Sequence[int]) -> list[torch.Tensor]:
+    """Outputs come by layer; `fc` was trained on them in the order of `taps`."""
+    by_layer = dict(zip(sorted(taps), outputs, strict=True))
+    return [by_layer[tap] for tap in taps]
+
+
+def _compare(
+    result: QuantizedTarget,
+    checkpoint: Checkpoint[TargetConfig],
+    model: Any,
+    streams: _Streams,
+    device: str,
+) -> None:
+    """Count where the rounded layers lead to the same most likely token; the head itself is not
+    rounded.
+    """
+    if not streams.rounded:
+        return
+    norm = model.model.norm
+    weight = read(checkpoint.tensors["model.norm.weight"]).to(
+        device, TORCH_DTYPES[checkpoint.dtype]
+    )
+    norm.load_state_dict({"weight": weight}, assign=True)
+    exact, rounded = (
+        _choices(checkpoint, norm(torch.cat([hidden[0] for hidden in stream])))
+        for stream in (streams.exact[: len(streams.rounded)], streams.rounded)
+    )
+    result.agreed, result.compared = int((exact == rounded).sum()), len(exact)
+
+
+def _choices(checkpoint: Checkpoint[TargetConfig], hidden: torch.Tensor) -> torch.Tensor:
+    """The token of the highest logit for each row of `hidden` [n, hidden], a part of the vocabulary
+    at a time.
+    """
+    head = (
+        checkpoint.tensors.get("lm_head.weight") or checkpoint.tensors["model.embed_tokens.weight"]
+    )
+    tops, tokens = [], []
+    for start in range(0, head.shape[0], _HEAD_ROWS):
+        rows = read_rows(head, slice(start, start + _HEAD_ROWS)).to(hidden.device, hidden.dtype)
+        top = torch.nn.functional.linear(hidden, rows).max(-1)
+        tops.append(top.values)
+        tokens.append(top.indices + start)
+    best = torch.stack(tops).argmax(0, keepdim=True)
+    return torch.stack(tokens).gather(0, best)[0]

@@ -1,0 +1,391 @@
+"""Requests from any thread, served together by one engine thread.
+
+    submit (any thread) ──checked──► bounded queue ──► engine thread: the decode loop, step after
+    step ──► on_event
+
+The engine thread alone touches the session and calls the callers' functions. Between two steps it
+takes in what has arrived, and lets go of what nobody wants any more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
+from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
+from trtllm_dflash.runtime.request import Prompt, PromptError, Request, make_requests, token_ids_of
+from trtllm_dflash.runtime.scheduler import DecodeLoop
+from trtllm_dflash.runtime.sequence import ActiveSequence, Update
+from trtllm_dflash.runtime.sessions.base import Session
+from trtllm_dflash.runtime.text.stop_words import AnswerText, check_stops
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LOG = logging.getLogger(__name__)
+
+# Prompt tokens between two generation steps, by arch: about as many as cost one more step. A GPU
+# reads its weights once for any number up to some hundred; on two CPU cores a prompt's token costs
+# a tenth of a step (SmolLM2-135M).
+PROMPT_TOKENS_PER_STEP = {"cpu": 16}
+PROMPT_TOKENS_PER_STEP_ON_GPUS = 256
+MAX_WAITING = 128
+TIDY_SECONDS = 0.1  # how often a busy engine thread asks who has gone away, and says how full it is
+IDLE_SECONDS = 1.0  # how often an idle one does
+WAITING_ASKED = (
+    4  # how many of those that wait are asked each time: in a server, each asking is a round trip
+)
+
+
+Result = TypeVar("Result")
+
+
+def _forever() -> bool:
+    return True
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A submitted request; `cancel` ends it between two steps."""
+
+    request: Request
+    answer: AnswerText
+    on_event: OnEvent
+    is_wanted: Callable[[], bool] = _forever
+    cancelled: bool = False
+    submitted: float = field(default_factory=perf_counter)
+    asked: float = 0.0  # when `is_wanted` was called last
+    first_token: float | None = None
+    output_tokens: int = 0
+
+    def cancel(self) -> None:
+        """End it with what it has by then, as "cancelled"; from any thread, at any time."""
+        self.cancelled = True
+
+
+class Scheduler:
+    """Serves an engine's session to many callers at once; users call `Engine.serve`.
+
+    Leave its `with` block, or `close` it, to end what runs and give the engine back.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        session: Session,
+        tokenizer: Tokenizer | None,
+        turn: AbstractContextManager[None],
+        *,
+        max_waiting: int = MAX_WAITING,
+        prompt_tokens_per_step: int | None = None,
+        on_load: Callable[[Load], None] = lambda _: None,
+    ) -> None:
+        """Start the engine thread, which holds `turn` until it ends. See `Engine.serve` for the
+        options.
+        """
+        default = PROMPT_TOKENS_PER_STEP.get(config.arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
+        budget = default if prompt_tokens_per_step is None else prompt_tokens_per_step
+        for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
+            if value < 1:
+                raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
+        self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
+        self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_load
+        self._loop = DecodeLoop(session, prompt_tokens_per_step=budget)
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []  # these four under the condition's lock
+        self._closing = False
+        self._open_until = 0.0  # when closing: how long what is there may go on
+        self._failure: DFlashError | None = None  # of the engine thread itself
+        self._served: dict[
+            ActiveSequence, Ticket
+        ] = {}  # the engine thread alone changes it, and adds under the lock
+        self._next_tidying = 0.0
+        turn.__enter__()
+        self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        on_event: OnEvent,
+        is_wanted: Callable[[], bool] = _forever,
+        stop_words: Sequence[str] = (),
+        **options: Unpack[SamplingOptions],
+    ) -> Ticket:
+        """Check a request here and now, and put it into the queue; from any thread.
+
+        prompt      text, or token ids.
+        on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
+                    with an error. Steps wait for it: it should hand on and return.
+        is_wanted   asked by the engine thread now and then; False cancels.
+        stop_words  end the answer where the first of them begins; a special token's text stands for that token. How
+                    many they may be and how long, and how many stop_token_ids, is said in answer.py: each token of the
+                    answer is compared with them, while the others wait.
+        options     as for `Engine.generate`.
+
+        A bad prompt or option raises UsageError, a full queue BusyError, a closed scheduler
+        ClosedError, one whose engine thread has failed EngineError.
+        """
+        request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
+        ticket = Ticket(
+            request, AnswerText(decoder_of(self._tokenizer), words), on_event, is_wanted
+        )
+        with self._changed:
+            if self._failure is not None:
+                raise EngineError(
+                    f"this engine takes no more requests, load it again: {self._failure}"
+                )
+            if self._closing:
+                raise ClosedError(
+                    "this engine is being closed and takes no more requests. It may be sent again."
+                )
+            slots = self._session.max_batch_size
+            if len(self._arrived) + len(self._served) >= self._max_waiting + slots:
+                raise BusyError(
+                    f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and"
+                    " its queue holds no more. Try again later."
+                )
+            self._arrived.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def _checked(
+        self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
+    ) -> tuple[Request, list[str]]:
+        """The request, and the stop words that are no special tokens."""
+        check_stops(stop_words, sampling.stop_token_ids or ())
+        special, words = set(), []
+        for word in stop_words:
+            if self._tokenizer is None:
+                raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
+            token = self._tokenizer.special_token_id(word)
+            words += [word] if token is None else []
+            special |= set() if token is None else {token}
+        if special:
+            own = (
+                self._config.eos_token_ids
+                if sampling.stop_token_ids is None
+                else sampling.stop_token_ids
+            )
+            sampling = replace(sampling, stop_token_ids=(*own, *special))
+        try:
+            (request,) = make_requests(
+                [token_ids_of(prompt, self._tokenizer)], sampling, self._config
+            )
+        except PromptError as error:
+            raise UsageError(f"the prompt {error.problem}") from error
+        return request, words
+
+    @property
+    def load(self) -> Load:
+        """How full the engine is now; from any thread."""
+        slots = self._session.max_batch_size
+        with self._changed:
+            sequences = self._loop.in_slots
+            unfinished = len(self._arrived) + len(self._served)
+        return Load(
+            waiting=max(0, unfinished - sum(sequence in self._served for sequence in sequences)),
+            slots=slots,
+            slots_in_use=len(sequences),
+            cache_positions=slots * self._config.max_seq_len,
+            cache_positions_in_use=sum(sequence.positions for sequence in sequences),
+        )
+
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those that there are go on for so long, end the rest as
+        failed, and wait for the engine thread; twice does nothing more.
+        """
+        with self._changed:
+            if not self._closing:
+                self._closing = True
+                self._open_until = perf_counter() + drain_seconds
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _serve(self) -> None:
+        error: DFlashError = ClosedError(
+            "the engine was closed before this request had ended. It may be sent again."
+        )
+        try:
+            self._loop.discard()
+            while self._take_in():
+                self._tidy()
+                try:
+                    updates = self._loop.step()
+                except Exception as failure:  # noqa: BLE001 - whatever it is, callers must hear of it
+                    self._after_failed_step(failure)
+                    continue
+                for update in updates:
+                    self._deliver(update)
+        except Exception as failure:  # noqa: BLE001 - likewise
+            error = self._failure = _in_our_words("the engine thread failed", failure)
+        finally:
+            with self._changed:
+                self._closing = True
+            self._end_all(error)
+            self._report_load()
+            self._turn.__exit__(None, None, None)
+
+    def _take_in(self) -> bool:
+        """Wait until there is something to do, and take in what has arrived; False when the
+        scheduler closes.
+        """
+        while not (self._has_work() or self._closing):
+            self._report_load()
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            for ticket in arrived:
+                self._served[self._loop.add(ticket.request)] = ticket
+        return not self._closing or (self._loop.busy and perf_counter() < self._open_until)
+
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._loop.busy)
+
+    def _tidy(self) -> None:
+        """Let go of what was cancelled; now and then, ask whose caller has gone away."""
+        now = perf_counter()
+        if now >= self._next_tidying:
+            self._next_tidying = now + TIDY_SECONDS
+            self._report_load()
+            for ticket in self._to_be_asked():
+                ticket.asked = now
+                if not _guarded(ticket.is_wanted, otherwise=False):
+                    ticket.cancelled = True
+        for sequence, ticket in list(self._served.items()):
+            if ticket.cancelled:
+                self._loop.end(sequence, "cancelled")
+                self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
+
+    def _to_be_asked(self) -> list[Ticket]:
+        """Those in slots, and of those that wait the few that were not asked for longest."""
+        waiting = [ticket for sequence, ticket in self._served.items() if sequence.slot is None]
+        in_slots = [
+            ticket for sequence, ticket in self._served.items() if sequence.slot is not None
+        ]
+        return in_slots + heapq.nsmallest(WAITING_ASKED, waiting, key=lambda ticket: ticket.asked)
+
+    def _deliver(self, update: Update) -> None:
+        """Tell a caller of its new tokens; where that fails, of the failure, and let the others go
+        on.
+        """
+        sequence = update.sequence
+        ticket = self._served.get(sequence)
+        if ticket is None:
+            return
+        try:
+            piece = self._piece_of(update, ticket)
+        except Exception as failure:  # noqa: BLE001 - it is this answer's alone
+            self._loop.end(sequence, "cancelled")
+            self._served.pop(sequence, None)
+            self._tell(ticket, _in_our_words("the text of this answer could not be made", failure))
+        else:
+            self._tell(ticket, piece)
+
+    def _piece_of(self, update: Update, ticket: Ticket) -> Piece:
+        sequence, token_ids = update
+        if ticket.first_token is None:
+            ticket.first_token = perf_counter()
+        used, text = ticket.answer.push(token_ids)
+        ticket.output_tokens += len(used)
+        if ticket.answer.stopped:
+            sequence.take_back(len(token_ids) - len(used))
+            sequence.finish_reason = (
+                None  # the stop word came first, whatever the block's last tokens say
+            )
+            self._loop.end(sequence, "stop")
+        if sequence.finish_reason is None:
+            return Piece(used, text)
+        text += ticket.answer.finish()
+        return Piece(used, text, self._finish(sequence, ticket))
+
+    def _finish(self, sequence: ActiveSequence, ticket: Ticket) -> Ended:
+        assert sequence.finish_reason is not None
+        del self._served[sequence]
+        now = perf_counter()
+        return Ended(
+            finish_reason=sequence.finish_reason,
+            input_tokens=len(ticket.request.prompt_ids),
+            output_tokens=ticket.output_tokens,
+            steps=len(sequence.acceptance_lengths),
+            drafts_proposed=sequence.drafts_verified,
+            drafts_accepted=sum(sequence.acceptance_lengths) - len(sequence.acceptance_lengths),
+            queue_seconds=(sequence.admitted or now) - ticket.submitted,
+            first_token_seconds=(
+                None if ticket.first_token is None else ticket.first_token - ticket.submitted
+            ),
+            seconds=now - ticket.submitted,
+        )
+
+    def _tell(self, ticket: Ticket, event: Event) -> None:
+        def told() -> bool:
+            ticket.on_event(event)
+            return True
+
+        if not _guarded(told, otherwise=False):
+            ticket.cancelled = True
+
+    def _report_load(self) -> None:
+        _guarded(lambda: self._on_load(self.load), otherwise=None)
+
+    def _after_failed_step(self, failure: Exception) -> None:
+        """Tell those in slots of an error that is nobody's own, and go on with empty slots for
+        those that wait.
+        """
+        error = _in_our_words("a step failed", failure)
+        waiting = self._loop.waiting
+        failed = [ticket for sequence, ticket in self._served.items() if sequence not in waiting]
+        with self._changed:
+            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+            again = [self._served[sequence] for sequence in waiting]
+            self._served = {self._loop.add(ticket.request): ticket for ticket in again}
+        for ticket in failed:
+            self._tell(ticket, error)
+        _guarded(self._loop.discard, otherwise=None)
+
+    def _end_all(self, error: DFlashError) -> None:
+        """Tell everyone of an error, and leave nothing in the session."""
+        with self._changed:
+            tickets = [*self._served.values(), *self._arrived]
+            self._arrived = []
+            self._served = {}
+            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+        for ticket in tickets:
+            self._tell(ticket, error)
+        _guarded(self._loop.discard, otherwise=None)
+
+
+def _in_our_words(what: str, failure: Exception) -> DFlashError:
+    """Log an error, and return what callers are told of it."""
+    _LOG.error(what, exc_info=failure)
+    if isinstance(failure, DFlashError):
+        return failure
+    return EngineError(f"{what}: {type(failure).__name__}: {failure}")
+
+
+def _guarded(call: Callable[[], Result], *, otherwise: Result) -> Result:
+    """A call that must not end the engine thread: what it raises is logged."""
+    try:
+        return call()
+    except Exception:  # noqa: BLE001 - the caller's own, whatever it is
+        _LOG.exception("the engine thread goes on after an error")
+        return otherwise

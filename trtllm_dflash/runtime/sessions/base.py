@@ -1,0 +1,175 @@
+"""A session runs steps on the slots of one engine and keeps their state. One kind for each backend.
+
+A slot's state is its caches, how far they reach, its next block, and how its tokens are chosen. All
+of it stays in the session, on the device if there is one: a generation step goes on from what the
+step before has left there, so that it can be put under way before anybody has seen what that one
+decided. What decides whose turn it is, is in `decode.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.hardware.devices import cuda_gpus
+from trtllm_dflash.hardware.doctor import why_not_runnable
+from trtllm_dflash.runtime.env import ANY_GPU, env_flag
+from trtllm_dflash.trt.loader import choose
+
+if TYPE_CHECKING:
+    from trtllm_dflash.engine_dir.config import EngineConfig
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+# Attention's work grows with the context that the host asks for; whole multiples keep the number of
+# shapes small.
+CONTEXT_BUCKET = 64
+
+
+@dataclass(frozen=True)
+class SlotSampling:
+    """How a slot's tokens are chosen (`graph/io.py`)."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    uniforms: Float32  # [at most cache_len]; number p decides the token at position p
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step decided for the B slots it ran; the arrays are the caller's own."""
+
+    new_ids: Int64  # [B, R]: num_new tokens, then -1
+    num_new: Int32  # [B]
+
+
+class Session(Protocol):
+    """What the decode loop needs of a backend.
+
+    `prompt` and `generate` put a step under way; `collect` waits for the oldest of them. At most
+    `lookahead` + 1 steps may be under way, and none when a slot is opened or moved.
+    """
+
+    @property
+    def max_batch_size(self) -> int:
+        """How many slots there are."""
+        ...
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The widest step, so the largest prompt chunk."""
+        ...
+
+    @property
+    def lookahead(self) -> int:
+        """How many more steps pay to have under way while the oldest one is waited for."""
+        ...
+
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        """Empty a slot for a new sequence."""
+        ...
+
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        """Put one slot's next tokens [S] behind those that it holds; the step decides the token
+        after them (R = 1).
+        """
+        ...
+
+    def generate(self, count: int, width: int) -> None:
+        """Verify and decide in slots 0 … count - 1, each with the first `width` tokens of its next
+        block (R = width).
+
+        Every one of them must have had a prompt.
+        """
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest step that is under way, and say what it decided."""
+        ...
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Make `target` what `source` is; `source` is then nobody's."""
+        ...
+
+    def discard(self) -> None:
+        """Wait for all steps that are under way and forget what they decided. What slots hold is
+        then undefined.
+        """
+        ...
+
+
+def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
+    """Positions that a step looks at: all that it reads or writes, rounded up to a whole bucket, at
+    most cache_len.
+
+    A step writes `width` rows behind the longest past; with a drafter it writes a block behind
+    those.
+
+    Raises:
+        EngineError: for a step that the caches have no room for.
+    """
+    if width > sizes.max_num_tokens:
+        raise EngineError(
+            f"a step of width {width} is wider than max_num_tokens, {sizes.max_num_tokens}, for"
+            " which this engine's caches were made. The session's caller is at fault."
+        )
+    needed = int(past_len.max()) + width + (sizes.block_size if sizes.speculates else 0)
+    if needed > sizes.cache_len:
+        raise EngineError(
+            f"a step of width {width} at position {int(past_len.max())} needs {needed} cache rows,"
+            f" and this engine has {sizes.cache_len}. Sequences must end at max_seq_len; the"
+            " session's caller is at fault."
+        )
+    return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, sizes.cache_len)
+
+
+# A backend, as in config.json -> "module:class" with the constructor (directory, config, *,
+# num_threads).
+SESSIONS = {
+    "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
+    "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:RtxSession",
+    "tensorrt": "trtllm_dflash.runtime.sessions.trt:RtxSession",
+}
+
+
+def open_session(
+    directory: Path, config: EngineConfig, *, num_threads: int | None = None
+) -> Session:
+    """Open the session for the engine's backend; one that cannot run here raises EngineError."""
+    reason = _why_not_here(config)
+    if reason is not None:
+        raise EngineError(
+            f"{directory}: this engine was built with {config.backend} for {config.arch} and cannot"
+            f" run here: {reason}. Build one with --arch cpu to run it here; dflash-trt doctor"
+            " shows what this machine can build and run."
+        )
+    if ARCHS[config.arch].is_gpu:
+        choose(BACKENDS[config.backend].module)
+    module, name = SESSIONS[config.backend].split(":")
+    session: Any = getattr(import_module(module), name)
+    opened: Session = session(directory, config, num_threads=num_threads)
+    return opened
+
+
+def _why_not_here(config: EngineConfig) -> str | None:
+    """What `doctor` says against running engines for this arch here; None if nothing does."""
+    arch = ARCHS.get(config.arch)
+    if arch is None or arch.backend != config.backend:
+        return "this version of dflash-trt knows no such engines"
+    if config.arch == "cpu":
+        return why_not_runnable(arch, [], SESSIONS)  # without waking the GPU's driver
+    gpus = cuda_gpus()
+    if env_flag(ANY_GPU, default=False) and not isinstance(gpus, str):
+        gpus = [replace(gpu, arch=config.arch) for gpu in gpus]
+    return why_not_runnable(arch, gpus, SESSIONS)

@@ -1,0 +1,235 @@
+"""CPU sessions: ONNX Runtime over caches that are allocated once and updated in place.
+
+A graph has some hundred inputs and outputs, nearly all of them the slots' own: caches, lengths,
+sampling. Each is bound once for every run of slots that is ever stepped, a cache with the same
+memory as input and output, so that TensorScatter writes only the step's rows. A step itself writes
+two small arrays and copies three out, and rebinds one only where its shape has changed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
+from trtllm_dflash.runtime.threads import resolve_num_threads
+
+MODEL_FILE = "model.onnx"
+# How long an idle worker thread spins before it sleeps: long enough to bridge the gaps between a
+# step's kernels, short enough to leave the core to others. SmolLM2-135M without drafter, 2 threads
+# on 2 cores, tokens/s where nothing else runs / where two other processes do: no spinning 51 / 18,
+# 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, the default of ONNX Runtime 57 / 14; one thread 36
+# / 25.
+SPIN_MICROSECONDS = 100
+
+_LOAD_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+# Inputs and outputs that a slot has for itself, besides its caches: a step finds and leaves them in
+# the slot's memory.
+_SLOT_PORTS = ("past_len", "temperature", "top_p", "top_k", "uniforms", "next_ids")
+_COUNTING_PORTS = ("kv_positions", "decided")  # 0, 1, 2, …
+
+
+class OrtSession:
+    """A `Session` on this machine's processors. A step is done when the call that asks for it
+    returns.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        directory: Path,
+        config: EngineConfig,
+        *,
+        num_threads: int | None = None,
+        trace: Path | None = None,
+    ) -> None:
+        """Load `directory`/model.onnx and allocate all slots' caches (memory that the system
+        commits as it is used).
+
+        `trace`: have every node's time noted; the file that `end_trace` writes begins with this
+        path.
+        """
+        self._config = config
+        self.num_threads = resolve_num_threads(num_threads)
+        self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
+        _check_ports(directory, config.ports, self._session)
+        self._slots = {
+            port.name: np.zeros((config.max_batch_size, *_resolve(port.shape[1:], {})), port.dtype)
+            for port in config.ports
+            if port.name in _SLOT_PORTS or (port.cache and port.direction == "input")
+        }
+        self._bindings: dict[tuple[int, int], _SlotBinding] = {}
+        self._results: deque[StepResult] = deque()
+
+    @property
+    def max_batch_size(self) -> int:
+        """How many slots there are."""
+        return self._config.max_batch_size
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The widest step, so the largest prompt chunk."""
+        return self._config.max_num_tokens
+
+    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+        """Empty a slot for a new sequence."""
+        self._slots["past_len"][slot] = 0
+        for name in ("temperature", "top_p", "top_k"):
+            self._slots[name][slot] = getattr(sampling, name)
+        self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
+
+    def prompt(self, slot: int, token_ids: Int64) -> None:
+        """Put one slot's next tokens [S] behind those that it holds."""
+        self._step(slot, token_ids[np.newaxis], num_known=len(token_ids), rows=1)
+
+    def generate(self, count: int, width: int) -> None:
+        """Verify and decide in slots 0 … count - 1."""
+        self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
+
+    def collect(self) -> StepResult:
+        """What the oldest step that was not yet asked about has decided."""
+        return self._results.popleft()
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Copy a slot's state, and of its caches the rows in use."""
+        used = int(self._slots["past_len"][source])
+        for name, array in self._slots.items():
+            if name in _SLOT_PORTS:
+                array[target] = array[source]
+            else:
+                array[target, :, :used] = array[
+                    source, :, :used
+                ]  # all of a ring that has come round
+
+    def discard(self) -> None:
+        """Forget what was not collected."""
+        self._results.clear()
+
+    def end_trace(self) -> Path:
+        """Write what was noted since the session was made (JSON, as in Chrome's traces) and say
+        where.
+        """
+        return Path(self._session.end_profiling())
+
+    def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
+        count, width = input_ids.shape
+        past_len = self._slots["past_len"][first_slot : first_slot + count]
+        context = context_length(past_len, width, self._config)
+        binding = self._bindings.get((first_slot, count)) or self._bind(first_slot, count)
+        sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
+        decided = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
+        past_len[...] = decided["next_len"]
+        self._results.append(StepResult(decided["new_ids"].copy(), decided["num_new"].copy()))
+
+    def _bind(self, first_slot: int, count: int) -> _SlotBinding:
+        slots = {
+            name: array[first_slot : first_slot + count] for name, array in self._slots.items()
+        }
+        binding = self._bindings[first_slot, count] = _SlotBinding(
+            self._session, self._config, slots
+        )
+        return binding
+
+
+class _SlotBinding:
+    """ONNX Runtime's view of one run of slots: what they own is bound for good, the rest to buffers
+    of the current sizes.
+    """
+
+    def __init__(
+        self, session: Any, config: EngineConfig, slots: Mapping[str, NDArray[Any]]
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._counting = np.arange(config.cache_len, dtype=np.int64)
+        self._small_ports = [
+            port for port in config.ports if (port.aliases or port.name) not in slots
+        ]
+        self._sizes: dict[str, int] = {}
+        self._buffers: dict[str, NDArray[Any]] = {}
+        self._bound: dict[str, Any] = {}  # keeps alive what ONNX Runtime only points to
+        for port in config.ports:
+            if (port.aliases or port.name) in slots:
+                self._bind(port, slots[port.aliases or port.name])
+
+    def run(
+        self, sizes: dict[str, int], inputs: Mapping[str, NDArray[Any] | int]
+    ) -> dict[str, NDArray[Any]]:
+        """One step; returns the buffers of the small ports, which the next step writes again."""
+        if sizes != self._sizes:
+            self._resize(sizes)
+        for name, values in inputs.items():
+            self._buffers[name][...] = values
+        self._session.run_with_iobinding(self._binding)
+        return self._buffers
+
+    def _resize(self, sizes: dict[str, int]) -> None:
+        for port in self._small_ports:
+            shape = _resolve(port.shape, sizes)
+            if port.name in self._buffers and self._buffers[port.name].shape == shape:
+                continue
+            if port.name in _COUNTING_PORTS:
+                self._buffers[port.name] = self._counting[: shape[0]]
+            else:
+                self._buffers[port.name] = np.zeros(shape, port.dtype)
+            self._bind(port, self._buffers[port.name])
+        self._sizes = sizes
+
+    def _bind(self, port: Port, array: NDArray[Any]) -> None:
+        value = self._bound[port.name] = ort.OrtValue.ortvalue_from_numpy(array)
+        if port.direction == "input":
+            self._binding.bind_ortvalue_input(port.name, value)
+        else:
+            self._binding.bind_ortvalue_output(port.name, value)
+
+
+def _resolve(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
+
+
+def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
+    options = ort.SessionOptions()
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _LOAD_ERRORS as error:
+        raise EngineError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot load this graph ({error}). dflash-trt"
+            " inspect shows whether the directory is intact; if it is, build it again with what is"
+            " installed."
+        ) from error
+
+
+def _check_ports(directory: Path, ports: Iterable[Port], session: Any) -> None:
+    described = {(port.direction, port.name) for port in ports}
+    present = {("input", node.name) for node in session.get_inputs()}
+    present |= {("output", node.name) for node in session.get_outputs()}
+    if described != present:
+        differing = ", ".join(sorted(name for _, name in described ^ present))
+        raise EngineError(
+            f"{directory}: config.json and {MODEL_FILE} disagree on the inputs and outputs"
+            f" {differing}. Build the engine again."
+        )

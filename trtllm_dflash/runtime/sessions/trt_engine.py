@@ -1,0 +1,171 @@
+"""TensorRT's side of a GPU session, of either kind: the engine on the device, and the contexts that
+run it.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash import trt_plugins
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.trt.loader import kind, tensorrt
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
+    from trtllm_dflash.trt.flavors import Kind
+else:
+    trt = tensorrt()
+
+ENGINE_FILE = "rank0.engine"
+CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
+_LOG = logging.getLogger(__name__)
+_KEPT_ERRORS = 8
+
+
+class RtxEngine:
+    """A deserialized engine. Its contexts share one piece of scratch memory, so they may only run
+    one after another.
+    """
+
+    def __init__(
+        self, path: Path, config: EngineConfig, cuda: Cuda, *, versions: Mapping[str, str]
+    ) -> None:
+        """Load the engine file `path` onto the GPU; `versions` are those of the packages that made
+        it.
+
+        Our plugins are registered before, since TensorRT looks their creators up by name. No parser
+        takes part, so libtensorrt_rtx.so need not be found under that name, as it must be where
+        engines are built (`build.child`).
+        """
+        self._path, self._config, self._cuda = path, config, cuda
+        self._log, self._kind = _Log(), kind()
+        self._runtime = trt.Runtime(
+            self._log
+        )  # before the registry is touched: TensorRT keeps its first log
+        if config.plugins:
+            trt_plugins.register()
+        trt_plugins.take_refusals()  # what concerned others
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self._engine = self._runtime.deserialize_cuda_engine(data)
+            if self._engine is None:
+                raise EngineError(self._why_not_loaded(data, versions))
+        self._check_ports()
+        self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
+        self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
+        self._new_context = self._kind.contexts(self._engine)
+
+    def context(self, profile: int, *, fixed_shapes: bool) -> RtxContext:
+        """A new execution context; `fixed_shapes`: it will run at one set of shapes."""
+        context = self._new_context(fixed_shapes)
+        if context is None:
+            raise EngineError(
+                f"{self._path}: no execution context could be made:{self._log.errors()}"
+            )
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        made = RtxContext(context, self._cuda.stream, self._log, self._kind)
+        made.select(profile)
+        return made
+
+    def _why_not_loaded(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
+        title, package = self._kind.title, self._kind.package
+        reasons, built_with = self._kind.why_invalid(self._runtime, data), versions.get(package)
+        install = f", or pip install {package}=={built_with}" if built_with else ""
+        return (
+            f"{self._path}: {title} {trt.__version__} cannot load this"
+            f" engine{f' ({reasons})' if reasons else ''}. It was built for {self._config.arch}"
+            f" with {title} {built_with or '(version unknown)'}, and this GPU is {self._cuda.arch}."
+            f" Build it again here{install}:{self._log.errors()}"
+        )
+
+    def _check_ports(self) -> None:
+        described = {port.name for port in self._config.ports}
+        present = {
+            self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
+        }
+        if described != present:
+            raise EngineError(
+                f"{self._path}: config.json and this engine disagree on the inputs and outputs "
+                f"{', '.join(sorted(described ^ present))}. Build the engine again."
+            )
+
+
+class RtxContext:
+    """One execution context, with the shapes and addresses that it was last given."""
+
+    def __init__(self, context: Any, stream: int, log: _Log, kind: Kind) -> None:
+        """`stream`: where everything of it runs."""
+        self._context, self._stream, self._log, self._kind = context, stream, log, kind
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+
+    def select(self, profile: int) -> None:
+        """Use the shapes' ranges of this profile."""
+        self._check(
+            self._context.set_optimization_profile_async(profile, self._stream),
+            f"profile {profile}",
+        )
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        """Set the inputs' shapes and all addresses; what is as it was costs nothing."""
+        for name, shape in shapes.items():
+            if self._shapes.get(name) != shape:
+                self._check(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
+                self._shapes[name] = shape
+        for name, address in addresses.items():
+            if self._addresses.get(name) != address:
+                self._check(
+                    self._context.set_tensor_address(name, address),
+                    f"address {address:#x} of {name}",
+                )
+                self._addresses[name] = address
+
+    def is_capturable(self) -> bool:
+        """Whether a run at the present shapes can be captured in a CUDA graph."""
+        return self._kind.is_capturable(self._context, self._stream)
+
+    def run(self) -> None:
+        """Put one run into the stream."""
+        self._check(self._context.execute_async_v3(self._stream), "the step")
+
+    def _check(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise EngineError(
+                f"{self._kind.title} refuses {what}:{self._log.errors()}\nIf the engine came from"
+                " elsewhere, build it again here; if not, this is a fault of dflash-trt."
+            )
+
+
+class _Log(trt.ILogger):  # type: ignore[misc]
+    """Passes TensorRT's messages to Python's logging and keeps its last errors; never raises:
+    TensorRT calls it.
+    """
+
+    _LEVELS = {  # noqa: RUF012 - constant
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+    }
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._errors: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        """Keep and pass on one message."""
+        level = self._LEVELS.get(severity, logging.DEBUG)
+        if level == logging.ERROR:
+            self._errors = [*self._errors, message][-_KEPT_ERRORS:]
+        # Errors end in an EngineError; warnings and the rest are for those who look for them.
+        _LOG.debug("TensorRT %s: %s", logging.getLevelName(level).lower(), message)
+
+    def errors(self) -> str:
+        """The last errors, what our plugins have refused first, a line each."""
+        messages = [*trt_plugins.take_refusals(), *self._errors]
+        return "".join(f"\n  {message}" for message in messages) or " it gave no reason"

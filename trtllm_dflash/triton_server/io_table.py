@@ -1,0 +1,91 @@
+"""THE table of the model's inputs and outputs: config.pbtxt, the checks of requests and the page of
+an export come from it.
+
+The names are those of TensorRT-LLM's and vLLM's Triton models, which Triton's OpenAI frontend,
+genai-perf and others send.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtllm_dflash.runtime.text.stop_words import (
+    MAX_STOP_TOKEN_IDS,
+    MAX_STOP_WORD_LENGTH,
+    MAX_STOP_WORDS,
+)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input or output. `size` is its number of elements, -1 any."""
+
+    name: str
+    dtype: str  # Triton's, without TYPE_
+    meaning: str
+    size: int = 1
+
+
+INPUTS = (
+    Field("text_input", "STRING", "the prompt; the only input that every request needs"),
+    Field(
+        "chat",
+        "BOOL",
+        "text_input is a user's message: put it into the model's chat format (default: false)",
+    ),
+    Field("max_tokens", "INT32", "new tokens at most (default: 128)"),
+    Field("stream", "BOOL", "a response for each step, not one at the end (default: false)"),
+    Field("temperature", "FP32", "0: always the most likely token (default: 0)"),
+    Field("top_p", "FP32", "sample from this mass; 1: off (default: 1)"),
+    Field("top_k", "INT32", "sample from this many tokens; 0: off (default: 0)"),
+    Field("seed", "UINT64", "of the sampling; one seed, one answer (default: 0)"),
+    Field(
+        "stop_words",
+        "STRING",
+        f"texts that end the answer, and are not part of it; at most {MAX_STOP_WORDS}, of"
+        f" {MAX_STOP_WORD_LENGTH} characters",
+        size=-1,
+    ),
+    Field(
+        "stop_token_ids",
+        "INT32",
+        f"tokens that end the answer, besides the model's own; at most {MAX_STOP_TOKEN_IDS} with"
+        " them",
+        size=-1,
+    ),
+    Field("ignore_eos", "BOOL", "do not stop at the model's own stop tokens (default: false)"),
+    Field("draft", "BOOL", "false: plain decoding, the same tokens (default: true)"),
+    Field("draft_len", "INT32", "drafts verified in a step (default: the engine's own)"),
+    Field(
+        "exclude_input_in_output",
+        "BOOL",
+        "false: the answer begins with text_input (default: true)",
+    ),
+    Field("return_num_input_tokens", "BOOL", "send num_input_tokens (default: false)"),
+    Field("return_num_output_tokens", "BOOL", "send num_output_tokens (default: false)"),
+    Field(
+        "frequency_penalty",
+        "FP32",
+        "only 0, which OpenAI's clients send: penalties would not be lossless",
+    ),
+    Field("presence_penalty", "FP32", "only 0, likewise"),
+)
+REQUIRED = "text_input"
+
+OUTPUTS = (
+    Field(
+        "text_output",
+        "STRING",
+        "the answer's text; in a stream, what is new of it, always whole characters",
+    ),
+    Field("num_input_tokens", "INT32", "the prompt's tokens, with every response"),
+    Field("num_output_tokens", "INT32", "new tokens of this response; those of a stream add up"),
+    Field("finish_reason", "STRING", "last response: stop or length"),
+    Field(
+        "acceptance_rate",
+        "FP32",
+        "last response: accepted ÷ verified drafts, 0 where there were none",
+    ),
+    Field("total_accepted_draft_tokens", "INT32", "last response: drafts that the target accepted"),
+    Field("total_draft_tokens", "INT32", "last response: drafts that were verified"),
+)

@@ -1,0 +1,158 @@
+"""The model that an exported repository names: between Triton's Python backend and the scheduler,
+and no more.
+
+`execute` (Triton's thread) checks a request and puts it into the scheduler's queue; everything that
+is sent, counted or asked of Triton from then on is the engine thread's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtllm_dflash.errors import DFlashError, EngineError, UsageError
+from trtllm_dflash.log import configure
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, ChatError, Tokenizer
+from trtllm_dflash.triton_server.export import Settings, engine_digest
+from trtllm_dflash.triton_server.metrics import Metrics
+from trtllm_dflash.triton_server.request import GenerationRequest
+from trtllm_dflash.triton_server.responses import Responses
+
+
+class TritonPythonModel:
+    """One instance: one engine, one engine thread. Triton makes it and calls its three methods."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the engine; whatever is missing, stale or unfit here is an error, and the model is
+        then not ready.
+        """
+        configure(verbose=False)
+        self._triton = _utilities()
+        check_numpy(self._triton)
+        settings = Settings.from_config(json.loads(args["model_config"]))
+        self._drain_seconds = settings.drain_seconds
+        if args["model_instance_kind"] == "GPU":
+            show_one_gpu(int(args["model_instance_device_id"]), os.environ)
+        self._engine, self._tokenizer = _load(settings, Path(args["model_repository"]))
+        labels = {
+            "model": args["model_name"],
+            "version": args["model_version"],
+            "instance": args["model_instance_name"],
+        }
+        self._metrics = Metrics(self._triton, labels)
+        self._scheduler = self._engine.serve(
+            max_waiting=settings.max_waiting,
+            prompt_tokens_per_step=settings.prompt_tokens_per_step,
+            on_load=self._metrics.publish,
+        )
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queue each request, or answer it with what is wrong with it."""
+        for request in requests:
+            responses = Responses(self._triton, request.get_response_sender(), self._metrics)
+            try:
+                self._submit(request, responses)
+            except DFlashError as error:
+                responses.fail(error)
+
+    def finalize(self) -> None:
+        """Let running requests end, for a while, and the engine thread hand over its last
+        numbers.
+        """
+        self._scheduler.close(drain_seconds=self._drain_seconds)
+
+    def _submit(self, request: Any, responses: Responses) -> None:
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        wanted = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
+        self._check_size(wanted.text)
+        prompt = encoded(wanted, self._tokenizer)
+        responses.expect(wanted, num_input_tokens=len(prompt))
+        self._scheduler.submit(
+            prompt,
+            on_event=responses,
+            is_wanted=responses.are_wanted,
+            stop_words=wanted.stop_words,
+            **wanted.options,
+        )
+
+    def _check_size(self, text: str) -> None:
+        """Refuse at once what cannot fit, since tokenizing megabytes keeps the others waiting."""
+        tokens = self._engine.config.max_input_len
+        most = tokens * self._tokenizer.longest_token
+        if len(text) > most:
+            raise UsageError(
+                f"text_input has {len(text)} characters, and a prompt of this engine has at most"
+                f" {tokens} tokens (max_input_len), which are at most {most} characters."
+                " Shorten it."
+            )
+
+
+def encoded(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids; what is wrong is said to a client, who sees none of our files."""
+    if not wanted.chat:
+        return tokenizer.encode(wanted.text)
+    if not tokenizer.has_chat_template:
+        raise UsageError("chat: this model has no chat format; send chat: false.")
+    try:
+        return tokenizer.encode_chat(wanted.text)
+    except ChatError as error:
+        raise UsageError(f"chat: {error.problem}") from error
+
+
+def show_one_gpu(device: int, environment: MutableMapping[str, str]) -> None:
+    """Let this process, which serves one instance, see the GPU that Triton numbers `device`, and no
+    other.
+    """
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    environment["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
+
+
+def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]:
+    """The engine that was exported, ready to answer; anything else raises EngineError."""
+    directory = model_directory / settings.engine_dir  # an absolute path stays what it is
+    engine = Engine.load(directory, num_threads=settings.num_threads)
+    if engine_digest(directory) != settings.engine_digest:
+        raise EngineError(
+            f"{directory} is another engine than this repository was exported for: it was built"
+            " again since. Export it again: dflash-trt export-triton --overwrite."
+        )
+    if engine.tokenizer is None:
+        raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")
+    engine.tokenizer.decode(engine.tokenizer.encode("ready"))  # reads its files now
+    engine.generate([[0]], max_new_tokens=2, stop_token_ids=())  # and runs both kinds of step once
+    return engine, engine.tokenizer
+
+
+def _utilities() -> Any:
+    import triton_python_backend_utils  # exists in Triton's stub process only
+
+    return triton_python_backend_utils
+
+
+def check_numpy(triton: Any) -> None:
+    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer.
+
+    A tensor made from an array keeps that array. One made through DLPack is read from memory, as a
+    request's are.
+    """
+    values = np.arange(1, 4, dtype=np.float32)
+    capsule = values.__dlpack__()
+    # These stubs mark a capsule as used by a name that is not DLPack's. NumPy's destructor then
+    # takes it for unused, and recurses without end (1.26); the stub frees the tensor in any case.
+    disarm = ctypes.pythonapi.PyCapsule_SetDestructor
+    disarm.argtypes = [ctypes.py_object, ctypes.c_void_p]
+    disarm(capsule, None)
+    seen = triton.Tensor.from_dlpack("probe", capsule).as_numpy()
+    if not np.array_equal(seen, values):
+        raise EngineError(
+            f"this server's Python backend hands over {np.asarray(seen).tolist()} for"
+            f" {values.tolist()}: it does not work with NumPy {np.__version__}. Install numpy<2 in"
+            " the model's environment, or use a newer server."
+        )

@@ -1,0 +1,56 @@
+"""The one door to TensorRT: code behind it is the same for both kinds, and a process has one of
+them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash.errors import EngineError
+
+if TYPE_CHECKING:
+    from trtllm_dflash.trt.flavors import Kind
+
+_KINDS = {  # module of TensorRT -> module and class of what is particular to it
+    "tensorrt_rtx": "trtllm_dflash.trt.flavors:TensorRtRtx",
+    "tensorrt": "trtllm_dflash.trt.flavors:TensorRt",
+}
+_DEFAULT = "tensorrt_rtx"
+_chosen: list[str] = []
+
+
+def choose(module: str) -> None:
+    """Make `module` the TensorRT of this process, before anything behind the door is imported.
+
+    Raises: EngineError: if the process already has the other one: their plugins are classes of one
+    module each.
+    """
+    if _chosen and _chosen[0] != module:
+        raise EngineError(
+            f"this process has loaded {_chosen[0]} already, and an engine of {module} needs a"
+            " process of its own"
+        )
+    if not _chosen:
+        _chosen.append(module)
+
+
+def tensorrt() -> Any:
+    """The TensorRT of this process: the one chosen, else TensorRT-RTX.
+
+    Raises:
+        EngineError: if it cannot be imported.
+    """
+    choose(_chosen[0] if _chosen else _DEFAULT)
+    try:
+        return import_module(_chosen[0])
+    except (ImportError, OSError) as error:  # OSError: a library of it that is not there
+        raise EngineError(f"the Python module {_chosen[0]} cannot be imported: {error}") from error
+
+
+def kind() -> Kind:
+    """What is particular to the TensorRT of this process."""
+    tensorrt()
+    module, name = _KINDS[_chosen[0]].split(":")
+    made: Kind = getattr(import_module(module), name)()
+    return made

@@ -1,0 +1,296 @@
+"""Which kernels a plugin launches: shapes and addresses in, grids and parameters out. Nothing here
+touches a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import Structure
+from dataclasses import dataclass
+from math import inf, prod
+
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.ring_cache import rows_needed
+from trtllm_dflash.trt_plugins import params
+
+Dims = Mapping[str, Sequence[int]]
+Numbers = Mapping[str, int | float]  # a plugin's, by name
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an operator: shapes and addresses of its tensors by name, its attributes, its
+    workspace's address.
+    """
+
+    dims: Dims
+    addresses: Mapping[str, int]
+    attributes: Numbers
+    workspace: int
+    processors: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel: its name in the cubin, its grid, threads of a CTA, dynamic shared memory in
+    bytes, its argument.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    params: Structure
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the host knows of a kernel source: the kernels in it, a call's workspace in bytes, a
+    call's launches.
+
+    The workspace is for shapes and attributes; those that no call may have are an EngineError there
+    already.
+    """
+
+    kernels: Callable[[KernelKey], list[str]]
+    workspace_bytes: Callable[[Dims, Numbers], int]
+    launches: Callable[[Call], list[Launch]]
+
+
+def _attention_kernels(key: KernelKey) -> list[str]:
+    sizes = dict(key.sizes)
+    head_dim, suffix = sizes["head_dim"], _suffix(sizes)
+    tiles = [
+        f"dflash_attention_d{head_dim}_r{tile.rows}{suffix}"
+        for tile in params.attention_tiles(head_dim)
+    ]
+    return [*tiles, f"dflash_attention_merge_d{head_dim}{suffix}"]
+
+
+def _suffix(numbers: Numbers) -> str:
+    return "_fp8" if numbers.get("fp8_cache") else ""
+
+
+def _cache_scales(attributes: Numbers) -> dict[str, float]:
+    """What a code is worth; of bfloat16 caches, which hold none, 1."""
+    fp8, scales = bool(attributes.get("fp8_cache")), {}
+    for name in ("key_scale", "value_scale"):
+        scale = float(attributes.get(name, 0))
+        if fp8 and not 0 < scale < inf:
+            raise EngineError(f"attention over FP8 caches needs their scales: {name} is {scale}")
+        if not fp8 and scale:
+            raise EngineError(
+                f"attention over bfloat16 caches has no scales of them: {name} is {scale}"
+            )
+        scales[name] = scale if fp8 else 1.0
+    return scales
+
+
+def _ring(dims: Dims, attributes: Numbers) -> int:
+    """Whether the caches are rings; what a step writes must not take the place of what its first
+    row sees.
+    """
+    ring, window = int(attributes.get("ring", 0)), int(attributes["window_size"])
+    rows, written = dims["key_cache"][2], dims["k"][1]
+    if ring and (window < 1 or rows < rows_needed(window, written)):
+        raise EngineError(
+            f"attention over a ring cache of {rows} rows, with window_size {window} and {written}"
+            f" rows in the step: it needs a window and {rows_needed(window, written)} rows. Build"
+            " the engine for steps that wide, or take narrower ones"
+        )
+    return ring
+
+
+def _attention_sizes(dims: Dims) -> dict[str, int]:
+    batch, rows, q_heads, head_dim = dims["q"]
+    _, kv_heads, cache_len, _ = dims["key_cache"]
+    if q_heads % kv_heads:
+        raise EngineError(
+            f"attention needs query heads in groups: got {q_heads} of them for {kv_heads} key heads"
+        )
+    sizes = {"batch": batch, "rows": rows, "q_heads": q_heads, "kv_heads": kv_heads}
+    return sizes | {"head_dim": head_dim, "cache_len": cache_len}
+
+
+def _attention_workspace(dims: Dims, attributes: Numbers) -> int:
+    _ring(dims, attributes)
+    return params.attention_workspace(**_attention_sizes(dims))
+
+
+def _attention(call: Call) -> list[Launch]:
+    """The rows of k and v before the last `rows` are context rows: none in
+    DFlashVerifyAttention.
+    """
+    sizes = _attention_sizes(call.dims)
+    head_dim, head_rows = sizes["head_dim"], prod(call.dims["q"][:3])
+    made = params.attention_plan(**sizes, processors=min(call.processors, params.MAX_PROCESSORS))
+    partial_out_bytes = 4 * made.splits * head_rows * head_dim
+    kernel_params = params.AttentionParams(
+        **{
+            name: call.addresses[name]
+            for name in ("q", "k", "v", "key_cache", "value_cache", "positions", "out")
+        },
+        sinks=call.addresses.get("sinks"),
+        partial_out=call.workspace,
+        partial_stats=call.workspace + partial_out_bytes,
+        **{name: size for name, size in sizes.items() if name != "head_dim"},
+        context_rows=call.dims["k"][1] - sizes["rows"],
+        splits=made.splits,
+        window=int(call.attributes["window_size"]),
+        causal=int(call.attributes.get("causal", 1)),
+        ring=_ring(call.dims, call.attributes),
+        scale=call.attributes["scale"],
+        **_cache_scales(call.attributes),
+    )
+    grid = (made.row_tiles * made.splits, sizes["kv_heads"], sizes["batch"])
+    suffix = _suffix(call.attributes)
+    name = f"dflash_attention_d{head_dim}_r{made.tile.rows}{suffix}"
+    launches = [Launch(name, grid, params.ATTENTION_THREADS, made.shared_bytes, kernel_params)]
+    if made.splits > 1:
+        merge, blocks = (
+            f"dflash_attention_merge_d{head_dim}{suffix}",
+            params.merge_blocks(head_rows),
+        )
+        launches.append(Launch(merge, (blocks, 1, 1), params.MERGE_THREADS, 0, kernel_params))
+    return launches
+
+
+_ACCEPT_KERNELS = ["dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish"]
+
+
+def _accept_workspace(dims: Dims, _: Numbers) -> int:
+    batch, rows, vocab = dims["logits"]
+    return params.accept_plan(batch=batch, rows=rows, vocab=vocab).workspace_bytes
+
+
+def _accept(call: Call) -> list[Launch]:
+    batch, rows, vocab = call.dims["logits"]
+    made = params.accept_plan(batch=batch, rows=rows, vocab=vocab)
+    chunk_bytes = 4 * batch * rows * made.chunks
+    kernel_params = params.AcceptParams(
+        **call.addresses,
+        chunk_max=call.workspace,
+        chunk_argmax=call.workspace + chunk_bytes,
+        choice=call.workspace + 2 * chunk_bytes,
+        batch=batch,
+        rows=rows,
+        width=call.dims["input_ids"][1],
+        positions=call.dims["uniforms"][1],
+        vocab=vocab,
+        chunks=made.chunks,
+    )
+    grids = (made.chunks, batch * rows, 1), (batch * rows, 1, 1), (batch, 1, 1)
+    threads = params.SCAN_THREADS, params.CHOOSE_THREADS, params.FINISH_THREADS
+    return [
+        Launch(kernel, grid, count, 0, kernel_params)
+        for kernel, grid, count in zip(_ACCEPT_KERNELS, grids, threads, strict=True)
+    ]
+
+
+_MOE_SUFFIXES = "", "_mxfp4", "_nvfp4"
+_BLOCKS = {1: 32, 2: 16}  # elements of a block scale, by weight format
+_MOE_SCALES = {0: (), 1: ("gate_up_scale", "down_scale")}
+_MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
+
+
+def _moe_kernels(key: KernelKey) -> list[str]:
+    suffix = _MOE_SUFFIXES[dict(key.sizes).get("weight_format", 0)]
+    tiles = [f"{part}_t{tile.tokens}" for tile in params.MOE_TILES for part in ("gate_up", "down")]
+    return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
+
+
+def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
+    """The sizes of a plan, if the kernels can work on them and the scales are those of the weights'
+    format.
+    """
+    weight_format, top_k = int(numbers["weight_format"]), int(numbers["top_k"])
+    (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]
+    inner_size, unit = rows // 2, params.moe_unit(quantized=weight_format > 0)
+    if rows % 2 or hidden % unit or inner_size % unit:
+        raise EngineError(
+            f"experts need an H and an I that {unit} divides, and J = 2I rows: H is {hidden} and J"
+            f" {rows}"
+        )
+    inner = dims["down"][2] * (8 if weight_format else 1)
+    if inner != inner_size:
+        raise EngineError(f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows")
+    if not 1 <= top_k <= min(experts, params.MOST_CHOICES) or experts > params.MOST_EXPERTS:
+        raise EngineError(
+            f"a token may have 1 to {params.MOST_CHOICES} experts of at most {params.MOST_EXPERTS}:"
+            f" top_k is {top_k}, and there are {experts}"
+        )
+    _check_scales(dims, weight_format, {"gate_up": rows * hidden, "down": hidden * inner_size})
+    sizes = {
+        "tokens": tokens,
+        "hidden": hidden,
+        "inner_size": inner_size,
+        "experts": experts,
+        "top_k": top_k,
+    }
+    return sizes | {"weight_format": weight_format}
+
+
+def _check_scales(dims: Dims, weight_format: int, elements: Mapping[str, int]) -> None:
+    given = tuple(name for name in _MOE_SCALES[2] if name in dims)
+    if given != _MOE_SCALES[weight_format]:
+        wanted, got = (
+            ", ".join(names) or "no scales" for names in (_MOE_SCALES[weight_format], given)
+        )
+        raise EngineError(f"experts of weight_format {weight_format} have {wanted}; got {got}")
+    for name, count in elements.items() if weight_format else ():
+        words = count // (4 * _BLOCKS[weight_format])
+        if dims[f"{name}_scale"][1] != words:
+            raise EngineError(
+                f"{name}_scale is {list(dims[f'{name}_scale'])}, expected [E, {words}] of four"
+                " scales"
+            )
+
+
+def _moe_workspace(dims: Dims, numbers: Numbers) -> int:
+    return params.moe_plan(**_moe_sizes(dims, numbers)).workspace_bytes
+
+
+def _moe(call: Call) -> list[Launch]:
+    sizes = _moe_sizes(call.dims, call.attributes)
+    made, weight_format = params.moe_plan(**sizes), sizes.pop("weight_format")
+    misplaced = [name for name in ("x", "gate_up", "down", "out") if call.addresses[name] % 16]
+    if misplaced:
+        raise EngineError(
+            f"experts are read 16 bytes at a time: {', '.join(misplaced)} must begin at a multiple"
+            " of 16"
+        )
+    parts = {name: call.workspace + begin for name, begin in made.parts.items()}
+    if not weight_format:
+        parts["ordered_x"] = call.addresses["x"]
+    kernel_params = params.MoeParams(
+        **call.addresses,
+        **parts,
+        **sizes,
+        **{name: int(call.attributes[name]) for name in ("normalize", "interleaved")},
+        **{name: call.attributes[name] for name in ("limit", "alpha", "shift")},
+    )
+    tokens, tile, suffix = sizes["tokens"], f"_t{made.tile.tokens}", _MOE_SUFFIXES[weight_format]
+    steps = {
+        "route": ((tokens, 1, 1), params.ROUTE_THREADS, 0),
+        "list": ((1, 1, 1), params.LIST_THREADS, 0),
+        f"gate_up{tile}": (
+            (made.gate_up_blocks, made.groups, 1),
+            params.MOE_THREADS,
+            made.shared_bytes,
+        ),
+        f"down{tile}": ((made.down_blocks, made.groups, 1), params.MOE_THREADS, made.shared_bytes),
+        "sum": ((tokens, made.sum_blocks, 1), params.SUM_THREADS, 0),
+    }
+    return [
+        Launch(f"dflash_moe_{name}{suffix}", grid, threads, shared_bytes, kernel_params)
+        for name, (grid, threads, shared_bytes) in steps.items()
+    ]
+
+
+OPERATIONS = {
+    "attention": Operation(_attention_kernels, _attention_workspace, _attention),
+    "accept": Operation(lambda _: _ACCEPT_KERNELS, _accept_workspace, _accept),
+    "moe": Operation(_moe_kernels, _moe_workspace, _moe),
+}
+"""By kernel source."""

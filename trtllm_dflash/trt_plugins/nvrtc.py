@@ -1,0 +1,220 @@
+"""CUDA sources of plugins/kernels into cubins, by NVRTC: no GPU, no nvcc and no host compiler is
+needed.
+
+`python -m trtllm_dflash.trt_plugins.nvrtc sm120 attention head_dim=64` writes one to stdout, and
+the log to stderr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
+
+PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
+INSTALL = 'pip install "dflash-trt[rtx]"'
+_SOURCES = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
+_REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
+_BINDINGS = ("cuda.bindings", "cuda.pathfinder")
+_CUDA_HEADERS = {
+    "cudart": ("cuda_bf16.h", "nvidia-cuda-runtime"),
+    "cccl": ("nv/target", "nvidia-cuda-cccl"),
+}
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A kernel source compiled for an arch; `log` is the compiler's: registers, spills, shared
+    memory.
+    """
+
+    key: KernelKey
+    arch: str
+    code: bytes
+    log: str
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "kernel": str(self.key),
+            "arch": self.arch,
+            "bytes": len(self.code),
+            "sha256": hashlib.sha256(self.code).hexdigest(),
+            "source_sha256": source_digest(self.key.source),
+        }
+
+
+def compile_kernel(key: KernelKey, arch: str) -> Cubin:
+    """Compile one source for `arch` (as in --arch).
+
+    The same source gives the same bytes on every machine: no path of this one gets in.
+
+    Raises: BuildError: with the compiler's log, if it refuses; if there is no such source; if NVRTC
+    is not installed.
+    """
+    reason = why_not_compilable()
+    if reason is not None:
+        raise BuildError(f"cannot compile the kernel {key}: {reason}")
+    sources = kernel_sources()
+    name = f"{key.source}.cu"
+    if name not in sources:
+        raise BuildError(f"there is no kernel source {name}, only {', '.join(sorted(sources))}")
+    # No 'a' target: the kernels use nothing beyond sm_80, and of FP8 sm_89: the plain one has the
+    # same instructions.
+    options = [
+        f"--gpu-architecture={arch.replace('sm', 'sm_')}",
+        "--std=c++17",
+        # plan functions and constants are shared with the host
+        "--device-as-default-execution-space",
+        "--ptxas-options=-v",
+        *(f"-DDFLASH_{name.upper()}={value}" for name, value in key.sizes),
+        *(f"-I{folder}" for folder in _cuda_headers().values()),
+    ]
+    headers = {header: text for header, text in sources.items() if header.endswith((".h", ".cuh"))}
+    ok, code, log = _nvrtc(name, sources[name], headers, options)
+    if not ok:
+        raise BuildError(f"the kernel {key} does not compile for {arch}:\n{log}")
+    missing = [
+        kernel
+        for kernel in OPERATIONS[key.source].kernels(key)
+        if f".text.{kernel}\0".encode() not in code
+    ]
+    if missing:
+        raise BuildError(f"{name} compiled for {arch} ({key}) has no function {', '.join(missing)}")
+    return Cubin(key, arch, code, log)
+
+
+def compile_apart(key: KernelKey, arch: str) -> Cubin:
+    """`compile_kernel` in a process of its own: NVRTC keeps 18 MiB, which a builder has no use for.
+
+    Raises:
+        BuildError: as `compile_kernel`; if that process dies.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        __name__,
+        arch,
+        key.source,
+        *(f"{name}={value}" for name, value in key.sizes),
+    ]
+    done = subprocess.run(command, capture_output=True, check=False)
+    said = done.stderr.decode(errors="replace")
+    if done.returncode == _REFUSED:
+        raise BuildError(said)
+    if done.returncode:
+        raise BuildError(
+            f"compiling the kernel {key} for {arch} ended with exit status"
+            f" {done.returncode}:\n{said}"
+        )
+    return Cubin(key, arch, done.stdout, said)
+
+
+def main() -> None:
+    """Serve `compile_apart`."""
+    arch, source, *sizes = sys.argv[1:]
+    pairs = (size.split("=") for size in sizes)
+    try:
+        cubin = compile_kernel(
+            KernelKey(source, tuple((name, int(value)) for name, value in pairs)), arch
+        )
+    except BuildError as error:
+        sys.stderr.write(str(error))
+        sys.exit(_REFUSED)
+    sys.stderr.write(cubin.log)
+    sys.stdout.buffer.write(cubin.code)
+
+
+def kernel_sources() -> dict[str, bytes]:
+    """All files of plugins/kernels by name."""
+    folder = resources.files(_SOURCES)
+    files = (file for file in folder.iterdir() if file.name.endswith((".cu", ".cuh", ".h")))
+    return {file.name: file.read_bytes() for file in files}
+
+
+def source_digest(source: str) -> str:
+    """sha256 over a kernel source and all headers, which it may include."""
+    sources = kernel_sources()
+    digest = hashlib.sha256()
+    for name in sorted(
+        name for name in sources if name == f"{source}.cu" or not name.endswith(".cu")
+    ):
+        digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
+    return digest.hexdigest()
+
+
+def why_not_compilable() -> str | None:
+    """Why no kernel can be compiled on this machine, with what to do; None if one can."""
+    missing = _missing()
+    return missing and f"NVRTC needs {missing}, which is not installed here: {INSTALL}"
+
+
+def _missing() -> str | None:
+    if any(find_spec(module) is None for module in (_BINDINGS[0].split(".")[0], *_BINDINGS)):
+        return "cuda-bindings (no module cuda.bindings)"
+    from cuda.bindings import nvrtc
+    from cuda.pathfinder import DynamicLibNotFoundError
+
+    try:
+        nvrtc.nvrtcVersion()
+    except (DynamicLibNotFoundError, RuntimeError, OSError):
+        return "nvidia-cuda-nvrtc (no library libnvrtc)"
+    found = _cuda_headers()
+    for name, (header, package) in _CUDA_HEADERS.items():
+        if name not in found:
+            return f"{package} (no header {header})"
+    return None
+
+
+def _cuda_headers() -> dict[str, Path]:
+    """The folders of CUDA's own headers, those that are here."""
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    folders = {name: find_nvidia_header_directory(name) for name in _CUDA_HEADERS}
+    return {
+        name: Path(folder)
+        for name, folder in folders.items()
+        if folder is not None and (Path(folder) / _CUDA_HEADERS[name][0]).is_file()
+    }
+
+
+def _nvrtc(
+    name: str, source: bytes, headers: dict[str, bytes], options: list[str]
+) -> tuple[bool, bytes, str]:
+    """Compile: whether it worked, the cubin, the log."""
+    from cuda.bindings import nvrtc
+
+    names = [header.encode() for header in headers]
+    _, program = nvrtc.nvrtcCreateProgram(
+        source, name.encode(), len(names), list(headers.values()), names
+    )
+    (status,) = nvrtc.nvrtcCompileProgram(
+        program, len(options), [option.encode() for option in options]
+    )
+    _, size = nvrtc.nvrtcGetProgramLogSize(program)
+    log = b" " * size
+    nvrtc.nvrtcGetProgramLog(program, log)
+    code = b""
+    if status == nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        code = b" " * size
+        nvrtc.nvrtcGetCUBIN(program, code)
+    nvrtc.nvrtcDestroyProgram(program)
+    return (
+        status == nvrtc.nvrtcResult.NVRTC_SUCCESS,
+        code,
+        log.decode(errors="replace").rstrip("\0\n "),
+    )
+
+
+if __name__ == "__main__":
+    main()

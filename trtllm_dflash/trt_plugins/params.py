@@ -1,0 +1,245 @@
+"""How the kernels' work is divided and what they are told: the Python twin of
+plugins/kernels/*_params.h.
+
+A test compares every number and every offset with the C++ side.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int, c_void_p
+from dataclasses import dataclass
+
+# A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
+# multiprocessors.
+MAX_PROCESSORS = 256
+ATTENTION_THREADS = 128
+MERGE_THREADS = 128
+SCAN_THREADS, CHOOSE_THREADS, FINISH_THREADS = 256, 1024, 32
+MOE_THREADS, ROUTE_THREADS, LIST_THREADS, SUM_THREADS = 256, 128, 1024, 128
+MOST_EXPERTS, MOST_CHOICES = 1024, 32
+_PLAIN_UNIT, _QUANTIZED_UNIT = 8, 32  # of experts' sizes: what a thread reads at once
+_STAGES = 2
+_MAX_SPLITS = 32
+_ROW_PADDING = 8
+_SCAN_ELEMENTS = 8192
+_SUM_ELEMENTS = 4 * SUM_THREADS
+_WARP = 32
+
+
+def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
+    return [(name, c_void_p) for name in pointers.split()] + [
+        (name, c_int) for name in numbers.split()
+    ]
+
+
+class AttentionParams(Structure):
+    """The argument of the attention kernels."""
+
+    _fields_ = (
+        *_fields(
+            "q k v key_cache value_cache positions sinks out partial_out partial_stats",
+            "batch rows context_rows q_heads kv_heads cache_len splits window causal ring",
+        ),
+        ("scale", c_float),
+        ("key_scale", c_float),
+        ("value_scale", c_float),
+    )
+
+
+class AcceptParams(Structure):
+    """The argument of the accept kernels."""
+
+    _fields_ = _fields(
+        "logits input_ids num_known past_len temperature top_p top_k uniforms new_ids num_new"
+        " next_len bonus chunk_max chunk_argmax choice",
+        "batch rows width positions vocab chunks",
+    )
+
+
+class MoeParams(Structure):
+    """The argument of the kernels of DFlashMoE."""
+
+    _fields_ = (
+        *_fields(
+            "x router_logits gate_up gate_up_bias down down_bias gate_up_scale down_scale"
+            " gate_up_scale_2 down_scale_2 out shares chosen order rows groups ordered_x inner"
+            " partial",
+            "tokens hidden inner_size experts top_k normalize interleaved",
+        ),
+        ("limit", c_float),
+        ("alpha", c_float),
+        ("shift", c_float),
+    )
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Packed rows of q that a CTA takes, the warps that divide them, and the keys in shared memory
+    at once.
+    """
+
+    rows: int
+    warps: int
+    keys: int
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """`row_tiles` of a slot and key head, `splits` of the keys; shared memory of a CTA and
+    workspace in bytes.
+    """
+
+    tile: AttentionTile
+    row_tiles: int
+    splits: int
+    shared_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class AcceptPlan:
+    """CTAs that share the first pass over a row of logits, and the workspace in bytes."""
+
+    chunks: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class MoeTile:
+    """Tokens of an expert that a CTA multiplies at once, and the warps that divide the rows of its
+    weights.
+    """
+
+    tokens: int
+    row_warps: int
+
+
+MOE_TILES = MoeTile(8, 2), MoeTile(16, 4), MoeTile(32, 8)
+"""All tiles, from few tokens to many; there are kernels for each."""
+
+
+@dataclass(frozen=True)
+class MoePlan:
+    """CTAs of each launch, shared memory of a CTA in bytes; where each part of the workspace
+    begins, and its bytes.
+    """
+
+    tile: MoeTile
+    groups: int
+    gate_up_blocks: int
+    down_blocks: int
+    sum_blocks: int
+    shared_bytes: int
+    parts: dict[str, int]
+    workspace_bytes: int
+
+
+def attention_tiles(head_dim: int) -> tuple[AttentionTile, ...]:
+    """All tiles of a head_dim, from few rows to many; there is a kernel for each."""
+    if head_dim > 128:
+        return AttentionTile(32, 2, 32), AttentionTile(64, 4, 32)
+    return (
+        AttentionTile(16, 1, 64),
+        AttentionTile(32, 1, 64),
+        AttentionTile(64, 2, 64),
+        AttentionTile(128, 4, 32),
+    )
+
+
+def attention_plan(
+    *,
+    batch: int,
+    rows: int,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    cache_len: int,
+    processors: int,
+) -> AttentionPlan:
+    """The plan of one launch of `rows` rows a slot, on a GPU of that many multiprocessors."""
+    packed = rows * (q_heads // kv_heads)
+    tile = _tile(head_dim, packed)
+    row_tiles = _ceil(packed, tile.rows)
+    tiles = row_tiles * kv_heads * batch
+    splits = max(min(2 * processors // tiles, _MAX_SPLITS, _ceil(cache_len, tile.keys)), 1)
+    head_rows = batch * rows * q_heads
+    workspace = splits * head_rows * (head_dim + 2) * 4 if splits > 1 else 0
+    return AttentionPlan(tile, row_tiles, splits, _shared_bytes(head_dim, tile), workspace)
+
+
+def attention_workspace(
+    *, batch: int, rows: int, q_heads: int, kv_heads: int, head_dim: int, cache_len: int
+) -> int:
+    """Bytes that suffice for these and all smaller batches and rows, on any GPU.
+
+    Fewer tiles are split more often, so the largest call is not always the one that needs most. But
+    whatever the call, it has at most 2 · processors + tiles CTAs, and no more rows in each than a
+    tile of the largest.
+    """
+    packed = rows * (q_heads // kv_heads)
+    tile = _tile(head_dim, packed)
+    tiles = _ceil(packed, tile.rows) * kv_heads * batch
+    smallest_tile = min(tile.keys for tile in attention_tiles(head_dim))
+    splits = min(_MAX_SPLITS, _ceil(cache_len, smallest_tile))
+    head_rows = min(
+        (2 * MAX_PROCESSORS + tiles) * min(tile.rows, packed), splits * batch * rows * q_heads
+    )
+    return head_rows * (head_dim + 2) * 4 if splits > 1 else 0
+
+
+def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
+    """The plan of choosing `rows` tokens a slot."""
+    chunks = _ceil(vocab, _SCAN_ELEMENTS)
+    return AcceptPlan(chunks, 4 * batch * rows * (2 * chunks + 1))
+
+
+def moe_plan(
+    *, tokens: int, hidden: int, inner_size: int, experts: int, top_k: int, weight_format: int
+) -> MoePlan:
+    """The plan of one call. The workspace of a number of tokens suffices for every smaller one."""
+    assignments = tokens * top_k
+    tile = MOE_TILES[0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2]
+    rows = 16 * tile.row_warps
+    groups = min(assignments, experts)
+    sizes = {
+        "shares": 4 * assignments,
+        "chosen": 4 * assignments,
+        "order": 4 * assignments,
+        "rows": 4 * assignments,
+        "groups": 16 * groups,
+        "ordered_x": 2 * tokens * hidden if weight_format else 0,
+        "inner": 2 * assignments * inner_size,
+        "partial": 4 * assignments * hidden,
+    }
+    parts, end = {}, 0
+    for name, size in sizes.items():
+        parts[name] = end
+        end += 16 * _ceil(size, 16)
+    shared_bytes = 32 << 10 if weight_format else 8 << 10
+    blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _SUM_ELEMENTS)
+    return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
+
+
+def moe_unit(*, quantized: bool) -> int:
+    """What must divide both sizes of an expert, H and I."""
+    return _QUANTIZED_UNIT if quantized else _PLAIN_UNIT
+
+
+def merge_blocks(head_rows: int) -> int:
+    """CTAs of the kernel that merges splits: a warp for each row of a head."""
+    return _ceil(head_rows, MERGE_THREADS // _WARP)
+
+
+def _tile(head_dim: int, packed: int) -> AttentionTile:
+    tiles = attention_tiles(head_dim)
+    return next((tile for tile in tiles if packed <= tile.rows), tiles[-1])
+
+
+def _shared_bytes(head_dim: int, tile: AttentionTile) -> int:
+    staged = (tile.rows + 2 * _STAGES * tile.keys) * (head_dim + _ROW_PADDING) * 2
+    result = tile.rows * (head_dim + 4) * 4 + 4 * tile.rows * 2 * 4
+    return max(staged, result)
+
+
+def _ceil(count: int, unit: int) -> int:
+    return -(-count // unit)

@@ -1,0 +1,348 @@
+"""The one plugin class of all our operators, and its creator: everything that differs comes from
+the declaration.
+
+TensorRT calls these methods, and an exception must not be the end of the process. Some may raise:
+TensorRT then fails, though not in our words (`_refuses`). Where it would abort, crash or go on as
+if nothing had been said, they do not (`_notes`). In both cases the words are kept for the one who
+called TensorRT: `take_refusals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from trtllm_dflash.errors import DFlashError, EngineError
+from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.ops import OPS, OpSpec
+from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
+from trtllm_dflash.trt.loader import tensorrt
+from trtllm_dflash.trt_plugins.driver import Module, load
+from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
+from trtllm_dflash.trt_plugins.shapes import aliased_input, check_shapes, given_inputs, output_axes
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+else:
+    trt = tensorrt()
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+CUBIN = "cubin"
+_refusals: list[str] = []
+
+_TYPES = {
+    "float32": trt.DataType.FLOAT,
+    "bfloat16": trt.DataType.BF16,
+    "float8e4m3fn": trt.DataType.FP8,
+    "int32": trt.DataType.INT32,
+    "int64": trt.DataType.INT64,
+}
+_FIELD_TYPES = {
+    int: (np.int32, trt.PluginFieldType.INT32),
+    float: (np.float32, trt.PluginFieldType.FLOAT32),
+}
+
+
+def take_refusals() -> list[str]:
+    """What plugins of this process have refused since the last time, each once, oldest first."""
+    taken = list(dict.fromkeys(_refusals))
+    _refusals.clear()
+    return taken
+
+
+def _refuses(method: Method) -> Method:
+    """A method that may raise."""
+
+    @wraps(method)
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except DFlashError as error:
+            _refusals.append(str(error))
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+def _notes(default: Any) -> Callable[[Method], Method]:
+    """A method that must not raise: it returns `default` instead."""
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except DFlashError as error:
+                _refusals.append(str(error))
+                return default
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+class StepPlugin(
+    trt.IPluginV3,  # type: ignore[misc]
+    trt.IPluginV3OneCore,  # type: ignore[misc]
+    trt.IPluginV3OneBuildV2,  # type: ignore[misc]
+    trt.IPluginV3OneRuntime,  # type: ignore[misc]
+):
+    """An operator of ours. `numbers`: its attributes and its kernel's sizes and types by name;
+    `cubin`: that kernel.
+    """
+
+    def __init__(self, spec: OpSpec, numbers: Mapping[str, int | float], cubin: bytes) -> None:
+        for base in StepPlugin.__bases__:
+            base.__init__(self)
+        self.plugin_name, self.plugin_version, self.plugin_namespace = (
+            spec.name,
+            PLUGIN_VERSION,
+            PLUGIN_NAMESPACE,
+        )
+        self.num_outputs = len(spec.outputs)
+        self.spec, self.numbers, self.cubin = spec, dict(numbers), cubin
+        self._operation = OPERATIONS[spec.kernel.source]
+        self._module: Module | None = None
+
+    def get_capability_interface(self, _: Any) -> StepPlugin:
+        """All capabilities are this one class."""
+        return self
+
+    def clone(self) -> StepPlugin:
+        """Another plugin of the same kernel, which both share."""
+        return StepPlugin(self.spec, self.numbers, self.cubin)
+
+    # While an engine is built
+
+    @_refuses
+    def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
+        """The declared types, if the inputs have theirs."""
+        for tensor, found in zip(given_inputs(self.spec, len(types)), types, strict=True):
+            if found != self._type(tensor.dtype):
+                raise EngineError(
+                    f"{self.spec.name}: {tensor.name} is {found.name}, expected"
+                    f" {self._type(tensor.dtype).name}"
+                )
+        return [self._type(tensor.dtype) for tensor in self.spec.outputs]
+
+    @_refuses
+    def get_output_shapes(self, inputs: Sequence[Any], _: Any, expressions: Any) -> list[Any]:
+        """The declared shapes, from those inputs that have the same symbols, if all inputs have
+        theirs.
+        """
+        known = [
+            [size.get_constant_value() if size.is_constant() else -1 for size in tensor]
+            for tensor in inputs
+        ]
+        self._dims(known, ())
+        return [
+            trt.DimsExprs(
+                [
+                    (
+                        expressions.constant(axis)
+                        if isinstance(axis, int)
+                        else inputs[axis[0]][axis[1]]
+                    )
+                    for axis in axes
+                ]
+            )
+            for axes in output_axes(self.spec)
+        ]
+
+    def supports_format_combination(
+        self, position: int, described: Sequence[Any], num_inputs: int
+    ) -> bool:
+        """The declared types, in plain row-major order."""
+        tensors = [*self.spec.plugin_inputs[:num_inputs], *self.spec.outputs]
+        found = described[position].desc
+        return bool(
+            found.type == self._type(tensors[position].dtype)
+            and found.format == trt.TensorFormat.LINEAR
+        )
+
+    def get_aliased_input(self, output: int) -> int:
+        """The input that an output is written into; -1: none."""
+        return aliased_input(self.spec, output)
+
+    @_notes(None)
+    def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Check every bound of the profile's shapes."""
+        for bound in ("min", "max"):
+            self._dims(
+                [getattr(tensor, bound) for tensor in inputs],
+                [getattr(tensor, bound) for tensor in outputs],
+            )
+
+    @_notes(0)
+    def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        """Bytes for the largest shapes, and for all smaller ones."""
+        dims = self._dims([tensor.max for tensor in inputs], [tensor.max for tensor in outputs])
+        return self._operation.workspace_bytes(dims, self.numbers)
+
+    def get_valid_tactics(self) -> list[int]:
+        """There is one way to run it."""
+        return []
+
+    def set_tactic(self, _: int) -> None:
+        """There is one way to run it."""
+
+    def get_fields_to_serialize(self) -> Any:
+        """What the creator needs to make it again, the kernel included."""
+        self._serialized = [_number_field(name, value) for name, value in self.numbers.items()]
+        code = np.frombuffer(self.cubin, np.int8)
+        self._serialized.append(trt.PluginField(CUBIN, code, trt.PluginFieldType.CHAR))
+        return trt.PluginFieldCollection(self._serialized)
+
+    # While an engine runs
+
+    def attach_to_context(self, _: Any) -> StepPlugin:
+        """A clone for an execution context, its kernels loaded: nothing is left to load inside a
+        stream capture.
+
+        What stands in the way is told by `enqueue`: TensorRT crashes when this method raises, and
+        it calls it for a build too, on a machine without a GPU.
+        """
+        attached = self.clone()
+        with suppress(DFlashError):
+            attached._load()
+        return attached
+
+    def on_shape_change(self, *_: Any) -> None:
+        """Shapes are checked and used by `enqueue`."""
+
+    @_refuses
+    def enqueue(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], read: Sequence[int], written: Sequence[int],
+        workspace: int, stream: int,
+    ) -> None:  # fmt: skip
+        """Launch the kernels on `stream`; the sequences hold addresses, in the order of the
+        declaration.
+
+        Raises: EngineError: if the shapes, the memory of the caches or the driver are not as they
+        must be. To TensorRT's Python classes that is how a status is returned.
+        """
+        dims = self._dims([tensor.dims for tensor in inputs], [tensor.dims for tensor in outputs])
+        addresses = dict(zip(dims, (*read, *written), strict=True))
+        for tensor in self.spec.outputs:
+            if tensor.aliases and addresses.pop(tensor.name) != addresses[tensor.aliases]:
+                raise EngineError(
+                    f"{self.spec.name}: {tensor.name} is not at the address of {tensor.aliases},"
+                    " which it is written into; bind both to the same memory"
+                )
+        module = self._load()
+        call = Call(dims, addresses, self.numbers, workspace, module.processors)
+        module.launch(self._operation.launches(call), stream)
+
+    def _load(self) -> Module:
+        if self._module is None:
+            self._module = load(self.cubin, self._operation.kernels(self._key()))
+        return self._module
+
+    def _dims(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+        """Checked shapes by tensor name, inputs first."""
+        tensors = [*given_inputs(self.spec, len(inputs)), *self.spec.outputs]
+        found = {
+            tensor.name: tuple(dims)
+            for tensor, dims in zip(tensors, (*inputs, *outputs), strict=False)
+        }
+        check_shapes(self.spec, found, _sizes(self.numbers))
+        return found
+
+    def _key(self) -> KernelKey:
+        return kernel_key(self.spec, _sizes(self.numbers))
+
+    def _type(self, dtype: str) -> Any:
+        return _TYPES[self.spec.kernel.element_type(dtype, self.numbers)]
+
+
+class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+    """Makes the plugins of one operator: from a graph's node, with a cubin of `cubins`, or from an
+    engine's fields.
+    """
+
+    def __init__(self, spec: OpSpec) -> None:
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_version, self.plugin_namespace = (
+            spec.name,
+            PLUGIN_VERSION,
+            PLUGIN_NAMESPACE,
+        )
+        self.spec = spec
+        self.cubins: Mapping[KernelKey, bytes] = {}
+        self._fields = [
+            trt.PluginField(name, np.empty(0), kind)
+            for name, (_, kind) in number_fields(spec).items()
+        ]
+        self.field_names = trt.PluginFieldCollection(self._fields)
+
+    @_refuses
+    def create_plugin(self, _: str, fields: Any, phase: Any) -> StepPlugin:
+        """A plugin of these fields.
+
+        Raises:
+            EngineError: if one is missing, or there is no kernel of its sizes.
+        """
+        given = {field.name: field for field in fields}
+        numbers: dict[str, int | float] = {}
+        for name, (kind, _type) in number_fields(self.spec).items():
+            if name not in given:
+                raise EngineError(
+                    f"{self.name}: its field {name} is missing, got {', '.join(sorted(given))}"
+                )
+            numbers[name] = kind(np.asarray(given[name].data).item())
+        key = kernel_key(self.spec, _sizes(numbers))
+        if phase == trt.TensorRTPhase.RUNTIME:
+            if CUBIN not in given:
+                raise EngineError(
+                    f"{self.name}: the engine has no kernel in the field {CUBIN}; build it again"
+                )
+            return StepPlugin(self.spec, numbers, np.asarray(given[CUBIN].data).tobytes())
+        if key not in self.cubins:
+            raise EngineError(f"{self.name}: no kernel was compiled for {key}")
+        return StepPlugin(self.spec, numbers, self.cubins[key])
+
+
+def number_fields(spec: OpSpec) -> dict[str, tuple[type, Any]]:
+    """The fields of an operator's node, its attributes and its kernel's sizes and types: Python
+    type and field type.
+    """
+    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.numbers.items()}
+
+
+def _sizes(numbers: Mapping[str, int | float]) -> dict[str, int]:
+    """The whole numbers among them: a kernel's sizes and types, and attributes that are none of
+    either.
+    """
+    return {name: value for name, value in numbers.items() if isinstance(value, int)}
+
+
+def _number_field(name: str, value: int | float) -> Any:
+    dtype, kind = _FIELD_TYPES[type(value)]
+    return trt.PluginField(name, np.array([value], dtype), kind)
+
+
+_creators: dict[str, StepPluginCreator] = {}
+
+
+def register(cubins: Mapping[KernelKey, bytes] | None = None) -> None:
+    """Make our plugins known to TensorRT, once a process; `cubins` are the kernels of the engine to
+    be built.
+
+    An engine that is loaded brings its own kernels.
+    """
+    registry = trt.get_plugin_registry()
+    for spec in OPS.values():
+        if spec.name not in _creators:
+            creator = StepPluginCreator(spec)
+            if not registry.register_creator(creator, PLUGIN_NAMESPACE):
+                raise EngineError(
+                    f"TensorRT does not take the plugin {spec.name}: its name is taken"
+                )
+            _creators[spec.name] = creator
+        if cubins is not None:
+            _creators[spec.name].cubins = cubins
