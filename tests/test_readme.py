@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trtllm_dflash import __version__
-from trtllm_dflash.builder.pair_support import markdown_table, statuses
+from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.hardware.archs import ARCHS
 
 ROOT = Path(__file__).parent.parent
@@ -104,9 +104,9 @@ def test_arch_table_is_the_code_s() -> None:
 
 def test_table_of_pairs_is_the_code_s() -> None:
     """The pairs that can be built; all others are in config/README.md."""
-    buildable = [row for row in statuses() if row.archs]
+    buildable = [row for row in list_support() if row.archs]
     counts = (
-        f"{len(statuses())} of the published pairs, why {len(statuses()) - len(buildable)} of them"
+        f"{len(list_support())} of the published pairs, why {len(list_support()) - len(buildable)} of them"
         " are refused"
     )
     assert counts in README

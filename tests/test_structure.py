@@ -138,7 +138,7 @@ def test_direction_of_imports() -> None:
 @pytest.mark.parametrize(
     ("part", "text"),
     [
-        ("config", "from trtllm_dflash.engine_dir.io_tensors import Port"),
+        ("config", "from trtllm_dflash.engine_dir.io_tensors import IoTensor"),
         ("graph", "import trtllm_dflash.builder.build_engine"),
         ("runtime", "from trtllm_dflash.checkpoint.loader import load_target"),
         ("runtime", "from trtllm_dflash.builder.build_engine import build_engine"),

@@ -46,7 +46,7 @@ def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
 
     def run(prompt: list[int]) -> Run:
         answer = engine.generate([prompt], max_new_tokens=max_tokens, **options)[0]
-        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.generation_seconds)
+        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.decode_seconds)
 
     return run
 
@@ -65,7 +65,7 @@ def reference_side(
 
     def run(prompt: list[int]) -> Run:
         (answer,) = side.run([prompt], 1, max_tokens).answers
-        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.generation_seconds)
+        return Run(answer.token_ids, len(answer.acceptance_lengths), answer.decode_seconds)
 
     return run
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from trtllm_dflash.checkpoint.formats import read_quantization
 from trtllm_dflash.checkpoint.from_config import headers_of
-from trtllm_dflash.checkpoint.quantized_tensors import is_exponents
+from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, NameTable
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable
 
 _CHUNK = 1 << 23
 
@@ -119,7 +119,7 @@ def drafter_config(model: str, target: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(directory: Path, config_json: dict[str, Any], config: Any, table: NameTable) -> int:
+def write(directory: Path, config_json: dict[str, Any], config: Any, table: TensorTable) -> int:
     """Write a checkpoint of one file, and return its bytes; the same config gives the same
     bytes.
     """
@@ -159,7 +159,7 @@ def _random(info: TensorInfo) -> bytes:
     random = np.random.default_rng(
         crc32(info.name.encode())
     )  # TensorRT-RTX keeps equal weights once
-    if is_exponents(info.name):
+    if is_e8m0_scale(info.name):
         return random.integers(118, 122, _CHUNK, np.uint8).tobytes()  # with E2M1 codes about 1/50
     if info.dtype == "U8":
         return random.bytes(_CHUNK)

@@ -31,13 +31,13 @@ def speed(answer: Generation) -> float:
     """Tokens per second of the generation steps: the prompt's step, which gives the first token, is
     not in it.
     """
-    return (len(answer.token_ids) - 1) / answer.generation_seconds
+    return (len(answer.token_ids) - 1) / answer.decode_seconds
 
 
 def panel(title: str, answer: Generation, width: int) -> Panel:
     """The text, and under it what it took."""
     steps = len(answer.acceptance_lengths)
-    footer = f"{speed(answer):.1f} tokens/s · {steps} steps · τ {answer.tokens_per_step:.2f}"
+    footer = f"{speed(answer):.1f} tokens/s · {steps} steps · τ {answer.acceptance_length:.2f}"
     return Panel(Text(answer.text), title=title, subtitle=footer, width=width)
 
 

@@ -63,21 +63,21 @@ def answer(llm: Any, prompt: str, max_tokens: int) -> tuple[Generation, Timings]
     output = last.outputs[0]
     gained = [after - before for before, after in pairwise(counts)]
     first, steps = gained[0], [count for count in gained[1:] if count]
-    prompt_seconds, generation_seconds = times[0] - begun, times[-1] - times[0]
+    prefill_seconds, decode_seconds = times[0] - begun, times[-1] - times[0]
     generation = Generation(
         token_ids=list(output.token_ids),
         text=output.text,
         acceptance_lengths=steps,
         finish_reason="length" if output.finish_reason == "length" else "stop",
-        prompt_seconds=prompt_seconds,
-        generation_seconds=generation_seconds,
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
     )
     timings = Timings(
         prompt_tokens=len(last.prompt_token_ids),
-        prompt_seconds=prompt_seconds,
+        prefill_seconds=prefill_seconds,
         generated_tokens=len(output.token_ids) - first,
-        generation_steps=len(steps),
-        generation_seconds=generation_seconds,
+        decode_steps=len(steps),
+        decode_seconds=decode_seconds,
     )
     return generation, timings
 

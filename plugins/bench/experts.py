@@ -164,7 +164,7 @@ def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, 
     experts = index.unique().tolist()
     places = [(index == expert).nonzero(as_tuple=True) for expert in experts]
 
-    def one_by_one(given: Tensors) -> torch.Tensor:
+    def sequentially(given: Tensors) -> torch.Tensor:
         out = torch.zeros_like(given["x"], dtype=torch.float32)
         for expert, (token, choice) in zip(experts, places, strict=True):
             result = one_expert(
@@ -191,5 +191,5 @@ def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, 
             .to(given["x"].dtype)
         )
 
-    yield EVERYWHERE, one_by_one
+    yield EVERYWHERE, sequentially
     yield "grouped products", grouped

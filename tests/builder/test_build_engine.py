@@ -23,7 +23,7 @@ from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.job import Request
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.io_tensors import step_ports
+from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
 from trtllm_dflash.options.build import BuildConfig
 
@@ -81,7 +81,7 @@ def test_config_json_has_the_sizes_and_the_io_table(
     ]
     assert data["dflash"]["target_layer_ids"] == [0, 1, 2, 3]
     prepared = plan_build(config())
-    ports = step_ports(
+    ports = step_io(
         prepared.target.config, prepared.drafter.config if prepared.drafter else None,
         dtype="float32", cache_len=128, block_size=4, ring_width=sizes["max_num_tokens"],
     )  # fmt: skip

@@ -25,7 +25,7 @@ from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand, sizes_of
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand, resolve_shape
 from trtllm_dflash.options.build import BuildConfig
 
 QWEN3_8B = next(pair for pair in PAIRS if pair.name == "Qwen3-8B")
@@ -38,7 +38,9 @@ def sparse_checkpoint(
     its bytes.
     """
     directory.mkdir()
-    rows = {name: tuple(sizes_of(row, config)) for name, row in expand(names.used, config).items()}
+    rows = {
+        name: tuple(resolve_shape(row, config)) for name, row in expand(names.used, config).items()
+    }
     weight_map: dict[str, str] = {}
     for index in range(2):
         shard = f"model-{index + 1:05d}-of-00002.safetensors"

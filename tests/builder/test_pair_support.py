@@ -13,10 +13,10 @@ import pytest
 
 from trtllm_dflash.builder import pair_support
 from trtllm_dflash.builder.pair_support import (
+    check_support,
     drafter_json,
+    list_support,
     markdown_table,
-    status_of,
-    statuses,
     target_json,
 )
 from trtllm_dflash.catalog.pairs import PAIRS, nearest_names, pair_of
@@ -84,12 +84,12 @@ def test_the_loader_says_the_same_of_every_row(pair: Pair, tmp_path: Path) -> No
         text = str(caught.value)
         if "there is neither model.safetensors nor" not in text:
             reasons.append(text.split(": ", 1)[1])
-    status = status_of(pair)
+    status = check_support(pair)
     assert [reason for _, reason in status.reasons] == reasons
     assert bool(status.archs) == (not reasons)
 
 
-@pytest.mark.parametrize("status", statuses(), ids=lambda status: status.pair.name)
+@pytest.mark.parametrize("status", list_support(), ids=lambda status: status.pair.name)
 def test_a_refusal_is_for_what_the_model_is_and_not_for_a_gap_in_its_row(
     status: pair_support.Status,
 ) -> None:
@@ -101,15 +101,16 @@ def test_a_refusal_is_for_what_the_model_is_and_not_for_a_gap_in_its_row(
 
 def test_what_fits_is_checked_too() -> None:
     pair = BY_NAME["Qwen3-8B"]
-    assert status_of(pair).archs == tuple(ARCHS)
+    assert check_support(pair).archs == tuple(ARCHS)
     other = replace(pair, drafter=BY_NAME["Qwen3-4B"].drafter)
     assert (
-        "hidden_size is 2560 in the drafter and 4096 in the target" in status_of(other).refusals[0]
+        "hidden_size is 2560 in the drafter and 4096 in the target"
+        in check_support(other).refusals[0]
     )
     small = replace(pair.target, config={**pair.target.config, "head_dim": 80})
     assert (
         "no attention kernel for the target's head_dim 80"
-        in status_of(replace(pair, target=small)).refusals[0]
+        in check_support(replace(pair, target=small)).refusals[0]
     )
     fp8 = replace(
         pair.target,
@@ -118,30 +119,36 @@ def test_what_fits_is_checked_too() -> None:
             "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
         },
     )
-    assert status_of(replace(pair, target=fp8)).archs == ("cpu", "sm120", "sm121", "sm100", "sm103")
+    assert check_support(replace(pair, target=fp8)).archs == (
+        "cpu",
+        "sm120",
+        "sm121",
+        "sm100",
+        "sm103",
+    )
 
 
 def test_what_is_refused_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = next(
         status
-        for status in statuses()
+        for status in list_support()
         if status.refusals and status.pair.drafter.architecture == DFLASH
     )
     name = refused.pair.name
     with pytest.raises(BuildError, match=re.escape(refused.refusals[0])):
-        pair_support.refuse_known(name, refused.pair.drafter.repository)
+        pair_support.reject_unsupported_pair(name, refused.pair.drafter.repository)
     with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
-        pair_support.refuse_known(str(tmp_path), "z-lab/Qwen3.8-27B-DFlash2")
+        pair_support.reject_unsupported_pair(str(tmp_path), "z-lab/Qwen3.8-27B-DFlash2")
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    pair_support.refuse_known(name, None)  # a directory: its own files will speak
-    pair_support.refuse_known("Qwen3-8B", "Qwen3-8B-DFlash-b16")
+    pair_support.reject_unsupported_pair(name, None)  # a directory: its own files will speak
+    pair_support.reject_unsupported_pair("Qwen3-8B", "Qwen3-8B-DFlash-b16")
     with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
-        pair_support.refuse_known("Qwen3-8B", "qwen3.8-27b-dflash2")
+        pair_support.reject_unsupported_pair("Qwen3-8B", "qwen3.8-27b-dflash2")
 
 
 def test_the_table_has_a_row_for_each_pair() -> None:
-    lines = markdown_table(statuses()).splitlines()
+    lines = markdown_table(list_support()).splitlines()
     assert len(lines) == len(PAIRS) + 2
     assert (
         lines[3] == "| `Qwen3-8B` | Qwen/Qwen3-8B | z-lab/Qwen3-8B-DFlash-b16 | 16 | every --arch |"

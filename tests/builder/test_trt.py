@@ -22,7 +22,7 @@ import pytest
 
 from tests.fixtures.tiny_models import BLOCK, DRAFTER_VARIANTS, tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import build_engine
-from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, prepare
 from trtllm_dflash.builder.worker_process import worker_environment
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
@@ -53,7 +53,7 @@ def _models(directory: Path, architecture: str, variant: str, **sizes: int) -> d
     return {"target": str(target), "drafter": str(drafter)}
 
 
-def _prepare(directory: Path, architecture: str, variant: str) -> Prepared:
+def _prepare(directory: Path, architecture: str, variant: str) -> ResolvedModels:
     """Without plugins; engines with them are in tests/plugins/test_engine_plugins.py."""
     models, sizes = (
         _models(directory, architecture, variant),
@@ -64,7 +64,7 @@ def _prepare(directory: Path, architecture: str, variant: str) -> Prepared:
     )
 
 
-def _step(prepared: Prepared) -> ir.Model:
+def _step(prepared: ResolvedModels) -> ir.Model:
     sizes = prepared.resolved
     return build_step(
         prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,

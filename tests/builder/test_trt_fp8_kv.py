@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.format_support import check_fp8_kv
-from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, prepare
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.engine_dir.config_writer import engine_config
 from trtllm_dflash.errors import UsageError
@@ -39,7 +39,7 @@ def _prepared(
     fp8: bool,
     plugins: bool | None = None,
     kv_cache_dtype: str = "auto",
-) -> Prepared:
+) -> ResolvedModels:
     pair = {"target": models["scaled" if fp8 else "target"], "drafter": models["drafter"]}
     options = {"arch": arch, "plugins": plugins, "kv_cache_dtype": kv_cache_dtype}
     return prepare(BuildConfig(**pair, output_dir=Path("out"), **options, **SIZES))
@@ -130,7 +130,7 @@ def test_wrong_requests(models: dict[str, str], arch: str, dtype: str, words: st
         _prepared(models, arch, fp8=False, kv_cache_dtype=dtype)
 
 
-def _bytes(prepared: Prepared, owner: str) -> int:
+def _bytes(prepared: ResolvedModels, owner: str) -> int:
     slots = [port for port in prepared.ports if port.cache == owner and port.direction == "input"]
     return sum(
         port.item_bytes * int(port.shape[1]) * int(port.shape[2]) * int(port.shape[3])

@@ -82,7 +82,7 @@ def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> No
     assert f"tokens/s ({len(expected.acceptance_lengths)} steps of " in result.stderr
     assert "(a clock of these steps alone: no loading, prompts or tokenizing)" in result.stderr
     assert (
-        f"τ           {expected.tokens_per_step:.2f} tokens a step and sequence, bonus included, of"
+        f"τ           {expected.acceptance_length:.2f} tokens a step and sequence, bonus included, of"
         " at most 4" in result.stderr
     )
     ones = expected.acceptance_lengths.count(1)
@@ -192,7 +192,7 @@ def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Pat
         }
         assert row["acceptance_lengths"] == answer.acceptance_lengths
         assert row["finish_reason"] == answer.finish_reason
-        assert row["prompt_seconds"] > 0
+        assert row["prefill_seconds"] > 0
 
 
 def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path) -> None:

@@ -39,10 +39,10 @@ def test_speculative_equals_plain(target: Path, engine: EngineFactory, tmp_path:
     for draft_len in (None, 1, 2):
         out = speculative.generate(PROMPTS, max_new_tokens=NEW_TOKENS, draft_len=draft_len)
         assert [item.token_ids for item in out] == plain
-    one_by_one = [
+    sequentially = [
         speculative.generate([prompt], max_new_tokens=NEW_TOKENS)[0].token_ids for prompt in PROMPTS
     ]
-    assert one_by_one == plain
+    assert sequentially == plain
     unrounded = engine(target, None, kv_cache_dtype="float32").generate(
         PROMPTS, max_new_tokens=NEW_TOKENS
     )

@@ -119,7 +119,7 @@ def test_a_file_system_that_takes_nothing_is_one_clear_error() -> None:
 def test_the_advice_is_the_commands_own(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"is not empty; give another$"):
-        atomic.is_free(tmp_path)
+        atomic.check_output_dir(tmp_path)
 
 
 def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:

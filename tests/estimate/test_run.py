@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
-from trtllm_dflash.builder.pair_support import statuses
+from trtllm_dflash.builder.pair_support import list_support
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.estimate import run_estimate, run_validation
 from trtllm_dflash.errors import DFlashError, UsageError
@@ -193,7 +193,7 @@ def test_a_listed_name_brings_its_drafter() -> None:
 
 def test_every_listed_pair_that_builds_is_estimated() -> None:
     """By its name alone; the others are refused as `build` does."""
-    for status in statuses():
+    for status in list_support():
         asked = config(target=status.pair.name, drafter=None, batch="1", tau="2", gpus=8)
         if status.archs:
             assert estimate(asked).pair.drafter.name == status.pair.drafter.repository

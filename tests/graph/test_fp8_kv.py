@@ -17,9 +17,9 @@ from tests.fixtures.tiny_models import BLOCK, VOCAB
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
-from trtllm_dflash.graph.plugin_nodes import kernel_keys
+from trtllm_dflash.graph.plugin_nodes import kernel_variants
 from trtllm_dflash.graph.step import build_step
 
 LAYERS, CACHE = 2, 64
@@ -55,9 +55,9 @@ def test_with_plugins_the_targets_caches_are_fp8_and_its_nodes_say_the_scales(
         assert node.attributes["fp8_cache"].as_int() == 1
     assert all("fp8_cache" not in node.attributes for node in nodes if node not in verify)
     fp8, plain = (
-        KernelKey("attention", (("head_dim", 64), *more)) for more in ((("fp8_cache", 1),), ())
+        KernelVariant("attention", (("head_dim", 64), *more)) for more in ((("fp8_cache", 1),), ())
     )
-    assert kernel_keys(model) == {KernelKey("accept"): 1, fp8: LAYERS, plain: 2}
+    assert kernel_variants(model) == {KernelVariant("accept"): 1, fp8: LAYERS, plain: 2}
     assert str(fp8) == "attention, head_dim 64, fp8_cache 1"
 
 
@@ -65,9 +65,9 @@ def test_without_fp8_both_models_share_a_kernel(
     make_target: MakePair, make_drafter: MakePair
 ) -> None:
     model = _step(make_target, make_drafter, dtype="bfloat16", plugins=True)
-    assert kernel_keys(model) == {
-        KernelKey("accept"): 1,
-        KernelKey("attention", (("head_dim", 64),)): 4,
+    assert kernel_variants(model) == {
+        KernelVariant("accept"): 1,
+        KernelVariant("attention", (("head_dim", 64),)): 4,
     }
 
 

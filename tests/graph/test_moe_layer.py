@@ -18,9 +18,9 @@ from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from tests.graph.test_quantized_linear import _ancestors, _self_contained
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.mxfp4 import dequantized_experts
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import MOE
-from trtllm_dflash.graph.plugin_nodes import kernel_keys
+from trtllm_dflash.graph.plugin_nodes import kernel_variants
 from trtllm_dflash.graph.step import build_step
 
 KINDS = ("gate_up_proj", "down_proj")
@@ -181,7 +181,7 @@ def test_codes_for_our_plugin_are_the_files_bytes(gpt_oss: Path) -> None:
             info.offset,
             info.nbytes,
         )
-    assert KernelKey("moe", (("weight_format", 1),)) in kernel_keys(model)
+    assert KernelVariant("moe", (("weight_format", 1),)) in kernel_variants(model)
 
 
 def test_nvfp4_for_our_plugin_is_stacked(nvfp4: Path) -> None:

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import pytest
 
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
-from trtllm_dflash.engine_dir.io_tensors import step_ports
+from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
+from trtllm_dflash.graph.plugin_nodes import kernel_variants, lower_to_plugins
 from trtllm_dflash.graph.step import build_step
 
 Steps = tuple[ir.Model, ir.Model]
@@ -34,7 +34,7 @@ def steps(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -
     with_bodies, with_plugins = (
         build_step(target, drafter, **sizes, plugins=plugins) for plugins in (False, True)
     )
-    names = [port.name for port in step_ports(target.config, drafter.config, **sizes, plugins=True)]
+    names = [port.name for port in step_io(target.config, drafter.config, **sizes, plugins=True)]
     values = (*with_plugins.graph.inputs, *with_plugins.graph.outputs)
     assert [value.name for value in values] == names
     return with_bodies, with_plugins
@@ -64,9 +64,13 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
         assert node.attributes["plugin_namespace"].as_string() == "trtllm_dflash"
         if node.op_type in sizes:
             assert node.attributes["head_dim"].as_int() == sizes[node.op_type]
-    attention = {size: KernelKey("attention", (("head_dim", size),)) for size in sizes.values()}
-    assert kernel_keys(steps[1]) == {KernelKey("accept"): 1, attention[64]: 2, attention[128]: 2}
-    assert kernel_keys(steps[0]) == {}
+    attention = {size: KernelVariant("attention", (("head_dim", size),)) for size in sizes.values()}
+    assert kernel_variants(steps[1]) == {
+        KernelVariant("accept"): 1,
+        attention[64]: 2,
+        attention[128]: 2,
+    }
+    assert kernel_variants(steps[0]) == {}
     assert str(attention[64]) == "attention, head_dim 64"
 
 
@@ -76,7 +80,7 @@ def test_what_nothing_used_before_stays(steps: Steps) -> None:
     model.graph.inputs.append(
         ir.Value(name="forgotten", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     )
-    use_plugins(model)
+    lower_to_plugins(model)
     assert model.graph.inputs[-1].name == "forgotten"
 
 

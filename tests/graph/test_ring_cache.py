@@ -16,7 +16,7 @@ import pytest
 from tests.fixtures.tiny_models import BLOCK, TARGET, VOCAB, WINDOW
 from tests.graph.stepper import Stepper, decode
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
-from trtllm_dflash.engine_dir.io_tensors import step_ports
+from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.graph import ring_cache
 from trtllm_dflash.graph.builder import OPS_DOMAIN
 from trtllm_dflash.graph.ring_cache import cache_rows, ring_flags, rows_needed
@@ -72,7 +72,7 @@ def test_ports_have_their_layers_rows(make_target: MakePair, make_drafter: MakeP
     target = windowed(directory, MIXED).config
     drafter = load_drafter(make_drafter(directory, variant="mixed")).config
     for plugins in (False, True):
-        ports = step_ports(
+        ports = step_io(
             target,
             drafter,
             dtype="float32",
@@ -281,5 +281,5 @@ def test_plugin_and_body_declare_the_same_ports(
     }
     model = build_step(target, drafter, plugins=True, **sizes)
     found = {str(value.name): value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
-    for port in step_ports(target.config, drafter.config, plugins=True, **sizes):
+    for port in step_io(target.config, drafter.config, plugins=True, **sizes):
         assert found[port.name] == port.shape

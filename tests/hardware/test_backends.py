@@ -15,7 +15,7 @@ from trtllm_dflash.cli import main
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.hardware import backends
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.hardware.backends import require_buildable, why_not_buildable
+from trtllm_dflash.hardware.backends import require_buildable, unbuildable_reason
 from trtllm_dflash.hardware.devices import Gpu
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.trt_plugins import nvrtc
@@ -61,7 +61,7 @@ def test_tensorrt_builds_only_for_the_gpu_that_is_here(
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
     monkeypatch.setattr(backends, "cuda_gpus", lambda: gpus)
-    reason = why_not_buildable(ARCHS[arch], plugins=False)
+    reason = unbuildable_reason(ARCHS[arch], plugins=False)
     if words is None:
         assert reason is None
         assert require_buildable(ARCHS[arch], plugins=False).title == "TensorRT"
@@ -69,7 +69,7 @@ def test_tensorrt_builds_only_for_the_gpu_that_is_here(
         assert reason is not None
         assert words in reason
         assert "not installed" not in reason
-        assert why_not_buildable(ARCHS["sm120"], plugins=False) is None
+        assert unbuildable_reason(ARCHS["sm120"], plugins=False) is None
 
 
 @pytest.mark.parametrize("path", ["", "nowhere/timings"])
@@ -137,13 +137,13 @@ def test_a_missing_kernel_compiler_is_refused_before_the_models_are_read(
     )
     with pytest.raises(BuildError, match=words):
         build_engine(config(target="nowhere", arch="sm89"))
-    assert why_not_buildable(ARCHS["sm89"], plugins=False) is None
-    assert why_not_buildable(ARCHS["cpu"]) is None
+    assert unbuildable_reason(ARCHS["sm89"], plugins=False) is None
+    assert unbuildable_reason(ARCHS["cpu"]) is None
 
 
 def test_what_is_installed_is_buildable() -> None:
     pytest.importorskip("onnxruntime")
-    assert why_not_buildable(ARCHS["cpu"]) is None
+    assert unbuildable_reason(ARCHS["cpu"]) is None
 
 
 def test_a_head_dim_without_a_kernel_is_refused_before_any_work(

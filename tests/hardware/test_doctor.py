@@ -10,7 +10,7 @@ from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware import backends, devices, doctor
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.devices import Gpu
-from trtllm_dflash.hardware.doctor import examine, why_not_runnable
+from trtllm_dflash.hardware.doctor import examine, unrunnable_reason
 from trtllm_dflash.runtime.sessions.base import SESSIONS
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
@@ -58,7 +58,7 @@ def test_a_gpu_engine_needs_its_gpu(
     gpus: list[Gpu] | str, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
-    assert why_not_runnable(ARCHS["sm120"], gpus, {"tensorrt_rtx"}) == reason
+    assert unrunnable_reason(ARCHS["sm120"], gpus, {"tensorrt_rtx"}) == reason
 
 
 def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    reason = why_not_runnable(ARCHS["cpu"], [], {"onnxruntime"})
+    reason = unrunnable_reason(ARCHS["cpu"], [], {"onnxruntime"})
     assert reason == "ONNX Runtime is not installed: pip install onnxruntime"
 
 
@@ -132,11 +132,11 @@ def test_the_drivers_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: driver)
     assert devices.cuda_gpus() == [RTX_5090]
-    devices.work_on(3)
+    devices.set_current_device(3)
     assert driver.current == 80
     driver.status = 100
     assert devices.cuda_gpus() == "none: the NVIDIA driver answers with error 100"
     with pytest.raises(
         BuildError, match="GPU 3 cannot be used: the NVIDIA driver answers with error 100"
     ):
-        devices.work_on(3)
+        devices.set_current_device(3)

@@ -109,15 +109,15 @@ def test_lists(reader: HfReader) -> None:
 
 
 def test_only(reader: HfReader) -> None:
-    reader.check_only(
+    reader.check_allowed(
         [Only("size", (7,), "never"), Only("absent", (1,), "never"), Only("none", (1,), "never")]
     )
     with pytest.raises(
         ConfigError, match=r'name is "x", and only "y" or "z" is supported: because.'
     ):
-        reader.check_only([Only("name", ("y", "z"), "because.")])
+        reader.check_allowed([Only("name", ("y", "z"), "because.")])
     with pytest.raises(ConfigError, match="flag is true, and only 1 is supported: bool is not int"):
-        reader.check_only([Only("flag", (1,), "bool is not int")])
+        reader.check_allowed([Only("flag", (1,), "bool is not int")])
 
 
 def test_long_values_are_cut() -> None:

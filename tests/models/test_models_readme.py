@@ -15,7 +15,7 @@ from trtllm_dflash.catalog.pairs import UNLISTED
 
 PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "models" / "README.md"
 TABLES = {
-    "pairs": lambda: pair_support.markdown_table(pair_support.statuses()),
+    "pairs": lambda: pair_support.markdown_table(pair_support.list_support()),
     "unlisted": lambda: "\n".join(f"- {name}" for name in UNLISTED),
     "gpus": gpus.markdown_table,
 }

@@ -7,18 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_kernel
 
 HEAD_DIMS = (64, 96, 128, 256)
-KEYS = (KernelKey("accept"), *(KernelKey("attention", (("head_dim", size),)) for size in HEAD_DIMS))
+KEYS = (
+    KernelVariant("accept"),
+    *(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS),
+)
 FP8_KEYS = tuple(
-    KernelKey("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
+    KernelVariant("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
 )
 MOE_KEYS = (
-    KernelKey("moe"),
-    *(KernelKey("moe", (("weight_format", number),)) for number in (1, 2)),
+    KernelVariant("moe"),
+    *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2)),
 )
 _FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
@@ -42,12 +45,12 @@ _COMPILERS = ThreadPoolExecutor(2)
 
 
 @cache
-def compiling(key: KernelKey, arch: str) -> Future[Cubin]:
+def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
     """One of the keys above for an arch, under way."""
     return _COMPILERS.submit(compile_kernel, key, arch)
 
 
-def compiled(key: KernelKey, arch: str) -> Cubin:
+def compiled(key: KernelVariant, arch: str) -> Cubin:
     """One of the keys above for an arch."""
     return compiling(key, arch).result()
 

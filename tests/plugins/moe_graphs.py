@@ -15,9 +15,9 @@ import onnx_ir as ir
 from tests.plugins.moe_reference import Case, inputs
 from tests.plugins.plugin_graphs import Layer, layer_log, plugin_layers
 from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import MOE
-from trtllm_dflash.graph.plugin_nodes import use_plugins
+from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 
 ODD = 13  # bytes in front of each weight in its file: a checkpoint aligns nothing
 
@@ -59,12 +59,12 @@ def moe_model(case: Case, directory: Path) -> tuple[ir.Model, dict[str, bytes]]:
         name="moe",
     )
     model = ir.Model(graph, ir_version=11)
-    use_plugins(model)
+    lower_to_plugins(model)
     return model, stored
 
 
 def compile_moe(
-    case: Case, directory: Path, arch: str, cubins: Mapping[KernelKey, bytes]
+    case: Case, directory: Path, arch: str, cubins: Mapping[KernelVariant, bytes]
 ) -> Compiled:
     """Compile such a graph for 1 to 300 tokens."""
     from trtllm_dflash.builder.trt import Compiler
@@ -86,7 +86,7 @@ def compile_moe(
 def refused_moe(
     case: Case,
     directory: Path,
-    cubins: Mapping[KernelKey, bytes],
+    cubins: Mapping[KernelVariant, bytes],
     changes: Mapping[str, np.ndarray | None],
 ) -> str:
     """What the build of such a graph dies of when weights are others, or left out; "" if it does

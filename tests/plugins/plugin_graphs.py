@@ -22,10 +22,10 @@ from trtllm_dflash.builder.resolve import prepare
 from trtllm_dflash.builder.worker_process import worker_environment
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import kernel_keys, use_plugins
+from trtllm_dflash.graph.plugin_nodes import kernel_variants, lower_to_plugins
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.options.build import BuildConfig
 
@@ -82,7 +82,7 @@ class Compiled:
 
     inputs: Mapping[str, str]  # the engine's, with their types
     layers: tuple[Layer, ...]
-    kernels: Mapping[KernelKey, int]
+    kernels: Mapping[KernelVariant, int]
     cubins_in_engine: bool
     engine_layers: frozenset[tuple[str, str]]
 
@@ -116,7 +116,7 @@ def compile_pair(
     models: dict[str, Any],
     directory: Path,
     arch: str,
-    cubins: Mapping[KernelKey, bytes],
+    cubins: Mapping[KernelVariant, bytes],
     kv_scales: KvScales | None = None,
 ) -> Compiled:
     """Compile the step of a pair for an arch, with plugins if there are cubins; FP8 caches have
@@ -135,7 +135,7 @@ def compile_pair(
         block_size=resolved.block_size, plugins=resolved.plugins, kv_scales=kv_scales,
         ring_width=resolved.ring_width,
     )  # fmt: skip
-    kernels = kernel_keys(model)
+    kernels = kernel_variants(model)
     log, file = layer_log(), io.BytesIO()
     compiler = Compiler(log, model, cubins)
     log.layers.clear()
@@ -195,14 +195,14 @@ def op_model(
         inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name
     )
     model = ir.Model(graph, ir_version=11)
-    use_plugins(model)
+    lower_to_plugins(model)
     return model
 
 
 def refusal(
     name: str,
     changes: Mapping[str, Any],
-    cubins: Mapping[KernelKey, bytes],
+    cubins: Mapping[KernelVariant, bytes],
     profile: Mapping[str, tuple[tuple[int, ...], ...]],
     left_out: str = "",
 ) -> str:

@@ -26,7 +26,7 @@ from tests.plugins.plugin_graphs import (
     refusal,
 )
 from trtllm_dflash.errors import GraphError
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 
 ARCHS = ("sm89", "sm120", "sm121")
 PLAIN = "plain"
@@ -37,7 +37,7 @@ FP8_PAIRS = [("llama", "mixed"), ("qwen3", PLAIN)]
 TARGET_DIM, DRAFTER_DIM = 64, 256
 ACCEPT, TARGET, DRAFTER = (
     KEYS[0],
-    *(KernelKey("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)),
+    *(KernelVariant("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)),
 )
 FP8_TARGET = FP8_KEYS[0]
 FAKE = {key: str(key).encode() * 100 for key in (ACCEPT, TARGET, DRAFTER, FP8_TARGET)}

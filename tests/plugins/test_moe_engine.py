@@ -20,7 +20,7 @@ from tests.plugins.moe_reference import FORMATS, Case, gpt_oss, inputs
 from tests.plugins.plugin_graphs import parser_processes
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.ops import MOE
-from trtllm_dflash.graph.plugin_nodes import kernel_keys
+from trtllm_dflash.graph.plugin_nodes import kernel_variants
 
 FAKE = {key: str(key).encode() * 100 for key in MOE_KEYS}
 
@@ -64,7 +64,7 @@ def test_an_engine_of_every_format(
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_node_needs_the_kernel_of_its_format(weight_format: int, tmp_path: Path) -> None:
     model, _ = moe_model(_case(weight_format), tmp_path)
-    assert kernel_keys(model) == {MOE_KEYS[weight_format]: 1}
+    assert kernel_variants(model) == {MOE_KEYS[weight_format]: 1}
     assert (
         str(MOE_KEYS[weight_format])
         == ("moe", "moe, weight_format 1", "moe, weight_format 2")[weight_format]

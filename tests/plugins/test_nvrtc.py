@@ -24,16 +24,16 @@ from tests.plugins.cubins import (
     sources,
 )
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.trt_plugins import nvrtc, params
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 from trtllm_dflash.trt_plugins.nvrtc import (
     PACKAGES,
-    compile_apart,
+    compile_in_subprocess,
     compile_kernel,
     kernel_sources,
     source_digest,
-    why_not_compilable,
+    uncompilable_reason,
 )
 
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
@@ -60,7 +60,7 @@ def all_under_way() -> None:
 
 @pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
 def test_no_spills_and_no_more_shared_memory_than_there_is(
-    key: KernelKey, arch: str, all_under_way: None
+    key: KernelVariant, arch: str, all_under_way: None
 ) -> None:
     cubin = compiled(key, arch)
     assert cubin.code.startswith(b"\x7fELF")
@@ -165,7 +165,7 @@ def test_a_source_that_is_not_there_is_named() -> None:
     with pytest.raises(
         BuildError, match=r"no kernel source scan.cu, only accept.cu, .*attention.cu"
     ):
-        compile_kernel(KernelKey("scan"), "sm120")
+        compile_kernel(KernelVariant("scan"), "sm120")
 
 
 def test_an_arch_that_nvrtc_does_not_know_is_an_error() -> None:
@@ -179,16 +179,16 @@ def test_a_process_of_its_own_compiles_the_same_and_refuses_in_the_same_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for key in (KEYS[0], ATTENTION):
-        here, apart = compiled(key, "sm120"), compile_apart(key, "sm120")
+        here, apart = compiled(key, "sm120"), compile_in_subprocess(key, "sm120")
         assert (apart.key, apart.arch, apart.code) == (here.key, here.arch, here.code)
         assert reports(apart) == reports(here)
     with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
-        compile_apart(KernelKey("scan"), "sm120")
+        compile_in_subprocess(KernelVariant("scan"), "sm120")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
     with pytest.raises(
         BuildError, match=r"(?s)accept for sm120 ended with exit status 1:\n.*Fatal Python error"
     ):
-        compile_apart(KEYS[0], "sm120")
+        compile_in_subprocess(KEYS[0], "sm120")
 
 
 def _no_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +228,9 @@ def _no_headers(missing: str) -> Callable[[pytest.MonkeyPatch], None]:
 def test_a_missing_package_is_named(
     take_away: Any, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert why_not_compilable() is None
+    assert uncompilable_reason() is None
     take_away(monkeypatch)
-    reason = why_not_compilable()
+    reason = uncompilable_reason()
     assert reason
     assert re.fullmatch(
         rf"NVRTC needs {package} \(no .*\), which is not installed here: pip install"

@@ -40,8 +40,8 @@ CONSTANTS = {
     "kRouteThreads": params.ROUTE_THREADS,
     "kListThreads": params.LIST_THREADS,
     "kSumThreads": params.SUM_THREADS,
-    "kMostExperts": params.MOST_EXPERTS,
-    "kMostChoices": params.MOST_CHOICES,
+    "kMostExperts": params.MAX_EXPERTS,
+    "kMostChoices": params.MAX_TOP_K_EXPERTS,
 }
 ATTENTION_SIZES = ("batch", "rows", "q_heads", "kv_heads", "head_dim", "cache_len", "processors")
 ACCEPT_SIZES = ("batch", "rows", "vocab")

@@ -76,9 +76,9 @@ def module(
         return made
 
     monkeypatch.setattr(plugin, "load", load)
-    plugin.take_refusals()
+    plugin.pop_errors()
     yield made
-    plugin.take_refusals()
+    plugin.pop_errors()
 
 
 def enqueue(
@@ -210,7 +210,7 @@ def test_attention_over_rings(
     with pytest.raises(EngineError, match=words):
         enqueue(name, small, numbers)
     assert module.launched == []
-    assert len(plugin.take_refusals()) == 1  # twice the same words
+    assert len(plugin.pop_errors()) == 1  # twice the same words
 
 
 def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:
@@ -349,7 +349,7 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
     with pytest.raises(EngineError, match=words):
         made.enqueue(inside, outside, [1, 2, 3, 4, 5, 6], [7, 4, 6], 0, 0)
     assert module.launched == []
-    assert len(plugin.take_refusals()) == 1
+    assert len(plugin.pop_errors()) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
 from trtllm_dflash.trt_plugins import plugin
 from trtllm_dflash.trt_plugins.plugin import StepPlugin, StepPluginCreator
-from trtllm_dflash.trt_plugins.shapes import check_shapes, given_inputs
+from trtllm_dflash.trt_plugins.shapes import check_shapes, present_inputs
 
 BUILD, RUNTIME = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
 LOG = trt.Logger(trt.Logger.ERROR)
@@ -193,11 +193,11 @@ def test_a_missing_field_is_an_error_in_words_and_kept(
     if phase == RUNTIME:
         fields = creator.create_plugin(spec.name, fields, BUILD).get_fields_to_serialize()
     kept = trt.PluginFieldCollection([field for field in fields if field.name != leave_out])
-    trt_plugins.take_refusals()
+    trt_plugins.pop_errors()
     with pytest.raises(EngineError, match=words):
         creator.create_plugin(spec.name, kept, phase)
-    assert trt_plugins.take_refusals() == [words]
-    assert trt_plugins.take_refusals() == []
+    assert trt_plugins.pop_errors() == [words]
+    assert trt_plugins.pop_errors() == []
 
 
 def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_be() -> None:
@@ -216,7 +216,7 @@ def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_b
     count = len(spec.plugin_inputs)
     with pytest.raises(EngineError, match="NVIDIA driver is not here"):
         made.enqueue(descs[:count], descs[count:], range(count), range(4), 0, 0)
-    assert "NVIDIA driver is not here" in trt_plugins.take_refusals()[-1]
+    assert "NVIDIA driver is not here" in trt_plugins.pop_errors()[-1]
 
 
 SIZES = {"B": 2, "S": 3, "R": 3, "V": 50, "U": 64, "1": 1}
@@ -266,13 +266,13 @@ def test_a_packed_size_counts_what_it_holds() -> None:
 
 def test_the_number_of_inputs_is_the_declarations() -> None:
     spec = OPS["DFlashVerifyAttention"]
-    assert [tensor.name for tensor in given_inputs(spec, 7)][-2:] == ["positions", "sinks"]
+    assert [tensor.name for tensor in present_inputs(spec, 7)][-2:] == ["positions", "sinks"]
     for count in (5, 8):
         with pytest.raises(
             EngineError,
             match=f"DFlashVerifyAttention: got {count} inputs, expected 6 to 7: q, k, v",
         ):
-            given_inputs(spec, count)
+            present_inputs(spec, count)
 
 
 def test_all_plugins_are_one_class() -> None:

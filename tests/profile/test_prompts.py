@@ -7,7 +7,14 @@ from collections import Counter
 import pytest
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.profile.prompts import Prompt, Question, encode, fit, own_prompts, take_per_kind
+from trtllm_dflash.profile.prompts import (
+    Prompt,
+    Question,
+    encode,
+    fit,
+    limit_per_category,
+    own_prompts,
+)
 
 # Of SPEED-Bench's categories and MT-Bench's, by their names there.
 KINDS = {
@@ -27,9 +34,9 @@ def test_own_prompts() -> None:
 
 
 def test_some_of_each_kind() -> None:
-    taken = take_per_kind(own_prompts(), 2)
+    taken = limit_per_category(own_prompts(), 2)
     assert taken == own_prompts()[:24]
-    assert take_per_kind(taken, None) == taken
+    assert limit_per_category(taken, None) == taken
 
 
 def test_one_length() -> None:

@@ -105,9 +105,7 @@ def test_every_kind_and_prompt_has_its_row(found: Profile, outline: Outline) -> 
         prompt_cells(found, result), result.by_prompt, found.results[0].by_prompt, strict=True
     ):
         assert row[:4] == [str(own.index + 1), own.kind, str(own.prompt_tokens), str(own.tokens)]
-        assert float(row[-1]) == pytest.approx(
-            plain.generation_seconds / own.generation_seconds, abs=0.005
-        )
+        assert float(row[-1]) == pytest.approx(plain.decode_seconds / own.decode_seconds, abs=0.005)
         assert row in [
             outline.texts[place : place + len(row)] for place in range(len(outline.texts))
         ]

@@ -29,7 +29,7 @@ from trtllm_dflash.hardware import cuda
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.base import SlotSampling
-from trtllm_dflash.runtime.sessions.trt import RtxSession
+from trtllm_dflash.runtime.sessions.trt import TrtSession
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
@@ -40,7 +40,7 @@ GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
 class Gpu:
     """A session on a made-up GPU, with what it did there."""
 
-    session: RtxSession
+    session: TrtSession
     engine: Engine
     driver: FakeDriver
     trt: FakeTrt
@@ -81,7 +81,7 @@ def open_gpu(
         config = replace(
             config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins
         )
-        session = RtxSession(tmp_path / "engine", config, capture=capture)
+        session = TrtSession(tmp_path / "engine", config, capture=capture)
         return Gpu(session, Engine(config, session), driver, trt)
 
     return open_it

@@ -24,7 +24,7 @@ import tensorrt_rtx as real
 from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
 from trtllm_dflash.builder.trt import profiles
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import FP8, Port
+from trtllm_dflash.engine_dir.io_tensors import FP8, IoTensor
 from trtllm_dflash.options.build import ResolvedBuild
 
 SCRATCH_BYTES = 1000
@@ -214,12 +214,12 @@ class FakeContext:
             )  # the engine wrote codes' numbers
 
 
-def with_fp8_caches(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+def with_fp8_caches(ports: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
     """The ports of a GPU's engine whose target has FP8 caches."""
     return tuple(replace(port, dtype=FP8) if port.cache == "target" else port for port in ports)
 
 
-def _sizes(ports: tuple[Port, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _sizes(ports: tuple[IoTensor, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The value of every symbol, and that all inputs agree on it."""
     found: dict[str, set[int]] = {}
     for port in ports:

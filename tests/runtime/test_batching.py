@@ -12,7 +12,7 @@ from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.request import make_requests
-from trtllm_dflash.runtime.scheduler import DecodeLoop
+from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sequence import ActiveSequence
 
 
@@ -43,7 +43,7 @@ def test_a_request_gets_what_it_would_get_alone(
     if cancelled.
     """
     config = fake_config(max_batch_size=slots)
-    loop = DecodeLoop(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
+    loop = Scheduler(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
     alone = Engine(config, FakeSession(config))
     chosen = [requests_of(data.draw, config) for _ in range(data.draw(st.integers(1, 7)))]
     arriving = list(chosen)
@@ -90,7 +90,7 @@ def test_a_prompt_runs_within_the_budget_between_generation_steps(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
-    loop = DecodeLoop(engine._session, prompt_tokens_per_step=4)
+    loop = Scheduler(engine._session, prompt_tokens_per_step=4)
     loop.add(request(engine, 2, draft=False))
     loop.step()
     assert loop.step()
@@ -117,7 +117,7 @@ def test_without_generation_a_prompt_runs_in_whole_chunks(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    loop = DecodeLoop(engine._session, prompt_tokens_per_step=2)
+    loop = Scheduler(engine._session, prompt_tokens_per_step=2)
     loop.add(request(engine, 12))
     while loop.busy and len(steps_of(engine)) < 4:
         loop.step()
@@ -126,7 +126,7 @@ def test_without_generation_a_prompt_runs_in_whole_chunks(
 
 def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    loop = DecodeLoop(engine._session, prompt_tokens_per_step=5)
+    loop = Scheduler(engine._session, prompt_tokens_per_step=5)
     long = loop.add(request(engine, 40))
     loop.step()
     short = loop.add(request(engine, 3))
@@ -141,7 +141,7 @@ def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
-    loop = DecodeLoop(engine._session, prompt_tokens_per_step=5)
+    loop = Scheduler(engine._session, prompt_tokens_per_step=5)
     long = loop.add(request(engine, 40, max_new_tokens=1))
     others = 0
     while not long.token_ids:
@@ -163,7 +163,7 @@ def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[...,
     one's.
     """
     engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
-    loop = DecodeLoop(engine._session, prompt_tokens_per_step=3)
+    loop = Scheduler(engine._session, prompt_tokens_per_step=3)
     lengths = {
         "ending": (1, 4),
         "going on": (2, 30),

@@ -61,7 +61,7 @@ def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahea
         assert end.finish_reason == expected.finish_reason
         assert end.output_tokens == len(expected.token_ids)
         assert end.input_tokens == len(prompt)
-        assert end.drafts_accepted == sum(expected.acceptance_lengths) - len(
+        assert end.num_accepted_draft_tokens == sum(expected.acceptance_lengths) - len(
             expected.acceptance_lengths
         )
         assert 0 <= end.queue_seconds <= (end.first_token_seconds or 0) <= end.seconds
@@ -78,9 +78,9 @@ def test_no_drafts_for_those_who_want_none(fake_engine: Callable[..., Engine]) -
     with fake_engine(accuracy=1.0).serve() as scheduler:
         without, with_drafts = Caller(), Caller()
         scheduler.submit([3], on_event=without, draft=False, stop_token_ids=(), max_new_tokens=9)
-        assert without.wait().drafts_proposed == 0
+        assert without.wait().num_draft_tokens == 0
         scheduler.submit([3], on_event=with_drafts, stop_token_ids=(), max_new_tokens=9)
-        assert with_drafts.wait().drafts_proposed > 0
+        assert with_drafts.wait().num_draft_tokens > 0
     assert with_drafts.token_ids == without.token_ids
 
 
@@ -128,7 +128,7 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
     gate = Gate(engine)
     asked: list[int] = []
 
-    def is_wanted(number: int) -> Callable[[], bool]:
+    def is_alive(number: int) -> Callable[[], bool]:
         return lambda: asked.append(number) is None
 
     with engine.serve() as scheduler:
@@ -137,7 +137,7 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
             scheduler.submit(
                 [3],
                 on_event=caller,
-                is_wanted=is_wanted(number),
+                is_alive=is_alive(number),
                 stop_token_ids=(),
                 max_new_tokens=80 if not number else 1,
             )
@@ -169,7 +169,7 @@ def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
         tickets = [scheduler.submit([3], on_event=running, stop_token_ids=(), max_new_tokens=80)]
         tickets.append(scheduler.submit([4], on_event=waiting, max_new_tokens=80))
         scheduler.submit(
-            [5], on_event=gone, is_wanted=lambda: wanted[0], stop_token_ids=(), max_new_tokens=80
+            [5], on_event=gone, is_alive=lambda: wanted[0], stop_token_ids=(), max_new_tokens=80
         )
         scheduler.submit([6], on_event=kept, max_new_tokens=5)
         gate.let(3)
@@ -240,8 +240,12 @@ def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookah
             ends.append(caller.wait())
             assert caller.token_ids == whole.token_ids[:until]
     by_token, by_word = ends
-    assert by_word.drafts_accepted == by_token.drafts_accepted == until - 1 - by_token.steps
-    assert (by_word.drafts_proposed, by_word.steps) == (by_token.drafts_proposed, by_token.steps)
+    assert (
+        by_word.num_accepted_draft_tokens
+        == by_token.num_accepted_draft_tokens
+        == until - 1 - by_token.steps
+    )
+    assert (by_word.num_draft_tokens, by_word.steps) == (by_token.num_draft_tokens, by_token.steps)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from tests.runtime.callers import WAIT, Caller, Gate
 from trtllm_dflash.errors import ClosedError, EngineError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.engine_thread import Scheduler
+from trtllm_dflash.runtime.engine_thread import EngineThread
 from trtllm_dflash.runtime.events import Event
 
 
@@ -87,7 +87,7 @@ def test_an_engine_thread_that_fails_says_why(
 ) -> None:
     engine = fake_engine()
     with engine.serve() as scheduler:
-        monkeypatch.setattr(scheduler, "_tidy", lambda: 1 // 0)
+        monkeypatch.setattr(scheduler, "_sweep_cancelled", lambda: 1 // 0)
         caller = Caller()
         scheduler.submit([3], on_event=caller)
         assert caller.done.wait(WAIT)
@@ -109,14 +109,14 @@ def test_a_caller_that_fails_does_not_stop_the_others(fake_engine: Callable[...,
     with fake_engine().serve() as scheduler:
         caller = Caller()
         scheduler.submit([3], on_event=broken)
-        scheduler.submit([4], on_event=caller, is_wanted=lambda: 1 / 1 > 0)
+        scheduler.submit([4], on_event=caller, is_alive=lambda: 1 / 1 > 0)
         caller.wait()
 
 
 def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1)
     gate = Gate(engine)
-    scheduler: Scheduler = engine.serve()
+    scheduler: EngineThread = engine.serve()
     callers = [Caller(), Caller()]
     for caller in callers:
         scheduler.submit([3], on_event=caller)

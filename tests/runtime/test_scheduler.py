@@ -162,8 +162,8 @@ def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
         a.token_ids for a in engine.generate(PROMPTS, max_new_tokens=12, **NO_STOP)
     ]
     assert sum(step.tokens for step in steps) == stream.timings.generated_tokens
-    assert sum(step.seconds for step in steps) == pytest.approx(stream.timings.generation_seconds)
-    assert len(steps) == stream.timings.generation_steps
+    assert sum(step.seconds for step in steps) == pytest.approx(stream.timings.decode_seconds)
+    assert len(steps) == stream.timings.decode_steps
     assert {step.slots for step in steps} == {1, 2}
     for slots in (0, 4):
         with pytest.raises(UsageError, match=f"slots is {slots}, and this engine has 3"):
@@ -223,7 +223,7 @@ def test_a_stop_token_as_the_first_token_needs_no_generation_step(
     stop = expected(engine, [3, 4, 5], 1)
     (answer,) = engine.generate([[3, 4, 5]], stop_token_ids=stop)
     assert (answer.token_ids, answer.acceptance_lengths, answer.finish_reason) == (stop, [], "stop")
-    assert answer.tokens_per_step == 0.0
+    assert answer.acceptance_length == 0.0
 
 
 def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
@@ -302,7 +302,7 @@ def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> Non
         answer.acceptance_lengths for answer in behind
     ]
     assert len(engine._session.steps) > len(in_step._session.steps)
-    assert streams[0].timings.generation_steps == streams[1].timings.generation_steps
+    assert streams[0].timings.decode_steps == streams[1].timings.decode_steps
     assert streams[0].timings.generated_tokens == sum(len(answer.token_ids) - 1 for answer in ahead)
 
 
@@ -352,10 +352,12 @@ def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> N
     assert timings.prompt_tokens == sum(len(prompt) for prompt in prompts)
     assert timings.generated_tokens == len(prompts) * 8
     if not lookahead:
-        assert timings.generation_steps == sum(width == 4 for _, _, width in engine._session.steps)
-    assert timings.prompt_seconds == pytest.approx(sum(answer.prompt_seconds for answer in answers))
-    assert 0 < timings.generation_seconds <= sum(answer.generation_seconds for answer in answers)
-    assert timings.generated_per_second == timings.generated_tokens / timings.generation_seconds
+        assert timings.decode_steps == sum(width == 4 for _, _, width in engine._session.steps)
+    assert timings.prefill_seconds == pytest.approx(
+        sum(answer.prefill_seconds for answer in answers)
+    )
+    assert 0 < timings.decode_seconds <= sum(answer.decode_seconds for answer in answers)
+    assert timings.decode_tokens_per_second == timings.generated_tokens / timings.decode_seconds
 
 
 def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:

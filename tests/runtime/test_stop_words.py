@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trtllm_dflash.runtime.text.stop_words import AnswerText
+from trtllm_dflash.runtime.text.stop_words import StopWordFilter
 
 
 def as_text(token_ids: Sequence[int]) -> str:
@@ -17,11 +17,11 @@ def as_text(token_ids: Sequence[int]) -> str:
 
 def pushed(
     data: bytes, widths: Sequence[int], stop_words: Sequence[str]
-) -> tuple[list[str], list[int], AnswerText]:
+) -> tuple[list[str], list[int], StopWordFilter]:
     """The pieces and tokens of `data` that comes in blocks, up to a stop word, and the rest at the
     end.
     """
-    answer, pieces, tokens, begin = AnswerText(as_text, stop_words), [], [], 0
+    answer, pieces, tokens, begin = StopWordFilter(as_text, stop_words), [], [], 0
     for width in [*widths, *[1] * len(data)]:
         block = list(data[begin : begin + width])
         begin += width
@@ -61,20 +61,20 @@ def test_text_ends_before_the_first_stop_word(
 
 
 def test_what_may_begin_a_stop_word_is_held_back_and_no_more() -> None:
-    answer = AnswerText(as_text, ["stop", "stall"])
+    answer = StopWordFilter(as_text, ["stop", "stall"])
     assert [answer.push([byte])[1] for byte in b"a stab"] == ["a", " ", "", "", "", "stab"]
     assert answer.push(list(b" sto")) == (list(b" sto"), " ")
     assert answer.finish() == "sto"
 
 
 def test_tokens_after_the_stop_word_are_dropped() -> None:
-    answer = AnswerText(as_text, ["."])
+    answer = StopWordFilter(as_text, ["."])
     assert answer.push(list(b"one. two")) == (list(b"one."), "one")
     assert answer.stopped
     assert answer.finish() == ""
 
 
 def test_half_a_character_at_the_end_is_shown_as_such() -> None:
-    answer = AnswerText(as_text, ["x"])
+    answer = StopWordFilter(as_text, ["x"])
     assert answer.push(list("aé".encode()[:2])) == ([97, 195], "a")
     assert answer.finish() == "\ufffd"

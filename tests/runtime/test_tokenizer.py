@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.runtime import tiny_tokenizer as tiny
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.runtime.text.tokenizer import TextStream, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import IncrementalDetokenizer, Tokenizer
 
 TEXT = "héllo wörld, €5 🙂 – ok\n\ttabs 日本語 👩‍👩‍👧"
 
@@ -101,7 +101,7 @@ def test_streamed_text_is_the_text(
         ],
     }
     for tokenizer, ids in streams.items():
-        stream, pieces, place = TextStream(tokenizer.decode), [], 0
+        stream, pieces, place = IncrementalDetokenizer(tokenizer.decode), [], 0
         for index in range(len(ids)):
             size = sizes[index % len(sizes)]
             pieces.append(stream.push(ids[place : place + size]))
@@ -111,21 +111,21 @@ def test_streamed_text_is_the_text(
 
 
 def test_half_a_character_waits(byte_level: Tokenizer) -> None:
-    stream = TextStream(byte_level.decode)
+    stream = IncrementalDetokenizer(byte_level.decode)
     assert [stream.push([byte]) for byte in "a€b".encode()] == ["a", "", "", "€", "b"]
     assert stream.push("é".encode()[:1]) == ""
     assert stream.finish() == "\ufffd"
 
 
 def test_whole_characters_before_a_half_one_are_shown(byte_level: Tokenizer) -> None:
-    stream = TextStream(byte_level.decode)
+    stream = IncrementalDetokenizer(byte_level.decode)
     assert stream.push("ab€".encode()[:-1]) == "ab"
     assert stream.push("€c".encode()[-2:]) == "€c"
 
 
 def test_spaces_between_words_survive_specials(byte_fallback: Tokenizer) -> None:
     hello, world = tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2
-    stream = TextStream(byte_fallback.decode)
+    stream = IncrementalDetokenizer(byte_fallback.decode)
     assert [stream.push([token]) for token in (hello, tiny.EOS, world, world)] == [
         "hello",
         "",
@@ -148,7 +148,7 @@ SHOW_NOTHING = [
     )
 )
 def test_tokens_that_show_nothing_change_nothing(byte_fallback: Tokenizer, ids: list[int]) -> None:
-    stream = TextStream(byte_fallback.decode)
+    stream = IncrementalDetokenizer(byte_fallback.decode)
     pieces = [stream.push([token]) for token in ids]
     assert "".join(pieces) + stream.finish() == byte_fallback.decode(ids)
 
@@ -162,7 +162,7 @@ def test_no_token_makes_the_next_ones_dearer(byte_fallback: Tokenizer, token: in
         most = max(most, len(token_ids))
         return byte_fallback.decode(token_ids)
 
-    stream = TextStream(decode)
+    stream = IncrementalDetokenizer(decode)
     for token_id in [tiny.VOCAB_SIZE + 1, *[token] * 40]:
         stream.push([token_id])
     assert most <= 3

@@ -140,4 +140,4 @@ def test_a_context_of_tensorrt_has_no_memory_of_its_own() -> None:
     new(False)
     assert made == [flavors.full.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
     assert flavors.TensorRt().is_capturable(None, 0)
-    assert flavors.TensorRt().why_invalid(None, b"") == ""
+    assert flavors.TensorRt().diagnose_engine(None, b"") == ""

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from trtllm_dflash.cli import main
 from trtllm_dflash.errors import DFlashError, UsageError
-from trtllm_dflash.options.trtllm_export import HandoverConfig
+from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.trtllm_export.export import export
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, TABLES, WRITTEN_FOR, faults
 
@@ -35,7 +35,7 @@ def exported(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def make(**options: Any) -> dict[str, Any]:
         asked = {"target": "gpt-oss-120b", "output_dir": tmp_path / "export", "gpus": 8} | options
-        export(HandoverConfig(**asked))
+        export(TrtllmExportConfig(**asked))
         directory = asked["output_dir"]
         return {"dir": directory, "yaml": yaml.safe_load((directory / "trtllm.yaml").read_text())}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.builder.job import Request
-from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, prepare
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.atomic import check_output, check_space, staged
@@ -56,7 +56,7 @@ class BuildReport:
         ]
 
 
-def plan_build(config: BuildConfig, *, overwrite: bool = False) -> Prepared:
+def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModels:
     """Everything `build_engine` does before it writes: an error here costs nothing.
 
     Raises:
@@ -118,7 +118,7 @@ def build_engine(
 
 
 @contextmanager
-def _log_file(prepared: Prepared) -> Iterator[Path]:
+def _log_file(prepared: ResolvedModels) -> Iterator[Path]:
     """The builder's log, outside the engine directory: it outlives a build that fails, since the
     error names it.
     """
@@ -143,7 +143,7 @@ def _log_file(prepared: Prepared) -> Iterator[Path]:
     log.unlink()
 
 
-def _request(prepared: Prepared, staging: Path) -> Request:
+def _request(prepared: ResolvedModels, staging: Path) -> Request:
     """The same build for the child, hub names already fetched."""
     config = replace(
         prepared.config,
@@ -159,7 +159,7 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path else None
 
 
-def _facts(prepared: Prepared, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+def _facts(prepared: ResolvedModels, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     backend = BACKENDS[prepared.resolved.backend]
     packages = (
         *_GRAPH_PACKAGES,

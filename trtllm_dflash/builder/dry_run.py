@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 
-from trtllm_dflash.builder.resolve import Prepared, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, prepare
 from trtllm_dflash.catalog.gpus import Gpu, gpus_of
 from trtllm_dflash.engine_dir.atomic import check_output, check_space
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.hardware.backends import why_not_buildable
+from trtllm_dflash.hardware.backends import unbuildable_reason
 from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.options.build import DTYPE_BYTES, BuildConfig
 
@@ -50,7 +50,7 @@ class Plan:
     machine.
     """
 
-    prepared: Prepared
+    prepared: ResolvedModels
     obstacles: tuple[str, ...]
 
     @property
@@ -161,7 +161,7 @@ def plan(config: BuildConfig, *, overwrite: bool = False) -> Plan:
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
     prepared = prepare(config, fetch=False)
-    obstacles = [why_not_buildable(ARCHS[config.arch], plugins=config.with_plugins)]
+    obstacles = [unbuildable_reason(ARCHS[config.arch], plugins=config.with_plugins)]
     try:
         check_space(config.output_dir, prepared.weight_bytes)
     except BuildError as error:
@@ -169,7 +169,7 @@ def plan(config: BuildConfig, *, overwrite: bool = False) -> Plan:
     return Plan(prepared, tuple(text for text in obstacles if text))
 
 
-def _step_bytes(prepared: Prepared, slots: int) -> int:
+def _step_bytes(prepared: ResolvedModels, slots: int) -> int:
     """Of `slots` slots' float32 logits, and of one prompt chunk."""
     sizes, target = prepared.resolved, prepared.target.config
     drafted = target.vocab_size if prepared.draft_vocab is None else len(prepared.draft_vocab)
@@ -182,7 +182,7 @@ def _step_bytes(prepared: Prepared, slots: int) -> int:
     )
 
 
-def _cache_bytes(prepared: Prepared) -> Counter[str]:
+def _cache_bytes(prepared: ResolvedModels) -> Counter[str]:
     """Bytes of one slot's caches, by model."""
     found = Counter[str]()
     for port in prepared.ports:

@@ -17,12 +17,12 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.options.build import ResolvedBuild
-from trtllm_dflash.trt_plugins.params import MOST_CHOICES, moe_unit
+from trtllm_dflash.trt_plugins.params import MAX_TOP_K_EXPERTS, moe_unit
 
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 
 
-def require_arithmetic(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
+def check_format_support(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
     """Check that every quantized linear of the models (by role) can be computed on `arch`.
 
     Raises:
@@ -94,8 +94,8 @@ def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
         f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit
     ]
     problems += (
-        [f"a token has {moe.top_k} experts, more than {MOST_CHOICES}"]
-        if moe.top_k > MOST_CHOICES
+        [f"a token has {moe.top_k} experts, more than {MAX_TOP_K_EXPERTS}"]
+        if moe.top_k > MAX_TOP_K_EXPERTS
         else []
     )
     if problems:

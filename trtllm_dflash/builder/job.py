@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.io_tensors import Port
+from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.log import Progress
 from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
 
@@ -51,7 +51,7 @@ class Job:
     """A request with its sizes resolved: what a backend's `build(make_model, job)` works from."""
 
     resolved: ResolvedBuild
-    ports: Sequence[Port]
+    ports: Sequence[IoTensor]
     directory: Path
     progress: Progress
     timings: Path | None = None  # file of tactics' timings, where the backend times any

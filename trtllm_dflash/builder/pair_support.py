@@ -15,7 +15,7 @@ from trtllm_dflash.catalog.pairs import PAIRS, pair_of
 from trtllm_dflash.catalog.published import KnownDrafter, KnownTarget, Pair
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, read_quantization
 from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
-from trtllm_dflash.checkpoint.loader import Checkpoint, pair_problems
+from trtllm_dflash.checkpoint.loader import Checkpoint, pair_mismatches
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -88,12 +88,12 @@ class Status:
         }
 
 
-def statuses(pairs: Sequence[Pair] = PAIRS) -> list[Status]:
+def list_support(pairs: Sequence[Pair] = PAIRS) -> list[Status]:
     """The status of every pair, in the registry's order."""
-    return [status_of(pair) for pair in pairs]
+    return [check_support(pair) for pair in pairs]
 
 
-def status_of(pair: Pair) -> Status:
+def check_support(pair: Pair) -> Status:
     """Ask the code. Reads no file: weights, whose names and types are checked too, are not known
     here.
     """
@@ -103,7 +103,7 @@ def status_of(pair: Pair) -> Status:
     if target is None or drafter is None:
         return Status(pair, (), tuple(refusals))
     config, quantization = target
-    refusals += pair_problems(config, drafter)
+    refusals += pair_mismatches(config, drafter)
     check = partial(check_kernels, quantized_experts=quantization.is_quantized)
     _, more = _asked(check, {"target": config, "drafter": drafter})
     refusals += more
@@ -168,7 +168,7 @@ def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:
     return config
 
 
-def refuse_known(target: str, drafter: str | None) -> None:
+def reject_unsupported_pair(target: str, drafter: str | None) -> None:
     """Refuse models of the registry that cannot be built, before they are fetched; local
     directories are read instead.
 
@@ -199,12 +199,12 @@ def markdown_table(rows: Sequence[Status]) -> str:
         )
         builds = f"{row.builds} ({why})" if why else row.builds
         lines.append(
-            f"| `{row.pair.name}` | {target} | {drafter} | {shown_block(row)} | {builds} |"
+            f"| `{row.pair.name}` | {target} | {drafter} | {format_block_size(row)} | {builds} |"
         )
     return "\n".join(lines)
 
 
-def shown_block(row: Status) -> str:
+def format_block_size(row: Status) -> str:
     """The drafter's block size, for people."""
     return "?" if row.pair.drafter.block_size is None else str(row.pair.drafter.block_size)
 

@@ -14,15 +14,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trtllm_dflash.builder.format_support import check_fp8_kv, check_kernels, require_arithmetic
-from trtllm_dflash.builder.pair_support import published_drafter, published_target, refuse_known
+from trtllm_dflash.builder.format_support import check_format_support, check_fp8_kv, check_kernels
+from trtllm_dflash.builder.pair_support import (
+    published_drafter,
+    published_target,
+    reject_unsupported_pair,
+)
 from trtllm_dflash.catalog.pairs import Role
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.formats import algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.quantized_tensors import CODES
-from trtllm_dflash.engine_dir.io_tensors import Port, fp8_cache_dtype, step_ports
+from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales, stores_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
@@ -37,7 +41,7 @@ _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ResolvedModels:
     """A build's models and sizes; all that `--dry-run` shows."""
 
     config: BuildConfig
@@ -53,10 +57,10 @@ class Prepared:
         return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
 
     @property
-    def ports(self) -> tuple[Port, ...]:
+    def ports(self) -> tuple[IoTensor, ...]:
         """The step's inputs and outputs."""
         config, sizes = self.drafter.config if self.drafter else None, self.resolved
-        return step_ports(
+        return step_io(
             self.target.config, config, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
             plugins=sizes.plugins, kv_cache_dtype=self._kv_cache_dtype, ring_width=sizes.ring_width,
         )  # fmt: skip
@@ -253,7 +257,7 @@ class Prepared:
         )
 
 
-def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
+def prepare(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels:
     """Load and check the models, and resolve every size; reads headers, no weights.
 
     `fetch`: whether a model that is not on this machine is fetched from the hub; without, one of
@@ -262,7 +266,7 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     Raises:
         DFlashError: for a model or a size that cannot be built.
     """
-    refuse_known(config.target, config.drafter)
+    reject_unsupported_pair(config.target, config.drafter)
     target = _load("target", config.target, load_target, published_target, fetch=fetch)
     drafter = (
         _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch)
@@ -274,7 +278,7 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     models: dict[str, Checkpoint[Any]] = {"target": target} | (
         {"drafter": drafter} if drafter else {}
     )
-    require_arithmetic(models, ARCHS[config.arch])
+    check_format_support(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     if resolved.plugins:
         check_kernels(
@@ -289,7 +293,7 @@ def prepare(config: BuildConfig, *, fetch: bool = True) -> Prepared:
     kv_scales = _kv_scales(config, target)
     if kv_scales is not None:
         check_fp8_kv(resolved)
-    return Prepared(config, target, drafter, resolved, vocab, kv_scales)
+    return ResolvedModels(config, target, drafter, resolved, vocab, kv_scales)
 
 
 def _load(

@@ -17,16 +17,16 @@ import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.builder.job import Built
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.graph.kernel_specs import KernelKey
-from trtllm_dflash.graph.plugin_nodes import kernel_keys
+from trtllm_dflash.graph.kernel_specs import KernelVariant
+from trtllm_dflash.graph.plugin_nodes import kernel_variants
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.memory import return_freed_memory
 from trtllm_dflash.trt.loader import kind, tensorrt
-from trtllm_dflash.trt_plugins import register, take_refusals
-from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_apart
+from trtllm_dflash.trt_plugins import pop_errors, register
+from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_in_subprocess
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -54,7 +54,7 @@ def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
     of `job.scratch`.
     """
     if BACKENDS[job.resolved.backend].needs_gpu:
-        devices.work_on(devices.first_gpu(job.resolved.arch))
+        devices.set_current_device(devices.first_gpu(job.resolved.arch))
     job.scratch.mkdir(exist_ok=True)
     compiler, cubins = _parsed(make_model(), job)
     gc.collect()  # the model is no longer needed, and its nodes and values hold each other
@@ -81,12 +81,12 @@ def _parsed(model: ir.Model, job: Job) -> tuple[Compiler, list[Cubin]]:
 
 
 def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
-    keys, cubins = kernel_keys(model), []
+    keys, cubins = kernel_variants(model), []
     if keys:
         job.progress("compiling kernels", 0, len(keys))
     with ThreadPoolExecutor() as pool:
         for done, cubin in enumerate(
-            pool.map(partial(compile_apart, arch=job.resolved.arch), keys), 1
+            pool.map(partial(compile_in_subprocess, arch=job.resolved.arch), keys), 1
         ):
             job.progress("compiling kernels", done, len(keys))
             sys.stderr.write(f"NVRTC: {cubin.key} for {cubin.arch}:\n{cubin.log}\n")
@@ -95,7 +95,7 @@ def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
 
 
 def profiles(
-    ports: Sequence[Port], sizes: ResolvedBuild
+    ports: Sequence[IoTensor], sizes: ResolvedBuild
 ) -> tuple[dict[str, tuple[tuple[int, ...], ...]], ...]:
     """The context profile (one slot, any width) and the generation profile (all slots, up to a
     block wide).
@@ -125,7 +125,7 @@ def profiles(
     )
 
 
-def _shapes(port: Port, symbols: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
+def _shapes(port: IoTensor, symbols: Mapping[str, Range]) -> tuple[tuple[int, ...], ...]:
     return tuple(
         tuple(symbols[size][bound] if isinstance(size, str) else size for size in port.shape)
         for bound in range(3)
@@ -175,7 +175,7 @@ class Compiler:
     """
 
     def __init__(
-        self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelKey, bytes] | None = None
+        self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelVariant, bytes] | None = None
     ) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
         self._log, self._kind = log, kind()
@@ -189,7 +189,7 @@ class Compiler:
             log
         )  # before the registry is touched: TensorRT keeps its first log
         register(cubins or {})
-        take_refusals()
+        pop_errors()
         self._network = self._builder.create_network(
             1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         )
@@ -210,7 +210,7 @@ class Compiler:
             ] or self._log.errors
             raise BuildError(
                 f"{self._kind.title} cannot parse the step"
-                f" graph:{_listed([*take_refusals(), *errors])}"
+                f" graph:{_listed([*pop_errors(), *errors])}"
             )
 
     def _refuse(self, dropped: Sequence[str]) -> None:
@@ -253,7 +253,7 @@ class Compiler:
             built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
         if writer.failure is not None:
             raise writer.failure
-        refusals = take_refusals()  # not all of them stop TensorRT
+        refusals = pop_errors()  # not all of them stop TensorRT
         if not built or refusals:
             names, errors = ", ".join(archs), [*refusals, *self._log.errors]
             raise BuildError(

@@ -22,8 +22,8 @@ import onnx_ir as ir
 from trtllm_dflash import log
 from trtllm_dflash.builder.job import Built, Job, Request
 from trtllm_dflash.builder.progress_protocol import EventStream
-from trtllm_dflash.builder.resolve import Prepared, prepare
-from trtllm_dflash.checkpoint.loader import Checkpoint, read_through
+from trtllm_dflash.builder.resolve import ResolvedModels, prepare
+from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite_with_progress
 from trtllm_dflash.engine_dir.manifest import file_entry, text_digest
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
@@ -39,7 +39,7 @@ def main() -> None:
     log.configure(verbose=False)
     events = EventStream.over_stdout()
     request = Request.from_json(sys.stdin.readline())
-    _follow_parent_into_death(request.directory)
+    _exit_with_parent(request.directory)
     try:
         events.result(work(request, events.progress))
     except DFlashError as error:
@@ -78,7 +78,7 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _make_model(prepared: Prepared) -> ir.Model:
+def _make_model(prepared: ResolvedModels) -> ir.Model:
     sizes = prepared.resolved
     model = build_step(
         prepared.target,
@@ -96,13 +96,13 @@ def _make_model(prepared: Prepared) -> ir.Model:
     return model
 
 
-def _check_weights(prepared: Prepared, progress: Progress) -> list[dict[str, Any]]:
+def _check_weights(prepared: ResolvedModels, progress: Progress) -> list[dict[str, Any]]:
     """Every weight is finite, or an error; returns the weight files of each model with their
     hashes.
     """
     sources = []
     for kind, checkpoint in prepared.checkpoints.items():
-        read_through(kind, checkpoint, progress)
+        check_finite_with_progress(kind, checkpoint, progress)
         entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
         sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
     return sources
@@ -116,7 +116,7 @@ def _note(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-def _follow_parent_into_death(directory: Path) -> None:
+def _exit_with_parent(directory: Path) -> None:
     """Stop, leaving nothing, when the parent is gone: it keeps our stdin open as long as it
     lives.
     """

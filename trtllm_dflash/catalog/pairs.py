@@ -369,7 +369,7 @@ def nearest_names(name: str, role: Role = "target") -> list[str]:
     return [names[found] for found in get_close_matches(wanted, names, n=3, cutoff=0.6)]
 
 
-def not_listed(name: str, role: Role) -> str:
+def unknown_name_message(name: str, role: Role) -> str:
     """What to say of a name that is neither a directory nor known: a sentence without its end."""
     near = nearest_names(name, role)
     nearest = f"; the nearest are {', '.join(near)}" if near else ""

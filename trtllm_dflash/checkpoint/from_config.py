@@ -16,7 +16,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, Stored, expe
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, NameTable, expand
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable, expand
 
 _NO_FILE = "no-such-file.safetensors"
 _UNQUANTIZED = Quantization()
@@ -41,7 +41,7 @@ def drafter_headers(
 
 
 def headers_of(
-    config: Config, table: NameTable, quantization: Quantization, name: str
+    config: Config, table: TensorTable, quantization: Quantization, name: str
 ) -> Checkpoint[Config]:
     """The checkpoint of a configuration whose tensors are those of `table`."""
     directory, rows = Path(name), expand(table.used, config)

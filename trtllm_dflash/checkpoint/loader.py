@@ -30,11 +30,11 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
     CODES,
     Quantizable,
     Stored,
+    check_foreign_formats,
+    check_quantization,
     expected_tensors,
-    is_exponents,
+    is_e8m0_scale,
     is_scale,
-    refuse_faults,
-    refuse_foreign,
     without_unit_scales,
 )
 from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
@@ -47,9 +47,9 @@ from trtllm_dflash.models.tensor_specs import (
     SHARED_TABLES,
     TARGET_NAMES,
     Ignored,
-    NameTable,
+    TensorTable,
     expand,
-    sizes_of,
+    resolve_shape,
 )
 from trtllm_dflash.models.unsupported_drafters import (
     refuse_dialects_in_files,
@@ -171,7 +171,7 @@ def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConf
     """Check that the drafter was made for this target; one error lists every contradiction with
     both numbers.
     """
-    problems = pair_problems(target.config, drafter.config)
+    problems = pair_mismatches(target.config, drafter.config)
     if problems:
         raise CheckpointError(
             f"the drafter {drafter.directory} does not fit the target {target.directory}:"
@@ -180,7 +180,7 @@ def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConf
     _check_shared_tables(target, drafter)
 
 
-def pair_problems(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
+def pair_mismatches(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
     """Every contradiction between a target's configuration and a drafter's, with both numbers; []
     if they fit.
     """
@@ -218,7 +218,7 @@ def pair_problems(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
     return problems
 
 
-def read_through(kind: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
+def check_finite_with_progress(kind: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
     """`check_finite` of the target or the drafter (`kind`), with its progress in bytes."""
     phase, done = f"checking the {kind}", 0
 
@@ -264,7 +264,7 @@ def check_finite(
 
 
 def _check_exponents(name: str, info: TensorInfo) -> None:
-    index = scan.first_above(info, MAX_EXPONENT_BYTE) if is_exponents(name) else None
+    index = scan.first_above(info, MAX_EXPONENT_BYTE) if is_e8m0_scale(name) else None
     if index is not None:
         raise CheckpointError(
             f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}. It is"
@@ -310,7 +310,7 @@ def _account(
     where: str,
     config: Config,
     infos: Mapping[str, TensorInfo],
-    table: NameTable,
+    table: TensorTable,
     quantization: Quantization,
 ) -> Checkpoint[Config]:
     """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or
@@ -322,14 +322,15 @@ def _account(
     ignorable |= {
         name: Ignored(name, reason="experts multiply their activations as they are.")
         for name in (
-            f"{module}.input_scale" for module in quantizable.of_experts if module in formats
+            f"{module}.input_scale" for module in quantizable.expert_linears if module in formats
         )
     }
     expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
-    refuse_foreign(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
-    refuse_faults(infos, quantizable, quantization, where)
+    check_foreign_formats(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
+    check_quantization(infos, quantizable, quantization, where)
     allowed = {
-        name: Stored(tuple(sizes_of(row, config)), row.shape) for name, row in ignorable.items()
+        name: Stored(tuple(resolve_shape(row, config)), row.shape)
+        for name, row in ignorable.items()
     }
     _refuse_mismatch(where, infos, expected, allowed)
     tensors = {name: infos[name] for name in expected}

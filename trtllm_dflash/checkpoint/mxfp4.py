@@ -40,7 +40,7 @@ _CHUNK_BLOCKS = 1 << 16  # some MiB in float32
 _SIGNLESS = 0x77  # a byte's two codes without their signs
 
 
-def expert_faults(
+def expert_errors(
     infos: Mapping[str, TensorInfo],
     experts: Mapping[str, tuple[int, ...]],
     quantization: Quantization,

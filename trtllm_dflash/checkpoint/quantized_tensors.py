@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.checkpoint.formats import FORMATS, HF_QUANT_CONFIG, Quantization, WeightFormat
-from trtllm_dflash.checkpoint.mxfp4 import BLOCK_SIZE, BLOCKS, SCALES, expert_faults
+from trtllm_dflash.checkpoint.mxfp4 import BLOCK_SIZE, BLOCKS, SCALES, expert_errors
 from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
 from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.models.tensor_specs import Weight, sizes_of
+from trtllm_dflash.models.tensor_specs import Weight, resolve_shape
 
 CODES = ("F8_E4M3", "U8")  # dtypes that are nothing without their scales
 LINEAR_SCALES = ("weight_scale", "weight_scale_2", "input_scale")
@@ -97,7 +97,7 @@ def expected_tensors(
     expected: dict[str, Stored] = {}
     for name, row in rows.items():
         module, _, kind = name.rpartition(".")
-        plain = Stored(tuple(sizes_of(row, config)), row.shape)
+        plain = Stored(tuple(resolve_shape(row, config)), row.shape)
         row_format = formats.get(module) if kind == "weight" else None
         if row.are_experts and name in formats:
             expected |= _tensors_of_experts(name, plain)
@@ -160,7 +160,7 @@ def _tensors_of_experts(name: str, plain: Stored) -> dict[str, Stored]:
 
 def is_scale(name: str) -> bool:
     """Whether the tensor `name` holds scales."""
-    return name.rpartition(".")[2] in ALL_SCALES or is_exponents(name)
+    return name.rpartition(".")[2] in ALL_SCALES or is_e8m0_scale(name)
 
 
 def is_cache_scale(name: str) -> bool:
@@ -168,7 +168,7 @@ def is_cache_scale(name: str) -> bool:
     return name.rpartition(".")[2] in CACHE_SCALES.values()
 
 
-def is_exponents(name: str) -> bool:
+def is_e8m0_scale(name: str) -> bool:
     """Whether the tensor `name` holds exponents: E8M0 scales, a byte each."""
     return name.endswith(SCALES)
 
@@ -178,20 +178,24 @@ class Quantizable:
     """What of a model may be quantized: `linears` [out, in] by module, and `experts` [number, in,
     out] by name.
 
-    `of_experts`: those of the linears that are one expert's. They multiply activations as they are.
+    `expert_linears`: those of the linears that are one expert's. They multiply activations as they are.
     """
 
     linears: Mapping[str, tuple[int, ...]]
     experts: Mapping[str, tuple[int, ...]]
-    of_experts: Collection[str]
+    expert_linears: Collection[str]
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Weight], config: Any) -> Quantizable:
         """Those among the rows (by tensor name) of a model."""
         linears = {name.removesuffix(".weight"): row for name, row in rows.items() if row.is_linear}
         return cls(
-            {module: tuple(sizes_of(row, config)) for module, row in linears.items()},
-            {name: tuple(sizes_of(row, config)) for name, row in rows.items() if row.are_experts},
+            {module: tuple(resolve_shape(row, config)) for module, row in linears.items()},
+            {
+                name: tuple(resolve_shape(row, config))
+                for name, row in rows.items()
+                if row.are_experts
+            },
             {module for module, row in linears.items() if row.is_of_an_expert},
         )
 
@@ -208,13 +212,13 @@ class Quantizable:
         found |= {name: quantization.format_of_experts(name) for name in self.experts}
         weights_only = FORMATS["w4a16_nvfp4"]
         return {
-            module: weights_only if module in self.of_experts and row.block_size else row
+            module: weights_only if module in self.expert_linears and row.block_size else row
             for module, row in found.items()
             if row is not None
         }
 
 
-def refuse_foreign(infos: Collection[str], where: str) -> None:
+def check_foreign_formats(infos: Collection[str], where: str) -> None:
     """Raise CheckpointError, by name, for tensors that only other methods or unfinished exports
     store.
     """
@@ -226,7 +230,7 @@ def refuse_foreign(infos: Collection[str], where: str) -> None:
             )
 
 
-def refuse_faults(
+def check_quantization(
     infos: Mapping[str, TensorInfo],
     model: Quantizable,
     quantization: Quantization,
@@ -253,7 +257,7 @@ def refuse_faults(
                 f"{module} is {row.algo}, and it must not be quantized: exclude it and quantize"
                 " again"
             )
-        elif module in model.of_experts and row.block_size is None:
+        elif module in model.expert_linears and row.block_size is None:
             faults.append(
                 f"{module} is {row.algo}, and experts can be NVFP4 or unquantized: exclude it"
             )
@@ -265,7 +269,7 @@ def refuse_faults(
                 faults += _faults_of_input_scale(infos, module, row)
             faults += _faults_of_quantized(infos, module, row, shape)
     faults += _faults_of_unscaled(infos, unscaled, formats)
-    faults += expert_faults(infos, model.experts, quantization)
+    faults += expert_errors(infos, model.experts, quantization)
     if faults:
         more = f"\n  and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
         lines = "".join(f"\n  {fault}" for fault in faults[:_LISTED])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtllm_dflash.catalog.pairs import not_listed, pair_of
+from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
@@ -70,7 +70,7 @@ def _listed_drafter(target: str) -> str | None:
     pair = pair_of(target)
     if pair is None:
         raise UsageError(
-            f"{not_listed(target, 'target')}. Of another model on the hub, give its --drafter"
+            f"{unknown_name_message(target, 'target')}. Of another model on the hub, give its --drafter"
             " DIR|NAME as well, or --no-drafter for a plain engine"
         )
     return pair.drafter.repository

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.options.trtllm_export import HandoverConfig
+from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 
 
 @click.command("export-trtllm")
-@options_from(HandoverConfig)
+@options_from(TrtllmExportConfig)
 def export_trtllm(**options: Any) -> None:
     """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs and
     machines.
@@ -19,7 +19,7 @@ def export_trtllm(**options: Any) -> None:
     Configurations are read, weights are not; nothing is fetched. TensorRT-LLM runs more targets
     than `build` takes.
     """
-    config = HandoverConfig(**options)
+    config = TrtllmExportConfig(**options)
     from trtllm_dflash.trtllm_export.export import export
     from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
 

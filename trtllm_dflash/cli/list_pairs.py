@@ -18,10 +18,10 @@ def list(as_json: bool) -> None:
 
     Their names are what `build --target NAME` takes; it brings the drafter along.
     """
-    from trtllm_dflash.builder.pair_support import shown_block, statuses
+    from trtllm_dflash.builder.pair_support import format_block_size, list_support
     from trtllm_dflash.catalog.pairs import UNLISTED
 
-    found = statuses()
+    found = list_support()
     if as_json:
         click.echo(json.dumps([row.to_json() for row in found], indent=2))
         return
@@ -30,7 +30,7 @@ def list(as_json: bool) -> None:
             row.pair.name,
             row.pair.target.repository,
             row.pair.drafter.repository,
-            shown_block(row),
+            format_block_size(row),
             row.builds,
         )
         for row in found

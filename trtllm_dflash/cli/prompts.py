@@ -96,6 +96,6 @@ def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, An
         "token_ids": answer.token_ids,
         "acceptance_lengths": answer.acceptance_lengths,
         "finish_reason": answer.finish_reason,
-        "prompt_seconds": round(answer.prompt_seconds, 6),
-        "generation_seconds": round(answer.generation_seconds, 6),
+        "prefill_seconds": round(answer.prefill_seconds, 6),
+        "decode_seconds": round(answer.decode_seconds, 6),
     }

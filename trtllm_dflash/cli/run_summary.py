@@ -32,25 +32,25 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
 def _clock_rows(
     answers: Sequence[Generation], timings: Timings
 ) -> list[tuple[str, RenderableType]]:
-    first_token = mean([answer.prompt_seconds for answer in answers])
+    first_token = mean([answer.prefill_seconds for answer in answers])
     prompts = "prompt" if len(answers) == 1 else f"{len(answers)} prompts"
     rows: list[tuple[str, RenderableType]] = [
         (
             prompts,
             (
-                f"{timings.prompt_tokens} tokens in {timings.prompt_seconds:.2f} s; first token"
+                f"{timings.prompt_tokens} tokens in {timings.prefill_seconds:.2f} s; first token"
                 f" after {first_token:.2f} s"
             ),
         )
     ]
-    if timings.generation_steps:
-        per_step = 1000 * timings.generation_seconds / timings.generation_steps
+    if timings.decode_steps:
+        per_step = 1000 * timings.decode_seconds / timings.decode_steps
         rows += [
             (
                 "generation",
                 (
-                    f"{timings.generated_tokens} tokens in {timings.generation_seconds:.2f} s:"
-                    f" {timings.generated_per_second:.1f} tokens/s ({timings.generation_steps}"
+                    f"{timings.generated_tokens} tokens in {timings.decode_seconds:.2f} s:"
+                    f" {timings.decode_tokens_per_second:.1f} tokens/s ({timings.decode_steps}"
                     f" steps of {per_step:.1f} ms)"
                 ),
             ),

@@ -18,7 +18,7 @@ from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.log import human_bytes
 
 
-def is_free(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
+def check_output_dir(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
     """Whether nothing is in the way of an output; where something is, `overwrite` has allowed to
     look what it is.
 
@@ -28,12 +28,12 @@ def is_free(directory: Path, *, overwrite: bool = False, what: str | None = None
     with something in it and no `overwrite`.
     """
     if not os.path.lexists(directory):
-        check_place("--output-dir", directory)
+        check_creatable("--output-dir", directory)
         return True
     if not directory.is_dir():
         raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
     if not any(directory.iterdir()):
-        check_place("--output-dir", directory)
+        check_creatable("--output-dir", directory)
         return True
     if not overwrite:
         instead = f", or --overwrite to replace {what}" if what else ""
@@ -41,7 +41,7 @@ def is_free(directory: Path, *, overwrite: bool = False, what: str | None = None
     return False
 
 
-def check_place(option: str, directory: Path) -> None:
+def check_creatable(option: str, directory: Path) -> None:
     """Raise UsageError unless `directory` could be made: what there is of the path above it is a
     directory to write in.
 
@@ -69,7 +69,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: saying what is in the way.
     """
-    if is_free(directory, overwrite=overwrite, what="an engine"):
+    if check_output_dir(directory, overwrite=overwrite, what="an engine"):
         return
     try:
         strangers = manifest.unlisted_files(directory)

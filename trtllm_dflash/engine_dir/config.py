@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.io_tensors import Port
+from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 
@@ -31,7 +31,7 @@ class EngineConfig:
     plugins: bool  # whether the engine holds our kernels
     block_size: int
     draft_len: int
-    ports: tuple[Port, ...]
+    ports: tuple[IoTensor, ...]
     kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
 
     @property
@@ -95,8 +95,8 @@ def _rows(reader: HfReader, path: str) -> list[Any]:
     return rows
 
 
-def _port(row: Any, where: str) -> Port:
-    known = {field.name for field in fields(Port)}
+def _port(row: Any, where: str) -> IoTensor:
+    known = {field.name for field in fields(IoTensor)}
     if (
         not isinstance(row, dict)
         or not {"name", "direction", "dtype", "shape"} <= set(row) <= known
@@ -110,4 +110,4 @@ def _port(row: Any, where: str) -> Port:
         raise ConfigError(
             f"{where}.shape: expected a list of sizes and symbols, got {row['shape']!r}."
         )
-    return Port(**{"meaning": "", **row, "shape": tuple(row["shape"])})
+    return IoTensor(**{"meaning": "", **row, "shape": tuple(row["shape"])})

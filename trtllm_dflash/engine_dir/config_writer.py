@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash import __version__
-from trtllm_dflash.builder.resolve import Prepared
+from trtllm_dflash.builder.resolve import ResolvedModels
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.models.base import TargetConfig
@@ -42,14 +42,14 @@ _PRETRAINED_FIELDS = (
 )
 
 
-def write_layout(directory: Path, prepared: Prepared) -> None:
+def write_layout(directory: Path, prepared: ResolvedModels) -> None:
     """Write config.json, and copy the tokenizer files that the target has."""
     text = json.dumps(engine_config(prepared), indent=2) + "\n"
     (directory / CONFIG_FILE).write_text(text)
     copy_tokenizer_files(prepared.target.directory, directory)
 
 
-def engine_config(prepared: Prepared) -> dict[str, Any]:
+def engine_config(prepared: ResolvedModels) -> dict[str, Any]:
     """The contents of config.json."""
     return {
         "version": __version__,
@@ -77,11 +77,11 @@ def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:
     return {"quant_algo": algo, "quantized_linears": dict(counts)}
 
 
-def _kv_cache(prepared: Prepared) -> dict[str, Any]:
+def _kv_cache(prepared: ResolvedModels) -> dict[str, Any]:
     return {"kv_cache_quant_algo": None if prepared.kv_scales is None else "FP8"}
 
 
-def _dflash(prepared: Prepared, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
+def _dflash(prepared: ResolvedModels, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
     config, sizes, vocab = drafter.config, prepared.resolved, prepared.draft_vocab
     return {
         "block_size": sizes.block_size,

@@ -18,7 +18,7 @@ _ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True)
-class Port:
+class IoTensor:
     """One input or output of the step. Symbols in `shape` are sizes that vary from call to call."""
 
     name: str
@@ -39,7 +39,7 @@ class Port:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def step_ports(
+def step_io(
     target: TargetConfig,
     drafter: DrafterConfig | None,
     *,
@@ -49,7 +49,7 @@ def step_ports(
     plugins: bool = False,
     kv_cache_dtype: str | None = None,
     ring_width: int | None = None,
-) -> tuple[Port, ...]:
+) -> tuple[IoTensor, ...]:
     """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and
     block_size 1.
 
@@ -71,7 +71,7 @@ def step_ports(
             cache_rows(drafter.windows, cache_len=cache_len, written=written),
         )
     outputs = tuple(
-        Port(
+        IoTensor(
             f"{c.name}.out",
             "output",
             c.dtype,
@@ -95,36 +95,36 @@ def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
     return FP8 if plugins else dtype
 
 
-def _control_inputs(cache_len: int) -> tuple[Port, ...]:
+def _control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
     known = "the first num_known are decided, the rest drafts to verify"
     return (
-        Port("input_ids", "input", "int64", (BATCH, WIDTH), known),
-        Port(
+        IoTensor("input_ids", "input", "int64", (BATCH, WIDTH), known),
+        IoTensor(
             "num_known",
             "input",
             "int32",
             (BATCH,),
             "decided tokens of the row: 1 (the anchor) to width (a prompt)",
         ),
-        Port("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
-        Port(
+        IoTensor("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
+        IoTensor(
             "kv_positions",
             "input",
             "int64",
             (CONTEXT,),
             "0, 1, 2, …: the cache rows that attention looks at; no such input with plugins",
         ),
-        Port(
+        IoTensor(
             "decided",
             "input",
             "int64",
             (ROWS,),
             "0, 1, 2, …: the rows, from the last known on, that decide a token",
         ),
-        Port("temperature", "input", "float32", (BATCH,), "0 is greedy"),
-        Port("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
-        Port("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
-        Port(
+        IoTensor("temperature", "input", "float32", (BATCH,), "0 is greedy"),
+        IoTensor("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
+        IoTensor("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
+        IoTensor(
             "uniforms",
             "input",
             "float32",
@@ -134,33 +134,33 @@ def _control_inputs(cache_len: int) -> tuple[Port, ...]:
     )
 
 
-def _control_outputs(block_size: int) -> tuple[Port, ...]:
+def _control_outputs(block_size: int) -> tuple[IoTensor, ...]:
     return (
-        Port(
+        IoTensor(
             "next_ids",
             "output",
             "int64",
             (BATCH, block_size),
             "bonus, then drafts: the next step's input_ids",
         ),
-        Port(
+        IoTensor(
             "new_ids",
             "output",
             "int64",
             (BATCH, ROWS),
             "committed by this step: num_new tokens, then -1",
         ),
-        Port("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
-        Port("next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"),
+        IoTensor("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
+        IoTensor("next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"),
     )
 
 
 def _cache_ports(
     prefix: str, model: TargetConfig | DrafterConfig, dtype: str, rows: Sequence[int]
-) -> tuple[Port, ...]:
+) -> tuple[IoTensor, ...]:
     owner = "target" if prefix == "target" else "drafter"
     return tuple(
-        Port(
+        IoTensor(
             f"{prefix}_{kind}.{layer}",
             "input",
             dtype,

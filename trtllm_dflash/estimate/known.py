@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.builder.pair_support import drafter_json, target_json
-from trtllm_dflash.catalog.pairs import PAIRS, not_listed, pair_of
+from trtllm_dflash.catalog.pairs import PAIRS, pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, read_quantization
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quantized_tensors import Quantizable
@@ -136,7 +136,7 @@ def find_target(name: str) -> KnownTarget:
         return KnownTarget(name, *_files(name))
     pair = pair_of(name)
     if pair is None:
-        raise UsageError(f"{not_listed(name, 'target')}. Give its directory.")
+        raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
     return TARGETS[pair.target.repository]
 
 
@@ -145,7 +145,7 @@ def find_drafter(name: str | None, *, target: str = "") -> KnownDrafter:
     if name is not None and Path(name).is_dir():
         return KnownDrafter(name, "", *_files(name))
     if name is not None:
-        pair, missing = pair_of(name, "drafter"), not_listed(name, "drafter")
+        pair, missing = pair_of(name, "drafter"), unknown_name_message(name, "drafter")
     else:
         pair = None if Path(target).is_dir() else pair_of(target)
         missing = f"--drafter is missing, and the target {target} brings none"

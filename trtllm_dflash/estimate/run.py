@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtllm_dflash.checkpoint.loader import pair_problems
+from trtllm_dflash.checkpoint.loader import pair_mismatches
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import Acceptance, read_acceptance
 from trtllm_dflash.estimate.clock import Machine, StepTime
@@ -155,7 +155,7 @@ class _Clock:
 def _pair(config: EstimateConfig) -> Pair:
     target = find_target(config.target)
     drafter = find_drafter(config.drafter, target=config.target)
-    problems = pair_problems(target.config, drafter.config)
+    problems = pair_mismatches(target.config, drafter.config)
     if problems:
         raise UsageError(
             f"the drafter {drafter.name} does not fit the target {target.name}:"

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, context_length
@@ -90,7 +90,7 @@ class Probe:
         return results
 
     def _bind_input(
-        self, port: Port, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
+        self, port: IoTensor, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
     ) -> Any:
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
         if port.name in _COUNTING:
@@ -114,7 +114,7 @@ class Probe:
                 self._binding.bind_ortvalue_input(port.name, value)
                 self._binding.bind_ortvalue_output(outputs[port.name], value)
 
-    def _known_port(self, directory: Path, name: str) -> Port:
+    def _known_port(self, directory: Path, name: str) -> IoTensor:
         port = self._ports.get(name)
         if port is None or not (
             port.cache or name in {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}

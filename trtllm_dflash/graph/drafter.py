@@ -18,7 +18,7 @@ from trtllm_dflash.models.drafter import DrafterConfig
 
 
 @dataclass(frozen=True)
-class DrafterContext:
+class DrafterBuilder:
     """The drafter, its inputs of this step, and its caches by port name; `written` collects their
     outputs.
 
@@ -67,7 +67,7 @@ class DrafterContext:
         """
         c, m, g, name = self.config, self.model, self.model.g, f"layers.{index}.self_attn"
         q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
-        rows = self._behind_context(context, x)
+        rows = self._append_block(context, x)
         q = project_heads(
             m, x, f"{name}.q", q_shape, self.batch_and_block,
             rotary=self.rotary, positions=self.block_positions, norm=True,
@@ -87,7 +87,7 @@ class DrafterContext:
         )  # fmt: skip
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 
-    def _behind_context(self, context: ir.Value, x: ir.Value) -> ir.Value:
+    def _append_block(self, context: ir.Value, x: ir.Value) -> ir.Value:
         """[B·S, hidden] and [B·T, hidden] as [B·(S+T), hidden], row by row of the batch."""
         g, hidden = self.model.g, self.config.hidden_size
         batch = g.Slice(self.batch_and_block, [0], [1], [0])

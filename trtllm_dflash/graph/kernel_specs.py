@@ -63,7 +63,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, order=True)
-class KernelKey:
+class KernelVariant:
     """A kernel source and the sizes that it is compiled for; a type that is not T is among them, as
     its format.
     """

@@ -23,14 +23,14 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import Model
-from trtllm_dflash.graph.moe_weights import ExpertWeight, OneTensor, TensorsOfEach
+from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.models.moe import MoEConfig
 
 _LOG = logging.getLogger(__name__)
 
 
-class QuantizedAs(Enum):
+class ExpertStorage(Enum):
     """What quantized experts are in an engine."""
 
     NUMBERS = "numbers of the step's type"
@@ -45,7 +45,7 @@ class Experts:
     model: Model
     config: MoEConfig
     hidden_size: int
-    quantized_as: QuantizedAs
+    quantized_as: ExpertStorage
     name: str
 
     def __call__(self, x: ir.Value) -> ir.Value:
@@ -69,7 +69,7 @@ class Experts:
         (out,) = MOE(
             g, x, logits, gate_up, biases[0], down, biases[1], *scales,
             top_k=c.top_k, normalize=int(c.normalize), interleaved=int(c.fused), limit=c.limit, alpha=c.alpha,
-            shift=c.shift, weight_format=weights[0].weight_format if form is QuantizedAs.CODES else 0,
+            shift=c.shift, weight_format=weights[0].weight_format if form is ExpertStorage.CODES else 0,
         )  # fmt: skip
         return out
 
@@ -80,39 +80,39 @@ class Experts:
             (self.config.num_experts, rows, columns),
         )
         if self.config.fused:
-            return OneTensor(source, f"{name}.{kind}", shape)
+            return FusedExperts(source, f"{name}.{kind}", shape)
         linears = tuple(tuple(f"{name}.{j}.{part}" for part in parts) for j in range(shape[0]))
-        return TensorsOfEach(source, f"{name}.{kind}", shape, linears)
+        return PerExpertLinears(source, f"{name}.{kind}", shape, linears)
 
-    def _form(self, weights: list[ExpertWeight]) -> QuantizedAs:
+    def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
         """That of both weights, since a node has one: numbers if one of them must be."""
-        if self.quantized_as is QuantizedAs.NUMBERS or not all(
+        if self.quantized_as is ExpertStorage.NUMBERS or not all(
             weight.weight_format for weight in weights
         ):
-            return QuantizedAs.NUMBERS
-        is_for_plugin = self.quantized_as is QuantizedAs.CODES
+            return ExpertStorage.NUMBERS
+        is_for_plugin = self.quantized_as is ExpertStorage.CODES
         for weight in weights:
-            reason = weight.why_not_codes() if is_for_plugin else weight.why_not_fp4()
+            reason = weight.unpackable_reason() if is_for_plugin else weight.why_not_fp4()
             if reason is not None:
                 _LOG.warning(
                     "%s; the engine holds this layer's experts as %s", reason, self.model.dtype.name
                 )
-                return QuantizedAs.NUMBERS
+                return ExpertStorage.NUMBERS
         return self.quantized_as
 
-    def _operands(self, weight: ExpertWeight, form: QuantizedAs) -> tuple[ir.Value, ...]:
+    def _operands(self, weight: ExpertWeight, form: ExpertStorage) -> tuple[ir.Value, ...]:
         """The weight's own input of the operator first, then its scales' if there are any."""
         m, g = self.model, self.model.g
-        if form is QuantizedAs.CODES:
+        if form is ExpertStorage.CODES:
             return weight.codes(g)
-        if form is QuantizedAs.NUMBERS:
+        if form is ExpertStorage.NUMBERS:
             return (weight.numbers(g, m.dtype),)
         codes, scales = weight.fp4(g)
         return (g.cast(g.DequantizeLinear(codes, scales, axis=-1, block_size=16), m.dtype),)
 
     def _bias(self, weight: ExpertWeight) -> ir.Value:
         m = self.model
-        if isinstance(weight, OneTensor):
+        if isinstance(weight, FusedExperts):
             return m.weights.value(m.g, f"{weight.name}_bias")
         kind = weight.shape[1]
         zeros = np.zeros(weight.shape[:2], m.dtype.numpy())

@@ -53,7 +53,7 @@ class ExpertWeight(ABC):
         """Why DequantizeLinear cannot have exactly these numbers from 4-bit codes."""
 
     @abstractmethod
-    def why_not_codes(self) -> str | None:
+    def unpackable_reason(self) -> str | None:
         """Why our plugin cannot have exactly these numbers from 4-bit codes."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class ExpertWeight(ABC):
 
 
 @dataclass(frozen=True)
-class OneTensor(ExpertWeight):
+class FusedExperts(ExpertWeight):
     """A tensor of all experts; unquantized it is [experts, in, out]."""
 
     @property
@@ -84,7 +84,7 @@ class OneTensor(ExpertWeight):
             else f"{self.name}: its exponents are too far apart for NVFP4's scales"
         )
 
-    def why_not_codes(self) -> str | None:
+    def unpackable_reason(self) -> str | None:
         return None
 
     def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
@@ -123,7 +123,7 @@ class OneTensor(ExpertWeight):
 
 
 @dataclass(frozen=True)
-class TensorsOfEach(ExpertWeight):
+class PerExpertLinears(ExpertWeight):
     """Linears [out, in] of each expert, those of one expert below each other: first all gates, then
     all ups.
     """
@@ -145,7 +145,7 @@ class TensorsOfEach(ExpertWeight):
             return None
         return f"{self.name}: gate and up of expert {expert} have different weight_scale_2"
 
-    def why_not_codes(self) -> str | None:
+    def unpackable_reason(self) -> str | None:
         return self.why_not_fp4()
 
     def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:

@@ -10,13 +10,13 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
 
 
-def use_plugins(model: ir.Model) -> None:
+def lower_to_plugins(model: ir.Model) -> None:
     """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name
     finds the plugin.
 
@@ -36,11 +36,11 @@ def use_plugins(model: ir.Model) -> None:
     model.graph.inputs[:] = kept
 
 
-def kernel_keys(model: ir.Model) -> dict[KernelKey, int]:
+def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
     """The kernels that a model's plugin nodes need, and how many nodes need each. A node that has a
     body needs none.
     """
-    counts: dict[KernelKey, int] = {}
+    counts: dict[KernelVariant, int] = {}
     bodies = {function.name for function in model.functions.values()}
     for node in model.graph:
         if node.domain == OPS_DOMAIN and node.op_type not in bodies:
@@ -52,7 +52,7 @@ def kernel_keys(model: ir.Model) -> dict[KernelKey, int]:
     return dict(sorted(counts.items()))
 
 
-def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelKey:
+def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
     """The kernel of an operator with these sizes and types (by name; more may be given).
 
     What is T is not in the key: operators that have no other types there share its kernel.
@@ -60,7 +60,7 @@ def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelKey:
     names = [size.name for size in spec.kernel.sizes] + [
         kind.name for kind in spec.kernel.types if sizes.get(kind.name)
     ]
-    return KernelKey(spec.kernel.source, tuple((name, sizes[name]) for name in names))
+    return KernelVariant(spec.kernel.source, tuple((name, sizes[name]) for name in names))
 
 
 def _int(attribute: ir.Attr) -> bool:

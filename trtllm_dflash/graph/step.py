@@ -15,17 +15,17 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.engine_dir.io_tensors import Port, fp8_cache_dtype, step_ports
+from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.drafter import DrafterContext
+from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
-from trtllm_dflash.graph.moe_layer import QuantizedAs
+from trtllm_dflash.graph.moe_layer import ExpertStorage
 from trtllm_dflash.graph.ops import ACCEPT, OPS
-from trtllm_dflash.graph.plugin_nodes import use_plugins
+from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 from trtllm_dflash.graph.quantized_linear import emulation_functions
 from trtllm_dflash.graph.ring_cache import ring_flags
-from trtllm_dflash.graph.target import TargetContext
+from trtllm_dflash.graph.target import TargetBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -56,7 +56,7 @@ def build_step(
     have no bodies (`graph.plugin_nodes`); without, `fp4` says that the compiler has 4-bit weights,
     so that quantized experts stay that small. `kv_scales`, of every target layer, make the target's
     caches FP8: a key is its code times the layer's key scale. Ports are those of
-    `graph.io.step_ports`; with a `ring_width` no step may be wider than that.
+    `graph.io.step_io`; with a `ring_width` no step may be wider than that.
 
     Raises: GraphError: for scales that no cache can have, or FP8 caches where the compiler would
     have to make the kernels.
@@ -66,15 +66,15 @@ def build_step(
     if kv_scales is not None:
         check_kv_scales(kv_scales, target.config.num_layers, dtype=dtype, plugins=plugins)
         kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
-    ports = step_ports(
+    ports = step_io(
         target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size, kv_cache_dtype=kv_cache_dtype,
         ring_width=ring_width,
     )  # fmt: skip
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    experts_as = QuantizedAs.NUMBERS
+    experts_as = ExpertStorage.NUMBERS
     if dtype != "float32" and (plugins or fp4):
-        experts_as = QuantizedAs.CODES if plugins else QuantizedAs.FP4
+        experts_as = ExpertStorage.CODES if plugins else ExpertStorage.FP4
     step = _Step(
         g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
     )
@@ -95,7 +95,7 @@ def build_step(
         functions += [function for spec in OPS.values() for function in spec.functions(g.nodes)]
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
     if plugins:
-        use_plugins(model)
+        lower_to_plugins(model)
     return model
 
 
@@ -107,7 +107,7 @@ class _Step:
     cache_len: int
     block_size: int
     draft_vocab: np.ndarray | None
-    experts_as: QuantizedAs
+    experts_as: ExpertStorage
     kv_scales: KvScales | None
 
     def emit(
@@ -143,7 +143,7 @@ class _Step:
         the caches.
         """
         g, ids, past = self.g, self.inputs["input_ids"], self.inputs["past_len"]
-        context = TargetContext(
+        context = TargetBuilder(
             model=m,
             config=config,
             rotary=Rotary.from_config(g, config.rope, "target", self.cache_len, self.dtype),
@@ -197,7 +197,7 @@ class _Step:
             axis=1,
         )
         block_positions = self._positions(next_len, [self.block_size])
-        context = DrafterContext(
+        context = DrafterBuilder(
             model=Model(g, weights, self.dtype, config.rms_norm_eps),
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
@@ -216,7 +216,7 @@ class _Step:
         hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
         hidden = g.Reshape(g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size])
         return (
-            g.Reshape(self._likeliest(verifier, target, hidden), [-1, self.block_size - 1]),
+            g.Reshape(self._argmax_token(verifier, target, hidden), [-1, self.block_size - 1]),
             context.written,
         )
 
@@ -224,7 +224,7 @@ class _Step:
         """float32 logits [N, V] of normed rows [N, hidden]."""
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
-    def _likeliest(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _argmax_token(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """The token of the highest logit for each row [N], among the draft vocabulary if there is
         one.
         """
@@ -260,13 +260,13 @@ def _embed(m: Model, ids: ir.Value, hidden_size: int) -> ir.Value:
     )
 
 
-def _graph_input(port: Port) -> ir.Value:
+def _graph_input(port: IoTensor) -> ir.Value:
     return ir.Value(
         name=port.name, shape=ir.Shape(port.shape), type=ir.TensorType(DTYPES[port.dtype])
     )
 
 
-def _graph_output(port: Port, value: ir.Value) -> ir.Value:
+def _graph_output(port: IoTensor, value: ir.Value) -> ir.Value:
     value.name, value.shape, value.type = (
         port.name,
         ir.Shape(port.shape),

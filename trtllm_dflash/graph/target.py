@@ -10,14 +10,14 @@ import onnx_ir as ir
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.kv_scales import KvScales
 from trtllm_dflash.graph.layers import Model, Rotary, project_heads
-from trtllm_dflash.graph.moe_layer import Experts, QuantizedAs
+from trtllm_dflash.graph.moe_layer import Experts, ExpertStorage
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
 from trtllm_dflash.models.base import TargetConfig
 
 
 @dataclass(frozen=True)
-class TargetContext:
+class TargetBuilder:
     """The target, its inputs of this step, and its caches by port name; `written` collects their
     outputs.
     """
@@ -29,7 +29,7 @@ class TargetContext:
     positions: ir.Value  # int64 [B, S]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
-    experts_as: QuantizedAs
+    experts_as: ExpertStorage
     kv_scales: KvScales | None = None  # where the caches are FP8
     rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
     written: dict[str, ir.Value] = field(default_factory=dict)
@@ -85,4 +85,4 @@ class TargetContext:
         )
 
 
-LayerFunction = Callable[[TargetContext, ir.Value, int], ir.Value]
+LayerFunction = Callable[[TargetBuilder, ir.Value, int], ir.Value]

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
-from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, has_gpu, in_words
+from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ BACKENDS = {
 }
 
 
-def why_not_buildable(
+def unbuildable_reason(
     arch: Arch, *, plugins: bool | None = None, gpus: list[Gpu] | str | None = None
 ) -> str | None:
     """Why an engine for `arch` cannot be built on this machine, with what to do; None if it can.
@@ -99,25 +99,25 @@ def why_not_buildable(
         if not has_gpu(arch.name, here):
             reasons.append(
                 f"{backend.title} compiles only for the GPU that it runs on, and here is:"
-                f" {in_words(here)}"
+                f" {format_gpus(here)}"
             )
     if not reasons and (arch.is_gpu if plugins is None else plugins):
         from trtllm_dflash.trt_plugins.nvrtc import (
-            why_not_compilable,
+            uncompilable_reason,
         )  # brings onnx_ir, and the runtime reads this file
 
-        reason = why_not_compilable()
+        reason = uncompilable_reason()
         reasons += [f"{reason}; or build with --no-plugins, without our kernels"] if reason else []
     return "; and ".join(reasons) or None
 
 
 def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
-    """The backend of `arch`; `plugins` as for `why_not_buildable`.
+    """The backend of `arch`; `plugins` as for `unbuildable_reason`.
 
     Raises:
         BuildError: if it cannot build here; nothing has been done yet then.
     """
-    reason = why_not_buildable(arch, plugins=plugins)
+    reason = unbuildable_reason(arch, plugins=plugins)
     if reason is not None:
         raise BuildError(
             f"--arch {arch.name} ({arch.hardware}) cannot be built here:"
@@ -129,7 +129,9 @@ def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
 def _what_works(arch: Arch) -> str:
     """What can be done on this machine instead."""
     others = [
-        other.name for other in ARCHS.values() if other != arch and why_not_buildable(other) is None
+        other.name
+        for other in ARCHS.values()
+        if other != arch and unbuildable_reason(other) is None
     ]
     plan = (
         f"--dry-run shows here what an engine for {arch.name} would need, and on which of its GPUs"

@@ -41,7 +41,7 @@ def has_gpu(arch: str, gpus: list[Gpu] | str) -> bool:
     return not isinstance(gpus, str) and arch in {gpu.arch for gpu in gpus}
 
 
-def in_words(gpus: list[Gpu] | str) -> str:
+def format_gpus(gpus: list[Gpu] | str) -> str:
     """The devices, or why there are none."""
     return gpus if isinstance(gpus, str) else ", ".join(map(str, gpus)) or "no GPU"
 
@@ -58,7 +58,7 @@ def cuda_gpus() -> list[Gpu] | str:
     return [_gpu(driver, index) for index in range(_number(driver.cuDeviceGetCount))]
 
 
-def work_on(index: int) -> None:
+def set_current_device(index: int) -> None:
     """Make the driver's GPU number `index` this thread's, which is the one that TensorRT then
     builds for.
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtllm_dflash.hardware.archs import ARCHS, Arch
-from trtllm_dflash.hardware.backends import BACKENDS, why_not_buildable
-from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, has_gpu, in_words
+from trtllm_dflash.hardware.backends import BACKENDS, unbuildable_reason
+from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import human_bytes, table
 
@@ -98,8 +98,8 @@ def examine(runnable_backends: Collection[str]) -> Machine:
     gpus = _probe(cuda_gpus)
 
     def report(arch: Arch) -> ArchReport:
-        cannot_run = why_not_runnable(arch, gpus, runnable_backends)
-        return ArchReport(arch.name, arch.hardware, why_not_buildable(arch, gpus=gpus), cannot_run)
+        cannot_run = unrunnable_reason(arch, gpus, runnable_backends)
+        return ArchReport(arch.name, arch.hardware, unbuildable_reason(arch, gpus=gpus), cannot_run)
 
     return Machine(
         archs=[report(arch) for arch in ARCHS.values()],
@@ -113,7 +113,7 @@ def examine(runnable_backends: Collection[str]) -> Machine:
     )
 
 
-def why_not_runnable(
+def unrunnable_reason(
     arch: Arch, gpus: list[Gpu] | str, runnable_backends: Collection[str]
 ) -> str | None:
     """Why an engine for `arch` cannot run here; None if it can. `gpus`: the devices, or why there
@@ -125,7 +125,7 @@ def why_not_runnable(
     if not backend.is_installed():
         return f"{backend.title} is not installed: {backend.install}"
     if arch.is_gpu and not has_gpu(arch.name, gpus):
-        return f"it needs a GPU of {arch.name}, and here is: {in_words(gpus)}"
+        return f"it needs a GPU of {arch.name}, and here is: {format_gpus(gpus)}"
     return None
 
 

@@ -108,7 +108,7 @@ class TargetConfig:
         """
         reader = HfReader(config_json, where)
         family = _family(reader)
-        reader.check_only(_ONLY if family.experts else (*_ONLY, *_ONLY_DENSE))
+        reader.check_allowed(_ONLY if family.experts else (*_ONLY, *_ONLY_DENSE))
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
         hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)

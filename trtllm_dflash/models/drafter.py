@@ -91,7 +91,7 @@ class DrafterConfig:
         refuse_dialects_in_config(reader)
         reader.section("dflash_config")
         reader.read_list(str, "architectures")
-        reader.check_only(_ONLY)
+        reader.check_allowed(_ONLY)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
         head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtllm_dflash.graph.target import TargetContext
+from trtllm_dflash.graph.target import TargetBuilder
 
 
-def layer(c: TargetContext, x: ir.Value, index: int, *, qk_norm: bool = False) -> ir.Value:
+def layer(c: TargetBuilder, x: ir.Value, index: int, *, qk_norm: bool = False) -> ir.Value:
     """Decoder layer `index` of the residual stream x [B·S, hidden]."""
     m, g, name = c.model, c.model.g, f"model.layers.{index}"
     with g.scope(f"layers.{index}"):

@@ -169,7 +169,7 @@ class HfReader:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
-    def check_only(self, rows: Iterable[Only]) -> None:
+    def check_allowed(self, rows: Iterable[Only]) -> None:
         """Refuse every key that is present with a value this package would silently compute
         wrongly.
         """

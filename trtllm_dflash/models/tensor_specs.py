@@ -57,7 +57,7 @@ Row = TypeVar("Row", bound=Weight)
 
 
 @dataclass(frozen=True)
-class NameTable:
+class TensorTable:
     """All rows of one kind of checkpoint."""
 
     used: tuple[Weight, ...]
@@ -127,7 +127,7 @@ _OWN_TABLE = (
     "a DFlash drafter embeds and decodes with the target's tables; ModelOpt releases store a copy."
 )
 
-TARGET_NAMES = NameTable(
+TARGET_NAMES = TensorTable(
     used=(
         Weight("model.embed_tokens.weight", _EMBEDDING),
         *_decoder_layer(
@@ -153,7 +153,7 @@ TARGET_NAMES = NameTable(
     ),
 )
 
-DRAFTER_NAMES = NameTable(
+DRAFTER_NAMES = TensorTable(
     used=(
         Weight("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
         Weight("hidden_norm.weight", ("hidden_size",)),
@@ -187,7 +187,7 @@ def expand(rows: Iterable[Row], config: Any) -> dict[str, Row]:
     }
 
 
-def sizes_of(row: Weight, config: Any) -> list[int]:
+def resolve_shape(row: Weight, config: Any) -> list[int]:
     """Evaluate a row's symbolic shape."""
     return [math.prod(_size(config, factor) for factor in size.split("*")) for size in row.shape]
 

@@ -28,7 +28,7 @@ class Sign:
     neutral: tuple[object, ...] = ()
     equals: tuple[object, ...] = ()
 
-    def seen_in(self, reader: HfReader) -> bool:
+    def matches(self, reader: HfReader) -> bool:
         """Tell whether the key is present with a telling value."""
         value = reader.get(self.path)
         if value is None:
@@ -138,7 +138,7 @@ def refuse_dialects_in_config(reader: HfReader) -> None:
     """Raise ConfigError naming the dialect that config.json gives away."""
     for dialect in DIALECTS:
         for sign in dialect.signs:
-            if sign.seen_in(reader):
+            if sign.matches(reader):
                 raise ConfigError(_refusal(reader.where, sign.path, dialect))
 
 

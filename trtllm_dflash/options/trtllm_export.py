@@ -12,7 +12,7 @@ ARCHS = ("any", "sm90", "sm100", "sm103")
 
 
 @dataclass(frozen=True)
-class HandoverConfig:
+class TrtllmExportConfig:
     """What the user asks of an export for TensorRT-LLM.
 
     Raises:

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.profile.systems import Answer, Side, TokenIds, one_by_one
+from trtllm_dflash.profile.systems import Answer, Side, TokenIds, sequentially
 
 LOOKUP_DRAFTS = 10  # candidates of a prompt lookup: what transformers' guide uses
 
@@ -39,7 +39,7 @@ def peer_sides(
                 "reference",
                 "reference",
                 block_size - 1,
-                one_by_one(answer, block_size),
+                sequentially(answer, block_size),
                 batches=(1,),
             )
         )
@@ -47,12 +47,12 @@ def peer_sides(
         plain = _generate(torch, model, stops)
         lookup = _generate(torch, model, stops, prompt_lookup_num_tokens=LOOKUP_DRAFTS)
         sides += [
-            Side("hf", "huggingface", 0, one_by_one(plain, 1), batches=(1,)),
+            Side("hf", "huggingface", 0, sequentially(plain, 1), batches=(1,)),
             Side(
                 "hf lookup",
                 "huggingface",
                 LOOKUP_DRAFTS,
-                one_by_one(lookup, 1 + LOOKUP_DRAFTS),
+                sequentially(lookup, 1 + LOOKUP_DRAFTS),
                 batches=(1,),
                 always_drafts=False,
             ),

@@ -86,7 +86,7 @@ def prompt_cells(profile: Profile, result: SideResult) -> list[list[str]]:
     """A row for each prompt, in the order of PROMPT_COLUMNS."""
     rows = []
     for own, plain in zip(result.by_prompt, _plain(profile, result.batch).by_prompt, strict=True):
-        per_token, base = (one.generation_seconds / max(1, one.tokens - 1) for one in (own, plain))
+        per_token, base = (one.decode_seconds / max(1, one.tokens - 1) for one in (own, plain))
         rows.append(
             [
                 str(own.index + 1),

@@ -27,8 +27,8 @@ from trtllm_dflash.profile.prompts import (
     Question,
     encode,
     fit,
+    limit_per_category,
     own_prompts,
-    take_per_kind,
 )
 from trtllm_dflash.profile.result import SCHEMA, Profile, SideResult, Split
 from trtllm_dflash.profile.step_breakdown import split_by_differences
@@ -164,7 +164,7 @@ def _questions(
     """Token ids of the prompts, once all engines are known to take them."""
     if not asked.prompts:
         raise UsageError("there is no prompt to ask.")
-    prompts = take_per_kind(asked.prompts, config.per_kind)
+    prompts = limit_per_category(asked.prompts, config.per_kind)
     questions = fit(encode(prompts, engines[0].tokenizer, chat=asked.chat), config.input_len)
     for engine in engines:
         if plan.batches[-1] > engine.config.max_batch_size:

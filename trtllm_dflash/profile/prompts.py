@@ -46,7 +46,7 @@ def own_prompts() -> list[Prompt]:
     ]
 
 
-def take_per_kind(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
+def limit_per_category(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
     """The first `most` prompts of each kind, in the given order; None: all."""
     seen: Counter[str] = Counter()
     taken = []

@@ -56,7 +56,7 @@ class KindResult:
     prompts: Annotated[int, "answers"]
     tokens: Annotated[int, "tokens of the generation steps"]
     tokens_per_second_per_user: Annotated[
-        float, "tokens over generation_seconds, summed over the answers"
+        float, "tokens over decode_seconds, summed over the answers"
     ]
     acceptance: Annotated[Acceptance, "of these prompts"]
 
@@ -71,7 +71,7 @@ class PromptResult:
     tokens: Annotated[int, "all new tokens"]
     al: Annotated[float, "its τ"]
     ttft_seconds: Annotated[float, "TTFT"]
-    generation_seconds: Annotated[float, "time of the generation steps in which it took part"]
+    decode_seconds: Annotated[float, "time of the generation steps in which it took part"]
     same_tokens: Annotated[bool, "whether they are those of the plain engine"]
 
 

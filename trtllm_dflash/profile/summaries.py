@@ -89,7 +89,7 @@ def side_result(
         draft_len=side.draft_len,
         ttft_seconds=spread([answer.first_token_seconds for answer in answers]),
         tpot_seconds=spread(
-            [answer.generation_seconds / sum(answer.acceptance_lengths) for answer in gained]
+            [answer.decode_seconds / sum(answer.acceptance_lengths) for answer in gained]
         ),
         step_seconds=spread([step.seconds for step in steps]),
         full_steps=len(steps),
@@ -114,7 +114,7 @@ def _prompt_result(index: int, question: Question, answer: Answer, plain: Answer
         tokens=len(answer.token_ids),
         al=mean(answer.acceptance_lengths),
         ttft_seconds=answer.first_token_seconds,
-        generation_seconds=answer.generation_seconds,
+        decode_seconds=answer.decode_seconds,
         same_tokens=answer.token_ids == plain.token_ids,
     )
 
@@ -128,7 +128,7 @@ def _by_kind(
     results = []
     for kind, own in kinds.items():
         tokens = sum(sum(answer.acceptance_lengths) for answer in own)
-        seconds = sum(answer.generation_seconds for answer in own)
+        seconds = sum(answer.decode_seconds for answer in own)
         speed = tokens / seconds if seconds else 0.0
         results.append(KindResult(kind, len(own), tokens, speed, acceptance(own, side)))
     return results

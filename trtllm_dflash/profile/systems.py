@@ -28,7 +28,7 @@ class Answer:
     token_ids: list[int]
     acceptance_lengths: list[int]
     first_token_seconds: float
-    generation_seconds: float
+    decode_seconds: float
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **samplin
             generations = stream.generations()
         seconds = perf_counter() - start
         answers = [
-            Answer(
-                one.token_ids, one.acceptance_lengths, one.prompt_seconds, one.generation_seconds
-            )
+            Answer(one.token_ids, one.acceptance_lengths, one.prefill_seconds, one.decode_seconds)
             for one in generations
         ]
         return Round(answers, steps, seconds)
@@ -83,7 +81,7 @@ def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **samplin
     return Side(name, maker, draft_len, run)
 
 
-def one_by_one(answer: Callable[[TokenIds, int], Answer], width: int) -> Callable[..., Round]:
+def sequentially(answer: Callable[[TokenIds, int], Answer], width: int) -> Callable[..., Round]:
     """The `run` of a side that answers one prompt at a time; its steps are taken to be equally long
     within an answer.
     """
@@ -93,7 +91,7 @@ def one_by_one(answer: Callable[[TokenIds, int], Answer], width: int) -> Callabl
         answers = [answer(prompt, max_new_tokens) for prompt in prompts]
         seconds = perf_counter() - start
         steps = [
-            Step(1, width, one.generation_seconds / len(one.acceptance_lengths), tokens)
+            Step(1, width, one.decode_seconds / len(one.acceptance_lengths), tokens)
             for one in answers
             for tokens in one.acceptance_lengths
         ]

@@ -18,9 +18,9 @@ from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.loader import (
     Checkpoint,
     check_finite,
+    check_finite_with_progress,
     load_drafter,
     load_target,
-    read_through,
 )
 from trtllm_dflash.checkpoint.locate import file_in, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
@@ -126,7 +126,7 @@ def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, i
 
     device = _device(plan.config, torch)
     for kind, checkpoint in plan.checkpoints.items():
-        read_through(kind, checkpoint, progress)
+        check_finite_with_progress(kind, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
     scratch = Scratch(staging / "scratch")
     with torch.no_grad():

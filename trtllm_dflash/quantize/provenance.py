@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import is_free
+from trtllm_dflash.engine_dir.atomic import check_output_dir
 from trtllm_dflash.engine_dir.manifest import file_entry
 from trtllm_dflash.errors import UsageError
 
@@ -35,7 +35,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: saying what is in the way.
     """
-    if is_free(directory, overwrite=overwrite, what="a checkpoint"):
+    if check_output_dir(directory, overwrite=overwrite, what="a checkpoint"):
         return
     try:
         record = json.loads((directory / RECORD_FILE).read_bytes())

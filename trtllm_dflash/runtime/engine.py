@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
-from trtllm_dflash.runtime.engine_thread import MAX_WAITING, Scheduler
+from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.events import Load
 from trtllm_dflash.runtime.outputs import Generation
 from trtllm_dflash.runtime.request import (
@@ -21,7 +21,7 @@ from trtllm_dflash.runtime.request import (
     step_widths,
     token_ids_of,
 )
-from trtllm_dflash.runtime.scheduler import DecodeLoop, Step
+from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions.base import Session, open_session
 from trtllm_dflash.runtime.stream import Stream
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class Engine:
         sampling = SamplingParams.from_options(options)
         token_ids = [token_ids_of(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(token_ids, sampling, self.config)
-        loop = DecodeLoop(self._session, requests, slots=slots, on_step=on_step)
+        loop = Scheduler(self._session, requests, slots=slots, on_step=on_step)
         width = step_widths(sampling, self.config).most
         return Stream(loop, len(token_ids), self.tokenizer, self._take_turn(), width=width)
 
@@ -110,7 +110,7 @@ class Engine:
         max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
         on_load: Callable[[Load], None] = lambda _: None,
-    ) -> Scheduler:
+    ) -> EngineThread:
         """Answer requests from any number of threads, together, until the scheduler is closed.
 
         max_waiting             requests that may wait for a slot; more raise BusyError.
@@ -120,7 +120,7 @@ class Engine:
 
         Meanwhile `generate` and `stream` raise EngineError.
         """
-        return Scheduler(
+        return EngineThread(
             self.config,
             self._session,
             self.tokenizer,

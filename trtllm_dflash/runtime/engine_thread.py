@@ -23,10 +23,10 @@ from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineErro
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
 from trtllm_dflash.runtime.request import Prompt, PromptError, Request, make_requests, token_ids_of
-from trtllm_dflash.runtime.scheduler import DecodeLoop
+from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sequence import ActiveSequence, Update
 from trtllm_dflash.runtime.sessions.base import Session
-from trtllm_dflash.runtime.text.stop_words import AnswerText, check_stops
+from trtllm_dflash.runtime.text.stop_words import StopWordFilter, check_stops
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class Ticket:
     """A submitted request; `cancel` ends it between two steps."""
 
     request: Request
-    answer: AnswerText
+    answer: StopWordFilter
     on_event: OnEvent
-    is_wanted: Callable[[], bool] = _forever
+    is_alive: Callable[[], bool] = _forever
     cancelled: bool = False
     submitted: float = field(default_factory=perf_counter)
-    asked: float = 0.0  # when `is_wanted` was called last
+    asked: float = 0.0  # when `is_alive` was called last
     first_token: float | None = None
     output_tokens: int = 0
 
@@ -73,7 +73,7 @@ class Ticket:
         self.cancelled = True
 
 
-class Scheduler:
+class EngineThread:
     """Serves an engine's session to many callers at once; users call `Engine.serve`.
 
     Leave its `with` block, or `close` it, to end what runs and give the engine back.
@@ -100,7 +100,7 @@ class Scheduler:
                 raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
         self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
         self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_load
-        self._loop = DecodeLoop(session, prompt_tokens_per_step=budget)
+        self._loop = Scheduler(session, prompt_tokens_per_step=budget)
         self._changed = threading.Condition()
         self._arrived: list[Ticket] = []  # these four under the condition's lock
         self._closing = False
@@ -114,7 +114,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Scheduler:
+    def __enter__(self) -> EngineThread:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +125,7 @@ class Scheduler:
         prompt: Prompt,
         *,
         on_event: OnEvent,
-        is_wanted: Callable[[], bool] = _forever,
+        is_alive: Callable[[], bool] = _forever,
         stop_words: Sequence[str] = (),
         **options: Unpack[SamplingOptions],
     ) -> Ticket:
@@ -134,7 +134,7 @@ class Scheduler:
         prompt      text, or token ids.
         on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
                     with an error. Steps wait for it: it should hand on and return.
-        is_wanted   asked by the engine thread now and then; False cancels.
+        is_alive   asked by the engine thread now and then; False cancels.
         stop_words  end the answer where the first of them begins; a special token's text stands for that token. How
                     many they may be and how long, and how many stop_token_ids, is said in answer.py: each token of the
                     answer is compared with them, while the others wait.
@@ -145,7 +145,7 @@ class Scheduler:
         """
         request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
         ticket = Ticket(
-            request, AnswerText(decoder_of(self._tokenizer), words), on_event, is_wanted
+            request, StopWordFilter(decoder_of(self._tokenizer), words), on_event, is_alive
         )
         with self._changed:
             if self._failure is not None:
@@ -226,8 +226,8 @@ class Scheduler:
         )
         try:
             self._loop.discard()
-            while self._take_in():
-                self._tidy()
+            while self._drain_inbox():
+                self._sweep_cancelled()
                 try:
                     updates = self._loop.step()
                 except Exception as failure:  # noqa: BLE001 - whatever it is, callers must hear of it
@@ -236,7 +236,7 @@ class Scheduler:
                 for update in updates:
                     self._deliver(update)
         except Exception as failure:  # noqa: BLE001 - likewise
-            error = self._failure = _in_our_words("the engine thread failed", failure)
+            error = self._failure = _as_engine_error("the engine thread failed", failure)
         finally:
             with self._changed:
                 self._closing = True
@@ -244,7 +244,7 @@ class Scheduler:
             self._report_load()
             self._turn.__exit__(None, None, None)
 
-    def _take_in(self) -> bool:
+    def _drain_inbox(self) -> bool:
         """Wait until there is something to do, and take in what has arrived; False when the
         scheduler closes.
         """
@@ -261,22 +261,22 @@ class Scheduler:
     def _has_work(self) -> bool:
         return bool(self._arrived or self._loop.busy)
 
-    def _tidy(self) -> None:
+    def _sweep_cancelled(self) -> None:
         """Let go of what was cancelled; now and then, ask whose caller has gone away."""
         now = perf_counter()
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_SECONDS
             self._report_load()
-            for ticket in self._to_be_asked():
+            for ticket in self._to_poll():
                 ticket.asked = now
-                if not _guarded(ticket.is_wanted, otherwise=False):
+                if not _call_safely(ticket.is_alive, otherwise=False):
                     ticket.cancelled = True
         for sequence, ticket in list(self._served.items()):
             if ticket.cancelled:
                 self._loop.end(sequence, "cancelled")
                 self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
 
-    def _to_be_asked(self) -> list[Ticket]:
+    def _to_poll(self) -> list[Ticket]:
         """Those in slots, and of those that wait the few that were not asked for longest."""
         waiting = [ticket for sequence, ticket in self._served.items() if sequence.slot is None]
         in_slots = [
@@ -297,7 +297,9 @@ class Scheduler:
         except Exception as failure:  # noqa: BLE001 - it is this answer's alone
             self._loop.end(sequence, "cancelled")
             self._served.pop(sequence, None)
-            self._tell(ticket, _in_our_words("the text of this answer could not be made", failure))
+            self._tell(
+                ticket, _as_engine_error("the text of this answer could not be made", failure)
+            )
         else:
             self._tell(ticket, piece)
 
@@ -308,7 +310,7 @@ class Scheduler:
         used, text = ticket.answer.push(token_ids)
         ticket.output_tokens += len(used)
         if ticket.answer.stopped:
-            sequence.take_back(len(token_ids) - len(used))
+            sequence.truncate(len(token_ids) - len(used))
             sequence.finish_reason = (
                 None  # the stop word came first, whatever the block's last tokens say
             )
@@ -327,8 +329,9 @@ class Scheduler:
             input_tokens=len(ticket.request.prompt_ids),
             output_tokens=ticket.output_tokens,
             steps=len(sequence.acceptance_lengths),
-            drafts_proposed=sequence.drafts_verified,
-            drafts_accepted=sum(sequence.acceptance_lengths) - len(sequence.acceptance_lengths),
+            num_draft_tokens=sequence.num_draft_tokens,
+            num_accepted_draft_tokens=sum(sequence.acceptance_lengths)
+            - len(sequence.acceptance_lengths),
             queue_seconds=(sequence.admitted or now) - ticket.submitted,
             first_token_seconds=(
                 None if ticket.first_token is None else ticket.first_token - ticket.submitted
@@ -341,26 +344,26 @@ class Scheduler:
             ticket.on_event(event)
             return True
 
-        if not _guarded(told, otherwise=False):
+        if not _call_safely(told, otherwise=False):
             ticket.cancelled = True
 
     def _report_load(self) -> None:
-        _guarded(lambda: self._on_load(self.load), otherwise=None)
+        _call_safely(lambda: self._on_load(self.load), otherwise=None)
 
     def _after_failed_step(self, failure: Exception) -> None:
         """Tell those in slots of an error that is nobody's own, and go on with empty slots for
         those that wait.
         """
-        error = _in_our_words("a step failed", failure)
+        error = _as_engine_error("a step failed", failure)
         waiting = self._loop.waiting
         failed = [ticket for sequence, ticket in self._served.items() if sequence not in waiting]
         with self._changed:
-            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+            self._loop = Scheduler(self._session, prompt_tokens_per_step=self._budget)
             again = [self._served[sequence] for sequence in waiting]
             self._served = {self._loop.add(ticket.request): ticket for ticket in again}
         for ticket in failed:
             self._tell(ticket, error)
-        _guarded(self._loop.discard, otherwise=None)
+        _call_safely(self._loop.discard, otherwise=None)
 
     def _end_all(self, error: DFlashError) -> None:
         """Tell everyone of an error, and leave nothing in the session."""
@@ -368,13 +371,13 @@ class Scheduler:
             tickets = [*self._served.values(), *self._arrived]
             self._arrived = []
             self._served = {}
-            self._loop = DecodeLoop(self._session, prompt_tokens_per_step=self._budget)
+            self._loop = Scheduler(self._session, prompt_tokens_per_step=self._budget)
         for ticket in tickets:
             self._tell(ticket, error)
-        _guarded(self._loop.discard, otherwise=None)
+        _call_safely(self._loop.discard, otherwise=None)
 
 
-def _in_our_words(what: str, failure: Exception) -> DFlashError:
+def _as_engine_error(what: str, failure: Exception) -> DFlashError:
     """Log an error, and return what callers are told of it."""
     _LOG.error(what, exc_info=failure)
     if isinstance(failure, DFlashError):
@@ -382,7 +385,7 @@ def _in_our_words(what: str, failure: Exception) -> DFlashError:
     return EngineError(f"{what}: {type(failure).__name__}: {failure}")
 
 
-def _guarded(call: Callable[[], Result], *, otherwise: Result) -> Result:
+def _call_safely(call: Callable[[], Result], *, otherwise: Result) -> Result:
     """A call that must not end the engine thread: what it raises is logged."""
     try:
         return call()

@@ -19,8 +19,8 @@ class Ended:
     input_tokens: int
     output_tokens: int
     steps: int  # generation steps; the prompt gives the first token
-    drafts_proposed: int  # by those steps
-    drafts_accepted: int
+    num_draft_tokens: int  # by those steps
+    num_accepted_draft_tokens: int
     queue_seconds: float  # from submit to a slot, or to the end where there was none
     first_token_seconds: float | None  # from submit
     seconds: float  # from submit

@@ -31,19 +31,19 @@ class Generation:
                          limit. The prompt gives the first token, so sum(acceptance_lengths) + 1 == len(token_ids).
     finish_reason        "stop" (a stop token) or "length" (max_new_tokens or max_seq_len reached); "cancelled" is for
                          requests of a scheduler.
-    prompt_seconds       time of the prompt's own steps, up to the first token.
-    generation_seconds   time of the generation steps in which this sequence took part; they are shared with its batch.
+    prefill_seconds       time of the prompt's own steps, up to the first token.
+    decode_seconds   time of the generation steps in which this sequence took part; they are shared with its batch.
     """
 
     token_ids: list[int]
     text: str
     acceptance_lengths: list[int]
     finish_reason: FinishReason
-    prompt_seconds: float
-    generation_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
 
     @property
-    def tokens_per_step(self) -> float:
+    def acceptance_length(self) -> float:
         """The mean acceptance length τ, bonus included; 0.0 where no generation step was needed."""
         return mean(self.acceptance_lengths)
 
@@ -59,17 +59,17 @@ class Timings:
     """
 
     prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
+    prefill_seconds: float = 0.0
     generated_tokens: int = 0  # by generation steps: each prompt's first token is not among them
-    generation_steps: int = 0
-    generation_seconds: float = 0.0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
 
     @property
-    def generated_per_second(self) -> float:
+    def decode_tokens_per_second(self) -> float:
         """Tokens per second of the generation steps, all sequences together; 0.0 where there were
         none.
         """
-        return self.generated_tokens / self.generation_seconds if self.generation_steps else 0.0
+        return self.generated_tokens / self.decode_seconds if self.decode_steps else 0.0
 
 
 def mean(values: Sequence[float]) -> float:

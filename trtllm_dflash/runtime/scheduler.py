@@ -61,7 +61,7 @@ class Step(NamedTuple):
     tokens: int  # kept, all sequences together
 
 
-class DecodeLoop:
+class Scheduler:
     """Runs requests on a session, which nobody else may use meanwhile.
 
     Iterate over it to run all of them to their ends; or call `step` again and again while `busy`,
@@ -145,16 +145,16 @@ class DecodeLoop:
         the oldest step.
         """
         if not self._under_way:
-            self._order_slots()
+            self._compact_slots()
         while (
             len(self._under_way) <= self._session.lookahead
-            and self._is_ordered()
-            and self._put_under_way()
+            and self._slots_are_stable()
+            and self._enqueue_step()
         ):
             pass
         return self._collect() if self._under_way else []
 
-    def _is_ordered(self) -> bool:
+    def _slots_are_stable(self) -> bool:
         """Whether the next step may come before any slot is opened, moved or given up."""
         out_of_place = any(
             sequence.token_ids or sequence.finish_reason for sequence in self._prompting
@@ -162,7 +162,7 @@ class DecodeLoop:
         ended = any(sequence.finish_reason for sequence in self._active)
         return not (out_of_place or ended or self._next_admission() is not None)
 
-    def _order_slots(self) -> None:
+    def _compact_slots(self) -> None:
         # From the last slot down, so that the sequence moved into a free slot is never itself
         # finished.
         for slot in reversed(range(len(self._active))):
@@ -199,9 +199,11 @@ class DecodeLoop:
             return self._waiting[0]
         if self._budget is None:
             return None
-        return next((sequence for sequence in self._waiting if self._may_overtake(sequence)), None)
+        return next(
+            (sequence for sequence in self._waiting if self._may_preempt_prefill(sequence)), None
+        )
 
-    def _may_overtake(self, sequence: ActiveSequence) -> bool:
+    def _may_preempt_prefill(self, sequence: ActiveSequence) -> bool:
         """Whether a prompt is short enough to go before those that run: it delays none of them to
         more than twice its own length, however many overtake it.
         """
@@ -229,10 +231,10 @@ class DecodeLoop:
         self._session.open_slot(slot, sequence.request.sampling)
         sequence.slot, sequence.admitted = slot, start
         self._prompting.append(sequence)
-        sequence.prompt_seconds = perf_counter() - start
-        self.timings.prompt_seconds += sequence.prompt_seconds
+        sequence.prefill_seconds = perf_counter() - start
+        self.timings.prefill_seconds += sequence.prefill_seconds
 
-    def _put_under_way(self) -> bool:
+    def _enqueue_step(self) -> bool:
         """Put the next step under way, if one pays: a prompt's chunk within the budget, else a
         generation step.
         """
@@ -240,11 +242,11 @@ class DecodeLoop:
             (sequence for sequence in reversed(self._prompting) if sequence.prompt_left), None
         )
         if prompting is not None and (width := self._chunk_width(prompting)):
-            self._put_chunk(prompting, width)
+            self._enqueue_prefill(prompting, width)
         elif self._prompting and self._budget is None:
             return False  # prompts go first: its sequence will generate with the others
-        elif any(sequence.another_step_pays for sequence in self._active):
-            self._put_generation()
+        elif any(sequence.needs_more_steps for sequence in self._active):
+            self._enqueue_decode()
         else:
             return False
         return True
@@ -255,7 +257,7 @@ class DecodeLoop:
             return width
         return min(width, self._credit if self._active else BUDGETS_ALONE * self._budget)
 
-    def _put_chunk(self, sequence: ActiveSequence, width: int) -> None:
+    def _enqueue_prefill(self, sequence: ActiveSequence, width: int) -> None:
         assert sequence.slot is not None
         start, begin = perf_counter(), sequence.prompted
         self._session.prompt(sequence.slot, sequence.request.prompt_ids[begin : begin + width])
@@ -265,7 +267,7 @@ class DecodeLoop:
         )
         self._credit = max(0, self._credit - width)
 
-    def _put_generation(self) -> None:
+    def _enqueue_decode(self) -> None:
         width = max(sequence.request.widths.of(len(self._active)) for sequence in self._active)
         step = _Step(list(self._active), width, perf_counter(), is_prompt=False)
         self._session.generate(len(self._active), width)
@@ -287,8 +289,8 @@ class DecodeLoop:
 
     def _after_chunk(self, step: _Step, token_id: int, seconds: float) -> list[Update]:
         (sequence,) = step.sequences
-        sequence.prompt_seconds += seconds
-        self.timings.prompt_seconds += seconds
+        sequence.prefill_seconds += seconds
+        self.timings.prefill_seconds += seconds
         self.timings.prompt_tokens += step.width
         if not step.decides or sequence.finish_reason is not None:
             return []
@@ -306,11 +308,11 @@ class DecodeLoop:
                 continue  # ended when this step was already under way
             kept = sequence.commit(token_ids)
             sequence.acceptance_lengths.append(len(kept))
-            sequence.drafts_verified += step.width - 1
-            sequence.generation_seconds += seconds
+            sequence.num_draft_tokens += step.width - 1
+            sequence.decode_seconds += seconds
             updates.append(Update(sequence, kept))
-        self.timings.generation_seconds += seconds
-        self.timings.generation_steps += bool(updates)
+        self.timings.decode_seconds += seconds
+        self.timings.decode_steps += bool(updates)
         tokens = sum(len(update.token_ids) for update in updates)
         self.timings.generated_tokens += tokens
         if self._on_step is not None and updates:

@@ -17,10 +17,10 @@ class ActiveSequence:
         self.admitted: float | None = None  # when it got its slot (perf_counter)
         self.token_ids: list[int] = []
         self.acceptance_lengths: list[int] = []
-        self.drafts_verified = 0
+        self.num_draft_tokens = 0
         self.finish_reason: FinishReason | None = None
-        self.prompt_seconds = 0.0
-        self.generation_seconds = 0.0
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
         self.prompted = 0  # prompt tokens put under way
         self.overtaken = 0  # prompt tokens of others that were let past this prompt
         self.steps_under_way = 0  # generation steps
@@ -41,7 +41,7 @@ class ActiveSequence:
         return self.request.max_new_tokens - len(self.token_ids)
 
     @property
-    def another_step_pays(self) -> bool:
+    def needs_more_steps(self) -> bool:
         """Whether it may still want tokens after the steps under way, each of which brings at least
         one.
         """
@@ -65,7 +65,7 @@ class ActiveSequence:
         self.token_ids += kept
         return kept
 
-    def take_back(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Forget the last tokens of the last step: they are behind a stop word, and are no part of
         the answer.
         """

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
-from trtllm_dflash.runtime.scheduler import DecodeLoop
+from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sequence import ActiveSequence, Update
-from trtllm_dflash.runtime.text.tokenizer import TextStream, Tokenizer, decoder_of
+from trtllm_dflash.runtime.text.tokenizer import IncrementalDetokenizer, Tokenizer, decoder_of
 
 
 class Stream:
@@ -22,7 +22,7 @@ class Stream:
 
     def __init__(
         self,
-        loop: DecodeLoop,
+        loop: Scheduler,
         num_prompts: int,
         tokenizer: Tokenizer | None,
         turn: AbstractContextManager[None],
@@ -36,7 +36,7 @@ class Stream:
         self.width = width
         self._loop = loop
         self._decode = decoder_of(tokenizer)
-        self._texts = [TextStream(self._decode) for _ in range(num_prompts)]
+        self._texts = [IncrementalDetokenizer(self._decode) for _ in range(num_prompts)]
         self._finished: dict[int, Generation] = {}
         self._chunks = self._run(turn)
 
@@ -100,6 +100,6 @@ class Stream:
             text=self._decode(sequence.token_ids),
             acceptance_lengths=sequence.acceptance_lengths,
             finish_reason=sequence.finish_reason,
-            prompt_seconds=sequence.prompt_seconds,
-            generation_seconds=sequence.generation_seconds,
+            prefill_seconds=sequence.prefill_seconds,
+            decode_seconds=sequence.decode_seconds,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import check_place, staged
+from trtllm_dflash.engine_dir.atomic import check_creatable, staged
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING
@@ -200,7 +200,7 @@ def check_options(
 
 def _check_place(directory: Path, overwrite: bool) -> None:
     if not directory.exists():
-        check_place("--output", directory)
+        check_creatable("--output", directory)
         return
     if not overwrite:
         raise UsageError(

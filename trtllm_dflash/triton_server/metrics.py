@@ -75,12 +75,12 @@ FAMILIES = (
     Family(
         "dflash_draft_proposed_total",
         "drafts that were verified",
-        counts=lambda end: end.drafts_proposed,
+        counts=lambda end: end.num_draft_tokens,
     ),
     Family(
         "dflash_draft_accepted_total",
         "drafts that were accepted",
-        counts=lambda end: end.drafts_accepted,
+        counts=lambda end: end.num_accepted_draft_tokens,
     ),
     Family(TAU, "τ: tokens per step and sequence, bonus included, since the start"),
     Family("dflash_waiting_requests", "requests without a slot", shows=lambda load: load.waiting),

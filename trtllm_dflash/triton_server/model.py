@@ -77,7 +77,7 @@ class TritonPythonModel:
         self._scheduler.submit(
             prompt,
             on_event=responses,
-            is_wanted=responses.are_wanted,
+            is_alive=responses.are_alive,
             stop_words=wanted.stop_words,
             **wanted.options,
         )

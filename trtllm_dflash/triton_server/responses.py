@@ -36,7 +36,7 @@ class Responses:
         self._wanted, self._num_input_tokens = wanted, num_input_tokens
         self._text = wanted.text if wanted.echo else ""
 
-    def are_wanted(self) -> bool:
+    def are_alive(self) -> bool:
         """Whether the client is still there."""
         return not self._sender.is_cancelled()
 
@@ -68,7 +68,7 @@ class Responses:
         if ended.finish_reason == "cancelled":
             self._send_error("the request was cancelled", self._triton.TritonError.CANCELLED)
             return
-        accepted, proposed = ended.drafts_accepted, ended.drafts_proposed
+        accepted, proposed = ended.num_accepted_draft_tokens, ended.num_draft_tokens
         summary = {
             "finish_reason": ended.finish_reason,
             "acceptance_rate": accepted / proposed if proposed else 0.0,

@@ -52,12 +52,12 @@ class Kind(Protocol):
         """Whether a run at the present shapes can be captured in a CUDA graph."""
         ...
 
-    def why_invalid(self, runtime: Any, data: Any) -> str:
+    def diagnose_engine(self, runtime: Any, data: Any) -> str:
         """What TensorRT can say of an engine that it does not load, in words; "" if nothing."""
         ...
 
 
-class TensorRtRtx:
+class TensorRTRTX:
     """For sm80, sm86, sm89, sm120 and sm121."""
 
     title, package = "TensorRT-RTX", "tensorrt-rtx-cu13"
@@ -106,7 +106,7 @@ class TensorRtRtx:
         """It knows."""
         return bool(context.is_stream_capturable(stream))
 
-    def why_invalid(self, runtime: rtx.Runtime, data: Any) -> str:
+    def diagnose_engine(self, runtime: rtx.Runtime, data: Any) -> str:
         """Its diagnostics."""
         _, found = runtime.get_engine_validity(data[: runtime.engine_header_size])
         kinds = rtx.EngineInvalidityDiagnostics.__members__
@@ -164,7 +164,7 @@ class TensorRt:
         del context, stream
         return True
 
-    def why_invalid(self, runtime: full.Runtime, data: Any) -> str:
+    def diagnose_engine(self, runtime: full.Runtime, data: Any) -> str:
         """It says so in its log alone."""
         del runtime, data
         return ""

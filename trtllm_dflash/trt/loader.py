@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.trt.flavors import Kind
 
 _KINDS = {  # module of TensorRT -> module and class of what is particular to it
-    "tensorrt_rtx": "trtllm_dflash.trt.flavors:TensorRtRtx",
+    "tensorrt_rtx": "trtllm_dflash.trt.flavors:TensorRTRTX",
     "tensorrt": "trtllm_dflash.trt.flavors:TensorRt",
 }
 _DEFAULT = "tensorrt_rtx"

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trtllm_dflash.graph.kernel_specs import KernelKey
+    from trtllm_dflash.graph.kernel_specs import KernelVariant
 
 
-def register(cubins: Mapping[KernelKey, bytes] | None = None) -> None:
+def register(cubins: Mapping[KernelVariant, bytes] | None = None) -> None:
     """Make our plugins known to TensorRT; again and again is the same as once.
 
     `cubins` are the kernels of an engine to be built. An engine that is loaded brings its own.
@@ -26,10 +26,10 @@ def register(cubins: Mapping[KernelKey, bytes] | None = None) -> None:
     plugin.register(cubins)
 
 
-def take_refusals() -> list[str]:
+def pop_errors() -> list[str]:
     """What plugins of this process have refused since the last time, oldest first; TensorRT has no
     words for it.
     """
     from trtllm_dflash.trt_plugins import plugin
 
-    return plugin.take_refusals()
+    return plugin.pop_errors()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf, prod
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ring_cache import rows_needed
 from trtllm_dflash.trt_plugins import params
 
@@ -53,12 +53,12 @@ class Operation:
     already.
     """
 
-    kernels: Callable[[KernelKey], list[str]]
+    kernels: Callable[[KernelVariant], list[str]]
     workspace_bytes: Callable[[Dims, Numbers], int]
     launches: Callable[[Call], list[Launch]]
 
 
-def _attention_kernels(key: KernelKey) -> list[str]:
+def _attention_kernels(key: KernelVariant) -> list[str]:
     sizes = dict(key.sizes)
     head_dim, suffix = sizes["head_dim"], _suffix(sizes)
     tiles = [
@@ -194,7 +194,7 @@ _MOE_SCALES = {0: (), 1: ("gate_up_scale", "down_scale")}
 _MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
 
 
-def _moe_kernels(key: KernelKey) -> list[str]:
+def _moe_kernels(key: KernelVariant) -> list[str]:
     suffix = _MOE_SUFFIXES[dict(key.sizes).get("weight_format", 0)]
     tiles = [f"{part}_t{tile.tokens}" for tile in params.MOE_TILES for part in ("gate_up", "down")]
     return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
@@ -215,9 +215,9 @@ def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
     inner = dims["down"][2] * (8 if weight_format else 1)
     if inner != inner_size:
         raise EngineError(f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows")
-    if not 1 <= top_k <= min(experts, params.MOST_CHOICES) or experts > params.MOST_EXPERTS:
+    if not 1 <= top_k <= min(experts, params.MAX_TOP_K_EXPERTS) or experts > params.MAX_EXPERTS:
         raise EngineError(
-            f"a token may have 1 to {params.MOST_CHOICES} experts of at most {params.MOST_EXPERTS}:"
+            f"a token may have 1 to {params.MAX_TOP_K_EXPERTS} experts of at most {params.MAX_EXPERTS}:"
             f" top_k is {top_k}, and there are {experts}"
         )
     _check_scales(dims, weight_format, {"gate_up": rows * hidden, "down": hidden * inner_size})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
@@ -37,7 +37,7 @@ class Cubin:
     memory.
     """
 
-    key: KernelKey
+    key: KernelVariant
     arch: str
     code: bytes
     log: str
@@ -53,7 +53,7 @@ class Cubin:
         }
 
 
-def compile_kernel(key: KernelKey, arch: str) -> Cubin:
+def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
     """Compile one source for `arch` (as in --arch).
 
     The same source gives the same bytes on every machine: no path of this one gets in.
@@ -61,7 +61,7 @@ def compile_kernel(key: KernelKey, arch: str) -> Cubin:
     Raises: BuildError: with the compiler's log, if it refuses; if there is no such source; if NVRTC
     is not installed.
     """
-    reason = why_not_compilable()
+    reason = uncompilable_reason()
     if reason is not None:
         raise BuildError(f"cannot compile the kernel {key}: {reason}")
     sources = kernel_sources()
@@ -93,7 +93,7 @@ def compile_kernel(key: KernelKey, arch: str) -> Cubin:
     return Cubin(key, arch, code, log)
 
 
-def compile_apart(key: KernelKey, arch: str) -> Cubin:
+def compile_in_subprocess(key: KernelVariant, arch: str) -> Cubin:
     """`compile_kernel` in a process of its own: NVRTC keeps 18 MiB, which a builder has no use for.
 
     Raises:
@@ -120,12 +120,12 @@ def compile_apart(key: KernelKey, arch: str) -> Cubin:
 
 
 def main() -> None:
-    """Serve `compile_apart`."""
+    """Serve `compile_in_subprocess`."""
     arch, source, *sizes = sys.argv[1:]
     pairs = (size.split("=") for size in sizes)
     try:
         cubin = compile_kernel(
-            KernelKey(source, tuple((name, int(value)) for name, value in pairs)), arch
+            KernelVariant(source, tuple((name, int(value)) for name, value in pairs)), arch
         )
     except BuildError as error:
         sys.stderr.write(str(error))
@@ -152,7 +152,7 @@ def source_digest(source: str) -> str:
     return digest.hexdigest()
 
 
-def why_not_compilable() -> str | None:
+def uncompilable_reason() -> str | None:
     """Why no kernel can be compiled on this machine, with what to do; None if one can."""
     missing = _missing()
     return missing and f"NVRTC needs {missing}, which is not installed here: {INSTALL}"

@@ -2,9 +2,9 @@
 the declaration.
 
 TensorRT calls these methods, and an exception must not be the end of the process. Some may raise:
-TensorRT then fails, though not in our words (`_refuses`). Where it would abort, crash or go on as
-if nothing had been said, they do not (`_notes`). In both cases the words are kept for the one who
-called TensorRT: `take_refusals`.
+TensorRT then fails, though not in our words (`_records_and_raises`). Where it would abort, crash or go on as
+if nothing had been said, they do not (`_records_and_returns`). In both cases the words are kept for the one who
+called TensorRT: `pop_errors`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from trtllm_dflash.errors import DFlashError, EngineError
-from trtllm_dflash.graph.kernel_specs import KernelKey
+from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
 from trtllm_dflash.trt.loader import tensorrt
 from trtllm_dflash.trt_plugins.driver import Module, load
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
-from trtllm_dflash.trt_plugins.shapes import aliased_input, check_shapes, given_inputs, output_axes
+from trtllm_dflash.trt_plugins.shapes import (
+    aliased_input,
+    check_shapes,
+    output_axes,
+    present_inputs,
+)
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -48,14 +53,14 @@ _FIELD_TYPES = {
 }
 
 
-def take_refusals() -> list[str]:
+def pop_errors() -> list[str]:
     """What plugins of this process have refused since the last time, each once, oldest first."""
     taken = list(dict.fromkeys(_refusals))
     _refusals.clear()
     return taken
 
 
-def _refuses(method: Method) -> Method:
+def _records_and_raises(method: Method) -> Method:
     """A method that may raise."""
 
     @wraps(method)
@@ -69,7 +74,7 @@ def _refuses(method: Method) -> Method:
     return call  # type: ignore[return-value]
 
 
-def _notes(default: Any) -> Callable[[Method], Method]:
+def _records_and_returns(default: Any) -> Callable[[Method], Method]:
     """A method that must not raise: it returns `default` instead."""
 
     def decorate(method: Method) -> Method:
@@ -119,10 +124,10 @@ class StepPlugin(
 
     # While an engine is built
 
-    @_refuses
+    @_records_and_raises
     def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
         """The declared types, if the inputs have theirs."""
-        for tensor, found in zip(given_inputs(self.spec, len(types)), types, strict=True):
+        for tensor, found in zip(present_inputs(self.spec, len(types)), types, strict=True):
             if found != self._type(tensor.dtype):
                 raise EngineError(
                     f"{self.spec.name}: {tensor.name} is {found.name}, expected"
@@ -130,7 +135,7 @@ class StepPlugin(
                 )
         return [self._type(tensor.dtype) for tensor in self.spec.outputs]
 
-    @_refuses
+    @_records_and_raises
     def get_output_shapes(self, inputs: Sequence[Any], _: Any, expressions: Any) -> list[Any]:
         """The declared shapes, from those inputs that have the same symbols, if all inputs have
         theirs.
@@ -169,7 +174,7 @@ class StepPlugin(
         """The input that an output is written into; -1: none."""
         return aliased_input(self.spec, output)
 
-    @_notes(None)
+    @_records_and_returns(None)
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Check every bound of the profile's shapes."""
         for bound in ("min", "max"):
@@ -178,7 +183,7 @@ class StepPlugin(
                 [getattr(tensor, bound) for tensor in outputs],
             )
 
-    @_notes(0)
+    @_records_and_returns(0)
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Bytes for the largest shapes, and for all smaller ones."""
         dims = self._dims([tensor.max for tensor in inputs], [tensor.max for tensor in outputs])
@@ -215,7 +220,7 @@ class StepPlugin(
     def on_shape_change(self, *_: Any) -> None:
         """Shapes are checked and used by `enqueue`."""
 
-    @_refuses
+    @_records_and_raises
     def enqueue(
         self, inputs: Sequence[Any], outputs: Sequence[Any], read: Sequence[int], written: Sequence[int],
         workspace: int, stream: int,
@@ -245,7 +250,7 @@ class StepPlugin(
 
     def _dims(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
         """Checked shapes by tensor name, inputs first."""
-        tensors = [*given_inputs(self.spec, len(inputs)), *self.spec.outputs]
+        tensors = [*present_inputs(self.spec, len(inputs)), *self.spec.outputs]
         found = {
             tensor.name: tuple(dims)
             for tensor, dims in zip(tensors, (*inputs, *outputs), strict=False)
@@ -253,7 +258,7 @@ class StepPlugin(
         check_shapes(self.spec, found, _sizes(self.numbers))
         return found
 
-    def _key(self) -> KernelKey:
+    def _key(self) -> KernelVariant:
         return kernel_key(self.spec, _sizes(self.numbers))
 
     def _type(self, dtype: str) -> Any:
@@ -273,14 +278,14 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             PLUGIN_NAMESPACE,
         )
         self.spec = spec
-        self.cubins: Mapping[KernelKey, bytes] = {}
+        self.cubins: Mapping[KernelVariant, bytes] = {}
         self._fields = [
             trt.PluginField(name, np.empty(0), kind)
             for name, (_, kind) in number_fields(spec).items()
         ]
         self.field_names = trt.PluginFieldCollection(self._fields)
 
-    @_refuses
+    @_records_and_raises
     def create_plugin(self, _: str, fields: Any, phase: Any) -> StepPlugin:
         """A plugin of these fields.
 
@@ -329,7 +334,7 @@ def _number_field(name: str, value: int | float) -> Any:
 _creators: dict[str, StepPluginCreator] = {}
 
 
-def register(cubins: Mapping[KernelKey, bytes] | None = None) -> None:
+def register(cubins: Mapping[KernelVariant, bytes] | None = None) -> None:
     """Make our plugins known to TensorRT, once a process; `cubins` are the kernels of the engine to
     be built.
 

@@ -11,7 +11,7 @@ from trtllm_dflash.graph.ops import OpSpec
 from trtllm_dflash.graph.ops.spec import Tensor
 
 
-def given_inputs(spec: OpSpec, count: int) -> tuple[Tensor, ...]:
+def present_inputs(spec: OpSpec, count: int) -> tuple[Tensor, ...]:
     """The inputs of a plugin node that has `count` of them.
 
     Raises:

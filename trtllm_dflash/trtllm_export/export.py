@@ -9,9 +9,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import is_free, staged
+from trtllm_dflash.engine_dir.atomic import check_output_dir, staged
 from trtllm_dflash.errors import BuildError, UsageError
-from trtllm_dflash.options.trtllm_export import HandoverConfig
+from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, faults
 from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
 from trtllm_dflash.trtllm_export.readme import page
@@ -22,14 +22,14 @@ _PORT = 8000
 _ATTENTION = {"sm90": "FA4", "sm100": "TRTLLM", "sm103": "TRTLLM"}
 
 
-def export(config: HandoverConfig) -> list[str]:
+def export(config: TrtllmExportConfig) -> list[str]:
     """Write the directory; returns the names of its files. Reads configurations, no weights, and
     fetches nothing.
 
     Raises: DFlashError: for a pair or a size that TensorRT-LLM does not take, or a directory that
     is in the way.
     """
-    is_free(config.output_dir)
+    check_output_dir(config.output_dir)
     facts = read_pair(config.target, config.drafter)
     check_split(config, facts)
     arguments = llm_arguments(config, facts)
@@ -62,7 +62,7 @@ def export(config: HandoverConfig) -> list[str]:
     return list(files)
 
 
-def check_split(config: HandoverConfig, facts: PairFacts) -> None:
+def check_split(config: TrtllmExportConfig, facts: PairFacts) -> None:
     """Check that the models can be split as asked, and that the block has so many drafts.
 
     Raises:
@@ -101,7 +101,7 @@ def check_split(config: HandoverConfig, facts: PairFacts) -> None:
         )
 
 
-def llm_arguments(config: HandoverConfig, facts: PairFacts) -> dict[str, Any]:
+def llm_arguments(config: TrtllmExportConfig, facts: PairFacts) -> dict[str, Any]:
     """TensorRT-LLM's `LLM(...)` arguments but for the model: the content of the YAML file."""
     arguments: dict[str, Any] = {
         "tensor_parallel_size": config.gpus,
@@ -131,7 +131,7 @@ def llm_arguments(config: HandoverConfig, facts: PairFacts) -> dict[str, Any]:
     return arguments
 
 
-def attention_backend(config: HandoverConfig, facts: PairFacts) -> str:
+def attention_backend(config: TrtllmExportConfig, facts: PairFacts) -> str:
     """The drafter's attention kernels; DFlash 2's windows without causality are not in
     TensorRT-LLM's own.
     """
@@ -140,12 +140,12 @@ def attention_backend(config: HandoverConfig, facts: PairFacts) -> str:
     return _ATTENTION.get(config.arch, "VANILLA")
 
 
-def serve_command(config: HandoverConfig, facts: PairFacts) -> list[str]:
+def serve_command(config: TrtllmExportConfig, facts: PairFacts) -> list[str]:
     """An OpenAI-compatible server."""
     return ["trtllm-serve", facts.target, "--tp_size", str(config.gpus), "--port", str(_PORT)]
 
 
-def bench_command(config: HandoverConfig, facts: PairFacts) -> list[str]:
+def bench_command(config: TrtllmExportConfig, facts: PairFacts) -> list[str]:
     """Throughput, with the acceptance length in its report; the dataset follows."""
     where = ["--model_path", facts.target] if facts.target.startswith("/") else []
     sizes = [
@@ -168,7 +168,7 @@ def bench_command(config: HandoverConfig, facts: PairFacts) -> list[str]:
     ]
 
 
-def _script(config: HandoverConfig, command: list[str]) -> str:
+def _script(config: TrtllmExportConfig, command: list[str]) -> str:
     """The command as a script; on several nodes each GPU is a task of Slurm's, and one of them is
     in charge.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.builder.pair_support import target_json
-from trtllm_dflash.catalog.pairs import not_listed, pair_of
+from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.errors import UsageError
@@ -52,7 +52,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
     target_name, target_reader, quant_file = _target(target)
     drafter_name, drafter_reader = _drafter(target, drafter)
     dialect = next(
-        (row for row in DIALECTS if any(sign.seen_in(drafter_reader) for sign in row.signs)), None
+        (row for row in DIALECTS if any(sign.matches(drafter_reader) for sign in row.signs)), None
     )
     if dialect is not None and dialect.name in _OTHER_TYPES:
         raise UsageError(
@@ -85,7 +85,7 @@ def _target(name: str) -> tuple[str, HfReader, dict[str, Any] | None]:
         return str(path.resolve()), HfReader(_config(path), f"target {path}"), quant_file
     pair = pair_of(name)
     if pair is None:
-        raise UsageError(f"{not_listed(name, 'target')}. Give its directory.")
+        raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
     repository = pair.target.repository
     return repository, HfReader(target_json(pair.target), f"target {repository}"), None
 
@@ -97,7 +97,7 @@ def _drafter(target: str, name: str | None) -> tuple[str, HfReader]:
     if name is not None:
         pair = pair_of(name, "drafter")
         if pair is None:
-            raise UsageError(f"{not_listed(name, 'drafter')}. Give its directory.")
+            raise UsageError(f"{unknown_name_message(name, 'drafter')}. Give its directory.")
     else:
         pair = None if Path(target).is_dir() else pair_of(target)
         if pair is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.options.trtllm_export import HandoverConfig
+from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
 from trtllm_dflash.trtllm_export.pair import TAKEN, PairFacts
 
@@ -27,7 +27,10 @@ The drafter stays as it was trained; quantizing it costs acceptance first."""
 
 
 def page(
-    config: HandoverConfig, facts: PairFacts, arguments: Mapping[str, Any], files: Mapping[str, str]
+    config: TrtllmExportConfig,
+    facts: PairFacts,
+    arguments: Mapping[str, Any],
+    files: Mapping[str, str],
 ) -> str:
     """The text, in Markdown."""
     drafts = arguments["speculative_config"]["max_draft_len"]
@@ -61,7 +64,7 @@ def page(
                         ),
                     }
                 ),
-                *_notes(facts),
+                *_records_and_returns(facts),
                 (
                     "## Start\n\n```bash\n./serve.sh                          #"
                     " http://localhost:8000/v1/chat/completions\n./bench.sh --dataset prompts.jsonl"
@@ -92,7 +95,7 @@ def page(
     )
 
 
-def _split(config: HandoverConfig, facts: PairFacts) -> str:
+def _split(config: TrtllmExportConfig, facts: PairFacts) -> str:
     if not facts.experts:
         return "every layer is split among all"
     if config.expert_parallel:
@@ -106,7 +109,7 @@ def _split(config: HandoverConfig, facts: PairFacts) -> str:
     )
 
 
-def _notes(facts: PairFacts) -> list[str]:
+def _records_and_returns(facts: PairFacts) -> list[str]:
     if facts.dialect is None or facts.dialect in TAKEN:
         return []
     return [

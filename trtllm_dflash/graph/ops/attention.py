@@ -98,7 +98,7 @@ def write(g: GraphBuilder, cache: ir.Value, rows: ir.Value, start: ir.Value) -> 
     return g.TensorScatter(cache, g.Transpose(rows, perm=[0, 2, 1, 3]), start, axis=2, **mode)
 
 
-def looked_at(
+def visible_rows(
     g: GraphBuilder, kv_positions: ir.Value, cache: ir.Value, start: ir.Value, written: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """The cache's rows that attention looks at [L], and the position that each holds [L], in rings

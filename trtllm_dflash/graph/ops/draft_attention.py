@@ -9,7 +9,7 @@ import onnx_ir as ir
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import ATTENTION
 from trtllm_dflash.graph.ops import attention
-from trtllm_dflash.graph.ops.attention import attend, looked_at, within_window, write
+from trtllm_dflash.graph.ops.attention import attend, visible_rows, within_window, write
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 CAUSAL = Attribute(
@@ -36,7 +36,7 @@ def _body(
     keys = write(g, key_cache, g.GatherND(k, order, batch_dims=1), start)
     values = write(g, value_cache, g.GatherND(v, order, batch_dims=1), start)
 
-    rows, held = looked_at(g, kv_positions, key_cache, first, k)
+    rows, held = visible_rows(g, kv_positions, key_cache, first, k)
     distance = g.Sub(
         g.Unsqueeze(block_positions, [1, 2, 4]), held
     )  # [B, 1, 1, T, L], negative: a later row

@@ -15,8 +15,8 @@ from trtllm_dflash.graph.ops.attention import (
     KEY_SCALE,
     VALUE_SCALE,
     attend,
-    looked_at,
     quantized,
+    visible_rows,
     within_window,
     write,
 )
@@ -38,7 +38,7 @@ def _body(
     start = g.Squeeze(first, [1])
     keys = write(g, key_cache, quantized(g, k, key_cache, KEY_SCALE), start)
     values = write(g, value_cache, quantized(g, v, value_cache, VALUE_SCALE), start)
-    rows, held = looked_at(g, kv_positions, key_cache, first, k)
+    rows, held = visible_rows(g, kv_positions, key_cache, first, k)
     distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), held)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
     return attend(g, q, keys, values, visible, rows, sinks), keys, values

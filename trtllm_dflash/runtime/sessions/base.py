@@ -20,7 +20,7 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
-from trtllm_dflash.hardware.doctor import why_not_runnable
+from trtllm_dflash.hardware.doctor import unrunnable_reason
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
 from trtllm_dflash.trt.loader import choose
 
@@ -138,8 +138,8 @@ def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
 # num_threads).
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
-    "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:RtxSession",
-    "tensorrt": "trtllm_dflash.runtime.sessions.trt:RtxSession",
+    "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:TrtSession",
+    "tensorrt": "trtllm_dflash.runtime.sessions.trt:TrtSession",
 }
 
 
@@ -168,8 +168,8 @@ def _why_not_here(config: EngineConfig) -> str | None:
     if arch is None or arch.backend != config.backend:
         return "this version of dflash-trt knows no such engines"
     if config.arch == "cpu":
-        return why_not_runnable(arch, [], SESSIONS)  # without waking the GPU's driver
+        return unrunnable_reason(arch, [], SESSIONS)  # without waking the GPU's driver
     gpus = cuda_gpus()
     if env_flag(ANY_GPU, default=False) and not isinstance(gpus, str):
         gpus = [replace(gpu, arch=config.arch) for gpu in gpus]
-    return why_not_runnable(arch, gpus, SESSIONS)
+    return unrunnable_reason(arch, gpus, SESSIONS)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
@@ -194,7 +194,7 @@ class _SlotBinding:
             self._bind(port, self._buffers[port.name])
         self._sizes = sizes
 
-    def _bind(self, port: Port, array: NDArray[Any]) -> None:
+    def _bind(self, port: IoTensor, array: NDArray[Any]) -> None:
         value = self._bound[port.name] = ort.OrtValue.ortvalue_from_numpy(array)
         if port.direction == "input":
             self._binding.bind_ortvalue_input(port.name, value)
@@ -223,7 +223,7 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
         ) from error
 
 
-def _check_ports(directory: Path, ports: Iterable[Port], session: Any) -> None:
+def _check_ports(directory: Path, ports: Iterable[IoTensor], session: Any) -> None:
     described = {(port.direction, port.name) for port in ports}
     present = {("input", node.name) for node in session.get_inputs()}
     present |= {("output", node.name) for node in session.get_outputs()}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, Port
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.cuda import Cuda
@@ -35,16 +35,16 @@ from trtllm_dflash.runtime.sessions.trt_engine import (
     ENGINE_FILE,
     GENERATION_PROFILE,
     RtxContext,
-    RtxEngine,
+    TrtEngine,
 )
-from trtllm_dflash.runtime.sessions.trt_slots import RtxSlots
+from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 
 _LOG = logging.getLogger(__name__)
 _ID_BYTES = 8
 _SETTINGS = ("temperature", "top_p", "top_k")
 
 
-class RtxSession:
+class TrtSession:
     """A `Session` on one GPU."""
 
     lookahead = 1
@@ -65,13 +65,13 @@ class RtxSession:
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
         self._cuda = Cuda(devices.first_gpu(config.arch))
-        self._engine = RtxEngine(
+        self._engine = TrtEngine(
             directory / ENGINE_FILE,
             config,
             self._cuda,
             versions=manifest.load(directory)["versions"],
         )
-        self._slots = RtxSlots(config, self._cuda)
+        self._slots = TrtSlots(config, self._cuda)
         self._buffers = _Buffers(config, self._cuda)
         self._sampling: list[SlotSampling | None] = [None] * config.max_batch_size
         self._lengths = np.zeros(
@@ -130,7 +130,7 @@ class RtxSession:
             addresses["next_ids"],
             self._config.block_size * _ID_BYTES,
         )
-        self._put_under_way(ticket)
+        self._enqueue_step(ticket)
 
     def generate(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""
@@ -139,7 +139,7 @@ class RtxSession:
         if (count, width) not in self._steps:
             self._steps[count, width] = self._make_step(count, width)
         self._steps[count, width].put_into_stream()
-        self._put_under_way(ticket)
+        self._enqueue_step(ticket)
 
     def collect(self) -> StepResult:
         """Wait for the oldest step that is under way, and say what it decided."""
@@ -192,7 +192,7 @@ class RtxSession:
         ticket.first, ticket.count, ticket.width, ticket.rows = first, count, width, rows
         return ticket
 
-    def _put_under_way(self, ticket: _Ticket) -> None:
+    def _enqueue_step(self, ticket: _Ticket) -> None:
         """Have the results copied into the ticket, and mark the place in the stream where they are
         there.
         """
@@ -348,7 +348,7 @@ class _Ticket:
         self.event = cuda.new_event()
 
 
-def _shapes(ports: tuple[Port, ...], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _shapes(ports: tuple[IoTensor, ...], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     return {
         port.name: tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
         for port in ports

@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 _KEPT_ERRORS = 8
 
 
-class RtxEngine:
+class TrtEngine:
     """A deserialized engine. Its contexts share one piece of scratch memory, so they may only run
     one after another.
     """
@@ -51,7 +51,7 @@ class RtxEngine:
         )  # before the registry is touched: TensorRT keeps its first log
         if config.plugins:
             trt_plugins.register()
-        trt_plugins.take_refusals()  # what concerned others
+        trt_plugins.pop_errors()  # what concerned others
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
@@ -75,7 +75,7 @@ class RtxEngine:
 
     def _why_not_loaded(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
         title, package = self._kind.title, self._kind.package
-        reasons, built_with = self._kind.why_invalid(self._runtime, data), versions.get(package)
+        reasons, built_with = self._kind.diagnose_engine(self._runtime, data), versions.get(package)
         install = f", or pip install {package}=={built_with}" if built_with else ""
         return (
             f"{self._path}: {title} {trt.__version__} cannot load this"
@@ -167,5 +167,5 @@ class _Log(trt.ILogger):  # type: ignore[misc]
 
     def errors(self) -> str:
         """The last errors, what our plugins have refused first, a line each."""
-        messages = [*trt_plugins.take_refusals(), *self._errors]
+        messages = [*trt_plugins.pop_errors(), *self._errors]
         return "".join(f"\n  {message}" for message in messages) or " it gave no reason"

@@ -15,7 +15,7 @@ _SETTINGS = ("temperature", "top_p", "top_k")
 _OWNED = ("past_len", *_SETTINGS, "uniforms", "next_ids")
 
 
-class RtxSlots:
+class TrtSlots:
     """All slots' memory on the GPU; everything happens in the stream's order."""
 
     def __init__(self, config: EngineConfig, cuda: Cuda) -> None:

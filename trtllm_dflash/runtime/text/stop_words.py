@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.text.tokenizer import TextStream
+from trtllm_dflash.runtime.text.tokenizer import IncrementalDetokenizer
 
 MAX_STOP_WORDS = 64
 MAX_STOP_WORD_LENGTH = 256  # characters
@@ -34,7 +34,7 @@ def check_stops(stop_words: Sequence[str], stop_token_ids: Sequence[int]) -> Non
             )
 
 
-class AnswerText:
+class StopWordFilter:
     """Text as tokens come, up to the first stop word; what may be the beginning of one is held
     back.
     """
@@ -43,7 +43,7 @@ class AnswerText:
         self, decode: Callable[[Sequence[int]], str], stop_words: Sequence[str] = ()
     ) -> None:
         """`decode` turns token ids into text; stop words are not empty."""
-        self._stream = TextStream(decode)
+        self._stream = IncrementalDetokenizer(decode)
         self._stop_words = tuple(stop_words)
         self._held = ""  # decoded, not yet given out
         self.stopped = False  # whether a stop word has come

@@ -162,7 +162,7 @@ def _is_not_about_torch(record: logging.LogRecord) -> bool:
     return "PyTorch was not found" not in record.getMessage()
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Turns tokens that come one after the other into text that never ends inside a character.
 
     Only a short window is decoded each time: a token's text can depend on those just before it (a
