@@ -61,54 +61,10 @@ PRIVATE_WORDS = {
     "underway": "in flight",
     "vain": "discarded",
 }
-_NOT_A_VERB = set(
-    [
-        "a",
-        "all",
-        "an",
-        "and",
-        "any",
-        "as",
-        "at",
-        "by",
-        "each",
-        "every",
-        "everything",
-        "for",
-        "from",
-        "how",
-        "if",
-        "in",
-        "it",
-        "its",
-        "most",
-        "no",
-        "none",
-        "of",
-        "on",
-        "one",
-        "only",
-        "our",
-        "some",
-        "that",
-        "the",
-        "their",
-        "them",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "two",
-        "what",
-        "when",
-        "where",
-        "whether",
-        "which",
-        "who",
-        "why",
-        "with",
-    ]
+_NOT_A_VERB = re.compile(
+    r"(?i)(?:a|all|an|and|any|as|at|by|each|every|everything|for|from|how|if|in|it|its|most|no|none"
+    r"|of|on|one|only|our|some|that|the|their|them|these|they|this|those|to|two|what|when|where"
+    r"|whether|which|who|why|with)\b"
 )
 
 
@@ -203,8 +159,8 @@ def private_words(path: Path) -> list[str]:
     found = []
     for line, name in [(0, path.stem), *_defined_names(ast.parse(path.read_text()))]:
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-        for word in set(spaced.split("_")) & PRIVATE_WORDS.keys():
-            found.append(f"{path.name}:{line}: {name}: say {PRIVATE_WORDS[word]!r}")
+        words = set(spaced.split("_")) & PRIVATE_WORDS.keys()
+        found += [f"{path.name}:{line}: {name}: say {PRIVATE_WORDS[word]!r}" for word in words]
     return found
 
 
@@ -258,10 +214,9 @@ def passive_docstrings(path: Path) -> list[str]:
     for node, line, text in _docstrings(ast.parse(path.read_text())):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
-        first = re.match(r"[\w']*", text)
         if node.name.startswith("test_"):
             continue
-        if first and first.group().lower() in _NOT_A_VERB:
+        if _NOT_A_VERB.match(text):
             found.append(f"{path.name}:{line}: {node.name}: {text.splitlines()[0][:60]!r}")
     return found
 
