@@ -33,7 +33,8 @@ FLOORS = (
     ("estimate", "triton_server"),
     ("cli",),
 )
-NEVER = {"runtime": {"builder", "graph"}}  # it reads engine directories, not how they come to be
+# The runtime reads engine directories, not how they come to be.
+NEVER = {"runtime": {"builder", "checkpoint", "graph", "models"}}
 BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"trt", "builder", "trt_plugins", "runtime"},
     "tensorrt": {"trt"},

@@ -53,9 +53,9 @@ def test_direction_of_imports() -> None:
         ("graph", "import tensorrt_rtx"),
         ("runtime", "import tensorrt"),
         ("runtime", "from trtllm_dflash.builder.trt import profiles"),
-        ("build", "import torch"),
+        ("builder", "import torch"),
         ("runtime", "import modelopt.torch.quantization"),
-        ("build", "from trtllm_dflash.quantize.pipeline import quantize"),
+        ("builder", "from trtllm_dflash.quantize.pipeline import quantize"),
         ("checkpoint", "import pickle"),
     ],
 )

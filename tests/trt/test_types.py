@@ -15,8 +15,8 @@ import pytest
 from tests.trt.bindings import MODULES, stand_in_libraries, why_no_stubs, write_stubs
 
 ROOT = Path(__file__).parent.parent.parent / "trtllm_dflash"
-SHARED = ("build/rtx.py", "plugins/plugin.py", "runtime/rtx_engine.py")
-PARTICULAR = "trt/kinds.py"
+SHARED = ("builder/trt.py", "trt_plugins/plugin.py", "runtime/sessions/trt_engine.py")
+PARTICULAR = "trt/flavors.py"
 # What is right and the stubs do not know, since the bindings' own descriptions do not say it.
 NOT_WRONG = (
     'expected "Dims"',  # a tuple is converted
