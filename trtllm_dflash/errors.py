@@ -60,3 +60,8 @@ class ClosedError(EngineError):
 
 class BusyError(DFlashError):
     """Nothing is wrong with the request, but there is no room for it now: it may be sent again."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional part of this package, and where to run it."""
+    return f"pip install '.[{extra}]' in the dflash-trt repository"

@@ -33,9 +33,9 @@ def missing(written_for: str, oldest: str) -> str | None:
         return (
             "tensorrt_llm is not installed here. It is no part of dflash-trt, and comes with"
             f" NVIDIA's container\nnvcr.io/nvidia/tensorrt-llm/release ({oldest} or newer; this"
-            f" export was written for {written_for}).\nIn it: pip install dflash-trt, then this"
-            " command again.\nWithout it, one GPU will do for many pairs: dflash-trt build,"
-            " dflash-trt run."
+            f" export was written for {written_for}).\nIn it, run pip install . in the dflash-trt"
+            " repository,\nthen this command again.\nWithout it, one GPU is enough for many pairs:"
+            " dflash-trt build, dflash-trt run."
         )
     import tensorrt_llm.llmapi
 

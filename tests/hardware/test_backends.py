@@ -103,7 +103,7 @@ def test_the_command_explains_before_it_fetches(
 @pytest.mark.parametrize(
     ("arch", "title", "module", "command"),
     [
-        ("sm120", "TensorRT-RTX", "tensorrt_rtx", r'pip install "dflash-trt\[rtx\]"'),
+        ("sm120", "TensorRT-RTX", "tensorrt_rtx", r"pip install '\.\[rtx\]' in the dflash"),
         ("cpu", "ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
     ],
 )
@@ -132,8 +132,8 @@ def test_a_missing_kernel_compiler_is_refused_before_the_models_are_read(
     words = (
         r"--arch sm89 \(.*\) cannot be built here: NVRTC needs cuda-bindings \(no module"
         r" cuda.bindings\), which is not "
-        r'installed here: pip install "dflash-trt\[rtx\]"; or build with --no-plugins, without our'
-        r" kernels"
+        r"installed here: pip install '\.\[rtx\]' in the dflash-trt repository; or build with"
+        r" --no-plugins, without our kernels"
     )
     with pytest.raises(BuildError, match=words):
         build_engine(config(target="nowhere", arch="sm89"))

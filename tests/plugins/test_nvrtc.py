@@ -234,7 +234,7 @@ def test_a_missing_package_is_named(
     assert reason
     assert re.fullmatch(
         rf"NVRTC needs {package} \(no .*\), which is not installed here: pip install"
-        r' "dflash-trt\[rtx\]"',
+        r" '\.\[rtx\]' in the dflash-trt repository",
         reason,
     )
     with pytest.raises(

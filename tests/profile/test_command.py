@@ -249,7 +249,7 @@ def test_without_matplotlib_nothing_is_measured(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run_profile("--html", tmp_path / "report.html")
     assert result.exit_code == 2
-    assert 'pip install "dflash-trt[profile]"' in result.stderr
+    assert "pip install '.[profile]' in the dflash-trt repository" in result.stderr
     assert not result.stdout
     with pytest.raises(Exception, match="plots need matplotlib"):
         theme.require_matplotlib()

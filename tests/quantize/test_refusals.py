@@ -107,7 +107,7 @@ def test_missing_packages(
         pipeline.quantize(config())
     assert (
         str(caught.value) == f"quantizing needs ModelOpt and torch, and here {words}pip install"
-        ' "dflash-trt[quantize]"'
+        " '.[quantize]' in the dflash-trt repository"
     )
 
 

@@ -105,7 +105,7 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(base, "cuda_gpus", lambda: [RTX_5090])
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
     with pytest.raises(
-        EngineError, match=r"TensorRT-RTX is not installed: pip install \"dflash-trt\[rtx\]\""
+        EngineError, match=r"TensorRT-RTX is not installed: pip install '\.\[rtx\]' in the"
     ):
         open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", arch="sm120"))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from trtllm_dflash.errors import BuildError
+from trtllm_dflash.errors import BuildError, install_command
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
 
@@ -33,8 +33,8 @@ class Backend:
     @property
     def install(self) -> str:
         """How to get it, for people."""
-        wanted = f'"dflash-trt[{self.extra}]"' if self.extra else self.package
-        return f"pip install {wanted}{self.install_note}"
+        wanted = install_command(self.extra) if self.extra else f"pip install {self.package}"
+        return f"{wanted}{self.install_note}"
 
     @property
     def builds_on(self) -> str:

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtllm_dflash.errors import EngineError
+from trtllm_dflash.errors import EngineError, install_command
 from trtllm_dflash.log import human_bytes
 
 try:
     from cuda.bindings import driver
 except ImportError as error:
     raise EngineError(
-        f"GPU engines need the Python package cuda-bindings, which is not here ({error}): pip"
-        ' install "dflash-trt[rtx]"'
+        f"GPU engines need the Python package cuda-bindings, which is not here ({error}):"
+        f" {install_command('rtx')}"
     ) from error
 
 ALIGNMENT = 256  # of every allocation of CUDA's, and of every address that TensorRT is given

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.errors import UsageError, install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def require_matplotlib() -> None:
         import matplotlib as _  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f'plots need matplotlib ({error}): pip install "dflash-trt[profile]"'
+            f"plots need matplotlib ({error}): {install_command('profile')}"
         ) from error
 
 

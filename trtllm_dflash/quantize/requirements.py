@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from trtllm_dflash.errors import QuantizeError
+from trtllm_dflash.errors import QuantizeError, install_command
 
-INSTALL = 'pip install "dflash-trt[quantize]"'
+INSTALL = install_command("quantize")
 # ModelOpt imports requests without asking for it.
 _MODULES = ("torch", "modelopt", "requests")
 _REFERENCE = "dflash"

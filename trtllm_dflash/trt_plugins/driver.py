@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_dflash.errors import EngineError
+from trtllm_dflash.errors import EngineError, install_command
 from trtllm_dflash.trt_plugins.launch_config import Launch
 
 _WITHOUT_ASKING = 48 << 10  # dynamic shared memory that every kernel may have
@@ -78,8 +78,8 @@ def load(cubin: bytes, kernels: Sequence[str]) -> Module:
         from cuda.bindings import driver
     except ImportError as error:
         raise EngineError(
-            "running plugins needs cuda-bindings, which is not installed here: pip install"
-            ' "dflash-trt[rtx]"'
+            "running plugins needs cuda-bindings, which is not installed here:"
+            f" {install_command('rtx')}"
         ) from error
     context = int(_call(driver.cuCtxGetCurrent))
     key = (context, hashlib.sha256(cubin).hexdigest())

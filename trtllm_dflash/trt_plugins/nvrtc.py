@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.errors import BuildError
+from trtllm_dflash.errors import BuildError, install_command
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
-INSTALL = 'pip install "dflash-trt[rtx]"'
+INSTALL = install_command("rtx")
 _SOURCES = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
 _REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
 _BINDINGS = ("cuda.bindings", "cuda.pathfinder")
