@@ -39,11 +39,11 @@ def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     """
     made: dict[str, Path] = {}
 
-    def make(architecture: str = "llama", **options: Any) -> Path:
-        key = repr((architecture, sorted(options.items())))
+    def make(model_type: str = "llama", **options: Any) -> Path:
+        key = repr((model_type, sorted(options.items())))
         if key not in made:
             made[key] = tiny_target(
-                tmp_path_factory.mktemp("target") / architecture, architecture, **options
+                tmp_path_factory.mktemp("target") / model_type, model_type, **options
             )
         return made[key]
 
@@ -72,7 +72,7 @@ def make_drafter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def modelopt_checkpoint(
     make_target: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`modelopt_checkpoint(architecture, format, kv_cache_dtype=None, **options of tiny_target)` ->
+    """`modelopt_checkpoint(model_type, format, kv_cache_dtype=None, **options of tiny_target)` ->
     directory.
 
     Each is ModelOpt's own export of the tiny target, made once per set of arguments; not to be
@@ -82,10 +82,8 @@ def modelopt_checkpoint(
 
     made: dict[str, Path] = {}
 
-    def make(
-        architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any
-    ) -> Path:
-        target = make_target(architecture, **options)
+    def make(model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+        target = make_target(model_type, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:
             model = modelopt.quantized_model(target, form, kv_cache_dtype)

@@ -151,6 +151,6 @@ def quantized_drafter(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "NVFP4"}}'
 
 
-@bad("mask_embedding.pt shows a drafter of the dialect 'MiMo'", kind="drafter")
+@bad("mask_embedding.pt shows a drafter of the variant 'MiMo'", kind="drafter")
 def mimo_drafter(model: BadCheckpoint) -> None:
     model.files["mask_embedding.pt"] = b""

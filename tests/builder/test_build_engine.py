@@ -67,7 +67,7 @@ def test_config_json_has_the_sizes_and_the_io_table(
 ) -> None:
     data = json.loads((cpu_engine / "config.json").read_text())
     assert data["pretrained_config"] == {
-        "architecture": "llama", "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 5,
+        "model_type": "llama", "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 5,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 16, "intermediate_size": 80,
         "max_position_embeddings": 2048, "tie_word_embeddings": False, "eos_token_ids": [95], "bos_token_id": None,
         "dtype": "float32", "quantization": {"quant_algo": None, "quantized_linears": {}, "kv_cache_quant_algo": None},

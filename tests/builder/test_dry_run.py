@@ -25,7 +25,12 @@ from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand, resolve_shape
+from trtllm_dflash.models.tensor_specs import (
+    DRAFTER_NAMES,
+    TARGET_NAMES,
+    expand_specs,
+    resolve_shape,
+)
 from trtllm_dflash.options.build import BuildConfig
 
 QWEN3_8B = next(pair for pair in PAIRS if pair.name == "Qwen3-8B")
@@ -39,7 +44,8 @@ def sparse_checkpoint(
     """
     directory.mkdir()
     rows = {
-        name: tuple(resolve_shape(row, config)) for name, row in expand(names.used, config).items()
+        name: tuple(resolve_shape(row, config))
+        for name, row in expand_specs(names.used, config).items()
     }
     weight_map: dict[str, str] = {}
     for index in range(2):

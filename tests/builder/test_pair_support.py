@@ -137,13 +137,13 @@ def test_what_is_refused_is_not_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     name = refused.pair.name
     with pytest.raises(BuildError, match=re.escape(refused.refusals[0])):
         pair_support.reject_unsupported_pair(name, refused.pair.drafter.repository)
-    with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
+    with pytest.raises(BuildError, match="variant 'DFlash 2'"):
         pair_support.reject_unsupported_pair(str(tmp_path), "z-lab/Qwen3.8-27B-DFlash2")
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     pair_support.reject_unsupported_pair(name, None)  # a directory: its own files will speak
     pair_support.reject_unsupported_pair("Qwen3-8B", "Qwen3-8B-DFlash-b16")
-    with pytest.raises(BuildError, match="dialect 'DFlash 2'"):
+    with pytest.raises(BuildError, match="variant 'DFlash 2'"):
         pair_support.reject_unsupported_pair("Qwen3-8B", "qwen3.8-27b-dflash2")
 
 

@@ -41,22 +41,22 @@ CASES = list(product(("llama", "qwen3"), (PLAIN, *DRAFTER_VARIANTS)))
 MAX_BATCH, MAX_SEQ_LEN = 3, 64
 
 
-def _models(directory: Path, architecture: str, variant: str, **sizes: int) -> dict[str, Any]:
+def _models(directory: Path, model_type: str, variant: str, **sizes: int) -> dict[str, Any]:
     """A two-layer pair in BF16: what is tested does not grow with depth, and the compile time
     does.
     """
     same: dict[str, Any] = {"num_layers": 2, "dtype": "BF16", **sizes}
-    target = tiny_target(directory / "target", architecture, tied=architecture == "qwen3", **same)
+    target = tiny_target(directory / "target", model_type, tied=model_type == "qwen3", **same)
     if variant == PLAIN:
         return {"target": str(target), "drafter": None}
     drafter = tiny_drafter(directory / "drafter", target, variant=variant, taps=(0,), **same)
     return {"target": str(target), "drafter": str(drafter)}
 
 
-def _prepare(directory: Path, architecture: str, variant: str) -> ResolvedModels:
+def _prepare(directory: Path, model_type: str, variant: str) -> ResolvedModels:
     """Without plugins; engines with them are in tests/plugins/test_engine_plugins.py."""
     models, sizes = (
-        _models(directory, architecture, variant),
+        _models(directory, model_type, variant),
         {"max_batch_size": MAX_BATCH, "max_seq_len": MAX_SEQ_LEN},
     )
     return prepare(
@@ -76,11 +76,11 @@ def _compiler(model: ir.Model) -> Compiler:
     return Compiler(LOG, model)
 
 
-def _compile(directory: Path, architecture: str, variant: str) -> tuple[bytes, bytes]:
+def _compile(directory: Path, model_type: str, variant: str) -> tuple[bytes, bytes]:
     """One engine for all of ARCHS (it costs what one arch costs); returns it and some bytes of a
     weight.
     """
-    prepared = _prepare(directory, architecture, variant)
+    prepared = _prepare(directory, model_type, variant)
     file = io.BytesIO()
     _compiler(_step(prepared)).compile(
         ARCHS, profiles(prepared.ports, prepared.resolved), file, lambda *_: None
@@ -103,11 +103,11 @@ def compiled(
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(("architecture", "variant"), CASES)
+@pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_every_target_and_mask_variant_compiles_for_every_arch(
-    architecture: str, variant: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes]]]
+    model_type: str, variant: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes]]]
 ) -> None:
-    engine, weight = compiled[architecture, variant].result(timeout=600)
+    engine, weight = compiled[model_type, variant].result(timeout=600)
     assert len(engine) > 100_000
     # The biggest matrix is in the engine, as it is in the checkpoint or transposed.
     transposed = np.frombuffer(weight, np.uint16).reshape(48, 80).T.tobytes()

@@ -43,11 +43,11 @@ DOWN = "model.layers.1.mlp.down_proj"
 DRAFT_VOCAB = np.array([3, 5, 8, 90, 12, 41])
 
 
-def _compile(directory: Path, architecture: str, name: str) -> tuple[bytes, bytes, bool]:
+def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes, bool]:
     """An engine of a pair whose layers and head are quantized, the bytes of a weight, and if it was
     built for sm89.
     """
-    source = tiny_target(directory / "source", architecture, num_layers=2, dtype="BF16")
+    source = tiny_target(directory / "source", model_type, num_layers=2, dtype="BF16")
     target = quantized_copy(source, directory / "target", name, exclude=("model.embed_tokens",))
     plain_drafter = tiny_drafter(
         directory / "plain", target, variant="mixed", num_layers=1, taps=(0,), dtype="BF16"
@@ -92,16 +92,16 @@ def compiled(
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(("architecture", "name"), CASES)
+@pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_quantized_pair_compiles_with_its_codes_inside(
-    architecture: str, name: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]
+    model_type: str, name: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]
 ) -> None:
     """Target, head, drafter and the draft vocabulary's rows of the head; for sm120 and sm121, FP8
     for sm89 too.
 
     Without our kernels; with them: `test_an_engine_directory`.
     """
-    engine, weight, with_sm89 = compiled[architecture, name].result(timeout=600)
+    engine, weight, with_sm89 = compiled[model_type, name].result(timeout=600)
     assert with_sm89 == (name == "fp8")
     codes = np.frombuffer(weight, np.uint8).reshape(48, -1)
     if name != "fp8":  # two a byte, so that transposing pairs them anew

@@ -45,17 +45,17 @@ def table(seed: int = 0, rows: int = VOCAB) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, HIDDEN))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
-def test_targets(make_target: Maker, architecture: str, tied: bool, dtype: str) -> None:
+def test_targets(make_target: Maker, model_type: str, tied: bool, dtype: str) -> None:
     biases = (
         {"attention_bias": tied, "mlp_bias": tied}
-        if architecture == "llama"
+        if model_type == "llama"
         else {"attention_bias": tied}
     )
     checkpoint = load_target(
-        make_target(architecture, tied=tied, dtype=dtype, shards=1 + 2 * tied, **biases)
+        make_target(model_type, tied=tied, dtype=dtype, shards=1 + 2 * tied, **biases)
     )
     check_finite(checkpoint)
     assert checkpoint.dtype == dtype
@@ -242,15 +242,13 @@ def test_progress_covers_all_weights(llama: Path) -> None:
     assert sum(sizes) == checkpoint.nbytes
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_tiny_targets_load_in_transformers(
-    make_target: Maker, architecture: str, tied: bool
-) -> None:
+def test_tiny_targets_load_in_transformers(make_target: Maker, model_type: str, tied: bool) -> None:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     directory = make_target(
-        architecture, tied=tied, attention_bias=tied, shards=1 + 2 * tied, tokenizer=True
+        model_type, tied=tied, attention_bias=tied, shards=1 + 2 * tied, tokenizer=True
     )
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         directory, output_loading_info=True

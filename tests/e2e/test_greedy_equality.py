@@ -22,9 +22,9 @@ PROMPTS = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1, 
 PROMPTS[1][2] = MASK_ID  # a prompt may contain the mask token
 
 TARGETS: dict[str, dict[str, Any]] = {
-    "llama": {"architecture": "llama", "rope": "llama3", "tied": True},
-    "qwen3": {"architecture": "qwen3"},
-    "llama_bias": {"architecture": "llama", "attention_bias": True, "mlp_bias": True, "shards": 3},
+    "llama": {"model_type": "llama", "rope": "llama3", "tied": True},
+    "qwen3": {"model_type": "qwen3"},
+    "llama_bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "shards": 3},
 }
 
 

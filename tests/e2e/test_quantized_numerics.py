@@ -111,14 +111,12 @@ def assert_same_but_for_boundaries(
     assert rows.max() < effect, (rows.max(), effect)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_logits_are_those_of_the_rounded_numbers(
-    architecture: str, name: str, tmp_path: Path
+    model_type: str, name: str, tmp_path: Path
 ) -> None:
-    source = tiny_target(
-        tmp_path / "source", architecture, dtype="BF16", tied=architecture == "qwen3"
-    )
+    source = tiny_target(tmp_path / "source", model_type, dtype="BF16", tied=model_type == "qwen3")
     quantized = quantized_copy(source, tmp_path / "quantized", name)
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_target)
     unquantized = forward(hugging_face.load_target(source))
@@ -232,11 +230,11 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
     assert len(np.unique(drafts[0])) > 4
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("kv_cache_dtype", [None, "fp8", "fp8_cast"])
 def test_modelopts_export_computes_what_modelopt_computes(
-    architecture: str, name: str, kv_cache_dtype: str | None, tmp_path: Path
+    model_type: str, name: str, kv_cache_dtype: str | None, tmp_path: Path
 ) -> None:
     """Its forward before the export, with the scales that the export shares among linears of one
     input.
@@ -247,9 +245,7 @@ def test_modelopts_export_computes_what_modelopt_computes(
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
 
-    source = tiny_target(
-        tmp_path / "source", architecture, tied=architecture == "qwen3", num_layers=3
-    )
+    source = tiny_target(tmp_path / "source", model_type, tied=model_type == "qwen3", num_layers=3)
     model = modelopt.quantized_model(source, name, kv_cache_dtype)
     theirs = forward(model)
     exported = modelopt.export(model, source, tmp_path / "exported")

@@ -14,7 +14,12 @@ import pytest
 from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand, resolve_shape
+from trtllm_dflash.models.tensor_specs import (
+    DRAFTER_NAMES,
+    TARGET_NAMES,
+    expand_specs,
+    resolve_shape,
+)
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark" / "synthetic.py"
 # Small enough for a test, and divided into blocks as the real sizes are.
@@ -70,13 +75,14 @@ def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None
         config = TargetConfig.from_hf(config_json, None, model)
         count = sum(
             np.prod(resolve_shape(row, config))
-            for row in expand(TARGET_NAMES.used, config).values()
+            for row in expand_specs(TARGET_NAMES.used, config).values()
         )
         assert round(count / 1e9, 1) == want
     target = script["target_config"]("gpt-oss-120b", 36, 128)
     drafter = DrafterConfig.from_hf(script["drafter_config"]("gpt-oss-120b", target), "drafter")
     assert (drafter.num_taps, drafter.num_layers, drafter.block_size) == (5, 8, 10)
     count = sum(
-        np.prod(resolve_shape(row, drafter)) for row in expand(DRAFTER_NAMES.used, drafter).values()
+        np.prod(resolve_shape(row, drafter))
+        for row in expand_specs(DRAFTER_NAMES.used, drafter).values()
     )
     assert 2 * count / 2**30 == pytest.approx(1.46, abs=0.02)

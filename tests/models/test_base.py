@@ -76,7 +76,7 @@ def read(
 
 def test_llama() -> None:
     config = read(LLAMA31_8B)
-    assert (config.architecture, config.qk_norm, config.head_dim) == ("llama", False, 128)
+    assert (config.model_type, config.qk_norm, config.head_dim) == ("llama", False, 128)
     assert (config.num_layers, config.num_q_heads, config.num_kv_heads) == (32, 32, 8)
     assert config.rope == RopeConfig(
         head_dim=128,
@@ -93,7 +93,7 @@ def test_llama() -> None:
 
 def test_qwen3() -> None:
     config = read(QWEN3_4B)
-    assert (config.architecture, config.qk_norm, config.head_dim) == ("qwen3", True, 128)
+    assert (config.model_type, config.qk_norm, config.head_dim) == ("qwen3", True, 128)
     assert config.tie_word_embeddings
     assert not config.mlp_bias
     assert config.rope == RopeConfig(head_dim=128, theta=1e6)
@@ -232,9 +232,9 @@ def test_error_in_generation_config_names_that_file() -> None:
         read(QWEN3_4B, {"eos_token_id": "x"})
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_tiny_targets(make_target: Any, architecture: str) -> None:
-    directory: Path = make_target(architecture, rope_style="new", rope="yarn")
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_tiny_targets(make_target: Any, model_type: str) -> None:
+    directory: Path = make_target(model_type, rope_style="new", rope="yarn")
     config = TargetConfig.from_hf(json.loads((directory / "config.json").read_text()), None, "tiny")
     sizes = {
         config.hidden_size,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trtllm_dflash.errors import CheckpointError, ConfigError
-from trtllm_dflash.models.hf_config import HfReader, Only, parse_json
+from trtllm_dflash.models.hf_config import Allowed, HfReader, parse_json
 
 DATA: dict[str, Any] = {
     "size": 7,
@@ -110,14 +110,18 @@ def test_lists(reader: HfReader) -> None:
 
 def test_only(reader: HfReader) -> None:
     reader.check_allowed(
-        [Only("size", (7,), "never"), Only("absent", (1,), "never"), Only("none", (1,), "never")]
+        [
+            Allowed("size", (7,), "never"),
+            Allowed("absent", (1,), "never"),
+            Allowed("none", (1,), "never"),
+        ]
     )
     with pytest.raises(
         ConfigError, match=r'name is "x", and only "y" or "z" is supported: because.'
     ):
-        reader.check_allowed([Only("name", ("y", "z"), "because.")])
+        reader.check_allowed([Allowed("name", ("y", "z"), "because.")])
     with pytest.raises(ConfigError, match="flag is true, and only 1 is supported: bool is not int"):
-        reader.check_allowed([Only("flag", (1,), "bool is not int")])
+        reader.check_allowed([Allowed("flag", (1,), "bool is not int")])
 
 
 def test_long_values_are_cut() -> None:

@@ -83,7 +83,7 @@ def read(base: dict[str, Any], **changes: Any) -> TargetConfig:
 
 def test_gpt_oss() -> None:
     config = read(GPT_OSS_120B)
-    assert (config.architecture, config.qk_norm, config.attention_bias, config.sinks) == (
+    assert (config.model_type, config.qk_norm, config.attention_bias, config.sinks) == (
         "gpt_oss",
         False,
         True,
@@ -100,7 +100,7 @@ def test_gpt_oss() -> None:
 
 def test_qwen3_moe() -> None:
     config = read(QWEN3_CODER_30B)
-    assert (config.architecture, config.qk_norm, config.attention_bias, config.sinks) == (
+    assert (config.model_type, config.qk_norm, config.attention_bias, config.sinks) == (
         "qwen3_moe", True, False, False,
     )  # fmt: skip
     assert config.windows == (0,) * 48

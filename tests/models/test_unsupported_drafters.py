@@ -12,9 +12,9 @@ import pytest
 from tests.models.test_drafter import QWEN3_4B, read
 from trtllm_dflash.errors import CheckpointError, ConfigError
 from trtllm_dflash.models.unsupported_drafters import (
-    DIALECTS,
-    refuse_dialects_in_files,
-    refuse_dialects_in_names,
+    UNSUPPORTED_DRAFTERS,
+    refuse_unsupported_in_files,
+    refuse_unsupported_in_names,
 )
 
 # What published drafters of each dialect carry.
@@ -80,7 +80,7 @@ FILES = [("MiMo", "mask_embedding.pt")]
 
 @pytest.mark.parametrize(("name", "changes"), CONFIGS)
 def test_config_keys(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"shows a drafter of the dialect '{re.escape(name)}': "):
+    with pytest.raises(ConfigError, match=f"shows a drafter of the variant '{re.escape(name)}': "):
         read(QWEN3_4B, **changes)
 
 
@@ -91,24 +91,26 @@ def test_neutral_values_are_dflash_v1(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "tensor"), TENSORS)
 def test_tensor_names(name: str, tensor: str) -> None:
-    words = f"/d: tensor {re.escape(tensor)} shows a drafter of the dialect '{re.escape(name)}': "
+    words = f"/d: tensor {re.escape(tensor)} shows a drafter of the variant '{re.escape(name)}': "
     with pytest.raises(CheckpointError, match=words):
-        refuse_dialects_in_names(["fc.weight", tensor], "/d")
+        refuse_unsupported_in_names(["fc.weight", tensor], "/d")
 
 
 @pytest.mark.parametrize(("name", "file"), FILES)
 def test_files(name: str, file: str) -> None:
     with pytest.raises(
-        CheckpointError, match=f"/d: {file} shows a drafter of the dialect '{name}': "
+        CheckpointError, match=f"/d: {file} shows a drafter of the variant '{name}': "
     ):
-        refuse_dialects_in_files(["config.json", file], "/d")
+        refuse_unsupported_in_files(["config.json", file], "/d")
 
 
 def test_every_row_of_the_table_is_tested() -> None:
     tested = {name for name, _ in CONFIGS} | {name for name, _ in TENSORS}
-    assert tested == {dialect.name for dialect in DIALECTS}
-    patterns = {pattern for dialect in DIALECTS for pattern in dialect.tensors}
+    assert tested == {unsupported.name for unsupported in UNSUPPORTED_DRAFTERS}
+    patterns = {pattern for unsupported in UNSUPPORTED_DRAFTERS for pattern in unsupported.tensors}
     assert patterns == {
         pattern for pattern in patterns for _, tensor in TENSORS if re.search(pattern, tensor)
     }
-    assert {file for _, file in FILES} == {file for dialect in DIALECTS for file in dialect.files}
+    assert {file for _, file in FILES} == {
+        file for unsupported in UNSUPPORTED_DRAFTERS for file in unsupported.files
+    }

@@ -52,9 +52,9 @@ def pool() -> Iterator[Executor]:
         yield processes
 
 
-def _models(directory: Path, architecture: str, variant: str) -> dict[str, Any]:
+def _models(directory: Path, model_type: str, variant: str) -> dict[str, Any]:
     same: dict[str, Any] = {"num_layers": 2, "dtype": "BF16"}
-    target = tiny_target(directory / "target", architecture, head_dim=TARGET_DIM, **same)
+    target = tiny_target(directory / "target", model_type, head_dim=TARGET_DIM, **same)
     if variant == PLAIN:
         return {"target": str(target), "drafter": None}
     drafter = tiny_drafter(
@@ -122,23 +122,21 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize(("architecture", "variant"), PAIRS)
+@pytest.mark.parametrize(("model_type", "variant"), PAIRS)
 def test_every_target_and_mask_variant_has_its_plugins(
-    architecture: str, variant: str, arch: str, engines: Futures
+    model_type: str, variant: str, arch: str, engines: Futures
 ) -> None:
-    _check_engine(
-        engines[architecture, variant, arch].result(timeout=600), variant, arch, fp8=False
-    )
+    _check_engine(engines[model_type, variant, arch].result(timeout=600), variant, arch, fp8=False)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize(("architecture", "variant"), FP8_PAIRS)
+@pytest.mark.parametrize(("model_type", "variant"), FP8_PAIRS)
 def test_the_targets_caches_may_be_fp8(
-    architecture: str, variant: str, arch: str, engines: Futures
+    model_type: str, variant: str, arch: str, engines: Futures
 ) -> None:
     """Bound as FP8 and written in place; each layer has its scales and the kernel of FP8 caches."""
     _check_engine(
-        engines[architecture, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True
+        engines[model_type, variant, FP8 + arch].result(timeout=600), variant, arch, fp8=True
     )
 
 

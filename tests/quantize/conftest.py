@@ -39,17 +39,15 @@ def ids_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantized(
     make_target: Callable[..., Path], ids_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`quantized(architecture, format, kv_cache_dtype=None, **options of tiny_target)` ->
+    """`quantized(model_type, format, kv_cache_dtype=None, **options of tiny_target)` ->
     directory, made once.
     """
     from trtllm_dflash.quantize.pipeline import quantize
 
     made: dict[str, Path] = {}
 
-    def make(
-        architecture: str, form: str, kv_cache_dtype: str | None = None, **options: Any
-    ) -> Path:
-        target = make_target(architecture, **options)
+    def make(model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+        target = make_target(model_type, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("quantized") / form

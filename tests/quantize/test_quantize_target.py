@@ -60,9 +60,9 @@ def assert_same_tensors(directory: Path, other: Path) -> None:
     [*product(FORMS, (None, "fp8")), ("none", "fp8")],
     ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_every_byte_is_modelopts(
-    architecture: str,
+    model_type: str,
     form: str,
     kv_cache_dtype: str | None,
     quantized: Callable[..., Path],
@@ -71,9 +71,9 @@ def test_every_byte_is_modelopts(
     """Layer by layer or the model as a whole: the activations that calibration sees are the same
     numbers.
     """
-    options = {"dtype": "BF16", "tied": architecture == "qwen3"}
-    ours = quantized(architecture, form, kv_cache_dtype, **options)
-    theirs = modelopt_checkpoint(architecture, form, kv_cache_dtype, **options)
+    options = {"dtype": "BF16", "tied": model_type == "qwen3"}
+    ours = quantized(model_type, form, kv_cache_dtype, **options)
+    theirs = modelopt_checkpoint(model_type, form, kv_cache_dtype, **options)
     assert_same_tensors(ours, theirs)
     described = [
         json.loads((directory / "hf_quant_config.json").read_text()) for directory in (ours, theirs)
@@ -84,7 +84,7 @@ def test_every_byte_is_modelopts(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options"),
+    ("model_type", "options"),
     [
         ("llama", {"rope": "llama3", "mlp_bias": True, "dtype": "F32"}),
         ("llama", {"rope": "yarn", "attention_bias": True, "shards": 3, "dtype": "BF16"}),
@@ -92,14 +92,14 @@ def test_every_byte_is_modelopts(
     ],
 )
 def test_variants_are_modelopts_too(
-    architecture: str,
+    model_type: str,
     options: dict[str, Any],
     quantized: Callable[..., Path],
     modelopt_checkpoint: Callable[..., Path],
 ) -> None:
     assert_same_tensors(
-        quantized(architecture, "nvfp4", "fp8", **options),
-        modelopt_checkpoint(architecture, "nvfp4", "fp8", **options),
+        quantized(model_type, "nvfp4", "fp8", **options),
+        modelopt_checkpoint(model_type, "nvfp4", "fp8", **options),
     )
 
 
@@ -154,9 +154,9 @@ def test_it_loads_and_everything_else_is_the_originals(
     [(form, "F32", 2**-22) for form in FORMS]
     + [("nvfp4", "BF16", 2**-7), ("w4a16_nvfp4", "BF16", 2**-7)],
 )
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_dequantized_weights_are_those_of_the_fake_quantized_forward(
-    architecture: str,
+    model_type: str,
     form: str,
     dtype: str,
     tolerance: float,
@@ -169,8 +169,8 @@ def test_dequantized_weights_are_those_of_the_fake_quantized_forward(
     Not FP8 in BF16: ModelOpt's forward then rounds the scale to BF16 first, and 4 % of its codes
     are not those that it exports.
     """
-    infos = read_all_tensor_infos(quantized(architecture, form, dtype=dtype))
-    model = modelopt.quantized_model(make_target(architecture, dtype=dtype), form)
+    infos = read_all_tensor_infos(quantized(model_type, form, dtype=dtype))
+    model = modelopt.quantized_model(make_target(model_type, dtype=dtype), form)
     for name, module in model.named_modules():
         if not name.endswith("_proj"):
             continue

@@ -32,7 +32,7 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
         "vocab_size": 23,
     } | sizes
     return EngineConfig(
-        architecture="fake",
+        model_type="fake",
         eos_token_ids=(2,),
         arch="cpu",
         backend="fake",

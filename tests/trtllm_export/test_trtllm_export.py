@@ -220,14 +220,14 @@ def test_a_drafter_of_another_decoding_type_is_refused(
     )
     with pytest.raises(
         UsageError,
-        match="dialect 'DSpark or Domino', for which TensorRT-LLM has another decoding_type",
+        match="variant 'DSpark or Domino', for which TensorRT-LLM has another decoding_type",
     ):
         exported(target=str(make_target("llama")), drafter=str(tmp_path), gpus=1)
 
 
 def test_an_uncertain_drafter_is_called_so(exported: Callable[..., dict[str, Any]]) -> None:
     page = (exported(target="gemma-4-31B-it")["dir"] / "README.md").read_text()
-    assert "**Uncertain**: this drafter is of the dialect 'Gemma 4'" in page
+    assert "**Uncertain**: this drafter is of the variant 'Gemma 4'" in page
 
 
 def test_the_schema_finds_faults() -> None:

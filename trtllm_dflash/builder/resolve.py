@@ -348,14 +348,14 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
 
 def _describe(checkpoint: Checkpoint[Any]) -> str:
     config = checkpoint.config
-    architecture = getattr(config, "architecture", "DFlash")
+    model_type = getattr(config, "model_type", "DFlash")
     source = (
         ""
         if checkpoint.directory.is_dir()
         else "; no file of it is here: as its config.json is published"
     )
     return (
-        f"{checkpoint.directory} ({architecture}, {config.num_layers} layers, hidden size"
+        f"{checkpoint.directory} ({model_type}, {config.num_layers} layers, hidden size"
         f" {config.hidden_size}, {checkpoint.num_parameters / 1e6:.1f} M parameters,"
         f" {checkpoint.stored_as}{source})"
     )

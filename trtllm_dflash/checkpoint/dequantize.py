@@ -30,7 +30,7 @@ def scalar(info: TensorInfo) -> float:
 def dequantized(
     tensors: Mapping[str, TensorInfo],
     module: str,
-    row: WeightFormat,
+    fmt: WeightFormat,
     rows: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
     """The weight of a quantized linear, float32 [out, in], or its `rows`. Memory: the result and
@@ -39,7 +39,7 @@ def dequantized(
     chosen: Any = slice(None) if rows is None else rows
     codes = tensors[f"{module}.weight"].array()[chosen]
     scale = tensors[f"{module}.weight_scale"]
-    if row.block_size is None:
+    if fmt.group_size is None:
         numbers: npt.NDArray[np.float32] = codes.astype(np.float32)
         numbers *= np.float32(scalar(scale))
         return numbers
@@ -52,6 +52,6 @@ def dequantized(
     for start in range(0, len(codes), step):
         part = slice(start, start + step)
         block_scale = block_scales[part].astype(np.float32) * scale_2
-        numbers = E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, row.block_size)
+        numbers = E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, fmt.group_size)
         weight[part] = (numbers * block_scale[:, :, None]).reshape(len(block_scale), -1)
     return weight

@@ -15,10 +15,12 @@ from typing import Any
 
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.hardware.archs import ARCHS, archs_with
-from trtllm_dflash.models.hf_config import HfReader, shown
+from trtllm_dflash.models.hf_config import HfReader, quote
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
-BLOCK_SIZE = 16  # elements that share a scale in NVFP4: the only size that Blackwell multiplies
+NVFP4_GROUP_SIZE = (
+    16  # elements that share a scale in NVFP4: the only size that Blackwell multiplies
+)
 MAX_PATTERNS = 4096  # of excluded modules; each is tried on every linear
 
 
@@ -31,29 +33,29 @@ class WeightFormat:
     name: str
     algo: str  # ModelOpt's name of it
     meaning: str
-    block_size: int | None  # elements along `in` that share a block scale; None: one scale a tensor
+    group_size: int | None  # elements along `in` that share a block scale; None: one scale a tensor
     has_input_scale: bool  # activations are quantized too
     archs: tuple[str, ...]
     hardware: str
 
     def weight_bits(self) -> float:
         """Bits that a weight takes, its share of block scales included."""
-        return 8.0 if self.block_size is None else 4.0 + 8.0 / self.block_size
+        return 8.0 if self.group_size is None else 4.0 + 8.0 / self.group_size
 
 
 FORMATS: Mapping[str, WeightFormat] = {
-    row.name: row
-    for row in (
+    fmt.name: fmt
+    for fmt in (
         WeightFormat(
             "fp8", "FP8", "E4M3 weights and activations, a scale each", None, True,
             archs_with("fp8"), "sm89 (Ada), sm90 (Hopper) and Blackwell",
         ),
         WeightFormat(
-            "nvfp4", "NVFP4", "4-bit weights and activations in blocks of 16", BLOCK_SIZE, True,
+            "nvfp4", "NVFP4", "4-bit weights and activations in blocks of 16", NVFP4_GROUP_SIZE, True,
             archs_with("nvfp4"), "Blackwell",
         ),
         WeightFormat(
-            "w4a16_nvfp4", "W4A16_NVFP4", "4-bit weights in blocks of 16, activations as they are", BLOCK_SIZE, False,
+            "w4a16_nvfp4", "W4A16_NVFP4", "4-bit weights in blocks of 16, activations as they are", NVFP4_GROUP_SIZE, False,
             archs_with("w4a16_nvfp4"), "Blackwell",
         ),
     )
@@ -63,7 +65,7 @@ MXFP4 = WeightFormat(
     "mxfp4", "MXFP4", "4-bit weights of experts in blocks of 32 that share a power of two, activations as they are",
     32, False, tuple(ARCHS), "every GPU",
 )  # fmt: skip
-_BY_ALGO = {row.algo: row.name for row in FORMATS.values()}
+_BY_ALGO = {fmt.algo: fmt.name for fmt in FORMATS.values()}
 _MIXED = "MIXED_PRECISION"
 
 _REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --format fp8` (or nvfp4)."
@@ -217,7 +219,7 @@ def _read_algo(reader: HfReader, *, excluded: str) -> Quantization:
 def _format_of_layer(layers: HfReader, name: str) -> str:
     value = layers.data[name]
     if not isinstance(value, dict):
-        layers.fail(name, f"is {shown(value)}, expected an object.")
+        layers.fail(name, f"is {quote(value)}, expected an object.")
     # Not `section`: a module's name has dots of its own.
     reader = HfReader(value, layers.where, prefix=f"{layers.prefix}{name}.")
     return _format_of_algo(reader, reader.read(str, "quant_algo"))
@@ -228,11 +230,11 @@ def _format_of_algo(reader: HfReader, algo: str) -> str:
     if name is None:
         reason = _REFUSED_ALGOS.get(algo.upper(), f"it is none of {', '.join(_BY_ALGO)}")
         reader.fail(
-            "quant_algo", f"is {shown(algo)}, which cannot be built: {reason}. {_REQUANTIZE}"
+            "quant_algo", f"is {quote(algo)}, which cannot be built: {reason}. {_REQUANTIZE}"
         )
     if reader.read(bool, "pre_quant_scale", default=False):
         reader.fail("pre_quant_scale", f"is true, which cannot be built: {_AWQ}. {_REQUANTIZE}")
-    _check_block_size(reader, FORMATS[name])
+    _check_group_size(reader, FORMATS[name])
     return name
 
 
@@ -251,7 +253,7 @@ def _read_groups(reader: HfReader, groups: HfReader) -> Quantization:
             if known != name:
                 group.fail(
                     "targets",
-                    f"contains {shown(target)}, which another group stores as {known}. Drop one.",
+                    f"contains {quote(target)}, which another group stores as {known}. Drop one.",
                 )
     return Quantization(default, modules, _read_patterns(reader, "ignore"), _read_kv_cache(reader))
 
@@ -279,7 +281,7 @@ def _format_of_group(group: HfReader) -> str:
     for part in ("weights", "input_activations"):
         section = group.section(part)
         if section is not None:
-            _check_block_size(section, FORMATS[name])
+            _check_group_size(section, FORMATS[name])
     return name
 
 
@@ -291,7 +293,7 @@ def _numbers_of(group: HfReader, name: str) -> _Numbers:
     if strategy not in ("tensor", "group", "tensor_group"):
         section.fail(
             "strategy",
-            f"is {shown(strategy)}, which cannot be built: one scale a tensor is. {_REQUANTIZE}",
+            f"is {quote(strategy)}, which cannot be built: one scale a tensor is. {_REQUANTIZE}",
         )
     if section.read(bool, "dynamic", default=False):
         section.fail(
@@ -305,16 +307,16 @@ def _in_words(numbers: _Numbers) -> str:
     return f"{numbers[1]}-bit {numbers[0]}" if numbers else "unquantized"
 
 
-def _check_block_size(reader: HfReader, row: WeightFormat) -> None:
+def _check_group_size(reader: HfReader, fmt: WeightFormat) -> None:
     size = reader.read(int, "group_size", default=None)
-    if row.block_size is None and size:
+    if fmt.group_size is None and size:
         reader.fail(
-            "group_size", f"is {size}, but {row.algo} has one scale a tensor. {_REQUANTIZE}"
+            "group_size", f"is {size}, but {fmt.algo} has one scale a tensor. {_REQUANTIZE}"
         )
-    if row.block_size is not None and size not in (None, row.block_size):
+    if fmt.group_size is not None and size not in (None, fmt.group_size):
         reader.fail(
             "group_size",
-            f"is {size}, and only blocks of {row.block_size} can be built. {_REQUANTIZE}",
+            f"is {size}, and only blocks of {fmt.group_size} can be built. {_REQUANTIZE}",
         )
 
 
@@ -323,7 +325,7 @@ def _refuse_methods(reader: HfReader) -> None:
     if not method.startswith("modelopt"):
         reader.fail(
             "quant_method",
-            f"is {shown(method)}, and quantized checkpoints are read as ModelOpt writes them:"
+            f"is {quote(method)}, and quantized checkpoints are read as ModelOpt writes them:"
             f" others store other scales. {_REQUANTIZE}",
         )
 
@@ -336,7 +338,7 @@ def _read_patterns(reader: HfReader, name: str) -> tuple[str, ...]:
         if pattern.startswith("re:"):
             reader.fail(
                 name,
-                f"contains {shown(pattern)}: regular expressions are not read. Write names, or x.*",
+                f"contains {quote(pattern)}: regular expressions are not read. Write names, or x.*",
             )
     return tuple(sorted(set(patterns)))
 
@@ -357,7 +359,7 @@ def _read_kv_cache(reader: HfReader) -> str | None:
     if algo is not None and algo not in _KV_ALGOS:
         reader.fail(
             "kv_cache_quant_algo",
-            f"is {shown(algo)}, and caches can be quantized to {', '.join(_KV_ALGOS)}. Export"
+            f"is {quote(algo)}, and caches can be quantized to {', '.join(_KV_ALGOS)}. Export"
             " without it.",
         )
     return _KV_ALGOS[algo] if algo else None
@@ -388,15 +390,15 @@ def _difference(first: Any, second: Any) -> str:
     """Both values; of collections only what differs."""
     if isinstance(first, tuple):
         return (
-            f"{shown(sorted(set(first) - set(second)))} against"
-            f" {shown(sorted(set(second) - set(first)))}"
+            f"{quote(sorted(set(first) - set(second)))} against"
+            f" {quote(sorted(set(second) - set(first)))}"
         )
     if isinstance(first, Mapping):
         names = sorted(
             name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
         )
-        return f"{names[0]} is {shown(first.get(names[0]))} against {shown(second.get(names[0]))}"
-    return f"{shown(first)} against {shown(second)}"
+        return f"{names[0]} is {quote(first.get(names[0]))} against {quote(second.get(names[0]))}"
+    return f"{quote(first)} against {quote(second)}"
 
 
 def _covers(pattern: str, module: str) -> bool:
@@ -407,4 +409,4 @@ def _covers(pattern: str, module: str) -> bool:
 
 def algos_of(formats: Iterable[WeightFormat]) -> str:
     """The names of some formats, each once, as ModelOpt writes them."""
-    return ", ".join(dict.fromkeys(row.algo for row in formats))
+    return ", ".join(dict.fromkeys(fmt.algo for fmt in formats))

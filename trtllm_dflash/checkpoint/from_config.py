@@ -12,11 +12,11 @@ from pathlib import Path
 
 from trtllm_dflash.checkpoint.formats import Quantization
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
-from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, Stored, expected_tensors
+from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, StoredSpec, expected_tensors
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable, expand
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable, expand_specs
 
 _NO_FILE = "no-such-file.safetensors"
 _UNQUANTIZED = Quantization()
@@ -44,7 +44,7 @@ def headers_of(
     config: Config, table: TensorTable, quantization: Quantization, name: str
 ) -> Checkpoint[Config]:
     """The checkpoint of a configuration whose tensors are those of `table`."""
-    directory, rows = Path(name), expand(table.used, config)
+    directory, rows = Path(name), expand_specs(table.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {
         name: _info(directory / _NO_FILE, name, stored)
@@ -53,7 +53,7 @@ def headers_of(
     return Checkpoint(directory, config, tensors, "BF16", {}, quantization, formats)
 
 
-def _info(path: Path, name: str, stored: Stored) -> TensorInfo:
+def _info(path: Path, name: str, stored: StoredSpec) -> TensorInfo:
     dtype = "BF16" if "BF16" in stored.dtypes else stored.dtypes[0]
     return TensorInfo(
         name, dtype, stored.shape, path, 0, prod(stored.shape) * DTYPE_BITS[dtype] // 8

@@ -9,7 +9,7 @@ from pathlib import Path
 from trtllm_dflash.checkpoint.locate import file_in, read_json_in
 from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.models.hf_config import shown
+from trtllm_dflash.models.hf_config import quote
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -32,7 +32,7 @@ def read_all_tensor_infos(directory: Path) -> dict[str, TensorInfo]:
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise CheckpointError(
-            f"{directory}: the weights are pickled ({shown(pickles[:3])}), and reading a pickle can"
+            f"{directory}: the weights are pickled ({quote(pickles[:3])}), and reading a pickle can"
             " run code. Convert them to safetensors."
         )
     raise CheckpointError(f"{directory}: there is neither {SINGLE} nor {INDEX} in it.")
@@ -63,7 +63,7 @@ def _read_shards(directory: Path) -> dict[str, TensorInfo]:
         ):
             if names:
                 raise CheckpointError(
-                    f"{path}: against {INDEX}, this shard {problem} {shown(sorted(names)[:3])}"
+                    f"{path}: against {INDEX}, this shard {problem} {quote(sorted(names)[:3])}"
                     f" ({len(names)} in all). The index belongs to other files; download the"
                     " checkpoint again."
                 )

@@ -29,7 +29,7 @@ from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MAX_EXPONENT_BYTE, SCALES
 from trtllm_dflash.checkpoint.quantized_tensors import (
     CODES,
     Quantizable,
-    Stored,
+    StoredSpec,
     check_foreign_formats,
     check_quantization,
     expected_tensors,
@@ -46,14 +46,14 @@ from trtllm_dflash.models.tensor_specs import (
     DRAFTER_NAMES,
     SHARED_TABLES,
     TARGET_NAMES,
-    Ignored,
+    IgnoredSpec,
     TensorTable,
-    expand,
+    expand_specs,
     resolve_shape,
 )
 from trtllm_dflash.models.unsupported_drafters import (
-    refuse_dialects_in_files,
-    refuse_dialects_in_names,
+    refuse_unsupported_in_files,
+    refuse_unsupported_in_names,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -158,12 +158,12 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     """Load and check a DFlash v1 drafter from a directory or hub name; weights stay on disk."""
     directory = find_directory(path_or_name, role="drafter")
     where = f"drafter {directory}"
-    refuse_dialects_in_files((path.name for path in directory.iterdir()), where)
+    refuse_unsupported_in_files((path.name for path in directory.iterdir()), where)
     config_json = _config_json(directory)
     config = DrafterConfig.from_hf(config_json, where)
     quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
     infos = read_all_tensor_infos(directory)
-    refuse_dialects_in_names(infos, where)
+    refuse_unsupported_in_names(infos, where)
     return _account(directory, where, config, infos, DRAFTER_NAMES, quantization)
 
 
@@ -316,11 +316,11 @@ def _account(
     """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or
     of a wrong kind.
     """
-    rows, ignorable = expand(table.used, config), expand(table.ignored, config)
+    rows, ignorable = expand_specs(table.used, config), expand_specs(table.ignored, config)
     quantizable = Quantizable.from_rows(rows, config)
     formats = quantizable.formats(quantization)
     ignorable |= {
-        name: Ignored(name, reason="experts multiply their activations as they are.")
+        name: IgnoredSpec(name, reason="experts multiply their activations as they are.")
         for name in (
             f"{module}.input_scale" for module in quantizable.expert_linears if module in formats
         )
@@ -329,7 +329,7 @@ def _account(
     check_foreign_formats(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
     check_quantization(infos, quantizable, quantization, where)
     allowed = {
-        name: Stored(tuple(resolve_shape(row, config)), row.shape)
+        name: StoredSpec(tuple(resolve_shape(row, config)), row.shape)
         for name, row in ignorable.items()
     }
     _refuse_mismatch(where, infos, expected, allowed)
@@ -352,8 +352,8 @@ def _account(
 def _refuse_mismatch(
     where: str,
     infos: Mapping[str, TensorInfo],
-    expected: dict[str, Stored],
-    allowed: dict[str, Stored],
+    expected: dict[str, StoredSpec],
+    allowed: dict[str, StoredSpec],
 ) -> None:
     present = {name: stored for name, stored in (allowed | expected).items() if name in infos}
     problems = {

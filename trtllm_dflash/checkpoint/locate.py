@@ -10,7 +10,7 @@ from typing import Any
 
 from trtllm_dflash.catalog.pairs import Role, nearest_names, pair_of
 from trtllm_dflash.errors import CheckpointError, ConfigError
-from trtllm_dflash.models.hf_config import MAX_CONFIG_BYTES, parse_json, shown
+from trtllm_dflash.models.hf_config import MAX_CONFIG_BYTES, parse_json, quote
 
 # What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories
 # also hold, nor the same weights again in a folder (gpt-oss has them three times).
@@ -61,7 +61,7 @@ def file_in(directory: Path, name: str) -> Path:
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise CheckpointError(
-            f"{directory}: {shown(name)} is no plain file name, and files elsewhere are not read."
+            f"{directory}: {quote(name)} is no plain file name, and files elsewhere are not read."
         )
     path = directory / name
     home = directory.resolve()

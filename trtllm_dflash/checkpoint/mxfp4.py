@@ -23,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_dflash.checkpoint.dequantize import E2M1_PAIRS
-from trtllm_dflash.checkpoint.formats import MXFP4, Quantization
+from trtllm_dflash.checkpoint.formats import MXFP4, NVFP4_GROUP_SIZE, Quantization
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
 BLOCKS, SCALES = "_blocks", "_scales"
-BLOCK_SIZE = MXFP4.block_size or 0
-NVFP4_BLOCK_SIZE = 16
+MXFP4_GROUP_SIZE = MXFP4.group_size or 0
 # 6 · 2^125 is below float32's largest number, 6 · 2^126 beyond it; 255 is E8M0's NaN.
 MAX_EXPONENT_BYTE = 127 + 125
 _BIAS = 127
@@ -71,9 +70,9 @@ def expert_errors(
             faults.append(
                 f"{name} is {infos[name].dtype}, not MXFP4: add it to modules_to_not_convert"
             )
-        elif columns % BLOCK_SIZE:
+        elif columns % MXFP4_GROUP_SIZE:
             faults.append(
-                f"{name} has {columns} input features, no multiple of the block of {BLOCK_SIZE}"
+                f"{name} has {columns} input features, no multiple of the block of {MXFP4_GROUP_SIZE}"
             )
     return faults
 
@@ -86,7 +85,7 @@ def dequantized_experts(
     """
     blocks, scales = (tensors[f"{name}{ending}"].array() for ending in (BLOCKS, SCALES))
     count, rows, num_blocks, _ = blocks.shape
-    numbers = np.empty((count * rows * num_blocks, BLOCK_SIZE), dtype)
+    numbers = np.empty((count * rows * num_blocks, MXFP4_GROUP_SIZE), dtype)
     codes, exponents = blocks.reshape(len(numbers), -1), scales.reshape(-1)
     for start in range(0, len(numbers), _CHUNK_BLOCKS):
         part = slice(start, start + _CHUNK_BLOCKS)
@@ -124,7 +123,7 @@ def nvfp4_block_scales(
     powers = np.ldexp(1.0, np.clip(np.arange(256) - shift, _LARGEST - _SPREAD, _LARGEST))
     of_byte: npt.NDArray[Any] = powers.astype(ml_dtypes.float8_e4m3fn)
     scales: npt.NDArray[Any] = of_byte[
-        np.repeat(exponents, BLOCK_SIZE // NVFP4_BLOCK_SIZE, axis=-1)
+        np.repeat(exponents, MXFP4_GROUP_SIZE // NVFP4_GROUP_SIZE, axis=-1)
     ]
     return scales
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.checkpoint.formats import FORMATS, HF_QUANT_CONFIG, Quantization, WeightFormat
-from trtllm_dflash.checkpoint.mxfp4 import BLOCK_SIZE, BLOCKS, SCALES, expert_errors
+from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MXFP4_GROUP_SIZE, SCALES, expert_errors
 from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
 from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.models.tensor_specs import Weight, resolve_shape
+from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shape
 
 CODES = ("F8_E4M3", "U8")  # dtypes that are nothing without their scales
 LINEAR_SCALES = ("weight_scale", "weight_scale_2", "input_scale")
@@ -65,7 +65,7 @@ _FOREIGN: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSpec:
     """What a tensor of a checkpoint must be: sizes, the same in symbols, and the dtypes it may
     have.
     """
@@ -79,25 +79,25 @@ class Stored:
         return shape == self.shape or (not self.shape and shape == (1,))
 
 
-_SCALAR = Stored((), (), ("F32",))
+_SCALAR = StoredSpec((), (), ("F32",))
 
 
 def expected_tensors(
-    rows: Mapping[str, Weight],
+    rows: Mapping[str, TensorSpec],
     config: Any,
     formats: Mapping[str, WeightFormat],
     quantization: Quantization,
-) -> dict[str, Stored]:
+) -> dict[str, StoredSpec]:
     """All tensors by name: the rows as they are, and in place of a quantized linear's weight what
     its format stores.
 
     With FP8 caches these have their scales, which an export may leave out as a whole: see
     `without_unit_scales`.
     """
-    expected: dict[str, Stored] = {}
+    expected: dict[str, StoredSpec] = {}
     for name, row in rows.items():
         module, _, kind = name.rpartition(".")
-        plain = Stored(tuple(resolve_shape(row, config)), row.shape)
+        plain = StoredSpec(tuple(resolve_shape(row, config)), row.shape)
         row_format = formats.get(module) if kind == "weight" else None
         if row.are_experts and name in formats:
             expected |= _tensors_of_experts(name, plain)
@@ -112,8 +112,8 @@ def expected_tensors(
 
 
 def without_unit_scales(
-    expected: Mapping[str, Stored], infos: Collection[str]
-) -> dict[str, Stored]:
+    expected: Mapping[str, StoredSpec], infos: Collection[str]
+) -> dict[str, StoredSpec]:
     """`expected`, less the scales of caches where the files have none at all: every one of them is
     then 1.
 
@@ -125,37 +125,39 @@ def without_unit_scales(
     return {name: stored for name, stored in expected.items() if not is_cache_scale(name)}
 
 
-def _tensors_of(module: str, row: WeightFormat, plain: Stored) -> dict[str, Stored]:
+def _tensors_of(module: str, fmt: WeightFormat, plain: StoredSpec) -> dict[str, StoredSpec]:
     rows, columns = plain.shape
     out_symbol, in_symbol = plain.symbols
-    if row.block_size is None:
+    if fmt.group_size is None:
         tensors = {
-            "weight": Stored(plain.shape, plain.symbols, ("F8_E4M3",)),
+            "weight": StoredSpec(plain.shape, plain.symbols, ("F8_E4M3",)),
             "weight_scale": _SCALAR,
         }
     else:
-        size = row.block_size
+        size = fmt.group_size
         tensors = {
-            "weight": Stored((rows, columns // 2), (out_symbol, f"{in_symbol}/2"), ("U8",)),
-            "weight_scale": Stored(
+            "weight": StoredSpec((rows, columns // 2), (out_symbol, f"{in_symbol}/2"), ("U8",)),
+            "weight_scale": StoredSpec(
                 (rows, columns // size), (out_symbol, f"{in_symbol}/{size}"), ("F8_E4M3",)
             ),
             "weight_scale_2": _SCALAR,
         }
-    if row.has_input_scale:
+    if fmt.has_input_scale:
         tensors["input_scale"] = _SCALAR
     return {f"{module}.{name}": stored for name, stored in tensors.items()}
 
 
-def _tensors_of_experts(name: str, plain: Stored) -> dict[str, Stored]:
+def _tensors_of_experts(name: str, plain: StoredSpec) -> dict[str, StoredSpec]:
     count, columns, rows = plain.shape
     count_symbol, in_symbol, out_symbol = plain.symbols
     shape, symbols = (
-        (count, rows, columns // BLOCK_SIZE),
-        (count_symbol, out_symbol, f"{in_symbol}/{BLOCK_SIZE}"),
+        (count, rows, columns // MXFP4_GROUP_SIZE),
+        (count_symbol, out_symbol, f"{in_symbol}/{MXFP4_GROUP_SIZE}"),
     )
-    blocks = Stored((*shape, BLOCK_SIZE // 2), (*symbols, str(BLOCK_SIZE // 2)), ("U8",))
-    return {f"{name}{BLOCKS}": blocks, f"{name}{SCALES}": Stored(shape, symbols, ("U8",))}
+    blocks = StoredSpec(
+        (*shape, MXFP4_GROUP_SIZE // 2), (*symbols, str(MXFP4_GROUP_SIZE // 2)), ("U8",)
+    )
+    return {f"{name}{BLOCKS}": blocks, f"{name}{SCALES}": StoredSpec(shape, symbols, ("U8",))}
 
 
 def is_scale(name: str) -> bool:
@@ -186,7 +188,7 @@ class Quantizable:
     expert_linears: Collection[str]
 
     @classmethod
-    def from_rows(cls, rows: Mapping[str, Weight], config: Any) -> Quantizable:
+    def from_rows(cls, rows: Mapping[str, TensorSpec], config: Any) -> Quantizable:
         """Those among the rows (by tensor name) of a model."""
         linears = {name.removesuffix(".weight"): row for name, row in rows.items() if row.is_linear}
         return cls(
@@ -212,9 +214,9 @@ class Quantizable:
         found |= {name: quantization.format_of_experts(name) for name in self.experts}
         weights_only = FORMATS["w4a16_nvfp4"]
         return {
-            module: weights_only if module in self.expert_linears and row.block_size else row
-            for module, row in found.items()
-            if row is not None
+            module: weights_only if module in self.expert_linears and fmt.group_size else fmt
+            for module, fmt in found.items()
+            if fmt is not None
         }
 
 
@@ -249,25 +251,25 @@ def check_quantization(
     formats = model.formats(quantization)
     unscaled = []
     for module, shape in model.linears.items():
-        row = formats.get(module)
-        if row is None:
+        fmt = formats.get(module)
+        if fmt is None:
             faults += _faults_of_plain(infos, module, quantization)
         elif module in NEVER_QUANTIZED:
             faults.append(
-                f"{module} is {row.algo}, and it must not be quantized: exclude it and quantize"
+                f"{module} is {fmt.algo}, and it must not be quantized: exclude it and quantize"
                 " again"
             )
-        elif module in model.expert_linears and row.block_size is None:
+        elif module in model.expert_linears and fmt.group_size is None:
             faults.append(
-                f"{module} is {row.algo}, and experts can be NVFP4 or unquantized: exclude it"
+                f"{module} is {fmt.algo}, and experts can be NVFP4 or unquantized: exclude it"
             )
         elif _is_plain(infos, module):
             unscaled.append(module)
         else:
             # NVFP4 as stated quantizes activations as well, which for experts nobody does here.
-            if row is quantization.format_of(module):
-                faults += _faults_of_input_scale(infos, module, row)
-            faults += _faults_of_quantized(infos, module, row, shape)
+            if fmt is quantization.format_of(module):
+                faults += _faults_of_input_scale(infos, module, fmt)
+            faults += _faults_of_quantized(infos, module, fmt, shape)
     faults += _faults_of_unscaled(infos, unscaled, formats)
     faults += expert_errors(infos, model.experts, quantization)
     if faults:
@@ -310,16 +312,16 @@ def _why_plain(module: str, quantization: Quantization) -> str:
 
 
 def _faults_of_input_scale(
-    infos: Mapping[str, TensorInfo], module: str, row: WeightFormat
+    infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat
 ) -> list[str]:
     has_input_scale = f"{module}.input_scale" in infos
-    if row.has_input_scale and not has_input_scale:
+    if fmt.has_input_scale and not has_input_scale:
         return [
-            f"{module}.input_scale is missing: {row.algo} quantizes activations too, and was not"
+            f"{module}.input_scale is missing: {fmt.algo} quantizes activations too, and was not"
             " calibrated"
         ]
-    if not row.has_input_scale and has_input_scale:
-        return [f"{module}.input_scale is there, but {row.algo} leaves activations as they are"]
+    if not fmt.has_input_scale and has_input_scale:
+        return [f"{module}.input_scale is there, but {fmt.algo} leaves activations as they are"]
     return []
 
 
@@ -354,18 +356,18 @@ def _faults_of_unscaled(
 
 
 def _faults_of_quantized(
-    infos: Mapping[str, TensorInfo], module: str, row: WeightFormat, shape: tuple[int, ...]
+    infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
     weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
     faults = []
-    if row.block_size is None:
+    if fmt.group_size is None:
         if scale is not None and scale.shape not in ((), (1,)):
             faults.append(
                 f"{module}.weight_scale has {list(scale.shape)}, expected one number for the whole"
                 " tensor"
             )
         return faults
-    return faults + _block_faults(module, row.block_size, shape, weight, scale)
+    return faults + _block_faults(module, fmt.group_size, shape, weight, scale)
 
 
 def _block_faults(

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.models.hf_config import parse_json, shown
+from trtllm_dflash.models.hf_config import parse_json, quote
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_RANK = 8
@@ -131,7 +131,7 @@ def _tensor_info(
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
         _fail(
             path,
-            f"a tensor is named {shown(name)}, expected 1 to {MAX_NAME_LENGTH} printable"
+            f"a tensor is named {quote(name)}, expected 1 to {MAX_NAME_LENGTH} printable"
             " characters.",
         )
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -142,16 +142,16 @@ def _tensor_info(
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        _fail(path, f"tensor {name}: unknown dtype {shown(dtype)}.")
+        _fail(path, f"tensor {name}: unknown dtype {quote(dtype)}.")
     if not _is_size_list(shape) or len(shape) > MAX_RANK:
         _fail(
             path,
-            f"tensor {name}: shape {shown(shape)} is not a list of at most {MAX_RANK} sizes, each"
+            f"tensor {name}: shape {quote(shape)} is not a list of at most {MAX_RANK} sizes, each"
             " an integer from 0.",
         )
     if not _is_size_list(offsets) or len(offsets) != 2:
         _fail(
-            path, f"tensor {name}: data_offsets {shown(offsets)} is not a pair of integers from 0."
+            path, f"tensor {name}: data_offsets {quote(offsets)} is not a pair of integers from 0."
         )
     begin, end = offsets
     bits = math.prod(shape) * DTYPE_BITS[dtype]

@@ -17,7 +17,7 @@ class EngineConfig:
     1 and draft_len 0.
     """
 
-    architecture: str
+    model_type: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     arch: str
@@ -64,7 +64,10 @@ class EngineConfig:
         build = {name: reader.read(int, f"build_config.{name}", low=1) for name in _SIZES}
         speculates = reader.section("dflash") is not None
         return cls(
-            architecture=reader.read(str, "pretrained_config.architecture"),
+            # Earlier engines call it architecture.
+            model_type=reader.read(
+                str, "pretrained_config.model_type", "pretrained_config.architecture"
+            ),
             vocab_size=reader.read(int, "pretrained_config.vocab_size", low=1),
             eos_token_ids=reader.read_list(int, "pretrained_config.eos_token_ids"),
             arch=reader.read(str, "build_config.arch"),

@@ -27,7 +27,7 @@ _PRETRAINED_NAMES = {
     "head_size": "head_dim",
 }
 _PRETRAINED_FIELDS = (
-    "architecture",
+    "model_type",
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",

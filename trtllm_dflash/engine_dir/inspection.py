@@ -76,7 +76,7 @@ def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
         (
             "target",
             (
-                f"{model['architecture']}, {model['num_hidden_layers']} layers, hidden size"
+                f"{model['model_type']}, {model['num_hidden_layers']} layers, hidden size"
                 f" {model['hidden_size']}, vocabulary {model['vocab_size']}, from"
                 f" {sources.get('target')}"
             ),

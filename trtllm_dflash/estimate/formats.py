@@ -65,7 +65,7 @@ def _formats(
         stored = Quantization(default=asked, excluded=(_HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4)
     found = model.quantizable.formats(stored)
     expert_linears = set(model.quantizable.expert_linears)
-    wrong = {module for module in expert_linears & found.keys() if found[module].block_size is None}
+    wrong = {module for module in expert_linears & found.keys() if found[module].group_size is None}
     if wrong and not wanted:
         raise CheckpointError(
             f"{model.name}: {min(wrong)} is FP8, and experts can be NVFP4 or unquantized:"

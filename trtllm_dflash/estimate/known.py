@@ -19,7 +19,7 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.experts import Experts
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand
+from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand_specs
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class KnownTarget:
     @cached_property
     def quantizable(self) -> Quantizable:
         """What of it may be quantized."""
-        return Quantizable.from_rows(expand(TARGET_NAMES.used, self.config), self.config)
+        return Quantizable.from_rows(expand_specs(TARGET_NAMES.used, self.config), self.config)
 
     @property
     def experts(self) -> Experts | None:
@@ -83,7 +83,7 @@ class KnownDrafter:
     @cached_property
     def quantizable(self) -> Quantizable:
         """What of it may be quantized."""
-        return Quantizable.from_rows(expand(DRAFTER_NAMES.used, self.config), self.config)
+        return Quantizable.from_rows(expand_specs(DRAFTER_NAMES.used, self.config), self.config)
 
 
 _PAPER = "DFlash, arXiv 2602.06036"

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.checkpoint.formats import BLOCK_SIZE
+from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
 from trtllm_dflash.graph.builder import GraphBuilder, function_from_body
 from trtllm_dflash.graph.weight_source import WeightSource
 
@@ -55,48 +55,48 @@ class QuantizedLinears:
             # q, k and v share an input, and mostly its scale: it is rounded once.
             key = (x, weight_format.name, scale)
             if key not in self._rounded:
-                self._rounded[key] = self._activation(x, weight_format.block_size, scale)
+                self._rounded[key] = self._activation(x, weight_format.group_size, scale)
             x = self._rounded[key]
         if self._emulates:
             return x, self.weights.dequantized(self.g, module, rows, alias)
-        return x, self._weight(module, weight_format.block_size, rows, alias)
+        return x, self._weight(module, weight_format.group_size, rows, alias)
 
     @property
     def _emulates(self) -> bool:
         return self.dtype == ir.DataType.FLOAT
 
-    def _activation(self, x: ir.Value, block_size: int | None, scale: float) -> ir.Value:
+    def _activation(self, x: ir.Value, group_size: int | None, scale: float) -> ir.Value:
         g = self.g
         if self._emulates:
-            name = _ROUND_FP8 if block_size is None else _ROUND_NVFP4
+            name = _ROUND_FP8 if group_size is None else _ROUND_NVFP4
             return g.emit(name, [x, scale], domain=EMULATION_DOMAIN)[0]
-        if block_size is None:
+        if group_size is None:
             codes = g.QuantizeLinear(x, scale, output_dtype=int(ir.DataType.FLOAT8E4M3FN))
             return g.DequantizeLinear(codes, scale, output_dtype=int(self.dtype))
         codes, block_scales = g.emit(
             "TRT_FP4DynamicQuantize",
             [x, scale],
-            {"axis": -1, "block_size": block_size, "scale_type": int(ir.DataType.FLOAT8E4M3FN)},
+            {"axis": -1, "block_size": group_size, "scale_type": int(ir.DataType.FLOAT8E4M3FN)},
             domain=TRT_DOMAIN,
             num_outputs=2,
         )
-        return self._from_blocks(codes, block_scales, scale, block_size)
+        return self._from_blocks(codes, block_scales, scale, group_size)
 
     def _weight(
-        self, module: str, block_size: int | None, rows: np.ndarray | None, alias: str
+        self, module: str, group_size: int | None, rows: np.ndarray | None, alias: str
     ) -> ir.Value:
         g = self.g
         codes = self.weights.codes(g, f"{module}.weight", rows, alias)
-        if block_size is None:
+        if group_size is None:
             scale = self.weights.number(f"{module}.weight_scale")
             return g.DequantizeLinear(codes, scale, output_dtype=int(self.dtype))
         block_scales = self.weights.codes(g, f"{module}.weight_scale", rows, f"{alias}_scale")
         return self._from_blocks(
-            codes, block_scales, self.weights.number(f"{module}.weight_scale_2"), block_size
+            codes, block_scales, self.weights.number(f"{module}.weight_scale_2"), group_size
         )
 
     def _from_blocks(
-        self, codes: ir.Value, block_scales: ir.Value, scale: float, block_size: int
+        self, codes: ir.Value, block_scales: ir.Value, scale: float, group_size: int
     ) -> ir.Value:
         """E2M1 codes [N, in] · (E4M3 block scales [N, in/16] · scale), as `dtype`.
 
@@ -105,7 +105,7 @@ class QuantizedLinears:
         """
         g = self.g
         numbers = g.DequantizeLinear(
-            codes, g.DequantizeLinear(block_scales, scale), axis=-1, block_size=block_size
+            codes, g.DequantizeLinear(block_scales, scale), axis=-1, block_size=group_size
         )
         return g.cast(numbers, self.dtype)
 
@@ -125,7 +125,7 @@ def _round_nvfp4(g: GraphBuilder, x: ir.Value, scale: ir.Value) -> tuple[ir.Valu
     A block's scale is that of its largest magnitude, E4M3(max|x| / (6 · scale)) · scale. A block
     too small for any such scale becomes zero.
     """
-    blocks = g.Reshape(x, g.Concat([0, -1], [BLOCK_SIZE], axis=0))
+    blocks = g.Reshape(x, g.Concat([0, -1], [NVFP4_GROUP_SIZE], axis=0))
     largest = g.ReduceMax(g.Abs(blocks), [-1], keepdims=1)
     block_scale = g.Mul(_to_e4m3(g, g.Div(largest, g.Mul(scale, FP4_MAX))), scale)
     is_zero = g.Equal(block_scale, 0.0)

@@ -158,7 +158,7 @@ class _Step:
         x = _embed(m, ids, config.hidden_size)
         outputs = []
         for index in range(config.num_layers):
-            x = LAYERS[config.architecture](context, x, index)
+            x = LAYERS[config.model_type](context, x, index)
             outputs.append(x)
         return x, [outputs[index] for index in tap_ids], context.written
 

@@ -60,7 +60,7 @@ class TargetBuilder:
         """The mixture of experts `name` of x [B·S, hidden]."""
         config = self.config
         if config.moe is None:
-            raise GraphError(f"{name}: {config.architecture} has no experts")
+            raise GraphError(f"{name}: {config.model_type} has no experts")
         return Experts(self.model, config.moe, config.hidden_size, self.experts_as, name)(x)
 
     def _cache_scales(self, layer: int) -> dict[str, float]:

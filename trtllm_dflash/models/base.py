@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.checkpoint.formats import COMPRESSED
-from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, Only, shown
+from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.moe import MoEConfig, read_gpt_oss_experts, read_qwen3_moe_experts
 from trtllm_dflash.models.rope import RopeConfig
 
@@ -22,7 +22,7 @@ class TargetFamily:
     missing.
     """
 
-    architecture: str
+    model_type: str
     qk_norm: bool = False
     mlp_bias: bool = False  # whether the MLP may have one
     attention_bias: bool = False  # where the key is missing
@@ -46,24 +46,24 @@ TARGET_FAMILIES: Mapping[str, TargetFamily] = {
     ),
 }
 
-_ONLY = (
-    Only("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
-    Only(
+_ALLOWED = (
+    Allowed("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
+    Allowed(
         "pretraining_tp",
         (1,),
         "sliced projections of tensor-parallel pretraining sum in another order.",
     ),
-    Only(
+    Allowed(
         "use_sliding_window",
         (False,),
         "which layers slide is in layer_types, and only gpt-oss has such targets.",
     ),
-    Only("compression_config", ({},), COMPRESSED),
-    Only("final_logit_softcapping", (0, 0.0), "the logits are not capped."),
-    Only("attn_logit_softcapping", (0, 0.0), "the attention scores are not capped."),
+    Allowed("compression_config", ({},), COMPRESSED),
+    Allowed("final_logit_softcapping", (0, 0.0), "the logits are not capped."),
+    Allowed("attn_logit_softcapping", (0, 0.0), "the attention scores are not capped."),
 )
-_ONLY_DENSE = tuple(
-    Only(name, (0, 1), "only Qwen3MoeForCausalLM and GptOssForCausalLM have experts here.")
+_ALLOWED_DENSE = tuple(
+    Allowed(name, (0, 1), "only Qwen3MoeForCausalLM and GptOssForCausalLM have experts here.")
     for name in ("num_experts", "num_local_experts")
 )
 
@@ -78,7 +78,7 @@ class TargetConfig:
     gives nothing. `eos_token_ids` may be empty.
     """
 
-    architecture: str
+    model_type: str
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -108,7 +108,7 @@ class TargetConfig:
         """
         reader = HfReader(config_json, where)
         family = _family(reader)
-        reader.check_allowed(_ONLY if family.experts else (*_ONLY, *_ONLY_DENSE))
+        reader.check_allowed(_ALLOWED if family.experts else (*_ALLOWED, *_ALLOWED_DENSE))
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
         hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
@@ -125,7 +125,7 @@ class TargetConfig:
             head_dim = hidden_size // num_q_heads
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
         return cls(
-            architecture=family.architecture,
+            model_type=family.model_type,
             hidden_size=hidden_size,
             intermediate_size=reader.read(int, "intermediate_size", low=1, high=MAX_SIZE),
             num_layers=num_layers,
@@ -167,13 +167,13 @@ def _family(reader: HfReader) -> TargetFamily:
     if family is None:
         reader.fail(
             "architectures",
-            f"is {shown(names)}, and supported targets are {', '.join(TARGET_FAMILIES)}.",
+            f"is {quote(names)}, and supported targets are {', '.join(TARGET_FAMILIES)}.",
         )
-    if reader.read(str, "model_type", default=family.architecture) != family.architecture:
+    if reader.read(str, "model_type", default=family.model_type) != family.model_type:
         reader.fail(
             "model_type",
-            f"is {shown(reader.get('model_type'))}, but {names[0]} goes with"
-            f" {family.architecture!r}.",
+            f"is {quote(reader.get('model_type'))}, but {names[0]} goes with"
+            f" {family.model_type!r}.",
         )
     return family
 
@@ -197,7 +197,7 @@ def _read_windows(reader: HfReader, num_layers: int, family: TargetFamily) -> tu
     for index, kind in enumerate(kinds):
         if kind not in allowed:
             problem = (
-                f"is {shown(kind)}, and a layer of {family.architecture} can only be"
+                f"is {quote(kind)}, and a layer of {family.model_type} can only be"
                 f" {' or '.join(allowed)}."
             )
             reader.fail(f"layer_types[{index}]", problem)

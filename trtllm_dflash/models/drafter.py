@@ -16,22 +16,22 @@ from typing import Any
 
 from trtllm_dflash.checkpoint.formats import COMPRESSED
 from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
-from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, Only, shown
+from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
-from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_dialects_in_config
+from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_unsupported_in_config
 
 _LOG = logging.getLogger(__name__)
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 2, 64
 
-_ONLY = (
-    Only("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),
-    Only(
+_ALLOWED = (
+    Allowed("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),
+    Allowed(
         "model_type", ("qwen3",), "a DFlash drafter's layers are Qwen3's, whatever its target is."
     ),
-    Only("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
-    Only("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
-    Only("compression_config", ({},), COMPRESSED),
+    Allowed("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
+    Allowed("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
+    Allowed("compression_config", ({},), COMPRESSED),
 )
 
 
@@ -88,10 +88,10 @@ class DrafterConfig:
     def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:
         """Read config.json; every other drafter dialect is refused by its name."""
         reader = HfReader(config_json, where)
-        refuse_dialects_in_config(reader)
+        refuse_unsupported_in_config(reader)
         reader.section("dflash_config")
         reader.read_list(str, "architectures")
-        reader.check_allowed(_ONLY)
+        reader.check_allowed(_ALLOWED)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
         head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
@@ -135,7 +135,7 @@ def _read_taps(reader: HfReader, num_target_layers: int | None) -> tuple[int, ..
     if len(set(taps)) != len(taps):
         reader.fail(
             path,
-            f"is {shown(taps)}, which names a layer twice; no DFlash drafter is trained that way.",
+            f"is {quote(taps)}, which names a layer twice; no DFlash drafter is trained that way.",
         )
     limit = num_target_layers if num_target_layers is not None else MAX_LAYERS
     for tap in taps:
@@ -181,7 +181,7 @@ def _read_sliding(reader: HfReader, num_layers: int, *, has_causal_key: bool) ->
         if kind not in ("full_attention", "sliding_attention"):
             reader.fail(
                 f"layer_types[{index}]",
-                f"is {shown(kind)}, expected full_attention or sliding_attention.",
+                f"is {quote(kind)}, expected full_attention or sliding_attention.",
             )
     sliding = tuple(kind == "sliding_attention" for kind in kinds)
     if not use_swa or any(sliding):

@@ -45,7 +45,7 @@ def parse_json(
         if len(result) != len(pairs):
             twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
             raise error(
-                f"{where}: the key {shown(twice)} appears twice, and readers differ in which one"
+                f"{where}: the key {quote(twice)} appears twice, and readers differ in which one"
                 " they keep. Drop one."
             )
         return result
@@ -69,7 +69,7 @@ def parse_json(
 
 
 @dataclass(frozen=True)
-class Only:
+class Allowed:
     """A key that may be missing but, if present, must have one of the accepted values; `why` ends
     the refusal.
     """
@@ -124,7 +124,7 @@ class HfReader:
                 for word, bound in (("at least", low), ("at most", high))
                 if bound is not None
             )
-            self.fail(path, f"is {shown(value)}, expected {bounds}.")
+            self.fail(path, f"is {quote(value)}, expected {bounds}.")
         return value
 
     @overload
@@ -146,7 +146,7 @@ class HfReader:
         if scalar and not isinstance(value, list):
             return (self._typed(kind, path, value),)
         if not isinstance(value, list):
-            self.fail(path, f"is {shown(value)}, expected a list, each entry {_KIND_NAMES[kind]}.")
+            self.fail(path, f"is {quote(value)}, expected a list, each entry {_KIND_NAMES[kind]}.")
         return tuple(
             self._typed(kind, f"{path}[{index}]", entry) for index, entry in enumerate(value)
         )
@@ -159,7 +159,7 @@ class HfReader:
         if value is None:
             return None
         if not isinstance(value, dict):
-            self.fail(path, f"is {shown(value)}, expected an object.")
+            self.fail(path, f"is {quote(value)}, expected an object.")
         return HfReader(value, self.where, prefix=f"{self.prefix}{path}.")
 
     def get(self, path: str) -> Any:
@@ -169,15 +169,15 @@ class HfReader:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
-    def check_allowed(self, rows: Iterable[Only]) -> None:
+    def check_allowed(self, rows: Iterable[Allowed]) -> None:
         """Refuse every key that is present with a value this package would silently compute
         wrongly.
         """
         for row in rows:
             value = self.get(row.path)
             if value is not None and not any(_same(value, accepted) for accepted in row.accepted):
-                only = " or ".join(map(shown, row.accepted))
-                self.fail(row.path, f"is {shown(value)}, and only {only} is supported: {row.why}")
+                only = " or ".join(map(quote, row.accepted))
+                self.fail(row.path, f"is {quote(value)}, and only {only} is supported: {row.why}")
 
     def fail(self, path: str, problem: str) -> NoReturn:
         """Raise ConfigError about one key, named by its full path."""
@@ -195,8 +195,8 @@ class HfReader:
         path, value = present[0]
         for other_path, other in present[1:]:
             if not _same(value, other):
-                second = f"{self.prefix}{other_path} is {shown(other)}"
-                self.fail(path, f"is {shown(value)} but {second}. Make them agree or drop one.")
+                second = f"{self.prefix}{other_path} is {quote(other)}"
+                self.fail(path, f"is {quote(value)} but {second}. Make them agree or drop one.")
         return path, value
 
     def _typed(self, kind: type[Any], path: str, value: Any) -> Any:
@@ -208,7 +208,7 @@ class HfReader:
         ):
             value = float(value)
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            self.fail(path, f"is {shown(value)}, expected {_KIND_NAMES[kind]}.")
+            self.fail(path, f"is {quote(value)}, expected {_KIND_NAMES[kind]}.")
         return value
 
 
@@ -217,7 +217,7 @@ def _same(value: object, other: object) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Write an untrusted JSON value for a message: ASCII without control characters, at most 80
     characters.
     """

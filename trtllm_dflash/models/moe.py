@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, shown
+from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, quote
 
 MAX_EXPERTS = 1024
 
@@ -57,10 +57,10 @@ def read_qwen3_moe_experts(reader: HfReader) -> MoEConfig:
     every = "a layer without experts is not supported: all layers must have them."
     if reader.read(int, "decoder_sparse_step", default=1) != 1:
         reader.fail(
-            "decoder_sparse_step", f"is {shown(reader.get('decoder_sparse_step'))}, and {every}"
+            "decoder_sparse_step", f"is {quote(reader.get('decoder_sparse_step'))}, and {every}"
         )
     if reader.read_list(int, "mlp_only_layers", default=()):
-        reader.fail("mlp_only_layers", f"is {shown(reader.get('mlp_only_layers'))}, and {every}")
+        reader.fail("mlp_only_layers", f"is {quote(reader.get('mlp_only_layers'))}, and {every}")
     if reader.read(int, "shared_expert_intermediate_size", default=0):
         reader.fail(
             "shared_expert_intermediate_size",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trtllm_dflash.models.hf_config import HfReader, shown
+from trtllm_dflash.models.hf_config import HfReader, quote
 
 Floats = npt.NDArray[np.float32]
 
@@ -78,13 +78,13 @@ class RopeConfig:
         kind = section.read(str, "rope_type", "type", default="default")
         if kind not in _PARAMETERS:
             section.fail(
-                "rope_type", f"is {shown(kind)}, and only {', '.join(_PARAMETERS)} are supported."
+                "rope_type", f"is {quote(kind)}, and only {', '.join(_PARAMETERS)} are supported."
             )
         required, optional = _PARAMETERS[kind]
         strange = sorted(set(section.data) - required - optional - _COMMON_KEYS)
         if any(section.data[key] is not None for key in strange):
             section.fail(
-                shown(strange[0])[1:-1],
+                quote(strange[0])[1:-1],
                 f"is no parameter of {kind} RoPE, whose are {sorted(required | optional)}.",
             )
         theta = _read_theta(reader, section, default_theta)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
-class Weight:
+class TensorSpec:
     """One row: a tensor name, its symbolic shape, and the boolean configuration field under which
     it exists.
 
@@ -44,7 +44,7 @@ class Weight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ignored(Weight):
+class IgnoredSpec(TensorSpec):
     """One row: a tensor that may be in the file and is not used, for this reason; an empty shape is
     not checked.
     """
@@ -53,25 +53,25 @@ class Ignored(Weight):
     reason: str
 
 
-Row = TypeVar("Row", bound=Weight)
+Row = TypeVar("Row", bound=TensorSpec)
 
 
 @dataclass(frozen=True)
 class TensorTable:
     """All rows of one kind of checkpoint."""
 
-    used: tuple[Weight, ...]
-    ignored: tuple[Ignored, ...]
+    used: tuple[TensorSpec, ...]
+    ignored: tuple[IgnoredSpec, ...]
 
 
-def _linear(name: str, rows: str, columns: str, bias_when: str) -> tuple[Weight, Weight]:
-    weight = Weight(f"{name}.weight", (rows, columns), is_linear=True)
-    return weight, Weight(f"{name}.bias", (rows,), when=bias_when)
+def _linear(name: str, rows: str, columns: str, bias_when: str) -> tuple[TensorSpec, TensorSpec]:
+    weight = TensorSpec(f"{name}.weight", (rows, columns), is_linear=True)
+    return weight, TensorSpec(f"{name}.bias", (rows,), when=bias_when)
 
 
 def _decoder_layer(
     prefix: str, *, qk_norm_when: str | None, mlp_bias_when: str | None, mlp_unless: str | None
-) -> tuple[Weight, ...]:
+) -> tuple[TensorSpec, ...]:
     attention, mlp, q_size, kv_size = (
         f"{prefix}self_attn.",
         f"{prefix}mlp.",
@@ -84,36 +84,36 @@ def _decoder_layer(
         *_linear(f"{mlp}down_proj", "hidden_size", "intermediate_size", "mlp_bias"),
     )
     return (
-        Weight(f"{prefix}input_layernorm.weight", ("hidden_size",)),
+        TensorSpec(f"{prefix}input_layernorm.weight", ("hidden_size",)),
         *_linear(f"{attention}q_proj", q_size, "hidden_size", "attention_bias"),
         *_linear(f"{attention}k_proj", kv_size, "hidden_size", "attention_bias"),
         *_linear(f"{attention}v_proj", kv_size, "hidden_size", "attention_bias"),
         *_linear(f"{attention}o_proj", "hidden_size", q_size, "attention_bias"),
-        Weight(f"{attention}q_norm.weight", ("head_dim",), when=qk_norm_when),
-        Weight(f"{attention}k_norm.weight", ("head_dim",), when=qk_norm_when),
-        Weight(f"{prefix}post_attention_layernorm.weight", ("hidden_size",)),
+        TensorSpec(f"{attention}q_norm.weight", ("head_dim",), when=qk_norm_when),
+        TensorSpec(f"{attention}k_norm.weight", ("head_dim",), when=qk_norm_when),
+        TensorSpec(f"{prefix}post_attention_layernorm.weight", ("hidden_size",)),
         *(replace(row, unless=mlp_unless) for row in mlp_rows if mlp_bias_when or row.when is None),
     )
 
 
-def _experts(mlp: str) -> tuple[Weight, ...]:
+def _experts(mlp: str) -> tuple[TensorSpec, ...]:
     """Both layouts: as gpt-oss has it, one tensor of all experts, and as Qwen3-MoE has it,
     linears.
     """
     count, size, hidden = "moe.num_experts", "moe.intermediate_size", "hidden_size"
     fused = (
-        Weight(f"{mlp}router.weight", (count, hidden)),
-        Weight(f"{mlp}router.bias", (count,)),
-        Weight(f"{mlp}experts.gate_up_proj", (count, hidden, f"2*{size}"), are_experts=True),
-        Weight(f"{mlp}experts.gate_up_proj_bias", (count, f"2*{size}")),
-        Weight(f"{mlp}experts.down_proj", (count, size, hidden), are_experts=True),
-        Weight(f"{mlp}experts.down_proj_bias", (count, hidden)),
+        TensorSpec(f"{mlp}router.weight", (count, hidden)),
+        TensorSpec(f"{mlp}router.bias", (count,)),
+        TensorSpec(f"{mlp}experts.gate_up_proj", (count, hidden, f"2*{size}"), are_experts=True),
+        TensorSpec(f"{mlp}experts.gate_up_proj_bias", (count, f"2*{size}")),
+        TensorSpec(f"{mlp}experts.down_proj", (count, size, hidden), are_experts=True),
+        TensorSpec(f"{mlp}experts.down_proj_bias", (count, hidden)),
     )
     apart = (
-        Weight(f"{mlp}gate.weight", (count, hidden)),
-        Weight(f"{mlp}experts.{{j}}.gate_proj.weight", (size, hidden), is_linear=True),
-        Weight(f"{mlp}experts.{{j}}.up_proj.weight", (size, hidden), is_linear=True),
-        Weight(f"{mlp}experts.{{j}}.down_proj.weight", (hidden, size), is_linear=True),
+        TensorSpec(f"{mlp}gate.weight", (count, hidden)),
+        TensorSpec(f"{mlp}experts.{{j}}.gate_proj.weight", (size, hidden), is_linear=True),
+        TensorSpec(f"{mlp}experts.{{j}}.up_proj.weight", (size, hidden), is_linear=True),
+        TensorSpec(f"{mlp}experts.{{j}}.down_proj.weight", (hidden, size), is_linear=True),
     )
     return (
         *(replace(row, when="moe.fused") for row in fused),
@@ -129,19 +129,19 @@ _OWN_TABLE = (
 
 TARGET_NAMES = TensorTable(
     used=(
-        Weight("model.embed_tokens.weight", _EMBEDDING),
+        TensorSpec("model.embed_tokens.weight", _EMBEDDING),
         *_decoder_layer(
             "model.layers.{i}.", qk_norm_when="qk_norm", mlp_bias_when="mlp_bias", mlp_unless="moe"
         ),
-        Weight("model.layers.{i}.self_attn.sinks", ("num_q_heads",), when="sinks"),
+        TensorSpec("model.layers.{i}.self_attn.sinks", ("num_q_heads",), when="sinks"),
         *_experts("model.layers.{i}.mlp."),
-        Weight("model.norm.weight", ("hidden_size",)),
-        Weight("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings", is_linear=True),
+        TensorSpec("model.norm.weight", ("hidden_size",)),
+        TensorSpec("lm_head.weight", _EMBEDDING, unless="tie_word_embeddings", is_linear=True),
     ),
     ignored=(
-        Ignored("model.layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
-        Ignored("model.rotary_emb.inv_freq", reason=_INV_FREQ),
-        Ignored(
+        IgnoredSpec("model.layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
+        IgnoredSpec("model.rotary_emb.inv_freq", reason=_INV_FREQ),
+        IgnoredSpec(
             "lm_head.weight",
             shape=_EMBEDDING,
             when="tie_word_embeddings",
@@ -155,16 +155,16 @@ TARGET_NAMES = TensorTable(
 
 DRAFTER_NAMES = TensorTable(
     used=(
-        Weight("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
-        Weight("hidden_norm.weight", ("hidden_size",)),
+        TensorSpec("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
+        TensorSpec("hidden_norm.weight", ("hidden_size",)),
         *_decoder_layer("layers.{i}.", qk_norm_when=None, mlp_bias_when=None, mlp_unless=None),
-        Weight("norm.weight", ("hidden_size",)),
+        TensorSpec("norm.weight", ("hidden_size",)),
     ),
     ignored=(
-        Ignored("embed_tokens.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
-        Ignored("lm_head.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
-        Ignored("layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
-        Ignored("rotary_emb.inv_freq", reason=_INV_FREQ),
+        IgnoredSpec("embed_tokens.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
+        IgnoredSpec("lm_head.weight", shape=_EMBEDDING, reason=_OWN_TABLE),
+        IgnoredSpec("layers.{i}.self_attn.rotary_emb.inv_freq", reason=_INV_FREQ),
+        IgnoredSpec("rotary_emb.inv_freq", reason=_INV_FREQ),
     ),
 )
 
@@ -176,7 +176,7 @@ SHARED_TABLES = {
 }
 
 
-def expand(rows: Iterable[Row], config: Any) -> dict[str, Row]:
+def expand_specs(rows: Iterable[Row], config: Any) -> dict[str, Row]:
     """Return the rows that apply by tensor name, each layer's and expert's spelled out."""
     return {
         row.name.replace("{i}", str(layer)).replace("{j}", str(expert)): row
@@ -187,7 +187,7 @@ def expand(rows: Iterable[Row], config: Any) -> dict[str, Row]:
     }
 
 
-def resolve_shape(row: Weight, config: Any) -> list[int]:
+def resolve_shape(row: TensorSpec, config: Any) -> list[int]:
     """Evaluate a row's symbolic shape."""
     return [math.prod(_size(config, factor) for factor in size.split("*")) for size in row.shape]
 

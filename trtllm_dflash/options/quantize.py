@@ -117,6 +117,6 @@ class QuantizeConfig:
         return self.weight_format is not None and self.weight_format.has_input_scale
 
     @property
-    def block_size(self) -> int | None:
+    def group_size(self) -> int | None:
         """Elements that share a block scale; None where there are no blocks."""
-        return self.weight_format.block_size if self.weight_format else None
+        return self.weight_format.group_size if self.weight_format else None

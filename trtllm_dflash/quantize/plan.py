@@ -168,7 +168,7 @@ def _refuse_loss_of_caches(target: Checkpoint[TargetConfig], config: QuantizeCon
 
 
 def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
-    size = config.block_size
+    size = config.group_size
     if size is None:
         return
     wrong = [

@@ -162,7 +162,7 @@ def _pass_layer(
             advance()
 
     modelopt.calibrate(layer, forward, prefix)
-    if config.block_size is not None:
+    if config.group_size is not None:
         modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
     rounded = modelopt.with_rounded_weights(layer)
     streams.exact = outputs

@@ -34,7 +34,7 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
     limit = f"{config.max_input_len} tokens, prompt and answer {config.max_seq_len}"
     return f"""# {name}
 
-An engine for {config.arch} ({config.architecture}), served by Triton's Python backend with in-flight batching:
+An engine for {config.arch} ({config.model_type}), served by Triton's Python backend with in-flight batching:
 {config.max_batch_size} sequences at a time in each instance; a prompt holds at most {limit}.
 
 ## Serve

@@ -135,7 +135,7 @@ def attention_backend(config: TrtllmExportConfig, facts: PairFacts) -> str:
     """The drafter's attention kernels; DFlash 2's windows without causality are not in
     TensorRT-LLM's own.
     """
-    if facts.dialect == "DFlash 2" and _ATTENTION.get(config.arch) == "TRTLLM":
+    if facts.drafter_variant == "DFlash 2" and _ATTENTION.get(config.arch) == "TRTLLM":
         return "VANILLA"
     return _ATTENTION.get(config.arch, "VANILLA")
 

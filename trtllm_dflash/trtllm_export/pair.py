@@ -18,7 +18,7 @@ from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.hf_config import HfReader
-from trtllm_dflash.models.unsupported_drafters import DIALECTS
+from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
 
 # Dialects that TensorRT-LLM's DFlash has code for; those of other decoding types; of the rest its
 # pages say nothing.
@@ -39,7 +39,7 @@ class PairFacts:
     heads: dict[str, int]  # query heads by model, as far as they are known
     experts: int  # 0: dense
     quantization: str  # of the target, in words
-    dialect: str | None  # of the drafter, where it is not DFlash v1
+    drafter_variant: str | None  # of the drafter, where it is not DFlash v1
 
 
 def read_pair(target: str, drafter: str | None) -> PairFacts:
@@ -51,12 +51,17 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
     """
     target_name, target_reader, quant_file = _target(target)
     drafter_name, drafter_reader = _drafter(target, drafter)
-    dialect = next(
-        (row for row in DIALECTS if any(sign.matches(drafter_reader) for sign in row.signs)), None
+    variant = next(
+        (
+            row
+            for row in UNSUPPORTED_DRAFTERS
+            if any(marker.matches(drafter_reader) for marker in row.markers)
+        ),
+        None,
     )
-    if dialect is not None and dialect.name in _OTHER_TYPES:
+    if variant is not None and variant.name in _OTHER_TYPES:
         raise UsageError(
-            f"drafter {drafter_name}: it is of the dialect '{dialect.name}', for which TensorRT-LLM"
+            f"drafter {drafter_name}: it is of the variant '{variant.name}', for which TensorRT-LLM"
             " has another decoding_type than DFlash. Give a DFlash drafter"
         )
     _check_pair(target_name, target_reader, drafter_name, drafter_reader)
@@ -74,7 +79,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         experts=_number(target_reader, "num_local_experts")
         or _number(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
-        dialect=dialect.name if dialect else None,
+        drafter_variant=variant.name if variant else None,
     )
 
 

@@ -110,10 +110,10 @@ def _split(config: TrtllmExportConfig, facts: PairFacts) -> str:
 
 
 def _records_and_returns(facts: PairFacts) -> list[str]:
-    if facts.dialect is None or facts.dialect in TAKEN:
+    if facts.drafter_variant is None or facts.drafter_variant in TAKEN:
         return []
     return [
-        f"**Uncertain**: this drafter is of the dialect '{facts.dialect}', and TensorRT-LLM's pages"
+        f"**Uncertain**: this drafter is of the variant '{facts.drafter_variant}', and TensorRT-LLM's pages"
         " do not say that its DFlash takes it. If it loads, compare τ with the drafter's model"
         " card before anything else."
     ]
