@@ -45,7 +45,7 @@ def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
     """An engine of ours with fixed options."""
 
     def run(prompt: list[int]) -> Run:
-        answer = engine.generate([prompt], max_new_tokens=max_tokens, **options)[0]
+        answer = engine.generate([prompt], max_tokens=max_tokens, **options)[0]
         return Run(answer.token_ids, len(answer.acceptance_lengths), answer.decode_seconds)
 
     return run

@@ -19,12 +19,12 @@ PROMPT = (
 WARM_UP_TOKENS = 8
 
 
-def measured(engine: Engine, prompt: str, max_new_tokens: int) -> Generation:
+def measured(engine: Engine, prompt: str, max_tokens: int) -> Generation:
     """The answer of an engine that has already run a few steps."""
     assert engine.tokenizer is not None
     ids = engine.tokenizer.encode_chat(prompt)
-    engine.generate([ids], max_new_tokens=WARM_UP_TOKENS)
-    return engine.generate([ids], max_new_tokens=max_new_tokens)[0]
+    engine.generate([ids], max_tokens=WARM_UP_TOKENS)
+    return engine.generate([ids], max_tokens=max_tokens)[0]
 
 
 def speed(answer: Generation) -> float:

@@ -73,7 +73,7 @@ def generated(directory: Path, prompts: Any, **options: Any) -> list[Any]:
 
 def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> None:
     result = run("hello", "--raw", "--max-tokens", "30", "--ignore-eos")
-    (expected,) = generated(engines("dflash"), "hello", max_new_tokens=30, stop_token_ids=[])
+    (expected,) = generated(engines("dflash"), "hello", max_tokens=30, stop_token_ids=[])
     assert result.exit_code == 0, result.stderr
     assert result.stdout == expected.text + "\n"
     assert "prompt      5 tokens in " in result.stderr
@@ -92,7 +92,7 @@ def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> No
 
 
 def test_the_chat_template_is_the_default(run: Run, engines: Callable[..., Path]) -> None:
-    (expected,) = generated(engines("dflash"), "[user]hi</s>[assistant]", max_new_tokens=9)
+    (expected,) = generated(engines("dflash"), "[user]hi</s>[assistant]", max_tokens=9)
     assert run("hi", "--max-tokens", "9").stdout == expected.text + "\n"
     assert run("hi", "--max-tokens", "9", "--raw").stdout != expected.text + "\n"
 
@@ -165,7 +165,7 @@ def test_a_file_of_prompts(
     source = ("--input-file", "-") if from_stdin else ("--input-file", path)
     result = run(*source, "--raw", "--max-tokens", "9", stdin=content if from_stdin else None)
     assert result.exit_code == 0, result.stderr
-    answers = generated(engines("dflash"), ["hello", "world", "how are you"], max_new_tokens=9)
+    answers = generated(engines("dflash"), ["hello", "world", "how are you"], max_tokens=9)
     texts = [
         f"[{n}/3] {prompt}\n{answer.text}\n\n"
         for n, prompt, answer in zip("123", ["hello", "world", "how are you"], answers, strict=True)
@@ -180,7 +180,7 @@ def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Pat
     result = run("--input-file", source, "--raw", "--output", output, "--max-tokens", "9")
     assert (result.exit_code, result.stdout) == (0, "")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    answers = generated(engines("dflash"), ["hello", [72, 69, 76]], max_new_tokens=9)
+    answers = generated(engines("dflash"), ["hello", [72, 69, 76]], max_tokens=9)
     for index, (row, answer, prompt) in enumerate(
         zip(rows, answers, ["hello", [72, 69, 76]], strict=True)
     ):
@@ -203,7 +203,7 @@ def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path)
 
 
 def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
-    (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_new_tokens=9)
+    (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_tokens=9)
     shown = run(
         "--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}'
     )
@@ -234,7 +234,7 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
         (
             ("hi", "--max-tokens", "0"),
             None,
-            "max_new_tokens is 0, expected an integer of at least 1",
+            "max_tokens is 0, expected an integer of at least 1",
         ),
         (
             ("hi", "--temperature", "nan"),
@@ -342,7 +342,7 @@ def test_defaults_are_those_of_the_api() -> None:
         if isinstance(option, click.Option)
     }
     names = {
-        "max_tokens": "max_new_tokens",
+        "max_tokens": "max_tokens",
         "temperature": "temperature",
         "top_p": "top_p",
         "top_k": "top_k",

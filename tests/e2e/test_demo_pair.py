@@ -32,7 +32,7 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def answers(prompts: list[list[int]]) -> list[Generation]:
     """The DFlash engine's answers, four slots at a time."""
-    return Engine.load(DEMO / "cpu").generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[])
+    return Engine.load(DEMO / "cpu").generate(prompts, max_tokens=NEW_TOKENS, stop_token_ids=[])
 
 
 def test_every_prompt_equals_hugging_face(
@@ -59,9 +59,7 @@ def test_hugging_face_notices_a_wrong_token(
 def test_plain_engine_gives_the_same_tokens(
     prompts: list[list[int]], answers: list[Generation]
 ) -> None:
-    plain = Engine.load(DEMO / "plain").generate(
-        prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=[]
-    )
+    plain = Engine.load(DEMO / "plain").generate(prompts, max_tokens=NEW_TOKENS, stop_token_ids=[])
     assert [item.token_ids for item in plain] == [item.token_ids for item in answers]
 
 

@@ -27,9 +27,7 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(
     """Every token of the answer as the stop token, so that it stands at every place of a block."""
     target = hugging_face.load_target(TARGET)
     for stop in dict.fromkeys(greedy):
-        (answer,) = engine(TARGET, DRAFTER).generate(
-            [PROMPT], max_new_tokens=60, stop_token_ids=[stop]
-        )
+        (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_tokens=60, stop_token_ids=[stop])
         assert answer.token_ids == hugging_face.greedy(target, PROMPT, 60, eos=stop)
         assert answer.finish_reason == "stop"
         assert answer.token_ids.index(stop) == len(answer.token_ids) - 1
@@ -38,7 +36,7 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(
 
 @pytest.mark.parametrize("limit", range(1, 12))
 def test_the_answer_ends_at_its_limit(limit: int, greedy: list[int], engine: EngineFactory) -> None:
-    (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_new_tokens=limit)
+    (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_tokens=limit)
     assert (answer.token_ids, answer.finish_reason) == (greedy[:limit], "length")
 
 
@@ -46,7 +44,7 @@ def test_a_sequence_fills_max_seq_len(greedy: list[int], engine: EngineFactory) 
     """Blocks that would reach behind the end are cut; neighbours go on unharmed."""
     small = engine(TARGET, DRAFTER, max_seq_len=32)
     long = PROMPT + greedy[:20]
-    answers = small.generate([PROMPT, long], max_new_tokens=1000)
+    answers = small.generate([PROMPT, long], max_tokens=1000)
     assert [answer.finish_reason for answer in answers] == ["length", "length"]
     assert answers[0].token_ids == greedy[:28]
     assert answers[1].token_ids == greedy[20:28]
@@ -57,7 +55,7 @@ def test_a_prompt_may_contain_the_mask_token(engine: EngineFactory) -> None:
     expected = hugging_face.greedy(hugging_face.load_target(TARGET), prompt, 30)
     for draft in (True, False):
         assert (
-            engine(TARGET, DRAFTER).generate([prompt], max_new_tokens=30, draft=draft)[0].token_ids
+            engine(TARGET, DRAFTER).generate([prompt], max_tokens=30, draft=draft)[0].token_ids
             == expected
         )
 

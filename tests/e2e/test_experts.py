@@ -67,13 +67,13 @@ def test_greedy_tokens_equal_hugging_faces(
     )
     speculative = engine(ours, drafter)
     for options in ({}, {"draft_len": 1}, {"draft": False}):
-        out = speculative.generate(PROMPTS, max_new_tokens=NEW_TOKENS, **options)
+        out = speculative.generate(PROMPTS, max_tokens=NEW_TOKENS, **options)
         assert [item.token_ids for item in out] == expected, options
     alone = [
-        speculative.generate([prompt], max_new_tokens=NEW_TOKENS)[0].token_ids for prompt in PROMPTS
+        speculative.generate([prompt], max_tokens=NEW_TOKENS)[0].token_ids for prompt in PROMPTS
     ]
     assert alone == expected
-    plain = engine(ours, None).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+    plain = engine(ours, None).generate(PROMPTS, max_tokens=NEW_TOKENS)
     assert [item.token_ids for item in plain] == expected
 
 

@@ -33,18 +33,18 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_speculative_equals_plain(target: Path, engine: EngineFactory, tmp_path: Path) -> None:
     plain = [
-        item.token_ids for item in engine(target, None).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+        item.token_ids for item in engine(target, None).generate(PROMPTS, max_tokens=NEW_TOKENS)
     ]
     speculative = engine(target, tiny_drafter(tmp_path / "drafter", target, variant="mixed"))
     for draft_len in (None, 1, 2):
-        out = speculative.generate(PROMPTS, max_new_tokens=NEW_TOKENS, draft_len=draft_len)
+        out = speculative.generate(PROMPTS, max_tokens=NEW_TOKENS, draft_len=draft_len)
         assert [item.token_ids for item in out] == plain
     sequentially = [
-        speculative.generate([prompt], max_new_tokens=NEW_TOKENS)[0].token_ids for prompt in PROMPTS
+        speculative.generate([prompt], max_tokens=NEW_TOKENS)[0].token_ids for prompt in PROMPTS
     ]
     assert sequentially == plain
     unrounded = engine(target, None, kv_cache_dtype="float32").generate(
-        PROMPTS, max_new_tokens=NEW_TOKENS
+        PROMPTS, max_tokens=NEW_TOKENS
     )
     assert [item.token_ids for item in unrounded] != plain  # or the scales would not have been used
 

@@ -68,12 +68,12 @@ def test_every_mask_variant(
     )
     speculative = engine(targets[name], drafter)
     for batch in range(1, 6):
-        out = speculative.generate(PROMPTS[:batch], max_new_tokens=NEW_TOKENS)
+        out = speculative.generate(PROMPTS[:batch], max_tokens=NEW_TOKENS)
         assert [item.token_ids for item in out] == expected[name][:batch], f"batch of {batch}"
     for draft_len in (1, 2):
-        out = speculative.generate(PROMPTS, max_new_tokens=NEW_TOKENS, draft_len=draft_len)
+        out = speculative.generate(PROMPTS, max_tokens=NEW_TOKENS, draft_len=draft_len)
         assert [item.token_ids for item in out] == expected[name], f"draft_len {draft_len}"
-    out = speculative.generate(PROMPTS, max_new_tokens=NEW_TOKENS, draft=False)
+    out = speculative.generate(PROMPTS, max_tokens=NEW_TOKENS, draft=False)
     assert [item.token_ids for item in out] == expected[name], "no draft"
 
 
@@ -82,7 +82,7 @@ def test_plain_engine(
     name: str, targets: dict[str, Path], expected: dict[str, list[list[int]]], engine: EngineFactory
 ) -> None:
     """An engine without a drafter: the baseline of every speedup."""
-    out = engine(targets[name], None).generate(PROMPTS, max_new_tokens=NEW_TOKENS)
+    out = engine(targets[name], None).generate(PROMPTS, max_tokens=NEW_TOKENS)
     assert [item.token_ids for item in out] == expected[name]
     assert {length for item in out for length in item.acceptance_lengths} == {1}
 
@@ -102,6 +102,6 @@ def test_block_sizes(
     """Blocks shorter and longer than the window of a sliding layer."""
     drafter = tiny_drafter(tmp_path / "drafter", targets[name], variant=variant, block_size=7)
     out = engine(targets[name], drafter, block_size=block_size).generate(
-        PROMPTS, max_new_tokens=NEW_TOKENS
+        PROMPTS, max_tokens=NEW_TOKENS
     )
     assert [item.token_ids for item in out] == expected[name]

@@ -116,18 +116,18 @@ def test_an_engine_with_rings_decodes_as_hugging_face(
     rows = {port.name: port.shape[2] for port in speculative.config.ports if port.cache}
     assert rows["draft_key.0"] == 32  # 6 - 1 + 8 + 4, in whole 16
     assert rows["target_key.0"] == speculative.config.cache_len == 256
-    answers = speculative.generate(prompts, max_new_tokens=100)
+    answers = speculative.generate(prompts, max_tokens=100)
     assert [answer.token_ids for answer in answers] == expected
     for prompt, answer in zip(
         prompts, answers, strict=True
     ):  # drafts depend on the drafter's caches, tokens do not
         assert (
-            speculative.generate([prompt], max_new_tokens=100)[0].acceptance_lengths
+            speculative.generate([prompt], max_tokens=100)[0].acceptance_lengths
             == answer.acceptance_lengths
         )
     assert len({length for answer in answers for length in answer.acceptance_lengths}) > 1
     for draft_len in (0, 1):
         answers = speculative.generate(
-            prompts[:2], max_new_tokens=60, draft_len=draft_len or 1, draft=draft_len > 0
+            prompts[:2], max_tokens=60, draft_len=draft_len or 1, draft=draft_len > 0
         )
         assert [answer.token_ids for answer in answers] == [tokens[:60] for tokens in expected[:2]]

@@ -54,7 +54,7 @@ def test_first_three_tokens(engine: EngineFactory) -> None:
     """
     generations = engine(TARGET, DRAFTER).generate(
         [PROMPT] * SAMPLES,
-        max_new_tokens=3,
+        max_tokens=3,
         temperature=TEMPERATURE,
         top_p=TOP_P,
         top_k=TOP_K,

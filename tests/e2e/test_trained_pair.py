@@ -49,9 +49,7 @@ def test_tokens_and_acceptance_equal_the_reference(
     the answer.
     """
     target, drafter = hugging_face.load_target(TARGET), hugging_face.load_drafter(DRAFTER)
-    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(
-        prompts, max_new_tokens=NEW_TOKENS
-    )
+    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(prompts, max_tokens=NEW_TOKENS)
     for prompt, out in zip(prompts, ours, strict=True):
         assert out.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
         tokens, lengths = hugging_face.reference_generate(
@@ -77,13 +75,13 @@ def test_batches_and_sampling_are_lossless_with_high_acceptance(
         {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "seed": 8},
     ):
         alone = [
-            speculative.generate([prompt], max_new_tokens=40, **options)[0].token_ids
+            speculative.generate([prompt], max_tokens=40, **options)[0].token_ids
             for prompt in prompts
         ]
-        together = speculative.generate(prompts, max_new_tokens=40, **options)
+        together = speculative.generate(prompts, max_tokens=40, **options)
         assert [item.token_ids for item in together] == alone
         assert [
-            item.token_ids for item in plain.generate(prompts, max_new_tokens=40, **options)
+            item.token_ids for item in plain.generate(prompts, max_tokens=40, **options)
         ] == alone
 
 
@@ -112,9 +110,9 @@ def test_a_wiring_fault_costs_acceptance(
 ) -> None:
     """Greedy tokens stay right, because the target decides; the acceptance falls."""
     change, zero_fc, share = FAULTS[fault]
-    right = engine(TARGET, DRAFTER).generate(prompts, max_new_tokens=NEW_TOKENS)
+    right = engine(TARGET, DRAFTER).generate(prompts, max_tokens=NEW_TOKENS)
     wrong = engine(TARGET, _faulty_drafter(tmp_path / "drafter", change, zero_fc)).generate(
-        prompts, max_new_tokens=NEW_TOKENS
+        prompts, max_tokens=NEW_TOKENS
     )
     assert [item.token_ids for item in wrong] == [item.token_ids for item in right]
     assert _tau(wrong) < share * _tau(right), (_tau(wrong), _tau(right))
@@ -145,9 +143,9 @@ def test_a_draft_vocabulary_costs_acceptance_and_nothing_else(
     """Drafts come from the list alone; the tokens stay the target's."""
     listed = list(range(0, 67, 2))
     (tmp_path / "even.json").write_text(json.dumps(listed))
-    everything = engine(TARGET, DRAFTER).generate(prompts, max_new_tokens=NEW_TOKENS)
+    everything = engine(TARGET, DRAFTER).generate(prompts, max_tokens=NEW_TOKENS)
     even = engine(TARGET, DRAFTER, draft_vocab=str(tmp_path / "even.json")).generate(
-        prompts, max_new_tokens=NEW_TOKENS
+        prompts, max_tokens=NEW_TOKENS
     )
     assert [item.token_ids for item in even] == [item.token_ids for item in everything]
     assert 1 < _tau(even) < _tau(everything)

@@ -235,7 +235,7 @@ def test_tau_is_the_mean_of_acceptance_lengths(
         engine, against=other_engine, text=text_file, max_tokens=25, num_threads=1
     )
     found = evaluate(config, Questions("some", prompts, chat=False))
-    answers = Engine.load(engine, num_threads=1).generate(prompts, max_new_tokens=25)
+    answers = Engine.load(engine, num_threads=1).generate(prompts, max_tokens=25)
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     assert found.engine.acceptance is not None
     assert dataclasses.astuple(found.engine.acceptance) == (

@@ -15,15 +15,25 @@ from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 
 
 def test_keywords_are_the_fields() -> None:
-    assert list(SamplingOptions.__annotations__) == [field.name for field in fields(SamplingParams)]
+    names = {field.name for field in fields(SamplingParams)}
+    assert set(SamplingOptions.__annotations__) == names | {"max_new_tokens"}
+
+
+def test_max_new_tokens_is_an_alias() -> None:
+    assert SamplingParams(max_new_tokens=3) == SamplingParams(max_tokens=3)
+    assert SamplingParams.from_options({"max_new_tokens": 3}).max_tokens == 3
+    with pytest.raises(UsageError, match="give either max_tokens or max_new_tokens, not both"):
+        SamplingParams.from_options({"max_new_tokens": 3, "max_tokens": 3})
+    with pytest.raises(UsageError, match="max_tokens is 0, expected an integer of at least 1"):
+        SamplingParams(max_new_tokens=0)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("max_new_tokens", 0, "max_new_tokens is 0, expected an integer of at least 1"),
-        ("max_new_tokens", 2.0, "max_new_tokens is 2.0, expected an integer"),
-        ("max_new_tokens", True, "max_new_tokens is True, expected an integer"),
+        ("max_tokens", 0, "max_tokens is 0, expected an integer of at least 1"),
+        ("max_tokens", 2.0, "max_tokens is 2.0, expected an integer"),
+        ("max_tokens", True, "max_tokens is True, expected an integer"),
         (
             "temperature",
             -0.1,
@@ -74,11 +84,11 @@ def test_two_that_would_decide() -> None:
 
 def test_an_unknown_name() -> None:
     words = (
-        "unknown sampling option 'max_tokens'. The options are: max_new_tokens, temperature, top_p,"
+        "unknown sampling option 'max_length'. The options are: max_tokens, temperature, top_p,"
         " top_k, seed, draft"
     )
     with pytest.raises(UsageError, match=words):
-        SamplingParams.from_options({"max_tokens": 3})
+        SamplingParams.from_options({"max_length": 3})
 
 
 def test_seeds() -> None:

@@ -102,15 +102,15 @@ class Stopwatch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._seconds: dict[tuple[bool, int, int], list[float]] = defaultdict(list)
-        generate = OrtSession.generate
+        decode = OrtSession.decode
 
         def timed(session: OrtSession, count: int, width: int) -> None:
             start = time.monotonic()
-            generate(session, count, width)
+            decode(session, count, width)
             kind = (session._config.speculates, count, width)
             self._seconds[kind].append(time.monotonic() - start)
 
-        monkeypatch.setattr(OrtSession, "generate", timed)
+        monkeypatch.setattr(OrtSession, "decode", timed)
 
     def total(self, result: SideResult) -> float:
         """Seconds of the steps that a result of a profile of one batch size is about.

@@ -33,7 +33,7 @@ def test_sides_and_batches(found: Profile) -> None:
 
 def test_every_answer_is_the_plain_engine_s(found: Profile, plain: Path) -> None:
     answers = Engine.load(plain, num_threads=1).generate(
-        [prompt.content for prompt in ASKED.prompts], max_new_tokens=24
+        [prompt.content for prompt in ASKED.prompts], max_tokens=24
     )
     for result in found.results:
         assert result.same_tokens == len(ASKED.prompts) == len(result.by_prompt)
@@ -52,7 +52,7 @@ def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
     for batch in (1, 3):
         for drafts in (0, 5, 7):
             answers = loaded.generate(
-                [p.content for p in ASKED.prompts], max_new_tokens=24, draft_len=drafts
+                [p.content for p in ASKED.prompts], max_tokens=24, draft_len=drafts
             )
             lengths = [length for answer in answers for length in answer.acceptance_lengths]
             acceptance = by_name(found)[f"DFlash {drafts}", batch].acceptance
@@ -174,7 +174,7 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     config = ProfileConfig(
         engine, batch="1", draft_lens="5", plain=plain, output_len=2, num_threads=1
     )
-    (first,) = Engine.load(engine, num_threads=1).generate([prompt], max_new_tokens=1)
+    (first,) = Engine.load(engine, num_threads=1).generate([prompt], max_tokens=1)
 
     class StopAtOnce(Engine):
         """The same engine, whose model would end every answer with its first token."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.events import Ended, Event, Piece
+from trtllm_dflash.runtime.events import Event, FinishInfo, RequestOutput
 
 WAIT = 20.0  # seconds that a test waits for what should take milliseconds
 
@@ -16,15 +16,15 @@ class Caller:
     """Collects the events of one request."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self.end: Ended | DFlashError | None = None
+        self.pieces: list[RequestOutput] = []
+        self.end: FinishInfo | DFlashError | None = None
         self.done = threading.Event()
 
     def __call__(self, event: Event) -> None:
         assert self.end is None, "an event after the last one"
-        if isinstance(event, Piece):
+        if isinstance(event, RequestOutput):
             self.pieces.append(event)
-        self.end = event.ended if isinstance(event, Piece) else event
+        self.end = event.finish_info if isinstance(event, RequestOutput) else event
         if self.end is not None:
             self.done.set()
 
@@ -36,16 +36,16 @@ class Caller:
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
 
-    def wait(self) -> Ended:
+    def wait(self) -> FinishInfo:
         assert self.done.wait(WAIT), "no end came"
-        assert isinstance(self.end, Ended), self.end
+        assert isinstance(self.end, FinishInfo), self.end
         return self.end
 
 
 class Gate:
     """Holds the engine's generation steps, or its prompts, until the test lets so many go."""
 
-    def __init__(self, engine: Engine, method: str = "generate") -> None:
+    def __init__(self, engine: Engine, method: str = "decode") -> None:
         self._permits = threading.Semaphore(0)
         self.reached = threading.Event()
         go_on = getattr(engine._session, method)

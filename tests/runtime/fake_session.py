@@ -89,13 +89,13 @@ class FakeSession:
         assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
         self.slots[slot] = Slot(sampling)
 
-    def prompt(self, slot: int, token_ids: Int64) -> None:
-        assert 1 <= len(token_ids) <= self.config.max_num_tokens
-        assert token_ids.dtype == np.int64
-        assert ((token_ids >= 0) & (token_ids < self.config.vocab_size)).all()
-        self._run(slot, [token_ids], known=len(token_ids), rows=1)
+    def prefill(self, slot: int, input_ids: Int64) -> None:
+        assert 1 <= len(input_ids) <= self.config.max_num_tokens
+        assert input_ids.dtype == np.int64
+        assert ((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()
+        self._run(slot, [input_ids], known=len(input_ids), rows=1)
 
-    def generate(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int) -> None:
         assert 1 <= width <= self.config.block_size
         blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]
         assert len(blocks) == count, "a slot that nobody has opened"
@@ -108,17 +108,17 @@ class FakeSession:
     def discard(self) -> None:
         self.under_way.clear()
 
-    def move_slot(self, source: int, target: int) -> None:
+    def move_slot(self, src: int, dst: int) -> None:
         assert not self.under_way
-        state = self.slots[source]
+        state = self.slots[src]
         assert state is not None
         rows = state.past_len
-        self.moves.append((source, target, rows))
-        self.slots[target], self.slots[source] = state, None
+        self.moves.append((src, dst, rows))
+        self.slots[dst], self.slots[src] = state, None
         for cache in (self.target_cache, self.draft_cache):
-            cache[target] = POISON
-            cache[target, :rows] = cache[source, :rows]
-            cache[source] = POISON
+            cache[dst] = POISON
+            cache[dst, :rows] = cache[src, :rows]
+            cache[src] = POISON
 
     def _run(self, first: int, blocks: list[Int64], *, known: int, rows: int) -> None:
         self.steps.append((first, len(blocks), len(blocks[0])))

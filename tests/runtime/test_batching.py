@@ -18,7 +18,7 @@ from trtllm_dflash.runtime.sequence import ActiveSequence
 
 def requests_of(draw: Any, config: Any) -> Any:
     options: dict[str, Any] = {
-        "max_new_tokens": draw(st.integers(1, 14)),
+        "max_tokens": draw(st.integers(1, 14)),
         "temperature": draw(st.sampled_from([0.0, 0.9])),
         "top_k": draw(st.integers(0, 6)),
         "seed": draw(st.integers(0, 3)),
@@ -82,7 +82,7 @@ def steps_of(engine: Engine) -> list[tuple[int, int, int]]:
 
 
 def request(engine: Engine, length: int, **options: Any) -> Any:
-    defaults: dict[str, Any] = {"stop_token_ids": (), "max_new_tokens": 30}
+    defaults: dict[str, Any] = {"stop_token_ids": (), "max_tokens": 30}
     return make_requests([[3] * length], SamplingParams(**defaults | options), engine.config)[0]
 
 
@@ -132,7 +132,7 @@ def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine])
     short = loop.add(request(engine, 3))
     while not short.token_ids:
         loop.step()
-    assert long.prompt_left > 25
+    assert long.remaining_prompt_tokens > 25
     while not long.token_ids:
         loop.step()
 
@@ -142,10 +142,10 @@ def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
     loop = Scheduler(engine._session, prompt_tokens_per_step=5)
-    long = loop.add(request(engine, 40, max_new_tokens=1))
+    long = loop.add(request(engine, 40, max_tokens=1))
     others = 0
     while not long.token_ids:
-        loop.add(request(engine, 4, max_new_tokens=1))
+        loop.add(request(engine, 4, max_tokens=1))
         loop.step()
         others += 1
         assert others < 100, "it starves"
@@ -154,7 +154,7 @@ def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
 
 def test_offline_prompts_go_first(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    engine.generate([[3] * 3, [4] * 12], max_new_tokens=4)
+    engine.generate([[3] * 3, [4] * 12], max_tokens=4)
     assert [width for _, _, width in steps_of(engine)][:4] == [3, 5, 5, 2]
 
 
@@ -173,7 +173,7 @@ def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[...,
     }
     sequences = {}
     for name, (length, count) in lengths.items():
-        sequences[name] = loop.add(request(engine, length, max_new_tokens=count, draft=False))
+        sequences[name] = loop.add(request(engine, length, max_tokens=count, draft=False))
         if name == "long":
             while sequences["ending"].finish_reason is None:
                 loop.step()
@@ -182,5 +182,5 @@ def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[...,
         loop.step()
     assert sequences["long"].overtaken == 31
     for name, (length, count) in lengths.items():
-        (expected,) = alone.generate([[3] * length], max_new_tokens=count, stop_token_ids=())
+        (expected,) = alone.generate([[3] * length], max_tokens=count, stop_token_ids=())
         assert sequences[name].token_ids == expected.token_ids, name

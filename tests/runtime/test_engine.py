@@ -26,7 +26,7 @@ def text_engine(tmp_path: Path) -> Engine:
 
 
 def tokens_of(engine: Engine, prompts: Any, **options: Any) -> list[list[int]]:
-    return [answer.token_ids for answer in engine.generate(prompts, max_new_tokens=9, **options)]
+    return [answer.token_ids for answer in engine.generate(prompts, max_tokens=9, **options)]
 
 
 def test_prompts_may_be_lists_arrays_and_mixed_with_text(text_engine: Engine) -> None:
@@ -95,9 +95,9 @@ def test_empty_text(text_engine: Engine) -> None:
     ("options", "words"),
     [
         (
-            {"max_tokens": 3},
+            {"max_length": 3},
             (
-                "unknown sampling option 'max_tokens'. The options are: max_new_tokens,"
+                "unknown sampling option 'max_length'. The options are: max_tokens,"
                 " temperature, top_p"
             ),
         ),
@@ -116,7 +116,7 @@ def test_bad_options(fake_engine: EngineFactory, options: dict[str, Any], words:
 
 def test_a_plain_engine_takes_no_drafts(fake_engine: EngineFactory) -> None:
     engine = fake_engine(block_size=1)
-    assert engine.generate([[1]], max_new_tokens=5, stop_token_ids=[])[0].acceptance_lengths == [
+    assert engine.generate([[1]], max_tokens=5, stop_token_ids=[])[0].acceptance_lengths == [
         1,
         1,
         1,
@@ -130,7 +130,7 @@ def test_a_plain_engine_takes_no_drafts(fake_engine: EngineFactory) -> None:
 
 def test_streams_join_to_generations(text_engine: Engine) -> None:
     prompts = ["ab", "cde", [9, 8, 7], "f", "ghij"]
-    options: dict[str, Any] = {"max_new_tokens": 30, "stop_token_ids": []}
+    options: dict[str, Any] = {"max_tokens": 30, "stop_token_ids": []}
     stream = text_engine.stream(prompts, **options)
     chunks = list(stream)
     answers = stream.generations()
@@ -145,8 +145,8 @@ def test_streams_join_to_generations(text_engine: Engine) -> None:
 
 
 def test_a_stream_of_one_prompt(text_engine: Engine) -> None:
-    pieces = [text for _, _, text in text_engine.stream("ab", max_new_tokens=12)]
-    assert "".join(pieces) == text_engine.generate("ab", max_new_tokens=12)[0].text
+    pieces = [text for _, _, text in text_engine.stream("ab", max_tokens=12)]
+    assert "".join(pieces) == text_engine.generate("ab", max_tokens=12)[0].text
 
 
 def test_a_stream_is_checked_when_it_is_made(fake_engine: EngineFactory) -> None:
@@ -182,7 +182,7 @@ def test_a_failing_step_frees_the_engine(
 ) -> None:
     engine = fake_engine()
     with monkeypatch.context() as patch:
-        patch.setattr(engine._session, "generate", lambda *_: 1 / 0)
+        patch.setattr(engine._session, "decode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.generate([[1]])
     assert engine.generate([[1]])

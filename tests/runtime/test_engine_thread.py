@@ -20,7 +20,7 @@ from trtllm_dflash.errors import BusyError, UsageError
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_thread import TIDY_SECONDS, WAITING_ASKED
-from trtllm_dflash.runtime.events import Load
+from trtllm_dflash.runtime.events import EngineStats
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
@@ -32,7 +32,7 @@ def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahea
         (
             [chance.randrange(23) for _ in range(chance.randint(1, 40))],
             {
-                "max_new_tokens": chance.randint(1, 30),
+                "max_tokens": chance.randint(1, 30),
                 "temperature": chance.choice([0.0, 0.8]),
                 "seed": index,
             },
@@ -66,20 +66,20 @@ def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahea
         )
         assert 0 <= end.queue_seconds <= (end.first_token_seconds or 0) <= end.seconds
     assert (
-        scheduler.load.waiting
-        == scheduler.load.slots_in_use
-        == scheduler.load.cache_positions_in_use
+        scheduler.stats.waiting
+        == scheduler.stats.slots_in_use
+        == scheduler.stats.cache_positions_in_use
         == 0
     )
-    assert engine.generate([[3]], max_new_tokens=2), "the engine is free again"
+    assert engine.generate([[3]], max_tokens=2), "the engine is free again"
 
 
 def test_no_drafts_for_those_who_want_none(fake_engine: Callable[..., Engine]) -> None:
     with fake_engine(accuracy=1.0).serve() as scheduler:
         without, with_drafts = Caller(), Caller()
-        scheduler.submit([3], on_event=without, draft=False, stop_token_ids=(), max_new_tokens=9)
+        scheduler.submit([3], on_event=without, draft=False, stop_token_ids=(), max_tokens=9)
         assert without.wait().num_draft_tokens == 0
-        scheduler.submit([3], on_event=with_drafts, stop_token_ids=(), max_new_tokens=9)
+        scheduler.submit([3], on_event=with_drafts, stop_token_ids=(), max_tokens=9)
         assert with_drafts.wait().num_draft_tokens > 0
     assert with_drafts.token_ids == without.token_ids
 
@@ -90,7 +90,7 @@ def test_a_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -
     with engine.serve(max_waiting=2) as scheduler:
         callers = [Caller() for _ in range(4)]
         scheduler.submit([3], on_event=callers[0])
-        while scheduler.load.waiting:
+        while scheduler.stats.waiting:
             pass
         for caller in callers[1:3]:
             scheduler.submit([3], on_event=caller)
@@ -107,14 +107,14 @@ def test_a_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -
 def test_a_request_in_a_slot_does_not_wait(fake_engine: Callable[..., Engine]) -> None:
     """Not even before its first step has ended."""
     engine = fake_engine(max_batch_size=1)
-    gate = Gate(engine, "prompt")
+    gate = Gate(engine, "prefill")
     with engine.serve(max_waiting=1) as scheduler:
         running, waiting = Caller(), Caller()
         scheduler.submit([3], on_event=running)
         assert gate.reached.wait(WAIT)
-        assert (scheduler.load.waiting, scheduler.load.slots_in_use) == (0, 1)
+        assert (scheduler.stats.waiting, scheduler.stats.slots_in_use) == (0, 1)
         scheduler.submit([3], on_event=waiting)
-        assert scheduler.load.waiting == 1
+        assert scheduler.stats.waiting == 1
         with pytest.raises(BusyError, match="1 requests are waiting"):
             scheduler.submit([3], on_event=Caller())
         gate.let()
@@ -139,7 +139,7 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
                 on_event=caller,
                 is_alive=is_alive(number),
                 stop_token_ids=(),
-                max_new_tokens=80 if not number else 1,
+                max_tokens=80 if not number else 1,
             )
         gate.let(1)
         while len(callers[0].pieces) < 2:  # from here on all are there
@@ -166,12 +166,12 @@ def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     with engine.serve() as scheduler:
         running, waiting, gone, kept = (Caller() for _ in range(4))
         wanted = [True]
-        tickets = [scheduler.submit([3], on_event=running, stop_token_ids=(), max_new_tokens=80)]
-        tickets.append(scheduler.submit([4], on_event=waiting, max_new_tokens=80))
+        tickets = [scheduler.submit([3], on_event=running, stop_token_ids=(), max_tokens=80)]
+        tickets.append(scheduler.submit([4], on_event=waiting, max_tokens=80))
         scheduler.submit(
-            [5], on_event=gone, is_alive=lambda: wanted[0], stop_token_ids=(), max_new_tokens=80
+            [5], on_event=gone, is_alive=lambda: wanted[0], stop_token_ids=(), max_tokens=80
         )
-        scheduler.submit([6], on_event=kept, max_new_tokens=5)
+        scheduler.submit([6], on_event=kept, max_tokens=5)
         gate.let(3)
         wanted[0] = False
         for ticket in tickets:
@@ -186,24 +186,22 @@ def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
         assert waiting.token_ids == []
         assert len(running.token_ids) < 80
         kept.wait()
-    (expected,) = fake_engine().generate([[6]], max_new_tokens=5)
+    (expected,) = fake_engine().generate([[6]], max_tokens=5)
     assert kept.token_ids == expected.token_ids
 
 
 def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
     config = text_engine.config
     alone = Engine(config, FakeSession(config), text_engine.tokenizer)
-    (whole,) = alone.generate(["ab"], max_new_tokens=60, stop_token_ids=[])
+    (whole,) = alone.generate(["ab"], max_tokens=60, stop_token_ids=[])
     word = whole.text[20:22]
     assert whole.text.find(word) == 20
     with text_engine.serve() as scheduler:
         caller, special = Caller(), Caller()
-        scheduler.submit(
-            "ab", on_event=caller, stop_words=[word], max_new_tokens=60, stop_token_ids=[]
-        )
+        scheduler.submit("ab", on_event=caller, stop_words=[word], max_tokens=60, stop_token_ids=[])
         end = caller.wait()
         scheduler.submit(
-            "ab", on_event=special, stop_words=["</s>"], max_new_tokens=60, stop_token_ids=[]
+            "ab", on_event=special, stop_words=["</s>"], max_tokens=60, stop_token_ids=[]
         )
         special.wait()
         with pytest.raises(
@@ -224,7 +222,7 @@ def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookah
     config = fake_config(vocab_size=tiny.VOCAB_SIZE)
     session = FakeSession(config, accuracy=1.0, lookahead=lookahead)
     engine = Engine(config, session, Tokenizer(tiny.write_byte_level(tmp_path)))
-    (whole,) = engine.generate(["ab"], max_new_tokens=40, stop_token_ids=[])
+    (whole,) = engine.generate(["ab"], max_tokens=40, stop_token_ids=[])
     place = next(
         p for p in range(9, 40) if p % 4 == 2 and whole.token_ids[p] < 128
     )  # in the middle of a block of four
@@ -236,7 +234,7 @@ def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookah
             {"stop_token_ids": [], "stop_words": [chr(stop)]},
         ):
             caller = Caller()
-            scheduler.submit("ab", on_event=caller, max_new_tokens=40, **options)
+            scheduler.submit("ab", on_event=caller, max_tokens=40, **options)
             ends.append(caller.wait())
             assert caller.token_ids == whole.token_ids[:until]
     by_token, by_word = ends
@@ -261,7 +259,7 @@ def test_bad_settings(
     engine = fake_engine()
     with pytest.raises(UsageError, match=words):
         engine.serve(**options)
-    assert engine.generate([[3]], max_new_tokens=1)
+    assert engine.generate([[3]], max_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -298,19 +296,19 @@ def test_bad_requests_are_refused_at_once(
 
 
 def test_load_is_reported_and_ends_at_nothing(fake_engine: Callable[..., Engine]) -> None:
-    loads: list[Load] = []
+    loads: list[EngineStats] = []
     engine = fake_engine()
     gate = Gate(engine)
-    with engine.serve(on_load=loads.append) as scheduler:
+    with engine.serve(on_stats=loads.append) as scheduler:
         caller = Caller()
         scheduler.submit([3] * 7, on_event=caller)
         while not caller.pieces:
             pass
-        assert scheduler.load == Load(
+        assert scheduler.stats == EngineStats(
             0, slots=3, slots_in_use=1, cache_positions=270, cache_positions_in_use=7
         )
         gate.let()
         caller.wait()
-    assert loads[-1] == Load(
+    assert loads[-1] == EngineStats(
         0, slots=3, slots_in_use=0, cache_positions=270, cache_positions_in_use=0
     )

@@ -17,7 +17,7 @@ from trtllm_dflash.runtime.engine_thread import EngineThread
 from trtllm_dflash.runtime.events import Event
 
 
-@pytest.mark.parametrize("method", ["generate", "prompt", "open_slot", "collect"])
+@pytest.mark.parametrize("method", ["decode", "prefill", "open_slot", "collect"])
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_a_failed_step_fails_its_requests_and_no_others(
     fake_engine: Callable[..., Engine], lookahead: int, method: str
@@ -37,16 +37,16 @@ def test_a_failed_step_fails_its_requests_and_no_others(
     with engine.serve() as scheduler:
         first, waiting, later = Caller(), Caller(), Caller()
         scheduler.submit([3], on_event=first, stop_token_ids=())
-        scheduler.submit([3], on_event=waiting, max_new_tokens=6)
+        scheduler.submit([3], on_event=waiting, max_tokens=6)
         failing.set()
         assert first.done.wait(WAIT)
         assert isinstance(first.end, EngineError)
         assert "a step failed: RuntimeError: device lost" in str(first.end)
         waiting.wait()
-        scheduler.submit([3], on_event=later, max_new_tokens=6)
+        scheduler.submit([3], on_event=later, max_tokens=6)
         later.wait()
-        assert scheduler.load.waiting == 0
-    (expected,) = fake_engine().generate([[3]], max_new_tokens=6)
+        assert scheduler.stats.waiting == 0
+    (expected,) = fake_engine().generate([[3]], max_tokens=6)
     assert waiting.token_ids == later.token_ids == expected.token_ids
 
 
@@ -73,10 +73,10 @@ def test_a_text_that_cannot_be_made_fails_its_request_alone(
             broken.end
         )
         for caller in others:
-            scheduler.submit("ab", on_event=caller, max_new_tokens=9, stop_token_ids=())
+            scheduler.submit("ab", on_event=caller, max_tokens=9, stop_token_ids=())
         assert [caller.wait().output_tokens for caller in others] == [9, 9]
-        assert (scheduler.load.waiting, len(scheduler._served)) == (0, 0)
-    (expected,) = text_engine.generate(["ab"], max_new_tokens=9, stop_token_ids=())
+        assert (scheduler.stats.waiting, len(scheduler._served)) == (0, 0)
+    (expected,) = text_engine.generate(["ab"], max_tokens=9, stop_token_ids=())
     assert [caller.text for caller in others] == [expected.text] * 2
 
 
@@ -99,7 +99,7 @@ def test_an_engine_thread_that_fails_says_why(
         ):
             scheduler.submit([3], on_event=Caller())
     assert "ZeroDivisionError" in caplog.text
-    assert engine.generate([[3]], max_new_tokens=2), "the engine is free again"
+    assert engine.generate([[3]], max_tokens=2), "the engine is free again"
 
 
 def test_a_caller_that_fails_does_not_stop_the_others(fake_engine: Callable[..., Engine]) -> None:
@@ -141,6 +141,6 @@ def test_closing_may_let_requests_end(fake_engine: Callable[..., Engine], lookah
     scheduler = engine.serve()
     callers = [Caller() for _ in range(4)]
     for caller in callers:
-        scheduler.submit([3], on_event=caller, max_new_tokens=20)
+        scheduler.submit([3], on_event=caller, max_tokens=20)
     scheduler.close(drain_seconds=WAIT)
     assert all(caller.wait().finish_reason != "cancelled" for caller in callers)

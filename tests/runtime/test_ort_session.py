@@ -38,7 +38,7 @@ def prompt(
     if past_len is not None:
         session.open_slot(slot, GREEDY)
         session._slots["past_len"][slot] = past_len
-    session.prompt(slot, np.array(token_ids))
+    session.prefill(slot, np.array(token_ids))
     return int(session.collect().new_ids[0, 0])
 
 
@@ -46,7 +46,7 @@ def generate(session: OrtSession, count: int, width: int, steps: int) -> list[li
     """What `steps` generation steps commit in each of the slots 0 … count-1."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     for _ in range(steps):
-        session.generate(count, width)
+        session.decode(count, width)
         result = session.collect()
         for row in range(count):
             tokens[row] += result.new_ids[row, : result.num_new[row]].tolist()
@@ -60,7 +60,7 @@ def generate(session: OrtSession, count: int, width: int, steps: int) -> list[li
 )
 def test_batch_equals_alone_equals_plain(built_engine: Path, sampling: dict[str, Any]) -> None:
     engine = Engine.load(built_engine, num_threads=1)
-    options: dict[str, Any] = {"max_new_tokens": 40, "stop_token_ids": [11], **sampling}
+    options: dict[str, Any] = {"max_tokens": 40, "stop_token_ids": [11], **sampling}
     together = engine.generate(PROMPTS, **options)
     plain = engine.generate(PROMPTS, draft=False, **options)
     for prompt, batched, undrafted in zip(PROMPTS, together, plain, strict=True):
@@ -81,7 +81,7 @@ def test_the_mask_token_is_an_ordinary_prompt_token(
 
 def test_a_sequence_fills_max_seq_len(built_engine: Path) -> None:
     engine = Engine.load(built_engine, num_threads=1)
-    answers = engine.generate(PROMPTS[:3], max_new_tokens=1000, stop_token_ids=[])
+    answers = engine.generate(PROMPTS[:3], max_tokens=1000, stop_token_ids=[])
     assert [
         len(answer.token_ids) + len(prompt)
         for answer, prompt in zip(answers, PROMPTS, strict=False)
@@ -93,7 +93,7 @@ def test_steps_may_be_read_late(built_engine: Path) -> None:
     engine, ahead = (Engine.load(built_engine, num_threads=1) for _ in range(2))
     ahead._session.lookahead = 1  # type: ignore[misc]
     for sampling in ({}, {"temperature": 0.9, "seed": 3}):
-        options: dict[str, Any] = {"max_new_tokens": 30, "stop_token_ids": [11], **sampling}
+        options: dict[str, Any] = {"max_tokens": 30, "stop_token_ids": [11], **sampling}
         late, at_once = ahead.generate(PROMPTS, **options), engine.generate(PROMPTS, **options)
         assert [answer.token_ids for answer in late] == [answer.token_ids for answer in at_once]
 
@@ -164,7 +164,7 @@ def test_a_step_wider_than_the_rings_is_refused(ring_engine: Path) -> None:
     with pytest.raises(
         EngineError, match="a step of width 9 is wider than max_num_tokens, 8, for which"
     ):
-        session.prompt(0, np.arange(9))
+        session.prefill(0, np.arange(9))
 
 
 def test_outputs_are_the_callers_own(built_engine: Path) -> None:
@@ -172,7 +172,7 @@ def test_outputs_are_the_callers_own(built_engine: Path) -> None:
     results = []
     for token in (3, 50):
         session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([token]))
+        session.prefill(0, np.array([token]))
         results.append(session.collect())
         before = results[0].new_ids.copy()
     assert (results[0].new_ids == before).all()
@@ -184,7 +184,7 @@ def test_caches_are_updated_in_place(
     built_engine: Path, ring_engine: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for directory in (built_engine, ring_engine):
-        Engine.load(directory, num_threads=1).generate(PROMPTS, max_new_tokens=12)
+        Engine.load(directory, num_threads=1).generate(PROMPTS, max_tokens=12)
         assert capfd.readouterr() == (
             "",
             "",
@@ -216,7 +216,7 @@ def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Pat
         for _ in range(30):
             start = time.perf_counter()
             session._slots["past_len"][0] = 100
-            session.generate(1, 1)
+            session.decode(1, 1)
             session.collect()
             best = min(best, time.perf_counter() - start)
         seconds[max_seq_len] = best

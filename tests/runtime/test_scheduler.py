@@ -26,9 +26,9 @@ SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed":
 
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
     """What the fake target says to `prompt`, one token at a time, with the call's uniforms."""
-    request = make_requests(
-        [prompt], SamplingParams(max_new_tokens=count, **sampling), engine.config
-    )[0]
+    request = make_requests([prompt], SamplingParams(max_tokens=count, **sampling), engine.config)[
+        0
+    ]
     own = request.sampling
     chosen = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
     return plain_tokens(engine._session, prompt, count, own.uniforms, **chosen)
@@ -47,7 +47,7 @@ def test_tokens_are_the_targets_own(
 ) -> None:
     engine = fake_engine(block_size=block_size, accuracy=accuracy, lookahead=lookahead)
     for answer, prompt in zip(
-        engine.generate(PROMPTS, max_new_tokens=37, **sampling, **NO_STOP), PROMPTS, strict=True
+        engine.generate(PROMPTS, max_tokens=37, **sampling, **NO_STOP), PROMPTS, strict=True
     ):
         assert answer.token_ids == expected(engine, prompt, 37, **sampling)
         assert sum(answer.acceptance_lengths) + 1 == len(answer.token_ids)
@@ -65,7 +65,7 @@ def test_tokens_are_the_targets_own(
     lookahead=st.integers(0, 1),
     accuracy=st.floats(0, 1),
     temperature=st.sampled_from([0.0, 1.0]),
-    max_new_tokens=st.integers(1, 25),
+    max_tokens=st.integers(1, 25),
     stops=st.lists(st.integers(0, 22), max_size=3),
 )
 def test_batch_equals_alone_equals_plain(
@@ -99,8 +99,7 @@ def test_tokens_do_not_depend_on_draft_len(
 ) -> None:
     engine = fake_engine(block_size=6, draft_len=2)
     answers = [
-        engine.generate(PROMPTS, max_new_tokens=30, draft_len=n, **sampling)
-        for n in (None, 0, 1, 3, 5)
+        engine.generate(PROMPTS, max_tokens=30, draft_len=n, **sampling) for n in (None, 0, 1, 3, 5)
     ]
     assert all(
         [a.token_ids for a in answer] == [a.token_ids for a in answers[0]] for answer in answers
@@ -115,7 +114,7 @@ def test_draft_len_sets_the_width_of_generation_steps(fake_engine: Callable[...,
         ({"draft": False}, 1),
     ]:
         engine = fake_engine(block_size=6, draft_len=2)
-        (answer,) = engine.generate([[3]], max_new_tokens=9, **options, **NO_STOP)
+        (answer,) = engine.generate([[3]], max_tokens=9, **options, **NO_STOP)
         assert {step[2] for step in engine._session.steps[1:]} == {width}
         assert max(answer.acceptance_lengths) <= width
 
@@ -130,17 +129,13 @@ def test_a_schedule_sets_the_width_by_batch(
     """
     for schedule in ({1: 5, 2: 1, 3: 3}, {1: 0, 3: 5}, {2: 4}, {3: 0}):
         engine = fake_engine(block_size=6, max_batch_size=3, lookahead=lookahead)
-        answers = engine.generate(
-            PROMPTS, max_new_tokens=30, draft_len_schedule=schedule, **sampling
-        )
+        answers = engine.generate(PROMPTS, max_tokens=30, draft_len_schedule=schedule, **sampling)
         for answer, prompt in zip(answers, PROMPTS, strict=True):
-            alone = engine.generate([prompt], max_new_tokens=30, draft=False, **sampling)[0]
+            alone = engine.generate([prompt], max_tokens=30, draft=False, **sampling)[0]
             assert answer.token_ids == alone.token_ids
         engine = fake_engine(block_size=6, max_batch_size=3, max_num_tokens=40, lookahead=lookahead)
         prompts = [[3] * 11, [4] * 12, [5] * 13]  # of widths that no generation step has
-        engine.generate(
-            prompts, max_new_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP
-        )
+        engine.generate(prompts, max_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP)
         widths = {(batch, width) for _, batch, width in engine._session.steps if width < 11}
         rows = dict(sorted(schedule.items()))
         expected_widths = {
@@ -153,13 +148,11 @@ def test_a_schedule_sets_the_width_by_batch(
 def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=3)
     steps: list[Step] = []
-    with engine.stream(
-        PROMPTS, slots=2, on_step=steps.append, max_new_tokens=12, **NO_STOP
-    ) as stream:
+    with engine.stream(PROMPTS, slots=2, on_step=steps.append, max_tokens=12, **NO_STOP) as stream:
         answers = stream.generations()
     assert max(batch for _, batch, _ in engine._session.steps) == 2
     assert [a.token_ids for a in answers] == [
-        a.token_ids for a in engine.generate(PROMPTS, max_new_tokens=12, **NO_STOP)
+        a.token_ids for a in engine.generate(PROMPTS, max_tokens=12, **NO_STOP)
     ]
     assert sum(step.tokens for step in steps) == stream.timings.generated_tokens
     assert sum(step.seconds for step in steps) == pytest.approx(stream.timings.decode_seconds)
@@ -172,13 +165,13 @@ def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
 
 def test_prompts_enter_in_chunks_one_slot_at_a_time(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    engine.generate([[3] * 12, [4] * 5], max_new_tokens=2, **NO_STOP)
+    engine.generate([[3] * 12, [4] * 5], max_tokens=2, **NO_STOP)
     assert engine._session.steps[:4] == [(0, 1, 5), (0, 1, 5), (0, 1, 2), (1, 1, 5)]
 
 
 def test_a_finished_slot_is_refilled_from_the_queue(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0)
-    engine.generate([[3], [4, 4], [5, 5, 5]], max_new_tokens=4, draft=False, **NO_STOP)
+    engine.generate([[3], [4, 4], [5, 5, 5]], max_tokens=4, draft=False, **NO_STOP)
     batches = [batch for _, batch, _ in engine._session.steps]
     assert engine._session.steps[:2] == [(0, 1, 1), (1, 1, 2)]
     assert batches.count(2) == 3
@@ -192,7 +185,7 @@ def test_the_batch_shrinks_and_moves_only_used_rows(fake_engine: Callable[..., E
     others = [[1] * 7, [7, 8]]
     assert all(stop not in expected(engine, prompt, first + 2) for prompt in others)
     answers = engine.generate(
-        [[3, 4, 5], *others], max_new_tokens=12, stop_token_ids=[stop], draft=False
+        [[3, 4, 5], *others], max_tokens=12, stop_token_ids=[stop], draft=False
     )
     assert answers[0].finish_reason == "stop"
     assert engine._session.moves[0] == (
@@ -210,7 +203,7 @@ def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., En
     place = next(
         i for i in range(3, 7) if tokens[i] not in tokens[:i]
     )  # inside the first block of 8
-    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=20, stop_token_ids=[tokens[place]])
+    (answer,) = engine.generate([[3, 4, 5]], max_tokens=20, stop_token_ids=[tokens[place]])
     assert answer.token_ids == tokens[: place + 1]
     assert answer.acceptance_lengths == [place]
     assert answer.finish_reason == "stop"
@@ -229,8 +222,7 @@ def test_a_stop_token_as_the_first_token_needs_no_generation_step(
 def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
     own, given, none = (
-        engine.generate(PROMPTS, max_new_tokens=60, stop_token_ids=stops)
-        for stops in (None, [2], [])
+        engine.generate(PROMPTS, max_tokens=60, stop_token_ids=stops) for stops in (None, [2], [])
     )
     assert [answer.token_ids for answer in own] == [answer.token_ids for answer in given]
     ended = [answer for answer in own if answer.finish_reason == "stop"]
@@ -240,14 +232,14 @@ def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., E
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 8, 9, 10, 17])
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 8, 9, 10, 17])
 def test_max_new_tokens_cuts_inside_a_block(
-    fake_engine: Callable[..., Engine], max_new_tokens: int, lookahead: int
+    fake_engine: Callable[..., Engine], max_tokens: int, lookahead: int
 ) -> None:
     engine = fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead)
-    (answer,) = engine.generate([[3, 4, 5]], max_new_tokens=max_new_tokens, **NO_STOP)
-    assert answer.token_ids == expected(engine, [3, 4, 5], max_new_tokens)
-    full, rest = divmod(max_new_tokens - 1, 8)
+    (answer,) = engine.generate([[3, 4, 5]], max_tokens=max_tokens, **NO_STOP)
+    assert answer.token_ids == expected(engine, [3, 4, 5], max_tokens)
+    full, rest = divmod(max_tokens - 1, 8)
     assert answer.acceptance_lengths == [8] * full + [rest] * (rest > 0)
 
 
@@ -263,7 +255,7 @@ def test_a_sequence_may_fill_max_seq_len(
     lookahead: int,
 ) -> None:
     engine = fake_engine(accuracy=accuracy, block_size=block_size, lookahead=lookahead)
-    answers = engine.generate([[3] * prompt_len, [4]], max_new_tokens=1000, **NO_STOP)
+    answers = engine.generate([[3] * prompt_len, [4]], max_tokens=1000, **NO_STOP)
     assert [len(answer.token_ids) for answer in answers] == [90 - prompt_len, 89]
     assert [answer.finish_reason for answer in answers] == ["length", "length"]
     assert answers[0].token_ids == expected(engine, [3] * prompt_len, 90 - prompt_len)
@@ -274,16 +266,16 @@ def test_the_next_step_is_under_way_before_the_last_ones_tokens_are_read(
 ) -> None:
     engine = fake_engine(lookahead=1)
     calls: list[str] = []
-    for name in ("generate", "collect"):
+    for name in ("decode", "collect"):
         method = getattr(engine._session, name)
         setattr(
             engine._session,
             name,
             lambda *args, name=name, method=method: (calls.append(name), method(*args))[1],
         )
-    engine.generate([[3, 4, 5]], max_new_tokens=6, draft=False, **NO_STOP)
+    engine.generate([[3, 4, 5]], max_tokens=6, draft=False, **NO_STOP)
     # The prompt; then five steps, known to be the last ones before they are read.
-    assert calls == ["collect", "generate", *["generate", "collect"] * 4, "collect"]
+    assert calls == ["collect", "decode", *["decode", "collect"] * 4, "collect"]
     assert engine._session.most_under_way == 2
 
 
@@ -293,7 +285,7 @@ def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> Non
     )
     stop = expected(engine, [3, 4, 5], 5)[4]
     streams = [
-        made.stream([[3, 4, 5], [6]], stop_token_ids=[stop], max_new_tokens=40)
+        made.stream([[3, 4, 5], [6]], stop_token_ids=[stop], max_tokens=40)
         for made in (engine, in_step)
     ]
     ahead, behind = (stream.generations() for stream in streams)
@@ -313,16 +305,14 @@ def test_a_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., E
         next(stream)
     assert engine._session.under_way
     stream.close()
-    (answer,) = engine.generate([[7, 8]], max_new_tokens=20, **NO_STOP)
+    (answer,) = engine.generate([[7, 8]], max_tokens=20, **NO_STOP)
     assert answer.token_ids == expected(engine, [7, 8], 20)
 
 
 def test_an_answer_goes_on_as_it_would_have(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
-    (whole,) = engine.generate([[3, 4]], max_new_tokens=20, **SAMPLED, **NO_STOP)
-    (rest,) = engine.generate(
-        [[3, 4, *whole.token_ids[:8]]], max_new_tokens=12, **SAMPLED, **NO_STOP
-    )
+    (whole,) = engine.generate([[3, 4]], max_tokens=20, **SAMPLED, **NO_STOP)
+    (rest,) = engine.generate([[3, 4, *whole.token_ids[:8]]], max_tokens=12, **SAMPLED, **NO_STOP)
     assert rest.token_ids == whole.token_ids[8:]
 
 
@@ -334,7 +324,7 @@ def test_one_token_of_room_is_used(fake_engine: Callable[..., Engine]) -> None:
 
 def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
-    options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 20, **NO_STOP}
+    options: dict[str, Any] = {"temperature": 1.0, "max_tokens": 20, **NO_STOP}
     same = engine.generate([[3, 4], [3, 4]], seed=7, **options)
     assert same[0].token_ids == same[1].token_ids
     each = engine.generate([[3, 4], [3, 4]], seed=[7, 8], **options)
@@ -346,7 +336,7 @@ def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., 
 def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     engine = fake_engine(lookahead=lookahead)
     prompts = PROMPTS[:3]  # no chunk of them is as wide as a generation step
-    stream = engine.stream(prompts, max_new_tokens=9, **NO_STOP)
+    stream = engine.stream(prompts, max_tokens=9, **NO_STOP)
     answers = stream.generations()
     timings = stream.timings
     assert timings.prompt_tokens == sum(len(prompt) for prompt in prompts)
@@ -363,7 +353,7 @@ def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> N
 def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:
     config = fake_config()
     short, long = (
-        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_new_tokens=n), config)[
+        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_tokens=n), config)[
             0
         ].sampling.uniforms
         for n in (5, 50)

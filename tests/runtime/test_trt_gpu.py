@@ -83,7 +83,7 @@ def tokens_of(directory: Path, **options: Any) -> list[list[int]]:
     engine = Engine.load(directory)
     return [
         answer.token_ids
-        for answer in engine.generate(PROMPTS, max_new_tokens=30, stop_token_ids=[], **options)
+        for answer in engine.generate(PROMPTS, max_tokens=30, stop_token_ids=[], **options)
     ]
 
 
@@ -134,7 +134,7 @@ def test_the_demo_pair_says_what_it_says_on_the_cpu(arch: str, tmp_path: Path) -
         "Once upon a time",
     ]
     answers = [
-        Engine.load(directory).generate(prompts, max_new_tokens=32)
+        Engine.load(directory).generate(prompts, max_tokens=32)
         for directory in (tmp_path / "gpu", ROOT / "demo" / "cpu")
     ]
     assert _agreement(*([answer.token_ids for answer in side] for side in answers)) > 0.8
@@ -149,12 +149,12 @@ def test_a_captured_step_is_not_slower(
         monkeypatch.setenv(CUDA_GRAPH, flag)
         session = Engine.load(build(plugins=True))._session
         session.open_slot(0, SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32)))
-        session.prompt(0, np.array([3]))
+        session.prefill(0, np.array([3]))
         session.collect()
         best = float("inf")
         for _ in range(40):
             start = perf_counter()
-            session.generate(1, 1)
+            session.decode(1, 1)
             session.collect()
             best = min(best, perf_counter() - start)
         seconds[flag] = best

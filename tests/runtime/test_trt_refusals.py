@@ -26,12 +26,12 @@ class TestMisuse:
     def test_more_steps_than_are_looked_ahead(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
-        session.generate(1, 4)
+        session.prefill(0, np.array([3]))
+        session.decode(1, 4)
         with pytest.raises(
             EngineError, match=r"2 steps are under way, and no more may be: collect one first"
         ):
-            session.generate(1, 4)
+            session.decode(1, 4)
 
     def test_nothing_to_collect(self, open_gpu: Callable[..., Gpu]) -> None:
         with pytest.raises(
@@ -42,7 +42,7 @@ class TestMisuse:
     def test_a_slot_is_moved_or_opened_during_a_step(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
+        session.prefill(0, np.array([3]))
         with pytest.raises(EngineError, match="a step is under way while a slot is moved"):
             session.move_slot(0, 1)
         with pytest.raises(EngineError, match="a step is under way while a slot is opened"):
@@ -50,18 +50,18 @@ class TestMisuse:
 
     def test_a_prompt_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
         with pytest.raises(EngineError, match="slot 1 has a prompt and was not opened"):
-            open_gpu().session.prompt(1, np.array([3]))
+            open_gpu().session.prefill(1, np.array([3]))
 
     def test_steps_beyond_the_caches(self, open_gpu: Callable[..., Gpu]) -> None:
         """Steps that are under way count as if they had accepted everything."""
         session = open_gpu().session
         session.open_slot(0, GREEDY)
-        session.prompt(0, np.array([3]))
+        session.prefill(0, np.array([3]))
         session.collect()
         session._lengths[0] = session._config.cache_len - 11
-        session.generate(1, 4)
+        session.decode(1, 4)
         with pytest.raises(EngineError, match=r"a step of width 4 at position .* cache rows"):
-            session.generate(1, 4)
+            session.decode(1, 4)
 
 
 class TestFailures:
@@ -121,25 +121,25 @@ class TestFailures:
     def test_a_refused_shape(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
-        session.prompt(0, np.arange(8))
+        session.prefill(0, np.arange(8))
         session.collect()
         with pytest.raises(
             EngineError, match=r"refuses shape \(1, 5\) of input_ids:\n  shape .* is outside"
         ):
-            session.generate(1, 5)
-        session.generate(1, 4)  # what failed has left nothing under way
+            session.decode(1, 5)
+        session.decode(1, 4)  # what failed has left nothing under way
         session.collect()
 
     def test_a_graph_that_cannot_be_captured_after_all(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()
         gpu.session.open_slot(0, GREEDY)
-        gpu.session.prompt(0, np.array([3]))
+        gpu.session.prefill(0, np.array([3]))
         gpu.session.collect()
-        gpu.session.generate(1, 4)
+        gpu.session.decode(1, 4)
         gpu.trt.contexts[-1]._settled = False
         with pytest.raises(
             EngineError, match=r"refuses the step:\n  memory would have to be allocated now"
         ):
-            gpu.session.generate(1, 4)
+            gpu.session.decode(1, 4)
         assert gpu.driver.captured is None
         gpu.session.discard()

@@ -42,7 +42,7 @@ def test_tokens_are_the_cpu_sessions(
         open_gpu(with_plugins=with_plugins, eager=eager),
         Engine.load(built_engine, num_threads=1),
     )
-    options: dict[str, Any] = {"max_new_tokens": 40, "stop_token_ids": [11], **sampling}
+    options: dict[str, Any] = {"max_tokens": 40, "stop_token_ids": [11], **sampling}
     assert tokens_of(gpu.engine, PROMPTS, **options) == tokens_of(cpu, PROMPTS, **options)
     # Once more, on what the first call has left in the slots; then narrower steps.
     assert tokens_of(gpu.engine, PROMPTS[::-1], **options) == tokens_of(
@@ -65,8 +65,7 @@ def test_rings(open_gpu: Callable[..., Gpu], ring_engine: Path, with_plugins: bo
     )
     prompts = [[*range(40, 90)] * 3, *PROMPTS[:2]]
     answers = [
-        engine.generate(prompts, max_new_tokens=150, stop_token_ids=[])
-        for engine in (gpu.engine, cpu)
+        engine.generate(prompts, max_tokens=150, stop_token_ids=[]) for engine in (gpu.engine, cpu)
     ]
     for ours, theirs in zip(*answers, strict=True):
         assert ours.token_ids == theirs.token_ids
@@ -110,7 +109,7 @@ def test_the_other_kind_of_tensorrt(
 
 
 def test_a_sequence_fills_max_seq_len(open_gpu: Callable[..., Gpu]) -> None:
-    answers = open_gpu().engine.generate(PROMPTS[:3], max_new_tokens=1000, stop_token_ids=[])
+    answers = open_gpu().engine.generate(PROMPTS[:3], max_tokens=1000, stop_token_ids=[])
     assert [
         len(answer.token_ids) + len(prompt)
         for answer, prompt in zip(answers, PROMPTS, strict=False)
@@ -122,7 +121,7 @@ def test_a_generation_step_is_captured_once_a_batch_size_and_width(
 ) -> None:
     gpu = open_gpu()
     for draft_len in (3, 0):
-        gpu.engine.generate(PROMPTS[:3], max_new_tokens=20, stop_token_ids=[], draft_len=draft_len)
+        gpu.engine.generate(PROMPTS[:3], max_tokens=20, stop_token_ids=[], draft_len=draft_len)
     generation = [run for run in gpu.trt.runs if run.profile == 1]
     steps = {(run.shapes["input_ids"], run.context) for run in generation}
     assert {shape for shape, _ in steps} == {
@@ -144,7 +143,7 @@ def test_a_generation_step_is_captured_once_a_batch_size_and_width(
 
 def test_shapes_and_addresses_of_a_step_are_constant(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu(capture=False)
-    gpu.engine.generate(PROMPTS[:3], max_new_tokens=30, stop_token_ids=[])
+    gpu.engine.generate(PROMPTS[:3], max_tokens=30, stop_token_ids=[])
     generation = [
         run for run in gpu.trt.runs if run.profile == 1 and run.shapes["input_ids"] == (3, 4)
     ]
@@ -187,18 +186,18 @@ def test_an_engine_that_cannot_be_captured_runs_as_it_is(
 
 def test_the_host_waits_for_nothing_but_late_results(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu()
-    gpu.engine.generate(PROMPTS[:3], max_new_tokens=8, stop_token_ids=[])
+    gpu.engine.generate(PROMPTS[:3], max_tokens=8, stop_token_ids=[])
     session, driver = gpu.session, gpu.driver
     session.open_slot(0, GREEDY)
-    session.prompt(0, np.array([3, 4, 5]))
+    session.prefill(0, np.array([3, 4, 5]))
     session.collect()
     for _ in range(3):
-        session.generate(1, 4)
+        session.decode(1, 4)
         session.collect()
     before, driver.to_host = driver.calls.copy(), []
-    session.generate(1, 4)
+    session.decode(1, 4)
     for _ in range(20):
-        session.generate(1, 4)
+        session.decode(1, 4)
         session.collect()
     session.collect()
     calls = driver.calls - before
@@ -214,12 +213,12 @@ def test_what_is_under_way_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu(eager=False)
     session = gpu.session
     session.open_slot(0, GREEDY)
-    session.prompt(0, np.array([3, 4, 5]))
-    session.generate(1, 4)
+    session.prefill(0, np.array([3, 4, 5]))
+    session.decode(1, 4)
     first, second = session.collect(), session.collect()
     cpu_first = (
         open_gpu(eager=True)
-        .engine.generate([[3, 4, 5]], max_new_tokens=8, stop_token_ids=[])[0]
+        .engine.generate([[3, 4, 5]], max_tokens=8, stop_token_ids=[])[0]
         .token_ids
     )
     both = [*first.new_ids[0, :1].tolist(), *second.new_ids[0, : second.num_new[0]].tolist()]
@@ -236,13 +235,13 @@ def test_a_moved_slot_goes_on_as_before(
         session = open_gpu().session
         for slot in range(3):
             session.open_slot(slot, sampling)
-            session.prompt(slot, np.arange(3, 10 if slot == stations[0] else 5))
+            session.prefill(slot, np.arange(3, 10 if slot == stations[0] else 5))
             session.collect()
         for source, target in pairwise(stations):
             session.move_slot(source, target)
         tokens.append([])
         for _ in range(8):
-            session.generate(1, 4)
+            session.decode(1, 4)
             result = session.collect()
             tokens[-1] += result.new_ids[0, : result.num_new[0]].tolist()
     assert tokens[0] == tokens[1]
@@ -260,13 +259,13 @@ def test_slots_opened_one_after_another_have_their_own_sampling(
         for slot in slots:
             session.open_slot(slot, samplings[slot])
         for slot in slots:
-            session.prompt(slot, np.array([3, 4]))
+            session.prefill(slot, np.array([3, 4]))
             session.collect()
         if len(slots) == 1 and slots != (0,):
             session.move_slot(slots[0], 0)
         rows: list[list[int]] = [[] for _ in slots]
         for _ in range(6):
-            session.generate(len(slots), 1)
+            session.decode(len(slots), 1)
             result = session.collect()
             for row, new in zip(rows, result.new_ids[:, 0].tolist(), strict=True):
                 row.append(new)
@@ -289,8 +288,8 @@ def test_a_closed_stream_leaves_nothing_to_the_next(
 
 def test_memory_goes_back_with_the_session(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu()
-    gpu.engine.generate(PROMPTS[:2], max_new_tokens=8)
-    gpu.engine.generate(PROMPTS[:1], max_new_tokens=2)
+    gpu.engine.generate(PROMPTS[:2], max_tokens=8)
+    gpu.engine.generate(PROMPTS[:1], max_tokens=2)
     driver, total = gpu.driver, gpu.driver._total
     assert driver.free < total
     del gpu

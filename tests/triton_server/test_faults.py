@@ -27,14 +27,14 @@ LONG: dict[str, Any] = {"text_input": "Once upon a time", "max_tokens": 500, "ig
 @pytest.fixture(scope="session")
 def long_text(oracle: Engine) -> str:
     (generation,) = oracle.generate(
-        [LONG["text_input"]], max_new_tokens=LONG["max_tokens"], stop_token_ids=[]
+        [LONG["text_input"]], max_tokens=LONG["max_tokens"], stop_token_ids=[]
     )
     return generation.text
 
 
 def test_clients_that_disconnect_free_their_slots(client: Client, oracle: Engine) -> None:
     before = client.settled_metrics("tiny")["dflash_cancelled_requests_total"]
-    (expected,) = oracle.generate(["He stays"], max_new_tokens=300, stop_token_ids=[])
+    (expected,) = oracle.generate(["He stays"], max_tokens=300, stop_token_ids=[])
     with ThreadPoolExecutor() as pool:
         stays = pool.submit(
             client.stream, "tiny", text_input="He stays", max_tokens=300, ignore_eos=True

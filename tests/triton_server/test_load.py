@@ -71,7 +71,7 @@ def kind_of(chance: random.Random) -> dict[str, Any]:
 def answer_of(oracle: Engine, kind: dict[str, Any]) -> tuple[str, int]:
     (answer,) = oracle.generate(
         [kind["text_input"]],
-        max_new_tokens=kind["max_tokens"],
+        max_tokens=kind["max_tokens"],
         **{name: kind[name] for name in ("temperature", "seed", "draft")},
     )
     return answer.text, len(answer.token_ids)
@@ -120,7 +120,7 @@ def test_together_is_faster_than_one_after_the_other(client: Client) -> None:
 def test_instances_share_the_requests(client: Client, oracle: Engine) -> None:
     """Two instances of one model, as on two GPUs: each a process of its own."""
     inputs = {"text_input": "Once upon a time", "max_tokens": 100, "ignore_eos": True}
-    (expected,) = oracle.generate([inputs["text_input"]], max_new_tokens=100, stop_token_ids=[])
+    (expected,) = oracle.generate([inputs["text_input"]], max_tokens=100, stop_token_ids=[])
     assert client.load("twins").status == 200
     with ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(lambda _: client.stream("twins", **inputs), range(64)))

@@ -58,7 +58,7 @@ def test_every_input_arrives() -> None:
         presence_penalty=np.float32(0),
     )
     options: Any = {
-        "max_new_tokens": 7,
+        "max_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 3,

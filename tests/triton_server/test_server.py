@@ -29,7 +29,7 @@ def answer(oracle: Engine, prompt: str = PROMPT, **options: Any) -> Any:
 def test_one_response_and_a_stream_say_what_run_says(
     client: Client, oracle: Engine, sampling: dict[str, Any]
 ) -> None:
-    expected = answer(oracle, max_new_tokens=50, **sampling)
+    expected = answer(oracle, max_tokens=50, **sampling)
     whole = client.generate("tiny", text_input=PROMPT, max_tokens=50, **sampling)
     stream = client.stream(
         "tiny", text_input=PROMPT, max_tokens=50, return_num_output_tokens=True, **sampling
@@ -70,7 +70,7 @@ def test_the_demo_pair_says_what_run_says(client: Client) -> None:
 
 
 def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
-    full = answer(oracle, max_new_tokens=40, stop_token_ids=[])
+    full = answer(oracle, max_tokens=40, stop_token_ids=[])
 
     def text_of(**inputs: Any) -> str:
         return client.generate(
@@ -78,7 +78,7 @@ def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
         ).text
 
     assert text_of() == full.text
-    assert text_of(max_tokens=7) == answer(oracle, max_new_tokens=7, stop_token_ids=[]).text
+    assert text_of(max_tokens=7) == answer(oracle, max_tokens=7, stop_token_ids=[]).text
     assert text_of(exclude_input_in_output=False) == PROMPT + full.text
     word = full.text[12:14]
     assert text_of(stop_words=[word, "no such words"]) == full.text[: full.text.index(word)]
@@ -89,25 +89,22 @@ def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
     for change in ({}, {"seed": 4}, {"top_k": 2}, {"top_p": 0.2}, {"temperature": 0.4}):
         options = sampled | change
         assert (
-            text_of(**options)
-            == answer(oracle, max_new_tokens=40, stop_token_ids=[], **options).text
+            text_of(**options) == answer(oracle, max_tokens=40, stop_token_ids=[], **options).text
         )
     chat = oracle.tokenizer.encode_chat(PROMPT)  # type: ignore[union-attr]
-    assert (
-        text_of(chat=True) == oracle.generate([chat], max_new_tokens=40, stop_token_ids=[])[0].text
-    )
+    assert text_of(chat=True) == oracle.generate([chat], max_tokens=40, stop_token_ids=[])[0].text
 
 
 def test_drafts_and_counts(client: Client, oracle: Engine) -> None:
     inputs = {"text_input": PROMPT, "max_tokens": 30, "ignore_eos": True}
-    expected = answer(oracle, max_new_tokens=30, stop_token_ids=[]).text
+    expected = answer(oracle, max_tokens=30, stop_token_ids=[]).text
     off = client.generate("tiny", draft=False, **inputs)
     short = client.generate(
         "tiny", draft_len=1, return_num_input_tokens=True, return_num_output_tokens=True, **inputs
     )
     assert off.text == short.text == expected
     assert (off.last["total_draft_tokens"], off.last["acceptance_rate"]) == (0, 0)
-    alone = answer(oracle, max_new_tokens=30, stop_token_ids=[], draft_len=1)
+    alone = answer(oracle, max_tokens=30, stop_token_ids=[], draft_len=1)
     assert short.last["total_draft_tokens"] == len(alone.acceptance_lengths)
     assert (short.last["num_input_tokens"], short.last["num_output_tokens"]) == (len(PROMPT), 30)
     assert "num_input_tokens" not in off.last
@@ -115,7 +112,7 @@ def test_drafts_and_counts(client: Client, oracle: Engine) -> None:
 
 def test_the_models_own_stop_tokens(client: Client, oracle: Engine) -> None:
     """A seed whose sampled answer meets the stop token, and whether it counts."""
-    options = {"temperature": 1.5, "max_new_tokens": 200}
+    options = {"temperature": 1.5, "max_tokens": 200}
     seed, ended = next(
         (seed, found)
         for seed in range(50)
@@ -172,7 +169,7 @@ def test_garbage_in_every_field(client: Client, oracle: Engine) -> None:
         ("chat", True): {"prompt": chat},
         ("temperature", 2**63): {"temperature": 2.0**63},
     }
-    plain = answer(oracle, "ab", max_new_tokens=2).text
+    plain = answer(oracle, "ab", max_tokens=2).text
     names = [port["name"] for port in json.loads(_config(client))["input"]]
     garbage = [
         None,
@@ -203,7 +200,7 @@ def test_garbage_in_every_field(client: Client, oracle: Engine) -> None:
                 continue
             options = taken_for.get((name, value)) if value.__hash__ else None
             expected = (
-                answer(oracle, **{"prompt": "ab", "max_new_tokens": 2} | options).text
+                answer(oracle, **{"prompt": "ab", "max_tokens": 2} | options).text
                 if options
                 else plain
             )
@@ -288,7 +285,7 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(
     ]
     results = ask_by_grpc(server, requests)
     for prompt, pair in zip(prompts, zip(results[::2], results[1::2], strict=True), strict=True):
-        expected = answer(oracle, prompt, max_new_tokens=30, temperature=0.7, seed=5)
+        expected = answer(oracle, prompt, max_tokens=30, temperature=0.7, seed=5)
         for result in pair:
             assert result["error"] is None
             assert (

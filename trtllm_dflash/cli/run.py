@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-tokens",
     type=int,
-    default=SamplingParams.max_new_tokens,
+    default=SamplingParams.max_tokens,
     help="new tokens for each prompt",
 )
 @click.option(
@@ -132,7 +132,7 @@ def _sampling_options(
         raise UsageError(f"give either {names[0]} or {names[1]}, not both.")
     schedule = DraftLenSchedule.load(draft_len_schedule) if draft_len_schedule is not None else None
     options = {
-        "max_new_tokens": max_tokens,
+        "max_tokens": max_tokens,
         "draft": not no_draft,
         "draft_len_schedule": schedule,
         **same,

@@ -33,7 +33,7 @@ class Acceptance:
 
 def check_prompts(prompts: Prompts, config: EngineConfig, max_tokens: int) -> None:
     """Raise PromptError for a prompt that the engine cannot take."""
-    make_requests(prompts, SamplingParams(max_new_tokens=max_tokens), config)
+    make_requests(prompts, SamplingParams(max_tokens=max_tokens), config)
 
 
 def measure_acceptance(
@@ -47,7 +47,7 @@ def measure_acceptance(
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
     stream, phase = (
-        engine.stream(prompts, max_new_tokens=max_tokens),
+        engine.stream(prompts, max_tokens=max_tokens),
         f"answering with {directory.name}",
     )
     for _ in stream:

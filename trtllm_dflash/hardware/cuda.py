@@ -114,16 +114,16 @@ class Cuda:
         memory[:] = 0
         return memory
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
+    def copy(self, dst: int, src: int, nbytes: int) -> None:
         """Copy between any two places when the stream gets there."""
-        self._call("cuMemcpyAsync", target, source, nbytes, self._stream)
+        self._call("cuMemcpyAsync", dst, src, nbytes, self._stream)
 
     def copy_rows(
         self,
-        target: int,
-        target_pitch: int,
-        source: int,
-        source_pitch: int,
+        dst: int,
+        dst_pitch: int,
+        src: int,
+        src_pitch: int,
         *,
         row_bytes: int,
         rows: int,
@@ -133,8 +133,8 @@ class Cuda:
         """
         area = driver.CUDA_MEMCPY2D()
         area.srcMemoryType = area.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
-        area.srcDevice, area.srcPitch = source, source_pitch
-        area.dstDevice, area.dstPitch = target, target_pitch
+        area.srcDevice, area.srcPitch = src, src_pitch
+        area.dstDevice, area.dstPitch = dst, dst_pitch
         area.WidthInBytes, area.Height = row_bytes, rows
         self._call("cuMemcpy2DAsync", area, self._stream)
 
@@ -146,11 +146,11 @@ class Cuda:
         """A mark to set in the stream and to wait for."""
         return self._hold("cuEventDestroy", self._call("cuEventCreate", _DISABLE_TIMING))
 
-    def mark(self, event: Any) -> None:
+    def record_event(self, event: Any) -> None:
         """Set the mark behind all that is in the stream now."""
         self._call("cuEventRecord", event, self._stream)
 
-    def wait(self, event: Any) -> None:
+    def wait_event(self, event: Any) -> None:
         """Wait until the stream has passed the mark."""
         self._call("cuEventSynchronize", event)
 

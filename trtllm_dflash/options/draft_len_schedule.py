@@ -59,7 +59,7 @@ class DraftLenSchedule:
         return next((draft_len for size, draft_len in self.rows if batch <= size), 0)
 
     @property
-    def most(self) -> int:
+    def max_draft_len(self) -> int:
         """The largest number of drafts in it."""
         return max(draft_len for _, draft_len in self.rows)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
@@ -19,7 +19,8 @@ class SamplingOptions(TypedDict, total=False):
     tuples.
     """
 
-    max_new_tokens: int
+    max_tokens: int
+    max_new_tokens: int  # another name of max_tokens
     temperature: float
     top_p: float
     top_k: int
@@ -34,8 +35,8 @@ class SamplingOptions(TypedDict, total=False):
 class SamplingParams:
     """The options of one call; a value out of range raises UsageError.
 
-    max_new_tokens   at least 1; a sequence also ends, as "length", where prompt and answer fill the engine's
-                     max_seq_len.
+    max_tokens   at least 1; a sequence also ends, as "length", where prompt and answer fill the engine's
+                     max_seq_len. max_new_tokens is another name for it.
     temperature      0 is greedy (top_p, top_k and seed are then unused); otherwise logits are divided by it.
     top_p            keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
     top_k            keep this many most likely tokens, before top_p; 0 is off.
@@ -49,7 +50,7 @@ class SamplingParams:
     stop_token_ids   tokens that end a sequence, kept as its last token; None means the model's own, empty means none.
     """
 
-    max_new_tokens: int = 128
+    max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -58,9 +59,12 @@ class SamplingParams:
     draft_len: int | None = None
     draft_len_schedule: DraftLenSchedule | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    max_new_tokens: InitVar[int | None] = None
 
-    def __post_init__(self) -> None:
-        _check_integer("max_new_tokens", self.max_new_tokens, low=1)
+    def __post_init__(self, max_new_tokens: int | None) -> None:
+        if max_new_tokens is not None:
+            object.__setattr__(self, "max_tokens", max_new_tokens)
+        _check_integer("max_tokens", self.max_tokens, low=1)
         _check_real(
             "temperature",
             self.temperature,
@@ -97,8 +101,10 @@ class SamplingParams:
         become tuples.
         """
         known = [field.name for field in fields(cls)]
+        if {"max_tokens", "max_new_tokens"} <= options.keys():
+            raise UsageError("give either max_tokens or max_new_tokens, not both: they are one.")
         for name in options:
-            if name not in known:
+            if name not in (*known, "max_new_tokens"):
                 raise UsageError(
                     f"unknown sampling option {name!r}. The options are: {', '.join(known)}."
                 )

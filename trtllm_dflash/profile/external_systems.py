@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.profile.systems import Answer, Side, TokenIds, sequentially
+from trtllm_dflash.profile.systems import Answer, InputIds, Side, sequentially
 
 LOOKUP_DRAFTS = 10  # candidates of a prompt lookup: what transformers' guide uses
 
@@ -62,16 +62,16 @@ def peer_sides(
 
 def _reference(
     torch: Any, model: Any, drafter: Path, block_size: int, stops: Sequence[int]
-) -> Callable[[TokenIds, int], Answer]:
+) -> Callable[[InputIds, int], Answer]:
     """The reference package's loop with blocks of `block_size`."""
     reference = _import("dflash.model", "dflash", "pip install --no-deps dflash==0.1.0")
     reference._cuda_time = perf_counter  # its clock waits for a GPU
     draft = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
 
-    def answer(prompt: TokenIds, max_new_tokens: int) -> Answer:
+    def answer(prompt: InputIds, max_tokens: int) -> Answer:
         ids = torch.tensor([list(prompt)])
         stats = reference.dflash_generate(
-            draft, model, ids, max_new_tokens, list(stops), block_size=block_size, return_stats=True
+            draft, model, ids, max_tokens, list(stops), block_size=block_size, return_stats=True
         )
         tokens = stats.output_ids[0, len(prompt) :].tolist()
         seconds = stats.time_per_output_token * stats.num_output_tokens
@@ -84,12 +84,12 @@ def _reference(
 
 def _generate(
     torch: Any, model: Any, stops: Sequence[int], **options: Any
-) -> Callable[[TokenIds, int], Answer]:
-    def answer(prompt: TokenIds, max_new_tokens: int) -> Answer:
+) -> Callable[[InputIds, int], Answer]:
+    def answer(prompt: InputIds, max_tokens: int) -> Answer:
         ids, clock = torch.tensor([list(prompt)]), _StepClock()
         settings = {
             "do_sample": False,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": max_tokens,
             "eos_token_id": list(stops) or None,
         }
         start = perf_counter()

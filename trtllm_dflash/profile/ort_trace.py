@@ -156,7 +156,7 @@ def _fill(
     for session in sessions:
         session.open_slot(slot, _GREEDY)
         for begin in range(0, len(token_ids), width):
-            session.prompt(slot, token_ids[begin : begin + width])
+            session.prefill(slot, token_ids[begin : begin + width])
             session.collect()
     yield from [_Twins(None)] * -(-len(token_ids) // width)
 
@@ -164,7 +164,7 @@ def _fill(
 def _timed_step(session: OrtSession, batch: int, draft_len: int) -> tuple[float, Int32]:
     """A step's seconds, and how many tokens each slot gained."""
     start = perf_counter()
-    session.generate(batch, 1 + draft_len)
+    session.decode(batch, 1 + draft_len)
     gained = session.collect().num_new
     return perf_counter() - start, gained
 

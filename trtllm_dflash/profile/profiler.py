@@ -173,7 +173,7 @@ def _questions(
                 " slots (its --max-batch-size). Leave --plain out, and one is built that has as"
                 " many as the DFlash engine."
             )
-        sampling = SamplingParams(max_new_tokens=config.output_len)
+        sampling = SamplingParams(max_tokens=config.output_len)
         try:
             make_requests([question.token_ids for question in questions], sampling, engine.config)
         except PromptError as error:

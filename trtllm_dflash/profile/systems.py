@@ -16,7 +16,7 @@ from typing import Any
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.scheduler import Step
 
-TokenIds = Sequence[int]
+InputIds = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Side:
-    """One way of decoding. `run(prompts, batch, max_new_tokens)` answers prompts, `batch` of them
+    """One way of decoding. `run(prompts, batch, max_tokens)` answers prompts, `batch` of them
     together.
     """
 
     name: str
     maker: str  # whose: dflash, plain, reference, huggingface
     draft_len: int  # drafts in a step, at most; 0: none
-    run: Callable[[Sequence[TokenIds], int, int], Round]
+    run: Callable[[Sequence[InputIds], int, int], Round]
     batches: tuple[int, ...] | None = None  # the only ones that it can do; None: all
     always_drafts: bool = (
         True  # whether every step has draft_len drafts, so that a share of them means something
@@ -65,9 +65,9 @@ class Side:
 def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **sampling: Any) -> Side:
     """An engine of ours with `draft_len` drafts in a step and fixed options of `SamplingParams`."""
 
-    def run(prompts: Sequence[TokenIds], batch: int, max_new_tokens: int) -> Round:
+    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> Round:
         steps: list[Step] = []
-        options = {**sampling, "draft_len": draft_len, "max_new_tokens": max_new_tokens}
+        options = {**sampling, "draft_len": draft_len, "max_tokens": max_tokens}
         start = perf_counter()
         with engine.stream(prompts, slots=batch, on_step=steps.append, **options) as stream:
             generations = stream.generations()
@@ -81,14 +81,14 @@ def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **samplin
     return Side(name, maker, draft_len, run)
 
 
-def sequentially(answer: Callable[[TokenIds, int], Answer], width: int) -> Callable[..., Round]:
+def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Callable[..., Round]:
     """The `run` of a side that answers one prompt at a time; its steps are taken to be equally long
     within an answer.
     """
 
-    def run(prompts: Sequence[TokenIds], batch: int, max_new_tokens: int) -> Round:  # noqa: ARG001 - it is 1
+    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> Round:  # noqa: ARG001 - it is 1
         start = perf_counter()
-        answers = [answer(prompt, max_new_tokens) for prompt in prompts]
+        answers = [answer(prompt, max_tokens) for prompt in prompts]
         seconds = perf_counter() - start
         steps = [
             Step(1, width, one.decode_seconds / len(one.acceptance_lengths), tokens)

@@ -12,14 +12,14 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
-from trtllm_dflash.runtime.events import Load
+from trtllm_dflash.runtime.events import EngineStats
 from trtllm_dflash.runtime.outputs import Generation
 from trtllm_dflash.runtime.request import (
     Prompt,
     as_prompts,
     make_requests,
     step_widths,
-    token_ids_of,
+    tokenize_prompt,
 )
 from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions.base import Session, open_session
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """A loaded engine: `Engine.load(path).generate(["Once upon a time"], max_new_tokens=64)`.
+    """A loaded engine: `Engine.load(path).generate(["Once upon a time"], max_tokens=64)`.
 
     Not for concurrent use: a second call while a stream is open raises EngineError.
     """
@@ -70,7 +70,7 @@ class Engine:
 
         prompts   a list of strings (raw text: see `tokenizer.encode_chat` for the chat format) or of token-id
                   sequences, mixed if wanted; a lone string or a lone sequence of ids is one prompt.
-        options   the fields of `SamplingParams`: max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0,
+        options   the fields of `SamplingParams`: max_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0,
                   draft=True, draft_len=None, draft_len_schedule=None, stop_token_ids=None.
 
         A bad option or prompt raises UsageError before any step runs.
@@ -98,25 +98,25 @@ class Engine:
                 " (max_batch_size)."
             )
         sampling = SamplingParams.from_options(options)
-        token_ids = [token_ids_of(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
-        requests = make_requests(token_ids, sampling, self.config)
+        input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
+        requests = make_requests(input_ids, sampling, self.config)
         loop = Scheduler(self._session, requests, slots=slots, on_step=on_step)
-        width = step_widths(sampling, self.config).most
-        return Stream(loop, len(token_ids), self.tokenizer, self._take_turn(), width=width)
+        width = step_widths(sampling, self.config).max_width
+        return Stream(loop, len(input_ids), self.tokenizer, self._take_turn(), width=width)
 
     def serve(
         self,
         *,
         max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
-        on_load: Callable[[Load], None] = lambda _: None,
+        on_stats: Callable[[EngineStats], None] = lambda _: None,
     ) -> EngineThread:
         """Answer requests from any number of threads, together, until the scheduler is closed.
 
         max_waiting             requests that may wait for a slot; more raise BusyError.
         prompt_tokens_per_step  prompt tokens between two generation steps, where sequences generate: fewer keep their
                                 pace, more bring the first token sooner. None: what suits the engine's arch.
-        on_load                 called by the engine thread now and then with how full the engine is.
+        on_stats                 called by the engine thread now and then with how full the engine is.
 
         Meanwhile `generate` and `stream` raise EngineError.
         """
@@ -127,7 +127,7 @@ class Engine:
             self._take_turn(),
             max_waiting=max_waiting,
             prompt_tokens_per_step=prompt_tokens_per_step,
-            on_load=on_load,
+            on_stats=on_stats,
         )
 
     @contextmanager

@@ -21,8 +21,14 @@ from typing import TYPE_CHECKING, TypeVar
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
-from trtllm_dflash.runtime.events import Ended, Event, Load, OnEvent, Piece
-from trtllm_dflash.runtime.request import Prompt, PromptError, Request, make_requests, token_ids_of
+from trtllm_dflash.runtime.events import EngineStats, Event, FinishInfo, OnEvent, RequestOutput
+from trtllm_dflash.runtime.request import (
+    Prompt,
+    PromptError,
+    Request,
+    make_requests,
+    tokenize_prompt,
+)
 from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sequence import ActiveSequence, Update
 from trtllm_dflash.runtime.sessions.base import Session
@@ -55,7 +61,7 @@ def _forever() -> bool:
 
 
 @dataclass(eq=False)
-class Ticket:
+class RequestHandle:
     """A submitted request; `cancel` ends it between two steps."""
 
     request: Request
@@ -88,7 +94,7 @@ class EngineThread:
         *,
         max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
-        on_load: Callable[[Load], None] = lambda _: None,
+        on_stats: Callable[[EngineStats], None] = lambda _: None,
     ) -> None:
         """Start the engine thread, which holds `turn` until it ends. See `Engine.serve` for the
         options.
@@ -99,15 +105,15 @@ class EngineThread:
             if value < 1:
                 raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
         self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
-        self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_load
+        self._max_waiting, self._budget, self._on_load = max_waiting, budget, on_stats
         self._loop = Scheduler(session, prompt_tokens_per_step=budget)
         self._changed = threading.Condition()
-        self._arrived: list[Ticket] = []  # these four under the condition's lock
+        self._arrived: list[RequestHandle] = []  # these four under the condition's lock
         self._closing = False
         self._open_until = 0.0  # when closing: how long what is there may go on
         self._failure: DFlashError | None = None  # of the engine thread itself
         self._served: dict[
-            ActiveSequence, Ticket
+            ActiveSequence, RequestHandle
         ] = {}  # the engine thread alone changes it, and adds under the lock
         self._next_tidying = 0.0
         turn.__enter__()
@@ -128,11 +134,11 @@ class EngineThread:
         is_alive: Callable[[], bool] = _forever,
         stop_words: Sequence[str] = (),
         **options: Unpack[SamplingOptions],
-    ) -> Ticket:
+    ) -> RequestHandle:
         """Check a request here and now, and put it into the queue; from any thread.
 
         prompt      text, or token ids.
-        on_event    called by the engine thread with a `Piece` for each step, the last of which says how it ended, or
+        on_event    called by the engine thread with a `RequestOutput` for each step, the last of which says how it ended, or
                     with an error. Steps wait for it: it should hand on and return.
         is_alive   asked by the engine thread now and then; False cancels.
         stop_words  end the answer where the first of them begins; a special token's text stands for that token. How
@@ -144,7 +150,7 @@ class EngineThread:
         ClosedError, one whose engine thread has failed EngineError.
         """
         request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
-        ticket = Ticket(
+        handle = RequestHandle(
             request, StopWordFilter(decoder_of(self._tokenizer), words), on_event, is_alive
         )
         with self._changed:
@@ -162,9 +168,9 @@ class EngineThread:
                     f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and"
                     " its queue holds no more. Try again later."
                 )
-            self._arrived.append(ticket)
+            self._arrived.append(handle)
             self._changed.notify()
-        return ticket
+        return handle
 
     def _checked(
         self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
@@ -187,20 +193,20 @@ class EngineThread:
             sampling = replace(sampling, stop_token_ids=(*own, *special))
         try:
             (request,) = make_requests(
-                [token_ids_of(prompt, self._tokenizer)], sampling, self._config
+                [tokenize_prompt(prompt, self._tokenizer)], sampling, self._config
             )
         except PromptError as error:
             raise UsageError(f"the prompt {error.problem}") from error
         return request, words
 
     @property
-    def load(self) -> Load:
+    def stats(self) -> EngineStats:
         """How full the engine is now; from any thread."""
         slots = self._session.max_batch_size
         with self._changed:
             sequences = self._loop.in_slots
             unfinished = len(self._arrived) + len(self._served)
-        return Load(
+        return EngineStats(
             waiting=max(0, unfinished - sum(sequence in self._served for sequence in sequences)),
             slots=slots,
             slots_in_use=len(sequences),
@@ -241,7 +247,7 @@ class EngineThread:
             with self._changed:
                 self._closing = True
             self._end_all(error)
-            self._report_load()
+            self._report_stats()
             self._turn.__exit__(None, None, None)
 
     def _drain_inbox(self) -> bool:
@@ -249,13 +255,13 @@ class EngineThread:
         scheduler closes.
         """
         while not (self._has_work() or self._closing):
-            self._report_load()
+            self._report_stats()
             with self._changed:
                 self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
         with self._changed:
             arrived, self._arrived = self._arrived, []
-            for ticket in arrived:
-                self._served[self._loop.add(ticket.request)] = ticket
+            for handle in arrived:
+                self._served[self._loop.add(handle.request)] = handle
         return not self._closing or (self._loop.busy and perf_counter() < self._open_until)
 
     def _has_work(self) -> bool:
@@ -266,89 +272,89 @@ class EngineThread:
         now = perf_counter()
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_SECONDS
-            self._report_load()
-            for ticket in self._to_poll():
-                ticket.asked = now
-                if not _call_safely(ticket.is_alive, otherwise=False):
-                    ticket.cancelled = True
-        for sequence, ticket in list(self._served.items()):
-            if ticket.cancelled:
+            self._report_stats()
+            for handle in self._to_poll():
+                handle.asked = now
+                if not _call_safely(handle.is_alive, otherwise=False):
+                    handle.cancelled = True
+        for sequence, handle in list(self._served.items()):
+            if handle.cancelled:
                 self._loop.end(sequence, "cancelled")
-                self._tell(ticket, Piece([], "", self._finish(sequence, ticket)))
+                self._tell(handle, RequestOutput([], "", self._finish(sequence, handle)))
 
-    def _to_poll(self) -> list[Ticket]:
+    def _to_poll(self) -> list[RequestHandle]:
         """Those in slots, and of those that wait the few that were not asked for longest."""
-        waiting = [ticket for sequence, ticket in self._served.items() if sequence.slot is None]
+        waiting = [handle for sequence, handle in self._served.items() if sequence.slot is None]
         in_slots = [
-            ticket for sequence, ticket in self._served.items() if sequence.slot is not None
+            handle for sequence, handle in self._served.items() if sequence.slot is not None
         ]
-        return in_slots + heapq.nsmallest(WAITING_ASKED, waiting, key=lambda ticket: ticket.asked)
+        return in_slots + heapq.nsmallest(WAITING_ASKED, waiting, key=lambda handle: handle.asked)
 
     def _deliver(self, update: Update) -> None:
         """Tell a caller of its new tokens; where that fails, of the failure, and let the others go
         on.
         """
         sequence = update.sequence
-        ticket = self._served.get(sequence)
-        if ticket is None:
+        handle = self._served.get(sequence)
+        if handle is None:
             return
         try:
-            piece = self._piece_of(update, ticket)
+            piece = self._piece_of(update, handle)
         except Exception as failure:  # noqa: BLE001 - it is this answer's alone
             self._loop.end(sequence, "cancelled")
             self._served.pop(sequence, None)
             self._tell(
-                ticket, _as_engine_error("the text of this answer could not be made", failure)
+                handle, _as_engine_error("the text of this answer could not be made", failure)
             )
         else:
-            self._tell(ticket, piece)
+            self._tell(handle, piece)
 
-    def _piece_of(self, update: Update, ticket: Ticket) -> Piece:
+    def _piece_of(self, update: Update, handle: RequestHandle) -> RequestOutput:
         sequence, token_ids = update
-        if ticket.first_token is None:
-            ticket.first_token = perf_counter()
-        used, text = ticket.answer.push(token_ids)
-        ticket.output_tokens += len(used)
-        if ticket.answer.stopped:
+        if handle.first_token is None:
+            handle.first_token = perf_counter()
+        used, text = handle.answer.push(token_ids)
+        handle.output_tokens += len(used)
+        if handle.answer.stopped:
             sequence.truncate(len(token_ids) - len(used))
             sequence.finish_reason = (
                 None  # the stop word came first, whatever the block's last tokens say
             )
             self._loop.end(sequence, "stop")
         if sequence.finish_reason is None:
-            return Piece(used, text)
-        text += ticket.answer.finish()
-        return Piece(used, text, self._finish(sequence, ticket))
+            return RequestOutput(used, text)
+        text += handle.answer.finish()
+        return RequestOutput(used, text, self._finish(sequence, handle))
 
-    def _finish(self, sequence: ActiveSequence, ticket: Ticket) -> Ended:
+    def _finish(self, sequence: ActiveSequence, handle: RequestHandle) -> FinishInfo:
         assert sequence.finish_reason is not None
         del self._served[sequence]
         now = perf_counter()
-        return Ended(
+        return FinishInfo(
             finish_reason=sequence.finish_reason,
-            input_tokens=len(ticket.request.prompt_ids),
-            output_tokens=ticket.output_tokens,
+            input_tokens=len(handle.request.input_ids),
+            output_tokens=handle.output_tokens,
             steps=len(sequence.acceptance_lengths),
             num_draft_tokens=sequence.num_draft_tokens,
             num_accepted_draft_tokens=sum(sequence.acceptance_lengths)
             - len(sequence.acceptance_lengths),
-            queue_seconds=(sequence.admitted or now) - ticket.submitted,
+            queue_seconds=(sequence.admitted or now) - handle.submitted,
             first_token_seconds=(
-                None if ticket.first_token is None else ticket.first_token - ticket.submitted
+                None if handle.first_token is None else handle.first_token - handle.submitted
             ),
-            seconds=now - ticket.submitted,
+            seconds=now - handle.submitted,
         )
 
-    def _tell(self, ticket: Ticket, event: Event) -> None:
+    def _tell(self, handle: RequestHandle, event: Event) -> None:
         def told() -> bool:
-            ticket.on_event(event)
+            handle.on_event(event)
             return True
 
         if not _call_safely(told, otherwise=False):
-            ticket.cancelled = True
+            handle.cancelled = True
 
-    def _report_load(self) -> None:
-        _call_safely(lambda: self._on_load(self.load), otherwise=None)
+    def _report_stats(self) -> None:
+        _call_safely(lambda: self._on_load(self.stats), otherwise=None)
 
     def _after_failed_step(self, failure: Exception) -> None:
         """Tell those in slots of an error that is nobody's own, and go on with empty slots for
@@ -356,24 +362,24 @@ class EngineThread:
         """
         error = _as_engine_error("a step failed", failure)
         waiting = self._loop.waiting
-        failed = [ticket for sequence, ticket in self._served.items() if sequence not in waiting]
+        failed = [handle for sequence, handle in self._served.items() if sequence not in waiting]
         with self._changed:
             self._loop = Scheduler(self._session, prompt_tokens_per_step=self._budget)
             again = [self._served[sequence] for sequence in waiting]
-            self._served = {self._loop.add(ticket.request): ticket for ticket in again}
-        for ticket in failed:
-            self._tell(ticket, error)
+            self._served = {self._loop.add(handle.request): handle for handle in again}
+        for handle in failed:
+            self._tell(handle, error)
         _call_safely(self._loop.discard, otherwise=None)
 
     def _end_all(self, error: DFlashError) -> None:
         """Tell everyone of an error, and leave nothing in the session."""
         with self._changed:
-            tickets = [*self._served.values(), *self._arrived]
+            handles = [*self._served.values(), *self._arrived]
             self._arrived = []
             self._served = {}
             self._loop = Scheduler(self._session, prompt_tokens_per_step=self._budget)
-        for ticket in tickets:
-            self._tell(ticket, error)
+        for handle in handles:
+            self._tell(handle, error)
         _call_safely(self._loop.discard, otherwise=None)
 
 

@@ -12,7 +12,7 @@ from trtllm_dflash.runtime.outputs import FinishReason
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishInfo:
     """How an answer ended that did not fail, and what it cost."""
 
     finish_reason: FinishReason
@@ -27,7 +27,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RequestOutput:
     """What a step added to an answer: its tokens, and the text that they completed (whole
     characters).
 
@@ -36,15 +36,15 @@ class Piece:
 
     token_ids: list[int]
     text: str
-    ended: Ended | None = None
+    finish_info: FinishInfo | None = None
 
 
-Event = Piece | DFlashError
+Event = RequestOutput | DFlashError
 OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineStats:
     """How full the engine is."""
 
     waiting: int

@@ -29,7 +29,7 @@ class Generation:
     text                 their text without special tokens, "" for an engine without tokenizer files.
     acceptance_lengths   tokens gained by each generation step, bonus included, after cutting at a stop token or the
                          limit. The prompt gives the first token, so sum(acceptance_lengths) + 1 == len(token_ids).
-    finish_reason        "stop" (a stop token) or "length" (max_new_tokens or max_seq_len reached); "cancelled" is for
+    finish_reason        "stop" (a stop token) or "length" (max_tokens or max_seq_len reached); "cancelled" is for
                          requests of a scheduler.
     prefill_seconds       time of the prompt's own steps, up to the first token.
     decode_seconds   time of the generation steps in which this sequence took part; they are shared with its batch.

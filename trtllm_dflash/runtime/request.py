@@ -16,8 +16,8 @@ from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
 from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
-TokenIds: TypeAlias = "Iterable[int] | Int64"
-Prompt: TypeAlias = "str | TokenIds"
+InputIds: TypeAlias = "Iterable[int] | Int64"
+Prompt: TypeAlias = "str | InputIds"
 
 
 class PromptError(UsageError):
@@ -40,14 +40,14 @@ class StepWidths:
     draft_len: int
     schedule: DraftLenSchedule | None = None
 
-    def of(self, batch: int) -> int:
+    def width_for(self, batch: int) -> int:
         """The width of a step of `batch` slots."""
         return 1 + (self.draft_len if self.schedule is None else self.schedule.draft_len(batch))
 
     @property
-    def most(self) -> int:
+    def max_width(self) -> int:
         """The widest that a step can be."""
-        return 1 + (self.draft_len if self.schedule is None else self.schedule.most)
+        return 1 + (self.draft_len if self.schedule is None else self.schedule.max_draft_len)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Request:
     """One sequence to generate."""
 
     index: int
-    prompt_ids: Int64
-    max_new_tokens: int  # already within max_seq_len
+    input_ids: Int64
+    max_tokens: int  # already within max_seq_len
     stop_token_ids: frozenset[int]
     widths: StepWidths
     sampling: SlotSampling  # with uniforms up to a block behind the last position that it can reach
@@ -74,7 +74,7 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     return [items] if items and isinstance(items[0], Real) else items
 
 
-def token_ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenIds:
+def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> InputIds:
     """A prompt's token ids; text for an engine without tokenizer files raises UsageError."""
     if not isinstance(prompt, str):
         return prompt
@@ -87,7 +87,7 @@ def token_ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenIds:
 
 
 def make_requests(
-    prompts: Sequence[TokenIds], sampling: SamplingParams, config: EngineConfig
+    prompts: Sequence[InputIds], sampling: SamplingParams, config: EngineConfig
 ) -> list[Request]:
     """Check every prompt against the engine's limits before any step runs; a bad one raises
     UsageError naming it.
@@ -96,14 +96,14 @@ def make_requests(
     widths = step_widths(sampling, config)
     requests = []
     for index, prompt in enumerate(prompts):
-        prompt_ids = _checked_ids(prompt, index, config)
-        max_new_tokens = min(sampling.max_new_tokens, config.max_seq_len - len(prompt_ids))
-        positions = len(prompt_ids) + max_new_tokens + config.block_size
+        input_ids = _checked_ids(prompt, index, config)
+        max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
+        positions = len(input_ids) + max_tokens + config.block_size
         requests.append(
             Request(
                 index=index,
-                prompt_ids=prompt_ids,
-                max_new_tokens=max_new_tokens,
+                input_ids=input_ids,
+                max_tokens=max_tokens,
                 stop_token_ids=frozenset(int(token) for token in stops),
                 widths=widths,
                 sampling=SlotSampling(
@@ -124,7 +124,7 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
     if sampling.draft_len is None and sampling.draft_len_schedule is None:
         return StepWidths(config.draft_len)
     widths = StepWidths(int(sampling.draft_len or 0), sampling.draft_len_schedule)
-    if widths.most > config.block_size:
+    if widths.max_width > config.block_size:
         most = config.block_size - 1
         why = (
             f"a block of {config.block_size} holds {most} drafts"
@@ -132,7 +132,9 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
             else "it has no drafter"
         )
         given = "draft_len is" if widths.schedule is None else "draft_len_schedule goes up to"
-        raise UsageError(f"{given} {widths.most - 1}, and this engine takes 0 to {most}: {why}.")
+        raise UsageError(
+            f"{given} {widths.max_width - 1}, and this engine takes 0 to {most}: {why}."
+        )
     return widths
 
 
@@ -150,7 +152,7 @@ def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
     return ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
 
 
-def _checked_ids(prompt: TokenIds, index: int, config: EngineConfig) -> Int64:
+def _checked_ids(prompt: InputIds, index: int, config: EngineConfig) -> Int64:
     if not isinstance(prompt, Iterable):
         raise PromptError(index, f"is {prompt!r}, expected a string or a list of token ids.")
     tokens = list(prompt)

@@ -1,7 +1,7 @@
 """The decode loop: requests enter and leave between steps, prompts run in chunks, all active slots
 generate together.
 
-    waiting ──► prompting (a chunk of one slot a step) ──► active slots 0 … n-1 ──generation steps──► finished
+    waiting ──► prefilling (a chunk of one slot a step) ──► active slots 0 … n-1 ──generation steps──► finished
                                                                 │  the last active slot moves into
                                                                 └  the place of one that has ended
 
@@ -92,7 +92,7 @@ class Scheduler:
             prompt_tokens_per_step or 0
         )  # what is left of the budget until the next generation step
         self._waiting = deque(ActiveSequence(request) for request in requests)
-        self._prompting: list[
+        self._prefilling: list[
             ActiveSequence
         ] = []  # the last one's turn it is; it has overtaken those before it
         self._active: list[ActiveSequence] = []  # the sequence in slot i is entry i
@@ -107,7 +107,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self._waiting or self._prompting or self._active or self._under_way)
+        return bool(self._waiting or self._prefilling or self._active or self._under_way)
 
     @property
     def waiting(self) -> list[ActiveSequence]:
@@ -117,7 +117,7 @@ class Scheduler:
     @property
     def in_slots(self) -> list[ActiveSequence]:
         """The sequences that hold a slot."""
-        return [*self._active, *self._prompting]
+        return [*self._active, *self._prefilling]
 
     def discard(self) -> None:
         """Forget what a stream that was closed early, or that failed, has left under way in the
@@ -157,7 +157,7 @@ class Scheduler:
     def _slots_are_stable(self) -> bool:
         """Whether the next step may come before any slot is opened, moved or given up."""
         out_of_place = any(
-            sequence.token_ids or sequence.finish_reason for sequence in self._prompting
+            sequence.token_ids or sequence.finish_reason for sequence in self._prefilling
         )
         ended = any(sequence.finish_reason for sequence in self._active)
         return not (out_of_place or ended or self._next_admission() is not None)
@@ -171,11 +171,11 @@ class Scheduler:
                 if slot < len(self._active):
                     self._move(last, slot)
                     self._active[slot] = last
-        self._prompting = [
-            sequence for sequence in self._prompting if sequence.finish_reason is None
+        self._prefilling = [
+            sequence for sequence in self._prefilling if sequence.finish_reason is None
         ]
-        while self._prompting and self._prompting[-1].token_ids:
-            self._activate(self._prompting.pop())
+        while self._prefilling and self._prefilling[-1].token_ids:
+            self._activate(self._prefilling.pop())
         admitted = self._next_admission()
         if admitted is not None:
             self._admit(admitted)
@@ -193,9 +193,9 @@ class Scheduler:
 
     def _next_admission(self) -> ActiveSequence | None:
         """The waiting request that may have a slot now, if there is one."""
-        if not self._waiting or len(self._active) + len(self._prompting) == self._slots:
+        if not self._waiting or len(self._active) + len(self._prefilling) == self._slots:
             return None
-        if not self._prompting:
+        if not self._prefilling:
             return self._waiting[0]
         if self._budget is None:
             return None
@@ -207,10 +207,11 @@ class Scheduler:
         """Whether a prompt is short enough to go before those that run: it delays none of them to
         more than twice its own length, however many overtake it.
         """
-        length = sequence.prompt_left
+        length = sequence.remaining_prompt_tokens
         return all(
-            length < other.prompt_left and length + other.overtaken <= len(other.request.prompt_ids)
-            for other in self._prompting
+            length < other.remaining_prompt_tokens
+            and length + other.overtaken <= len(other.request.input_ids)
+            for other in self._prefilling
         )
 
     def _admit(self, sequence: ActiveSequence) -> None:
@@ -221,8 +222,8 @@ class Scheduler:
         slot is free for it.
         """
         start = perf_counter()
-        for place, other in enumerate(self._prompting):
-            other.overtaken += sequence.prompt_left
+        for place, other in enumerate(self._prefilling):
+            other.overtaken += sequence.remaining_prompt_tokens
             last = self._slots - 1 - place
             if other.slot != last:
                 self._move(other, last)
@@ -230,7 +231,7 @@ class Scheduler:
         slot = len(self._active)
         self._session.open_slot(slot, sequence.request.sampling)
         sequence.slot, sequence.admitted = slot, start
-        self._prompting.append(sequence)
+        self._prefilling.append(sequence)
         sequence.prefill_seconds = perf_counter() - start
         self.timings.prefill_seconds += sequence.prefill_seconds
 
@@ -238,12 +239,17 @@ class Scheduler:
         """Put the next step under way, if one pays: a prompt's chunk within the budget, else a
         generation step.
         """
-        prompting = next(
-            (sequence for sequence in reversed(self._prompting) if sequence.prompt_left), None
+        prefilling = next(
+            (
+                sequence
+                for sequence in reversed(self._prefilling)
+                if sequence.remaining_prompt_tokens
+            ),
+            None,
         )
-        if prompting is not None and (width := self._chunk_width(prompting)):
-            self._enqueue_prefill(prompting, width)
-        elif self._prompting and self._budget is None:
+        if prefilling is not None and (width := self._chunk_width(prefilling)):
+            self._enqueue_prefill(prefilling, width)
+        elif self._prefilling and self._budget is None:
             return False  # prompts go first: its sequence will generate with the others
         elif any(sequence.needs_more_steps for sequence in self._active):
             self._enqueue_decode()
@@ -252,25 +258,33 @@ class Scheduler:
         return True
 
     def _chunk_width(self, sequence: ActiveSequence) -> int:
-        width = min(sequence.prompt_left, self._session.max_num_tokens)
+        width = min(sequence.remaining_prompt_tokens, self._session.max_num_tokens)
         if self._budget is None:
             return width
         return min(width, self._credit if self._active else BUDGETS_ALONE * self._budget)
 
     def _enqueue_prefill(self, sequence: ActiveSequence, width: int) -> None:
         assert sequence.slot is not None
-        start, begin = perf_counter(), sequence.prompted
-        self._session.prompt(sequence.slot, sequence.request.prompt_ids[begin : begin + width])
-        sequence.prompted += width
+        start, begin = perf_counter(), sequence.num_prefilled
+        self._session.prefill(sequence.slot, sequence.request.input_ids[begin : begin + width])
+        sequence.num_prefilled += width
         self._under_way.append(
-            _Step([sequence], width, start, is_prompt=True, decides=not sequence.prompt_left)
+            _Step(
+                [sequence],
+                width,
+                start,
+                is_prompt=True,
+                decides=not sequence.remaining_prompt_tokens,
+            )
         )
         self._credit = max(0, self._credit - width)
 
     def _enqueue_decode(self) -> None:
-        width = max(sequence.request.widths.of(len(self._active)) for sequence in self._active)
+        width = max(
+            sequence.request.widths.width_for(len(self._active)) for sequence in self._active
+        )
         step = _Step(list(self._active), width, perf_counter(), is_prompt=False)
-        self._session.generate(len(self._active), width)
+        self._session.decode(len(self._active), width)
         self._under_way.append(step)
         for sequence in self._active:
             sequence.steps_under_way += 1
@@ -296,7 +310,7 @@ class Scheduler:
             return []
         update = Update(sequence, sequence.commit([token_id]))
         if sequence.finish_reason is None and sequence.slot == len(self._active):
-            self._prompting.remove(sequence)
+            self._prefilling.remove(sequence)
             self._activate(sequence)  # nothing moves, so that steps may be under way
         return [update]
 

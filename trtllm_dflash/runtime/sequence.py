@@ -21,37 +21,37 @@ class ActiveSequence:
         self.finish_reason: FinishReason | None = None
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
-        self.prompted = 0  # prompt tokens put under way
+        self.num_prefilled = 0  # prompt tokens put under way
         self.overtaken = 0  # prompt tokens of others that were let past this prompt
         self.steps_under_way = 0  # generation steps
 
     @property
-    def prompt_left(self) -> int:
+    def remaining_prompt_tokens(self) -> int:
         """Prompt tokens that are not under way yet."""
-        return len(self.request.prompt_ids) - self.prompted
+        return len(self.request.input_ids) - self.num_prefilled
 
     @property
     def positions(self) -> int:
         """Cache positions that it holds, as far as decided: all of its tokens but the anchor."""
-        return self.prompted + max(0, len(self.token_ids) - 1)
+        return self.num_prefilled + max(0, len(self.token_ids) - 1)
 
     @property
-    def room(self) -> int:
+    def remaining_tokens(self) -> int:
         """How many more tokens it may get."""
-        return self.request.max_new_tokens - len(self.token_ids)
+        return self.request.max_tokens - len(self.token_ids)
 
     @property
     def needs_more_steps(self) -> bool:
         """Whether it may still want tokens after the steps under way, each of which brings at least
         one.
         """
-        return self.finish_reason is None and self.room > self.steps_under_way
+        return self.finish_reason is None and self.remaining_tokens > self.steps_under_way
 
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append what a step decided, cut after a stop token and at the limit, and return the
         tokens kept.
         """
-        room = self.room
+        room = self.remaining_tokens
         kept = token_ids[:room]
         stop = next(
             (place for place, token in enumerate(kept) if token in self.request.stop_token_ids),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.runtime.events import Ended, Load
+from trtllm_dflash.runtime.events import EngineStats, FinishInfo
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Family:
 
     name: str
     help: str
-    counts: Callable[[Ended], float] | None = None
-    shows: Callable[[Load], float] | None = None
+    counts: Callable[[FinishInfo], float] | None = None
+    shows: Callable[[EngineStats], float] | None = None
 
 
 REQUESTS, FAILED = "dflash_requests_total", "dflash_failed_requests_total"
@@ -126,7 +126,7 @@ class Metrics:
         }
         self._shown: dict[str, float] = {}
 
-    def add(self, ended: Ended) -> None:
+    def add(self, ended: FinishInfo) -> None:
         """Count an answer; from any thread."""
         with self._lock:
             for family in FAMILIES:
@@ -138,7 +138,7 @@ class Metrics:
         with self._lock:
             self._totals[FAILED] += 1
 
-    def publish(self, load: Load) -> None:
+    def publish(self, load: EngineStats) -> None:
         """Hand everything to Triton; from the engine thread alone."""
         with self._lock:
             totals = dict(self._totals)

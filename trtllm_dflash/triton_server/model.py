@@ -50,7 +50,7 @@ class TritonPythonModel:
         self._scheduler = self._engine.serve(
             max_waiting=settings.max_waiting,
             prompt_tokens_per_step=settings.prompt_tokens_per_step,
-            on_load=self._metrics.publish,
+            on_stats=self._metrics.publish,
         )
 
     def execute(self, requests: list[Any]) -> None:
@@ -126,7 +126,7 @@ def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]
     if engine.tokenizer is None:
         raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")
     engine.tokenizer.decode(engine.tokenizer.encode("ready"))  # reads its files now
-    engine.generate([[0]], max_new_tokens=2, stop_token_ids=())  # and runs both kinds of step once
+    engine.generate([[0]], max_tokens=2, stop_token_ids=())  # and runs both kinds of step once
     return engine, engine.tokenizer
 
 

@@ -68,7 +68,7 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
     if "max_tokens" in values:
         if values["max_tokens"] < 1:
             raise UsageError(f"max_tokens is {values['max_tokens']}, expected at least 1.")
-        options["max_new_tokens"] = values["max_tokens"]
+        options["max_tokens"] = values["max_tokens"]
     for name in ("temperature", "top_p", "top_k", "seed", "draft", "draft_len"):
         if name in values:
             options[name] = values[name]  # names of SamplingOptions, every one

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
-from trtllm_dflash.runtime.events import Ended, Event, Piece
+from trtllm_dflash.runtime.events import Event, FinishInfo, RequestOutput
 from trtllm_dflash.triton_server.io_table import OUTPUTS
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
@@ -42,13 +42,13 @@ class Responses:
 
     def __call__(self, event: Event) -> None:
         """Send what the event is worth a response."""
-        if not isinstance(event, Piece):
+        if not isinstance(event, RequestOutput):
             self.fail(event)
             return
         self._text += event.text
         self._num_tokens += len(event.token_ids)
-        if event.ended is not None:
-            self._end(event.ended)
+        if event.finish_info is not None:
+            self._end(event.finish_info)
         elif self._wanted is not None and self._wanted.stream and self._text:
             self._send(self._take())
 
@@ -63,7 +63,7 @@ class Responses:
             code = kinds.UNAVAILABLE
         self._send_error(str(error), code)
 
-    def _end(self, ended: Ended) -> None:
+    def _end(self, ended: FinishInfo) -> None:
         self._metrics.add(ended)
         if ended.finish_reason == "cancelled":
             self._send_error("the request was cancelled", self._triton.TritonError.CANCELLED)

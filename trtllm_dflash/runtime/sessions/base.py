@@ -80,13 +80,13 @@ class Session(Protocol):
         """Empty a slot for a new sequence."""
         ...
 
-    def prompt(self, slot: int, token_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64) -> None:
         """Put one slot's next tokens [S] behind those that it holds; the step decides the token
         after them (R = 1).
         """
         ...
 
-    def generate(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1, each with the first `width` tokens of its next
         block (R = width).
 
@@ -98,8 +98,8 @@ class Session(Protocol):
         """Wait for the oldest step that is under way, and say what it decided."""
         ...
 
-    def move_slot(self, source: int, target: int) -> None:
-        """Make `target` what `source` is; `source` is then nobody's."""
+    def move_slot(self, src: int, dst: int) -> None:
+        """Move slot `src` to `dst`; `src` becomes free."""
         ...
 
     def discard(self) -> None:

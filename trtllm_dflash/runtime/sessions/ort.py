@@ -97,11 +97,11 @@ class OrtSession:
             self._slots[name][slot] = getattr(sampling, name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
 
-    def prompt(self, slot: int, token_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64) -> None:
         """Put one slot's next tokens [S] behind those that it holds."""
-        self._step(slot, token_ids[np.newaxis], num_known=len(token_ids), rows=1)
+        self._step(slot, input_ids[np.newaxis], num_known=len(input_ids), rows=1)
 
-    def generate(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""
         self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
 
@@ -109,16 +109,14 @@ class OrtSession:
         """What the oldest step that was not yet asked about has decided."""
         return self._results.popleft()
 
-    def move_slot(self, source: int, target: int) -> None:
+    def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
-        used = int(self._slots["past_len"][source])
+        used = int(self._slots["past_len"][src])
         for name, array in self._slots.items():
             if name in _SLOT_PORTS:
-                array[target] = array[source]
-            else:
-                array[target, :, :used] = array[
-                    source, :, :used
-                ]  # all of a ring that has come round
+                array[dst] = array[src]
+            else:  # all of a ring that has come round
+                array[dst, :, :used] = array[src, :, :used]
 
     def discard(self) -> None:
         """Forget what was not collected."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trtllm_dflash.hardware.cuda import ALIGNMENT
 
 
-class Record:
+class PackedBuffer:
     """Where each array lies: `offsets[name]` bytes from the start, each aligned as TensorRT wants
     its addresses.
     """

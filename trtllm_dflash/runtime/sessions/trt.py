@@ -29,7 +29,7 @@ from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.env import CUDA_GRAPH, env_flag
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
-from trtllm_dflash.runtime.sessions.packed_buffer import Record
+from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 from trtllm_dflash.runtime.sessions.trt_engine import (
     CONTEXT_PROFILE,
     ENGINE_FILE,
@@ -79,8 +79,10 @@ class TrtSession:
         )  # positions held, as far as collected
         self._prompt_context = self._engine.context(CONTEXT_PROFILE, fixed_shapes=False)
         self._steps: dict[tuple[int, int], _GenerationStep] = {}
-        self._free = deque(_Ticket(self._buffers, self._cuda) for _ in range(self.lookahead + 1))
-        self._under_way: deque[_Ticket] = deque()
+        self._free = deque(
+            _InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
+        )
+        self._under_way: deque[_InFlightStep] = deque()
 
     @property
     def max_batch_size(self) -> int:
@@ -99,28 +101,28 @@ class TrtSession:
         self._sampling[slot] = sampling
         self._lengths[slot] = 0
 
-    def prompt(self, slot: int, token_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64) -> None:
         """Put one slot's next tokens [S] behind those that it holds."""
-        ticket = self._next_ticket(slot, 1, width=len(token_ids), rows=1)
+        step = self._next_step(slot, 1, width=len(input_ids), rows=1)
         sampling, past_len = self._sampling[slot], self._reach(slot, 1)
         if sampling is None:
             raise EngineError(
                 f"slot {slot} has a prompt and was not opened. The session's caller is at fault."
             )
-        chunk = ticket.prompt
-        chunk["num_known"][0], chunk["past_len"][0] = len(token_ids), past_len[0]
+        chunk = step.prompt
+        chunk["num_known"][0], chunk["past_len"][0] = len(input_ids), past_len[0]
         for name in _SETTINGS:
             chunk[name][0] = getattr(sampling, name)
-        chunk["input_ids"][: len(token_ids)] = token_ids
+        chunk["input_ids"][: len(input_ids)] = input_ids
         buffers = self._buffers
-        buffers.send_prompt(ticket.prompt_memory, len(token_ids))
+        buffers.send_prompt(step.prompt_memory, len(input_ids))
 
         addresses = self._addresses(slot) | buffers.prompt_addresses
         sizes = {
             BATCH: 1,
-            WIDTH: len(token_ids),
+            WIDTH: len(input_ids),
             ROWS: 1,
-            CONTEXT: self._context_length(past_len, len(token_ids)),
+            CONTEXT: self._context_length(past_len, len(input_ids)),
         }
         self._prompt_context.bind(_shapes(self._config.ports, sizes), addresses)
         self._prompt_context.run()
@@ -130,16 +132,16 @@ class TrtSession:
             addresses["next_ids"],
             self._config.block_size * _ID_BYTES,
         )
-        self._enqueue_step(ticket)
+        self._enqueue_step(step)
 
-    def generate(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""
-        ticket = self._next_ticket(0, count, width=width, rows=width)
+        step = self._next_step(0, count, width=width, rows=width)
         self._context_length(self._reach(0, count), width)
         if (count, width) not in self._steps:
             self._steps[count, width] = self._make_step(count, width)
         self._steps[count, width].put_into_stream()
-        self._enqueue_step(ticket)
+        self._enqueue_step(step)
 
     def collect(self) -> StepResult:
         """Wait for the oldest step that is under way, and say what it decided."""
@@ -149,23 +151,19 @@ class TrtSession:
                 " fault."
             )
         self._cuda.make_current()
-        ticket = self._under_way.popleft()
-        self._free.append(ticket)
-        self._cuda.wait(ticket.event)
-        self._lengths[ticket.first : ticket.first + ticket.count] = ticket.results["next_len"][
-            : ticket.count
-        ]
-        new_ids = ticket.results["new_ids"][: ticket.count * ticket.rows].reshape(
-            ticket.count, ticket.rows
-        )
-        return StepResult(new_ids.copy(), ticket.results["num_new"][: ticket.count].copy())
+        step = self._under_way.popleft()
+        self._free.append(step)
+        self._cuda.wait_event(step.event)
+        self._lengths[step.first : step.first + step.count] = step.results["next_len"][: step.count]
+        new_ids = step.results["new_ids"][: step.count * step.rows].reshape(step.count, step.rows)
+        return StepResult(new_ids.copy(), step.results["num_new"][: step.count].copy())
 
-    def move_slot(self, source: int, target: int) -> None:
+    def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
         self._expect_idle("a slot is moved")
-        self._slots.move(source, target, int(self._lengths[source]))
-        self._sampling[target] = self._sampling[source]
-        self._lengths[target] = self._lengths[source]
+        self._slots.move(src, dst, int(self._lengths[src]))
+        self._sampling[dst] = self._sampling[src]
+        self._lengths[dst] = self._lengths[src]
 
     def discard(self) -> None:
         """Wait for all steps that are under way and forget what they decided."""
@@ -181,25 +179,25 @@ class TrtSession:
                 f"a step is under way while {moment}. The session's caller is at fault."
             )
 
-    def _next_ticket(self, first: int, count: int, *, width: int, rows: int) -> _Ticket:
+    def _next_step(self, first: int, count: int, *, width: int, rows: int) -> _InFlightStep:
         self._cuda.make_current()
         if not self._free:
             raise EngineError(
                 f"{len(self._under_way)} steps are under way, and no more may be: collect one"
                 " first. The session's caller is at fault."
             )
-        ticket = self._free[0]
-        ticket.first, ticket.count, ticket.width, ticket.rows = first, count, width, rows
-        return ticket
+        step = self._free[0]
+        step.first, step.count, step.width, step.rows = first, count, width, rows
+        return step
 
-    def _enqueue_step(self, ticket: _Ticket) -> None:
-        """Have the results copied into the ticket, and mark the place in the stream where they are
+    def _enqueue_step(self, step: _InFlightStep) -> None:
+        """Have the results copied into the step, and mark the place in the stream where they are
         there.
         """
         self._cuda.copy(
-            ticket.results_memory.ctypes.data, self._buffers.results, ticket.results_memory.nbytes
+            step.results_memory.ctypes.data, self._buffers.results, step.results_memory.nbytes
         )
-        self._cuda.mark(ticket.event)
+        self._cuda.record_event(step.event)
         self._under_way.append(self._free.popleft())
 
     def _reach(self, first: int, count: int) -> NDArray[np.int32]:
@@ -207,8 +205,8 @@ class TrtSession:
         prompts.
         """
         reach = self._lengths.copy()
-        for ticket in self._under_way:
-            reach[ticket.first : ticket.first + ticket.count] += ticket.width
+        for step in self._under_way:
+            reach[step.first : step.first + step.count] += step.width
         return reach[first : first + count]
 
     def _context_length(self, past_len: NDArray[np.int32], width: int) -> int:
@@ -280,14 +278,14 @@ class _Buffers:
     def __init__(self, config: EngineConfig, cuda: Cuda) -> None:
         slots, block = config.max_batch_size, config.block_size
         self._cuda = cuda
-        self.results_record = Record(
+        self.results_record = PackedBuffer(
             {
                 "new_ids": ("int64", slots * block),
                 "num_new": ("int32", slots),
                 "next_len": ("int32", slots),
             }
         )
-        self.prompt_record = Record(
+        self.prompt_record = PackedBuffer(
             {
                 "num_known": ("int32", 1),
                 "past_len": ("int32", 1),
@@ -300,8 +298,12 @@ class _Buffers:
                 ),  # last: only what a chunk fills is sent
             }
         )
-        constants = Record({"num_known": ("int32", slots), "counting": ("int64", config.cache_len)})
-        scratch = Record({"input_ids": ("int64", slots * block), "next_ids": ("int64", block)})
+        constants = PackedBuffer(
+            {"num_known": ("int32", slots), "counting": ("int64", config.cache_len)}
+        )
+        scratch = PackedBuffer(
+            {"input_ids": ("int64", slots * block), "next_ids": ("int64", block)}
+        )
         self.results = cuda.allocate(self.results_record.nbytes, "results")
         self._prompt = cuda.allocate(self.prompt_record.nbytes, "a prompt chunk")
         constant = constants.addresses(self._send_constants(constants))
@@ -324,7 +326,7 @@ class _Buffers:
         nbytes = self.prompt_record.offsets["input_ids"] + num_tokens * _ID_BYTES
         self._cuda.copy(self._prompt, memory.ctypes.data, nbytes)
 
-    def _send_constants(self, record: Record) -> int:
+    def _send_constants(self, record: PackedBuffer) -> int:
         memory = self._cuda.allocate_pinned(record.nbytes)
         views = record.views(memory)
         views["num_known"][:] = 1
@@ -334,7 +336,7 @@ class _Buffers:
         return address
 
 
-class _Ticket:
+class _InFlightStep:
     """One step that may be under way: which slots it is for, and host memory for what goes in and
     comes out.
     """

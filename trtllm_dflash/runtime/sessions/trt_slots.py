@@ -9,7 +9,7 @@ from math import prod
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.sessions.base import SlotSampling
-from trtllm_dflash.runtime.sessions.packed_buffer import Record
+from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 _SETTINGS = ("temperature", "top_p", "top_k")
 _OWNED = ("past_len", *_SETTINGS, "uniforms", "next_ids")
@@ -35,7 +35,7 @@ class TrtSlots:
             name: cuda.allocate(size * slots, f"{slots} × {name}")
             for name, size in self._slot_bytes.items()
         }
-        self._new = Record(
+        self._new = PackedBuffer(
             {
                 name: (owned[name].dtype, prod(map(int, owned[name].shape[1:])))
                 for name in _OWNED
@@ -63,10 +63,10 @@ class TrtSlots:
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
         self._cuda.synchronize()  # the host's copy is one for all slots
 
-    def move(self, source: int, target: int, used: int) -> None:
+    def move(self, src: int, dst: int, used: int) -> None:
         """Copy a slot's state, and of its caches the rows of its `used` positions."""
         for name, size in self._slot_bytes.items():
-            there, here = self.address(name, target), self.address(name, source)
+            there, here = self.address(name, dst), self.address(name, src)
             if name not in self._caches:
                 self._cuda.copy(there, here, size)
                 continue
