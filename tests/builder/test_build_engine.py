@@ -20,7 +20,7 @@ import pytest
 
 from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.builder.build_engine import build_engine, plan_build
-from trtllm_dflash.builder.job import Request
+from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.io_tensors import step_io
@@ -38,7 +38,9 @@ def _files(directory: Path) -> set[str]:
 def _worker_pids() -> list[int]:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [
-        int(pid) for pid in children if b"build.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        int(pid)
+        for pid in children
+        if b"builder.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 
@@ -243,7 +245,7 @@ def test_a_worker_whose_parent_vanishes_cleans_up_and_stops(
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     worker.communicate(
-        Request(config(), staging).to_json().encode() + b"\n", timeout=60
+        BuildRequest(config(), staging).to_json().encode() + b"\n", timeout=60
     )  # and closes its stdin
     assert worker.returncode == 1
     assert not staging.exists()

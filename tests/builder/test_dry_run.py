@@ -17,9 +17,9 @@ import pytest
 
 from tests.conftest import DEMO
 from trtllm_dflash.builder import dry_run
-from trtllm_dflash.builder.dry_run import plan
+from trtllm_dflash.builder.dry_run import preview_build
 from trtllm_dflash.builder.pair_support import drafter_json, target_json
-from trtllm_dflash.catalog.gpus import GPUS, Gpu, gpus_of
+from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -128,24 +128,24 @@ def test_a_checkpoint_of_hundreds_of_gigabytes_is_planned_in_seconds_and_megabyt
 
 
 def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
-    made = plan(
+    made = preview_build(
         BuildConfig(
             giant["target"], tmp_path / "e", giant["drafter"], arch="sm103", max_batch_size=3
         )
     )
-    assert made.prepared.bytes_by_format == {"BF16": giant["bytes"]}
-    assert made.engine_bytes == made.prepared.weight_bytes == giant["bytes"]  # its head is not tied
+    assert made.models.bytes_by_format == {"BF16": giant["bytes"]}
+    assert made.engine_bytes == made.models.weight_bytes == giant["bytes"]  # its head is not tied
     assert made.cache_bytes_per_token == {
         "target": 94 * 2 * 8 * 128 * 2,
         "drafter": 5 * 2 * 8 * 128 * 2,
     }
-    rows = made.prepared.resolved.cache_len
-    assert made.prepared.cache_bytes_per_slot == rows * sum(made.cache_bytes_per_token.values())
+    rows = made.models.resolved.cache_len
+    assert made.models.cache_bytes_per_slot == rows * sum(made.cache_bytes_per_token.values())
     logits = 3 * (16 + 15) * 151936 * 4
     assert made.step_bytes == logits + 512 * (2 * 44032 + 9 * 8192) * 2
     assert (
         made.total_bytes
-        == made.engine_bytes + made.step_bytes + 3 * made.prepared.cache_bytes_per_slot
+        == made.engine_bytes + made.step_bytes + 3 * made.models.cache_bytes_per_slot
     )
     (fit,) = made.fits()
     assert fit.gpu.name == "B300"
@@ -163,7 +163,9 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_said(giant: dict[str, Any], tmp_path: Path) -> None:
-    made = plan(BuildConfig(giant["target"], tmp_path / "e", giant["drafter"], arch="sm120"))
+    made = preview_build(
+        BuildConfig(giant["target"], tmp_path / "e", giant["drafter"], arch="sm120")
+    )
     assert {str(fit) for fit in made.fits()} == {"does not fit; nor would any batch"}
     assert len(made.fits()) == len(gpus_of("sm120"))
 
@@ -172,33 +174,33 @@ def test_formats_are_counted_apart(
     modelopt_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("modelopt")
-    made = plan(
+    made = preview_build(
         BuildConfig(
             str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e", arch="sm100", plugins=False
         )
     )
-    formats = made.prepared.bytes_by_format
+    formats = made.models.bytes_by_format
     assert set(formats) == {"NVFP4", "BF16"}
-    assert sum(formats.values()) == made.prepared.weight_bytes
-    on_cpu = plan(BuildConfig(str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e"))
-    assert set(on_cpu.prepared.bytes_by_format) == {"F32"}
+    assert sum(formats.values()) == made.models.weight_bytes
+    on_cpu = preview_build(BuildConfig(str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e"))
+    assert set(on_cpu.models.bytes_by_format) == {"F32"}
     assert on_cpu.fits() == []
 
 
 def test_a_tied_head_is_there_twice(make_target: Callable[..., Path], tmp_path: Path) -> None:
-    made = plan(
+    made = preview_build(
         BuildConfig(
             str(make_target("qwen3", tied=True)), tmp_path / "e", arch="sm120", plugins=False
         )
     )
-    assert made.engine_bytes == made.prepared.weight_bytes + 97 * 48 * 2
+    assert made.engine_bytes == made.models.weight_bytes + 97 * 48 * 2
 
 
 @pytest.mark.demo
 def test_the_estimate_is_near_a_real_engine(tmp_path: Path) -> None:
     pair = DEMO.parent / "examples" / "demo_pair" / "drafter"
     vocab = str(pair / "draft_vocab.json")
-    made = plan(
+    made = preview_build(
         BuildConfig(
             str(DEMO / "target"), tmp_path / "e", str(pair), arch="sm120", draft_vocab=vocab
         )
@@ -213,7 +215,7 @@ def test_a_disk_that_is_too_small_is_an_obstacle_and_no_end(
     make_target: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    made = plan(BuildConfig(str(make_target("llama")), tmp_path / "e"))
+    made = preview_build(BuildConfig(str(make_target("llama")), tmp_path / "e"))
     (text,) = made.obstacles
     assert "1.0 kB free" in text
 
@@ -226,10 +228,12 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         raise CheckpointError(f"{name}: not here")
 
     monkeypatch.setattr("trtllm_dflash.builder.resolve.find_directory", find)
-    plan(BuildConfig("Qwen3-8B", tmp_path / "e", "z-lab/Qwen3-8B-DFlash-b16", arch="sm100"))
+    preview_build(
+        BuildConfig("Qwen3-8B", tmp_path / "e", "z-lab/Qwen3-8B-DFlash-b16", arch="sm100")
+    )
     assert asked == [("target", False), ("drafter", False)]
     with pytest.raises(CheckpointError, match="nobody/nothing: not here"):
-        plan(BuildConfig("nobody/nothing", tmp_path / "e", arch="sm100"))
+        preview_build(BuildConfig("nobody/nothing", tmp_path / "e", arch="sm100"))
 
 
 def test_an_output_in_the_way_is_still_refused(
@@ -237,11 +241,11 @@ def test_an_output_in_the_way_is_still_refused(
 ) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(UsageError, match="is not empty"):
-        plan(BuildConfig(str(make_target("llama")), tmp_path))
+        preview_build(BuildConfig(str(make_target("llama")), tmp_path))
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_the_table_of_gpus(gpu: Gpu) -> None:
+def test_the_table_of_gpus(gpu: GpuSpec) -> None:
     assert ARCHS[gpu.arch].is_gpu
     assert gpu.source
     assert (gpu.fp8_tflops is not None) == ARCHS[gpu.arch].has_fp8
@@ -263,12 +267,12 @@ def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Pat
     """gpt-oss-120b without a file or a network: 116.8 billion parameters, 36 layers half of them
     windowed.
     """
-    found = plan(
+    found = preview_build(
         BuildConfig("gpt-oss-120b", tmp_path / "engine", "z-lab/gpt-oss-120b-DFlash", arch=arch)
     )
-    target = found.prepared.target
+    target = found.models.target
     assert round(target.num_parameters / 1e9, 1) == 116.8
-    bytes_ = found.prepared.bytes_by_format
+    bytes_ = found.models.bytes_by_format
     assert bytes_["MXFP4"] == 36 * 128 * (5760 + 2880) * (2880 // 2 + 2880 // 32)
     assert bytes_["MXFP4"] + bytes_["BF16"] == found.engine_bytes
     key_and_value = 2 * 8 * 64 * 2  # bytes of a token in a layer's caches
@@ -276,7 +280,7 @@ def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Pat
         "target": 18 * key_and_value,
         "drafter": 8 * key_and_value,
     }
-    rows = dict(found.prepared.rows())
+    rows = dict(found.models.rows())
     for name in ("target", "drafter"):
         assert "no file of it is here: as its config.json is published" in rows[name]
     largest = found.fits()[0]

@@ -22,7 +22,7 @@ import pytest
 
 from tests.fixtures.tiny_models import BLOCK, DRAFTER_VARIANTS, tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import build_engine
-from trtllm_dflash.builder.resolve import ResolvedModels, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.worker_process import worker_environment
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
@@ -59,7 +59,7 @@ def _prepare(directory: Path, model_type: str, variant: str) -> ResolvedModels:
         _models(directory, model_type, variant),
         {"max_batch_size": MAX_BATCH, "max_seq_len": MAX_SEQ_LEN},
     )
-    return prepare(
+    return resolve_models(
         BuildConfig(**models, output_dir=directory, arch="sm120", plugins=False, **sizes)
     )
 

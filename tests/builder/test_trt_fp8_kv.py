@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.format_support import check_fp8_kv
-from trtllm_dflash.builder.resolve import ResolvedModels, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.engine_dir.config_writer import engine_config
 from trtllm_dflash.errors import UsageError
@@ -42,7 +42,7 @@ def _prepared(
 ) -> ResolvedModels:
     pair = {"target": models["scaled" if fp8 else "target"], "drafter": models["drafter"]}
     options = {"arch": arch, "plugins": plugins, "kv_cache_dtype": kv_cache_dtype}
-    return prepare(BuildConfig(**pair, output_dir=Path("out"), **options, **SIZES))
+    return resolve_models(BuildConfig(**pair, output_dir=Path("out"), **options, **SIZES))
 
 
 def test_the_scales_are_those_of_the_checkpoint(models: dict[str, str]) -> None:
@@ -72,7 +72,7 @@ def test_caches_that_were_not_calibrated_have_the_scale_1(
         if name.endswith(("k_scale", "v_scale"))
     ]
     for dtype in ("auto", "fp8", own):
-        prepared = prepare(
+        prepared = resolve_models(
             BuildConfig(str(target), Path("out"), arch=arch, kv_cache_dtype=dtype, **SIZES)
         )
         says_so = (
@@ -165,7 +165,7 @@ def test_archs_without_fp8_and_engines_without_plugins_are_refused(models: dict[
             UsageError,
             match=f"cannot be built for --arch {arch}, which has no FP8; cpu, sm89, sm120",
         ):
-            check_fp8_kv(replace(resolved, arch=arch))
+            check_fp8_kv(replace(resolved, gpu_arch=arch))
     words = (
         "need our kernels: TensorRT-RTX by itself updates only caches of float32.*leave"
         " --no-plugins out. --kv-cache-dtype bfloat16 leaves the caches as they are"

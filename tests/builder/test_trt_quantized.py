@@ -21,7 +21,7 @@ from tests.fixtures.quantized import quantized_copy, read_tensors, write_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import BuildReport, build_engine
 from trtllm_dflash.builder.external_weights import move_weights, weights_of
-from trtllm_dflash.builder.resolve import prepare
+from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
@@ -54,7 +54,7 @@ def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes,
     )
     exclude = ("fc", "layers.0.self_attn.o_proj")
     drafter = quantized_copy(plain_drafter, directory / "drafter", name, exclude=exclude)
-    prepared = prepare(
+    prepared = resolve_models(
         BuildConfig(
             str(target), directory, str(drafter), arch="sm120", max_seq_len=64, plugins=False
         )

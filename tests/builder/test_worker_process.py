@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from trtllm_dflash.builder import worker_process
-from trtllm_dflash.builder.job import Request
+from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.errors import BuildError, CheckpointError
 from trtllm_dflash.options.build import BuildConfig
 
@@ -30,7 +30,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         script: str, progress: Callable[[str, int, int], None] = lambda *_: None
     ) -> dict[str, Any]:
         monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", script))
-        request = Request(BuildConfig("the target", tmp_path / "engine"), tmp_path / "staging")
+        request = BuildRequest(BuildConfig("the target", tmp_path / "engine"), tmp_path / "staging")
         return worker_process.run_worker(request, log=tmp_path / "log", progress=progress)
 
     return run
@@ -40,8 +40,8 @@ def test_a_request_survives_the_journey(tmp_path: Path) -> None:
     config = BuildConfig(
         "t", tmp_path / "engine", drafter="d", arch="sm120", max_seq_len=100, draft_len=3
     )
-    request = Request(config, tmp_path / "staging")
-    assert Request.from_json(request.to_json()) == request
+    request = BuildRequest(config, tmp_path / "staging")
+    assert BuildRequest.from_json(request.to_json()) == request
 
 
 def test_the_worker_gets_the_request_and_its_result_comes_back(serve: Serve) -> None:

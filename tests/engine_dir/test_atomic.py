@@ -23,7 +23,7 @@ def _engine(directory: Path, text: str = "old") -> Path:
 
 
 def test_a_block_that_succeeds_leaves_the_directory_and_nothing_else(tmp_path: Path) -> None:
-    with atomic.staged(tmp_path / "a" / "engine") as directory:
+    with atomic.atomic_directory(tmp_path / "a" / "engine") as directory:
         (directory / "file").write_text("x")
         assert not (tmp_path / "a" / "engine").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["engine"]
@@ -35,7 +35,7 @@ def test_a_block_that_fails_leaves_nothing_not_even_parents(
     tmp_path: Path, failure: type[BaseException]
 ) -> None:
     def fail() -> None:
-        with atomic.staged(tmp_path / "a" / "b" / "engine") as directory:
+        with atomic.atomic_directory(tmp_path / "a" / "b" / "engine") as directory:
             (directory / "sub").mkdir()
             raise failure
 
@@ -46,7 +46,7 @@ def test_a_block_that_fails_leaves_nothing_not_even_parents(
 
 def test_sigterm_is_a_failure_of_the_block(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, atomic.staged(tmp_path / "engine"):
+    with pytest.raises(SystemExit) as caught, atomic.atomic_directory(tmp_path / "engine"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
     assert not list(tmp_path.iterdir())
@@ -55,7 +55,7 @@ def test_sigterm_is_a_failure_of_the_block(tmp_path: Path) -> None:
 
 def test_an_engine_is_replaced_in_one_moment(tmp_path: Path) -> None:
     engine = _engine(tmp_path / "engine")
-    with atomic.staged(engine) as directory:
+    with atomic.atomic_directory(engine) as directory:
         (directory / "config.json").write_text("new")
         assert (engine / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
@@ -73,7 +73,7 @@ def test_the_old_engine_comes_back_if_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(OSError, match="disk on fire"), atomic.staged(engine):
+    with pytest.raises(OSError, match="disk on fire"), atomic.atomic_directory(engine):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
     assert (engine / "config.json").read_text() == "old"
@@ -113,7 +113,7 @@ def test_a_file_system_that_takes_nothing_is_one_clear_error() -> None:
     with pytest.raises(
         UsageError, match=r"/proc/engine: no directory can be made there \(.*\); give another"
     ):
-        atomic.staged(Path("/proc/engine")).__enter__()
+        atomic.atomic_directory(Path("/proc/engine")).__enter__()
 
 
 def test_the_advice_is_the_commands_own(tmp_path: Path) -> None:

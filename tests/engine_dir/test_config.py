@@ -36,7 +36,7 @@ def written(built_engine: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def test_what_the_build_wrote(built_engine: Path) -> None:
     config = EngineConfig.load(built_engine)
-    assert (config.model_type, config.arch, config.backend, config.dtype) == (
+    assert (config.model_type, config.gpu_arch, config.backend, config.dtype) == (
         "qwen3",
         "cpu",
         "onnxruntime",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.estimate.test_count import pair_of
-from trtllm_dflash.catalog.gpus import GPUS, Gpu
+from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.clock import COMPUTE, HEAD, HOST, LAUNCHES, WEIGHTS, Machine
 from trtllm_dflash.estimate.constants import ENGINE, SERVING, SERVING_SYNC, Constants
@@ -22,7 +22,7 @@ BY_NAME = {gpu.name: gpu for gpu in GPUS}
 IDEAL = Constants(
     bandwidth_fraction=1.0, compute_fraction=1.0, kernel=0.0, sum_latency=0.0, link_fraction=1.0
 )
-ROUND = Gpu(
+ROUND = GpuSpec(
     "round", "sm100", 100, 1000, 100, 200, 400, "made up: 10^12 bytes and 10^14 operations a second"
 )
 

@@ -244,7 +244,11 @@ def test_useless_text(
 def test_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     def for_gpu(text: str) -> str:
         data: dict[str, Any] = json.loads(text)
-        data["build_config"] |= {"arch": "sm120", "backend": "tensorrt_rtx", "dtype": "bfloat16"}
+        data["build_config"] |= {
+            "gpu_arch": "sm120",
+            "backend": "tensorrt_rtx",
+            "dtype": "bfloat16",
+        }
         return json.dumps(data)
 
     gpu = changed_copy(engine, tmp_path / "gpu", "config.json", for_gpu)

@@ -10,7 +10,7 @@ from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware import backends, devices, doctor
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.devices import Gpu
-from trtllm_dflash.hardware.doctor import examine, unrunnable_reason
+from trtllm_dflash.hardware.doctor import diagnose_machine, unrunnable_reason
 from trtllm_dflash.runtime.sessions.base import SESSIONS
 
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
@@ -18,7 +18,7 @@ RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
 
 def test_every_arch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "cuda_gpus", list)
-    found = examine(SESSIONS)
+    found = diagnose_machine(SESSIONS)
     reports = {report.arch: report for report in found.archs}
     assert reports.keys() == ARCHS.keys()
     assert reports["cpu"].build is None
@@ -35,7 +35,7 @@ def test_a_reason_that_holds_for_several_archs_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    reasons = dict(examine(()).sections())["why not"]
+    reasons = dict(diagnose_machine(()).sections())["why not"]
     (rtx,) = [line for line in reasons if "needs TensorRT-RTX" in line]
     assert rtx.startswith(
         "build sm80, sm86, sm89, sm120, sm121: it needs TensorRT-RTX, which is not installed here"
@@ -82,7 +82,7 @@ def test_a_probe_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "cuda_gpus", explode)
     monkeypatch.setattr(doctor.os, "sysconf", lambda _: explode())
     monkeypatch.setattr(doctor.platform, "platform", explode)
-    found = examine({"onnxruntime", "tensorrt_rtx"})
+    found = diagnose_machine({"onnxruntime", "tensorrt_rtx"})
     assert found.gpus == "unknown (RuntimeError: no such thing)"
     assert found.memory == "unknown (RuntimeError: no such thing)"
     assert found.system == "unknown (RuntimeError: no such thing)"

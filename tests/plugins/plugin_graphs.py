@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import onnx_ir as ir
 
-from trtllm_dflash.builder.resolve import prepare
+from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.worker_process import worker_environment
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
@@ -125,7 +125,7 @@ def compile_pair(
     from trtllm_dflash.builder.trt import Compiler, profiles
 
     sizes = {"max_batch_size": 3, "max_seq_len": 64}
-    prepared = prepare(
+    prepared = resolve_models(
         BuildConfig(**models, output_dir=directory, arch=arch, plugins=bool(cubins), **sizes)
     )
     prepared = replace(prepared, kv_scales=kv_scales)

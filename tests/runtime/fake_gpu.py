@@ -79,7 +79,7 @@ def open_gpu(
             (tmp_path / "engine" / "fp8_caches").touch()
             ports = fake_trt.with_fp8_caches(ports)
         config = replace(
-            config, ports=ports, backend="tensorrt_rtx", arch="sm120", plugins=with_plugins
+            config, ports=ports, backend="tensorrt_rtx", gpu_arch="sm120", plugins=with_plugins
         )
         session = TrtSession(tmp_path / "engine", config, capture=capture)
         return Gpu(session, Engine(config, session), driver, trt)

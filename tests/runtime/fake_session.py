@@ -34,7 +34,7 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
     return EngineConfig(
         model_type="fake",
         eos_token_ids=(2,),
-        arch="cpu",
+        gpu_arch="cpu",
         backend="fake",
         dtype="float32",
         plugins=False,

@@ -96,7 +96,7 @@ def test_an_engine_that_cannot_run_here(
 ) -> None:
     monkeypatch.setattr(base, "cuda_gpus", lambda: gpus)
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
-    config = replace(fake_config(), backend=backend, arch=arch)
+    config = replace(fake_config(), backend=backend, gpu_arch=arch)
     with pytest.raises(EngineError, match=CANNOT.format(backend, arch, reason)):
         open_session(tmp_path, config)
 
@@ -107,7 +107,7 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         EngineError, match=r"TensorRT-RTX is not installed: pip install '\.\[rtx\]' in the"
     ):
-        open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", arch="sm120"))
+        open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", gpu_arch="sm120"))
 
 
 def test_another_gpu_may_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_another_gpu_may_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
     monkeypatch.setenv("DFLASH_ANY_GPU", "1")
-    config = replace(fake_config(), backend="tensorrt_rtx", arch="sm89")
+    config = replace(fake_config(), backend="tensorrt_rtx", gpu_arch="sm89")
     monkeypatch.setattr(base, "cuda_gpus", lambda: [RTX_5090])
     open_session(tmp_path, config)
     assert opened == [tmp_path]

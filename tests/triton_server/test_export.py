@@ -74,7 +74,7 @@ def test_the_commands_of_a_page(tiny_engine: Path, arch: str) -> None:
     port; and a question.
     """
     backend = BACKENDS[ARCHS[arch].backend]
-    config = replace(EngineConfig.load(tiny_engine), arch=arch, backend=backend.name)
+    config = replace(EngineConfig.load(tiny_engine), gpu_arch=arch, backend=backend.name)
     server, question, frontend = commands(
         model_page("llm", config, engine=Path("/an engine"), chat=True)
     )
@@ -124,7 +124,7 @@ def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
 
 
 def test_engines_on_gpus(tiny_engine: Path) -> None:
-    config = replace(EngineConfig.load(tiny_engine), arch="sm120")
+    config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
     text = config_pbtxt("llm", config, Settings('/a "b"\\c', "0"), instances=2, gpus=(0, 3))
     assert "instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 3 ] } ]" in text
     assert 'string_value: "/a \\"b\\"\\\\c"' in text
@@ -165,7 +165,7 @@ def test_bad_options(
 
 
 def test_a_gpu_engine_is_refused_where_the_cpu_is_meant(tiny_engine: Path) -> None:
-    config = replace(EngineConfig.load(tiny_engine), arch="sm120")
+    config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
     with pytest.raises(
         UsageError, match="--cpu is for engines built with --arch cpu, and this one is for sm120"
     ):

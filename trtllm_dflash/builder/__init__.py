@@ -1,3 +1,3 @@
-"""From checkpoints to an engine directory: `prepare` decides, `child` runs `worker`, whose backend
+"""From checkpoints to an engine directory: `resolve_models` decides, `child` runs `worker`, whose backend
 builds.
 """

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.builder.job import Request
-from trtllm_dflash.builder.resolve import ResolvedModels, prepare
+from trtllm_dflash.builder.job import BuildRequest
+from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import check_output, check_space, staged
+from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output, check_space
 from trtllm_dflash.engine_dir.config_writer import write_layout
 from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -66,9 +66,9 @@ def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModel
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
     _check_timing_cache(config.timing_cache)
-    prepared = prepare(config)
-    check_space(config.output_dir, prepared.weight_bytes)
-    return prepared
+    models = resolve_models(config)
+    check_space(config.output_dir, models.weight_bytes)
+    return models
 
 
 def _check_timing_cache(path: str | None) -> None:
@@ -99,75 +99,73 @@ def build_engine(
     Raises:
         DFlashError: if it cannot be built; the builder's log is kept and named.
     """
-    prepared, begun = plan_build(config, overwrite=overwrite), time.monotonic()
-    directory = prepared.config.output_dir
-    started(_LOG, "building the engine", prepared.rows())
-    with _log_file(prepared) as log, staged(directory) as staging:
-        result = run_worker(_request(prepared, staging), log=log, progress=progress)
-        write_layout(staging, prepared)
+    models, begun = plan_build(config, overwrite=overwrite), time.monotonic()
+    directory = models.config.output_dir
+    started(_LOG, "building the engine", models.rows())
+    with _log_file(models) as log, atomic_directory(directory) as staging:
+        result = run_worker(_request(models, staging), log=log, progress=progress)
+        write_layout(staging, models)
         shutil.copyfile(log, staging / LOG_FILE)
         manifest.write(
-            staging, _facts(prepared, result, sys.argv if argv is None else argv), progress=progress
+            staging, _facts(models, result, sys.argv if argv is None else argv), progress=progress
         )
         size = sum(path.stat().st_size for path in staging.iterdir())
     report = BuildReport(
-        directory, prepared.resolved, time.monotonic() - begun, size, result["peak_memory"]
+        directory, models.resolved, time.monotonic() - begun, size, result["peak_memory"]
     )
     finished(_LOG, "built the engine", report.rows())
     return report
 
 
 @contextmanager
-def _log_file(prepared: ResolvedModels) -> Iterator[Path]:
+def _log_file(models: ResolvedModels) -> Iterator[Path]:
     """The builder's log, outside the engine directory: it outlives a build that fails, since the
     error names it.
     """
     descriptor, name = tempfile.mkstemp(
-        prefix=f"dflash-trt-build-{prepared.resolved.arch}-", suffix=".log"
+        prefix=f"dflash-trt-build-{models.resolved.gpu_arch}-", suffix=".log"
     )
     log = Path(name)
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"building the engine with:\n{table(prepared.rows())}\n")
+        file.write(f"building the engine with:\n{table(models.rows())}\n")
     try:
         yield log
     except DFlashError:
         raise
     except OSError as error:
         log.unlink()
-        raise BuildError(
-            f"cannot write the engine {prepared.config.output_dir}: {error}"
-        ) from error
+        raise BuildError(f"cannot write the engine {models.config.output_dir}: {error}") from error
     except BaseException:
         log.unlink()
         raise
     log.unlink()
 
 
-def _request(prepared: ResolvedModels, staging: Path) -> Request:
+def _request(models: ResolvedModels, staging: Path) -> BuildRequest:
     """The same build for the child, hub names already fetched."""
     config = replace(
-        prepared.config,
-        target=str(prepared.target.directory.resolve()),
-        drafter=str(prepared.drafter.directory.resolve()) if prepared.drafter else None,
-        draft_vocab=_absolute(prepared.config.draft_vocab),
-        timing_cache=_absolute(prepared.config.timing_cache),
+        models.config,
+        target=str(models.target.directory.resolve()),
+        drafter=str(models.drafter.directory.resolve()) if models.drafter else None,
+        draft_vocab=_absolute(models.config.draft_vocab),
+        timing_cache=_absolute(models.config.timing_cache),
     )
-    return Request(config, staging)
+    return BuildRequest(config, staging)
 
 
 def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path else None
 
 
-def _facts(prepared: ResolvedModels, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    backend = BACKENDS[prepared.resolved.backend]
+def _facts(models: ResolvedModels, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    backend = BACKENDS[models.resolved.backend]
     packages = (
         *_GRAPH_PACKAGES,
         backend.package,
-        *(KERNEL_PACKAGES if prepared.resolved.plugins else ()),
+        *(KERNEL_PACKAGES if models.resolved.plugins else ()),
     )
     return {
-        "arch": prepared.resolved.arch,
+        "arch": models.resolved.gpu_arch,
         "backend": backend.name,
         "argv": list(argv),
         "versions": versions_of(packages) | result["versions"],

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 
-from trtllm_dflash.builder.resolve import ResolvedModels, prepare
-from trtllm_dflash.catalog.gpus import Gpu, gpus_of
+from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
+from trtllm_dflash.catalog.gpus import GpuSpec, gpus_of
 from trtllm_dflash.engine_dir.atomic import check_output, check_space
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -25,12 +25,12 @@ _ROWS = 64  # by which caches grow
 
 
 @dataclass(frozen=True)
-class Fit:
+class GpuFit:
     """Whether a build fits on one GPU, and the slots that would, by sequence length (none: the
     length is left out).
     """
 
-    gpu: Gpu
+    gpu: GpuSpec
     as_asked: bool
     slots: dict[int, int]
 
@@ -45,12 +45,12 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A build that was prepared and goes no further. `obstacles`: why it could not be made on this
+class DryRun:
+    """A build that is resolved and goes no further. `obstacles`: why it could not be made on this
     machine.
     """
 
-    prepared: ResolvedModels
+    models: ResolvedModels
     obstacles: tuple[str, ...]
 
     @property
@@ -60,19 +60,17 @@ class Plan:
 
         The demo pair's real engine for sm120 is 2.7 % larger.
         """
-        target, size = self.prepared.target.config, DTYPE_BYTES[self.prepared.resolved.dtype]
+        target, size = self.models.target.config, DTYPE_BYTES[self.models.resolved.dtype]
         again = target.vocab_size * target.hidden_size * size if target.tie_word_embeddings else 0
-        return self.prepared.weight_bytes + again
+        return self.models.weight_bytes + again
 
     @property
     def cache_bytes_per_token(self) -> dict[str, int]:
         """Bytes that one more token of a sequence takes in a slot's caches, by model."""
-        longer = replace(
-            self.prepared.resolved, max_seq_len=self.prepared.resolved.max_seq_len + _ROWS
-        )
+        longer = replace(self.models.resolved, max_seq_len=self.models.resolved.max_seq_len + _ROWS)
         now, then = (
-            _cache_bytes(self.prepared),
-            _cache_bytes(replace(self.prepared, resolved=longer)),
+            _cache_bytes(self.models),
+            _cache_bytes(replace(self.models, resolved=longer)),
         )
         return {owner: (then[owner] - size) // _ROWS for owner, size in now.items()}
 
@@ -81,41 +79,41 @@ class Plan:
         """Intermediate results of the widest steps, about: all slots' logits, and a prompt chunk's
         MLP and features.
         """
-        return _step_bytes(self.prepared, self.prepared.resolved.max_batch_size)
+        return _step_bytes(self.models, self.models.resolved.max_batch_size)
 
     @property
     def total_bytes(self) -> int:
         """All of it for the slots that were asked for."""
-        slots = self.prepared.resolved.max_batch_size
-        return self.engine_bytes + self.step_bytes + slots * self.prepared.cache_bytes_per_slot
+        slots = self.models.resolved.max_batch_size
+        return self.engine_bytes + self.step_bytes + slots * self.models.cache_bytes_per_slot
 
-    def fits(self) -> list[Fit]:
+    def fits(self) -> list[GpuFit]:
         """What fits on each known GPU of the arch, for some sequence lengths up to the target's
         own.
         """
-        longest = self.prepared.target.config.max_position_embeddings
+        longest = self.models.target.config.max_position_embeddings
         lengths = [tokens for tokens in _LENGTHS if tokens < longest] + [min(longest, _LENGTHS[-1])]
         sizes = {tokens: self._slot_bytes(tokens) for tokens in dict.fromkeys(lengths)}
-        return [self._fit(gpu, sizes) for gpu in gpus_of(self.prepared.resolved.arch)]
+        return [self._fit(gpu, sizes) for gpu in gpus_of(self.models.resolved.gpu_arch)]
 
     def _slot_bytes(self, tokens: int) -> int:
-        resolved = replace(self.prepared.resolved, max_seq_len=tokens)
-        return replace(self.prepared, resolved=resolved).cache_bytes_per_slot
+        resolved = replace(self.models.resolved, max_seq_len=tokens)
+        return replace(self.models, resolved=resolved).cache_bytes_per_slot
 
-    def _fit(self, gpu: Gpu, sizes: dict[int, int]) -> Fit:
-        free = gpu.memory_bytes - self.engine_bytes - _step_bytes(self.prepared, 0)
-        each = _step_bytes(self.prepared, 1) - _step_bytes(self.prepared, 0)
+    def _fit(self, gpu: GpuSpec, sizes: dict[int, int]) -> GpuFit:
+        free = gpu.memory_bytes - self.engine_bytes - _step_bytes(self.models, 0)
+        each = _step_bytes(self.models, 1) - _step_bytes(self.models, 0)
         slots = {
             tokens: int(_CACHE_SHARE * free) // (size + each) for tokens, size in sizes.items()
         }
         fitting = {tokens: count for tokens, count in slots.items() if count > 0}
-        return Fit(gpu, self.total_bytes <= gpu.memory_bytes, fitting)
+        return GpuFit(gpu, self.total_bytes <= gpu.memory_bytes, fitting)
 
     def sections(self) -> list[tuple[str, Rows]]:
         """All of it, for people: titles and rows."""
-        sizes = self.prepared.resolved
+        sizes = self.models.resolved
         formats = ", ".join(
-            f"{human_bytes(size)} {name}" for name, size in self.prepared.bytes_by_format.items()
+            f"{human_bytes(size)} {name}" for name, size in self.models.bytes_by_format.items()
         )
         caches = self.cache_bytes_per_token
         owners = ", ".join(f"{owner} {human_bytes(size)}" for owner, size in caches.items())
@@ -126,7 +124,7 @@ class Plan:
                 "caches",
                 (
                     f"{human_bytes(sum(caches.values()))} a token ({owners}), "
-                    f"{human_bytes(self.prepared.cache_bytes_per_slot)} a slot"
+                    f"{human_bytes(self.models.cache_bytes_per_slot)} a slot"
                 ),
             ),
             ("steps", f"about {human_bytes(self.step_bytes)}"),
@@ -141,7 +139,7 @@ class Plan:
         fits = [(f"1 x {fit.gpu.name} ({fit.gpu.memory_gb:g} GB)", str(fit)) for fit in self.fits()]
         here = [("not here", text) for text in self.obstacles]
         found = [
-            ("would build", self.prepared.rows()),
+            ("would build", self.models.rows()),
             ("memory", memory),
             ("GPUs", fits),
             ("this machine", here),
@@ -149,7 +147,7 @@ class Plan:
         return [(title, rows) for title, rows in found if rows]
 
 
-def plan(config: BuildConfig, *, overwrite: bool = False) -> Plan:
+def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
     """Everything that can be said of a build without building it, for any arch; reads headers, no
     weights.
 
@@ -160,21 +158,21 @@ def plan(config: BuildConfig, *, overwrite: bool = False) -> Plan:
     """
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
-    prepared = prepare(config, fetch=False)
+    models = resolve_models(config, fetch=False)
     obstacles = [unbuildable_reason(ARCHS[config.arch], plugins=config.with_plugins)]
     try:
-        check_space(config.output_dir, prepared.weight_bytes)
+        check_space(config.output_dir, models.weight_bytes)
     except BuildError as error:
         obstacles.append(str(error))
-    return Plan(prepared, tuple(text for text in obstacles if text))
+    return DryRun(models, tuple(text for text in obstacles if text))
 
 
-def _step_bytes(prepared: ResolvedModels, slots: int) -> int:
+def _step_bytes(models: ResolvedModels, slots: int) -> int:
     """Of `slots` slots' float32 logits, and of one prompt chunk."""
-    sizes, target = prepared.resolved, prepared.target.config
-    drafted = target.vocab_size if prepared.draft_vocab is None else len(prepared.draft_vocab)
+    sizes, target = models.resolved, models.target.config
+    drafted = target.vocab_size if models.draft_vocab is None else len(models.draft_vocab)
     logits = sizes.block_size * target.vocab_size + (sizes.block_size - 1) * drafted
-    taps = prepared.drafter.config.num_taps if prepared.drafter else 0
+    taps = models.drafter.config.num_taps if models.drafter else 0
     row = 2 * target.intermediate_size + (4 + taps) * target.hidden_size
     return (
         slots * logits * DTYPE_BYTES["float32"]
@@ -182,10 +180,10 @@ def _step_bytes(prepared: ResolvedModels, slots: int) -> int:
     )
 
 
-def _cache_bytes(prepared: ResolvedModels) -> Counter[str]:
+def _cache_bytes(models: ResolvedModels) -> Counter[str]:
     """Bytes of one slot's caches, by model."""
     found = Counter[str]()
-    for port in prepared.ports:
+    for port in models.ports:
         if port.cache and port.direction == "input":
             found[port.cache] += (
                 prod(size for size in port.shape if isinstance(size, int)) * port.item_bytes

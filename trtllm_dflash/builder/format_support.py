@@ -51,7 +51,7 @@ def check_fp8_kv(resolved: ResolvedBuild) -> None:
     Raises:
         UsageError: saying what can.
     """
-    arch = ARCHS[resolved.arch]
+    arch = ARCHS[resolved.gpu_arch]
     if not arch.has_fp8:
         able = ", ".join(name for name, other in ARCHS.items() if other.has_fp8)
         raise UsageError(

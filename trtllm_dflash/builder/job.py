@@ -14,7 +14,7 @@ from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
 
 
 @dataclass(frozen=True)
-class Request:
+class BuildRequest:
     """What to build, and the existing directory to write it into."""
 
     config: BuildConfig
@@ -26,7 +26,7 @@ class Request:
         return json.dumps({"config": config, "directory": str(self.directory)})
 
     @classmethod
-    def from_json(cls, line: str) -> Request:
+    def from_json(cls, line: str) -> BuildRequest:
         """The inverse of `to_json`."""
         data = json.loads(line)
         config = data["config"] | {"output_dir": Path(data["config"]["output_dir"])}
@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildResult:
     """What a backend says of the engine that it has written: its graph, serialized, and the kernels
     in it.
     """
@@ -47,7 +47,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """A request with its sizes resolved: what a backend's `build(make_model, job)` works from."""
 
     resolved: ResolvedBuild

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, weights_of
-from trtllm_dflash.builder.job import Built
+from trtllm_dflash.builder.job import BuildResult
 from trtllm_dflash.errors import BuildError
 
 if TYPE_CHECKING:
-    from trtllm_dflash.builder.job import Job
+    from trtllm_dflash.builder.job import BuildJob
 
 MODEL_FILE, WEIGHTS_FILE = "model.onnx", "rank0.safetensors"
 
 
-def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
+def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     """Write the engine into `job.directory` and check that ONNX Runtime takes it.
 
     Peak memory: the largest tensor (the weights that the check maps are the file's own pages).
@@ -39,7 +39,7 @@ def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
     path = job.directory / MODEL_FILE
     path.write_bytes(graph)
     _check(path)
-    return Built(graph)
+    return BuildResult(graph)
 
 
 def _check(path: Path) -> None:

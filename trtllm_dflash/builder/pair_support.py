@@ -41,7 +41,7 @@ _ANY_DRAFTER = {
 
 
 @dataclass(frozen=True)
-class Status:
+class PairSupport:
     """Whether a pair can be built: for which archs, or by what it is refused (both halves have
     their say).
     """
@@ -88,24 +88,24 @@ class Status:
         }
 
 
-def list_support(pairs: Sequence[Pair] = PAIRS) -> list[Status]:
+def list_support(pairs: Sequence[Pair] = PAIRS) -> list[PairSupport]:
     """The status of every pair, in the registry's order."""
     return [check_support(pair) for pair in pairs]
 
 
-def check_support(pair: Pair) -> Status:
+def check_support(pair: Pair) -> PairSupport:
     """Ask the code. Reads no file: weights, whose names and types are checked too, are not known
     here.
     """
-    target, refusals = _asked(_read_target, pair.target)
-    drafter, more = _asked(_read_drafter, pair.drafter)
+    target, refusals = _try(_read_target, pair.target)
+    drafter, more = _try(_read_drafter, pair.drafter)
     refusals += more
     if target is None or drafter is None:
-        return Status(pair, (), tuple(refusals))
+        return PairSupport(pair, (), tuple(refusals))
     config, quantization = target
     refusals += pair_mismatches(config, drafter)
     check = partial(check_kernels, quantized_experts=quantization.is_quantized)
-    _, more = _asked(check, {"target": config, "drafter": drafter})
+    _, more = _try(check, {"target": config, "drafter": drafter})
     refusals += more
     formats = [
         FORMATS[name] for name in {quantization.default, *quantization.modules.values()} if name
@@ -113,7 +113,7 @@ def check_support(pair: Pair) -> Status:
     archs = (
         [] if refusals else [name for name in ARCHS if all(name in row.archs for row in formats)]
     )
-    return Status(pair, tuple(archs), tuple(refusals))
+    return PairSupport(pair, tuple(archs), tuple(refusals))
 
 
 def target_json(target: KnownTarget) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
     return drafter_headers(_read_drafter(pair.drafter), name=pair.drafter.repository)
 
 
-def _asked(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
+def _try(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
     """The answer, or the refusal."""
     try:
         return ask(question), []
@@ -176,9 +176,9 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         BuildError: with every reason.
     """
     pair = None if Path(target).is_dir() else pair_of(target)
-    refusals = [] if pair is None else _asked(_read_target, pair.target)[1]
+    refusals = [] if pair is None else _try(_read_target, pair.target)[1]
     of_drafter = None if drafter is None or Path(drafter).is_dir() else pair_of(drafter, "drafter")
-    refusals += [] if of_drafter is None else _asked(_read_drafter, of_drafter.drafter)[1]
+    refusals += [] if of_drafter is None else _try(_read_drafter, of_drafter.drafter)[1]
     if refusals:
         raise BuildError(
             "nothing was fetched, since this version cannot build it by what is published of its"
@@ -189,7 +189,7 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         )
 
 
-def markdown_table(rows: Sequence[Status]) -> str:
+def markdown_table(rows: Sequence[PairSupport]) -> str:
     """The README's table of known pairs."""
     lines = ["| `--target` | target | drafter | block | builds for |", "|---|---|---|---|---|"]
     for row in rows:
@@ -204,7 +204,7 @@ def markdown_table(rows: Sequence[Status]) -> str:
     return "\n".join(lines)
 
 
-def format_block_size(row: Status) -> str:
+def format_block_size(row: PairSupport) -> str:
     """The drafter's block size, for people."""
     return "?" if row.pair.drafter.block_size is None else str(row.pair.drafter.block_size)
 

@@ -105,7 +105,7 @@ class ResolvedModels:
 
         So has one of MXFP4 experts for a GPU without FP4, unless it has our kernels.
         """
-        arch = ARCHS[self.resolved.arch]
+        arch = ARCHS[self.resolved.gpu_arch]
         return arch.is_gpu and (
             not model.quantization.mxfp4 or self.resolved.plugins or arch.has_fp4
         )
@@ -121,7 +121,7 @@ class ResolvedModels:
 
     def rows(self) -> list[tuple[str, str]]:
         """The resolved configuration, for people."""
-        sizes, arch = self.resolved, ARCHS[self.resolved.arch]
+        sizes, arch = self.resolved, ARCHS[self.resolved.gpu_arch]
         return [
             ("target", _describe(self.target)),
             *self._layers_rows(),
@@ -200,7 +200,7 @@ class ResolvedModels:
             return size
         target = (
             "FP8"
-            if ARCHS[self.resolved.arch].is_gpu
+            if ARCHS[self.resolved.gpu_arch].is_gpu
             else f"FP8 numbers, held in {self.resolved.dtype}"
         )
         scale = (
@@ -257,7 +257,7 @@ class ResolvedModels:
         )
 
 
-def prepare(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels:
+def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels:
     """Load and check the models, and resolve every size; reads headers, no weights.
 
     `fetch`: whether a model that is not on this machine is fetched from the hub; without, one of

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, stored_bytes, weights_of
-from trtllm_dflash.builder.job import Built
+from trtllm_dflash.builder.job import BuildResult
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
@@ -31,7 +31,7 @@ from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_in_subprocess
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
-    from trtllm_dflash.builder.job import Job
+    from trtllm_dflash.builder.job import BuildJob
     from trtllm_dflash.options.build import ResolvedBuild
 
 else:
@@ -47,31 +47,31 @@ _DROPPED_INPUT = ("Unused Input:", "is unused or used only at compile-time")
 _HALF_USED = (trt.LayerType.TOPK,)
 
 
-def build(make_model: Callable[[], ir.Model], job: Job) -> Built:
+def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     """Compile into `job.directory`, with our kernels if the graph has plugin nodes.
 
     Weights of the engine's type stay where the checkpoint has them; others are converted, in a file
     of `job.scratch`.
     """
     if BACKENDS[job.resolved.backend].needs_gpu:
-        devices.set_current_device(devices.first_gpu(job.resolved.arch))
+        devices.set_current_device(devices.first_gpu(job.resolved.gpu_arch))
     job.scratch.mkdir(exist_ok=True)
     compiler, cubins = _parsed(make_model(), job)
     gc.collect()  # the model is no longer needed, and its nodes and values hold each other
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile(
-            [job.resolved.arch],
+            [job.resolved.gpu_arch],
             profiles(job.ports, job.resolved),
             file,
             job.progress,
             timings=job.timings,
         )
-    return Built(
+    return BuildResult(
         compiler.graph, [cubin.facts() for cubin in cubins], {kind().package: trt.__version__}
     )
 
 
-def _parsed(model: ir.Model, job: Job) -> tuple[Compiler, list[Cubin]]:
+def _parsed(model: ir.Model, job: BuildJob) -> tuple[Compiler, list[Cubin]]:
     """The model as TensorRT holds it, and its kernels."""
     weights = weights_of(model)
     converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
@@ -80,13 +80,13 @@ def _parsed(model: ir.Model, job: Job) -> tuple[Compiler, list[Cubin]]:
     return Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins}), cubins
 
 
-def _compile_kernels(model: ir.Model, job: Job) -> list[Cubin]:
+def _compile_kernels(model: ir.Model, job: BuildJob) -> list[Cubin]:
     keys, cubins = kernel_variants(model), []
     if keys:
         job.progress("compiling kernels", 0, len(keys))
     with ThreadPoolExecutor() as pool:
         for done, cubin in enumerate(
-            pool.map(partial(compile_in_subprocess, arch=job.resolved.arch), keys), 1
+            pool.map(partial(compile_in_subprocess, arch=job.resolved.gpu_arch), keys), 1
         ):
             job.progress("compiling kernels", done, len(keys))
             sys.stderr.write(f"NVRTC: {cubin.key} for {cubin.arch}:\n{cubin.log}\n")

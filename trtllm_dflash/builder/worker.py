@@ -1,7 +1,7 @@
 """The builder process: reads a request from stdin, writes the engine's files, reports on stdout,
 logs on stderr.
 
-Run as `python -m trtllm_dflash.builder.worker` by `build.child`; a crash in here is an error
+Run as `python -m trtllm_dflash.builder.worker` by `builder.worker_process`; a crash in here is an error
 message over there.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 import onnx_ir as ir
 
 from trtllm_dflash import log
-from trtllm_dflash.builder.job import Built, Job, Request
+from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
-from trtllm_dflash.builder.resolve import ResolvedModels, prepare
+from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite_with_progress
 from trtllm_dflash.engine_dir.manifest import file_entry, text_digest
 from trtllm_dflash.errors import BuildError, DFlashError
@@ -38,7 +38,7 @@ def main() -> None:
     """Serve one request."""
     log.configure(verbose=False)
     events = EventStream.over_stdout()
-    request = Request.from_json(sys.stdin.readline())
+    request = BuildRequest.from_json(sys.stdin.readline())
     _exit_with_parent(request.directory)
     try:
         events.result(work(request, events.progress))
@@ -50,25 +50,25 @@ def main() -> None:
         sys.exit(1)
 
 
-def work(request: Request, progress: Progress) -> dict[str, Any]:
+def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
     """Build the engine's own files; returns what the manifest says of their origin, and the peak
     memory in bytes.
     """
-    prepared = prepare(request.config)
-    sources = _check_weights(prepared, progress)
-    sizes = prepared.resolved
-    _note(
+    models = resolve_models(request.config)
+    sources = _check_weights(models, progress)
+    sizes = models.resolved
+    _log(
         f"building the graph, {sum(len(source['files']) for source in sources)} weight files"
         " checked"
     )
     timings = Path(request.config.timing_cache) if request.config.timing_cache else None
-    job = Job(sizes, prepared.ports, request.directory, progress, timings)
+    job = BuildJob(sizes, models.ports, request.directory, progress, timings)
     backend = BACKENDS[sizes.backend]
-    if sizes.arch != "cpu":
+    if sizes.gpu_arch != "cpu":
         choose(backend.module)
-    built: Built = import_module(backend.builder).build(partial(_make_model, prepared), job)
+    built: BuildResult = import_module(backend.builder).build(partial(_make_model, models), job)
     shutil.rmtree(job.scratch, ignore_errors=True)
-    _note("done")
+    _log("done")
     return {
         "graph": text_digest(built.graph),
         "kernels": list(built.kernels),
@@ -78,30 +78,30 @@ def work(request: Request, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _make_model(prepared: ResolvedModels) -> ir.Model:
-    sizes = prepared.resolved
+def _make_model(models: ResolvedModels) -> ir.Model:
+    sizes = models.resolved
     model = build_step(
-        prepared.target,
-        prepared.drafter,
+        models.target,
+        models.drafter,
         dtype=sizes.dtype,
         cache_len=sizes.cache_len,
         block_size=sizes.block_size,
-        draft_vocab=prepared.draft_vocab,
+        draft_vocab=models.draft_vocab,
         plugins=sizes.plugins,
-        kv_scales=prepared.kv_scales,
+        kv_scales=models.kv_scales,
         ring_width=sizes.ring_width,
-        fp4=ARCHS[sizes.arch].has_fp4,
+        fp4=ARCHS[sizes.gpu_arch].has_fp4,
     )
-    _note(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
+    _log(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
     return model
 
 
-def _check_weights(prepared: ResolvedModels, progress: Progress) -> list[dict[str, Any]]:
+def _check_weights(models: ResolvedModels, progress: Progress) -> list[dict[str, Any]]:
     """Every weight is finite, or an error; returns the weight files of each model with their
     hashes.
     """
     sources = []
-    for kind, checkpoint in prepared.checkpoints.items():
+    for kind, checkpoint in models.checkpoints.items():
         check_finite_with_progress(kind, checkpoint, progress)
         entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
         sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
@@ -112,7 +112,7 @@ def _weight_files(checkpoint: Checkpoint[Any]) -> list[Path]:
     return sorted({info.path for info in checkpoint.tensors.values()})
 
 
-def _note(text: str) -> None:
+def _log(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash import errors
-from trtllm_dflash.builder.job import Request
+from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.log import Progress
 
@@ -39,7 +39,7 @@ _WHEEL_LIBRARIES = {"tensorrt_rtx_libs": "libtensorrt_rtx.so", "tensorrt_libs": 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 
 
-def run_worker(request: Request, *, log: Path, progress: Progress) -> dict[str, Any]:
+def run_worker(request: BuildRequest, *, log: Path, progress: Progress) -> dict[str, Any]:
     """Have a new process serve `request`; returns its result. Its output is appended to `log`.
 
     Raises:
@@ -65,13 +65,13 @@ def run_worker(request: Request, *, log: Path, progress: Progress) -> dict[str, 
     if "error" in final:
         raise getattr(errors, final["error"])(f"{final['text']}\nThe builder's log is {log}")
     if status != 0 or "result" not in final:
-        raise BuildError(f"{_death(status)}.\nIts log is {log}, and ends:\n{_tail(log)}")
+        raise BuildError(f"{_describe_exit(status)}.\nIts log is {log}, and ends:\n{_tail(log)}")
     result: dict[str, Any] = final["result"]
     return result
 
 
 def _follow(
-    process: subprocess.Popen[bytes], request: Request, progress: Progress
+    process: subprocess.Popen[bytes], request: BuildRequest, progress: Progress
 ) -> dict[str, Any]:
     """Send the request, pass progress on, return the last event that is not progress ({} if there
     is none).
@@ -91,7 +91,7 @@ def _follow(
     return final
 
 
-def _death(status: int) -> str:
+def _describe_exit(status: int) -> str:
     if status >= 0:
         return f"the builder process ended with exit status {status} and no engine"
     number = -status

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuSpec:
     """One GPU of a product: where a board or superchip has several, its figures are divided among
     them.
 
@@ -38,12 +38,12 @@ class Gpu:
         return int(self.memory_gb * 10**9)
 
 
-GPUS: tuple[Gpu, ...] = (
+GPUS: tuple[GpuSpec, ...] = (
     # HGX B200: 1440 GB, 62 TB/s, 72 PFLOPS dense FP4, 72 sparse FP8, 36 sparse BF16, on 8 GPUs.
-    Gpu("B200", "sm100", 180, 7700, 2250, 4500, 9000, "NVIDIA HGX B200 datasheet, an eighth"),
+    GpuSpec("B200", "sm100", 180, 7700, 2250, 4500, 9000, "NVIDIA HGX B200 datasheet, an eighth"),
     # GB200 superchip, two GPUs: 372 GB, 16 TB/s, 20 PFLOPS dense FP4, 20 sparse FP8, 10 sparse
     # BF16.
-    Gpu(
+    GpuSpec(
         "GB200",
         "sm100",
         186,
@@ -55,7 +55,7 @@ GPUS: tuple[Gpu, ...] = (
     ),
     # DGX B300: 108 PFLOPS dense FP4, 72 sparse FP8, 36 sparse BF16, on 8 GPUs. Of 288 GB on the
     # package 270 are usable.
-    Gpu(
+    GpuSpec(
         "B300",
         "sm103",
         270,
@@ -67,7 +67,7 @@ GPUS: tuple[Gpu, ...] = (
     ),
     # 188 SMs at 2617 MHz with 1024 dense BF16 operations a clock each, FP8 twice, FP4 four times
     # that.
-    Gpu(
+    GpuSpec(
         "RTX PRO 6000 Blackwell",
         "sm120",
         96,
@@ -78,7 +78,7 @@ GPUS: tuple[Gpu, ...] = (
         "NVIDIA RTX Blackwell PRO whitepaper, Workstation Edition",
     ),
     # FP32 accumulation runs at half rate on GeForce, except for FP4.
-    Gpu(
+    GpuSpec(
         "RTX 5090",
         "sm120",
         32,
@@ -90,7 +90,7 @@ GPUS: tuple[Gpu, ...] = (
     ),
     # NVIDIA states one figure, 1 PFLOPS sparse FP4; FP8 and BF16 are a half and a quarter of its
     # dense half, as on the other chips of this generation. Memory is shared with the CPU.
-    Gpu(
+    GpuSpec(
         "GB10 (DGX Spark)",
         "sm121",
         128,
@@ -100,16 +100,16 @@ GPUS: tuple[Gpu, ...] = (
         500,
         "NVIDIA DGX Spark datasheet; FP8 and BF16 derived",
     ),
-    Gpu("H100", "sm90", 80, 3350, 989.4, 1978.9, None, "NVIDIA H100 datasheet, SXM"),
-    Gpu("H200", "sm90", 141, 4800, 989.4, 1978.9, None, "NVIDIA H200 datasheet, SXM"),
-    Gpu("L40S", "sm89", 48, 864, 362, 733, None, "NVIDIA L40S datasheet"),
+    GpuSpec("H100", "sm90", 80, 3350, 989.4, 1978.9, None, "NVIDIA H100 datasheet, SXM"),
+    GpuSpec("H200", "sm90", 141, 4800, 989.4, 1978.9, None, "NVIDIA H200 datasheet, SXM"),
+    GpuSpec("L40S", "sm89", 48, 864, 362, 733, None, "NVIDIA L40S datasheet"),
     # As on the RTX 5090: half rate with FP32 accumulation.
-    Gpu("RTX 4090", "sm89", 24, 1008, 165.2, 330.3, None, "NVIDIA Ada whitepaper, appendix A"),
-    Gpu("A100 80GB", "sm80", 80, 2039, 312, None, None, "NVIDIA A100 80GB datasheet, SXM"),
+    GpuSpec("RTX 4090", "sm89", 24, 1008, 165.2, 330.3, None, "NVIDIA Ada whitepaper, appendix A"),
+    GpuSpec("A100 80GB", "sm80", 80, 2039, 312, None, None, "NVIDIA A100 80GB datasheet, SXM"),
 )
 
 
-def gpus_of(arch: str) -> tuple[Gpu, ...]:
+def gpus_of(arch: str) -> tuple[GpuSpec, ...]:
     """The GPUs in the table that run engines for `arch`."""
     return tuple(gpu for gpu in GPUS if gpu.arch == arch)
 

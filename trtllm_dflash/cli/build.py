@@ -44,10 +44,10 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> Non
         )
     config = BuildConfig(**sizes)
     if dry_run:
-        from trtllm_dflash.builder.dry_run import plan
+        from trtllm_dflash.builder.dry_run import preview_build
         from trtllm_dflash.log import table
 
-        for title, rows in plan(config, overwrite=overwrite).sections():
+        for title, rows in preview_build(config, overwrite=overwrite).sections():
             click.echo(f"{title}:\n{table(rows)}")
         return
     from trtllm_dflash.builder.build_engine import build_engine
@@ -79,6 +79,8 @@ def _listed_drafter(target: str) -> str | None:
 def _summary(output: Path, report: BuildReport) -> str:
     sizes = report.resolved
     kind = "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
-    advice = f'run {output} "Why is the sky blue?"' if sizes.arch == "cpu" else f"inspect {output}"
-    made = f"{sizes.arch}, {sizes.dtype}, {kind}, {human_bytes(report.bytes)}"
+    advice = (
+        f'run {output} "Why is the sky blue?"' if sizes.gpu_arch == "cpu" else f"inspect {output}"
+    )
+    made = f"{sizes.gpu_arch}, {sizes.dtype}, {kind}, {human_bytes(report.bytes)}"
     return f"engine: {output} ({made})\nnext:   dflash-trt {advice}"

@@ -11,10 +11,10 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def doctor(as_json: bool) -> None:
     """Show what this machine can build and run, and why not."""
-    from trtllm_dflash.hardware.doctor import examine
+    from trtllm_dflash.hardware.doctor import diagnose_machine
     from trtllm_dflash.runtime.sessions.base import SESSIONS
 
-    found = examine(SESSIONS)
+    found = diagnose_machine(SESSIONS)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return

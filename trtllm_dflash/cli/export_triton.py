@@ -55,7 +55,7 @@ def export_triton(
     )
     config = report.config
     click.echo(
-        f"model:  {report.model_directory} ({config.arch}, {config.max_batch_size} sequences at a"
+        f"model:  {report.model_directory} ({config.gpu_arch}, {config.max_batch_size} sequences at a"
         f" time, {instances} instance{'' if instances == 1 else 's'})\nnext:   tritonserver"
         f" --model-repository={output}   (see {report.model_directory / 'README.md'})"
     )

@@ -46,7 +46,7 @@ def check_creatable(option: str, directory: Path) -> None:
     directory to write in.
 
     Nothing is written for it; the few file systems that take nothing in spite of their modes are
-    met by `staged`.
+    met by `atomic_directory`.
     """
     above = _existing(directory.absolute().parent)
     if not above.is_dir():
@@ -98,7 +98,7 @@ def check_space(directory: Path, needed: int, *, what: str = "the engine") -> No
 
 
 @contextmanager
-def staged(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `directory` if the block succeeds, and vanishes if it
     does not.
 

@@ -20,7 +20,7 @@ class EngineConfig:
     model_type: str
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    arch: str
+    gpu_arch: str
     backend: str
     dtype: str
     max_batch_size: int
@@ -70,7 +70,7 @@ class EngineConfig:
             ),
             vocab_size=reader.read(int, "pretrained_config.vocab_size", low=1),
             eos_token_ids=reader.read_list(int, "pretrained_config.eos_token_ids"),
-            arch=reader.read(str, "build_config.arch"),
+            gpu_arch=reader.read(str, "build_config.gpu_arch", "build_config.arch"),
             backend=reader.read(str, "build_config.backend"),
             dtype=reader.read(str, "build_config.dtype"),
             **build,

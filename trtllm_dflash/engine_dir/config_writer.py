@@ -42,27 +42,27 @@ _PRETRAINED_FIELDS = (
 )
 
 
-def write_layout(directory: Path, prepared: ResolvedModels) -> None:
+def write_layout(directory: Path, models: ResolvedModels) -> None:
     """Write config.json, and copy the tokenizer files that the target has."""
-    text = json.dumps(engine_config(prepared), indent=2) + "\n"
+    text = json.dumps(engine_config(models), indent=2) + "\n"
     (directory / CONFIG_FILE).write_text(text)
-    copy_tokenizer_files(prepared.target.directory, directory)
+    copy_tokenizer_files(models.target.directory, directory)
 
 
-def engine_config(prepared: ResolvedModels) -> dict[str, Any]:
+def engine_config(models: ResolvedModels) -> dict[str, Any]:
     """The contents of config.json."""
     return {
         "version": __version__,
         "pretrained_config": (
-            _pretrained(prepared.target.config)
+            _pretrained(models.target.config)
             | {
-                "dtype": prepared.resolved.dtype,
-                "quantization": _quantization(prepared.target) | _kv_cache(prepared),
+                "dtype": models.resolved.dtype,
+                "quantization": _quantization(models.target) | _kv_cache(models),
             }
         ),
-        "build_config": prepared.resolved.to_json(),
-        "dflash": _dflash(prepared, prepared.drafter) if prepared.drafter else None,
-        "io": [port.to_json() for port in prepared.ports],
+        "build_config": models.resolved.to_json(),
+        "dflash": _dflash(models, models.drafter) if models.drafter else None,
+        "io": [port.to_json() for port in models.ports],
     }
 
 
@@ -77,17 +77,17 @@ def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:
     return {"quant_algo": algo, "quantized_linears": dict(counts)}
 
 
-def _kv_cache(prepared: ResolvedModels) -> dict[str, Any]:
-    return {"kv_cache_quant_algo": None if prepared.kv_scales is None else "FP8"}
+def _kv_cache(models: ResolvedModels) -> dict[str, Any]:
+    return {"kv_cache_quant_algo": None if models.kv_scales is None else "FP8"}
 
 
-def _dflash(prepared: ResolvedModels, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
-    config, sizes, vocab = drafter.config, prepared.resolved, prepared.draft_vocab
+def _dflash(models: ResolvedModels, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
+    config, sizes, vocab = drafter.config, models.resolved, models.draft_vocab
     return {
         "block_size": sizes.block_size,
         "trained_block_size": config.block_size,
         "draft_len": sizes.draft_len,
-        "draft_vocab_size": prepared.target.config.vocab_size if vocab is None else len(vocab),
+        "draft_vocab_size": models.target.config.vocab_size if vocab is None else len(vocab),
         "mask_token_id": config.mask_token_id,
         "quantization": _quantization(drafter),
         "target_layer_ids": config.target_layer_ids,

@@ -71,7 +71,8 @@ def inspect_engine(directory: Path) -> Inspection:
 def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
     model, sizes = config["pretrained_config"], config["build_config"]
     sources = {source["model"]: source["directory"] for source in facts.get("weights", ())}
-    is_gpu = ARCHS[sizes["arch"]].is_gpu
+    gpu_arch = sizes["gpu_arch"] if "gpu_arch" in sizes else sizes["arch"]  # until 2026-11
+    is_gpu = ARCHS[gpu_arch].is_gpu
     return [
         (
             "target",
@@ -82,7 +83,7 @@ def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
             ),
         ),
         *_dflash_rows(config["dflash"], sources),
-        ("built for", f"{sizes['arch']} by {sizes['backend']}, {sizes['dtype']}"),
+        ("built for", f"{gpu_arch} by {sizes['backend']}, {sizes['dtype']}"),
         *(
             [("kernels", "ours, as plugins" if sizes["plugins"] else "the compiler's own")]
             if is_gpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from trtllm_dflash.catalog.gpus import Gpu
+from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.constants import CONSTANTS, ENGINE, LINK_GBS, Constants, Runtime
 from trtllm_dflash.estimate.count import Work
@@ -39,7 +39,7 @@ class StepTime:
 class Machine:
     """`gpus` GPUs that share every layer (tensor parallel), and the software on them."""
 
-    gpu: Gpu
+    gpu: GpuSpec
     gpus: int = 1
     runtime: Runtime = ENGINE
     constants: Constants = CONSTANTS

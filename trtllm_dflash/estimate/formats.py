@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from trtllm_dflash.catalog.gpus import Gpu
+from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
 from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
 from trtllm_dflash.errors import CheckpointError, UsageError
@@ -51,7 +51,7 @@ def precision_of(config: EstimateConfig, target: KnownTarget, drafter: KnownDraf
 
 
 def _formats(
-    model: KnownTarget | KnownDrafter, option: str, asked: str, gpu: Gpu
+    model: KnownTarget | KnownDrafter, option: str, asked: str, gpu: GpuSpec
 ) -> dict[str, str]:
     """The number of every linear, head and expert by its module."""
     stored, wanted = model.quantization, asked != "none"
@@ -81,7 +81,7 @@ def _formats(
     return numbers
 
 
-def _require(name: str, who: str, gpu: Gpu) -> None:
+def _require(name: str, who: str, gpu: GpuSpec) -> None:
     row = FORMATS.get(name)
     if row is not None and gpu.arch not in row.archs:
         raise UsageError(

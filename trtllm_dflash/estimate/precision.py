@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from trtllm_dflash.catalog.gpus import Gpu
+from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
 
@@ -18,7 +18,7 @@ class Number:
     bits: float  # scales of blocks included
     multiplied: str  # "bf16" | "fp8" | "fp4"
 
-    def flops(self, gpu: Gpu) -> float:
+    def flops(self, gpu: GpuSpec) -> float:
         """Peak operations a second on `gpu`.
 
         Raises:

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from trtllm_dflash.catalog.gpus import GPUS, Gpu
+from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.estimate.constants import EAGER, EDGE, SERVING, SERVING_SYNC, Runtime
 from trtllm_dflash.estimate.eagle import Eagle
 from trtllm_dflash.estimate.precision import Precision
 
-THOR = Gpu(
+THOR = GpuSpec(
     "Jetson AGX Thor",
     "sm110",
     128,
@@ -72,7 +72,7 @@ class Figure:
     note: str = ""
 
     @property
-    def device(self) -> Gpu:
+    def device(self) -> GpuSpec:
         """The GPU."""
         return next(gpu for gpu in (*GPUS, THOR) if gpu.name == self.gpu)
 

@@ -32,7 +32,7 @@ class Subject:
         config = EngineConfig.load(directory)
         if config.backend != "onnxruntime" or config.dtype != "float32":
             raise EngineError(
-                f"{directory}: this engine was built with {config.backend} for {config.arch} in"
+                f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} in"
                 f" {config.dtype}, and only the float32 graph of a CPU engine shows its logits and"
                 " linears. Build one of the same checkpoints with --arch cpu: it computes with the"
                 " same quantized numbers."

@@ -45,7 +45,7 @@ class ArchReport:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineReport:
     """Everything `doctor` says."""
 
     archs: list[ArchReport]
@@ -93,7 +93,7 @@ def _reasons(verb: str, reports: list[ArchReport]) -> list[str]:
     return [f"{verb} {', '.join(names)}: {reason}" for reason, names in archs.items()]
 
 
-def examine(runnable_backends: Collection[str]) -> Machine:
+def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
     """Look at this machine; `runnable_backends` are those that this version has a session for."""
     gpus = _probe(cuda_gpus)
 
@@ -101,7 +101,7 @@ def examine(runnable_backends: Collection[str]) -> Machine:
         cannot_run = unrunnable_reason(arch, gpus, runnable_backends)
         return ArchReport(arch.name, arch.hardware, unbuildable_reason(arch, gpus=gpus), cannot_run)
 
-    return Machine(
+    return MachineReport(
         archs=[report(arch) for arch in ARCHS.values()],
         gpus=gpus,
         cpu=_probe(lambda: f"{os.cpu_count()} logical cores, {platform.machine()}"),

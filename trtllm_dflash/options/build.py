@@ -181,7 +181,7 @@ class BuildConfig:
         max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.max_position_embeddings)
         max_input_len = self.max_input_len or max_seq_len - 1
         resolved = ResolvedBuild(
-            arch=self.arch,
+            gpu_arch=self.arch,
             backend=ARCHS[self.arch].backend,
             dtype=ARCHS[self.arch].dtypes[0] if self.dtype == "auto" else self.dtype,
             max_batch_size=self.max_batch_size,
@@ -214,7 +214,7 @@ class BuildConfig:
 class ResolvedBuild:
     """The sizes an engine is built with; a plain engine has block_size 1 and draft_len 0."""
 
-    arch: str
+    gpu_arch: str  # a key of ARCHS: "cpu" too
     backend: str
     dtype: str
     max_batch_size: int
@@ -246,7 +246,7 @@ class ResolvedBuild:
         A compiler without our kernels has only full caches: TensorRT-RTX 1.7 takes no circular
         TensorScatter.
         """
-        return self.max_num_tokens if self.plugins or not ARCHS[self.arch].is_gpu else None
+        return self.max_num_tokens if self.plugins or not ARCHS[self.gpu_arch].is_gpu else None
 
     def check_against(self, target: TargetConfig) -> None:
         """Raise UsageError, naming both values, where two sizes contradict each other."""

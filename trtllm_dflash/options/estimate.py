@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtllm_dflash.catalog.gpus import GPUS, Gpu, gpus_of
+from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -129,7 +129,7 @@ class EstimateConfig:
         return tuple(sizes)
 
     @property
-    def device(self) -> Gpu:
+    def device(self) -> GpuSpec:
         """The GPU's figures."""
         known = {gpu.name.lower(): gpu for gpu in gpus_of(self.arch)}
         if not known:

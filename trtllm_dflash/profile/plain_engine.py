@@ -83,7 +83,7 @@ def plain_engine(
         wanted = BuildConfig(
             str(checkpoint_dir),
             built,
-            arch=config.arch,
+            arch=config.gpu_arch,
             dtype=config.dtype,
             kv_cache_dtype=_cache_dtype(config),
             max_num_tokens=config.max_num_tokens,

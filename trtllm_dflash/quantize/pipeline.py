@@ -24,7 +24,7 @@ from trtllm_dflash.checkpoint.loader import (
 )
 from trtllm_dflash.checkpoint.locate import file_in, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
-from trtllm_dflash.engine_dir.atomic import check_space, staged
+from trtllm_dflash.engine_dir.atomic import atomic_directory, check_space
 from trtllm_dflash.errors import QuantizeError
 from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
@@ -99,7 +99,7 @@ def quantize(
     started(_LOG, "quantizing", plan.rows())
     check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
     try:
-        with staged(plan.config.output_dir) as staging:
+        with atomic_directory(plan.config.output_dir) as staging:
             facts = _quantize_into(staging, plan, progress)
             write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
             size = sum(path.stat().st_size for path in staging.rglob("*"))

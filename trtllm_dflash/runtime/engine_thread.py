@@ -99,7 +99,7 @@ class EngineThread:
         """Start the engine thread, which holds `turn` until it ends. See `Engine.serve` for the
         options.
         """
-        default = PROMPT_TOKENS_PER_STEP.get(config.arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
+        default = PROMPT_TOKENS_PER_STEP.get(config.gpu_arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
         budget = default if prompt_tokens_per_step is None else prompt_tokens_per_step
         for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
             if value < 1:

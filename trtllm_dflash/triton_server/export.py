@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import check_creatable, staged
+from trtllm_dflash.engine_dir.atomic import atomic_directory, check_creatable
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING
@@ -123,7 +123,7 @@ def export(
     place = ENGINE_COPY if copy else str(engine.resolve())
     settings = Settings(place, engine_digest(engine))
     chat = Tokenizer(engine).has_chat_template
-    with staged(directory) as staging:
+    with atomic_directory(directory) as staging:
         (staging / "1").mkdir()
         (staging / "1" / "model.py").write_text(MODEL_FILE)
         (staging / "config.pbtxt").write_text(config_pbtxt(name, config, settings, instances, gpus))
@@ -143,13 +143,13 @@ def config_pbtxt(
     name: str, config: EngineConfig, settings: Settings, instances: int, gpus: tuple[int, ...]
 ) -> str:
     """The model's configuration, in Triton's text format."""
-    kind = "KIND_CPU" if config.arch == "cpu" else "KIND_GPU"
+    kind = "KIND_CPU" if config.gpu_arch == "cpu" else "KIND_GPU"
     where = f" gpus: [ {', '.join(map(str, gpus))} ]" if gpus else ""
     parameters = "\n".join(
         f'parameters {{ key: "{key}" value {{ string_value: {_quoted(value)} }} }}'
         for key, value in settings.parameters().items()
     )
-    return f"""# Written by dflash-trt export-triton for an engine for {config.arch}.
+    return f"""# Written by dflash-trt export-triton for an engine for {config.gpu_arch}.
 name: "{name}"
 backend: "python"
 # Requests are batched by the engine, step by step: each brings one prompt, with a first dimension of 1.
@@ -190,11 +190,11 @@ def check_options(
         raise UsageError(f"--name {name!r}: expected letters, digits, and _ . - behind the first.")
     if instances < 1:
         raise UsageError(f"--instances is {instances}, expected at least 1.")
-    if cpu and config.arch != "cpu":
+    if cpu and config.gpu_arch != "cpu":
         raise UsageError(
-            f"--cpu is for engines built with --arch cpu, and this one is for {config.arch}."
+            f"--cpu is for engines built with --arch cpu, and this one is for {config.gpu_arch}."
         )
-    if gpus and config.arch == "cpu":
+    if gpus and config.gpu_arch == "cpu":
         raise UsageError("--gpus is for engines on GPUs, and this one is for the CPU.")
 
 

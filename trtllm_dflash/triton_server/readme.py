@@ -34,7 +34,7 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
     limit = f"{config.max_input_len} tokens, prompt and answer {config.max_seq_len}"
     return f"""# {name}
 
-An engine for {config.arch} ({config.model_type}), served by Triton's Python backend with in-flight batching:
+An engine for {config.gpu_arch} ({config.model_type}), served by Triton's Python backend with in-flight batching:
 {config.max_batch_size} sequences at a time in each instance; a prompt holds at most {limit}.
 
 ## Serve
@@ -86,7 +86,7 @@ def _docker(config: EngineConfig, engine: Path | None, ports: tuple[int, ...], c
     """A container with our package that runs a server of /models; the repository holds the engine,
     or it is mounted.
     """
-    gpus = "" if config.arch == "cpu" else "--gpus all "
+    gpus = "" if config.gpu_arch == "cpu" else "--gpus all "
     extra = BACKENDS[config.backend].extra
     package = f"'/dflash[{extra}]'" if extra else "/dflash"
     mount = "" if engine is None else f"-v {shlex.quote(f'{engine}:{engine}:ro')} "

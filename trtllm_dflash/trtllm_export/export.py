@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import check_output_dir, staged
+from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output_dir
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, faults
@@ -54,7 +54,7 @@ def export(config: TrtllmExportConfig) -> list[str]:
         "bench.sh": _script(config, bench_command(config, facts)),
     }
     files["README.md"] = page(config, facts, arguments, files)
-    with staged(config.output_dir) as directory:
+    with atomic_directory(config.output_dir) as directory:
         for name, text in files.items():
             (directory / name).write_text(text)
             if name.endswith(".sh"):

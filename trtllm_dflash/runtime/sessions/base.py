@@ -150,11 +150,11 @@ def open_session(
     reason = _why_not_here(config)
     if reason is not None:
         raise EngineError(
-            f"{directory}: this engine was built with {config.backend} for {config.arch} and cannot"
+            f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} and cannot"
             f" run here: {reason}. Build one with --arch cpu to run it here; dflash-trt doctor"
             " shows what this machine can build and run."
         )
-    if ARCHS[config.arch].is_gpu:
+    if ARCHS[config.gpu_arch].is_gpu:
         choose(BACKENDS[config.backend].module)
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
@@ -164,12 +164,12 @@ def open_session(
 
 def _why_not_here(config: EngineConfig) -> str | None:
     """What `doctor` says against running engines for this arch here; None if nothing does."""
-    arch = ARCHS.get(config.arch)
+    arch = ARCHS.get(config.gpu_arch)
     if arch is None or arch.backend != config.backend:
         return "this version of dflash-trt knows no such engines"
-    if config.arch == "cpu":
+    if config.gpu_arch == "cpu":
         return unrunnable_reason(arch, [], SESSIONS)  # without waking the GPU's driver
     gpus = cuda_gpus()
     if env_flag(ANY_GPU, default=False) and not isinstance(gpus, str):
-        gpus = [replace(gpu, arch=config.arch) for gpu in gpus]
+        gpus = [replace(gpu, arch=config.gpu_arch) for gpu in gpus]
     return unrunnable_reason(arch, gpus, SESSIONS)

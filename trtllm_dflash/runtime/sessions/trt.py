@@ -64,7 +64,7 @@ class TrtSession:
         """
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
-        self._cuda = Cuda(devices.first_gpu(config.arch))
+        self._cuda = Cuda(devices.first_gpu(config.gpu_arch))
         self._engine = TrtEngine(
             directory / ENGINE_FILE,
             config,

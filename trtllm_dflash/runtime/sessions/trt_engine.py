@@ -79,7 +79,7 @@ class TrtEngine:
         install = f", or pip install {package}=={built_with}" if built_with else ""
         return (
             f"{self._path}: {title} {trt.__version__} cannot load this"
-            f" engine{f' ({reasons})' if reasons else ''}. It was built for {self._config.arch}"
+            f" engine{f' ({reasons})' if reasons else ''}. It was built for {self._config.gpu_arch}"
             f" with {title} {built_with or '(version unknown)'}, and this GPU is {self._cuda.arch}."
             f" Build it again here{install}:{self._log.errors()}"
         )
