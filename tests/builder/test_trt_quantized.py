@@ -28,7 +28,7 @@ from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.builder import OPSET, GraphBuilder
-from trtllm_dflash.graph.layers import Model
+from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.quantized_linear import TRT_DOMAIN
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.graph.weight_source import WeightSource
@@ -191,7 +191,7 @@ class Linear:
         weights = WeightSource(
             "model", read_tensor_infos(directory / "x"), ir.DataType.BFLOAT16, formats
         )
-        y = Model(g, weights, ir.DataType.BFLOAT16, norm_eps=0.0).linear(x, "m")
+        y = LayerBuilder(g, weights, ir.DataType.BFLOAT16, norm_eps=0.0).linear(x, "m")
         y.name, y.type, y.shape = "y", x.type, ir.Shape(["n", self.rows])
         imports = {"": OPSET, TRT_DOMAIN: 1}
         initializers = list(g.initializers.values())

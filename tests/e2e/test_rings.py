@@ -19,7 +19,7 @@ from tests.e2e.conftest import EngineFactory
 from tests.fixtures.tiny_models import BLOCK, MASK_ID, TARGET, VOCAB, tiny_drafter, tiny_target
 from tests.graph.stepper import Stepper, decode
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
-from trtllm_dflash.graph import ring_cache
+from trtllm_dflash.engine_dir import ring_cache
 from trtllm_dflash.graph.step import build_step
 
 CACHE, CHUNK, LONG = 300, 7, 150

@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from tests.graph.run_op import run_op
+from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
-from trtllm_dflash.graph.ring_cache import rows_needed
 
 B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
 

@@ -16,10 +16,10 @@ import pytest
 from tests.fixtures.tiny_models import BLOCK, TARGET, VOCAB, WINDOW
 from tests.graph.stepper import Stepper, decode
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
+from trtllm_dflash.engine_dir import ring_cache
 from trtllm_dflash.engine_dir.io_tensors import step_io
-from trtllm_dflash.graph import ring_cache
+from trtllm_dflash.engine_dir.ring_cache import cache_rows, ring_flags, rows_needed
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.ring_cache import cache_rows, ring_flags, rows_needed
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.base import TargetConfig
 

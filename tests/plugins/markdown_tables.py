@@ -22,7 +22,7 @@ def _row(spec: OpSpec) -> str:
     optional = [f"[{tensor.name}]" for tensor in spec.plugin_inputs if tensor.optional]
     in_place = [tensor.aliases for tensor in spec.outputs if tensor.aliases]
     sizes = [f"{size.name} {', '.join(map(str, size.values))}" for size in spec.kernel.sizes]
-    fields = [f"{name} ({kind.__name__})" for name, kind in spec.numbers.items()]
+    fields = [f"{name} ({kind.__name__})" for name, kind in spec.plugin_fields.items()]
     types = [
         f"{kind.symbol} {spec.kernel.dtype} or {kind.dtype}{_formats(kind)}"
         for kind in spec.kernel.types

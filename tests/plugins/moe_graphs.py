@@ -48,7 +48,7 @@ def moe_model(case: Case, directory: Path) -> tuple[ir.Model, dict[str, bytes]]:
                 name, ODD, len(stored[name]), dtype, shape=shape, name=name, base_dir=directory
             )
         values.append(value)
-    (out,) = MOE(g, *values, **case.numbers)
+    (out,) = MOE(g, *values, **case.fields)
     out.name, out.type = "out", ir.TensorType(ir.DataType.BFLOAT16)
     graph = ir.Graph(
         values[:2],

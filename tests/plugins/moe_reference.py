@@ -61,7 +61,7 @@ class Case:
         return MoeOptions(*numbers)
 
     @property
-    def numbers(self) -> dict[str, int | float]:
+    def fields(self) -> dict[str, int | float]:
         """What a plugin is told."""
         ints = {
             "top_k": self.top_k,

@@ -73,6 +73,6 @@ def test_body_of_experts_is_the_reference(case: MoeCase) -> None:
     """Within what the kernels' roundings allow, of which a body in float32 makes few."""
     given = {name: array.astype(np.float32) for name, array in moe_inputs(case).items()}
     got = run_op(
-        "DFlashMoE", given, **{name: float(number) for name, number in case.numbers.items()}
+        "DFlashMoE", given, **{name: float(number) for name, number in case.fields.items()}
     )
     assert_close(case, moe_inputs(case), got["out"])

@@ -50,7 +50,7 @@ def test_an_engine_of_every_format(
     (layer,) = found.layers
     assert layer.plugin == ("DFlashMoE", "1", "trtllm_dflash")
     assert layer.fields == {
-        **{k: np.float32(v).item() for k, v in case.numbers.items()},
+        **{k: np.float32(v).item() for k, v in case.fields.items()},
         "cubin": code,
     }
     stored = inputs(case).keys() - {"x", "router_logits"}
@@ -98,8 +98,8 @@ def test_what_the_plugin_refuses_is_told(pool: Executor, tmp_path: Path) -> None
 def test_a_format_without_a_kernel_is_refused_before_tensorrt(tmp_path: Path) -> None:
     class Other(Case):
         @property
-        def numbers(self) -> dict[str, int | float]:
-            return super().numbers | {"weight_format": 3}
+        def fields(self) -> dict[str, int | float]:
+            return super().fields | {"weight_format": 3}
 
     with pytest.raises(
         GraphError, match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2"

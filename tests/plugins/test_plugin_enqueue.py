@@ -264,7 +264,7 @@ MOE_CASES = [
 @pytest.mark.parametrize("case", MOE_CASES, ids=str)
 def test_experts(case: MoeCase, module: EmulatedModule, emulated: Library) -> None:
     given = moe_inputs(case)
-    got, want = enqueue(MOE, given, case.numbers)["out"], emulated.moe(given, case.options)
+    got, want = enqueue(MOE, given, case.fields)["out"], emulated.moe(given, case.options)
     np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
     suffix = ("", "_mxfp4", "_nvfp4")[case.weight_format]
     tile = "_t32" if case.tokens == 40 else "_t8" if case.tokens == 3 else "_t16"
@@ -314,14 +314,14 @@ def test_experts_that_do_not_hold_together_are_refused(
         if shape is None:
             given.pop(name)
     with pytest.raises(EngineError, match=words):
-        enqueue(MOE, given, case.numbers | numbers)
+        enqueue(MOE, given, case.fields | numbers)
     assert module.launched == []
 
 
 def test_experts_at_an_odd_address_are_refused(module: EmulatedModule) -> None:
     spec, case = OPS[MOE], MOE_CASES[0]
     given = moe_inputs(case)
-    made = plugin.StepPlugin(spec, case.numbers, KERNELS).attach_to_context(None)
+    made = plugin.StepPlugin(spec, case.fields, KERNELS).attach_to_context(None)
     inside = [SimpleNamespace(dims=array.shape) for array in given.values()]
     with pytest.raises(
         EngineError, match="16 bytes at a time: down must begin at a multiple of 16"

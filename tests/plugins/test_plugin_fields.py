@@ -14,7 +14,7 @@ trt = pytest.importorskip("tensorrt_rtx")
 from trtllm_dflash import trt_plugins
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS, OpSpec
-from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
+from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_variant
 from trtllm_dflash.trt_plugins import plugin
 from trtllm_dflash.trt_plugins.plugin import StepPlugin, StepPluginCreator
 from trtllm_dflash.trt_plugins.shapes import check_shapes, present_inputs
@@ -66,7 +66,9 @@ def _fields(numbers: dict[str, float]) -> Any:
 def _creator(spec: OpSpec) -> StepPluginCreator:
     creator = StepPluginCreator(spec)
     creator.cubins = {
-        kernel_key(spec, {name: int(value) for name, value in NUMBERS[spec.name].items()}): CUBIN
+        kernel_variant(
+            spec, {name: int(value) for name, value in NUMBERS[spec.name].items()}
+        ): CUBIN
     }
     return creator
 
@@ -95,8 +97,8 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     assert [field.name for field in serialized] == [*numbers, "cubin"]
     creator.cubins = {}  # an engine brings its kernels
     loaded = creator.create_plugin(spec.name, serialized, RUNTIME)
-    assert loaded.numbers == numbers
-    assert {name: type(value) for name, value in loaded.numbers.items()} == {
+    assert loaded.fields == numbers
+    assert {name: type(value) for name, value in loaded.fields.items()} == {
         n: type(v) for n, v in numbers.items()
     }
     assert loaded.cubin == CUBIN

@@ -17,7 +17,7 @@ from tests.plugins.attention_reference import (
     written_caches,
 )
 from tests.plugins.library import HEAD_DIMS, Library
-from trtllm_dflash.graph.ring_cache import rows_needed
+from trtllm_dflash.engine_dir.ring_cache import rows_needed
 
 CACHES = ("key_cache", "value_cache")
 

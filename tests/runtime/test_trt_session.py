@@ -23,7 +23,7 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.base import SlotSampling
-from trtllm_dflash.trt.flavors import TensorRt
+from trtllm_dflash.trt.flavors import TensorRT
 
 __all__ = ["open_gpu"]  # a fixture
 
@@ -95,7 +95,7 @@ def test_fp8_caches_are_codes_of_one_byte(
 def test_the_other_kind_of_tensorrt(
     open_gpu: Callable[..., Gpu], built_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_engine, "kind", TensorRt)
+    monkeypatch.setattr(trt_engine, "flavor", TensorRT)
     gpu, cpu = open_gpu(), Engine.load(built_engine, num_threads=1)
     assert tokens_of(gpu.engine, PROMPTS, **SAMPLED) == tokens_of(cpu, PROMPTS, **SAMPLED)
     user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED

@@ -40,44 +40,42 @@ class Config:
 
 def test_a_process_has_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_chosen", [])
-    loader.choose("tensorrt_rtx")
-    loader.choose("tensorrt_rtx")
-    assert loader.kind().title == "TensorRT-RTX"
+    loader.select_flavor("tensorrt_rtx")
+    loader.select_flavor("tensorrt_rtx")
+    assert loader.flavor().title == "TensorRT-RTX"
     with pytest.raises(
         EngineError,
         match="has loaded tensorrt_rtx already, and an engine of tensorrt needs a process",
     ):
-        loader.choose("tensorrt")
+        loader.select_flavor("tensorrt")
 
 
 def test_without_a_choice_it_is_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_chosen", [])
-    assert loader.tensorrt().__name__ == "tensorrt_rtx"
+    assert loader.import_tensorrt().__name__ == "tensorrt_rtx"
 
 
 def test_a_kind_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_chosen", ["tensorrt"])
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match="the Python module tensorrt cannot be imported"):
-        loader.tensorrt()
+        loader.import_tensorrt()
 
 
-def test_the_choice_decides_what_is_behind_the_door(tmp_path: Path) -> None:
-    """In a process of its own, with a module that has the other one's content: each file behind the
-    door takes it.
-    """
+def test_every_importer_gets_the_selected_flavor(tmp_path: Path) -> None:
+    """Run in a subprocess, with a stand-in `tensorrt` made from TensorRT-RTX."""
     (tmp_path / "tensorrt.py").write_text(
         "from tensorrt_rtx import *\nname_of_mine = 'mine'\n__version__ = '11.4'\n"
     )
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from trtllm_dflash.trt import door\n"
-        "door.choose('tensorrt')\n"
-        "from trtllm_dflash.builder import rtx\n"
+        "from trtllm_dflash.trt import loader\n"
+        "loader.select_flavor('tensorrt')\n"
+        "import trtllm_dflash.builder.trt as builder\n"
         "from trtllm_dflash.trt_plugins import plugin\n"
-        "from trtllm_dflash.runtime import rtx_engine\n"
-        "assert rtx.trt is plugin.trt is rtx_engine.trt is door.tensorrt()\n"
-        "print(rtx.trt.name_of_mine, door.kind().title)\n"
+        "from trtllm_dflash.runtime.sessions import trt_engine\n"
+        "assert builder.trt is plugin.trt is trt_engine.trt is loader.import_tensorrt()\n"
+        "print(plugin.trt.name_of_mine, loader.flavor().title)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("mine TensorRT\n", "")
@@ -86,11 +84,11 @@ def test_the_choice_decides_what_is_behind_the_door(tmp_path: Path) -> None:
 def test_timings_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "timings"
     first, second = Config(), Config()
-    with flavors.TensorRt().compiling(first, ["sm100"], file):
+    with flavors.TensorRT().configure_builder(first, ["sm100"], file):
         assert not file.exists()
     assert first.started_from == b""
     assert file.read_bytes() == b"new timings"
-    with flavors.TensorRt().compiling(second, ["sm100"], file):
+    with flavors.TensorRT().configure_builder(second, ["sm100"], file):
         pass
     assert second.started_from == b"new timings"
     assert list(first.limits.values()) == [flavors.WORKSPACE_BYTES]
@@ -99,7 +97,7 @@ def test_timings_are_kept(tmp_path: Path) -> None:
 
 def test_timings_of_a_build_that_fails_are_not(tmp_path: Path) -> None:
     def fail() -> None:
-        with flavors.TensorRt().compiling(Config(), ["sm100"], tmp_path / "timings"):
+        with flavors.TensorRT().configure_builder(Config(), ["sm100"], tmp_path / "timings"):
             raise BuildError("no")
 
     with pytest.raises(BuildError, match="no"):
@@ -109,7 +107,7 @@ def test_timings_of_a_build_that_fails_are_not(tmp_path: Path) -> None:
 
 def test_no_timings_unless_asked() -> None:
     config = Config()
-    with flavors.TensorRt().compiling(config, ["sm90"], None):
+    with flavors.TensorRT().configure_builder(config, ["sm90"], None):
         pass
     assert config.started_from is None
 
@@ -124,7 +122,7 @@ def test_no_timings_unless_asked() -> None:
 def test_what_cannot_be_is_refused(
     archs: list[str], takes_cache: bool, words: str, tmp_path: Path
 ) -> None:
-    context = flavors.TensorRt().compiling(
+    context = flavors.TensorRT().configure_builder(
         Config(takes_cache=takes_cache), archs, tmp_path / "timings"
     )
     with pytest.raises(BuildError, match=words), context:
@@ -133,11 +131,11 @@ def test_what_cannot_be_is_refused(
 
 def test_a_context_of_tensorrt_has_no_memory_of_its_own() -> None:
     made: list[Any] = []
-    new: Callable[[bool], Any] = flavors.TensorRt().contexts(
+    new: Callable[[bool], Any] = flavors.TensorRT().context_factory(
         SimpleNamespace(create_execution_context=made.append)
     )
     new(True)
     new(False)
     assert made == [flavors.full.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
-    assert flavors.TensorRt().is_capturable(None, 0)
-    assert flavors.TensorRt().diagnose_engine(None, b"") == ""
+    assert flavors.TensorRT().is_capturable(None, 0)
+    assert flavors.TensorRT().diagnose_engine(None, b"") == ""

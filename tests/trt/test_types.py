@@ -1,4 +1,4 @@
-"""What we ask of TensorRT exists, with these types, in the bindings of the kind that we ask it of.
+"""What we ask of TensorRT exists, with these types, in the bindings of the flavor that we ask it of.
 
 No TensorRT is needed, and none can be had from PyPI: see bindings.py.
 """
@@ -44,29 +44,52 @@ WRONG = {
 }
 
 
-def _shared(name: str, kind: str) -> str:
+SCRIPT = """
+from trtllm_dflash.trt import loader
+loader.select_flavor("tensorrt")
+import trtllm_dflash.builder.trt as builder
+from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.runtime.sessions import trt_engine
+from trtllm_dflash.trt_plugins.plugin import CUBIN, StepPlugin, StepPluginCreator, field_types
+trt = loader.import_tensorrt()
+builder.BuilderLog(), builder.ProgressMonitor(print), builder.EngineWriter(None), trt_engine._Log()
+spec = OPS["DFlashVerifyAttention"]
+creator = StepPluginCreator(spec)
+fields = {name: make(64) for name, (make, _) in field_types(spec).items()} | {"fp8_cache": 0}
+made = StepPlugin(spec, fields, b"cubin of 17 bytes")
+again = creator.create_plugin("", made.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
+assert (again.cubin, again.fields) == (made.cubin, made.fields)
+print(trt.__version__, loader.flavor().title)
+"""
+
+
+def _copy_name(name: str, module: str) -> str:
+    return f"{name.removesuffix('.py').replace('/', '_')}_for_{module}.py"
+
+
+def _shared(name: str, module: str) -> str:
     text = (ROOT / name).read_text()
     assert "import tensorrt_rtx as trt" in text
-    return text.replace("import tensorrt_rtx as trt", f"import {kind} as trt")
+    return text.replace("import tensorrt_rtx as trt", f"import {module} as trt")
 
 
 def _sources() -> dict[str, str]:
-    """By file name: the shared files for each kind, the particular one, and uses that are wrong."""
+    """Return by file name the shared files for each flavor, flavors.py, and wrong uses."""
     shared = {
-        f"{Path(name).stem}_{kind}.py": _shared(name, kind) for name in SHARED for kind in MODULES
+        _copy_name(name, module): _shared(name, module) for name in SHARED for module in MODULES
     }
     wrong = {
         f"wrong_{name}.py": (
-            f"import {kind} as trt\n\n\ndef use(log: trt.ILogger) -> None:\n    {line}\n"
+            f"import {module} as trt\n\n\ndef use(log: trt.ILogger) -> None:\n    {line}\n"
         )
-        for name, (kind, line, _) in WRONG.items()
+        for name, (module, line, _) in WRONG.items()
     }
-    return {**shared, "kinds_both.py": (ROOT / PARTICULAR).read_text(), **wrong}
+    return {**shared, "flavors_both.py": (ROOT / PARTICULAR).read_text(), **wrong}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What mypy says of each source, with the stubs of both kinds: one run for all."""
+    """What mypy says of each source, with the stubs of both flavors: one run for all."""
     for name in MODULES:
         if reason := why_no_stubs(name):
             pytest.skip(reason)
@@ -95,25 +118,25 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {name: [line for line in lines if line.startswith(f"{name}:")] for name in sources}
 
 
-@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("name", SHARED)
-def test_shared_code_is_right_for_both_kinds(
-    name: str, kind: str, found: dict[str, list[str]]
+def test_shared_code_types_check_for_both_flavors(
+    name: str, module: str, found: dict[str, list[str]]
 ) -> None:
-    assert found[f"{Path(name).stem}_{kind}.py"] == []
+    assert found[_copy_name(name, module)] == []
 
 
-def test_particular_code_is_right_for_its_kind(found: dict[str, list[str]]) -> None:
-    assert found["kinds_both.py"] == []
+def test_flavors_types_check(found: dict[str, list[str]]) -> None:
+    assert found["flavors_both.py"] == []
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_use_is_found(name: str, found: dict[str, list[str]]) -> None:
+def test_wrong_use_is_found(name: str, found: dict[str, list[str]]) -> None:
     (line,) = found[f"wrong_{name}.py"]
     assert WRONG[name][2] in line
 
 
-def test_what_is_behind_the_door_loads_on_the_real_bindings_of_tensorrt(tmp_path: Path) -> None:
+def test_importers_load_on_tensorrt_bindings(tmp_path: Path) -> None:
     """Classes are made and plugins go through their fields; what needs a builder would need the
     libraries.
     """
@@ -123,19 +146,7 @@ def test_what_is_behind_the_door_loads_on_the_real_bindings_of_tensorrt(tmp_path
     (tmp_path / "tensorrt.py").write_text(
         "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
     )
-    script = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom trtllm_dflash.trt import"
-        " door\ndoor.choose('tensorrt')\nimport numpy as np\nfrom trtllm_dflash.builder import"
-        " rtx\nfrom trtllm_dflash.graph.ops import OPS\nfrom trtllm_dflash.trt_plugins.plugin"
-        " import CUBIN, StepPlugin, StepPluginCreator, number_fields\nfrom trtllm_dflash.runtime"
-        " import rtx_engine\ntrt = door.tensorrt()\nrtx.BuilderLog(), rtx.ProgressMonitor(print),"
-        " rtx.EngineWriter(None), rtx_engine._Log()\nspec = OPS['DFlashVerifyAttention']\ncreator"
-        " = StepPluginCreator(spec)\nnumbers = {name: kind(64) for name, (kind, _) in"
-        " number_fields(spec).items()} | {'fp8_cache': 0}\nmade = StepPlugin(spec, numbers,"
-        " b'cubin of 17 bytes')\nagain = creator.create_plugin('', made.get_fields_to_serialize(),"
-        " trt.TensorRTPhase.RUNTIME)\nassert (again.cubin, again.numbers) == (made.cubin,"
-        " made.numbers)\nprint(trt.__version__, door.kind().title)\n"
-    )
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{SCRIPT}"
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(libraries),
@@ -149,7 +160,7 @@ def test_what_is_behind_the_door_loads_on_the_real_bindings_of_tensorrt(tmp_path
     assert done.stdout.endswith(" TensorRT\n")
 
 
-def test_no_other_file_knows_a_kind() -> None:
-    """The rest goes through the door."""
+def test_no_other_file_imports_tensorrt() -> None:
+    """Everything else imports it through trt.loader."""
     files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")} - {*SHARED, PARTICULAR}
     assert [name for name in sorted(files) if "import tensorrt" in (ROOT / name).read_text()] == []

@@ -24,7 +24,7 @@ from trtllm_dflash.graph.plugin_nodes import kernel_variants
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.memory import return_freed_memory
-from trtllm_dflash.trt.loader import kind, tensorrt
+from trtllm_dflash.trt.loader import flavor, import_tensorrt
 from trtllm_dflash.trt_plugins import pop_errors, register
 from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_in_subprocess
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.options.build import ResolvedBuild
 
 else:
-    trt = tensorrt()
+    trt = import_tensorrt()
 
 ENGINE_FILE = "rank0.engine"
 Range = tuple[int, int, int]  # smallest, the one to optimize for, largest
@@ -67,7 +67,7 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
             timings=job.timings,
         )
     return BuildResult(
-        compiler.graph, [cubin.facts() for cubin in cubins], {kind().package: trt.__version__}
+        compiler.graph, [cubin.facts() for cubin in cubins], {flavor().package: trt.__version__}
     )
 
 
@@ -178,7 +178,7 @@ class Compiler:
         self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelVariant, bytes] | None = None
     ) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
-        self._log, self._kind = log, kind()
+        self._log, self._flavor = log, flavor()
         # Kept, since TensorRT holds the addresses of these memory maps until the engine is
         # compiled.
         weights = ((str(value.name), value.const_value) for value in weights_of(model))
@@ -209,14 +209,14 @@ class Compiler:
                 _parser_error(parser.get_error(index)) for index in range(parser.num_errors)
             ] or self._log.errors
             raise BuildError(
-                f"{self._kind.title} cannot parse the step"
+                f"{self._flavor.title} cannot parse the step"
                 f" graph:{_listed([*pop_errors(), *errors])}"
             )
 
     def _refuse(self, dropped: Sequence[str]) -> None:
         if dropped:
             raise BuildError(
-                f"{self._kind.title} would silently drop parts of the step graph, and the engine"
+                f"{self._flavor.title} would silently drop parts of the step graph, and the engine"
                 f" would be wrong:{_listed(dropped)}"
             )
 
@@ -249,7 +249,7 @@ class Compiler:
                 profile.set_shape(name, *bounds)
             config.add_optimization_profile(profile)
         writer = EngineWriter(file)
-        with self._kind.compiling(config, archs, timings):
+        with self._flavor.configure_builder(config, archs, timings):
             built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
         if writer.failure is not None:
             raise writer.failure
@@ -257,7 +257,7 @@ class Compiler:
         if not built or refusals:
             names, errors = ", ".join(archs), [*refusals, *self._log.errors]
             raise BuildError(
-                f"{self._kind.title} could not compile the step for {names}:{_listed(errors)}"
+                f"{self._flavor.title} could not compile the step for {names}:{_listed(errors)}"
             )
         self._refuse(self._log.dropped_inputs())
 

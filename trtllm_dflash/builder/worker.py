@@ -31,7 +31,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.log import Progress
-from trtllm_dflash.trt.loader import choose
+from trtllm_dflash.trt.loader import select_flavor
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
     job = BuildJob(sizes, models.ports, request.directory, progress, timings)
     backend = BACKENDS[sizes.backend]
     if sizes.gpu_arch != "cpu":
-        choose(backend.module)
+        select_flavor(backend.module)
     built: BuildResult = import_module(backend.builder).build(partial(_make_model, models), job)
     shutil.rmtree(job.scratch, ignore_errors=True)
     _log("done")

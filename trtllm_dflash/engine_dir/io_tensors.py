@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trtllm_dflash.graph.ring_cache import cache_rows
+from trtllm_dflash.engine_dir.ring_cache import cache_rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 
@@ -55,7 +55,7 @@ def step_io(
 
     With plugins there is no port of symbol CONTEXT: they read on the device how far attention must
     look. The target's caches are of `kv_cache_dtype` where it is given, all else of `dtype`. Layers
-    with a window have rings (`graph.rings`) for steps of up to `ring_width` tokens. None: every
+    with a window have rings (`engine_dir.ring_cache`) for steps of up to `ring_width` tokens. None: every
     cache has cache_len rows, for any step.
     """
     rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)

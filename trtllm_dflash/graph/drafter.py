@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from trtllm_dflash.graph.layers import Model, Rotary, project_heads
+from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads
 from trtllm_dflash.graph.ops import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -26,7 +26,7 @@ class DrafterBuilder:
     both are meant.
     """
 
-    model: Model
+    model: LayerBuilder
     config: DrafterConfig
     rotary: Rotary
     batch_and_block: ir.Value  # int64 [2] = B, T

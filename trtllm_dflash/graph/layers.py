@@ -15,7 +15,7 @@ from trtllm_dflash.models.rope import RopeConfig
 
 
 @dataclass(frozen=True)
-class Model:
+class LayerBuilder:
     """A builder with the weights of one of the two models, under that model's name."""
 
     g: GraphBuilder
@@ -105,7 +105,7 @@ class Rotary:
 
 
 def project_heads(
-    m: Model,
+    m: LayerBuilder,
     x: ir.Value,
     name: str,
     heads_and_dim: tuple[int, int],

@@ -22,7 +22,7 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.graph.layers import Model
+from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.models.moe import MoEConfig
@@ -33,16 +33,16 @@ _LOG = logging.getLogger(__name__)
 class ExpertStorage(Enum):
     """What quantized experts are in an engine."""
 
-    NUMBERS = "numbers of the step's type"
-    FP4 = "4-bit codes, dequantized by the compiler's own code"
-    CODES = "4-bit codes, for our plugin"
+    DEQUANTIZED = "numbers of the step's type"
+    FP4_QDQ = "4-bit codes, dequantized by the compiler's own code"
+    PACKED = "4-bit codes, for our plugin"
 
 
 @dataclass(frozen=True)
 class Experts:
     """The experts of one layer, `name` as in "model.layers.0.mlp"."""
 
-    model: Model
+    model: LayerBuilder
     config: MoEConfig
     hidden_size: int
     quantized_as: ExpertStorage
@@ -69,7 +69,7 @@ class Experts:
         (out,) = MOE(
             g, x, logits, gate_up, biases[0], down, biases[1], *scales,
             top_k=c.top_k, normalize=int(c.normalize), interleaved=int(c.fused), limit=c.limit, alpha=c.alpha,
-            shift=c.shift, weight_format=weights[0].weight_format if form is ExpertStorage.CODES else 0,
+            shift=c.shift, weight_format=weights[0].weight_format if form is ExpertStorage.PACKED else 0,
         )  # fmt: skip
         return out
 
@@ -86,27 +86,27 @@ class Experts:
 
     def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
         """That of both weights, since a node has one: numbers if one of them must be."""
-        if self.quantized_as is ExpertStorage.NUMBERS or not all(
+        if self.quantized_as is ExpertStorage.DEQUANTIZED or not all(
             weight.weight_format for weight in weights
         ):
-            return ExpertStorage.NUMBERS
-        is_for_plugin = self.quantized_as is ExpertStorage.CODES
+            return ExpertStorage.DEQUANTIZED
+        is_for_plugin = self.quantized_as is ExpertStorage.PACKED
         for weight in weights:
-            reason = weight.unpackable_reason() if is_for_plugin else weight.why_not_fp4()
+            reason = weight.unpackable_reason() if is_for_plugin else weight.no_fp4_reason()
             if reason is not None:
                 _LOG.warning(
                     "%s; the engine holds this layer's experts as %s", reason, self.model.dtype.name
                 )
-                return ExpertStorage.NUMBERS
+                return ExpertStorage.DEQUANTIZED
         return self.quantized_as
 
     def _operands(self, weight: ExpertWeight, form: ExpertStorage) -> tuple[ir.Value, ...]:
         """The weight's own input of the operator first, then its scales' if there are any."""
         m, g = self.model, self.model.g
-        if form is ExpertStorage.CODES:
-            return weight.codes(g)
-        if form is ExpertStorage.NUMBERS:
-            return (weight.numbers(g, m.dtype),)
+        if form is ExpertStorage.PACKED:
+            return weight.packed(g)
+        if form is ExpertStorage.DEQUANTIZED:
+            return (weight.dequantized(g, m.dtype),)
         codes, scales = weight.fp4(g)
         return (g.cast(g.DequantizeLinear(codes, scales, axis=-1, block_size=16), m.dtype),)
 

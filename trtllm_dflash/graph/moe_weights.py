@@ -49,7 +49,7 @@ class ExpertWeight(ABC):
         """DFlashMoE's: 0 unquantized, 1 MXFP4, 2 NVFP4."""
 
     @abstractmethod
-    def why_not_fp4(self) -> str | None:
+    def no_fp4_reason(self) -> str | None:
         """Why DequantizeLinear cannot have exactly these numbers from 4-bit codes."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class ExpertWeight(ABC):
         """Why our plugin cannot have exactly these numbers from 4-bit codes."""
 
     @abstractmethod
-    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+    def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
         """The numbers, of the type `dtype`."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class ExpertWeight(ABC):
         """FP4 codes, and the float32 scales of their blocks of 16."""
 
     @abstractmethod
-    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+    def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         """Codes and scales as the plugin takes them: the table in `graph.ops.moe`."""
 
 
@@ -77,7 +77,7 @@ class FusedExperts(ExpertWeight):
     def weight_format(self) -> int:
         return int(self.name in self.weights.formats)
 
-    def why_not_fp4(self) -> str | None:
+    def no_fp4_reason(self) -> str | None:
         return (
             None
             if self._scale is not None
@@ -87,7 +87,7 @@ class FusedExperts(ExpertWeight):
     def unpackable_reason(self) -> str | None:
         return None
 
-    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+    def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
         tensors = self.weights.tensors
 
         def make() -> np.ndarray:
@@ -96,24 +96,24 @@ class FusedExperts(ExpertWeight):
             turned: np.ndarray = tensors[self.name].array().transpose(0, 2, 1).astype(dtype.numpy())
             return turned
 
-        return self.weights.made(g, self.name, dtype, self.shape, make)
+        return self.weights.lazy(g, self.name, dtype, self.shape, make)
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         scale, weights = self._scale, self.weights
         if scale is None:
-            raise GraphError(str(self.why_not_fp4()))
+            raise GraphError(str(self.no_fp4_reason()))
         make = lambda: nvfp4_block_scales(weights.tensors, self.name, scale)  # noqa: E731
-        codes = weights.in_place(g, f"{self.name}{BLOCKS}", ir.DataType.FLOAT4E2M1, self.shape)
-        blocks = weights.made(
+        codes = weights.mapped(g, f"{self.name}{BLOCKS}", ir.DataType.FLOAT4E2M1, self.shape)
+        blocks = weights.lazy(
             g, f"{self.name}{SCALES}", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape), make
         )
         return codes, g.DequantizeLinear(blocks, scale)
 
-    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+    def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         count, rows, num_blocks = self.weights.tensors[f"{self.name}{SCALES}"].shape
         sizes = {BLOCKS: _int32(self.shape), SCALES: (count, rows * num_blocks // _INT32_SCALES)}
         return tuple(
-            self.weights.in_place(g, f"{self.name}{ending}", ir.DataType.INT32, size)
+            self.weights.mapped(g, f"{self.name}{ending}", ir.DataType.INT32, size)
             for ending, size in sizes.items()
         )
 
@@ -138,7 +138,7 @@ class PerExpertLinears(ExpertWeight):
             else 0
         )
 
-    def why_not_fp4(self) -> str | None:
+    def no_fp4_reason(self) -> str | None:
         scales = self._scales_2
         expert = next((j for j, group in enumerate(scales) if len(set(group)) > 1), None)
         if expert is None:
@@ -146,18 +146,18 @@ class PerExpertLinears(ExpertWeight):
         return f"{self.name}: gate and up of expert {expert} have different weight_scale_2"
 
     def unpackable_reason(self) -> str | None:
-        return self.why_not_fp4()
+        return self.no_fp4_reason()
 
-    def numbers(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
-        make = lambda: _stack(self.linears, self.shape, dtype.numpy(), self.weights.numbers)  # noqa: E731
-        return self.weights.made(g, self.name, dtype, self.shape, make)
+    def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
+        make = lambda: _stack(self.linears, self.shape, dtype.numpy(), self.weights.array)  # noqa: E731
+        return self.weights.lazy(g, self.name, dtype, self.shape, make)
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         codes = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)
         blocks = self._stacked(g, "weight_scale", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape))
         return codes, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
 
-    def codes(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+    def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         count, rows, columns = self.shape
         num_scales = rows * columns // _NVFP4_BLOCK
         codes = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
@@ -182,7 +182,7 @@ class PerExpertLinears(ExpertWeight):
                 else stacked.reshape(-1).view(dtype.numpy()).reshape(shape)
             )
 
-        return self.weights.made(g, f"{self.name}.{ending}", dtype, shape, make)
+        return self.weights.lazy(g, f"{self.name}.{ending}", dtype, shape, make)
 
     def _scale_2(self, g: GraphBuilder) -> ir.Value:
         scales = np.array([group[0] for group in self._scales_2], np.float32)
@@ -191,7 +191,7 @@ class PerExpertLinears(ExpertWeight):
     @cached_property
     def _scales_2(self) -> list[list[float]]:
         return [
-            [self.weights.number(f"{linear}.weight_scale_2") for linear in group]
+            [self.weights.scalar(f"{linear}.weight_scale_2") for linear in group]
             for group in self.linears
         ]
 

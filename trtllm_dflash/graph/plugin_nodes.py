@@ -44,7 +44,7 @@ def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
     bodies = {function.name for function in model.functions.values()}
     for node in model.graph:
         if node.domain == OPS_DOMAIN and node.op_type not in bodies:
-            key = kernel_key(
+            key = kernel_variant(
                 OPS[node.op_type],
                 {name: int(a.value) for name, a in node.attributes.items() if _int(a)},
             )
@@ -52,7 +52,7 @@ def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
     return dict(sorted(counts.items()))
 
 
-def kernel_key(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
+def kernel_variant(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
     """The kernel of an operator with these sizes and types (by name; more may be given).
 
     What is T is not in the key: operators that have no other types there share its kernel.

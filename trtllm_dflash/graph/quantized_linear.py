@@ -51,7 +51,7 @@ class QuantizedLinears:
         """x [N, in] and the weight [out, in] of a quantized linear, as they enter its product."""
         weight_format = self.weights.formats[module]
         if weight_format.has_input_scale:
-            scale = self.weights.number(f"{module}.input_scale")
+            scale = self.weights.scalar(f"{module}.input_scale")
             # q, k and v share an input, and mostly its scale: it is rounded once.
             key = (x, weight_format.name, scale)
             if key not in self._rounded:
@@ -86,13 +86,13 @@ class QuantizedLinears:
         self, module: str, group_size: int | None, rows: np.ndarray | None, alias: str
     ) -> ir.Value:
         g = self.g
-        codes = self.weights.codes(g, f"{module}.weight", rows, alias)
+        codes = self.weights.packed(g, f"{module}.weight", rows, alias)
         if group_size is None:
-            scale = self.weights.number(f"{module}.weight_scale")
+            scale = self.weights.scalar(f"{module}.weight_scale")
             return g.DequantizeLinear(codes, scale, output_dtype=int(self.dtype))
-        block_scales = self.weights.codes(g, f"{module}.weight_scale", rows, f"{alias}_scale")
+        block_scales = self.weights.packed(g, f"{module}.weight_scale", rows, f"{alias}_scale")
         return self._from_blocks(
-            codes, block_scales, self.weights.number(f"{module}.weight_scale_2"), group_size
+            codes, block_scales, self.weights.scalar(f"{module}.weight_scale_2"), group_size
         )
 
     def _from_blocks(

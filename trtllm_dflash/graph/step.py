@@ -16,15 +16,15 @@ import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
+from trtllm_dflash.engine_dir.ring_cache import ring_flags
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
-from trtllm_dflash.graph.layers import Model, Rotary, gather_rows
+from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
 from trtllm_dflash.graph.moe_layer import ExpertStorage
 from trtllm_dflash.graph.ops import ACCEPT, OPS
 from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 from trtllm_dflash.graph.quantized_linear import emulation_functions
-from trtllm_dflash.graph.ring_cache import ring_flags
 from trtllm_dflash.graph.target import TargetBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
@@ -72,9 +72,9 @@ def build_step(
     )  # fmt: skip
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    experts_as = ExpertStorage.NUMBERS
+    experts_as = ExpertStorage.DEQUANTIZED
     if dtype != "float32" and (plugins or fp4):
-        experts_as = ExpertStorage.CODES if plugins else ExpertStorage.FP4
+        experts_as = ExpertStorage.PACKED if plugins else ExpertStorage.FP4_QDQ
     step = _Step(
         g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
     )
@@ -116,7 +116,7 @@ class _Step:
         """The outputs by port name."""
         g, ids = self.g, self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
-        verifier = Model(g, weights, self.dtype, target.config.rms_norm_eps)
+        verifier = LayerBuilder(g, weights, self.dtype, target.config.rms_norm_eps)
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
             hidden, features, written = self._target(verifier, target.config, tap_ids)
@@ -137,7 +137,7 @@ class _Step:
         return results | {f"{name}.out": value for name, value in written.items()}
 
     def _target(
-        self, m: Model, config: TargetConfig, tap_ids: tuple[int, ...]
+        self, m: LayerBuilder, config: TargetConfig, tap_ids: tuple[int, ...]
     ) -> tuple[ir.Value, list[ir.Value], dict[str, ir.Value]]:
         """All target layers: the residual stream [B·S, hidden], the tap layers' outputs in order,
         the caches.
@@ -162,7 +162,7 @@ class _Step:
             outputs.append(x)
         return x, [outputs[index] for index in tap_ids], context.written
 
-    def _decided_logits(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _decided_logits(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """float32 [B, R, V] for the R rows from num_known-1 on: only they decide anything."""
         g, ids = self.g, self.inputs["input_ids"]
         first = g.Sub(g.cast(self.inputs["num_known"], ir.DataType.INT64), 1)
@@ -180,7 +180,7 @@ class _Step:
 
     def _drafts(
         self,
-        verifier: Model,
+        verifier: LayerBuilder,
         target: TargetConfig,
         drafter: Checkpoint[DrafterConfig],
         features: list[ir.Value],
@@ -198,7 +198,7 @@ class _Step:
         )
         block_positions = self._positions(next_len, [self.block_size])
         context = DrafterBuilder(
-            model=Model(g, weights, self.dtype, config.rms_norm_eps),
+            model=LayerBuilder(g, weights, self.dtype, config.rms_norm_eps),
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
             batch_and_block=g.Concat(batch, [self.block_size], axis=0),
@@ -220,11 +220,11 @@ class _Step:
             context.written,
         )
 
-    def _head(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _head(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """float32 logits [N, V] of normed rows [N, hidden]."""
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
-    def _argmax_token(self, m: Model, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _argmax_token(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """The token of the highest logit for each row [N], among the draft vocabulary if there is
         one.
         """
@@ -253,7 +253,7 @@ def _head_name(config: TargetConfig) -> str:
     return "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
 
 
-def _embed(m: Model, ids: ir.Value, hidden_size: int) -> ir.Value:
+def _embed(m: LayerBuilder, ids: ir.Value, hidden_size: int) -> ir.Value:
     """Embedding rows [B·N, hidden] of ids [B, N]."""
     return m.g.Reshape(
         m.g.Gather(m.weights.value(m.g, "model.embed_tokens.weight"), ids), [-1, hidden_size]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.kv_scales import KvScales
-from trtllm_dflash.graph.layers import Model, Rotary, project_heads
+from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads
 from trtllm_dflash.graph.moe_layer import Experts, ExpertStorage
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
@@ -22,7 +22,7 @@ class TargetBuilder:
     outputs.
     """
 
-    model: Model
+    model: LayerBuilder
     config: TargetConfig
     rotary: Rotary
     batch_and_width: ir.Value  # int64 [2]

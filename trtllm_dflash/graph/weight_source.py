@@ -59,7 +59,7 @@ class WeightSource:
             f"{self._model}.{name}", lambda: _tensor(self.tensors[name], self._dtype)
         )
 
-    def codes(
+    def packed(
         self, g: GraphBuilder, name: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
         """Like `value`, of a quantized weight's codes or block scales, in the type that the
@@ -70,7 +70,7 @@ class WeightSource:
             return self._rows(g, name, rows, alias, _ONNX_DTYPES[info.dtype])
         return g.initializer(f"{self._model}.{name}", lambda: _in_place(info))
 
-    def in_place(
+    def mapped(
         self, g: GraphBuilder, name: str, dtype: ir.DataType, shape: Sequence[int]
     ) -> ir.Value:
         """The bytes of tensor `name` taken for another type and shape."""
@@ -78,7 +78,7 @@ class WeightSource:
             f"{self._model}.{name}", lambda: _in_place(self.tensors[name], dtype, shape)
         )
 
-    def made(
+    def lazy(
         self,
         g: GraphBuilder,
         name: str,
@@ -101,11 +101,11 @@ class WeightSource:
             called, lambda: ir.LazyTensor(tensor, dtype, ir.Shape(shape), name=called)
         )
 
-    def number(self, name: str) -> float:
+    def scalar(self, name: str) -> float:
         """The number in the scale tensor `name`."""
         return scalar(self.tensors[name])
 
-    def numbers(self, module: str) -> np.ndarray:
+    def array(self, module: str) -> np.ndarray:
         """The weight of a linear: float32 if it is quantized, else as it is stored."""
         if module in self.formats:
             return dequantized(self.tensors, module, self.formats[module])
@@ -119,7 +119,7 @@ class WeightSource:
         num_rows, columns = _logical(self.tensors[name])
         shape = (num_rows if rows is None else len(rows), columns)
         called = name if rows is None else alias
-        return self.made(
+        return self.lazy(
             g,
             called,
             ir.DataType.FLOAT,
@@ -136,7 +136,7 @@ class WeightSource:
             taken: np.ndarray = info.array()[rows]
             return taken if info.dtype == "U8" else taken.astype(dtype.numpy())
 
-        return self.made(g, alias, dtype, (len(rows), *_logical(info)[1:]), gather)
+        return self.lazy(g, alias, dtype, (len(rows), *_logical(info)[1:]), gather)
 
 
 def _tensor(info: TensorInfo, dtype: ir.DataType) -> ir.TensorProtocol:

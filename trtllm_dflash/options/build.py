@@ -240,7 +240,7 @@ class ResolvedBuild:
 
     @property
     def ring_width(self) -> int | None:
-        """The widest step that a ring of a windowed layer must hold (`graph.rings`); None: no layer
+        """The widest step that a ring of a windowed layer must hold (`engine_dir.ring_cache`); None: no layer
         has a ring.
 
         A compiler without our kernels has only full caches: TensorRT-RTX 1.7 takes no circular

@@ -13,26 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trtllm_dflash.errors import BuildError
-from trtllm_dflash.trt.loader import tensorrt
+from trtllm_dflash.trt.loader import import_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt as full
     import tensorrt_rtx as rtx
 else:
-    full = rtx = tensorrt()  # one of them is this process's
+    full = rtx = import_tensorrt()  # one of them is this process's
 
 # A tactic may take as much scratch memory as TensorRT allows it, by default all that the GPU has;
 # the engine then asks for it beside its caches.
 WORKSPACE_BYTES = 4 << 30
 
 
-class Kind(Protocol):
+class Flavor(Protocol):
     """One of the two; objects of TensorRT are those of its module."""
 
     title: str
     package: str  # what pip would install in another version
 
-    def compiling(
+    def configure_builder(
         self, config: Any, archs: Sequence[str], timings: Path | None
     ) -> AbstractContextManager[None]:
         """Around a build: what it is for, and where timings of tactics come from and go to (None:
@@ -40,7 +40,7 @@ class Kind(Protocol):
         """
         ...
 
-    def contexts(self, engine: Any) -> Callable[[bool], Any]:
+    def context_factory(self, engine: Any) -> Callable[[bool], Any]:
         """Makes execution contexts of an engine, without memory of their own; None if TensorRT
         refuses.
 
@@ -63,7 +63,7 @@ class TensorRTRTX:
     title, package = "TensorRT-RTX", "tensorrt-rtx-cu13"
 
     @contextmanager
-    def compiling(
+    def configure_builder(
         self, config: rtx.IBuilderConfig, archs: Sequence[str], timings: Path | None
     ) -> Iterator[None]:
         """Any of its GPUs, no tactics are timed."""
@@ -75,7 +75,7 @@ class TensorRTRTX:
             config.set_compute_capability(getattr(rtx.ComputeCapability, arch.upper()), index)
         yield
 
-    def contexts(self, engine: rtx.ICudaEngine) -> Callable[[bool], rtx.IExecutionContext]:
+    def context_factory(self, engine: rtx.ICudaEngine) -> Callable[[bool], rtx.IExecutionContext]:
         """With fixed shapes, kernels are compiled for just these before the first run.
 
         Otherwise they are compiled in the background, and general ones serve until then. All
@@ -117,13 +117,13 @@ class TensorRTRTX:
         )
 
 
-class TensorRt:
+class TensorRT:
     """For sm90, sm100 and sm103, on that GPU."""
 
     title, package = "TensorRT", "tensorrt-cu13"
 
     @contextmanager
-    def compiling(
+    def configure_builder(
         self, config: full.IBuilderConfig, archs: Sequence[str], timings: Path | None
     ) -> Iterator[None]:
         """The GPU at hand, whichever `archs` says: the build has made sure that it is that one."""
@@ -146,7 +146,7 @@ class TensorRt:
         fresh.write_bytes(memoryview(cache.serialize()))
         fresh.replace(timings)
 
-    def contexts(self, engine: full.ICudaEngine) -> Callable[[bool], full.IExecutionContext]:
+    def context_factory(self, engine: full.ICudaEngine) -> Callable[[bool], full.IExecutionContext]:
         """Kernels are all compiled: shapes make no difference."""
 
         def make(fixed_shapes: bool) -> full.IExecutionContext:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from trtllm_dflash.errors import EngineError
 
 if TYPE_CHECKING:
-    from trtllm_dflash.trt.flavors import Kind
+    from trtllm_dflash.trt.flavors import Flavor
 
-_KINDS = {  # module of TensorRT -> module and class of what is particular to it
+_FLAVORS = {  # module of TensorRT -> module and class of what is particular to it
     "tensorrt_rtx": "trtllm_dflash.trt.flavors:TensorRTRTX",
-    "tensorrt": "trtllm_dflash.trt.flavors:TensorRt",
+    "tensorrt": "trtllm_dflash.trt.flavors:TensorRT",
 }
 _DEFAULT = "tensorrt_rtx"
 _chosen: list[str] = []
 
 
-def choose(module: str) -> None:
+def select_flavor(module: str) -> None:
     """Make `module` the TensorRT of this process, before anything behind the door is imported.
 
     Raises: EngineError: if the process already has the other one: their plugins are classes of one
@@ -35,22 +35,22 @@ def choose(module: str) -> None:
         _chosen.append(module)
 
 
-def tensorrt() -> Any:
+def import_tensorrt() -> Any:
     """The TensorRT of this process: the one chosen, else TensorRT-RTX.
 
     Raises:
         EngineError: if it cannot be imported.
     """
-    choose(_chosen[0] if _chosen else _DEFAULT)
+    select_flavor(_chosen[0] if _chosen else _DEFAULT)
     try:
         return import_module(_chosen[0])
     except (ImportError, OSError) as error:  # OSError: a library of it that is not there
         raise EngineError(f"the Python module {_chosen[0]} cannot be imported: {error}") from error
 
 
-def kind() -> Kind:
+def flavor() -> Flavor:
     """What is particular to the TensorRT of this process."""
-    tensorrt()
-    module, name = _KINDS[_chosen[0]].split(":")
-    made: Kind = getattr(import_module(module), name)()
+    import_tensorrt()
+    module, name = _FLAVORS[_chosen[0]].split(":")
+    made: Flavor = getattr(import_module(module), name)()
     return made

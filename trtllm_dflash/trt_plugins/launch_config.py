@@ -9,9 +9,9 @@ from ctypes import Structure
 from dataclasses import dataclass
 from math import inf, prod
 
+from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
-from trtllm_dflash.graph.ring_cache import rows_needed
 from trtllm_dflash.trt_plugins import params
 
 Dims = Mapping[str, Sequence[int]]

@@ -19,8 +19,8 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
-from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_key
-from trtllm_dflash.trt.loader import tensorrt
+from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_variant
+from trtllm_dflash.trt.loader import import_tensorrt
 from trtllm_dflash.trt_plugins.driver import Module, load
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
 from trtllm_dflash.trt_plugins.shapes import (
@@ -33,7 +33,7 @@ from trtllm_dflash.trt_plugins.shapes import (
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 else:
-    trt = tensorrt()
+    trt = import_tensorrt()
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -97,11 +97,11 @@ class StepPlugin(
     trt.IPluginV3OneBuildV2,  # type: ignore[misc]
     trt.IPluginV3OneRuntime,  # type: ignore[misc]
 ):
-    """An operator of ours. `numbers`: its attributes and its kernel's sizes and types by name;
+    """An operator of ours. `fields`: its attributes and its kernel's sizes and types by name;
     `cubin`: that kernel.
     """
 
-    def __init__(self, spec: OpSpec, numbers: Mapping[str, int | float], cubin: bytes) -> None:
+    def __init__(self, spec: OpSpec, fields: Mapping[str, int | float], cubin: bytes) -> None:
         for base in StepPlugin.__bases__:
             base.__init__(self)
         self.plugin_name, self.plugin_version, self.plugin_namespace = (
@@ -110,7 +110,7 @@ class StepPlugin(
             PLUGIN_NAMESPACE,
         )
         self.num_outputs = len(spec.outputs)
-        self.spec, self.numbers, self.cubin = spec, dict(numbers), cubin
+        self.spec, self.fields, self.cubin = spec, dict(fields), cubin
         self._operation = OPERATIONS[spec.kernel.source]
         self._module: Module | None = None
 
@@ -120,7 +120,7 @@ class StepPlugin(
 
     def clone(self) -> StepPlugin:
         """Another plugin of the same kernel, which both share."""
-        return StepPlugin(self.spec, self.numbers, self.cubin)
+        return StepPlugin(self.spec, self.fields, self.cubin)
 
     # While an engine is built
 
@@ -187,7 +187,7 @@ class StepPlugin(
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         """Bytes for the largest shapes, and for all smaller ones."""
         dims = self._dims([tensor.max for tensor in inputs], [tensor.max for tensor in outputs])
-        return self._operation.workspace_bytes(dims, self.numbers)
+        return self._operation.workspace_bytes(dims, self.fields)
 
     def get_valid_tactics(self) -> list[int]:
         """There is one way to run it."""
@@ -198,7 +198,7 @@ class StepPlugin(
 
     def get_fields_to_serialize(self) -> Any:
         """What the creator needs to make it again, the kernel included."""
-        self._serialized = [_number_field(name, value) for name, value in self.numbers.items()]
+        self._serialized = [_number_field(name, value) for name, value in self.fields.items()]
         code = np.frombuffer(self.cubin, np.int8)
         self._serialized.append(trt.PluginField(CUBIN, code, trt.PluginFieldType.CHAR))
         return trt.PluginFieldCollection(self._serialized)
@@ -240,7 +240,7 @@ class StepPlugin(
                     " which it is written into; bind both to the same memory"
                 )
         module = self._load()
-        call = Call(dims, addresses, self.numbers, workspace, module.processors)
+        call = Call(dims, addresses, self.fields, workspace, module.processors)
         module.launch(self._operation.launches(call), stream)
 
     def _load(self) -> Module:
@@ -255,14 +255,14 @@ class StepPlugin(
             tensor.name: tuple(dims)
             for tensor, dims in zip(tensors, (*inputs, *outputs), strict=False)
         }
-        check_shapes(self.spec, found, _sizes(self.numbers))
+        check_shapes(self.spec, found, _sizes(self.fields))
         return found
 
     def _key(self) -> KernelVariant:
-        return kernel_key(self.spec, _sizes(self.numbers))
+        return kernel_variant(self.spec, _sizes(self.fields))
 
     def _type(self, dtype: str) -> Any:
-        return _TYPES[self.spec.kernel.element_type(dtype, self.numbers)]
+        return _TYPES[self.spec.kernel.element_type(dtype, self.fields)]
 
 
 class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
@@ -281,7 +281,7 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         self.cubins: Mapping[KernelVariant, bytes] = {}
         self._fields = [
             trt.PluginField(name, np.empty(0), kind)
-            for name, (_, kind) in number_fields(spec).items()
+            for name, (_, kind) in field_types(spec).items()
         ]
         self.field_names = trt.PluginFieldCollection(self._fields)
 
@@ -293,37 +293,37 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             EngineError: if one is missing, or there is no kernel of its sizes.
         """
         given = {field.name: field for field in fields}
-        numbers: dict[str, int | float] = {}
-        for name, (kind, _type) in number_fields(self.spec).items():
+        values: dict[str, int | float] = {}
+        for name, (python_type, _) in field_types(self.spec).items():
             if name not in given:
                 raise EngineError(
                     f"{self.name}: its field {name} is missing, got {', '.join(sorted(given))}"
                 )
-            numbers[name] = kind(np.asarray(given[name].data).item())
-        key = kernel_key(self.spec, _sizes(numbers))
+            values[name] = python_type(np.asarray(given[name].data).item())
+        key = kernel_variant(self.spec, _sizes(values))
         if phase == trt.TensorRTPhase.RUNTIME:
             if CUBIN not in given:
                 raise EngineError(
                     f"{self.name}: the engine has no kernel in the field {CUBIN}; build it again"
                 )
-            return StepPlugin(self.spec, numbers, np.asarray(given[CUBIN].data).tobytes())
+            return StepPlugin(self.spec, values, np.asarray(given[CUBIN].data).tobytes())
         if key not in self.cubins:
             raise EngineError(f"{self.name}: no kernel was compiled for {key}")
-        return StepPlugin(self.spec, numbers, self.cubins[key])
+        return StepPlugin(self.spec, values, self.cubins[key])
 
 
-def number_fields(spec: OpSpec) -> dict[str, tuple[type, Any]]:
+def field_types(spec: OpSpec) -> dict[str, tuple[type, Any]]:
     """The fields of an operator's node, its attributes and its kernel's sizes and types: Python
     type and field type.
     """
-    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.numbers.items()}
+    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.plugin_fields.items()}
 
 
-def _sizes(numbers: Mapping[str, int | float]) -> dict[str, int]:
-    """The whole numbers among them: a kernel's sizes and types, and attributes that are none of
+def _sizes(fields: Mapping[str, int | float]) -> dict[str, int]:
+    """The integers among them: a kernel's sizes and types, and attributes that are none of
     either.
     """
-    return {name: value for name, value in numbers.items() if isinstance(value, int)}
+    return {name: value for name, value in fields.items() if isinstance(value, int)}
 
 
 def _number_field(name: str, value: int | float) -> Any:

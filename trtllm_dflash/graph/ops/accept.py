@@ -82,6 +82,6 @@ ACCEPT = OpSpec(
         Tensor("bonus", "int64", "[B, 1]", "the last of the new tokens, the next anchor"),
     ),
     attributes=(),
-    body=_body,
+    reference_body=_body,
     kernel=Kernel("accept", "float32"),
 )

@@ -98,6 +98,6 @@ DRAFT_ATTENTION = OpSpec(
         *attention.cache_outputs("T"),
     ),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, CAUSAL),
-    body=_body,
+    reference_body=_body,
     kernel=ATTENTION,
 )

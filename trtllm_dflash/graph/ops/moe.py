@@ -130,7 +130,7 @@ MOE = OpSpec(
     ),
     outputs=(Tensor("out", "T", "[N, H]", "the experts' sum"),),
     attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT, WEIGHT_FORMAT),
-    body=_body,
+    reference_body=_body,
     kernel=Kernel(
         "moe",
         "bfloat16",

@@ -52,7 +52,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator. `body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name
+    """One operator. `reference_body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name
     may replace it.
 
     The body gets None for an optional input that is left out.
@@ -63,7 +63,7 @@ class OpSpec:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     attributes: tuple[Attribute, ...]
-    body: Callable[..., tuple[ir.Value, ...]]
+    reference_body: Callable[..., tuple[ir.Value, ...]]
     kernel: Kernel
 
     @property
@@ -72,7 +72,7 @@ class OpSpec:
         return tuple(tensor for tensor in self.inputs if not tensor.body_only)
 
     @property
-    def numbers(self) -> dict[str, type]:
+    def plugin_fields(self) -> dict[str, type]:
         """All numbers of a plugin by name: the attributes, and the sizes and types that its kernel
         is compiled for.
         """
@@ -116,7 +116,7 @@ class OpSpec:
         names = [tensor.name for tensor in given], [tensor.name for tensor in self.outputs]
 
         def body(g: GraphBuilder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
-            return self.body(g, *inputs, *[None] * absent)
+            return self.reference_body(g, *inputs, *[None] * absent)
 
         return function_from_body(self.name, *names, attributes, body)
 

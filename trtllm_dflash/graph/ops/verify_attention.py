@@ -64,6 +64,6 @@ VERIFY_ATTENTION = OpSpec(
         *attention.cache_outputs("C"),
     ),
     attributes=(attention.SCALE, attention.WINDOW, attention.RING, KEY_SCALE, VALUE_SCALE),
-    body=_body,
+    reference_body=_body,
     kernel=replace(ATTENTION, types=(attention.FP8_CACHE,)),
 )

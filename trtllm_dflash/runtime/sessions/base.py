@@ -22,7 +22,7 @@ from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
-from trtllm_dflash.trt.loader import choose
+from trtllm_dflash.trt.loader import select_flavor
 
 if TYPE_CHECKING:
     from trtllm_dflash.engine_dir.config import EngineConfig
@@ -155,7 +155,7 @@ def open_session(
             " shows what this machine can build and run."
         )
     if ARCHS[config.gpu_arch].is_gpu:
-        choose(BACKENDS[config.backend].module)
+        select_flavor(BACKENDS[config.backend].module)
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
     opened: Session = session(directory, config, num_threads=num_threads)

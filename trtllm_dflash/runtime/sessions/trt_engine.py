@@ -14,14 +14,14 @@ from trtllm_dflash import trt_plugins
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.cuda import Cuda
-from trtllm_dflash.trt.loader import kind, tensorrt
+from trtllm_dflash.trt.loader import flavor, import_tensorrt
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
-    from trtllm_dflash.trt.flavors import Kind
+    from trtllm_dflash.trt.flavors import Flavor
 else:
-    trt = tensorrt()
+    trt = import_tensorrt()
 
 ENGINE_FILE = "rank0.engine"
 CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
@@ -45,7 +45,7 @@ class TrtEngine:
         engines are built (`build.child`).
         """
         self._path, self._config, self._cuda = path, config, cuda
-        self._log, self._kind = _Log(), kind()
+        self._log, self._flavor = _Log(), flavor()
         self._runtime = trt.Runtime(
             self._log
         )  # before the registry is touched: TensorRT keeps its first log
@@ -59,7 +59,7 @@ class TrtEngine:
         self._check_ports()
         self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
         self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
-        self._new_context = self._kind.contexts(self._engine)
+        self._new_context = self._flavor.context_factory(self._engine)
 
     def context(self, profile: int, *, fixed_shapes: bool) -> RtxContext:
         """A new execution context; `fixed_shapes`: it will run at one set of shapes."""
@@ -69,13 +69,16 @@ class TrtEngine:
                 f"{self._path}: no execution context could be made:{self._log.errors()}"
             )
         context.set_device_memory(self._scratch, self._scratch_bytes)
-        made = RtxContext(context, self._cuda.stream, self._log, self._kind)
+        made = RtxContext(context, self._cuda.stream, self._log, self._flavor)
         made.select(profile)
         return made
 
     def _why_not_loaded(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
-        title, package = self._kind.title, self._kind.package
-        reasons, built_with = self._kind.diagnose_engine(self._runtime, data), versions.get(package)
+        title, package = self._flavor.title, self._flavor.package
+        reasons, built_with = (
+            self._flavor.diagnose_engine(self._runtime, data),
+            versions.get(package),
+        )
         install = f", or pip install {package}=={built_with}" if built_with else ""
         return (
             f"{self._path}: {title} {trt.__version__} cannot load this"
@@ -99,9 +102,9 @@ class TrtEngine:
 class RtxContext:
     """One execution context, with the shapes and addresses that it was last given."""
 
-    def __init__(self, context: Any, stream: int, log: _Log, kind: Kind) -> None:
+    def __init__(self, context: Any, stream: int, log: _Log, flavor: Flavor) -> None:
         """`stream`: where everything of it runs."""
-        self._context, self._stream, self._log, self._kind = context, stream, log, kind
+        self._context, self._stream, self._log, self._flavor = context, stream, log, flavor
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
@@ -128,7 +131,7 @@ class RtxContext:
 
     def is_capturable(self) -> bool:
         """Whether a run at the present shapes can be captured in a CUDA graph."""
-        return self._kind.is_capturable(self._context, self._stream)
+        return self._flavor.is_capturable(self._context, self._stream)
 
     def run(self) -> None:
         """Put one run into the stream."""
@@ -137,7 +140,7 @@ class RtxContext:
     def _check(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise EngineError(
-                f"{self._kind.title} refuses {what}:{self._log.errors()}\nIf the engine came from"
+                f"{self._flavor.title} refuses {what}:{self._log.errors()}\nIf the engine came from"
                 " elsewhere, build it again here; if not, this is a fault of dflash-trt."
             )
 
