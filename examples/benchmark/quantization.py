@@ -41,7 +41,7 @@ COLUMNS = {
     "engine_bytes": "engine, MB",
     "perplexity": "perplexity",
     "top1": "same top-1",
-    "tau": "τ",
+    "acceptance_length": "τ",
     "quantize_memory": "quantizing: memory",
     "cpu_build_memory": "CPU build",
     "gpu_build_memory": "GPU build",
@@ -152,7 +152,7 @@ def _evaluated(found: dict[str, Any]) -> dict[str, Any]:
     engine, comparison = found["engine"], found.get("comparison") or {}
     return {
         "perplexity": engine["perplexity"],
-        "tau": engine["acceptance"]["tau"],
+        "acceptance_length": engine["acceptance"]["acceptance_length"],
         "top1": comparison.get("top1"),
         "kl": comparison.get("kl_mean"),
         "text": found["text"],

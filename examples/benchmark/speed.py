@@ -55,11 +55,11 @@ def reference_side(
     target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]
 ) -> Side:
     """The reference package's own loop on torch, in float32 on the CPU."""
-    from trtllm_dflash.profile.external_systems import peer_sides
+    from trtllm_dflash.profile.external_systems import load_external_systems
     from trtllm_dflash.runtime.threads import resolve_num_threads
 
     threads = resolve_num_threads(None)
-    (side,) = peer_sides(
+    (side,) = load_external_systems(
         [REFERENCE], target, drafter, block_size=block_size, stops=stops, num_threads=threads
     )
 

@@ -57,8 +57,12 @@ def _file(tmp_path: Path, data: Any) -> Path:
 def test_a_profile_is_read(tmp_path: Path) -> None:
     """The DFlash result with most drafts counts; later positions were never tried."""
 
-    def result(maker: str, draft_len: int, shares: list[float]) -> dict[str, Any]:
-        return {"maker": maker, "draft_len": draft_len, "acceptance": {"by_position": shares}}
+    def result(implementation: str, draft_len: int, shares: list[float]) -> dict[str, Any]:
+        return {
+            "implementation": implementation,
+            "draft_len": draft_len,
+            "acceptance": {"by_position": shares},
+        }
 
     data = {
         "results": [
@@ -89,11 +93,19 @@ def test_other_files_are_read(tmp_path: Path) -> None:
         ({"results": []}, "no profile with a DFlash result"),
         ({"by_position": []}, "by_position is empty: nothing was drafted"),
         (
-            {"results": [{"maker": "dflash", "draft_len": 0, "acceptance": {"by_position": []}}]},
+            {
+                "results": [
+                    {"implementation": "dflash", "draft_len": 0, "acceptance": {"by_position": []}}
+                ]
+            },
             "no profile with a DFlash result that has drafts",
         ),
         (
-            {"results": [{"maker": "dflash", "draft_len": 3, "acceptance": {"by_position": []}}]},
+            {
+                "results": [
+                    {"implementation": "dflash", "draft_len": 3, "acceptance": {"by_position": []}}
+                ]
+            },
             "by_position is empty",
         ),
         ([], "no profile with a DFlash result"),

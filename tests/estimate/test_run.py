@@ -39,8 +39,10 @@ def found() -> Estimate:
 def test_points_are_steps(found: Estimate) -> None:
     assert [row.point.batch for row in found.plain] == [1, 16, 256]
     for index, (plain, dflash) in enumerate(zip(found.plain, found.dflash, strict=True)):
-        assert dflash.point.tau == pytest.approx(3.5)
-        ratio = dflash.point.tau * plain.point.step_seconds / dflash.point.step_seconds
+        assert dflash.point.acceptance_length == pytest.approx(3.5)
+        ratio = (
+            dflash.point.acceptance_length * plain.point.step_seconds / dflash.point.step_seconds
+        )
         assert found.speedup(index) == pytest.approx(ratio)
         assert dflash.point.step_seconds == dflash.time.seconds
     assert [curve.name for curve in found.curves] == ["plain", "DFlash", "EAGLE-3"]

@@ -17,7 +17,7 @@ from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.cli import main
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.evaluate.logits_session import Probe
+from trtllm_dflash.evaluate.logits_session import LogitsSession
 
 
 def changed_copy(
@@ -67,14 +67,14 @@ def test_json_says_where_the_numbers_come_from(
     result = run_eval(engine, "--against", other_engine, *options)
     assert result.exit_code == 0, result.stderr
     data = json.loads(report.read_text(), parse_constant=pytest.fail)
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["limits"] == {"max_kl": 100}
     assert data["failures"] == []
     assert (
         data["prompts"] | {"name": str(prompts), "count": 2, "max_tokens": 12, "chat": True}
         == data["prompts"]
     )
-    assert data["engine"]["acceptance"]["tau"] >= 1
+    assert data["engine"]["acceptance"]["acceptance_length"] >= 1
     assert data["against"]["acceptance"] is None
     assert data["engine"]["source"]["graph"] == manifest.load(engine)["graph"]
     assert data["engine"]["source"]["weights"][0]["model"] == "target"
@@ -82,7 +82,7 @@ def test_json_says_where_the_numbers_come_from(
     assert len(data["text"]["sha256"]) == 64
     assert len(data["comparison"]["linear_errors"]) == 36
     assert f"{data['engine']['perplexity']:.4f}" in result.stdout
-    assert f"{data['engine']['acceptance']['tau']:.3f} (" in result.stdout
+    assert f"{data['engine']['acceptance']['acceptance_length']:.3f} (" in result.stdout
 
 
 def test_the_own_text_is_the_default(engine: Path) -> None:
@@ -143,7 +143,7 @@ def test_tau_is_a_gate_without_another_engine(
     result = run_eval(engine, *asked, "--min-tau", "99")
     assert result.exit_code == 1
     assert result.stderr.startswith(
-        f"failed: τ is {data['engine']['acceptance']['tau']:.6g}, below --min-tau 99"
+        f"failed: τ is {data['engine']['acceptance']['acceptance_length']:.6g}, below --min-tau 99"
     )
 
 
@@ -318,7 +318,9 @@ def test_without_a_tokenizer(run_eval: Evaluate, engine: Path, tmp_path: Path) -
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(
     run_eval: Evaluate, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Probe, "__init__", lambda *_, **__: pytest.fail("the text was read"))
+    monkeypatch.setattr(
+        LogitsSession, "__init__", lambda *_, **__: pytest.fail("the text was read")
+    )
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n\n" + "x" * 200)
     result = run_eval(engine, "--prompts", prompts)
@@ -340,14 +342,14 @@ def test_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> N
 def test_logits_that_are_no_numbers(
     run_eval: Evaluate, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Probe.step
+    step = LogitsSession.step
 
-    def broken(self: Probe, token_ids: Any) -> Any:
+    def broken(self: LogitsSession, token_ids: Any) -> Any:
         outputs = step(self, token_ids)
         outputs["lm_head"][3, 5] = np.nan
         return outputs
 
-    monkeypatch.setattr(Probe, "step", broken)
+    monkeypatch.setattr(LogitsSession, "step", broken)
     result = run_eval(engine)
     assert result.exit_code == 1
     assert "the logits behind token 3 of the text are not finite numbers" in result.stderr

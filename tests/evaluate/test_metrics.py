@@ -7,10 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from trtllm_dflash.evaluate.acceptance import Acceptance
-from trtllm_dflash.evaluate.metrics import Divergence, Losses, OutputErrors, log_probabilities
-from trtllm_dflash.evaluate.result import Comparison, missed_limits
-from trtllm_dflash.evaluate.text import OWN_TEXT, read_text, windows
+from trtllm_dflash.evaluate.acceptance import PromptAcceptance
+from trtllm_dflash.evaluate.metrics import (
+    Divergence,
+    NegLogLikelihood,
+    OutputErrors,
+    log_probabilities,
+)
+from trtllm_dflash.evaluate.result import EngineComparison, missed_limits
+from trtllm_dflash.evaluate.text import BUILTIN_TEXT, read_text, windows
 from trtllm_dflash.options.evaluate import EvaluateConfig
 
 RANDOM = np.random.default_rng(3)
@@ -18,7 +23,7 @@ PROBABILITIES = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
 OTHERS = np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]])
 
 
-def compared(**numbers: float) -> Comparison:
+def compared(**numbers: float) -> EngineComparison:
     values = {
         "positions": 10,
         "kl_mean": 0.02,
@@ -27,11 +32,13 @@ def compared(**numbers: float) -> Comparison:
         "top1": 0.9,
         "perplexity_increase": 0.05,
     }
-    return Comparison(**(values | numbers), linear_errors={}, unmatched=())
+    return EngineComparison(**(values | numbers), linear_errors={}, unmatched=())
 
 
-def accepted(tau: float) -> Acceptance:
-    return Acceptance(prompts=1, draft_len=3, steps=10, tokens=24, tau=tau)
+def accepted(acceptance_length: float) -> PromptAcceptance:
+    return PromptAcceptance(
+        prompts=1, draft_len=3, steps=10, tokens=24, acceptance_length=acceptance_length
+    )
 
 
 def test_log_probabilities_of_large_logits() -> None:
@@ -40,7 +47,7 @@ def test_log_probabilities_of_large_logits() -> None:
 
 
 def test_perplexity_is_one_over_the_geometric_mean_of_probabilities() -> None:
-    losses = Losses()
+    losses = NegLogLikelihood()
     losses.add(np.log(PROBABILITIES), np.array([0, 2]))
     losses.add(
         np.log(PROBABILITIES), np.array([1])
@@ -129,7 +136,7 @@ def test_the_text_that_comes_along_was_not_calibrated_with() -> None:
     from trtllm_dflash import quantize
 
     own = read_text(None)
-    assert own.name == OWN_TEXT
+    assert own.name == BUILTIN_TEXT
     paragraphs = [part for part in own.text.split("\n\n") if part.strip()]
     assert len(paragraphs) >= 6
     calibration = (resources.files(quantize) / "calibration.jsonl").read_text(encoding="utf-8")

@@ -19,9 +19,9 @@ from tests.evaluate.conftest import TEXT
 from tests.fixtures.quantized import quantized_copy, read_tensors, write_tensors
 from trtllm_dflash import Engine
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.evaluate.evaluator import Questions, evaluate
-from trtllm_dflash.evaluate.logits_session import Probe
-from trtllm_dflash.evaluate.result import Comparison, Evaluation
+from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
+from trtllm_dflash.evaluate.logits_session import LogitsSession
+from trtllm_dflash.evaluate.result import EngineComparison, Evaluation
 from trtllm_dflash.evaluate.target_graph import TargetGraph
 from trtllm_dflash.options.evaluate import EvaluateConfig
 
@@ -33,7 +33,7 @@ def measured(engine: Path, text: Path, **options: object) -> Evaluation:
     return evaluate(EvaluateConfig(engine, text=text, num_threads=1, **options))
 
 
-def difference(engine: Path, against: Path, text: Path) -> Comparison:
+def difference(engine: Path, against: Path, text: Path) -> EngineComparison:
     comparison = measured(engine, text, against=against).comparison
     assert comparison is not None
     return comparison
@@ -103,10 +103,10 @@ def test_every_position_has_hugging_faces_logits(
         for layer in range(5)
         for kind in KINDS
     }
-    probe = Probe(directory, config, graph, num_threads=1)
+    session = LogitsSession(directory, config, graph, num_threads=1)
     token_ids = np.arange(40, dtype=np.int64) % 97
     rows = [
-        probe.step(token_ids[start:end])["lm_head"]
+        session.step(token_ids[start:end])["lm_head"]
         for start, end in ((0, 16), (16, 17), (17, 30), (30, 40))
     ]
     (expected,) = reference_logits(target, token_ids.tolist())
@@ -234,7 +234,7 @@ def test_tau_is_the_mean_of_acceptance_lengths(
     config = EvaluateConfig(
         engine, against=other_engine, text=text_file, max_tokens=25, num_threads=1
     )
-    found = evaluate(config, Questions("some", prompts, chat=False))
+    found = evaluate(config, EvalPrompts("some", prompts, chat=False))
     answers = Engine.load(engine, num_threads=1).generate(prompts, max_tokens=25)
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     assert found.engine.acceptance is not None
@@ -247,7 +247,7 @@ def test_tau_is_the_mean_of_acceptance_lengths(
     )
     assert found.against is not None
     assert found.against.acceptance is None  # it has no drafter
-    chat = evaluate(config, Questions("some", prompts)).facts["prompts"]
+    chat = evaluate(config, EvalPrompts("some", prompts)).facts["prompts"]
     assert chat["count"] == 3
     assert chat["token_ids_sha256"] != found.facts["prompts"]["token_ids_sha256"]
 

@@ -17,9 +17,9 @@ from trtllm_dflash.cli import main
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile.ort_trace import STEPS
-from trtllm_dflash.profile.profiler import Asked, profile
+from trtllm_dflash.profile.profiler import PromptSet, profile
 from trtllm_dflash.profile.prompts import Prompt
-from trtllm_dflash.profile.result import Profile, SideResult
+from trtllm_dflash.profile.result import Profile, SystemResult
 from trtllm_dflash.runtime.sessions.ort import OrtSession
 
 PAIR = Path(__file__).parents[1] / "fixtures" / "trained_pair"
@@ -42,7 +42,7 @@ def sentence(first: int, stride: int, length: int) -> list[int]:
 
 
 # Sentences are easy to draft for; the other kind never occurs in the language.
-ASKED = Asked(
+ASKED = PromptSet(
     "sentences",
     (
         Prompt(sentence(3, 2, 7), "sentence"),
@@ -82,7 +82,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_profile(engine: Path, plain: Path) -> MakeProfile:
     """`make_profile(asked=ASKED, **options of ProfileConfig)`: measured with one thread."""
 
-    def make(asked: Asked = ASKED, **options: Any) -> Profile:
+    def make(asked: PromptSet = ASKED, **options: Any) -> Profile:
         options = {"plain": plain, "output_len": 24, "num_threads": 1} | options
         return profile(ProfileConfig(engine, **options), asked, argv=["test"])
 
@@ -112,13 +112,15 @@ class Stopwatch:
 
         monkeypatch.setattr(OrtSession, "decode", timed)
 
-    def total(self, result: SideResult) -> float:
+    def total(self, result: SystemResult) -> float:
         """Seconds of the steps that a result of a profile of one batch size is about.
 
         Warming up came before them; after them came the timing of kernels, by two sessions of 1 +
         STEPS steps each.
         """
-        seconds = self._seconds[result.maker == "dflash", result.batch, 1 + result.draft_len]
+        seconds = self._seconds[
+            result.implementation == "dflash", result.batch, 1 + result.draft_len
+        ]
         return sum(seconds[: len(seconds) - 2 * (1 + STEPS)][-result.full_steps :])
 
 
@@ -132,7 +134,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
     """`run_profile(*options, engine=…)`: the result of `dflash-trt profile` on ASKED's prompts."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = ({"prompt": prompt.content, "kind": prompt.kind} for prompt in ASKED.prompts)
+    rows = ({"prompt": prompt.content, "category": prompt.category} for prompt in ASKED.prompts)
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def invoke(*options: str | Path, engine: Path = engine) -> Result:

@@ -1,4 +1,4 @@
-"""Which number of drafts is advised, on points that are made up."""
+"""Which number of drafts is recommended, on points that are made up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier
 
 def spot(batch: int, draft_len: int, rate: float) -> CurvePoint:
     """A point of `rate` tokens/s per user."""
-    return CurvePoint.of_step(batch=batch, draft_len=draft_len, tau=2.0, step_seconds=2.0 / rate)
+    return CurvePoint.of_step(
+        batch=batch, draft_len=draft_len, acceptance_length=2.0, step_seconds=2.0 / rate
+    )
 
 
 PLAIN = [spot(batch, 0, rate) for batch, rate in ((1, 100), (2, 90), (4, 80), (8, 60))]
@@ -54,7 +56,9 @@ def test_batches_without_a_baseline_are_left_out() -> None:
 
 
 def test_a_point_and_its_rates() -> None:
-    point = CurvePoint.of_step(batch=6, draft_len=3, tau=2.5, step_seconds=0.05, gpus=2)
+    point = CurvePoint.of_step(
+        batch=6, draft_len=3, acceptance_length=2.5, step_seconds=0.05, gpus=2
+    )
     assert point.tokens_per_second_per_user == pytest.approx(50)
     assert point.tokens_per_second_per_gpu == pytest.approx(150)
 

@@ -33,7 +33,7 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     assert lines[0].startswith(
         f"{engine}: 6 prompts of 2 kinds, at most 12 new tokens each, 1 threads of "
     )
-    titles = [line.split() for line in lines if line.startswith("side")]
+    titles = [line.split() for line in lines if line.startswith("system")]
     assert titles == [" ".join(COLUMNS).split()]
     for start, count in (
         ("plain ", 4),
@@ -44,7 +44,7 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     ):
         assert sum(line.startswith(start) for line in lines) == count, start
     data = json.loads(files["json"].read_text())
-    assert data["prompts"]["kinds"] == {"sentence": 4, "noise": 2}
+    assert data["prompts"]["categories"] == {"sentence": 4, "noise": 2}
     assert data["settings"]["batch"] == [1, 2]
     assert data["engine"]["graph"] == manifest.load(engine)["graph"]
     assert {"dflash-trt", "onnxruntime"} <= data["versions"].keys()

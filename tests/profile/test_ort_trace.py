@@ -23,12 +23,12 @@ from trtllm_dflash.profile import ort_trace
 from trtllm_dflash.profile.ort_trace import (
     STEPS,
     Observation,
+    merge_observations,
     seconds_by_layer,
-    split_of,
-    trace_splits,
+    trace_step_breakdowns,
 )
 from trtllm_dflash.profile.result import Profile
-from trtllm_dflash.profile.step_breakdown import split_by_differences
+from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
 from trtllm_dflash.runtime.sessions.ort import MODEL_FILE
 
 TARGET_LAYERS, DRAFTER_LAYERS = 6, 2
@@ -41,33 +41,36 @@ assert TARGET.is_dir()
 
 
 def test_every_side_is_split(found: Profile) -> None:
-    names = [(split.batch, split.side, split.draft_len) for split in found.splits]
-    sides = [("plain", 0), ("DFlash 0", 0), ("DFlash 5", 5), ("DFlash 7", 7)]
-    assert names == [(batch, *side) for batch in (1, 3) for side in sides]
+    names = [
+        (breakdown.batch, breakdown.system, breakdown.draft_len)
+        for breakdown in found.step_breakdowns
+    ]
+    systems = [("plain", 0), ("DFlash 0", 0), ("DFlash 5", 5), ("DFlash 7", 7)]
+    assert names == [(batch, *system) for batch in (1, 3) for system in systems]
 
 
 def test_parts_and_layers_add_up(found: Profile) -> None:
-    for split in found.splits:
-        assert split.method == "kernels"
-        assert split.accept_seconds is not None
-        assert split.host_seconds is not None
+    for breakdown in found.step_breakdowns:
+        assert breakdown.method == "kernels"
+        assert breakdown.accept_seconds is not None
+        assert breakdown.host_seconds is not None
         parts = {
-            "verify": split.verify_seconds,
-            "accept": split.accept_seconds,
-            "draft": split.draft_seconds,
+            "verify": breakdown.verify_seconds,
+            "accept": breakdown.accept_seconds,
+            "draft": breakdown.draft_seconds,
         }
-        assert sum(parts.values()) + split.host_seconds == pytest.approx(split.step_seconds)
+        assert sum(parts.values()) + breakdown.host_seconds == pytest.approx(breakdown.step_seconds)
         for part, seconds in parts.items():
             assert sum(
-                layer.seconds for layer in split.layers if layer.part == part
+                layer.seconds for layer in breakdown.layers if layer.part == part
             ) == pytest.approx(seconds)
-        assert (split.draft_seconds == 0) == (split.side == "plain")
-        assert min(split.verify_seconds, split.accept_seconds, split.host_seconds) > 0
-        names = [layer.layer for layer in split.layers]
+        assert (breakdown.draft_seconds == 0) == (breakdown.system == "plain")
+        assert min(breakdown.verify_seconds, breakdown.accept_seconds, breakdown.host_seconds) > 0
+        names = [layer.layer for layer in breakdown.layers]
         layers = [f"target/layers.{index}" for index in range(TARGET_LAYERS)]
         layers += (
             [f"drafter/layers.{index}" for index in range(DRAFTER_LAYERS)]
-            if split.draft_seconds
+            if breakdown.draft_seconds
             else []
         )
         assert [name for name in names if "layers." in name] == layers
@@ -154,7 +157,7 @@ def test_every_function_goes_to_its_layer(
 
     monkeypatch.setattr(ort_trace, "seconds_by_layer", noted)
     config = EngineConfig.load(tmp_path / "engine")
-    (split,) = trace_splits(
+    (breakdown,) = trace_step_breakdowns(
         tmp_path / "engine",
         config,
         {3: "x"},
@@ -170,7 +173,7 @@ def test_every_function_goes_to_its_layer(
             found = ort_trace._INLINED.search(name)
             calls |= {found["call"]: (found["function"], layer)} if found else {}
         assert Counter(calls.values()) == expected
-    assert {layer for _, layer in expected} <= {row.layer for row in split.layers}
+    assert {layer for _, layer in expected} <= {row.layer for row in breakdown.layers}
 
 
 def test_an_unknown_function_goes_with_what_follows() -> None:
@@ -203,7 +206,7 @@ def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
     names = {0: "DFlash 0", config.block_size - 1: "DFlash"}
     for length, output_len in ((20, 10), (28, 2)):
         prompts = [sentence(3, 2, length), sentence(40, 4, 3)]
-        splits = trace_splits(
+        step_breakdowns = trace_step_breakdowns(
             tmp_path / "engine",
             config,
             names,
@@ -212,7 +215,7 @@ def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
             output_len=output_len,
             num_threads=1,
         )
-        assert [(split.batch, split.side) for split in splits] == [
+        assert [(breakdown.batch, breakdown.system) for breakdown in step_breakdowns] == [
             (n, names[d]) for n in (1, 2) for d in names
         ]
 
@@ -229,23 +232,31 @@ def test_a_step_is_divided_as_its_twin_s_kernels() -> None:
             0.020, 0.004, {"target/layers.0": 9.0, "drafter/fc": 1.0, "accept": 1.0, "": 1.0}
         ),
     ]
-    split = split_of("DFlash 3", 2, 3, steps)
-    assert split.step_seconds == 0.013
-    assert split.verify_seconds == pytest.approx(0.010 * 6 / 9)
-    assert split.draft_seconds == pytest.approx(0.010 * 1 / 9)
-    assert split.accept_seconds == pytest.approx(0.010 * 1 / 9)
-    assert split.host_seconds == pytest.approx(0.003 + 0.010 * 1 / 9)
+    breakdown = merge_observations("DFlash 3", 2, 3, steps)
+    assert breakdown.step_seconds == 0.013
+    assert breakdown.verify_seconds == pytest.approx(0.010 * 6 / 9)
+    assert breakdown.draft_seconds == pytest.approx(0.010 * 1 / 9)
+    assert breakdown.accept_seconds == pytest.approx(0.010 * 1 / 9)
+    assert breakdown.host_seconds == pytest.approx(0.003 + 0.010 * 1 / 9)
 
 
 def test_differences_of_step_times(found: Profile) -> None:
-    splits = {(split.side, split.batch): split for split in split_by_differences(found.results)}
-    steps = {(result.side, result.batch): result.step_seconds.mean for result in found.results}
-    assert splits.keys() == steps.keys()
-    for (side, batch), split in splits.items():
-        drafting = 0.0 if side == "plain" else steps["DFlash 0", batch] - steps["plain", batch]
-        assert split.draft_seconds == pytest.approx(drafting)
-        assert split.verify_seconds == pytest.approx(steps[side, batch] - drafting)
-        assert (split.method, split.accept_seconds, split.host_seconds, split.layers) == (
+    step_breakdowns = {
+        (breakdown.system, breakdown.batch): breakdown
+        for breakdown in breakdown_by_differences(found.results)
+    }
+    steps = {(result.system, result.batch): result.step_seconds.mean for result in found.results}
+    assert step_breakdowns.keys() == steps.keys()
+    for (system, batch), breakdown in step_breakdowns.items():
+        drafting = 0.0 if system == "plain" else steps["DFlash 0", batch] - steps["plain", batch]
+        assert breakdown.draft_seconds == pytest.approx(drafting)
+        assert breakdown.verify_seconds == pytest.approx(steps[system, batch] - drafting)
+        assert (
+            breakdown.method,
+            breakdown.accept_seconds,
+            breakdown.host_seconds,
+            breakdown.layers,
+        ) == (
             "differences",
             None,
             None,
@@ -255,11 +266,14 @@ def test_differences_of_step_times(found: Profile) -> None:
 
 def test_without_a_step_to_compare_with_there_is_no_split(found: Profile) -> None:
     assert (
-        split_by_differences([result for result in found.results if result.side != "DFlash 0"])
+        breakdown_by_differences(
+            [result for result in found.results if result.system != "DFlash 0"]
+        )
         == []
     )
     assert (
-        split_by_differences([result for result in found.results if result.side != "plain"]) == []
+        breakdown_by_differences([result for result in found.results if result.system != "plain"])
+        == []
     )
 
 
@@ -267,7 +281,7 @@ def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ort_trace, "_by_run", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):
-        trace_splits(
+        trace_step_breakdowns(
             engine,
             config,
             {3: "DFlash 3"},

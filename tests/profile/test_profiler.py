@@ -15,20 +15,20 @@ from trtllm_dflash import Engine
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile import profiler
-from trtllm_dflash.profile.profiler import Asked, profile, rounds_of
+from trtllm_dflash.profile.profiler import PromptSet, profile, split_into_rounds
 from trtllm_dflash.profile.prompts import Prompt
-from trtllm_dflash.profile.result import Profile, SideResult
+from trtllm_dflash.profile.result import Profile, SystemResult
 
 
-def by_name(found: Profile) -> dict[tuple[str, int], SideResult]:
-    """Results by side and batch size."""
-    return {(result.side, result.batch): result for result in found.results}
+def by_name(found: Profile) -> dict[tuple[str, int], SystemResult]:
+    """Results by system and batch size."""
+    return {(result.system, result.batch): result for result in found.results}
 
 
 def test_sides_and_batches(found: Profile) -> None:
-    sides = ("plain", "DFlash 0", "DFlash 5", "DFlash 7")
-    assert list(by_name(found)) == [(side, batch) for batch in (1, 3) for side in sides]
-    assert [curve.name for curve in found.curves] == list(sides)
+    systems = ("plain", "DFlash 0", "DFlash 5", "DFlash 7")
+    assert list(by_name(found)) == [(system, batch) for batch in (1, 3) for system in systems]
+    assert [curve.name for curve in found.curves] == list(systems)
 
 
 def test_every_answer_is_the_plain_engine_s(found: Profile, plain: Path) -> None:
@@ -40,8 +40,8 @@ def test_every_answer_is_the_plain_engine_s(found: Profile, plain: Path) -> None
         assert [prompt.tokens for prompt in result.by_prompt] == [
             len(answer.token_ids) for answer in answers
         ]
-        assert [prompt.kind for prompt in result.by_prompt] == [
-            prompt.kind for prompt in ASKED.prompts
+        assert [prompt.category for prompt in result.by_prompt] == [
+            prompt.category for prompt in ASKED.prompts
         ]
     assert len({result.tokens_sha256 for result in found.results}) == 1
 
@@ -57,7 +57,7 @@ def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
             lengths = [length for answer in answers for length in answer.acceptance_lengths]
             acceptance = by_name(found)[f"DFlash {drafts}", batch].acceptance
             assert acceptance.steps == len(lengths)
-            assert acceptance.al == pytest.approx(sum(lengths) / len(lengths))
+            assert acceptance.acceptance_length == pytest.approx(sum(lengths) / len(lengths))
             assert dict(enumerate(acceptance.histogram)) == {
                 n: Counter(lengths)[n] for n in range(drafts + 2)
             }
@@ -69,16 +69,25 @@ def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
             assert acceptance.by_position == pytest.approx(shares)
             if drafts:
                 accepted = sum(length - 1 for length in whole)
-                assert acceptance.dar == pytest.approx(accepted / (drafts * len(whole)))
+                assert acceptance.draft_acceptance_rate == pytest.approx(
+                    accepted / (drafts * len(whole))
+                )
             else:
-                assert (acceptance.dar, acceptance.al) == (None, 1.0)
+                assert (acceptance.draft_acceptance_rate, acceptance.acceptance_length) == (
+                    None,
+                    1.0,
+                )
 
 
 def test_kinds_differ(found: Profile) -> None:
     result = by_name(found)["DFlash 7", 1]
-    kinds = {kind.kind: kind for kind in result.by_kind}
+    kinds = {kind.category: kind for kind in result.by_category}
     assert {name: kind.prompts for name, kind in kinds.items()} == {"sentence": 4, "noise": 2}
-    assert kinds["sentence"].acceptance.al > kinds["noise"].acceptance.al > 1
+    assert (
+        kinds["sentence"].acceptance.acceptance_length
+        > kinds["noise"].acceptance.acceptance_length
+        > 1
+    )
     assert sum(kind.tokens for kind in kinds.values()) == sum(
         row.tokens - 1 for row in result.by_prompt
     )
@@ -89,14 +98,14 @@ def test_rates_fit_each_other(found: Profile) -> None:
         assert result.tokens_per_second == pytest.approx(
             result.batch * result.tokens_per_second_per_user
         )
-        assert result.tokens_per_second_with_prompts > 0
+        assert result.tokens_per_second_with_prefill > 0
         step = result.step_seconds
         assert [0, step.min, step.p50, step.p90, step.p99, step.max] == sorted(
             [0, step.min, step.p50, step.p90, step.p99, step.max]
         )
         if result.batch == 1:  # every step is a step of the whole batch
             assert result.full_steps == result.acceptance.steps
-            rate = result.acceptance.al / result.step_seconds.mean
+            rate = result.acceptance.acceptance_length / result.step_seconds.mean
             assert result.tokens_per_second_per_user == pytest.approx(rate)
         else:
             assert 0 < result.full_steps < result.acceptance.steps / 2
@@ -113,7 +122,12 @@ def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> N
     first, second, other = (make_profile(**options, seed=seed) for seed in (4, 4, 5))
     facts = [
         [
-            (r.side, r.tokens_sha256, r.acceptance, [(k.kind, k.acceptance) for k in r.by_kind])
+            (
+                r.system,
+                r.tokens_sha256,
+                r.acceptance,
+                [(k.category, k.acceptance) for k in r.by_category],
+            )
             for r in one.results
         ]
         for one in (first, second, other)
@@ -145,7 +159,7 @@ def test_prompts_of_one_length(make_profile: MakeProfile) -> None:
 def test_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
     """They are asked as often as it takes, all equally often."""
     found = make_profile(
-        Asked("one", (Prompt(sentence(3, 2, 7), "sentence"),)), batch="3", draft_lens="5"
+        PromptSet("one", (Prompt(sentence(3, 2, 7), "sentence"),)), batch="3", draft_lens="5"
     )
     for result in found.results:
         assert [row.index for row in result.by_prompt] == [0, 1, 2]
@@ -168,9 +182,9 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     """Answers that end with their first token have no generation step."""
     prompt = sentence(3, 2, 7)
     with pytest.raises(UsageError, match="there is no prompt to ask"):
-        make_profile(Asked("none", ()))
+        make_profile(PromptSet("none", ()))
     with pytest.raises(UsageError, match="prompt 0: the prompt is empty"):
-        make_profile(Asked("empty", (Prompt([]),)), input_len=5)
+        make_profile(PromptSet("empty", (Prompt([]),)), input_len=5)
     config = ProfileConfig(
         engine, batch="1", draft_lens="5", plain=plain, output_len=2, num_threads=1
     )
@@ -189,7 +203,7 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiler.Engine, "load", load)
         with pytest.raises(EngineError, match="no generation step had its whole batch"):
-            profile(config, Asked("one", (Prompt(prompt),)))
+            profile(config, PromptSet("one", (Prompt(prompt),)))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +211,6 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     [(5, 1, [1] * 5), (48, 4, [16] * 3), (20, 2, [10, 10]), (3, 4, [3])],
 )
 def test_rounds(count: int, batch: int, sizes: list[int]) -> None:
-    rounds = rounds_of(list(range(count)), batch)
+    rounds = split_into_rounds(list(range(count)), batch)
     assert [len(part) for part in rounds] == sizes
     assert [item for part in rounds for item in part] == list(range(count))

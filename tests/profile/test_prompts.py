@@ -8,12 +8,12 @@ import pytest
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.prompts import (
+    EncodedPrompt,
     Prompt,
-    Question,
+    builtin_prompts,
     encode,
-    fit,
+    fit_length,
     limit_per_category,
-    own_prompts,
 )
 
 # Of SPEED-Bench's categories and MT-Bench's, by their names there.
@@ -24,32 +24,40 @@ KINDS = {
 
 
 def test_own_prompts() -> None:
-    prompts = own_prompts()
-    assert Counter(prompt.kind for prompt in prompts) == dict.fromkeys(KINDS, 4)
+    prompts = builtin_prompts()
+    assert Counter(prompt.category for prompt in prompts) == dict.fromkeys(KINDS, 4)
     texts = [prompt.content for prompt in prompts]
     assert len(set(map(str, texts))) == len(texts) == 48
     assert all(isinstance(text, str) and 20 < len(text) < 1000 for text in texts)
     assert prompts[47].where.endswith("line 48")
-    assert {prompt.kind for prompt in prompts[:12]} == KINDS  # so that a part of them has all kinds
+    assert {
+        prompt.category for prompt in prompts[:12]
+    } == KINDS  # so that a part of them has all kinds
 
 
 def test_some_of_each_kind() -> None:
-    taken = limit_per_category(own_prompts(), 2)
-    assert taken == own_prompts()[:24]
+    taken = limit_per_category(builtin_prompts(), 2)
+    assert taken == builtin_prompts()[:24]
     assert limit_per_category(taken, None) == taken
 
 
 def test_one_length() -> None:
-    questions = [Question("a", [1, 2, 3]), Question("b", [4]), Question("a", [5, 6, 7, 8, 9])]
-    fitted = fit(questions, 4)
+    questions = [
+        EncodedPrompt("a", [1, 2, 3]),
+        EncodedPrompt("b", [4]),
+        EncodedPrompt("a", [5, 6, 7, 8, 9]),
+    ]
+    fitted = fit_length(questions, 4)
     assert [question.token_ids for question in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
-    assert [question.kind for question in fitted] == ["a", "b", "a"]
-    assert [question.token_ids for question in fit([Question("a", [1, 2])], 5)] == [[2, 1, 2, 1, 2]]
-    assert fit(questions, None) == questions
-    assert fit([Question("a", [])], 3) == [Question("a", [])]
+    assert [question.category for question in fitted] == ["a", "b", "a"]
+    assert [question.token_ids for question in fit_length([EncodedPrompt("a", [1, 2])], 5)] == [
+        [2, 1, 2, 1, 2]
+    ]
+    assert fit_length(questions, None) == questions
+    assert fit_length([EncodedPrompt("a", [])], 3) == [EncodedPrompt("a", [])]
 
 
 def test_text_without_a_tokenizer() -> None:
-    assert encode([Prompt([1, 2], "a")], None, chat=True) == [Question("a", [1, 2])]
+    assert encode([Prompt([1, 2], "a")], None, chat=True) == [EncodedPrompt("a", [1, 2])]
     with pytest.raises(UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"):
         encode([Prompt("text")], None, chat=True)

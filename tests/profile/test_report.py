@@ -16,11 +16,11 @@ from trtllm_dflash.profile import theme
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     advice_sentences,
-    advised,
+    category_cells,
     cells,
     headline,
-    kind_cells,
     prompt_cells,
+    recommended_result,
 )
 from trtllm_dflash.profile.result import Profile
 
@@ -90,21 +90,26 @@ def test_it_says_what_the_profile_says(found: Profile, outline: Outline) -> None
     start = texts.index(COLUMNS[0])
     assert texts[start : start + len(COLUMNS)] == list(COLUMNS)
     row = [cell for cell in cells(found, found.results[2]) if cell]
-    place = texts.index(found.results[2].side, start)
+    place = texts.index(found.results[2].system, start)
     assert texts[place : place + len(row)] == row
     assert "sentence" in texts  # a kind, at its axis
 
 
 def test_every_kind_and_prompt_has_its_row(found: Profile, outline: Outline) -> None:
     drafting = [result for result in found.results if result.batch == 1 and result.draft_len]
-    for row in kind_cells(found, drafting):
+    for row in category_cells(found, drafting):
         place = outline.texts.index(row[0])
         assert outline.texts[place : place + len(row)] == row
-    result = advised(found)
+    result = recommended_result(found)
     for row, own, plain in zip(
         prompt_cells(found, result), result.by_prompt, found.results[0].by_prompt, strict=True
     ):
-        assert row[:4] == [str(own.index + 1), own.kind, str(own.prompt_tokens), str(own.tokens)]
+        assert row[:4] == [
+            str(own.index + 1),
+            own.category,
+            str(own.prompt_tokens),
+            str(own.tokens),
+        ]
         assert float(row[-1]) == pytest.approx(plain.decode_seconds / own.decode_seconds, abs=0.005)
         assert row in [
             outline.texts[place : place + len(row)] for place in range(len(outline.texts))
@@ -156,7 +161,7 @@ def test_words(found: Profile) -> None:
 @pytest.mark.parametrize("estimated", [False, True])
 def test_a_figure_in_a_file(estimated: bool, tmp_path: Path) -> None:
     points = tuple(
-        CurvePoint.of_step(batch=n, draft_len=7, tau=4, step_seconds=0.004 + n / 1e4)
+        CurvePoint.of_step(batch=n, draft_len=7, acceptance_length=4, step_seconds=0.004 + n / 1e4)
         for n in (1, 8, 64)
     )
     figure = plots.throughput_against_interactivity(

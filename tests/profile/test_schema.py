@@ -35,8 +35,8 @@ def test_every_key_has_a_meaning() -> None:
     assert len(set(paths)) == len(paths)
     assert {
         "results[].acceptance.by_position",
-        "splits[].layers[].seconds",
-        "curves[].points[].tau",
+        "step_breakdowns[].layers[].seconds",
+        "curves[].points[].acceptance_length",
     } <= set(paths)
 
 
@@ -74,8 +74,8 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("results.1.batch", True), r"profile.results\[1\].batch is True, expected integer"),
         (_set("results.1.batch", 1.5), r"profile.results\[1\].batch is 1.5, expected integer"),
         (
-            _set("results.0.by_kind.1.acceptance.al", None),
-            r"by_kind\[1\].acceptance.al is None, expected number",
+            _set("results.0.by_category.1.acceptance.acceptance_length", None),
+            r"by_category\[1\].acceptance.acceptance_length is None, expected number",
         ),
         (
             _set("results.0.acceptance", []),
@@ -84,42 +84,42 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("versions.numpy", 2), "profile.versions.numpy is 2, expected string"),
         (_set("machine", "big"), "profile.machine is str, expected an object"),
         (
-            _set("curves.0.points.0.tau", "x"),
-            r"profile.curves\[0\].points\[0\].tau is 'x', expected number",
+            _set("curves.0.points.0.acceptance_length", "x"),
+            r"profile.curves\[0\].points\[0\].acceptance_length is 'x', expected number",
         ),
         (
-            _set("schema", 2),
-            "profile.schema is 2, expected 1. Give a file as profile --json wrote it, or measure",
+            _set("schema", 1),
+            "profile.schema is 1, expected 2. Give a file as profile --json wrote it, or measure",
         ),
         (
-            lambda data: (data.pop("results"), data.update(schema=2)),
-            "profile.schema is 2, expected 1",
+            lambda data: (data.pop("results"), data.update(schema=1)),
+            "profile.schema is 1, expected 2",
         ),
         (_set("machine", {}), "profile.machine.processor is missing"),
         (_set("machine.gpus", [1]), r"profile.machine.gpus\[0\] is 1, expected string"),
         (_set("engine", {}), "profile.engine.directory is missing"),
         (_set("plain", {}), "profile.plain.directory is missing"),
-        (_set("settings", {}), "profile.settings.output_len is missing"),
+        (_set("settings", {}), "profile.settings.max_tokens is missing"),
         (_set("prompts", {}), "profile.prompts.name is missing"),
-        (_set("prompts.kinds", 3), "profile.prompts.kinds is int, expected an object"),
+        (_set("prompts.categories", 3), "profile.prompts.categories is int, expected an object"),
         (_set("results", []), "profile.results is empty"),
         (_set("advice.batches", []), "profile.advice.batches is empty"),
-        (lambda data: data["results"].pop(0), "profile.results has no side plain at batch 1"),
+        (lambda data: data["results"].pop(0), "profile.results has no system plain at batch 1"),
         (
             _set("advice.batches.0.draft_len", 4),
-            "profile.results has no DFlash side with 4 drafts at batch 1",
+            "profile.results has no DFlash system with 4 drafts at batch 1",
         ),
         (
-            lambda data: data["results"][2]["by_kind"].pop(),
-            r"profile.results\[2\].by_kind has other kinds than that of",
+            lambda data: data["results"][2]["by_category"].pop(),
+            r"profile.results\[2\].by_category has other kinds than that of",
         ),
         (
             lambda data: data["results"][1]["by_prompt"].pop(),
             r"profile.results\[1\].by_prompt has other kinds than",
         ),
         (
-            _set("splits.0.method", "guesses"),
-            "profile.splits has the method 'guesses', expected kernels or differences",
+            _set("step_breakdowns.0.method", "guesses"),
+            "profile.step_breakdowns has the method 'guesses', expected kernels or differences",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
 from trtllm_dflash.log import ignore_progress
-from trtllm_dflash.quantize.writer import Scratch, write_tensors
+from trtllm_dflash.quantize.writer import SpillFolder, write_tensors
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def infos(tmp_path: Path) -> dict[str, TensorInfo]:
         "scale": torch.tensor(0.25),
         "transposed": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,
     }
-    return read_tensor_infos(tmp_path / "source.safetensors") | Scratch(tmp_path / "scratch").add(
-        packed
-    )
+    return read_tensor_infos(tmp_path / "source.safetensors") | SpillFolder(
+        tmp_path / "scratch"
+    ).add(packed)
 
 
 def test_bytes_and_shapes_stay(infos: dict[str, TensorInfo], tmp_path: Path) -> None:

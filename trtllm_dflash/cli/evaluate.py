@@ -79,12 +79,12 @@ def eval(
 def _evaluate(
     config: EvaluateConfig, path: Path | None, lines: list[PromptLine], *, raw: bool
 ) -> Evaluation:
-    from trtllm_dflash.evaluate.evaluator import Questions, evaluate
+    from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
     from trtllm_dflash.log import progress_bar
     from trtllm_dflash.runtime.request import PromptError
 
     questions = (
-        Questions(str(path), tuple(line.prompt for line in lines), chat=not raw) if path else None
+        EvalPrompts(str(path), tuple(line.prompt for line in lines), chat=not raw) if path else None
     )
     try:
         with progress_bar() as progress:

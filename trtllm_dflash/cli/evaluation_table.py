@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from trtllm_dflash.cli.console import table_console
-from trtllm_dflash.evaluate.result import Comparison, EngineResult, Evaluation
+from trtllm_dflash.evaluate.result import EngineComparison, EngineResult, Evaluation
 from trtllm_dflash.runtime.outputs import mean
 
 
@@ -38,19 +38,19 @@ def _engines(found: Evaluation) -> Table:
     table.add_row("drafter", *(result.drafter or "none" for result in results))
     table.add_row("KV caches", *(result.kv_caches for result in results))
     table.add_row("perplexity", *(f"{result.perplexity:.4f}" for result in results))
-    table.add_row("τ", *(_tau(result, asked) for result in results))
+    table.add_row("τ", *(_acceptance_length(result, asked) for result in results))
     return table
 
 
-def _tau(result: EngineResult, asked: bool) -> str:
+def _acceptance_length(result: EngineResult, asked: bool) -> str:
     if not result.source["draft_len"]:
         return "no drafts"
     if not asked or result.acceptance is None:
         return "not measured: give --prompts"
-    return f"{result.acceptance.tau:.3f} ({result.acceptance.steps} steps)"
+    return f"{result.acceptance.acceptance_length:.3f} ({result.acceptance.steps} steps)"
 
 
-def _differences(comparison: Comparison) -> Table:
+def _differences(comparison: EngineComparison) -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_row("perplexity", f"{comparison.perplexity_increase:+.3%}")
     table.add_row("top-1 agreement", f"{comparison.top1:.3%} of {comparison.positions} positions")
@@ -67,7 +67,7 @@ def _differences(comparison: Comparison) -> Table:
     return table
 
 
-def _linears(comparison: Comparison) -> Table:
+def _linears(comparison: EngineComparison) -> Table:
     table = Table(
         "linears",
         "relative error",
@@ -77,13 +77,13 @@ def _linears(comparison: Comparison) -> Table:
         pad_edge=False,
         padding=(0, 3, 0, 0),
     )
-    for kind, errors in by_kind(comparison.linear_errors).items():
+    for kind, errors in by_linear_name(comparison.linear_errors).items():
         worst = max(errors, key=lambda name: errors[name])
         table.add_row(kind, f"{mean(list(errors.values())):.3g}", f"{errors[worst]:.3g}", worst)
     return table
 
 
-def by_kind(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def by_linear_name(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Errors by linear, sorted by the last part of its name."""
     kinds: dict[str, dict[str, float]] = {}
     for name, error in errors.items():

@@ -12,11 +12,11 @@ from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     advice_sentences,
+    category_cells,
     cells,
-    kind_cells,
     milliseconds,
 )
-from trtllm_dflash.profile.result import Profile, SideResult, Split
+from trtllm_dflash.profile.result import Profile, StepBreakdown, SystemResult
 
 _FILE_WIDTH = 160  # where no terminal has a width of its own: enough for every table
 
@@ -26,8 +26,8 @@ def print_profile(profile: Profile) -> None:
     console = table_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     asked, settings, machine = profile.prompts, profile.settings, profile.machine
     console.print(
-        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['kinds'])} kinds,"
-        f" at most {settings['output_len']} new tokens each, {machine['threads']} threads of"
+        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['categories'])} kinds,"
+        f" at most {settings['max_tokens']} new tokens each, {machine['threads']} threads of"
         f" {machine['processor']}\n"
     )
     console.print(_figures(profile))
@@ -37,7 +37,7 @@ def print_profile(profile: Profile) -> None:
     )
     drafting = [result for result in profile.results if _is_first_with_drafts(profile, result)]
     if drafting:
-        console.print(_by_kind(profile, drafting))
+        console.print(_by_category(profile, drafting))
         console.print()
     by_position = [
         result for result in drafting if result.acceptance.by_position
@@ -45,14 +45,14 @@ def print_profile(profile: Profile) -> None:
     if by_position:
         console.print(_by_position(by_position))
         console.print()
-    if profile.splits:
-        console.print(_splits(profile.splits))
+    if profile.step_breakdowns:
+        console.print(_step_breakdowns(profile.step_breakdowns))
         console.print()
     for sentence in advice_sentences(profile):
         console.print(sentence)
 
 
-def _is_first_with_drafts(profile: Profile, result: SideResult) -> bool:
+def _is_first_with_drafts(profile: Profile, result: SystemResult) -> bool:
     return bool(result.draft_len) and result.batch == profile.results[0].batch
 
 
@@ -73,30 +73,32 @@ def _figures(profile: Profile) -> Table:
     return table
 
 
-def _by_kind(profile: Profile, results: list[SideResult]) -> Table:
-    table = _grid("τ, × plain by kind", *(result.side for result in results))
-    for row in kind_cells(profile, results):
+def _by_category(profile: Profile, results: list[SystemResult]) -> Table:
+    table = _grid("τ, × plain by kind", *(result.system for result in results))
+    for row in category_cells(profile, results):
         table.add_row(*row)
     return table
 
 
-def _by_position(results: list[SideResult]) -> Table:
+def _by_position(results: list[SystemResult]) -> Table:
     longest = max(len(result.acceptance.by_position) for result in results)
     table = _grid("accepted", *(f"draft {place + 1}" for place in range(longest)))
     for result in results:
-        table.add_row(result.side, *(f"{share:.0%}" for share in result.acceptance.by_position))
+        table.add_row(result.system, *(f"{share:.0%}" for share in result.acceptance.by_position))
     return table
 
 
-def _splits(splits: list[Split]) -> Table:
+def _step_breakdowns(step_breakdowns: list[StepBreakdown]) -> Table:
     table = _grid("step, ms", "batch", "verify", "accept", "draft", "host", "all")
-    for split in splits:
+    for breakdown in step_breakdowns:
         parts = (
-            split.verify_seconds,
-            split.accept_seconds,
-            split.draft_seconds,
-            split.host_seconds,
+            breakdown.verify_seconds,
+            breakdown.accept_seconds,
+            breakdown.draft_seconds,
+            breakdown.host_seconds,
         )
         texts = ("" if seconds is None else milliseconds(seconds) for seconds in parts)
-        table.add_row(split.side, str(split.batch), *texts, milliseconds(split.step_seconds))
+        table.add_row(
+            breakdown.system, str(breakdown.batch), *texts, milliseconds(breakdown.step_seconds)
+        )
     return table

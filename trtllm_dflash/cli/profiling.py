@@ -65,7 +65,7 @@ def _file_option(name: str, text: str) -> Callable[[Function], Function]:
 @click.argument("engine", type=click.Path(path_type=Path))
 @options_from(ProfileConfig)
 @_file_option(
-    "--prompts", 'ask these: one a line, or JSON lines with "prompt" and "kind"; -: stdin'
+    "--prompts", 'ask these: one a line, or JSON lines with "prompt" and "category"; -: stdin'
 )
 @click.option(
     "--raw", is_flag=True, help="give prompts to the model as they are, without its chat template"
@@ -94,7 +94,7 @@ def profile(
     """Measure ENGINE, a DFlash engine, and plain decoding beside it: speed, acceptance, and where
     the time goes.
 
-    All sides answer the same prompts and take turns. It says which number of drafts pays at which
+    All systems answer the same prompts and take turns. It says which number of drafts pays at which
     batch size. In place of ENGINE, a file that --json wrote is shown again; nothing is then
     measured.
     """
@@ -133,15 +133,16 @@ def _refuse_measuring(ctx: click.Context, path: Path) -> None:
 def _measure(config: ProfileConfig, path: Path | None, *, raw: bool) -> Profile:
     from trtllm_dflash.cli.prompts import read_prompts
     from trtllm_dflash.log import progress_bar
-    from trtllm_dflash.profile.profiler import Asked, profile
-    from trtllm_dflash.profile.prompts import NO_KIND, Prompt
+    from trtllm_dflash.profile.profiler import PromptSet, profile
+    from trtllm_dflash.profile.prompts import NO_CATEGORY, Prompt
 
-    asked = Asked.own(chat=not raw)
+    asked = PromptSet.own(chat=not raw)
     if path is not None:
         prompts = (
-            Prompt(line.prompt, line.kind or NO_KIND, line.where) for line in read_prompts(path)
+            Prompt(line.prompt, line.category or NO_CATEGORY, line.where)
+            for line in read_prompts(path)
         )
-        asked = Asked(str(path), tuple(prompts), chat=not raw)
+        asked = PromptSet(str(path), tuple(prompts), chat=not raw)
     with progress_bar() as progress:
         return profile(config, asked, progress=progress)
 

@@ -16,20 +16,20 @@ from trtllm_dflash.runtime.outputs import Generation
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its kind,
-    where it has one.
+    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its
+    category, where it has one.
     """
 
     prompt: str | list[int]
     where: str = ""
-    kind: str = ""
+    category: str = ""
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """Read the prompts of a file, or of stdin for "-"; blank lines are skipped.
 
     A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace;
-    keys beside "prompt" (a string or a list of token ids) and "kind" (a string) are ignored. A line
+    keys beside "prompt" (a string or a list of token ids) and "category" (a string; "kind" before) are ignored. A line
     that cannot be used raises UsageError with its number.
     """
     name = "stdin" if str(path) == "-" else str(path)
@@ -83,8 +83,8 @@ def _from_json(line: str, where: str) -> PromptLine:
             f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token'
             " ids."
         )
-    kind = row.get("kind", "")
-    return PromptLine(prompt, where, kind if isinstance(kind, str) else "")
+    category = row.get("category", row.get("kind", ""))
+    return PromptLine(prompt, where, category if isinstance(category, str) else "")
 
 
 def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def _of_profile(data: dict[str, Any]) -> dict[str, Any]:
     results = data.get("results")
     rows = [row for row in results if isinstance(row, dict)] if isinstance(results, list) else []
     drafted = [
-        row for row in rows if row.get("maker") == "dflash" and _is_number(row.get("draft_len"))
+        row
+        for row in rows
+        if row.get("implementation") == "dflash" and _is_number(row.get("draft_len"))
     ]
     drafted = [
         row for row in drafted if row["draft_len"] > 0

@@ -150,7 +150,7 @@ def _frontier(
                 time = machine.time(works, batch=batch, context=CONTEXT, drafts=drafts > 0)
                 points.append(
                     CurvePoint.of_step(
-                        batch=batch, draft_len=drafts, tau=tau, step_seconds=time.seconds, gpus=together,
+                        batch=batch, draft_len=drafts, acceptance_length=tau, step_seconds=time.seconds, gpus=together,
                         limited_by=time.limited_by,
                     )
                 )  # fmt: skip

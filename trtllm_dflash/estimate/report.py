@@ -94,7 +94,7 @@ def _step(way: str, row: Estimated, base: Estimated) -> StepReport:
         way,
         point.batch,
         point.draft_len,
-        point.tau,
+        point.acceptance_length,
         point.step_seconds,
         point.tokens_per_second_per_user,
         point.tokens_per_second_per_gpu,

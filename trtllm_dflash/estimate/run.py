@@ -144,7 +144,7 @@ class _Clock:
         point = CurvePoint.of_step(
             batch=batch,
             draft_len=draft_len,
-            tau=tau,
+            acceptance_length=tau,
             step_seconds=time.seconds,
             gpus=self.machine.gpus,
             limited_by=time.limited_by,

@@ -17,7 +17,7 @@ Prompts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class PromptAcceptance:
     """What greedy decoding with the engine's own draft_len made of some prompts.
 
     `tau` is the mean number of tokens that a step yields, bonus included; 0.0 where no step was
@@ -28,7 +28,7 @@ class Acceptance:
     draft_len: int
     steps: int
     tokens: int
-    tau: float
+    acceptance_length: float
 
 
 def check_prompts(prompts: Prompts, config: EngineConfig, max_tokens: int) -> None:
@@ -43,7 +43,7 @@ def measure_acceptance(
     max_tokens: int,
     num_threads: int | None,
     progress: Progress,
-) -> Acceptance:
+) -> PromptAcceptance:
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
     stream, phase = (
@@ -53,6 +53,6 @@ def measure_acceptance(
     for _ in stream:
         progress(phase, len(stream.finished), len(prompts))
     lengths = [length for answer in stream.generations() for length in answer.acceptance_lengths]
-    return Acceptance(
+    return PromptAcceptance(
         len(prompts), engine.config.draft_len, len(lengths), sum(lengths), mean(lengths)
     )

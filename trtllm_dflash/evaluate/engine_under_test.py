@@ -17,7 +17,7 @@ _FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedEngine:
     """An engine directory whose graph can be looked into."""
 
     directory: Path
@@ -25,7 +25,7 @@ class Subject:
     tokenizer: Tokenizer | None
 
     @classmethod
-    def open(cls, directory: Path) -> Subject:
+    def open(cls, directory: Path) -> EvaluatedEngine:
         """Check a directory; one that is damaged, or that is not a float32 engine for the CPU,
         raises EngineError.
         """
@@ -91,7 +91,7 @@ class Subject:
 
 
 def check_same_vocabulary(
-    ours: Subject, other: Subject, texts: Mapping[str, list[int]], *, chat: bool
+    ours: EvaluatedEngine, other: EvaluatedEngine, texts: Mapping[str, list[int]], *, chat: bool
 ) -> None:
     """Raise UsageError unless both engines mean the same by a token id; `texts` are some texts and
     our ids of them.

@@ -10,11 +10,11 @@ from typing import Any
 
 from trtllm_dflash.engine_dir.manifest import text_digest
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.evaluate.acceptance import Acceptance, check_prompts, measure_acceptance
-from trtllm_dflash.evaluate.engine_under_test import Subject, check_same_vocabulary
+from trtllm_dflash.evaluate.acceptance import PromptAcceptance, check_prompts, measure_acceptance
+from trtllm_dflash.evaluate.engine_under_test import EvaluatedEngine, check_same_vocabulary
 from trtllm_dflash.evaluate.result import EngineResult, Evaluation, missed_limits
-from trtllm_dflash.evaluate.scoring import read
-from trtllm_dflash.evaluate.text import Text, read_text, windows
+from trtllm_dflash.evaluate.scoring import score
+from trtllm_dflash.evaluate.text import EvalText, read_text, windows
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, ignore_progress
 from trtllm_dflash.options.evaluate import LIMITS, EvaluateConfig
@@ -24,7 +24,7 @@ _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "transformers", "tokeniz
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalPrompts:
     """Prompts to draft for, as text (in the chat format where `chat`) or token ids; `name` says
     where they stand.
     """
@@ -35,10 +35,10 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class _Material:
+class _EvalInputs:
     """What the engines are to read and to answer, in token ids."""
 
-    text: Text
+    text: EvalText
     windows: list[Int64]
     prompts: list[list[int]]
 
@@ -49,7 +49,7 @@ class _Material:
 
 def evaluate(
     config: EvaluateConfig,
-    questions: Questions | None = None,
+    questions: EvalPrompts | None = None,
     *,
     progress: Progress = ignore_progress,
     argv: Sequence[str] | None = None,
@@ -60,22 +60,24 @@ def evaluate(
     Raises: DFlashError: if an engine cannot be evaluated, the two cannot be compared, or text or
     prompts cannot be used.
     """
-    subjects = [Subject.open(path) for path in (config.engine, config.against) if path is not None]
+    engines = [
+        EvaluatedEngine.open(path) for path in (config.engine, config.against) if path is not None
+    ]
     if config.min_tau is not None:
-        _require_drafts(subjects[0], questions)
-    material = _material(config, subjects, questions)
-    reading = read(subjects, material.windows, num_threads=config.num_threads, progress=progress)
+        _require_drafts(engines[0], questions)
+    material = _material(config, engines, questions)
+    reading = score(engines, material.windows, num_threads=config.num_threads, progress=progress)
     results = [
         EngineResult(
-            directory=subject.directory,
-            weights=subject.weights,
-            drafter=subject.drafter,
-            kv_caches=subject.kv_caches,
+            directory=engine.directory,
+            weights=engine.weights,
+            drafter=engine.drafter,
+            kv_caches=engine.kv_caches,
             perplexity=perplexity,
-            acceptance=_acceptance(subject, material, config, progress),
-            source=subject.facts(),
+            acceptance=_acceptance(engine, material, config, progress),
+            source=engine.facts(),
         )
-        for subject, perplexity in zip(subjects, reading.perplexities, strict=True)
+        for engine, perplexity in zip(engines, reading.perplexities, strict=True)
     ]
     return Evaluation(
         engine=results[0],
@@ -86,28 +88,28 @@ def evaluate(
     )
 
 
-def _require_drafts(subject: Subject, questions: Questions | None) -> None:
+def _require_drafts(engine: EvaluatedEngine, questions: EvalPrompts | None) -> None:
     if questions is None or not questions.prompts:
         raise UsageError(
             "--min-tau is a limit on τ, which is measured on prompts: give --prompts FILE"
         )
-    if not subject.config.speculates:
+    if not engine.config.speculates:
         raise UsageError(
-            f"--min-tau: {subject.directory} has no drafter, so it has no τ. Leave it out."
+            f"--min-tau: {engine.directory} has no drafter, so it has no τ. Leave it out."
         )
 
 
 def _material(
-    config: EvaluateConfig, subjects: Sequence[Subject], questions: Questions | None
-) -> _Material:
+    config: EvaluateConfig, engines: Sequence[EvaluatedEngine], questions: EvalPrompts | None
+) -> _EvalInputs:
     """Text and prompts in token ids, after every check that needs no weights."""
-    text, first = read_text(config.text), subjects[0]
+    text, first = read_text(config.text), engines[0]
     token_ids, chat = first.encode(text.text), questions.chat if questions else False
     prompts = [
         first.encode(prompt, chat=chat) if isinstance(prompt, str) else prompt
         for prompt in (questions.prompts if questions else ())
     ]
-    for other in subjects[1:]:
+    for other in engines[1:]:
         check_same_vocabulary(first, other, {text.text: token_ids}, chat=False)
         asked = zip(questions.prompts, prompts, strict=True) if questions else ()
         check_same_vocabulary(
@@ -116,19 +118,21 @@ def _material(
             {prompt: ids for prompt, ids in asked if isinstance(prompt, str)},
             chat=chat,
         )
-    for subject in subjects:
-        check_prompts(prompts, subject.config, config.max_tokens)
-    size = min(subject.config.max_seq_len for subject in subjects)
-    return _Material(text, windows(token_ids[: config.text_tokens], size, name=text.name), prompts)
+    for engine in engines:
+        check_prompts(prompts, engine.config, config.max_tokens)
+    size = min(engine.config.max_seq_len for engine in engines)
+    return _EvalInputs(
+        text, windows(token_ids[: config.text_tokens], size, name=text.name), prompts
+    )
 
 
 def _acceptance(
-    subject: Subject, material: _Material, config: EvaluateConfig, progress: Progress
-) -> Acceptance | None:
-    if not material.prompts or not subject.config.speculates:
+    engine: EvaluatedEngine, material: _EvalInputs, config: EvaluateConfig, progress: Progress
+) -> PromptAcceptance | None:
+    if not material.prompts or not engine.config.speculates:
         return None
     return measure_acceptance(
-        subject.directory,
+        engine.directory,
         material.prompts,
         max_tokens=config.max_tokens,
         num_threads=config.num_threads,
@@ -137,7 +141,10 @@ def _acceptance(
 
 
 def _facts(
-    config: EvaluateConfig, material: _Material, questions: Questions | None, argv: Sequence[str]
+    config: EvaluateConfig,
+    material: _EvalInputs,
+    questions: EvalPrompts | None,
+    argv: Sequence[str],
 ) -> Mapping[str, Any]:
     text = material.text
     asked = None

@@ -27,7 +27,7 @@ _SETTINGS = {"num_known": 1, "temperature": 0, "top_p": 1, "top_k": 0, "uniforms
 _COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
-class Probe:
+class LogitsSession:
     """One sequence of a CPU engine, whose tokens are given and not generated."""
 
     def __init__(

@@ -20,7 +20,7 @@ def log_probabilities(logits: Float32) -> Float64:
     return wide
 
 
-class Losses:
+class NegLogLikelihood:
     """How badly a text's tokens were predicted."""
 
     def __init__(self) -> None:

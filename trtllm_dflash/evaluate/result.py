@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.evaluate.acceptance import Acceptance
+from trtllm_dflash.evaluate.acceptance import PromptAcceptance
 from trtllm_dflash.options.evaluate import EvaluateConfig
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine's own numbers; `source` says which engine it is (`Subject.facts`)."""
+    """One engine's own numbers; `source` says which engine it is (`EvaluatedEngine.facts`)."""
 
     directory: Path
     # the quantization's name, or the type; so is that of the drafter's (None: no drafter), and of
@@ -25,12 +25,12 @@ class EngineResult:
     drafter: str | None
     kv_caches: str
     perplexity: float
-    acceptance: Acceptance | None  # None: no drafter, or no prompts
+    acceptance: PromptAcceptance | None  # None: no drafter, or no prompts
     source: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EngineComparison:
     """How an engine differs from the other on the text; KL(other ‖ engine) in nats, over all
     positions.
 
@@ -55,7 +55,7 @@ class Evaluation:
 
     engine: EngineResult
     against: EngineResult | None
-    comparison: Comparison | None
+    comparison: EngineComparison | None
     failures: tuple[str, ...]  # limits that were missed, as sentences
     facts: Mapping[str, Any]  # of text, prompts, limits, command and versions
 
@@ -75,19 +75,21 @@ class Evaluation:
 
 
 def missed_limits(
-    config: EvaluateConfig, comparison: Comparison | None, acceptance: Acceptance | None = None
+    config: EvaluateConfig,
+    comparison: EngineComparison | None,
+    acceptance: PromptAcceptance | None = None,
 ) -> list[str]:
     """A sentence for each limit of `config` that is not kept; what is no number, or was not
     measured, keeps none.
     """
     missed = _missed_differences(config, comparison) if comparison is not None else []
-    tau = acceptance.tau if acceptance is not None else math.nan
+    tau = acceptance.acceptance_length if acceptance is not None else math.nan
     if config.min_tau is not None and not tau >= config.min_tau:
         missed.append(f"τ is {tau:.6g}, below --min-tau {config.min_tau:g}")
     return missed
 
 
-def _missed_differences(config: EvaluateConfig, comparison: Comparison) -> list[str]:
+def _missed_differences(config: EvaluateConfig, comparison: EngineComparison) -> list[str]:
     top1, kl, increase = comparison.top1, comparison.kl_mean, comparison.perplexity_increase
     missed = []
     if config.min_top1 is not None and not top1 >= config.min_top1:

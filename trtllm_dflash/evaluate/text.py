@@ -11,23 +11,23 @@ import numpy as np
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.sessions.base import Int64
 
-OWN_TEXT = "prose.txt"
+BUILTIN_TEXT = "prose.txt"
 
 
 @dataclass(frozen=True)
-class Text:
+class EvalText:
     """A text and where it stands."""
 
     name: str
     text: str
 
 
-def read_text(path: Path | None) -> Text:
+def read_text(path: Path | None) -> EvalText:
     """A UTF-8 file, or the package's own text, which nothing was calibrated with."""
     if path is None:
-        return Text(
-            OWN_TEXT,
-            (resources.files("trtllm_dflash.evaluate") / OWN_TEXT).read_text(encoding="utf-8"),
+        return EvalText(
+            BUILTIN_TEXT,
+            (resources.files("trtllm_dflash.evaluate") / BUILTIN_TEXT).read_text(encoding="utf-8"),
         )
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -41,7 +41,7 @@ def read_text(path: Path | None) -> Text:
         raise UsageError(
             f"--text {path} is empty. Give some pages of the kind of text that the model will see."
         )
-    return Text(str(path), text)
+    return EvalText(str(path), text)
 
 
 def windows(token_ids: list[int], size: int, *, name: str) -> list[Int64]:

@@ -15,12 +15,12 @@ class CurvePoint:
 
     batch: Annotated[int, "sequences that generate together, over all GPUs that serve them"]
     draft_len: Annotated[int, "drafts verified in a step; 0: plain decoding"]
-    tau: Annotated[
+    acceptance_length: Annotated[
         float, "tokens that a step yields for each sequence, bonus included; 1 without drafts"
     ]
     step_seconds: Annotated[float, "one step of the whole batch"]
     tokens_per_second_per_user: Annotated[
-        float, "interactivity: what one sequence gets, tau / step_seconds"
+        float, "interactivity: what one sequence gets, acceptance_length / step_seconds"
     ]
     tokens_per_second_per_gpu: Annotated[
         float, "throughput: what all sequences get, over the number of GPUs (a CPU counts as one)"
@@ -35,14 +35,16 @@ class CurvePoint:
         *,
         batch: int,
         draft_len: int,
-        tau: float,
+        acceptance_length: float,
         step_seconds: float,
         gpus: int = 1,
         limited_by: str | None = None,
     ) -> CurvePoint:
         """The point of a step whose time and yield are known."""
-        user = tau / step_seconds
-        return cls(batch, draft_len, tau, step_seconds, user, batch * user / gpus, limited_by)
+        user = acceptance_length / step_seconds
+        return cls(
+            batch, draft_len, acceptance_length, step_seconds, user, batch * user / gpus, limited_by
+        )
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.profile.systems import Answer, InputIds, Side, sequentially
+from trtllm_dflash.profile.systems import Answer, System, InputIds, sequentially
 
 LOOKUP_DRAFTS = 10  # candidates of a prompt lookup: what transformers' guide uses
 
 
-def peer_sides(
+def load_external_systems(
     names: Collection[str],
     target: Path,
     drafter: Path | None,
@@ -26,16 +26,16 @@ def peer_sides(
     block_size: int,
     stops: Sequence[int],
     num_threads: int,
-) -> list[Side]:
-    """The sides of "reference" and "hf", as far as named, on one model in memory; `drafter` is for
+) -> list[System]:
+    """The systems of "reference" and "hf", as far as named, on one model in memory; `drafter` is for
     the reference.
     """
     torch, model = _torch_model(target, num_threads)
-    sides = []
+    systems = []
     if "reference" in names and drafter is not None:
         answer = _reference(torch, model, drafter, block_size, stops)
-        sides.append(
-            Side(
+        systems.append(
+            System(
                 "reference",
                 "reference",
                 block_size - 1,
@@ -46,18 +46,18 @@ def peer_sides(
     if "hf" in names:
         plain = _generate(torch, model, stops)
         lookup = _generate(torch, model, stops, prompt_lookup_num_tokens=LOOKUP_DRAFTS)
-        sides += [
-            Side("hf", "huggingface", 0, sequentially(plain, 1), batches=(1,)),
-            Side(
+        systems += [
+            System("hf", "huggingface", 0, sequentially(plain, 1), batches=(1,)),
+            System(
                 "hf lookup",
                 "huggingface",
                 LOOKUP_DRAFTS,
                 sequentially(lookup, 1 + LOOKUP_DRAFTS),
                 batches=(1,),
-                always_drafts=False,
+                fixed_draft_len=False,
             ),
         ]
-    return sides
+    return systems
 
 
 def _reference(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtllm_dflash.profile.result import Profile, SideResult
+from trtllm_dflash.profile.result import Profile, SystemResult
 
 PLAIN = "plain"
 RATE = "tok/s"  # of all sequences: what the best side of a batch size is best in
 # The table of all figures.
 COLUMNS = (
-    "side",
+    "system",
     "batch",
     "TTFT ms",
     "TPOT ms",
@@ -24,12 +24,12 @@ COLUMNS = (
 )
 
 
-def cells(profile: Profile, result: SideResult) -> list[str]:
+def cells(profile: Profile, result: SystemResult) -> list[str]:
     """A row of the table of all figures, in the order of COLUMNS."""
-    dar = result.acceptance.dar
+    draft_acceptance_rate = result.acceptance.draft_acceptance_rate
     ratio = speedup(profile, result)
     return [
-        result.side,
+        result.system,
         str(result.batch),
         milliseconds(result.ttft_seconds.mean),
         milliseconds(result.tpot_seconds.mean),
@@ -37,34 +37,35 @@ def cells(profile: Profile, result: SideResult) -> list[str]:
         f"{result.tokens_per_second_per_user:.1f}",
         f"{result.tokens_per_second:.1f}",
         f"{ratio:.2f}" if ratio is not None else "",
-        f"{result.acceptance.al:.2f}" if result.draft_len else "",
-        f"{dar:.0%}" if dar is not None else "",
+        f"{result.acceptance.acceptance_length:.2f}" if result.draft_len else "",
+        f"{draft_acceptance_rate:.0%}" if draft_acceptance_rate is not None else "",
         f"{result.same_tokens}/{len(result.by_prompt)}",
     ]
 
 
-def speedup(profile: Profile, result: SideResult) -> float | None:
+def speedup(profile: Profile, result: SystemResult) -> float | None:
     """A side's tokens/s over the plain engine's at the same batch size; None where that one has no
     figure.
     """
     for other in profile.results:
-        if other.side == PLAIN and other.batch == result.batch:
+        if other.system == PLAIN and other.batch == result.batch:
             return result.tokens_per_second / other.tokens_per_second
     return None
 
 
-def kind_cells(profile: Profile, results: Sequence[SideResult]) -> list[list[str]]:
-    """A row for each kind: its name, then τ of each side, and its tokens/s per user over the plain
+def category_cells(profile: Profile, results: Sequence[SystemResult]) -> list[list[str]]:
+    """A row for each kind: its name, then τ of each system, and its tokens/s per user over the plain
     engine's.
     """
     rows = []
-    for index, kind in enumerate(results[0].by_kind):
-        row = [f"{kind.kind} ({kind.prompts})"]
+    for index, kind in enumerate(results[0].by_category):
+        row = [f"{kind.category} ({kind.prompts})"]
         for result in results:
-            own, plain = result.by_kind[index], _plain(profile, result.batch).by_kind[index]
+            own, plain = result.by_category[index], _plain(profile, result.batch).by_category[index]
             rate, base = own.tokens_per_second_per_user, plain.tokens_per_second_per_user
             row.append(
-                f"{own.acceptance.al:.2f}" + (f" · {rate / base:.2f}×" if rate and base else "")
+                f"{own.acceptance.acceptance_length:.2f}"
+                + (f" · {rate / base:.2f}×" if rate and base else "")
             )
         rows.append(row)
     return rows
@@ -82,7 +83,7 @@ PROMPT_COLUMNS = (
 )
 
 
-def prompt_cells(profile: Profile, result: SideResult) -> list[list[str]]:
+def prompt_cells(profile: Profile, result: SystemResult) -> list[list[str]]:
     """A row for each prompt, in the order of PROMPT_COLUMNS."""
     rows = []
     for own, plain in zip(result.by_prompt, _plain(profile, result.batch).by_prompt, strict=True):
@@ -90,10 +91,10 @@ def prompt_cells(profile: Profile, result: SideResult) -> list[list[str]]:
         rows.append(
             [
                 str(own.index + 1),
-                own.kind,
+                own.category,
                 str(own.prompt_tokens),
                 str(own.tokens),
-                f"{own.al:.2f}",
+                f"{own.acceptance_length:.2f}",
                 milliseconds(own.ttft_seconds),
                 milliseconds(per_token),
                 f"{base / per_token:.2f}" if per_token and base else "",
@@ -102,16 +103,16 @@ def prompt_cells(profile: Profile, result: SideResult) -> list[list[str]]:
     return rows
 
 
-def _plain(profile: Profile, batch: int) -> SideResult:
+def _plain(profile: Profile, batch: int) -> SystemResult:
     return next(
-        result for result in profile.results if (result.side, result.batch) == (PLAIN, batch)
+        result for result in profile.results if (result.system, result.batch) == (PLAIN, batch)
     )
 
 
 def headline(profile: Profile) -> list[tuple[str, str]]:
     """(figure, what it is): the few to see first, at the smallest batch."""
     first = profile.advice.batches[0]
-    best = advised(profile)
+    best = recommended_result(profile)
     plain = _plain(profile, first.batch)
     figures = [
         (f"{first.speedup:.2f}×", f"tokens/s over the plain engine at batch {first.batch}"),
@@ -123,13 +124,20 @@ def headline(profile: Profile) -> list[tuple[str, str]]:
             ),
         ),
     ]
-    if best.acceptance.dar is not None:
+    if best.acceptance.draft_acceptance_rate is not None:
         figures += [
-            (f"{best.acceptance.al:.2f}", "[AL] τ: tokens a step, bonus included"),
-            (f"{best.acceptance.dar:.0%}", f"[DAR]: accepted of {_drafts(best.draft_len)} a step"),
+            (f"{best.acceptance.acceptance_length:.2f}", "[AL] τ: tokens a step, bonus included"),
+            (
+                f"{best.acceptance.draft_acceptance_rate:.0%}",
+                f"[DAR]: accepted of {_drafts(best.draft_len)} a step",
+            ),
         ]
-    same = sum(result.same_tokens for result in profile.results if result.maker == "dflash")
-    answers = sum(len(result.by_prompt) for result in profile.results if result.maker == "dflash")
+    same = sum(
+        result.same_tokens for result in profile.results if result.implementation == "dflash"
+    )
+    answers = sum(
+        len(result.by_prompt) for result in profile.results if result.implementation == "dflash"
+    )
     return [
         *figures,
         (f"{same}/{answers}", "DFlash answers that are the plain engine's, token for token"),
@@ -166,11 +174,13 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def advised(profile: Profile) -> SideResult:
+def recommended_result(profile: Profile) -> SystemResult:
     """The DFlash side that the advice takes at the smallest batch."""
     first = profile.advice.batches[0]
     wanted = ("dflash", first.batch, first.draft_len)
-    return next(one for one in profile.results if (one.maker, one.batch, one.draft_len) == wanted)
+    return next(
+        one for one in profile.results if (one.implementation, one.batch, one.draft_len) == wanted
+    )
 
 
 def _drafts(count: int) -> str:

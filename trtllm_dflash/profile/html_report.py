@@ -16,13 +16,13 @@ from trtllm_dflash.profile.formatting import (
     PROMPT_COLUMNS,
     RATE,
     advice_sentences,
-    advised,
+    category_cells,
     cells,
     headline,
-    kind_cells,
     prompt_cells,
+    recommended_result,
 )
-from trtllm_dflash.profile.result import Profile, SideResult
+from trtllm_dflash.profile.result import Profile, SystemResult
 from trtllm_dflash.profile.theme import FONTS, inline_svg, variables
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def page(profile: Profile) -> str:
         title=escape(f"Profile of {name}"),
         subtitle=escape(
             f"{profile.engine['arch']}, {profile.engine['dtype']} · {where},"
-            f" {_threads(machine['threads'])} · {asked['count']} prompts of {len(asked['kinds'])}"
-            f" kinds, at most {profile.settings['output_len']} new tokens each ·"
+            f" {_threads(machine['threads'])} · {asked['count']} prompts of {len(asked['categories'])}"
+            f" kinds, at most {profile.settings['max_tokens']} new tokens each ·"
             f" {profile.created[:10]}"
         ),
         variables=variables(),
@@ -83,26 +83,28 @@ def _sections(profile: Profile) -> Iterator[str]:
     yield "<h2>All figures</h2>" + _results_table(profile)
     if drafting:
         yield from _acceptance(
-            drafting, plots.colours_by_name([result.side for result in profile.results])
+            drafting, plots.colours_by_name([result.system for result in profile.results])
         )
         yield (
-            "<h2>By kind and by prompt</h2>" + _by_kind(profile, drafting) + _prompts_table(profile)
+            "<h2>By kind and by prompt</h2>"
+            + _by_category(profile, drafting)
+            + _prompts_table(profile)
         )
     yield from _time(profile)
     yield "<h2>How it was measured</h2>" + _provenance(profile)
 
 
-def _acceptance(drafting: Sequence[SideResult], colours: Mapping[str, str]) -> Iterator[str]:
-    widest = max(drafting, key=lambda result: (result.draft_len, result.maker == "dflash"))
+def _acceptance(drafting: Sequence[SystemResult], colours: Mapping[str, str]) -> Iterator[str]:
+    widest = max(drafting, key=lambda result: (result.draft_len, result.implementation == "dflash"))
     kinds = _figure(
-        plots.tau_by_kind(drafting, colours),
+        plots.acceptance_length_by_category(drafting, colours),
         "τ by kind of prompt",
         f"τ by kind of prompt, at batch {widest.batch}.",
     )
     places = _figure(
         plots.acceptance_by_position(widest, colours),
         "acceptance by position in the block",
-        f"{widest.side}: a draft counts as accepted when all before it are.",
+        f"{widest.system}: a draft counts as accepted when all before it are.",
     )
     yields = _figure(
         plots.step_yields(drafting, colours),
@@ -112,18 +114,16 @@ def _acceptance(drafting: Sequence[SideResult], colours: Mapping[str, str]) -> I
     yield f"<h2>Acceptance</h2><div class='pair'>{kinds}<div>{places}{yields}</div></div>"
 
 
-def _by_kind(profile: Profile, drafting: Sequence[SideResult]) -> str:
-    titles = ["kind (prompts)", *(result.side for result in drafting)]
+def _by_category(profile: Profile, drafting: Sequence[SystemResult]) -> str:
+    titles = ["kind (prompts)", *(result.system for result in drafting)]
     caption = f"τ, and tokens/s per user over the plain engine's, at batch {drafting[0].batch}."
-    return (
-        f"{_table(titles, kind_cells(profile, drafting))}<figcaption>{escape(caption)}</figcaption>"
-    )
+    return f"{_table(titles, category_cells(profile, drafting))}<figcaption>{escape(caption)}</figcaption>"
 
 
 def _time(profile: Profile) -> Iterator[str]:
-    if not profile.splits:
+    if not profile.step_breakdowns:
         return
-    method = profile.splits[0].method
+    method = profile.step_breakdowns[0].method
     how = {
         "kernels": (
             "The fastest of a few steps, divided as the times of its kernels are (timed in a twin"
@@ -134,15 +134,21 @@ def _time(profile: Profile) -> Iterator[str]:
             " both."
         ),
     }[method]
-    parts = _figure(plots.where_time_goes(profile.splits), "time of a step by part", how)
-    layered = [split for split in profile.splits if split.layers and split.draft_len]
+    parts = _figure(plots.where_time_goes(profile.step_breakdowns), "time of a step by part", how)
+    layered = [
+        breakdown
+        for breakdown in profile.step_breakdowns
+        if breakdown.layers and breakdown.draft_len
+    ]
     if layered:
-        own = [split for split in layered if split.draft_len == profile.engine["draft_len"]]
+        own = [
+            breakdown for breakdown in layered if breakdown.draft_len == profile.engine["draft_len"]
+        ]
         shown = (own or layered)[0]
         parts += _figure(
             plots.time_by_layer(shown),
             "time of a step by layer",
-            f"{shown.side}, batch {shown.batch}, by layer.",
+            f"{shown.system}, batch {shown.batch}, by layer.",
         )
     yield f"<h2>Where the time goes</h2><div class='pair'>{parts}</div>"
 
@@ -173,9 +179,9 @@ def _results_table(profile: Profile) -> str:
 
 
 def _prompts_table(profile: Profile) -> str:
-    result = advised(profile)
+    result = recommended_result(profile)
     table = _table(PROMPT_COLUMNS, prompt_cells(profile, result))
-    summary = f"Every prompt with {result.side} at batch {result.batch}"
+    summary = f"Every prompt with {result.system} at batch {result.batch}"
     return f"<details><summary>{escape(summary)}</summary>{table}</details>"
 
 

@@ -17,8 +17,8 @@ _READ: dict[str, dict[str, Any]] = {
     "machine": {"processor": str, "threads": int, "gpus": list[str]},
     "engine": {"directory": str, "arch": str, "dtype": str, "draft_len": int},
     "plain": {"directory": str | None},
-    "settings": {"output_len": int},
-    "prompts": {"name": str, "count": int, "kinds": dict[str, int]},
+    "settings": {"max_tokens": int},
+    "prompts": {"name": str, "count": int, "categories": dict[str, int]},
 }
 
 
@@ -87,29 +87,33 @@ def _missing(data: Any) -> list[str]:
 def _contradictions(profile: Profile) -> list[str]:
     """Where one part speaks of another that is not there."""
     first = profile.advice.batches[0]
-    plain = {result.batch: result for result in profile.results if result.side == PLAIN}
-    sides = {(result.maker, result.batch, result.draft_len) for result in profile.results}
+    plain = {result.batch: result for result in profile.results if result.system == PLAIN}
+    systems = {
+        (result.implementation, result.batch, result.draft_len) for result in profile.results
+    }
     problems = [
-        f"profile.results has no side {PLAIN} at batch {batch}"
+        f"profile.results has no system {PLAIN} at batch {batch}"
         for batch in (profile.results[0].batch, first.batch)
         if batch not in plain
     ]
-    if ("dflash", first.batch, first.draft_len) not in sides:
+    if ("dflash", first.batch, first.draft_len) not in systems:
         problems.append(
-            f"profile.results has no DFlash side with {first.draft_len} drafts at batch"
+            f"profile.results has no DFlash system with {first.draft_len} drafts at batch"
             f" {first.batch}"
         )
     for index, result in enumerate(profile.results):
         base = plain.get(result.batch, result)
-        for name in ("by_kind", "by_prompt"):
-            own, others = ([row.kind for row in getattr(one, name)] for one in (result, base))
+        for name in ("by_category", "by_prompt"):
+            own, others = ([row.category for row in getattr(one, name)] for one in (result, base))
             if own != others:
                 problems.append(
                     f"profile.results[{index}].{name} has other kinds than that of {PLAIN}"
                 )
-    methods = [split.method for split in profile.splits if split.method not in METHODS]
+    methods = [
+        breakdown.method for breakdown in profile.step_breakdowns if breakdown.method not in METHODS
+    ]
     return problems + [
-        f"profile.splits has the method {name!r}, expected {' or '.join(METHODS)}"
+        f"profile.step_breakdowns has the method {name!r}, expected {' or '.join(METHODS)}"
         for name in methods
     ]
 

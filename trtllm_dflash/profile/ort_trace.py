@@ -24,13 +24,11 @@ import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.profile.result import LayerTime, Split
+from trtllm_dflash.profile.result import LayerTime, StepBreakdown
 from trtllm_dflash.runtime.sessions.base import Int32, SlotSampling
 from trtllm_dflash.runtime.sessions.ort import OrtSession
 
-STEPS = (
-    8  # tried for each split, of which the fastest counts; the first of a new shape is run before
-)
+STEPS = 8  # tried for each breakdown, of which the fastest counts; the first of a new shape is run before
 PARTS = {
     "target": "verify",
     "accept": "accept",
@@ -47,7 +45,7 @@ _GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
-class _Twins:
+class _PairedRun:
     """A run of the traced graph: whose it is (None: not to be counted), how long its step took, and
     how long the same step took right after it in a session that times nothing.
     """
@@ -58,7 +56,7 @@ class _Twins:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _TracedRun:
     """What ONNX Runtime noted of one run of the graph: its own time, and the kernels' events in
     time's order.
     """
@@ -78,18 +76,18 @@ class Observation:
     layers: Mapping[str, float]
 
 
-def trace_splits(
+def trace_step_breakdowns(
     directory: Path,
     config: EngineConfig,
-    side: Mapping[int, str],
+    system: Mapping[int, str],
     *,
     batches: Sequence[int],
     prompts: Sequence[Sequence[int]],
     output_len: int,
     num_threads: int | None,
-) -> list[Split]:
-    """Split generation steps of a CPU engine, whose slots hold `prompts` in turn and as many new
-    tokens as answers of at most `output_len` (at least 2) have; `side`: names by draft_len.
+) -> list[StepBreakdown]:
+    """StepBreakdown generation steps of a CPU engine, whose slots hold `prompts` in turn and as many new
+    tokens as answers of at most `output_len` (at least 2) have; `system`: names by draft_len.
 
     Timing kernels makes a step much longer. So every step is done twice, the second time by a
     session that times nothing; its time is divided as that of the kernels of the first. The host's
@@ -103,7 +101,7 @@ def trace_splits(
         steps = [
             step
             for batch in batches
-            for draft_len in side
+            for draft_len in system
             for step in _run((traced, bare), batch, draft_len, prompts, output_len)
         ]
         runs = _by_run(json.loads(traced.end_trace().read_bytes()))
@@ -120,7 +118,7 @@ def trace_splits(
                 Observation(step.seconds, host, seconds_by_layer(run.kernels))
             )
     return [
-        split_of(side[draft_len], batch, draft_len, found)
+        merge_observations(system[draft_len], batch, draft_len, found)
         for (batch, draft_len), found in gathered.items()
     ]
 
@@ -131,7 +129,7 @@ def _run(
     draft_len: int,
     prompts: Sequence[Sequence[int]],
     output_len: int,
-) -> Iterator[_Twins]:
+) -> Iterator[_PairedRun]:
     """Generate: once for the new shapes, and STEPS times for the clock. A slot whose answer has
     ended begins again: the caches have no room behind the longest sequence.
     """
@@ -145,12 +143,12 @@ def _run(
             _timed_step(session, batch, draft_len) for session in sessions
         )
         left = [tokens - int(new) for tokens, new in zip(left, gained, strict=True)]
-        yield _Twins((batch, draft_len) if number else None, first, second)
+        yield _PairedRun((batch, draft_len) if number else None, first, second)
 
 
 def _fill(
     sessions: tuple[OrtSession, OrtSession], slot: int, prompt: Sequence[int]
-) -> Iterator[_Twins]:
+) -> Iterator[_PairedRun]:
     """Put a prompt into an emptied slot."""
     token_ids, width = np.array(prompt, np.int64), sessions[0].max_num_tokens
     for session in sessions:
@@ -158,7 +156,7 @@ def _fill(
         for begin in range(0, len(token_ids), width):
             session.prefill(slot, token_ids[begin : begin + width])
             session.collect()
-    yield from [_Twins(None)] * -(-len(token_ids) // width)
+    yield from [_PairedRun(None)] * -(-len(token_ids) // width)
 
 
 def _timed_step(session: OrtSession, batch: int, draft_len: int) -> tuple[float, Int32]:
@@ -169,10 +167,10 @@ def _timed_step(session: OrtSession, batch: int, draft_len: int) -> tuple[float,
     return perf_counter() - start, gained
 
 
-def _by_run(events: Sequence[Mapping[str, Any]]) -> list[_Run]:
+def _by_run(events: Sequence[Mapping[str, Any]]) -> list[_TracedRun]:
     """All runs of the graph, in time's order."""
     spans = sorted((event["ts"], event["dur"]) for event in events if event["name"] == "model_run")
-    runs = [_Run(microseconds * 1e-6, []) for _, microseconds in spans]
+    runs = [_TracedRun(microseconds * 1e-6, []) for _, microseconds in spans]
     kernels = (
         event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)
     )
@@ -240,7 +238,9 @@ def _layer(name: str) -> str:
     return f"{scope}/{inner[0]}" if len(inner) > 1 and scope != "accept" else scope
 
 
-def split_of(side: str, batch: int, draft_len: int, steps: Sequence[Observation]) -> Split:
+def merge_observations(
+    system: str, batch: int, draft_len: int, steps: Sequence[Observation]
+) -> StepBreakdown:
     """From the least disturbed of some equal steps, since a disturbance only adds time."""
     total, host = min(step.seconds for step in steps), min(step.host_seconds for step in steps)
     kernels = {layer: min(step.layers[layer] for step in steps) for layer in steps[0].layers}
@@ -254,8 +254,8 @@ def split_of(side: str, batch: int, draft_len: int, steps: Sequence[Observation]
         part: sum(layer.seconds for layer in layers if layer.part == part)
         for part in PARTS.values()
     }
-    return Split(
-        side=side,
+    return StepBreakdown(
+        system=system,
         batch=batch,
         draft_len=draft_len,
         method="kernels",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.profile.curve import Curve
-from trtllm_dflash.profile.result import SideResult, Split
+from trtllm_dflash.profile.result import StepBreakdown, SystemResult
 from trtllm_dflash.profile.theme import LIGHT, SERIES, label, legend, new_figure
 
 if TYPE_CHECKING:
@@ -70,24 +70,34 @@ def colours_by_name(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def tau_by_kind(results: Sequence[SideResult], colours: Mapping[str, str]) -> Figure:
-    """A row for each kind of prompt, a dot for each side at its τ, later sides in smaller ones;
+def acceptance_length_by_category(
+    results: Sequence[SystemResult], colours: Mapping[str, str]
+) -> Figure:
+    """A row for each kind of prompt, a dot for each side at its τ, later systems in smaller ones;
     sorted by the first side's.
     """
-    kinds = sorted(results[0].by_kind, key=lambda kind: kind.acceptance.al)
-    order = {kind.kind: place for place, kind in enumerate(kinds)}
+    kinds = sorted(results[0].by_category, key=lambda kind: kind.acceptance.acceptance_length)
+    order = {kind.category: place for place, kind in enumerate(kinds)}
     figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(kinds))
     rows: dict[str, list[float]] = {name: [] for name in order}
     for index, result in enumerate(results):
-        colour, size = colours[result.side], max(4, 10 - 2.5 * index)
-        places = [order[kind.kind] for kind in result.by_kind]
-        values = [kind.acceptance.al for kind in result.by_kind]
-        for row in result.by_kind:
-            rows[row.kind].append(row.acceptance.al)
+        colour, size = colours[result.system], max(4, 10 - 2.5 * index)
+        places = [order[kind.category] for kind in result.by_category]
+        values = [kind.acceptance.acceptance_length for kind in result.by_category]
+        for row in result.by_category:
+            rows[row.category].append(row.acceptance.acceptance_length)
         axes.plot(
-            values, places, "o", color=colour, markersize=size, label=result.side, zorder=3 + index
+            values,
+            places,
+            "o",
+            color=colour,
+            markersize=size,
+            label=result.system,
+            zorder=3 + index,
         )
-        axes.axvline(result.acceptance.al, color=colour, linewidth=1, linestyle=":", zorder=1)
+        axes.axvline(
+            result.acceptance.acceptance_length, color=colour, linewidth=1, linestyle=":", zorder=1
+        )
     for name, place in order.items():
         axes.plot([1, max(rows[name])], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
     axes.set_yticks(list(order.values()), list(order), color=LIGHT["ink"])
@@ -98,18 +108,20 @@ def tau_by_kind(results: Sequence[SideResult], colours: Mapping[str, str]) -> Fi
     return figure
 
 
-def acceptance_by_position(result: SideResult, colours: Mapping[str, str]) -> Figure:
+def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> Figure:
     """How often each draft of the block was accepted: all prompts, and the range over their
     kinds.
     """
     shares = result.acceptance.by_position
     figure, axes = new_figure(NARROW, 3.4)
     places = range(1, len(shares) + 1)
-    axes.bar(places, shares, color=colours[result.side], width=0.62, label="all prompts", zorder=2)
-    by_kind = [
-        kind.acceptance.by_position for kind in result.by_kind if kind.acceptance.by_position
+    axes.bar(
+        places, shares, color=colours[result.system], width=0.62, label="all prompts", zorder=2
+    )
+    by_category = [
+        kind.acceptance.by_position for kind in result.by_category if kind.acceptance.by_position
     ]
-    ranges = [sorted(own[place - 1] for own in by_kind) for place in places]
+    ranges = [sorted(own[place - 1] for own in by_category) for place in places]
     axes.vlines(
         places,
         [values[0] for values in ranges],
@@ -137,13 +149,13 @@ def acceptance_by_position(result: SideResult, colours: Mapping[str, str]) -> Fi
     return figure
 
 
-def where_time_goes(splits: Sequence[Split]) -> Figure:
+def where_time_goes(step_breakdowns: Sequence[StepBreakdown]) -> Figure:
     """A bar for each side and batch size: a step's milliseconds by part."""
-    figure, axes = new_figure(NARROW, 0.9 + 0.34 * len(splits))
-    names = [f"{split.side}, batch {split.batch}" for split in splits]
-    lefts = [0.0] * len(splits)
+    figure, axes = new_figure(NARROW, 0.9 + 0.34 * len(step_breakdowns))
+    names = [f"{breakdown.system}, batch {breakdown.batch}" for breakdown in step_breakdowns]
+    lefts = [0.0] * len(step_breakdowns)
     for part, (field, colour) in _PARTS.items():
-        widths = [1000 * (getattr(split, field) or 0.0) for split in splits]
+        widths = [1000 * (getattr(breakdown, field) or 0.0) for breakdown in step_breakdowns]
         if any(widths):
             axes.barh(names, widths, left=lefts, color=colour, height=0.66, label=part, zorder=2)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
@@ -155,12 +167,12 @@ def where_time_goes(splits: Sequence[Split]) -> Figure:
     return figure
 
 
-def time_by_layer(split: Split) -> Figure:
+def time_by_layer(breakdown: StepBreakdown) -> Figure:
     """A step's milliseconds by layer, in the graph's order."""
     figure, axes = new_figure(NARROW, 3.4)
-    layers = [layer for layer in split.layers if layer.layer.rpartition(".")[2].isdecimal()]
+    layers = [layer for layer in breakdown.layers if layer.layer.rpartition(".")[2].isdecimal()]
     rest = {
-        part: sum(one.seconds for one in split.layers if one.part == part and one not in layers)
+        part: sum(one.seconds for one in breakdown.layers if one.part == part and one not in layers)
         for part in _PARTS
     }
     bars: list[tuple[str, float, str]] = []
@@ -193,7 +205,7 @@ def time_by_layer(split: Split) -> Figure:
     return figure
 
 
-def step_yields(results: Sequence[SideResult], colours: Mapping[str, str]) -> Figure:
+def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> Figure:
     """The histogram of accepted lengths: the share of steps that yielded 1, 2, … tokens, a group of
     bars for each.
     """
@@ -210,8 +222,8 @@ def step_yields(results: Sequence[SideResult], colours: Mapping[str, str]) -> Fi
             places,
             shares[1:],
             width=width * 0.9,
-            color=colours[result.side],
-            label=result.side,
+            color=colours[result.system],
+            label=result.system,
             zorder=2,
         )
     axes.set_xticks(range(1, longest))

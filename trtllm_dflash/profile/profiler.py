@@ -1,4 +1,4 @@
-"""Measuring: refuse early, warm up, let the sides take turns, and add up."""
+"""Measuring: refuse early, warm up, let the systems take turns, and add up."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve
 from trtllm_dflash.profile.plain_engine import checkpoint, digest, engine_facts, plain_engine
 from trtllm_dflash.profile.prompts import (
-    OWN_NAME,
+    BUILTIN_NAME,
+    EncodedPrompt,
     Prompt,
-    Question,
+    builtin_prompts,
     encode,
-    fit,
+    fit_length,
     limit_per_category,
-    own_prompts,
 )
-from trtllm_dflash.profile.result import SCHEMA, Profile, SideResult, Split
-from trtllm_dflash.profile.step_breakdown import split_by_differences
-from trtllm_dflash.profile.summaries import Measured, point, side_result
-from trtllm_dflash.profile.systems import Round, Side, engine_side
+from trtllm_dflash.profile.result import SCHEMA, Profile, StepBreakdown, SystemResult
+from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
+from trtllm_dflash.profile.summaries import SystemRun, point, system_result
+from trtllm_dflash.profile.systems import BatchRun, System, engine_system
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.request import PromptError, make_requests
 from trtllm_dflash.runtime.threads import resolve_num_threads
@@ -41,8 +41,10 @@ from trtllm_dflash.runtime.threads import resolve_num_threads
 PLAIN = "plain"
 WARM_UP_TOKENS = 8  # enough steps for every shape to have been run, and to be captured on a GPU
 PROMPTS_A_SLOT = (
-    4  # of a round: few enough for sides to alternate often, enough for most steps to be full
+    4  # of a round: few enough for systems to alternate often, enough for most steps to be full
 )
+# Names of options in the JSON, where they differ.
+_SETTING_NAMES = {"per_kind": "per_category", "output_len": "max_tokens"}
 CLOCK = {
     "ttft_seconds": (
         "a prompt's own steps, from the first one's begin to the first token; not the wait for a"
@@ -54,9 +56,9 @@ CLOCK = {
     ),
     "step_seconds": (
         "a generation step's inputs, engine and outputs, while the whole batch takes part; where"
-        " the side is not ours, an answer's generation over its steps"
+        " the system is not ours, an answer's generation over its steps"
     ),
-    "tokens_per_second_with_prompts": (
+    "tokens_per_second_with_prefill": (
         "everything from the first prompt's token ids to the last answer's tokens"
     ),
     "never": "loading, tokenizing, warming up",
@@ -64,7 +66,7 @@ CLOCK = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptSet:
     """The prompts to ask; `name` says where they stand, `chat` whether texts go into the model's
     chat format.
     """
@@ -74,14 +76,14 @@ class Asked:
     chat: bool = True
 
     @classmethod
-    def own(cls, *, chat: bool = True) -> Asked:
+    def own(cls, *, chat: bool = True) -> PromptSet:
         """The package's prompts."""
-        return cls(OWN_NAME, tuple(own_prompts()), chat)
+        return cls(BUILTIN_NAME, tuple(builtin_prompts()), chat)
 
 
 def profile(
     config: ProfileConfig,
-    asked: Asked | None = None,
+    asked: PromptSet | None = None,
     *,
     progress: Progress = ignore_progress,
     argv: Sequence[str] | None = None,
@@ -92,9 +94,9 @@ def profile(
     Raises: DFlashError: if engines, prompts or options cannot be used, before anything is measured;
     or if all answers end before a step has its whole batch.
     """
-    asked = asked or Asked.own()
+    asked = asked or PromptSet.own()
     engine_config = EngineConfig.load(config.engine)
-    plan = _Plan.make(config, engine_config)
+    plan = _Sweep.make(config, engine_config)
     machine = provenance.machine_facts(resolve_num_threads(config.num_threads))
     with plain_engine(
         config.engine, engine_config, given=config.plain, target=config.target, progress=progress
@@ -104,8 +106,10 @@ def profile(
             for path in (config.engine, plain_path)
         )
         questions = _questions(config, asked, (engine, plain), plan)
-        measured = _measure(config, plan, _sides(config, plan, engine, plain), questions, progress)
-        splits = _splits(config, plan, plain_path, questions, progress)
+        measured = _measure(
+            config, plan, _systems(config, plan, engine, plain), questions, progress
+        )
+        step_breakdowns = _step_breakdowns(config, plan, plain_path, questions, progress)
         facts = {
             "machine": machine,
             "engine": engine_facts(config.engine, engine.config),
@@ -116,12 +120,18 @@ def profile(
             "prompts": _prompt_facts(asked, questions),
         }
     return _profile(
-        config, plan, measured, questions, splits, facts, sys.argv if argv is None else argv
+        config,
+        plan,
+        measured,
+        questions,
+        step_breakdowns,
+        facts,
+        sys.argv if argv is None else argv,
     )
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Sweep:
     """What is measured of the engines."""
 
     engine: Path
@@ -130,7 +140,7 @@ class _Plan:
     draft_lens: tuple[int, ...]
 
     @classmethod
-    def make(cls, config: ProfileConfig, engine: EngineConfig) -> _Plan:
+    def make(cls, config: ProfileConfig, engine: EngineConfig) -> _Sweep:
         """Resolve the defaults; what the engine cannot do raises UsageError."""
         if not engine.speculates:
             raise UsageError(
@@ -154,18 +164,18 @@ class _Plan:
         return cls(config.engine, engine, batches, lengths)
 
     def name(self, draft_len: int) -> str:
-        """A DFlash side's name."""
+        """A DFlash system's name."""
         return f"DFlash {draft_len}"
 
 
 def _questions(
-    config: ProfileConfig, asked: Asked, engines: Sequence[Engine], plan: _Plan
-) -> list[Question]:
+    config: ProfileConfig, asked: PromptSet, engines: Sequence[Engine], plan: _Sweep
+) -> list[EncodedPrompt]:
     """Token ids of the prompts, once all engines are known to take them."""
     if not asked.prompts:
         raise UsageError("there is no prompt to ask.")
     prompts = limit_per_category(asked.prompts, config.per_kind)
-    questions = fit(encode(prompts, engines[0].tokenizer, chat=asked.chat), config.input_len)
+    questions = fit_length(encode(prompts, engines[0].tokenizer, chat=asked.chat), config.input_len)
     for engine in engines:
         if plan.batches[-1] > engine.config.max_batch_size:
             raise UsageError(
@@ -182,27 +192,27 @@ def _questions(
     return questions
 
 
-def _sides(config: ProfileConfig, plan: _Plan, engine: Engine, plain: Engine) -> list[Side]:
+def _systems(config: ProfileConfig, plan: _Sweep, engine: Engine, plain: Engine) -> list[System]:
     sampling: dict[str, Any] = {
         name: getattr(config, name) for name in ("temperature", "top_p", "top_k", "seed")
     }
     stops = () if config.ignore_eos else engine.config.eos_token_ids
     sampling |= {"stop_token_ids": stops}
-    sides = [engine_side(PLAIN, PLAIN, plain, 0, **sampling)]
-    sides += [
-        engine_side(plan.name(length), "dflash", engine, length, **sampling)
+    systems = [engine_system(PLAIN, PLAIN, plain, 0, **sampling)]
+    systems += [
+        engine_system(plan.name(length), "dflash", engine, length, **sampling)
         for length in plan.draft_lens
     ]
     if not config.peers:
-        return sides
-    from trtllm_dflash.profile.external_systems import peer_sides
+        return systems
+    from trtllm_dflash.profile.external_systems import load_external_systems
 
     drafter = (
         checkpoint(config.engine, "drafter", config.drafter)
         if "reference" in config.peers
         else None
     )
-    return sides + peer_sides(
+    return systems + load_external_systems(
         config.peers,
         checkpoint(config.engine, "target", config.target),
         drafter,
@@ -214,31 +224,31 @@ def _sides(config: ProfileConfig, plan: _Plan, engine: Engine, plain: Engine) ->
 
 def _measure(
     config: ProfileConfig,
-    plan: _Plan,
-    sides: Sequence[Side],
-    questions: Sequence[Question],
+    plan: _Sweep,
+    systems: Sequence[System],
+    questions: Sequence[EncodedPrompt],
     progress: Progress,
-) -> list[Measured]:
-    """All sides on all questions at every batch size; in each round another side begins."""
+) -> list[SystemRun]:
+    """All systems on all questions at every batch size; in each round another system begins."""
     measured = []
     for batch in plan.batches:
-        taking = [side for side in sides if side.takes(batch)]
+        taking = [system for system in systems if system.takes(batch)]
         # With fewer questions than slots they are asked several times, all equally often.
         repeated = [question.token_ids for question in questions] * -(-batch // len(questions))
-        for side in taking:
-            side.run(repeated[:batch], batch, min(WARM_UP_TOKENS, config.output_len))
-        rounds: dict[str, list[Round]] = {side.name: [] for side in taking}
-        parts = rounds_of(repeated, batch)
+        for system in taking:
+            system.run(repeated[:batch], batch, min(WARM_UP_TOKENS, config.output_len))
+        rounds: dict[str, list[BatchRun]] = {system.name: [] for system in taking}
+        parts = split_into_rounds(repeated, batch)
         for number, part in enumerate(parts):
             first = number % len(taking)
-            for side in [*taking[first:], *taking[:first]]:
-                rounds[side.name].append(side.run(part, batch, config.output_len))
+            for system in [*taking[first:], *taking[:first]]:
+                rounds[system.name].append(system.run(part, batch, config.output_len))
             progress(f"batch {batch}", number + 1, len(parts))
-        measured += [Measured(side, batch, rounds[side.name]) for side in taking]
+        measured += [SystemRun(system, batch, rounds[system.name]) for system in taking]
     return measured
 
 
-def rounds_of(prompts: Sequence[Any], batch: int) -> list[Sequence[Any]]:
+def split_into_rounds(prompts: Sequence[Any], batch: int) -> list[Sequence[Any]]:
     """The prompts in rounds of nearly equal size: one each for a batch of 1, else enough to fill
     the batch for long.
     """
@@ -248,17 +258,17 @@ def rounds_of(prompts: Sequence[Any], batch: int) -> list[Sequence[Any]]:
     return [prompts[begin:end] for begin, end in pairwise(bounds)]
 
 
-def _splits(
+def _step_breakdowns(
     config: ProfileConfig,
-    plan: _Plan,
+    plan: _Sweep,
     plain: Path,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedPrompt],
     progress: Progress,
-) -> list[Split]:
+) -> list[StepBreakdown]:
     """Kernel times, where the backend has them."""
     if plan.config.backend != "onnxruntime":
         return []
-    from trtllm_dflash.profile.ort_trace import trace_splits
+    from trtllm_dflash.profile.ort_trace import trace_step_breakdowns
 
     options: dict[str, Any] = {
         "batches": plan.batches,
@@ -267,32 +277,39 @@ def _splits(
         "num_threads": config.num_threads,
     }
     names = {length: plan.name(length) for length in plan.draft_lens}
-    splits = []
-    for done, (directory, sides) in enumerate(((plan.engine, names), (plain, {0: PLAIN}))):
+    step_breakdowns = []
+    for done, (directory, systems) in enumerate(((plan.engine, names), (plain, {0: PLAIN}))):
         progress("timing kernels", done, 2)
-        splits += trace_splits(directory, EngineConfig.load(directory), sides, **options)
+        step_breakdowns += trace_step_breakdowns(
+            directory, EngineConfig.load(directory), systems, **options
+        )
     progress("timing kernels", 2, 2)
-    return sorted(splits, key=lambda split: (split.batch, split.side != PLAIN, split.draft_len))
+    return sorted(
+        step_breakdowns,
+        key=lambda breakdown: (breakdown.batch, breakdown.system != PLAIN, breakdown.draft_len),
+    )
 
 
 def _profile(
     config: ProfileConfig,
-    plan: _Plan,
-    measured: Sequence[Measured],
-    questions: Sequence[Question],
-    splits: list[Split],
+    plan: _Sweep,
+    measured: Sequence[SystemRun],
+    questions: Sequence[EncodedPrompt],
+    step_breakdowns: list[StepBreakdown],
     facts: Mapping[str, Any],
     argv: Sequence[str],
 ) -> Profile:
-    plain = {one.batch: one.answers for one in measured if one.side.name == PLAIN}
+    plain = {one.batch: one.answers for one in measured if one.system.name == PLAIN}
     results = []
     for one in measured:
         repeated = list(questions) * (len(one.answers) // len(questions))
-        found = side_result(one, repeated, plain[one.batch])
+        found = system_result(one, repeated, plain[one.batch])
         results += [found] if found is not None else []
     curves = _curves(measured)
-    makers = {one.side.name: one.side.maker for one in measured}
-    dflash = [spot for curve in curves if makers[curve.name] == "dflash" for spot in curve.points]
+    implementations = {one.system.name: one.system.implementation for one in measured}
+    dflash = [
+        spot for curve in curves if implementations[curve.name] == "dflash" for spot in curve.points
+    ]
     baseline = [spot for curve in curves if curve.name == PLAIN for spot in curve.points]
     if not {spot.batch for spot in dflash} & {spot.batch for spot in baseline}:
         raise EngineError(
@@ -300,7 +317,9 @@ def _profile(
             " --prompts, or --ignore-eos."
         )
     settings = {
-        name: value for name, value in asdict(config).items() if not isinstance(value, Path | None)
+        _SETTING_NAMES.get(name, name): value
+        for name, value in asdict(config).items()
+        if not isinstance(value, Path | None)
     }
     return Profile(
         schema=SCHEMA,
@@ -312,32 +331,32 @@ def _profile(
         clock=CLOCK,
         results=results,
         curves=curves,
-        splits=splits or split_by_differences(_by_side(results)),
+        step_breakdowns=step_breakdowns or breakdown_by_differences(_own_results(results)),
         advice=advise(dflash, baseline),
         **facts,
     )
 
 
-def _curves(measured: Sequence[Measured]) -> list[Curve]:
-    names = list(dict.fromkeys(one.side.name for one in measured))
+def _curves(measured: Sequence[SystemRun]) -> list[Curve]:
+    names = list(dict.fromkeys(one.system.name for one in measured))
     curves = []
     for name in names:
-        spots = [point(one) for one in measured if one.side.name == name]
+        spots = [point(one) for one in measured if one.system.name == name]
         curves.append(Curve(name, tuple(spot for spot in spots if spot is not None)))
     return [curve for curve in curves if curve.points]
 
 
-def _by_side(results: Sequence[SideResult]) -> list[SideResult]:
+def _own_results(results: Sequence[SystemResult]) -> list[SystemResult]:
     """Those of our own engines, which have the same step."""
-    return [result for result in results if result.maker in ("dflash", PLAIN)]
+    return [result for result in results if result.implementation in ("dflash", PLAIN)]
 
 
-def _prompt_facts(asked: Asked, questions: Sequence[Question]) -> dict[str, Any]:
+def _prompt_facts(asked: PromptSet, questions: Sequence[EncodedPrompt]) -> dict[str, Any]:
     return {
         "name": asked.name,
         "chat": asked.chat,
         "token_ids_sha256": digest([question.token_ids for question in questions]),
         "count": len(questions),
         "tokens": sum(len(question.token_ids) for question in questions),
-        "kinds": dict(Counter(question.kind for question in questions)),
+        "categories": dict(Counter(question.category for question in questions)),
     }

@@ -1,4 +1,4 @@
-"""What the sides are asked: prompts with a kind, as token ids, of their own length or of one that
+"""What the systems are asked: prompts with a kind, as token ids, of their own length or of one that
 is wanted.
 """
 
@@ -13,9 +13,9 @@ from importlib import resources
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
-OWN_NAME = "the prompts that come with dflash-trt"
-OWN_FILE = "prompts.jsonl"
-NO_KIND = "other"
+BUILTIN_NAME = "the prompts that come with dflash-trt"
+BUILTIN_FILE = "prompts.jsonl"
+NO_CATEGORY = "other"
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,27 @@ class Prompt:
     """One prompt as it was given: what it is counted under, and where it stands."""
 
     content: str | list[int]
-    kind: str = NO_KIND
+    category: str = NO_CATEGORY
     where: str = ""
 
 
 @dataclass(frozen=True)
-class Question:
+class EncodedPrompt:
     """One prompt as the model sees it."""
 
-    kind: str
+    category: str
     token_ids: list[int]
 
 
-def own_prompts() -> list[Prompt]:
+def builtin_prompts() -> list[Prompt]:
     """The prompts of the package: 12 kinds, named as in SPEED-Bench and MT-Bench, the kinds
     alternating.
     """
-    text = resources.files(__package__).joinpath(OWN_FILE).read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath(BUILTIN_FILE).read_text(encoding="utf-8")
     rows = enumerate(map(json.loads, text.splitlines()), start=1)
     return [
-        Prompt(row["prompt"], row["kind"], f"{OWN_NAME}, line {number}") for number, row in rows
+        Prompt(row["prompt"], row["category"], f"{BUILTIN_NAME}, line {number}")
+        for number, row in rows
     ]
 
 
@@ -51,12 +52,14 @@ def limit_per_category(prompts: Sequence[Prompt], most: int | None) -> list[Prom
     seen: Counter[str] = Counter()
     taken = []
     for prompt in prompts:
-        seen[prompt.kind] += 1
-        taken += [prompt] if most is None or seen[prompt.kind] <= most else []
+        seen[prompt.category] += 1
+        taken += [prompt] if most is None or seen[prompt.category] <= most else []
     return taken
 
 
-def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool) -> list[Question]:
+def encode(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool
+) -> list[EncodedPrompt]:
     """Token ids, in the model's chat format where `chat`; text without a tokenizer raises
     UsageError.
     """
@@ -74,11 +77,11 @@ def encode(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool
             token_ids = (
                 tokenizer.encode_chat(prompt.content) if chat else tokenizer.encode(prompt.content)
             )
-        questions.append(Question(prompt.kind, list(token_ids)))
+        questions.append(EncodedPrompt(prompt.category, list(token_ids)))
     return questions
 
 
-def fit(questions: Sequence[Question], length: int | None) -> list[Question]:
+def fit_length(questions: Sequence[EncodedPrompt], length: int | None) -> list[EncodedPrompt]:
     """The same questions with `length` tokens each: the end of a longer one, or other prompts
     before a shorter one.
 

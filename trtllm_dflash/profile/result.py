@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from trtllm_dflash.profile.curve import Curve
 
-SCHEMA = 1
-METHODS = ("kernels", "differences")  # of splits
+SCHEMA = 2
+METHODS = ("kernels", "differences")  # of step_breakdowns
 
 
 @dataclass(frozen=True)
-class Spread:
+class TimeSummary:
     """Some seconds: their mean, percentiles and extremes."""
 
     mean: Annotated[float, "arithmetic mean"]
@@ -28,13 +28,13 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class AcceptanceStats:
     """How many drafts were accepted."""
 
-    al: Annotated[
+    acceptance_length: Annotated[
         float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"
     ]
-    dar: Annotated[
+    draft_acceptance_rate: Annotated[
         float | None,
         "[DAR]: accepted drafts over drafts; null without drafts, and where not every step has as"
         " many",
@@ -43,22 +43,22 @@ class Acceptance:
     histogram: Annotated[list[int], "entry i: steps that yielded i tokens; entry 0 is 0"]
     by_position: Annotated[
         list[float],
-        "entry i: share of the steps in which draft i + 1 of the block was accepted; like dar, over"
+        "entry i: share of the steps in which draft i + 1 of the block was accepted; like draft_acceptance_rate, over"
         " all steps but the last of each answer, which a stop token or the limit may have cut",
     ]
 
 
 @dataclass(frozen=True)
-class KindResult:
+class CategoryResult:
     """What one side did with the prompts of one kind."""
 
-    kind: Annotated[str, "the prompts' kind"]
+    category: Annotated[str, "the prompts' kind"]
     prompts: Annotated[int, "answers"]
     tokens: Annotated[int, "tokens of the generation steps"]
     tokens_per_second_per_user: Annotated[
         float, "tokens over decode_seconds, summed over the answers"
     ]
-    acceptance: Annotated[Acceptance, "of these prompts"]
+    acceptance: Annotated[AcceptanceStats, "of these prompts"]
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,34 @@ class PromptResult:
     """What one side did with one prompt."""
 
     index: Annotated[int, "the prompt's place, from 0"]
-    kind: Annotated[str, "its kind"]
+    category: Annotated[str, "its kind"]
     prompt_tokens: Annotated[int, "its length"]
     tokens: Annotated[int, "all new tokens"]
-    al: Annotated[float, "its τ"]
+    acceptance_length: Annotated[float, "its τ"]
     ttft_seconds: Annotated[float, "TTFT"]
     decode_seconds: Annotated[float, "time of the generation steps in which it took part"]
     same_tokens: Annotated[bool, "whether they are those of the plain engine"]
 
 
 @dataclass(frozen=True)
-class SideResult:
+class SystemResult:
     """One side at one batch size."""
 
-    side: Annotated[str, "name in tables and plots"]
-    maker: Annotated[str, "dflash, plain, reference or huggingface"]
+    system: Annotated[str, "name in tables and plots"]
+    implementation: Annotated[str, "dflash, plain, reference or huggingface"]
     batch: Annotated[int, "sequences that generate together"]
     draft_len: Annotated[int, "drafts verified in a step, at most"]
-    ttft_seconds: Annotated[Spread, "TTFT, time to first token, by answer"]
-    tpot_seconds: Annotated[Spread, "TPOT, time per output token after the first, by answer"]
-    step_seconds: Annotated[Spread, "generation steps in which the whole batch took part"]
+    ttft_seconds: Annotated[TimeSummary, "TTFT, time to first token, by answer"]
+    tpot_seconds: Annotated[TimeSummary, "TPOT, time per output token after the first, by answer"]
+    step_seconds: Annotated[TimeSummary, "generation steps in which the whole batch took part"]
     full_steps: Annotated[int, "how many these are"]
     tokens_per_second_per_user: Annotated[float, "in these steps, of one sequence"]
     tokens_per_second: Annotated[float, "in these steps, of all sequences"]
-    tokens_per_second_with_prompts: Annotated[
+    tokens_per_second_with_prefill: Annotated[
         float, "all new tokens over all time, with prompts and while the batch fills and drains"
     ]
-    acceptance: Annotated[Acceptance, "of all prompts"]
-    by_kind: Annotated[list[KindResult], "by the prompts' kind, in their order"]
+    acceptance: Annotated[AcceptanceStats, "of all prompts"]
+    by_category: Annotated[list[CategoryResult], "by the prompts' kind, in their order"]
     by_prompt: Annotated[list[PromptResult], "by prompt"]
     same_tokens: Annotated[int, "answers that are token for token those of the plain engine"]
     tokens_sha256: Annotated[
@@ -111,10 +111,10 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
-class Split:
+class StepBreakdown:
     """Where a generation step's time goes."""
 
-    side: Annotated[str, "as in results"]
+    system: Annotated[str, "as in results"]
     batch: Annotated[int, "as in results"]
     draft_len: Annotated[int, "as in results"]
     method: Annotated[
@@ -123,7 +123,7 @@ class Split:
         " times are that ONNX Runtime measures in a twin of it; differences: step times of results"
         " subtracted from each other",
     ]
-    step_seconds: Annotated[float, "the step that is split"]
+    step_seconds: Annotated[float, "the step that is breakdown"]
     verify_seconds: Annotated[float, "the target's layers and head"]
     accept_seconds: Annotated[float | None, "acceptance; null: part of draft_seconds"]
     draft_seconds: Annotated[float, "KV injection and the drafter's block"]
@@ -163,7 +163,7 @@ class Advice:
 class Profile:
     """Everything that one run measured."""
 
-    schema: Annotated[int, "version of this form: 1"]
+    schema: Annotated[int, "version of this form: 2"]
     created: Annotated[str, "when it ended, UTC"]
     argv: Annotated[list[str], "the command line"]
     commit: Annotated[
@@ -180,9 +180,9 @@ class Profile:
     settings: Annotated[dict[str, Any], "batch sizes, lengths, sampling"]
     prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by kind, tokens"]
     clock: Annotated[dict[str, str], "what each time covers"]
-    results: Annotated[list[SideResult], "sides by batch size"]
+    results: Annotated[list[SystemResult], "systems by batch size"]
     curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]
-    splits: Annotated[list[Split], "where the time of a step goes"]
+    step_breakdowns: Annotated[list[StepBreakdown], "where the time of a step goes"]
     advice: Annotated[Advice, "which numbers of drafts pay"]
 
     def to_json(self) -> dict[str, Any]:

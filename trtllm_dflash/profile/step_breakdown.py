@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtllm_dflash.profile.result import SideResult, Split
+from trtllm_dflash.profile.result import StepBreakdown, SystemResult
 
 
-def split_by_differences(results: Sequence[SideResult]) -> list[Split]:
+def breakdown_by_differences(results: Sequence[SystemResult]) -> list[StepBreakdown]:
     """From a plain engine's results and a DFlash engine's with 0 drafts among them.
 
     A step without drafts to verify costs what a plain step costs, and drafting, which it does all
     the same; each draft to verify makes it longer. What cannot be told apart so is None; without
-    the two steps to compare with, there is no split.
+    the two steps to compare with, there is no breakdown.
     """
     seconds = {
-        (result.maker, result.batch, result.draft_len): result.step_seconds.mean
+        (result.implementation, result.batch, result.draft_len): result.step_seconds.mean
         for result in results
     }
-    splits = []
+    step_breakdowns = []
     for result in results:
-        plain, without = (seconds.get((maker, result.batch, 0)) for maker in ("plain", "dflash"))
+        plain, without = (
+            seconds.get((implementation, result.batch, 0)) for implementation in ("plain", "dflash")
+        )
         if plain is None or without is None:
             continue
-        draft = without - plain if result.maker == "dflash" else 0.0
-        splits.append(
-            Split(
-                side=result.side,
+        draft = without - plain if result.implementation == "dflash" else 0.0
+        step_breakdowns.append(
+            StepBreakdown(
+                system=result.system,
                 batch=result.batch,
                 draft_len=result.draft_len,
                 method="differences",
@@ -38,4 +40,4 @@ def split_by_differences(results: Sequence[SideResult]) -> list[Split]:
                 layers=[],
             )
         )
-    return splits
+    return step_breakdowns

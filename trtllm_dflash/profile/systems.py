@@ -1,4 +1,4 @@
-"""The sides of a profile: everything that answers prompts, with one clock for all.
+"""The systems of a profile: everything that answers prompts, with one clock for all.
 
 The clock of an answer has two parts. The first runs from where its prompt's first step begins to
 its first token; the second over the generation steps in which it took part, to its last token.
@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Round:
+class BatchRun:
     """Some prompts' answers, the generation steps that gave them, and the time of it all, prompts
     included.
     """
@@ -43,17 +43,17 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Side:
+class System:
     """One way of decoding. `run(prompts, batch, max_tokens)` answers prompts, `batch` of them
     together.
     """
 
     name: str
-    maker: str  # whose: dflash, plain, reference, huggingface
+    implementation: str  # whose: dflash, plain, reference, huggingface
     draft_len: int  # drafts in a step, at most; 0: none
-    run: Callable[[Sequence[InputIds], int, int], Round]
+    run: Callable[[Sequence[InputIds], int, int], BatchRun]
     batches: tuple[int, ...] | None = None  # the only ones that it can do; None: all
-    always_drafts: bool = (
+    fixed_draft_len: bool = (
         True  # whether every step has draft_len drafts, so that a share of them means something
     )
 
@@ -62,10 +62,12 @@ class Side:
         return self.batches is None or batch in self.batches
 
 
-def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **sampling: Any) -> Side:
+def engine_system(
+    name: str, implementation: str, engine: Engine, draft_len: int, **sampling: Any
+) -> System:
     """An engine of ours with `draft_len` drafts in a step and fixed options of `SamplingParams`."""
 
-    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> Round:
+    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:
         steps: list[Step] = []
         options = {**sampling, "draft_len": draft_len, "max_tokens": max_tokens}
         start = perf_counter()
@@ -76,17 +78,17 @@ def engine_side(name: str, maker: str, engine: Engine, draft_len: int, **samplin
             Answer(one.token_ids, one.acceptance_lengths, one.prefill_seconds, one.decode_seconds)
             for one in generations
         ]
-        return Round(answers, steps, seconds)
+        return BatchRun(answers, steps, seconds)
 
-    return Side(name, maker, draft_len, run)
+    return System(name, implementation, draft_len, run)
 
 
-def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Callable[..., Round]:
+def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Callable[..., BatchRun]:
     """The `run` of a side that answers one prompt at a time; its steps are taken to be equally long
     within an answer.
     """
 
-    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> Round:  # noqa: ARG001 - it is 1
+    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:  # noqa: ARG001 - it is 1
         start = perf_counter()
         answers = [answer(prompt, max_tokens) for prompt in prompts]
         seconds = perf_counter() - start
@@ -95,6 +97,6 @@ def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Calla
             for one in answers
             for tokens in one.acceptance_lengths
         ]
-        return Round(answers, steps, seconds)
+        return BatchRun(answers, steps, seconds)
 
     return run

@@ -15,7 +15,7 @@ from typing import Any
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
-OWN_SET = "calibration.jsonl"
+BUILTIN_SET = "calibration.jsonl"
 # Longer sequences end at a multiple of it: the CPU's matrix library keeps code of its own for every
 # length it meets.
 _GRAIN = 32
@@ -40,8 +40,8 @@ def read_samples(path: Path | None) -> list[Sample]:
     line.
     """
     if path is None:
-        text = (resources.files("trtllm_dflash.quantize") / OWN_SET).read_text(encoding="utf-8")
-        return [_from_json(line, OWN_SET) for line in text.splitlines()]
+        text = (resources.files("trtllm_dflash.quantize") / BUILTIN_SET).read_text(encoding="utf-8")
+        return [_from_json(line, BUILTIN_SET) for line in text.splitlines()]
     text = _read(path)
     if path.suffix == ".jsonl" or text.lstrip().startswith("{"):
         lines = enumerate(text.splitlines(), start=1)

@@ -52,7 +52,7 @@ def insert_quantizers(
     config: Any = {"quant_cfg": [{"quantizer_name": "*", "enable": False}]}
     if form != KEEP_WEIGHTS:
         config = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
-    with quiet():
+    with silence_modelopt():
         if kv_cache_dtype is not None:
             # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.
             kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
@@ -80,7 +80,7 @@ def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
         forward()
 
     try:
-        with quiet():
+        with silence_modelopt():
             max_calibrate(module, forward_once_weights_are_done)
     except AssertionError as error:  # ModelOpt's word for NaN and Inf
         raise QuantizeError(
@@ -112,12 +112,12 @@ def with_rounded_weights(layer: Any) -> Any:
     import modelopt.torch.quantization as mtq
 
     rounded = copy.deepcopy(layer)
-    with quiet():
+    with silence_modelopt():
         mtq.fold_weight(rounded)
     return rounded
 
 
-def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
+def pack_weights(module: Any, prefix: str) -> dict[str, torch.Tensor]:
     """The codes and scales of a calibrated module, by the names of a checkpoint; the module is used
     up.
 
@@ -128,7 +128,7 @@ def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
     from modelopt.torch.export.unified_export_hf import _export_quantized_weight
 
     linears = {name: child for name, child in module.named_modules() if _is_quantized_linear(child)}
-    with quiet():
+    with silence_modelopt():
         for linear in linears.values():
             _export_quantized_weight(linear, linear.weight.dtype)
         tensors = postprocess_state_dict(module.state_dict(), _E4M3_MAX, "FP8")
@@ -141,20 +141,20 @@ def pack(module: Any, prefix: str) -> dict[str, torch.Tensor]:
     }
 
 
-def describe(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def quant_config_json(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What hf_quant_config.json and config.json's `quantization_config` say of a model with
     quantizers.
     """
     from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
     from modelopt.torch.export.quant_utils import get_quant_config
 
-    with quiet():
+    with silence_modelopt():
         described: dict[str, Any] = get_quant_config(model)
         return described, convert_hf_quant_config_format(described)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_modelopt() -> Iterator[None]:
     """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish,
     and bars too.
     """

@@ -30,7 +30,7 @@ from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started
 from trtllm_dflash.options.quantize import QuantizeConfig
-from trtllm_dflash.quantize.plan import Plan, plan_quantization
+from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
 from trtllm_dflash.quantize.provenance import write_record
 
 DRAFTER_FOLDER = "drafter"
@@ -114,7 +114,7 @@ def quantize(
     return report
 
 
-def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, int]:
+def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) -> dict[str, int]:
     """Quantize and write everything but the record; returns the numbers of the report that only
     this pass knows.
     """
@@ -122,19 +122,19 @@ def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, i
 
     from trtllm_dflash.quantize.quantize_drafter import SEQUENCES, quantize_drafter
     from trtllm_dflash.quantize.quantize_target import quantize_target
-    from trtllm_dflash.quantize.writer import Scratch
+    from trtllm_dflash.quantize.writer import SpillFolder
 
     device = _device(plan.config, torch)
     for kind, checkpoint in plan.checkpoints.items():
         check_finite_with_progress(kind, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
-    scratch = Scratch(staging / "scratch")
+    spill = SpillFolder(staging / "scratch")
     with torch.no_grad():
         target = quantize_target(
             plan.target,
             plan.config,
             plan.sequences,
-            scratch=scratch,
+            spill=spill,
             device=device,
             progress=progress,
             taps=taps,
@@ -148,7 +148,7 @@ def _quantize_into(staging: Path, plan: Plan, progress: Progress) -> dict[str, i
                 plan.config,
                 plan.sequences,
                 target.features,
-                scratch=scratch,
+                spill=spill,
                 device=device,
                 progress=progress,
             )
@@ -203,7 +203,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _facts(plan: Plan, numbers: Mapping[str, int], argv: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    plan: QuantizationPlan, numbers: Mapping[str, int], argv: Sequence[str]
+) -> dict[str, Any]:
     return {
         "argv": list(argv),
         "versions": versions_of(_PACKAGES),

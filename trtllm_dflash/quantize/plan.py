@@ -22,7 +22,7 @@ from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizationPlan:
     """A quantization's models and text."""
 
     config: QuantizeConfig
@@ -101,7 +101,7 @@ class Plan:
         return text if self.config.reads_activations else f"none needed; compared on {text}"
 
 
-def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Plan:
+def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> QuantizationPlan:
     """Load and check the models and the text; reads headers, no weights, imports neither torch nor
     ModelOpt.
 
@@ -118,7 +118,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Pla
     if drafter is not None:
         require_reference()
         check_pair(target, drafter)
-    plan = Plan(config, target, drafter, ())
+    plan = QuantizationPlan(config, target, drafter, ())
     for kind, checkpoint in plan.checkpoints.items():
         _refuse_quantized(kind, checkpoint)
         _refuse_shapes(kind, checkpoint, config)

@@ -23,7 +23,7 @@ from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
 from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows
-from trtllm_dflash.quantize.writer import Scratch
+from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the drafter"
 SEQUENCES = 32  # of the calibration text; their features are kept until the target is done
@@ -46,7 +46,7 @@ def quantize_drafter(
     sequences: Sequence[Sequence[int]],
     features: Sequence[torch.Tensor],
     *,
-    scratch: Scratch,
+    spill: SpillFolder,
     device: str,
     progress: Progress,
 ) -> QuantizedDrafter:
@@ -56,7 +56,7 @@ def quantize_drafter(
     model = _load(checkpoint, device)
     modelopt.insert_quantizers(model, config.format, None, excluded=NEVER_QUANTIZED)
     result = QuantizedDrafter()
-    result.hf_quant_config, result.quantization_config = modelopt.describe(model)
+    result.hf_quant_config, result.quantization_config = modelopt.quant_config_json(model)
     blocks = list(_blocks(sequences, features)) if config.quantizes_inputs else []
 
     def forward() -> None:
@@ -67,7 +67,7 @@ def quantize_drafter(
     modelopt.calibrate(model, forward, "drafter ")
     for layer in model.layers:
         modelopt.share_scales(layer)
-    result.tensors = scratch.add(modelopt.pack(model, ""))
+    result.tensors = spill.add(modelopt.pack_weights(model, ""))
     progress(PHASE, 1, 1)
     return result
 
@@ -76,7 +76,7 @@ def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
     """The reference package's model, with the masks as our configuration reads them."""
     from dflash.model import DFlashDraftModel
 
-    with modelopt.quiet():
+    with modelopt.silence_modelopt():
         model = DFlashDraftModel.from_pretrained(
             checkpoint.directory,
             dtype=TORCH_DTYPES[checkpoint.dtype],

@@ -22,7 +22,7 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
 from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read, read_rows
-from trtllm_dflash.quantize.writer import Scratch
+from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the target"
 CHECK_TOKENS = (
@@ -48,7 +48,7 @@ class QuantizedTarget:
     compared: int = 0
 
 
-class _Streams:
+class _CalibrationStates:
     """Hidden states between two layers: of all sequences unrounded, of the first few also after
     rounded layers.
     """
@@ -63,7 +63,7 @@ def quantize_target(
     config: QuantizeConfig,
     sequences: Sequence[Sequence[int]],
     *,
-    scratch: Scratch,
+    spill: SpillFolder,
     device: str,
     progress: Progress,
     taps: Sequence[int] = (),
@@ -75,16 +75,16 @@ def quantize_target(
     Raises: DFlashError: naming a tensor that is zero throughout, or a part that calibration gives
     no scale.
     """
-    model = _skeleton(checkpoint, config)
+    model = _meta_model(checkpoint, config)
     result = QuantizedTarget()
-    result.hf_quant_config, result.quantization_config = modelopt.describe(model)
+    result.hf_quant_config, result.quantization_config = modelopt.quant_config_json(model)
     rotary = type(model.model.rotary_emb)(model.config).to(device)
     embedding = checkpoint.tensors["model.embed_tokens.weight"]
     dtype = TORCH_DTYPES[checkpoint.dtype]
     hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
-    streams = _Streams(hidden, _first_of(sequences, CHECK_TOKENS))
+    states = _CalibrationStates(hidden, _first_of(sequences, CHECK_TOKENS))
     tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
-    done, total = 0, len(model.model.layers) * (len(sequences) + len(streams.rounded) + 1)
+    done, total = 0, len(model.model.layers) * (len(sequences) + len(states.rounded) + 1)
 
     def advance() -> None:
         nonlocal done
@@ -94,19 +94,19 @@ def quantize_target(
     for index in range(len(model.model.layers)):
         layer, prefix = model.model.layers[index], f"model.layers.{index}."
         _load(layer, checkpoint, prefix, config, device)
-        _pass_layer(layer, prefix, streams, rotary, config, advance)
-        result.tensors |= scratch.add(modelopt.pack(layer, prefix))
+        _pass_layer(layer, prefix, states, rotary, config, advance)
+        result.tensors |= spill.add(modelopt.pack_weights(layer, prefix))
         _release(layer)
         if index in taps:
-            for outputs, exact in zip(tapped_outputs, streams.exact, strict=False):
+            for outputs, exact in zip(tapped_outputs, states.exact, strict=False):
                 outputs.append(exact)
         advance()
     result.features = [torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs]
-    _compare(result, checkpoint, model, streams, device)
+    _compare(result, checkpoint, model, states, device)
     return result
 
 
-def _skeleton(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> Any:
+def _meta_model(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> Any:
     """The model without weights, with quantizers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -148,16 +148,16 @@ def _load(
 def _pass_layer(
     layer: Any,
     prefix: str,
-    streams: _Streams,
+    states: _CalibrationStates,
     rotary: Any,
     config: QuantizeConfig,
     advance: Callable[[], None],
 ) -> None:
-    """Calibrate the layer, and bring both streams behind it."""
+    """Calibrate the layer, and bring both states behind it."""
     outputs = []
 
     def forward() -> None:
-        for hidden in streams.exact:
+        for hidden in states.exact:
             outputs.append(_run(layer, hidden, rotary))
             advance()
 
@@ -165,9 +165,9 @@ def _pass_layer(
     if config.group_size is not None:
         modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
     rounded = modelopt.with_rounded_weights(layer)
-    streams.exact = outputs
-    for index, hidden in enumerate(streams.rounded):
-        streams.rounded[index] = _run(rounded, hidden, rotary)
+    states.exact = outputs
+    for index, hidden in enumerate(states.rounded):
+        states.rounded[index] = _run(rounded, hidden, rotary)
         advance()
     _release(rounded)
 
@@ -217,13 +217,13 @@ def _compare(
     result: QuantizedTarget,
     checkpoint: Checkpoint[TargetConfig],
     model: Any,
-    streams: _Streams,
+    states: _CalibrationStates,
     device: str,
 ) -> None:
     """Count where the rounded layers lead to the same most likely token; the head itself is not
     rounded.
     """
-    if not streams.rounded:
+    if not states.rounded:
         return
     norm = model.model.norm
     weight = read(checkpoint.tensors["model.norm.weight"]).to(
@@ -232,7 +232,7 @@ def _compare(
     norm.load_state_dict({"weight": weight}, assign=True)
     exact, rounded = (
         _choices(checkpoint, norm(torch.cat([hidden[0] for hidden in stream])))
-        for stream in (streams.exact[: len(streams.rounded)], streams.rounded)
+        for stream in (states.exact[: len(states.rounded)], states.rounded)
     )
     result.agreed, result.compared = int((exact == rounded).sum()), len(exact)
 

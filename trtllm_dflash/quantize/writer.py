@@ -34,7 +34,7 @@ class _Entry:
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
 
-class Scratch:
+class SpillFolder:
     """Packed tensors on disk until all are there, so that memory holds one layer and not the
     model.
     """
