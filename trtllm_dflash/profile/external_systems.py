@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.profile.systems import Answer, System, InputIds, sequentially
+from trtllm_dflash.profile.systems import Answer, InputIds, System, sequentially
 
 LOOKUP_DRAFTS = 10  # candidates of a prompt lookup: what transformers' guide uses
 
