@@ -23,9 +23,8 @@ from trtllm_dflash.checkpoint.formats import read_quantization
 from trtllm_dflash.checkpoint.from_config import headers_of
 from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable
+from trtllm_dflash.models.registry import read_target_config
 
 _CHUNK = 1 << 23
 
@@ -119,14 +118,14 @@ def drafter_config(model: str, target: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(directory: Path, config_json: dict[str, Any], config: Any, table: TensorTable) -> int:
+def write(directory: Path, config_json: dict[str, Any], config: Any) -> int:
     """Write a checkpoint of one file, and return its bytes; the same config gives the same
     bytes.
     """
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config_json, indent=2))
     quantization = read_quantization(config_json, None, str(directory))
-    infos = headers_of(config, table, quantization, str(directory)).tensors.values()
+    infos = headers_of(config, quantization, str(directory)).tensors.values()
     header: dict[str, Any] = {}
     end = 0
     for info in infos:
@@ -182,11 +181,11 @@ def main(output: Path, model: str, layers: int | None, experts: int | None) -> N
     _, own_layers, own_experts, *_ = _MODELS[model]
     target = target_config(model, layers or own_layers, experts or own_experts)
     drafter = drafter_config(model, target)
-    for name, config_json, config, table in (
-        ("target", target, TargetConfig.from_hf(target, None, "target"), TARGET_NAMES),
-        ("drafter", drafter, DrafterConfig.from_hf(drafter, "drafter"), DRAFTER_NAMES),
+    for name, config_json, config in (
+        ("target", target, read_target_config(target, None, "target")),
+        ("drafter", drafter, DrafterConfig.from_hf(drafter, "drafter")),
     ):
-        size = write(output / name, config_json, config, table)
+        size = write(output / name, config_json, config)
         click.echo(f"{output / name}: {size / 1e9:.2f} GB")
 
 

@@ -23,11 +23,9 @@ from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import (
-    DRAFTER_NAMES,
-    TARGET_NAMES,
     expand_specs,
     resolve_shape,
 )
@@ -36,16 +34,14 @@ from trtllm_dflash.options.build import BuildConfig
 QWEN3_8B = next(pair for pair in PAIRS if pair.name == "Qwen3-8B")
 
 
-def sparse_checkpoint(
-    directory: Path, config_json: Mapping[str, Any], config: Any, names: Any
-) -> int:
+def sparse_checkpoint(directory: Path, config_json: Mapping[str, Any], config: Any) -> int:
     """A checkpoint with real headers and no weights: two shards, each a header and a hole. Returns
     its bytes.
     """
     directory.mkdir()
     rows = {
         name: tuple(resolve_shape(row, config))
-        for name, row in expand_specs(names.used, config).items()
+        for name, row in expand_specs(config.tensors.used, config).items()
     }
     weight_map: dict[str, str] = {}
     for index in range(2):
@@ -85,11 +81,9 @@ def giant(tmp_path: Path) -> dict[str, Any]:
             config={**QWEN3_8B.drafter.config, "hidden_size": 8192, "num_target_layers": 94},
         )
     )
-    config = TargetConfig.from_hf(target, None, "")
-    total = sparse_checkpoint(tmp_path / "target", target, config, TARGET_NAMES)
-    total += sparse_checkpoint(
-        tmp_path / "drafter", drafter, DrafterConfig.from_hf(drafter, ""), DRAFTER_NAMES
-    )
+    config = read_target_config(target, None, "")
+    total = sparse_checkpoint(tmp_path / "target", target, config)
+    total += sparse_checkpoint(tmp_path / "drafter", drafter, DrafterConfig.from_hf(drafter, ""))
     return {
         "target": str(tmp_path / "target"),
         "drafter": str(tmp_path / "drafter"),

@@ -24,7 +24,7 @@ from trtllm_dflash.catalog.published import DFLASH, Pair
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import BuildError, CheckpointError, ConfigError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.models.base import TARGET_FAMILIES
+from trtllm_dflash.models.registry import TARGET_FAMILIES
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
 

@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
-from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import (
-    DRAFTER_NAMES,
-    TARGET_NAMES,
     expand_specs,
     resolve_shape,
 )
@@ -46,11 +44,11 @@ def test_a_small_one_is_a_sound_pair(model: str, script: dict[str, Any], tmp_pat
     target = _small(script["target_config"](model, 7, 3), num_experts_per_tok=2)
     taps = {"mask_token_id": 200, "target_layer_ids": [1]}
     drafter = _small(script["drafter_config"](model, target), dflash_config=taps)
-    for name, config_json, config, table in (
-        ("target", target, TargetConfig.from_hf(target, None, "target"), TARGET_NAMES),
-        ("drafter", drafter, DrafterConfig.from_hf(drafter, "drafter"), DRAFTER_NAMES),
+    for name, config_json, config in (
+        ("target", target, read_target_config(target, None, "target")),
+        ("drafter", drafter, DrafterConfig.from_hf(drafter, "drafter")),
     ):
-        size = script["write"](tmp_path / name, config_json, config, table)
+        size = script["write"](tmp_path / name, config_json, config)
         assert size == (tmp_path / name / "model.safetensors").stat().st_size
     pair = load_target(tmp_path / "target"), load_drafter(tmp_path / "drafter")
     check_pair(*pair)
@@ -72,10 +70,10 @@ def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None
         ("qwen3-coder-30b", (48, 128), 30.5),
     ):
         config_json = script["target_config"](model, *sizes)
-        config = TargetConfig.from_hf(config_json, None, model)
+        config = read_target_config(config_json, None, model)
         count = sum(
             np.prod(resolve_shape(row, config))
-            for row in expand_specs(TARGET_NAMES.used, config).values()
+            for row in expand_specs(config.tensors.used, config).values()
         )
         assert round(count / 1e9, 1) == want
     target = script["target_config"]("gpt-oss-120b", 36, 128)
@@ -83,6 +81,6 @@ def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None
     assert (drafter.num_taps, drafter.num_layers, drafter.block_size) == (5, 8, 10)
     count = sum(
         np.prod(resolve_shape(row, drafter))
-        for row in expand_specs(DRAFTER_NAMES.used, drafter).values()
+        for row in expand_specs(drafter.tensors.used, drafter).values()
     )
     assert 2 * count / 2**30 == pytest.approx(1.46, abs=0.02)

@@ -9,6 +9,7 @@ import pytest
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.base import MAX_EXPERTS_IN_ALL, MAX_LAYERS, TargetConfig
 from trtllm_dflash.models.moe import MoEConfig
+from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.rope import RopeConfig
 
 # The published configs, shortened to what describes the model.
@@ -78,7 +79,7 @@ QWEN3_CODER_30B: dict[str, Any] = {
 
 
 def read(base: dict[str, Any], **changes: Any) -> TargetConfig:
-    return TargetConfig.from_hf(base | changes, None, "target /m")
+    return read_target_config(base | changes, None, "target /m")
 
 
 def test_gpt_oss() -> None:

@@ -20,6 +20,7 @@ from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
 
 # Keys that every drafter has and whose values decide nothing here: they stand where a row does not
 # know them.
@@ -158,7 +159,7 @@ def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
     """Both configurations, in the loader's order."""
     config_json, where = target_json(target), f"target {target.repository}"
     quantization = read_quantization(config_json, None, where)
-    return TargetConfig.from_hf(config_json, None, where), quantization
+    return read_target_config(config_json, None, where), quantization
 
 
 def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:

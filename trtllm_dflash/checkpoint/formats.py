@@ -15,6 +15,7 @@ from typing import Any
 
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.hardware.archs import ARCHS, archs_with
+from trtllm_dflash.models.base import REQUANTIZE
 from trtllm_dflash.models.hf_config import HfReader, quote
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
@@ -68,8 +69,6 @@ MXFP4 = WeightFormat(
 _BY_ALGO = {fmt.algo: fmt.name for fmt in FORMATS.values()}
 _MIXED = "MIXED_PRECISION"
 
-_REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --format fp8` (or nvfp4)."
-COMPRESSED = f"quantized checkpoints are read as ModelOpt writes them. {_REQUANTIZE}"
 _AWQ = "its weights are meant for inputs that are rescaled per channel (pre_quant_scale)"
 _INTEGER = "its weights are integers, and only E4M3 and E2M1 weights are built"
 # ModelOpt's names, in capitals -> why an engine of it cannot be built.
@@ -230,10 +229,10 @@ def _format_of_algo(reader: HfReader, algo: str) -> str:
     if name is None:
         reason = _REFUSED_ALGOS.get(algo.upper(), f"it is none of {', '.join(_BY_ALGO)}")
         reader.fail(
-            "quant_algo", f"is {quote(algo)}, which cannot be built: {reason}. {_REQUANTIZE}"
+            "quant_algo", f"is {quote(algo)}, which cannot be built: {reason}. {REQUANTIZE}"
         )
     if reader.read(bool, "pre_quant_scale", default=False):
-        reader.fail("pre_quant_scale", f"is true, which cannot be built: {_AWQ}. {_REQUANTIZE}")
+        reader.fail("pre_quant_scale", f"is true, which cannot be built: {_AWQ}. {REQUANTIZE}")
     _check_group_size(reader, FORMATS[name])
     return name
 
@@ -269,14 +268,14 @@ _BY_NUMBERS: Mapping[tuple[_Numbers, _Numbers], str] = {
 def _format_of_group(group: HfReader) -> str:
     """A format by its numbers: bits, type, group size and who has one scale for what."""
     if group.get("pre_quant_scale") is True:
-        group.fail("pre_quant_scale", f"is true, which cannot be built: {_AWQ}. {_REQUANTIZE}")
+        group.fail("pre_quant_scale", f"is true, which cannot be built: {_AWQ}. {REQUANTIZE}")
     weights, inputs = (_numbers_of(group, name) for name in ("weights", "input_activations"))
     name = _BY_NUMBERS.get((weights, inputs))
     if name is None:
         group.fail(
             "weights",
             f"and input_activations are {_in_words(weights)} and {_in_words(inputs)}, which cannot"
-            f" be built: that is none of {', '.join(_BY_ALGO)}. {_REQUANTIZE}",
+            f" be built: that is none of {', '.join(_BY_ALGO)}. {REQUANTIZE}",
         )
     for part in ("weights", "input_activations"):
         section = group.section(part)
@@ -293,12 +292,12 @@ def _numbers_of(group: HfReader, name: str) -> _Numbers:
     if strategy not in ("tensor", "group", "tensor_group"):
         section.fail(
             "strategy",
-            f"is {quote(strategy)}, which cannot be built: one scale a tensor is. {_REQUANTIZE}",
+            f"is {quote(strategy)}, which cannot be built: one scale a tensor is. {REQUANTIZE}",
         )
     if section.read(bool, "dynamic", default=False):
         section.fail(
             "dynamic",
-            f"is true, and only scales that are in the checkpoint are built. {_REQUANTIZE}",
+            f"is true, and only scales that are in the checkpoint are built. {REQUANTIZE}",
         )
     return section.read(str, "type"), section.read(int, "num_bits")
 
@@ -310,13 +309,11 @@ def _in_words(numbers: _Numbers) -> str:
 def _check_group_size(reader: HfReader, fmt: WeightFormat) -> None:
     size = reader.read(int, "group_size", default=None)
     if fmt.group_size is None and size:
-        reader.fail(
-            "group_size", f"is {size}, but {fmt.algo} has one scale a tensor. {_REQUANTIZE}"
-        )
+        reader.fail("group_size", f"is {size}, but {fmt.algo} has one scale a tensor. {REQUANTIZE}")
     if fmt.group_size is not None and size not in (None, fmt.group_size):
         reader.fail(
             "group_size",
-            f"is {size}, and only blocks of {fmt.group_size} can be built. {_REQUANTIZE}",
+            f"is {size}, and only blocks of {fmt.group_size} can be built. {REQUANTIZE}",
         )
 
 
@@ -326,7 +323,7 @@ def _refuse_methods(reader: HfReader) -> None:
         reader.fail(
             "quant_method",
             f"is {quote(method)}, and quantized checkpoints are read as ModelOpt writes them:"
-            f" others store other scales. {_REQUANTIZE}",
+            f" others store other scales. {REQUANTIZE}",
         )
 
 

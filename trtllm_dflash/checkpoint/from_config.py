@@ -16,7 +16,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, StoredSpec, 
 from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, TensorTable, expand_specs
+from trtllm_dflash.models.tensor_specs import expand_specs
 
 _NO_FILE = "no-such-file.safetensors"
 _UNQUANTIZED = Quantization()
@@ -28,7 +28,7 @@ def target_headers(
     """The checkpoint that a target of this configuration would have; what is not quantized is
     BF16.
     """
-    return headers_of(config, TARGET_NAMES, quantization, name)
+    return headers_of(config, quantization, name)
 
 
 def drafter_headers(
@@ -37,14 +37,17 @@ def drafter_headers(
     """The checkpoint that a drafter of this configuration would have; what is not quantized is
     BF16.
     """
-    return headers_of(config, DRAFTER_NAMES, quantization, name)
+    return headers_of(config, quantization, name)
 
 
 def headers_of(
-    config: Config, table: TensorTable, quantization: Quantization, name: str
+    config: Config, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[Config]:
-    """The checkpoint of a configuration whose tensors are those of `table`."""
-    directory, rows = Path(name), expand_specs(table.used, config)
+    """Return the checkpoint that a model of this configuration would have.
+
+    What is not quantized is BF16.
+    """
+    directory, rows = Path(name), expand_specs(config.tensors.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {
         name: _info(directory / _NO_FILE, name, stored)

@@ -41,16 +41,9 @@ from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import (
-    DRAFTER_NAMES,
-    SHARED_TABLES,
-    TARGET_NAMES,
-    IgnoredSpec,
-    TensorTable,
-    expand_specs,
-    resolve_shape,
-)
+from trtllm_dflash.models.drafter import SHARED_TABLES, DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
+from trtllm_dflash.models.tensor_specs import IgnoredSpec, expand_specs, resolve_shape
 from trtllm_dflash.models.unsupported_drafters import (
     refuse_unsupported_in_files,
     refuse_unsupported_in_names,
@@ -135,12 +128,12 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     where = f"target {directory}"
     config_json = _config_json(directory)
     quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
-    config = TargetConfig.from_hf(
+    config = read_target_config(
         config_json, read_json_in(directory, "generation_config.json"), where
     )
     infos = read_all_tensor_infos(directory)
     config = _with_own_head(config, infos, quantization, where)
-    checkpoint = _account(directory, where, config, infos, TARGET_NAMES, quantization)
+    checkpoint = _account(directory, where, config, infos, quantization)
     stored_head = checkpoint.ignored.get("lm_head.weight")
     if stored_head is not None:
         _check_same_values(
@@ -164,7 +157,7 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
-    return _account(directory, where, config, infos, DRAFTER_NAMES, quantization)
+    return _account(directory, where, config, infos, quantization)
 
 
 def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
@@ -310,13 +303,15 @@ def _account(
     where: str,
     config: Config,
     infos: Mapping[str, TensorInfo],
-    table: TensorTable,
     quantization: Quantization,
 ) -> Checkpoint[Config]:
     """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or
     of a wrong kind.
     """
-    rows, ignorable = expand_specs(table.used, config), expand_specs(table.ignored, config)
+    rows, ignorable = (
+        expand_specs(config.tensors.used, config),
+        expand_specs(config.tensors.ignored, config),
+    )
     quantizable = Quantizable.from_rows(rows, config)
     formats = quantizable.formats(quantization)
     ignorable |= {

@@ -159,15 +159,12 @@ def _cache_ports(
     prefix: str, model: TargetConfig | DrafterConfig, dtype: str, rows: Sequence[int]
 ) -> tuple[IoTensor, ...]:
     owner = "target" if prefix == "target" else "drafter"
-    return tuple(
-        IoTensor(
-            f"{prefix}_{kind}.{layer}",
-            "input",
-            dtype,
-            (BATCH, model.num_kv_heads, rows[layer], model.head_dim),
-            f"{owner} layer {layer}'s {kind} cache",
-            cache=owner,
-        )
-        for layer in range(model.num_layers)
-        for kind in ("key", "value")
-    )
+    caches = []
+    for layer in range(model.num_layers):
+        config = model.at_layer(layer)
+        shape = (BATCH, config.num_kv_heads, rows[layer], config.head_dim)
+        for part in ("key", "value"):
+            meaning = f"{owner} layer {layer}'s {part} cache"
+            name = f"{prefix}_{part}.{layer}"
+            caches.append(IoTensor(name, "input", dtype, shape, meaning, cache=owner))
+    return tuple(caches)

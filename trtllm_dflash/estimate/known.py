@@ -19,7 +19,8 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.experts import Experts
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.tensor_specs import DRAFTER_NAMES, TARGET_NAMES, expand_specs
+from trtllm_dflash.models.registry import read_target_config
+from trtllm_dflash.models.tensor_specs import expand_specs
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,14 @@ class KnownTarget:
 
     @cached_property
     def config(self) -> TargetConfig:
-        return TargetConfig.from_hf(dict(self.config_json), None, f"target {self.name}")
+        return read_target_config(dict(self.config_json), None, f"target {self.name}")
 
     @cached_property
     def quantizable(self) -> Quantizable:
         """What of it may be quantized."""
-        return Quantizable.from_rows(expand_specs(TARGET_NAMES.used, self.config), self.config)
+        return Quantizable.from_rows(
+            expand_specs(self.config.tensors.used, self.config), self.config
+        )
 
     @property
     def experts(self) -> Experts | None:
@@ -83,7 +86,9 @@ class KnownDrafter:
     @cached_property
     def quantizable(self) -> Quantizable:
         """What of it may be quantized."""
-        return Quantizable.from_rows(expand_specs(DRAFTER_NAMES.used, self.config), self.config)
+        return Quantizable.from_rows(
+            expand_specs(self.config.tensors.used, self.config), self.config
+        )
 
 
 _PAPER = "DFlash, arXiv 2602.06036"

@@ -29,7 +29,6 @@ from trtllm_dflash.graph.target import TargetBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.registry import LAYERS
 
 IR_VERSION = 11
 
@@ -158,7 +157,7 @@ class _Step:
         x = _embed(m, ids, config.hidden_size)
         outputs = []
         for index in range(config.num_layers):
-            x = LAYERS[config.model_type](context, x, index)
+            x = config.family.layer(context, x, index)
             outputs.append(x)
         return x, [outputs[index] for index in tap_ids], context.written
 

@@ -1,8 +1,8 @@
-"""What one step tells every target layer."""
+"""The operations of a target's layers in one step: models.decoder.LayerOps on the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -34,7 +34,23 @@ class TargetBuilder:
     rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
     written: dict[str, ir.Value] = field(default_factory=dict)
 
-    def attention(self, x: ir.Value, layer: int, name: str, *, qk_norm: bool = False) -> ir.Value:
+    def scope(self, name: str) -> AbstractContextManager[None]:
+        """Put the nodes built inside under `name`."""
+        return self.model.g.scope(name)
+
+    def add(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """Return x + y."""
+        return self.model.g.Add(x, y)
+
+    def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
+        """Return the norm `name` of x [B·S, hidden]."""
+        return self.model.rms_norm(x, name)
+
+    def swiglu(self, x: ir.Value, name: str) -> ir.Value:
+        """Return the gated MLP `name` of x [B·S, hidden]."""
+        return self.model.swiglu(x, name)
+
+    def attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
         """Self-attention of x [B·S, hidden] over layer's cache.
 
         x ─┬─ q_proj (q_norm) rope ─┐
@@ -43,10 +59,11 @@ class TargetBuilder:
 
         A layer may have a window, and its heads sinks: the configuration says it.
         """
-        c, m, g = self.config, self.model, self.model.g
-        q = self._projected(x, f"{name}.q", c.num_q_heads, norm=qk_norm, rotate=True)
-        k = self._projected(x, f"{name}.k", c.num_kv_heads, norm=qk_norm, rotate=True)
-        v = self._projected(x, f"{name}.v", c.num_kv_heads, norm=False, rotate=False)
+        c, m, g = self.config.at_layer(layer), self.model, self.model.g
+        q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        q = self._projected(x, f"{name}.q", q_shape, norm=c.qk_norm, rotate=True)
+        k = self._projected(x, f"{name}.k", kv_shape, norm=c.qk_norm, rotate=True)
+        v = self._projected(x, f"{name}.v", kv_shape, norm=False, rotate=False)
         key, value = f"target_key.{layer}", f"target_value.{layer}"
         sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
@@ -71,18 +88,15 @@ class TargetBuilder:
         )
 
     def _projected(
-        self, x: ir.Value, name: str, heads: int, *, norm: bool, rotate: bool
+        self, x: ir.Value, name: str, heads_and_dim: tuple[int, int], *, norm: bool, rotate: bool
     ) -> ir.Value:
         return project_heads(
             self.model,
             x,
             name,
-            (heads, self.config.head_dim),
+            heads_and_dim,
             self.batch_and_width,
             rotary=self.rotary if rotate else None,
             positions=self.positions,
             norm=norm,
         )
-
-
-LayerFunction = Callable[[TargetBuilder, ir.Value, int], ir.Value]

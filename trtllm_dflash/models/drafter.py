@@ -14,10 +14,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.checkpoint.formats import COMPRESSED
-from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
+from trtllm_dflash.models.base import COMPRESSED, MAX_LAYERS, read_kv_heads
+from trtllm_dflash.models.decoder import EMBEDDING_SHAPE, ROPE_BUFFER, attention_specs, mlp_specs
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
+from trtllm_dflash.models.tensor_specs import IgnoredSpec, TensorSpec, TensorTable
 from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_unsupported_in_config
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +34,33 @@ _ALLOWED = (
     Allowed("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
     Allowed("compression_config", ({},), COMPRESSED),
 )
+
+
+_OWN_TABLE = (
+    "a DFlash drafter embeds and decodes with the target's tables; ModelOpt releases store a copy."
+)
+_LAYER = "layers.{i}."
+DRAFTER_TENSORS = TensorTable(
+    used=(
+        TensorSpec("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
+        TensorSpec("hidden_norm.weight", ("hidden_size",)),
+        *attention_specs(_LAYER, qk_norm=True),
+        *mlp_specs(_LAYER),
+        TensorSpec("norm.weight", ("hidden_size",)),
+    ),
+    ignored=(
+        IgnoredSpec("embed_tokens.weight", shape=EMBEDDING_SHAPE, reason=_OWN_TABLE),
+        IgnoredSpec("lm_head.weight", shape=EMBEDDING_SHAPE, reason=_OWN_TABLE),
+        IgnoredSpec(f"{_LAYER}self_attn.rotary_emb.inv_freq", reason=ROPE_BUFFER),
+        IgnoredSpec("rotary_emb.inv_freq", reason=ROPE_BUFFER),
+    ),
+)
+# Where a drafter's stored copy must equal the target's tensor (the target's head may be its
+# embedding).
+SHARED_TABLES = {
+    "embed_tokens.weight": "model.embed_tokens.weight",
+    "lm_head.weight": "lm_head.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,15 @@ class DrafterConfig:
     def windows(self) -> tuple[int, ...]:
         """Each layer's window; 0: none."""
         return tuple(layer.window for layer in self.layers)
+
+    def at_layer(self, _: int) -> DrafterConfig:
+        """Return the configuration as a layer sees it; only masks differ, and `layers` has them."""
+        return self
+
+    @property
+    def tensors(self) -> TensorTable:
+        """The tensors of a drafter's checkpoint."""
+        return DRAFTER_TENSORS
 
     @classmethod
     def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
+from trtllm_dflash.models.base import TargetFamily
+from trtllm_dflash.models.decoder import (
+    TARGET_LAYER,
+    attention_specs,
+    dense_layer,
+    mlp_specs,
+    target_table,
+)
 
-from trtllm_dflash.models import llama
-
-layer = partial(llama.layer, qk_norm=True)
+FAMILY = TargetFamily(
+    "Qwen3ForCausalLM",
+    "qwen3",
+    tensors=target_table(*attention_specs(TARGET_LAYER, qk_norm=True), *mlp_specs(TARGET_LAYER)),
+    layer=dense_layer,
+    qk_norm=True,
+)
