@@ -18,9 +18,9 @@ import pytest
 from tests.conftest import DEMO
 from trtllm_dflash.builder import dry_run
 from trtllm_dflash.builder.dry_run import preview_build
-from trtllm_dflash.builder.pair_support import drafter_json, target_json
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
+from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.drafter import DrafterConfig

@@ -13,7 +13,6 @@ pytest.importorskip("tensorrt_rtx")
 from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import plan_build
-from trtllm_dflash.engine_dir.config_writer import engine_config
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.options.build import BuildConfig
 
@@ -98,11 +97,11 @@ def test_the_plan_says_what_is_quantized(
     else:
         assert prepared.weight_bytes < plain.weight_bytes * 0.8
         assert f"as {algo} and bfloat16; " in rows["weights"]
-    quantization = engine_config(prepared)["pretrained_config"]["quantization"]
+    quantization = prepared.engine_contents.to_json()["pretrained_config"]["quantization"]
     caches = {"kv_cache_quant_algo": None}
     assert quantization == {"quant_algo": algo, "quantized_linears": {algo: 14}} | caches
     assert (
-        engine_config(plain)["pretrained_config"]["quantization"]
+        plain.engine_contents.to_json()["pretrained_config"]["quantization"]
         == {
             "quant_algo": None,
             "quantized_linears": {},

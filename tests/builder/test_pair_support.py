@@ -12,15 +12,9 @@ from pathlib import Path
 import pytest
 
 from trtllm_dflash.builder import pair_support
-from trtllm_dflash.builder.pair_support import (
-    check_support,
-    drafter_json,
-    list_support,
-    markdown_table,
-    target_json,
-)
+from trtllm_dflash.builder.pair_support import check_support, list_support, markdown_table
 from trtllm_dflash.catalog.pairs import PAIRS, nearest_names, pair_of
-from trtllm_dflash.catalog.published import DFLASH, Pair
+from trtllm_dflash.catalog.published import DFLASH, Pair, drafter_json, target_json
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import BuildError, CheckpointError, ConfigError
 from trtllm_dflash.hardware.archs import ARCHS

@@ -14,7 +14,6 @@ from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.format_support import check_fp8_kv
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.loader import load_target
-from trtllm_dflash.engine_dir.config_writer import engine_config
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.options.build import BuildConfig
@@ -93,7 +92,9 @@ def test_what_is_asked_for_decides(models: dict[str, str], arch: str, own: str) 
     ):
         prepared = _prepared(models, arch, fp8=fp8, kv_cache_dtype=dtype)
         assert (prepared.kv_scales is not None) == wanted
-        algo = engine_config(prepared)["pretrained_config"]["quantization"]["kv_cache_quant_algo"]
+        algo = prepared.engine_contents.to_json()["pretrained_config"]["quantization"][
+            "kv_cache_quant_algo"
+        ]
         assert algo == ("FP8" if wanted else None)
         assert ("FP8" in dict(prepared.rows())["caches"]) == wanted
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures.quantized import quant_configs
-from trtllm_dflash.builder.pair_support import drafter_json, target_json
 from trtllm_dflash.catalog.pairs import pair_of
+from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.checkpoint.from_config import target_headers
 from trtllm_dflash.errors import CheckpointError, ConfigError, UsageError
 from trtllm_dflash.estimate.known import find_target

@@ -13,12 +13,11 @@ from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.checkpoint import locate
 from trtllm_dflash.cli import main
 from trtllm_dflash.errors import BuildError, UsageError
-from trtllm_dflash.hardware import backends
+from trtllm_dflash.hardware import backends, kernel_compiler
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import require_buildable, unbuildable_reason
 from trtllm_dflash.hardware.devices import Gpu
 from trtllm_dflash.options.build import BuildConfig
-from trtllm_dflash.trt_plugins import nvrtc
 
 
 @pytest.mark.parametrize("arch", ["sm90", "sm100", "sm103"])
@@ -128,7 +127,7 @@ def test_a_missing_kernel_compiler_is_refused_before_the_models_are_read(
     config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(nvrtc, "find_spec", lambda _: None)
+    monkeypatch.setattr(kernel_compiler, "find_spec", lambda _: None)
     words = (
         r"--arch sm89 \(.*\) cannot be built here: NVRTC needs cuda-bindings \(no module"
         r" cuda.bindings\), which is not "

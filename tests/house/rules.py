@@ -24,7 +24,8 @@ FLOORS = (
     ("hardware", "trt"),
     ("models",),
     ("checkpoint",),
-    ("engine_dir", "options"),
+    ("options",),
+    ("engine_dir",),  # config.json records the sizes that options resolve to
     ("graph",),
     ("trt_plugins", "trtllm_export"),
     ("builder",),

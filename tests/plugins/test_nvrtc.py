@@ -25,15 +25,15 @@ from tests.plugins.cubins import (
 )
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
+from trtllm_dflash.hardware import kernel_compiler
+from trtllm_dflash.hardware.kernel_compiler import PACKAGES, uncompilable_reason
 from trtllm_dflash.trt_plugins import nvrtc, params
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 from trtllm_dflash.trt_plugins.nvrtc import (
-    PACKAGES,
     compile_in_subprocess,
     compile_kernel,
     kernel_sources,
     source_digest,
-    uncompilable_reason,
 )
 
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
@@ -218,7 +218,7 @@ def _no_headers(missing: str) -> Callable[[pytest.MonkeyPatch], None]:
 @pytest.mark.parametrize(
     ("take_away", "package"),
     [
-        (lambda patch: patch.setattr(nvrtc, "find_spec", lambda _: None), PACKAGES[0]),
+        (lambda patch: patch.setattr(kernel_compiler, "find_spec", lambda _: None), PACKAGES[0]),
         (_no_nvrtc, PACKAGES[1]),
         (_no_headers("cudart"), PACKAGES[2]),
         (_no_headers("cccl"), PACKAGES[3]),

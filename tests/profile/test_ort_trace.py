@@ -17,6 +17,7 @@ from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from tests.profile.conftest import DRAFTER, TARGET, sentence
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.profile import ort_trace
@@ -29,7 +30,6 @@ from trtllm_dflash.profile.ort_trace import (
 )
 from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
-from trtllm_dflash.runtime.sessions.ort import MODEL_FILE
 
 TARGET_LAYERS, DRAFTER_LAYERS = 6, 2
 NOT_IN_BLOCKS = (

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +21,16 @@ from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output, check_space
-from trtllm_dflash.engine_dir.config_writer import write_layout
+from trtllm_dflash.engine_dir.config_writer import write_engine_files
+from trtllm_dflash.engine_dir.files import LOG_FILE
 from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
+from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
 from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
-from trtllm_dflash.trt_plugins.nvrtc import PACKAGES as KERNEL_PACKAGES
 
-LOG_FILE = "build.log"
 _LOG = logging.getLogger(__name__)
 _GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")
 
@@ -89,6 +89,7 @@ def build_engine(
     overwrite: bool = False,
     progress: Progress = ignore_progress,
     argv: Sequence[str] | None = None,
+    run: Callable[..., dict[str, Any]] = run_worker,
 ) -> BuildReport:
     """Build the engine directory `config.output_dir`; whatever goes wrong, it is then as it was
     before.
@@ -103,8 +104,8 @@ def build_engine(
     directory = models.config.output_dir
     started(_LOG, "building the engine", models.rows())
     with _log_file(models) as log, atomic_directory(directory) as staging:
-        result = run_worker(_request(models, staging), log=log, progress=progress)
-        write_layout(staging, models)
+        result = run(_request(models, staging), log=log, progress=progress)
+        write_engine_files(staging, models.engine_contents.to_json(), models.target.directory)
         shutil.copyfile(log, staging / LOG_FILE)
         manifest.write(
             staging, _facts(models, result, sys.argv if argv is None else argv), progress=progress

@@ -12,12 +12,11 @@ import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, weights_of
 from trtllm_dflash.builder.job import BuildResult
+from trtllm_dflash.engine_dir.files import MODEL_FILE, WEIGHTS_FILE
 from trtllm_dflash.errors import BuildError
 
 if TYPE_CHECKING:
     from trtllm_dflash.builder.job import BuildJob
-
-MODEL_FILE, WEIGHTS_FILE = "model.onnx", "rank0.safetensors"
 
 
 def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:

@@ -12,7 +12,13 @@ from typing import Any
 
 from trtllm_dflash.builder.format_support import check_kernels
 from trtllm_dflash.catalog.pairs import PAIRS, pair_of
-from trtllm_dflash.catalog.published import KnownDrafter, KnownTarget, Pair
+from trtllm_dflash.catalog.published import (
+    KnownDrafter,
+    KnownTarget,
+    Pair,
+    drafter_json,
+    target_json,
+)
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, read_quantization
 from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
 from trtllm_dflash.checkpoint.loader import Checkpoint, pair_mismatches
@@ -21,24 +27,6 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
-
-# Keys that every drafter has and whose values decide nothing here: they stand where a row does not
-# know them.
-_ANY_DRAFTER = {
-    "model_type": "qwen3",
-    "num_hidden_layers": 5,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000,
-    "block_size": 16,
-    "mask_token_id": 0,
-    "target_layer_ids": [1],
-}
 
 
 @dataclass(frozen=True)
@@ -115,18 +103,6 @@ def check_support(pair: Pair) -> PairSupport:
         [] if refusals else [name for name in ARCHS if all(name in row.archs for row in formats)]
     )
     return PairSupport(pair, tuple(archs), tuple(refusals))
-
-
-def target_json(target: KnownTarget) -> dict[str, Any]:
-    """The target's config.json, as far as it is published."""
-    return {"architectures": [target.architecture], **target.config}
-
-
-def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
-    """The drafter's config.json, as far as it is published; what is not has a value that is right
-    for any.
-    """
-    return {"architectures": [drafter.architecture], **_ANY_DRAFTER, **drafter.config}
 
 
 def published_target(name: str) -> Checkpoint[TargetConfig] | None:

@@ -5,9 +5,8 @@ and costs known.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +25,8 @@ from trtllm_dflash.checkpoint.formats import algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.quantized_tensors import CODES
+from trtllm_dflash.engine_dir.config_writer import EngineContents
+from trtllm_dflash.engine_dir.inspection import describe_masks
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales, stores_kv_scales
@@ -33,7 +34,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.drafter import DrafterConfig, DraftLayerConfig
+from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES, FP8_CACHE, BuildConfig, ResolvedBuild
 
 Model = TypeVar("Model")
@@ -55,6 +56,19 @@ class ResolvedModels:
     def checkpoints(self) -> dict[str, Checkpoint[Any]]:
         """The models by role, the target first."""
         return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
+
+    @property
+    def engine_contents(self) -> EngineContents:
+        """The contents of the engine's config.json."""
+        vocab = self.draft_vocab
+        return EngineContents(
+            target=self.target,
+            drafter=self.drafter,
+            sizes=self.resolved,
+            io=self.ports,
+            draft_vocab_size=self.target.config.vocab_size if vocab is None else len(vocab),
+            fp8_kv=self.kv_scales is not None,
+        )
 
     @property
     def ports(self) -> tuple[IoTensor, ...]:
@@ -333,17 +347,6 @@ def _kv_scales(config: BuildConfig, target: Checkpoint[TargetConfig]) -> KvScale
             " make them with `dflash-trt quantize --kv-cache-dtype fp8`"
         )
     return scales
-
-
-def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
-    """Each run of equal drafter layers: "layers 0-3 bidirectional, layer 4 causal within 128"."""
-    runs = []
-    for mask, group in groupby(enumerate(layers), key=lambda item: item[1]):
-        indices = [index for index, _ in group]
-        span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
-        window = f" within {mask.window}" if mask.window else ""
-        runs.append(f"{span} {'causal' if mask.causal else 'bidirectional'}{window}")
-    return ", ".join(runs)
 
 
 def _describe(checkpoint: Checkpoint[Any]) -> str:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.builder.job import BuildResult
+from trtllm_dflash.engine_dir.files import ENGINE_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 else:
     trt = import_tensorrt()
 
-ENGINE_FILE = "rank0.engine"
 Range = tuple[int, int, int]  # smallest, the one to optimize for, largest
 
 # What the builder says of an input of the engine that changes nothing.

@@ -157,3 +157,31 @@ def gpt_oss(layers: int, experts: int) -> dict[str, Any]:
             ],
         },
     }
+
+
+# Keys that every drafter has, with values that decide nothing. They stand where a row has none.
+_ANY_DRAFTER = {
+    "model_type": "qwen3",
+    "num_hidden_layers": 5,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "block_size": 16,
+    "mask_token_id": 0,
+    "target_layer_ids": [1],
+}
+
+
+def target_json(target: KnownTarget) -> dict[str, Any]:
+    """Return the target's config.json, as far as it is published."""
+    return {"architectures": [target.architecture], **target.config}
+
+
+def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
+    """Return the drafter's config.json; keys that are not published have a value of any drafter."""
+    return {"architectures": [drafter.architecture], **_ANY_DRAFTER, **drafter.config}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
@@ -42,7 +43,7 @@ class EngineConfig:
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:
         """Read `directory`/config.json; anything missing or of a wrong type raises EngineError."""
-        path = directory / "config.json"
+        path = directory / CONFIG_FILE
         if not path.is_file():
             raise EngineError(
                 f"{directory}: no config.json, so this is not an engine directory. "

@@ -1,25 +1,24 @@
-"""The files of an engine directory that are not the engine itself: config.json and the
-tokenizer.
-"""
+"""Writes the files of an engine directory beside the engine: config.json and the tokenizer's."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash import __version__
-from trtllm_dflash.builder.resolve import ResolvedModels
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
+from trtllm_dflash.engine_dir.files import CONFIG_FILE
+from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.build import ResolvedBuild
 
-CONFIG_FILE = "config.json"
-
-# TensorRT-LLM's name in config.json -> our field, where the two differ.
+# Field of TargetConfig by TensorRT-LLM's name for it in config.json, where the two differ.
 _PRETRAINED_NAMES = {
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_q_heads",
@@ -42,28 +41,51 @@ _PRETRAINED_FIELDS = (
 )
 
 
-def write_layout(directory: Path, models: ResolvedModels) -> None:
-    """Write config.json, and copy the tokenizer files that the target has."""
-    text = json.dumps(engine_config(models), indent=2) + "\n"
+@dataclass(frozen=True)
+class EngineContents:
+    """What config.json says of an engine: its models, sizes, inputs and outputs."""
+
+    target: Checkpoint[TargetConfig]
+    drafter: Checkpoint[DrafterConfig] | None
+    sizes: ResolvedBuild
+    io: Sequence[IoTensor]
+    draft_vocab_size: int
+    fp8_kv: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contents of config.json."""
+        pretrained = _pretrained(self.target.config)
+        pretrained["dtype"] = self.sizes.dtype
+        pretrained["quantization"] = _quantization(self.target)
+        pretrained["quantization"]["kv_cache_quant_algo"] = "FP8" if self.fp8_kv else None
+        return {
+            "version": __version__,
+            "pretrained_config": pretrained,
+            "build_config": self.sizes.to_json(),
+            "dflash": self._dflash(self.drafter) if self.drafter else None,
+            "io": [tensor.to_json() for tensor in self.io],
+        }
+
+    def _dflash(self, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
+        config = drafter.config
+        return {
+            "block_size": self.sizes.block_size,
+            "trained_block_size": config.block_size,
+            "draft_len": self.sizes.draft_len,
+            "draft_vocab_size": self.draft_vocab_size,
+            "mask_token_id": config.mask_token_id,
+            "quantization": _quantization(drafter),
+            "target_layer_ids": config.target_layer_ids,
+            "num_hidden_layers": config.num_layers,
+            "layers": [asdict(layer) for layer in config.layers],
+        }
+
+
+def write_engine_files(directory: Path, config: Mapping[str, Any], target: Path) -> None:
+    """Write config.json, and copy the tokenizer files that the directory `target` has."""
+    text = json.dumps(config, indent=2) + "\n"
     (directory / CONFIG_FILE).write_text(text)
-    copy_tokenizer_files(models.target.directory, directory)
-
-
-def engine_config(models: ResolvedModels) -> dict[str, Any]:
-    """The contents of config.json."""
-    return {
-        "version": __version__,
-        "pretrained_config": (
-            _pretrained(models.target.config)
-            | {
-                "dtype": models.resolved.dtype,
-                "quantization": _quantization(models.target) | _kv_cache(models),
-            }
-        ),
-        "build_config": models.resolved.to_json(),
-        "dflash": _dflash(models, models.drafter) if models.drafter else None,
-        "io": [port.to_json() for port in models.ports],
-    }
+    copy_tokenizer_files(target, directory)
 
 
 def _pretrained(config: TargetConfig) -> dict[str, Any]:
@@ -71,26 +93,7 @@ def _pretrained(config: TargetConfig) -> dict[str, Any]:
 
 
 def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:
-    """As TensorRT-LLM writes it; how many linears of each format beside it."""
-    counts = Counter(row.algo for row in checkpoint.formats.values())
+    """Return TensorRT-LLM's section `quantization`, with the number of linears of each format."""
+    counts = Counter(fmt.algo for fmt in checkpoint.formats.values())
     algo = next(iter(counts), None) if len(counts) < 2 else "MIXED_PRECISION"
     return {"quant_algo": algo, "quantized_linears": dict(counts)}
-
-
-def _kv_cache(models: ResolvedModels) -> dict[str, Any]:
-    return {"kv_cache_quant_algo": None if models.kv_scales is None else "FP8"}
-
-
-def _dflash(models: ResolvedModels, drafter: Checkpoint[DrafterConfig]) -> dict[str, Any]:
-    config, sizes, vocab = drafter.config, models.resolved, models.draft_vocab
-    return {
-        "block_size": sizes.block_size,
-        "trained_block_size": config.block_size,
-        "draft_len": sizes.draft_len,
-        "draft_vocab_size": models.target.config.vocab_size if vocab is None else len(vocab),
-        "mask_token_id": config.mask_token_id,
-        "quantization": _quantization(drafter),
-        "target_layer_ids": config.target_layer_ids,
-        "num_hidden_layers": config.num_layers,
-        "layers": [asdict(layer) for layer in config.layers],
-    }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.builder.resolve import describe_masks
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.config_writer import CONFIG_FILE
+from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, human_bytes, table
@@ -66,6 +66,17 @@ def inspect_engine(directory: Path) -> Inspection:
     intact = not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
     return Inspection(directory, config, facts, differences, manifest.version_differences(facts))
+
+
+def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
+    """Each run of equal drafter layers: "layers 0-3 bidirectional, layer 4 causal within 128"."""
+    runs = []
+    for mask, group in groupby(enumerate(layers), key=lambda item: item[1]):
+        indices = [index for index, _ in group]
+        span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
+        window = f" within {mask.window}" if mask.window else ""
+        runs.append(f"{span} {'causal' if mask.causal else 'bidirectional'}{window}")
+    return ", ".join(runs)
 
 
 def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:

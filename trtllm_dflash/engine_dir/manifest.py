@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.engine_dir.files import MANIFEST_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, ignore_progress
 
-MANIFEST_FILE = "manifest.json"
 SCHEMA = 1
 # Hashing these on every load takes less than 0.1 s; larger files are compared by size, and hashed
 # by `inspect`.

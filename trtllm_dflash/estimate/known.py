@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.builder.pair_support import drafter_json, target_json
 from trtllm_dflash.catalog.pairs import PAIRS, pair_of, unknown_name_message
+from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, read_quantization
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quantized_tensors import Quantizable

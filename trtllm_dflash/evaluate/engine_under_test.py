@@ -9,9 +9,10 @@ from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import CONFIG_FILE, TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.models.hf_config import parse_json
-from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 _FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
 
@@ -85,7 +86,7 @@ class EvaluatedEngine:
 
     def _section(self, name: str) -> dict[str, Any]:
         """A part of config.json."""
-        path = self.directory / "config.json"
+        path = self.directory / CONFIG_FILE
         found: dict[str, Any] = parse_json(path.read_bytes(), str(path))[name]
         return found
 

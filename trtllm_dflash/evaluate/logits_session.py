@@ -22,7 +22,6 @@ from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
-MODEL_FILE = "model.onnx"
 _SETTINGS = {"num_known": 1, "temperature": 0, "top_p": 1, "top_k": 0, "uniforms": 0}
 _COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
 

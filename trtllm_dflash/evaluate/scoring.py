@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.evaluate.engine_under_test import EvaluatedEngine
-from trtllm_dflash.evaluate.logits_session import MODEL_FILE, LogitsSession
+from trtllm_dflash.evaluate.logits_session import LogitsSession
 from trtllm_dflash.evaluate.metrics import (
     Divergence,
     Float64,

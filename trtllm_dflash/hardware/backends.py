@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from trtllm_dflash.errors import BuildError, install_command
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
+from trtllm_dflash.hardware.kernel_compiler import uncompilable_reason
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ class Backend:
         """How to get it, for people."""
         wanted = install_command(self.extra) if self.extra else f"pip install {self.package}"
         return f"{wanted}{self.install_note}"
-
-    @property
-    def builds_on(self) -> str:
-        """Where it builds, for people."""
-        return "that GPU" if self.needs_gpu else "any machine, without a GPU"
 
 
 BACKENDS = {
@@ -102,10 +98,6 @@ def unbuildable_reason(
                 f" {format_gpus(here)}"
             )
     if not reasons and (arch.is_gpu if plugins is None else plugins):
-        from trtllm_dflash.trt_plugins.nvrtc import (
-            uncompilable_reason,
-        )  # brings onnx_ir, and the runtime reads this file
-
         reason = uncompilable_reason()
         reasons += [f"{reason}; or build with --no-plugins, without our kernels"] if reason else []
     return "; and ".join(reasons) or None

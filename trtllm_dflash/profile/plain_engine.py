@@ -13,6 +13,7 @@ from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import MANIFEST_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.options.build import FP8_CACHE, BuildConfig
@@ -127,7 +128,7 @@ def _weights(directory: Path, model: str) -> Mapping[str, Any]:
         if isinstance(entry, dict) and entry.get("model") == model and _is_complete(entry):
             return entry
     raise EngineError(
-        f"{directory}: {manifest.MANIFEST_FILE} does not say from which {model} the engine was"
+        f"{directory}: {MANIFEST_FILE} does not say from which {model} the engine was"
         " built. Build it again."
     )
 

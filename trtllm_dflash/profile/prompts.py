@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 
+from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BUILTIN_NAME = "the prompts that come with dflash-trt"
 BUILTIN_FILE = "prompts.jsonl"

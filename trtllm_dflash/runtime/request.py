@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
-from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 InputIds: TypeAlias = "Iterable[int] | Int64"
 Prompt: TypeAlias = "str | InputIds"

@@ -12,9 +12,10 @@ from typing import Any
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_creatable
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import MANIFEST_FILE, TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING
-from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, REQUIRED, Field
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 
@@ -136,7 +137,7 @@ def export(
 
 def engine_digest(engine: Path) -> str:
     """What tells one build of an engine from another."""
-    return manifest.file_digest(engine / manifest.MANIFEST_FILE)
+    return manifest.file_digest(engine / MANIFEST_FILE)
 
 
 def config_pbtxt(

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.text.tokenizer import TOKENIZER_FILE, ChatError, Tokenizer
+from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import Settings, engine_digest
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest

@@ -12,23 +12,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import resources
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.errors import BuildError, install_command
+from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
+from trtllm_dflash.hardware.kernel_compiler import cuda_header_folders, uncompilable_reason
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
-PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
-INSTALL = install_command("rtx")
 _SOURCES = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
 _REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
-_BINDINGS = ("cuda.bindings", "cuda.pathfinder")
-_CUDA_HEADERS = {
-    "cudart": ("cuda_bf16.h", "nvidia-cuda-runtime"),
-    "cccl": ("nv/target", "nvidia-cuda-cccl"),
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
         "--device-as-default-execution-space",
         "--ptxas-options=-v",
         *(f"-DDFLASH_{name.upper()}={value}" for name, value in key.sizes),
-        *(f"-I{folder}" for folder in _cuda_headers().values()),
+        *(f"-I{folder}" for folder in cuda_header_folders().values()),
     ]
     headers = {header: text for header, text in sources.items() if header.endswith((".h", ".cuh"))}
     ok, code, log = _nvrtc(name, sources[name], headers, options)
@@ -150,41 +142,6 @@ def source_digest(source: str) -> str:
     ):
         digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
     return digest.hexdigest()
-
-
-def uncompilable_reason() -> str | None:
-    """Why no kernel can be compiled on this machine, with what to do; None if one can."""
-    missing = _missing()
-    return missing and f"NVRTC needs {missing}, which is not installed here: {INSTALL}"
-
-
-def _missing() -> str | None:
-    if any(find_spec(module) is None for module in (_BINDINGS[0].split(".")[0], *_BINDINGS)):
-        return "cuda-bindings (no module cuda.bindings)"
-    from cuda.bindings import nvrtc
-    from cuda.pathfinder import DynamicLibNotFoundError
-
-    try:
-        nvrtc.nvrtcVersion()
-    except (DynamicLibNotFoundError, RuntimeError, OSError):
-        return "nvidia-cuda-nvrtc (no library libnvrtc)"
-    found = _cuda_headers()
-    for name, (header, package) in _CUDA_HEADERS.items():
-        if name not in found:
-            return f"{package} (no header {header})"
-    return None
-
-
-def _cuda_headers() -> dict[str, Path]:
-    """The folders of CUDA's own headers, those that are here."""
-    from cuda.pathfinder import find_nvidia_header_directory
-
-    folders = {name: find_nvidia_header_directory(name) for name in _CUDA_HEADERS}
-    return {
-        name: Path(folder)
-        for name, folder in folders.items()
-        if folder is not None and (Path(folder) / _CUDA_HEADERS[name][0]).is_file()
-    }
 
 
 def _nvrtc(

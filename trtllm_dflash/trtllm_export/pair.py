@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.builder.pair_support import target_json
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
+from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.errors import UsageError

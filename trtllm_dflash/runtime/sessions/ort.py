@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
-MODEL_FILE = "model.onnx"
 # How long an idle worker thread spins before it sleeps: long enough to bridge the gaps between a
 # step's kernels, short enough to leave the core to others. SmolLM2-135M without drafter, 2 threads
 # on 2 cores, tokens/s where nothing else runs / where two other processes do: no spinning 51 / 18,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import ENGINE_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware import devices
@@ -32,7 +33,6 @@ from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult,
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 from trtllm_dflash.runtime.sessions.trt_engine import (
     CONTEXT_PROFILE,
-    ENGINE_FILE,
     GENERATION_PROFILE,
     RtxContext,
     TrtEngine,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 else:
     trt = import_tensorrt()
 
-ENGINE_FILE = "rank0.engine"
 CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
 _LOG = logging.getLogger(__name__)
 _KEPT_ERRORS = 8

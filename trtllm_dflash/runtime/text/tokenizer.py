@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 
-TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = (  # what a decoder writes for bytes that are no whole character
     "\N{REPLACEMENT CHARACTER}"
 )
