@@ -116,7 +116,7 @@ def measure(
             "quantize",
             "--target",
             target,
-            "--format",
+            "--quant",
             form,
             *scales,
             "--output-dir",

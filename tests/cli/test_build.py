@@ -112,7 +112,7 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(
         (
             ("--no-drafter", "--max-batch-size", "0"),
             False,
-            "--max-batch-size must be a whole number of at least 1",
+            "--max-batch-size is 0, expected an integer of at least 1",
         ),
         (("--no-drafter", "--max-batch-size", "x"), False, "'x' is not a valid integer"),
         (

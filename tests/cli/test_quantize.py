@@ -42,14 +42,14 @@ def test_options_names_defaults_and_choices_are_the_fields() -> None:
         assert option.required == (field.default is dataclasses.MISSING)
         if not option.required:
             assert option.default == field.default
-    assert isinstance(options["format"].type, click.Choice)
-    assert tuple(options["format"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
+    assert isinstance(options["quant"].type, click.Choice)
+    assert tuple(options["quant"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
 
 
 def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
     """Calibrated with our own set."""
     pytest.importorskip("modelopt")
-    result = run("--format", "nvfp4", "--kv-cache-dtype", "fp8")
+    result = run("--quant", "nvfp4", "--kv-cache-dtype", "fp8")
     assert result.exit_code == 0, result.stderr
     first, second = result.stdout.splitlines()
     assert first.startswith(f"checkpoint: {tmp_path / 'q'} (NVFP4, ")
@@ -79,7 +79,7 @@ def test_with_the_drafter_real(
     pytest.importorskip("modelopt")
     pytest.importorskip("dflash")
     drafter = make_drafter(make_target("llama", tokenizer=True))
-    result = run("--format", "fp8", "--quantize-drafter", "--drafter", str(drafter))
+    result = run("--quant", "fp8", "--quantize-drafter", "--drafter", str(drafter))
     assert result.exit_code == 0, result.stderr
     assert f" --drafter {tmp_path / 'q' / 'drafter'} " in result.stdout
     assert "Loading weights" not in result.stderr
@@ -89,23 +89,23 @@ def test_with_the_drafter_real(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "Missing option '--format'"),
-        (("--format", "int8"), "'int8' is not one of 'fp8', 'nvfp4', 'w4a16_nvfp4'"),
-        (("--format", "fp8", "--kv-cache-dtype", "int8"), "'int8' is not 'fp8'"),
+        ((), "Missing option '--quant'"),
+        (("--quant", "int8"), "'int8' is not one of 'fp8', 'nvfp4', 'w4a16_nvfp4'"),
+        (("--quant", "fp8", "--kv-cache-dtype", "int8"), "'int8' is not 'fp8'"),
         (
-            ("--format", "fp8", "--calib-size", "0"),
-            "error: --calib-size must be a whole number of at least 1, got 0",
+            ("--quant", "fp8", "--calib-size", "0"),
+            "error: --calib-size is 0, expected an integer of at least 1",
         ),
         (
-            ("--format", "fp8", "--quantize-drafter"),
+            ("--quant", "fp8", "--quantize-drafter"),
             "error: --quantize-drafter needs the drafter: give --drafter",
         ),
         (
-            ("--format", "fp8", "--drafter", "d"),
+            ("--quant", "fp8", "--drafter", "d"),
             "error: --drafter is for --quantize-drafter; a drafter that stays",
         ),
         (
-            ("--format", "fp8", "--calib-file", "none.jsonl"),
+            ("--quant", "fp8", "--calib-file", "none.jsonl"),
             "error: --calib-file none.jsonl: cannot be read",
         ),
     ],
@@ -125,7 +125,7 @@ def test_a_target_that_is_not_there_fails(tmp_path: Path) -> None:
         str(tmp_path / "none"),
         "--output-dir",
         str(tmp_path / "q"),
-        "--format",
+        "--quant",
         "fp8",
     ]
     result = CliRunner().invoke(main, ["quantize", *options])

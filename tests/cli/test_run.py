@@ -124,7 +124,7 @@ def test_a_schedule_changes_no_tokens(run: Run, tmp_path: Path) -> None:
     """
     prompts, schedule = tmp_path / "prompts.txt", tmp_path / "schedule.json"
     prompts.write_text("hello\nthe night train\n42\n")
-    fixed = ("--input-file", prompts, "--ignore-eos", "--max-tokens", "20")
+    fixed = ("--prompts", prompts, "--ignore-eos", "--max-tokens", "20")
     expected = run(*fixed, kind="plain").stdout
     for content, widest in (('{"1": 3, "2": 1}', 4), ('{"1": 0, "2": 2}', 3), ('{"1": 2}', 3)):
         schedule.write_text(content)
@@ -162,7 +162,7 @@ def test_a_file_of_prompts(
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text(content)
-    source = ("--input-file", "-") if from_stdin else ("--input-file", path)
+    source = ("--prompts", "-") if from_stdin else ("--prompts", path)
     result = run(*source, "--raw", "--max-tokens", "9", stdin=content if from_stdin else None)
     assert result.exit_code == 0, result.stderr
     answers = generated(engines("dflash"), ["hello", "world", "how are you"], max_tokens=9)
@@ -177,7 +177,7 @@ def test_a_file_of_prompts(
 def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Path) -> None:
     source, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     source.write_text('{"prompt": "hello"}\n{"prompt": [72, 69, 76]}\n')
-    result = run("--input-file", source, "--raw", "--output", output, "--max-tokens", "9")
+    result = run("--prompts", source, "--raw", "--output", output, "--max-tokens", "9")
     assert (result.exit_code, result.stdout) == (0, "")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     answers = generated(engines("dflash"), ["hello", [72, 69, 76]], max_tokens=9)
@@ -205,7 +205,7 @@ def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path)
 def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
     (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_tokens=9)
     shown = run(
-        "--input-file", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}'
+        "--prompts", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}'
     )
     assert [int(token) for token in shown.stdout.split()] == expected.token_ids
 
@@ -213,8 +213,8 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
-        ((), None, "give either a PROMPT or --input-file FILE."),
-        (("hi", "--input-file", "-"), "hi", "give either a PROMPT or --input-file FILE, not both."),
+        ((), None, "give either a PROMPT or --prompts FILE."),
+        (("hi", "--prompts", "-"), "hi", "give either a PROMPT or --prompts FILE, not both."),
         (
             ("hi", "--no-draft", "--draft-len", "2"),
             None,
@@ -234,14 +234,18 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
         (
             ("hi", "--max-tokens", "0"),
             None,
-            "max_tokens is 0, expected an integer of at least 1",
+            "--max-tokens is 0, expected an integer of at least 1",
         ),
         (
             ("hi", "--temperature", "nan"),
             None,
             "temperature is nan, expected 0 (greedy) or a finite positive number",
         ),
-        (("hi", "--num-threads", "0"), None, "num_threads is 0, expected an integer of at least 1"),
+        (
+            ("hi", "--num-threads", "0"),
+            None,
+            "--num-threads is 0, expected an integer of at least 1",
+        ),
         (
             ("x" * 61, "--raw"),
             None,
@@ -254,44 +258,44 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
             "missing/answers.jsonl: cannot be written (No such file",
         ),
         (
-            ("--input-file", "missing.txt"),
+            ("--prompts", "missing.txt"),
             None,
             "missing.txt: cannot be read (No such file or directory). Give a file",
         ),
-        (("--input-file", "-"), "\n \n", "stdin: there is no prompt in it. Write one a line"),
+        (("--prompts", "-"), "\n \n", "stdin: there is no prompt in it. Write one a line"),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             b"ok\nb\xff",
             "stdin, line 2: byte 1 is not UTF-8. Save the file as UTF-8.",
         ),
-        (("--input-file", "-"), '{"prompt": "a"}\n{"prompt"', "stdin, line 2: not JSON (Expecting"),
+        (("--prompts", "-"), '{"prompt": "a"}\n{"prompt"', "stdin, line 2: not JSON (Expecting"),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             '{"text": "a"}',
             'stdin, line 1: expected a JSON object with the key "prompt", got {"text"',
         ),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             '{"prompt": "a"}\n[1]',
             'stdin, line 2: expected a JSON object with the key "prompt", got [1]',
         ),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             '{"prompt": 5}',
             'stdin, line 1: "prompt" is 5, expected a string or a list of token ids',
         ),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             '{"prompt": "a"}\n\n{"prompt": [1, 97]}',
             "stdin, line 3: the prompt has at place 1 the id 97",
         ),
         (
-            ("--input-file", "-"),
+            ("--prompts", "-"),
             '{"prompt": [1, 2.5]}',
             "stdin, line 1: the prompt has at place 1 2.5, a float",
         ),
         (
-            ("--input-file", "-", "--raw"),
+            ("--prompts", "-", "--raw"),
             "a\n" + "x" * 61,
             "stdin, line 2: the prompt has 61 tokens",
         ),
@@ -309,7 +313,7 @@ def test_usage_errors(
 def test_a_jsonl_file_is_json_by_its_name(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("hello\n")
-    result = run("--input-file", path)
+    result = run("--prompts", path)
     assert f"{path}, line 1: not JSON (Expecting value" in result.stderr
     assert "A file of JSON lines has one object on every line." in result.stderr
 
@@ -377,6 +381,6 @@ def test_answers_are_kept_when_the_run_is_interrupted(
 
     monkeypatch.setattr(module, "_in_order", interrupted)
     output = tmp_path / "answers.jsonl"
-    result = run("--input-file", "-", "--output", output, "--max-tokens", "4", stdin="a\nb\nc\n")
+    result = run("--prompts", "-", "--output", output, "--max-tokens", "4", stdin="a\nb\nc\n")
     assert result.exit_code == 130
     assert len(output.read_text().splitlines()) == 1

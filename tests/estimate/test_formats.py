@@ -59,10 +59,13 @@ def test_a_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
     """
     directory = stored("Qwen3-8B", "target", "nvfp4", kv_cache=True)
     drafter = "Qwen3-8B-DFlash-b16"
-    found, asked = of(directory, drafter=drafter), of("Qwen3-8B", quant="nvfp4", kv_cache="fp8")
+    found, asked = (
+        of(directory, drafter=drafter),
+        of("Qwen3-8B", quant="nvfp4", kv_cache_dtype="fp8"),
+    )
     assert found.pair.precision == asked.pair.precision == Precision(linears="nvfp4", cache="fp8")
     assert found.plain[0].time == asked.plain[0].time
-    assert of(directory, drafter=drafter, kv_cache="bf16").pair.precision.cache == "bf16"
+    assert of(directory, drafter=drafter, kv_cache_dtype="bf16").pair.precision.cache == "bf16"
 
 
 def test_modules_that_are_stored_otherwise_are_counted_so(stored: Stored) -> None:

@@ -226,7 +226,7 @@ def test_models_in_directories(tmp_path: Path) -> None:
     [
         ({"batch": "1,x"}, "--batch '1,x' is no list"),
         ({"batch": "0"}, "--batch '0' is no list"),
-        ({"gpus": 0}, "--gpus must be a whole number from 1 to 64"),
+        ({"gpus": 0}, "--gpus is 0, expected an integer from 1 to 64"),
         ({"gpu": "RTX 5090"}, "--gpu 'RTX 5090' is no sm100 in the table, which has B200, GB200"),
         ({"arch": "sm86"}, "--arch sm86: no GPU of it is in the table"),
         ({"eagle": "60,7,10"}, "--eagle '60,7,10' is no TOKENS,DEPTH,BRANCHES,TAU"),
@@ -262,8 +262,8 @@ def test_models_in_directories(tmp_path: Path) -> None:
             "--drafter-quant fp8: A100 80GB (sm80) has no arithmetic for FP8",
         ),
         (
-            {"arch": "sm80", "kv_cache": "fp8"},
-            "--kv-cache fp8: A100 80GB (sm80) has no arithmetic for FP8",
+            {"arch": "sm80", "kv_cache_dtype": "fp8"},
+            "--kv-cache-dtype fp8: A100 80GB (sm80) has no arithmetic for FP8",
         ),
         ({"tau": "9"}, "--tau 9.0 is impossible"),
     ],

@@ -137,29 +137,34 @@ def test_tau_is_a_gate_without_another_engine(
     prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
     prompts.write_text("hello\n")
     asked = ("--prompts", prompts, "--max-tokens", "8", "--json", report)
-    assert run_eval(engine, *asked, "--min-tau", "1").exit_code == 0
+    assert run_eval(engine, *asked, "--min-acceptance-length", "1").exit_code == 0
     data = json.loads(report.read_text())
-    assert data["limits"] == {"min_tau": 1}
-    result = run_eval(engine, *asked, "--min-tau", "99")
+    assert data["limits"] == {"min_acceptance_length": 1}
+    result = run_eval(engine, *asked, "--min-acceptance-length", "99")
     assert result.exit_code == 1
     assert result.stderr.startswith(
-        f"failed: τ is {data['engine']['acceptance']['acceptance_length']:.6g}, below --min-tau 99"
+        f"failed: τ is {data['engine']['acceptance']['acceptance_length']:.6g}, below --min-acceptance-length 99"
     )
 
 
 def test_a_limit_on_tau_where_there_is_none(
     run_eval: Evaluate, engine: Path, other_engine: Path, tmp_path: Path
 ) -> None:
-    result = run_eval(engine, "--min-tau", "2")
+    result = run_eval(engine, "--min-acceptance-length", "2")
     assert (result.exit_code, result.stdout) == (2, "")
     assert (
-        "error: --min-tau is a limit on τ, which is measured on prompts: give --prompts FILE"
+        "error: --min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts FILE"
         in result.stderr
     )
     (tmp_path / "prompts.txt").write_text("hello\n")
-    result = run_eval(other_engine, "--min-tau", "2", "--prompts", tmp_path / "prompts.txt")
+    result = run_eval(
+        other_engine, "--min-acceptance-length", "2", "--prompts", tmp_path / "prompts.txt"
+    )
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"error: --min-tau: {other_engine} has no drafter, so it has no τ." in result.stderr
+    assert (
+        f"error: --min-acceptance-length: {other_engine} has no drafter, so it has no τ."
+        in result.stderr
+    )
 
 
 def test_the_tables_show_a_quantized_drafter_and_fp8_caches(
@@ -198,8 +203,8 @@ def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> No
             "--min-top1 is a share of all positions, 0 to 1, got 97.0",
         ),
         (("--max-kl", "nan", "--against", "x"), "--max-kl must be a number of at least 0, got nan"),
-        (("--text-tokens", "1"), "--text-tokens must be a whole number of at least 2, got 1"),
-        (("--max-tokens", "1"), "--max-tokens must be a whole number of at least 2, got 1"),
+        (("--text-tokens", "1"), "--text-tokens is 1, expected an integer of at least 2"),
+        (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
         (("--raw",), "--raw is for --prompts FILE"),
         (
             ("--json", "nowhere/report.json"),

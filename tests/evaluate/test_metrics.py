@@ -99,11 +99,13 @@ def test_a_missed_limit_is_a_sentence(
 
 
 def test_tau_below_its_limit_is_a_sentence_with_or_without_another_engine() -> None:
-    config = _config(min_tau=2.5)
+    config = _config(min_acceptance_length=2.5)
     for comparison in (None, compared()):
-        assert missed_limits(config, comparison, accepted(2.4)) == ["τ is 2.4, below --min-tau 2.5"]
+        assert missed_limits(config, comparison, accepted(2.4)) == [
+            "τ is 2.4, below --min-acceptance-length 2.5"
+        ]
         assert missed_limits(config, comparison, accepted(2.5)) == []
-        assert missed_limits(config, comparison) == ["τ is nan, below --min-tau 2.5"]
+        assert missed_limits(config, comparison) == ["τ is nan, below --min-acceptance-length 2.5"]
 
 
 def test_a_limit_that_is_just_reached_is_kept() -> None:

@@ -83,7 +83,7 @@ def make_profile(engine: Path, plain: Path) -> MakeProfile:
     """`make_profile(asked=ASKED, **options of ProfileConfig)`: measured with one thread."""
 
     def make(asked: PromptSet = ASKED, **options: Any) -> Profile:
-        options = {"plain": plain, "output_len": 24, "num_threads": 1} | options
+        options = {"plain": plain, "max_tokens": 24, "num_threads": 1} | options
         return profile(ProfileConfig(engine, **options), asked, argv=["test"])
 
     return make
@@ -145,7 +145,7 @@ def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
             "1",
             "--plain",
             str(plain),
-            "--output-len",
+            "--max-tokens",
             "12",
         ]
         return CliRunner().invoke(

@@ -59,7 +59,7 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     assert again.stdout == result.stdout
     assert (tmp_path / "again.html").read_text() == files["html"].read_text()
     runs = CliRunner().invoke(
-        main, ["run", str(engine), "--draft-len-schedule", str(files["schedule"]), "--input-file", "-", "--raw"],
+        main, ["run", str(engine), "--draft-len-schedule", str(files["schedule"]), "--prompts", "-", "--raw"],
         input='{"prompt": [3, 5, 7]}\n',
     )  # fmt: skip
     assert runs.exit_code == 0, runs.stderr
@@ -68,16 +68,16 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--batch", "0"), "--batch must be numbers of at least 1, got 0"),
-        (("--batch", "1,x"), "--batch must be whole numbers with commas between them, got '1,x'"),
+        (("--batch", "0"), "--batch is 0, expected an integer of at least 1"),
+        (("--batch", "1,x"), "--batch is '1,x', expected integers with commas between"),
         (("--batch", "1,9"), "--batch 9: "),
         (("--draft-lens", "8"), "--draft-lens 8: a block of 8 holds 7 drafts."),
-        (("--draft-lens", "-1"), "--draft-lens must be whole numbers"),
+        (("--draft-lens", "-1"), "--draft-lens is '-1', expected integers"),
         (("--against", "plain,vllm"), "--against vllm: expected names among plain, reference, hf"),
         (("--against", "hf", "--temperature", "1"), "--against hf is for greedy decoding"),
-        (("--output-len", "1"), "--output-len must be a whole number of at least 2, got 1"),
-        (("--per-kind", "0"), "--per-kind must be a whole number of at least 1, got 0"),
-        (("--input-len", "0"), "--input-len must be a whole number of at least 1, got 0"),
+        (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
+        (("--per-category", "0"), "--per-category is 0, expected an integer of at least 1"),
+        (("--input-len", "0"), "--input-len is 0, expected an integer of at least 1"),
         (("--input-len", "300"), "prompts.jsonl, line 1: the prompt has 300 tokens"),
         (("--top-p", "2"), "top_p is 2.0, expected a number above 0 and at most 1"),
         (("--json", "nowhere/out.json"), "--json nowhere/out.json: there is no folder nowhere"),
@@ -119,7 +119,7 @@ def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, en
         )
     )
     result = run_profile(
-        "--output-len",
+        "--max-tokens",
         "2",
         "--batch",
         "1",
@@ -150,7 +150,7 @@ def test_files_are_written_before_anything_is_printed(
     files = [
         argument for name in ("json", "schedule") for argument in (f"--{name}", tmp_path / name)
     ]
-    result = run_profile("--batch", "1", "--draft-lens", "5", "--output-len", "4", *files)
+    result = run_profile("--batch", "1", "--draft-lens", "5", "--max-tokens", "4", *files)
     assert "the terminal has gone" in result.stderr
     data = json.loads((tmp_path / "json").read_text())
     assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]

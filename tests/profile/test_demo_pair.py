@@ -22,7 +22,7 @@ def test_a_stopwatch_agrees_and_so_do_all_sides(stopwatch: Stopwatch) -> None:
         batch="1",
         draft_lens="7",
         against="plain,reference,hf",
-        output_len=6,
+        max_tokens=6,
         num_threads=1,
     )
     found = profile(config, PromptSet("some", tuple(builtin_prompts()[:2])))

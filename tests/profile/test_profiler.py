@@ -143,7 +143,7 @@ def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> N
 @pytest.mark.parametrize("batch", [1, 2])
 def test_another_clock_agrees(batch: int, make_profile: MakeProfile, stopwatch: Stopwatch) -> None:
     """In the same run: the profile sees the session's steps, and little besides."""
-    for result in make_profile(batch=str(batch), draft_lens="5", output_len=40).results:
+    for result in make_profile(batch=str(batch), draft_lens="5", max_tokens=40).results:
         watched, told = stopwatch.total(result), result.step_seconds.mean * result.full_steps
         # The loop's own work is a few percent of these tiny steps; the rest of the margin is for a
         # busy machine.
@@ -151,7 +151,7 @@ def test_another_clock_agrees(batch: int, make_profile: MakeProfile, stopwatch: 
 
 
 def test_prompts_of_one_length(make_profile: MakeProfile) -> None:
-    found = make_profile(batch="1", draft_lens="5", input_len=13, output_len=4)
+    found = make_profile(batch="1", draft_lens="5", input_len=13, max_tokens=4)
     assert {row.prompt_tokens for row in found.results[0].by_prompt} == {13}
     assert found.prompts["tokens"] == 13 * len(ASKED.prompts)
 
@@ -171,7 +171,7 @@ def test_a_plain_engine_is_built_and_removed(
     make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = make_profile(plain=None, batch="3", draft_lens="5", output_len=4)
+    found = make_profile(plain=None, batch="3", draft_lens="5", max_tokens=4)
     assert found.plain["directory"] is None
     assert found.plain["max_batch_size"] == 3
     assert found.plain["weights"][0]["model"] == "target"
@@ -186,7 +186,7 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     with pytest.raises(UsageError, match="prompt 0: the prompt is empty"):
         make_profile(PromptSet("empty", (Prompt([]),)), input_len=5)
     config = ProfileConfig(
-        engine, batch="1", draft_lens="5", plain=plain, output_len=2, num_threads=1
+        engine, batch="1", draft_lens="5", plain=plain, max_tokens=2, num_threads=1
     )
     (first,) = Engine.load(engine, num_threads=1).generate([prompt], max_tokens=1)
 

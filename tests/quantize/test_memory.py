@@ -25,7 +25,7 @@ def test_the_demo_target_takes_less_than_three_times_its_size(tmp_path: Path) ->
         "quantize",
         "--target",
         str(target),
-        "--format",
+        "--quant",
         "fp8",
     ]
     command += ["--kv-cache-dtype", "fp8", "--calib-size", "8", "--output-dir", str(tmp_path / "q")]

@@ -61,23 +61,23 @@ def test_experts(tmp_path: Path, config: Config) -> None:
     ("values", "words"),
     [
         (
-            {"format": "int4"},
-            "--format 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none",
+            {"quant": "int4"},
+            "--quant 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none",
         ),
-        ({"format": "none"}, "--format none changes nothing without --kv-cache-dtype fp8"),
+        ({"quant": "none"}, "--quant none changes nothing without --kv-cache-dtype fp8"),
         (
-            {"format": "none", "kv_cache_dtype": "fp8", "drafter": "d"},
+            {"quant": "none", "kv_cache_dtype": "fp8", "drafter": "d"},
             (
-                "--format none leaves nothing to quantize in a drafter, whose caches stay as they"
-                " are; give --format fp8"
+                "--quant none leaves nothing to quantize in a drafter, whose caches stay as they"
+                " are; give --quant fp8"
             ),
         ),
         ({"kv_cache_dtype": "int8"}, "--kv-cache-dtype 'int8' is not known; choose one of fp8"),
         ({"device": "tpu"}, "--device 'tpu' is not known; choose one of auto, cpu, cuda"),
-        ({"calib_size": 0}, "--calib-size must be a whole number of at least 1, got 0"),
+        ({"calib_size": 0}, "--calib-size is 0, expected an integer of at least 1"),
         (
             {"calib_seq_len": 1 << 21},
-            "--calib-seq-len must be a whole number of at least 1 and at most 1048576, got",
+            "--calib-seq-len is 1048577, expected an integer from 1 to 1048576",
         ),
     ],
 )
@@ -135,12 +135,12 @@ def test_inputs_that_are_no_multiple_of_16(
 ) -> None:
     narrow = make_target("llama", head_dim=14)
     with pytest.raises(CheckpointError) as caught:
-        pipeline.quantize(config(target=str(narrow), format=form))
+        pipeline.quantize(config(target=str(narrow), quant=form))
     assert str(caught.value).startswith(
-        f"target {narrow}: --format {form} has a scale for every 16 inputs of a linear, so their"
+        f"target {narrow}: --quant {form} has a scale for every 16 inputs of a linear, so their"
         " number must be a multiple of 16: model.layers.0.self_attn.o_proj has 56, "
     )
-    assert str(caught.value).endswith("and 1 more. Use --format fp8.")
+    assert str(caught.value).endswith("and 1 more. Use --quant fp8.")
 
 
 def test_the_same_inputs_do_for_fp8(config: Config, make_target: Callable[..., Path]) -> None:
@@ -153,9 +153,9 @@ def test_a_drafter_of_such_inputs_is_refused_before_the_target_is_read(
 ) -> None:
     drafter = make_drafter(Path(config().target))  # 9 heads of 8: o_proj reads 72
     with pytest.raises(
-        CheckpointError, match=r"drafter .*layers.0.self_attn.o_proj has 72.*Use --format fp8"
+        CheckpointError, match=r"drafter .*layers.0.self_attn.o_proj has 72.*Use --quant fp8"
     ):
-        pipeline.quantize(config(drafter=str(drafter), format="nvfp4"))
+        pipeline.quantize(config(drafter=str(drafter), quant="nvfp4"))
 
 
 def test_a_quantized_target(config: Config, quantized: Callable[..., Path]) -> None:
@@ -201,7 +201,7 @@ def test_a_weight_of_zeros(form: str, config: Config, tmp_path: Path) -> None:
     name = "model.layers.3.mlp.up_proj.weight"
     zero = changed_target(tmp_path / "zero", {name: 0.0})
     with pytest.raises(CheckpointError) as caught:
-        pipeline.quantize(config(target=zero, format=form))
+        pipeline.quantize(config(target=zero, quant=form))
     assert (
         str(caught.value)
         == f"{zero}/model.safetensors: tensor {name} is zero throughout, so it has no scale, and"
@@ -222,7 +222,7 @@ def test_an_input_that_is_always_zero(form: str, config: Config, tmp_path: Path)
         tmp_path / "dead", {"model.layers.2.post_attention_layernorm.weight": 0.0}
     )
     with pytest.raises(QuantizeError) as caught:
-        pipeline.quantize(config(target=dead, format=form))
+        pipeline.quantize(config(target=dead, quant=form))
     assert (
         str(caught.value)
         == "model.layers.2.mlp.gate_proj: its input was zero, or not there, throughout the"

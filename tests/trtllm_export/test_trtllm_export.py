@@ -158,7 +158,7 @@ def test_local_directories(
             "--expert-parallel is for mixtures of experts",
         ),
         ({"draft_len": 10}, "--draft-len 10 is more than 9"),
-        ({"draft_len": 0}, "--draft-len must be at least 1"),
+        ({"draft_len": 0}, "--draft-len is 0, expected an integer of at least 1"),
         ({"arch": "sm120"}, "--arch 'sm120' is not known"),
         ({"target": "nobody/nothing"}, "neither a directory nor a target of `dflash-trt list`"),
         ({"target": "gpt-oss120b"}, "of `dflash-trt list`; the nearest are gpt-oss-120b"),

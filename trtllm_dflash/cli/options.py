@@ -1,60 +1,93 @@
-"""Command-line options made from a configuration dataclass, so that name, type, default and help
-exist once.
-"""
+"""Command-line options made from dataclasses, so that name, type, default and help exist once."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from trtllm_dflash.options.fields import option_name
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+Config = TypeVar("Config")
+
+PATH = click.Path(path_type=Path)
 _CLICK_TYPES: dict[type, click.ParamType[Any]] = {
     int: click.INT,
     float: click.FLOAT,
     str: click.STRING,
-    Path: click.Path(path_type=Path),
+    Path: PATH,
 }
 
 
-def options_from(config: type) -> Callable[[Function], Function]:
-    """Decorate a command with an option for every field of `config` that has a help text in its
-    metadata.
-    """
+class ConfigOption(click.Option):
+    """An option with older spellings, which work but are not shown."""
+
+    def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
+        """Make an option as click does, with `aliases` beside its own spelling."""
+        super().__init__(*args, **kwargs)
+        self.aliases = tuple(aliases)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Make the parser know every spelling."""
+        shown, shown_off = self.opts, self.secondary_opts
+        off = [alias for alias in self.aliases if self.is_flag and alias.startswith("--no-")]
+        self.opts = [*shown, *(alias for alias in self.aliases if alias not in off)]
+        self.secondary_opts = [*shown_off, *off]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts, self.secondary_opts = shown, shown_off
+
+
+def options_from(*configs: type) -> Callable[[Function], Function]:
+    """Decorate a command with an option for every field of the dataclasses that has a help text."""
 
     def decorate(function: Function) -> Function:
-        hints = get_type_hints(config)
-        for field in reversed([field for field in fields(config) if "help" in field.metadata]):
-            function = _option(field, hints[field.name])(function)
+        for config in reversed(configs):
+            hints = get_type_hints(config)
+            for field in reversed(fields(config)):
+                if "help" in field.metadata:
+                    function = _option(field, hints[field.name])(function)
         return function
 
     return decorate
 
 
+def take(config: type[Config], options: dict[str, Any]) -> Config:
+    """Build a dataclass from those of a command's options that are its fields; removes them."""
+    names = [field.name for field in fields(config) if field.name in options]  # type: ignore[arg-type]
+    return config(**{name: options.pop(name) for name in names})
+
+
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
-    metadata, name = field.metadata, f"--{field.name.replace('_', '-')}"
-    if _plain(hint) is bool:
-        switch = f"{name}/--no-{name.removeprefix('--')}"
-        return click.option(
-            switch, default=field.default, help=metadata["help"], show_default=False
-        )
-    kind = (
-        click.Choice(metadata["choices"]) if "choices" in metadata else _CLICK_TYPES[_plain(hint)]
-    )
-    default = {"required": True} if field.default is MISSING else {"default": field.default}
-    return click.option(
-        name, type=kind, metavar=metadata.get("metavar"), help=metadata["help"], **default
-    )
+    metadata, name = field.metadata, option_name(field.name)
+    settings: dict[str, Any] = {"help": metadata["help"], "aliases": metadata.get("aliases", ())}
+    if field.default is MISSING:
+        settings["required"] = True
+    else:
+        settings["default"] = field.default
+    plain, is_optional = _plain(hint)
+    if plain is bool:
+        settings["show_default"] = False
+        if is_optional:
+            name = f"{name}/--no-{field.name.replace('_', '-')}"
+        else:
+            settings["is_flag"] = True
+    else:
+        choices = metadata.get("choices")
+        settings["type"] = click.Choice(choices) if choices else _CLICK_TYPES[plain]
+        settings["metavar"] = metadata.get("metavar")
+    return click.option(name, field.name, cls=ConfigOption, **settings)
 
 
-def _plain(hint: Any) -> type:
-    """int of `int | None`."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (argument for argument in get_args(hint) if argument is not type(None))
-    assert isinstance(hint, type)
-    return hint
+def _plain(hint: Any) -> tuple[type, bool]:
+    """Return the first type of a hint, and whether None is in it: (int, True) of `int | None`."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    plain = members[0]
+    assert isinstance(plain, type)
+    return plain, type(None) in members

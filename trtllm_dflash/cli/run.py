@@ -10,8 +10,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from trtllm_dflash.cli.options import PATH, options_from, take
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+from trtllm_dflash.options.generation import RunConfig
 from trtllm_dflash.options.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,123 +22,40 @@ if TYPE_CHECKING:
     from trtllm_dflash.runtime.stream import Stream
 
 
-@click.command
-@click.argument("engine", type=click.Path(path_type=Path))
+@click.command(short_help="Generate answers with an engine.")
+@click.argument("engine", type=PATH)
 @click.argument("prompt", required=False)
-@click.option(
-    "--raw", is_flag=True, help="give the text to the model as it is, without its chat template"
-)
-@click.option(
-    "--max-tokens",
-    type=int,
-    default=SamplingParams.max_tokens,
-    help="new tokens for each prompt",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=SamplingParams.temperature,
-    help="0: always the most likely token",
-)
-@click.option(
-    "--top-p", type=float, default=SamplingParams.top_p, help="sample from this mass; 1: off"
-)
-@click.option(
-    "--top-k", type=int, default=SamplingParams.top_k, help="sample from this many tokens; 0: off"
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=SamplingParams.seed,
-    help="of the sampling, the same for every prompt",
-)
-@click.option("--no-draft", is_flag=True, help="verify no drafts: plain decoding, the same tokens")
-@click.option(
-    "--draft-len", type=int, help="drafts verified in a step  [default: the engine's own]"
-)
-@click.option(
-    "--draft-len-schedule",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help=(
-        'drafts by batch size, as profile advises them: JSON, {"1": 7, "4": 3}; none beyond the'
-        " last"
-    ),
-)
-@click.option("--ignore-eos", is_flag=True, help="do not stop at the model's stop tokens")
-@click.option(
-    "--input-file",
-    type=click.Path(path_type=Path),
-    help='prompts: one a line, or JSON lines with "prompt"; -: stdin',
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="write the answers there as JSON lines, not to the terminal",
-)
-@click.option(
-    "--num-threads", type=int, help="of a CPU engine  [default: DFLASH_NUM_THREADS, else all cores]"
-)
-def run(
-    engine: Path,
-    prompt: str | None,
-    *,
-    raw: bool,
-    input_file: Path | None,
-    output: Path | None,
-    num_threads: int | None,
-    **options: Any,
-) -> None:
-    """Generate answers with the ENGINE directory: to one PROMPT, or to all of --input-file."""
-    sampling = _sampling_options(**options)
+@options_from(RunConfig, SamplingParams)
+def run(**options: Any) -> None:
+    """Generate answers with the ENGINE directory: to one PROMPT, or to all of --prompts."""
+    config = take(RunConfig, options)
+    sampling = config.sampling_options() | options
     from trtllm_dflash.cli.run_summary import print_summary
     from trtllm_dflash.runtime.engine import Engine
 
-    lines = _prompt_lines(prompt, input_file)
-    loaded = Engine.load(engine, num_threads=num_threads)
-    with _open_stream(loaded, lines, raw, sampling) as stream, _destination(output) as file:
+    lines = _prompt_lines(config)
+    engine = Engine.load(config.engine, num_threads=config.num_threads)
+    with (
+        _open_stream(engine, lines, config.raw, sampling) as stream,
+        _open_output(config.output) as file,
+    ):
         if file is not None:
             _write(lines, stream, file)
         elif len(lines) == 1:
-            _print_as_it_comes(loaded, stream)
+            _print_as_it_comes(engine, stream)
         else:
-            _print_in_order(loaded, lines, stream)
+            _print_in_order(engine, lines, stream)
         answers = stream.generations()
     print_summary(answers, stream.timings, width=stream.width)
 
 
-def _prompt_lines(prompt: str | None, input_file: Path | None) -> list[PromptLine]:
+def _prompt_lines(config: RunConfig) -> list[PromptLine]:
     from trtllm_dflash.cli.prompts import PromptLine, read_prompts
 
-    if prompt is not None and input_file is None:
-        return [PromptLine(prompt)]
-    if input_file is not None and prompt is None:
-        return read_prompts(input_file)
-    raise UsageError(
-        "give either a PROMPT or --input-file FILE" + ("." if prompt is None else ", not both.")
-    )
-
-
-def _sampling_options(
-    max_tokens: int, no_draft: bool, draft_len_schedule: Path | None, ignore_eos: bool, **same: Any
-) -> dict[str, Any]:
-    """The command's options under the names of `SamplingParams`."""
-    given = {
-        "--no-draft": no_draft,
-        "--draft-len": same["draft_len"] is not None,
-        "--draft-len-schedule": draft_len_schedule is not None,
-    }
-    names = [name for name, is_given in given.items() if is_given]
-    if len(names) > 1:
-        raise UsageError(f"give either {names[0]} or {names[1]}, not both.")
-    schedule = DraftLenSchedule.load(draft_len_schedule) if draft_len_schedule is not None else None
-    options = {
-        "max_tokens": max_tokens,
-        "draft": not no_draft,
-        "draft_len_schedule": schedule,
-        **same,
-    }
-    return options | ({"stop_token_ids": ()} if ignore_eos else {})
+    if config.prompts is not None:
+        return read_prompts(config.prompts)
+    assert config.prompt is not None
+    return [PromptLine(config.prompt)]
 
 
 def _open_stream(
@@ -155,8 +73,9 @@ def _open_stream(
 
 
 def _model_input(engine: Engine, prompt: str | list[int], raw: bool) -> str | list[int]:
-    """Text in the model's chat format; as it is where `raw`, or without a tokenizer (the engine
-    then says so).
+    """Put a text into the model's chat format, unless `raw`.
+
+    Without a tokenizer it stays a text, which the engine refuses.
     """
     if raw or not isinstance(prompt, str) or engine.tokenizer is None:
         return prompt
@@ -164,10 +83,8 @@ def _model_input(engine: Engine, prompt: str | list[int], raw: bool) -> str | li
 
 
 @contextmanager
-def _destination(output: Path | None) -> Iterator[IO[str] | None]:
-    """The file of --output, opened before the first step and after all checks; None is the
-    terminal.
-    """
+def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
+    """Open the file of --output, before the first step and after all checks; None: the terminal."""
     if output is None:
         yield None
         return
@@ -213,9 +130,7 @@ def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str]) -> None:
 
 
 def _in_order(stream: Stream) -> Iterator[tuple[int, Generation]]:
-    """The answers in the order of their prompts, each as soon as it and those before it are
-    complete.
-    """
+    """Yield answers in the order of their prompts, each once all before it are complete."""
     index = 0
     for _ in stream:
         while index in stream.finished:

@@ -94,13 +94,13 @@ def _cache(config: EstimateConfig, target: KnownTarget) -> str:
     """The type of the target's caches: asked for, else FP8 where its checkpoint has scales for
     it.
     """
-    if config.kv_cache != "auto":
-        _require(config.kv_cache, f"--kv-cache {config.kv_cache}", config.device)
-        return config.kv_cache
+    if config.kv_cache_dtype != "auto":
+        _require(config.kv_cache_dtype, f"--kv-cache-dtype {config.kv_cache_dtype}", config.device)
+        return config.kv_cache_dtype
     cache = target.quantization.kv_cache or _PLAIN
     _require(
         cache,
-        f"{target.name} has scales for {cache} caches (--kv-cache bf16 does without)",
+        f"{target.name} has scales for {cache} caches (--kv-cache-dtype bf16 does without)",
         config.device,
     )
     return cache

@@ -63,7 +63,7 @@ def evaluate(
     engines = [
         EvaluatedEngine.open(path) for path in (config.engine, config.against) if path is not None
     ]
-    if config.min_tau is not None:
+    if config.min_acceptance_length is not None:
         _require_drafts(engines[0], questions)
     material = _material(config, engines, questions)
     reading = score(engines, material.windows, num_threads=config.num_threads, progress=progress)
@@ -91,11 +91,11 @@ def evaluate(
 def _require_drafts(engine: EvaluatedEngine, questions: EvalPrompts | None) -> None:
     if questions is None or not questions.prompts:
         raise UsageError(
-            "--min-tau is a limit on τ, which is measured on prompts: give --prompts FILE"
+            "--min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts FILE"
         )
     if not engine.config.speculates:
         raise UsageError(
-            f"--min-tau: {engine.directory} has no drafter, so it has no τ. Leave it out."
+            f"--min-acceptance-length: {engine.directory} has no drafter, so it has no τ. Leave it out."
         )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_LAYERS = 1024
 MAX_EXPERTS_IN_ALL = 1 << 15  # with tensors of their own
 
-REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --format fp8` (or nvfp4)."
+REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --quant fp8` (or nvfp4)."
 COMPRESSED = f"quantized checkpoints are read as ModelOpt writes them. {REQUANTIZE}"
 
 _ALLOWED = (

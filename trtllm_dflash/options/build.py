@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
+from trtllm_dflash.options.fields import check_fields, cli_option, option_name
 
 if TYPE_CHECKING:
     from trtllm_dflash.models.base import TargetConfig
@@ -20,16 +21,6 @@ _DEFAULT_NUM_TOKENS = 512
 _CACHE_ALIGNMENT = 64
 
 
-def flag(name: str) -> str:
-    """The option of a field, as it is typed."""
-    return f"--{name.replace('_', '-')}"
-
-
-def option(text: str, **more: Any) -> dict[str, Any]:
-    """The metadata from which the command line makes a field's option."""
-    return {"help": text, **more}
-
-
 @dataclass(frozen=True)
 class BuildConfig:
     """What the user asks of a build; `None` and "auto" are resolved against the models by
@@ -40,66 +31,74 @@ class BuildConfig:
     """
 
     target: str = field(
-        metadata=option(
+        metadata=cli_option(
             "the target: a Hugging Face directory, a name of `dflash-trt list`, or a hub name",
             metavar="DIR|NAME",
         )
     )
-    output_dir: Path = field(metadata=option("the engine directory to write", metavar="DIR"))
+    output_dir: Path = field(metadata=cli_option("the engine directory to write", metavar="DIR"))
     drafter: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "its DFlash drafter: a directory or hub name [default: a listed target's own]",
             metavar="DIR|NAME",
         ),
     )
     arch: str = field(
-        default="cpu", metadata=option("what the engine runs on", choices=tuple(ARCHS))
+        default="cpu", metadata=cli_option("what the engine runs on", choices=tuple(ARCHS))
     )
     dtype: str = field(
         default="auto",
-        metadata=option(
+        metadata=cli_option(
             "type of weights and caches; auto: float32 on cpu, bfloat16 on sm*",
             choices=("auto", *DTYPE_BYTES),
         ),
     )
     kv_cache_dtype: str = field(
         default="auto",
-        metadata=option(
+        metadata=cli_option(
             "type of the target's caches; auto: fp8 where its checkpoint says so, else --dtype",
             choices=("auto", FP8_CACHE, *DTYPE_BYTES),
         ),
     )
-    max_batch_size: int = field(default=1, metadata=option("slots that generate together"))
+    max_batch_size: int = field(
+        default=1, metadata=cli_option("slots that generate together", low=1)
+    )
     max_seq_len: int | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "tokens of prompt and answer together [default: the target's own, up to"
-            f" {_DEFAULT_SEQ_LEN}]"
+            f" {_DEFAULT_SEQ_LEN}]",
+            low=2,
         ),
     )
     max_input_len: int | None = field(
-        default=None, metadata=option("tokens of the longest prompt [default: max-seq-len - 1]")
+        default=None,
+        metadata=cli_option("tokens of the longest prompt [default: max-seq-len - 1]", low=1),
     )
     max_num_tokens: int | None = field(
         default=None,
-        metadata=option(
-            f"widest step: longer prompts go in chunks of it [default: up to {_DEFAULT_NUM_TOKENS}]"
+        metadata=cli_option(
+            f"widest step: longer prompts go in chunks of it [default: up to {_DEFAULT_NUM_TOKENS}]",
+            low=1,
         ),
     )
     block_size: int | None = field(
         default=None,
-        metadata=option("anchor and drafts of a step [default: what the drafter was trained with]"),
+        metadata=cli_option(
+            "anchor and drafts of a step [default: what the drafter was trained with]", low=2
+        ),
     )
     draft_len: int | None = field(
         default=None,
-        metadata=option(
-            "drafts that `run` verifies in a step by default [default: block-size - 1]"
+        metadata=cli_option(
+            "drafts that `run` verifies in a step by default [default: block-size - 1]",
+            low=1,
         ),
     )
     draft_vocab: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "JSON list of the token ids that may be drafted: drafting then reads only their rows of"
             " the head",
             metavar="FILE",
@@ -107,14 +106,14 @@ class BuildConfig:
     )
     timing_cache: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "tactics' timings to start from and to add to (sm90, sm100, sm103) [default: none]",
             metavar="FILE",
         ),
     )
     plugins: bool | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "our CUDA kernels in the engine, or the operators' bodies as the compiler makes them"
             " [default: plugins on sm*]"
         ),
@@ -122,8 +121,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
-        if self.arch not in ARCHS:
-            raise UsageError(f"--arch {self.arch!r} is not known; choose one of {', '.join(ARCHS)}")
+        check_fields(self)
         self._check_dtypes(ARCHS[self.arch])
         if self.plugins and not ARCHS[self.arch].is_gpu:
             raise UsageError(
@@ -135,19 +133,11 @@ class BuildConfig:
                 "--timing-cache is for TensorRT, and nothing is timed in a build for --arch"
                 f" {self.arch}"
             )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(
-                    f"{flag(name)} must be a whole number of at least {least}, got {value!r}"
-                )
         if self.drafter is None:
             for name in ("block_size", "draft_len", "draft_vocab"):
                 if getattr(self, name) is not None:
                     raise UsageError(
-                        f"{flag(name)} is about drafts: it needs a drafter, and this build has none"
+                        f"{option_name(name)} is about drafts: it needs a drafter, and this build has none"
                     )
 
     @property
@@ -156,19 +146,13 @@ class BuildConfig:
         return ARCHS[self.arch].is_gpu if self.plugins is None else self.plugins
 
     def _check_dtypes(self, arch: Arch) -> None:
-        """Names that are known, and for a type that is no quantization, one that the arch computes
-        with.
-        """
-        for name, others in (("dtype", ()), ("kv_cache_dtype", (FP8_CACHE,))):
-            value, known = getattr(self, name), ("auto", *others, *DTYPE_BYTES)
-            if value not in known:
-                raise UsageError(
-                    f"{flag(name)} {value!r} is not known; choose one of {', '.join(known)}"
-                )
+        """Raise UsageError for a plain dtype that the arch does not compute with."""
+        for name in ("dtype", "kv_cache_dtype"):
+            value = getattr(self, name)
             if value in DTYPE_BYTES and value not in arch.dtypes:
                 raise UsageError(
-                    f"{flag(name)} {value} cannot be built for --arch {arch.name}: {arch.backend}"
-                    f" runs this graph in {' or '.join(arch.dtypes)} there"
+                    f"{option_name(name)} {value} cannot be built for --arch {arch.name}:"
+                    f" {arch.backend} runs this graph in {' or '.join(arch.dtypes)} there"
                 )
 
     def resolve(self, target: TargetConfig, drafter: DrafterConfig | None) -> ResolvedBuild:
@@ -275,7 +259,7 @@ class ResolvedBuild:
         for name, limit, reason in limits:
             value = getattr(self, name)
             if value > limit:
-                raise UsageError(f"{flag(name)} {value} is more than {limit}, {reason}")
+                raise UsageError(f"{option_name(name)} {value} is more than {limit}, {reason}")
         if self.max_num_tokens < self.block_size:
             raise UsageError(
                 f"--max-num-tokens {self.max_num_tokens} is less than the block of"
@@ -285,13 +269,3 @@ class ResolvedBuild:
     def to_json(self) -> dict[str, Any]:
         """The `build_config` section of the engine's config.json."""
         return {**asdict(self), "cache_len": self.cache_len}
-
-
-_LEAST = {
-    "max_batch_size": 1,
-    "max_seq_len": 2,
-    "max_input_len": 1,
-    "max_num_tokens": 1,
-    "block_size": 2,
-    "draft_len": 1,
-}

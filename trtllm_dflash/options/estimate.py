@@ -9,11 +9,10 @@ from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.options.build import option
+from trtllm_dflash.options.fields import check_fields, cli_option
 
 RUNTIME_NAMES = ("engine", "serving")
 MAX_BATCH, MAX_CONTEXT, MAX_GPUS = 1 << 16, 1 << 22, 64
-_LIMITS = {"gpus": (1, MAX_GPUS), "context": (1, MAX_CONTEXT)}
 
 
 @dataclass(frozen=True)
@@ -25,59 +24,66 @@ class EstimateConfig:
     """
 
     target: str = field(
-        metadata=option(
+        metadata=cli_option(
             "a name of `dflash-trt list`, or a directory with its config.json", metavar="NAME|DIR"
         )
     )
     arch: str = field(
-        metadata=option(
+        metadata=cli_option(
             "the GPU's architecture", choices=tuple(a for a in ARCHS if ARCHS[a].is_gpu)
         )
     )
     drafter: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "its drafter, likewise [default: a listed target's own]", metavar="NAME|DIR"
         ),
     )
     gpu: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             f"which GPU of that architecture: {', '.join(gpu.name for gpu in GPUS)} [default: the"
             " first]",
             metavar="NAME",
         ),
     )
-    gpus: int = field(default=1, metadata=option("GPUs that share every layer (tensor parallel)"))
+    gpus: int = field(
+        default=1,
+        metadata=cli_option("GPUs that share every layer (tensor parallel)", low=1, high=MAX_GPUS),
+    )
     quant: str = field(
         default="none",
-        metadata=option(
+        metadata=cli_option(
             "format of the target's linears; none: as they are", choices=("none", *FORMATS)
         ),
     )
     drafter_quant: str = field(
         default="none",
-        metadata=option(
+        metadata=cli_option(
             "format of the drafter's linears; none: as they are", choices=("none", *FORMATS)
         ),
     )
-    kv_cache: str = field(
+    kv_cache_dtype: str = field(
         default="auto",
-        metadata=option(
+        metadata=cli_option(
             "the target's caches; auto: fp8 where its checkpoint has scales for it, else bf16",
             choices=("auto", "bf16", "fp8"),
+            aliases=("--kv-cache",),
         ),
     )
     batch: str = field(
         default="1,2,4,8,16,32,64",
-        metadata=option("batch sizes, with commas between", metavar="N,N,…"),
+        metadata=cli_option("batch sizes, with commas between", metavar="N,N,…"),
     )
     context: int = field(
-        default=1024, metadata=option("positions that every sequence has in its caches")
+        default=1024,
+        metadata=cli_option(
+            "positions that every sequence has in its caches", low=1, high=MAX_CONTEXT
+        ),
     )
     tau: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "tokens a step yields with the drafter's whole block, or a JSON file that says how many"
             " drafts were accepted [default: published, for a known drafter]",
             metavar="X|FILE",
@@ -85,34 +91,29 @@ class EstimateConfig:
     )
     runtime: str = field(
         default="engine",
-        metadata=option(
+        metadata=cli_option(
             "engine: this project's, one call a step; serving: a PyTorch server",
             choices=RUNTIME_NAMES,
         ),
     )
     eagle: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "also an EAGLE-3 drafter of one layer: its tree's tokens, depth and branches, and"
             " its tau",
             metavar="N,N,N,X",
         ),
     )
     json: Path | None = field(
-        default=None, metadata=option("also write the result here", metavar="FILE")
+        default=None, metadata=cli_option("also write the result here", metavar="FILE")
     )
     plot: Path | None = field(
-        default=None, metadata=option("also draw the curves here", metavar="FILE")
+        default=None, metadata=cli_option("also draw the curves here", metavar="FILE")
     )
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
-        for name, (low, high) in _LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise UsageError(
-                    f"--{name} must be a whole number from {low} to {high}, got {value!r}"
-                )
+        check_fields(self)
         _ = (self.batches, self.device, self.eagle_tree)
 
     @property

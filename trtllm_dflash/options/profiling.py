@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.build import flag, option
+from trtllm_dflash.options.checks import check_integer, parse_integers
+from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.generation import NUM_THREADS_HELP
+from trtllm_dflash.options.prompt_options import ResultFile
 from trtllm_dflash.options.sampling import SamplingParams
 
 PEERS = ("reference", "hf")
 AGAINST = ("plain", *PEERS)
+
+
+def _sampling_field(name: str) -> Any:
+    same = SamplingParams.__dataclass_fields__[name]
+    return field(default=same.default, metadata=same.metadata)
 
 
 @dataclass(frozen=True)
@@ -24,11 +33,11 @@ class ProfileConfig:
     engine: Path
     batch: str | None = field(
         default=None,
-        metadata=option("batch sizes [default: 1, 2, 4, … up to the engine's]", metavar="N,…"),
+        metadata=cli_option("batch sizes [default: 1, 2, 4, … up to the engine's]", metavar="N,…"),
     )
     draft_lens: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "drafts a step to try; 0: the same engine without [default: 0, the engine's own, the"
             " whole block]",
             metavar="N,…",
@@ -36,7 +45,7 @@ class ProfileConfig:
     )
     against: str = field(
         default="plain",
-        metadata=option(
+        metadata=cli_option(
             "what to measure beside it: plain, reference (the package dflash), hf (transformers'"
             " generate, plain and with prompt lookup)",
             metavar="NAME,…",
@@ -44,69 +53,62 @@ class ProfileConfig:
     )
     plain: Path | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "a plain engine of the same target [default: one is built, and removed]",
             metavar="ENGINE",
         ),
     )
     target: Path | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "the target's checkpoint [default: where the engine was built from]", metavar="DIR"
         ),
     )
     drafter: Path | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "the drafter's checkpoint, for the reference [default: likewise]", metavar="DIR"
         ),
     )
-    per_kind: int | None = field(
-        default=None, metadata=option("ask no more prompts of each kind [default: all]")
+    per_category: int | None = field(
+        default=None,
+        metadata=cli_option(
+            "prompts of each category, at most [default: all]", low=1, aliases=("--per-kind",)
+        ),
     )
     input_len: int | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "make every prompt this long: fill it up with others before it, or cut its"
-            " beginning off"
+            " beginning off",
+            low=1,
         ),
     )
-    output_len: int = field(default=64, metadata=option("new tokens for each prompt, at most"))
-    temperature: float = field(
-        default=SamplingParams.temperature, metadata=option("0: always the most likely token")
+    max_tokens: int = field(
+        default=64,
+        metadata=cli_option(
+            "new tokens for each prompt, at most", low=2, aliases=("--output-len",)
+        ),
     )
-    top_p: float = field(
-        default=SamplingParams.top_p, metadata=option("sample from this mass; 1: off")
-    )
-    top_k: int = field(
-        default=SamplingParams.top_k, metadata=option("sample from this many tokens; 0: off")
-    )
-    seed: int = field(default=0, metadata=option("of the sampling, the same for every prompt"))
+    temperature: float = _sampling_field("temperature")
+    top_p: float = _sampling_field("top_p")
+    top_k: int = _sampling_field("top_k")
+    seed: int = _sampling_field("seed")
     ignore_eos: bool = field(
         default=False,
-        metadata=option(
-            "do not stop at the model's stop tokens: all answers have --output-len tokens"
+        metadata=cli_option(
+            "do not stop at the model's stop tokens: all answers have --max-tokens tokens",
+            aliases=("--no-ignore-eos",),
         ),
     )
-    num_threads: int | None = field(
-        default=None, metadata=option("of the CPU [default: DFLASH_NUM_THREADS, else all cores]")
-    )
+    num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engines."""
-        for name, least in (("per_kind", 1), ("input_len", 1), ("output_len", 2)):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < least
-            ):
-                raise UsageError(
-                    f"{flag(name)} must be a whole number of at least {least}, got {value!r}"
-                )
-        for name, numbers, least in (("batch", self.batches, 1), ("draft_lens", self.lengths, 0)):
-            if numbers is not None and min(numbers) < least:
-                raise UsageError(
-                    f"{flag(name)} must be numbers of at least {least}, got {getattr(self, name)}"
-                )
+        check_fields(self)
+        for batch in self.batches or ():
+            check_integer("--batch", batch, low=1)
+        _ = self.lengths
         unknown = [name for name in self.others if name not in AGAINST]
         if unknown:
             raise UsageError(f"--against {unknown[0]}: expected names among {', '.join(AGAINST)}")
@@ -122,12 +124,12 @@ class ProfileConfig:
     @property
     def batches(self) -> tuple[int, ...] | None:
         """The batch sizes, growing; None: the default."""
-        return _numbers("batch", self.batch)
+        return _sorted_integers("--batch", self.batch)
 
     @property
     def lengths(self) -> tuple[int, ...] | None:
         """The numbers of drafts, growing; None: the default."""
-        return _numbers("draft_lens", self.draft_lens)
+        return _sorted_integers("--draft-lens", self.draft_lens)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -140,12 +142,22 @@ class ProfileConfig:
         return tuple(name for name in PEERS if name in self.others)
 
 
-def _numbers(name: str, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
-        raise UsageError(
-            f"{flag(name)} must be whole numbers with commas between them, got {text!r}"
-        )
-    return tuple(sorted({int(part) for part in parts}))
+def _sorted_integers(name: str, text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(sorted(set(parse_integers(name, text))))
+
+
+@dataclass(frozen=True)
+class ProfileFiles(ResultFile):
+    """The files of a profile; what can fail is written last."""
+
+    schedule: Path | None = field(
+        default=None,
+        metadata=cli_option(
+            "write the recommended drafts by batch size there, for `run --draft-len-schedule`",
+            metavar="FILE",
+        ),
+    )
+    html: Path | None = field(
+        default=None,
+        metadata=cli_option("write a report there: one page with plots", metavar="FILE"),
+    )

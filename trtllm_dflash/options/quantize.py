@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtllm_dflash.checkpoint.formats import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.build import flag, option
+from trtllm_dflash.options.fields import check_fields, cli_option
 
 KV_CACHE_DTYPES = ("fp8",)
 KEEP_WEIGHTS = "none"
@@ -26,85 +26,70 @@ class QuantizeConfig:
     """
 
     target: str = field(
-        metadata=option("the unquantized target: a directory or hub name", metavar="DIR|NAME")
+        metadata=cli_option("the unquantized target: a directory or hub name", metavar="DIR|NAME")
     )
-    output_dir: Path = field(metadata=option("the checkpoint directory to write", metavar="DIR"))
-    format: str = field(
-        metadata=option(
+    output_dir: Path = field(
+        metadata=cli_option("the checkpoint directory to write", metavar="DIR")
+    )
+    quant: str = field(
+        metadata=cli_option(
             "; ".join(f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values())
             + f"; {KEEP_WEIGHTS}: weights as they are, for --kv-cache-dtype alone",
             choices=_CHOICES,
+            aliases=("--format",),
         )
     )
     drafter: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "its drafter, for --quantize-drafter: a directory or hub name", metavar="DIR|NAME"
         ),
     )
     kv_cache_dtype: str | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "also calibrate scales for keys and values in 8 bits [default: none]",
             choices=KV_CACHE_DTYPES,
         ),
     )
     calib_file: Path | None = field(
         default=None,
-        metadata=option(
+        metadata=cli_option(
             "text to calibrate with: JSON lines with a prompt, its answer as text, or both (`run"
             " --output` writes them), or plain text in paragraphs [default: a small mixed set that"
             " comes with dflash-trt]",
             metavar="FILE",
         ),
     )
-    calib_size: int = field(default=128, metadata=option("most sequences to calibrate with"))
+    calib_size: int = field(
+        default=128, metadata=cli_option("sequences to calibrate with, at most", low=1)
+    )
     calib_seq_len: int = field(
         default=512,
-        metadata=option("tokens of the longest sequence; a longer text becomes several"),
+        metadata=cli_option(
+            "tokens of the longest sequence; a longer text becomes several", low=1, high=MAX_SEQ_LEN
+        ),
     )
     device: str = field(
         default="auto",
-        metadata=option("where to compute; auto: the GPU if there is one", choices=DEVICES),
+        metadata=cli_option("where to compute; auto: the GPU if there is one", choices=DEVICES),
     )
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
-        choices = {
-            "format": (self.format, _CHOICES),
-            "kv_cache_dtype": (self.kv_cache_dtype, (None, *KV_CACHE_DTYPES)),
-            "device": (self.device, DEVICES),
-        }
-        for name, (value, accepted) in choices.items():
-            if value not in accepted:
-                known = ", ".join(str(choice) for choice in accepted if choice is not None)
-                raise UsageError(f"{flag(name)} {value!r} is not known; choose one of {known}")
+        check_fields(self)
         if self.weight_format is None and self.kv_cache_dtype is None:
-            raise UsageError(
-                f"--format {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8"
-            )
+            raise UsageError(f"--quant {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8")
         if self.weight_format is None and self.drafter is not None:
             raise UsageError(
-                f"--format {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches"
-                f" stay as they are; give --format {' or '.join(FORMATS)}, or no drafter"
+                f"--quant {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches"
+                f" stay as they are; give --quant {' or '.join(FORMATS)}, or no drafter"
             )
-        for name, limit in (("calib_size", None), ("calib_seq_len", MAX_SEQ_LEN)):
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or value < 1
-                or (limit and value > limit)
-            ):
-                most = f" and at most {limit}" if limit else ""
-                raise UsageError(
-                    f"{flag(name)} must be a whole number of at least 1{most}, got {value!r}"
-                )
 
     @property
     def weight_format(self) -> WeightFormat | None:
-        """The row of `format`; None where weights stay as they are."""
-        return FORMATS.get(self.format)
+        """The row of `quant`; None where weights stay as they are."""
+        return FORMATS.get(self.quant)
 
     @property
     def reads_activations(self) -> bool:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass, fields
-from numbers import Integral, Real
+from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, TypedDict
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import check_integer, check_real
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+from trtllm_dflash.options.fields import cli_option
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -51,10 +52,12 @@ class SamplingParams:
     """
 
     max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | tuple[int, ...] = 0
+    temperature: float = field(default=0.0, metadata=cli_option("0: always the most likely token"))
+    top_p: float = field(default=1.0, metadata=cli_option("sample from this mass; 1: off"))
+    top_k: int = field(default=0, metadata=cli_option("sample from this many tokens; 0: off"))
+    seed: int | tuple[int, ...] = field(
+        default=0, metadata=cli_option("of the sampling, the same for every prompt")
+    )
     draft: bool = True
     draft_len: int | None = None
     draft_len_schedule: DraftLenSchedule | None = None
@@ -64,21 +67,23 @@ class SamplingParams:
     def __post_init__(self, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None:
             object.__setattr__(self, "max_tokens", max_new_tokens)
-        _check_integer("max_tokens", self.max_tokens, low=1)
-        _check_real(
+        check_integer("max_tokens", self.max_tokens, low=1)
+        check_real(
             "temperature",
             self.temperature,
+            lambda value: 0 <= value < math.inf,
             "0 (greedy) or a finite positive number",
-            lambda t: 0 <= t < math.inf,
         )
-        _check_real("top_p", self.top_p, "a number above 0 and at most 1", lambda p: 0 < p <= 1)
-        _check_integer("top_k", self.top_k, low=0)
+        check_real(
+            "top_p", self.top_p, lambda value: 0 < value <= 1, "a number above 0 and at most 1"
+        )
+        check_integer("top_k", self.top_k, low=0)
         for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
-            _check_integer("seed", seed, low=0)
+            check_integer("seed", seed, low=0)
         if not isinstance(self.draft, bool):
             raise UsageError(f"draft is {self.draft!r}, expected True or False.")
         if self.draft_len is not None:
-            _check_integer("draft_len", self.draft_len, low=0)
+            check_integer("draft_len", self.draft_len, low=0)
         if not isinstance(self.draft_len_schedule, DraftLenSchedule | None):
             raise UsageError(
                 f"draft_len_schedule is {self.draft_len_schedule!r}, expected a mapping {{batch"
@@ -93,7 +98,7 @@ class SamplingParams:
                 f"stop_token_ids is {self.stop_token_ids!r}, expected a list of token ids or None."
             )
         for token in self.stop_token_ids or ():
-            _check_integer("stop_token_ids", token, low=0)
+            check_integer("stop_token_ids", token, low=0)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
@@ -128,13 +133,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return DraftLenSchedule.from_mapping(value)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
-
-
-def _check_integer(name: str, value: Any, *, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-        raise UsageError(f"{name} is {value!r}, expected an integer of at least {low}.")
-
-
-def _check_real(name: str, value: Any, expected: str, accepts: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not accepts(value):
-        raise UsageError(f"{name} is {value!r}, expected {expected}.")

@@ -174,7 +174,7 @@ def _questions(
     """Token ids of the prompts, once all engines are known to take them."""
     if not asked.prompts:
         raise UsageError("there is no prompt to ask.")
-    prompts = limit_per_category(asked.prompts, config.per_kind)
+    prompts = limit_per_category(asked.prompts, config.per_category)
     questions = fit_length(encode(prompts, engines[0].tokenizer, chat=asked.chat), config.input_len)
     for engine in engines:
         if plan.batches[-1] > engine.config.max_batch_size:
@@ -183,7 +183,7 @@ def _questions(
                 " slots (its --max-batch-size). Leave --plain out, and one is built that has as"
                 " many as the DFlash engine."
             )
-        sampling = SamplingParams(max_tokens=config.output_len)
+        sampling = SamplingParams(max_tokens=config.max_tokens)
         try:
             make_requests([question.token_ids for question in questions], sampling, engine.config)
         except PromptError as error:
@@ -236,13 +236,13 @@ def _measure(
         # With fewer questions than slots they are asked several times, all equally often.
         repeated = [question.token_ids for question in questions] * -(-batch // len(questions))
         for system in taking:
-            system.run(repeated[:batch], batch, min(WARM_UP_TOKENS, config.output_len))
+            system.run(repeated[:batch], batch, min(WARM_UP_TOKENS, config.max_tokens))
         rounds: dict[str, list[BatchRun]] = {system.name: [] for system in taking}
         parts = split_into_rounds(repeated, batch)
         for number, part in enumerate(parts):
             first = number % len(taking)
             for system in [*taking[first:], *taking[:first]]:
-                rounds[system.name].append(system.run(part, batch, config.output_len))
+                rounds[system.name].append(system.run(part, batch, config.max_tokens))
             progress(f"batch {batch}", number + 1, len(parts))
         measured += [SystemRun(system, batch, rounds[system.name]) for system in taking]
     return measured
@@ -273,7 +273,7 @@ def _step_breakdowns(
     options: dict[str, Any] = {
         "batches": plan.batches,
         "prompts": [question.token_ids for question in questions],
-        "output_len": config.output_len,
+        "output_len": config.max_tokens,
         "num_threads": config.num_threads,
     }
     names = {length: plan.name(length) for length in plan.draft_lens}

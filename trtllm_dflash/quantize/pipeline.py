@@ -211,7 +211,7 @@ def _facts(
         "versions": versions_of(_PACKAGES),
         "target": str(plan.target.directory),
         "drafter": str(plan.drafter.directory) if plan.drafter else None,
-        "format": plan.config.format,
+        "format": plan.config.quant,
         "kv_cache_dtype": plan.config.kv_cache_dtype,
         "calibration": plan.calibration_facts(),
         **numbers,

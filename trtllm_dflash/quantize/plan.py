@@ -179,9 +179,9 @@ def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfi
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(
-            f"{kind} {checkpoint.directory}: --format {config.format} has a scale for every {size}"
+            f"{kind} {checkpoint.directory}: --quant {config.quant} has a scale for every {size}"
             f" inputs of a linear, so their number must be a multiple of {size}:"
-            f" {', '.join(wrong[:4])}{more}. Use --format fp8."
+            f" {', '.join(wrong[:4])}{more}. Use --quant fp8."
         )
 
 

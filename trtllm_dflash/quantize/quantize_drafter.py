@@ -54,7 +54,7 @@ def quantize_drafter(
     s.
     """
     model = _load(checkpoint, device)
-    modelopt.insert_quantizers(model, config.format, None, excluded=NEVER_QUANTIZED)
+    modelopt.insert_quantizers(model, config.quant, None, excluded=NEVER_QUANTIZED)
     result = QuantizedDrafter()
     result.hf_quant_config, result.quantization_config = modelopt.quant_config_json(model)
     blocks = list(_blocks(sequences, features)) if config.quantizes_inputs else []

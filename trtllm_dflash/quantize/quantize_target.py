@@ -120,7 +120,7 @@ def _meta_model(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) ->
         model = from_config(
             settings, dtype=TORCH_DTYPES[checkpoint.dtype], attn_implementation="sdpa"
         ).eval()
-    modelopt.insert_quantizers(model, config.format, config.kv_cache_dtype)
+    modelopt.insert_quantizers(model, config.quant, config.kv_cache_dtype)
     return model
 
 

@@ -1,0 +1,62 @@
+"""Fields of option dataclasses: the command line and the checks come from their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any
+
+from trtllm_dflash.options.checks import check_choice, check_integer
+
+
+def option_name(field_name: str) -> str:
+    """Return the option of a field as it is typed: `--max-tokens` of `max_tokens`."""
+    return f"--{field_name.replace('_', '-')}"
+
+
+def cli_option(
+    text: str,
+    *,
+    metavar: str | None = None,
+    choices: Sequence[str] | None = None,
+    low: int | None = None,
+    high: int | None = None,
+    aliases: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the metadata of a field that is an option of a command.
+
+    Args:
+        text: the help text.
+        metavar: what the help shows for the value.
+        choices: the values that are accepted.
+        low: the smallest integer that is accepted.
+        high: the largest one; it needs `low`.
+        aliases: older spellings, which keep working and are not shown. Of a flag, `--no-...` turns
+            it off.
+    """
+    given = {"metavar": metavar, "choices": choices, "low": low, "high": high}
+    return {
+        "help": text,
+        "aliases": tuple(aliases),
+        **{name: value for name, value in given.items() if value is not None},
+    }
+
+
+def check_fields(config: Any) -> None:
+    """Check the choices and bounds that the fields of a dataclass declare; None is not checked.
+
+    Raises:
+        UsageError: for the first value outside them.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is not None:
+            _check_field(field, value)
+
+
+def _check_field(field: Field[Any], value: Any) -> None:
+    name, metadata = option_name(field.name), field.metadata
+    if "choices" in metadata:
+        check_choice(name, value, metadata["choices"])
+    if "low" in metadata:
+        check_integer(name, value, low=metadata["low"], high=metadata.get("high"))

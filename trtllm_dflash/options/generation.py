@@ -1,0 +1,85 @@
+"""The options of `dflash-trt run`, but for those of SamplingParams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.prompt_options import PromptOptions
+from trtllm_dflash.options.sampling import SamplingParams
+
+NUM_THREADS_HELP = "threads of a CPU engine [default: DFLASH_NUM_THREADS, else all cores]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(PromptOptions):
+    """What to generate with an engine, and where the answers go.
+
+    Raises:
+        UsageError: for options that contradict each other.
+    """
+
+    engine: Path
+    prompt: str | None = None
+    max_tokens: int = field(
+        default=SamplingParams.max_tokens,
+        metadata=cli_option("new tokens for each prompt, at most", low=1),
+    )
+    no_draft: bool = field(
+        default=False,
+        metadata=cli_option("verify no drafts: plain decoding, the same tokens"),
+    )
+    draft_len: int | None = field(
+        default=None,
+        metadata=cli_option("drafts verified in a step [default: the engine's own]", low=0),
+    )
+    draft_len_schedule: Path | None = field(
+        default=None,
+        metadata=cli_option(
+            "drafts by batch size, as `profile` recommends them: JSON such as"
+            ' {"1": 7, "4": 3}; no drafts beyond the last size',
+            metavar="FILE",
+        ),
+    )
+    ignore_eos: bool = field(
+        default=False, metadata=cli_option("do not stop at the model's stop tokens")
+    )
+    output: Path | None = field(
+        default=None,
+        metadata=cli_option(
+            "write the answers there as JSON lines, not to the terminal", metavar="FILE"
+        ),
+    )
+    num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
+
+    def __post_init__(self) -> None:
+        """Check everything that can be judged without the engine."""
+        check_fields(self)
+        if (self.prompt is None) == (self.prompts is None):
+            end = "." if self.prompt is None else ", not both."
+            raise UsageError(f"give either a PROMPT or --prompts FILE{end}")
+        given = {
+            "--no-draft": self.no_draft,
+            "--draft-len": self.draft_len is not None,
+            "--draft-len-schedule": self.draft_len_schedule is not None,
+        }
+        names = [name for name, is_given in given.items() if is_given]
+        if len(names) > 1:
+            raise UsageError(f"give either {names[0]} or {names[1]}, not both.")
+
+    def sampling_options(self) -> dict[str, Any]:
+        """Return these options as keyword arguments of `Engine.stream`; reads the schedule."""
+        options: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "draft": not self.no_draft,
+            "draft_len": self.draft_len,
+        }
+        if self.draft_len_schedule is not None:
+            options["draft_len_schedule"] = DraftLenSchedule.load(self.draft_len_schedule)
+        if self.ignore_eos:
+            options["stop_token_ids"] = ()
+        return options
