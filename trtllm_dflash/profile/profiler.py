@@ -63,6 +63,7 @@ CLOCK = {
     ),
     "never": "loading, tokenizing, warming up",
 }
+_SETTING_NAMES = {"per_category": "per_kind", "max_tokens": "output_len"}
 
 
 @dataclass(frozen=True)
