@@ -69,7 +69,7 @@ def config(
 
     def make(**changes: Any) -> QuantizeConfig:
         small: dict[str, Any] = {
-            "format": "fp8",
+            "quant": "fp8",
             "calib_file": ids_file,
             "output_dir": tmp_path / "quantized",
         }
