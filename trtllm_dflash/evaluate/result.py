@@ -85,7 +85,9 @@ def missed_limits(
     missed = _missed_differences(config, comparison) if comparison is not None else []
     tau = acceptance.acceptance_length if acceptance is not None else math.nan
     if config.min_acceptance_length is not None and not tau >= config.min_acceptance_length:
-        missed.append(f"τ is {tau:.6g}, below --min-acceptance-length {config.min_acceptance_length:g}")
+        missed.append(
+            f"τ is {tau:.6g}, below --min-acceptance-length {config.min_acceptance_length:g}"
+        )
     return missed
 
 

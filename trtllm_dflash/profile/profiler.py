@@ -44,7 +44,6 @@ PROMPTS_A_SLOT = (
     4  # of a round: few enough for systems to alternate often, enough for most steps to be full
 )
 # Names of options in the JSON, where they differ.
-_SETTING_NAMES = {"per_kind": "per_category", "output_len": "max_tokens"}
 CLOCK = {
     "ttft_seconds": (
         "a prompt's own steps, from the first one's begin to the first token; not the wait for a"
@@ -63,7 +62,6 @@ CLOCK = {
     ),
     "never": "loading, tokenizing, warming up",
 }
-_SETTING_NAMES = {"per_category": "per_kind", "max_tokens": "output_len"}
 
 
 @dataclass(frozen=True)
@@ -318,9 +316,7 @@ def _profile(
             " --prompts, or --ignore-eos."
         )
     settings = {
-        _SETTING_NAMES.get(name, name): value
-        for name, value in asdict(config).items()
-        if not isinstance(value, Path | None)
+        name: value for name, value in asdict(config).items() if not isinstance(value, Path | None)
     }
     return Profile(
         schema=SCHEMA,
