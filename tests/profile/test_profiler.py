@@ -117,7 +117,7 @@ def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> N
         "draft_lens": "7",
         "temperature": 0.9,
         "top_k": 20,
-        "output_len": 16,
+        "max_tokens": 16,
     }
     first, second, other = (make_profile(**options, seed=seed) for seed in (4, 4, 5))
     facts = [

@@ -77,7 +77,7 @@ def test_experts(tmp_path: Path, config: Config) -> None:
         ({"calib_size": 0}, "--calib-size is 0, expected an integer of at least 1"),
         (
             {"calib_seq_len": 1 << 21},
-            "--calib-seq-len is 1048577, expected an integer from 1 to 1048576",
+            "--calib-seq-len is 2097152, expected an integer from 1 to 1048576",
         ),
     ],
 )
