@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_target("llama" | "qwen3", **options of tiny_target)` -> directory, made once per set of
+    """`make_target(model_type, **options of tiny_target)` -> directory, made once per set of
     arguments.
     """
     made: dict[str, Path] = {}

@@ -14,16 +14,23 @@ pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
 from tests.e2e.conftest import EngineFactory
-from tests.fixtures.tiny_models import DRAFTER_VARIANTS, MASK_ID, VOCAB, tiny_drafter, tiny_target
+from tests.fixtures.tiny_models import (
+    DENSE_FAMILIES,
+    DRAFTER_VARIANTS,
+    MASK_ID,
+    VOCAB,
+    tiny_drafter,
+    tiny_target,
+)
 
 NEW_TOKENS = 24
 # Lengths around the 8-token chunk: one token, less, exactly one chunk, one more, several chunks.
 PROMPTS = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1, 5, 8, 9, 27)]
 PROMPTS[1][2] = MASK_ID  # a prompt may contain the mask token
 
-TARGETS: dict[str, dict[str, Any]] = {
+# Every dense family at its defaults, but for Llama.
+TARGETS: dict[str, dict[str, Any]] = {name: {"model_type": name} for name in DENSE_FAMILIES} | {
     "llama": {"model_type": "llama", "rope": "llama3", "tied": True},
-    "qwen3": {"model_type": "qwen3"},
     "llama_bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "shards": 3},
 }
 
@@ -85,6 +92,24 @@ def test_plain_engine(
     out = engine(targets[name], None).generate(PROMPTS, max_tokens=NEW_TOKENS)
     assert [item.token_ids for item in out] == expected[name]
     assert {length for item in out for length in item.acceptance_lengths} == {1}
+
+
+@pytest.mark.parametrize("name", sorted(DENSE_FAMILIES))
+def test_every_family_with_a_drafter(
+    name: str,
+    targets: dict[str, Path],
+    expected: dict[str, list[list[int]]],
+    engine: EngineFactory,
+    tmp_path: Path,
+) -> None:
+    """Windowed drafter layers; prompts in chunks, alone and in a batch, with and without drafts."""
+    drafter = tiny_drafter(tmp_path / "drafter", targets[name], variant="mixed")
+    speculative = engine(targets[name], drafter)
+    for options in ({}, {"draft_len": 1}, {"draft": False}):
+        out = speculative.generate(PROMPTS, max_tokens=NEW_TOKENS, **options)
+        assert [item.token_ids for item in out] == expected[name], options
+    alone = [speculative.generate([prompt], max_tokens=NEW_TOKENS)[0] for prompt in PROMPTS]
+    assert [item.token_ids for item in alone] == expected[name]
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 7])
