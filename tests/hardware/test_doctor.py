@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware import backends, devices, doctor
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.devices import Gpu
@@ -64,9 +63,9 @@ def test_a_gpu_engine_needs_its_gpu(
 def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu("L4", "sm89", 24_000_000_000), RTX_5090, RTX_5090]
     monkeypatch.setattr(devices, "cuda_gpus", lambda: gpus)
-    assert [devices.first_gpu(arch) for arch in ("sm89", "sm120", "sm80")] == [0, 1, 0]
+    assert [devices.first_gpu_index(arch) for arch in ("sm89", "sm120", "sm80")] == [0, 1, 0]
     monkeypatch.setattr(devices, "cuda_gpus", lambda: "none: no driver")
-    assert devices.first_gpu("sm120") == 0
+    assert devices.first_gpu_index("sm120") == 0
 
 
 def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,56 +86,3 @@ def test_a_probe_that_fails_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.memory == "unknown (RuntimeError: no such thing)"
     assert found.system == "unknown (RuntimeError: no such thing)"
     assert {report.arch: report.run for report in found.archs}["cpu"] is None
-
-
-def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise OSError("cannot open shared object file")
-
-    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
-    assert devices.cuda_gpus() == "none: there is no NVIDIA driver (libcuda.so.1)"
-
-
-def test_the_drivers_answers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Driver:
-        """A CUDA driver with one RTX 5090, which writes through the pointers it is given."""
-
-        status = 0
-
-        def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's names
-            return self.status
-
-        def cuDeviceGetCount(self, count: object) -> None:  # noqa: N802
-            count._obj.value = 1  # type: ignore[attr-defined]
-
-        def cuDeviceGet(self, device: object, index: int) -> None:  # noqa: N802
-            device._obj.value = index  # type: ignore[attr-defined]
-
-        def cuDeviceGetName(self, name: object, *_: int) -> None:  # noqa: N802
-            name.value = b"NVIDIA GeForce RTX 5090"  # type: ignore[attr-defined]
-
-        def cuDeviceTotalMem_v2(self, memory: object, _: int) -> None:  # noqa: N802
-            memory._obj.value = RTX_5090.memory  # type: ignore[attr-defined]
-
-        def cuDeviceGetAttribute(self, value: object, attribute: int, _: int) -> None:  # noqa: N802
-            value._obj.value = {75: 12, 76: 0}[attribute]  # type: ignore[attr-defined]
-
-        def cuDevicePrimaryCtxRetain(self, context: object, device: int) -> int:  # noqa: N802
-            context._obj.value = 77 + device  # type: ignore[attr-defined]
-            return self.status
-
-        def cuCtxSetCurrent(self, context: object) -> int:  # noqa: N802
-            self.current = context.value  # type: ignore[attr-defined]
-            return 0
-
-    driver = Driver()
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: driver)
-    assert devices.cuda_gpus() == [RTX_5090]
-    devices.set_current_device(3)
-    assert driver.current == 80
-    driver.status = 100
-    assert devices.cuda_gpus() == "none: the NVIDIA driver answers with error 100"
-    with pytest.raises(
-        BuildError, match="GPU 3 cannot be used: the NVIDIA driver answers with error 100"
-    ):
-        devices.set_current_device(3)

@@ -23,8 +23,8 @@ from tests.plugins.moe_reference import inputs as moe_inputs
 from tests.plugins.test_ring_kernels import in_rings, smallest
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params, plugin
-from trtllm_dflash.trt_plugins.launch_config import Launch
 
 VERIFY, DRAFT, ACCEPT, MOE = (
     "DFlashVerifyAttention",
@@ -36,7 +36,7 @@ KERNELS = b"the emulated library"
 
 
 class EmulatedModule:
-    """A `launch.Module` whose kernels are those of the emulated library."""
+    """A `CudaModule` whose kernels are those of the emulated library."""
 
     def __init__(self, library: Library, starter: Path, processors: int) -> None:
         self._kernels, self._start = library.c, ctypes.CDLL(str(starter)).start_kernel
@@ -75,7 +75,7 @@ def module(
         assert all(hasattr(emulated.c, kernel) for kernel in kernels)
         return made
 
-    monkeypatch.setattr(plugin, "load", load)
+    monkeypatch.setattr(plugin, "load_module", load)
     plugin.pop_errors()
     yield made
     plugin.pop_errors()

@@ -216,9 +216,9 @@ def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_b
     assert isinstance(made, StepPlugin)
     descs = [SimpleNamespace(dims=_dims(t.axes)) for t in (*spec.plugin_inputs, *spec.outputs)]
     count = len(spec.plugin_inputs)
-    with pytest.raises(EngineError, match="NVIDIA driver is not here"):
+    with pytest.raises(EngineError, match="there is no NVIDIA driver"):
         made.enqueue(descs[:count], descs[count:], range(count), range(4), 0, 0)
-    assert "NVIDIA driver is not here" in trt_plugins.pop_errors()[-1]
+    assert "there is no NVIDIA driver" in trt_plugins.pop_errors()[-1]
 
 
 SIZES = {"B": 2, "S": 3, "R": 3, "V": 50, "U": 64, "1": 1}

@@ -116,6 +116,15 @@ class FakeDriver:
     def cuDeviceGet(self, ordinal: int) -> Any:  # noqa: N802
         return OK, ordinal
 
+    def cuDeviceGetCount(self) -> Any:  # noqa: N802
+        return OK, 1
+
+    def cuDeviceGetName(self, length: int, _: int) -> Any:  # noqa: N802
+        return OK, b"A GPU".ljust(length, b"\0")
+
+    def cuDeviceTotalMem(self, _: int) -> Any:  # noqa: N802
+        return OK, self._total
+
     def cuDevicePrimaryCtxRetain(self, _: int) -> Any:  # noqa: N802
         return OK, "context"
 

@@ -25,7 +25,7 @@ from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver
 from tests.runtime.fake_trt import FakeTrt
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.hardware import cuda
+from trtllm_dflash.hardware import cuda_driver
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.base import SlotSampling
@@ -71,7 +71,7 @@ def open_gpu(
             (tmp_path / "engine" / "with_plugins").touch()
         driver = FakeDriver(**driver_options)
         trt = FakeTrt(driver, capturable=capturable, invalid=invalid)
-        monkeypatch.setattr(cuda, "driver", driver)
+        monkeypatch.setattr(cuda_driver, "_bindings", lambda: driver)
         monkeypatch.setattr(trt_engine, "trt", trt)
         config = EngineConfig.load(source)
         ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))

@@ -54,7 +54,7 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     of `job.scratch`.
     """
     if BACKENDS[job.resolved.backend].needs_gpu:
-        devices.set_current_device(devices.first_gpu(job.resolved.gpu_arch))
+        devices.set_current_device(devices.first_gpu_index(job.resolved.gpu_arch))
     job.scratch.mkdir(exist_ok=True)
     compiler, cubins = _parsed(make_model(), job)
     gc.collect()  # the model is no longer needed, and its nodes and values hold each other

@@ -1,8 +1,10 @@
-"""The little of the CUDA driver that a GPU session needs: memory, one stream, events, graphs. Every
-call is checked.
+"""What a GPU session needs of CUDA: memory, one stream, events and graphs.
 
-Addresses are plain integers, of device memory and of pinned host memory alike: CUDA tells them
+Addresses are plain integers, of device memory and of pinned host memory alike. CUDA tells them
 apart by their value.
+
+cuda.core would offer most of this. It has no copy between pitches, and it calls the driver from
+compiled code, so that no test could put another driver in its place.
 """
 
 from __future__ import annotations
@@ -16,100 +18,65 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtllm_dflash.errors import EngineError, install_command
+from trtllm_dflash.hardware.cuda_driver import CudaDriver, CudaError, load_driver
+from trtllm_dflash.hardware.devices import arch_of
 from trtllm_dflash.log import human_bytes
-
-try:
-    from cuda.bindings import driver
-except ImportError as error:
-    raise EngineError(
-        f"GPU engines need the Python package cuda-bindings, which is not here ({error}):"
-        f" {install_command('rtx')}"
-    ) from error
 
 ALIGNMENT = 256  # of every allocation of CUDA's, and of every address that TensorRT is given
 
-_HINTS = {
-    "CUDA_ERROR_NO_DEVICE": "No GPU is visible: look at nvidia-smi, and at CUDA_VISIBLE_DEVICES.",
-    "CUDA_ERROR_OUT_OF_MEMORY": (
-        "Free GPU memory, or build with a smaller --max-batch-size or --max-seq-len."
-    ),
-    "CUDA_ERROR_ILLEGAL_ADDRESS": (
-        "A kernel is at fault, and this process can use the GPU no more: start it again."
-    ),
-    "CUDA_ERROR_LAUNCH_FAILED": (
-        "A kernel is at fault, and this process can use the GPU no more: start it again."
-    ),
-}
-_OTHERWISE = "dflash-trt doctor shows what this machine has."
-
 
 class Cuda:
-    """One GPU: its primary context, and one stream on which all work of a session runs in order.
+    """One GPU: its primary context, and one stream in which all work of a session runs in order.
 
-    Everything that it gives out lives as long as the object does. Every failure is an EngineError
-    with CUDA's own name for it.
+    What it allocates lives as long as the object. Every failure is a CudaError.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
         """Open GPU number `ordinal` among those that the driver shows."""
-        try:
-            self._call("cuInit", 0)
-        except (
-            RuntimeError,
-            OSError,
-        ) as error:  # what the bindings raise where there is no driver to call
-            raise EngineError(
-                f"there is no NVIDIA driver on this machine ({error}). {_OTHERWISE}"
-            ) from error
+        self._driver = load_driver()
+        self._types = self._driver.types
+        self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", ordinal)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._thread: int | None = None
-        self._held: list[
-            tuple[Callable[[Any], Any], Any]
-        ] = []  # what to free at the end, in reverse
+        self._held: list[tuple[str, Any]] = []  # what frees a handle, and the handle
         self.make_current()
-        self._stream = self._hold("cuStreamDestroy", self._call("cuStreamCreate", _NON_BLOCKING))
+        flags = self._types.CUstream_flags.CU_STREAM_NON_BLOCKING
+        self._stream = self._hold("cuStreamDestroy", self._call("cuStreamCreate", flags))
         self.stream = int(self._stream)
-        weakref.finalize(self, _release, self._context, self._held).atexit = False
+        free = weakref.finalize(self, _release, self._driver, self._context, self._held)
+        free.atexit = False
 
     @property
     def arch(self) -> str:
-        """The GPU's compute capability, as in --arch."""
-        kinds = driver.CUdevice_attribute
-        major = self._call(
-            "cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device
-        )
-        minor = self._call(
-            "cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device
-        )
-        return f"sm{major}{minor}"
+        """Return the GPU's compute capability, as in --arch."""
+        return arch_of(self._driver, self._device)
 
     def make_current(self) -> None:
-        """Let the calling thread use this GPU; a context belongs to threads, and callers come from
-        any.
-        """
+        """Make this GPU the calling thread's; callers come from any thread."""
         if self._thread != threading.get_ident():
             self._call("cuCtxSetCurrent", self._context)
             self._thread = threading.get_ident()
 
     def allocate(self, nbytes: int, purpose: str) -> int:
-        """Zeroed device memory; `purpose` is what an error says it was for."""
-        status, address = driver.cuMemAlloc(nbytes)
-        if int(status) != 0:
+        """Return the address of zeroed device memory; `purpose` is for the error's text."""
+        action = f"failed to allocate {human_bytes(nbytes)} of GPU memory for {purpose}"
+        try:
+            address = self._call("cuMemAlloc", nbytes, action=action)
+        except CudaError as error:
             free, total = self._call("cuMemGetInfo")
-            raise EngineError(
-                f"{human_bytes(nbytes)} of GPU memory for {purpose} could not be had"
-                f" ({_name(status)}): {human_bytes(free)} of {human_bytes(total)} are free."
-                f" {_HINTS['CUDA_ERROR_OUT_OF_MEMORY']}"
-            )
+            problem = f"{error.problem}; {human_bytes(free)} of {human_bytes(total)} are free"
+            raise CudaError(problem, error.advice) from None
         self._hold("cuMemFree", address)
         self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
         return int(address)
 
-    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Zeroed host memory that the GPU reads and writes while the host goes on."""
-        address = int(self._hold("cuMemFreeHost", self._call("cuMemAllocHost", nbytes)))
+    def allocate_pinned(self, nbytes: int, purpose: str) -> NDArray[np.uint8]:
+        """Return zeroed host memory that the GPU reads and writes while the host goes on."""
+        action = f"failed to allocate {human_bytes(nbytes)} of pinned memory for {purpose}"
+        address = int(
+            self._hold("cuMemFreeHost", self._call("cuMemAllocHost", nbytes, action=action))
+        )
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         memory[:] = 0
         return memory
@@ -119,20 +86,11 @@ class Cuda:
         self._call("cuMemcpyAsync", dst, src, nbytes, self._stream)
 
     def copy_rows(
-        self,
-        dst: int,
-        dst_pitch: int,
-        src: int,
-        src_pitch: int,
-        *,
-        row_bytes: int,
-        rows: int,
+        self, dst: int, dst_pitch: int, src: int, src_pitch: int, *, row_bytes: int, rows: int
     ) -> None:
-        """Copy `rows` pieces of `row_bytes`, which lie `…_pitch` bytes apart, within device
-        memory.
-        """
-        area = driver.CUDA_MEMCPY2D()
-        area.srcMemoryType = area.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        """Copy `rows` rows of `row_bytes` within device memory; pitches are in bytes."""
+        area = self._types.CUDA_MEMCPY2D()
+        area.srcMemoryType = area.dstMemoryType = self._types.CUmemorytype.CU_MEMORYTYPE_DEVICE
         area.srcDevice, area.srcPitch = src, src_pitch
         area.dstDevice, area.dstPitch = dst, dst_pitch
         area.WidthInBytes, area.Height = row_bytes, rows
@@ -143,74 +101,47 @@ class Cuda:
         self._call("cuStreamSynchronize", self._stream)
 
     def new_event(self) -> Any:
-        """A mark to set in the stream and to wait for."""
-        return self._hold("cuEventDestroy", self._call("cuEventCreate", _DISABLE_TIMING))
+        """Return an event to record in the stream and to wait for."""
+        flags = self._types.CUevent_flags.CU_EVENT_DISABLE_TIMING
+        return self._hold("cuEventDestroy", self._call("cuEventCreate", flags))
 
     def record_event(self, event: Any) -> None:
-        """Set the mark behind all that is in the stream now."""
+        """Record the event behind all that is in the stream now."""
         self._call("cuEventRecord", event, self._stream)
 
     def wait_event(self, event: Any) -> None:
-        """Wait until the stream has passed the mark."""
+        """Wait until the stream has passed the event."""
         self._call("cuEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` puts into the stream, which does not run meanwhile; returns what puts
-        it there at once.
+        """Capture what `work` puts into the stream, and return a function that launches it.
+
+        Nothing of it runs during the capture.
         """
-        # Only this thread is watched for calls that a capture forbids: what others do is none of
-        # its business.
-        self._call(
-            "cuStreamBeginCapture",
-            self._stream,
-            driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
-        )
+        # Only this thread is watched for calls that a capture forbids; other threads may go on.
+        mode = self._types.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self._stream, mode)
         try:
             work()
         except BaseException:
-            driver.cuStreamEndCapture(self._stream)
+            self._types.cuStreamEndCapture(self._stream)
             raise
         graph = self._call("cuStreamEndCapture", self._stream)
         executable = self._hold("cuGraphExecDestroy", self._call("cuGraphInstantiate", graph, 0))
         self._call("cuGraphDestroy", graph)
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
-    def _hold(self, destroy: str, handle: Any) -> Any:
-        self._held.append((getattr(driver, destroy), handle))
+    def _hold(self, free: str, handle: Any) -> Any:
+        self._held.append((free, handle))
         return handle
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """What the driver's function returns besides its status: nothing, a value, or a tuple of
-        several.
-        """
-        status, *values = getattr(driver, name)(*arguments)
-        if int(status) != 0:
-            raise EngineError(
-                f"{name}: the GPU's driver answers {_name(status)}."
-                f" {_HINTS.get(_key(status), _OTHERWISE)}"
-            )
-        return values[0] if len(values) == 1 else tuple(values) or None
+    def _call(self, name: str, *arguments: Any, action: str = "") -> Any:
+        return self._driver.call(name, *arguments, action=action)
 
 
-_NON_BLOCKING = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-_DISABLE_TIMING = driver.CUevent_flags.CU_EVENT_DISABLE_TIMING
-
-
-def _key(status: Any) -> str:
-    return getattr(
-        status, "name", "CUDA_ERROR_UNKNOWN"
-    )  # a driver newer than the bindings may know more
-
-
-def _name(status: Any) -> str:
-    """CUDA's name, number and description of an error."""
-    description = driver.cuGetErrorString(status)[1]
-    text = f": {description.decode()}" if description else ""
-    return f"{_key(status)} ({int(status)}{text})"
-
-
-def _release(context: Any, held: list[tuple[Callable[[Any], Any], Any]]) -> None:
-    driver.cuCtxPushCurrent(context)  # whatever thread collects the garbage
-    for destroy, handle in reversed(held):
-        destroy(handle)
-    driver.cuCtxPopCurrent()
+def _release(driver: CudaDriver, context: Any, held: list[tuple[str, Any]]) -> None:
+    """Free all handles, the last one first. Any thread may run this, so the context is pushed."""
+    driver.types.cuCtxPushCurrent(context)
+    for free, handle in reversed(held):
+        getattr(driver.types, free)(handle)
+    driver.types.cuCtxPopCurrent()

@@ -5,13 +5,13 @@ touches a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import Structure
 from dataclasses import dataclass
 from math import inf, prod
 
 from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
+from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params
 
 Dims = Mapping[str, Sequence[int]]
@@ -29,19 +29,6 @@ class Call:
     attributes: Numbers
     workspace: int
     processors: int
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel: its name in the cubin, its grid, threads of a CTA, dynamic shared memory in
-    bytes, its argument.
-    """
-
-    kernel: str
-    grid: tuple[int, int, int]
-    threads: int
-    shared_bytes: int
-    params: Structure
 
 
 @dataclass(frozen=True)

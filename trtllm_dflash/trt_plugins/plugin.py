@@ -20,8 +20,8 @@ from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_variant
+from trtllm_dflash.hardware.cuda_module import CudaModule, load_module
 from trtllm_dflash.trt.loader import import_tensorrt
-from trtllm_dflash.trt_plugins.driver import Module, load
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
 from trtllm_dflash.trt_plugins.shapes import (
     aliased_input,
@@ -112,7 +112,7 @@ class StepPlugin(
         self.num_outputs = len(spec.outputs)
         self.spec, self.fields, self.cubin = spec, dict(fields), cubin
         self._operation = OPERATIONS[spec.kernel.source]
-        self._module: Module | None = None
+        self._module: CudaModule | None = None
 
     def get_capability_interface(self, _: Any) -> StepPlugin:
         """All capabilities are this one class."""
@@ -243,9 +243,9 @@ class StepPlugin(
         call = Call(dims, addresses, self.fields, workspace, module.processors)
         module.launch(self._operation.launches(call), stream)
 
-    def _load(self) -> Module:
+    def _load(self) -> CudaModule:
         if self._module is None:
-            self._module = load(self.cubin, self._operation.kernels(self._key()))
+            self._module = load_module(self.cubin, self._operation.kernels(self._key()))
         return self._module
 
     def _dims(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:

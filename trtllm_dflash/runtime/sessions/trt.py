@@ -64,7 +64,7 @@ class TrtSession:
         """
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
-        self._cuda = Cuda(devices.first_gpu(config.gpu_arch))
+        self._cuda = Cuda(devices.first_gpu_index(config.gpu_arch))
         self._engine = TrtEngine(
             directory / ENGINE_FILE,
             config,
@@ -327,7 +327,7 @@ class _Buffers:
         self._cuda.copy(self._prompt, memory.ctypes.data, nbytes)
 
     def _send_constants(self, record: PackedBuffer) -> int:
-        memory = self._cuda.allocate_pinned(record.nbytes)
+        memory = self._cuda.allocate_pinned(record.nbytes, "constants")
         views = record.views(memory)
         views["num_known"][:] = 1
         views["counting"][:] = np.arange(len(views["counting"]))
@@ -343,9 +343,9 @@ class _InFlightStep:
 
     def __init__(self, buffers: _Buffers, cuda: Cuda) -> None:
         self.first = self.count = self.width = self.rows = 0
-        self.prompt_memory = cuda.allocate_pinned(buffers.prompt_record.nbytes)
+        self.prompt_memory = cuda.allocate_pinned(buffers.prompt_record.nbytes, "a prompt chunk")
         self.prompt = buffers.prompt_record.views(self.prompt_memory)
-        self.results_memory = cuda.allocate_pinned(buffers.results_record.nbytes)
+        self.results_memory = cuda.allocate_pinned(buffers.results_record.nbytes, "results")
         self.results = buffers.results_record.views(self.results_memory)
         self.event = cuda.new_event()
 

@@ -42,7 +42,7 @@ class TrtSlots:
                 if name != "next_ids"
             }
         )
-        self._new_memory = cuda.allocate_pinned(self._new.nbytes)
+        self._new_memory = cuda.allocate_pinned(self._new.nbytes, "a new slot")
 
     def owns(self, name: str) -> bool:
         """Whether slots have an array of this name."""

@@ -12,8 +12,9 @@ import pytest
 
 driver = pytest.importorskip("cuda.bindings.driver")
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.trt_plugins.driver import load
-from trtllm_dflash.trt_plugins.launch_config import Launch
+from trtllm_dflash.hardware import cuda_module
+from trtllm_dflash.hardware.cuda_driver import load_driver
+from trtllm_dflash.hardware.cuda_module import CudaModule, Launch, load_module
 from trtllm_dflash.trt_plugins.params import AttentionParams
 
 OK = driver.CUresult.CUDA_SUCCESS
@@ -57,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     for name in answers:
         monkeypatch.setattr(driver, name, fake(name))
-    monkeypatch.setattr(driver, "_modules", {})
+    monkeypatch.setattr(cuda_module, "_modules", {})
     return made
 
 
@@ -65,19 +66,19 @@ def _names(calls: Calls) -> list[str]:
     return [call[0] for call in calls]
 
 
-def test_a_cubin_is_loaded_once_for_all_layers_and_its_kernels_found_at_once(calls: Calls) -> None:
-    first = load(b"cubin", KERNELS)
+def test_a_cubin_is_loaded_once_and_its_kernels_are_found(calls: Calls) -> None:
+    first = load_module(b"cubin", KERNELS)
     assert first.processors == 132
     assert _names(calls).count("cuModuleLoadData") == 1
     assert [call[2] for call in calls if call[0] == "cuModuleGetFunction"] == [b"small", b"large"]
-    assert load(b"cubin", KERNELS) is first
-    assert load(b"another", KERNELS) is not first
+    assert load_module(b"cubin", KERNELS) is first
+    assert load_module(b"another", KERNELS) is not first
     assert _names(calls).count("cuModuleLoadData") == 2
 
 
 def test_a_launch_asks_for_nothing_but_itself(calls: Calls) -> None:
     """So it can be captured. More than 48 kB of shared memory are asked for once."""
-    module = load(b"cubin", KERNELS)
+    module = load_module(b"cubin", KERNELS)
     params = AttentionParams(batch=3)
     launches = [
         Launch("small", (4, 3, 2), 128, 1000, params),
@@ -108,33 +109,30 @@ def test_a_refusal_of_the_driver_is_an_error_in_its_words(
 
     monkeypatch.setattr(driver, "cuModuleLoadData", cuModuleLoadData)
     monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (OK, b"no kernel image is available"))
-    words = r"cuModuleLoadData: no kernel image is available \(CUDA_ERROR_NO_BINARY_FOR_GPU\)"
+    words = r"cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU \(209: no kernel image is available\)"
     for _ in range(2):  # what failed to load is not kept
         with pytest.raises(EngineError, match=words):
-            load(b"cubin", KERNELS)
+            load_module(b"cubin", KERNELS)
 
 
 def test_the_bindings_take_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a driver every call fails, but only behind the conversion of its arguments."""
     if not _no_driver():
         pytest.skip("there is a driver, and it would run this")
-    params = AttentionParams()
-    module = object.__new__(driver.Module)
-    module._driver, module._functions, module._shared_bytes = (
-        driver,
-        {"large": driver.CUfunction(1)},
-        {},
-    )
-    with pytest.raises(EngineError, match="cuFuncSetAttribute: the NVIDIA driver is not here"):
-        module.launch([Launch("large", (1, 2, 3), 128, 60_000, params)], 0)
+    module = object.__new__(CudaModule)
+    module._driver, module._shared_bytes = load_driver(), {}
+    module._functions = {"large": driver.CUfunction(1)}
+    launches = [Launch("large", (1, 2, 3), 128, 60_000, AttentionParams())]
+    with pytest.raises(EngineError, match="cuFuncSetAttribute: there is no NVIDIA driver"):
+        module.launch(launches, 0)
     module._shared_bytes = {"large": 60_000}
-    with pytest.raises(EngineError, match="cuLaunchKernel: the NVIDIA driver is not here"):
-        module.launch([Launch("large", (1, 2, 3), 128, 60_000, params)], 0)
-    with pytest.raises(EngineError, match="cuCtxGetCurrent: the NVIDIA driver is not here"):
-        load(b"cubin", KERNELS)
+    with pytest.raises(EngineError, match="cuLaunchKernel: there is no NVIDIA driver"):
+        module.launch(launches, 0)
+    with pytest.raises(EngineError, match="cuCtxGetCurrent: there is no NVIDIA driver"):
+        load_module(b"cubin", KERNELS)
     for name, arguments in (
         ("cuModuleLoadData", [b"cubin"]),
         ("cuModuleGetFunction", [driver.CUmodule(1), b"k"]),
     ):
-        with pytest.raises(EngineError, match=f"{name}: the NVIDIA driver is not here"):
-            driver._call(getattr(driver, name), *arguments)
+        with pytest.raises(EngineError, match=f"{name}: there is no NVIDIA driver"):
+            load_driver().call(name, *arguments)
