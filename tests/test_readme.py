@@ -1,142 +1,244 @@
-"""The README keeps its word: its commands run, its links lead somewhere, its tables say what the
-code says.
-"""
+"""README.md and docs/: their commands run, their links lead somewhere, their tables are current."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tests.doc_tables import TABLES, rendered
 from trtllm_dflash import __version__
-from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.hardware.archs import ARCHS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MATRIX = (ROOT / "docs" / "support-matrix.md").read_text()
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+MAX_README_WORDS = 1000
 LABELS = {"gpu", "built", "cpu", "paper", "no"}
-# What installs and tests everything cannot be run by the tests it runs; CI runs it, on a clean
-# checkout.
-RUN_ELSEWHERE = {
-    "make demo",
-    "make test",
-    "make bench",
-    "make bench-build",
-    "make bench-quantization",
-}
+# What installs or tests everything cannot be run by the tests that it runs; CI runs it on a clean
+# checkout. tests/examples starts the server that `make serve-demo` starts.
+RUN_ELSEWHERE = ("make ", "pip install ")
+NEEDS = {"dflash-trt quantize": "modelopt"}
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    found = _BLOCK.findall((ROOT / page).read_text())
+    return [body for name, body in found if name == language]
 
 
-def commands() -> list[str]:
-    """Every command line of the README, comments cut, continuation lines joined."""
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands_in(block: str) -> list[str]:
+    """Return the command lines of a block, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
     return [
         line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")
     ]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the checkout, so that what the commands write stays out of it."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "demo").mkdir()
+def commands(page: str) -> list[str]:
+    """Return the command lines of a page in order."""
+    return [command for block in blocks(page, "bash") for command in commands_in(block)]
+
+
+def runnable(page: str) -> list[str]:
+    """Return the command lines of a page that a test can run."""
+    return [command for command in commands(page) if not command.startswith(RUN_ELSEWHERE)]
+
+
+def shown_outputs(page: str) -> dict[str, str]:
+    """Return the output that a page shows for the last command of a block, by command."""
+    found = list(_BLOCK.finditer((ROOT / page).read_text()))
+    shown = {}
+    for block, after in pairwise(found):
+        between = block.string[block.end() : after.start()]
+        if (block[1], after[1]) == ("bash", "text") and not between.strip():
+            shown[commands_in(block[2])[-1]] = after[2]
+    return shown
+
+
+def without_figures(text: str) -> list[str]:
+    """Return the lines of a text without what differs from run to run: figures, bars, spaces."""
+    bare = (re.sub(r"[\d.]+|[━╸╺]+", "#", line) for line in text.splitlines())
+    return ["".join(line.split()) for line in bare if line.strip()]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Make a folder that looks like the checkout, so that commands write nothing into that."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "demo").mkdir()
     for engine in (ROOT / "demo").iterdir():
-        (folder / "demo" / engine.name).symlink_to(engine)
-    return folder
+        (tmp_path / "demo" / engine.name).symlink_to(engine)
+    return tmp_path
 
 
 @pytest.mark.demo
-def test_commands_run(place: Path) -> None:
-    """In order, as a reader would type them."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    typed = [command for command in commands() if command not in RUN_ELSEWHERE]
-    assert typed
-    for command in typed:
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
+def test_commands_run(page: str, place: Path) -> None:
+    """Run them in order, as a reader would type them, and compare what is shown of their output."""
+    for command in runnable(page):
+        for start, module in NEEDS.items():
+            if command.startswith(start):
+                pytest.importorskip(module)
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    shown = shown_outputs(page)
+    for command in runnable(page):
         done = subprocess.run(
             shlex.split(command), cwd=place, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        printed = without_figures(done.stdout + done.stderr)
+        for line in without_figures(shown.get(command, "")):
+            assert line in printed, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.demo
-def test_python_runs(place: Path) -> None:
-    for block in blocks("python"):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_runs(page: str, place: Path) -> None:
+    for block in blocks(page, "python"):
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=place, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
-def test_first_two_commands_do_everything() -> None:
-    assert commands()[:2] == ["make demo", "make test"]
+def test_readme_sets_up_with_two_commands() -> None:
+    assert [c for c in commands("README.md") if c.startswith("make")] == ["make demo", "make test"]
 
 
-def _pages() -> list[str]:
+def test_readme_shows_an_output() -> None:
+    assert shown_outputs("README.md")
+
+
+def test_readme_is_short() -> None:
+    assert len(README.split()) <= MAX_README_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_readme_links_every_page(page: str) -> None:
+    assert f"]({page})" in README
+
+
+def _anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def _markdown_files() -> list[str]:
     pages = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
     return sorted(str(page) for page in pages if not page.parts[0].startswith((".", "demo")))
 
 
-@pytest.mark.parametrize("page", _pages())
+@pytest.mark.parametrize("page", _markdown_files())
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-        if "://" not in target:
-            assert (path.parent / target).exists(), f"{page}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        if "://" in target:
+            continue
+        linked = path.parent / target if target else path
+        assert linked.exists(), f"{page}: {target}"
+        assert not anchor or anchor in _anchors(linked), f"{page}: {target}#{anchor}"
 
 
-def test_arch_table_is_the_code_s() -> None:
-    rows = dict(re.findall(r"^\| `(cpu|sm\d+)` \| (\w+) \|", README, re.MULTILINE))
+@pytest.mark.parametrize("page", TABLES)
+def test_generated_parts_are_current(page: str) -> None:
+    """`python -m tests.doc_tables` rewrites them."""
+    assert rendered(page) == (ROOT / page).read_text()
+
+
+def test_arch_table_matches_the_code() -> None:
+    rows = dict(re.findall(r"^\| `(cpu|sm\d+)` \| (\w+) \|", MATRIX, re.MULTILINE))
     assert rows == {name: arch.backend for name, arch in ARCHS.items()}
 
 
-def test_table_of_pairs_is_the_code_s() -> None:
-    """The pairs that can be built; all others are in config/README.md."""
-    buildable = [row for row in list_support() if row.archs]
-    counts = (
-        f"{len(list_support())} of the published pairs, why {len(list_support()) - len(buildable)} of them"
-        " are refused"
-    )
-    assert counts in README
-    assert markdown_table(buildable) in README
+def test_readme_table_names_every_arch() -> None:
+    section = README.split("## Supported models and GPUs")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(ARCHS)
+
+
+def _labels() -> list[str]:
+    tables = MATRIX.split("| capability | label |")[1:]
+    rows = [row for table in tables for row in table.split("\n\n")[0].strip().splitlines()[1:]]
+    labels = [re.search(r"\| \*\*(\w+)\*\* \|$", row) for row in rows]
+    assert all(labels), rows
+    return [label[1] for label in labels if label]
 
 
 def test_every_capability_has_a_label() -> None:
-    table = README.split("| capability | label |")[1].split("\n\n")[0]
-    labels = re.findall(r"\| \*\*(\w+)\*\*", table)
-    assert len(labels) == table.strip().count("\n")
-    assert set(labels) <= LABELS
+    assert set(_labels()) <= LABELS
+    assert len(_labels()) >= 30
 
 
-def test_the_version_has_a_changelog_entry() -> None:
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+def test_status_line_agrees_with_the_labels() -> None:
+    """While no capability is proved on a GPU, README and matrix say so."""
+    status = "**No GPU has run an engine yet.**"
+    assert (status in README) == ("gpu" not in _labels())
 
 
-def test_no_machine_paths() -> None:
-    """The tree speaks of no machine that it was made on."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout
+def test_speedups_are_the_measured_ones() -> None:
+    """Compare README.md and docs/performance.md with speed.json of `make bench`."""
+    totals = json.loads((ROOT / "examples" / "benchmark" / "speed.json").read_text())["totals"]
+    ratios = {
+        name: systems["plain"]["seconds"] / systems["draft 3"]["seconds"]
+        for name, systems in totals.items()
+    }
+    assert f"{ratios['heldout']:.2f} times as fast" in README
+    assert f"**{ratios['heldout']:.2f}×**" in PERFORMANCE
+    assert f"**{ratios['unseen']:.2f}×**" in PERFORMANCE
+    for name, ratio in ratios.items():
+        if name.startswith("heldout/"):
+            assert f"{name.removeprefix('heldout/')} {ratio:.2f}" in PERFORMANCE
+    assert all(
+        systems["plain"]["prompts"] == systems["draft 3"]["same_text"]
+        for systems in totals.values()
+    )
+
+
+def test_version_has_a_changelog_entry() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(
+        rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE
+    )
+
+
+def test_package_is_typed() -> None:
+    assert (ROOT / "trtllm_dflash" / "py.typed").exists()
+
+
+def _tracked_texts() -> dict[str, str]:
+    """Return the tracked text files by name, without this one."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    suffixes = {".py", ".md", ".json", ".jsonl", ".toml", ".txt", ".yml", ".yaml", ""}
+    names = [name for name in listed.stdout.split("\0") if Path(name).suffix in suffixes]
+    files = {name: ROOT / name for name in names if name}
+    return {
+        name: path.read_text(errors="ignore")
+        for name, path in files.items()
+        if path.is_file() and path != Path(__file__)
+    }
+
+
+def test_tree_names_no_machine_path() -> None:
     pattern = re.compile(r"(?<![\w.])/(?:work|root|tmp|home)/\w")
-    found = []
-    for name in filter(None, tracked.split("\0")):
-        path = ROOT / name
-        if (
-            path.suffix in {".py", ".md", ".json", ".jsonl", ".toml", ".txt", ".yml", ""}
-            and path.is_file()
-        ):
-            text = path.read_text(errors="ignore")
-            found += [name] if pattern.search(text) and path != Path(__file__) else []
-    assert found == []
+    assert [name for name, text in _tracked_texts().items() if pattern.search(text)] == []
+
+
+def test_tree_installs_from_the_repository_only() -> None:
+    """The package is on no index, so `pip install dflash-trt` must stand nowhere."""
+    pattern = re.compile(r"pip install [\"']?dflash-trt|dflash-trt\[\w")
+    assert [name for name, text in _tracked_texts().items() if pattern.search(text)] == []

@@ -12,7 +12,7 @@ from trtllm_dflash.estimate.equal import throughput_at
 from trtllm_dflash.estimate.fifteen import BAND, Comparison, comparisons
 from trtllm_dflash.estimate.validate import Compared, compare, held_out, listed, median_error
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "docs" / "performance.md"
 PAGE = Path(__file__).parents[2] / "docs" / "estimate" / docs.PAGE
 
 

@@ -66,11 +66,11 @@ def test_build_cost(tmp_path: Path) -> None:
     assert row["seconds"] > 0
 
 
-def test_the_readmes_table_of_formats_has_the_measured_figures() -> None:
+def test_quantization_table_has_the_measured_figures() -> None:
     script = _module("benchmark/quantization.py")
     facts = json.loads((ROOT / "examples" / "benchmark" / "quantization.json").read_text())
-    readme = (ROOT / "README.md").read_text()
-    assert readme.split("<!-- quantization -->\n")[1].split("<!-- /quantization -->")[
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    assert page.split("<!-- quantization -->\n")[1].split("<!-- /quantization -->")[
         0
     ] == script.markdown(facts)
     for row in facts["rows"]:

@@ -1,0 +1,105 @@
+"""The generated parts of README.md and docs/. `python -m tests.doc_tables` rewrites them.
+
+A generated part stands between `<!-- name -->` and `<!-- /name -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import click
+
+from trtllm_dflash.builder.pair_support import list_support, markdown_table
+from trtllm_dflash.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+BENCHMARK = ROOT / "examples" / "benchmark"
+
+
+def pairs() -> str:
+    """Return the table of the published pairs that can be built."""
+    return markdown_table([row for row in list_support() if row.archs])
+
+
+def pair_counts() -> str:
+    """Return the sentence that counts the pairs in the catalog and those refused."""
+    rows = list_support()
+    refused = sum(not row.archs for row in rows)
+    return (
+        f"All {len(rows)} pairs of the catalog, and the reason why {refused} of them are refused:"
+        " [models](../trtllm_dflash/models/README.md#published-pairs)."
+    )
+
+
+def quantization() -> str:
+    """Return the table of what each format costs, from the measured figures."""
+    spec = spec_from_file_location("quantization", BENCHMARK / "quantization.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    table: str = script.markdown(json.loads((BENCHMARK / "quantization.json").read_text()))
+    return table.strip()
+
+
+def command(name: str) -> str:
+    """Return the usage, the help and the options of one command."""
+    group = click.Context(main, info_name="dflash-trt", show_default=True)
+    name, _, flag = name.partition(" ")
+    found = main.get_command(group, name)  # type: ignore[attr-defined]
+    arguments = [flag] if flag else []
+    own = found.make_context(name, arguments, parent=group, resilient_parsing=True)
+    usage = " ".join([own.info_name, *own.command.collect_usage_pieces(own)])
+    lines = ["```text", f"dflash-trt {usage}", "```", "", *_paragraphs(own.command.help)]
+    lines += ["| option | default | meaning |", "|---|---|---|"]
+    for option in own.command.params:
+        record = option.get_help_record(own)
+        if isinstance(option, click.Option) and record:  # none of a hidden option
+            lines.append(_row(*record))
+    return "\n".join(lines)
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = []
+    for paragraph in text.split("\n\n"):
+        lines += [" ".join(paragraph.split()), ""]
+    return lines
+
+
+def _row(spelled: str, meaning: str) -> str:
+    default = ""
+    if match := re.search(r" +\[(?:default: )?([^]]*)\]$", meaning):
+        meaning, default = meaning[: match.start()], match[1]
+    cells = (f"`{spelled}`", default, meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _commands() -> dict[str, Callable[[], str]]:
+    return {name: partial(command, name) for name in (*COMMANDS, "profile --estimate")}
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
+    "docs/quantization.md": {"quantization": quantization},
+    "docs/cli.md": _commands(),
+}
+
+
+def rendered(page: str) -> str:
+    """Return the text of a page with its generated parts made anew."""
+    text = (ROOT / page).read_text()
+    for name, table in TABLES[page].items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    for page in TABLES:
+        (ROOT / page).write_text(rendered(page))
