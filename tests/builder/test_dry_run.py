@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEMO
-from trtllm_dflash.builder import dry_run
 from trtllm_dflash.builder.dry_run import preview_build
-from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
+from trtllm_dflash.catalog.gpus import gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.errors import CheckpointError, UsageError
-from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import (
@@ -236,24 +234,6 @@ def test_an_output_in_the_way_is_still_refused(
     (tmp_path / "mine").touch()
     with pytest.raises(UsageError, match="is not empty"):
         preview_build(BuildConfig(str(make_target("llama")), tmp_path))
-
-
-@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-def test_the_table_of_gpus(gpu: GpuSpec) -> None:
-    assert ARCHS[gpu.arch].is_gpu
-    assert gpu.source
-    assert (gpu.fp8_tflops is not None) == ARCHS[gpu.arch].has_fp8
-    assert (gpu.fp4_tflops is not None) == (gpu.arch in ("sm100", "sm103", "sm120", "sm121"))
-    if gpu.fp8_tflops:
-        assert gpu.fp8_tflops == pytest.approx(
-            2 * gpu.bf16_tflops, rel=0.02
-        )  # one datapath; some figures are rounded
-    assert dry_run.gpus_of(gpu.arch)
-
-
-def test_every_gpu_arch_of_a_datacentre_or_desk_has_a_gpu() -> None:
-    without = {name for name, arch in ARCHS.items() if arch.is_gpu and not gpus_of(name)}
-    assert without == {"sm86"}
 
 
 @pytest.mark.parametrize("arch", ["sm100", "sm120"])

@@ -13,7 +13,7 @@ import pytest
 
 from trtllm_dflash.builder import pair_support
 from trtllm_dflash.builder.pair_support import check_support, list_support, markdown_table
-from trtllm_dflash.catalog.pairs import PAIRS, nearest_names, pair_of
+from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import DFLASH, Pair, drafter_json, target_json
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import BuildError, CheckpointError, ConfigError
@@ -21,36 +21,6 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.registry import TARGET_FAMILIES
 
 BY_NAME = {pair.name: pair for pair in PAIRS}
-
-
-def test_names_are_unique_and_found() -> None:
-    assert len(BY_NAME) == len(PAIRS)
-    assert len({pair.drafter.repository for pair in PAIRS}) == len(PAIRS)
-    for pair in PAIRS:
-        assert pair_of(pair.name.upper()) == pair
-        assert pair.source
-    assert pair_of("Qwen/Qwen3-8B") == BY_NAME["Qwen3-8B"]  # the first row of a target
-    assert pair_of("nobody/nothing") is None
-    assert nearest_names("Qwen3-8")[0] == "Qwen3-8B"
-    assert nearest_names("openai/gpt-oss-120bb")[0] == "gpt-oss-120b"
-    assert nearest_names("gpt-oss-120b-DFlsh", "drafter")[0] == "z-lab/gpt-oss-120b-DFlash"
-    assert nearest_names("zzz") == nearest_names("zzz", "drafter") == []
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-def test_a_drafter_is_found_like_a_target(pair: Pair) -> None:
-    """In any case, with its owner or without; and none is taken for a target, or a target for a
-    drafter.
-    """
-    name = pair.drafter.repository
-    assert pair_of(name, "drafter") == pair_of(name.upper(), "drafter") == pair
-    bare = name.split("/")[1]  # Kimi-K2.6-DFlash is two makers': the first is meant
-    assert pair_of(bare, "drafter") == next(
-        row for row in PAIRS if row.drafter.repository.endswith(f"/{bare}")
-    )
-    assert pair_of(name) is pair_of(bare) is None
-    assert pair_of(pair.target.repository.split("/")[1]) == pair_of(pair.target.repository)
-    assert pair_of(pair.name, "drafter") is None
 
 
 def test_a_drafter_whose_sizes_are_not_published_is_not_made_up() -> None:

@@ -1,1 +1,1 @@
-"""Published target and drafter pairs, and GPUs, as data."""
+"""Published target and drafter pairs, and GPUs: JSON files, and the modules that load them."""
