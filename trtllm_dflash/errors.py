@@ -1,14 +1,15 @@
-"""The one family of errors: every failure that a user can cause or meet is a DFlashError.
+"""The errors of this package. A failure that a user can cause or meet is a DFlashError.
 
-Its text says what, where, expected and got, and what to do.
+The text of an error says what is wrong, where, what was expected and found, and what to do.
 """
 
 from __future__ import annotations
 
 
 class DFlashError(Exception):
-    """Base of all errors of this package; the command line prints its text and exits with
-    `exit_code`.
+    """Base of all errors of this package.
+
+    The command line prints its text and exits with `exit_code`.
     """
 
     exit_code = 1
@@ -21,15 +22,11 @@ class UsageError(DFlashError):
 
 
 class ConfigError(DFlashError):
-    """A configuration file is missing a key, has a wrong value, or asks for something
-    unsupported.
-    """
+    """A configuration file lacks a key, has a wrong value, or asks for something unsupported."""
 
 
 class CheckpointError(DFlashError):
-    """A checkpoint's files are damaged, incomplete, hostile, or do not match their
-    configuration.
-    """
+    """A checkpoint is damaged, incomplete or hostile, or does not match its configuration."""
 
 
 class GraphError(DFlashError):
@@ -41,25 +38,19 @@ class BuildError(DFlashError):
 
 
 class QuantizeError(DFlashError):
-    """A model could not be quantized: something needed is not installed, or its numbers allow no
-    scale.
-    """
+    """A model could not be quantized: a package is missing, or its weights allow no scale."""
 
 
 class EngineError(DFlashError):
-    """An engine directory cannot be used, or a running engine is in a state that forbids the
-    call.
-    """
+    """An engine directory cannot be used, or a running engine cannot serve the call in its state."""
 
 
 class ClosedError(EngineError):
-    """The engine is being closed: nothing is wrong with the request, and another engine may be
-    asked.
-    """
+    """The engine is closing. The request is right, and another engine can serve it."""
 
 
 class BusyError(DFlashError):
-    """Nothing is wrong with the request, but there is no room for it now: it may be sent again."""
+    """The engine has no room for the request now. The request is right and can be sent again."""
 
 
 def install_command(extra: str) -> str:

@@ -1,26 +1,22 @@
-"""What a long step says: its resolved configuration before, seconds and bytes after, a progress bar
-on a terminal.
-"""
+"""Log lines of long steps, a progress bar on a terminal, and tables of text."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 ROOT = "trtllm_dflash"
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
 Rows = Sequence[tuple[str, str]]
+# Called as `progress(phase, done, total)`. A phase counts in bytes, files or builder steps.
 Progress = Callable[[str, int, int], None]
-"""Called as `progress(phase, done, total)`; `total` is in whatever the phase counts (bytes, files, builder steps)."""
 
 
 def configure(*, verbose: bool) -> None:
-    """Send the package's log lines to stderr: warnings and the long steps' own lines, everything
-    when `verbose`.
-    """
+    """Send the package's log lines to stderr: from INFO on, or all of them when `verbose`."""
     logger = logging.getLogger(ROOT)
     for handler in logger.handlers[1:]:
         logger.removeHandler(handler)
@@ -30,14 +26,32 @@ def configure(*, verbose: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def table(rows: Rows, indent: str = "  ") -> str:
-    """Rows of (name, value) as aligned lines."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)
+def table(rows: Iterable[Sequence[str]], indent: str = "  ", align: str = "") -> str:
+    """Return rows of equally many cells as lines with aligned columns.
+
+    `align` has "<" or ">" for each column from the first on; the others are aligned to the left.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    signs = f"{align:<<{len(widths)}}"
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)
+        ]
+        lines.append(indent + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines)
 
 
 def started(logger: logging.Logger, title: str, rows: Rows) -> None:
-    """Log that the long step `title` starts, with its resolved configuration."""
+    """Log that the long step `title` starts, and its resolved configuration."""
     logger.info("%s with:\n%s", title, table(rows))
 
 
@@ -47,7 +61,7 @@ def finished(logger: logging.Logger, title: str, rows: Rows) -> None:
 
 
 def human_bytes(count: int) -> str:
-    """A byte count for people, in decimal units: 561.3 MB."""
+    """Return a byte count in decimal units, as in 561.3 MB."""
     if count < 1000:
         return f"{count} B"
     size = float(count)
@@ -60,8 +74,9 @@ def human_bytes(count: int) -> str:
 
 @contextmanager
 def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
-    """Yield a `Progress` that draws one bar a phase on stderr; silent unless `enabled` (default:
-    stderr is a TTY).
+    """Yield a `Progress` that draws one bar for each phase on stderr.
+
+    It draws nothing unless `enabled`; None stands for whether stderr is a terminal.
     """
     if not (sys.stderr.isatty() if enabled is None else enabled):
         yield ignore_progress
@@ -88,4 +103,4 @@ def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
 
 
 def ignore_progress(phase: str, done: int, total: int) -> None:
-    """The `Progress` that shows nothing."""
+    """Show nothing: a `Progress` for callers that give none."""

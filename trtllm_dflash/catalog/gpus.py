@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtllm_dflash import log
 from trtllm_dflash.catalog.json_rows import make_row, read_json
 
 
@@ -55,15 +56,13 @@ def gpus_of(arch: str) -> tuple[GpuSpec, ...]:
 
 def markdown_table() -> str:
     """Return the table in Markdown; "–" stands where the tensor cores do not have a type."""
-    lines = [
-        "| GPU | `--arch` | memory GB | GB/s | BF16 | FP8 | FP4 | source |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ("GPU", "`--arch`", "memory GB", "GB/s", "BF16", "FP8", "FP4", "source")
+    rows = []
     for gpu in GPUS:
-        cells = [gpu.name, f"`{gpu.arch}`", f"{gpu.memory_gb:g}", f"{gpu.bandwidth_gbs:g}"]
-        cells += map(_rate, (gpu.bf16_tflops, gpu.fp8_tflops, gpu.fp4_tflops))
-        lines.append(f"| {' | '.join(cells)} | {gpu.source} |")
-    return "\n".join(lines)
+        rates = map(_rate, (gpu.bf16_tflops, gpu.fp8_tflops, gpu.fp4_tflops))
+        sizes = (f"{gpu.memory_gb:g}", f"{gpu.bandwidth_gbs:g}")
+        rows.append((gpu.name, f"`{gpu.arch}`", *sizes, *rates, gpu.source))
+    return log.markdown_table(titles, rows)
 
 
 def _rate(tflops: float | None) -> str:

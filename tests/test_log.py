@@ -27,9 +27,15 @@ def test_bytes_for_people(count: int, text: str) -> None:
 def test_a_table_is_aligned() -> None:
     assert log.table([("a", "1"), ("long", "2")]) == "  a     1\n  long  2"
     assert log.table([]) == ""
+    rows = [("name", "bytes", ""), ("a", "12", "last")]
+    assert log.table(rows, "", align="<>") == "name  bytes\na        12  last"
 
 
-def test_verbose_shows_debug_lines_and_reconfiguring_adds_no_second_handler(
+def test_a_markdown_table_has_titles() -> None:
+    assert log.markdown_table(["a", "b"], [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+def test_verbose_shows_debug_lines_and_keeps_one_handler(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     logger = logging.getLogger("trtllm_dflash.test")
