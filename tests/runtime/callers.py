@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.events import Event, FinishInfo, RequestOutput
+from trtllm_dflash.runtime.outputs import Event, FinishInfo, RequestOutput
 
 WAIT = 20.0  # seconds that a test waits for what should take milliseconds
 

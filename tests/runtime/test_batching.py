@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.request import make_requests
+from trtllm_dflash.runtime.preprocess import make_requests
+from trtllm_dflash.runtime.request import Request
 from trtllm_dflash.runtime.scheduler import Scheduler
-from trtllm_dflash.runtime.sequence import ActiveSequence
 
 
 def requests_of(draw: Any, config: Any) -> Any:
@@ -47,8 +47,8 @@ def test_a_request_gets_what_it_would_get_alone(
     alone = Engine(config, FakeSession(config))
     chosen = [requests_of(data.draw, config) for _ in range(data.draw(st.integers(1, 7)))]
     arriving = list(chosen)
-    sequences: list[ActiveSequence] = []
-    got: dict[ActiveSequence, list[int]] = {}
+    sequences: list[Request] = []
+    got: dict[Request, list[int]] = {}
     while arriving or loop.busy:
         act = (
             data.draw(st.sampled_from(["add", "step", "step", "step", "end"]))
@@ -56,7 +56,8 @@ def test_a_request_gets_what_it_would_get_alone(
             else "step"
         )
         if act == "add" or not sequences:
-            sequences.append(loop.add(arriving.pop(0)[2]))
+            sequences.append(arriving.pop(0)[2])
+            loop.add(sequences[-1])
             got[sequences[-1]] = []
         elif act == "end":
             loop.end(data.draw(st.sampled_from(sequences)), "cancelled")
@@ -68,9 +69,9 @@ def test_a_request_gets_what_it_would_get_alone(
             assert len(held) == len(set(held)), "two sequences in one slot"
     for sequence, (prompt, options, _) in zip(sequences, chosen, strict=True):
         (expected,) = alone.generate([prompt], **options)
-        assert got[sequence] == sequence.token_ids == expected.token_ids[: len(got[sequence])]
+        assert got[sequence] == sequence.output_ids == expected.token_ids[: len(got[sequence])]
         if sequence.finish_reason != "cancelled":
-            assert sequence.token_ids == expected.token_ids
+            assert sequence.output_ids == expected.token_ids
             assert sequence.finish_reason == expected.finish_reason
     assert not loop.in_slots
 
@@ -127,13 +128,15 @@ def test_without_generation_a_prompt_runs_in_whole_chunks(
 def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
     loop = Scheduler(engine._session, prompt_tokens_per_step=5)
-    long = loop.add(request(engine, 40))
+    long = request(engine, 40)
+    loop.add(long)
     loop.step()
-    short = loop.add(request(engine, 3))
-    while not short.token_ids:
+    short = request(engine, 3)
+    loop.add(short)
+    while not short.output_ids:
         loop.step()
-    assert long.remaining_prompt_tokens > 25
-    while not long.token_ids:
+    assert long.num_to_prefill > 25
+    while not long.output_ids:
         loop.step()
 
 
@@ -142,14 +145,15 @@ def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
     loop = Scheduler(engine._session, prompt_tokens_per_step=5)
-    long = loop.add(request(engine, 40, max_tokens=1))
+    long = request(engine, 40, max_tokens=1)
+    loop.add(long)
     others = 0
-    while not long.token_ids:
+    while not long.output_ids:
         loop.add(request(engine, 4, max_tokens=1))
         loop.step()
         others += 1
         assert others < 100, "it starves"
-    assert 30 < long.overtaken <= 40
+    assert 30 < long.num_overtaken <= 40
 
 
 def test_offline_prompts_go_first(fake_engine: Callable[..., Engine]) -> None:
@@ -173,14 +177,15 @@ def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[...,
     }
     sequences = {}
     for name, (length, count) in lengths.items():
-        sequences[name] = loop.add(request(engine, length, max_tokens=count, draft=False))
+        sequences[name] = request(engine, length, max_tokens=count, draft=False)
+        loop.add(sequences[name])
         if name == "long":
             while sequences["ending"].finish_reason is None:
                 loop.step()
         loop.step()
     while loop.busy:
         loop.step()
-    assert sequences["long"].overtaken == 31
+    assert sequences["long"].num_overtaken == 31
     for name, (length, count) in lengths.items():
         (expected,) = alone.generate([[3] * length], max_tokens=count, stop_token_ids=())
-        assert sequences[name].token_ids == expected.token_ids, name
+        assert sequences[name].output_ids == expected.token_ids, name

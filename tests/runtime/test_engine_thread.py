@@ -19,8 +19,8 @@ from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.errors import BusyError, UsageError
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.engine_thread import TIDY_SECONDS, WAITING_ASKED
-from trtllm_dflash.runtime.events import EngineStats
+from trtllm_dflash.runtime.engine_thread import MAX_POLLED_WAITING, SWEEP_SECONDS
+from trtllm_dflash.runtime.outputs import EngineStats
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
@@ -132,7 +132,7 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
         return lambda: asked.append(number) is None
 
     with engine.serve() as scheduler:
-        callers = [Caller() for _ in range(1 + 5 * WAITING_ASKED)]
+        callers = [Caller() for _ in range(1 + 5 * MAX_POLLED_WAITING)]
         for number, caller in enumerate(callers):
             scheduler.submit(
                 [3],
@@ -146,13 +146,13 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
             pass
         asked.clear()
         for _ in range(3):
-            time.sleep(1.1 * TIDY_SECONDS)
+            time.sleep(1.1 * SWEEP_SECONDS)
             gate.let(1)
         while len(callers[0].pieces) < 5:
             pass
         once = [number for number in asked if number]
         assert sorted(once) == sorted(set(once))
-        assert WAITING_ASKED <= len(once) <= 4 * WAITING_ASKED
+        assert MAX_POLLED_WAITING <= len(once) <= 4 * MAX_POLLED_WAITING
         assert 0 in asked, "who runs is asked every time"
         gate.let()
         for caller in callers:

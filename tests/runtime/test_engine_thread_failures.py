@@ -14,7 +14,7 @@ from tests.runtime.callers import WAIT, Caller, Gate
 from trtllm_dflash.errors import ClosedError, EngineError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_thread import EngineThread
-from trtllm_dflash.runtime.events import Event
+from trtllm_dflash.runtime.outputs import Event
 
 
 @pytest.mark.parametrize("method", ["decode", "prefill", "open_slot", "collect"])

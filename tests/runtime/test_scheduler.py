@@ -16,7 +16,7 @@ from tests.runtime.fake_session import FakeSession, fake_config, plain_tokens
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.request import make_requests
+from trtllm_dflash.runtime.preprocess import make_requests
 from trtllm_dflash.runtime.scheduler import Step
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]

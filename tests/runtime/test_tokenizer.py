@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from tests.runtime import tiny_tokenizer as tiny
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.runtime.text.tokenizer import IncrementalDetokenizer, Tokenizer
+from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 TEXT = "héllo wörld, €5 🙂 – ok\n\ttabs 日本語 👩‍👩‍👧"
 

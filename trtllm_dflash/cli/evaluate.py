@@ -81,7 +81,7 @@ def _evaluate(
 ) -> Evaluation:
     from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
     from trtllm_dflash.log import progress_bar
-    from trtllm_dflash.runtime.request import PromptError
+    from trtllm_dflash.runtime.preprocess import PromptError
 
     questions = (
         EvalPrompts(str(path), tuple(line.prompt for line in lines), chat=not raw) if path else None

@@ -61,7 +61,7 @@ def _prompt_lines(config: RunConfig) -> list[PromptLine]:
 def _open_stream(
     engine: Engine, lines: Sequence[PromptLine], raw: bool, sampling: dict[str, Any]
 ) -> Stream:
-    from trtllm_dflash.runtime.request import PromptError
+    from trtllm_dflash.runtime.preprocess import PromptError
 
     try:
         return engine.stream([_model_input(engine, line.prompt, raw) for line in lines], **sampling)

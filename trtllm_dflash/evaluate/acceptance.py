@@ -11,7 +11,7 @@ from trtllm_dflash.log import Progress
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.outputs import mean
-from trtllm_dflash.runtime.request import make_requests
+from trtllm_dflash.runtime.preprocess import make_requests
 
 Prompts = Sequence[Sequence[int]]
 

@@ -35,7 +35,7 @@ from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
 from trtllm_dflash.profile.summaries import SystemRun, point, system_result
 from trtllm_dflash.profile.systems import BatchRun, System, engine_system
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.request import PromptError, make_requests
+from trtllm_dflash.runtime.preprocess import PromptError, make_requests
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
 PLAIN = "plain"

@@ -1,4 +1,4 @@
-"""The Python API: load an engine directory, generate, stream."""
+"""The Python API: load an engine directory, generate, stream, serve."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
-from trtllm_dflash.runtime.events import EngineStats
-from trtllm_dflash.runtime.outputs import Generation
-from trtllm_dflash.runtime.request import (
+from trtllm_dflash.runtime.outputs import EngineStats, Generation
+from trtllm_dflash.runtime.preprocess import (
     Prompt,
     as_prompts,
     make_requests,
@@ -50,30 +49,33 @@ class Engine:
         """Open an engine directory written by `dflash-trt build`.
 
         `num_threads` is for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each
-        core available. A directory that is no engine, differs from its manifest, or cannot run on
-        this machine raises EngineError.
+        core available.
+
+        Raises:
+            EngineError: for a directory that holds no engine, differs from its manifest, or cannot
+                run on this machine.
         """
         directory = Path(path)
         config = EngineConfig.load(directory)
         _check_manifest(directory)
-        return cls(
-            config,
-            open_session(directory, config, num_threads=num_threads),
-            Tokenizer.find(directory),
-        )
+        session = open_session(directory, config, num_threads=num_threads)
+        return cls(config, session, Tokenizer.find(directory))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
-        """Answer all prompts, several at a time as the engine's slots allow, and return one
-        Generation for each, in order.
+        """Answer all prompts and return one Generation for each, in order.
 
-        prompts   a list of strings (raw text: see `tokenizer.encode_chat` for the chat format) or of token-id
-                  sequences, mixed if wanted; a lone string or a lone sequence of ids is one prompt.
-        options   the fields of `SamplingParams`: max_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0,
-                  draft=True, draft_len=None, draft_len_schedule=None, stop_token_ids=None.
+        As many prompts run together as the engine has slots.
 
-        A bad option or prompt raises UsageError before any step runs.
+        prompts   a list of strings (raw text; `tokenizer.encode_chat` has the chat format) or of
+                  token-id sequences, mixed if wanted; one string or one sequence is one prompt.
+        options   the fields of `SamplingParams`, by default max_tokens=128, temperature=0.0,
+                  top_p=1.0, top_k=0, seed=0, draft=True, draft_len=None, draft_len_schedule=None,
+                  stop_token_ids=None.
+
+        Raises:
+            UsageError: for a bad option or prompt, before any step runs.
         """
         return self.stream(prompts, **options).generations()
 
@@ -85,12 +87,11 @@ class Engine:
         on_step: Callable[[Step], None] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
-        """Like `generate`, as an iterator of (prompt index, new token ids, new text), one item for
-        each prompt and step.
+        """Return an iterator of (prompt index, new token ids, new text) for each prompt and step.
 
-        Prompts and options are checked here and now; steps run while the stream is iterated.
-        `slots` limits how many sequences generate together; `on_step` is called with each
-        generation step when its tokens are there.
+        Prompts and options are those of `generate` and are checked at once; steps run while the
+        stream is iterated. `slots` limits how many sequences run together. `on_step` is called with
+        each decode step when its tokens are there.
         """
         if slots is not None and not 1 <= slots <= self.config.max_batch_size:
             raise UsageError(
@@ -100,9 +101,9 @@ class Engine:
         sampling = SamplingParams.from_options(options)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)
-        loop = Scheduler(self._session, requests, slots=slots, on_step=on_step)
+        scheduler = Scheduler(self._session, requests, slots=slots, on_step=on_step)
         width = step_widths(sampling, self.config).max_width
-        return Stream(loop, len(input_ids), self.tokenizer, self._take_turn(), width=width)
+        return Stream(scheduler, len(requests), self.tokenizer, self._take_turn(), width=width)
 
     def serve(
         self,
@@ -111,12 +112,13 @@ class Engine:
         prompt_tokens_per_step: int | None = None,
         on_stats: Callable[[EngineStats], None] = lambda _: None,
     ) -> EngineThread:
-        """Answer requests from any number of threads, together, until the scheduler is closed.
+        """Start a thread that answers requests from any threads, together, until it is closed.
 
         max_waiting             requests that may wait for a slot; more raise BusyError.
-        prompt_tokens_per_step  prompt tokens between two generation steps, where sequences generate: fewer keep their
-                                pace, more bring the first token sooner. None: what suits the engine's arch.
-        on_stats                 called by the engine thread now and then with how full the engine is.
+        prompt_tokens_per_step  prompt tokens between two decode steps while sequences decode: fewer
+                                keep their pace, more bring the first token sooner. None: what suits
+                                the GPU or CPU.
+        on_stats                called by the engine thread now and then.
 
         Meanwhile `generate` and `stream` raise EngineError.
         """
@@ -135,7 +137,8 @@ class Engine:
         if not self._turn.acquire(blocking=False):
             raise EngineError(
                 "this engine is in the middle of another stream, whose sequences are in its caches."
-                " Exhaust or close that stream first (or its scheduler), or load the engine twice."
+                " Exhaust or close that stream first (or its engine thread), or load the engine"
+                " twice."
             )
         try:
             yield

@@ -1,4 +1,4 @@
-"""Switches in the environment: 1 is on, 0 is off, anything else is a mistake that is said."""
+"""Switches in the environment: 1 is on, 0 is off, anything else is an error."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping
 
 from trtllm_dflash.errors import UsageError
 
-CUDA_GRAPH = (  # on: generation steps are captured; off: launched kernel by kernel, to compare
-    "DFLASH_CUDA_GRAPH"
-)
-ANY_GPU = (  # off: an engine runs on the GPU that it was built for; on: try it on any other
-    "DFLASH_ANY_GPU"
-)
+# On: decode steps are captured in CUDA graphs. Off: they are launched kernel by kernel.
+CUDA_GRAPH = "DFLASH_CUDA_GRAPH"
+# Off: an engine runs only on the GPU architecture that it was built for. On: try any GPU.
+ANY_GPU = "DFLASH_ANY_GPU"
 
 
 def env_flag(name: str, *, default: bool, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the switch `name` is on; unset or empty is the default."""
+    """Return whether the switch `name` is on; unset or empty is the default."""
     text = environment.get(name, "")
     if text not in ("", "0", "1"):
         raise UsageError(

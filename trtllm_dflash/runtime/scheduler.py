@@ -1,24 +1,24 @@
-"""The decode loop: requests enter and leave between steps, prompts run in chunks, all active slots
-generate together.
+"""The scheduler: which step comes next, and which request has which slot.
 
-    waiting ──► prefilling (a chunk of one slot a step) ──► active slots 0 … n-1 ──generation steps──► finished
-                                                                │  the last active slot moves into
-                                                                └  the place of one that has ended
+    waiting ──► prefilling (a chunk of one slot a step) ──► active slots 0 … n-1 ──► finished
+                                                   │ the last active slot moves into
+                                                   └ the place of one that has ended
 
-Active slots are always the first n, so a step never computes a row that nobody waits for; a prompt
-runs in a slot behind them. With a token budget, at most so many prompt tokens run between two
-generation steps, so that sequences that generate keep their pace, and a short prompt may overtake a
-longer one that is still running. Without one, prompts go first, which fills the slots soonest.
+Active slots are always the first n, so that a step computes no unused row. A prompt is prefilled in
+a slot behind them.
 
-Where the session looks ahead, the next step is under way before the last one's tokens are read, so
-that the device never waits for the host. A sequence that turns out to have ended is then computed
-once more in vain; its row is dropped. Slots are opened and moved only while no step is under way.
+With a token budget, at most so many prompt tokens run between two decode steps, so that decoding
+keeps its pace. A short prompt may then overtake a longer one. Without a budget, prompts go first,
+which fills the slots soonest.
 
-What a sequence gets depends on its own tokens and uniforms only: uniforms are indexed by the
-position of the token that they decide, and every decided token is the target's own choice. Hence
-drafts, batches, chunks, neighbours and looking ahead never change tokens. A generation step has one
-width, that of the row that wants most drafts verified; a row that asked for fewer gets the same
-tokens, in fewer steps.
+With lookahead, step n+1 is launched before the tokens of step n are read, so the GPU never waits
+for the host. A finished sequence may run one extra step; its output is discarded. Slots are opened
+and moved only while no step is in flight.
+
+A sequence's tokens depend on its own tokens and uniforms only. Uniforms are indexed by the position
+of the token that they decide, and every token is the target's own choice. Hence drafts, batches,
+chunks and lookahead never change tokens. A decode step has one width, the largest that a row asks
+for; the other rows get the same tokens in fewer steps.
 """
 
 from __future__ import annotations
@@ -30,42 +30,39 @@ from time import perf_counter
 from typing import NamedTuple
 
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
-from trtllm_dflash.runtime.request import Request
-from trtllm_dflash.runtime.sequence import ActiveSequence, Update
+from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.sessions.base import Session
 
-# Chunks of a prompt while nobody generates, in budgets: wide enough to be quick, short enough to be
+# Chunks of a prompt while nothing decodes, in budgets: wide enough to be quick, short enough to be
 # overtaken soon.
-BUDGETS_ALONE = 4
+IDLE_BUDGETS = 4
 
 
 @dataclass
-class _Step:
-    """A step under way: a prompt's chunk, or a generation step whose row i is sequence i."""
+class _ScheduledStep:
+    """A step in flight: a prompt's chunk, or a decode step whose row i is request i."""
 
-    sequences: list[ActiveSequence]
+    requests: list[Request]
     width: int
     started: float
-    is_prompt: bool
-    decides: bool = True  # a chunk that is not its prompt's last decides nothing that is wanted
+    is_prefill: bool
+    decides: bool = True  # False: a chunk that is not its prompt's last
 
 
 class Step(NamedTuple):
-    """One generation step: the slots that it ran, their width, its time (`Timings`), and what came
-    of it.
-    """
+    """One decode step: its slots, their width, its time (as in `Timings`), the tokens kept."""
 
     slots: int
     width: int
     seconds: float
-    tokens: int  # kept, all sequences together
+    tokens: int  # of all sequences together
 
 
 class Scheduler:
-    """Runs requests on a session, which nobody else may use meanwhile.
+    """Runs requests on a session that has no other user meanwhile.
 
-    Iterate over it to run all of them to their ends; or call `step` again and again while `busy`,
-    and `add` and `end` in between. Not thread-safe.
+    Iterate over it to run all requests to their ends. Or call `step` while it is `busy`, with `add`
+    and `end` in between. Not thread-safe.
     """
 
     def __init__(
@@ -77,26 +74,22 @@ class Scheduler:
         slots: int | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> None:
-        """`prompt_tokens_per_step`: the budget of prompt tokens between two generation steps; None:
-        prompts go first.
+        """Prepare to run `requests`; nothing runs yet.
 
-        `slots`: use no more of the session's; `on_step` is called with every generation step that
-        gave a token.
+        prompt_tokens_per_step   budget of prompt tokens between two decode steps; None: no limit.
+        slots                    use no more of the session's slots than these.
+        on_step                  called with every decode step that gave a token.
         """
         self.timings = Timings()
         self._session = session
         self._slots = min(slots or session.max_batch_size, session.max_batch_size)
         self._on_step = on_step
         self._budget = prompt_tokens_per_step
-        self._credit = (
-            prompt_tokens_per_step or 0
-        )  # what is left of the budget until the next generation step
-        self._waiting = deque(ActiveSequence(request) for request in requests)
-        self._prefilling: list[
-            ActiveSequence
-        ] = []  # the last one's turn it is; it has overtaken those before it
-        self._active: list[ActiveSequence] = []  # the sequence in slot i is entry i
-        self._under_way: deque[_Step] = deque()
+        self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
+        self._waiting = deque(requests)
+        self._prefilling: list[Request] = []  # the last one runs; it overtook those before it
+        self._active: list[Request] = []  # entry i is in slot i
+        self._in_flight: deque[_ScheduledStep] = deque()
         self._collected = 0.0  # when the last step's tokens were there
 
     def __iter__(self) -> Iterator[Update]:
@@ -106,65 +99,57 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self._waiting or self._prefilling or self._active or self._under_way)
+        """Tell whether there is anything to do."""
+        return bool(self._waiting or self._prefilling or self._active or self._in_flight)
 
     @property
-    def waiting(self) -> list[ActiveSequence]:
-        """Those that have no slot yet, and for which no step has done anything."""
+    def waiting(self) -> list[Request]:
+        """Return the requests without a slot, for which no step has done anything yet."""
         return list(self._waiting)
 
     @property
-    def in_slots(self) -> list[ActiveSequence]:
-        """The sequences that hold a slot."""
+    def in_slots(self) -> list[Request]:
+        """Return the requests that hold a slot."""
         return [*self._active, *self._prefilling]
 
     def discard(self) -> None:
-        """Forget what a stream that was closed early, or that failed, has left under way in the
-        session.
-        """
+        """Discard the steps that an earlier stream, closed or failed, has left in the session."""
         self._session.discard()
 
-    def add(self, request: Request) -> ActiveSequence:
+    def add(self, request: Request) -> None:
         """Let a request wait for a slot."""
-        sequence = ActiveSequence(request)
-        self._waiting.append(sequence)
-        return sequence
+        self._waiting.append(request)
 
-    def end(self, sequence: ActiveSequence, reason: FinishReason) -> None:
-        """End a sequence early, wherever it is: it gets no more tokens, and its slot is free from
-        the next step on.
-        """
-        if sequence.finish_reason is None:
-            sequence.finish_reason = reason
-            if sequence.slot is None:
-                self._waiting.remove(sequence)
+    def end(self, request: Request, reason: FinishReason) -> None:
+        """End a request early: it gets no more tokens, and the next step frees its slot."""
+        if request.finish_reason is None:
+            request.finish_reason = reason
+            if request.slot is None:
+                self._waiting.remove(request)
 
     def step(self) -> list[Update]:
-        """Bring the slots in order if nothing is under way, put under way what pays, and wait for
-        the oldest step.
+        """Launch the steps that pay, wait for the oldest one, and return what it gave.
+
+        Slots are compacted first if no step is in flight.
         """
-        if not self._under_way:
+        if not self._in_flight:
             self._compact_slots()
-        while (
-            len(self._under_way) <= self._session.lookahead
-            and self._slots_are_stable()
-            and self._enqueue_step()
-        ):
-            pass
-        return self._collect() if self._under_way else []
+        lookahead = self._session.lookahead
+        while len(self._in_flight) <= lookahead and self._slots_are_stable():
+            if not self._enqueue_step():
+                break
+        return self._collect() if self._in_flight else []
 
     def _slots_are_stable(self) -> bool:
-        """Whether the next step may come before any slot is opened, moved or given up."""
-        out_of_place = any(
-            sequence.token_ids or sequence.finish_reason for sequence in self._prefilling
-        )
-        ended = any(sequence.finish_reason for sequence in self._active)
-        return not (out_of_place or ended or self._next_admission() is not None)
+        """Tell whether the next step may come before a slot is opened, moved or given up."""
+        for request in self._prefilling:
+            if request.output_ids or request.finish_reason:
+                return False
+        ended = any(request.finish_reason for request in self._active)
+        return not ended and self._next_admission() is None
 
     def _compact_slots(self) -> None:
-        # From the last slot down, so that the sequence moved into a free slot is never itself
-        # finished.
+        # From the last slot down, so that what moves into a free slot is never itself finished.
         for slot in reversed(range(len(self._active))):
             if self._active[slot].finish_reason is not None:
                 last = self._active.pop()
@@ -172,163 +157,149 @@ class Scheduler:
                     self._move(last, slot)
                     self._active[slot] = last
         self._prefilling = [
-            sequence for sequence in self._prefilling if sequence.finish_reason is None
+            request for request in self._prefilling if request.finish_reason is None
         ]
-        while self._prefilling and self._prefilling[-1].token_ids:
+        while self._prefilling and self._prefilling[-1].output_ids:
             self._activate(self._prefilling.pop())
         admitted = self._next_admission()
         if admitted is not None:
             self._admit(admitted)
 
-    def _activate(self, sequence: ActiveSequence) -> None:
-        """Let a sequence whose prompt has run generate with the others."""
-        if sequence.slot != len(self._active):
-            self._move(sequence, len(self._active))
-        self._active.append(sequence)
+    def _activate(self, request: Request) -> None:
+        """Let a request whose prompt has run decode with the others."""
+        if request.slot != len(self._active):
+            self._move(request, len(self._active))
+        self._active.append(request)
 
-    def _move(self, sequence: ActiveSequence, slot: int) -> None:
-        assert sequence.slot is not None
-        self._session.move_slot(sequence.slot, slot)
-        sequence.slot = slot
+    def _move(self, request: Request, slot: int) -> None:
+        assert request.slot is not None
+        self._session.move_slot(request.slot, slot)
+        request.slot = slot
 
-    def _next_admission(self) -> ActiveSequence | None:
-        """The waiting request that may have a slot now, if there is one."""
+    def _next_admission(self) -> Request | None:
+        """Return the waiting request that may have a slot now, if there is one."""
         if not self._waiting or len(self._active) + len(self._prefilling) == self._slots:
             return None
         if not self._prefilling:
             return self._waiting[0]
         if self._budget is None:
             return None
-        return next(
-            (sequence for sequence in self._waiting if self._may_preempt_prefill(sequence)), None
-        )
+        preempting = (request for request in self._waiting if self._may_preempt_prefill(request))
+        return next(preempting, None)
 
-    def _may_preempt_prefill(self, sequence: ActiveSequence) -> bool:
-        """Whether a prompt is short enough to go before those that run: it delays none of them to
-        more than twice its own length, however many overtake it.
+    def _may_preempt_prefill(self, request: Request) -> bool:
+        """Tell whether a prompt is short enough to go before those that run.
+
+        However many overtake a prompt, it waits for no more tokens than it has itself.
         """
-        length = sequence.remaining_prompt_tokens
+        length = request.num_to_prefill
         return all(
-            length < other.remaining_prompt_tokens
-            and length + other.overtaken <= len(other.request.input_ids)
+            length < other.num_to_prefill and length + other.num_overtaken <= len(other.input_ids)
             for other in self._prefilling
         )
 
-    def _admit(self, sequence: ActiveSequence) -> None:
-        """Open the slot in which the sequence will generate, unless others end first.
+    def _admit(self, request: Request) -> None:
+        """Open the slot in which the request will decode, unless others end first.
 
-        Those that it overtakes go to the last slots, the first of them to the very last: whoever's
-        turn it is is then always in the lowest slot of those that prompt, so that the next active
-        slot is free for it.
+        Those that it overtakes go to the last slots, the first of them to the very last. So the
+        request that runs has the lowest of their slots, and the next active slot is free for it.
         """
         start = perf_counter()
         for place, other in enumerate(self._prefilling):
-            other.overtaken += sequence.remaining_prompt_tokens
+            other.num_overtaken += request.num_to_prefill
             last = self._slots - 1 - place
             if other.slot != last:
                 self._move(other, last)
-        self._waiting.remove(sequence)
+        self._waiting.remove(request)
         slot = len(self._active)
-        self._session.open_slot(slot, sequence.request.sampling)
-        sequence.slot, sequence.admitted = slot, start
-        self._prefilling.append(sequence)
-        sequence.prefill_seconds = perf_counter() - start
-        self.timings.prefill_seconds += sequence.prefill_seconds
+        self._session.open_slot(slot, request.sampling)
+        request.slot, request.admitted = slot, start
+        self._prefilling.append(request)
+        request.prefill_seconds = perf_counter() - start
+        self.timings.prefill_seconds += request.prefill_seconds
 
     def _enqueue_step(self) -> bool:
-        """Put the next step under way, if one pays: a prompt's chunk within the budget, else a
-        generation step.
-        """
-        prefilling = next(
-            (
-                sequence
-                for sequence in reversed(self._prefilling)
-                if sequence.remaining_prompt_tokens
-            ),
-            None,
-        )
-        if prefilling is not None and (width := self._chunk_width(prefilling)):
-            self._enqueue_prefill(prefilling, width)
+        """Launch the next step if one pays: a chunk within the budget, else a decode step."""
+        unfinished = [request for request in self._prefilling if request.num_to_prefill]
+        width = self._chunk_width(unfinished[-1]) if unfinished else 0
+        if width:
+            self._enqueue_prefill(unfinished[-1], width)
         elif self._prefilling and self._budget is None:
-            return False  # prompts go first: its sequence will generate with the others
-        elif any(sequence.needs_more_steps for sequence in self._active):
+            return False  # prompts go first: this one will decode with the others
+        elif any(request.needs_more_steps for request in self._active):
             self._enqueue_decode()
         else:
             return False
         return True
 
-    def _chunk_width(self, sequence: ActiveSequence) -> int:
-        width = min(sequence.remaining_prompt_tokens, self._session.max_num_tokens)
+    def _chunk_width(self, request: Request) -> int:
+        width = min(request.num_to_prefill, self._session.max_num_tokens)
         if self._budget is None:
             return width
-        return min(width, self._credit if self._active else BUDGETS_ALONE * self._budget)
+        return min(width, self._credit if self._active else IDLE_BUDGETS * self._budget)
 
-    def _enqueue_prefill(self, sequence: ActiveSequence, width: int) -> None:
-        assert sequence.slot is not None
-        start, begin = perf_counter(), sequence.num_prefilled
-        self._session.prefill(sequence.slot, sequence.request.input_ids[begin : begin + width])
-        sequence.num_prefilled += width
-        self._under_way.append(
-            _Step(
-                [sequence],
-                width,
-                start,
-                is_prompt=True,
-                decides=not sequence.remaining_prompt_tokens,
-            )
+    def _enqueue_prefill(self, request: Request, width: int) -> None:
+        assert request.slot is not None
+        start, begin = perf_counter(), request.num_prefilled
+        self._session.prefill(request.slot, request.input_ids[begin : begin + width])
+        request.num_prefilled += width
+        is_last = not request.num_to_prefill
+        self._in_flight.append(
+            _ScheduledStep([request], width, start, is_prefill=True, decides=is_last)
         )
         self._credit = max(0, self._credit - width)
 
     def _enqueue_decode(self) -> None:
-        width = max(
-            sequence.request.widths.width_for(len(self._active)) for sequence in self._active
-        )
-        step = _Step(list(self._active), width, perf_counter(), is_prompt=False)
-        self._session.decode(len(self._active), width)
-        self._under_way.append(step)
-        for sequence in self._active:
-            sequence.steps_under_way += 1
+        batch = len(self._active)
+        width = max(request.widths.width_for(batch) for request in self._active)
+        step = _ScheduledStep(list(self._active), width, perf_counter(), is_prefill=False)
+        self._session.decode(batch, width)
+        self._in_flight.append(step)
+        for request in self._active:
+            request.num_steps_in_flight += 1
         self._credit = self._budget or 0
 
     def _collect(self) -> list[Update]:
         result = self._session.collect()
         now = perf_counter()
-        step = self._under_way.popleft()
+        step = self._in_flight.popleft()
         seconds = now - max(step.started, self._collected)
         self._collected = now
-        if step.is_prompt:
-            return self._after_chunk(step, int(result.new_ids[0, 0]), seconds)
+        if step.is_prefill:
+            return self._after_prefill(step, int(result.new_ids[0, 0]), seconds)
         rows = [result.new_ids[row, :count].tolist() for row, count in enumerate(result.num_new)]
-        return self._after_generation(step, rows, seconds)
+        return self._after_decode(step, rows, seconds)
 
-    def _after_chunk(self, step: _Step, token_id: int, seconds: float) -> list[Update]:
-        (sequence,) = step.sequences
-        sequence.prefill_seconds += seconds
+    def _after_prefill(self, step: _ScheduledStep, token_id: int, seconds: float) -> list[Update]:
+        (request,) = step.requests
+        request.prefill_seconds += seconds
         self.timings.prefill_seconds += seconds
         self.timings.prompt_tokens += step.width
-        if not step.decides or sequence.finish_reason is not None:
+        if not step.decides or request.finish_reason is not None:
             return []
-        update = Update(sequence, sequence.commit([token_id]))
-        if sequence.finish_reason is None and sequence.slot == len(self._active):
-            self._prefilling.remove(sequence)
-            self._activate(sequence)  # nothing moves, so that steps may be under way
+        update = Update(request, request.commit([token_id]))
+        if request.finish_reason is None and request.slot == len(self._active):
+            self._prefilling.remove(request)
+            self._activate(request)  # nothing moves, so that steps may be in flight
         return [update]
 
-    def _after_generation(self, step: _Step, rows: list[list[int]], seconds: float) -> list[Update]:
+    def _after_decode(
+        self, step: _ScheduledStep, rows: list[list[int]], seconds: float
+    ) -> list[Update]:
         updates = []
-        for sequence, token_ids in zip(step.sequences, rows, strict=True):
-            sequence.steps_under_way -= 1
-            if sequence.finish_reason is not None:
-                continue  # ended when this step was already under way
-            kept = sequence.commit(token_ids)
-            sequence.acceptance_lengths.append(len(kept))
-            sequence.num_draft_tokens += step.width - 1
-            sequence.decode_seconds += seconds
-            updates.append(Update(sequence, kept))
+        for request, token_ids in zip(step.requests, rows, strict=True):
+            request.num_steps_in_flight -= 1
+            if request.finish_reason is not None:
+                continue  # it ended when this step was already in flight
+            kept = request.commit(token_ids)
+            request.acceptance_lengths.append(len(kept))
+            request.num_draft_tokens += step.width - 1
+            request.decode_seconds += seconds
+            updates.append(Update(request, kept))
         self.timings.decode_seconds += seconds
         self.timings.decode_steps += bool(updates)
         tokens = sum(len(update.token_ids) for update in updates)
         self.timings.generated_tokens += tokens
         if self._on_step is not None and updates:
-            self._on_step(Step(len(step.sequences), step.width, seconds, tokens))
+            self._on_step(Step(len(step.requests), step.width, seconds, tokens))
         return updates

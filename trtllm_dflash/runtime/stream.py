@@ -7,34 +7,33 @@ from contextlib import AbstractContextManager
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
+from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduler import Scheduler
-from trtllm_dflash.runtime.sequence import ActiveSequence, Update
-from trtllm_dflash.runtime.text.tokenizer import IncrementalDetokenizer, Tokenizer, decoder_of
+from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
 
 
 class Stream:
-    """Iterator over `Chunk(index, token_ids, text)`; the chunks of one prompt, joined, are its
-    `Generation`.
+    """Iterator over `Chunk(prompt_index, token_ids, text)`.
 
-    The engine works only while the stream is asked for its next chunk, and on one stream at a time:
-    exhaust it or `close` it (also by leaving a `with` block) before the next call.
+    The chunks of one prompt, joined, are its `Generation`. The engine works only while the next
+    chunk is asked for, and on one stream at a time. Exhaust a stream or `close` it before the next
+    call; leaving a `with` block closes it.
     """
 
     def __init__(
         self,
-        loop: Scheduler,
+        scheduler: Scheduler,
         num_prompts: int,
         tokenizer: Tokenizer | None,
         turn: AbstractContextManager[None],
         *,
         width: int,
     ) -> None:
-        """`turn` is entered when the first chunk is asked for, and left at the end: it holds the
-        session meanwhile.
-        """
-        # the most tokens that a slot can have in a generation step: the anchor and its drafts
+        """Prepare the stream; the first chunk enters `turn`, which holds the session to the end."""
+        # The most tokens that a slot has in a decode step: the anchor and its drafts.
         self.width = width
-        self._loop = loop
+        self._scheduler = scheduler
         self._decode = decoder_of(tokenizer)
         self._texts = [IncrementalDetokenizer(self._decode) for _ in range(num_prompts)]
         self._finished: dict[int, Generation] = {}
@@ -42,12 +41,12 @@ class Stream:
 
     @property
     def timings(self) -> Timings:
-        """Where the time went so far, all prompts together."""
-        return self._loop.timings
+        """Return where the time went so far, all prompts together."""
+        return self._scheduler.timings
 
     @property
     def finished(self) -> dict[int, Generation]:
-        """The answers that are complete so far, by prompt index."""
+        """Return the answers that are complete so far, by prompt index."""
         return self._finished
 
     def __iter__(self) -> Stream:
@@ -67,8 +66,10 @@ class Stream:
         self._chunks.close()
 
     def generations(self) -> list[Generation]:
-        """Run to the end and return all answers in the order of the prompts; EngineError if it was
-        closed before.
+        """Run to the end and return all answers in the order of the prompts.
+
+        Raises:
+            EngineError: if the stream was closed before.
         """
         for _ in self._chunks:
             pass
@@ -81,25 +82,24 @@ class Stream:
 
     def _run(self, turn: AbstractContextManager[None]) -> Generator[Chunk, None, None]:
         with turn:
-            for update in self._loop:
+            for update in self._scheduler:
                 yield self._chunk(update)
 
     def _chunk(self, update: Update) -> Chunk:
-        sequence = update.sequence
-        index = sequence.request.index
-        text = self._texts[index].push(update.token_ids)
-        if sequence.finish_reason is not None:
-            text += self._texts[index].finish()
-            self._finished[index] = self._generation(sequence)
-        return Chunk(index, update.token_ids, text)
+        request, token_ids = update
+        text = self._texts[request.index].push(token_ids)
+        if request.finish_reason is not None:
+            text += self._texts[request.index].finish()
+            self._finished[request.index] = self._generation(request)
+        return Chunk(request.index, token_ids, text)
 
-    def _generation(self, sequence: ActiveSequence) -> Generation:
-        assert sequence.finish_reason is not None
+    def _generation(self, request: Request) -> Generation:
+        assert request.finish_reason is not None
         return Generation(
-            token_ids=sequence.token_ids,
-            text=self._decode(sequence.token_ids),
-            acceptance_lengths=sequence.acceptance_lengths,
-            finish_reason=sequence.finish_reason,
-            prefill_seconds=sequence.prefill_seconds,
-            decode_seconds=sequence.decode_seconds,
+            token_ids=request.output_ids,
+            text=self._decode(request.output_ids),
+            acceptance_lengths=request.acceptance_lengths,
+            finish_reason=request.finish_reason,
+            prefill_seconds=request.prefill_seconds,
+            decode_seconds=request.decode_seconds,
         )

@@ -14,7 +14,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = os.environ) -> int:
-    """The number asked for, else DFLASH_NUM_THREADS, else one for each core available."""
+    """Return `requested`, else DFLASH_NUM_THREADS, else one thread for each core available."""
     if requested is not None:
         if isinstance(requested, bool) or requested < 1:
             raise UsageError(f"num_threads is {requested!r}, expected an integer of at least 1.")
@@ -30,11 +30,10 @@ def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = 
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
-    """Physical cores in this process's affinity mask (hyper-threads count once), at most its
-    container's quota.
+    """Return the physical cores that this process may use, at most its container's quota.
 
-    Two threads on one core share its vector units, and threads beyond the quota are stopped in the
-    middle of a product.
+    Hyper-threads count once: two threads on one core share its vector units. Threads beyond the
+    quota would be stopped in the middle of a matrix product.
     """
     processors = (
         os.sched_getaffinity(0)
@@ -51,8 +50,9 @@ def _core_of(processor: int, topology: Path) -> str:
 
 
 def _quota_of(path: Path) -> int | None:
-    """Whole cores of a cgroup's `cpu.max` ("200000 100000" is 2), at least 1; None where there is
-    no limit.
+    """Return the whole cores of a cgroup's `cpu.max`, at least 1, or None without a limit.
+
+    "200000 100000" is 2 cores.
     """
     if not path.is_file():
         return None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.runtime.events import EngineStats, FinishInfo
+from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
-from trtllm_dflash.runtime.events import Event, FinishInfo, RequestOutput
+from trtllm_dflash.runtime.outputs import Event, FinishInfo, RequestOutput
 from trtllm_dflash.triton_server.io_table import OUTPUTS
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest

@@ -1,1 +1,1 @@
-"""Sessions run one engine step: on ONNX Runtime, TensorRT or TensorRT-RTX."""
+"""Sessions, which run one engine step: on ONNX Runtime, TensorRT or TensorRT-RTX."""

@@ -1,6 +1,4 @@
-"""The engine directory's tokenizer, through transformers (which needs no torch for it), and text as
-tokens come.
-"""
+"""The engine directory's tokenizer, through transformers; this needs no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +13,9 @@ from typing import Any
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 
-REPLACEMENT = (  # what a decoder writes for bytes that are no whole character
-    "\N{REPLACEMENT CHARACTER}"
-)
-
 
 class ChatError(UsageError):
-    """Text that cannot be put into a chat format: `problem` says why, for those who see none of our
-    files.
-    """
+    """Text that cannot be put into a chat format; `problem` says why without naming a path."""
 
     def __init__(self, directory: Path, problem: str, advice: str = "") -> None:
         super().__init__(f"{directory}: {problem}{advice}")
@@ -31,11 +23,11 @@ class ChatError(UsageError):
 
 
 class Tokenizer:
-    """Text to token ids and back, from any thread; transformers is imported and the files are read
-    at the first use.
+    """Text to token ids and back, from any thread.
 
-    Encoding sets the library's state, which decoding reads. So each has an object and a lock of its
-    own: decoding, which running answers need at each step, never waits for a long prompt.
+    The first use imports transformers and reads the files. Encoding changes the library's state,
+    which decoding reads, so each has its own object and lock. Decoding, which running answers need
+    at each step, then never waits for a long prompt.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -44,32 +36,29 @@ class Tokenizer:
 
     @classmethod
     def find(cls, directory: Path) -> Tokenizer | None:
-        """The tokenizer of an engine directory, or None where the directory holds no
-        tokenizer.json.
-        """
+        """Return the tokenizer of an engine directory, None without a tokenizer.json."""
         return cls(directory) if (directory / TOKENIZER_FILE).is_file() else None
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model has a chat format of its own."""
+        """Tell whether the model has a chat format."""
         return bool(self._library.chat_template)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """The text's token ids, with the special tokens that the model's tokenizer adds by itself,
-        or without.
+        """Return the text's token ids, with the special tokens that the tokenizer adds or without.
 
-        A text that begins with the model's first token, as a rendered chat template may, gets no
-        second one.
+        No BOS token is added if the text already starts with one, as a rendered chat template may.
         """
         begun = bool(self._library.bos_token) and text.startswith(self._library.bos_token)
         return self._encode(text, add_special_tokens=special_tokens and not begun)
 
     def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation in the model's chat format, up to where the assistant's
-        answer begins.
+        """Return a conversation's token ids in the model's chat format, up to the answer.
 
-        A string is one user message. A model without a chat template, or one that refuses the
-        messages, raises ChatError.
+        A string is one user message.
+
+        Raises:
+            ChatError: if the model has no chat template, or its template refuses the messages.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -89,8 +78,9 @@ class Tokenizer:
         return self._encode(text, add_special_tokens=False)  # the template writes them itself
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of token ids without special tokens; bytes that are no whole character become
-        U+FFFD.
+        """Return the text of token ids without special tokens.
+
+        Bytes that are not a whole character become U+FFFD.
         """
         with self._decoding:
             text: str = self._library_of_decoding.decode(
@@ -99,14 +89,12 @@ class Tokenizer:
         return text
 
     def special_token_id(self, text: str) -> int | None:
-        """The id of the special token that is written so, which `decode` leaves out; None for any
-        other text.
-        """
+        """Return the id of the special token that is written so; None for any other text."""
         return self._special_tokens.get(text)
 
     @cached_property
     def longest_token(self) -> int:
-        """The most characters that one token stands for, or some more."""
+        """Return an upper bound of the characters that one token stands for."""
         return max(map(len, self._library.get_vocab()))
 
     @cached_property
@@ -137,8 +125,8 @@ class Tokenizer:
 
     @cached_property
     def _library(self) -> Any:
-        # Without torch, transformers says on every import that models are not available; only its
-        # tokenizers are wanted.
+        # Without torch, transformers warns on every import that it has no models. Its tokenizers
+        # work without.
         logging.getLogger("transformers").addFilter(_is_not_about_torch)
         from transformers import PreTrainedTokenizerFast
 
@@ -154,52 +142,9 @@ class Tokenizer:
 
 
 def decoder_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
-    """What turns token ids into text; without a tokenizer there is none."""
+    """Return what turns token ids into text; without a tokenizer every text is empty."""
     return tokenizer.decode if tokenizer else lambda _: ""
 
 
 def _is_not_about_torch(record: logging.LogRecord) -> bool:
     return "PyTorch was not found" not in record.getMessage()
-
-
-class IncrementalDetokenizer:
-    """Turns tokens that come one after the other into text that never ends inside a character.
-
-    Only a short window is decoded each time: a token's text can depend on those just before it (a
-    leading space, the bytes of one character), not on those further back. A window begins where a
-    character does.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._window: list[int] = []
-        self._settled = 0  # leading tokens of the window that make whole characters
-        self._shown = 0  # characters of the window's text that were returned
-
-    def push(self, token_ids: Sequence[int]) -> str:
-        """The text that these tokens complete."""
-        self._window += token_ids
-        text = self._decode(self._window)
-        whole = text.rstrip(REPLACEMENT)
-        fresh = whole[self._shown :]
-        self._shown = max(self._shown, len(whole))
-        if whole == text:
-            self._settle()
-        return fresh
-
-    def finish(self) -> str:
-        """What was held back as an unfinished character; no more tokens may follow."""
-        return self._decode(self._window)[self._shown :]
-
-    def _settle(self) -> None:
-        tail = self._window[self._settled :]
-        shown = len(self._decode(tail))
-        if shown or self._decode(
-            tail + tail
-        ):  # a space at the beginning of a text may show only behind another
-            self._window, self._shown = tail, shown
-        # special tokens show nothing anywhere, and what follows them may need the token before:
-        # forget them
-        else:
-            del self._window[self._settled :]
-        self._settled = len(self._window)

@@ -1,0 +1,191 @@
+"""From prompts and options to checked requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.runtime.request import Request, StepWidths
+from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+
+InputIds: TypeAlias = "Iterable[int] | Int64"
+Prompt: TypeAlias = "str | InputIds"
+
+
+class PromptError(UsageError):
+    """A prompt that this engine cannot take.
+
+    `index` is its number, `problem` the rest of a sentence that begins with "prompt <index>".
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(f"prompt {index} {problem}")
+        self.index = index
+        self.problem = problem
+
+
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """Return a list of prompts; one string or one sequence of token ids is one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts is {prompts!r}, expected a list of strings or of token-id lists."
+        )
+    items: list[Any] = list(prompts)
+    return [items] if items and isinstance(items[0], Real) else items
+
+
+def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> InputIds:
+    """Return a prompt's token ids; text without a tokenizer raises UsageError."""
+    if not isinstance(prompt, str):
+        return prompt
+    if tokenizer is None:
+        raise UsageError(
+            f"a prompt is text, and this engine has no {TOKENIZER_FILE}. Give lists of token ids,"
+            " or build the engine from a checkpoint with its tokenizer files."
+        )
+    return tokenizer.encode(prompt)
+
+
+def split_stop_words(
+    stop_words: Sequence[str],
+    sampling: SamplingParams,
+    config: EngineConfig,
+    tokenizer: Tokenizer | None,
+) -> tuple[list[str], SamplingParams]:
+    """Return the stop words that are text, and `sampling` with the special tokens among them.
+
+    Decoding leaves special tokens out, so they can only be found as tokens.
+    """
+    special, words = set[int](), []
+    for word in stop_words:
+        if tokenizer is None:
+            raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
+        token = tokenizer.special_token_id(word)
+        if token is None:
+            words.append(word)
+        else:
+            special.add(token)
+    if not special:
+        return words, sampling
+    stop_token_ids = (*_stop_token_ids(sampling, config), *special)
+    return words, replace(sampling, stop_token_ids=stop_token_ids)
+
+
+def make_requests(
+    prompts: Sequence[InputIds], sampling: SamplingParams, config: EngineConfig
+) -> list[Request]:
+    """Return a request for each prompt.
+
+    Raises:
+        PromptError: for the first prompt that does not fit the engine.
+        UsageError: for drafts or seeds that do not fit.
+    """
+    widths = step_widths(sampling, config)
+    stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
+    requests = []
+    for index, prompt in enumerate(prompts):
+        input_ids = _checked_ids(prompt, index, config)
+        max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
+        num_uniforms = len(input_ids) + max_tokens + config.block_size
+        seed = sampling.seed_of(index, len(prompts))
+        slot_sampling = SlotSampling(
+            temperature=float(sampling.temperature),
+            top_p=float(sampling.top_p),
+            top_k=min(int(sampling.top_k), config.vocab_size),
+            uniforms=_uniforms(sampling, seed, num_uniforms),
+        )
+        requests.append(
+            Request(index, input_ids, max_tokens, stop_token_ids, widths, slot_sampling)
+        )
+    return requests
+
+
+def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
+    """Return how wide steps are; drafts that the engine does not have raise UsageError."""
+    if not sampling.draft:
+        return StepWidths(0)
+    if sampling.draft_len is None and sampling.draft_len_schedule is None:
+        return StepWidths(config.draft_len)
+    widths = StepWidths(int(sampling.draft_len or 0), sampling.draft_len_schedule)
+    if widths.max_width > config.block_size:
+        limit = config.block_size - 1
+        why = "it has no drafter"
+        if config.speculates:
+            why = f"a block of {config.block_size} holds {limit} drafts"
+        given = "draft_len is" if widths.schedule is None else "draft_len_schedule goes up to"
+        raise UsageError(
+            f"{given} {widths.max_width - 1}, and this engine takes 0 to {limit}: {why}."
+        )
+    return widths
+
+
+def _stop_token_ids(sampling: SamplingParams, config: EngineConfig) -> tuple[int, ...]:
+    own = sampling.stop_token_ids
+    return config.eos_token_ids if own is None else own
+
+
+def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
+    """Return `count` numbers in [0, 1), multiples of 2⁻²⁴ and so exact in float32; zeros if greedy.
+
+    Number p belongs to position p, and a longer series begins with the shorter one. So an answer
+    that comes back as part of a prompt goes on as it would have.
+
+    They come from raw bits: NumPy promises those in every version, but not its distributions.
+    """
+    if sampling.temperature == 0:
+        return np.zeros(count, np.float32)
+    bits = np.random.Philox(int(seed)).random_raw(count)
+    return ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
+
+
+def _checked_ids(prompt: InputIds, index: int, config: EngineConfig) -> Int64:
+    if not isinstance(prompt, Iterable):
+        raise PromptError(index, f"is {prompt!r}, expected a string or a list of token ids.")
+    tokens = list(prompt)
+    problem = _token_problem(tokens, config.vocab_size) or _length_problem(len(tokens), config)
+    if problem is not None:
+        raise PromptError(index, problem)
+    return np.array(tokens, np.int64)
+
+
+def _token_problem(tokens: list[Any], vocab_size: int) -> str | None:
+    for place, token in enumerate(tokens):
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            return (
+                f"has at place {place} {token!r}, a {type(token).__name__}: expected an integer"
+                " token id."
+            )
+        if not 0 <= int(token) < vocab_size:
+            return (
+                f"has at place {place} the id {token}, outside the vocabulary (0 to"
+                f" {vocab_size - 1})."
+            )
+    return None
+
+
+def _length_problem(length: int, config: EngineConfig) -> str | None:
+    if length == 0:
+        return "is empty: there is no token to continue from. Give at least one token."
+    if length > config.max_input_len:
+        return (
+            f"has {length} tokens, and prompts of this engine hold at most {config.max_input_len}"
+            " (max_input_len). Shorten it, or build with a larger --max-input-len."
+        )
+    if length + 1 > config.max_seq_len:
+        return (
+            f"has {length} tokens, and sequences of this engine hold at most {config.max_seq_len}"
+            " (max_seq_len): there is no room for a new token. Shorten it, or build with a larger"
+            " --max-seq-len."
+        )
+    return None

@@ -1,0 +1,65 @@
+"""A request that was submitted to an engine thread: its caller, its text, its clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from trtllm_dflash.runtime.outputs import FinishInfo, OnEvent, RequestOutput
+from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.text.stop_words import StopWordFilter
+
+
+@dataclass(eq=False)
+class RequestHandle:
+    """A submitted request; `cancel` ends it between two steps."""
+
+    request: Request
+    text: StopWordFilter
+    on_event: OnEvent
+    is_alive: Callable[[], bool]
+    cancelled: bool = False
+    submitted: float = field(default_factory=perf_counter)
+    polled: float = 0.0  # when `is_alive` was called last
+    first_token: float | None = None
+    num_output_tokens: int = 0
+
+    def cancel(self) -> None:
+        """End it with what it has by then, as "cancelled"; from any thread, at any time."""
+        self.cancelled = True
+
+    def push(self, token_ids: list[int]) -> tuple[list[int], str]:
+        """Return the tokens up to a stop word, which is a reason to stop, and their text."""
+        if self.first_token is None:
+            self.first_token = perf_counter()
+        used, text = self.text.push(token_ids)
+        self.num_output_tokens += len(used)
+        return used, text
+
+    def output(self, token_ids: list[int], text: str) -> RequestOutput:
+        """Return what the caller is told; it has `finish_info` once the request has ended."""
+        if self.request.finish_reason is None:
+            return RequestOutput(token_ids, text)
+        if self.request.finish_reason != "cancelled":
+            text += self.text.finish()
+        return RequestOutput(token_ids, text, self._finish_info())
+
+    def _finish_info(self) -> FinishInfo:
+        request, now = self.request, perf_counter()
+        assert request.finish_reason is not None
+        first_token_seconds = None
+        if self.first_token is not None:
+            first_token_seconds = self.first_token - self.submitted
+        num_steps = len(request.acceptance_lengths)
+        return FinishInfo(
+            finish_reason=request.finish_reason,
+            input_tokens=len(request.input_ids),
+            output_tokens=self.num_output_tokens,
+            steps=num_steps,
+            num_draft_tokens=request.num_draft_tokens,
+            num_accepted_draft_tokens=sum(request.acceptance_lengths) - num_steps,
+            queue_seconds=(request.admitted or now) - self.submitted,
+            first_token_seconds=first_token_seconds,
+            seconds=now - self.submitted,
+        )
