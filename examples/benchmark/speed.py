@@ -60,7 +60,12 @@ def reference_side(
 
     threads = resolve_num_threads(None)
     (side,) = load_external_systems(
-        [REFERENCE], target, drafter, block_size=block_size, stops=stops, num_threads=threads
+        [REFERENCE],
+        target,
+        drafter,
+        block_size=block_size,
+        stop_token_ids=stops,
+        num_threads=threads,
     )
 
     def run(prompt: list[int]) -> Run:

@@ -17,8 +17,8 @@ from trtllm_dflash.cli import main
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile.ort_trace import STEPS
-from trtllm_dflash.profile.profiler import PromptSet, profile
-from trtllm_dflash.profile.prompts import Prompt
+from trtllm_dflash.profile.profiler import profile
+from trtllm_dflash.profile.prompts import Prompt, PromptSet
 from trtllm_dflash.profile.result import Profile, SystemResult
 from trtllm_dflash.runtime.sessions.ort import OrtSession
 

@@ -31,7 +31,7 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith(
-        f"{engine}: 6 prompts of 2 kinds, at most 12 new tokens each, 1 threads of "
+        f"{engine}: 6 prompts of 2 categories, at most 12 new tokens each, 1 threads of "
     )
     titles = [line.split() for line in lines if line.startswith("system")]
     assert titles == [" ".join(COLUMNS).split()]
@@ -131,7 +131,7 @@ def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, en
     )
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0].startswith(f"{odd}: 2 prompts of 2 kinds")
+    assert lines[0].startswith(f"{odd}: 2 prompts of 2 categories")
     assert [line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))] == [
         "[/code]",
         ":cat:",

@@ -9,8 +9,8 @@ pytest.importorskip("dflash")
 from tests.conftest import DEMO
 from tests.profile.conftest import Stopwatch
 from trtllm_dflash.options.profiling import ProfileConfig
-from trtllm_dflash.profile.profiler import PromptSet, profile
-from trtllm_dflash.profile.prompts import builtin_prompts
+from trtllm_dflash.profile.profiler import profile
+from trtllm_dflash.profile.prompts import PromptSet, builtin_prompts
 
 pytestmark = pytest.mark.demo
 

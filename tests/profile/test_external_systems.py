@@ -27,7 +27,9 @@ def beside(make_profile: MakeProfile) -> Profile:
 
 def systems(names: list[str], drafter: Path | None = DRAFTER) -> dict[str, System]:
     """The systems of a call with one thread."""
-    made = load_external_systems(names, TARGET, drafter, block_size=8, stops=[], num_threads=1)
+    made = load_external_systems(
+        names, TARGET, drafter, block_size=8, stop_token_ids=[], num_threads=1
+    )
     return {system.name: system for system in made}
 
 
@@ -97,7 +99,7 @@ def test_stop_tokens_end_all_alike() -> None:
     stop = expected.token_ids[6]
     place = expected.token_ids.index(stop)
     made = load_external_systems(
-        ["reference", "hf"], TARGET, DRAFTER, block_size=8, stops=[stop], num_threads=1
+        ["reference", "hf"], TARGET, DRAFTER, block_size=8, stop_token_ids=[stop], num_threads=1
     )
     for system in made:
         (answer,) = system.run([sentence(3, 2, 7)], 1, 20).answers

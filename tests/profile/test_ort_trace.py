@@ -20,7 +20,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.options.build import BuildConfig
-from trtllm_dflash.profile import ort_trace
+from trtllm_dflash.profile import kernel_layers, ort_trace
 from trtllm_dflash.profile.ort_trace import (
     STEPS,
     Observation,
@@ -139,7 +139,7 @@ def test_every_function_goes_to_its_layer(
     )
     graph = onnx_ir.load(tmp_path / "engine" / MODEL_FILE).graph
     expected = Counter(
-        (node.op_type, ort_trace._layer(node.name or ""))
+        (node.op_type, kernel_layers.layer_in_scope(node.name or ""))
         for node in graph
         if node.domain.startswith("trtllm_dflash")
     )
@@ -163,15 +163,17 @@ def test_every_function_goes_to_its_layer(
         {3: "x"},
         batches=[1],
         prompts=[[1, 2, 3]],
-        output_len=9,
+        max_tokens=9,
         num_threads=1,
     )
     assert len(runs) == STEPS
     for names in runs:
         calls = {}
-        for name, layer in zip(names, ort_trace.layers_of(names), strict=True):
-            found = ort_trace._INLINED.search(name)
-            calls |= {found["call"]: (found["function"], layer)} if found else {}
+        for name, layer in zip(names, kernel_layers.layers_of(names), strict=True):
+            found = kernel_layers.inlined_call(name)
+            if found:
+                call, function = found
+                calls[call] = function, layer
         assert Counter(calls.values()) == expected
     assert {layer for _, layer in expected} <= {row.layer for row in breakdown.layers}
 
@@ -193,7 +195,7 @@ def test_an_unknown_function_goes_with_what_follows() -> None:
         "",
         "",
     ]
-    assert ort_trace.layers_of([f"{name}_kernel_time" for name in names]) == layers
+    assert kernel_layers.layers_of([f"{name}_kernel_time" for name in names]) == layers
 
 
 def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
     build_engine(BuildConfig(str(TARGET), tmp_path / "engine", drafter=str(DRAFTER), **sizes))
     config = EngineConfig.load(tmp_path / "engine")
     names = {0: "DFlash 0", config.block_size - 1: "DFlash"}
-    for length, output_len in ((20, 10), (28, 2)):
+    for length, max_tokens in ((20, 10), (28, 2)):
         prompts = [sentence(3, 2, length), sentence(40, 4, 3)]
         step_breakdowns = trace_step_breakdowns(
             tmp_path / "engine",
@@ -212,7 +214,7 @@ def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
             names,
             batches=[1, 2],
             prompts=prompts,
-            output_len=output_len,
+            max_tokens=max_tokens,
             num_threads=1,
         )
         assert [(breakdown.batch, breakdown.system) for breakdown in step_breakdowns] == [
@@ -278,7 +280,7 @@ def test_without_a_step_to_compare_with_there_is_no_split(found: Profile) -> Non
 
 
 def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_trace, "_by_run", lambda _: [])
+    monkeypatch.setattr(ort_trace, "_traced_runs", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):
         trace_step_breakdowns(
@@ -287,6 +289,6 @@ def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch)
             {3: "DFlash 3"},
             batches=[1],
             prompts=[[1, 2, 3]],
-            output_len=9,
+            max_tokens=9,
             num_threads=1,
         )

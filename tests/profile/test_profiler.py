@@ -15,8 +15,8 @@ from trtllm_dflash import Engine
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile import profiler
-from trtllm_dflash.profile.profiler import PromptSet, profile, split_into_rounds
-from trtllm_dflash.profile.prompts import Prompt
+from trtllm_dflash.profile.profiler import profile, split_into_rounds
+from trtllm_dflash.profile.prompts import Prompt, PromptSet
 from trtllm_dflash.profile.result import Profile, SystemResult
 
 
@@ -181,7 +181,7 @@ def test_a_plain_engine_is_built_and_removed(
 def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -> None:
     """Answers that end with their first token have no generation step."""
     prompt = sentence(3, 2, 7)
-    with pytest.raises(UsageError, match="there is no prompt to ask"):
+    with pytest.raises(UsageError, match="there is no prompt to answer"):
         make_profile(PromptSet("none", ()))
     with pytest.raises(UsageError, match="prompt 0: the prompt is empty"):
         make_profile(PromptSet("empty", (Prompt([]),)), input_len=5)
@@ -202,7 +202,7 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(profiler.Engine, "load", load)
-        with pytest.raises(EngineError, match="no generation step had its whole batch"):
+        with pytest.raises(EngineError, match="no decode step had its whole batch"):
             profile(config, PromptSet("one", (Prompt(prompt),)))
 
 

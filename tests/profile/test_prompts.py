@@ -48,9 +48,9 @@ def test_one_length() -> None:
         EncodedPrompt("a", [5, 6, 7, 8, 9]),
     ]
     fitted = fit_length(questions, 4)
-    assert [question.token_ids for question in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
+    assert [question.input_ids for question in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
     assert [question.category for question in fitted] == ["a", "b", "a"]
-    assert [question.token_ids for question in fit_length([EncodedPrompt("a", [1, 2])], 5)] == [
+    assert [question.input_ids for question in fit_length([EncodedPrompt("a", [1, 2])], 5)] == [
         [2, 1, 2, 1, 2]
     ]
     assert fit_length(questions, None) == questions

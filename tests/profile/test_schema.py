@@ -111,11 +111,11 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         ),
         (
             lambda data: data["results"][2]["by_category"].pop(),
-            r"profile.results\[2\].by_category has other kinds than that of",
+            r"profile.results\[2\].by_category has other categories than that of",
         ),
         (
             lambda data: data["results"][1]["by_prompt"].pop(),
-            r"profile.results\[1\].by_prompt has other kinds than",
+            r"profile.results\[1\].by_prompt has other categories than",
         ),
         (
             _set("step_breakdowns.0.method", "guesses"),

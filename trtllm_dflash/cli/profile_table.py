@@ -1,11 +1,13 @@
-"""What `dflash-trt profile` shows: all figures, τ by kind and by position, where a step's time
-goes, the advice.
+"""The tables of `dflash-trt profile`.
+
+They show all figures, acceptance by category and position, where a step's time goes, and the advice.
 """
 
 from __future__ import annotations
 
 import sys
 
+from rich.console import Console
 from rich.table import Table
 
 from trtllm_dflash.cli.console import table_console
@@ -18,42 +20,49 @@ from trtllm_dflash.profile.formatting import (
 )
 from trtllm_dflash.profile.result import Profile, StepBreakdown, SystemResult
 
-_FILE_WIDTH = 160  # where no terminal has a width of its own: enough for every table
+_FILE_WIDTH = 160  # outside of a terminal: enough for every table
 
 
 def print_profile(profile: Profile) -> None:
     """Print the tables on stdout."""
     console = table_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    asked, settings, machine = profile.prompts, profile.settings, profile.machine
-    console.print(
-        f"{profile.engine['directory']}: {asked['count']} prompts of {len(asked['categories'])} kinds,"
-        f" at most {settings['max_tokens']} new tokens each, {machine['threads']} threads of"
-        f" {machine['processor']}\n"
-    )
+    console.print(f"{_title(profile)}\n")
     console.print(_figures(profile))
     console.print(
-        "\nTTFT: a prompt's own steps. TPOT, step, tok/s: generation steps alone, while the batch"
-        " is whole.\n"
+        "\nTTFT: a prompt's own steps. TPOT, step, tok/s: decode steps alone, while the batch is"
+        " whole.\n"
     )
-    drafting = [result for result in profile.results if _is_first_with_drafts(profile, result)]
+    drafting = _drafting_results(profile)
     if drafting:
-        console.print(_by_category(profile, drafting))
-        console.print()
-    by_position = [
-        result for result in drafting if result.acceptance.by_position
-    ]  # none if all answers were one step
+        _print_with_space(console, _by_category(profile, drafting))
+    # Acceptance by position is unknown if all answers were one step.
+    by_position = [result for result in drafting if result.acceptance.by_position]
     if by_position:
-        console.print(_by_position(by_position))
-        console.print()
+        _print_with_space(console, _by_position(by_position))
     if profile.step_breakdowns:
-        console.print(_step_breakdowns(profile.step_breakdowns))
-        console.print()
+        _print_with_space(console, _step_breakdowns(profile.step_breakdowns))
     for sentence in advice_sentences(profile):
         console.print(sentence)
 
 
-def _is_first_with_drafts(profile: Profile, result: SystemResult) -> bool:
-    return bool(result.draft_len) and result.batch == profile.results[0].batch
+def _print_with_space(console: Console, table: Table) -> None:
+    console.print(table)
+    console.print()
+
+
+def _title(profile: Profile) -> str:
+    prompts, machine = profile.prompts, profile.machine
+    return (
+        f"{profile.engine['directory']}: {prompts['count']} prompts of"
+        f" {len(prompts['categories'])} categories, at most {profile.settings['max_tokens']} new"
+        f" tokens each, {machine['threads']} threads of {machine['processor']}"
+    )
+
+
+def _drafting_results(profile: Profile) -> list[SystemResult]:
+    """Return the results with drafts at the first batch size."""
+    batch = profile.results[0].batch
+    return [result for result in profile.results if result.draft_len and result.batch == batch]
 
 
 def _grid(*titles: str) -> Table:
@@ -74,7 +83,7 @@ def _figures(profile: Profile) -> Table:
 
 
 def _by_category(profile: Profile, results: list[SystemResult]) -> Table:
-    table = _grid("τ, × plain by kind", *(result.system for result in results))
+    table = _grid("τ, × plain by category", *(result.system for result in results))
     for row in category_cells(profile, results):
         table.add_row(*row)
     return table
@@ -82,23 +91,17 @@ def _by_category(profile: Profile, results: list[SystemResult]) -> Table:
 
 def _by_position(results: list[SystemResult]) -> Table:
     longest = max(len(result.acceptance.by_position) for result in results)
-    table = _grid("accepted", *(f"draft {place + 1}" for place in range(longest)))
+    table = _grid("accepted", *(f"draft {position}" for position in range(1, longest + 1)))
     for result in results:
-        table.add_row(result.system, *(f"{share:.0%}" for share in result.acceptance.by_position))
+        shares = [f"{share:.0%}" for share in result.acceptance.by_position]
+        table.add_row(result.system, *shares)
     return table
 
 
-def _step_breakdowns(step_breakdowns: list[StepBreakdown]) -> Table:
+def _step_breakdowns(breakdowns: list[StepBreakdown]) -> Table:
     table = _grid("step, ms", "batch", "verify", "accept", "draft", "host", "all")
-    for breakdown in step_breakdowns:
-        parts = (
-            breakdown.verify_seconds,
-            breakdown.accept_seconds,
-            breakdown.draft_seconds,
-            breakdown.host_seconds,
-        )
-        texts = ("" if seconds is None else milliseconds(seconds) for seconds in parts)
-        table.add_row(
-            breakdown.system, str(breakdown.batch), *texts, milliseconds(breakdown.step_seconds)
-        )
+    for one in breakdowns:
+        parts = (one.verify_seconds, one.accept_seconds, one.draft_seconds, one.host_seconds)
+        texts = ["" if seconds is None else milliseconds(seconds) for seconds in parts]
+        table.add_row(one.system, str(one.batch), *texts, milliseconds(one.step_seconds))
     return table

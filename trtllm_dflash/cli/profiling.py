@@ -133,10 +133,10 @@ def _refuse_measuring(ctx: click.Context, path: Path) -> None:
 def _measure(config: ProfileConfig, path: Path | None, *, raw: bool) -> Profile:
     from trtllm_dflash.cli.prompts import read_prompts
     from trtllm_dflash.log import progress_bar
-    from trtllm_dflash.profile.profiler import PromptSet, profile
-    from trtllm_dflash.profile.prompts import NO_CATEGORY, Prompt
+    from trtllm_dflash.profile.profiler import profile
+    from trtllm_dflash.profile.prompts import NO_CATEGORY, Prompt, PromptSet
 
-    asked = PromptSet.own(chat=not raw)
+    asked = PromptSet.builtin(chat=not raw)
     if path is not None:
         prompts = (
             Prompt(line.prompt, line.category or NO_CATEGORY, line.where)

@@ -1,4 +1,4 @@
-"""Which number of drafts pays at which batch size, from measured or estimated points."""
+"""Which draft_len pays at which batch size, from measured or estimated points."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.profile.curve import CurvePoint
 from trtllm_dflash.profile.result import Advice, BatchAdvice
 
-# Numbers of drafts within this of the best count as equally good, and the smallest of them is
-# taken: less work a step, and less to lose where texts are harder to draft.
+# Draft lengths within this share of the best count as equally good, and the smallest is taken.
+# It does less work a step, and loses less where texts are harder to draft.
 EQUALLY_GOOD = 0.01
 
 
 def advise(dflash: Sequence[CurvePoint], plain: Sequence[CurvePoint]) -> Advice:
-    """From the points of a DFlash engine with several numbers of drafts, 0 among them for "off",
-    and of a plain engine.
+    """Return the best draft_len for each batch size that both engines have points of.
 
-    Batch sizes that both have are looked at.
+    `dflash` has points with several draft lengths; 0 stands for "off".
 
     Raises:
-        UsageError: if there is no such batch size.
+        UsageError: if there is no common batch size.
     """
     baselines = {point.batch: point for point in plain}
     batches = sorted({point.batch for point in dflash} & set(baselines))
@@ -39,26 +38,22 @@ def advise(dflash: Sequence[CurvePoint], plain: Sequence[CurvePoint]) -> Advice:
 
 
 def schedule(rows: Sequence[BatchAdvice]) -> DraftLenSchedule:
-    """The best number of drafts by batch size; sizes in between go with the next larger one that
-    was tried.
-    """
+    """Return the best draft_len by batch size; sizes in between use the next larger one tried."""
     pairs = [(row.batch, row.draft_len) for row in rows]
     following = [*pairs[1:], (0, -1)]
-    return DraftLenSchedule(
-        tuple(pair for pair, after in zip(pairs, following, strict=True) if pair[1] != after[1])
-    )
+    changes = [pair for pair, after in zip(pairs, following, strict=True) if pair[1] != after[1]]
+    return DraftLenSchedule(tuple(changes))
 
 
 def _best(points: Sequence[CurvePoint]) -> CurvePoint:
-    most = max(point.tokens_per_second_per_user for point in points)
-    good = [
-        point for point in points if point.tokens_per_second_per_user >= most * (1 - EQUALLY_GOOD)
-    ]
+    best = max(point.tokens_per_second_per_user for point in points)
+    lowest = best * (1 - EQUALLY_GOOD)
+    good = [point for point in points if point.tokens_per_second_per_user >= lowest]
     return min(good, key=lambda point: point.draft_len)
 
 
 def _stops_paying_at(rows: Sequence[BatchAdvice]) -> int | None:
-    """The smallest batch size from which on no row is faster than the plain engine."""
+    """Return the smallest batch size from which on no row is faster than the plain engine."""
     first = None
     for row in reversed(rows):
         if row.speedup > 1:

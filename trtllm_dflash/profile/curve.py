@@ -1,6 +1,4 @@
-"""Points and curves of throughput against interactivity: the form that measurements, estimates and
-plots share.
-"""
+"""Points and curves of throughput against interactivity, for measurements, estimates and plots."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ class CurvePoint:
     batch: Annotated[int, "sequences that generate together, over all GPUs that serve them"]
     draft_len: Annotated[int, "drafts verified in a step; 0: plain decoding"]
     acceptance_length: Annotated[
-        float, "tokens that a step yields for each sequence, bonus included; 1 without drafts"
+        float, "τ: tokens that a step yields for each sequence, bonus included; 1 without drafts"
     ]
     step_seconds: Annotated[float, "one step of the whole batch"]
     tokens_per_second_per_user: Annotated[
@@ -40,11 +38,10 @@ class CurvePoint:
         gpus: int = 1,
         limited_by: str | None = None,
     ) -> CurvePoint:
-        """The point of a step whose time and yield are known."""
-        user = acceptance_length / step_seconds
-        return cls(
-            batch, draft_len, acceptance_length, step_seconds, user, batch * user / gpus, limited_by
-        )
+        """Return the point of a step whose time and yield are known."""
+        per_user = acceptance_length / step_seconds
+        per_gpu = batch * per_user / gpus
+        return cls(batch, draft_len, acceptance_length, step_seconds, per_user, per_gpu, limited_by)
 
 
 @dataclass(frozen=True)
@@ -56,28 +53,27 @@ class Curve:
     estimated: Annotated[bool, "computed from a model of the device, and drawn so"] = False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; `from_json` takes it back."""
+        """Return plain types, from which `from_json` makes the curve again."""
         return asdict(self) | {"points": [asdict(point) for point in self.points]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curve:
-        """The curve that `to_json` gave."""
-        return cls(
-            data["name"], tuple(CurvePoint(**point) for point in data["points"]), data["estimated"]
-        )
+        """Return the curve that `to_json` gave."""
+        points = tuple(CurvePoint(**point) for point in data["points"])
+        return cls(data["name"], points, data["estimated"])
 
 
 def frontier(points: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """The points that no other beats in interactivity and throughput at once, by growing
-    interactivity.
+    """Return the points that no other beats in interactivity and throughput at once.
+
+    They are sorted by growing interactivity.
     """
+
+    def rates(point: CurvePoint) -> tuple[float, float]:
+        return point.tokens_per_second_per_user, point.tokens_per_second_per_gpu
+
     best: list[CurvePoint] = []
-    ordered = sorted(
-        points,
-        key=lambda p: (p.tokens_per_second_per_user, p.tokens_per_second_per_gpu),
-        reverse=True,
-    )
-    for point in ordered:
+    for point in sorted(points, key=rates, reverse=True):
         if not best or point.tokens_per_second_per_gpu > best[-1].tokens_per_second_per_gpu:
             best.append(point)
     return best[::-1]

@@ -1,5 +1,4 @@
-"""Other people's decoding on the same prompts: the reference package `dflash`, and Hugging Face's
-own `generate`.
+"""External systems on the same prompts: the reference package `dflash`, and Hugging Face's generate.
 
 Both run on torch, in float32 on the CPU, one prompt at a time, with as many threads as the engines.
 """
@@ -13,9 +12,11 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.profile.result import HUGGING_FACE, REFERENCE
 from trtllm_dflash.profile.systems import Answer, InputIds, System, sequentially
 
-LOOKUP_DRAFTS = 10  # candidates of a prompt lookup: what transformers' guide uses
+LOOKUP_DRAFTS = 10  # candidates of a prompt lookup, as in transformers' guide
+_Respond = Callable[[InputIds, int], Answer]
 
 
 def load_external_systems(
@@ -24,97 +25,102 @@ def load_external_systems(
     drafter: Path | None,
     *,
     block_size: int,
-    stops: Sequence[int],
+    stop_token_ids: Sequence[int],
     num_threads: int,
 ) -> list[System]:
-    """The systems of "reference" and "hf", as far as named, on one model in memory; `drafter` is for
-    the reference.
+    """Load the systems of "reference" and "hf", as far as named, on one target in memory.
+
+    `drafter` is for the reference.
+
+    Raises:
+        EngineError: for a Python package that cannot be imported.
     """
-    torch, model = _torch_model(target, num_threads)
+    torch, model = _load_target(target, num_threads)
     systems = []
-    if "reference" in names and drafter is not None:
-        answer = _reference(torch, model, drafter, block_size, stops)
+
+    def add(name: str, implementation: str, draft_len: int, respond: _Respond) -> None:
+        run = sequentially(respond, 1 + draft_len)
+        systems.append(System(name, implementation, draft_len, run, batches=(1,)))
+
+    if REFERENCE in names and drafter is not None:
+        respond = _reference(torch, model, drafter, block_size, stop_token_ids)
+        add(REFERENCE, REFERENCE, block_size - 1, respond)
+    if "hf" in names:
+        add("hf", HUGGING_FACE, 0, _generate(torch, model, stop_token_ids))
+        lookup = _generate(torch, model, stop_token_ids, prompt_lookup_num_tokens=LOOKUP_DRAFTS)
         systems.append(
             System(
-                "reference",
-                "reference",
-                block_size - 1,
-                sequentially(answer, block_size),
-                batches=(1,),
-            )
-        )
-    if "hf" in names:
-        plain = _generate(torch, model, stops)
-        lookup = _generate(torch, model, stops, prompt_lookup_num_tokens=LOOKUP_DRAFTS)
-        systems += [
-            System("hf", "huggingface", 0, sequentially(plain, 1), batches=(1,)),
-            System(
                 "hf lookup",
-                "huggingface",
+                HUGGING_FACE,
                 LOOKUP_DRAFTS,
                 sequentially(lookup, 1 + LOOKUP_DRAFTS),
                 batches=(1,),
                 fixed_draft_len=False,
-            ),
-        ]
+            )
+        )
     return systems
 
 
 def _reference(
-    torch: Any, model: Any, drafter: Path, block_size: int, stops: Sequence[int]
-) -> Callable[[InputIds, int], Answer]:
-    """The reference package's loop with blocks of `block_size`."""
+    torch: Any, model: Any, drafter: Path, block_size: int, stop_token_ids: Sequence[int]
+) -> _Respond:
+    """Return the reference package's decoding loop with blocks of `block_size`."""
     reference = _import("dflash.model", "dflash", "pip install --no-deps dflash==0.1.0")
-    reference._cuda_time = perf_counter  # its clock waits for a GPU
-    draft = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
+    reference._cuda_time = perf_counter  # its own clock synchronizes a GPU
+    draft_model = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
 
-    def answer(prompt: InputIds, max_tokens: int) -> Answer:
-        ids = torch.tensor([list(prompt)])
+    def respond(prompt: InputIds, max_tokens: int) -> Answer:
+        input_ids = torch.tensor([list(prompt)])
         stats = reference.dflash_generate(
-            draft, model, ids, max_tokens, list(stops), block_size=block_size, return_stats=True
+            draft_model,
+            model,
+            input_ids,
+            max_tokens,
+            list(stop_token_ids),
+            block_size=block_size,
+            return_stats=True,
         )
-        tokens = stats.output_ids[0, len(prompt) :].tolist()
-        seconds = stats.time_per_output_token * stats.num_output_tokens
-        return Answer(
-            tokens, list(stats.acceptance_lengths), float(stats.time_to_first_token), seconds
-        )
+        token_ids = stats.output_ids[0, len(prompt) :].tolist()
+        first_token_seconds = float(stats.time_to_first_token)
+        decode_seconds = stats.time_per_output_token * stats.num_output_tokens
+        lengths = list(stats.acceptance_lengths)
+        return Answer(token_ids, lengths, first_token_seconds, decode_seconds)
 
-    return answer
+    return respond
 
 
-def _generate(
-    torch: Any, model: Any, stops: Sequence[int], **options: Any
-) -> Callable[[InputIds, int], Answer]:
-    def answer(prompt: InputIds, max_tokens: int) -> Answer:
-        ids, clock = torch.tensor([list(prompt)]), _StepClock()
-        settings = {
-            "do_sample": False,
-            "max_new_tokens": max_tokens,
-            "eos_token_id": list(stops) or None,
-        }
+def _generate(torch: Any, model: Any, stop_token_ids: Sequence[int], **options: Any) -> _Respond:
+    """Return Hugging Face's `generate`, greedily, with further `options`."""
+
+    def respond(prompt: InputIds, max_tokens: int) -> Answer:
+        input_ids, clock = torch.tensor([list(prompt)]), _StepClock()
         start = perf_counter()
         with torch.inference_mode():
             out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                streamer=clock,
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                do_sample=False,
+                max_new_tokens=max_tokens,
+                eos_token_id=list(stop_token_ids) or None,
                 pad_token_id=0,
-                **settings,
+                streamer=clock,
                 **options,
             )
-        tokens = out[0, len(prompt) :].tolist()
-        first, *later = clock.counts
-        # A lookup may bring several tokens with the prompt's own pass: they came in no generation
-        # step, and count in none.
-        lengths = _fitted(later, len(tokens) - first)
-        return Answer(tokens, lengths, clock.times[0] - start, clock.times[-1] - clock.times[0])
+        token_ids = out[0, len(prompt) :].tolist()
+        # A lookup may yield several tokens in the prompt's own pass. They came in no decode step,
+        # and count in none.
+        first_count, *later_counts = clock.counts
+        lengths = _cut_to_total(later_counts, len(token_ids) - first_count)
+        decode_seconds = clock.times[-1] - clock.times[0]
+        return Answer(token_ids, lengths, clock.times[0] - start, decode_seconds)
 
-    return answer
+    return respond
 
 
 class _StepClock:
-    """A streamer for `generate` that notes how many tokens came when; the first call, with the
-    prompt, is not one.
+    """A streamer for `generate` that notes the number and time of tokens by step.
+
+    The first call, with the prompt, is not a step.
     """
 
     def __init__(self) -> None:
@@ -123,38 +129,35 @@ class _StepClock:
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
-        """Take the tokens of a step."""
+        """Note the tokens of a step."""
         if self._prompt_seen:
             self.counts.append(int(value.numel()))
             self.times.append(perf_counter())
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing at the end of an answer."""
 
 
-def _fitted(lengths: Sequence[int], total: int) -> list[int]:
-    """Tokens by step, cut so that they are `total` in all: a last step may have gone beyond the
-    limit.
-    """
-    fitted, left = [], total
+def _cut_to_total(lengths: Sequence[int], total: int) -> list[int]:
+    """Cut tokens by step to `total` in all: the last step may have gone beyond the limit."""
+    cut, left = [], total
     for length in lengths:
-        fitted.append(min(int(length), left))
-        left -= fitted[-1]
-    while fitted and fitted[-1] == 0:
-        fitted.pop()
-    return fitted
+        if left == 0:
+            break
+        cut.append(min(int(length), left))
+        left -= cut[-1]
+    return cut
 
 
-def _torch_model(target: Path, num_threads: int) -> tuple[Any, Any]:
+def _load_target(target: Path, num_threads: int) -> tuple[Any, Any]:
     torch = _import("torch", "torch", "pip install torch")
     transformers = _import("transformers", "transformers", "pip install transformers")
     torch.set_num_threads(num_threads)
-    transformers.utils.logging.disable_progress_bar()  # ours is the one
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-    model.generation_config = (
-        transformers.GenerationConfig()
-    )  # greedy, without the checkpoint's penalties
+    # Greedy, without the checkpoint's penalties.
+    model.generation_config = transformers.GenerationConfig()
     return torch, model
 
 

@@ -1,14 +1,19 @@
-"""A profile in words and cells, for the terminal and the page alike."""
+"""A profile as sentences and table cells, for the terminal and the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtllm_dflash.profile.result import Profile, SystemResult
+from trtllm_dflash.profile.result import (
+    DFLASH,
+    PLAIN,
+    BatchAdvice,
+    Profile,
+    PromptResult,
+    SystemResult,
+)
 
-PLAIN = "plain"
-RATE = "tok/s"  # of all sequences: what the best side of a batch size is best in
-# The table of all figures.
+RATE = "tok/s"  # of all sequences, by which systems of a batch size are compared
 COLUMNS = (
     "system",
     "batch",
@@ -22,11 +27,22 @@ COLUMNS = (
     "[DAR]",
     "same text",
 )
+PROMPT_COLUMNS = (
+    "prompt",
+    "category",
+    "its tokens",
+    "new tokens",
+    "[AL] τ",
+    "TTFT ms",
+    "TPOT ms",
+    "× plain",
+)
 
 
 def cells(profile: Profile, result: SystemResult) -> list[str]:
-    """A row of the table of all figures, in the order of COLUMNS."""
-    draft_acceptance_rate = result.acceptance.draft_acceptance_rate
+    """Return a row of the table of all figures, in the order of COLUMNS."""
+    acceptance = result.acceptance
+    rate = acceptance.draft_acceptance_rate
     ratio = speedup(profile, result)
     return [
         result.system,
@@ -37,15 +53,16 @@ def cells(profile: Profile, result: SystemResult) -> list[str]:
         f"{result.tokens_per_second_per_user:.1f}",
         f"{result.tokens_per_second:.1f}",
         f"{ratio:.2f}" if ratio is not None else "",
-        f"{result.acceptance.acceptance_length:.2f}" if result.draft_len else "",
-        f"{draft_acceptance_rate:.0%}" if draft_acceptance_rate is not None else "",
+        f"{acceptance.acceptance_length:.2f}" if result.draft_len else "",
+        f"{rate:.0%}" if rate is not None else "",
         f"{result.same_tokens}/{len(result.by_prompt)}",
     ]
 
 
 def speedup(profile: Profile, result: SystemResult) -> float | None:
-    """A side's tokens/s over the plain engine's at the same batch size; None where that one has no
-    figure.
+    """Return a system's tokens/s over the plain engine's at the same batch size.
+
+    It is None where the plain engine has no figure.
     """
     for other in profile.results:
         if other.system == PLAIN and other.batch == result.batch:
@@ -54,113 +71,80 @@ def speedup(profile: Profile, result: SystemResult) -> float | None:
 
 
 def category_cells(profile: Profile, results: Sequence[SystemResult]) -> list[list[str]]:
-    """A row for each kind: its name, then τ of each system, and its tokens/s per user over the plain
-    engine's.
+    """Return a row for each category: its name, and for each system τ and the speedup.
+
+    The speedup is in tokens/s per user over the plain engine's.
     """
     rows = []
-    for index, kind in enumerate(results[0].by_category):
-        row = [f"{kind.category} ({kind.prompts})"]
+    for index, category in enumerate(results[0].by_category):
+        row = [f"{category.category} ({category.prompts})"]
         for result in results:
-            own, plain = result.by_category[index], _plain(profile, result.batch).by_category[index]
-            rate, base = own.tokens_per_second_per_user, plain.tokens_per_second_per_user
-            row.append(
-                f"{own.acceptance.acceptance_length:.2f}"
-                + (f" · {rate / base:.2f}×" if rate and base else "")
-            )
+            own = result.by_category[index]
+            plain = _plain(profile, result.batch).by_category[index]
+            cell = f"{own.acceptance.acceptance_length:.2f}"
+            if own.tokens_per_second_per_user and plain.tokens_per_second_per_user:
+                ratio = own.tokens_per_second_per_user / plain.tokens_per_second_per_user
+                cell += f" · {ratio:.2f}×"
+            row.append(cell)
         rows.append(row)
     return rows
 
 
-PROMPT_COLUMNS = (
-    "prompt",
-    "kind",
-    "its tokens",
-    "new tokens",
-    "[AL] τ",
-    "TTFT ms",
-    "TPOT ms",
-    "× plain",
-)
-
-
 def prompt_cells(profile: Profile, result: SystemResult) -> list[list[str]]:
-    """A row for each prompt, in the order of PROMPT_COLUMNS."""
-    rows = []
-    for own, plain in zip(result.by_prompt, _plain(profile, result.batch).by_prompt, strict=True):
-        per_token, base = (one.decode_seconds / max(1, one.tokens - 1) for one in (own, plain))
-        rows.append(
-            [
-                str(own.index + 1),
-                own.category,
-                str(own.prompt_tokens),
-                str(own.tokens),
-                f"{own.acceptance_length:.2f}",
-                milliseconds(own.ttft_seconds),
-                milliseconds(per_token),
-                f"{base / per_token:.2f}" if per_token and base else "",
-            ]
-        )
-    return rows
+    """Return a row for each prompt, in the order of PROMPT_COLUMNS."""
+    plain = _plain(profile, result.batch).by_prompt
+    return [_prompt_row(*pair) for pair in zip(result.by_prompt, plain, strict=True)]
 
 
-def _plain(profile: Profile, batch: int) -> SystemResult:
-    return next(
-        result for result in profile.results if (result.system, result.batch) == (PLAIN, batch)
-    )
+def _prompt_row(own: PromptResult, plain: PromptResult) -> list[str]:
+    own_seconds, plain_seconds = _seconds_per_token(own), _seconds_per_token(plain)
+    ratio = plain_seconds / own_seconds if own_seconds else 0.0
+    return [
+        str(own.index + 1),
+        own.category,
+        str(own.prompt_tokens),
+        str(own.tokens),
+        f"{own.acceptance_length:.2f}",
+        milliseconds(own.ttft_seconds),
+        milliseconds(own_seconds),
+        f"{ratio:.2f}" if ratio else "",
+    ]
+
+
+def _seconds_per_token(row: PromptResult) -> float:
+    return row.decode_seconds / max(1, row.tokens - 1)
 
 
 def headline(profile: Profile) -> list[tuple[str, str]]:
-    """(figure, what it is): the few to see first, at the smallest batch."""
+    """Return the few figures to see first, at the smallest batch, each with its meaning."""
     first = profile.advice.batches[0]
-    best = recommended_result(profile)
-    plain = _plain(profile, first.batch)
+    best, plain = recommended_result(profile), _plain(profile, first.batch)
+    drafts, plain_speed = _drafts(first.draft_len), plain.tokens_per_second_per_user
     figures = [
         (f"{first.speedup:.2f}×", f"tokens/s over the plain engine at batch {first.batch}"),
         (
             f"{best.tokens_per_second_per_user:.1f}",
-            (
-                f"tokens/s per user with {_drafts(first.draft_len)}; plain"
-                f" {plain.tokens_per_second_per_user:.1f}"
-            ),
+            f"tokens/s per user with {drafts}; plain {plain_speed:.1f}",
         ),
     ]
-    if best.acceptance.draft_acceptance_rate is not None:
-        figures += [
-            (f"{best.acceptance.acceptance_length:.2f}", "[AL] τ: tokens a step, bonus included"),
-            (
-                f"{best.acceptance.draft_acceptance_rate:.0%}",
-                f"[DAR]: accepted of {_drafts(best.draft_len)} a step",
-            ),
-        ]
-    same = sum(
-        result.same_tokens for result in profile.results if result.implementation == "dflash"
-    )
-    answers = sum(
-        len(result.by_prompt) for result in profile.results if result.implementation == "dflash"
-    )
-    return [
-        *figures,
-        (f"{same}/{answers}", "DFlash answers that are the plain engine's, token for token"),
-    ]
+    rate = best.acceptance.draft_acceptance_rate
+    if rate is not None:
+        length = best.acceptance.acceptance_length
+        figures.append((f"{length:.2f}", "[AL] τ: tokens a step, bonus included"))
+        figures.append((f"{rate:.0%}", f"[DAR]: accepted of {_drafts(best.draft_len)} a step"))
+    dflash = [result for result in profile.results if result.implementation == DFLASH]
+    same = sum(result.same_tokens for result in dflash)
+    answers = sum(len(result.by_prompt) for result in dflash)
+    meaning = "DFlash answers that are the plain engine's, token for token"
+    return [*figures, (f"{same}/{answers}", meaning)]
 
 
 def advice_sentences(profile: Profile) -> list[str]:
-    """The advice, a sentence for each batch size and one for the end of it all."""
-    sentences = []
-    for row in profile.advice.batches:
-        what = (
-            f"verify {row.block_size} tokens a step ({_drafts(row.draft_len)})"
-            if row.draft_len
-            else "draft nothing"
-        )
-        sentences.append(
-            f"Batch {row.batch}: {what}: {row.tokens_per_second_per_user:.1f} tokens/s per user, "
-            f"{row.speedup:.2f} times the plain engine."
-        )
-    stop = profile.advice.stops_paying_at
-    tried = profile.advice.batches[-1].batch
+    """Return the advice: a sentence for each batch size, and one on where DFlash stops paying."""
+    batches, stop = profile.advice.batches, profile.advice.stops_paying_at
+    sentences = [_advice_sentence(row) for row in batches]
     if stop is None:
-        sentences.append(f"DFlash pays at batch {tried}, the largest that was tried.")
+        sentences.append(f"DFlash pays at batch {batches[-1].batch}, the largest that was tried.")
     else:
         sentences.append(
             f"From batch {stop} on DFlash does not pay here: a plain engine is at least as fast."
@@ -168,19 +152,38 @@ def advice_sentences(profile: Profile) -> list[str]:
     return sentences
 
 
+def _advice_sentence(row: BatchAdvice) -> str:
+    what = "draft nothing"
+    if row.draft_len:
+        what = f"verify {row.block_size} tokens a step ({_drafts(row.draft_len)})"
+    return (
+        f"Batch {row.batch}: {what}: {row.tokens_per_second_per_user:.1f} tokens/s per user,"
+        f" {row.speedup:.2f} times the plain engine."
+    )
+
+
 def milliseconds(seconds: float) -> str:
-    """Three digits of it."""
+    """Return the milliseconds with three digits."""
     value = 1000 * seconds
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}"
 
 
 def recommended_result(profile: Profile) -> SystemResult:
-    """The DFlash side that the advice takes at the smallest batch."""
+    """Return the DFlash system that the advice recommends at the smallest batch."""
     first = profile.advice.batches[0]
-    wanted = ("dflash", first.batch, first.draft_len)
-    return next(
-        one for one in profile.results if (one.implementation, one.batch, one.draft_len) == wanted
-    )
+    for result in profile.results:
+        found = (result.implementation, result.batch, result.draft_len)
+        if found == (DFLASH, first.batch, first.draft_len):
+            return result
+    raise ValueError("the advice names a result that is not in the profile")
+
+
+def _plain(profile: Profile, batch: int) -> SystemResult:
+    for result in profile.results:
+        if (result.system, result.batch) == (PLAIN, batch):
+            return result
+    raise ValueError(f"the profile has no plain result at batch {batch}")
 
 
 def _drafts(count: int) -> str:

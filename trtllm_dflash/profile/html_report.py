@@ -1,14 +1,19 @@
-"""The report: one page that needs nothing else, for light and dark."""
+"""The HTML report of a profile: one file without other resources, for light and dark themes.
+
+The page is the template `report.html.j2`; this module computes what it shows.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import PurePath
-from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from trtllm_dflash.profile import plots
 from trtllm_dflash.profile.formatting import (
@@ -22,197 +27,198 @@ from trtllm_dflash.profile.formatting import (
     prompt_cells,
     recommended_result,
 )
-from trtllm_dflash.profile.result import Profile, SystemResult
-from trtllm_dflash.profile.theme import FONTS, inline_svg, variables
+from trtllm_dflash.profile.result import DFLASH, Profile, StepBreakdown, SystemResult
+from trtllm_dflash.profile.theme import FONTS, css_variables, inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PAGE = "page.html"
-_BEST, _LINE = " class='best'", " class='first'"
+_TEMPLATE = "report.html.j2"
+_METHODS = {
+    "kernels": (
+        "The fastest of a few steps, divided in proportion to its kernels' times. These come from a"
+        " second, traced step. host: time outside of ONNX Runtime."
+    ),
+    "differences": (
+        "From differences of step times. Drafting includes acceptance; the host's time is in both."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _FigureView:
+    """A plot as SVG, and the text below it."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A table row; the cell in `best_column` stands out, a line separates groups of rows."""
+
+    cells: Sequence[str]
+    begins_group: bool = False
+    best_column: int | None = None
+
+
+@dataclass(frozen=True)
+class _TableView:
+    """A table with its column titles."""
+
+    titles: Sequence[str]
+    rows: Sequence[_Row]
 
 
 def page(profile: Profile) -> str:
-    """The HTML text.
+    """Return the report as HTML.
 
     Raises:
         UsageError: where matplotlib is not installed.
     """
-    template = Template(resources.files(__package__).joinpath(_PAGE).read_text(encoding="utf-8"))
-    name = PurePath(profile.engine["directory"]).name
-    machine = profile.machine
-    where = ", ".join([*machine["gpus"], machine["processor"]])
-    asked = profile.prompts
-    return template.substitute(
-        title=escape(f"Profile of {name}"),
-        subtitle=escape(
-            f"{profile.engine['arch']}, {profile.engine['dtype']} · {where},"
-            f" {_threads(machine['threads'])} · {asked['count']} prompts of {len(asked['categories'])}"
-            f" kinds, at most {profile.settings['max_tokens']} new tokens each ·"
-            f" {profile.created[:10]}"
-        ),
-        variables=variables(),
-        fonts=FONTS,
-        cards="".join(_cards(profile)),
-        sections="\n".join(_sections(profile)),
+    environment = Environment(
+        loader=PackageLoader("trtllm_dflash.profile", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    drafting = _drafting_results(profile)
+    return environment.get_template(_TEMPLATE).render(
+        title=f"Profile of {PurePath(profile.engine['directory']).name}",
+        subtitle=_subtitle(profile),
+        css_variables=Markup(css_variables()),
+        fonts=Markup(FONTS),
+        headline=headline(profile),
+        advice=advice_sentences(profile),
+        schedule=json.dumps(profile.advice.draft_len_schedule),
+        throughput=_throughput(profile),
+        results=_results_table(profile),
+        acceptance=_acceptance(profile, drafting) if drafting else None,
+        time_figures=_time_figures(profile),
+        provenance=_provenance(profile),
+        clock=profile.clock,
     )
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+def _subtitle(profile: Profile) -> str:
+    engine, machine, prompts = profile.engine, profile.machine, profile.prompts
+    threads = machine["threads"]
+    parts = [
+        f"{engine['arch']}, {engine['dtype']}",
+        ", ".join(
+            [
+                *machine["gpus"],
+                machine["processor"],
+                "1 thread" if threads == 1 else f"{threads} threads",
+            ]
+        ),
+        f"{prompts['count']} prompts of {len(prompts['categories'])} categories, at most"
+        f" {profile.settings['max_tokens']} new tokens each",
+        profile.created[:10],
+    ]
+    return " · ".join(parts)
 
 
-def _cards(profile: Profile) -> Iterator[str]:
-    for value, meaning in headline(profile):
-        yield f"<div class='card'><b>{escape(value)}</b><span>{escape(meaning)}</span></div>"
+def _drafting_results(profile: Profile) -> list[SystemResult]:
+    """Return the results at the first batch size that know which drafts were accepted."""
+    batch = profile.results[0].batch
+    return [
+        result
+        for result in profile.results
+        if result.batch == batch and result.acceptance.by_position
+    ]
 
 
-def _sections(profile: Profile) -> Iterator[str]:
-    gpu = bool(profile.machine["gpus"]) and profile.engine["arch"] != "cpu"
-    pareto = plots.throughput_against_interactivity(profile.curves, device="GPU" if gpu else "CPU")
-    first = [result for result in profile.results if result.batch == profile.results[0].batch]
-    drafting = [result for result in first if result.acceptance.by_position]
-    yield "<h2>Advice</h2>" + _list(advice_sentences(profile))
-    yield _schedule(profile)
-    yield "<h2>Throughput against interactivity</h2>" + _figure(
-        pareto,
-        "Throughput against interactivity by side",
+def _figure(figure: Figure, description: str, caption: str) -> _FigureView:
+    return _FigureView(Markup(inline_svg(figure, escape(description))), caption)
+
+
+def _throughput(profile: Profile) -> _FigureView:
+    on_gpu = bool(profile.machine["gpus"]) and profile.engine["arch"] != "cpu"
+    return _figure(
+        plots.throughput_against_interactivity(profile.curves, device="GPU" if on_gpu else "CPU"),
+        "Throughput against interactivity by system",
         "Numbers at the points are batch sizes. Every point is the mean over the steps in which the"
         " whole batch took part. Up and to the right is better.",
     )
-    yield "<h2>All figures</h2>" + _results_table(profile)
-    if drafting:
-        yield from _acceptance(
-            drafting, plots.colours_by_name([result.system for result in profile.results])
-        )
-        yield (
-            "<h2>By kind and by prompt</h2>"
-            + _by_category(profile, drafting)
-            + _prompts_table(profile)
-        )
-    yield from _time(profile)
-    yield "<h2>How it was measured</h2>" + _provenance(profile)
 
 
-def _acceptance(drafting: Sequence[SystemResult], colours: Mapping[str, str]) -> Iterator[str]:
-    widest = max(drafting, key=lambda result: (result.draft_len, result.implementation == "dflash"))
-    kinds = _figure(
-        plots.acceptance_length_by_category(drafting, colours),
-        "τ by kind of prompt",
-        f"τ by kind of prompt, at batch {widest.batch}.",
-    )
-    places = _figure(
-        plots.acceptance_by_position(widest, colours),
-        "acceptance by position in the block",
-        f"{widest.system}: a draft counts as accepted when all before it are.",
-    )
-    yields = _figure(
-        plots.step_yields(drafting, colours),
-        "histogram of tokens a step",
-        "How many tokens a step yielded.",
-    )
-    yield f"<h2>Acceptance</h2><div class='pair'>{kinds}<div>{places}{yields}</div></div>"
-
-
-def _by_category(profile: Profile, drafting: Sequence[SystemResult]) -> str:
-    titles = ["kind (prompts)", *(result.system for result in drafting)]
-    caption = f"τ, and tokens/s per user over the plain engine's, at batch {drafting[0].batch}."
-    return f"{_table(titles, category_cells(profile, drafting))}<figcaption>{escape(caption)}</figcaption>"
-
-
-def _time(profile: Profile) -> Iterator[str]:
-    if not profile.step_breakdowns:
-        return
-    method = profile.step_breakdowns[0].method
-    how = {
-        "kernels": (
-            "The fastest of a few steps, divided as the times of its kernels are (timed in a twin"
-            " of it); host: outside of ONNX Runtime."
-        ),
-        "differences": (
-            "From differences of step times; drafting holds acceptance, and the host is spread over"
-            " both."
-        ),
-    }[method]
-    parts = _figure(plots.where_time_goes(profile.step_breakdowns), "time of a step by part", how)
-    layered = [
-        breakdown
-        for breakdown in profile.step_breakdowns
-        if breakdown.layers and breakdown.draft_len
-    ]
-    if layered:
-        own = [
-            breakdown for breakdown in layered if breakdown.draft_len == profile.engine["draft_len"]
-        ]
-        shown = (own or layered)[0]
-        parts += _figure(
-            plots.time_by_layer(shown),
-            "time of a step by layer",
-            f"{shown.system}, batch {shown.batch}, by layer.",
-        )
-    yield f"<h2>Where the time goes</h2><div class='pair'>{parts}</div>"
-
-
-def _figure(figure: Figure, description: str, caption: str) -> str:
-    svg = inline_svg(figure, escape(description, quote=True))
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _schedule(profile: Profile) -> str:
-    schedule = json.dumps(profile.advice.draft_len_schedule)
-    return (
-        "<p class='muted'>As a file for <code>dflash-trt run --draft-len-schedule</code> (batch"
-        f" size to drafts):</p><pre>{escape(schedule)}</pre>"
-    )
-
-
-def _results_table(profile: Profile) -> str:
-    rows, marks, batch = [], [], 0
+def _results_table(profile: Profile) -> _TableView:
+    rows, batch = [], 0
     for result in profile.results:
         fastest = max(
             other.tokens_per_second for other in profile.results if other.batch == result.batch
         )
-        rows.append(cells(profile, result))
-        marks.append((result.batch != batch, RATE if result.tokens_per_second == fastest else ""))
+        is_best = result.tokens_per_second == fastest
+        best_column = COLUMNS.index(RATE) if is_best else None
+        rows.append(_Row(cells(profile, result), result.batch != batch, best_column))
         batch = result.batch
-    return _table(COLUMNS, rows, marks)
+    return _TableView(COLUMNS, rows)
 
 
-def _prompts_table(profile: Profile) -> str:
-    result = recommended_result(profile)
-    table = _table(PROMPT_COLUMNS, prompt_cells(profile, result))
-    summary = f"Every prompt with {result.system} at batch {result.batch}"
-    return f"<details><summary>{escape(summary)}</summary>{table}</details>"
+def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str, Any]:
+    """Return the figures and tables about acceptance, by their names in the template."""
+    colours = plots.colours_by_name([result.system for result in profile.results])
+    widest = max(drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH))
+    recommended = recommended_result(profile)
+    return {
+        "by_category": _figure(
+            plots.acceptance_length_by_category(drafting, colours),
+            "τ by category of prompt",
+            f"τ by category of prompt, at batch {widest.batch}.",
+        ),
+        "by_position": _figure(
+            plots.acceptance_by_position(widest, colours),
+            "acceptance by position in the block",
+            f"{widest.system}: a draft counts as accepted when all before it are.",
+        ),
+        "step_yields": _figure(
+            plots.step_yields(drafting, colours),
+            "histogram of tokens a step",
+            "How many tokens a step yielded.",
+        ),
+        "categories": _TableView(
+            ["category (prompts)", *(result.system for result in drafting)],
+            [_Row(row) for row in category_cells(profile, drafting)],
+        ),
+        "categories_caption": (
+            f"τ, and tokens/s per user over the plain engine's, at batch {drafting[0].batch}."
+        ),
+        "prompts": _TableView(
+            PROMPT_COLUMNS, [_Row(row) for row in prompt_cells(profile, recommended)]
+        ),
+        "prompts_caption": (f"Every prompt with {recommended.system} at batch {recommended.batch}"),
+    }
 
 
-def _table(
-    titles: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    marks: Sequence[tuple[bool, str]] | None = None,
-) -> str:
-    """`marks`: for each row, whether a line goes above it, and the title of a cell that stands
-    out.
-    """
-    head = "".join(f"<th>{escape(name)}</th>" for name in titles)
-    body = []
-    for row, (line, best) in zip(rows, marks or [(False, "")] * len(rows), strict=True):
-        tds = "".join(
-            f"<td{_BEST if name == best else ''}>{escape(cell)}</td>"
-            for name, cell in zip(titles, row, strict=True)
-        )
-        body.append(f"<tr{_LINE if line else ''}>{tds}</tr>")
-    return (
-        "<div"
-        f" class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+def _time_figures(profile: Profile) -> list[_FigureView]:
+    breakdowns = profile.step_breakdowns
+    if not breakdowns:
+        return []
+    caption = _METHODS[breakdowns[0].method]
+    figures = [_figure(plots.where_time_goes(breakdowns), "time of a step by part", caption)]
+    shown = _layered_breakdown(profile)
+    if shown is not None:
+        caption = f"{shown.system}, batch {shown.batch}, by layer."
+        figures.append(_figure(plots.time_by_layer(shown), "time of a step by layer", caption))
+    return figures
 
 
-def _provenance(profile: Profile) -> str:
+def _layered_breakdown(profile: Profile) -> StepBreakdown | None:
+    """Return a step with drafts that is known by layer, at best with the engine's own draft_len."""
+    layered = [one for one in profile.step_breakdowns if one.layers and one.draft_len]
+    own = [one for one in layered if one.draft_len == profile.engine["draft_len"]]
+    return next(iter(own or layered), None)
+
+
+def _provenance(profile: Profile) -> Mapping[str, object]:
     machine = {
         name: ", ".join(value) if isinstance(value, list) else value
         for name, value in profile.machine.items()
     }
-    facts: dict[str, object] = {
+    return {
         "command": " ".join(profile.argv),
         "created": profile.created,
         "commit": profile.commit or "not a git checkout",
@@ -221,20 +227,3 @@ def _provenance(profile: Profile) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in profile.versions.items()),
         "plain engine": profile.plain["directory"] or "built beside, from the same checkpoint",
     }
-    return (
-        _definitions(facts)
-        + "<p class='muted'>What each clock covers:</p>"
-        + _definitions(profile.clock)
-    )
-
-
-def _definitions(facts: Mapping[str, object]) -> str:
-    rows = (
-        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>"
-        for name, value in facts.items()
-    )
-    return f"<dl>{''.join(rows)}</dl>"
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"

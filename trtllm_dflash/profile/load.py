@@ -1,19 +1,19 @@
-"""A profile back from its JSON."""
+"""Reading a profile back from its JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.profile.formatting import PLAIN
-from trtllm_dflash.profile.result import METHODS, SCHEMA, Profile
+from trtllm_dflash.profile.result import DFLASH, METHODS, PLAIN, SCHEMA, Profile
 from trtllm_dflash.profile.schema import check
 
-# section -> the keys of it that are shown, and their types
-_READ: dict[str, dict[str, Any]] = {
+# The keys of free-form sections that tables and the report show, and their types.
+_SHOWN_KEYS: dict[str, dict[str, Any]] = {
     "machine": {"processor": str, "threads": int, "gpus": list[str]},
     "engine": {"directory": str, "arch": str, "dtype": str, "draft_len": int},
     "plain": {"directory": str | None},
@@ -23,7 +23,11 @@ _READ: dict[str, dict[str, Any]] = {
 
 
 def load(path: Path) -> Profile:
-    """The profile that `profile --json` wrote; a file that is none raises UsageError."""
+    """Return the profile that `profile --json` wrote.
+
+    Raises:
+        UsageError: for a file that is not one, with the first difference.
+    """
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -38,20 +42,22 @@ def load(path: Path) -> Profile:
 
 
 def from_json(data: Any, where: str = "profile") -> Profile:
-    """What `Profile.to_json` gave; anything else raises UsageError, which names the file `where`
-    and what differs.
+    """Return the profile that `Profile.to_json` gave.
+
+    Raises:
+        UsageError: for other data, with the name `where` and the first difference.
     """
-    problems = _other_version(data) or check(data) or _missing(data)
+    # Check the schema version first; other versions need not match the schema.
+    problems = _other_version(data) or check(data) or list(_missing(data))
     if problems:
-        raise _refusal(where, problems[0])
-    read: Profile = _build(data, Profile)
-    problems = _contradictions(read)
-    if problems:
-        raise _refusal(where, problems[0])
-    return read
+        raise _not_a_profile(where, problems[0])
+    profile: Profile = _build(data, Profile)
+    for problem in _contradictions(profile):
+        raise _not_a_profile(where, problem)
+    return profile
 
 
-def _refusal(where: str, problem: str) -> UsageError:
+def _not_a_profile(where: str, problem: str) -> UsageError:
     return UsageError(
         f"{where}: not a profile of this version of dflash-trt: {problem}. Give a file as profile"
         " --json wrote it, or measure again."
@@ -59,73 +65,65 @@ def _refusal(where: str, problem: str) -> UsageError:
 
 
 def _other_version(data: Any) -> list[str]:
-    """What differs most tells most: of a file of another version nothing else needs to be as
-    declared.
-    """
-    version = data.get("schema", SCHEMA) if isinstance(data, dict) else SCHEMA
-    return (
-        [f"profile.schema is {version}, expected {SCHEMA}"]
-        if type(version) is int and version != SCHEMA
-        else []
-    )
+    version = data.get("schema") if isinstance(data, dict) else None
+    if type(version) is not int or version == SCHEMA:
+        return []
+    return [f"profile.schema is {version}, expected {SCHEMA}"]
 
 
-def _missing(data: Any) -> list[str]:
-    """What tables and the report take for given, and the declaration does not say."""
-    problems = []
-    for section, keys in _READ.items():
+def _missing(data: Any) -> Iterator[str]:
+    """Yield what tables and the report need and the declaration does not demand."""
+    for section, keys in _SHOWN_KEYS.items():
         found = data[section]
-        problems += [f"profile.{section}.{name} is missing" for name in keys if name not in found]
         for name, hint in keys.items():
-            problems += (
-                check(found[name], hint, f"profile.{section}.{name}") if name in found else []
-            )
-    lists = {"results": data["results"], "advice.batches": data["advice"]["batches"]}
-    return problems + [f"profile.{name} is empty" for name, entries in lists.items() if not entries]
+            if name in found:
+                yield from check(found[name], hint, f"profile.{section}.{name}")
+            else:
+                yield f"profile.{section}.{name} is missing"
+    if not data["results"]:
+        yield "profile.results is empty"
+    if not data["advice"]["batches"]:
+        yield "profile.advice.batches is empty"
 
 
-def _contradictions(profile: Profile) -> list[str]:
-    """Where one part speaks of another that is not there."""
+def _contradictions(profile: Profile) -> Iterator[str]:
+    """Yield where one part refers to another that is not there."""
     first = profile.advice.batches[0]
     plain = {result.batch: result for result in profile.results if result.system == PLAIN}
-    systems = {
-        (result.implementation, result.batch, result.draft_len) for result in profile.results
-    }
-    problems = [
-        f"profile.results has no system {PLAIN} at batch {batch}"
-        for batch in (profile.results[0].batch, first.batch)
-        if batch not in plain
-    ]
-    if ("dflash", first.batch, first.draft_len) not in systems:
-        problems.append(
+    for batch in (profile.results[0].batch, first.batch):
+        if batch not in plain:
+            yield f"profile.results has no system {PLAIN} at batch {batch}"
+    present = {(one.implementation, one.batch, one.draft_len) for one in profile.results}
+    if (DFLASH, first.batch, first.draft_len) not in present:
+        yield (
             f"profile.results has no DFlash system with {first.draft_len} drafts at batch"
             f" {first.batch}"
         )
     for index, result in enumerate(profile.results):
-        base = plain.get(result.batch, result)
+        expected = plain.get(result.batch, result)
         for name in ("by_category", "by_prompt"):
-            own, others = ([row.category for row in getattr(one, name)] for one in (result, base))
-            if own != others:
-                problems.append(
-                    f"profile.results[{index}].{name} has other kinds than that of {PLAIN}"
-                )
-    methods = [
-        breakdown.method for breakdown in profile.step_breakdowns if breakdown.method not in METHODS
-    ]
-    return problems + [
-        f"profile.step_breakdowns has the method {name!r}, expected {' or '.join(METHODS)}"
-        for name in methods
-    ]
+            if _categories(result, name) != _categories(expected, name):
+                yield f"profile.results[{index}].{name} has other categories than that of {PLAIN}"
+    for breakdown in profile.step_breakdowns:
+        if breakdown.method not in METHODS:
+            yield (
+                f"profile.step_breakdowns has the method {breakdown.method!r}, expected"
+                f" {' or '.join(METHODS)}"
+            )
+
+
+def _categories(result: Any, name: str) -> list[str]:
+    return [row.category for row in getattr(result, name)]
 
 
 def _build(data: Any, hint: Any) -> Any:
+    """Make dataclasses of parsed JSON that `check` accepts."""
     if get_origin(hint) is Annotated:
         return _build(data, get_args(hint)[0])
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint, include_extras=True)
-        return hint(
-            **{field.name: _build(data[field.name], hints[field.name]) for field in fields(hint)}
-        )
+        values = {field.name: _build(data[field.name], hints[field.name]) for field in fields(hint)}
+        return hint(**values)
     if get_origin(hint) in (list, tuple):
         return get_origin(hint)(_build(entry, get_args(hint)[0]) for entry in data)
     return data

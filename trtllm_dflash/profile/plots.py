@@ -1,33 +1,36 @@
-"""The plots of profiles and estimates: one function for each, from results to a figure."""
+"""The plots of profiles and estimates: each function draws one figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from trtllm_dflash.profile.curve import Curve
-from trtllm_dflash.profile.result import StepBreakdown, SystemResult
-from trtllm_dflash.profile.theme import LIGHT, SERIES, label, legend, new_figure
+from trtllm_dflash.profile.result import PLAIN, CategoryResult, StepBreakdown, SystemResult
+from trtllm_dflash.profile.theme import LIGHT, SERIES, annotate, label, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, NARROW = 9.6, 5.6  # inches: alone in its row, or beside another
+# Part of a step -> field of StepBreakdown, colour.
 _PARTS = {
     "verify": ("verify_seconds", SERIES[0]),
     "draft": ("draft_seconds", SERIES[1]),
     "accept": ("accept_seconds", SERIES[2]),
     "host": ("host_seconds", LIGHT["plain"]),
 }
+_GRAPH_PARTS = ("verify", "accept", "draft")  # in the graph's order
+_WITHOUT_LAYER = {"verify": "head", "accept": "accept", "draft": "fc, head"}
 
 
 def throughput_against_interactivity(
     curves: Sequence[Curve], *, device: str = "GPU", title: str | None = None, log: bool = False
 ) -> Figure:
-    """Every curve with its batch sizes; curves without drafts are grey, estimated ones dashed. Up
-    and right is better.
+    """Draw every curve with its batch sizes; up and to the right is better.
 
-    `log`: a logarithmic scale for the throughput, for curves that span several orders of magnitude.
+    Curves without drafts are grey, estimated ones dashed. `log` is for throughputs that span
+    several orders of magnitude.
     """
     figure, axes = new_figure(WIDE, 4.8)
     colours = colours_by_name([curve.name for curve in curves])
@@ -36,19 +39,10 @@ def throughput_against_interactivity(
         x = [point.tokens_per_second_per_user for point in curve.points]
         y = [point.tokens_per_second_per_gpu for point in curve.points]
         dashes = "--" if curve.estimated else "-"
-        axes.plot(
-            x, y, dashes, color=colour, linewidth=2, marker="o", markersize=6, label=curve.name
-        )
-        for point in curve.points:
-            place = (point.tokens_per_second_per_user, point.tokens_per_second_per_gpu)
-            axes.annotate(
-                str(point.batch),
-                place,
-                xytext=(6, 4),
-                textcoords="offset points",
-                color=colour,
-                fontsize=8,
-            )
+        line = {"color": colour, "linewidth": 2, "marker": "o", "markersize": 6}
+        axes.plot(x, y, dashes, label=curve.name, **line)
+        for point, place in zip(curve.points, zip(x, y, strict=True), strict=True):
+            annotate(axes, str(point.batch), place, color=colour)
     axes.set_xlim(left=0)
     if log:
         axes.set_yscale("log")
@@ -63,44 +57,48 @@ def throughput_against_interactivity(
 
 
 def colours_by_name(names: Sequence[str]) -> dict[str, str]:
-    """Grey for "plain", the series' colours for the others in turn."""
-    others = [name for name in dict.fromkeys(names) if name != "plain"]
-    return {"plain": LIGHT["plain"]} | {
-        name: SERIES[place % len(SERIES)] for place, name in enumerate(others)
-    }
+    """Return grey for "plain", and the series' colours for the others in turn."""
+    colours = {PLAIN: LIGHT["plain"]}
+    others = [name for name in dict.fromkeys(names) if name != PLAIN]
+    for index, name in enumerate(others):
+        colours[name] = SERIES[index % len(SERIES)]
+    return colours
 
 
 def acceptance_length_by_category(
     results: Sequence[SystemResult], colours: Mapping[str, str]
 ) -> Figure:
-    """A row for each kind of prompt, a dot for each side at its τ, later systems in smaller ones;
-    sorted by the first side's.
+    """Draw a row for each category of prompts, with a dot for each system's acceptance length.
+
+    Rows are sorted by the first system's; dots of later systems are smaller.
     """
-    kinds = sorted(results[0].by_category, key=lambda kind: kind.acceptance.acceptance_length)
-    order = {kind.category: place for place, kind in enumerate(kinds)}
-    figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(kinds))
-    rows: dict[str, list[float]] = {name: [] for name in order}
+
+    def length(row: CategoryResult) -> float:
+        return row.acceptance.acceptance_length
+
+    categories = [row.category for row in sorted(results[0].by_category, key=length)]
+    places = {name: place for place, name in enumerate(categories)}
+    longest = dict.fromkeys(categories, 1.0)
+    figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(categories))
     for index, result in enumerate(results):
+        rows = result.by_category
+        for row in rows:
+            longest[row.category] = max(longest[row.category], length(row))
         colour, size = colours[result.system], max(4, 10 - 2.5 * index)
-        places = [order[kind.category] for kind in result.by_category]
-        values = [kind.acceptance.acceptance_length for kind in result.by_category]
-        for row in result.by_category:
-            rows[row.category].append(row.acceptance.acceptance_length)
         axes.plot(
-            values,
-            places,
+            [length(row) for row in rows],
+            [places[row.category] for row in rows],
             "o",
             color=colour,
             markersize=size,
             label=result.system,
             zorder=3 + index,
         )
-        axes.axvline(
-            result.acceptance.acceptance_length, color=colour, linewidth=1, linestyle=":", zorder=1
-        )
-    for name, place in order.items():
-        axes.plot([1, max(rows[name])], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
-    axes.set_yticks(list(order.values()), list(order), color=LIGHT["ink"])
+        mean = result.acceptance.acceptance_length
+        axes.axvline(mean, color=colour, linewidth=1, linestyle=":", zorder=1)
+    for name, place in places.items():
+        axes.plot([1, longest[name]], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
+    axes.set_yticks(list(places.values()), categories, color=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
     axes.set_xlim(left=0.93)
     label(axes, "τ: tokens a step, bonus included (dotted: all prompts)", "")
@@ -109,53 +107,42 @@ def acceptance_length_by_category(
 
 
 def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> Figure:
-    """How often each draft of the block was accepted: all prompts, and the range over their
-    kinds.
-    """
+    """Draw how often each draft of the block was accepted: all prompts, and the categories' range."""
     shares = result.acceptance.by_position
     figure, axes = new_figure(NARROW, 3.4)
     places = range(1, len(shares) + 1)
     axes.bar(
         places, shares, color=colours[result.system], width=0.62, label="all prompts", zorder=2
     )
-    by_category = [
-        kind.acceptance.by_position for kind in result.by_category if kind.acceptance.by_position
-    ]
-    ranges = [sorted(own[place - 1] for own in by_category) for place in places]
+    by_category = [row.acceptance.by_position for row in result.by_category]
+    by_draft = list(zip(*filter(None, by_category), strict=True))
     axes.vlines(
         places,
-        [values[0] for values in ranges],
-        [values[-1] for values in ranges],
+        [min(values) for values in by_draft],
+        [max(values) for values in by_draft],
         color=LIGHT["ink"],
         linewidth=1.4,
-        label="lowest to highest kind",
+        label="lowest to highest category",
         zorder=3,
     )
     for place, share in zip(places, shares, strict=True):
-        axes.annotate(
-            f"{share:.0%}",
-            (place, share),
-            xytext=(5, 3),
-            textcoords="offset points",
-            color=LIGHT["ink"],
-            fontsize=9,
-        )
+        annotate(axes, f"{share:.0%}", (place, share), xytext=(5, 3), fontsize=9)
     axes.set_xticks(list(places))
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axes.grid(visible=False, axis="x")
-    label(axes, "place of the draft in the block", "accepted, of all steps")
+    label(axes, "position of the draft in the block", "accepted, of all steps")
     legend(axes, loc="upper right")
     return figure
 
 
-def where_time_goes(step_breakdowns: Sequence[StepBreakdown]) -> Figure:
-    """A bar for each side and batch size: a step's milliseconds by part."""
-    figure, axes = new_figure(NARROW, 0.9 + 0.34 * len(step_breakdowns))
-    names = [f"{breakdown.system}, batch {breakdown.batch}" for breakdown in step_breakdowns]
-    lefts = [0.0] * len(step_breakdowns)
+def where_time_goes(breakdowns: Sequence[StepBreakdown]) -> Figure:
+    """Draw a bar for each system and batch size: a step's milliseconds by part."""
+    figure, axes = new_figure(NARROW, 0.9 + 0.34 * len(breakdowns))
+    names = [f"{one.system}, batch {one.batch}" for one in breakdowns]
+    lefts = [0.0] * len(breakdowns)
     for part, (field, colour) in _PARTS.items():
-        widths = [1000 * (getattr(breakdown, field) or 0.0) for breakdown in step_breakdowns]
+        widths = [1000 * (getattr(one, field) or 0.0) for one in breakdowns]
         if any(widths):
             axes.barh(names, widths, left=lefts, color=colour, height=0.66, label=part, zorder=2)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
@@ -167,60 +154,73 @@ def where_time_goes(step_breakdowns: Sequence[StepBreakdown]) -> Figure:
     return figure
 
 
+class _Bar(NamedTuple):
+    """A bar of `time_by_layer`."""
+
+    name: str  # the layer's number, or what has no layer
+    milliseconds: float
+    part: str
+
+
 def time_by_layer(breakdown: StepBreakdown) -> Figure:
-    """A step's milliseconds by layer, in the graph's order."""
+    """Draw a step's milliseconds by layer, in the graph's order."""
     figure, axes = new_figure(NARROW, 3.4)
-    layers = [layer for layer in breakdown.layers if layer.layer.rpartition(".")[2].isdecimal()]
-    rest = {
-        part: sum(one.seconds for one in breakdown.layers if one.part == part and one not in layers)
-        for part in _PARTS
-    }
-    bars: list[tuple[str, float, str]] = []
-    for part in ("verify", "accept", "draft"):
-        own = [one for one in layers if one.part == part]
-        bars += [(one.layer.rpartition(".")[2], 1000 * one.seconds, part) for one in own]
-        name = {"verify": "head", "accept": "accept", "draft": "fc, head"}[part]
-        bars += [(name, 1000 * rest[part], part)] if rest[part] else []
-    for part in ("verify", "accept", "draft"):
-        places = [place for place, bar in enumerate(bars) if bar[2] == part]
-        axes.bar(
-            places,
-            [bars[place][1] for place in places],
-            color=_PARTS[part][1],
-            label=part,
-            zorder=2,
-        )
-    step = max(1, len(layers) // 12)
-    shown = [
-        place
-        for place, bar in enumerate(bars)
-        if bar[2] == "draft" or not bar[0].isdecimal() or int(bar[0]) % step == 0
-    ]
-    axes.set_xticks(shown, [bars[place][0] for place in shown])
-    for tick, place in zip(axes.get_xticklabels(), shown, strict=True):
-        tick.set_rotation(0 if bars[place][0].isdecimal() else 90)
+    bars = _bars_by_layer(breakdown)
+    for part in _GRAPH_PARTS:
+        places = [place for place, bar in enumerate(bars) if bar.part == part]
+        heights = [bars[place].milliseconds for place in places]
+        axes.bar(places, heights, color=_PARTS[part][1], label=part, zorder=2)
+    num_layers = sum(bar.name.isdecimal() for bar in bars)
+    ticks = _layer_ticks(bars, every=max(1, num_layers // 12))
+    axes.set_xticks(ticks, [bars[place].name for place in ticks])
+    for tick, place in zip(axes.get_xticklabels(), ticks, strict=True):
+        tick.set_rotation(0 if bars[place].name.isdecimal() else 90)
     axes.grid(visible=False, axis="x")
     label(axes, "layer", "milliseconds of a step")
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 
+def _bars_by_layer(breakdown: StepBreakdown) -> list[_Bar]:
+    """Return a bar for each layer, and after those of a part one for the rest of the part."""
+    bars = []
+    for part in _GRAPH_PARTS:
+        rest = 0.0
+        for row in breakdown.layers:
+            if row.part != part:
+                continue
+            number = row.layer.rpartition(".")[2]
+            if number.isdecimal():
+                bars.append(_Bar(number, 1000 * row.seconds, part))
+            else:
+                rest += row.seconds
+        if rest:
+            bars.append(_Bar(_WITHOUT_LAYER[part], 1000 * rest, part))
+    return bars
+
+
+def _layer_ticks(bars: Sequence[_Bar], *, every: int) -> list[int]:
+    """Return the places of the labelled bars: of the target's layers only some."""
+    ticks = []
+    for place, bar in enumerate(bars):
+        is_target_layer = bar.part != "draft" and bar.name.isdecimal()
+        if not is_target_layer or int(bar.name) % every == 0:
+            ticks.append(place)
+    return ticks
+
+
 def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> Figure:
-    """The histogram of accepted lengths: the share of steps that yielded 1, 2, … tokens, a group of
-    bars for each.
-    """
+    """Draw the histogram of acceptance lengths: the share of steps that yielded 1, 2, … tokens."""
     figure, axes = new_figure(NARROW, 3.2)
     longest = max(len(result.acceptance.histogram) for result in results)
     width = 0.8 / len(results)
     for index, result in enumerate(results):
-        counts: list[Any] = result.acceptance.histogram
-        shares = [count / max(1, result.acceptance.steps) for count in counts]
-        places = [
-            place + (index - (len(results) - 1) / 2) * width for place in range(1, len(counts))
-        ]
+        counts = result.acceptance.histogram[1:]
+        steps = max(1, result.acceptance.steps)
+        shift = (index - (len(results) - 1) / 2) * width
         axes.bar(
-            places,
-            shares[1:],
+            [tokens + shift for tokens in range(1, len(counts) + 1)],
+            [count / steps for count in counts],
             width=width * 0.9,
             color=colours[result.system],
             label=result.system,

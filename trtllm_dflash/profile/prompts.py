@@ -1,6 +1,4 @@
-"""What the systems are asked: prompts with a kind, as token ids, of their own length or of one that
-is wanted.
-"""
+"""Prompts by category, as token ids, of their own length or of a given one."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ NO_CATEGORY = "other"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as it was given: what it is counted under, and where it stands."""
+    """One prompt as it was given; `where` is its file and line."""
 
     content: str | list[int]
     category: str = NO_CATEGORY
@@ -29,72 +27,90 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class PromptSet:
+    """The prompts of a profile; `chat`: texts go into the model's chat format."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    chat: bool = True
+
+    @classmethod
+    def builtin(cls, *, chat: bool = True) -> PromptSet:
+        """Return the prompts that come with the package."""
+        return cls(BUILTIN_NAME, tuple(builtin_prompts()), chat)
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """One prompt as the model sees it."""
 
     category: str
-    token_ids: list[int]
+    input_ids: list[int]
 
 
 def builtin_prompts() -> list[Prompt]:
-    """The prompts of the package: 12 kinds, named as in SPEED-Bench and MT-Bench, the kinds
-    alternating.
-    """
+    """Return the package's prompts: 12 categories in turn, named as in SPEED-Bench and MT-Bench."""
     text = resources.files(__package__).joinpath(BUILTIN_FILE).read_text(encoding="utf-8")
-    rows = enumerate(map(json.loads, text.splitlines()), start=1)
-    return [
-        Prompt(row["prompt"], row["category"], f"{BUILTIN_NAME}, line {number}")
-        for number, row in rows
-    ]
+    prompts = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        row = json.loads(line)
+        where = f"{BUILTIN_NAME}, line {number}"
+        prompts.append(Prompt(row["prompt"], row["category"], where))
+    return prompts
 
 
-def limit_per_category(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
-    """The first `most` prompts of each kind, in the given order; None: all."""
+def limit_per_category(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """Return the first `limit` prompts of each category, in the given order; None: all."""
+    if limit is None:
+        return list(prompts)
     seen: Counter[str] = Counter()
     taken = []
     for prompt in prompts:
         seen[prompt.category] += 1
-        taken += [prompt] if most is None or seen[prompt.category] <= most else []
+        if seen[prompt.category] <= limit:
+            taken.append(prompt)
     return taken
 
 
 def encode(
     prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool
 ) -> list[EncodedPrompt]:
-    """Token ids, in the model's chat format where `chat`; text without a tokenizer raises
-    UsageError.
+    """Return the prompts' token ids; `chat`: in the model's chat format.
+
+    Raises:
+        UsageError: for text without a tokenizer.
     """
-    questions = []
-    for prompt in prompts:
-        if not isinstance(prompt.content, str):
-            token_ids = prompt.content
-        elif tokenizer is None:
-            raise UsageError(
-                f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with"
-                ' token ids ({"prompt": [1, 2]}), or build it from a checkpoint with its'
-                " tokenizer files."
-            )
-        else:
-            token_ids = (
-                tokenizer.encode_chat(prompt.content) if chat else tokenizer.encode(prompt.content)
-            )
-        questions.append(EncodedPrompt(prompt.category, list(token_ids)))
-    return questions
+    return [
+        EncodedPrompt(prompt.category, _encode_one(prompt.content, tokenizer, chat))
+        for prompt in prompts
+    ]
 
 
-def fit_length(questions: Sequence[EncodedPrompt], length: int | None) -> list[EncodedPrompt]:
-    """The same questions with `length` tokens each: the end of a longer one, or other prompts
-    before a shorter one.
+def _encode_one(content: str | list[int], tokenizer: Tokenizer | None, chat: bool) -> list[int]:
+    if not isinstance(content, str):
+        return list(content)
+    if tokenizer is None:
+        raise UsageError(
+            f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with"
+            ' token ids ({"prompt": [1, 2]}), or build it from a checkpoint with its'
+            " tokenizer files."
+        )
+    return tokenizer.encode_chat(content) if chat else tokenizer.encode(content)
 
-    So every prompt ends as it was written, and its answer stays of its kind. None: as they are.
+
+def fit_length(prompts: Sequence[EncodedPrompt], length: int | None) -> list[EncodedPrompt]:
+    """Return the same prompts with `length` tokens each; None: as they are.
+
+    A longer prompt keeps its end. A shorter one gets other prompts before it. So every prompt ends
+    as it was written, and its answer stays of its category.
     """
-    if length is None or not any(question.token_ids for question in questions):
-        return list(questions)
+    if length is None or not any(prompt.input_ids for prompt in prompts):
+        return list(prompts)
     fitted = []
-    for index, question in enumerate(questions):
-        token_ids, before = question.token_ids, index
-        while len(token_ids) < length:
+    for index, prompt in enumerate(prompts):
+        input_ids, before = prompt.input_ids, index
+        while len(input_ids) < length:
             before -= 1
-            token_ids = questions[before % len(questions)].token_ids + token_ids
-        fitted.append(replace(question, token_ids=token_ids[-length:]))
+            input_ids = prompts[before % len(prompts)].input_ids + input_ids
+        fitted.append(replace(prompt, input_ids=input_ids[-length:]))
     return fitted

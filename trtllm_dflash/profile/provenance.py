@@ -1,13 +1,15 @@
-"""On what, with what and from what a profile was measured."""
+"""The machine and the commit that a profile was measured with."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.engine_dir.manifest import text_digest
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.runtime.threads import available_cores
@@ -26,9 +28,7 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 def machine_facts(num_threads: int) -> dict[str, Any]:
-    """This machine, in plain types; `load_average` says what else it had to do in the last
-    minute.
-    """
+    """Describe this machine in plain types; `load_average` is that of the last minute."""
     gpus = cuda_gpus()
     return {
         "processor": processor_name(),
@@ -42,33 +42,34 @@ def machine_facts(num_threads: int) -> dict[str, Any]:
 
 
 def processor_name(path: Path = _PROCESSORS) -> str:
-    """The processor's own name where the system tells it, else its architecture."""
+    """Return the processor's name where the system knows it, else its architecture."""
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit(module: Path = Path(__file__)) -> str | None:
-    """The git commit of the checkout that this package is part of, with + where tracked files
-    differ; None without.
+    """Return the git commit of the package's checkout, with + where tracked files differ.
 
-    A package may also lie in somebody else's checkout, as in a virtual environment: git then does
-    not track `module`.
+    It is None outside of a checkout, and where git does not track `module`: a package in a virtual
+    environment may lie in another project's checkout.
     """
+    folder = module.parent
     try:
-        here = ["git", "-C", str(module.parent)]
-        tracked = [*here, "ls-files", "--error-unmatch", "--", module.name]
-        subprocess.run(tracked, capture_output=True, check=True, timeout=20)
-        found = subprocess.run(
-            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=20
-        )
-        changed = subprocess.run(
-            [*here, "status", "--porcelain", "-uno"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
+        _git(folder, "ls-files", "--error-unmatch", "--", module.name)
+        head = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head + ("+" if changed else "")
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of plain data."""
+    return text_digest(json.dumps(value).encode())
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()

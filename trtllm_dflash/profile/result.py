@@ -1,7 +1,7 @@
-"""What a profile found: the declaration from which its JSON, the JSON's description and its check
-are made.
+"""The results of a profile.
 
-Field names are the JSON's keys, annotations their types and descriptions (`schema.py`).
+These classes declare the JSON: field names are its keys, annotations their types and descriptions.
+`schema.py` checks and describes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from trtllm_dflash.profile.curve import Curve
 
 SCHEMA = 2
-METHODS = ("kernels", "differences")  # of step_breakdowns
+METHODS = ("kernels", "differences")  # of step breakdowns
+# Implementations of systems; PLAIN is also the plain engine's name.
+PLAIN, DFLASH, REFERENCE, HUGGING_FACE = "plain", "dflash", "reference", "huggingface"
 
 
 @dataclass(frozen=True)
@@ -29,32 +31,33 @@ class TimeSummary:
 
 @dataclass(frozen=True)
 class AcceptanceStats:
-    """How many drafts were accepted."""
+    """How many draft tokens were accepted."""
 
     acceptance_length: Annotated[
         float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"
     ]
     draft_acceptance_rate: Annotated[
         float | None,
-        "[DAR]: accepted drafts over drafts; null without drafts, and where not every step has as"
-        " many",
+        "[DAR]: accepted drafts over drafts; null without drafts, or where their number varies by"
+        " step",
     ]
     steps: Annotated[int, "steps of sequences: a step of n sequences counts n times"]
     histogram: Annotated[list[int], "entry i: steps that yielded i tokens; entry 0 is 0"]
     by_position: Annotated[
         list[float],
-        "entry i: share of the steps in which draft i + 1 of the block was accepted; like draft_acceptance_rate, over"
-        " all steps but the last of each answer, which a stop token or the limit may have cut",
+        "entry i: share of the steps in which draft i + 1 of the block was accepted; the last step"
+        " of each answer, which a stop token or the limit may have cut, does not count here nor in"
+        " draft_acceptance_rate",
     ]
 
 
 @dataclass(frozen=True)
 class CategoryResult:
-    """What one side did with the prompts of one kind."""
+    """The results of one system on the prompts of one category."""
 
-    category: Annotated[str, "the prompts' kind"]
+    category: Annotated[str, "the prompts' category"]
     prompts: Annotated[int, "answers"]
-    tokens: Annotated[int, "tokens of the generation steps"]
+    tokens: Annotated[int, "tokens of the decode steps"]
     tokens_per_second_per_user: Annotated[
         float, "tokens over decode_seconds, summed over the answers"
     ]
@@ -63,21 +66,21 @@ class CategoryResult:
 
 @dataclass(frozen=True)
 class PromptResult:
-    """What one side did with one prompt."""
+    """The results of one system on one prompt."""
 
     index: Annotated[int, "the prompt's place, from 0"]
-    category: Annotated[str, "its kind"]
+    category: Annotated[str, "its category"]
     prompt_tokens: Annotated[int, "its length"]
     tokens: Annotated[int, "all new tokens"]
     acceptance_length: Annotated[float, "its τ"]
     ttft_seconds: Annotated[float, "TTFT"]
-    decode_seconds: Annotated[float, "time of the generation steps in which it took part"]
+    decode_seconds: Annotated[float, "time of the decode steps in which it took part"]
     same_tokens: Annotated[bool, "whether they are those of the plain engine"]
 
 
 @dataclass(frozen=True)
 class SystemResult:
-    """One side at one batch size."""
+    """The results of one system at one batch size."""
 
     system: Annotated[str, "name in tables and plots"]
     implementation: Annotated[str, "dflash, plain, reference or huggingface"]
@@ -85,15 +88,15 @@ class SystemResult:
     draft_len: Annotated[int, "drafts verified in a step, at most"]
     ttft_seconds: Annotated[TimeSummary, "TTFT, time to first token, by answer"]
     tpot_seconds: Annotated[TimeSummary, "TPOT, time per output token after the first, by answer"]
-    step_seconds: Annotated[TimeSummary, "generation steps in which the whole batch took part"]
+    step_seconds: Annotated[TimeSummary, "decode steps in which the whole batch took part"]
     full_steps: Annotated[int, "how many these are"]
     tokens_per_second_per_user: Annotated[float, "in these steps, of one sequence"]
     tokens_per_second: Annotated[float, "in these steps, of all sequences"]
     tokens_per_second_with_prefill: Annotated[
-        float, "all new tokens over all time, with prompts and while the batch fills and drains"
+        float, "all new tokens over all time, with prefill and while the batch fills and drains"
     ]
     acceptance: Annotated[AcceptanceStats, "of all prompts"]
-    by_category: Annotated[list[CategoryResult], "by the prompts' kind, in their order"]
+    by_category: Annotated[list[CategoryResult], "by the prompts' category, in their order"]
     by_prompt: Annotated[list[PromptResult], "by prompt"]
     same_tokens: Annotated[int, "answers that are token for token those of the plain engine"]
     tokens_sha256: Annotated[
@@ -112,18 +115,18 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class StepBreakdown:
-    """Where a generation step's time goes."""
+    """The time of a decode step by part."""
 
     system: Annotated[str, "as in results"]
     batch: Annotated[int, "as in results"]
     draft_len: Annotated[int, "as in results"]
     method: Annotated[
         str,
-        "kernels: the fastest of a few steps apart from those of results, divided as the kernels'"
-        " times are that ONNX Runtime measures in a twin of it; differences: step times of results"
-        " subtracted from each other",
+        "kernels: the fastest of a few extra steps, divided in proportion to the kernel times that"
+        " ONNX Runtime traced in the same step of another session; differences: step times of"
+        " results subtracted from each other",
     ]
-    step_seconds: Annotated[float, "the step that is breakdown"]
+    step_seconds: Annotated[float, "the whole step"]
     verify_seconds: Annotated[float, "the target's layers and head"]
     accept_seconds: Annotated[float | None, "acceptance; null: part of draft_seconds"]
     draft_seconds: Annotated[float, "KV injection and the drafter's block"]
@@ -133,7 +136,7 @@ class StepBreakdown:
 
 @dataclass(frozen=True)
 class BatchAdvice:
-    """What pays at one batch size."""
+    """The best draft_len at one batch size."""
 
     batch: Annotated[int, "sequences that generate together"]
     draft_len: Annotated[
@@ -146,7 +149,7 @@ class BatchAdvice:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do with these figures."""
+    """The recommended draft_len for each batch size."""
 
     batches: Annotated[list[BatchAdvice], "by batch size"]
     stops_paying_at: Annotated[
@@ -163,7 +166,7 @@ class Advice:
 class Profile:
     """Everything that one run measured."""
 
-    schema: Annotated[int, "version of this form: 2"]
+    schema: Annotated[int, f"version of this form: {SCHEMA}"]
     created: Annotated[str, "when it ended, UTC"]
     argv: Annotated[list[str], "the command line"]
     commit: Annotated[
@@ -178,7 +181,7 @@ class Profile:
     ]
     plain: Annotated[dict[str, Any], "the plain engine, likewise"]
     settings: Annotated[dict[str, Any], "batch sizes, lengths, sampling"]
-    prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by kind, tokens"]
+    prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by category, tokens"]
     clock: Annotated[dict[str, str], "what each time covers"]
     results: Annotated[list[SystemResult], "systems by batch size"]
     curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]
@@ -186,5 +189,5 @@ class Profile:
     advice: Annotated[Advice, "which numbers of drafts pay"]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in plain types."""
+        """Return everything in plain types."""
         return asdict(self)

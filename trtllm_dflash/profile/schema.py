@@ -1,15 +1,19 @@
-"""The JSON of a profile, described and checked by what declares it (`result.py`)."""
+"""The JSON of a profile, described and checked by the classes that declare it (`result.py`).
+
+It is written by hand and not with pydantic: the description needs the types anyway, and the
+messages would need a table of pydantic's error types. That saves too little for a core dependency.
+"""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from trtllm_dflash.profile.result import Profile
 
-_NAMES = {
+_JSON_TYPES = {
     int: "integer",
     float: "number",
     str: "string",
@@ -17,88 +21,94 @@ _NAMES = {
     type(None): "null",
     dict: "object",
 }
+_LISTS, _UNIONS = (list, tuple), (Union, types.UnionType)
 
 
-def describe(kind: type = Profile, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(path, type, meaning) of every key, in the file's order; `[]` in a path stands for each entry
-    of a list.
-    """
-    for field, (hint, meaning) in _fields(kind):
-        inner, name = _dataclass_in(hint), f"{path}{field}"
-        yield name, _type_name(hint), meaning
-        if inner is not None:
-            yield from describe(
-                inner, f"{name}[]." if get_origin(hint) in (list, tuple) else f"{name}."
-            )
+class KeyDescription(NamedTuple):
+    """One key of the JSON; `[]` in a path stands for each entry of a list."""
+
+    path: str
+    json_type: str
+    meaning: str
+
+
+def describe(declared: type = Profile, path: str = "") -> Iterator[KeyDescription]:
+    """Yield the description of every key, in the file's order."""
+    for name, hint, meaning in _declared_fields(declared):
+        is_list = get_origin(hint) in _LISTS
+        inner = get_args(hint)[0] if is_list else hint
+        yield KeyDescription(f"{path}{name}", _json_type(hint), meaning)
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from describe(inner, f"{path}{name}[]." if is_list else f"{path}{name}.")
 
 
 def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
-    """What in parsed JSON is not as declared, as sentences; [] if all is."""
+    """Return a message for each difference of parsed JSON from what is declared."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return []
     if is_dataclass(hint):
         assert isinstance(hint, type)
         return _check_object(data, hint, path)
-    if get_origin(hint) in (Union, types.UnionType):
-        choices = [check(data, choice, path) for choice in get_args(hint)]
+    if origin in _UNIONS:
+        choices = [check(data, choice, path) for choice in arguments]
         return [] if [] in choices else min(choices, key=len)
-    if get_origin(hint) in (list, tuple):
-        entries = get_args(hint)[0]
-        if not isinstance(data, list):
-            return [f"{path} is {type(data).__name__}, expected a list"]
-        return [
-            problem
-            for index, entry in enumerate(data)
-            for problem in check(entry, entries, f"{path}[{index}]")
-        ]
-    if get_origin(hint) is dict:
-        return _check_mapping(data, get_args(hint)[1], path)
-    if hint is Any:
-        return []
+    if origin in _LISTS:
+        return _check_list(data, arguments[0], path)
+    if origin is dict:
+        return _check_mapping(data, arguments[1], path)
     accepted = (int, float) if hint is float else hint
     if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):
-        return [f"{path} is {data!r}, expected {_type_name(hint)}"]
+        return [f"{path} is {data!r}, expected {_json_type(hint)}"]
     return []
 
 
-def _check_object(data: Any, kind: type, path: str) -> list[str]:
-    declared = dict(_fields(kind))
+def _check_object(data: Any, declared: type, path: str) -> list[str]:
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
-    problems = [f"{path}.{name} is missing" for name in declared if name not in data]
-    problems += [f"{path}.{name} is not declared" for name in data if name not in declared]
-    for name, (hint, _) in declared.items():
-        problems += check(data[name], hint, f"{path}.{name}") if name in data else []
+    hints = {name: hint for name, hint, _ in _declared_fields(declared)}
+    problems = [f"{path}.{name} is missing" for name in hints if name not in data]
+    problems += [f"{path}.{name} is not declared" for name in data if name not in hints]
+    for name, hint in hints.items():
+        if name in data:
+            problems += check(data[name], hint, f"{path}.{name}")
     return problems
 
 
-def _check_mapping(data: Any, values: Any, path: str) -> list[str]:
+def _check_list(data: Any, entry_hint: Any, path: str) -> list[str]:
+    if not isinstance(data, list):
+        return [f"{path} is {type(data).__name__}, expected a list"]
+    problems = []
+    for index, entry in enumerate(data):
+        problems += check(entry, entry_hint, f"{path}[{index}]")
+    return problems
+
+
+def _check_mapping(data: Any, value_hint: Any, path: str) -> list[str]:
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
-    return [
-        problem
-        for name, value in data.items()
-        for problem in check(value, values, f"{path}.{name}")
-    ]
+    problems = []
+    for name, value in data.items():
+        problems += check(value, value_hint, f"{path}.{name}")
+    return problems
 
 
-def _fields(kind: type) -> Iterator[tuple[str, tuple[Any, str]]]:
-    """A dataclass's (name, (type, meaning))."""
-    hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        hint = hints[field.name]
-        meaning = next((text for text in get_args(hint)[1:] if isinstance(text, str)), "")
-        yield field.name, (get_args(hint)[0] if get_origin(hint) is Annotated else hint, meaning)
+def _declared_fields(declared: type) -> Iterator[tuple[str, Any, str]]:
+    """Yield (name, type, meaning) of a dataclass's fields."""
+    hints = get_type_hints(declared, include_extras=True)
+    for field in fields(declared):
+        hint, meaning = hints[field.name], ""
+        if get_origin(hint) is Annotated:
+            hint, meaning, *_ = get_args(hint)
+        yield field.name, hint, meaning
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    inner = get_args(hint)[0] if get_origin(hint) in (list, tuple) else hint
-    return inner if isinstance(inner, type) and is_dataclass(inner) else None
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_type_name(choice) for choice in get_args(hint))
-    if get_origin(hint) in (list, tuple):
-        return f"list of {_type_name(get_args(hint)[0])}s"
+def _json_type(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in _UNIONS:
+        return " or ".join(_json_type(choice) for choice in arguments)
+    if origin in _LISTS:
+        return f"list of {_json_type(arguments[0])}s"
     if is_dataclass(hint) or hint is Any:
         return "object"
-    return _NAMES[get_origin(hint) or hint]
+    return _JSON_TYPES[origin or hint]

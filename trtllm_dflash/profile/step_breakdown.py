@@ -1,32 +1,31 @@
-"""Where a step's time goes on a backend that times no kernels: from the steps' own times."""
+"""Where a step's time goes on a backend that does not time kernels: from the steps' own times."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtllm_dflash.profile.result import StepBreakdown, SystemResult
+from trtllm_dflash.profile.result import DFLASH, PLAIN, StepBreakdown, SystemResult
 
 
 def breakdown_by_differences(results: Sequence[SystemResult]) -> list[StepBreakdown]:
-    """From a plain engine's results and a DFlash engine's with 0 drafts among them.
+    """Break steps down into verification and drafting by comparing step times.
 
-    A step without drafts to verify costs what a plain step costs, and drafting, which it does all
-    the same; each draft to verify makes it longer. What cannot be told apart so is None; without
-    the two steps to compare with, there is no breakdown.
+    `results` are a plain engine's and a DFlash engine's, the latter with 0 drafts among them. A
+    step that verifies no drafts costs a plain step and the drafting, which it does all the same.
+    What cannot be told apart is None. Batch sizes without both steps are left out.
     """
     seconds = {
         (result.implementation, result.batch, result.draft_len): result.step_seconds.mean
         for result in results
     }
-    step_breakdowns = []
+    breakdowns = []
     for result in results:
-        plain, without = (
-            seconds.get((implementation, result.batch, 0)) for implementation in ("plain", "dflash")
-        )
-        if plain is None or without is None:
+        plain = seconds.get((PLAIN, result.batch, 0))
+        without_drafts = seconds.get((DFLASH, result.batch, 0))
+        if plain is None or without_drafts is None:
             continue
-        draft = without - plain if result.implementation == "dflash" else 0.0
-        step_breakdowns.append(
+        draft = without_drafts - plain if result.implementation == DFLASH else 0.0
+        breakdowns.append(
             StepBreakdown(
                 system=result.system,
                 batch=result.batch,
@@ -40,4 +39,4 @@ def breakdown_by_differences(results: Sequence[SystemResult]) -> list[StepBreakd
                 layers=[],
             )
         )
-    return step_breakdowns
+    return breakdowns

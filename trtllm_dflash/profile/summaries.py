@@ -1,4 +1,4 @@
-"""From answers and steps to figures."""
+"""Figures of a system at a batch size, computed from its answers and steps."""
 
 from __future__ import annotations
 
@@ -19,111 +19,123 @@ from trtllm_dflash.profile.result import (
 )
 from trtllm_dflash.profile.systems import Answer, BatchRun, System
 from trtllm_dflash.runtime.outputs import mean
+from trtllm_dflash.runtime.scheduler import Step
 
 
 @dataclass(frozen=True)
 class SystemRun:
-    """All rounds of a side at a batch size; answer i is that to question i."""
+    """All runs of a system at a batch size; answer i is that to prompt i."""
 
     system: System
     batch: int
-    rounds: list[BatchRun]
+    runs: list[BatchRun]
 
     @property
     def answers(self) -> list[Answer]:
-        """The answers of all rounds, in the questions' order."""
-        return [answer for one in self.rounds for answer in one.answers]
+        """Return the answers of all runs, in the prompts' order."""
+        return [answer for run in self.runs for answer in run.answers]
+
+    @property
+    def full_steps(self) -> list[Step]:
+        """Return the steps in which the whole batch took part."""
+        return [step for run in self.runs for step in run.steps if step.slots == self.batch]
+
+    @property
+    def seconds(self) -> float:
+        """Return the time of all runs."""
+        return sum(run.seconds for run in self.runs)
 
 
-def summarize(values: Sequence[float]) -> TimeSummary:
-    """Of at least one value."""
-    p50, p90, p99 = (float(value) for value in np.percentile(values, (50, 90, 99)))
-    return TimeSummary(mean(values), p50, p90, p99, min(values), max(values))
+def summarize(seconds: Sequence[float]) -> TimeSummary:
+    """Summarize at least one time."""
+    p50, p90, p99 = (float(value) for value in np.percentile(seconds, (50, 90, 99)))
+    return TimeSummary(mean(seconds), p50, p90, p99, min(seconds), max(seconds))
 
 
-def acceptance(answers: Sequence[Answer], system: System) -> AcceptanceStats:
-    """Of a side's answers."""
-    draft_len = system.draft_len
-    lengths = [length for answer in answers for length in answer.acceptance_lengths]
-    whole = [length for answer in answers for length in answer.acceptance_lengths[:-1]]
-    histogram = np.bincount(lengths, minlength=draft_len + 2).tolist()
-    if not (draft_len and whole and system.fixed_draft_len):
-        return AcceptanceStats(mean(lengths), None, len(lengths), histogram, [])
-    by_position = [
-        sum(length > place for length in whole) / len(whole) for place in range(1, draft_len + 1)
-    ]
-    draft_acceptance_rate = mean(by_position)
-    return AcceptanceStats(
-        mean(lengths), draft_acceptance_rate, len(lengths), histogram, by_position
-    )
+def acceptance_stats(answers: Sequence[Answer], system: System) -> AcceptanceStats:
+    """Count the accepted drafts of a system's answers."""
+    lengths: list[int] = []
+    uncut: list[int] = []  # without the last step of each answer, which may have been cut
+    for answer in answers:
+        lengths += answer.acceptance_lengths
+        uncut += answer.acceptance_lengths[:-1]
+    histogram = np.bincount(lengths, minlength=system.draft_len + 2).tolist()
+    rate, by_position = None, []
+    if system.draft_len and uncut and system.fixed_draft_len:
+        positions = range(1, system.draft_len + 1)
+        by_position = [_share_above(uncut, position) for position in positions]
+        rate = mean(by_position)
+    return AcceptanceStats(mean(lengths), rate, len(lengths), histogram, by_position)
 
 
-def point(measured: SystemRun) -> CurvePoint | None:
-    """The side's point on its curve, from the steps of the whole batch; None if there was no such
-    step.
-    """
-    steps = [step for one in measured.rounds for step in one.steps if step.slots == measured.batch]
+def _share_above(lengths: Sequence[int], limit: int) -> float:
+    return sum(length > limit for length in lengths) / len(lengths)
+
+
+def curve_point(run: SystemRun) -> CurvePoint | None:
+    """Return the system's point on its curve, from the steps of the whole batch; None without."""
+    steps = run.full_steps
     if not steps:
         return None
-    acceptance_length = sum(step.tokens for step in steps) / (measured.batch * len(steps))
-    seconds = sum(step.seconds for step in steps) / len(steps)
     return CurvePoint.of_step(
-        batch=measured.batch,
-        draft_len=measured.system.draft_len,
-        acceptance_length=acceptance_length,
-        step_seconds=seconds,
+        batch=run.batch,
+        draft_len=run.system.draft_len,
+        acceptance_length=sum(step.tokens for step in steps) / (run.batch * len(steps)),
+        step_seconds=sum(step.seconds for step in steps) / len(steps),
     )
 
 
 def system_result(
-    measured: SystemRun, questions: Sequence[EncodedPrompt], expected: Sequence[Answer]
+    run: SystemRun, prompts: Sequence[EncodedPrompt], plain: Sequence[Answer]
 ) -> SystemResult | None:
-    """All figures of a side at a batch size; `expected` are the plain engine's answers to the same
-    questions. None if no step had the whole batch.
+    """Return all figures of a system at a batch size, or None if no step had the whole batch.
+
+    `plain` are the plain engine's answers to the same prompts.
     """
-    here, system, answers = point(measured), measured.system, measured.answers
-    if here is None:
+    point, system, answers = curve_point(run), run.system, run.answers
+    if point is None:
         return None
-    steps = [step for one in measured.rounds for step in one.steps if step.slots == measured.batch]
-    prompts = [
-        _prompt_result(index, question, answer, plain)
-        for index, (question, answer, plain) in enumerate(
-            zip(questions, answers, expected, strict=True)
-        )
-    ]
-    gained = [answer for answer in answers if answer.acceptance_lengths]
-    seconds = sum(one.seconds for one in measured.rounds)
+    by_prompt: list[PromptResult] = []
+    for prompt, answer, expected in zip(prompts, answers, plain, strict=True):
+        by_prompt.append(_prompt_result(len(by_prompt), prompt, answer, expected))
+    num_tokens = sum(len(answer.token_ids) for answer in answers)
+    all_token_ids = repr([answer.token_ids for answer in answers])
     return SystemResult(
         system=system.name,
         implementation=system.implementation,
-        batch=measured.batch,
+        batch=run.batch,
         draft_len=system.draft_len,
         ttft_seconds=summarize([answer.first_token_seconds for answer in answers]),
-        tpot_seconds=summarize(
-            [answer.decode_seconds / sum(answer.acceptance_lengths) for answer in gained]
-        ),
-        step_seconds=summarize([step.seconds for step in steps]),
-        full_steps=len(steps),
-        tokens_per_second_per_user=here.tokens_per_second_per_user,
-        tokens_per_second=here.tokens_per_second_per_gpu,
-        tokens_per_second_with_prefill=sum(len(answer.token_ids) for answer in answers) / seconds,
-        acceptance=acceptance(answers, system),
-        by_category=_by_category(questions, answers, system),
-        by_prompt=prompts,
-        same_tokens=sum(prompt.same_tokens for prompt in prompts),
-        tokens_sha256=hashlib.sha256(
-            repr([answer.token_ids for answer in answers]).encode()
-        ).hexdigest(),
+        tpot_seconds=summarize(_seconds_per_token(answers)),
+        step_seconds=summarize([step.seconds for step in run.full_steps]),
+        full_steps=len(run.full_steps),
+        tokens_per_second_per_user=point.tokens_per_second_per_user,
+        tokens_per_second=point.tokens_per_second_per_gpu,
+        tokens_per_second_with_prefill=num_tokens / run.seconds,
+        acceptance=acceptance_stats(answers, system),
+        by_category=_by_category(prompts, answers, system),
+        by_prompt=by_prompt,
+        same_tokens=sum(row.same_tokens for row in by_prompt),
+        tokens_sha256=hashlib.sha256(all_token_ids.encode()).hexdigest(),
     )
 
 
+def _seconds_per_token(answers: Sequence[Answer]) -> list[float]:
+    """Return the decode seconds per token of every answer that has a decode step."""
+    return [
+        answer.decode_seconds / sum(answer.acceptance_lengths)
+        for answer in answers
+        if answer.acceptance_lengths
+    ]
+
+
 def _prompt_result(
-    index: int, question: EncodedPrompt, answer: Answer, plain: Answer
+    index: int, prompt: EncodedPrompt, answer: Answer, plain: Answer
 ) -> PromptResult:
     return PromptResult(
         index=index,
-        category=question.category,
-        prompt_tokens=len(question.token_ids),
+        category=prompt.category,
+        prompt_tokens=len(prompt.input_ids),
         tokens=len(answer.token_ids),
         acceptance_length=mean(answer.acceptance_lengths),
         ttft_seconds=answer.first_token_seconds,
@@ -133,15 +145,16 @@ def _prompt_result(
 
 
 def _by_category(
-    questions: Sequence[EncodedPrompt], answers: Sequence[Answer], system: System
+    prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], system: System
 ) -> list[CategoryResult]:
-    kinds: dict[str, list[Answer]] = {}
-    for question, answer in zip(questions, answers, strict=True):
-        kinds.setdefault(question.category, []).append(answer)
+    grouped: dict[str, list[Answer]] = {}
+    for prompt, answer in zip(prompts, answers, strict=True):
+        grouped.setdefault(prompt.category, []).append(answer)
     results = []
-    for kind, own in kinds.items():
+    for category, own in grouped.items():
         tokens = sum(sum(answer.acceptance_lengths) for answer in own)
         seconds = sum(answer.decode_seconds for answer in own)
         speed = tokens / seconds if seconds else 0.0
-        results.append(CategoryResult(kind, len(own), tokens, speed, acceptance(own, system)))
+        stats = acceptance_stats(own, system)
+        results.append(CategoryResult(category, len(own), tokens, speed, stats))
     return results

@@ -1,9 +1,9 @@
-"""The systems of a profile: everything that answers prompts, with one clock for all.
+"""The systems of a profile: whatever answers prompts, measured with one clock.
 
-The clock of an answer has two parts. The first runs from where its prompt's first step begins to
-its first token; the second over the generation steps in which it took part, to its last token.
-Loading and tokenizing are in neither, nor is the wait for a free slot, nor the time in which a
-batch stands still for the prompt of another.
+The clock of an answer has two parts. The first runs from the start of the prompt's first step to
+the first token. The second covers the decode steps in which the answer took part.
+Not covered are loading, tokenizing, the wait for a free slot, and the time in which a batch waits
+for another prompt's prefill.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ InputIds = Sequence[int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a side said to one prompt; `acceptance_lengths` as in `Generation`: all tokens but the
-    first, by step.
+    """A system's answer to one prompt.
+
+    `acceptance_lengths` are as in `Generation`: all tokens but the first, by step.
     """
 
     token_ids: list[int]
@@ -33,39 +34,40 @@ class Answer:
 
 @dataclass(frozen=True)
 class BatchRun:
-    """Some prompts' answers, the generation steps that gave them, and the time of it all, prompts
-    included.
-    """
+    """Answers to some prompts, their decode steps, and the time of all, prefill included."""
 
     answers: list[Answer]
     steps: list[Step]
     seconds: float
 
 
+Run = Callable[[Sequence[InputIds], int, int], BatchRun]
+
+
 @dataclass(frozen=True)
 class System:
-    """One way of decoding. `run(prompts, batch, max_tokens)` answers prompts, `batch` of them
-    together.
+    """One way of decoding.
+
+    `run(prompts, batch, max_tokens)` answers prompts, `batch` of them together. With
+    `fixed_draft_len` every step has `draft_len` drafts, so that their acceptance rate is defined.
     """
 
     name: str
-    implementation: str  # whose: dflash, plain, reference, huggingface
+    implementation: str  # dflash, plain, reference or huggingface
     draft_len: int  # drafts in a step, at most; 0: none
-    run: Callable[[Sequence[InputIds], int, int], BatchRun]
-    batches: tuple[int, ...] | None = None  # the only ones that it can do; None: all
-    fixed_draft_len: bool = (
-        True  # whether every step has draft_len drafts, so that a share of them means something
-    )
+    run: Run
+    batches: tuple[int, ...] | None = None  # supported batch sizes; None: all
+    fixed_draft_len: bool = True
 
-    def takes(self, batch: int) -> bool:
-        """Whether it can answer so many prompts together."""
+    def supports(self, batch: int) -> bool:
+        """Return whether the system can answer `batch` prompts together."""
         return self.batches is None or batch in self.batches
 
 
 def engine_system(
     name: str, implementation: str, engine: Engine, draft_len: int, **sampling: Any
 ) -> System:
-    """An engine of ours with `draft_len` drafts in a step and fixed options of `SamplingParams`."""
+    """Return an engine of this package as a system, with fixed options of `SamplingParams`."""
 
     def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:
         steps: list[Step] = []
@@ -83,20 +85,21 @@ def engine_system(
     return System(name, implementation, draft_len, run)
 
 
-def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Callable[..., BatchRun]:
-    """The `run` of a side that answers one prompt at a time; its steps are taken to be equally long
-    within an answer.
+def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Run:
+    """Return the `run` of a system that answers one prompt at a time in steps of `width` rows.
+
+    The steps of an answer are taken to be equally long.
     """
 
-    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:  # noqa: ARG001 - it is 1
+    def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:
+        assert batch == 1
         start = perf_counter()
         answers = [answer(prompt, max_tokens) for prompt in prompts]
         seconds = perf_counter() - start
-        steps = [
-            Step(1, width, one.decode_seconds / len(one.acceptance_lengths), tokens)
-            for one in answers
-            for tokens in one.acceptance_lengths
-        ]
+        steps = []
+        for one in answers:
+            lengths = one.acceptance_lengths
+            steps += [Step(1, width, one.decode_seconds / len(lengths), n) for n in lengths]
         return BatchRun(answers, steps, seconds)
 
     return run

@@ -1,8 +1,7 @@
-"""Colours of plots and pages by what they are for, for light and for dark surroundings, and how a
-figure becomes SVG.
+"""Colours of plots and pages by role, for light and dark themes, and figures as SVG.
 
-Figures are drawn in the light colours. As SVG every colour becomes a CSS variable, so that one
-drawing serves both.
+Figures are drawn in the light colours. In the SVG every colour becomes a CSS variable, so that one
+drawing serves both themes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from trtllm_dflash.errors import UsageError, install_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Pairwise different within a theme: a colour's role is known by its value.
+# Colours are unique within a theme because the SVG is themed by replacing them.
 LIGHT: Mapping[str, str] = {
     "surface": "#ffffff",
     "ink": "#1d2433",
@@ -50,7 +49,7 @@ FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans
 
 
 def require_matplotlib() -> None:
-    """Raise UsageError where it is not installed."""
+    """Raise UsageError where matplotlib is not installed."""
     try:
         import matplotlib as _  # noqa: F401
     except ImportError as error:
@@ -60,8 +59,10 @@ def require_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Any]:
-    """An empty figure of this size in inches, and its axes, in the house's style; UsageError
-    without matplotlib.
+    """Return an empty figure of this size in inches, and its axes.
+
+    Raises:
+        UsageError: without matplotlib.
     """
     require_matplotlib()
     import matplotlib as mpl
@@ -80,19 +81,26 @@ def new_figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def legend(axes: Any, **options: Any) -> None:
-    """A legend without a frame."""
+    """Add a legend without a frame."""
     axes.legend(frameon=False, labelcolor=LIGHT["ink"], fontsize=9, **options)
 
 
 def label(axes: Any, x: str, y: str) -> None:
-    """The axes' labels."""
+    """Set the labels of the axes."""
     axes.set_xlabel(x, color=LIGHT["muted"], fontsize=9)
     axes.set_ylabel(y, color=LIGHT["muted"], fontsize=9)
 
 
+def annotate(axes: Any, text: str, place: tuple[float, float], **options: Any) -> None:
+    """Write a short text up and to the right of a point."""
+    options = {"xytext": (6, 4), "color": LIGHT["ink"], "fontsize": 8} | options
+    axes.annotate(text, place, textcoords="offset points", **options)
+
+
 def inline_svg(figure: Figure, description: str) -> str:
-    """The figure as an element of an HTML page that holds `variables()`; `description` is for those
-    who do not see it.
+    """Return the figure as an element of an HTML page that contains `css_variables()`.
+
+    `description` is the text for screen readers, escaped for an attribute.
     """
     svg = _svg(figure)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
@@ -105,27 +113,27 @@ def save(figure: Figure, path: Path) -> None:
         return
     if path.suffix != ".svg":
         raise UsageError(f"{path}: a plot is written as .svg or .png")
-    style = f"<style>{variables('svg')} svg {{ background: var(--surface) }}</style>"
+    style = f"<style>{css_variables('svg')} svg {{ background: var(--surface) }}</style>"
     svg = _svg(figure)
     start = svg.index(">", svg.index("<svg")) + 1
     path.write_text(svg[:start] + style + svg[start:], encoding="utf-8")
 
 
-def variables(selector: str = ":root") -> str:
-    """CSS that sets every colour by its role for the reader's theme."""
-    light, dark = (
-        " ".join(f"--{name}: {colour};" for name, colour in theme.items())
-        for theme in (LIGHT, DARK)
-    )
-    return (
-        f"{selector} {{ {light} }} @media (prefers-color-scheme: dark) {{ {selector} {{ {dark}"
-        " } }"
-    )
+def css_variables(selector: str = ":root") -> str:
+    """Return CSS that sets every colour by its role for the reader's theme."""
+    light, dark = _declarations(LIGHT), _declarations(DARK)
+    dark_rule = f"@media (prefers-color-scheme: dark) {{ {selector} {{ {dark} }} }}"
+    return f"{selector} {{ {light} }} {dark_rule}"
+
+
+def _declarations(theme: Mapping[str, str]) -> str:
+    return " ".join(f"--{role}: {colour};" for role, colour in theme.items())
 
 
 def _svg(figure: Figure) -> str:
-    """The svg element alone, with variables for colours and the page's fonts; the same figure gives
-    the same text.
+    """Return the svg element with variables for colours and the page's fonts.
+
+    The same figure gives the same text.
     """
     import matplotlib as mpl
 
@@ -134,14 +142,12 @@ def _svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    roles = {colour: name for name, colour in LIGHT.items()}
-    svg = re.sub(
-        r"#[0-9a-f]{6}\b",
-        lambda found: f"var(--{roles[found[0]]})" if found[0] in roles else found[0],
-        svg,
-    )
-    return re.sub(
-        r"font: ([0-9.]+px) [^;\"]*",
-        lambda found: f"font: {found[1]} {FONTS.replace(chr(34), chr(39))}",
-        svg,
-    )
+    roles = {colour: role for role, colour in LIGHT.items()}
+
+    def variable(found: re.Match[str]) -> str:
+        colour = found[0]
+        return f"var(--{roles[colour]})" if colour in roles else colour
+
+    svg = re.sub(r"#[0-9a-f]{6}\b", variable, svg)
+    fonts = FONTS.replace('"', "'")
+    return re.sub(r"font: ([0-9.]+px) [^;\"]*", rf"font: \1 {fonts}", svg)

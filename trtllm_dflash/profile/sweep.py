@@ -1,0 +1,57 @@
+"""The batch sizes and draft lengths that a profile measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.profiling import ProfileConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The DFlash engine, and the batch sizes and draft lengths to measure it with, growing."""
+
+    directory: Path
+    engine: EngineConfig
+    batches: tuple[int, ...]
+    draft_lens: tuple[int, ...]
+
+    @classmethod
+    def resolve(cls, config: ProfileConfig, engine: EngineConfig) -> Sweep:
+        """Fill in the defaults.
+
+        Raises:
+            UsageError: for what the engine cannot do.
+        """
+        if not engine.speculates:
+            raise UsageError(
+                f"{config.engine}: this engine has no drafter, so there is nothing to compare it"
+                " with. Give the DFlash engine, and this one as --plain."
+            )
+        num_slots = engine.max_batch_size
+        batches = config.batches or _powers_of_two(num_slots)
+        if batches[-1] > num_slots:
+            raise UsageError(
+                f"--batch {batches[-1]}: {config.engine} has {num_slots} slots (its"
+                " --max-batch-size)."
+            )
+        defaults = {0, engine.draft_len, engine.block_size - 1}
+        draft_lens = config.lengths or tuple(sorted(defaults))
+        if draft_lens[-1] >= engine.block_size:
+            raise UsageError(
+                f"--draft-lens {draft_lens[-1]}: a block of {engine.block_size} holds"
+                f" {engine.block_size - 1} drafts."
+            )
+        return cls(config.engine, engine, batches, draft_lens)
+
+    @property
+    def system_names(self) -> dict[int, str]:
+        """Return the name of the DFlash system for each draft_len."""
+        return {draft_len: f"DFlash {draft_len}" for draft_len in self.draft_lens}
+
+
+def _powers_of_two(limit: int) -> tuple[int, ...]:
+    return tuple(1 << exponent for exponent in range(limit.bit_length()))
