@@ -32,7 +32,7 @@ def _no_driver() -> bool:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """A driver that does everything, and what it was asked for."""
+    """Return the calls of a driver that accepts everything."""
     made: Calls = []
     answers: dict[str, Callable[..., Any]] = {
         "cuCtxGetCurrent": lambda: 5,
@@ -109,7 +109,7 @@ def test_a_refusal_of_the_driver_is_an_error_in_its_words(
 
     monkeypatch.setattr(driver, "cuModuleLoadData", cuModuleLoadData)
     monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (OK, b"no kernel image is available"))
-    words = r"cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU \(209: no kernel image is available\)"
+    words = r"cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU \(209: no kernel image is"
     for _ in range(2):  # what failed to load is not kept
         with pytest.raises(EngineError, match=words):
             load_module(b"cubin", KERNELS)

@@ -20,9 +20,7 @@ __all__ = ["build_tiny", "built_engine", "ring_engine"]
 
 @pytest.fixture
 def fake_engine() -> Callable[..., Engine]:
-    """`fake_engine(accuracy=…, lookahead=…, **sizes)`: an engine without a model; its session is
-    `engine._session`.
-    """
+    """Return `make(accuracy=…, lookahead=…, **sizes)`: an engine on a FakeSession."""
 
     def make(*, accuracy: float = 0.7, lookahead: int = 0, **sizes: Any) -> Engine:
         config = fake_config(**sizes)
@@ -33,13 +31,13 @@ def fake_engine() -> Callable[..., Engine]:
 
 @pytest.fixture
 def text_engine(tmp_path: Path) -> Engine:
-    """One whose tokens are bytes."""
+    """Return an engine on a fake session whose tokens are bytes."""
     config = fake_config(vocab_size=tiny.VOCAB_SIZE)
     return Engine(config, FakeSession(config), Tokenizer(tiny.write_byte_level(tmp_path)))
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Every scheduler has ended its thread."""
+    """Check that every engine thread has ended."""
     yield
     assert not [thread for thread in threading.enumerate() if thread.name == "dflash-engine"]

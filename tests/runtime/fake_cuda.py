@@ -1,11 +1,11 @@
-"""A CUDA driver without a GPU: the functions of cuda.bindings.driver that the session calls, over
-the host's memory.
+"""A CUDA driver without a GPU: the functions of cuda.bindings.driver, over the host's memory.
 
-It is as unkind as CUDA may be. Fresh memory holds garbage, a copy must lie inside one allocation,
-nothing may be allocated or waited for during a capture, and work in the stream is done as late as
-possible (`eager=False`: when somebody waits for it) or as early (`eager=True`: at once). A session
-that reads or writes host memory too early is wrong in the one, one that reads too late in the
-other.
+It is as strict as CUDA may be. Fresh memory holds garbage. A copy must lie inside one allocation.
+Nothing may be allocated or waited for during a capture.
+
+Work in the stream is done as late as possible (`eager=False`: when a call waits for it) or as early
+as possible (`eager=True`: at once). A session that touches host memory too early fails with the
+one, a session that reads it too late with the other.
 """
 
 from __future__ import annotations
@@ -232,9 +232,7 @@ class FakeDriver:
 
 
 def array_at(driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The array that a kernel would see at a device address; no such memory is an
-    AssertionError.
-    """
+    """Return the array that a kernel would see at a device address; fail without such memory."""
     kind = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
     nbytes = int(np.prod(shape)) * kind.itemsize
     assert driver.view(address, nbytes) is not None, (

@@ -88,5 +88,5 @@ def open_gpu(
 
 
 def tokens_of(engine: Engine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-    """What an engine answers."""
+    """Return the tokens of an engine's answers."""
     return [answer.token_ids for answer in engine.generate(prompts, **options)]

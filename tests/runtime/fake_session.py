@@ -1,10 +1,9 @@
 """A session without a model: the step's contract in NumPy, with a made-up target and drafter.
 
 The target's distribution at a position is a hash of every token up to it, read from the fake's own
-cache: a loop that feeds a wrong position, moves a slot incompletely or leaves a rejected token in
-place gets different tokens. The drafter reads a cache of its own and proposes the target's most
-likely token with probability `accuracy`. Rows that a real step leaves in an undefined state hold
-POISON here.
+cache. A scheduler gets different tokens if it feeds a wrong position, moves a slot incompletely or
+leaves a rejected token in place. The drafter reads a cache of its own and proposes the target's
+most likely token with probability `accuracy`. Rows that a real step leaves undefined hold POISON.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ POISON = -7
 
 
 def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: int) -> EngineConfig:
-    """An engine configuration for the fake; sizes are pairwise different."""
+    """Return an engine configuration for the fake; sizes are pairwise different."""
     chosen = {
         "max_batch_size": 3,
         "max_input_len": 40,
@@ -66,9 +65,9 @@ class FakeSession:
         self.accuracy = accuracy
         self.lookahead = lookahead
         self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
-        self.moves: list[tuple[int, int, int]] = []  # (source, target, rows in use)
-        self.most_under_way = 0
-        self.under_way: deque[StepResult] = deque()
+        self.moves: list[tuple[int, int, int]] = []  # (src, dst, rows in use)
+        self.max_in_flight = 0
+        self.in_flight: deque[StepResult] = deque()
         self.slots: list[Slot | None] = [None] * config.max_batch_size
         shape = (config.max_batch_size, config.cache_len)
         self.target_cache = np.full(shape, POISON)
@@ -83,7 +82,7 @@ class FakeSession:
         return self.config.max_num_tokens
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        assert not self.under_way
+        assert not self.in_flight
         assert sampling.uniforms.dtype == np.float32
         assert len(sampling.uniforms) <= self.config.cache_len
         assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
@@ -103,13 +102,13 @@ class FakeSession:
         self._run(0, blocks, known=1, rows=width)
 
     def collect(self) -> StepResult:
-        return self.under_way.popleft()
+        return self.in_flight.popleft()
 
     def discard(self) -> None:
-        self.under_way.clear()
+        self.in_flight.clear()
 
     def move_slot(self, src: int, dst: int) -> None:
-        assert not self.under_way
+        assert not self.in_flight
         state = self.slots[src]
         assert state is not None
         rows = state.past_len
@@ -126,9 +125,9 @@ class FakeSession:
             self._step_row(first + row, block, known, rows) for row, block in enumerate(blocks)
         ]
         new_ids, num_new = zip(*results, strict=True)
-        self.under_way.append(StepResult(np.stack(new_ids), np.array(num_new, np.int32)))
-        assert len(self.under_way) <= self.lookahead + 1
-        self.most_under_way = max(self.most_under_way, len(self.under_way))
+        self.in_flight.append(StepResult(np.stack(new_ids), np.array(num_new, np.int32)))
+        assert len(self.in_flight) <= self.lookahead + 1
+        self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
 
     def _step_row(self, slot: int, tokens: Int64, known: int, rows: int) -> tuple[Int64, int]:
         state = self.slots[slot]
@@ -177,8 +176,9 @@ def _hash(tokens: Sequence[int] | Int64) -> int:
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, uniform: float) -> int:
-    """The target's token: argmax, or inverse-CDF at temperature → top-k → softmax → top-p, in
-    vocabulary order.
+    """Return the target's token: argmax, or by inverse CDF in vocabulary order.
+
+    Sampling applies temperature, top-k, softmax and top-p, in this order.
     """
     if temperature == 0:
         return int(logits.argmax())
@@ -201,7 +201,7 @@ def plain_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> list[int]:
-    """The tokens that the fake target chooses one at a time: the oracle, which knows no loop.
+    """Return the tokens that the fake target chooses one at a time, without a scheduler.
 
     `uniforms[p]` decides the token at position p.
     """

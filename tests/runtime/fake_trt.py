@@ -1,10 +1,10 @@
 """A TensorRT-RTX runtime without a GPU: a context runs the CPU engine's model.onnx on the addresses
 it was given.
 
-An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT would:
-shapes within the profiles that a build makes, addresses set and aligned, memory given, no capture
-before the first run at new shapes. Before it runs, a context fills its outputs with garbage: an
-input that shares memory with an output comes out wrong.
+An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT does:
+shapes within the profiles of a build, addresses set and aligned, memory given. They allow no capture
+before the first run at new shapes. Before it runs, a context fills its outputs with garbage, so
+that an input that shares memory with an output comes out wrong.
 """
 
 from __future__ import annotations
@@ -196,31 +196,29 @@ class FakeContext:
             )
             if port.direction == "output" and not port.aliases:
                 array.view("uint8")[:] = GARBAGE
-        codes = {port.name: arrays[port.name] for port in self._engine.ports if port.dtype == FP8}
-        numbers = {
-            array.ctypes.data: array.astype(np.float32) for array in codes.values()
-        }  # by address: they alias
-        arrays |= {name: numbers[array.ctypes.data] for name, array in codes.items()}
+        packed = {port.name: arrays[port.name] for port in self._engine.ports if port.dtype == FP8}
+        # By address, since they alias.
+        dequantized = {array.ctypes.data: array.astype(np.float32) for array in packed.values()}
+        arrays |= {name: dequantized[array.ctypes.data] for name, array in packed.items()}
         outputs = {port.name for port in self._engine.ports if port.direction == "output"}
         for name, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             bind = binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
             bind(name, value)
         self._engine.session.run_with_iobinding(binding)
-        for name, array in codes.items():
+        for name, array in packed.items():
             array[:] = arrays[name].astype(array.dtype)
-            assert np.array_equal(
-                array.astype(np.float32), arrays[name]
-            )  # the engine wrote codes' numbers
+            # The engine wrote only values that FP8 can hold.
+            assert np.array_equal(array.astype(np.float32), arrays[name])
 
 
 def with_fp8_caches(ports: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
-    """The ports of a GPU's engine whose target has FP8 caches."""
+    """Return the ports of a GPU's engine whose target has FP8 caches."""
     return tuple(replace(port, dtype=FP8) if port.cache == "target" else port for port in ports)
 
 
 def _sizes(ports: tuple[IoTensor, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The value of every symbol, and that all inputs agree on it."""
+    """Return the value of every symbol; all inputs must agree on it."""
     found: dict[str, set[int]] = {}
     for port in ports:
         for symbol, size in zip(port.shape, shapes.get(port.name, ()), strict=False):

@@ -87,7 +87,7 @@ def request(engine: Engine, length: int, **options: Any) -> Any:
     return make_requests([[3] * length], SamplingParams(**defaults | options), engine.config)[0]
 
 
-def test_a_prompt_runs_within_the_budget_between_generation_steps(
+def test_a_prompt_runs_within_the_budget_between_decode_steps(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
@@ -140,7 +140,7 @@ def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine])
         loop.step()
 
 
-def test_a_long_prompt_is_overtaken_by_no_more_than_its_own_length(
+def test_a_long_prompt_is_overtaken_by_its_own_length_at_most(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)

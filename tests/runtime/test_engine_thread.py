@@ -28,17 +28,12 @@ from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     engine, alone = fake_engine(max_batch_size=3, lookahead=lookahead), fake_engine()
     chance = random.Random(4)
-    work = [
-        (
-            [chance.randrange(23) for _ in range(chance.randint(1, 40))],
-            {
-                "max_tokens": chance.randint(1, 30),
-                "temperature": chance.choice([0.0, 0.8]),
-                "seed": index,
-            },
-        )
-        for index in range(60)
-    ]
+    work = []
+    for index in range(60):
+        prompt = [chance.randrange(23) for _ in range(chance.randint(1, 40))]
+        options: dict[str, Any] = {"max_tokens": chance.randint(1, 30)}
+        options |= {"temperature": chance.choice([0.0, 0.8]), "seed": index}
+        work.append((prompt, options))
     callers = [Caller() for _ in work]
     with engine.serve(prompt_tokens_per_step=4) as scheduler:
 

@@ -25,7 +25,7 @@ SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed":
 
 
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
-    """What the fake target says to `prompt`, one token at a time, with the call's uniforms."""
+    """Return the fake target's tokens after `prompt`, one at a time, with the call's uniforms."""
     request = make_requests([prompt], SamplingParams(max_tokens=count, **sampling), engine.config)[
         0
     ]
@@ -209,7 +209,7 @@ def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., En
     assert answer.finish_reason == "stop"
 
 
-def test_a_stop_token_as_the_first_token_needs_no_generation_step(
+def test_a_stop_token_as_first_token_needs_no_decode_step(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine()
@@ -261,7 +261,7 @@ def test_a_sequence_may_fill_max_seq_len(
     assert answers[0].token_ids == expected(engine, [3] * prompt_len, 90 - prompt_len)
 
 
-def test_the_next_step_is_under_way_before_the_last_ones_tokens_are_read(
+def test_the_next_step_is_launched_before_tokens_are_read(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(lookahead=1)
@@ -276,7 +276,7 @@ def test_the_next_step_is_under_way_before_the_last_ones_tokens_are_read(
     engine.generate([[3, 4, 5]], max_tokens=6, draft=False, **NO_STOP)
     # The prompt; then five steps, known to be the last ones before they are read.
     assert calls == ["collect", "decode", *["decode", "collect"] * 4, "collect"]
-    assert engine._session.most_under_way == 2
+    assert engine._session.max_in_flight == 2
 
 
 def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> None:
@@ -303,7 +303,7 @@ def test_a_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., E
     stream = engine.stream([[3], [4, 5]], **NO_STOP)
     for _ in range(4):
         next(stream)
-    assert engine._session.under_way
+    assert engine._session.in_flight
     stream.close()
     (answer,) = engine.generate([[7, 8]], max_tokens=20, **NO_STOP)
     assert answer.token_ids == expected(engine, [7, 8], 20)

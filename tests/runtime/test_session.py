@@ -148,7 +148,7 @@ def test_a_switch_that_is_neither_on_nor_off() -> None:
         env_flag("DFLASH_CUDA_GRAPH", default=True, environment={"DFLASH_CUDA_GRAPH": "off"})
 
 
-def test_threads_are_the_argument_then_the_variable_then_the_cores() -> None:
+def test_threads_come_from_argument_then_variable_then_cores() -> None:
     assert resolve_num_threads(3, {"DFLASH_NUM_THREADS": "5"}) == 3
     assert resolve_num_threads(None, {"DFLASH_NUM_THREADS": "5"}) == 5
     assert (

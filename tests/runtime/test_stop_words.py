@@ -11,16 +11,14 @@ from trtllm_dflash.runtime.text.stop_words import StopWordFilter
 
 
 def as_text(token_ids: Sequence[int]) -> str:
-    """Every byte a token."""
+    """Return the text of tokens that are bytes."""
     return bytes(token_ids).decode(errors="replace")
 
 
 def pushed(
     data: bytes, widths: Sequence[int], stop_words: Sequence[str]
 ) -> tuple[list[str], list[int], StopWordFilter]:
-    """The pieces and tokens of `data` that comes in blocks, up to a stop word, and the rest at the
-    end.
-    """
+    """Push `data` in blocks; return the pieces of text with the rest at the end, and the tokens."""
     answer, pieces, tokens, begin = StopWordFilter(as_text, stop_words), [], [], 0
     for width in [*widths, *[1] * len(data)]:
         block = list(data[begin : begin + width])

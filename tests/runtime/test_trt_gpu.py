@@ -33,9 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def arch() -> str:
-    """The --arch to build for: that of the GPU here; with DFLASH_ANY_GPU=1 that of an A100 where
-    ours has no code.
-    """
+    """Return the --arch of this GPU; with DFLASH_ANY_GPU=1, that of an A100 for any other GPU."""
     gpus = cuda_gpus()
     if isinstance(gpus, str) or not gpus:
         no_gpu(f"cuda_gpus() is {gpus!r}")
@@ -173,7 +171,7 @@ def test_memory_goes_back(build: Callable[..., Path]) -> None:
 
 
 def _agreement(first: list[list[int]], second: list[list[int]]) -> float:
-    """How much of the answers is equal up to their first difference, on average."""
+    """Return the mean share of the answers that is equal up to their first difference."""
     shares = []
     for one, other in zip(first, second, strict=True):
         equal = next(

@@ -116,7 +116,7 @@ def test_a_sequence_fills_max_seq_len(open_gpu: Callable[..., Gpu]) -> None:
     ] == [192] * 3
 
 
-def test_a_generation_step_is_captured_once_a_batch_size_and_width(
+def test_a_decode_step_is_captured_once_for_each_shape(
     open_gpu: Callable[..., Gpu],
 ) -> None:
     gpu = open_gpu()

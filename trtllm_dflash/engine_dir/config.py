@@ -14,8 +14,9 @@ from trtllm_dflash.models.hf_config import HfReader, parse_json
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine directory holds and the sizes it was built for. A plain engine has block_size
-    1 and draft_len 0.
+    """What an engine directory holds, and the sizes it was built for.
+
+    A plain engine has block_size 1 and draft_len 0.
     """
 
     model_type: str
@@ -37,12 +38,16 @@ class EngineConfig:
 
     @property
     def speculates(self) -> bool:
-        """Whether the engine has a drafter."""
+        """Tell whether the engine has a drafter."""
         return self.block_size > 1
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:
-        """Read `directory`/config.json; anything missing or of a wrong type raises EngineError."""
+        """Read `directory`/config.json.
+
+        Raises:
+            EngineError: if there is none, or something in it is missing or has a wrong type.
+        """
         path = directory / CONFIG_FILE
         if not path.is_file():
             raise EngineError(

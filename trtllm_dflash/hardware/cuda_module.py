@@ -1,4 +1,4 @@
-"""Kernels out of a cubin, launched on a stream. A launch allocates nothing and waits for nothing."""
+"""Kernels out of a cubin, launched on a stream without allocating or waiting."""
 
 from __future__ import annotations
 

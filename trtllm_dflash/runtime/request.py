@@ -67,7 +67,7 @@ class Request:
 
     @property
     def needs_more_steps(self) -> bool:
-        """Tell whether it may want tokens after the steps in flight, which give one each or more."""
+        """Tell whether it may want tokens after the steps in flight, of one or more tokens each."""
         return self.finish_reason is None and self.remaining_tokens > self.num_steps_in_flight
 
     def commit(self, token_ids: list[int]) -> list[int]:
