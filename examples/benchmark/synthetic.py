@@ -9,10 +9,9 @@ is made. Memory: some MiB.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from itertools import repeat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zlib import crc32
 
 import click
@@ -23,6 +22,7 @@ from trtllm_dflash.checkpoint.formats import read_quantization
 from trtllm_dflash.checkpoint.from_config import headers_of
 from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.checkpoint.writer import FileLayout, write_file
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 
@@ -125,32 +125,18 @@ def write(directory: Path, config_json: dict[str, Any], config: Any) -> int:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config_json, indent=2))
     quantization = read_quantization(config_json, None, str(directory))
-    infos = headers_of(config, quantization, str(directory)).tensors.values()
-    header: dict[str, Any] = {}
-    end = 0
-    for info in infos:
-        begin, end = end, end + info.nbytes
-        header[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for info in infos:
-            _write_tensor(file, info)
-        return file.tell()
+    infos = headers_of(config, quantization, str(directory)).tensors
+    layout = FileLayout.of({name: (info.dtype, info.shape) for name, info in infos.items()})
+    buffers = (buffer for info in infos.values() for buffer in _buffers(info))
+    write_file(directory / "model.safetensors", layout, buffers)
+    return layout.nbytes
 
 
-def _write_tensor(file: BinaryIO, info: TensorInfo) -> None:
-    left = info.nbytes
-    for chunk in repeat(_random(info)):
-        file.write(chunk[:left])
+def _buffers(info: TensorInfo) -> Iterator[bytes]:
+    chunk, left = _random(info), info.nbytes
+    while left:
+        yield chunk[:left]
         left -= min(left, len(chunk))
-        if not left:
-            return
 
 
 def _random(info: TensorInfo) -> bytes:

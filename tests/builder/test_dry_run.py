@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from trtllm_dflash.builder.dry_run import preview_build
 from trtllm_dflash.catalog.gpus import gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import drafter_json, target_json
+from trtllm_dflash.checkpoint.writer import FileLayout
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
@@ -44,20 +44,12 @@ def sparse_checkpoint(directory: Path, config_json: Mapping[str, Any], config: A
     weight_map: dict[str, str] = {}
     for index in range(2):
         shard = f"model-{index + 1:05d}-of-00002.safetensors"
-        header, end = {}, 0
-        for name in list(rows)[index::2]:
-            size = 2 * prod(rows[name])
-            header[name] = {
-                "dtype": "BF16",
-                "shape": list(rows[name]),
-                "data_offsets": [end, end + size],
-            }
-            end += size
-            weight_map[name] = shard
-        text = json.dumps(header).encode()
+        names = list(rows)[index::2]
+        layout = FileLayout.of({name: ("BF16", rows[name]) for name in names})
         with (directory / shard).open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + end)
+            file.write(layout.header)
+            file.truncate(layout.nbytes)
+        weight_map |= dict.fromkeys(names, shard)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (directory / "config.json").write_text(json.dumps(config_json))
     return sum(2 * prod(shape) for shape in rows.values())

@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 
 from tests.fixtures.tiny_models import write_safetensors
-from trtllm_dflash.checkpoint.safetensors import (
-    DTYPE_BITS,
-    NUMPY_DTYPES,
-    TensorInfo,
-    read_tensor_infos,
-)
+from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS, NUMPY_DTYPES
+from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
 
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(1.5), "c": np.linspace(-1, 1, 7)}

@@ -11,12 +11,8 @@ import pytest
 from tests.fixtures.quantized import write_tensors
 from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.checkpoint import scan
-from trtllm_dflash.checkpoint.safetensors import (
-    NUMPY_DTYPES,
-    WEIGHT_DTYPES,
-    TensorInfo,
-    read_tensor_infos,
-)
+from trtllm_dflash.checkpoint.dtypes import NUMPY_DTYPES, WEIGHT_DTYPES
+from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 
 
 def stored(path: Path, array: np.ndarray, dtype: str) -> TensorInfo:

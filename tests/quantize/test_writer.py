@@ -13,8 +13,9 @@ pytest.importorskip("torch")
 import torch
 
 from tests.fixtures.tiny_models import write_safetensors
+from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
-from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
+from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.log import ignore_progress
 from trtllm_dflash.quantize.writer import SpillFolder, write_tensors
 

@@ -4,13 +4,13 @@ a time.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+from trtllm_dflash.checkpoint.writer import FileLayout, write_file
 
 # Scalars and short index lists read better inside the graph, and cost nothing there.
 INLINE_BYTES = 1024
@@ -43,17 +43,21 @@ def move_weights(
     `wrote` gets the size of each tensor as it is written. Memory: the largest tensor, converted.
     """
     tensors = {str(value.name): _tensor(value) for value in values}
-    header, offsets = _header(tensors)
-    with path.open("wb") as file:
-        file.write(header)
+    described = {
+        name: (_SAFETENSORS_DTYPES[tensor.dtype], _sizes(tensor))
+        for name, tensor in tensors.items()
+    }
+    layout = FileLayout.of(described, alignment=_ALIGNMENT)
+
+    def buffers() -> Iterator[memoryview]:
         for value in values:
             name = str(value.name)
             tensor = tensors.pop(name)
-            file.write(stored_bytes(tensor).data)
-            shape = ir.Shape(_sizes(tensor))
+            yield stored_bytes(tensor).data
+            offset, shape = layout.offsets[name], ir.Shape(_sizes(tensor))
             value.const_value = ir.ExternalTensor(
                 path.name,
-                offsets[name],
+                offset,
                 tensor.nbytes,
                 tensor.dtype,
                 shape=shape,
@@ -63,7 +67,9 @@ def move_weights(
             if isinstance(tensor, ir.ExternalTensor):
                 tensor.release()  # its memory map, whose pages would otherwise pile up
             wrote(tensor.nbytes)
-        return file.tell()
+
+    write_file(path, layout, buffers())
+    return layout.nbytes
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
@@ -91,21 +97,3 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
         raise ValueError(f"{value.name} is not an initializer")
     return value.const_value
-
-
-def _header(tensors: dict[str, ir.TensorProtocol]) -> tuple[bytes, dict[str, int]]:
-    """The file's first bytes, and where in the file each tensor will lie."""
-    entries: dict[str, dict[str, Any]] = {}
-    position = 0
-    for name, tensor in tensors.items():
-        entries[name] = {
-            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": _sizes(tensor),
-            "data_offsets": [position, position + tensor.nbytes],
-        }
-        position += tensor.nbytes
-    text = json.dumps(entries).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    start = 8 + len(text)
-    offsets = {name: start + entry["data_offsets"][0] for name, entry in entries.items()}
-    return len(text).to_bytes(8, "little") + text, offsets

@@ -10,10 +10,11 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
+from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS
 from trtllm_dflash.checkpoint.formats import Quantization
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
 from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, StoredSpec, expected_tensors
-from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.tensor_specs import expand_specs

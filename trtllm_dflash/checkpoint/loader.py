@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trtllm_dflash.checkpoint import scan
+from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
     Quantization,
@@ -37,7 +38,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
     is_scale,
     without_unit_scales,
 )
-from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig

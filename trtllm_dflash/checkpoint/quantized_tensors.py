@@ -18,9 +18,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.formats import FORMATS, HF_QUANT_CONFIG, Quantization, WeightFormat
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MXFP4_GROUP_SIZE, SCALES, expert_errors
-from trtllm_dflash.checkpoint.safetensors import WEIGHT_DTYPES, TensorInfo
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shape
 

@@ -8,12 +8,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS
 from trtllm_dflash.checkpoint.index import INDEX, SINGLE
-from trtllm_dflash.checkpoint.safetensors import DTYPE_BITS, TensorInfo, read_tensor_infos
+from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
+from trtllm_dflash.checkpoint.writer import FORMAT, FileLayout, write_file
 from trtllm_dflash.log import Progress
 from trtllm_dflash.quantize.torch_io import STORED_DTYPES, raw_bytes
 
@@ -118,28 +119,14 @@ def _entry_in(info: TensorInfo) -> _Entry:
 def _write_file(path: Path, entries: Mapping[str, _Entry], advance: Callable[[int], None]) -> None:
     # Wide elements first, so that every tensor begins at a multiple of its element's size.
     ordered = sorted(entries.items(), key=lambda item: (-DTYPE_BITS[item[1].dtype], item[0]))
-    with path.open("wb") as file:
-        file.write(_header(ordered))
+    described = {name: (entry.dtype, entry.shape) for name, entry in ordered}
+
+    def buffers() -> Iterator[bytes | memoryview]:
         for _, entry in ordered:
-            for chunk in entry.chunks():
-                file.write(chunk)
+            yield from entry.chunks()
             advance(entry.nbytes)
 
-
-def _header(entries: Iterable[tuple[str, _Entry]]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, entry in entries:
-        end = offset + entry.nbytes
-        header[name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    write_file(path, FileLayout.of(described, metadata=FORMAT), buffers())
 
 
 def _ignore(count: int) -> None:
