@@ -42,7 +42,7 @@ class QuantizeError(DFlashError):
 
 
 class EngineError(DFlashError):
-    """An engine directory cannot be used, or a running engine cannot serve the call in its state."""
+    """An engine directory cannot be used, or a running engine cannot serve a call in its state."""
 
 
 class ClosedError(EngineError):

@@ -22,7 +22,7 @@ def _engine(directory: Path, text: str = "old") -> Path:
     return directory
 
 
-def test_a_block_that_succeeds_leaves_the_directory_and_nothing_else(tmp_path: Path) -> None:
+def test_a_block_that_succeeds_leaves_the_directory_alone(tmp_path: Path) -> None:
     with atomic.atomic_directory(tmp_path / "a" / "engine") as directory:
         (directory / "file").write_text("x")
         assert not (tmp_path / "a" / "engine").exists()
@@ -62,7 +62,7 @@ def test_an_engine_is_replaced_in_one_moment(tmp_path: Path) -> None:
     assert [path.name for path in engine.iterdir()] == ["config.json"]
 
 
-def test_the_old_engine_comes_back_if_the_new_one_cannot_take_its_place(
+def test_the_old_engine_comes_back_if_the_new_one_cannot_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, rename = _engine(tmp_path / "engine"), Path.rename

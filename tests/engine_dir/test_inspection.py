@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.inspection import inspect_engine
 from trtllm_dflash.errors import EngineError
 
@@ -34,9 +35,8 @@ def test_models_taps_block_ports_and_versions_are_shown(
     assert ["input", "input_ids"] in ports
     assert ["input", "draft_key.*"] in ports
     assert ["output", "target_value.*.out"] in ports
-    assert (
-        len(ports) == 25
-    )  # caches of all layers are one row, and those of the layers with rings one more
+    # Caches of all layers are one row, and those of the layers with rings one more.
+    assert len(ports) == 25
     lines = [line for line in found["inputs and outputs"] if line.split()[1] == "draft_key.*"]
     assert ["[batch, 3, 80, 8]" in lines[0], "[batch, 3, 128, 8]" in lines[1]] == [True, True]
     assert found["check"] == ["every file is what the build wrote"]
@@ -61,6 +61,19 @@ def test_a_changed_config_is_a_difference_and_not_believed(engine: Path) -> None
     assert [text.split()[0] for text in inspection.differences] == ["config.json"]
     assert inspection.config == {}
     assert _lines(engine)["check"] == inspection.differences
+
+
+def test_an_engine_with_the_keys_of_2026_11_is_shown(engine: Path) -> None:
+    path = engine / "config.json"
+    config = json.loads(path.read_text())
+    config["build_config"]["arch"] = config["build_config"].pop("gpu_arch")
+    config["pretrained_config"]["architecture"] = config["pretrained_config"].pop("model_type")
+    path.write_text(json.dumps(config))
+    facts = manifest.load(engine)
+    manifest.write(engine, facts)
+    overview = _lines(engine)[str(engine)]
+    assert overview[0].startswith("target       llama, 5 layers")
+    assert "built for    cpu by onnxruntime, float32" in overview
 
 
 def test_it_can_be_written_as_json(cpu_engine: Path) -> None:

@@ -49,7 +49,7 @@ def test_another_size_is_named_with_both_numbers(directory: Path) -> None:
     assert manifest.check(directory, deep=False) == ["weights has 999 bytes; the build wrote 1000"]
 
 
-def test_a_changed_byte_is_found_in_a_small_file_always_and_in_a_large_one_by_the_deep_check(
+def test_a_changed_byte_is_found_in_large_files_if_deep(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (directory / "weights").write_bytes(bytes(999) + b"x")

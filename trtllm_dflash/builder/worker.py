@@ -24,7 +24,7 @@ from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite_with_progress
-from trtllm_dflash.engine_dir.manifest import file_entry, text_digest
+from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.hardware.archs import ARCHS
@@ -70,7 +70,7 @@ def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
     shutil.rmtree(job.scratch, ignore_errors=True)
     _log("done")
     return {
-        "graph": text_digest(built.graph),
+        "graph": bytes_digest(built.graph),
         "kernels": list(built.kernels),
         "versions": dict(built.versions),
         "weights": sources,

@@ -1,5 +1,6 @@
-"""A directory that appears whole or not at all: written beside its final place, then renamed into
-it.
+"""Directories that appear whole or not at all, and checks of where they are to be.
+
+A directory is written beside its final place, then renamed into it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from trtllm_dflash.log import human_bytes
 
 
 def check_output_dir(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
-    """Whether nothing is in the way of an output; where something is, `overwrite` has allowed to
-    look what it is.
+    """Return whether an output directory is new or empty.
 
-    `what`: that which the command's --overwrite replaces; None where it has no such option.
+    If it holds something, `overwrite` was given, and the caller must look what it holds.
 
-    Raises: UsageError: for a file, for a place where no directory can be made, and for a directory
-    with something in it and no `overwrite`.
+    `what` is what the command's --overwrite replaces, None for a command without that option.
+
+    Raises:
+        UsageError: for a file, for a place where no directory can be made, or for a directory with
+            something in it and no `overwrite`.
     """
     if not os.path.lexists(directory):
         check_creatable("--output-dir", directory)
@@ -42,11 +45,13 @@ def check_output_dir(directory: Path, *, overwrite: bool = False, what: str | No
 
 
 def check_creatable(option: str, directory: Path) -> None:
-    """Raise UsageError unless `directory` could be made: what there is of the path above it is a
-    directory to write in.
+    """Check that `directory` could be made: the nearest existing path above it may be written.
 
-    Nothing is written for it; the few file systems that take nothing in spite of their modes are
-    met by `atomic_directory`.
+    Nothing is written. A few file systems refuse writes in spite of their modes. For those
+    `atomic_directory` raises.
+
+    Raises:
+        UsageError: naming the path that is in the way.
     """
     above = _existing(directory.absolute().parent)
     if not above.is_dir():
@@ -58,13 +63,14 @@ def check_creatable(option: str, directory: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """The path itself or the nearest one above it that exists."""
-    return next(one for one in (path, *path.parents) if os.path.lexists(one))
+    """Return the path itself, or the nearest one above it that exists."""
+    return next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, unless `overwrite` and it is an engine directory with nothing
-    else in it.
+    """Check that an engine can be written to `directory`.
+
+    With `overwrite` it may hold an engine, and no file that a build has not written.
 
     Raises:
         UsageError: saying what is in the way.
@@ -72,21 +78,23 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     if check_output_dir(directory, overwrite=overwrite, what="an engine"):
         return
     try:
-        strangers = manifest.unlisted_files(directory)
+        unlisted = manifest.unlisted_files(directory)
     except EngineError as error:
         raise UsageError(
             f"--overwrite replaces an engine, and nothing else is ever deleted: {error}"
         ) from error
-    if strangers:
+    if unlisted:
         raise UsageError(
             f"--overwrite replaces an engine, and {directory} also holds files that no build wrote:"
-            f" {', '.join(strangers)}. Move them away"
+            f" {', '.join(unlisted)}. Move them away"
         )
 
 
 def check_space(directory: Path, needed: int, *, what: str = "the engine") -> None:
-    """Raise BuildError, naming both numbers, if the disk of `directory` has less than `needed`
-    bytes free.
+    """Check that the disk of `directory` has `needed` bytes free.
+
+    Raises:
+        BuildError: naming both sizes.
     """
     existing = _existing(directory.absolute())
     free = shutil.disk_usage(existing).free
@@ -99,10 +107,9 @@ def check_space(directory: Path, needed: int, *, what: str = "the engine") -> No
 
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes `directory` if the block succeeds, and vanishes if it
-    does not.
+    """Yield an empty directory that becomes `directory` if the block succeeds, else is deleted.
 
-    An engine directory already there is replaced in the same moment. SIGTERM counts as a failure of
+    An engine directory already there is replaced at the same moment. SIGTERM counts as a failure of
     the block.
 
     Raises:
@@ -143,12 +150,12 @@ def _replace(directory: Path, staging: Path) -> None:
 
 @contextmanager
 def _termination_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that what must be cleaned up is."""
+    """Turn SIGTERM into SystemExit, so that cleaning up runs."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python handles signals in the main thread only
         return
 
-    def leave(number: int, frame: Any) -> None:  # noqa: ARG001 - the shape of a signal handler
+    def leave(number: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler has both
         raise SystemExit(128 + number)
 
     previous = signal.signal(signal.SIGTERM, leave)

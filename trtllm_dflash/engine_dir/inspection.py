@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
+from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, human_bytes, table
 from trtllm_dflash.models.drafter import DraftLayerConfig
 from trtllm_dflash.models.hf_config import parse_json
 
+_DIGEST_CHARACTERS = 16  # of a sha256, for people
+
 
 @dataclass(frozen=True)
 class Inspection:
-    """An engine's config.json and manifest.json, and in words what differs from them here."""
+    """An engine's config.json and manifest.json, and sentences on what differs from them here."""
 
     directory: Path
     config: Mapping[str, Any]
@@ -28,28 +32,33 @@ class Inspection:
     version_differences: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
+        """Return the whole inspection as plain types."""
         return asdict(self) | {"directory": str(self.directory)}
 
     def sections(self) -> list[tuple[str, list[str]]]:
-        """All of it, for people: titles and lines."""
+        """Return the inspection for people: titles and lines."""
         files, versions = self.manifest["files"], self.manifest.get("versions", {})
         size = human_bytes(sum(int(entry["bytes"]) for entry in files.values()))
-        overview = _sizes(self.config, self.manifest) if self.config else []
-        ports = _one_of_each_kind(self.config["io"]) if self.config else []
+        overview, io_tensors = self._config_tables()
+        kernels = map(_kernel_cells, self.manifest.get("kernels", ()))
+        built_with = ", ".join(f"{name} {version}" for name, version in versions.items())
         sections = [
-            (
-                f"{self.directory}: {size}, built {self.manifest.get('created')}",
-                table(overview, "").splitlines(),
-            ),
-            ("inputs and outputs", [_port_line(port) for port in ports]),
-            ("kernels", [_kernel_line(kernel) for kernel in self.manifest.get("kernels", ())]),
-            ("files", [_file_line(name, entry) for name, entry in files.items()]),
-            ("built with", [", ".join(f"{name} {version}" for name, version in versions.items())]),
+            (f"{self.directory}: {size}, built {self.manifest.get('created')}", overview),
+            ("inputs and outputs", io_tensors),
+            ("kernels", _lines(kernels, "<>")),
+            ("files", _lines(map(_file_cells, files.items()), "<>")),
+            ("built with", [built_with]),
             ("other versions here", self.version_differences),
             ("check", self.differences or ["every file is what the build wrote"]),
         ]
         return [(title, lines) for title, lines in sections if lines]
+
+    def _config_tables(self) -> tuple[list[str], list[str]]:
+        if not self.config:
+            return [], []
+        engine = EngineConfig.from_json(dict(self.config), str(self.directory / CONFIG_FILE))
+        tensors = map(_io_cells, _merge_layers(engine.ports))
+        return _lines(_overview(engine, self.config, self.manifest)), _lines(tensors)
 
 
 def inspect_engine(directory: Path) -> Inspection:
@@ -61,15 +70,14 @@ def inspect_engine(directory: Path) -> Inspection:
     facts = manifest.load(directory)
     differences = manifest.check(directory, deep=True)
     path = directory / CONFIG_FILE
-    # A config.json that is not what the build wrote is a difference, and nothing else is read from
-    # it.
+    # A config.json that the build did not write is a difference. Nothing else is read from it.
     intact = not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
     return Inspection(directory, config, facts, differences, manifest.version_differences(facts))
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
-    """Each run of equal drafter layers: "layers 0-3 bidirectional, layer 4 causal within 128"."""
+    """Return runs of equal layers, as in "layers 0-3 bidirectional, layer 4 causal within 128"."""
     runs = []
     for mask, group in groupby(enumerate(layers), key=lambda item: item[1]):
         indices = [index for index, _ in group]
@@ -79,37 +87,25 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
     return ", ".join(runs)
 
 
-def _sizes(config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
-    model, sizes = config["pretrained_config"], config["build_config"]
+def _overview(engine: EngineConfig, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
+    model = config["pretrained_config"]
     sources = {source["model"]: source["directory"] for source in facts.get("weights", ())}
-    gpu_arch = sizes["gpu_arch"] if "gpu_arch" in sizes else sizes["arch"]  # until 2026-11
-    is_gpu = ARCHS[gpu_arch].is_gpu
+    target = (
+        f"{engine.model_type}, {model['num_hidden_layers']} layers, hidden size"
+        f" {model['hidden_size']}, vocabulary {engine.vocab_size}, from {sources.get('target')}"
+    )
+    built_for = f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"
+    kernels = "ours, as plugins" if engine.plugins else "the compiler's own"
+    steps = f"in steps of up to {engine.max_num_tokens}"
     return [
-        (
-            "target",
-            (
-                f"{model['model_type']}, {model['num_hidden_layers']} layers, hidden size"
-                f" {model['hidden_size']}, vocabulary {model['vocab_size']}, from"
-                f" {sources.get('target')}"
-            ),
-        ),
+        ("target", target),
         *_dflash_rows(config["dflash"], sources),
-        ("built for", f"{gpu_arch} by {sizes['backend']}, {sizes['dtype']}"),
-        *(
-            [("kernels", "ours, as plugins" if sizes["plugins"] else "the compiler's own")]
-            if is_gpu
-            else []
-        ),
-        ("slots", str(sizes["max_batch_size"])),
-        (
-            "prompt",
-            f"up to {sizes['max_input_len']} tokens, in steps of up to {sizes['max_num_tokens']}",
-        ),
-        (
-            "sequence",
-            f"up to {sizes['max_seq_len']} tokens, in caches of {sizes['cache_len']} rows",
-        ),
-        ("stop tokens", ", ".join(map(str, model["eos_token_ids"])) or "none"),
+        ("built for", built_for),
+        *([("kernels", kernels)] if ARCHS[engine.gpu_arch].is_gpu else []),
+        ("slots", str(engine.max_batch_size)),
+        ("prompt", f"up to {engine.max_input_len} tokens, {steps}"),
+        ("sequence", f"up to {engine.max_seq_len} tokens, in caches of {engine.cache_len} rows"),
+        ("stop tokens", ", ".join(map(str, engine.eos_token_ids)) or "none"),
     ]
 
 
@@ -126,37 +122,39 @@ def _dflash_rows(dflash: Mapping[str, Any] | None, sources: Mapping[str, str]) -
     ]
 
 
-def _one_of_each_kind(ports: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each group of caches that differ in their layer only, as one row; rings are longer or shorter
-    than others.
+def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:
+    """Return one tensor for all caches that differ in nothing but their layer.
+
+    Caches with rings are longer or shorter than others, so they are not merged with them.
     """
-    kept: dict[tuple[str, str], dict[str, Any]] = {}
-    for port in ports:
-        is_cache = "cache" in port
-        stem, _, rest = str(port["name"]).partition(".")
-        name = (
-            f"{stem}.*{'.out' if rest.endswith('.out') else ''}" if is_cache else str(port["name"])
-        )
-        meaning = "a layer's cache, updated in place" if is_cache else port["meaning"]
-        kept.setdefault((name, str(port["shape"])), {**port, "name": name, "meaning": meaning})
-    return list(kept.values())
+    merged: dict[tuple[str, tuple[int | str, ...]], IoTensor] = {}
+    for tensor in tensors:
+        if tensor.cache is not None:
+            stem, _, layer = tensor.name.partition(".")
+            name = f"{stem}.*.out" if layer.endswith(".out") else f"{stem}.*"
+            tensor = replace(tensor, name=name, meaning="a layer's cache, updated in place")
+        merged.setdefault((tensor.name, tensor.shape), tensor)
+    return list(merged.values())
 
 
-def _kernel_line(kernel: Mapping[str, Any]) -> str:
-    size, digests = (
-        human_bytes(int(kernel["bytes"])),
-        (kernel["sha256"][:16], kernel["source_sha256"][:16]),
-    )
-    return f"{kernel['kernel']:<24}  {size:>9}  sha256 {digests[0]}…  of source {digests[1]}…"
+def _lines(rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
+    return table(rows, "", align).splitlines()
 
 
-def _file_line(name: str, entry: Mapping[str, Any]) -> str:
-    return f"{name:<24}  {human_bytes(int(entry['bytes'])):>9}  sha256 {entry['sha256'][:16]}…"
+def _kernel_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
+    size, source = human_bytes(int(kernel["bytes"])), _digest(kernel["source_sha256"])
+    return kernel["kernel"], size, f"sha256 {_digest(kernel['sha256'])}", f"of source {source}"
 
 
-def _port_line(port: Mapping[str, Any]) -> str:
-    shape = f"[{', '.join(map(str, port['shape']))}]"
-    return (
-        f"{port['direction']:<6}  {port['name']:<18}  {port['dtype']:<8}  {shape:<26} "
-        f" {port['meaning']}"
-    )
+def _file_cells(item: tuple[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    name, entry = item
+    return name, human_bytes(int(entry["bytes"])), f"sha256 {_digest(entry['sha256'])}"
+
+
+def _io_cells(tensor: IoTensor) -> tuple[str, ...]:
+    shape = f"[{', '.join(map(str, tensor.shape))}]"
+    return tensor.direction, tensor.name, tensor.dtype, shape, tensor.meaning
+
+
+def _digest(sha256: str) -> str:
+    return f"{sha256[:_DIGEST_CHARACTERS]}…"

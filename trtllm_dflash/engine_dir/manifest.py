@@ -1,4 +1,4 @@
-"""manifest.json: what an engine directory holds, byte for byte, and where it comes from."""
+"""manifest.json: size and hash of every file in an engine directory, and how it was built."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, ignore_progress
 
 SCHEMA = 1
-# Hashing these on every load takes less than 0.1 s; larger files are compared by size, and hashed
-# by `inspect`.
+# Files below this size are hashed on every load, in less than 0.1 s. Larger ones are compared by
+# size, and hashed by `inspect`.
 SHALLOW_BYTES = 64_000_000
 _CHUNK_BYTES = 1 << 22
 
@@ -24,15 +24,14 @@ _CHUNK_BYTES = 1 << 22
 def write(
     directory: Path, facts: Mapping[str, Any], *, progress: Progress = ignore_progress
 ) -> None:
-    """Write the manifest of all files in `directory`; `facts` say how and from what they were
-    made.
-    """
+    """Write the manifest of all files in `directory`; `facts` say how and from what they come."""
     paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
-    total, files = sum(path.stat().st_size for path in paths), {}
-    done = 0
+    total = sum(path.stat().st_size for path in paths)
+    files, done = {}, 0
     for path in paths:
-        files[path.name] = file_entry(path)
-        done += int(files[path.name]["bytes"])
+        entry = file_entry(path)
+        files[path.name] = entry
+        done += int(entry["bytes"])
         progress("hashing the engine", done, total)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = {"schema": SCHEMA, "created": created, **facts, "files": files}
@@ -66,9 +65,9 @@ def load(directory: Path) -> dict[str, Any]:
 
 
 def check(directory: Path, *, deep: bool) -> list[str]:
-    """Every difference between a directory and its manifest, as sentences; [] if there is none.
+    """Return every difference between a directory and its manifest, as sentences.
 
-    Compares all sizes, and the hashes of files below 64 MB, of all files if `deep`.
+    All sizes are compared, and the hashes of files below 64 MB, or of all files if `deep`.
 
     Raises:
         EngineError: if there is no readable manifest.
@@ -76,16 +75,22 @@ def check(directory: Path, *, deep: bool) -> list[str]:
     files = load(directory).get("files")
     if not isinstance(files, dict) or not files:
         return [f"{MANIFEST_FILE} lists no files"]
-    differences = (_difference(directory, name, entry, deep=deep) for name, entry in files.items())
-    return [difference for difference in differences if difference is not None]
+    differences = []
+    for name, entry in files.items():
+        difference = _difference(directory, name, entry, deep=deep)
+        if difference is not None:
+            differences.append(difference)
+    return differences
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Return whether a row is well-formed and names a file in the directory itself."""
+    is_inside = Path(name).name == name
+    return is_inside and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
 def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | None:
-    if (
-        Path(name).name != name
-        or not isinstance(entry, dict)
-        or not {"bytes", "sha256"} <= entry.keys()
-    ):
+    if not _is_entry(name, entry):
         return f"{MANIFEST_FILE} has a row that this version cannot read: {name!r}"
     path, size = directory / name, entry["bytes"]
     if not path.is_file():
@@ -104,7 +109,7 @@ def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | 
 
 
 def version_differences(manifest: Mapping[str, Any]) -> list[str]:
-    """Which packages have another version here than where the engine was built, as sentences."""
+    """Return a sentence for each package that had another version where the engine was built."""
     built: Mapping[str, str] = manifest.get("versions", {})
     here = versions_of(built)
     return [
@@ -116,18 +121,18 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def unlisted_files(directory: Path) -> list[str]:
-    """Names in an engine directory that its build did not write."""
+    """Return the names in an engine directory that its build did not write."""
     listed = {MANIFEST_FILE, *load(directory).get("files", {})}
     return sorted(path.name for path in directory.iterdir() if path.name not in listed)
 
 
 def file_entry(path: Path) -> dict[str, int | str]:
-    """Size and hash of a file."""
+    """Return size and hash of a file."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in chunks."""
+    """Return the sha256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -135,6 +140,6 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def text_digest(data: bytes) -> str:
-    """sha256 of bytes."""
+def bytes_digest(data: bytes) -> str:
+    """Return the sha256 of bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from trtllm_dflash.engine_dir.manifest import text_digest
+from trtllm_dflash.engine_dir.manifest import bytes_digest
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.evaluate.acceptance import PromptAcceptance, check_prompts, measure_acceptance
 from trtllm_dflash.evaluate.engine_under_test import EvaluatedEngine, check_same_vocabulary
@@ -149,7 +149,7 @@ def _facts(
     text = material.text
     asked = None
     if questions is not None:
-        digest = text_digest(repr(material.prompts).encode())
+        digest = bytes_digest(repr(material.prompts).encode())
         asked = {"name": questions.name, "token_ids_sha256": digest, "chat": questions.chat}
         asked |= {"count": len(material.prompts), "max_tokens": config.max_tokens}
     return {
@@ -158,7 +158,7 @@ def _facts(
         "versions": versions_of(_PACKAGES),
         "text": {
             "name": text.name,
-            "sha256": text_digest(text.text.encode()),
+            "sha256": bytes_digest(text.text.encode()),
             "tokens": material.num_tokens,
             "windows": len(material.windows),
         },
