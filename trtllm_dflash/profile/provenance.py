@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.manifest import text_digest
+from trtllm_dflash.engine_dir.manifest import bytes_digest
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.runtime.threads import available_cores
@@ -66,7 +66,7 @@ def commit(module: Path = Path(__file__)) -> str | None:
 
 def digest(value: Any) -> str:
     """Return the sha256 of plain data."""
-    return text_digest(json.dumps(value).encode())
+    return bytes_digest(json.dumps(value).encode())
 
 
 def _git(folder: Path, *arguments: str) -> str:
