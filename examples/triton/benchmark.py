@@ -21,6 +21,7 @@ from typing import Any
 
 from local_server import VENV, LocalServer
 
+from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.triton_server.export import export
 
 HERE = Path(__file__).parent
@@ -144,7 +145,8 @@ def main() -> None:
     parser.add_argument("--no-perf-analyzer", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        slots = export(arguments.engine, Path(folder) / "models").config.max_batch_size
+        report = export(TritonExportConfig(arguments.engine, Path(folder) / "models"))
+        slots = report.engine_config.max_batch_size
         with LocalServer(Path(folder) / "models", Path(folder) / "log") as server:
             server.wait_until_ready()
             bench = Bench(server)

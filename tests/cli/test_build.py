@@ -98,15 +98,12 @@ def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(
         (
             (),
             False,
-            (
-                "error: give either --drafter DIR|NAME, or --no-drafter for a plain engine: a build"
-                " without"
-            ),
+            "error: give --drafter DIR|NAME, or pass --no-drafter to build a plain engine",
         ),
         (
             ("--no-drafter",),
             True,
-            "or --no-drafter for a plain engine, not both",
+            "error: give either --drafter DIR|NAME or --no-drafter, not both",
         ),
         (("--no-drafter", "--arch", "sm70"), False, "'sm70' is not one of 'cpu', 'sm80', 'sm86'"),
         (
@@ -153,7 +150,7 @@ def test_a_missing_target_is_a_usage_error() -> None:
         (
             "foo",
             (
-                "error: --target foo: neither a directory nor a target of `dflash-trt list`. Of"
+                "error: --target foo: neither a directory nor a target of `dflash-trt list`. For"
                 " another model"
             ),
         ),

@@ -57,8 +57,8 @@ def test_every_pair_is_listed() -> None:
         assert builds or pair.name in reasons
     assert "its convolutions and candidate selector are not supported" in reasons
     assert result.stdout.endswith(
-        "\npublished too, but not in this table, since too little of them could be read\n "
-        f" {others}\n"
+        "\npublished too, but not in this table, since too little of them could be read\n"
+        f"  {others}\n"
     )
 
 
@@ -86,7 +86,7 @@ def test_a_directory_of_that_name_brings_none(
     (tmp_path / "Qwen3-8B").mkdir()
     result = CliRunner().invoke(main, ["build", "--target", "Qwen3-8B", "--output-dir", "e"])
     assert result.exit_code == 2
-    assert "give either --drafter DIR|NAME, or --no-drafter" in result.stderr
+    assert "give --drafter DIR|NAME, or pass --no-drafter" in result.stderr
 
 
 def test_a_wrong_name_gets_the_nearest() -> None:

@@ -186,7 +186,7 @@ def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path)
         result = CliRunner().invoke(main, ["profile", str(path), *option])
         assert result.exit_code == 2
         assert (
-            f"{option[0]}: {path} is a file, and what profile --json wrote is only shown again."
+            f"{option[0]}: {path} is a file of `profile --json`, which is only shown again."
             in result.stderr
         )
     assert CliRunner().invoke(main, ["profile", str(path), "--verbose"]).exit_code == 0

@@ -19,6 +19,7 @@ from tests.fixtures.tiny_models import EOS_ID
 from tests.triton_server.client import Client
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.triton_server.export import export
 
@@ -72,16 +73,16 @@ def repository(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     engine is there.
     """
     path = tmp_path_factory.mktemp("repository")
-    export(tiny_engine, path, name="tiny", cpu=True)
-    export(tiny_engine, path, name="narrow", copy=True)
-    export(tiny_engine, path, name="twins", instances=2)
+    export(TritonExportConfig(tiny_engine, path, name="tiny", cpu=True))
+    export(TritonExportConfig(tiny_engine, path, name="narrow", copy=True))
+    export(TritonExportConfig(tiny_engine, path, name="twins", instances=2))
     config = path / "narrow" / "config.pbtxt"
     row = 'key: "max_waiting" value { string_value: "%s" }'
     text = config.read_text()
     assert row % 128 in text
     config.write_text(text.replace(row % 128, row % NARROW_QUEUE))
     if (DEMO / "cpu" / "manifest.json").exists():
-        export(DEMO / "cpu", path, name="demo")
+        export(TritonExportConfig(DEMO / "cpu", path, name="demo"))
     return path
 
 

@@ -22,11 +22,13 @@ from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
-from trtllm_dflash.triton_server.export import Settings, check_options, config_pbtxt, engine_digest
+from trtllm_dflash.triton_server.export import check_options, config_pbtxt, engine_digest
 from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS
-from trtllm_dflash.triton_server.metrics import FAMILIES
+from trtllm_dflash.triton_server.metrics import METRICS
 from trtllm_dflash.triton_server.readme import model_page
+from trtllm_dflash.triton_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +39,14 @@ def run(*arguments: str | Path) -> Result:
 
 def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
     result = run(
-        tiny_engine, "--output", tmp_path / "models", "--name", "llm", "--cpu", "--instances", "2"
+        tiny_engine,
+        "--output-dir",
+        tmp_path / "models",
+        "--name",
+        "llm",
+        "--cpu",
+        "--instances",
+        "2",
     )
     assert result.exit_code == 0, result.stderr
     model = tmp_path / "models" / "llm"
@@ -57,7 +66,7 @@ def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
     ]
     assert config.count("optional: true") == len(INPUTS) - 1
     page = (model / "README.md").read_text()
-    assert all(f"| `{field.name}` |" in page for field in (*INPUTS, *OUTPUTS, *FAMILIES))
+    assert all(f"| `{field.name}` |" in page for field in (*INPUTS, *OUTPUTS, *METRICS))
     assert f"-v {tiny_engine.resolve()}:{tiny_engine.resolve()}:ro" in page
     assert "--gpus" not in page
 
@@ -108,13 +117,13 @@ def test_a_model_without_a_chat_format_is_not_asked_in_one(
 ) -> None:
     for has_template in (True, False):
         monkeypatch.setattr(Tokenizer, "has_chat_template", has_template)
-        assert run(tiny_engine, "--output", tmp_path, "--overwrite").exit_code == 0
+        assert run(tiny_engine, "--output-dir", tmp_path, "--overwrite").exit_code == 0
         question = json.loads(commands((tmp_path / "dflash" / "README.md").read_text())[1][-1])
         assert question.get("chat", False) is has_template
 
 
 def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
-    assert run(tiny_engine, "--output", tmp_path, "--copy").exit_code == 0
+    assert run(tiny_engine, "--output-dir", tmp_path, "--copy").exit_code == 0
     copied = tmp_path / "dflash" / "1" / "engine"
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
         path.name: path.read_bytes() for path in tiny_engine.iterdir()
@@ -125,22 +134,26 @@ def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
 
 def test_engines_on_gpus(tiny_engine: Path) -> None:
     config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
-    text = config_pbtxt("llm", config, Settings('/a "b"\\c', "0"), instances=2, gpus=(0, 3))
+    two = TritonExportConfig(tiny_engine, Path("models"), instances=2, gpu_ids="0,3")
+    text = config_pbtxt(two, config, Settings('/a "b"\\c', "0"))
     assert "instance_group [ { count: 2 kind: KIND_GPU gpus: [ 0, 3 ] } ]" in text
     assert 'string_value: "/a \\"b\\"\\\\c"' in text
-    assert "KIND_GPU } ]" in config_pbtxt("llm", config, Settings("e", "0"), instances=1, gpus=())
+    one = TritonExportConfig(tiny_engine, Path("models"))
+    assert "KIND_GPU } ]" in config_pbtxt(one, config, Settings("e", "0"))
 
 
 def test_overwriting(tiny_engine: Path, tmp_path: Path) -> None:
-    assert run(tiny_engine, "--output", tmp_path).exit_code == 0
-    again = run(tiny_engine, "--output", tmp_path)
+    assert run(tiny_engine, "--output-dir", tmp_path).exit_code == 0
+    again = run(tiny_engine, "--output-dir", tmp_path)
     assert again.exit_code == 2
-    assert "dflash exists. Give another --name or --output, or --overwrite" in again.stderr
-    assert run(tiny_engine, "--output", tmp_path, "--overwrite", "--instances", "3").exit_code == 0
+    assert "dflash exists. Give another --name or --output-dir, or --overwrite" in again.stderr
+    assert (
+        run(tiny_engine, "--output-dir", tmp_path, "--overwrite", "--instances", "3").exit_code == 0
+    )
     assert "count: 3" in (tmp_path / "dflash" / "config.pbtxt").read_text()
     (tmp_path / "mine" / "1").mkdir(parents=True)
     (tmp_path / "mine" / "1" / "model.py").write_text("my own model")
-    other = run(tiny_engine, "--output", tmp_path, "--name", "mine", "--overwrite")
+    other = run(tiny_engine, "--output-dir", tmp_path, "--name", "mine", "--overwrite")
     assert other.exit_code == 2
     assert "replaces a model that an export wrote" in other.stderr
     assert (tmp_path / "mine" / "1" / "model.py").read_text() == "my own model"
@@ -150,15 +163,16 @@ def test_overwriting(tiny_engine: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--name", "../up"), "--name '../up': expected letters"),
-        (("--instances", "0"), "--instances is 0, expected at least 1"),
-        (("--gpus", "0"), "--gpus is for engines on GPUs, and this one is for the CPU"),
-        (("--gpus", "a,b"), "--gpus is 'a,b', expected numbers"),
+        (("--instances", "0"), "--instances is 0, expected an integer of at least 1"),
+        (("--gpu-ids", "0"), "--gpu-ids is for engines on GPUs, and this one is for the CPU"),
+        (("--gpu-ids", "a,b"), "--gpu-ids is 'a,b', expected integers"),
+        (("--gpus", "0"), "--gpu-ids is for engines on GPUs"),  # its older spelling
     ],
 )
 def test_bad_options(
     tiny_engine: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
-    result = run(tiny_engine, "--output", tmp_path / "models", *options)
+    result = run(tiny_engine, "--output-dir", tmp_path / "models", *options)
     assert result.exit_code == 2
     assert words in result.stderr
     assert not (tmp_path / "models").exists()
@@ -169,26 +183,26 @@ def test_a_gpu_engine_is_refused_where_the_cpu_is_meant(tiny_engine: Path) -> No
     with pytest.raises(
         UsageError, match="--cpu is for engines built with --arch cpu, and this one is for sm120"
     ):
-        check_options(config, "llm", 1, (), cpu=True)
+        check_options(TritonExportConfig(tiny_engine, Path("models"), cpu=True), config)
 
 
 def test_no_engine_and_no_tokenizer(
     tiny_engine: Path, make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
-    nothing = run(tmp_path, "--output", tmp_path / "models")
+    nothing = run(tmp_path, "--output-dir", tmp_path / "models")
     assert (nothing.exit_code, "no config.json, so this is not an engine" in nothing.stderr) == (
         1,
         True,
     )
     build_engine(BuildConfig(str(make_target("llama")), tmp_path / "mute", max_seq_len=64))
-    mute = run(tmp_path / "mute", "--output", tmp_path / "models")
+    mute = run(tmp_path / "mute", "--output-dir", tmp_path / "models")
     assert (
         mute.exit_code,
         "no tokenizer.json, and requests to a server are text" in mute.stderr,
     ) == (1, True)
     damaged = shutil.copytree(tiny_engine, tmp_path / "damaged")
     (damaged / "tokenizer.json").write_text("{}")
-    stale = run(damaged, "--output", tmp_path / "models")
+    stale = run(damaged, "--output-dir", tmp_path / "models")
     assert (
         stale.exit_code,
         "is not what its build wrote: tokenizer.json has 2 bytes" in stale.stderr,
@@ -202,7 +216,7 @@ def test_no_engine_and_no_tokenizer(
         ({"engine_dir": "e", "engine_digest": ""}, "has no parameter engine_digest"),
         (
             {"engine_dir": "e", "engine_digest": "0", "num_threads": "0"},
-            "num_threads is '0', expected an integer",
+            "num_threads is 0, expected an integer",
         ),
     ],
 )

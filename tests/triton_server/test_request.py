@@ -14,7 +14,7 @@ from tests.runtime import tiny_tokenizer
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.triton_server.io_table import INPUTS
-from trtllm_dflash.triton_server.model import check_numpy, encoded, show_one_gpu
+from trtllm_dflash.triton_server.model import check_dlpack_roundtrip, encode_prompt, restrict_to_gpu
 from trtllm_dflash.triton_server.request import GenerationRequest
 
 EOS = (95,)
@@ -102,15 +102,15 @@ def test_what_is_refused(inputs: dict[str, Any], words: str) -> None:
 def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
     """In the words of the request, without our files and commands."""
     plain = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "plain", chat=False))
-    assert encoded(read(text_input=b"ab"), plain) == list(b"ab")
+    assert encode_prompt(read(text_input=b"ab"), plain) == list(b"ab")
     with pytest.raises(UsageError) as error:
-        encoded(read(text_input=b"ab", chat=True), plain)
+        encode_prompt(read(text_input=b"ab", chat=True), plain)
     assert str(error.value) == "chat: this model has no chat format; send chat: false."
     picky = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "picky"))
-    assert encoded(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
+    assert encode_prompt(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
     picky._library.chat_template = "{{ raise_exception('only in pairs') }}"
     with pytest.raises(UsageError) as error:
-        encoded(read(text_input=b"ab", chat=True), picky)
+        encode_prompt(read(text_input=b"ab", chat=True), picky)
     assert (
         str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
     )
@@ -152,12 +152,12 @@ def test_a_server_that_corrupts_tensors_is_refused() -> None:
     """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of
     this probe alike).
     """
-    check_numpy(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
+    check_dlpack_roundtrip(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
     with pytest.raises(
         EngineError,
-        match=r"hands over \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with",
+        match=r"passes \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with",
     ):
-        check_numpy(
+        check_dlpack_roundtrip(
             backend_that_reads(lambda capsule: np.ones_like(np.from_dlpack(Exported(capsule))))
         )
 
@@ -187,5 +187,5 @@ def test_names_are_those_of_the_issue_and_the_frontend() -> None:
 )
 def test_an_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    show_one_gpu(device, environment)
+    restrict_to_gpu(device, environment)
     assert environment == {"CUDA_VISIBLE_DEVICES": shown}

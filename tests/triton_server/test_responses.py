@@ -11,8 +11,8 @@ from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineErro
 from trtllm_dflash.triton_server.responses import Responses
 
 
-def kind_of(error: DFlashError) -> str:
-    """The kind of Triton's error that a client gets, with our words."""
+def error_code(error: DFlashError) -> str:
+    """Return the code of Triton's error that a client gets with our text."""
     sent: list[Any] = []
 
     def triton_error(text: str, code: str) -> tuple[str, str]:
@@ -35,7 +35,7 @@ def kind_of(error: DFlashError) -> str:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "code"),
     [
         (UsageError("temperature"), "INVALID_ARG"),
         (BusyError("full"), "UNAVAILABLE"),
@@ -43,5 +43,5 @@ def kind_of(error: DFlashError) -> str:
         (EngineError("a step failed"), "INTERNAL"),
     ],
 )
-def test_clients_learn_whether_to_send_it_again(error: DFlashError, kind: str) -> None:
-    assert kind_of(error) == kind
+def test_clients_learn_whether_to_send_it_again(error: DFlashError, code: str) -> None:
+    assert error_code(error) == code

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import REQUIRE_ALL
 from tests.triton_server.conftest import local_server
+from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.triton_server.export import export
 
 SCRIPT = local_server.ROOT / "examples" / "triton" / "serve.py"
@@ -30,7 +31,7 @@ Serve = Callable[[tuple[int, ...]], "subprocess.Popen[str]"]
 def serve(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """`serve(ports)`: the script with a repository of one model."""
     monkeypatch.setenv("DFLASH_NUM_THREADS", "1")
-    export(tiny_engine, tmp_path / "models", cpu=True)
+    export(TritonExportConfig(tiny_engine, tmp_path / "models", cpu=True))
     started: list[subprocess.Popen[str]] = []
 
     def start(ports: tuple[int, ...]) -> subprocess.Popen[str]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash import log
 from trtllm_dflash.builder.format_support import check_kernels
 from trtllm_dflash.catalog.pairs import PAIRS, pair_of
 from trtllm_dflash.catalog.published import (
@@ -166,19 +167,18 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         )
 
 
-def markdown_table(rows: Sequence[PairSupport]) -> str:
-    """The README's table of known pairs."""
-    lines = ["| `--target` | target | drafter | block | builds for |", "|---|---|---|---|---|"]
-    for row in rows:
-        target, drafter = row.pair.target.repository, row.pair.drafter.repository
-        why = "; ".join(
+def markdown_table(pairs: Sequence[PairSupport]) -> str:
+    """Format published pairs as the README's table."""
+    titles = ("`--target`", "target", "drafter", "block", "builds for")
+    rows = []
+    for row in pairs:
+        reasons = [
             f"{half}: {_first_clause(reason)}" if half else reason for half, reason in row.reasons
-        )
-        builds = f"{row.builds} ({why})" if why else row.builds
-        lines.append(
-            f"| `{row.pair.name}` | {target} | {drafter} | {format_block_size(row)} | {builds} |"
-        )
-    return "\n".join(lines)
+        ]
+        builds = f"{row.builds} ({'; '.join(reasons)})" if reasons else row.builds
+        models = (row.pair.target.repository, row.pair.drafter.repository)
+        rows.append((f"`{row.pair.name}`", *models, format_block_size(row), builds))
+    return log.markdown_table(titles, rows)
 
 
 def format_block_size(row: PairSupport) -> str:

@@ -1,5 +1,6 @@
-"""The dflash-trt command: subcommands that load when they are used, errors as one sentence, exit
-codes 0, 1 and 2.
+"""The dflash-trt command: subcommands are imported when they are used.
+
+An error is one line on stderr. Exit codes are 0, 1 (it failed) and 2 (the request is wrong).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
 class CommandGroup(click.Group):
-    """Finds subcommand `x-y` in the module cli.x_y, and turns every error into a line on stderr and
-    an exit code.
-    """
+    """The subcommands, and the handling of their errors."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The subcommands, in the order in which they are used."""
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the subcommands in the order in which they are used."""
+        del ctx
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
-        """The subcommand of that name, which takes --verbose as the group does."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand, which takes --verbose as the group does."""
+        del ctx
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"trtllm_dflash.cli.{COMMANDS[cmd_name]}")
@@ -64,12 +65,9 @@ class CommandGroup(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # click ends quietly when the reader of our output has gone
             text = f"{type(error).__name__}: {error}"
-            hint = (
-                ""
-                if _is_verbose(ctx)
-                else "\nThis should not happen; run with --verbose for the traceback."
-            )
-            _fail(ctx, text + hint, 1)
+            if not _is_verbose(ctx):
+                text += "\nThis should not happen; run with --verbose for the traceback."
+            _fail(ctx, text, 1)
 
 
 def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
@@ -104,6 +102,4 @@ def _verbose_option() -> click.Option:
 )
 @click.version_option(__version__, prog_name="dflash-trt", message="%(prog)s %(version)s")
 def main() -> None:
-    """One TensorRT engine that drafts, verifies and accepts on the device: build it, run it, look
-    inside.
-    """
+    """Build and run one TensorRT engine that drafts, verifies and accepts on the device."""

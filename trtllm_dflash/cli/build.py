@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.builder.build_engine import BuildReport
 
 
-@click.command
+@click.command(short_help="Build an engine from a target and its DFlash drafter.")
 @options_from(BuildConfig)
 @click.option(
     "--no-drafter",
@@ -28,21 +28,19 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help=(
-        "show what would be built, what it needs and where it fits; for any --arch; fetch and write"
-        " nothing"
-    ),
+    help="show what would be built, what it needs and where it fits; fetches and writes nothing",
 )
-def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> None:
+def build(no_drafter: bool, overwrite: bool, dry_run: bool, **options: Any) -> None:
     """Build an engine from a target and its DFlash drafter."""
-    if not no_drafter and sizes["drafter"] is None:
-        sizes["drafter"] = _listed_drafter(sizes["target"])
-    if no_drafter == (sizes["drafter"] is not None):
+    if not no_drafter and options["drafter"] is None:
+        options["drafter"] = _listed_drafter(options["target"])
+    if no_drafter == (options["drafter"] is not None):
         raise UsageError(
-            "give either --drafter DIR|NAME, or --no-drafter for a plain engine"
-            + (", not both" if no_drafter else ": a build without a drafter must be meant")
+            "give either --drafter DIR|NAME or --no-drafter, not both"
+            if no_drafter
+            else "give --drafter DIR|NAME, or pass --no-drafter to build a plain engine"
         )
-    config = BuildConfig(**sizes)
+    config = BuildConfig(**options)
     if dry_run:
         from trtllm_dflash.builder.dry_run import preview_build
         from trtllm_dflash.log import table
@@ -59,28 +57,27 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **sizes: Any) -> Non
 
 
 def _listed_drafter(target: str) -> str | None:
-    """The drafter that the registry knows for a target's name; a directory has none, whatever it is
-    called.
+    """Return the published drafter of a target's name; None for a directory.
 
     Raises:
-        UsageError: for what is neither, with the nearest names.
+        UsageError: for an unknown name, with the nearest ones.
     """
     if Path(target).is_dir():
         return None
     pair = pair_of(target)
     if pair is None:
         raise UsageError(
-            f"{unknown_name_message(target, 'target')}. Of another model on the hub, give its --drafter"
-            " DIR|NAME as well, or --no-drafter for a plain engine"
+            f"{unknown_name_message(target, 'target')}. For another model on the hub, give its"
+            " --drafter DIR|NAME as well, or --no-drafter for a plain engine"
         )
     return pair.drafter.repository
 
 
 def _summary(output: Path, report: BuildReport) -> str:
     sizes = report.resolved
-    kind = "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
+    drafting = "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
     advice = (
         f'run {output} "Why is the sky blue?"' if sizes.gpu_arch == "cpu" else f"inspect {output}"
     )
-    made = f"{sizes.gpu_arch}, {sizes.dtype}, {kind}, {human_bytes(report.bytes)}"
+    made = f"{sizes.gpu_arch}, {sizes.dtype}, {drafting}, {human_bytes(report.bytes)}"
     return f"engine: {output} ({made})\nnext:   dflash-trt {advice}"

@@ -7,7 +7,7 @@ import json
 import click
 
 
-@click.command
+@click.command(short_help="Show what this machine can build and run, and why not.")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def doctor(as_json: bool) -> None:
     """Show what this machine can build and run, and why not."""

@@ -1,4 +1,4 @@
-"""dflash-trt eval: what an engine's numbers are worth, and what it changes against another."""
+"""dflash-trt eval: perplexity and acceptance of an engine, and its difference from another."""
 
 from __future__ import annotations
 
@@ -8,66 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtllm_dflash.cli.options import options_from
+from trtllm_dflash.cli.options import PATH, options_from, take
 from trtllm_dflash.cli.output_files import check_file, write_file
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.evaluate import EvaluateConfig
+from trtllm_dflash.options.prompt_options import PromptOptions, ResultFile
 
 if TYPE_CHECKING:
-    from trtllm_dflash.cli.prompts import PromptLine
     from trtllm_dflash.evaluate.result import Evaluation
 
 
-@click.command
-@click.argument("engine", type=click.Path(path_type=Path))
-@options_from(EvaluateConfig)
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help='measure τ on these prompts: one a line, or JSON lines with "prompt"; -: stdin',
-)
-@click.option(
-    "--raw", is_flag=True, help="give prompts to the model as they are, without its chat template"
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="write all numbers there as JSON",
-)
+@click.command(short_help="Measure accuracy and acceptance, and compare two engines.")
+@click.argument("engine", type=PATH)
+@options_from(EvaluateConfig, PromptOptions, ResultFile)
 @click.pass_context
-def eval(
-    ctx: click.Context,
-    /,
-    engine: Path,
-    prompts: Path | None,
-    raw: bool,
-    json_file: Path | None,
-    **settings: Any,
-) -> None:
-    """Measure the perplexity of ENGINE, a CPU engine, on a text, and τ on prompts; --against
-    another, what it changes.
+def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
+    """Measure the perplexity of ENGINE, a CPU engine, on a text, and acceptance on prompts.
 
-    A quantized CPU engine computes with the same quantized numbers as one for a GPU. Exit code 1 if
-    a limit is missed.
+    With --against, compare it with another engine. A quantized CPU engine computes with the same
+    values as one for a GPU. Exit code 1 if a limit is missed.
     """
-    if raw and prompts is None:
+    source, files = take(PromptOptions, options), take(ResultFile, options)
+    if source.raw and source.prompts is None:
         raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
-    config = EvaluateConfig(engine, **settings)
-    check_file("--json", json_file)
+    config = EvaluateConfig(engine, **options)
+    check_file("--json", files.json)
     from trtllm_dflash.cli.evaluation_table import print_evaluation
-    from trtllm_dflash.cli.prompts import read_prompts
 
-    found = _evaluate(config, prompts, read_prompts(prompts) if prompts else [], raw=raw)
-    try:  # neither a file nor a terminal that fails takes along what was measured
-        if json_file is not None:
-            write_file(
-                "--json",
-                json_file,
-                json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n",
-            )
+    found = _evaluate(config, source)
+    try:  # what was measured is shown even if the file cannot be written
+        if files.json is not None:
+            text = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+            write_file("--json", files.json, text + "\n")
     finally:
         print_evaluation(found)
     for failure in found.failures:
@@ -76,18 +48,17 @@ def eval(
         ctx.exit(1)
 
 
-def _evaluate(
-    config: EvaluateConfig, path: Path | None, lines: list[PromptLine], *, raw: bool
-) -> Evaluation:
+def _evaluate(config: EvaluateConfig, source: PromptOptions) -> Evaluation:
+    from trtllm_dflash.cli.prompts import read_prompts
     from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
     from trtllm_dflash.log import progress_bar
     from trtllm_dflash.runtime.preprocess import PromptError
 
-    questions = (
-        EvalPrompts(str(path), tuple(line.prompt for line in lines), chat=not raw) if path else None
-    )
+    lines = read_prompts(source.prompts) if source.prompts else []
+    texts = tuple(line.prompt for line in lines)
+    prompts = EvalPrompts(str(source.prompts), texts, chat=not source.raw) if lines else None
     try:
         with progress_bar() as progress:
-            return evaluate(config, questions, progress=progress)
+            return evaluate(config, prompts, progress=progress)
     except PromptError as error:
         raise UsageError(f"{lines[error.index].where}: the prompt {error.problem}") from error

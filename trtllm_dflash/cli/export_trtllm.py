@@ -10,23 +10,20 @@ from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 
 
-@click.command("export-trtllm")
+@click.command("export-trtllm", short_help="Write configuration and commands for TensorRT-LLM.")
 @options_from(TrtllmExportConfig)
 def export_trtllm(**options: Any) -> None:
-    """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs and
-    machines.
+    """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs.
 
-    Configurations are read, weights are not; nothing is fetched. TensorRT-LLM runs more targets
-    than `build` takes.
+    Reads configurations, no weights, and fetches nothing. TensorRT-LLM runs more targets than
+    `build` takes.
     """
     config = TrtllmExportConfig(**options)
     from trtllm_dflash.trtllm_export.export import export
     from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
 
     names = export(config)
+    version = f"TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer)"
     click.echo(f"export: {config.output_dir} ({', '.join(names)})")
-    click.echo(
-        f"for:    TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer), {config.gpus} GPUs,"
-        f" {config.nodes} nodes"
-    )
+    click.echo(f"for:    {version}, {config.gpus} GPUs, {config.nodes} nodes")
     click.echo(f"next:   {config.output_dir / 'README.md'}")

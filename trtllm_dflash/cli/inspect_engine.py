@@ -1,6 +1,4 @@
-"""dflash-trt inspect: what is inside an engine directory, and whether it is still what the build
-wrote.
-"""
+"""dflash-trt inspect: the contents of an engine directory, checked against its manifest."""
 
 from __future__ import annotations
 
@@ -10,14 +8,14 @@ from pathlib import Path
 import click
 
 
-@click.command
+@click.command(short_help="Show an engine and check its files.")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_context
 def inspect(ctx: click.Context, engine: Path, as_json: bool) -> None:
-    """Show an engine's models, sizes, inputs and outputs, and check its files against the manifest.
+    """Show an engine's models, sizes, inputs and outputs, and check its files.
 
-    Exit code 1 if a file differs from what the build wrote.
+    Exit code 1 if a file differs from the manifest that the build wrote.
     """
     from trtllm_dflash.engine_dir.inspection import inspect_engine
 

@@ -1,6 +1,4 @@
-"""Prompts from a file: one a line, or JSON lines with a "prompt"; and answers to a file of JSON
-lines.
-"""
+"""Files of prompts (one a line, or JSON lines with a "prompt") and files of answers."""
 
 from __future__ import annotations
 
@@ -33,17 +31,19 @@ def read_prompts(path: Path) -> list[PromptLine]:
     that cannot be used raises UsageError with its number.
     """
     name = "stdin" if str(path) == "-" else str(path)
-    lines = [
-        (number, line) for number, line in enumerate(_lines(path, name), start=1) if line.strip()
-    ]
-    if not lines:
+    places = {}
+    for number, line in enumerate(_lines(path, name), start=1):
+        if line.strip():
+            places[f"{name}, line {number}"] = line
+    if not places:
         raise UsageError(
             f"{name}: there is no prompt in it. Write one a line, or one JSON object with a prompt"
             " a line."
         )
-    if path.suffix == ".jsonl" or lines[0][1].lstrip().startswith("{"):
-        return [_from_json(line, f"{name}, line {number}") for number, line in lines]
-    return [PromptLine(line, f"{name}, line {number}") for number, line in lines]
+    first = next(iter(places.values()))
+    if path.suffix == ".jsonl" or first.lstrip().startswith("{"):
+        return [_from_json(line, where) for where, line in places.items()]
+    return [PromptLine(line, where) for where, line in places.items()]
 
 
 def _lines(path: Path, name: str) -> list[str]:
@@ -88,7 +88,7 @@ def _from_json(line: str, where: str) -> PromptLine:
 
 
 def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, Any]:
-    """The JSON line of one answer."""
+    """Return the JSON object of one answer."""
     return {
         "index": index,
         "prompt": line.prompt,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trtllm_dflash.quantize.pipeline import QuantizeReport
 
 
-@click.command
+@click.command(short_help="Quantize a target to FP8 or NVFP4.")
 @options_from(QuantizeConfig)
 @click.option(
     "--quantize-drafter",
@@ -33,10 +33,8 @@ def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
         raise UsageError(
             "--quantize-drafter needs the drafter: give --drafter DIR|NAME"
             if quantize_drafter
-            else (
-                "--drafter is for --quantize-drafter; a drafter that stays as it is needs no"
-                " quantization"
-            )
+            else "--drafter is for --quantize-drafter; a drafter that stays as it is needs no"
+            " quantization"
         )
     from trtllm_dflash.log import progress_bar
     from trtllm_dflash.quantize.pipeline import quantize as run
@@ -48,12 +46,10 @@ def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
 
 
 def _summary(config: QuantizeConfig, report: QuantizeReport) -> str:
-    drafter = f"{report.directory / 'drafter'}" if config.drafter else "DRAFTER"
-    made = (
-        f"{config.weight_format.algo if config.weight_format else 'KV scales'},"
-        f" {human_bytes(report.bytes)}"
-    )
+    drafter = str(report.directory / "drafter") if config.drafter else "DRAFTER"
+    algorithm = config.weight_format.algo if config.weight_format else "KV scales"
+    models = f"--target {report.directory} --drafter {drafter}"
     return (
-        f"checkpoint: {report.directory} ({made})\nnext:       dflash-trt build --target"
-        f" {report.directory} --drafter {drafter} --output-dir ENGINE"
+        f"checkpoint: {report.directory} ({algorithm}, {human_bytes(report.bytes)})\n"
+        f"next:       dflash-trt build {models} --output-dir ENGINE"
     )

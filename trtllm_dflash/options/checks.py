@@ -24,6 +24,17 @@ def check_integer(name: str, value: Any, *, low: int, high: int | None = None) -
     raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.")
 
 
+def parse_integer(name: str, text: str, *, low: int) -> int:
+    """Read an integer of at least `low` from a text.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    value = int(text) if text.isascii() and text.isdecimal() else text
+    check_integer(name, value, low=low)
+    return int(value)
+
+
 def check_real(name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
     """Raise UsageError unless `value` is a number that `accepts` takes; `expected` describes it."""
     if isinstance(value, bool) or not isinstance(value, Real) or not accepts(float(value)):

@@ -1,3 +1,1 @@
-"""Engines behind a Triton Inference Server: the export of a model repository, and the model that it
-names.
-"""
+"""Serving engines with Triton Inference Server: model repositories and the model in them."""

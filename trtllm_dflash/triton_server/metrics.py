@@ -1,8 +1,7 @@
-"""What the model says of itself on Triton's metrics endpoint: one table, one thread.
+"""The model's metrics on Triton's endpoint: one table, one thread.
 
-Triton's metrics must not be touched from two threads (its Python backend then aborts the whole
-server). So everyone adds to plain numbers, and the engine thread alone hands them to Triton, now
-and then.
+Triton's Python backend aborts the whole server if two threads touch its metrics. So every thread
+adds to plain counters, and the engine thread alone passes them to Triton from time to time.
 """
 
 from __future__ import annotations
@@ -16,50 +15,53 @@ from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 
 
 @dataclass(frozen=True)
-class Family:
-    """One metric: a counter of what `of` gives for each answer that ended, or a gauge of what it
-    gives for the load.
-    """
+class Metric:
+    """One metric: a counter, if its name ends in _total, or a gauge."""
 
     name: str
     help: str
-    counts: Callable[[FinishInfo], float] | None = None
-    shows: Callable[[EngineStats], float] | None = None
+    counts: Callable[[FinishInfo], float] | None = None  # what an answer adds to a counter
+    shows: Callable[[EngineStats], float] | None = None  # the value of a gauge
+
+    @property
+    def is_counter(self) -> bool:
+        """Return whether it only grows."""
+        return self.name.endswith("_total")
 
 
 REQUESTS, FAILED = "dflash_requests_total", "dflash_failed_requests_total"
-TAU = "dflash_tokens_per_step"
-FAMILIES = (
-    Family(REQUESTS, "requests that ended with an answer", counts=lambda _: 1),
-    Family(FAILED, "requests that were refused or failed"),
-    Family(
+ACCEPTANCE_LENGTH = "dflash_tokens_per_step"
+METRICS = (
+    Metric(REQUESTS, "requests that ended with an answer", counts=lambda _: 1),
+    Metric(FAILED, "requests that were refused or failed"),
+    Metric(
         "dflash_cancelled_requests_total",
         "requests whose client went away",
         counts=lambda end: end.finish_reason == "cancelled",
     ),
-    Family("dflash_input_tokens_total", "prompt tokens", counts=lambda end: end.input_tokens),
-    Family("dflash_output_tokens_total", "new tokens", counts=lambda end: end.output_tokens),
-    Family(
+    Metric("dflash_input_tokens_total", "prompt tokens", counts=lambda end: end.input_tokens),
+    Metric("dflash_output_tokens_total", "new tokens", counts=lambda end: end.output_tokens),
+    Metric(
         "dflash_queue_seconds_total",
         "time in the queue, summed over requests; ÷ dflash_requests_total: the mean",
         counts=lambda end: end.queue_seconds,
     ),
-    Family(
+    Metric(
         "dflash_first_tokens_total",
         "answers that got a first token",
         counts=lambda end: end.first_token_seconds is not None,
     ),
-    Family(
+    Metric(
         "dflash_first_token_seconds_total",
         "time from arrival to the first token, summed; ÷ dflash_first_tokens_total: mean TTFT",
         counts=lambda end: end.first_token_seconds or 0,
     ),
-    Family(
+    Metric(
         "dflash_later_tokens_total",
         "new tokens after each answer's first",
         counts=lambda end: max(0, end.output_tokens - 1),
     ),
-    Family(
+    Metric(
         "dflash_later_token_seconds_total",
         "time after the first token, summed; ÷ dflash_later_tokens_total: mean time per output"
         " token",
@@ -67,97 +69,95 @@ FAMILIES = (
             0 if end.first_token_seconds is None else end.seconds - end.first_token_seconds
         ),
     ),
-    Family(
+    Metric(
         "dflash_steps_total",
         "generation steps, summed over the answers in them",
         counts=lambda end: end.steps,
     ),
-    Family(
+    Metric(
         "dflash_draft_proposed_total",
         "drafts that were verified",
         counts=lambda end: end.num_draft_tokens,
     ),
-    Family(
+    Metric(
         "dflash_draft_accepted_total",
         "drafts that were accepted",
         counts=lambda end: end.num_accepted_draft_tokens,
     ),
-    Family(TAU, "τ: tokens per step and sequence, bonus included, since the start"),
-    Family("dflash_waiting_requests", "requests without a slot", shows=lambda load: load.waiting),
-    Family("dflash_slots", "slots", shows=lambda load: load.slots),
-    Family(
-        "dflash_slots_in_use", "slots with a sequence in them", shows=lambda load: load.slots_in_use
+    Metric(ACCEPTANCE_LENGTH, "τ: tokens per step and sequence, bonus included, since the start"),
+    Metric("dflash_waiting_requests", "requests without a slot", shows=lambda stats: stats.waiting),
+    Metric("dflash_slots", "slots", shows=lambda stats: stats.slots),
+    Metric(
+        "dflash_slots_in_use",
+        "slots with a sequence in them",
+        shows=lambda stats: stats.slots_in_use,
     ),
-    Family(
+    Metric(
         "dflash_cache_positions",
         "positions that all slots hold",
-        shows=lambda load: load.cache_positions,
+        shows=lambda stats: stats.cache_positions,
     ),
-    Family(
+    Metric(
         "dflash_cache_positions_in_use",
         "positions in use",
-        shows=lambda load: load.cache_positions_in_use,
+        shows=lambda stats: stats.cache_positions_in_use,
     ),
 )
 
 
 class Metrics:
-    """The numbers of one model instance."""
+    """The metrics of one model instance."""
 
     def __init__(self, triton: Any, labels: dict[str, str]) -> None:
-        """`triton` is the Python backend's module of utilities; every metric has these labels."""
+        """Register all metrics; `triton` is the Python backend's module of utilities."""
         self._lock = threading.Lock()
-        self._totals = dict.fromkeys(
-            (family.name for family in FAMILIES if _is_counter(family)), 0.0
-        )
-        self._told = dict(self._totals)
-        kinds = triton.MetricFamily
-        self._families = [
-            kinds(
-                name=family.name,
-                description=family.help,
-                kind=kinds.COUNTER if _is_counter(family) else kinds.GAUGE,
-            )
-            for family in FAMILIES
-        ]
-        self._metrics = {
-            family.name: made.Metric(labels=labels)
-            for family, made in zip(FAMILIES, self._families, strict=True)
-        }
-        self._shown: dict[str, float] = {}
+        self._totals = {metric.name: 0.0 for metric in METRICS if metric.is_counter}
+        self._published_totals = dict(self._totals)
+        self._published_gauges: dict[str, float] = {}
+        self._families = [_register(triton, metric) for metric in METRICS]
+        self._metrics: dict[str, Any] = {}
+        for metric, family in zip(METRICS, self._families, strict=True):
+            self._metrics[metric.name] = family.Metric(labels=labels)
 
-    def add(self, ended: FinishInfo) -> None:
+    def add(self, finish: FinishInfo) -> None:
         """Count an answer; from any thread."""
         with self._lock:
-            for family in FAMILIES:
-                if family.counts is not None:
-                    self._totals[family.name] += family.counts(ended)
+            for metric in METRICS:
+                if metric.counts is not None:
+                    self._totals[metric.name] += metric.counts(finish)
 
     def add_failure(self) -> None:
         """Count a request that was refused or failed; from any thread."""
         with self._lock:
             self._totals[FAILED] += 1
 
-    def publish(self, load: EngineStats) -> None:
-        """Hand everything to Triton; from the engine thread alone."""
+    def publish(self, stats: EngineStats) -> None:
+        """Pass everything to Triton; from the engine thread alone."""
         with self._lock:
             totals = dict(self._totals)
         for name, total in totals.items():
-            if total > self._told[name]:
-                self._metrics[name].increment(total - self._told[name])
-        self._told = totals
-        gauges = {
-            family.name: float(family.shows(load))
-            for family in FAMILIES
-            if family.shows is not None
-        }
-        steps = totals["dflash_steps_total"]
-        gauges[TAU] = 1 + totals["dflash_draft_accepted_total"] / steps if steps else 0.0
+            if total > self._published_totals[name]:
+                self._metrics[name].increment(total - self._published_totals[name])
+        self._published_totals = totals
+        gauges = _gauges(stats, totals)
         for name, value in gauges.items():
-            if self._shown.get(name) != value:
+            if self._published_gauges.get(name) != value:
                 self._metrics[name].set(value)
-        self._shown = gauges
+        self._published_gauges = gauges
 
 
-def _is_counter(family: Family) -> bool:
-    return family.name.endswith("_total")
+def _register(triton: Any, metric: Metric) -> Any:
+    family = triton.MetricFamily
+    role = family.COUNTER if metric.is_counter else family.GAUGE
+    return family(name=metric.name, description=metric.help, kind=role)
+
+
+def _gauges(stats: EngineStats, totals: dict[str, float]) -> dict[str, float]:
+    values = {}
+    for metric in METRICS:
+        if metric.shows is not None:
+            values[metric.name] = float(metric.shows(stats))
+    steps = totals["dflash_steps_total"]
+    accepted = totals["dflash_draft_accepted_total"]
+    values[ACCEPTANCE_LENGTH] = 1 + accepted / steps if steps else 0.0
+    return values

@@ -1,8 +1,7 @@
-"""The model that an exported repository names: between Triton's Python backend and the scheduler,
-and no more.
+"""The model of an exported repository, between Triton's Python backend and the scheduler.
 
-`execute` (Triton's thread) checks a request and puts it into the scheduler's queue; everything that
-is sent, counted or asked of Triton from then on is the engine thread's.
+`execute` runs in Triton's thread: it checks a request and puts it into the scheduler's queue. From
+then on the engine thread alone sends responses, counts, and calls Triton.
 """
 
 from __future__ import annotations
@@ -21,26 +20,25 @@ from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
-from trtllm_dflash.triton_server.export import Settings, engine_digest
+from trtllm_dflash.triton_server.export import engine_digest
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
 from trtllm_dflash.triton_server.responses import Responses
+from trtllm_dflash.triton_server.settings import Settings
 
 
 class TritonPythonModel:
-    """One instance: one engine, one engine thread. Triton makes it and calls its three methods."""
+    """One instance: one engine and one engine thread. Triton calls its three methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the engine; whatever is missing, stale or unfit here is an error, and the model is
-        then not ready.
-        """
+        """Load the engine; an error means that the model is not ready."""
         configure(verbose=False)
         self._triton = _utilities()
-        check_numpy(self._triton)
+        check_dlpack_roundtrip(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))
         self._drain_seconds = settings.drain_seconds
         if args["model_instance_kind"] == "GPU":
-            show_one_gpu(int(args["model_instance_device_id"]), os.environ)
+            restrict_to_gpu(int(args["model_instance_device_id"]), os.environ)
         self._engine, self._tokenizer = _load(settings, Path(args["model_repository"]))
         labels = {
             "model": args["model_name"],
@@ -64,39 +62,37 @@ class TritonPythonModel:
                 responses.fail(error)
 
     def finalize(self) -> None:
-        """Let running requests end, for a while, and the engine thread hand over its last
-        numbers.
-        """
+        """Let running requests end for a while, and the engine thread publish its last metrics."""
         self._scheduler.close(drain_seconds=self._drain_seconds)
 
     def _submit(self, request: Any, responses: Responses) -> None:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         wanted = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
         self._check_size(wanted.text)
-        prompt = encoded(wanted, self._tokenizer)
-        responses.expect(wanted, num_input_tokens=len(prompt))
+        prompt = encode_prompt(wanted, self._tokenizer)
+        responses.begin(wanted, num_input_tokens=len(prompt))
         self._scheduler.submit(
             prompt,
             on_event=responses,
-            is_alive=responses.are_alive,
+            is_alive=responses.is_alive,
             stop_words=wanted.stop_words,
             **wanted.options,
         )
 
     def _check_size(self, text: str) -> None:
-        """Refuse at once what cannot fit, since tokenizing megabytes keeps the others waiting."""
+        """Refuse a text that cannot fit: tokenizing megabytes would make others wait."""
         tokens = self._engine.config.max_input_len
-        most = tokens * self._tokenizer.longest_token
-        if len(text) > most:
+        max_characters = tokens * self._tokenizer.longest_token
+        if len(text) > max_characters:
             raise UsageError(
                 f"text_input has {len(text)} characters, and a prompt of this engine has at most"
-                f" {tokens} tokens (max_input_len), which are at most {most} characters."
+                f" {tokens} tokens (max_input_len), which are at most {max_characters} characters."
                 " Shorten it."
             )
 
 
-def encoded(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's token ids; what is wrong is said to a client, who sees none of our files."""
+def encode_prompt(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
+    """Return the prompt's token ids; errors are for clients and name no files of the server."""
     if not wanted.chat:
         return tokenizer.encode(wanted.text)
     if not tokenizer.has_chat_template:
@@ -107,22 +103,20 @@ def encoded(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
         raise UsageError(f"chat: {error.problem}") from error
 
 
-def show_one_gpu(device: int, environment: MutableMapping[str, str]) -> None:
-    """Let this process, which serves one instance, see the GPU that Triton numbers `device`, and no
-    other.
-    """
+def restrict_to_gpu(device: int, environment: MutableMapping[str, str]) -> None:
+    """Let this process see no GPU but the one with Triton's index `device`."""
     visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     environment["CUDA_VISIBLE_DEVICES"] = visible[device] if visible else str(device)
 
 
 def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]:
-    """The engine that was exported, ready to answer; anything else raises EngineError."""
+    """Load the engine that was exported and run it once; EngineError for any other one."""
     directory = model_directory / settings.engine_dir  # an absolute path stays what it is
     engine = Engine.load(directory, num_threads=settings.num_threads)
     if engine_digest(directory) != settings.engine_digest:
         raise EngineError(
-            f"{directory} is another engine than this repository was exported for: it was built"
-            " again since. Export it again: dflash-trt export-triton --overwrite."
+            f"{directory} is not the engine that this repository was exported for: it was built again"
+            " since. Export it again: dflash-trt export-triton --overwrite."
         )
     if engine.tokenizer is None:
         raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")
@@ -137,11 +131,11 @@ def _utilities() -> Any:
     return triton_python_backend_utils
 
 
-def check_numpy(triton: Any) -> None:
-    """Stubs of Triton up to 24.10 corrupt tensors, silently, where NumPy is 2 or newer.
+def check_dlpack_roundtrip(triton: Any) -> None:
+    """Raise EngineError if Triton's stub corrupts tensors: up to 24.10 it does with NumPy 2.
 
-    A tensor made from an array keeps that array. One made through DLPack is read from memory, as a
-    request's are.
+    A tensor made from an array keeps that array. One made through DLPack is read from memory, as
+    those of requests are.
     """
     values = np.arange(1, 4, dtype=np.float32)
     capsule = values.__dlpack__()
@@ -153,7 +147,7 @@ def check_numpy(triton: Any) -> None:
     seen = triton.Tensor.from_dlpack("probe", capsule).as_numpy()
     if not np.array_equal(seen, values):
         raise EngineError(
-            f"this server's Python backend hands over {np.asarray(seen).tolist()} for"
+            f"this server's Python backend passes {np.asarray(seen).tolist()} for"
             f" {values.tolist()}: it does not work with NumPy {np.__version__}. Install numpy<2 in"
             " the model's environment, or use a newer server."
         )

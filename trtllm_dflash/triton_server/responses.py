@@ -17,31 +17,30 @@ _OUTPUT_TYPES = {field.name: _NUMPY_TYPES[field.dtype] for field in OUTPUTS}
 
 
 class Responses:
-    """The responses to one request: one for each step that brings text if it streams, and the last
-    one.
+    """The responses to one request: if it streams, one for each step with text; and the last one.
 
-    The last one carries data and the final flag, so that a client need not ask for an empty
-    response to know the end.
+    The last one carries data and the final flag, so that a client needs no empty response to know
+    the end.
     """
 
     def __init__(self, triton: Any, sender: Any, metrics: Metrics) -> None:
-        """`triton` is the Python backend's module of utilities, `sender` the request's."""
+        """Respond through `sender`; `triton` is the Python backend's module of utilities."""
         self._triton, self._sender, self._metrics = triton, sender, metrics
         self._wanted: GenerationRequest | None = None
         self._num_input_tokens = 0
         self._text, self._num_tokens = "", 0  # not sent yet
 
-    def expect(self, wanted: GenerationRequest, *, num_input_tokens: int) -> None:
-        """Note what the request wants of its responses, before the first event."""
+    def begin(self, wanted: GenerationRequest, *, num_input_tokens: int) -> None:
+        """Set what the request asks of its responses, before the first event."""
         self._wanted, self._num_input_tokens = wanted, num_input_tokens
         self._text = wanted.text if wanted.echo else ""
 
-    def are_alive(self) -> bool:
-        """Whether the client is still there."""
+    def is_alive(self) -> bool:
+        """Return whether the client is still there."""
         return not self._sender.is_cancelled()
 
     def __call__(self, event: Event) -> None:
-        """Send what the event is worth a response."""
+        """Send a response for an event, if there is anything to send."""
         if not isinstance(event, RequestOutput):
             self.fail(event)
             return
@@ -53,14 +52,14 @@ class Responses:
             self._send(self._take())
 
     def fail(self, error: DFlashError) -> None:
-        """Send the error as the last response, in its own words."""
+        """Send the error and its text as the last response."""
         self._metrics.add_failure()
-        kinds = self._triton.TritonError
-        code = kinds.INTERNAL
+        codes = self._triton.TritonError
+        code = codes.INTERNAL
         if isinstance(error, UsageError):
-            code = kinds.INVALID_ARG
+            code = codes.INVALID_ARG
         elif isinstance(error, BusyError | ClosedError):
-            code = kinds.UNAVAILABLE
+            code = codes.UNAVAILABLE
         self._send_error(str(error), code)
 
     def _end(self, ended: FinishInfo) -> None:
@@ -78,7 +77,7 @@ class Responses:
         self._send(self._take() | summary, last=True)
 
     def _take(self) -> dict[str, Any]:
-        """The outputs of what has not been sent yet."""
+        """Return the outputs that have not been sent yet."""
         outputs: dict[str, Any] = {"text_output": self._text}
         if self._wanted is not None and self._wanted.counts_input:
             outputs["num_input_tokens"] = self._num_input_tokens

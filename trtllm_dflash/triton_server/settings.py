@@ -1,0 +1,58 @@
+"""What config.pbtxt tells the model, as parameters of Triton's model configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.options.checks import parse_integer
+from trtllm_dflash.runtime.engine_thread import MAX_WAITING
+
+# How long requests may go on when the model is unloaded or the server ends; below Triton's
+# --exit-timeout-secs of 30.
+DRAIN_SECONDS = 20
+_TEXTS = ("engine_dir", "engine_digest")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a model."""
+
+    engine_dir: str  # absolute, or within the model's directory
+    engine_digest: str  # of the engine's manifest: an engine that is built again has another one
+    max_waiting: int = MAX_WAITING
+    drain_seconds: int = DRAIN_SECONDS
+    prompt_tokens_per_step: int | None = None
+    num_threads: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Read the parameters of a parsed model configuration.
+
+        Raises:
+            EngineError: for missing or wrong ones.
+        """
+        given = {name: row["string_value"] for name, row in config.get("parameters", {}).items()}
+        for name in _TEXTS:
+            if not given.get(name):
+                raise EngineError(f"config.pbtxt has no parameter {name}. Export the engine again.")
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            text = given.get(field.name)
+            if text:
+                values[field.name] = text if field.name in _TEXTS else _integer(field.name, text)
+        return cls(**values)
+
+    def parameters(self) -> dict[str, str]:
+        """Return all parameters as texts; one that is left to the model's default is empty."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: "" if value is None else str(value) for name, value in values.items()}
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return parse_integer(f"config.pbtxt: {name}", text, low=1)
+    except UsageError as error:
+        raise EngineError(str(error)) from error
