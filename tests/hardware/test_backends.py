@@ -72,7 +72,7 @@ def test_tensorrt_builds_only_for_the_gpu_that_is_here(
 
 
 @pytest.mark.parametrize("path", ["", "nowhere/timings"])
-def test_a_timing_cache_that_could_not_be_written_is_refused_first(
+def test_an_unwritable_timing_cache_is_refused_first(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: object())
@@ -123,7 +123,7 @@ def test_a_missing_backend_is_refused_before_the_models_are_read(
         build_engine(config(target="nowhere", arch="sm89"))
 
 
-def test_a_missing_kernel_compiler_is_refused_before_the_models_are_read(
+def test_a_missing_kernel_compiler_is_refused_before_any_work(
     config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")

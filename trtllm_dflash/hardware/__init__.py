@@ -1,1 +1,1 @@
-"""GPUs and CPUs: architectures, devices, the CUDA driver, and what this machine can build and run."""
+"""Architectures, devices and the CUDA driver; what this machine can build and run."""

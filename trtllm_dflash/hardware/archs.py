@@ -10,7 +10,7 @@ _FP8_AND_FP4 = ("fp8", "nvfp4", "w4a16_nvfp4")
 
 @dataclass(frozen=True)
 class Arch:
-    """A processor architecture: its engine backend, and what it computes with.
+    """A processor architecture: its engine backend, and the types that it computes with.
 
     `backend` is a key of `hardware.backends.BACKENDS`. The first of `dtypes` is what
     `--dtype auto` means. `formats` are the quantization formats with arithmetic on it; the CPU
@@ -25,17 +25,17 @@ class Arch:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, so that an engine for it can hold our kernels."""
+        """Return whether it is a GPU, so that an engine for it can hold our kernels."""
         return self.name.startswith("sm")
 
     @property
     def has_fp8(self) -> bool:
-        """Whether FP8 is supported (natively on GPUs, emulated on the CPU)."""
+        """Return whether FP8 is supported, natively on GPUs and emulated on the CPU."""
         return "fp8" in self.formats
 
     @property
     def has_fp4(self) -> bool:
-        """Whether the GPU multiplies 4-bit weights natively: Blackwell."""
+        """Return whether it is a GPU that multiplies 4-bit weights natively (Blackwell)."""
         return self.is_gpu and "nvfp4" in self.formats
 
 

@@ -1,6 +1,4 @@
-"""Which backend builds which arch, whether it is here, and in what words a build that cannot be is
-refused.
-"""
+"""The backends that build engines, and why one cannot build on this machine."""
 
 from __future__ import annotations
 
@@ -15,25 +13,28 @@ from trtllm_dflash.hardware.kernel_compiler import uncompilable_reason
 
 @dataclass(frozen=True)
 class Backend:
-    """A compiler of step graphs; `builder` is our module that drives it."""
+    """A compiler of step graphs.
+
+    `package` is the one whose version is recorded, `builder` is our module that drives the backend.
+    `extra` is the optional part of our package that installs it, "" for a core dependency.
+    """
 
     name: str
     title: str
     module: str
-    package: str  # what its version is asked of
+    package: str
     builder: str
-    needs_gpu: bool  # compiles for the GPU that it runs on, and for no other
-    # of our package: brings it and what else its engines need; none where our package always does
+    needs_gpu: bool  # it compiles only for the GPU that it runs on
     extra: str = ""
     install_note: str = ""
 
     def is_installed(self) -> bool:
-        """Whether its Python module can be found; does not import it."""
+        """Return whether its Python module can be found, without importing it."""
         return find_spec(self.module) is not None
 
     @property
     def install(self) -> str:
-        """How to get it, for people."""
+        """Return how to install it."""
         wanted = install_command(self.extra) if self.extra else f"pip install {self.package}"
         return f"{wanted}{self.install_note}"
 
@@ -78,10 +79,10 @@ BACKENDS = {
 def unbuildable_reason(
     arch: Arch, *, plugins: bool | None = None, gpus: list[Gpu] | str | None = None
 ) -> str | None:
-    """Why an engine for `arch` cannot be built on this machine, with what to do; None if it can.
+    """Return why an engine for `arch` cannot be built here and what to do, None if it can.
 
-    `plugins`: whether it is to hold our kernels; by default those of a GPU do. `gpus`: what
-    `cuda_gpus` says, if it has been asked already.
+    `plugins` tells whether it is to hold our kernels; by default engines for GPUs do. `gpus` is the
+    result of `cuda_gpus`, if the caller has it.
     """
     backend = BACKENDS[arch.backend]
     reasons = []
@@ -99,34 +100,34 @@ def unbuildable_reason(
             )
     if not reasons and (arch.is_gpu if plugins is None else plugins):
         reason = uncompilable_reason()
-        reasons += [f"{reason}; or build with --no-plugins, without our kernels"] if reason else []
+        if reason is not None:
+            reasons.append(f"{reason}; or build with --no-plugins, without our kernels")
     return "; and ".join(reasons) or None
 
 
 def require_buildable(arch: Arch, *, plugins: bool | None = None) -> Backend:
-    """The backend of `arch`; `plugins` as for `unbuildable_reason`.
+    """Return the backend of `arch`; `plugins` as for `unbuildable_reason`.
 
     Raises:
-        BuildError: if it cannot build here; nothing has been done yet then.
+        BuildError: if it cannot build here.
     """
     reason = unbuildable_reason(arch, plugins=plugins)
     if reason is not None:
         raise BuildError(
-            f"--arch {arch.name} ({arch.hardware}) cannot be built here:"
-            f" {reason}.\n{_what_works(arch)}. Nothing was fetched or written"
+            f"--arch {arch.name} ({arch.hardware}) cannot be built here: {reason}.\n"
+            f"{_alternatives(arch)}. Nothing was fetched or written"
         )
     return BACKENDS[arch.backend]
 
 
-def _what_works(arch: Arch) -> str:
-    """What can be done on this machine instead."""
-    others = [
-        other.name
-        for other in ARCHS.values()
-        if other != arch and unbuildable_reason(other) is None
-    ]
-    plan = (
+def _alternatives(arch: Arch) -> str:
+    """Return what can be done on this machine instead."""
+    text = (
         f"--dry-run shows here what an engine for {arch.name} would need, and on which of its GPUs"
         " it fits"
     )
-    return plan + (f"; engines can be built here for --arch {', '.join(others)}" if others else "")
+    others = [other for other in ARCHS.values() if other != arch]
+    buildable = [other.name for other in others if unbuildable_reason(other) is None]
+    if buildable:
+        text += f"; engines can be built here for --arch {', '.join(buildable)}"
+    return text

@@ -1,5 +1,6 @@
-"""What this machine is and has: each probe on its own, so that one that fails is a line and not the
-end.
+"""What this machine has, and which engines it can build and run.
+
+Each probe runs on its own: one that fails becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class ArchReport:
-    """Whether engines for an arch can be built and run here; None is yes, otherwise the reason why
-    not.
-    """
+    """Why engines for an arch cannot be built or run on this machine; None if they can."""
 
     arch: str
     hardware: str
@@ -46,7 +45,7 @@ class ArchReport:
 
 @dataclass(frozen=True)
 class MachineReport:
-    """Everything `doctor` says."""
+    """The report of `dflash-trt doctor`."""
 
     archs: list[ArchReport]
     gpus: list[Gpu] | str
@@ -56,11 +55,11 @@ class MachineReport:
     versions: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for programs."""
+        """Return the report as plain types."""
         return asdict(self)
 
     def sections(self) -> list[tuple[str, list[str]]]:
-        """All of it, for people: titles and lines."""
+        """Return the report for people: titles and lines."""
         gpus = self.gpus if isinstance(self.gpus, str) else ", ".join(map(str, self.gpus)) or "none"
         missing = [package for package in PACKAGES if package not in self.versions]
         hardware = [
@@ -71,20 +70,20 @@ class MachineReport:
         ]
         packages = [*self.versions.items(), *((package, "not installed") for package in missing)]
         return [
-            ("engines", [_arch_line(report) for report in self.archs]),
+            ("engines", table(map(_arch_cells, self.archs), "").splitlines()),
             ("why not", [*_reasons("build", self.archs), *_reasons("run", self.archs)]),
             ("machine", table(hardware, "").splitlines()),
             ("packages", table(packages, "").splitlines()),
         ]
 
 
-def _arch_line(report: ArchReport) -> str:
-    build, run = ("no " if reason else "yes" for reason in (report.build, report.run))
-    return f"{report.arch:<6} build {build}  run {run}  {report.hardware}"
+def _arch_cells(report: ArchReport) -> tuple[str, ...]:
+    build, run = ("no" if reason else "yes" for reason in (report.build, report.run))
+    return report.arch, f"build {build}", f"run {run}", report.hardware
 
 
 def _reasons(verb: str, reports: list[ArchReport]) -> list[str]:
-    """One line for each different reason, with the archs that it holds for."""
+    """Return one line for each different reason, with the archs that it holds for."""
     archs: dict[str, list[str]] = {}
     for report in reports:
         reason = getattr(report, verb)
@@ -94,7 +93,7 @@ def _reasons(verb: str, reports: list[ArchReport]) -> list[str]:
 
 
 def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
-    """Look at this machine; `runnable_backends` are those that this version has a session for."""
+    """Report on this machine; `runnable_backends` are those that this version can run."""
     gpus = _probe(cuda_gpus)
 
     def report(arch: Arch) -> ArchReport:
@@ -116,8 +115,9 @@ def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
 def unrunnable_reason(
     arch: Arch, gpus: list[Gpu] | str, runnable_backends: Collection[str]
 ) -> str | None:
-    """Why an engine for `arch` cannot run here; None if it can. `gpus`: the devices, or why there
-    are none.
+    """Return why an engine for `arch` cannot run here, None if it can.
+
+    `gpus` are the devices, or a text that says why there are none.
     """
     backend = BACKENDS[arch.backend]
     if backend.name not in runnable_backends:

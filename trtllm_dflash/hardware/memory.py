@@ -1,4 +1,4 @@
-"""How much memory this process has needed, and giving back what it needs no more."""
+"""The peak memory of this process, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """Most resident bytes of this process so far, pages of mapped weight files included."""
+    """Return the peak of resident bytes so far, pages of mapped weight files included."""
     status = Path("/proc/self/status")
     if status.exists():
         # Not ru_maxrss, which on Linux starts from the parent's size.
@@ -22,10 +22,10 @@ def peak_memory() -> int:
 
 
 def return_freed_memory() -> None:
-    """Give freed blocks back to the system; glibc would keep them, where many sizes come and go, up
-    to a model's worth.
+    """Give freed blocks back to the system.
 
-    Does nothing with another C library.
+    Where blocks of many sizes come and go, glibc would keep up to a model's worth of them. With
+    another C library this does nothing.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

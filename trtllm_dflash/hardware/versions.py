@@ -10,7 +10,7 @@ from trtllm_dflash import __version__
 
 
 def installed_version(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
+    """Return the installed version of a package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -18,7 +18,7 @@ def installed_version(package: str) -> str | None:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """This package's, Python's and the installed packages' versions by name."""
+    """Return the versions of this package, of Python and of the installed `packages` by name."""
     found = {package: installed_version(package) for package in packages}
     ours = {"dflash-trt": __version__, "python": platform.python_version()}
     return ours | {package: version for package, version in found.items() if version is not None}
