@@ -65,7 +65,7 @@ def shard_is_the_parent(model: BadCheckpoint) -> None:
 def shard_outside_by_link(model: BadCheckpoint) -> None:
     model.put_index(model.shard())
     del model.files[SHARDS[0]]
-    model.links[SHARDS[0]] = "../../make_bad.py"
+    model.links[SHARDS[0]] = "../file_of_five_bytes/config.json"  # of another case
 
 
 @bad("model.safetensors links to .*, outside the checkpoint's directory")
@@ -145,12 +145,12 @@ def quantized_target(model: BadCheckpoint) -> None:
 
 @bad(
     r"q_proj.weight is BF16, not NVFP4, and has no scales, and so it is with 6 more linears",
-    kind="drafter",
+    base="drafter",
 )
 def quantized_drafter(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "NVFP4"}}'
 
 
-@bad("mask_embedding.pt shows a drafter of the variant 'MiMo'", kind="drafter")
+@bad("mask_embedding.pt shows a drafter of the variant 'MiMo'", base="drafter")
 def mimo_drafter(model: BadCheckpoint) -> None:
     model.files["mask_embedding.pt"] = b""

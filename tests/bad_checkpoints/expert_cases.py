@@ -111,7 +111,7 @@ def _poke(model: BadCheckpoint, name: str, index: int, value: int) -> None:
 @bad(
     r"down_proj_scales has 255 at index \[1, 2, 1\]. It is the exponent of a scale, .*255 is NaN."
     r" Get an intact copy",
-    kind=OSS,
+    base=OSS,
 )
 def mxfp4_scale_nan(model: BadCheckpoint) -> None:
     _poke(model, f"{EXPERTS}.down_proj_scales", 32 * 2 + 2 * 2 + 1, 255)
@@ -120,7 +120,7 @@ def mxfp4_scale_nan(model: BadCheckpoint) -> None:
 @bad(
     r"gate_up_proj_scales has 253 at index \[0, 0, 0\]. .* at most 252: beyond it numbers leave"
     r" float32",
-    kind=OSS,
+    base=OSS,
 )
 def mxfp4_scale_too_large(model: BadCheckpoint) -> None:
     _poke(model, f"{EXPERTS}.gate_up_proj_scales", 0, 253)
@@ -129,34 +129,34 @@ def mxfp4_scale_too_large(model: BadCheckpoint) -> None:
 @bad(
     r"wrong shape: .*gate_up_proj_blocks has \[3, 128, 2, 8\], expected \[3, 128, 1, 16\] = "
     r"\[moe.num_experts, 2\*moe.intermediate_size, hidden_size/32, 16\]",
-    kind=OSS,
+    base=OSS,
 )
 def mxfp4_blocks_of_16(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.gate_up_proj_blocks": ("U8", [COUNT, 2 * SIZE, 2, 8])})
 
 
-@bad(r"wrong shape: .*down_proj_scales has \[3, 2, 32\], expected \[3, 32, 2\] = ", kind=OSS)
+@bad(r"wrong shape: .*down_proj_scales has \[3, 2, 32\], expected \[3, 32, 2\] = ", base=OSS)
 def mxfp4_scales_transposed(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.down_proj_scales": ("U8", [COUNT, 2, HIDDEN])})
 
 
-@bad(r"wrong dtype: .*down_proj_blocks is I8 \(supported: U8\)", kind=OSS)
+@bad(r"wrong dtype: .*down_proj_blocks is I8 \(supported: U8\)", base=OSS)
 def mxfp4_blocks_in_signed_bytes(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.down_proj_blocks": ("I8", [COUNT, HIDDEN, 2, 16])})
 
 
-@bad(r"missing: model.layers.0.mlp.experts.gate_up_proj_scales \[3, 128, 1\]", kind=OSS)
+@bad(r"missing: model.layers.0.mlp.experts.gate_up_proj_scales \[3, 128, 1\]", base=OSS)
 def mxfp4_without_scales(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.gate_up_proj_scales": None})
 
 
-@bad(r"missing: .*sinks \[2\]; .*router.bias \[3\]; .*experts.down_proj_bias \[3, 32\]", kind=OSS)
+@bad(r"missing: .*sinks \[2\]; .*router.bias \[3\]; .*experts.down_proj_bias \[3, 32\]", base=OSS)
 def gpt_oss_without_biases_and_sinks(model: BadCheckpoint) -> None:
     names = (f"{LAYER}mlp.router.bias", f"{EXPERTS}.down_proj_bias", f"{LAYER}self_attn.sinks")
     _repack(model, dict.fromkeys(names))
 
 
-@bad("experts.down_proj has 40 input features, no multiple of the block of 32", kind=OSS)
+@bad("experts.down_proj has 40 input features, no multiple of the block of 32", base=OSS)
 def mxfp4_size_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
     model.config["intermediate_size"] = 40
 
@@ -164,13 +164,13 @@ def mxfp4_size_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
 @bad(
     "gate_up_proj_blocks is there, but nothing says that experts are MXFP4: quantization_config's"
     " quant_method does",
-    kind=OSS,
+    base=OSS,
 )
 def mxfp4_without_configuration(model: BadCheckpoint) -> None:
     del model.config["quantization_config"]
 
 
-@bad(r"down_proj_blocks is there, but .*down_proj is excluded by '\*.down_proj'", kind=OSS)
+@bad(r"down_proj_blocks is there, but .*down_proj is excluded by '\*.down_proj'", base=OSS)
 def mxfp4_of_excluded_experts(model: BadCheckpoint) -> None:
     model.config["quantization_config"] = {
         "quant_method": "mxfp4",
@@ -178,7 +178,7 @@ def mxfp4_of_excluded_experts(model: BadCheckpoint) -> None:
     }
 
 
-@bad("experts.gate_up_proj is BF16, not MXFP4: add it to modules_to_not_convert", kind=OSS)
+@bad("experts.gate_up_proj is BF16, not MXFP4: add it to modules_to_not_convert", base=OSS)
 def plain_experts_that_are_not_excluded(model: BadCheckpoint) -> None:
     name = f"{EXPERTS}.gate_up_proj"
     changes = {
@@ -191,7 +191,7 @@ def plain_experts_that_are_not_excluded(model: BadCheckpoint) -> None:
 
 @bad(
     "gate_up_proj_weight_scale .1 such tensors. shows gpt-oss's experts as ModelOpt quantizes them",
-    kind=OSS,
+    base=OSS,
 )
 def experts_as_modelopt_quantizes_gpt_oss(model: BadCheckpoint) -> None:
     _repack(
@@ -207,7 +207,7 @@ def mxfp4_of_a_dense_model(model: BadCheckpoint) -> None:
 
 @bad(
     r"experts.down_proj \(2 such tensors\) shows experts in one tensor, which only gpt-oss has",
-    kind=QWEN,
+    base=QWEN,
 )
 def fused_experts_of_qwen3_moe(model: BadCheckpoint) -> None:
     changes: dict[str, tuple[str, list[int]] | None] = {
@@ -218,22 +218,22 @@ def fused_experts_of_qwen3_moe(model: BadCheckpoint) -> None:
     _repack(model, changes)
 
 
-@bad(r"missing: model.layers.0.mlp.experts.2.up_proj.weight \[10, 32\]", kind=QWEN)
+@bad(r"missing: model.layers.0.mlp.experts.2.up_proj.weight \[10, 32\]", base=QWEN)
 def expert_without_a_linear(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.2.up_proj.weight": None})
 
 
-@bad(r"unexpected: model.layers.0.mlp.experts.3.up_proj.weight \[10, 32\]", kind=QWEN)
+@bad(r"unexpected: model.layers.0.mlp.experts.3.up_proj.weight \[10, 32\]", base=QWEN)
 def one_expert_too_many(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.3.up_proj.weight": ("BF16", [QWEN_SIZE, HIDDEN])})
 
 
-@bad(r"wrong dtype: .*mlp.gate.weight is U8 \(supported: F32, F16, BF16\)", kind=QWEN)
+@bad(r"wrong dtype: .*mlp.gate.weight is U8 \(supported: F32, F16, BF16\)", base=QWEN)
 def quantized_router(model: BadCheckpoint) -> None:
     _repack(model, {f"{LAYER}mlp.gate.weight": ("U8", [COUNT, HIDDEN])})
 
 
-@bad("experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", kind=QWEN)
+@bad("experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", base=QWEN)
 def experts_in_fp8(model: BadCheckpoint) -> None:
     layers = {f"{EXPERTS}.1.down_proj": {"quant_algo": "FP8"}}
     model.config["quantization_config"] = {

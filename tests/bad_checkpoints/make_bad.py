@@ -1,15 +1,14 @@
-"""The corpus of bad checkpoints: each case spoils a good one in one way, and says the words of its
-error.
+"""The corpus of bad checkpoints: each case spoils a good one in one way, and has its error's words.
 
-`python -m tests.bad_checkpoints.make_bad` writes every case into cases/<name>/ beside this file; a
-test checks that the committed bytes are what this script makes. Weights are exact small fractions,
-so the bytes are the same everywhere.
+Tests write it into a temporary folder. `python -m tests.bad_checkpoints.make_bad FOLDER` writes it
+into FOLDER/<name>/, to be looked at. Weights are exact small fractions, so the bytes are the same
+everywhere.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-CASES_DIRECTORY = Path(__file__).parent / "cases"
 HIDDEN, FFN, Q_SIZE, KV_SIZE, HEAD_DIM, VOCAB = 6, 10, 8, 4, 4, 11
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -175,16 +173,16 @@ def _layer_shapes(
     }
 
 
-def good_quantized(algo: str, kind: str = "target") -> BadCheckpoint:
+def good_quantized(algo: str, role: str = "target") -> BadCheckpoint:
     """Return a one-layer model whose layers are quantized with ModelOpt's `algo`, nothing spoiled
     yet.
 
     Sizes are 16 (hidden), 32 (q), 16 (kv) and 48 (ffn), since a block has 16 elements.
     """
-    prefix = "model." if kind == "target" else ""
+    prefix = "model." if role == "target" else ""
     shapes = _layer_shapes(f"{prefix}layers.0.", 16, 48, 32, 16)
     outside = {f"{prefix}norm.weight": [16]}
-    if kind == "target":
+    if role == "target":
         outside |= {"model.embed_tokens.weight": [VOCAB, 16], "lm_head.weight": [VOCAB, 16]}
     else:
         outside |= {"fc.weight": [16, 32], "hidden_norm.weight": [16]}
@@ -196,9 +194,9 @@ def good_quantized(algo: str, kind: str = "target") -> BadCheckpoint:
         else:
             numbers = (np.arange(np.prod(shape)) * 37 % 101 - 50) / 64
             tensors[name] = ("BF16", shape, numbers.astype(ml_dtypes.bfloat16).tobytes())
-    config = dict(_TARGET_CONFIG if kind == "target" else _DRAFTER_CONFIG)
+    config = dict(_TARGET_CONFIG if role == "target" else _DRAFTER_CONFIG)
     config |= {"hidden_size": 16, "intermediate_size": 48, "head_dim": 16}
-    exclude = ["lm_head", "model.embed_tokens"] if kind == "target" else ["fc"]
+    exclude = ["lm_head", "model.embed_tokens"] if role == "target" else ["fc"]
     config["quantization_config"] = {
         "quant_method": "modelopt",
         "quant_algo": algo,
@@ -232,16 +230,16 @@ def _quantized(
 
 @dataclass(frozen=True)
 class Case:
-    """One way to spoil a checkpoint, and words of the message that it must cause."""
+    """One way to spoil the good checkpoint `base`, and words of the message that it must cause."""
 
     name: str
-    kind: str
+    base: str
     words: str
     spoil: Callable[[BadCheckpoint], object]
 
     def make(self) -> BadCheckpoint:
         """Return the spoiled checkpoint."""
-        checkpoint = GOOD[self.kind]()
+        checkpoint = GOOD[self.base]()
         self.spoil(checkpoint)
         return checkpoint
 
@@ -257,11 +255,11 @@ GOOD: dict[str, Callable[[], BadCheckpoint]] = {
 CASES: dict[str, Case] = {}
 
 
-def bad(words: str, *, kind: str = "target") -> Callable[[Callable[[BadCheckpoint], None]], None]:
+def bad(words: str, *, base: str = "target") -> Callable[[Callable[[BadCheckpoint], None]], None]:
     """Register a spoiling function under its own name."""
 
     def register(spoil: Callable[[BadCheckpoint], None]) -> None:
-        CASES[spoil.__name__] = Case(spoil.__name__, kind, words, spoil)
+        CASES[spoil.__name__] = Case(spoil.__name__, base, words, spoil)
 
     return register
 
@@ -281,8 +279,7 @@ def write_all(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(CASES_DIRECTORY, ignore_errors=True)
     # As a module of its own package, so that the registry is the one that the case files fill.
     from tests.bad_checkpoints import make_bad
 
-    make_bad.write_all(CASES_DIRECTORY)
+    make_bad.write_all(Path(sys.argv[1]))

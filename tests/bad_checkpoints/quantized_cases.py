@@ -47,49 +47,49 @@ def _exclude(model: BadCheckpoint, *modules: str) -> None:
     model.config["quantization_config"] |= {"ignore": list(modules)}
 
 
-@bad(rf"q_proj.weight_scale has nan at index \[\]. {ADVICE}", kind="fp8 target")
+@bad(rf"q_proj.weight_scale has nan at index \[\]. {ADVICE}", base="fp8 target")
 def scale_nan(model: BadCheckpoint) -> None:
     _poke(model, f"{Q}.weight_scale", float("nan"))
 
 
-@bad(rf"q_proj.input_scale has inf at index \[\]. {ADVICE}", kind="fp8 target")
+@bad(rf"q_proj.input_scale has inf at index \[\]. {ADVICE}", base="fp8 target")
 def scale_infinite(model: BadCheckpoint) -> None:
     _poke(model, f"{Q}.input_scale", float("inf"))
 
 
-@bad(rf"up_proj.weight_scale has 0.0 at index \[\]. {ADVICE}", kind="fp8 target")
+@bad(rf"up_proj.weight_scale has 0.0 at index \[\]. {ADVICE}", base="fp8 target")
 def scale_zero(model: BadCheckpoint) -> None:
     _poke(model, f"{UP}.weight_scale", 0.0)
 
 
-@bad(rf"up_proj.input_scale has -0.5 at index \[\]. {ADVICE}", kind="fp8 target")
+@bad(rf"up_proj.input_scale has -0.5 at index \[\]. {ADVICE}", base="fp8 target")
 def scale_negative(model: BadCheckpoint) -> None:
     _poke(model, f"{UP}.input_scale", -0.5)
 
 
-@bad(rf"down_proj.weight_scale has nan at index \[1, 2\]. {ADVICE}", kind="nvfp4 target")
+@bad(rf"down_proj.weight_scale has nan at index \[1, 2\]. {ADVICE}", base="nvfp4 target")
 def block_scale_nan(model: BadCheckpoint) -> None:
     _poke(model, f"{DOWN}.weight_scale", float("nan"), 5)
 
 
-@bad(rf"down_proj.weight_scale has 0.0 at index \[1, 2\]. {ADVICE}", kind="nvfp4 target")
+@bad(rf"down_proj.weight_scale has 0.0 at index \[1, 2\]. {ADVICE}", base="nvfp4 target")
 def block_scale_zero(model: BadCheckpoint) -> None:
     _poke(model, f"{DOWN}.weight_scale", 0.0, 5)
 
 
-@bad(rf"down_proj.weight_scale has -2.0 at index \[0, 1\]. {ADVICE}", kind="nvfp4 target")
+@bad(rf"down_proj.weight_scale has -2.0 at index \[0, 1\]. {ADVICE}", base="nvfp4 target")
 def block_scale_negative(model: BadCheckpoint) -> None:
     _poke(model, f"{DOWN}.weight_scale", -2.0, 1)
 
 
-@bad(rf"down_proj.weight_scale_2 has 0.0 at index \[\]. {ADVICE}", kind="w4a16 target")
+@bad(rf"down_proj.weight_scale_2 has 0.0 at index \[\]. {ADVICE}", base="w4a16 target")
 def global_scale_zero(model: BadCheckpoint) -> None:
     _poke(model, f"{DOWN}.weight_scale_2", 0.0)
 
 
 @bad(
     rf"q_proj.weight has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def all_zero_weight_in_fp8(model: BadCheckpoint) -> None:
     """What ModelOpt 0.47 writes for it: 0 / 0 in every code."""
@@ -100,7 +100,7 @@ def all_zero_weight_in_fp8(model: BadCheckpoint) -> None:
 
 @bad(
     rf"q_proj.weight_scale has nan at index \[0, 0\]. {ADVICE} .* that is zero throughout",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def all_zero_weight_in_nvfp4(model: BadCheckpoint) -> None:
     begin, end = model.entry(f"{Q}.weight_scale")["data_offsets"]
@@ -110,7 +110,7 @@ def all_zero_weight_in_nvfp4(model: BadCheckpoint) -> None:
 
 @bad(
     "q_proj.input_scale is missing: FP8 quantizes activations too, and was not calibrated",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def fp8_without_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": None})
@@ -118,7 +118,7 @@ def fp8_without_input_scale(model: BadCheckpoint) -> None:
 
 @bad(
     "q_proj.input_scale is missing: NVFP4 quantizes activations too, and was not calibrated",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def nvfp4_without_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": None})
@@ -126,18 +126,18 @@ def nvfp4_without_input_scale(model: BadCheckpoint) -> None:
 
 @bad(
     "q_proj.input_scale is there, but W4A16_NVFP4 leaves activations as they are",
-    kind="w4a16 target",
+    base="w4a16 target",
 )
 def weights_only_with_input_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.input_scale": ("F32", [])})
 
 
-@bad(r"missing: model.layers.0.self_attn.q_proj.weight_scale \[\]", kind="fp8 target")
+@bad(r"missing: model.layers.0.self_attn.q_proj.weight_scale \[\]", base="fp8 target")
 def fp8_without_weight_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.weight_scale": None})
 
 
-@bad(r"missing: model.layers.0.self_attn.q_proj.weight_scale_2 \[\]", kind="nvfp4 target")
+@bad(r"missing: model.layers.0.self_attn.q_proj.weight_scale_2 \[\]", base="nvfp4 target")
 def nvfp4_without_global_scale(model: BadCheckpoint) -> None:
     _repack(model, {f"{Q}.weight_scale_2": None})
 
@@ -145,7 +145,7 @@ def nvfp4_without_global_scale(model: BadCheckpoint) -> None:
 @bad(
     "q_proj.weight is F8_E4M3 and would load unscaled, but neither hf_quant_config.json nor"
     " config.json's quantization_config says",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def fp8_without_configuration(model: BadCheckpoint) -> None:
     del model.config["quantization_config"]
@@ -153,7 +153,7 @@ def fp8_without_configuration(model: BadCheckpoint) -> None:
 
 @bad(
     "q_proj.weight is U8 and would load unscaled, but neither hf_quant_config.json nor",
-    kind="nvfp4 drafter",
+    base="nvfp4 drafter",
 )
 def nvfp4_drafter_without_configuration(model: BadCheckpoint) -> None:
     del model.config["quantization_config"]
@@ -162,20 +162,20 @@ def nvfp4_drafter_without_configuration(model: BadCheckpoint) -> None:
 @bad(
     r"q_proj.weight is F8_E4M3 and would load unscaled, but .*q_proj is excluded by"
     r" '\*.self_attn\*'",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def fp8_weight_of_an_excluded_module(model: BadCheckpoint) -> None:
     _exclude(model, *EXCLUSIONS, "*.self_attn*")
 
 
-@bad("lm_head.weight_scale is there, but lm_head is excluded by 'lm_head'", kind="fp8 target")
+@bad("lm_head.weight_scale is there, but lm_head is excluded by 'lm_head'", base="fp8 target")
 def scale_of_an_excluded_module(model: BadCheckpoint) -> None:
     _repack(model, {"lm_head.weight_scale": ("F32", [])})
 
 
 @bad(
     "lm_head.weight is BF16, not FP8, and has no scales: add lm_head to the exclusions",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     _exclude(model)
@@ -185,7 +185,7 @@ def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these"
     " may be codes that "
     r"were saved as numbers and lost their scales. Take the original export\n(?!.*exclu)",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
     """Beside the configuration, as save_pretrained of another tool leaves them."""
@@ -199,7 +199,7 @@ def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
 
 @bad(
     "up_proj.weight is F8_E4M3 and would load unscaled, but .* has no format in quantized_layers",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def module_forgotten_in_mixed_precision(model: BadCheckpoint) -> None:
     layers = {Q: {"quant_algo": "FP8"}}
@@ -211,7 +211,7 @@ def module_forgotten_in_mixed_precision(model: BadCheckpoint) -> None:
 
 @bad(
     "model.layers.7.mlp.up_proj has a format, but this model has no linear of that name",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def format_of_a_module_that_is_not_there(model: BadCheckpoint) -> None:
     layers = {"model.layers.7.mlp.up_proj": {"quant_algo": "FP8"}}
@@ -222,7 +222,7 @@ def format_of_a_module_that_is_not_there(model: BadCheckpoint) -> None:
 
 
 @bad(
-    r"up_proj.weight_scale has \[48\], expected one number for the whole tensor", kind="fp8 target"
+    r"up_proj.weight_scale has \[48\], expected one number for the whole tensor", base="fp8 target"
 )
 def fp8_scale_of_each_channel(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48])})
@@ -230,7 +230,7 @@ def fp8_scale_of_each_channel(model: BadCheckpoint) -> None:
 
 @bad(
     r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is BF16 \(supported: F32\)",
-    kind="fp8 target",
+    base="fp8 target",
 )
 def fp8_scale_in_bf16(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("BF16", [])})
@@ -238,25 +238,25 @@ def fp8_scale_in_bf16(model: BadCheckpoint) -> None:
 
 @bad(
     r"wrong dtype: model.layers.0.mlp.up_proj.weight_scale is F32 \(supported: F8_E4M3\)",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def block_scale_in_f32(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48, 1])})
 
 
-@bad(r"wrong dtype: model.layers.0.mlp.up_proj.weight is I8 \(supported: U8\)", kind="nvfp4 target")
+@bad(r"wrong dtype: model.layers.0.mlp.up_proj.weight is I8 \(supported: U8\)", base="nvfp4 target")
 def packed_weight_in_signed_bytes(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight": ("I8", [48, 8])})
 
 
-@bad(r"wrong shape: .*up_proj.weight_scale_2 has \[48, 1\], expected \[\]", kind="nvfp4 target")
+@bad(r"wrong shape: .*up_proj.weight_scale_2 has \[48, 1\], expected \[\]", base="nvfp4 target")
 def global_scale_of_each_row(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale_2": ("F32", [48, 1])})
 
 
 @bad(
     r"o_proj.weight_scale has \[16, 1\] \(blocks of 32\), expected \[16, 2\] \(blocks of 16\)",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def blocks_of_32(model: BadCheckpoint) -> None:
     _repack(model, {"model.layers.0.self_attn.o_proj.weight_scale": ("F8_E4M3", [16, 1])})
@@ -264,7 +264,7 @@ def blocks_of_32(model: BadCheckpoint) -> None:
 
 @bad(
     r"up_proj.weight has \[48, 16\], expected \[48, 8\]: two codes a byte, of 16",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def unpacked_codes(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight": ("U8", [48, 16])})
@@ -272,7 +272,7 @@ def unpacked_codes(model: BadCheckpoint) -> None:
 
 @bad(
     "down_proj has 40 input features, no multiple of the block of 16 that shares a scale",
-    kind="nvfp4 target",
+    base="nvfp4 target",
 )
 def input_features_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
     model.config["intermediate_size"] = 40
@@ -294,13 +294,13 @@ def input_features_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
 
 @bad(
     r"fc is NVFP4, and it must not be quantized: exclude it and quantize again",
-    kind="nvfp4 drafter",
+    base="nvfp4 drafter",
 )
 def quantized_fc(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
-@bad(r"missing: model.layers.0.self_attn.v_proj.v_scale \[\]\n", kind="fp8 target")
+@bad(r"missing: model.layers.0.self_attn.v_proj.v_scale \[\]\n", base="fp8 target")
 def cache_with_the_scales_of_keys_alone(model: BadCheckpoint) -> None:
     """Scales that are all missing are 1."""
     _repack(model, {"model.layers.0.self_attn.k_proj.k_scale": ("F32", [])})
@@ -309,7 +309,7 @@ def cache_with_the_scales_of_keys_alone(model: BadCheckpoint) -> None:
     }
 
 
-@bad(r"unexpected: .*k_proj.k_scale \[\]", kind="fp8 target")
+@bad(r"unexpected: .*k_proj.k_scale \[\]", base="fp8 target")
 def cache_scale_without_a_scheme(model: BadCheckpoint) -> None:
     _repack(model, {"model.layers.0.self_attn.k_proj.k_scale": ("F32", [])})
 
@@ -317,13 +317,13 @@ def cache_scale_without_a_scheme(model: BadCheckpoint) -> None:
 @bad(
     'hf_quant_config.json and config.json contradict each other about the format: "nvfp4" against'
     ' "fp8"',
-    kind="fp8 target",
+    base="fp8 target",
 )
 def two_configurations(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "NVFP4"}}'
 
 
-@bad(r"unexpected: model.embed_tokens.weight_scale \[\]", kind="fp8 target")
+@bad(r"unexpected: model.embed_tokens.weight_scale \[\]", base="fp8 target")
 def quantized_embedding(model: BadCheckpoint) -> None:
     _repack(model, {"model.embed_tokens.weight_scale": ("F32", [])})
 
@@ -347,7 +347,7 @@ def _register(name: str, ending: str, words: str) -> None:
         _repack(model, {f"{Q}.{ending}": ("F32", [1])})
 
     spoil.__name__ = f"foreign_{name}"
-    bad(rf"q_proj.{ending} \(1 such tensors\) shows {words}", kind="nvfp4 target")(spoil)
+    bad(rf"q_proj.{ending} \(1 such tensors\) shows {words}", base="nvfp4 target")(spoil)
 
 
 for _name, (_ending, _words) in _FOREIGN.items():

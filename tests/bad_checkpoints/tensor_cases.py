@@ -89,7 +89,7 @@ def tied_head_that_differs(model: BadCheckpoint) -> None:
 
 @bad(
     r"fc.weight has \[6, 12\], expected \[6, 18\] = \[hidden_size, num_taps\*hidden_size\]",
-    kind="drafter",
+    base="drafter",
 )
 def fc_for_other_taps(model: BadCheckpoint) -> None:
     model.config["dflash_config"] = model.config["dflash_config"] | {"target_layer_ids": [0, 1, 2]}
@@ -98,12 +98,12 @@ def fc_for_other_taps(model: BadCheckpoint) -> None:
 @bad(
     "layers.0.self_attn.q_proj.weight_quantizer._amax .1 such tensors. shows ModelOpt's"
     " calibration",
-    kind="drafter",
+    base="drafter",
 )
 def quantizer_leftovers(model: BadCheckpoint) -> None:
     _repack(model, {"layers.0.self_attn.q_proj.weight_quantizer._amax": [1]})
 
 
-@bad(r"wrong shape: embed_tokens.weight has \[9, 6\], expected \[11, 6\]", kind="drafter")
+@bad(r"wrong shape: embed_tokens.weight has \[9, 6\], expected \[11, 6\]", base="drafter")
 def drafter_with_a_smaller_table(model: BadCheckpoint) -> None:
     _repack(model, {"embed_tokens.weight": [9, HIDDEN]})

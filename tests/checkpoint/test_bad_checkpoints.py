@@ -19,22 +19,30 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     quantized_cases,
     tensor_cases,
 )
-from tests.bad_checkpoints.make_bad import CASES, CASES_DIRECTORY, GOOD, good_target, write_all
+from tests.bad_checkpoints.make_bad import CASES, GOOD, good_target, write_all
 from trtllm_dflash.checkpoint.loader import check_finite, load_drafter, load_target
 from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError
 
-LOADERS = {"target": load_target, "drafter": load_drafter}  # by the last word of a case's kind
+LOADERS = {"target": load_target, "drafter": load_drafter}  # by the last word of a case's base
 # A case is a few kB; what Python needs to parse it and to word the error stays far below this.
 MAX_PEAK_BYTES = 2 << 20
 
 
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case in a folder of its own."""
+    directory = tmp_path_factory.mktemp("bad") / "cases"
+    write_all(directory)
+    return directory
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_refused_with_its_words_and_without_memory(name: str) -> None:
+def test_refused_with_its_words_and_without_memory(name: str, corpus: Path) -> None:
     case = CASES[name]
     tracemalloc.start()
     try:
         with pytest.raises((CheckpointError, ConfigError), match=case.words):
-            check_finite(LOADERS[case.kind.split()[-1]](CASES_DIRECTORY / name))
+            check_finite(LOADERS[case.base.split()[-1]](corpus / name))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -42,16 +50,16 @@ def test_refused_with_its_words_and_without_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_error_names_the_checkpoint(name: str) -> None:
+def test_error_names_the_checkpoint(name: str, corpus: Path) -> None:
     case = CASES[name]
     with pytest.raises((CheckpointError, ConfigError), match=f"/cases/{name}"):
-        check_finite(LOADERS[case.kind.split()[-1]](CASES_DIRECTORY / name))
+        check_finite(LOADERS[case.base.split()[-1]](corpus / name))
 
 
-@pytest.mark.parametrize("kind", GOOD)
-def test_what_the_cases_spoil_is_good(kind: str, tmp_path: Path) -> None:
-    GOOD[kind]().write(tmp_path / "good")
-    check_finite(LOADERS[kind.split()[-1]](tmp_path / "good"))
+@pytest.mark.parametrize("base", GOOD)
+def test_what_the_cases_spoil_is_good(base: str, tmp_path: Path) -> None:
+    GOOD[base]().write(tmp_path / "good")
+    check_finite(LOADERS[base.split()[-1]](tmp_path / "good"))
 
 
 def test_good_shards_load(tmp_path: Path) -> None:
@@ -61,19 +69,17 @@ def test_good_shards_load(tmp_path: Path) -> None:
     assert len(load_target(tmp_path / "target").tensors) == len(model.weights.header)
 
 
-def test_committed_corpus_is_what_the_script_makes(tmp_path: Path) -> None:
+def test_the_corpus_has_the_same_bytes_each_time(corpus: Path, tmp_path: Path) -> None:
     write_all(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        path.name for path in CASES_DIRECTORY.iterdir()
-    )
+    assert len(list(tmp_path.iterdir())) == len(CASES) == len(list(corpus.iterdir()))
     for name in CASES:
         names = sorted(path.name for path in (tmp_path / name).iterdir())
-        assert names == sorted(path.name for path in (CASES_DIRECTORY / name).iterdir()), name
+        assert names == sorted(path.name for path in (corpus / name).iterdir()), name
         regular = [file for file in names if (tmp_path / name / file).is_file()]
         _, differing, unreadable = filecmp.cmpfiles(
-            tmp_path / name, CASES_DIRECTORY / name, regular, shallow=False
+            tmp_path / name, corpus / name, regular, shallow=False
         )
-        assert not differing, f"{name}: run python -m tests.bad_checkpoints.make_bad"
+        assert not differing, name
         assert all((tmp_path / name / file).is_symlink() for file in unreadable), name
 
 
@@ -118,12 +124,12 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("kind", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
+@pytest.mark.parametrize("base", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str, file: str) -> None:
-    model = GOOD[kind]()
-    model.write(tmp_path / kind)
-    path = tmp_path / kind / file
+def test_random_damage_never_escapes_the_error_family(tmp_path: Path, base: str, file: str) -> None:
+    model = GOOD[base]()
+    model.write(tmp_path / base)
+    path = tmp_path / base / file
     intact = path.read_bytes()
     header_end = 8 + len(json.dumps(model.weights.header))
     random = np.random.default_rng(0)
@@ -131,7 +137,7 @@ def test_random_damage_never_escapes_the_error_family(tmp_path: Path, kind: str,
     for _ in range(400):
         path.write_bytes(_corrupted(random, intact[:header_end]) + intact[header_end:])
         try:
-            check_finite(LOADERS[kind.split()[-1]](tmp_path / kind))
+            check_finite(LOADERS[base.split()[-1]](tmp_path / base))
         except DFlashError as error:
             messages.append(str(error))
     assert len(messages) > 200
