@@ -66,8 +66,10 @@ def test_sizes(source: Path, name: str, tmp_path: Path) -> None:
     assert checkpoint.num_parameters == plain.num_parameters
     assert checkpoint.stored_as == f"{FORMATS[name].algo} and BF16"
     assert plain.stored_as == checkpoint.dtype == "BF16"
-    assert checkpoint.weight_bytes(4, keeps_codes=False) == plain.weight_bytes(4, keeps_codes=False)
-    saved = plain.weight_bytes(2, keeps_codes=True) - checkpoint.weight_bytes(2, keeps_codes=True)
+    assert checkpoint.weight_bytes(4, keeps_packed=False) == plain.weight_bytes(
+        4, keeps_packed=False
+    )
+    saved = plain.weight_bytes(2, keeps_packed=True) - checkpoint.weight_bytes(2, keeps_packed=True)
     linears = sum(plain.tensors[f"{module}.weight"].nbytes for module in checkpoint.formats)
     assert saved == linears * (1 - FORMATS[name].weight_bits() / 16)
     assert FORMATS[name].weight_bits() / 16 <= (0.5 if name == "fp8" else 0.30)

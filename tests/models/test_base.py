@@ -82,7 +82,7 @@ def test_llama() -> None:
     assert config.rope == RopeConfig(
         head_dim=128,
         theta=500000.0,
-        kind="llama3",
+        rope_type="llama3",
         factor=8.0,
         low_freq_factor=1.0,
         high_freq_factor=4.0,

@@ -105,7 +105,11 @@ def test_published_for_gpt_oss() -> None:
         5,
         10,
     )
-    assert (config.rope.kind, config.rope.theta, config.rope.truncate) == ("yarn", 150000.0, False)
+    assert (config.rope.rope_type, config.rope.theta, config.rope.truncate) == (
+        "yarn",
+        150000.0,
+        False,
+    )
     assert config.layers == (FULL,) * 8
 
 
@@ -128,7 +132,11 @@ def test_gpt_oss_style_bias_and_yarn() -> None:
         QWEN3_4B, attention_bias=True, rope_scaling=yarn | {"beta_fast": 32.0, "beta_slow": 1.0}
     )
     assert config.attention_bias
-    assert (config.rope.kind, config.rope.factor, config.rope.truncate) == ("yarn", 32.0, False)
+    assert (config.rope.rope_type, config.rope.factor, config.rope.truncate) == (
+        "yarn",
+        32.0,
+        False,
+    )
 
 
 def test_both_places_of_block_size_and_mask() -> None:

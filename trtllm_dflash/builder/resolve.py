@@ -24,7 +24,7 @@ from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.formats import algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import find_directory
-from trtllm_dflash.checkpoint.quantized_tensors import CODES
+from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES
 from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.inspection import describe_masks
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
@@ -94,7 +94,7 @@ class ResolvedModels:
         size = DTYPE_BYTES[self.resolved.dtype]
         models = self.checkpoints.values()
         weights = sum(
-            model.weight_bytes(size, keeps_codes=self._keeps_codes(model)) for model in models
+            model.weight_bytes(size, keeps_packed=self._keeps_packed(model)) for model in models
         )
         draft_head = (
             0
@@ -109,12 +109,12 @@ class ResolvedModels:
         size, plain = DTYPE_BYTES[self.resolved.dtype], _STORED_DTYPES[self.resolved.dtype]
         found = Counter[str]()
         for model in self.checkpoints.values():
-            sizes = model.bytes_by_format(size, keeps_codes=self._keeps_codes(model))
+            sizes = model.bytes_by_format(size, keeps_packed=self._keeps_packed(model))
             found.update({name or plain: count for name, count in sizes.items()})
         found[plain] += self.weight_bytes - found.total()  # the draft vocabulary's rows of the head
         return dict(found.most_common())
 
-    def _keeps_codes(self, model: Checkpoint[Any]) -> bool:
+    def _keeps_packed(self, model: Checkpoint[Any]) -> bool:
         """Whether quantized weights stay as they are; an engine for the CPU has their numbers.
 
         So has one of MXFP4 experts for a GPU without FP4, unless it has our kernels.
@@ -262,8 +262,8 @@ class ResolvedModels:
         formats = algos_of(
             row for checkpoint in self.checkpoints.values() for row in checkpoint.formats.values()
         )
-        if formats and all(map(self._keeps_codes, self.checkpoints.values())):
-            stored, kind = [*stored, *CODES], f"{formats} and {kind}"
+        if formats and all(map(self._keeps_packed, self.checkpoints.values())):
+            stored, kind = [*stored, *PACKED_DTYPES], f"{formats} and {kind}"
         converted = sum(info.dtype not in stored for info in infos)
         return (
             f"{len(infos)} tensors, {human_bytes(self.weight_bytes)} as {kind}; {converted}"

@@ -28,7 +28,7 @@ from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MAX_EXPONENT_BYTE, SCALES
 from trtllm_dflash.checkpoint.quantized_tensors import (
-    CODES,
+    PACKED_DTYPES,
     Quantizable,
     StoredSpec,
     check_foreign_formats,
@@ -97,11 +97,11 @@ class Checkpoint(Generic[Config]):
         """How the weights are stored, for people: "BF16", or "NVFP4 and BF16"."""
         return f"{algos_of(self.formats.values())} and {self.dtype}" if self.formats else self.dtype
 
-    def weight_bytes(self, bytes_per_weight: int, *, keeps_codes: bool) -> int:
-        """Bytes of all weights in an engine: quantized ones as they are if it `keeps_codes`,
+    def weight_bytes(self, bytes_per_weight: int, *, keeps_packed: bool) -> int:
+        """Bytes of all weights in an engine: quantized ones as they are if it `keeps_packed`,
         converted otherwise.
         """
-        return sum(self.bytes_by_format(bytes_per_weight, keeps_codes=keeps_codes).values())
+        return sum(self.bytes_by_format(bytes_per_weight, keeps_packed=keeps_packed).values())
 
     def _format_of(self, name: str) -> WeightFormat:
         """The format whose codes or scales a tensor has."""
@@ -110,9 +110,9 @@ class Checkpoint(Generic[Config]):
             or self.formats[name.removesuffix(BLOCKS).removesuffix(SCALES)]
         )
 
-    def bytes_by_format(self, bytes_per_weight: int, *, keeps_codes: bool) -> dict[str, int]:
+    def bytes_by_format(self, bytes_per_weight: int, *, keeps_packed: bool) -> dict[str, int]:
         """`weight_bytes` by ModelOpt's names of the formats; "": not quantized, or not any more."""
-        if not keeps_codes:
+        if not keeps_packed:
             return {"": self.num_parameters * bytes_per_weight}
         found = Counter[str]()
         for name, info in self.tensors.items():
@@ -245,7 +245,7 @@ def check_finite(
         if index is None:
             continue
         problem = f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
-        if scales or info.dtype in CODES:
+        if scales or info.dtype in PACKED_DTYPES:
             raise CheckpointError(
                 f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a"
                 " weight (or an activation in calibration) that is zero throughout. Exclude that"
@@ -287,7 +287,7 @@ def _with_own_head(
     if (
         not config.tie_word_embeddings
         or head is None
-        or head.dtype not in CODES
+        or head.dtype not in PACKED_DTYPES
         or not quantization.is_quantized
     ):
         return config
@@ -322,7 +322,7 @@ def _account(
         )
     }
     expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
-    check_foreign_formats(infos.keys() - expected.keys() - quantizable.names_of_experts, where)
+    check_foreign_formats(infos.keys() - expected.keys() - quantizable.expert_tensor_names, where)
     check_quantization(infos, quantizable, quantization, where)
     allowed = {
         name: StoredSpec(tuple(resolve_shape(row, config)), row.shape)
@@ -338,7 +338,7 @@ def _account(
     plain = {
         name: info
         for name, info in tensors.items()
-        if info.dtype not in CODES and not is_scale(name)
+        if info.dtype not in PACKED_DTYPES and not is_scale(name)
     }
     return Checkpoint(
         directory, config, tensors, _majority_dtype(plain), ignored, quantization, formats
@@ -403,7 +403,7 @@ def _check_shared_tables(
         original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
         # Codes of a quantized head are not the numbers of a copy; that has the right sizes, as its
         # loader has seen.
-        if copy is not None and original.dtype not in CODES:
+        if copy is not None and original.dtype not in PACKED_DTYPES:
             _check_same_values(
                 copy.info,
                 original,

@@ -25,7 +25,7 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shape
 
-CODES = ("F8_E4M3", "U8")  # dtypes that are nothing without their scales
+PACKED_DTYPES = ("F8_E4M3", "U8")  # dtypes that are nothing without their scales
 LINEAR_SCALES = ("weight_scale", "weight_scale_2", "input_scale")
 CACHE_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
 ALL_SCALES = (*LINEAR_SCALES, *CACHE_SCALES.values())
@@ -199,11 +199,11 @@ class Quantizable:
                 for name, row in rows.items()
                 if row.are_experts
             },
-            {module for module, row in linears.items() if row.is_of_an_expert},
+            {module for module, row in linears.items() if row.is_per_expert},
         )
 
     @property
-    def names_of_experts(self) -> set[str]:
+    def expert_tensor_names(self) -> set[str]:
         """The names of the experts' tensors, whichever way they are stored."""
         return {f"{name}{ending}" for name in self.experts for ending in ("", BLOCKS, SCALES)}
 
@@ -288,7 +288,7 @@ def _faults_of_plain(
 ) -> list[str]:
     """A linear without a format must not look as if it had one: its codes would load unscaled."""
     weight = infos.get(f"{module}.weight")
-    if weight is not None and weight.dtype in CODES:
+    if weight is not None and weight.dtype in PACKED_DTYPES:
         evidence = f"{module}.weight is {weight.dtype} and would load unscaled"
     else:
         scale = next((name for name in LINEAR_SCALES if f"{module}.{name}" in infos), None)

@@ -1,5 +1,4 @@
-"""Typed reading of Hugging Face JSON: one call per key states its type, its aliases and whether it
-may be missing.
+"""Typed reading of Hugging Face JSON: one call per key states its type, aliases and default.
 
 Three rules hold for every key. A JSON `null` is a missing key. A `bool` is never an int, an int is
 a valid float. Where several spellings of one key are present they must agree: engines differ in
@@ -24,7 +23,7 @@ MAX_CONFIG_BYTES = 16 << 20
 # Bound on untrusted sizes: far above any model, low enough that no table of shapes can exhaust
 # memory.
 MAX_SIZE = 1 << 24
-_KIND_NAMES: Mapping[type, str] = {
+_TYPE_NAMES: Mapping[type, str] = {
     int: "an integer",
     float: "a finite number",
     bool: "true or false",
@@ -36,8 +35,10 @@ _MISSING: Any = object()
 def parse_json(
     data: bytes, where: str, *, error: type[DFlashError] = ConfigError
 ) -> dict[str, Any]:
-    """Parse an untrusted JSON object; bad UTF-8 or syntax, a repeated key, deep nesting, a
-    non-object raise `error`.
+    """Parse an untrusted JSON object; `where` names it in errors.
+
+    Raises: `error`: for bad UTF-8 or syntax, a repeated key, deep nesting, or something else than
+    an object.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,8 +71,9 @@ def parse_json(
 
 @dataclass(frozen=True)
 class Allowed:
-    """A key that may be missing but, if present, must have one of the accepted values; `why` ends
-    the refusal.
+    """A key that may be missing and otherwise has one of the accepted values.
+
+    `why` ends the error.
     """
 
     path: str
@@ -81,9 +83,7 @@ class Allowed:
 
 @dataclass(frozen=True)
 class HfReader:
-    """A JSON object and the name by which errors call it; paths are dotted, as in
-    "dflash_config.block_size".
-    """
+    """A JSON object, and its name in errors. Paths are dotted: "dflash_config.block_size"."""
 
     data: Mapping[str, Any]
     where: str
@@ -91,12 +91,12 @@ class HfReader:
 
     @overload
     def read(
-        self, kind: type[T], *paths: str, low: float | None = None, high: float | None = None
+        self, value_type: type[T], *paths: str, low: float | None = None, high: float | None = None
     ) -> T: ...
     @overload
     def read(
         self,
-        kind: type[T],
+        value_type: type[T],
         *paths: str,
         default: D,
         low: float | None = None,
@@ -104,56 +104,58 @@ class HfReader:
     ) -> T | D: ...
     def read(
         self,
-        kind: type[Any],
+        value_type: type[Any],
         *paths: str,
         default: Any = _MISSING,
         low: float | None = None,
         high: float | None = None,
     ) -> Any:
-        """Return the value under the first path present, checked to be of `kind` and within [low,
-        high].
-        """
+        """Return the value under the first path present, of `value_type` and in [low, high]."""
         found = self._find(paths, required=default is _MISSING)
         if found is None:
             return default
         path, value = found
-        value = self._typed(kind, path, value)
+        value = self._typed(value_type, path, value)
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = " and ".join(
-                f"{word} {bound}"
-                for word, bound in (("at least", low), ("at most", high))
-                if bound is not None
-            )
+            at_least = "" if low is None else f"at least {low}"
+            at_most = "" if high is None else f"at most {high}"
+            bounds = " and ".join(filter(None, (at_least, at_most)))
             self.fail(path, f"is {quote(value)}, expected {bounds}.")
         return value
 
     @overload
-    def read_list(self, kind: type[T], *paths: str, scalar: bool = False) -> tuple[T, ...]: ...
+    def read_list(
+        self, value_type: type[T], *paths: str, scalar: bool = False
+    ) -> tuple[T, ...]: ...
     @overload
     def read_list(
-        self, kind: type[T], *paths: str, default: D, scalar: bool = False
+        self, value_type: type[T], *paths: str, default: D, scalar: bool = False
     ) -> tuple[T, ...] | D: ...
     def read_list(
-        self, kind: type[Any], *paths: str, default: Any = _MISSING, scalar: bool = False
+        self, value_type: type[Any], *paths: str, default: Any = _MISSING, scalar: bool = False
     ) -> Any:
-        """Return a list of `kind` as a tuple; with `scalar`, a bare value counts as a list of
-        one.
+        """Return a list of `value_type` as a tuple.
+
+        With `scalar`, a bare value counts as a list of one.
         """
         found = self._find(paths, required=default is _MISSING)
         if found is None:
             return default
         path, value = found
         if scalar and not isinstance(value, list):
-            return (self._typed(kind, path, value),)
+            return (self._typed(value_type, path, value),)
         if not isinstance(value, list):
-            self.fail(path, f"is {quote(value)}, expected a list, each entry {_KIND_NAMES[kind]}.")
+            self.fail(
+                path, f"is {quote(value)}, expected a list, each entry {_TYPE_NAMES[value_type]}."
+            )
         return tuple(
-            self._typed(kind, f"{path}[{index}]", entry) for index, entry in enumerate(value)
+            self._typed(value_type, f"{path}[{index}]", entry) for index, entry in enumerate(value)
         )
 
     def section(self, path: str) -> HfReader | None:
-        """Return the object under `path` as a reader of its own (errors keep the full path), None
-        if it is missing.
+        """Return a reader of the object under `path`, None if it is missing.
+
+        Its errors keep the full path.
         """
         value = self.get(path)
         if value is None:
@@ -170,9 +172,7 @@ class HfReader:
         return value
 
     def check_allowed(self, rows: Iterable[Allowed]) -> None:
-        """Refuse every key that is present with a value this package would silently compute
-        wrongly.
-        """
+        """Refuse keys with values that would silently be computed wrongly."""
         for row in rows:
             value = self.get(row.path)
             if value is not None and not any(_same(value, accepted) for accepted in row.accepted):
@@ -199,27 +199,25 @@ class HfReader:
                 self.fail(path, f"is {quote(value)} but {second}. Make them agree or drop one.")
         return path, value
 
-    def _typed(self, kind: type[Any], path: str, value: Any) -> Any:
+    def _typed(self, value_type: type[Any], path: str, value: Any) -> Any:
         if (
-            kind is float
+            value_type is float
             and isinstance(value, int)
             and not isinstance(value, bool)
             and abs(value) < 1 << 53
         ):
             value = float(value)
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            self.fail(path, f"is {quote(value)}, expected {_KIND_NAMES[kind]}.")
+        if type(value) is not value_type or (value_type is float and not math.isfinite(value)):
+            self.fail(path, f"is {quote(value)}, expected {_TYPE_NAMES[value_type]}.")
         return value
 
 
 def _same(value: object, other: object) -> bool:
-    """Equality that keeps bool apart from int (JSON true is not 1)."""
+    """Compare two JSON values; true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def quote(value: object) -> str:
-    """Write an untrusted JSON value for a message: ASCII without control characters, at most 80
-    characters.
-    """
+    """Return an untrusted JSON value for a message: printable ASCII, at most 80 characters."""
     text = json.dumps(value, default=repr)
     return text if len(text) <= 80 else f"{text[:77]}..."

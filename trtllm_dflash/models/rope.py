@@ -1,9 +1,7 @@
-"""Rotary position embedding as numbers: what Hugging Face's four static kinds put into cos and sin,
-without torch.
+"""Rotary position embedding: the cos and sin tables of Hugging Face's four static types.
 
-The formulas run in float32 in Hugging Face's order of operations: at position 100,000 a last-bit
-difference in a frequency is an error of 0.005 rad in the angle, so "mathematically equal" is not
-enough.
+The formulas run in float32, in Hugging Face's order of operations. "Mathematically equal" is not
+enough: at position 100,000 a last-bit difference in a frequency is 0.005 rad in the angle.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from trtllm_dflash.models.hf_config import HfReader, quote
 
 Floats = npt.NDArray[np.float32]
 
-# kind -> (required parameters, optional ones). A key outside its row would change the numbers, so
-# it is refused.
+# rope_type -> (required parameters, optional ones). A key outside its row would change the tables,
+# so it is refused.
 _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "default": (frozenset(), frozenset()),
     "linear": (frozenset({"factor"}), frozenset()),
@@ -38,19 +36,20 @@ _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         ),
     ),
 }
-# Present in every kind; `finetuned` is a remark that some yarn configs carry and nothing reads.
+# Allowed for every type; some yarn configs carry `finetuned`, a remark that nothing reads.
 _COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotate-half RoPE over the whole head: `theta`, the scaling `kind` and its parameters (others'
-    are unused).
+    """Rotate-half RoPE over the whole head: `theta`, the scaling `rope_type` and its parameters.
+
+    Parameters of other types are unused.
     """
 
     head_dim: int
     theta: float
-    kind: str = "default"
+    rope_type: str = "default"
     factor: float = 1.0
     original_max_position_embeddings: int = 0
     low_freq_factor: float = 0.0
@@ -66,26 +65,25 @@ class RopeConfig:
     def from_hf(
         cls, reader: HfReader, head_dim: int, *, default_theta: float | None = None
     ) -> RopeConfig:
-        """Read `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (transformers
-        4).
-        """
+        """Read `rope_parameters`, or `rope_theta` with `rope_scaling` as transformers 4 wrote them."""
         if head_dim % 2:
             reader.fail(
                 "head_dim",
                 f"is {head_dim}, expected an even number: RoPE rotates pairs of dimensions.",
             )
         section = _scaling_section(reader)
-        kind = section.read(str, "rope_type", "type", default="default")
-        if kind not in _PARAMETERS:
+        rope_type = section.read(str, "rope_type", "type", default="default")
+        if rope_type not in _PARAMETERS:
             section.fail(
-                "rope_type", f"is {quote(kind)}, and only {', '.join(_PARAMETERS)} are supported."
+                "rope_type",
+                f"is {quote(rope_type)}, and only {', '.join(_PARAMETERS)} are supported.",
             )
-        required, optional = _PARAMETERS[kind]
+        required, optional = _PARAMETERS[rope_type]
         strange = sorted(set(section.data) - required - optional - _COMMON_KEYS)
         if any(section.data[key] is not None for key in strange):
             section.fail(
                 quote(strange[0])[1:-1],
-                f"is no parameter of {kind} RoPE, whose are {sorted(required | optional)}.",
+                f"is no parameter of {rope_type} RoPE, whose are {sorted(required | optional)}.",
             )
         theta = _read_theta(reader, section, default_theta)
         for holder in (section, reader):
@@ -97,20 +95,18 @@ class RopeConfig:
         return cls(
             head_dim=head_dim,
             theta=theta,
-            kind=kind,
+            rope_type=rope_type,
             **_read_parameters(section, required, optional),
         )
 
     def inverse_frequencies(self) -> Floats:
         """Return the angle per position of each pair of dimensions, float32 [head_dim / 2]."""
-        return _FREQUENCIES[self.kind](self, self._powers())
+        return _FREQUENCIES[self.rope_type](self, self._powers())
 
     @property
     def attention_scaling(self) -> float:
-        """The factor on cos and sin: 1 except for yarn, whose attention temperature rides on
-        them.
-        """
-        if self.kind != "yarn":
+        """Return the factor on cos and sin, by which yarn scales the logits; 1 for other types."""
+        if self.rope_type != "yarn":
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
@@ -119,8 +115,9 @@ class RopeConfig:
         return _mscale(self.factor, 1.0)
 
     def cos_sin(self, num_positions: int) -> tuple[Floats, Floats]:
-        """Return cos and sin of positions 0 .. num_positions-1, float32 [num_positions, head_dim /
-        2] each.
+        """Return cos and sin of positions 0 … num_positions-1.
+
+        Both are float32 [num_positions, head_dim / 2].
         """
         angles = np.arange(num_positions, dtype=np.float32)[:, None] * self.inverse_frequencies()
         exact = angles.astype(np.float64)
@@ -131,7 +128,7 @@ class RopeConfig:
         )
 
     def _powers(self) -> Floats:
-        """theta ** (2i / head_dim): exponents in float32, the power rounded once."""
+        """Return theta ** (2i / head_dim): exponents in float32, the power rounded once."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         return np.power(np.float64(self.theta), exponents.astype(np.float64)).astype(np.float32)
 
@@ -196,9 +193,7 @@ def _linear(rope: RopeConfig, powers: Floats) -> Floats:
 
 
 def _llama3(rope: RopeConfig, powers: Floats) -> Floats:
-    """Long wavelengths are slowed by `factor`, short ones kept, those between blended (Llama
-    3.1).
-    """
+    """Slow long wavelengths by `factor`, keep short ones, blend those between (Llama 3.1)."""
     plain = _default(rope, powers)
     old_length = rope.original_max_position_embeddings
     wavelength = np.float32(2 * math.pi) / plain
@@ -213,9 +208,7 @@ def _llama3(rope: RopeConfig, powers: Floats) -> Floats:
 
 
 def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
-    """Dimensions that turn often within the original length are kept, those that turn rarely
-    slowed, a ramp between.
-    """
+    """Keep dimensions that turn often within the original length, slow rare ones, ramp between."""
 
     def dimension_of(turns: float) -> float:
         length = rope.original_max_position_embeddings

@@ -32,7 +32,7 @@ class TensorSpec:
     layer: int | None = None
 
     @property
-    def is_of_an_expert(self) -> bool:
+    def is_per_expert(self) -> bool:
         """Whether there is one for each expert of a layer."""
         return "{j}" in self.name
 
@@ -73,7 +73,7 @@ def expand_specs(rows: Iterable[Row], config: Any) -> dict[str, Row]:
             if not bound.applies(config):
                 continue
             name = bound.name.replace("{i}", str(bound.layer))
-            if not bound.is_of_an_expert:
+            if not bound.is_per_expert:
                 expanded[name] = bound
                 continue
             for expert in range(_value(config, "moe.num_experts", bound.layer)):
