@@ -22,7 +22,7 @@ from trtllm_dflash.cli import main
 from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.trtllm_export.export import export
-from trtllm_dflash.trtllm_export.llm_args import OLDEST, TABLES, WRITTEN_FOR, faults
+from trtllm_dflash.trtllm_export.llm_args import OLDEST, TABLES, WRITTEN_FOR, schema_errors
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensorrt_llm" / "run.py"
 
@@ -232,13 +232,13 @@ def test_an_uncertain_drafter_is_called_so(exported: Callable[..., dict[str, Any
 
 def test_the_schema_finds_faults() -> None:
     good = {"tensor_parallel_size": 2, "kv_cache_config": {"dtype": "auto"}}
-    assert faults(good) == []
-    assert faults({"tp_size": 2}) == ["TorchLlmArgs.tp_size: no such field"]
-    assert faults({"tensor_parallel_size": "2"}) == [
+    assert schema_errors(good) == []
+    assert schema_errors({"tp_size": 2}) == ["TorchLlmArgs.tp_size: no such field"]
+    assert schema_errors({"tensor_parallel_size": "2"}) == [
         "TorchLlmArgs.tensor_parallel_size: '2' is no int"
     ]
-    assert faults({"kv_cache_config": 1}) == ["TorchLlmArgs.kv_cache_config: not an object"]
-    (fault,) = faults({"speculative_config": {"attention_backend": "FA3"}})
+    assert schema_errors({"kv_cache_config": 1}) == ["TorchLlmArgs.kv_cache_config: not an object"]
+    (fault,) = schema_errors({"speculative_config": {"attention_backend": "FA3"}})
     assert fault.startswith("DFlashDecodingConfig.attention_backend: 'FA3' is none of")
     assert all(
         kind in TABLES

@@ -1,3 +1,1 @@
-"""Beyond one GPU: the same pair for TensorRT-LLM's own DFlash, which runs in PyTorch on several
-GPUs and nodes.
-"""
+"""Exports for TensorRT-LLM, whose own DFlash runs a pair in PyTorch on several GPUs and nodes."""

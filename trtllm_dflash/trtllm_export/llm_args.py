@@ -1,8 +1,7 @@
-"""The fields of TensorRT-LLM's configuration that we write, as its LLM API reference documents
-them.
+"""The fields of TensorRT-LLM's configuration that exports use, from its LLM API reference.
 
-TensorRT-LLM refuses a field that it does not know, so a file for it is checked against this before
-it is written. Page of each table:
+TensorRT-LLM refuses unknown fields, so a configuration is checked against these tables first. Each
+table is documented in
 https://nvidia.github.io/TensorRT-LLM/1.4.0rc1/llm-api/reference/<its name>.html
 """
 
@@ -12,15 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 WRITTEN_FOR = "1.4.0rc1"
-# DFlash came with 1.3.0rc13 or rc14; `attention_backend` FA4 with 1.3.0rc27, the other fields here
-# before it.
+# DFlash came with 1.3.0rc13 or rc14, `attention_backend` FA4 with 1.3.0rc27, the other fields
+# earlier.
 OLDEST = "1.3.0rc27"
 
-Field = (
-    type | tuple[object, ...] | str
-)  # a type, the values it may have, or the table of a nested object
+# A type, the values it may have, or the table of a nested object.
+FieldType = type | tuple[object, ...] | str
 
-TABLES: Mapping[str, Mapping[str, Field]] = {
+TABLES: Mapping[str, Mapping[str, FieldType]] = {
     "TorchLlmArgs": {
         "tensor_parallel_size": int,
         "pipeline_parallel_size": int,
@@ -47,21 +45,23 @@ TABLES: Mapping[str, Mapping[str, Field]] = {
 }
 
 
-def faults(arguments: Mapping[str, Any], table: str = "TorchLlmArgs") -> list[str]:
-    """What TensorRT-LLM would not take, as "Table.field: why"; [] if nothing."""
-    found = []
+def schema_errors(arguments: Mapping[str, Any], table: str = "TorchLlmArgs") -> list[str]:
+    """List what TensorRT-LLM would not accept, as "Table.field: why"."""
+    errors = []
     for name, value in arguments.items():
-        kind = TABLES[table].get(name)
-        if kind is None:
-            found.append(f"{table}.{name}: no such field")
-        elif isinstance(kind, str):
-            found += (
-                faults(value, kind)
-                if isinstance(value, Mapping)
-                else [f"{table}.{name}: not an object"]
-            )
-        elif isinstance(kind, tuple):
-            found += [] if value in kind else [f"{table}.{name}: {value!r} is none of {kind}"]
-        elif type(value) is not kind:
-            found.append(f"{table}.{name}: {value!r} is no {kind.__name__}")
-    return found
+        expected = TABLES[table].get(name)
+        if isinstance(expected, str) and isinstance(value, Mapping):
+            errors += schema_errors(value, expected)
+        elif problem := _problem(value, expected):
+            errors.append(f"{table}.{name}: {problem}")
+    return errors
+
+
+def _problem(value: Any, expected: FieldType | None) -> str | None:
+    if expected is None:
+        return "no such field"
+    if isinstance(expected, str):
+        return "not an object"
+    if isinstance(expected, tuple):
+        return None if value in expected else f"{value!r} is none of {expected}"
+    return None if type(value) is expected else f"{value!r} is no {expected.__name__}"

@@ -1,8 +1,7 @@
-"""What must be known of a pair to hand it over: read from its config.json files, or from the
-registry.
+"""The facts of a pair that an export needs, from its config.json files or from the catalogue.
 
-TensorRT-LLM runs more targets and drafters than we build, so these files are not put to our own
-readers.
+TensorRT-LLM runs more targets and drafters than `build` takes, so the readers of `models` are not
+used here.
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
 
-# Dialects that TensorRT-LLM's DFlash has code for; those of other decoding types; of the rest its
-# pages say nothing.
-TAKEN = ("DFlash 2", "Laguna")
-_OTHER_TYPES = ("DSpark or Domino", "EAGLE-3")
+# Variants of drafters that TensorRT-LLM's DFlash has code for.
+SUPPORTED_VARIANTS = ("DFlash 2", "Laguna")
+# Variants with a decoding_type of their own. Its pages do not mention the others.
+_OTHER_DECODING_TYPES = ("DSpark or Domino", "EAGLE-3")
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """A pair as TensorRT-LLM is told of it: an absolute directory or a hub name each, and what
-    splitting depends on.
-    """
+    """A pair, and the sizes on which splitting it among GPUs depends."""
 
-    target: str
-    drafter: str
+    target: str  # an absolute directory or a hub name
+    drafter: str  # likewise
     architecture: str
     block_size: int
     heads: dict[str, int]  # query heads by model, as far as they are known
@@ -43,31 +40,23 @@ class PairFacts:
 
 
 def read_pair(target: str, drafter: str | None) -> PairFacts:
-    """The facts of a pair.
+    """Read the facts of a pair of directories or published names.
 
-    Raises: UsageError: if a model is neither a directory nor in the registry, or the drafter is
-    none for TensorRT-LLM or for this target. ConfigError: for a config.json that lacks what is
-    needed.
+    Raises:
+        UsageError: for an unknown model, or a drafter that is not for TensorRT-LLM's DFlash or not
+            for this target.
+        ConfigError: for a config.json that lacks what is needed.
     """
     target_name, target_reader, quant_file = _target(target)
     drafter_name, drafter_reader = _drafter(target, drafter)
-    variant = next(
-        (
-            row
-            for row in UNSUPPORTED_DRAFTERS
-            if any(marker.matches(drafter_reader) for marker in row.markers)
-        ),
-        None,
-    )
-    if variant is not None and variant.name in _OTHER_TYPES:
+    variant = _variant(drafter_reader)
+    if variant in _OTHER_DECODING_TYPES:
         raise UsageError(
-            f"drafter {drafter_name}: it is of the variant '{variant.name}', for which TensorRT-LLM"
+            f"drafter {drafter_name}: it is of the variant '{variant}', for which TensorRT-LLM"
             " has another decoding_type than DFlash. Give a DFlash drafter"
         )
     _check_pair(target_name, target_reader, drafter_name, drafter_reader)
     architectures = target_reader.read_list(str, "architectures")
-    readers = {"target": target_reader, "drafter": drafter_reader}
-    heads = {role: _number(reader, "num_attention_heads") for role, reader in readers.items()}
     return PairFacts(
         target=target_name,
         drafter=drafter_name,
@@ -75,12 +64,23 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         block_size=drafter_reader.read(
             int, "dflash_config.block_size", "block_size", low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
         ),
-        heads={role: count for role, count in heads.items() if count},
-        experts=_number(target_reader, "num_local_experts")
-        or _number(target_reader, "num_experts"),
+        heads=_heads({"target": target_reader, "drafter": drafter_reader}),
+        experts=_size(target_reader, "num_local_experts") or _size(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
-        drafter_variant=variant.name if variant else None,
+        drafter_variant=variant,
     )
+
+
+def _variant(reader: HfReader) -> str | None:
+    for variant in UNSUPPORTED_DRAFTERS:
+        if any(marker.matches(reader) for marker in variant.markers):
+            return variant.name
+    return None
+
+
+def _heads(readers: dict[str, HfReader]) -> dict[str, int]:
+    heads = {role: _size(reader, "num_attention_heads") for role, reader in readers.items()}
+    return {role: count for role, count in heads.items() if count}
 
 
 def _target(name: str) -> tuple[str, HfReader, dict[str, Any] | None]:
@@ -107,8 +107,8 @@ def _drafter(target: str, name: str | None) -> tuple[str, HfReader]:
         pair = None if Path(target).is_dir() else pair_of(target)
         if pair is None:
             raise UsageError(
-                "--drafter is missing, and a target's directory brings none: give its directory or"
-                " name."
+                "--drafter is missing, and a target's directory selects none. Give the drafter's"
+                " directory or name."
             )
     if pair.drafter.block_size is None:
         raise UsageError(
@@ -116,28 +116,29 @@ def _drafter(target: str, name: str | None) -> tuple[str, HfReader]:
             " directory."
         )
     drafter = pair.drafter
-    published = {
-        "architectures": [drafter.architecture],
-        **drafter.config,
-    }  # and nothing in place of what is not
+    published = {"architectures": [drafter.architecture], **drafter.config}
     return drafter.repository, HfReader(published, f"drafter {drafter.repository}")
 
 
-def _check_pair(target: str, theirs: HfReader, drafter: str, ours: HfReader) -> None:
-    """Refuse sizes that contradict each other, as far as both are known: TensorRT-LLM would only
-    say so on the GPUs.
+def _check_pair(
+    target: str, target_reader: HfReader, drafter: str, drafter_reader: HfReader
+) -> None:
+    """Raise UsageError for sizes that contradict each other, as far as both are known.
+
+    TensorRT-LLM would find them on the GPUs only.
     """
-    sizes = {
+    names = {
         "hidden_size": "hidden_size",
         "vocab_size": "vocab_size",
         "num_target_layers": "num_hidden_layers",
     }
-    pairs = {name: (_number(ours, name), _number(theirs, other)) for name, other in sizes.items()}
-    problems = [
-        f"{name} is {mine} in the drafter, and {sizes[name]} {yours} in the target"
-        for name, (mine, yours) in pairs.items()
-        if mine and yours and mine != yours
-    ]
+    problems = []
+    for name, target_key in names.items():
+        size, expected = _size(drafter_reader, name), _size(target_reader, target_key)
+        if size and expected and size != expected:
+            problems.append(
+                f"{name} is {size} in the drafter, and {target_key} {expected} in the target"
+            )
     if problems:
         raise UsageError(
             f"the drafter {drafter} does not fit the target {target}: {'; '.join(problems)}. Give"
@@ -155,8 +156,8 @@ def _config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _number(reader: HfReader, name: str) -> int:
-    """A size, which models with images keep in text_config; 0 if it is not there."""
+def _size(reader: HfReader, name: str) -> int:
+    """Read a size, which models with images keep in text_config; 0 if it is missing."""
     return reader.read(int, name, f"text_config.{name}", default=0, low=0)
 
 
