@@ -82,10 +82,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.demo
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
-def test_commands_run(page: str, place: Path) -> None:
-    """Run them in order, as a reader would type them, and compare what is shown of their output."""
+def run_commands(page: str, place: Path) -> None:
+    """Run the commands of a page in order, and compare what it shows of their output."""
     for command in runnable(page):
         for start, module in NEEDS.items():
             if command.startswith(start):
@@ -101,6 +99,17 @@ def test_commands_run(page: str, place: Path) -> None:
         printed = without_figures(done.stdout + done.stderr)
         for line in without_figures(shown.get(command, "")):
             assert line in printed, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.demo
+def test_readme_commands_run(place: Path) -> None:
+    run_commands("README.md", place)
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if runnable(page)])
+def test_docs_commands_run(page: str, place: Path) -> None:
+    run_commands(page, place)
 
 
 @pytest.mark.demo
