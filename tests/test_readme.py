@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.doc_tables import TABLES, rendered
+from tests.house.rules import FLOORS, floor_of
 from trtllm_dflash import __version__
 from trtllm_dflash.hardware.archs import ARCHS
 
@@ -178,6 +179,23 @@ def test_readme_table_names_every_arch() -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(ARCHS)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "tests/README.md"])
+def test_named_files_exist(page: str) -> None:
+    bases = (ROOT, ROOT / "trtllm_dflash", (ROOT / page).parent, ROOT / "trtllm_dflash" / "graph")
+    for name in re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / page).read_text()):
+        assert any((base / name).exists() for base in bases), f"{page}: {name}"
+
+
+def test_map_lists_every_room_from_the_bottom_up() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.split("| room of `trtllm_dflash/`")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    rooms = [name for cell in cells for name in re.findall(r"`(\w+)(?:/|\.py)`", cell)]
+    floors = [floor for floor in map(floor_of, rooms) if floor is not None]
+    assert sorted(rooms) == sorted(room for row in FLOORS for room in row)
+    assert floors == sorted(floors)
 
 
 def _labels() -> list[str]:
