@@ -84,8 +84,8 @@ def test_two_that_would_decide() -> None:
 
 def test_an_unknown_name() -> None:
     words = (
-        "unknown sampling option 'max_length'. The options are: max_tokens, temperature, top_p,"
-        " top_k, seed, draft"
+        "unknown sampling option 'max_length'. The options are: temperature, top_p, top_k,"
+        " max_tokens, seed, draft"
     )
     with pytest.raises(UsageError, match=words):
         SamplingParams.from_options({"max_length": 3})

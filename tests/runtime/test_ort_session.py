@@ -26,7 +26,7 @@ def open_directly(directory: Path) -> OrtSession:
     return OrtSession(directory, EngineConfig.load(directory), num_threads=1)
 
 
-GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
+GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 
 def prompt(
@@ -121,7 +121,9 @@ def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     there, here = open_directly(built_engine), open_directly(built_engine)
     uniforms = np.random.default_rng(0).random(100, np.float32)
     for session, slot in ((there, 2), (here, 0)):
-        session.open_slot(slot, SlotSampling(0.9, 0.95, 20, uniforms))
+        session.open_slot(
+            slot, SlotSampling(temperature=0.9, top_p=0.95, top_k=20, uniforms=uniforms)
+        )
         prompt(session, [3, 4, 5, 6], slot=slot, past_len=None)
     prompt(there, [9] * 8)
     there.move_slot(2, 0)

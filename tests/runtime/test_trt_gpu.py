@@ -146,7 +146,7 @@ def test_a_captured_step_is_not_slower(
     for flag in ("1", "0"):
         monkeypatch.setenv(CUDA_GRAPH, flag)
         session = Engine.load(build(plugins=True))._session
-        session.open_slot(0, SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32)))
+        session.open_slot(0, SlotSampling(uniforms=np.zeros(0, np.float32)))
         session.prefill(0, np.array([3]))
         session.collect()
         best = float("inf")

@@ -230,7 +230,12 @@ def test_a_moved_slot_goes_on_as_before(
     open_gpu: Callable[..., Gpu], route: tuple[int, ...]
 ) -> None:
     tokens = []
-    sampling = SlotSampling(0.9, 0.95, 20, np.random.default_rng(0).random(100, np.float32))
+    sampling = SlotSampling(
+        temperature=0.9,
+        top_p=0.95,
+        top_k=20,
+        uniforms=np.random.default_rng(0).random(100, np.float32),
+    )
     for stations in ((0,), route):
         session = open_gpu().session
         for slot in range(3):
@@ -252,7 +257,10 @@ def test_slots_opened_one_after_another_have_their_own_sampling(
     open_gpu: Callable[..., Gpu],
 ) -> None:
     draws = np.random.default_rng(0)
-    samplings = [SlotSampling(2.0, 1.0, 0, draws.random(60, np.float32)) for _ in range(3)]
+    samplings = [
+        SlotSampling(temperature=2.0, top_p=1.0, top_k=0, uniforms=draws.random(60, np.float32))
+        for _ in range(3)
+    ]
     tokens = []
     for slots in ((0, 1, 2), (0,), (1,), (2,)):
         session = open_gpu().session

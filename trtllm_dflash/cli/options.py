@@ -50,7 +50,9 @@ def options_from(*configs: type) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         for config in reversed(configs):
             hints = get_type_hints(config)
-            for field in reversed(fields(config)):
+            # Inherited keyword-only fields come behind a command's own, as in its constructor.
+            ordered = sorted(fields(config), key=lambda field: field.kw_only is True)
+            for field in reversed(ordered):
                 if "help" in field.metadata:
                     function = _option(field, hints[field.name])(function)
         return function

@@ -10,6 +10,7 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class EngineConfig:
     def speculates(self) -> bool:
         """Tell whether the engine has a drafter."""
         return self.block_size > 1
+
+    @property
+    def sampling_inputs(self) -> tuple[SamplingInput, ...]:
+        """Return those rows of the sampling table that this engine has an input for."""
+        names = {port.name for port in self.ports}
+        return tuple(row for row in SAMPLING_INPUTS if row.name in names)
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:

@@ -11,6 +11,7 @@ from typing import Any
 from trtllm_dflash.engine_dir.ring_cache import cache_rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
 FP8 = "float8e4m3fn"
@@ -121,9 +122,7 @@ def _control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
             (ROWS,),
             "0, 1, 2, …: the rows, from the last known on, that decide a token",
         ),
-        IoTensor("temperature", "input", "float32", (BATCH,), "0 is greedy"),
-        IoTensor("top_p", "input", "float32", (BATCH,), "nucleus mass; 1 is off"),
-        IoTensor("top_k", "input", "int32", (BATCH,), "most likely tokens kept; 0 is off"),
+        *(IoTensor(row.name, "input", row.dtype, (BATCH,), row.help) for row in SAMPLING_INPUTS),
         IoTensor(
             "uniforms",
             "input",

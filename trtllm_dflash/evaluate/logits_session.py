@@ -19,10 +19,11 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
-_SETTINGS = {"num_known": 1, "temperature": 0, "top_p": 1, "top_k": 0, "uniforms": 0}
+_SETTINGS = {"num_known": 1, "uniforms": 0} | {row.name: row.default for row in SAMPLING_INPUTS}
 _COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
 
 

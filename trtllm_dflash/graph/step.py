@@ -29,6 +29,7 @@ from trtllm_dflash.graph.target import TargetBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 IR_VERSION = 11
 
@@ -121,9 +122,15 @@ class _Step:
             hidden, features, written = self._target(verifier, target.config, tap_ids)
             logits = self._decided_logits(verifier, target.config, hidden)
         with g.scope("accept"):
-            settings = (self.inputs[name] for name in ("temperature", "top_p", "top_k", "uniforms"))
+            settings = [self.inputs[row.name] for row in SAMPLING_INPUTS]
             new_ids, num_new, next_len, bonus = ACCEPT(
-                g, logits, ids, self.inputs["num_known"], self.inputs["past_len"], *settings
+                g,
+                logits,
+                ids,
+                self.inputs["num_known"],
+                self.inputs["past_len"],
+                *settings,
+                self.inputs["uniforms"],
             )
         results = {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
         if drafter is not None:

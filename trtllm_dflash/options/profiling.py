@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_integer, parse_integers
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.generation import NUM_THREADS_HELP
 from trtllm_dflash.options.prompt_options import ResultFile
+from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.options.sampling import SamplingParams
 
 PEERS = ("reference", "hf")
 AGAINST = ("plain", *PEERS)
 
 
-def _sampling_field(name: str) -> Any:
-    same = SamplingParams.__dataclass_fields__[name]
-    return field(default=same.default, metadata=same.metadata)
-
-
 @dataclass(frozen=True)
-class ProfileConfig:
+class ProfileConfig(RowSampling):
     """What the user asks of a profile.
 
     Raises:
@@ -90,10 +85,7 @@ class ProfileConfig:
             "new tokens for each prompt, at most", low=2, aliases=("--output-len",)
         ),
     )
-    temperature: float = _sampling_field("temperature")
-    top_p: float = _sampling_field("top_p")
-    top_k: int = _sampling_field("top_k")
-    seed: int = _sampling_field("seed")
+    seed: int = field(default=0, metadata=cli_option("of the sampling, the same for every prompt"))
     ignore_eos: bool = field(
         default=False,
         metadata=cli_option(
@@ -112,9 +104,8 @@ class ProfileConfig:
         unknown = [name for name in self.others if name not in AGAINST]
         if unknown:
             raise UsageError(f"--against {unknown[0]}: expected names among {', '.join(AGAINST)}")
-        SamplingParams(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=self.seed
-        )
+        super().__post_init__()
+        SamplingParams(seed=self.seed)
         if self.temperature > 0 and self.peers:
             raise UsageError(
                 f"--against {self.peers[0]} is for greedy decoding: other samplers draw other"

@@ -4,27 +4,24 @@ and `run`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer, check_real
+from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import cli_option
+from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
 
 
-class SamplingOptions(TypedDict, total=False):
+class SamplingOptions(RowSamplingOptions, total=False):
     """`SamplingParams` as keyword arguments (a test keeps the two equal); lists and arrays serve as
     tuples.
     """
 
     max_tokens: int
     max_new_tokens: int  # another name of max_tokens
-    temperature: float
-    top_p: float
-    top_k: int
     seed: int | Iterable[int]
     draft: bool
     draft_len: int | None
@@ -32,15 +29,14 @@ class SamplingOptions(TypedDict, total=False):
     stop_token_ids: Iterable[int] | None
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """The options of one call; a value out of range raises UsageError.
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams(RowSampling):
+    """The options of one call: those of `RowSampling` and the following.
+
+    A value out of range raises UsageError.
 
     max_tokens   at least 1; a sequence also ends, as "length", where prompt and answer fill the engine's
                      max_seq_len. max_new_tokens is another name for it.
-    temperature      0 is greedy (top_p, top_k and seed are then unused); otherwise logits are divided by it.
-    top_p            keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
-    top_k            keep this many most likely tokens, before top_p; 0 is off.
     seed             one integer for every prompt, or one integer for each. A prompt's tokens depend on nothing but the
                      prompt, these options and its seed: not on its batch, nor on drafts. So equal prompts with one seed
                      get equal answers; give a seed each to get different ones.
@@ -52,9 +48,6 @@ class SamplingParams:
     """
 
     max_tokens: int = 128
-    temperature: float = field(default=0.0, metadata=cli_option("0: always the most likely token"))
-    top_p: float = field(default=1.0, metadata=cli_option("sample from this mass; 1: off"))
-    top_k: int = field(default=0, metadata=cli_option("sample from this many tokens; 0: off"))
     seed: int | tuple[int, ...] = field(
         default=0, metadata=cli_option("of the sampling, the same for every prompt")
     )
@@ -68,16 +61,7 @@ class SamplingParams:
         if max_new_tokens is not None:
             object.__setattr__(self, "max_tokens", max_new_tokens)
         check_integer("max_tokens", self.max_tokens, low=1)
-        check_real(
-            "temperature",
-            self.temperature,
-            lambda value: 0 <= value < math.inf,
-            "0 (greedy) or a finite positive number",
-        )
-        check_real(
-            "top_p", self.top_p, lambda value: 0 < value <= 1, "a number above 0 and at most 1"
-        )
-        check_integer("top_k", self.top_k, low=0)
+        super().__post_init__()
         for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
             check_integer("seed", seed, low=0)
         if not isinstance(self.draft, bool):

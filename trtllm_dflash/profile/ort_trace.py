@@ -23,7 +23,7 @@ from trtllm_dflash.runtime.sessions.ort import OrtSession
 # Steps tried for each breakdown, of which the fastest counts. One more of every new shape runs
 # before.
 STEPS = 8
-_GREEDY = SlotSampling(0.0, 1.0, 0, np.zeros(0, np.float32))
+_GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)

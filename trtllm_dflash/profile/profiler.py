@@ -108,9 +108,7 @@ def _encode_prompts(
 def _systems(config: ProfileConfig, sweep: Sweep, engine: Engine, plain: Engine) -> list[System]:
     stop_token_ids = () if config.ignore_eos else engine.config.eos_token_ids
     sampling: dict[str, Any] = {
-        "temperature": config.temperature,
-        "top_p": config.top_p,
-        "top_k": config.top_k,
+        **config.row_values(),
         "seed": config.seed,
         "stop_token_ids": stop_token_ids,
     }

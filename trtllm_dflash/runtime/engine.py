@@ -70,9 +70,9 @@ class Engine:
 
         prompts   a list of strings (raw text; `tokenizer.encode_chat` has the chat format) or of
                   token-id sequences, mixed if wanted; one string or one sequence is one prompt.
-        options   the fields of `SamplingParams`, by default max_tokens=128, temperature=0.0,
-                  top_p=1.0, top_k=0, seed=0, draft=True, draft_len=None, draft_len_schedule=None,
-                  stop_token_ids=None.
+        options   the fields of `SamplingParams`, by default max_tokens=128, temperature=0.0 and
+                  the others of `RowSampling`, seed=0, draft=True, draft_len=None,
+                  draft_len_schedule=None, stop_token_ids=None.
 
         Raises:
             UsageError: for a bad option or prompt, before any step runs.

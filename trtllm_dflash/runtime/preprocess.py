@@ -12,6 +12,7 @@ import numpy as np
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.request import Request, StepWidths
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
@@ -89,8 +90,9 @@ def make_requests(
 
     Raises:
         PromptError: for the first prompt that does not fit the engine.
-        UsageError: for drafts or seeds that do not fit.
+        UsageError: for sampling options, drafts or seeds that do not fit.
     """
+    _check_sampling_inputs(sampling, config)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
     requests = []
@@ -99,16 +101,23 @@ def make_requests(
         max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
         num_uniforms = len(input_ids) + max_tokens + config.block_size
         seed = sampling.seed_of(index, len(prompts))
-        slot_sampling = SlotSampling(
-            temperature=float(sampling.temperature),
-            top_p=float(sampling.top_p),
-            top_k=min(int(sampling.top_k), config.vocab_size),
-            uniforms=_uniforms(sampling, seed, num_uniforms),
-        )
+        uniforms = _uniforms(sampling, seed, num_uniforms)
+        slot_sampling = SlotSampling(**sampling.row_values(), uniforms=uniforms)
         requests.append(
             Request(index, input_ids, max_tokens, stop_token_ids, widths, slot_sampling)
         )
     return requests
+
+
+def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Raise UsageError for an option in use that an engine of an earlier version has no input for."""
+    for row in SAMPLING_INPUTS:
+        value = getattr(sampling, row.name)
+        if row not in config.sampling_inputs and value != row.default:
+            raise UsageError(
+                f"{row.name} is {value}, and this engine was built by a version without it. Build"
+                " it again."
+            )
 
 
 def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:

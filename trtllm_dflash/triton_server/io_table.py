@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.text.stop_words import (
     MAX_STOP_TOKEN_IDS,
     MAX_STOP_WORD_LENGTH,
@@ -26,6 +27,8 @@ class Field:
     size: int = 1
 
 
+_DTYPES = {"float32": "FP32", "int32": "INT32"}
+
 INPUTS = (
     Field("text_input", "STRING", "the prompt; the only input that every request needs"),
     Field(
@@ -35,9 +38,10 @@ INPUTS = (
     ),
     Field("max_tokens", "INT32", "new tokens at most (default: 128)"),
     Field("stream", "BOOL", "a response for each step, not one at the end (default: false)"),
-    Field("temperature", "FP32", "0: always the most likely token (default: 0)"),
-    Field("top_p", "FP32", "sample from this mass; 1: off (default: 1)"),
-    Field("top_k", "INT32", "sample from this many tokens; 0: off (default: 0)"),
+    *(
+        Field(row.name, _DTYPES[row.dtype], f"{row.help} (default: {row.default:g})")
+        for row in SAMPLING_INPUTS
+    ),
     Field("seed", "UINT64", "of the sampling; one seed, one answer (default: 0)"),
     Field(
         "stop_words",

@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.triton_server.io_table import INPUTS, REQUIRED
 
 _SIZES = {field.name: field.size for field in INPUTS}
+# Inputs that are options of `Engine.generate` under the same name.
+_OPTION_NAMES = (*(row.name for row in SAMPLING_INPUTS), "seed", "draft", "draft_len")
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
         if values["max_tokens"] < 1:
             raise UsageError(f"max_tokens is {values['max_tokens']}, expected at least 1.")
         options["max_tokens"] = values["max_tokens"]
-    for name in ("temperature", "top_p", "top_k", "seed", "draft", "draft_len"):
+    for name in _OPTION_NAMES:
         if name in values:
-            options[name] = values[name]  # names of SamplingOptions, every one
+            options[name] = values[name]  # type: ignore[literal-required]
     if values.get("ignore_eos") or values.get("stop_token_ids"):
         own = () if values.get("ignore_eos") else eos_token_ids
         options["stop_token_ids"] = (*own, *values.get("stop_token_ids", ()))

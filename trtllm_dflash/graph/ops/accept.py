@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import Kernel
-from trtllm_dflash.graph.ops.sampling import choose
+from trtllm_dflash.graph.ops.sampling import sample_tokens
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 
 def _body(
@@ -18,11 +19,10 @@ def _body(
     input_ids: ir.Value,
     num_known: ir.Value,
     past_len: ir.Value,
-    temperature: ir.Value,
-    top_p: ir.Value,
-    top_k: ir.Value,
-    uniforms: ir.Value,
+    *sampling_and_uniforms: ir.Value,
 ) -> tuple[ir.Value, ...]:
+    *sampling, uniforms = sampling_and_uniforms
+    settings = {row.name: value for row, value in zip(SAMPLING_INPUTS, sampling, strict=True)}
     width, rows = g.size(input_ids, 1), g.size(logits, 1)
     row = g.arange(rows)
 
@@ -31,9 +31,8 @@ def _body(
     behind = g.Add(g.Unsqueeze(g.cast(num_known, ir.DataType.INT64), [1]), row)
     position = g.Add(behind, g.Unsqueeze(g.cast(past_len, ir.DataType.INT64), [1]))
     position = g.Min(position, g.Sub(g.size(uniforms, 1), 1))
-    choice = choose(
-        g, logits, temperature, top_p, top_k, g.GatherElements(uniforms, position, axis=1)
-    )  # [B, R]
+    of_rows = g.GatherElements(uniforms, position, axis=1)
+    choice = sample_tokens(g, logits, settings, of_rows)  # [B, R]
 
     draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
     hit = g.And(g.Less(behind, width), g.Equal(draft, choice))
@@ -64,9 +63,7 @@ ACCEPT = OpSpec(
         Tensor("input_ids", "int64", "[B, S]", "decided tokens, then drafts"),
         Tensor("num_known", "int32", "[B]", "how many are decided, 1 … S"),
         Tensor("past_len", "int32", "[B]", "positions in the caches before the step"),
-        Tensor("temperature", "float32", "[B]", "0: argmax"),
-        Tensor("top_p", "float32", "[B]", "nucleus mass, 1: off"),
-        Tensor("top_k", "int32", "[B]", "0: off"),
+        *(Tensor(row.name, row.dtype, "[B]", row.help) for row in SAMPLING_INPUTS),
         Tensor(
             "uniforms",
             "float32",

@@ -10,6 +10,8 @@ with the cut-off are kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
@@ -20,44 +22,34 @@ _BISECTIONS = (
 )
 
 
-def choose(
-    g: GraphBuilder,
-    logits: ir.Value,
-    temperature: ir.Value,
-    top_p: ir.Value,
-    top_k: ir.Value,
-    uniforms: ir.Value,
+def sample_tokens(
+    g: GraphBuilder, logits: ir.Value, settings: Mapping[str, ir.Value], uniforms: ir.Value
 ) -> ir.Value:
-    """The token of every row, int64 [B, R]: logits float32 [B, R, V], settings [B], uniforms [B,
-    R].
+    """Return the token of every row, int64 [B, R].
 
+    logits float32 [B, R, V]; `settings` [B] by the names of the sampling table; uniforms [B, R].
     The work of sampling stands in loops that run no time when no row asks for it: most steps are
     greedy in all rows.
     """
     greedy = g.ArgMax(logits, axis=-1, keepdims=0)
-    hot = g.Greater(temperature, 0.0)
+    is_sampled = g.Greater(settings["temperature"], 0.0)
 
     def sampled(tokens: ir.Value) -> tuple[ir.Value]:
-        by_row = [g.Unsqueeze(setting, [1, 2]) for setting in (temperature, top_p, top_k)]
-        sample = _sample(g, logits, by_row[0], by_row[1], by_row[2], uniforms)
-        return (g.Where(g.Unsqueeze(hot, [1]), sample, tokens),)
+        by_row = {name: g.Unsqueeze(setting, [1, 2]) for name, setting in settings.items()}
+        sample = _sample(g, logits, by_row, uniforms)
+        return (g.Where(g.Unsqueeze(is_sampled, [1]), sample, tokens),)
 
-    return g.repeat(_any(g, hot), (greedy,), sampled)[0]
+    return g.repeat(_any(g, is_sampled), (greedy,), sampled)[0]
 
 
 def _sample(
-    g: GraphBuilder,
-    logits: ir.Value,
-    temperature: ir.Value,
-    top_p: ir.Value,
-    top_k: ir.Value,
-    uniforms: ir.Value,
+    g: GraphBuilder, logits: ir.Value, settings: Mapping[str, ir.Value], uniforms: ir.Value
 ) -> ir.Value:
+    temperature, top_p, top_k = (settings[name] for name in ("temperature", "top_p", "top_k"))
     # A greedy row beside a sampled one is computed too, at temperature 1, and not used.
     divisor = g.Where(g.Greater(temperature, 0.0), temperature, 1.0)
-    x = g.Div(
-        g.Sub(logits, g.ReduceMax(logits, [-1], keepdims=1)), divisor
-    )  # [B, R, V], the likeliest is 0
+    # [B, R, V], the likeliest is 0
+    x = g.Div(g.Sub(logits, g.ReduceMax(logits, [-1], keepdims=1)), divisor)
     filtered = g.Or(g.Greater(top_k, g.Cast(0, to=int(ir.DataType.INT32))), g.Less(top_p, 1.0))
     mass = _filtered(g, x, g.Exp(x), top_p, top_k, g.Mul(_any(g, filtered), _BISECTIONS))
 

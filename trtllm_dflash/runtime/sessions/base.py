@@ -21,6 +21,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
+from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
 from trtllm_dflash.trt.loader import select_flavor
 
@@ -36,13 +37,10 @@ Float32 = NDArray[np.float32]
 CONTEXT_BUCKET = 64
 
 
-@dataclass(frozen=True)
-class SlotSampling:
-    """How a slot's tokens are chosen (`graph/io.py`)."""
+@dataclass(frozen=True, kw_only=True)
+class SlotSampling(RowSampling):
+    """How a slot's tokens are chosen."""
 
-    temperature: float
-    top_p: float
-    top_k: int
     uniforms: Float32  # [at most cache_len]; number p decides the token at position p
 
 

@@ -22,6 +22,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
@@ -43,7 +44,7 @@ _LOAD_ERRORS = (
 )
 # Inputs and outputs that a slot has for itself, besides its caches: a step finds and leaves them in
 # the slot's memory.
-_SLOT_PORTS = ("past_len", "temperature", "top_p", "top_k", "uniforms", "next_ids")
+_SLOT_PORTS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
 _COUNTING_PORTS = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
@@ -93,8 +94,8 @@ class OrtSession:
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
         """Empty a slot for a new sequence."""
         self._slots["past_len"][slot] = 0
-        for name in ("temperature", "top_p", "top_k"):
-            self._slots[name][slot] = getattr(sampling, name)
+        for row in self._config.sampling_inputs:
+            self._slots[row.name][slot] = getattr(sampling, row.name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
 
     def prefill(self, slot: int, input_ids: Int64) -> None:

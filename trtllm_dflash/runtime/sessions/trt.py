@@ -41,7 +41,6 @@ from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 
 _LOG = logging.getLogger(__name__)
 _ID_BYTES = 8
-_SETTINGS = ("temperature", "top_p", "top_k")
 
 
 class TrtSession:
@@ -111,8 +110,8 @@ class TrtSession:
             )
         chunk = step.prompt
         chunk["num_known"][0], chunk["past_len"][0] = len(input_ids), past_len[0]
-        for name in _SETTINGS:
-            chunk[name][0] = getattr(sampling, name)
+        for row in self._config.sampling_inputs:
+            chunk[row.name][0] = getattr(sampling, row.name)
         chunk["input_ids"][: len(input_ids)] = input_ids
         buffers = self._buffers
         buffers.send_prompt(step.prompt_memory, len(input_ids))
@@ -289,9 +288,7 @@ class _Buffers:
             {
                 "num_known": ("int32", 1),
                 "past_len": ("int32", 1),
-                "temperature": ("float32", 1),
-                "top_p": ("float32", 1),
-                "top_k": ("int32", 1),
+                **{row.name: (row.dtype, 1) for row in config.sampling_inputs},
                 "input_ids": (
                     "int64",
                     config.max_num_tokens,

@@ -11,9 +11,6 @@ from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.sessions.base import SlotSampling
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
-_SETTINGS = ("temperature", "top_p", "top_k")
-_OWNED = ("past_len", *_SETTINGS, "uniforms", "next_ids")
-
 
 class TrtSlots:
     """All slots' memory on the GPU; everything happens in the stream's order."""
@@ -26,7 +23,10 @@ class TrtSlots:
         self._caches = {
             port.name: port for port in config.ports if port.cache and port.direction == "input"
         }
-        owned = {port.name: port for port in config.ports if port.name in _OWNED} | self._caches
+        self._sampling_names = [row.name for row in config.sampling_inputs]
+        sent = ("past_len", *self._sampling_names, "uniforms")  # by the host to a slot it opens
+        names = (*sent, "next_ids")
+        owned = {port.name: port for port in config.ports if port.name in names} | self._caches
         self._slot_bytes = {
             name: prod(map(int, port.shape[1:])) * port.item_bytes for name, port in owned.items()
         }
@@ -36,11 +36,7 @@ class TrtSlots:
             for name, size in self._slot_bytes.items()
         }
         self._new = PackedBuffer(
-            {
-                name: (owned[name].dtype, prod(map(int, owned[name].shape[1:])))
-                for name in _OWNED
-                if name != "next_ids"
-            }
+            {name: (owned[name].dtype, prod(map(int, owned[name].shape[1:]))) for name in sent}
         )
         self._new_memory = cuda.allocate_pinned(self._new.nbytes, "a new slot")
 
@@ -56,7 +52,7 @@ class TrtSlots:
         """Empty a slot for a new sequence; done when this returns."""
         new = self._new.views(self._new_memory)
         new["past_len"][0] = 0
-        for name in _SETTINGS:
+        for name in self._sampling_names:
             new[name][0] = getattr(sampling, name)
         new["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
         for name, values in new.items():

@@ -1,0 +1,117 @@
+"""THE table of a row's sampling inputs: every other place that names them reads it.
+
+From a field of `RowSampling` come the step's graph input and the inputs of DFlashAccept, the
+field of its kernel parameters, the sessions' buffers, `SamplingParams` with its checks, the
+options of `run` and `profile`, and Triton's input. What a field does is written in
+`graph/ops/sampling.py` and in `plugins/kernels/accept_sample.cuh`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, TypedDict
+
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.fields import cli_option
+
+MAX_INT32 = 2**31 - 1
+
+
+class RowSamplingOptions(TypedDict, total=False):
+    """The fields of `RowSampling` for type checkers; a test keeps the two equal."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+def _row_input(
+    default: float | int, help_text: str, accepts: Callable[[float], bool], expected: str
+) -> Any:
+    """Declare a row of the table; `expected` describes the values that `accepts` takes."""
+    metadata = cli_option(help_text) | {"accepts": accepts, "expected": expected}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSampling:
+    """How the tokens of one row are chosen; a value out of range raises UsageError.
+
+    temperature  0 is greedy, and all other fields are then unused; otherwise logits are divided by
+                 it.
+    top_k        keep this many most likely tokens, before top_p; 0 is off.
+    top_p        keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
+
+    The default of each field is the value that changes nothing. An int is int32 in the step's
+    inputs, a float is float32.
+    """
+
+    temperature: float = _row_input(
+        0.0,
+        "0: always the most likely token",
+        lambda value: 0 <= value < math.inf,
+        "0 (greedy) or a finite positive number",
+    )
+    top_p: float = _row_input(
+        1.0,
+        "sample from this mass; 1: off",
+        lambda value: 0 < value <= 1,
+        "a number above 0 and at most 1",
+    )
+    top_k: int = _row_input(
+        0,
+        "sample from this many tokens; 0: off",
+        lambda value: value >= 0,
+        "an integer of at least 0",
+    )
+
+    def __post_init__(self) -> None:
+        for row in SAMPLING_INPUTS:
+            row.check(getattr(self, row.name))
+
+    def row_values(self) -> dict[str, Any]:
+        """Return the fields by name, as numbers that their type in the step can hold."""
+        return {row.name: row.convert(getattr(self, row.name)) for row in SAMPLING_INPUTS}
+
+
+@dataclass(frozen=True)
+class SamplingInput:
+    """A row of the table: an input of the step with one value for each row of the batch."""
+
+    name: str
+    default: float | int
+    help: str
+    accepts: Callable[[float], bool]
+    expected: str
+
+    @property
+    def dtype(self) -> str:
+        """Return the type of the step's input."""
+        return "int32" if isinstance(self.default, int) else "float32"
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError unless `value` is accepted."""
+        number_type = Integral if self.dtype == "int32" else Real
+        is_number = isinstance(value, number_type) and not isinstance(value, bool)
+        if not is_number or not self.accepts(value):
+            raise UsageError(f"{self.name} is {value!r}, expected {self.expected}.")
+
+    def convert(self, value: float | int) -> float | int:
+        """Return a checked value as a number of its type; int32 ends at 2^31 - 1."""
+        return min(int(value), MAX_INT32) if self.dtype == "int32" else float(value)
+
+
+SAMPLING_INPUTS = tuple(
+    SamplingInput(
+        row.name,
+        getattr(RowSampling, row.name),
+        row.metadata["help"],
+        row.metadata["accepts"],
+        row.metadata["expected"],
+    )
+    for row in fields(RowSampling)
+)
+"""The table, in the order of the step's inputs."""
