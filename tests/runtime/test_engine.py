@@ -97,7 +97,7 @@ def test_empty_text(text_engine: Engine) -> None:
         (
             {"max_length": 3},
             (
-                "unknown sampling option 'max_length'. The options are: max_tokens,"
+                "unknown sampling option 'max_length'. The options are:"
                 " temperature, top_p"
             ),
         ),
