@@ -22,7 +22,7 @@
 
 namespace dflash {
 
-static_assert(kMostExperts * 2 * 4 <= 48 << 10, "list_groups' shared memory is static");
+static_assert(kMaxExperts * 2 * 4 <= 48 << 10, "list_groups' shared memory is static");
 
 // Four elements of one row of out for each thread.
 __device__ inline void sum_choices(const MoeParams& p) {

@@ -45,8 +45,8 @@ constexpr int kRouteThreads = 128;
 constexpr int kListThreads = 1024;
 constexpr int kSumThreads = 128;
 constexpr int kSumElements = 4 * kSumThreads;  // of a row of out, for a CTA
-constexpr int kMostExperts = 1024;
-constexpr int kMostChoices = 32;  // of a token: a lane each
+constexpr int kMaxExperts = 1024;
+constexpr int kMaxTopKExperts = 32;  // of a token: a lane each
 
 // How many of an expert's tokens a CTA multiplies at once, and how many of its warps divide the rows of the weights (16
 // each); the others divide the columns. Many tokens want many rows, since every CTA fetches the tokens for itself; few

@@ -24,7 +24,7 @@ __device__ __forceinline__ unsigned rank_of(float logit) {
 
 // The first of a token's experts behind `previous`, by one warp. There is one: top_k is at most their number.
 __device__ inline Candidate next_expert(const MoeParams& p, const float* logits, Candidate previous) {
-  Candidate best = {0, kMostExperts};  // behind every expert
+  Candidate best = {0, kMaxExperts};  // behind every expert
   for (int expert = threadIdx.x % kWarp; expert < p.experts; expert += kWarp) {
     const Candidate own = {rank_of(logits[expert]), expert};
     if (is_before(previous, own) && is_before(own, best)) best = own;
@@ -108,8 +108,8 @@ __device__ inline void make_groups(const MoeParams& p, const int* count_smem, in
 
 // Sorts the assignments by expert and then by number, in one CTA: each warp counts and places those of its experts.
 __device__ inline void list_groups(const MoeParams& p) {
-  __shared__ int count_smem[kMostExperts];
-  __shared__ int begin_smem[kMostExperts];
+  __shared__ int count_smem[kMaxExperts];
+  __shared__ int begin_smem[kMaxExperts];
   constexpr int kWarps = kListThreads / kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int assignments = p.tokens * p.top_k;

@@ -39,7 +39,7 @@ namespace dflash {
 namespace {
 
 constexpr int kGridLimit = 65535;       // of CUDA, in y and z
-constexpr int kMostHeadRows = 1 << 24;  // of a slot: the kernels count its packed rows and CTAs in int
+constexpr int kMaxHeadRows = 1 << 24;  // of a slot: the kernels count its packed rows and CTAs in int
 
 struct AttentionTensors {
   const DFlashTensor *q, *k, *v, *key_cache, *value_cache, *positions, *sinks, *out;
@@ -83,7 +83,7 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
   require(B.value() <= kGridLimit && Hkv.value() <= kGridLimit, "B and Hkv: got ", B.value(), " and ", Hkv.value(),
           ", expected at most ", kGridLimit);
   const int64_t head_rows = int64_t{rows.value()} * Hq.value();
-  require(head_rows <= kMostHeadRows, "rows x Hq: got ", head_rows, ", expected at most ", kMostHeadRows);
+  require(head_rows <= kMaxHeadRows, "rows x Hq: got ", head_rows, ", expected at most ", kMaxHeadRows);
   require(options.window >= 0, "window: got ", options.window, ", expected 0 (none) or more");
   require(options.causal == 0 || options.causal == 1, "causal: got ", options.causal, ", expected 0 or 1");
   expect_ring(options, L.value(), rows.value());

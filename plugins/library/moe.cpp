@@ -63,8 +63,8 @@ MoeParams checked(const MoeTensors& t, const DFlashMoeOptions& options) {
   require(J.value() == 2 * inner_size, "gate_up.shape[1] (J): got ", J.value(), ", expected 2I, ", 2 * inner_size);
   require(H.value() % unit == 0 && inner_size % unit == 0, "H and I: got ", H.value(), " and ", inner_size,
           ", expected multiples of ", unit);
-  require(E.value() <= kMostExperts, "E: got ", E.value(), ", expected at most ", kMostExperts);
-  const int most = E.value() < kMostChoices ? E.value() : kMostChoices;
+  require(E.value() <= kMaxExperts, "E: got ", E.value(), ", expected at most ", kMaxExperts);
+  const int most = E.value() < kMaxTopKExperts ? E.value() : kMaxTopKExperts;
   require(options.top_k >= 1 && options.top_k <= most, "top_k: got ", options.top_k, ", expected 1 to ", most);
   require(int64_t{N.value()} * options.top_k <= INT32_MAX / 64, "N x top_k: got too many");
   expect_scales(t.gate_up_scale, t.gate_up_scale_2, "gate_up", format, E, int64_t{J.value()} * H.value());

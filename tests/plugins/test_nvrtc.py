@@ -27,13 +27,13 @@ from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware import kernel_compiler
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES, uncompilable_reason
+from trtllm_dflash.trt_plugins import kernel_sources as kernel_files
 from trtllm_dflash.trt_plugins import nvrtc, params
+from trtllm_dflash.trt_plugins.kernel_sources import kernel_sources, source_digest
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 from trtllm_dflash.trt_plugins.nvrtc import (
     compile_in_subprocess,
     compile_kernel,
-    kernel_sources,
-    source_digest,
 )
 
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
@@ -122,7 +122,8 @@ def test_facts_name_kernel_arch_and_hashes() -> None:
 
 def _with_sources(monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
     made = {name.replace("_", ".", 1): text.encode() for name, text in files.items()}
-    monkeypatch.setattr(nvrtc, "kernel_sources", lambda: made)
+    for module in (nvrtc, kernel_files):
+        monkeypatch.setattr(module, "kernel_sources", lambda: made)
 
 
 def test_the_source_hash_is_of_the_source_and_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from ctypes import Structure
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_dflash.trt_plugins import params
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.models.moe import MAX_EXPERTS
+from trtllm_dflash.trt_plugins import kernel_sources, params
 from trtllm_dflash.trt_plugins.params import (
     AcceptParams,
     AttentionParams,
@@ -40,8 +43,8 @@ CONSTANTS = {
     "kRouteThreads": params.ROUTE_THREADS,
     "kListThreads": params.LIST_THREADS,
     "kSumThreads": params.SUM_THREADS,
-    "kMostExperts": params.MAX_EXPERTS,
-    "kMostChoices": params.MAX_TOP_K_EXPERTS,
+    "kMaxExperts": params.MAX_EXPERTS,
+    "kMaxTopKExperts": params.MAX_TOP_K_EXPERTS,
 }
 ATTENTION_SIZES = ("batch", "rows", "q_heads", "kv_heads", "head_dim", "cache_len", "processors")
 ACCEPT_SIZES = ("batch", "rows", "vocab")
@@ -208,6 +211,32 @@ def test_moe_plans(cpp: dict[str, Any]) -> None:
             p.workspace_bytes,
         ] == expected, json.dumps(case)
     assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(params.MOE_TILES)
+
+
+def test_experts_of_a_config_fit_the_kernels() -> None:
+    assert params.MAX_EXPERTS == MAX_EXPERTS
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("struct Other {\n  int a;\n};\n", "x.h has no struct Made"),
+        ("struct Made {\n  int a, b;\n};\n", "expected one field a line, got 'int a, b;'"),
+        ("struct Made {\n  double a;\n};\n", "a is double, expected a pointer, int or float"),
+        ("struct Made {\n  float a[2];\n};\n", "expected one field a line, got 'float a"),
+    ],
+)
+def test_structure_refuses_other_fields(
+    text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_sources, "kernel_sources", lambda: {"x.h": text.encode()})
+    with pytest.raises(BuildError, match=re.escape(words)):
+        kernel_sources.structure("x.h", "Made")
+
+
+def test_structure_refuses_unknown_header() -> None:
+    with pytest.raises(BuildError, match=r"there is no kernel header x\.h, only accept\.cu, "):
+        kernel_sources.structure("x.h", "Made")
 
 
 @pytest.mark.parametrize("weight_format", [0, 1, 2])

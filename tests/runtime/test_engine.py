@@ -96,10 +96,7 @@ def test_empty_text(text_engine: Engine) -> None:
     [
         (
             {"max_length": 3},
-            (
-                "unknown sampling option 'max_length'. The options are:"
-                " temperature, top_p"
-            ),
+            ("unknown sampling option 'max_length'. The options are: temperature, top_p"),
         ),
         ({"temperature": -1}, "temperature is -1"),
         (

@@ -22,6 +22,7 @@ from enum import Enum
 import numpy as np
 import onnx_ir as ir
 
+from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
 from trtllm_dflash.graph.ops import MOE
@@ -108,7 +109,11 @@ class Experts:
         if form is ExpertStorage.DEQUANTIZED:
             return (weight.dequantized(g, m.dtype),)
         codes, scales = weight.fp4(g)
-        return (g.cast(g.DequantizeLinear(codes, scales, axis=-1, block_size=16), m.dtype),)
+        return (
+            g.cast(
+                g.DequantizeLinear(codes, scales, axis=-1, block_size=NVFP4_GROUP_SIZE), m.dtype
+            ),
+        )
 
     def _bias(self, weight: ExpertWeight) -> ir.Value:
         m = self.model

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
 from trtllm_dflash.checkpoint.mxfp4 import (
     BLOCKS,
     SCALES,
@@ -29,7 +30,6 @@ from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 
 Shape = tuple[int, int, int]
-_NVFP4_BLOCK = 16
 _INT32_CODES, _INT32_SCALES = 8, 4  # how many of them an int32 has
 
 
@@ -159,7 +159,7 @@ class PerExpertLinears(ExpertWeight):
 
     def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         count, rows, columns = self.shape
-        num_scales = rows * columns // _NVFP4_BLOCK
+        num_scales = rows * columns // NVFP4_GROUP_SIZE
         codes = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
         blocks = self._stacked(
             g, "weight_scale", ir.DataType.INT32, (count, num_scales // _INT32_SCALES)
@@ -197,7 +197,7 @@ class PerExpertLinears(ExpertWeight):
 
 
 def _blocks_of(shape: Shape) -> Shape:
-    return (*shape[:2], shape[2] // _NVFP4_BLOCK)
+    return (*shape[:2], shape[2] // NVFP4_GROUP_SIZE)
 
 
 def _int32(shape: Shape) -> Shape:

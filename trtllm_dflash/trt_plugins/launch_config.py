@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 
+from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
+from trtllm_dflash.checkpoint.mxfp4 import MXFP4_GROUP_SIZE
 from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
@@ -176,7 +178,7 @@ def _accept(call: Call) -> list[Launch]:
 
 
 _MOE_SUFFIXES = "", "_mxfp4", "_nvfp4"
-_BLOCKS = {1: 32, 2: 16}  # elements of a block scale, by weight format
+_GROUP_SIZES = {1: MXFP4_GROUP_SIZE, 2: NVFP4_GROUP_SIZE}  # by weight format
 _MOE_SCALES = {0: (), 1: ("gate_up_scale", "down_scale")}
 _MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
 
@@ -226,7 +228,7 @@ def _check_scales(dims: Dims, weight_format: int, elements: Mapping[str, int]) -
         )
         raise EngineError(f"experts of weight_format {weight_format} have {wanted}; got {got}")
     for name, count in elements.items() if weight_format else ():
-        words = count // (4 * _BLOCKS[weight_format])
+        words = count // (4 * _GROUP_SIZES[weight_format])
         if dims[f"{name}_scale"][1] != words:
             raise EngineError(
                 f"{name}_scale is {list(dims[f'{name}_scale'])}, expected [E, {words}] of four"

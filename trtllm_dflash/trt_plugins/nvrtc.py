@@ -11,15 +11,14 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.kernel_compiler import cuda_header_folders, uncompilable_reason
+from trtllm_dflash.trt_plugins.kernel_sources import kernel_sources, source_digest
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
-_SOURCES = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
 _REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
 
 
@@ -124,24 +123,6 @@ def main() -> None:
         sys.exit(_REFUSED)
     sys.stderr.write(cubin.log)
     sys.stdout.buffer.write(cubin.code)
-
-
-def kernel_sources() -> dict[str, bytes]:
-    """All files of plugins/kernels by name."""
-    folder = resources.files(_SOURCES)
-    files = (file for file in folder.iterdir() if file.name.endswith((".cu", ".cuh", ".h")))
-    return {file.name: file.read_bytes() for file in files}
-
-
-def source_digest(source: str) -> str:
-    """sha256 over a kernel source and all headers, which it may include."""
-    sources = kernel_sources()
-    digest = hashlib.sha256()
-    for name in sorted(
-        name for name in sources if name == f"{source}.cu" or not name.endswith(".cu")
-    ):
-        digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
-    return digest.hexdigest()
 
 
 def _nvrtc(

@@ -1,75 +1,33 @@
-"""How the kernels' work is divided and what they are told: the Python twin of
-plugins/kernels/*_params.h.
+"""How the kernels' work is divided: the plans of plugins/kernels/*_params.h in Python.
 
-A test compares every number and every offset with the C++ side.
+Structures and constants come from the headers. A test compares every number of a plan, and every
+offset of a structure, with the C++ side.
 """
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int, c_void_p
 from dataclasses import dataclass
+
+from trtllm_dflash.trt_plugins.kernel_sources import constants, structure
+
+AttentionParams = structure("attention_params.h", "AttentionParams")
+AcceptParams = structure("accept_params.h", "AcceptParams")
+MoeParams = structure("moe_params.h", "MoeParams")
+_ATTENTION = constants("attention_params.h")
+_ACCEPT = constants("accept_params.h")
+_MOE = constants("moe_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
 MAX_PROCESSORS = 256
-ATTENTION_THREADS = 128
-MERGE_THREADS = 128
-SCAN_THREADS, CHOOSE_THREADS, FINISH_THREADS = 256, 1024, 32
-MOE_THREADS, ROUTE_THREADS, LIST_THREADS, SUM_THREADS = 256, 128, 1024, 128
-MAX_EXPERTS, MAX_TOP_K_EXPERTS = 1024, 32
+ATTENTION_THREADS, MERGE_THREADS = _ATTENTION["kAttentionThreads"], _ATTENTION["kMergeThreads"]
+SCAN_THREADS, CHOOSE_THREADS = _ACCEPT["kScanThreads"], _ACCEPT["kChooseThreads"]
+FINISH_THREADS = _ACCEPT["kFinishThreads"]
+MOE_THREADS, ROUTE_THREADS = _MOE["kMoeThreads"], _MOE["kRouteThreads"]
+LIST_THREADS, SUM_THREADS = _MOE["kListThreads"], _MOE["kSumThreads"]
+MAX_EXPERTS, MAX_TOP_K_EXPERTS = _MOE["kMaxExperts"], _MOE["kMaxTopKExperts"]
 _PLAIN_UNIT, _QUANTIZED_UNIT = 8, 32  # of experts' sizes: what a thread reads at once
-_STAGES = 2
-_MAX_SPLITS = 32
-_ROW_PADDING = 8
-_SCAN_ELEMENTS = 8192
-_SUM_ELEMENTS = 4 * SUM_THREADS
 _WARP = 32
-
-
-def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
-    return [(name, c_void_p) for name in pointers.split()] + [
-        (name, c_int) for name in numbers.split()
-    ]
-
-
-class AttentionParams(Structure):
-    """The argument of the attention kernels."""
-
-    _fields_ = (
-        *_fields(
-            "q k v key_cache value_cache positions sinks out partial_out partial_stats",
-            "batch rows context_rows q_heads kv_heads cache_len splits window causal ring",
-        ),
-        ("scale", c_float),
-        ("key_scale", c_float),
-        ("value_scale", c_float),
-    )
-
-
-class AcceptParams(Structure):
-    """The argument of the accept kernels."""
-
-    _fields_ = _fields(
-        "logits input_ids num_known past_len temperature top_p top_k uniforms new_ids num_new"
-        " next_len bonus chunk_max chunk_argmax choice",
-        "batch rows width positions vocab chunks",
-    )
-
-
-class MoeParams(Structure):
-    """The argument of the kernels of DFlashMoE."""
-
-    _fields_ = (
-        *_fields(
-            "x router_logits gate_up gate_up_bias down down_bias gate_up_scale down_scale"
-            " gate_up_scale_2 down_scale_2 out shares chosen order rows groups ordered_x inner"
-            " partial",
-            "tokens hidden inner_size experts top_k normalize interleaved",
-        ),
-        ("limit", c_float),
-        ("alpha", c_float),
-        ("shift", c_float),
-    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +119,9 @@ def attention_plan(
     tile = _tile(head_dim, packed)
     row_tiles = _ceil(packed, tile.rows)
     tiles = row_tiles * kv_heads * batch
-    splits = max(min(2 * processors // tiles, _MAX_SPLITS, _ceil(cache_len, tile.keys)), 1)
+    splits = max(
+        min(2 * processors // tiles, _ATTENTION["kMaxSplits"], _ceil(cache_len, tile.keys)), 1
+    )
     head_rows = batch * rows * q_heads
     workspace = splits * head_rows * (head_dim + 2) * 4 if splits > 1 else 0
     return AttentionPlan(tile, row_tiles, splits, _shared_bytes(head_dim, tile), workspace)
@@ -180,7 +140,7 @@ def attention_workspace(
     tile = _tile(head_dim, packed)
     tiles = _ceil(packed, tile.rows) * kv_heads * batch
     smallest_tile = min(tile.keys for tile in attention_tiles(head_dim))
-    splits = min(_MAX_SPLITS, _ceil(cache_len, smallest_tile))
+    splits = min(_ATTENTION["kMaxSplits"], _ceil(cache_len, smallest_tile))
     head_rows = min(
         (2 * MAX_PROCESSORS + tiles) * min(tile.rows, packed), splits * batch * rows * q_heads
     )
@@ -189,7 +149,7 @@ def attention_workspace(
 
 def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     """The plan of choosing `rows` tokens a slot."""
-    chunks = _ceil(vocab, _SCAN_ELEMENTS)
+    chunks = _ceil(vocab, _ACCEPT["kScanElements"])
     return AcceptPlan(chunks, 4 * batch * rows * (2 * chunks + 1))
 
 
@@ -216,7 +176,7 @@ def moe_plan(
         parts[name] = end
         end += 16 * _ceil(size, 16)
     shared_bytes = 32 << 10 if weight_format else 8 << 10
-    blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _SUM_ELEMENTS)
+    blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _MOE["kSumElements"])
     return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
 
 
@@ -236,7 +196,11 @@ def _tile(head_dim: int, packed: int) -> AttentionTile:
 
 
 def _shared_bytes(head_dim: int, tile: AttentionTile) -> int:
-    staged = (tile.rows + 2 * _STAGES * tile.keys) * (head_dim + _ROW_PADDING) * 2
+    staged = (
+        (tile.rows + 2 * _ATTENTION["kAttentionStages"] * tile.keys)
+        * (head_dim + _ATTENTION["kRowPadding"])
+        * 2
+    )
     result = tile.rows * (head_dim + 4) * 4 + 4 * tile.rows * 2 * 4
     return max(staged, result)
 
