@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_readme_table_names_every_arch() -> None:
     assert sorted(named) == sorted(ARCHS)
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "tests/README.md"])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "tests/README.md"])
 def test_named_files_exist(page: str) -> None:
     bases = (ROOT, ROOT / "trtllm_dflash", (ROOT / page).parent, ROOT / "trtllm_dflash" / "graph")
     for name in re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / page).read_text()):
@@ -196,6 +197,13 @@ def test_map_lists_every_room_from_the_bottom_up() -> None:
     floors = [floor for floor in map(floor_of, rooms) if floor is not None]
     assert sorted(rooms) == sorted(room for row in FLOORS for room in row)
     assert floors == sorted(floors)
+
+
+def test_architecture_explains_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "architecture.md").read_text().split("## Dependencies")[1]
+    names = [re.split(r"[<>=~\[]", wanted)[0] for wanted in project["dependencies"]]
+    assert [name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)] == []
 
 
 def _labels() -> list[str]:
