@@ -18,6 +18,7 @@ from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
+ESTIMATE = "profile --estimate"
 BENCHMARK = ROOT / "examples" / "benchmark"
 
 
@@ -47,13 +48,31 @@ def quantization() -> str:
     return table.strip()
 
 
-def command(name: str) -> str:
-    """Return the usage, the help and the options of one command."""
+def context_of(name: str) -> click.Context:
+    """Return the context of a command, such as "build" or "profile --estimate"."""
     group = click.Context(main, info_name="dflash-trt", show_default=True)
     name, _, flag = name.partition(" ")
     found = main.get_command(group, name)  # type: ignore[attr-defined]
     arguments = [flag] if flag else []
-    own = found.make_context(name, arguments, parent=group, resilient_parsing=True)
+    context: click.Context = found.make_context(
+        name, arguments, parent=group, resilient_parsing=True
+    )
+    return context
+
+
+def visible_options() -> set[str]:
+    """Return every spelling of the options that `--help` shows, of all commands."""
+    shown = {"--help", "--version"}
+    for context in map(context_of, (*COMMANDS, ESTIMATE)):
+        for option in context.command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                shown |= {*option.opts, *option.secondary_opts}
+    return shown
+
+
+def command(name: str) -> str:
+    """Return the usage, the help and the options of one command."""
+    own = context_of(name)
     usage = " ".join([own.info_name, *own.command.collect_usage_pieces(own)])
     lines = ["```text", f"dflash-trt {usage}", "```", "", *_paragraphs(own.command.help)]
     lines += ["| option | default | meaning |", "|---|---|---|"]
@@ -80,7 +99,7 @@ def _row(spelled: str, meaning: str) -> str:
 
 
 def _commands() -> dict[str, Callable[[], str]]:
-    return {name: partial(command, name) for name in (*COMMANDS, "profile --estimate")}
+    return {name: partial(command, name) for name in (*COMMANDS, ESTIMATE)}
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {

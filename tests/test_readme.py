@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doc_tables import TABLES, rendered
+from tests.doc_tables import TABLES, rendered, visible_options
 from tests.house.rules import FLOORS, floor_of
 from trtllm_dflash import __version__
 from trtllm_dflash.hardware.archs import ARCHS
@@ -168,6 +168,13 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_generated_parts_are_current(page: str) -> None:
     """`python -m tests.doc_tables` rewrites them."""
     assert rendered(page) == (ROOT / page).read_text()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_named_options_exist(page: str) -> None:
+    """Old spellings, which stay as hidden aliases, are not in the documentation."""
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", (ROOT / page).read_text()))
+    assert used <= visible_options()
 
 
 def test_arch_table_matches_the_code() -> None:
