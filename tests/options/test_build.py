@@ -15,7 +15,8 @@ from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
-from trtllm_dflash.options.build import DTYPE_BYTES, BuildConfig, ResolvedBuild
+from trtllm_dflash.options.build import DTYPE_BYTES, BuildConfig
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 Resolve = Callable[..., ResolvedBuild]
 

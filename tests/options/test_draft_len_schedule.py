@@ -38,13 +38,13 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
         ("[3]", "expected a JSON object from batch sizes to numbers of drafts"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ('{"0": 1}', "has the batch size 0, expected an integer of at least 1"),
-        ('{"x": 1}', "has the batch size 'x', expected an integer"),
-        ('{"-1": 1}', "has the batch size '-1', expected an integer"),
-        ('{"99999999999": 1}', "has the batch size '99999999999', expected an integer"),
-        ('{"1": -1}', "has the draft_len -1, expected an integer of at least 0"),
-        ('{"1": 1.0}', "has the draft_len 1.0, expected an integer"),
-        ('{"1": true}', "has the draft_len True, expected an integer"),
+        ('{"0": 1}', "batch size in draft_len_schedule is 0, expected an integer from 1"),
+        ('{"x": 1}', "batch size in draft_len_schedule is 'x', expected an integer"),
+        ('{"-1": 1}', "batch size in draft_len_schedule is '-1', expected an integer"),
+        ('{"99999999999": 1}', "batch size in draft_len_schedule is '99999999999', expected"),
+        ('{"1": -1}', "draft_len in draft_len_schedule is -1, expected an integer from 0"),
+        ('{"1": 1.0}', "draft_len in draft_len_schedule is 1.0, expected an integer"),
+        ('{"1": true}', "draft_len in draft_len_schedule is True, expected an integer"),
         ('{"1": 2, "01": 3}', "has the batch size 1 after 1: they must grow"),
         ('{"1": 2, "1": 3}', "the batch size '1' stands there twice"),
         (" " * 1_000_001, "more than 1000000 bytes"),
@@ -64,5 +64,5 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [((2, 1), (1, 3)), ((1, 1), (1, 3)), (("1", 2),)])
 def test_rows_that_do_not_grow(rows: Any) -> None:
-    with pytest.raises(UsageError, match="draft_len_schedule has the batch size"):
+    with pytest.raises(UsageError, match="batch size"):
         DraftLenSchedule(rows)

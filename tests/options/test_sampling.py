@@ -53,7 +53,7 @@ def test_max_new_tokens_is_an_alias() -> None:
         (
             "draft_len_schedule",
             {1: -2},
-            "draft_len_schedule has the draft_len -2, expected an integer",
+            "draft_len in draft_len_schedule is -2, expected an integer",
         ),
         ("draft_len_schedule", [(1, 2)], "draft_len_schedule is .*, expected a mapping"),
         ("stop_token_ids", [3, -1], "stop_token_ids is -1, expected an integer of at least 0"),

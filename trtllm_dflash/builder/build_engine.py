@@ -29,7 +29,8 @@ from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
-from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 _LOG = logging.getLogger(__name__)
 _GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")

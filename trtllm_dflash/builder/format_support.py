@@ -16,7 +16,7 @@ from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.moe import MoEConfig
-from trtllm_dflash.options.build import ResolvedBuild
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 from trtllm_dflash.trt_plugins.params import MAX_TOP_K_EXPERTS, moe_unit
 
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"

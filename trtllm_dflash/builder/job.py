@@ -10,7 +10,8 @@ from typing import Any
 
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.log import Progress
-from trtllm_dflash.options.build import BuildConfig, ResolvedBuild
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 
 @dataclass(frozen=True)

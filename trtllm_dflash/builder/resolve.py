@@ -35,7 +35,8 @@ from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.options.build import DTYPE_BYTES, FP8_CACHE, BuildConfig, ResolvedBuild
+from trtllm_dflash.options.build import DTYPE_BYTES, FP8_CACHE, BuildConfig
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 Model = TypeVar("Model")
 _STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}

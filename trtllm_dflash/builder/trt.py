@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
     from trtllm_dflash.builder.job import BuildJob
-    from trtllm_dflash.options.build import ResolvedBuild
+    from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 else:
     trt = import_tensorrt()

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import click
 
@@ -62,7 +62,7 @@ def options_from(*configs: type) -> Callable[[Function], Function]:
 
 def take(config: type[Config], options: dict[str, Any]) -> Config:
     """Build a dataclass from those of a command's options that are its fields; removes them."""
-    names = [field.name for field in fields(config) if field.name in options]  # type: ignore[arg-type]
+    names = [field.name for field in fields(cast(Any, config)) if field.name in options]
     return config(**{name: options.pop(name) for name in names})
 
 

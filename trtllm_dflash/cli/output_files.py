@@ -1,6 +1,4 @@
-"""Files that options ask for: refused before the work if they cannot be, and written after it, in
-one place.
-"""
+"""Files that options ask for: checked before the work, and written after it."""
 
 from __future__ import annotations
 
@@ -10,9 +8,7 @@ from trtllm_dflash.errors import UsageError
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise UsageError if a file that is to be written cannot be: it is tried, and nothing is left
-    behind.
-    """
+    """Raise UsageError if a file cannot be written; trying leaves nothing behind."""
     if path is None:
         return
     try:
@@ -28,7 +24,7 @@ def check_file(option: str, path: Path | None) -> None:
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write `text`; UsageError where the system refuses."""
+    """Write a text; raise UsageError if that fails."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -36,7 +32,7 @@ def write_file(option: str, path: Path, text: str) -> None:
 
 
 def _try(path: Path) -> None:
-    """Open a file for writing without changing it; what is no file, as a pipe, is not touched."""
+    """Open a file for writing without changing it; anything else, as a pipe, is not touched."""
     if path.is_file():
         path.open("ab").close()
     elif not path.exists():

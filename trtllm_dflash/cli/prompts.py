@@ -14,21 +14,22 @@ from trtllm_dflash.runtime.outputs import Generation
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One prompt, as text or as token ids, where it stands, "" or "FILE, line N", and its
-    category, where it has one.
-    """
+    """One prompt, as a text or as token ids."""
 
     prompt: str | list[int]
-    where: str = ""
+    where: str = ""  # "FILE, line N"
     category: str = ""
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """Read the prompts of a file, or of stdin for "-"; blank lines are skipped.
 
-    A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace;
-    keys beside "prompt" (a string or a list of token ids) and "category" (a string; "kind" before) are ignored. A line
-    that cannot be used raises UsageError with its number.
+    A file is read as JSON lines if its name ends in .jsonl or its first line begins with a brace.
+    Their keys are "prompt" (a string or a list of token ids) and "category" (a string, once called
+    "kind"). Others are ignored.
+
+    Raises:
+        UsageError: for a line that cannot be used, with its number.
     """
     name = "stdin" if str(path) == "-" else str(path)
     places = {}

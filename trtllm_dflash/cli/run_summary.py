@@ -1,6 +1,4 @@
-"""What `dflash-trt run` says at the end: tokens a second and what that clock covers, τ, the
-histogram of accepted lengths.
-"""
+"""The summary of `dflash-trt run`: tokens a second, τ, and the histogram of accepted lengths."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ BAR_WIDTH = 40
 
 
 def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int) -> None:
-    """Print the summary on stderr; `width` is the tokens of a slot in a generation step (1: nothing
-    was drafted).
-    """
+    """Print the summary on stderr; `width` is the tokens of a slot in a decode step."""
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     table = Table.grid(padding=(0, 2))
     for name, value in [*_clock_rows(answers, timings), *_acceptance_rows(lengths, width)]:

@@ -16,7 +16,7 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.options.build import ResolvedBuild
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 # Field of TargetConfig by TensorRT-LLM's name for it in config.json, where the two differ.
 _PRETRAINED_NAMES = {

@@ -1,14 +1,15 @@
-"""What a build is asked for, and the numbers it resolves to for a given target and drafter."""
+"""The options of `dflash-trt build`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
+from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 if TYPE_CHECKING:
     from trtllm_dflash.models.base import TargetConfig
@@ -18,13 +19,11 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 FP8_CACHE = "fp8"
 _DEFAULT_SEQ_LEN = 2048
 _DEFAULT_NUM_TOKENS = 512
-_CACHE_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What the user asks of a build; `None` and "auto" are resolved against the models by
-    `resolve`.
+    """What to build; `resolve` replaces None and "auto" by values for the models.
 
     Raises:
         UsageError: for a value that no model could make right.
@@ -62,7 +61,7 @@ class BuildConfig:
         ),
     )
     max_batch_size: int = field(
-        default=1, metadata=cli_option("slots that generate together", low=1)
+        default=1, metadata=cli_option("sequences that generate together", low=1)
     )
     max_seq_len: int | None = field(
         default=None,
@@ -79,14 +78,15 @@ class BuildConfig:
     max_num_tokens: int | None = field(
         default=None,
         metadata=cli_option(
-            f"widest step: longer prompts go in chunks of it [default: up to {_DEFAULT_NUM_TOKENS}]",
+            "tokens of the widest step; longer prompts are split into chunks of it"
+            f" [default: up to {_DEFAULT_NUM_TOKENS}]",
             low=1,
         ),
     )
     block_size: int | None = field(
         default=None,
         metadata=cli_option(
-            "anchor and drafts of a step [default: what the drafter was trained with]", low=2
+            "tokens of a block: anchor and drafts [default: as the drafter was trained]", low=2
         ),
     )
     draft_len: int | None = field(
@@ -99,7 +99,7 @@ class BuildConfig:
     draft_vocab: str | None = field(
         default=None,
         metadata=cli_option(
-            "JSON list of the token ids that may be drafted: drafting then reads only their rows of"
+            "JSON list of the token ids that may be drafted: drafting reads only their rows of"
             " the head",
             metavar="FILE",
         ),
@@ -107,15 +107,15 @@ class BuildConfig:
     timing_cache: str | None = field(
         default=None,
         metadata=cli_option(
-            "tactics' timings to start from and to add to (sm90, sm100, sm103) [default: none]",
+            "file of tactic timings to reuse and extend (sm90, sm100, sm103) [default: none]",
             metavar="FILE",
         ),
     )
     plugins: bool | None = field(
         default=None,
         metadata=cli_option(
-            "our CUDA kernels in the engine, or the operators' bodies as the compiler makes them"
-            " [default: plugins on sm*]"
+            "the CUDA kernels of dflash-trt, or the operators' ONNX bodies as TensorRT compiles"
+            " them [default: plugins on sm*]"
         ),
     )
 
@@ -130,19 +130,20 @@ class BuildConfig:
             )
         if self.timing_cache and ARCHS[self.arch].backend != "tensorrt":
             raise UsageError(
-                "--timing-cache is for TensorRT, and nothing is timed in a build for --arch"
-                f" {self.arch}"
+                "--timing-cache is for TensorRT, and nothing is timed in a build for"
+                f" --arch {self.arch}"
             )
         if self.drafter is None:
             for name in ("block_size", "draft_len", "draft_vocab"):
                 if getattr(self, name) is not None:
                     raise UsageError(
-                        f"{option_name(name)} is about drafts: it needs a drafter, and this build has none"
+                        f"{option_name(name)} is about drafts: it needs a drafter, and this"
+                        " build has none"
                     )
 
     @property
     def with_plugins(self) -> bool:
-        """`plugins`, with its default for the arch."""
+        """Return `plugins`, or its default for the arch."""
         return ARCHS[self.arch].is_gpu if self.plugins is None else self.plugins
 
     def _check_dtypes(self, arch: Arch) -> None:
@@ -156,7 +157,7 @@ class BuildConfig:
                 )
 
     def resolve(self, target: TargetConfig, drafter: DrafterConfig | None) -> ResolvedBuild:
-        """Every size as a number, checked against the models.
+        """Return every size, checked against the models.
 
         Raises:
             UsageError: for a size that this target or drafter cannot have.
@@ -164,6 +165,7 @@ class BuildConfig:
         block_size = self._block_size(drafter)
         max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.max_position_embeddings)
         max_input_len = self.max_input_len or max_seq_len - 1
+        default_num_tokens = max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size)
         resolved = ResolvedBuild(
             gpu_arch=self.arch,
             backend=ARCHS[self.arch].backend,
@@ -171,8 +173,7 @@ class BuildConfig:
             max_batch_size=self.max_batch_size,
             max_input_len=max_input_len,
             max_seq_len=max_seq_len,
-            max_num_tokens=self.max_num_tokens
-            or max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size),
+            max_num_tokens=self.max_num_tokens or default_num_tokens,
             block_size=block_size,
             draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
             plugins=self.with_plugins,
@@ -188,84 +189,6 @@ class BuildConfig:
         if self.block_size > drafter.block_size:
             raise UsageError(
                 f"--block-size {self.block_size} is more than the {drafter.block_size} that the"
-                " drafter was trained with: its later drafts would be guesses of an untrained"
-                " position"
+                " drafter was trained with: it has not learned to draft at later positions"
             )
         return self.block_size
-
-
-@dataclass(frozen=True)
-class ResolvedBuild:
-    """The sizes an engine is built with; a plain engine has block_size 1 and draft_len 0."""
-
-    gpu_arch: str  # a key of ARCHS: "cpu" too
-    backend: str
-    dtype: str
-    max_batch_size: int
-    max_input_len: int
-    max_seq_len: int
-    max_num_tokens: int
-    block_size: int
-    draft_len: int
-    plugins: bool
-
-    @property
-    def cache_len(self) -> int:
-        """Rows of a cache of all positions: the sequence, and room for what steps write behind its
-        end.
-
-        The step that ends a sequence may begin at its last token but one. It writes a block of
-        tokens to verify and, in the drafter's caches, the next block behind those: two blocks. A
-        session that looks ahead has one more step under way by then, which begins up to a block
-        later: three.
-        """
-        needed = self.max_seq_len + 3 * self.block_size
-        return -(-needed // _CACHE_ALIGNMENT) * _CACHE_ALIGNMENT
-
-    @property
-    def ring_width(self) -> int | None:
-        """The widest step that a ring of a windowed layer must hold (`engine_dir.ring_cache`); None: no layer
-        has a ring.
-
-        A compiler without our kernels has only full caches: TensorRT-RTX 1.7 takes no circular
-        TensorScatter.
-        """
-        return self.max_num_tokens if self.plugins or not ARCHS[self.gpu_arch].is_gpu else None
-
-    def check_against(self, target: TargetConfig) -> None:
-        """Raise UsageError, naming both values, where two sizes contradict each other."""
-        limits = (
-            (
-                "max_seq_len",
-                target.max_position_embeddings,
-                "the target's max_position_embeddings: it was never trained further",
-            ),
-            (
-                "max_input_len",
-                self.max_seq_len - 1,
-                "max-seq-len - 1: a prompt must leave room for one token",
-            ),
-            (
-                "max_num_tokens",
-                self.max_seq_len,
-                "max-seq-len: no step can be wider than a sequence",
-            ),
-            (
-                "draft_len",
-                self.block_size - 1,
-                "block-size - 1: the block's first token is the anchor",
-            ),
-        )
-        for name, limit, reason in limits:
-            value = getattr(self, name)
-            if value > limit:
-                raise UsageError(f"{option_name(name)} {value} is more than {limit}, {reason}")
-        if self.max_num_tokens < self.block_size:
-            raise UsageError(
-                f"--max-num-tokens {self.max_num_tokens} is less than the block of"
-                f" {self.block_size} tokens that one step verifies"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """The `build_config` section of the engine's config.json."""
-        return {**asdict(self), "cache_len": self.cache_len}

@@ -1,6 +1,4 @@
-"""How many drafts a step verifies at which batch size: what `run --draft-len-schedule` reads and
-`profile` advises.
-"""
+"""The number of drafts by batch size: `run --draft-len-schedule` reads and `profile` writes it."""
 
 from __future__ import annotations
 
@@ -11,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import check_integer
 
 _FORM = 'expected a JSON object from batch sizes to numbers of drafts, as in {"1": 7, "4": 3}'
-_MOST = 2**31 - 1
-_FILE_BYTES = 1_000_000
+_MAX_INT = 2**31 - 1
+_MAX_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class DraftLenSchedule:
     """Rows of (batch size, draft_len), by growing batch size.
 
-    As in TensorRT-LLM, a row holds for batches up to its size, from the row before on; beyond the
-    last row nothing is drafted. {4: 7, 8: 2}: 7 drafts for 1 to 4 sequences, 2 for 5 to 8, none for
-    more. The batch is what generates at that moment, so it shrinks as sequences end. Like all
-    drafting, a schedule never changes tokens.
+    As in TensorRT-LLM, a row holds for batches up to its size, from the row before on. Beyond the
+    last row nothing is drafted. With {4: 7, 8: 2} there are 7 drafts for 1 to 4 sequences, 2 for 5
+    to 8 and none for more. The batch is what generates at that moment: it shrinks as sequences end.
+    Like all drafting, a schedule never changes tokens.
 
     Raises:
         UsageError: for no rows, sizes that do not grow from 1 on, or a negative draft_len.
@@ -38,16 +37,8 @@ class DraftLenSchedule:
             raise UsageError(f"draft_len_schedule has no rows: {_FORM}.")
         last = 0
         for batch, draft_len in self.rows:
-            for what, value, low in (("batch size", batch, 1), ("draft_len", draft_len, 0)):
-                if (
-                    isinstance(value, bool)
-                    or not isinstance(value, int)
-                    or not low <= value <= _MOST
-                ):
-                    raise UsageError(
-                        f"draft_len_schedule has the {what} {value!r}, expected an integer of at"
-                        f" least {low}."
-                    )
+            check_integer("batch size in draft_len_schedule", batch, low=1, high=_MAX_INT)
+            check_integer("draft_len in draft_len_schedule", draft_len, low=0, high=_MAX_INT)
             if batch <= last:
                 raise UsageError(
                     f"draft_len_schedule has the batch size {batch} after {last}: they must grow."
@@ -55,17 +46,17 @@ class DraftLenSchedule:
             last = batch
 
     def draft_len(self, batch: int) -> int:
-        """The number of drafts for `batch` sequences that generate together."""
+        """Return the number of drafts for `batch` sequences that generate together."""
         return next((draft_len for size, draft_len in self.rows if batch <= size), 0)
 
     @property
     def max_draft_len(self) -> int:
-        """The largest number of drafts in it."""
+        """Return the largest number of drafts in it."""
         return max(draft_len for _, draft_len in self.rows)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[Any, Any]) -> DraftLenSchedule:
-        """From {batch size: draft_len} in any order; keys may be strings, as in JSON."""
+        """Build from {batch size: draft_len} in any order; keys may be strings, as in JSON."""
         rows = [(_batch_size(batch), draft_len) for batch, draft_len in mapping.items()]
         return cls(tuple(sorted(rows, key=lambda row: row[0])))
 
@@ -92,27 +83,22 @@ class DraftLenSchedule:
         return cls.from_mapping(data)
 
     def to_json(self) -> dict[str, int]:
-        """The file's content."""
+        """Return the content of a file."""
         return {str(batch): draft_len for batch, draft_len in self.rows}
 
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        text = file.read(_FILE_BYTES + 1)
-    if len(text) > _FILE_BYTES:
-        raise UsageError(f"more than {_FILE_BYTES} bytes, and a schedule is a few rows.")
+        text = file.read(_MAX_FILE_BYTES + 1)
+    if len(text) > _MAX_FILE_BYTES:
+        raise UsageError(f"more than {_MAX_FILE_BYTES} bytes, and a schedule is a few rows.")
     return text
 
 
 def _batch_size(key: Any) -> Any:
-    """A key as an integer where it is one in decimal; anything else is left for the check to
-    refuse.
-    """
-    return (
-        int(key)
-        if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11
-        else key
-    )
+    """Return a decimal key as an integer; anything else is left for the check to refuse."""
+    is_decimal = isinstance(key, str) and key.isascii() and key.isdecimal()
+    return int(key) if is_decimal and len(key) < 11 else key
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

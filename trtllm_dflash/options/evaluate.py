@@ -1,4 +1,4 @@
-"""What `dflash-trt eval` is asked for."""
+"""The options of `dflash-trt eval`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMITS = ("min_acceptance_length", *_DIFFERENCES)
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What the user asks of an evaluation.
+    """What to evaluate, and the limits that it must keep.
 
     Raises:
         UsageError: for a value that no engine could make right.
@@ -27,15 +27,14 @@ class EvaluateConfig:
     against: Path | None = field(
         default=None,
         metadata=cli_option(
-            "the engine to compare with, of the same tokenizer: mostly the one that is not"
-            " quantized",
+            "the engine to compare with, usually the unquantized one; it has the same tokenizer",
             metavar="ENGINE",
         ),
     )
     text: Path | None = field(
         default=None,
         metadata=cli_option(
-            "text to predict [default: some pages that come with dflash-trt]", metavar="FILE"
+            "text to predict [default: a text that comes with dflash-trt]", metavar="FILE"
         ),
     )
     text_tokens: int | None = field(
@@ -48,25 +47,26 @@ class EvaluateConfig:
     min_acceptance_length: float | None = field(
         default=None,
         metadata=cli_option(
-            "fail where fewer tokens a decode step are accepted on the --prompts, bonus included",
+            "fail if the acceptance length (tokens a step, bonus included) is smaller on the"
+            " --prompts",
             aliases=("--min-tau",),
         ),
     )
     min_top1: float | None = field(
         default=None,
         metadata=cli_option(
-            "fail where fewer of all positions (0 to 1) have the same most likely token as"
-            " --against"
+            "fail if the share of positions (0 to 1) with the same most likely token as --against"
+            " is smaller"
         ),
     )
     max_kl: float | None = field(
         default=None,
-        metadata=cli_option("fail where the mean KL divergence from --against is larger, in nats"),
+        metadata=cli_option("fail if the mean KL divergence from --against is larger, in nats"),
     )
     max_perplexity_increase: float | None = field(
         default=None,
         metadata=cli_option(
-            "fail where the perplexity is larger than that of --against by more; 0.05: by 5 percent"
+            "fail if the perplexity exceeds that of --against by more; 0.05: by 5 percent"
         ),
     )
     num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
@@ -85,8 +85,8 @@ class EvaluateConfig:
         differences = [name for name in _DIFFERENCES if getattr(self, name) is not None]
         if differences and self.against is None:
             raise UsageError(
-                f"{option_name(differences[0])} is a limit on the difference from another engine: give"
-                " --against ENGINE"
+                f"{option_name(differences[0])} is a limit on the difference from another engine:"
+                " give --against ENGINE"
             )
 
 

@@ -26,13 +26,12 @@ def cli_option(
     """Return the metadata of a field that is an option of a command.
 
     Args:
-        text: the help text.
-        metavar: what the help shows for the value.
-        choices: the values that are accepted.
-        low: the smallest integer that is accepted.
-        high: the largest one; it needs `low`.
-        aliases: older spellings, which keep working and are not shown. Of a flag, `--no-...` turns
-            it off.
+        text: The help text.
+        metavar: What the help shows for the value.
+        choices: The values that are accepted.
+        low: The smallest integer that is accepted.
+        high: The largest one; it needs `low`.
+        aliases: Older spellings, which work and are not shown. `--no-...` turns a flag off.
     """
     given = {"metavar": metavar, "choices": choices, "low": low, "high": high}
     return {

@@ -1,4 +1,4 @@
-"""What `dflash-trt profile` is asked for."""
+"""The options of `dflash-trt profile`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from trtllm_dflash.options.prompt_options import ResultFile
 from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.options.sampling import SamplingParams
 
-PEERS = ("reference", "hf")
-AGAINST = ("plain", *PEERS)
+EXTERNAL_SYSTEMS = ("reference", "hf")
+AGAINST = ("plain", *EXTERNAL_SYSTEMS)
 
 
 @dataclass(frozen=True)
 class ProfileConfig(RowSampling):
-    """What the user asks of a profile.
+    """What to measure, and how.
 
     Raises:
         UsageError: for a value that no engine could make right.
@@ -33,7 +33,7 @@ class ProfileConfig(RowSampling):
     draft_lens: str | None = field(
         default=None,
         metadata=cli_option(
-            "drafts a step to try; 0: the same engine without [default: 0, the engine's own, the"
+            "numbers of drafts a step to try; 0: no drafts [default: 0, the engine's own, the"
             " whole block]",
             metavar="N,…",
         ),
@@ -41,8 +41,8 @@ class ProfileConfig(RowSampling):
     against: str = field(
         default="plain",
         metadata=cli_option(
-            "what to measure beside it: plain, reference (the package dflash), hf (transformers'"
-            " generate, plain and with prompt lookup)",
+            "systems to measure beside it: plain, reference (the package dflash), hf"
+            " (transformers' generate, plain and with prompt lookup)",
             metavar="NAME,…",
         ),
     )
@@ -74,8 +74,8 @@ class ProfileConfig(RowSampling):
     input_len: int | None = field(
         default=None,
         metadata=cli_option(
-            "make every prompt this long: fill it up with others before it, or cut its"
-            " beginning off",
+            "tokens of every prompt: shorter ones get other prompts in front, longer ones lose"
+            " their beginning",
             low=1,
         ),
     )
@@ -100,37 +100,38 @@ class ProfileConfig(RowSampling):
         check_fields(self)
         for batch in self.batches or ():
             check_integer("--batch", batch, low=1)
-        _ = self.lengths
-        unknown = [name for name in self.others if name not in AGAINST]
+        _ = self.draft_len_values
+        unknown = [name for name in self.baselines if name not in AGAINST]
         if unknown:
             raise UsageError(f"--against {unknown[0]}: expected names among {', '.join(AGAINST)}")
         super().__post_init__()
         SamplingParams(seed=self.seed)
-        if self.temperature > 0 and self.peers:
+        if self.temperature > 0 and self.external_baselines:
             raise UsageError(
-                f"--against {self.peers[0]} is for greedy decoding: other samplers draw other"
-                " tokens, so that the sides would answer differently. Leave --temperature at 0."
+                f"--against {self.external_baselines[0]} is for greedy decoding: other samplers"
+                " draw other tokens, so that the systems would answer differently. Leave"
+                " --temperature at 0."
             )
 
     @property
     def batches(self) -> tuple[int, ...] | None:
-        """The batch sizes, growing; None: the default."""
+        """Return the batch sizes, growing; None: the default."""
         return _sorted_integers("--batch", self.batch)
 
     @property
-    def lengths(self) -> tuple[int, ...] | None:
-        """The numbers of drafts, growing; None: the default."""
+    def draft_len_values(self) -> tuple[int, ...] | None:
+        """Return the numbers of drafts, growing; None: the default."""
         return _sorted_integers("--draft-lens", self.draft_lens)
 
     @property
-    def others(self) -> tuple[str, ...]:
-        """The names of --against."""
+    def baselines(self) -> tuple[str, ...]:
+        """Return the names of --against."""
         return tuple(name.strip() for name in self.against.split(","))
 
     @property
-    def peers(self) -> tuple[str, ...]:
-        """Those among them that are not engines of ours, in the order of the table."""
-        return tuple(name for name in PEERS if name in self.others)
+    def external_baselines(self) -> tuple[str, ...]:
+        """Return those among them that are not engines of this package."""
+        return tuple(name for name in EXTERNAL_SYSTEMS if name in self.baselines)
 
 
 def _sorted_integers(name: str, text: str | None) -> tuple[int, ...] | None:

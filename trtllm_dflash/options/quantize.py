@@ -1,4 +1,4 @@
-"""What `dflash-trt quantize` is asked for."""
+"""The options of `dflash-trt quantize`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _CHOICES = (*FORMATS, KEEP_WEIGHTS)
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """What the user asks of a quantization; with `drafter`, that is quantized too, into
-    `output_dir`/drafter.
+    """What to quantize, and how; a `drafter` is quantized into `output_dir`/drafter.
 
     Raises:
         UsageError: for a value that no model could make right.
@@ -88,20 +87,20 @@ class QuantizeConfig:
 
     @property
     def weight_format(self) -> WeightFormat | None:
-        """The row of `quant`; None where weights stay as they are."""
+        """Return the format of `quant`; None where weights stay as they are."""
         return FORMATS.get(self.quant)
 
     @property
     def reads_activations(self) -> bool:
-        """Whether anything but the weights gets scales, so that text must go through the target."""
+        """Return whether anything but weights gets scales, which takes text for calibration."""
         return self.quantizes_inputs or self.kv_cache_dtype is not None
 
     @property
     def quantizes_inputs(self) -> bool:
-        """Whether the inputs of linears get scales."""
+        """Return whether the inputs of linears get scales."""
         return self.weight_format is not None and self.weight_format.has_input_scale
 
     @property
     def group_size(self) -> int | None:
-        """Elements that share a block scale; None where there are no blocks."""
+        """Return the elements that share a scale; None where there are no groups."""
         return self.weight_format.group_size if self.weight_format else None

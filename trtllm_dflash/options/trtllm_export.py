@@ -1,4 +1,4 @@
-"""What `dflash-trt export-trtllm` is asked for."""
+"""The options of `dflash-trt export-trtllm`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARCHS = ("any", "sm90", "sm100", "sm103")
 
 @dataclass(frozen=True)
 class TrtllmExportConfig:
-    """What the user asks of an export for TensorRT-LLM.
+    """Which pair to export for TensorRT-LLM, and how to split it.
 
     Raises:
         UsageError: for a value that no model could make right.
@@ -37,12 +37,12 @@ class TrtllmExportConfig:
         ),
     )
     nodes: int = field(
-        default=1, metadata=cli_option("machines that these GPUs are in, as many in each", low=1)
+        default=1, metadata=cli_option("machines with these GPUs, equally many in each", low=1)
     )
     arch: str = field(
         default="any",
         metadata=cli_option(
-            "the GPUs' kind: decides the drafter's attention kernels", choices=ARCHS
+            "architecture of the GPUs, which selects the drafter's attention kernels", choices=ARCHS
         ),
     )
     expert_parallel: int | None = field(

@@ -115,15 +115,15 @@ def _systems(config: ProfileConfig, sweep: Sweep, engine: Engine, plain: Engine)
     systems = [engine_system(PLAIN, PLAIN, plain, 0, **sampling)]
     for draft_len, name in sweep.system_names.items():
         systems.append(engine_system(name, DFLASH, engine, draft_len, **sampling))
-    if not config.peers:
+    if not config.external_baselines:
         return systems
     from trtllm_dflash.profile.external_systems import load_external_systems
 
     drafter = None
-    if REFERENCE in config.peers:
+    if REFERENCE in config.external_baselines:
         drafter = find_checkpoint(config.engine, "drafter", config.drafter)
     return systems + load_external_systems(
-        config.peers,
+        config.external_baselines,
         find_checkpoint(config.engine, "target", config.target),
         drafter,
         block_size=engine.config.block_size,

@@ -39,7 +39,7 @@ class Sweep:
                 " --max-batch-size)."
             )
         defaults = {0, engine.draft_len, engine.block_size - 1}
-        draft_lens = config.lengths or tuple(sorted(defaults))
+        draft_lens = config.draft_len_values or tuple(sorted(defaults))
         if draft_lens[-1] >= engine.block_size:
             raise UsageError(
                 f"--draft-lens {draft_lens[-1]}: a block of {engine.block_size} holds"

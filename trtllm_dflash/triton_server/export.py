@@ -18,16 +18,6 @@ from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, REQUIRED
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 from trtllm_dflash.triton_server.settings import Settings
 
-MODEL_FILE = '''"""Written by dflash-trt export-triton: the model is part of the package trtllm_dflash."""
-
-try:
-    from trtllm_dflash.triton_server.model import TritonPythonModel  # noqa: F401
-except ModuleNotFoundError as error:
-    raise RuntimeError(
-        f"{error}: install dflash-trt for the Python that runs this model (see the README.md beside config.pbtxt)"
-    ) from error
-'''
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -64,7 +54,7 @@ def export(config: TritonExportConfig, *, overwrite: bool = False) -> ExportRepo
     )
     with atomic_directory(directory) as staging:
         (staging / "1").mkdir()
-        (staging / "1" / "model.py").write_text(MODEL_FILE)
+        (staging / "1" / "model.py").write_text(_model_file())
         (staging / "config.pbtxt").write_text(config_pbtxt(config, engine_config, settings))
         (staging / "README.md").write_text(page)
         if config.copy:
@@ -94,6 +84,10 @@ def config_pbtxt(
         required=REQUIRED,
         parameters=parameters,
     )
+
+
+def _model_file() -> str:
+    return render("trtllm_dflash.triton_server", "model.py.j2")
 
 
 def _quoted(text: str) -> str:
@@ -138,7 +132,7 @@ def _check_model_directory(directory: Path, overwrite: bool) -> None:
             " that model."
         )
     model = directory / "1" / "model.py"
-    if not model.is_file() or model.read_text(errors="replace") != MODEL_FILE:
+    if not model.is_file() or model.read_text(errors="replace") != _model_file():
         raise UsageError(
             f"--overwrite replaces a model that an export wrote, and {directory} is something else."
         )

@@ -1,8 +1,7 @@
-"""THE table of the model's inputs and outputs: config.pbtxt, the checks of requests and the page of
-an export come from it.
+"""THE table of the model's inputs and outputs.
 
-The names are those of TensorRT-LLM's and vLLM's Triton models, which Triton's OpenAI frontend,
-genai-perf and others send.
+config.pbtxt, the checks of requests and an export's README come from it. The names are those of
+TensorRT-LLM's and vLLM's Triton models, which Triton's OpenAI frontend and genai-perf send.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]
     engine = Engine.load(directory, num_threads=settings.num_threads)
     if engine_digest(directory) != settings.engine_digest:
         raise EngineError(
-            f"{directory} is not the engine that this repository was exported for: it was built again"
-            " since. Export it again: dflash-trt export-triton --overwrite."
+            f"{directory} is not the engine that this repository was exported for: it was built"
+            " again since. Export it again: dflash-trt export-triton --overwrite."
         )
     if engine.tokenizer is None:
         raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")

@@ -54,12 +54,12 @@ class Responses:
     def fail(self, error: DFlashError) -> None:
         """Send the error and its text as the last response."""
         self._metrics.add_failure()
-        codes = self._triton.TritonError
-        code = codes.INTERNAL
+        triton_error = self._triton.TritonError
+        code = triton_error.INTERNAL
         if isinstance(error, UsageError):
-            code = codes.INVALID_ARG
+            code = triton_error.INVALID_ARG
         elif isinstance(error, BusyError | ClosedError):
-            code = codes.UNAVAILABLE
+            code = triton_error.UNAVAILABLE
         self._send_error(str(error), code)
 
     def _end(self, ended: FinishInfo) -> None:
