@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test test-all lint format bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all lint format docs bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -87,6 +87,9 @@ format: .venv/.test  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(CUDA_SOURCES)
+
+docs: .venv/.test  ## write docs/estimate again: its page and plot
+	$(BIN)/python -m docs.estimate.generate
 
 bench: .venv/.test-all engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3 --max-tokens 96 --without-reference \

@@ -1,4 +1,4 @@
-"""Tokens a step: from one τ, and from what was measured."""
+"""Tokens a step: from one acceptance length, and from measurements."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.acceptance import Acceptance, read_acceptance
+from trtllm_dflash.estimate.acceptance import AcceptanceByPosition, read_acceptance
 
 
 @given(st.integers(1, 31), st.floats(0, 1))
-def test_of_tau_is_a_geometric_series(draft_len: int, share: float) -> None:
+def test_acceptance_length_gives_a_geometric_series(draft_len: int, share: float) -> None:
     tau = 1 + share * draft_len
-    found = Acceptance.of_tau(tau, draft_len)
-    assert found.tau(draft_len) == pytest.approx(tau)
-    assert found.tau(0) == 1
-    taus = [found.tau(k) for k in range(draft_len + 1)]
+    found = AcceptanceByPosition.from_acceptance_length(tau, draft_len)
+    assert found.acceptance_length(draft_len) == pytest.approx(tau)
+    assert found.acceptance_length(0) == 1
+    taus = [found.acceptance_length(k) for k in range(draft_len + 1)]
     assert taus == sorted(taus)
-    p = found.reached[0]
-    assert found.reached == pytest.approx([p ** (j + 1) for j in range(draft_len)])
+    p = found.shares[0]
+    assert found.shares == pytest.approx([p ** (j + 1) for j in range(draft_len)])
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,22 @@ def test_of_tau_is_a_geometric_series(draft_len: int, share: float) -> None:
     [(5.3, 3.3, 4.3), (5.4, 3.3, 4.3), (4.4, 3.1, 3.8), (4.6, 3.1, 3.9), (3.7, 2.7, 3.3)],
     ids=["GSM8K", "MATH-500", "HumanEval", "MBPP", "MT-Bench"],
 )
-def test_published_blocks_follow_it(tau: float, at_4: float, at_6: float) -> None:
+def test_published_blocks_follow_one_probability(tau: float, at_4: float, at_6: float) -> None:
     """gpt-oss-120b-DFlash's card gives τ for blocks of 10, 6 and 4: within 7 %, where each block
     drafts anew.
     """
-    found = Acceptance.of_tau(tau, 9)
-    assert found.tau(3) == pytest.approx(at_4, rel=0.07)
-    assert found.tau(5) == pytest.approx(at_6, rel=0.07)
+    found = AcceptanceByPosition.from_acceptance_length(tau, 9)
+    assert found.acceptance_length(3) == pytest.approx(at_4, rel=0.07)
+    assert found.acceptance_length(5) == pytest.approx(at_6, rel=0.07)
 
 
 @pytest.mark.parametrize("tau", [0.9, 4.1])
-def test_an_impossible_tau_is_refused(tau: float) -> None:
+def test_impossible_acceptance_length_is_refused(tau: float) -> None:
     with pytest.raises(
-        UsageError, match=f"--tau {tau} is impossible: a step that verifies 3 drafts yields 1 to 4"
+        UsageError,
+        match=f"-length {tau} is impossible: a step that verifies 3 drafts yields 1 to 4",
     ):
-        Acceptance.of_tau(tau, 3)
+        AcceptanceByPosition.from_acceptance_length(tau, 3)
 
 
 def _file(tmp_path: Path, data: Any) -> Path:
@@ -72,16 +73,18 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
         ]
     }
     found = read_acceptance(_file(tmp_path, data), 3)
-    assert found.reached == (0.75, 0.25, 0.0)
-    assert found.tau(3) == 2.0
+    assert found.shares == (0.75, 0.25, 0.0)
+    assert found.acceptance_length(3) == 2.0
 
 
 def test_other_files_are_read(tmp_path: Path) -> None:
-    assert read_acceptance(_file(tmp_path, {"by_position": [0.5, 0.25, 0.125]}), 2).reached == (
+    assert read_acceptance(_file(tmp_path, {"by_position": [0.5, 0.25, 0.125]}), 2).shares == (
         0.5,
         0.25,
     )
-    assert read_acceptance(_file(tmp_path, {"tau": 2.5}), 3).tau(3) == pytest.approx(2.5)
+    assert read_acceptance(_file(tmp_path, {"tau": 2.5}), 3).acceptance_length(3) == pytest.approx(
+        2.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,13 +126,14 @@ def test_a_users_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
     elsewhere.mkdir()
     link = tmp_path / "file (1).json"
     link.symlink_to(_file(elsewhere, {"tau": 2.5}))
-    assert read_acceptance(link, 3).tau(3) == pytest.approx(2.5)
+    assert read_acceptance(link, 3).acceptance_length(3) == pytest.approx(2.5)
 
 
 def test_a_file_that_is_no_json_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(
-        UsageError, match=r"--tau .*a.json: not JSON \(.*Give a file of profile --json, or a number"
+        UsageError,
+        match=r"--acceptance-length .*a.json: not JSON \(.*Give a file of profile --json, or a n",
     ):
         read_acceptance(tmp_path / "a.json", 3)
 

@@ -1,4 +1,4 @@
-"""In which numbers a pair is estimated: those of its checkpoints, or those of the options."""
+"""The formats of an estimate: those of the checkpoints, or those of the options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.checkpoint.from_config import target_headers
 from trtllm_dflash.errors import CheckpointError, ConfigError, UsageError
-from trtllm_dflash.estimate.known import find_target
-from trtllm_dflash.estimate.precision import Precision
-from trtllm_dflash.estimate.run import Estimate, estimate
+from trtllm_dflash.estimate.models import find_target
+from trtllm_dflash.estimate.run import EstimateInputs, read_inputs
 from trtllm_dflash.options.estimate import EstimateConfig
 
 Stored = Callable[..., Path]
+USUAL = {"linears": "bf16", "experts": "bf16", "head": "bf16", "drafter": "bf16"}
 
 
 @pytest.fixture
@@ -48,14 +48,15 @@ def stored(tmp_path: Path) -> Stored:
     return make
 
 
-def of(target: str | Path, arch: str = "sm100", **options: Any) -> Estimate:
-    settings = {"batch": "1", "tau": "3"} | options
-    return estimate(EstimateConfig(target=str(target), arch=arch, **settings))
+def of(target: str | Path, arch: str = "sm100", **options: Any) -> EstimateInputs:
+    settings = {"batch": "1", "acceptance_length": "3"} | options
+    return read_inputs(EstimateConfig(target=str(target), arch=arch, **settings))
 
 
-def test_a_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
-    """hf_quant_config.json alone says it; the same as asking for it of the original, scales for
-    caches included.
+def test_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
+    """The same as asking for it of the original, scales for caches included.
+
+    Only hf_quant_config.json says it.
     """
     directory = stored("Qwen3-8B", "target", "nvfp4", kv_cache=True)
     drafter = "Qwen3-8B-DFlash-b16"
@@ -63,48 +64,48 @@ def test_a_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
         of(directory, drafter=drafter),
         of("Qwen3-8B", quant="nvfp4", kv_cache_dtype="fp8"),
     )
-    assert found.pair.precision == asked.pair.precision == Precision(linears="nvfp4", cache="fp8")
-    assert found.plain[0].time == asked.plain[0].time
-    assert of(directory, drafter=drafter, kv_cache_dtype="bf16").pair.precision.cache == "bf16"
+    assert found.pair.formats == asked.pair.formats
+    assert found.pair.usual_formats() == USUAL | {"linears": "nvfp4"}
+    assert found.pair.formats.kv_cache == "fp8"
+    first, second = (each.time_steps(each.pair.plain_step(), 0, 1.0) for each in (found, asked))
+    assert first == second
+    assert of(directory, drafter=drafter, kv_cache_dtype="bf16").pair.formats.kv_cache == "bf16"
 
 
-def test_modules_that_are_stored_otherwise_are_counted_so(stored: Stored) -> None:
-    """NVFP4 but for one layer: its weights, and no others, take 16 bits; all bytes are those of the
-    tensors.
-    """
+def test_modules_stored_otherwise_are_counted_so(stored: Stored) -> None:
+    """NVFP4 but for one layer: its weights, and no others, take 16 bits."""
     exclude = ("lm_head", "model.layers.3.*")
     directory = stored("Qwen3-8B", "target", "nvfp4", exclude=exclude)
-    found = of(directory, drafter="Qwen3-8B-DFlash-b16")
-    assert len(found.pair.precision.others) == 7
+    pair = of(directory, drafter="Qwen3-8B-DFlash-b16").pair
+    assert pair.format_counts()["linears"] == {"nvfp4": 35 * 7, "bf16": 7}
     target = find_target(str(directory))
     tensors = target_headers(target.config, target.quantization).tensors
     linears = {
         name: info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name
     }
-    counted = sum(
-        work.weight_bytes for work in found.pair.plain() if work.kind in ("linear", "head")
-    )
+    counted = sum(cost.weight_bytes for cost in pair.plain_step())
     assert counted == sum(info.nbytes for info in linears.values())
 
 
-def test_a_drafter_is_estimated_as_it_is_stored(stored: Stored) -> None:
+def test_drafter_is_estimated_as_it_is_stored(stored: Stored) -> None:
     directory = stored("Qwen3-8B", "drafter", "fp8", exclude=("fc",))
-    assert of("Qwen3-8B", drafter=str(directory)).pair.precision == Precision(drafter="fp8")
+    pair = of("Qwen3-8B", drafter=str(directory)).pair
+    assert pair.usual_formats() == USUAL | {"drafter": "fp8"}
+    assert pair.format_counts()["drafter"] == {"fp8": 5 * 7}
 
 
-def test_a_quantized_head_is_one(stored: Stored) -> None:
+def test_quantized_head_is_one(stored: Stored) -> None:
     directory = stored("Qwen3-8B", "target", "fp8", exclude=())
-    assert of(directory, drafter="Qwen3-8B-DFlash-b16").pair.precision == Precision(
-        linears="fp8", head="fp8"
-    )
+    pair = of(directory, drafter="Qwen3-8B-DFlash-b16").pair
+    assert pair.usual_formats() == USUAL | {"linears": "fp8", "head": "fp8"}
 
 
 @pytest.mark.parametrize("quant", ["fp8", "nvfp4", "w4a16_nvfp4"])
 def test_mxfp4_experts_stay_as_they_come(quant: str) -> None:
-    found = of("gpt-oss-20b", quant=quant)
-    assert found.pair.precision == Precision(linears=quant, experts="mxfp4")
-    (number,) = {work.number for work in found.pair.plain() if work.kind == "experts"}
-    assert (number.bits, number.multiplied) == (4.25, "bf16")
+    pair = of("gpt-oss-20b", quant=quant).pair
+    assert pair.usual_formats() == USUAL | {"linears": quant, "experts": "mxfp4"}
+    (form,) = {cost.format for cost in pair.plain_step() if cost.operation == "experts"}
+    assert (form.bits, form.multiplied_as) == (4.25, "bf16")
 
 
 @pytest.mark.parametrize(("quant", "experts"), [("fp8", "bf16"), ("nvfp4", "w4a16_nvfp4")])
@@ -112,24 +113,22 @@ def test_activations_of_experts_are_never_quantized(
     quant: str, experts: str, stored: Stored
 ) -> None:
     """As in a build: 4 bits for their weights, or nothing; and no format for routers."""
-    asked = of("Qwen3-Coder-30B-A3B", quant=quant)
-    assert asked.pair.precision == Precision(linears=quant, experts=experts)
-    router = asked.pair.plain()[8]
-    assert (router.weight_bytes, router.number.name) == (2048 * 128 * 2, "bf16")
+    asked = of("Qwen3-Coder-30B-A3B", quant=quant).pair
+    assert asked.usual_formats() == USUAL | {"linears": quant, "experts": experts}
+    router = asked.plain_step()[8]
+    assert (router.weight_bytes, router.format.name) == (2048 * 128 * 2, "bf16")
     directory = stored("Qwen3-Coder-30B-A3B", "target", quant)
+    drafter = "Qwen3-Coder-30B-A3B-DFlash"
     if quant == "fp8":
         with pytest.raises(
             CheckpointError, match=r"experts\.0\.down_proj is FP8, and experts can be NVFP4 or unq"
         ):
-            of(directory, drafter="Qwen3-Coder-30B-A3B-DFlash")
+            of(directory, drafter=drafter)
     else:
-        assert (
-            of(directory, drafter="Qwen3-Coder-30B-A3B-DFlash").pair.precision
-            == asked.pair.precision
-        )
+        assert of(directory, drafter=drafter).pair.formats == asked.formats
 
 
-def test_what_is_quantized_already_is_not_quantized_again(stored: Stored) -> None:
+def test_quantized_model_is_not_quantized_again(stored: Stored) -> None:
     directory = stored("Qwen3-8B", "target", "nvfp4")
     with pytest.raises(
         UsageError, match=r"--quant fp8: .*target is NVFP4 already; leave the option out"
@@ -137,7 +136,7 @@ def test_what_is_quantized_already_is_not_quantized_again(stored: Stored) -> Non
         of(directory, drafter="Qwen3-8B-DFlash-b16", quant="fp8")
 
 
-def test_a_gpu_without_the_arithmetic_is_refused_by_what_needs_it(stored: Stored) -> None:
+def test_gpu_without_the_arithmetic_is_refused(stored: Stored) -> None:
     directory = stored("Qwen3-8B", "target", "fp8", kv_cache=True)
     with pytest.raises(
         UsageError, match=r"target, stored in fp8: A100 80GB \(sm80\) has no arithmetic for FP8"
@@ -152,7 +151,7 @@ def test_a_gpu_without_the_arithmetic_is_refused_by_what_needs_it(stored: Stored
         of("Qwen3-8B", "sm90", quant="w4a16_nvfp4")
 
 
-def test_a_format_that_cannot_be_built_is_refused_by_its_name(stored: Stored) -> None:
+def test_format_that_cannot_be_built_is_refused_by_name(stored: Stored) -> None:
     directory = stored("Qwen3-8B", "target", "fp8")
     (directory / "hf_quant_config.json").write_text(
         json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}})

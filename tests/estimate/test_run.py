@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.pair_support import list_support
 from trtllm_dflash.cli import main
-from trtllm_dflash.cli.estimate import run_estimate, run_validation
+from trtllm_dflash.cli.estimate import run_estimate
 from trtllm_dflash.errors import DFlashError, UsageError
-from trtllm_dflash.estimate.report import EstimateReport, report
-from trtllm_dflash.estimate.run import Estimate, estimate
+from trtllm_dflash.estimate.report import EstimateReport
+from trtllm_dflash.estimate.run import EstimateInputs, estimate, read_inputs
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.schema import check
@@ -28,69 +28,75 @@ def config(**changes: Any) -> EstimateConfig:
         "drafter": "gpt-oss-20b-DFlash",
         "arch": "sm100",
     }
-    return EstimateConfig(**settings | {"batch": "1,16,256", "tau": "3.5"} | changes)
+    return EstimateConfig(**settings | {"batch": "1,16,256", "acceptance_length": "3.5"} | changes)
 
 
 @pytest.fixture(scope="module")
-def found() -> Estimate:
+def found() -> EstimateReport:
     return estimate(config(eagle="3,3,1,2.4"))
 
 
-def test_points_are_steps(found: Estimate) -> None:
-    assert [row.point.batch for row in found.plain] == [1, 16, 256]
-    for index, (plain, dflash) in enumerate(zip(found.plain, found.dflash, strict=True)):
-        assert dflash.point.acceptance_length == pytest.approx(3.5)
-        ratio = (
-            dflash.point.acceptance_length * plain.point.step_seconds / dflash.point.step_seconds
-        )
-        assert found.speedup(index) == pytest.approx(ratio)
-        assert dflash.point.step_seconds == dflash.time.seconds
+@pytest.fixture(scope="module")
+def inputs() -> EstimateInputs:
+    return read_inputs(config())
+
+
+def test_points_are_steps(found: EstimateReport) -> None:
+    plain, dflash = found.steps_of("plain"), found.steps_of("DFlash")
+    assert [step.batch for step in plain] == [1, 16, 256]
+    for ours, base in zip(dflash, plain, strict=True):
+        assert ours.acceptance_length == pytest.approx(3.5)
+        ratio = ours.acceptance_length * base.step_seconds / ours.step_seconds
+        assert ours.speedup == pytest.approx(ratio)
+        assert ours.step_seconds == sum(ours.seconds_by_limit.values())
     assert [curve.name for curve in found.curves] == ["plain", "DFlash", "EAGLE-3"]
     assert all(curve.estimated for curve in found.curves)
 
 
-def test_equal_interactivity_is_on_both_frontiers(found: Estimate) -> None:
-    rows = found.at_equal_interactivity()
-    assert [row[:2] for row in rows] == sorted(
-        (r.point.tokens_per_second_per_user, r.point.tokens_per_second_per_gpu) for r in found.plain
+def test_equal_interactivity_is_on_both_frontiers(
+    found: EstimateReport, inputs: EstimateInputs
+) -> None:
+    rows, plain = found.equal_interactivity, found.steps_of("plain")
+    assert [(row.tokens_per_second_per_user, row.plain_per_gpu) for row in rows] == sorted(
+        (step.tokens_per_second_per_user, step.tokens_per_second_per_gpu) for step in plain
     )
-    most = max(point.tokens_per_second_per_gpu for point in found.drafted)
-    assert rows[0][2] <= most
+    drafted = [step.point for k in range(1, 8) for step in inputs.dflash_steps(8, k)]
+    assert rows[0].dflash_per_gpu <= max(point.tokens_per_second_per_gpu for point in drafted)
     # Alone, a plain sequence is slower than one with drafts in a batch of 16.
-    assert rows[-1][2] > rows[-1][1] * 16
+    assert rows[-1].dflash_per_gpu > rows[-1].plain_per_gpu * 16
 
 
-def test_advice_is_the_best_number_of_drafts(found: Estimate) -> None:
-    """Against a search of its own; what is within 1 % of the best counts as good, and then fewer
-    drafts are taken.
+def test_advice_is_the_best_number_of_drafts(found: EstimateReport, inputs: EstimateInputs) -> None:
+    """Compare with a search of its own.
+
+    What is within 1 % of the best counts as good, and then fewer drafts are taken.
     """
-    machine, pair = found.machine, found.pair
+    roofline, pair = inputs.roofline, inputs.pair
     for row in found.advice.batches:
-        plain = machine.time(pair.plain(), batch=row.batch, context=1024, drafts=False).seconds
+        plain = roofline.time(pair.plain_step(), batch=row.batch, context=1024, drafts=False)
         speeds = {0: 1.0}
         for k in range(1, 8):
-            step = machine.time(
-                pair.dflash(8, k), batch=row.batch, context=1024, drafts=True
-            ).seconds
-            speeds[k] = found.acceptance.tau(k) * plain / step
+            costs = pair.dflash_step(8, k)
+            step = roofline.time(costs, batch=row.batch, context=1024, drafts=True)
+            length = inputs.acceptance.acceptance_length(k)
+            speeds[k] = length * plain.seconds / step.seconds
         assert row.speedup == pytest.approx(speeds[row.draft_len])
         assert row.draft_len == min(k for k in speeds if speeds[k] >= 0.99 * max(speeds.values()))
     schedule = DraftLenSchedule.from_mapping(found.advice.draft_len_schedule)
-    assert [schedule.draft_len(row.batch) for row in found.advice.batches] == [
-        r.draft_len for r in found.advice.batches
-    ]
+    for row in found.advice.batches:
+        assert schedule.draft_len(row.batch) == row.draft_len
 
 
 def test_hopeless_drafts_are_switched_off() -> None:
-    off = estimate(config(tau="1.02"))
+    off = estimate(config(acceptance_length="1.02"))
     assert [row.draft_len for row in off.advice.batches] == [0, 0, 0]
     assert off.advice.stops_paying_at == 1
-    assert off.blocks == (1, 1, 1)
+    assert list(off.best_block_sizes.values()) == [1, 1, 1]
     assert set(off.advice.draft_len_schedule.values()) == {0}
 
 
-def test_json_is_as_declared(found: Estimate) -> None:
-    data = json.loads(json.dumps(report(found).to_json()))
+def test_json_is_as_declared(found: EstimateReport) -> None:
+    data = json.loads(json.dumps(found.to_json()))
     assert check(data, EstimateReport) == []
     steps = {(row["way"], row["batch"]): row for row in data["steps"]}
     assert len(steps) == 9
@@ -107,19 +113,19 @@ def test_batches_that_do_not_fit_are_left_out() -> None:
     """
     pair = {"target": "Qwen3-8B", "drafter": "Qwen3-8B-DFlash-b16", "context": 16384}
     found = estimate(config(**pair, batch="32,64"))
-    assert [row.point.batch for row in found.plain] == [32]
-    assert found.left_out == (64,)
+    assert [step.batch for step in found.steps_of("plain")] == [32]
+    assert found.left_out == [64]
     with pytest.raises(UsageError, match="1 x B200 have 180 GB, and batch 64 needs 195 GB"):
         estimate(config(**pair, batch="64"))
 
 
-def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     files = {"json": tmp_path / "out.json", "plot": tmp_path / "out.svg"}
     run_estimate(config(batch="1,8", gpus=2, runtime="serving", **files))
     out = capsys.readouterr().out
     for text in (
-        "τ of 7 drafts: 3.5 (--tau)",
+        "τ of 7 drafts: 3.5 (--acceptance-length)",
         "32 experts, 4 a token",
         "2 GPUs share every layer",
         "4 µs that each kernel",
@@ -127,14 +133,14 @@ def test_it_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert text in out.replace("\n", " ")
     assert "draft_len_schedule" in out
     assert json.loads(files["json"].read_text())["gpus"] == 2
-    assert "tokens/s a user" in files["plot"].read_text()
+    assert "tokens/s per user" in files["plot"].read_text()
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [("x.foo", r"ends with one of .*\.svg"), ("x", "ends with one of"), ("", "folder")],
 )
-def test_a_plot_of_no_kind_is_refused_before_the_work(
+def test_plot_of_unknown_format_is_refused_before_the_work(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -147,7 +153,7 @@ def test_a_plot_of_no_kind_is_refused_before_the_work(
 def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     target = tiny_target(tmp_path / "[" / "x]", "qwen3")
     drafter = tiny_drafter(tmp_path / "drafter", target)
-    run_estimate(config(target=str(target), drafter=str(drafter), batch="1", tau="2"))
+    run_estimate(config(target=str(target), drafter=str(drafter), batch="1", acceptance_length="2"))
     assert capsys.readouterr().out.startswith(f"{target} with {drafter} on ")
 
 
@@ -164,41 +170,27 @@ def test_both_flags_are_commands_of_their_own() -> None:
     assert "published" in runner.invoke(main, ["profile", "--validate-estimate", "--help"]).output
 
 
-def test_the_validation_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    run_validation()
-    page = (Path(__file__).parents[2] / "docs" / "estimate" / "README.md").read_text()
-    table, _, rest = (
-        capsys.readouterr()
-        .out.strip()
-        .partition("\n\ngpt-oss-120b, throughput at equal interactivity, ")
-    )
-    title, _, fifteen = rest.partition("\n\n")
-    assert "15x at 500 to 600 tokens/s a user" in title
-    assert len(table) > 1000
-    assert table in page
-    assert "15x at" in fifteen
-    assert fifteen in page
+def test_published_acceptance_length_is_the_default() -> None:
+    found = read_inputs(config(acceptance_length=None, batch="1"))
+    assert found.acceptance.acceptance_length(7) == pytest.approx(4.53)
+    assert "table 11" in found.acceptance_source
 
 
-def test_a_published_tau_is_the_default() -> None:
-    found = estimate(config(tau=None, batch="1"))
-    assert found.acceptance.tau(7) == pytest.approx(4.53)
-    assert "table 11" in found.tau_source
-
-
-def test_a_listed_name_brings_its_drafter() -> None:
-    found = estimate(config(target="qwen3-coder-30b-a3b", drafter=None, tau=None, batch="1"))
-    assert found.drafter_name == "z-lab/Qwen3-Coder-30B-A3B-DFlash"
-    assert found.pair.target.name == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
-    assert report(found).drafter == found.drafter_name
+def test_listed_name_brings_its_drafter() -> None:
+    asked = config(target="qwen3-coder-30b-a3b", drafter=None, acceptance_length=None, batch="1")
+    assert estimate(asked).drafter == "z-lab/Qwen3-Coder-30B-A3B-DFlash"
+    target = read_inputs(asked).pair.target
+    assert str(target.directory) == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
 
 
 def test_every_listed_pair_that_builds_is_estimated() -> None:
     """By its name alone; the others are refused as `build` does."""
     for status in list_support():
-        asked = config(target=status.pair.name, drafter=None, batch="1", tau="2", gpus=8)
+        asked = config(
+            target=status.pair.name, drafter=None, batch="1", acceptance_length="2", gpus=8
+        )
         if status.archs:
-            assert estimate(asked).pair.drafter.name == status.pair.drafter.repository
+            assert estimate(asked).drafter == status.pair.drafter.repository
         else:
             with pytest.raises(DFlashError):
                 estimate(asked)
@@ -211,9 +203,9 @@ def test_models_in_directories(tmp_path: Path) -> None:
     for path in (*target.glob("*.safetensors"), *drafter.glob("*.safetensors")):
         path.unlink()
     pair = {"target": str(target), "drafter": str(drafter), "arch": "sm120"}
-    assert estimate(config(**pair, tau="2")).machine.gpu.arch == "sm120"
-    with pytest.raises(UsageError, match="--tau is needed"):
-        estimate(config(**pair, tau=None))
+    assert read_inputs(config(**pair, acceptance_length="2")).roofline.gpu.arch == "sm120"
+    with pytest.raises(UsageError, match="--acceptance-length is needed"):
+        estimate(config(**pair, acceptance_length=None))
     with pytest.raises(
         UsageError,
         match=r"does not fit the target .*: hidden_size is 2880 in the drafter and 48 in",
@@ -265,7 +257,7 @@ def test_models_in_directories(tmp_path: Path) -> None:
             {"arch": "sm80", "kv_cache_dtype": "fp8"},
             "--kv-cache-dtype fp8: A100 80GB (sm80) has no arithmetic for FP8",
         ),
-        ({"tau": "9"}, "--tau 9.0 is impossible"),
+        ({"acceptance_length": "9"}, "--acceptance-length 9.0 is impossible"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], problem: str) -> None:

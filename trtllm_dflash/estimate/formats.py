@@ -1,123 +1,142 @@
-"""In which numbers a pair is estimated: as its checkpoints are stored, or as the options ask."""
+"""The numeric formats of a pair: as its checkpoints are stored, or as the options ask."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
+from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
 from trtllm_dflash.errors import CheckpointError, UsageError
-from trtllm_dflash.estimate.known import KnownDrafter, KnownTarget
-from trtllm_dflash.estimate.precision import Precision
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.estimate import EstimateConfig
 
-_PLAIN = "bf16"
-_HEAD = "lm_head"
+TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
+HEAD = "lm_head"
+UNQUANTIZED = "bf16"
+_MULTIPLIED_AS = {"fp8": "fp8", "nvfp4": "fp4", "w4a16_nvfp4": "bf16"}
 
 
-def precision_of(config: EstimateConfig, target: KnownTarget, drafter: KnownDrafter) -> Precision:
-    """The precision of the pair's parts.
+@dataclass(frozen=True)
+class NumericFormat:
+    """How weights or cached keys are stored, and the tensor cores' type that multiplies them."""
 
-    Raises: UsageError: for a format that the GPU has no arithmetic for, or that is asked of what is
-    quantized already, naming the option or the checkpoint that it is about.
-    """
-    ours = _formats(target, "--quant", config.quant, config.device)
-    theirs = _formats(drafter, "--drafter-quant", config.drafter_quant, config.device)
-    linears = _most(
-        {
-            module: name
-            for module, name in ours.items()
-            if not _is_expert(module) and module != _HEAD
-        }
-    )
-    drafts, head = _most(theirs), ours.get(_HEAD, _PLAIN)
-    experts = {_group(module): name for module, name in ours.items() if _is_expert(module)}
-    usual = {module: _most(experts) if _is_expert(module) else linears for module in ours}
-    numbers = {
-        _group(module): (name, usual[module]) for module, name in ours.items() if module != _HEAD
-    }
-    others = {f"target.{module}": name for module, (name, most) in numbers.items() if name != most}
-    others |= {f"drafter.{module}": name for module, name in theirs.items() if name != drafts}
-    return Precision(
-        linears=linears,
-        experts=_most(experts),
-        head=head,
-        drafter=drafts,
-        cache=_cache(config, target),
-        others=tuple(others.items()),
-    )
+    name: str
+    bits: float  # the share of group scales included
+    multiplied_as: str  # "bf16", "fp8" or "fp4"
 
-
-def _formats(
-    model: KnownTarget | KnownDrafter, option: str, asked: str, gpu: GpuSpec
-) -> dict[str, str]:
-    """The number of every linear, head and expert by its module."""
-    stored, wanted = model.quantization, asked != "none"
-    if wanted:
-        formats = [FORMATS[name] for name in {stored.default, *stored.modules.values()} if name]
-        if formats:
+    def peak_flops(self, gpu: GpuSpec) -> float:
+        """Return the peak of `gpu` in operations a second; UsageError if it lacks the type."""
+        rates = {"bf16": gpu.bf16_tflops, "fp8": gpu.fp8_tflops, "fp4": gpu.fp4_tflops}
+        rate = rates[self.multiplied_as]
+        if rate is None:
             raise UsageError(
-                f"{option} {asked}: {model.name} is {algos_of(formats)} already; leave the option"
-                " out, or give its unquantized original"
+                f"{gpu.name} does not multiply {self.multiplied_as}, which {self.name} needs"
             )
-        stored = Quantization(default=asked, excluded=(_HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4)
-    found = model.quantizable.formats(stored)
-    expert_linears = set(model.quantizable.expert_linears)
-    wrong = {module for module in expert_linears & found.keys() if found[module].group_size is None}
-    if wrong and not wanted:
+        return rate * 1e12
+
+
+NUMERIC_FORMATS = {
+    "bf16": NumericFormat("bf16", 16, "bf16"),
+    # gpt-oss's experts: 4 bits, and a power of two for every 32. Activations stay as they are.
+    "mxfp4": NumericFormat("mxfp4", 4 + 8 / 32, "bf16"),
+}
+for _name, _format in FORMATS.items():
+    NUMERIC_FORMATS[_name] = NumericFormat(_name, _format.weight_bits(), _MULTIPLIED_AS[_name])
+
+
+@dataclass(frozen=True)
+class PairFormats:
+    """The formats of a pair's quantized modules; what is not in `modules` is BF16.
+
+    A module is named with its part: "target.model.layers.0.self_attn.q_proj". All experts of a
+    layer are one module.
+    """
+
+    modules: Mapping[str, str]
+    kv_cache: str = UNQUANTIZED  # the target's; the drafter's cache is never quantized
+
+    def format_of(self, part: str, module: str) -> NumericFormat:
+        """Return the format in which a module of a part is stored."""
+        return NUMERIC_FORMATS[self.modules.get(f"{part}.{module}", UNQUANTIZED)]
+
+
+def formats_of_pair(
+    config: EstimateConfig, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]
+) -> PairFormats:
+    """Return the formats of a pair's parts.
+
+    Raises:
+        UsageError: for a format that the GPU has no arithmetic for, and for one that is asked of a
+            quantized model. It names the option or the checkpoint.
+    """
+    modules = {
+        **_module_formats(TARGET, target, "--quant", config.quant, config.device),
+        **_module_formats(DRAFTER, drafter, "--drafter-quant", config.drafter_quant, config.device),
+    }
+    kv_cache, who = config.kv_cache_dtype, f"--kv-cache-dtype {config.kv_cache_dtype}"
+    if kv_cache == "auto":
+        kv_cache = target.quantization.kv_cache or UNQUANTIZED
+        who = (
+            f"{target.directory} has scales for {kv_cache} caches (--kv-cache-dtype bf16 does"
+            " without)"
+        )
+    _check_arithmetic(kv_cache, who, config.device)
+    return PairFormats(modules, kv_cache)
+
+
+def _module_formats(
+    part: str, model: Checkpoint[Any], option: str, asked: str, gpu: GpuSpec
+) -> dict[str, str]:
+    if asked != "none":
+        model = quantized_headers(model, asked, option)
+    found = model.formats
+    # Experts are stored in 4 bits, or not quantized: no other format has a kernel.
+    refused = {
+        module for module, each in found.items() if "experts." in module and not each.group_size
+    }
+    if refused and asked == "none":
         raise CheckpointError(
-            f"{model.name}: {min(wrong)} is FP8, and experts can be NVFP4 or unquantized:"
+            f"{model.directory}: {min(refused)} is FP8, and experts can be NVFP4 or unquantized:"
             " exclude it"
         )
-    linears = [module for module in model.quantizable.linears if module not in NEVER_QUANTIZED]
-    numbers = dict.fromkeys([*linears, *model.quantizable.experts], _PLAIN)
-    numbers |= {module: row.name for module, row in found.items() if module not in wrong}
-    for name in dict.fromkeys(numbers.values()):
-        _require(
-            name, f"{option} {name}" if name == asked else f"{model.name}, stored in {name}", gpu
-        )
-    return numbers
+    formats: dict[str, str] = {}
+    for module in found.keys() - refused:
+        layer, is_expert, _ = module.partition(".experts.")
+        formats[f"{part}.{layer}.experts" if is_expert else f"{part}.{module}"] = found[module].name
+    for name in sorted(set(formats.values())):
+        who = f"{option} {name}" if name == asked else f"{model.directory}, stored in {name}"
+        _check_arithmetic(name, who, gpu)
+    return formats
 
 
-def _require(name: str, who: str, gpu: GpuSpec) -> None:
-    row = FORMATS.get(name)
-    if row is not None and gpu.arch not in row.archs:
+def quantized_headers(model: Checkpoint[Any], name: str, option: str) -> Checkpoint[Any]:
+    """Return the model as if it were quantized to the format `name`; `option` is for errors.
+
+    Raises:
+        UsageError: for a model that is quantized already.
+    """
+    stored = model.quantization
+    formats = [FORMATS[each] for each in {stored.default, *stored.modules.values()} if each]
+    if formats:
         raise UsageError(
-            f"{who}: {gpu.name} ({gpu.arch}) has no arithmetic for {row.algo}. Who has it:"
-            f" {row.hardware}"
+            f"{option} {name}: {model.directory} is {algos_of(formats)} already; leave the option"
+            " out, or give its unquantized original"
         )
+    asked = Quantization(default=name, excluded=(HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4)
+    headers = target_headers if isinstance(model.config, TargetConfig) else drafter_headers
+    return headers(model.config, asked, str(model.directory))
 
 
-def _cache(config: EstimateConfig, target: KnownTarget) -> str:
-    """The type of the target's caches: asked for, else FP8 where its checkpoint has scales for
-    it.
-    """
-    if config.kv_cache_dtype != "auto":
-        _require(config.kv_cache_dtype, f"--kv-cache-dtype {config.kv_cache_dtype}", config.device)
-        return config.kv_cache_dtype
-    cache = target.quantization.kv_cache or _PLAIN
-    _require(
-        cache,
-        f"{target.name} has scales for {cache} caches (--kv-cache-dtype bf16 does without)",
-        config.device,
-    )
-    return cache
-
-
-def _is_expert(module: str) -> bool:
-    return ".experts." in module
-
-
-def _group(module: str) -> str:
-    """The module itself; of one expert's linear, all experts of its layer, which one node
-    computes.
-    """
-    head, found, _ = module.partition(".experts.")
-    return f"{head}.experts" if found else module
-
-
-def _most(numbers: Mapping[str, str]) -> str:
-    """The number that most modules have; that of unquantized weights where there is none."""
-    return Counter(numbers.values()).most_common(1)[0][0] if numbers else _PLAIN
+def _check_arithmetic(name: str, who: str, gpu: GpuSpec) -> None:
+    found = FORMATS.get(name)
+    if found is not None and gpu.arch not in found.archs:
+        raise UsageError(
+            f"{who}: {gpu.name} ({gpu.arch}) has no arithmetic for {found.algo}. Who has it:"
+            f" {found.hardware}"
+        )

@@ -1,204 +1,219 @@
-"""The estimate: from what the user asks to points, curves and advice."""
+"""The estimate: from what the user asks to steps, curves and advice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+from trtllm_dflash import __version__
 from trtllm_dflash.checkpoint.loader import pair_mismatches
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.acceptance import Acceptance, read_acceptance
-from trtllm_dflash.estimate.clock import Machine, StepTime
+from trtllm_dflash.estimate.acceptance import AcceptanceByPosition, read_acceptance
+from trtllm_dflash.estimate.assumptions import list_assumptions
 from trtllm_dflash.estimate.constants import RUNTIMES
-from trtllm_dflash.estimate.count import Work
-from trtllm_dflash.estimate.eagle import Eagle
-from trtllm_dflash.estimate.equal import throughput_at
-from trtllm_dflash.estimate.formats import precision_of
-from trtllm_dflash.estimate.known import KnownDrafter, find_drafter, find_target
-from trtllm_dflash.estimate.pair import Pair
-from trtllm_dflash.estimate.precision import NUMBERS
+from trtllm_dflash.estimate.eagle3 import Eagle3Tree
+from trtllm_dflash.estimate.formats import DRAFTER, formats_of_pair
+from trtllm_dflash.estimate.models import PUBLISHED_ACCEPTANCE_LENGTHS, find_drafter, find_target
+from trtllm_dflash.estimate.pair import ModelPair
+from trtllm_dflash.estimate.report import (
+    SCHEMA,
+    EqualInteractivity,
+    EstimateReport,
+    StepEstimate,
+)
+from trtllm_dflash.estimate.roofline import Roofline, StepTime
+from trtllm_dflash.estimate.workload import KernelCost
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier
-from trtllm_dflash.profile.result import Advice
 
 
-@dataclass(frozen=True)
-class Estimated:
-    """One way of decoding at one batch size: the point of the curve, and where its step's time
-    goes.
-    """
+class TimedStep(NamedTuple):
+    """The point of a step in its curve, and where the step's time goes."""
 
     point: CurvePoint
     time: StepTime
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """All that is printed and written: `plain`, `dflash` (the whole block) and `eagle` by batch;
-    `best` block sizes.
-    """
+class EstimateInputs:
+    """What an estimate is computed from; `batches` are those that fit into memory."""
 
     config: EstimateConfig
-    pair: Pair
-    machine: Machine
-    acceptance: Acceptance
-    tau_source: str
-    plain: tuple[Estimated, ...]
-    dflash: tuple[Estimated, ...]
-    drafted: tuple[CurvePoint, ...]  # all batch sizes with all numbers of drafts
-    eagle: tuple[Estimated, ...]
-    advice: Advice
-    blocks: tuple[int, ...]  # the best block size to build with, for each batch
-    left_out: tuple[int, ...]  # batch sizes that do not fit into memory
+    pair: ModelPair
+    roofline: Roofline
+    acceptance: AcceptanceByPosition
+    acceptance_source: str
+    batches: tuple[int, ...]
 
-    @property
-    def curves(self) -> tuple[Curve, ...]:
-        """The curves of all ways of decoding."""
-        named = {"plain": self.plain, "DFlash": self.dflash, "EAGLE-3": self.eagle}
-        return tuple(
-            Curve(name, tuple(row.point for row in rows), estimated=True)
-            for name, rows in named.items()
-            if rows
-        )
-
-    @property
-    def drafter_name(self) -> str:
-        """As asked for, or that of the listed target's own."""
-        return self.config.drafter or self.pair.drafter.name
-
-    def at_equal_interactivity(self) -> list[tuple[float, float, float]]:
-        """(Tokens a second of a user, of a GPU plain, of a GPU with the best number of drafts) on
-        plain's frontier.
-        """
-        best = frontier(self.drafted)
-        plain = frontier([row.point for row in self.plain])
-        return [
-            (
-                point.tokens_per_second_per_user,
-                point.tokens_per_second_per_gpu,
-                throughput_at(best, point.tokens_per_second_per_user),
+    def time_steps(
+        self, costs: Sequence[KernelCost], draft_len: int, acceptance_length: float
+    ) -> list[TimedStep]:
+        """Return the steps of one way of decoding by batch size."""
+        context, timed = self.config.context, []
+        for batch in self.batches:
+            time = self.roofline.time(costs, batch=batch, context=context, drafts=draft_len > 0)
+            point = CurvePoint.of_step(
+                batch=batch,
+                draft_len=draft_len,
+                acceptance_length=acceptance_length,
+                step_seconds=time.seconds,
+                gpus=self.roofline.gpus,
+                limited_by=time.limited_by,
             )
-            for point in plain
-        ]
+            timed.append(TimedStep(point, time))
+        return timed
 
-    def speedup(self, index: int) -> float:
-        """Of the whole block over plain decoding, at the batch size of that index."""
-        one, other = self.dflash[index].point, self.plain[index].point
-        return one.tokens_per_second_per_user / other.tokens_per_second_per_user
+    def dflash_steps(self, block_size: int, draft_len: int) -> list[TimedStep]:
+        """Return the DFlash steps that verify `draft_len` drafts by batch size."""
+        costs = self.pair.dflash_step(block_size, draft_len)
+        return self.time_steps(costs, draft_len, self.acceptance.acceptance_length(draft_len))
 
 
-def estimate(config: EstimateConfig) -> Estimate:
+def estimate(config: EstimateConfig) -> EstimateReport:
     """Estimate every batch size, every number of drafts and every block size.
 
-    Raises: UsageError: for a model that is not known, a pair that does not fit, or batches that all
-    exceed the memory.
+    Raises:
+        UsageError: for an unknown model, a pair that does not fit, or batches that all exceed the
+            memory.
     """
-    pair = _pair(config)
-    machine = Machine(config.device, config.gpus, RUNTIMES[config.runtime])
-    block = pair.drafter.config.block_size
-    acceptance, source = _acceptance(config, pair.drafter)
-    batches = [
-        b for b in config.batches if pair.memory_bytes(b, config.context) <= machine.memory_bytes
-    ]
-    if not batches:
-        needed = pair.memory_bytes(config.batches[0], config.context) / 1e9
-        raise UsageError(
-            f"{config.gpus} x {config.device.name} have {machine.memory_bytes / 1e9:.0f} GB, and"
-            f" batch {config.batches[0]} needs {needed:.0f} GB; give more --gpus or another --quant"
-        )
-    clock = _Clock(config, machine)
-    plain = [clock(pair.plain(), b, 0, 1.0) for b in batches]
-    by_len = {
-        k: [clock(pair.dflash(block, k), b, k, acceptance.tau(k)) for b in batches]
-        for k in range(1, block)
-    }
-    off = [row.point for row in plain]
-    drafted = tuple(row.point for rows in by_len.values() for row in rows)
-    return Estimate(
-        config,
-        pair,
-        machine,
-        acceptance,
-        source,
-        tuple(plain),
-        tuple(by_len[block - 1]),
-        drafted,
-        tuple(_eagle(config, pair, clock, batches)),
-        advise([*drafted, *off], off),
-        tuple(_best_block(pair, clock, b, acceptance) for b in batches),
-        tuple(b for b in config.batches if b not in batches),
+    inputs = read_inputs(config)
+    pair = inputs.pair
+    block_size = pair.drafter.config.block_size
+    by_draft_len = [inputs.dflash_steps(block_size, k) for k in range(1, block_size)]
+    ways = {"plain": inputs.time_steps(pair.plain_step(), 0, 1.0), "DFlash": by_draft_len[-1]}
+    if config.eagle_tree is not None:
+        ways["EAGLE-3"] = _eagle3_steps(inputs, *config.eagle_tree)
+    plain = [step.point for step in ways["plain"]]
+    drafted = [step.point for steps in by_draft_len for step in steps]
+    return EstimateReport(
+        schema=SCHEMA,
+        version=__version__,
+        target=config.target,
+        drafter=config.drafter or str(pair.drafter.directory),
+        gpu=config.device.name,
+        gpus=config.gpus,
+        context=config.context,
+        assumptions=list_assumptions(config, pair, inputs.roofline, inputs.acceptance_source),
+        steps=_declared_steps(ways),
+        curves=[_curve(way, steps) for way, steps in ways.items()],
+        equal_interactivity=_equal_interactivity(plain, drafted),
+        best_block_sizes=_best_block_sizes(inputs, plain),
+        left_out=[batch for batch in config.batches if batch not in inputs.batches],
+        advice=advise([*drafted, *plain], plain),
     )
 
 
-@dataclass(frozen=True)
-class _Clock:
-    config: EstimateConfig
-    machine: Machine
-
-    def __call__(self, works: Sequence[Work], batch: int, draft_len: int, tau: float) -> Estimated:
-        time = self.machine.time(
-            works, batch=batch, context=self.config.context, drafts=draft_len > 0
-        )
-        point = CurvePoint.of_step(
-            batch=batch,
-            draft_len=draft_len,
-            acceptance_length=tau,
-            step_seconds=time.seconds,
-            gpus=self.machine.gpus,
-            limited_by=time.limited_by,
-        )
-        return Estimated(point, time)
-
-
-def _pair(config: EstimateConfig) -> Pair:
+def read_inputs(config: EstimateConfig) -> EstimateInputs:
+    """Find the models, their formats and acceptance, and the batch sizes that fit."""
     target = find_target(config.target)
     drafter = find_drafter(config.drafter, target=config.target)
     problems = pair_mismatches(target.config, drafter.config)
     if problems:
         raise UsageError(
-            f"the drafter {drafter.name} does not fit the target {target.name}:"
+            f"the drafter {drafter.directory} does not fit the target {target.directory}:"
             f" {'; '.join(problems)}. Give the drafter that was trained for this target."
         )
-    return Pair(target, drafter, precision_of(config, target, drafter))
+    pair = ModelPair(target, drafter, formats_of_pair(config, target, drafter))
+    roofline = Roofline(config.device, config.gpus, RUNTIMES[config.runtime])
+    acceptance, source = _acceptance(config, pair)
+    memory = roofline.memory_bytes
+    sizes = {batch: pair.memory_bytes(batch, config.context) for batch in config.batches}
+    batches = tuple(batch for batch, size in sizes.items() if size <= memory)
+    if not batches:
+        smallest = config.batches[0]
+        raise UsageError(
+            f"{config.gpus} x {config.device.name} have {memory / 1e9:.0f} GB, and batch {smallest}"
+            f" needs {sizes[smallest] / 1e9:.0f} GB; give more --gpus or another --quant"
+        )
+    return EstimateInputs(config, pair, roofline, acceptance, source, batches)
 
 
-def _acceptance(config: EstimateConfig, drafter: KnownDrafter) -> tuple[Acceptance, str]:
-    drafts = drafter.config.block_size - 1
-    if config.tau is None:
-        if drafter.tau is None:
+def _acceptance(config: EstimateConfig, pair: ModelPair) -> tuple[AcceptanceByPosition, str]:
+    draft_len = pair.drafter.config.block_size - 1
+    given = config.acceptance_length
+    if given is None:
+        name = str(pair.drafter.directory)
+        if name not in PUBLISHED_ACCEPTANCE_LENGTHS:
             raise UsageError(
-                f"--tau is needed: no published one is known for the drafter {drafter.name}"
+                f"--acceptance-length is needed: no published one is known for the drafter {name}"
             )
-        return Acceptance.of_tau(drafter.tau, drafts), f"{drafter.tau} ({drafter.tau_source})"
-    try:
-        tau = float(config.tau)
-    except ValueError:
-        return read_acceptance(Path(config.tau), drafts), f"as measured in {config.tau}"
-    return Acceptance.of_tau(tau, drafts), f"{tau} (--tau)"
+        length, where = PUBLISHED_ACCEPTANCE_LENGTHS[name]
+        source = f"{length} (DFlash, arXiv 2602.06036, {where})"
+    else:
+        try:
+            length = float(given)
+        except ValueError:
+            return read_acceptance(Path(given), draft_len), f"as measured in {given}"
+        source = f"{length} (--acceptance-length)"
+    return AcceptanceByPosition.from_acceptance_length(length, draft_len), source
 
 
-def _eagle(
-    config: EstimateConfig, pair: Pair, clock: _Clock, batches: Sequence[int]
-) -> list[Estimated]:
-    if config.eagle_tree is None:
-        return []
-    tokens, depth, branches, tau = config.eagle_tree
-    drafter = Eagle(tokens, depth, branches)
-    works = pair.forward(tokens + 1, tokens + 1) + drafter.works(
-        pair.target, NUMBERS[pair.precision.drafter]
-    )
-    return [clock(works, batch, tokens, tau) for batch in batches]
+def _eagle3_steps(
+    inputs: EstimateInputs, tokens: int, depth: int, branches: int, acceptance_length: float
+) -> list[TimedStep]:
+    pair, tree = inputs.pair, Eagle3Tree(tokens, depth, branches)
+    drafting = tree.costs(pair.target.config, pair.usual_formats()[DRAFTER])
+    costs = (*pair.target_pass(tokens + 1, tokens + 1), *drafting)
+    return inputs.time_steps(costs, tokens, acceptance_length)
 
 
-def _best_block(pair: Pair, clock: _Clock, batch: int, acceptance: Acceptance) -> int:
-    """The block to build for this batch; what smaller blocks accept is taken from the whole block's
-    positions.
+def _declared_steps(ways: Mapping[str, Sequence[TimedStep]]) -> list[StepEstimate]:
+    steps = []
+    for way, timed in ways.items():
+        for (point, time), (plain, _) in zip(timed, ways["plain"], strict=True):
+            speedup = point.tokens_per_second_per_user / plain.tokens_per_second_per_user
+            by_limit, by_part = dict(time.by_limit), dict(time.by_part)
+            values = vars(point) | {"limited_by": time.limited_by, "speedup": speedup}
+            steps.append(
+                StepEstimate(way=way, seconds_by_limit=by_limit, seconds_by_part=by_part, **values)
+            )
+    return steps
+
+
+def _best_block_sizes(inputs: EstimateInputs, plain: Sequence[CurvePoint]) -> dict[str, int]:
+    """Return the best block to build with by batch size.
+
+    What smaller blocks accept is taken from the whole block's positions.
     """
-    plain = clock(pair.plain(), batch, 0, 1.0).point.tokens_per_second_per_user
-    speeds = {1: plain}
-    for block in range(2, pair.drafter.config.block_size + 1):
-        row = clock(pair.dflash(block, block - 1), batch, block - 1, acceptance.tau(block - 1))
-        speeds[block] = row.point.tokens_per_second_per_user
-    return max(speeds, key=lambda block: speeds[block])
+    best = {point.batch: (point.tokens_per_second_per_user, 1) for point in plain}
+    for block_size in range(2, inputs.pair.drafter.config.block_size + 1):
+        for point, _ in inputs.dflash_steps(block_size, block_size - 1):
+            speed = point.tokens_per_second_per_user
+            if speed > best[point.batch][0]:
+                best[point.batch] = speed, block_size
+    return {str(batch): block_size for batch, (_, block_size) in best.items()}
+
+
+def _curve(way: str, steps: Sequence[TimedStep]) -> Curve:
+    return Curve(way, tuple(step.point for step in steps), estimated=True)
+
+
+def _equal_interactivity(
+    plain: Sequence[CurvePoint], drafted: Sequence[CurvePoint]
+) -> list[EqualInteractivity]:
+    best, rows = frontier(drafted), []
+    for point in frontier(plain):
+        user = point.tokens_per_second_per_user
+        with_drafts = throughput_at(best, user)
+        rows.append(EqualInteractivity(user, point.tokens_per_second_per_gpu, with_drafts))
+    return rows
+
+
+def throughput_at(points: Sequence[CurvePoint], user: float) -> float:
+    """Return the tokens a second of a GPU at an interactivity, in straight lines on a frontier.
+
+    Below the frontier it is that of the first point. Beyond the last point it is 0.
+    """
+    if user <= points[0].tokens_per_second_per_user:
+        return points[0].tokens_per_second_per_gpu
+    for a, b in pairwise(points):
+        if user <= b.tokens_per_second_per_user:
+            distance = b.tokens_per_second_per_user - a.tokens_per_second_per_user
+            share = (user - a.tokens_per_second_per_user) / distance
+            gained = b.tokens_per_second_per_gpu - a.tokens_per_second_per_gpu
+            return a.tokens_per_second_per_gpu + share * gained
+    return 0.0

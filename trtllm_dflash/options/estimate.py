@@ -12,7 +12,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.options.fields import check_fields, cli_option
 
 RUNTIME_NAMES = ("engine", "serving")
-MAX_BATCH, MAX_CONTEXT, MAX_GPUS = 1 << 16, 1 << 22, 64
+MAX_BATCH, MAX_CONTEXT, MAX_GPUS, MAX_TREE = 1 << 16, 1 << 22, 64, 1024
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,13 @@ class EstimateConfig:
             "positions that every sequence has in its caches", low=1, high=MAX_CONTEXT
         ),
     )
-    tau: str | None = field(
+    acceptance_length: str | None = field(
         default=None,
         metadata=cli_option(
-            "tokens a step yields with the drafter's whole block, or a JSON file that says how many"
-            " drafts were accepted [default: published, for a known drafter]",
+            "tokens a step yields with the drafter's whole block (τ), or a JSON file that says how"
+            " many drafts were accepted [default: published, for a known drafter]",
             metavar="X|FILE",
+            aliases=("--tau",),
         ),
     )
     runtime: str = field(
@@ -100,7 +101,7 @@ class EstimateConfig:
         default=None,
         metadata=cli_option(
             "also an EAGLE-3 drafter of one layer: its tree's tokens, depth and branches, and"
-            " its tau",
+            " its τ",
             metavar="N,N,N,X",
         ),
     )
@@ -114,60 +115,67 @@ class EstimateConfig:
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         check_fields(self)
-        _ = (self.batches, self.device, self.eagle_tree)
+        for parse in (_parse_batches, _find_gpu, _parse_tree):
+            parse(self)
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The batch sizes, growing."""
-        try:
-            sizes = sorted({int(size) for size in self.batch.split(",")})
-        except ValueError:
-            sizes = []
-        if not sizes or not 1 <= sizes[0] <= sizes[-1] <= MAX_BATCH:
-            raise UsageError(
-                f"--batch {self.batch!r} is no list such as 1,8,32 of sizes from 1 to {MAX_BATCH}"
-            )
-        return tuple(sizes)
+        """Return the batch sizes in growing order."""
+        return _parse_batches(self)
 
     @property
     def device(self) -> GpuSpec:
-        """The GPU's figures."""
-        known = {gpu.name.lower(): gpu for gpu in gpus_of(self.arch)}
-        if not known:
-            raise UsageError(
-                f"--arch {self.arch}: no GPU of it is in the table; choose one of {_archs()}"
-            )
-        wanted = next(iter(known)) if self.gpu is None else self.gpu.lower()
-        if wanted not in known:
-            names = ", ".join(gpu.name for gpu in known.values())
-            raise UsageError(
-                f"--gpu {self.gpu!r} is no {self.arch} in the table, which has {names}"
-            )
-        return known[wanted]
+        """Return the datasheet's figures of the GPU."""
+        return _find_gpu(self)
 
     @property
     def eagle_tree(self) -> tuple[int, int, int, float] | None:
-        """Tokens, depth and branches of EAGLE-3's tree, and its tau."""
-        if self.eagle is None:
-            return None
-        parts = self.eagle.split(",")
-        try:
-            (tokens, depth, branches), tau = map(int, parts[:3]), float(parts[3])
-        except (ValueError, IndexError):
-            tokens, depth, branches, tau = 0, 0, 0, 0.0
-        if (
-            len(parts) != 4
-            or not 1 <= depth <= tokens <= 1024
-            or not 1 <= branches <= tokens
-            or not 1 <= tau <= depth + 1
-        ):
-            raise UsageError(
-                f"--eagle {self.eagle!r} is no TOKENS,DEPTH,BRANCHES,TAU such as 60,7,10,3.4: a"
-                " tree of up to 1024 tokens, no deeper or wider than that, that yields 1 to depth"
-                " + 1 tokens"
-            )
-        return tokens, depth, branches, tau
+        """Return tokens, depth and branches of EAGLE-3's tree, and its acceptance length."""
+        return _parse_tree(self)
 
 
-def _archs() -> str:
-    return ", ".join(dict.fromkeys(gpu.arch for gpu in GPUS))
+def _parse_batches(config: EstimateConfig) -> tuple[int, ...]:
+    try:
+        sizes = sorted({int(size) for size in config.batch.split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or not 1 <= sizes[0] <= sizes[-1] <= MAX_BATCH:
+        raise UsageError(
+            f"--batch {config.batch!r} is no list such as 1,8,32 of sizes from 1 to {MAX_BATCH}"
+        )
+    return tuple(sizes)
+
+
+def _find_gpu(config: EstimateConfig) -> GpuSpec:
+    found = {gpu.name.lower(): gpu for gpu in gpus_of(config.arch)}
+    if not found:
+        archs = ", ".join(dict.fromkeys(gpu.arch for gpu in GPUS))
+        raise UsageError(
+            f"--arch {config.arch}: no GPU of it is in the table; choose one of {archs}"
+        )
+    wanted = next(iter(found)) if config.gpu is None else config.gpu.lower()
+    if wanted not in found:
+        names = ", ".join(gpu.name for gpu in found.values())
+        raise UsageError(
+            f"--gpu {config.gpu!r} is no {config.arch} in the table, which has {names}"
+        )
+    return found[wanted]
+
+
+def _parse_tree(config: EstimateConfig) -> tuple[int, int, int, float] | None:
+    if config.eagle is None:
+        return None
+    parts = config.eagle.split(",")
+    try:
+        tokens, depth, branches = (int(part) for part in parts[:3])
+        length = float(parts[3])
+    except (ValueError, IndexError):
+        tokens, depth, branches, length = 0, 0, 0, 0.0
+    is_tree = 1 <= depth <= tokens <= MAX_TREE and 1 <= branches <= tokens
+    if len(parts) != 4 or not is_tree or not 1 <= length <= depth + 1:
+        raise UsageError(
+            f"--eagle {config.eagle!r} is no TOKENS,DEPTH,BRANCHES,TAU such as 60,7,10,3.4: a tree"
+            f" of up to {MAX_TREE} tokens, no deeper or wider than that, that yields 1 to depth + 1"
+            " tokens"
+        )
+    return tokens, depth, branches, length

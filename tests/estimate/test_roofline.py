@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.estimate.test_count import pair_of
+from docs.estimate.prediction import SOFTWARE, stored_pair
+from tests.estimate.test_workload import quantized_pair
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.clock import COMPUTE, HEAD, HOST, LAUNCHES, WEIGHTS, Machine
-from trtllm_dflash.estimate.constants import ENGINE, SERVING, SERVING_SYNC, Constants
-from trtllm_dflash.estimate.count import Work
-from trtllm_dflash.estimate.experts import Experts
-from trtllm_dflash.estimate.precision import NUMBERS, Precision
+from trtllm_dflash.estimate.constants import ENGINE, SERVING, Constants
+from trtllm_dflash.estimate.formats import NUMERIC_FORMATS
+from trtllm_dflash.estimate.roofline import COMPUTE, HEAD, HOST, LAUNCHES, WEIGHTS, Roofline
+from trtllm_dflash.estimate.workload import ExpertRouting, KernelCost
 
 BY_NAME = {gpu.name: gpu for gpu in GPUS}
 IDEAL = Constants(
@@ -28,31 +28,31 @@ ROUND = GpuSpec(
 
 
 def seconds(
-    works: tuple[Work, ...],
-    machine: Machine,
+    costs: tuple[KernelCost, ...],
+    roofline: Roofline,
     batch: int = 1,
     context: float = 0,
     *,
     drafts: bool = False,
 ) -> float:
-    return machine.time(works, batch=batch, context=context, drafts=drafts).seconds
+    return roofline.time(costs, batch=batch, context=context, drafts=drafts).seconds
 
 
 @pytest.mark.parametrize(("count", "top_k", "tokens"), [(4, 2, 2), (5, 2, 3), (6, 1, 3)])
-def test_touched_experts_are_the_mean_over_all_choices(count: int, top_k: int, tokens: int) -> None:
+def test_expected_active_is_the_mean_over_choices(count: int, top_k: int, tokens: int) -> None:
     from itertools import combinations
 
     choices = list(combinations(range(count), top_k))
     every = [len(set().union(*chosen)) for chosen in product(choices, repeat=tokens)]
-    assert Experts(count, top_k).touched(tokens) == pytest.approx(
+    assert ExpertRouting(count, top_k).expected_active(tokens) == pytest.approx(
         sum(every) / len(every), rel=1e-12
     )
 
 
 def test_plain_decoding_is_reading_weights() -> None:
     """Qwen3-8B reads 15.136 GB for a token: 15.1 ms at 10^12 bytes a second."""
-    time = Machine(ROUND, constants=IDEAL).time(
-        pair_of("Qwen3-8B-DFlash-b16").plain(), batch=1, context=0, drafts=False
+    time = Roofline(ROUND, constants=IDEAL).time(
+        stored_pair("Qwen3-8B-DFlash-b16").plain_step(), batch=1, context=0, drafts=False
     )
     assert time.seconds == pytest.approx(15.136e-3, rel=2e-3)
     assert time.limited_by == WEIGHTS
@@ -61,40 +61,41 @@ def test_plain_decoding_is_reading_weights() -> None:
 
 
 def test_a_kernel_takes_the_longer_of_reading_and_computing() -> None:
-    work = Work("target", "linear", NUMBERS["bf16"], 4, weight_bytes=2e9, row_flops=1e9)
-    machine = Machine(ROUND, constants=IDEAL)
-    assert seconds((work,), machine) == 2e-3
-    wide = machine.time([work], batch=1000, context=0, drafts=False)
+    bf16, nvfp4 = NUMERIC_FORMATS["bf16"], NUMERIC_FORMATS["nvfp4"]
+    cost = KernelCost("target", "linear", bf16, 4, weight_bytes=2e9, row_flops=1e9)
+    roofline = Roofline(ROUND, constants=IDEAL)
+    assert seconds((cost,), roofline) == 2e-3
+    wide = roofline.time([cost], batch=1000, context=0, drafts=False)
     assert (wide.seconds, wide.limited_by) == (4000 * 1e9 / 1e14, COMPUTE)
-    assert seconds((replace(work, number=NUMBERS["nvfp4"]),), machine, 1000) == 4000 * 1e9 / 4e14
+    assert seconds((replace(cost, format=nvfp4),), roofline, 1000) == 4000 * 1e9 / 4e14
 
 
 def test_attention_reads_what_its_window_shows() -> None:
-    full = Work("target", "attention", NUMBERS["bf16"], 1, position_bytes=1e6)
-    machine = Machine(ROUND, constants=IDEAL)
-    assert seconds((full,), machine, 3, 500) == 3 * 500 * 1e6 / 1e12
-    assert seconds((replace(full, window=128),), machine, 3, 500) == 3 * 128 * 1e6 / 1e12
-    assert seconds((replace(full, window=128),), machine, 3, 100) == 3 * 100 * 1e6 / 1e12
+    full = KernelCost("target", "attention", NUMERIC_FORMATS["bf16"], 1, position_bytes=1e6)
+    roofline = Roofline(ROUND, constants=IDEAL)
+    assert seconds((full,), roofline, 3, 500) == 3 * 500 * 1e6 / 1e12
+    assert seconds((replace(full, window=128),), roofline, 3, 500) == 3 * 128 * 1e6 / 1e12
+    assert seconds((replace(full, window=128),), roofline, 3, 100) == 3 * 100 * 1e6 / 1e12
 
 
 def test_the_host_and_the_kernels() -> None:
-    works = (Work("target", "other", NUMBERS["bf16"], 1, kernels=5),)
+    costs = (KernelCost("target", "elementwise", NUMERIC_FORMATS["bf16"], 1, kernels=5),)
     constants = replace(IDEAL, kernel=3e-6)
-    assert seconds(works, Machine(ROUND, constants=constants)) == pytest.approx(15e-6)
+    assert seconds(costs, Roofline(ROUND, constants=constants)) == pytest.approx(15e-6)
     for runtime, drafts, host in (
         (ENGINE, True, 0),
         (SERVING, False, 0.5e-3),
         (SERVING, True, 1.5e-3),
     ):
         assert seconds(
-            works, Machine(ROUND, 1, runtime, constants), drafts=drafts
+            costs, Roofline(ROUND, 1, runtime, constants), drafts=drafts
         ) == pytest.approx(15e-6 + host)
-    sync = Machine(ROUND, 1, SERVING_SYNC, constants)
-    assert seconds(works, sync, 32, drafts=True) - seconds(
-        works, sync, drafts=True
+    sync = Roofline(ROUND, 1, SOFTWARE["serving, no overlap"], constants)
+    assert seconds(costs, sync, 32, drafts=True) - seconds(
+        costs, sync, drafts=True
     ) == pytest.approx(31 * 0.147e-3)
-    prompt = Machine(ROUND, 1, SERVING, constants).time(
-        works, batch=1, context=0, drafts=False, prompt=True
+    prompt = Roofline(ROUND, 1, SERVING, constants).time(
+        costs, batch=1, context=0, drafts=False, prompt=True
     )
     assert prompt.by_limit[LAUNCHES] == pytest.approx(5 * 10e-6)
 
@@ -113,25 +114,25 @@ def test_more_never_hurts_and_parts_add_up(
     """More bandwidth or compute never makes a step longer, more sequences or positions never
     shorter.
     """
-    works = pair_of(drafter).dflash(8, 7)
+    costs = stored_pair(drafter).dflash_step(8, 7)
     base = replace(ROUND, bandwidth_gbs=bandwidth)
-    time = Machine(base).time(works, batch=batch, context=context, drafts=True)
+    time = Roofline(base).time(costs, batch=batch, context=context, drafts=True)
     assert sum(time.by_limit.values()) == pytest.approx(sum(time.by_part.values()))
     faster = (
         replace(base, bandwidth_gbs=bandwidth * factor),
         replace(base, bf16_tflops=100 * factor),
     )
-    assert all(seconds(works, Machine(gpu), batch, context) <= time.seconds for gpu in faster)
-    assert seconds(works, Machine(base), batch + 1, context) >= time.seconds
-    assert seconds(works, Machine(base), batch, context + 1) >= time.seconds
+    assert all(seconds(costs, Roofline(gpu), batch, context) <= time.seconds for gpu in faster)
+    assert seconds(costs, Roofline(base), batch + 1, context) >= time.seconds
+    assert seconds(costs, Roofline(base), batch, context + 1) >= time.seconds
 
 
 def test_plain_decoding_comes_to_its_limits() -> None:
     """A larger batch gives more tokens in all and fewer to each; reading its keys bounds a token's
     time.
     """
-    works, machine = pair_of("Qwen3-8B-DFlash-b16").plain(), Machine(BY_NAME["B200"])
-    times = [seconds(works, machine, batch, 1024) for batch in (1, 8, 64, 512, 4096)]
+    costs, roofline = stored_pair("Qwen3-8B-DFlash-b16").plain_step(), Roofline(BY_NAME["B200"])
+    times = [seconds(costs, roofline, batch, 1024) for batch in (1, 8, 64, 512, 4096)]
     rates = [batch / time for batch, time in zip((1, 8, 64, 512, 4096), times, strict=True)]
     assert times == sorted(times)
     assert rates == sorted(rates)
@@ -139,20 +140,20 @@ def test_plain_decoding_comes_to_its_limits() -> None:
 
 
 def test_several_gpus_share_the_work_and_pay_for_sums() -> None:
-    works = pair_of("gpt-oss-120b-DFlash").plain()
-    one, eight = (Machine(BY_NAME["B300"], gpus, constants=IDEAL) for gpus in (1, 8))
-    summed = [work for work in works if work.reduced_bytes]
+    costs = stored_pair("gpt-oss-120b-DFlash").plain_step()
+    one, eight = (Roofline(BY_NAME["B300"], gpus, constants=IDEAL) for gpus in (1, 8))
+    summed = [cost for cost in costs if cost.reduced_bytes]
     assert len(summed) == 2 * 36
-    moved = 2 * 7 / 8 * 64 * sum(work.reduced_bytes for work in summed)
-    expected = seconds(works, one, 64, 500) / 8 + moved / 900e9
-    assert seconds(works, eight, 64, 500) == pytest.approx(expected)
-    slow = Machine(BY_NAME["B300"], 8, constants=replace(IDEAL, sum_latency=1e-5))
-    assert seconds(works, slow, 64, 500) == pytest.approx(expected + 72e-5)
+    moved = 2 * 7 / 8 * 64 * sum(cost.reduced_bytes for cost in summed)
+    expected = seconds(costs, one, 64, 500) / 8 + moved / 900e9
+    assert seconds(costs, eight, 64, 500) == pytest.approx(expected)
+    slow = Roofline(BY_NAME["B300"], 8, constants=replace(IDEAL, sum_latency=1e-5))
+    assert seconds(costs, slow, 64, 500) == pytest.approx(expected + 72e-5)
 
 
 def test_what_a_gpu_cannot_do_is_refused() -> None:
     with pytest.raises(UsageError, match="RTX 5090 has no NVLink"):
-        Machine(BY_NAME["RTX 5090"], 2)
-    works = pair_of("Qwen3-4B-DFlash-b16", Precision(linears="nvfp4")).plain()
+        Roofline(BY_NAME["RTX 5090"], 2)
+    costs = quantized_pair("Qwen3-4B-DFlash-b16", "nvfp4").plain_step()
     with pytest.raises(UsageError, match="H200 does not multiply fp4, which nvfp4 needs"):
-        seconds(works, Machine(BY_NAME["H200"]))
+        seconds(costs, Roofline(BY_NAME["H200"]))

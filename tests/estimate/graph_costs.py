@@ -1,0 +1,126 @@
+"""The kernels of a step counted node by node in its ONNX graph: what the formulas must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import onnx_ir as ir
+
+from trtllm_dflash.estimate.formats import NUMERIC_FORMATS
+from trtllm_dflash.estimate.workload import (
+    ACTIVATION_BYTES,
+    LOGIT_BYTES,
+    ExpertRouting,
+    KernelCost,
+)
+from trtllm_dflash.graph.builder import OPS_DOMAIN
+
+BF16 = NUMERIC_FORMATS["bf16"]
+HEADS = ("lm_head", "embed_tokens", "draft_head")
+ELEMENTWISE = ("Gather", "GatherND", "ArgMax", "Sigmoid", "RMSNormalization")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def counted_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that are kernels of their own; others are fused into their neighbours."""
+    return [
+        node
+        for node in model.graph
+        if node.domain == OPS_DOMAIN or node.op_type in ("Gemm", *ELEMENTWISE)
+    ]
+
+
+class GraphCounter:
+    """Counts an unquantized graph whose values have these shapes in a run with one sequence."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._projected: set[str] = set()  # inputs that a kernel has read already
+
+    def costs(self, model: ir.Model) -> Iterator[KernelCost]:
+        """Yield the cost of every kernel in the graph's order."""
+        for node in counted_nodes(model):
+            part = (node.name or "").split("/")[1]
+            if node.op_type == "Gemm":
+                yield self._gemm(node, part)
+            elif node.op_type in ("DFlashVerifyAttention", "DFlashDraftAttention"):
+                yield self._attention(node, part)
+            elif node.op_type == "DFlashMoE":
+                yield self._experts(node, part)
+            elif node.op_type == "DFlashAccept":
+                (_, rows, vocab), moved = self._shape(node.inputs[0]), LOGIT_BYTES
+                yield KernelCost(part, "elementwise", BF16, rows, row_bytes=vocab * moved)
+            elif node.op_type in ELEMENTWISE:
+                yield from self._elementwise(node, part)
+
+    def _shape(self, value: ir.Value | None) -> tuple[int, ...]:
+        assert value is not None
+        return self._shapes[value.name or ""]
+
+    def _gemm(self, node: ir.Node, part: str) -> KernelCost:
+        x, weight = node.inputs[0], node.inputs[1]
+        assert x is not None
+        assert weight is not None
+        (rows, inputs), (_, outputs) = self._shape(x), self._shape(node.outputs[0])
+        module = (weight.name or "").removeprefix(f"{part}.").removesuffix(".weight")
+        leaf = module.rpartition(".")[2]
+        is_head, is_first = leaf in HEADS, (x.name or "") not in self._projected
+        self._projected.add(x.name or "")
+        written = LOGIT_BYTES if is_head else ACTIVATION_BYTES
+        is_summed = leaf in ("o_proj", "down_proj", "fc")
+        return KernelCost(
+            part,
+            "head" if is_head else "linear",
+            BF16,
+            rows,
+            weight_bytes=inputs * outputs * 2.0,
+            row_bytes=inputs * ACTIVATION_BYTES * is_first + outputs * written,
+            row_flops=2 * inputs * outputs,
+            reduced_bytes=outputs * ACTIVATION_BYTES * is_summed,
+            kernels=int(is_first),
+        )
+
+    def _elementwise(self, node: ir.Node, part: str) -> Iterator[KernelCost]:
+        shape = self._shape(node.outputs[0])
+        if node.op_type == "RMSNormalization" and len(shape) > 2:
+            return  # of heads: part of the kernel that rotates them
+        if node.op_type == "ArgMax":
+            vocab = self._shape(node.inputs[0])[-1]
+            rows, moved = prod(shape), vocab * LOGIT_BYTES
+        else:
+            rows, moved = prod(shape[:-1]), 2 * shape[-1] * ACTIVATION_BYTES
+        yield KernelCost(part, "elementwise", BF16, rows, row_bytes=moved)
+
+    def _attention(self, node: ir.Node, part: str) -> KernelCost:
+        _, rows, q_heads, head_dim = self._shape(node.inputs[0])
+        kv_heads = self._shape(node.inputs[1])[2]
+        window = node.attributes["window_size"].as_int() if "window_size" in node.attributes else 0
+        return KernelCost(
+            part,
+            "attention",
+            BF16,
+            rows,
+            row_bytes=2 * (q_heads + kv_heads) * head_dim * ACTIVATION_BYTES,
+            position_bytes=2 * kv_heads * head_dim * 2.0,
+            position_flops=4 * rows * q_heads * head_dim,
+            window=window,
+            kernels=3,
+        )
+
+    def _experts(self, node: ir.Node, part: str) -> KernelCost:
+        rows, hidden = self._shape(node.inputs[0])
+        count, gate_up = self._shape(node.inputs[1])[-1], self._shape(node.inputs[2])[1]
+        weights = hidden * (gate_up + gate_up // 2)
+        return KernelCost(
+            part,
+            "experts",
+            BF16,
+            rows,
+            weight_bytes=weights * 2.0,
+            row_bytes=2 * hidden * ACTIVATION_BYTES,
+            row_flops=2 * weights,
+            experts=ExpertRouting(count, node.attributes["top_k"].as_int()),
+            reduced_bytes=hidden * ACTIVATION_BYTES,
+            kernels=5,
+        )

@@ -1,0 +1,234 @@
+"""What is computed from configurations: against graphs, by hand, and against stated parameters."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from docs.estimate.prediction import stored_pair
+from tests.estimate.graph_costs import GraphCounter, counted_nodes
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.estimate.eagle3 import Eagle3Tree
+from trtllm_dflash.estimate.formats import PairFormats
+from trtllm_dflash.estimate.models import find_target
+from trtllm_dflash.estimate.pair import ModelPair
+from trtllm_dflash.estimate.workload import ExpertRouting, KernelCost, ModelCosts
+from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.models.moe import MoEConfig
+
+CONTEXT, BLOCK = 7, 4
+READ_INPUTS = {  # by operator: how many leading inputs have shapes that are counted
+    "Gemm": 1,
+    "ArgMax": 1,
+    "DFlashAccept": 1,
+    "DFlashVerifyAttention": 2,
+    "DFlashDraftAttention": 2,
+    "DFlashMoE": 2,
+}
+TINY: dict[str, Callable[[Path], Path]] = {
+    "llama": lambda path: tiny_target(path, "llama"),
+    "qwen3": lambda path: tiny_target(path, "qwen3", tied=True),
+    "gpt_oss": lambda path: tiny_gpt_oss(path, mxfp4=False),
+    "qwen3_moe": tiny_qwen3_moe,
+}
+
+
+def quantized_pair(drafter: str, name: str) -> ModelPair:
+    """Return a published pair with every linear of target and drafter in one format."""
+    pair = stored_pair(drafter)
+    linears = [cost for cost in pair.whole_step() if cost.operation == "linear"]
+    modules = {f"{cost.part}.{cost.module}": name for cost in linears}
+    return ModelPair(pair.target, pair.drafter, PairFormats(modules))
+
+
+def parameters(costs: tuple[KernelCost, ...], operations: tuple[str, ...]) -> float:
+    """Return the number of the target's weights, of all experts."""
+    total = 0.0
+    for cost in costs:
+        if cost.part == "target" and cost.operation in operations:
+            copies = cost.experts.count if cost.experts else 1
+            total += cost.weight_bytes * 8 / cost.format.bits * copies
+    return total
+
+
+def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int, ...]]:
+    """Run a graph in ONNX Runtime with one sequence; return the shapes around its kernels."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sizes = {"batch": 1, "width": width, "rows": rows, "context": CONTEXT}
+    watched = {}
+    for node in counted_nodes(model):
+        for value in (*node.inputs[: READ_INPUTS.get(node.op_type, 0)], node.outputs[0]):
+            if value is not None and value.producer() is not None:
+                watched[value.name] = value
+    for value in watched.values():
+        is_argmax = value.producer().op_type == "ArgMax"
+        dtype = ir.DataType.INT64 if is_argmax else ir.DataType.FLOAT
+        value.type = value.type or ir.TensorType(dtype)
+    shapes, feeds = {}, {}
+    for value in model.graph.inputs:
+        axes = [axis if isinstance(axis, int) else sizes[str(axis.value)] for axis in value.shape]
+        feeds[value.name] = np.zeros(axes, value.dtype.numpy())
+    feeds |= {"num_known": np.ones(1, np.int32), "top_p": np.ones(1, np.float32)}
+    feeds["kv_positions"], feeds["decided"] = np.arange(CONTEXT), np.arange(rows)
+    for value in model.graph.initializers.values():  # their bytes, not their place on disk
+        shapes[value.name] = tuple(value.shape)
+        value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+    outputs = model.graph.outputs
+    outputs.extend(value for value in watched.values() if value not in outputs)
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feeds = {each.name: feeds[each.name] for each in session.get_inputs()}
+    for name, array in zip(watched, session.run(list(watched), feeds), strict=True):
+        shapes[name] = array.shape
+    return shapes | {name: array.shape for name, array in feeds.items()}
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_costs_equal_the_graphs(family: str, tmp_path: Path) -> None:
+    """The kernels of plain steps, prompts and DFlash steps, node by node."""
+    target = load_target(TINY[family](tmp_path / "target"))
+    directory = tiny_drafter(tmp_path / "drafter", tmp_path / "target", num_taps=2)
+    pair = ModelPair(target, load_drafter(directory), PairFormats({}))
+    for width, rows, costs in ((1, 1, pair.plain_step()), (5, 1, pair.target_pass(5, 1))):
+        model = build_step(target, None, dtype="float32", cache_len=16, block_size=1)
+        counter = GraphCounter(run_shapes(model, width=width, rows=rows))
+        assert [replace(cost, module="") for cost in costs] == list(counter.costs(model))
+    for block_size, draft_len in ((BLOCK, BLOCK - 1), (3, 1)):
+        model = build_step(
+            target, pair.drafter, dtype="float32", cache_len=16, block_size=block_size
+        )
+        counter = GraphCounter(run_shapes(model, width=draft_len + 1, rows=draft_len + 1))
+        costs = pair.dflash_step(block_size, draft_len)
+        assert [replace(cost, module="") for cost in costs] == list(counter.costs(model))
+
+
+def test_qwen3_8b_by_hand() -> None:
+    """36 layers of 4096, 32 and 8 heads of 128, an MLP of 12288; BF16."""
+    pair = stored_pair("Qwen3-8B-DFlash-b16")
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288
+    head = 151936 * 4096
+    plain = pair.plain_step()
+    assert sum(cost.weight_bytes for cost in plain) == 2 * (36 * layer + head) == 15_136_194_560
+    moved = [
+        4096 + 4096 + 2 * 1024,
+        4096 + 4096,
+        4096 + 2 * 12288,
+        12288 + 4096,
+    ]  # q, k and v read one input
+    assert sum(cost.row_bytes for cost in plain if cost.operation == "linear") == 36 * 2 * sum(
+        moved
+    )
+    assert sum(cost.position_bytes for cost in plain) == 36 * 2 * 8 * 128 * 2 == 144 * 1024
+    assert sum(cost.rows * cost.row_flops for cost in plain) == 2 * (36 * layer + head)
+    assert sum(cost.position_flops for cost in plain) == 36 * 4 * 32 * 128
+
+    step = pair.dflash_step(16, 15)
+    drafter = [cost for cost in step if cost.part == "drafter" and cost.operation == "linear"]
+    fc = 5 * 4096 * 4096
+    assert sum(cost.weight_bytes for cost in drafter) == 2 * (5 * layer + fc) == 2_097_152_000
+    assert sum(w.position_bytes for w in step if w.part == "drafter") == 20 * 1024
+    # Keys and values of 16 context rows and 16 of the block, the rest of a layer of the block only.
+    wide = 2 * 4096 * 1024
+    assert sum(w.rows * w.row_flops for w in drafter) == 2 * 16 * (
+        fc + 5 * (layer - wide) + 2 * 5 * wide
+    )
+    heads = [(cost.part, cost.rows, cost.weight_bytes) for cost in step if cost.operation == "head"]
+    assert heads == [("target", 16, 2 * head), ("drafter", 15, 2 * head)]
+    assert sum(w.rows * w.row_flops for w in step if w.part == "target") == 16 * 2 * (
+        36 * layer + head
+    )
+
+
+def test_kernels_are_fused_ones() -> None:
+    """Of a layer: norm, q k v, rotate, attend, add up, o, norm, gate and up, product, down."""
+    plain = stored_pair("Qwen3-8B-DFlash-b16").plain_step()
+    others = ("embed", "rows", "norm", "head", "accept")
+    assert sum(cost.kernels for cost in plain) == 36 * 10 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "stated"),
+    [
+        # As the makers state them, in 10^9; biases and norms, which are not counted, are below the
+        # tolerance.
+        ("Qwen3-8B-DFlash-b16", 8.19),
+        ("Qwen3-4B-DFlash-b16", 4.02),
+        ("LLaMA3.1-8B-Instruct-DFlash-UltraChat", 8.03),
+        ("Qwen3-Coder-30B-A3B-DFlash", 30.5),
+        ("gpt-oss-20b-DFlash", 20.9),
+        ("gpt-oss-120b-DFlash", 116.8),
+    ],
+)
+def test_parameters_are_those_of_the_model(drafter: str, stated: float) -> None:
+    pair = stored_pair(drafter)
+    total = parameters(pair.plain_step(), ("linear", "experts", "head"))
+    config = pair.target.config
+    total += 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    assert total / 1e9 == pytest.approx(stated, rel=0.004)
+
+
+def test_active_parameters_of_gpt_oss() -> None:
+    """5.1 · 10^9 for a token, as OpenAI states: its 4 experts, all else, and no embedding."""
+    flops = 0.0
+    for cost in stored_pair("gpt-oss-120b-DFlash").plain_step():
+        flops += cost.rows * cost.row_flops * (cost.experts.top_k if cost.experts else 1)
+    assert flops / 2 / 1e9 == pytest.approx(5.1, rel=0.01)
+
+
+def test_windows_of_gpt_oss() -> None:
+    step = stored_pair("gpt-oss-120b-DFlash").dflash_step(10, 9)
+    windows = [cost.window for cost in step if cost.operation == "attention"]
+    assert windows == [128, 0] * 18 + [0] * 8
+
+
+def test_quantized_linears_and_the_rest() -> None:
+    """NVFP4 takes 4.5 bits; heads stay BF16, and so does fc."""
+    drafter = "Qwen3-8B-DFlash-b16"
+    exact = stored_pair(drafter).dflash_step(16, 15)
+    small = stored_pair(drafter, is_nvfp4=True).dflash_step(16, 15)
+    assert quantized_pair(drafter, "nvfp4").dflash_step(16, 15) == small
+    ratios: dict[str, set[float]] = {}
+    for before, after in zip(exact, small, strict=True):
+        if before.weight_bytes:
+            role = before.module if before.module == "fc" else before.operation
+            ratios.setdefault(role, set()).add(after.weight_bytes / before.weight_bytes)
+    assert ratios == {"linear": {4.5 / 16}, "fc": {1.0}, "head": {1.0}}
+
+
+def test_experts_by_hand() -> None:
+    """7 experts of 9 features on a hidden state of 12, stored in MXFP4."""
+    config = replace(find_target("gpt-oss-20b").config, hidden_size=12)
+    costs = ModelCosts("target", config, PairFormats({"target.mlp.experts": "mxfp4"}))
+    moe = MoEConfig(num_experts=7, top_k=3, intermediate_size=9, normalize=True, fused=True)
+    cost = costs.experts("mlp.experts", 5, moe)
+    assert (cost.part, cost.operation, cost.rows) == ("target", "experts", 5)
+    assert cost.experts == ExpertRouting(7, 3)
+    assert cost.weight_bytes == 3 * 12 * 9 * 4.25 / 8
+    assert cost.row_flops == 2 * 3 * 12 * 9
+
+
+def test_eagle3_by_hand() -> None:
+    """A projection of 3 · 4096, a layer with inputs of 8192, a head over 32000; run 7 times."""
+    costs = Eagle3Tree(60, 7, 10).costs(find_target("Qwen3-8B").config, "bf16")
+    layer = 8192 * (4096 + 2048) + 4096 * 4096 + 3 * 4096 * 12288
+    expected = 3 * 4096 * 4096 + 7 * (layer + 4096 * 32000)
+    assert sum(cost.weight_bytes for cost in costs) == 2 * expected
+    assert {cost.rows for cost in costs if cost.operation == "head"} == {1, 10}
+
+
+def test_counting_a_large_model_needs_little_memory() -> None:
+    pair = stored_pair("gpt-oss-120b-DFlash")
+    tracemalloc.start()
+    pair.dflash_step(9, 5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6

@@ -1,0 +1,91 @@
+"""The models of an estimate, by their names in `dflash-trt list` or by a directory's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.builder.pair_support import published_drafter, published_target
+from trtllm_dflash.catalog.pairs import Role, pair_of, unknown_name_message
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, read_quantization
+from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.locate import read_json_in
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
+
+# By drafter: tokens a step in DFlash, arXiv 2602.06036, and where.
+PUBLISHED_ACCEPTANCE_LENGTHS: Mapping[str, tuple[float, str]] = {
+    "z-lab/Qwen3-8B-DFlash-b16": (6.49, "table 1, mean of 7 benchmarks, greedy"),
+    "z-lab/Qwen3-4B-DFlash-b16": (6.54, "table 1, mean of 7 benchmarks, greedy"),
+    "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat": (
+        4.32,
+        "table 5, mean of GSM8K, HumanEval and Alpaca, greedy",
+    ),
+    "z-lab/Qwen3-Coder-30B-A3B-DFlash": (8.09, "table 3, HumanEval, greedy"),
+    "z-lab/gpt-oss-20b-DFlash": (4.53, "table 11, mean of MATH-500, HumanEval and MT-Bench"),
+    "z-lab/gpt-oss-120b-DFlash": (4.5, "table 11, mean of MATH-500, HumanEval and MT-Bench"),
+}
+
+
+def find_target(name: str) -> Checkpoint[TargetConfig]:
+    """Return the target whose config.json is in the directory `name`, or the listed one.
+
+    Raises:
+        UsageError: for an unknown name, with the nearest ones.
+        ConfigError: for a configuration that is not supported.
+    """
+    if Path(name).is_dir():
+        config_json, quantization = _read_directory(name, "target")
+        config = read_target_config(config_json, None, f"target {name}")
+        return target_headers(config, quantization, name)
+    found = published_target(name)
+    if found is None:
+        raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
+    return found
+
+
+def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterConfig]:
+    """Return the drafter `name` likewise; without a name that of the listed `target`.
+
+    Raises:
+        UsageError: for an unknown name, and for one whose sizes are not published.
+        ConfigError: for a configuration that is not supported.
+    """
+    if name is not None and Path(name).is_dir():
+        config_json, quantization = _read_directory(name, "drafter")
+        config = DrafterConfig.from_hf(config_json, f"drafter {name}")
+        return drafter_headers(config, quantization, name)
+    if name is not None:
+        pair, missing = pair_of(name, "drafter"), unknown_name_message(name, "drafter")
+    else:
+        pair = None if Path(target).is_dir() else pair_of(target)
+        missing = f"--drafter is missing, and the target {target} brings none"
+    if pair is None:
+        raise UsageError(f"{missing}. Give its directory.")
+    repository = pair.drafter.repository
+    found = published_drafter(repository)
+    if found is None:
+        raise UsageError(f"drafter {repository}: its sizes are not published; give its directory.")
+    return found
+
+
+def source_of(model: Checkpoint[Any]) -> str:
+    """Return whose files state a model's shape, for people."""
+    name = str(model.directory)
+    role: Role = "target" if isinstance(model.config, TargetConfig) else "drafter"
+    pair = None if model.directory.is_dir() else pair_of(name, role)
+    return name if pair is None else pair.source
+
+
+def _read_directory(name: str, role: str) -> tuple[dict[str, Any], Quantization]:
+    config = read_json_in(Path(name), "config.json")
+    if config is None:
+        raise UsageError(
+            f"{name}: there is no config.json in it. Give the directory of a checkpoint."
+        )
+    quant_file = read_json_in(Path(name), HF_QUANT_CONFIG)
+    return config, read_quantization(config, quant_file, f"{role} {name}")
