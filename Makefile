@@ -88,8 +88,13 @@ format: .venv/.test  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(CUDA_SOURCES)
 
-docs: .venv/.test  ## write docs/estimate again: its page and plot
+docs: .venv/.test  ## write all generated parts of the documentation again
 	$(BIN)/python -m docs.estimate.generate
+	$(BIN)/python -m tests.doc_tables
+	$(BIN)/python -m tests.models.test_models_readme
+	$(BIN)/python -m tests.graph.markdown_tables
+	$(BIN)/python -m tests.plugins.markdown_tables
+	$(BIN)/python -m tests.profile.schema_table
 
 bench: .venv/.test-all engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3 --max-tokens 96 --without-reference \
