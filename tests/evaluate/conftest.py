@@ -24,8 +24,9 @@ TEXT = (
 
 @pytest.fixture(scope="session")
 def build_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`build_cpu(target, drafter=None, **sizes)`: the directory of an engine, built once per set of
-    arguments.
+    """Return `build_cpu(target, drafter=None, **sizes)`, which builds an engine once per arguments.
+
+    It returns the engine's directory.
     """
     built: dict[Any, Path] = {}
 
@@ -46,25 +47,25 @@ def build_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def target(make_target: Callable[..., Path]) -> Path:
-    """A tiny Llama with a tokenizer."""
+    """Make a tiny Llama with a tokenizer."""
     return make_target("llama", tokenizer=True, eos_token_ids=(EOS_ID,))
 
 
 @pytest.fixture(scope="session")
 def other_target(make_target: Callable[..., Path]) -> Path:
-    """The same model with other weights."""
+    """Make the same model with other weights."""
     return make_target("llama", tokenizer=True, eos_token_ids=(EOS_ID,), seed=1)
 
 
 @pytest.fixture(scope="session")
 def engine(build_cpu: Callable[..., Path], target: Path, make_drafter: Callable[..., Path]) -> Path:
-    """A DFlash engine of `target`."""
+    """Build a DFlash engine of `target`."""
     return build_cpu(target, make_drafter(target))
 
 
 @pytest.fixture(scope="session")
 def other_engine(build_cpu: Callable[..., Path], other_target: Path) -> Path:
-    """A plain engine of `other_target`."""
+    """Build a plain engine of `other_target`."""
     return build_cpu(other_target)
 
 

@@ -23,7 +23,7 @@ from trtllm_dflash.evaluate.logits_session import LogitsSession
 def changed_copy(
     engine: Path, directory: Path, name: str, change: Callable[[str], str] | None
 ) -> Path:
-    """An engine with another file `name`, or without it, and a manifest that says so."""
+    """Copy an engine with another file `name`, or without it, and a manifest that lists it."""
     shutil.copytree(engine, directory)
     if change is None:
         (directory / name).unlink()
@@ -38,7 +38,7 @@ def changed_copy(
     return directory
 
 
-def test_the_tables(run_eval: Evaluate, engine: Path, other_engine: Path) -> None:
+def test_eval_prints_tables(run_eval: Evaluate, engine: Path, other_engine: Path) -> None:
     result = run_eval(engine, "--against", other_engine)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -58,7 +58,7 @@ def test_the_tables(run_eval: Evaluate, engine: Path, other_engine: Path) -> Non
     assert "lm_head" in rows["lm_head"]
 
 
-def test_json_says_where_the_numbers_come_from(
+def test_eval_json_has_results_and_provenance(
     run_eval: Evaluate, engine: Path, other_engine: Path, tmp_path: Path
 ) -> None:
     prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
@@ -85,7 +85,7 @@ def test_json_says_where_the_numbers_come_from(
     assert f"{data['engine']['acceptance']['acceptance_length']:.3f} (" in result.stdout
 
 
-def test_the_own_text_is_the_default(engine: Path) -> None:
+def test_eval_reads_the_builtin_text_by_default(engine: Path) -> None:
     result = CliRunner().invoke(
         main, ["eval", str(engine), "--num-threads", "1", "--text-tokens", "40"]
     )
@@ -101,7 +101,7 @@ def test_the_own_text_is_the_default(engine: Path) -> None:
         ("--max-perplexity-increase", "1e9", "-"),
     ],
 )
-def test_a_limit_is_a_gate(
+def test_eval_fails_on_a_missed_limit(
     limit: str,
     kept: str,
     missed: str,
@@ -131,7 +131,7 @@ def test_a_limit_is_a_gate(
     assert limit in failure
 
 
-def test_tau_is_a_gate_without_another_engine(
+def test_eval_limits_acceptance_length_of_one_engine(
     run_eval: Evaluate, engine: Path, tmp_path: Path
 ) -> None:
     prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
@@ -142,20 +142,20 @@ def test_tau_is_a_gate_without_another_engine(
     assert data["limits"] == {"min_acceptance_length": 1}
     result = run_eval(engine, *asked, "--min-acceptance-length", "99")
     assert result.exit_code == 1
-    assert result.stderr.startswith(
-        f"failed: τ is {data['engine']['acceptance']['acceptance_length']:.6g}, below --min-acceptance-length 99"
-    )
+    found = data["engine"]["acceptance"]["acceptance_length"]
+    expected = f"failed: τ is {found:.6g}, below --min-acceptance-length 99"
+    assert result.stderr.startswith(expected)
 
 
-def test_a_limit_on_tau_where_there_is_none(
+def test_eval_refuses_that_limit_without_prompts_or_drafter(
     run_eval: Evaluate, engine: Path, other_engine: Path, tmp_path: Path
 ) -> None:
     result = run_eval(engine, "--min-acceptance-length", "2")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert (
-        "error: --min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts FILE"
-        in result.stderr
+    expected = (
+        "--min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts"
     )
+    assert f"error: {expected} FILE" in result.stderr
     (tmp_path / "prompts.txt").write_text("hello\n")
     result = run_eval(
         other_engine, "--min-acceptance-length", "2", "--prompts", tmp_path / "prompts.txt"
@@ -167,7 +167,7 @@ def test_a_limit_on_tau_where_there_is_none(
     )
 
 
-def test_the_tables_show_a_quantized_drafter_and_fp8_caches(
+def test_eval_shows_a_quantized_drafter_and_fp8_caches(
     run_eval: Evaluate, engine: Path, target: Path, build_cpu: Callable[..., Path], tmp_path: Path
 ) -> None:
     quantized = quantized_copy(target, tmp_path / "target", "nvfp4", kv_cache=True)
@@ -186,7 +186,7 @@ def test_the_tables_show_a_quantized_drafter_and_fp8_caches(
     assert (data["weights"], data["drafter"], data["kv_caches"]) == ("NVFP4", "FP8", "FP8")
 
 
-def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> None:
+def test_eval_passes_against_the_same_engine(run_eval: Evaluate, engine: Path) -> None:
     limits = ("--min-top1", "1", "--max-kl", "0", "--max-perplexity-increase", "0")
     assert run_eval(engine, "--against", engine, *limits).exit_code == 0
 
@@ -202,7 +202,7 @@ def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> No
             ("--min-top1", "97", "--against", "x"),
             "--min-top1 is a share of all positions, 0 to 1, got 97.0",
         ),
-        (("--max-kl", "nan", "--against", "x"), "--max-kl must be a number of at least 0, got nan"),
+        (("--max-kl", "nan", "--against", "x"), "--max-kl is nan, expected a number of at least 0"),
         (("--text-tokens", "1"), "--text-tokens is 1, expected an integer of at least 2"),
         (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
         (("--raw",), "--raw is for --prompts FILE"),
@@ -216,7 +216,7 @@ def test_an_engine_passes_against_itself(run_eval: Evaluate, engine: Path) -> No
         ),
     ],
 )
-def test_senseless_options(
+def test_eval_refuses_senseless_options(
     options: tuple[str, ...], message: str, run_eval: Evaluate, engine: Path
 ) -> None:
     result = run_eval(engine, *options)
@@ -236,7 +236,7 @@ def test_senseless_options(
         (b"caf\xe9", "byte 3 is not UTF-8. Save the file as UTF-8."),
     ],
 )
-def test_useless_text(
+def test_eval_refuses_useless_text(
     content: bytes, message: str, run_eval: Evaluate, engine: Path, text_file: Path
 ) -> None:
     text_file.write_bytes(content)
@@ -246,7 +246,7 @@ def test_useless_text(
     assert message in result.stderr
 
 
-def test_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     def for_gpu(text: str) -> str:
         data: dict[str, Any] = json.loads(text)
         data["build_config"] |= {
@@ -267,7 +267,7 @@ def test_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -
         assert "with --arch cpu" in result.stderr
 
 
-def test_other_vocabularies_and_tokenizers(
+def test_eval_refuses_other_vocabularies_and_tokenizers(
     run_eval: Evaluate, engine: Path, build_cpu: Callable[..., Path], tmp_path: Path
 ) -> None:
     smaller = build_cpu(tiny_target(tmp_path / "smaller", tokenizer=True, vocab_size=96))
@@ -288,7 +288,7 @@ def test_other_vocabularies_and_tokenizers(
     )
 
 
-def test_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     """They would be asked different questions."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n")
@@ -309,7 +309,7 @@ def test_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) ->
     )
 
 
-def test_without_a_tokenizer(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_without_a_tokenizer(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     mute = changed_copy(engine, tmp_path / "mute", "tokenizer.json", None)
     result = run_eval(mute)
     assert result.exit_code == 2
@@ -320,7 +320,7 @@ def test_without_a_tokenizer(run_eval: Evaluate, engine: Path, tmp_path: Path) -
     assert run_eval(engine, "--against", mute).exit_code == 0
 
 
-def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(
+def test_eval_refuses_prompts_that_do_not_fit_early(
     run_eval: Evaluate, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -333,7 +333,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(
     assert f"error: {prompts}, line 3: the prompt has 2" in result.stderr
 
 
-def test_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(engine, damaged)
     with (damaged / "model.onnx").open("ab") as file:
@@ -344,7 +344,7 @@ def test_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> N
     assert run_eval(tmp_path / "nothing").exit_code == 1
 
 
-def test_logits_that_are_no_numbers(
+def test_eval_refuses_logits_that_are_not_finite(
     run_eval: Evaluate, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = LogitsSession.step
@@ -357,4 +357,4 @@ def test_logits_that_are_no_numbers(
     monkeypatch.setattr(LogitsSession, "step", broken)
     result = run_eval(engine)
     assert result.exit_code == 1
-    assert "the logits behind token 3 of the text are not finite numbers" in result.stderr
+    assert "the logits after token 3 of the text are not finite numbers" in result.stderr

@@ -46,7 +46,7 @@ def test_log_probabilities_of_large_logits() -> None:
     np.testing.assert_allclose(np.exp(log_probabilities(logits)), PROBABILITIES, rtol=1e-3)
 
 
-def test_perplexity_is_one_over_the_geometric_mean_of_probabilities() -> None:
+def test_perplexity_is_one_over_the_geometric_mean() -> None:
     losses = NegLogLikelihood()
     losses.add(np.log(PROBABILITIES), np.array([0, 2]))
     losses.add(
@@ -87,18 +87,18 @@ def test_relative_error_is_of_norms_over_all_steps() -> None:
         (
             "max_perplexity_increase",
             0.04,
-            "grew by 0.05 of what it was, above --max-perplexity-increase 0.04",
+            "grew by 0.05 of its value, above --max-perplexity-increase 0.04",
         ),
     ],
 )
-def test_a_missed_limit_is_a_sentence(
+def test_missed_limits_name_the_limit(
     limit: str, value: float, word: str, tmp_path: object
 ) -> None:
     (sentence,) = missed_limits(_config(**{limit: value}), compared())
     assert word in sentence
 
 
-def test_tau_below_its_limit_is_a_sentence_with_or_without_another_engine() -> None:
+def test_missed_limits_name_the_acceptance_length() -> None:
     config = _config(min_acceptance_length=2.5)
     for comparison in (None, compared()):
         assert missed_limits(config, comparison, accepted(2.4)) == [
@@ -108,7 +108,7 @@ def test_tau_below_its_limit_is_a_sentence_with_or_without_another_engine() -> N
         assert missed_limits(config, comparison) == ["τ is nan, below --min-acceptance-length 2.5"]
 
 
-def test_a_limit_that_is_just_reached_is_kept() -> None:
+def test_missed_limits_accept_the_limit_itself() -> None:
     assert (
         missed_limits(_config(min_top1=0.9, max_kl=0.02, max_perplexity_increase=0.05), compared())
         == []
@@ -118,13 +118,13 @@ def test_a_limit_that_is_just_reached_is_kept() -> None:
     )
 
 
-def test_no_number_keeps_no_limit() -> None:
+def test_missed_limits_reject_nan() -> None:
     numbers = dict.fromkeys(("top1", "kl_mean", "perplexity_increase"), math.nan)
     limits = {"min_top1": 0.0, "max_kl": 100.0, "max_perplexity_increase": 100.0}
     assert len(missed_limits(_config(**limits), compared(**numbers))) == 3
 
 
-def test_windows_leave_no_token_out_but_a_lone_last_one() -> None:
+def test_windows_leave_out_only_a_lone_last_token() -> None:
     assert [piece.tolist() for piece in windows(list(range(7)), 3, name="x")] == [
         [0, 1, 2],
         [3, 4, 5],
@@ -132,7 +132,7 @@ def test_windows_leave_no_token_out_but_a_lone_last_one() -> None:
     assert [piece.tolist() for piece in windows(list(range(8)), 3, name="x")][-1] == [6, 7]
 
 
-def test_the_text_that_comes_along_was_not_calibrated_with() -> None:
+def test_builtin_text_is_not_in_the_calibration_set() -> None:
     from importlib import resources
 
     from trtllm_dflash import quantize
@@ -142,12 +142,8 @@ def test_the_text_that_comes_along_was_not_calibrated_with() -> None:
     paragraphs = [part for part in own.text.split("\n\n") if part.strip()]
     assert len(paragraphs) >= 6
     calibration = (resources.files(quantize) / "calibration.jsonl").read_text(encoding="utf-8")
-    assert not any(
-        sentence in calibration
-        for part in paragraphs
-        for sentence in part.split(". ")
-        if len(sentence) > 9
-    )
+    sentences = [sentence for part in paragraphs for sentence in part.split(". ")]
+    assert not any(sentence in calibration for sentence in sentences if len(sentence) > 9)
 
 
 def _config(**limits: float) -> EvaluateConfig:

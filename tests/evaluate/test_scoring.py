@@ -26,7 +26,7 @@ from trtllm_dflash.evaluate.target_graph import TargetGraph
 from trtllm_dflash.options.evaluate import EvaluateConfig
 
 WINDOW = 80  # max_seq_len of the engines
-KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def measured(engine: Path, text: Path, **options: object) -> Evaluation:
@@ -56,7 +56,7 @@ def ids_of(engine: Path) -> list[int]:
 
 
 def copy_with(source: Path, directory: Path, name: str, factor: float) -> Path:
-    """A float32 checkpoint whose tensor `name` is `factor` times what it was."""
+    """Copy a float32 checkpoint with its tensor `name` times `factor`."""
     shutil.copytree(source, directory)
     tensors = read_tensors(source / "model.safetensors")
     tensors[name] = tensors[name] * np.float32(factor)
@@ -91,17 +91,16 @@ def test_perplexity_is_hugging_faces(
     assert found.facts["text"]["windows"] == 3
 
 
-def test_every_position_has_hugging_faces_logits(
+def test_logits_are_hugging_faces_at_every_position(
     build_cpu: Callable[..., Path], make_target: Callable[..., Path]
 ) -> None:
     """Row by row, of a tied Qwen3, in chunks of different widths."""
     target = make_target("qwen3", tied=True, tokenizer=True)
     directory = build_cpu(target)
     config, graph = EngineConfig.load(directory), TargetGraph.load(directory / "model.onnx")
+    parents = {name: "mlp" if name[0] in "gud" else "self_attn" for name in LINEARS}
     assert set(graph.linears) == {
-        f"model.layers.{layer}.{'mlp' if kind[0] in 'gud' else 'self_attn'}.{kind}"
-        for layer in range(5)
-        for kind in KINDS
+        f"model.layers.{layer}.{parents[name]}.{name}" for layer in range(5) for name in LINEARS
     }
     session = LogitsSession(directory, config, graph, num_threads=1)
     token_ids = np.arange(40, dtype=np.int64) % 97
@@ -138,14 +137,14 @@ def test_divergence_and_agreement_are_as_torch_has_them(
     assert (1 + back.perplexity_increase) * (1 + found.perplexity_increase) == pytest.approx(1)
 
 
-def test_an_engine_does_not_differ_from_itself(engine: Path, text_file: Path) -> None:
+def test_comparison_with_itself_shows_no_difference(engine: Path, text_file: Path) -> None:
     found = difference(engine, engine, text_file)
     assert (found.kl_mean, found.kl_max, found.top1, found.perplexity_increase) == (0, 0, 1, 0)
-    assert len(found.linear_errors) == 5 * len(KINDS) + 1
+    assert len(found.linear_errors) == 5 * len(LINEARS) + 1
     assert set(found.linear_errors.values()) == {0}
 
 
-def test_a_drafter_changes_nothing(
+def test_comparison_with_another_drafter_shows_no_difference(
     engine: Path,
     build_cpu: Callable[..., Path],
     make_drafter: Callable[..., Path],
@@ -169,9 +168,9 @@ def test_a_drafter_changes_nothing(
     assert max(found.linear_errors.values()) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["self_attn.v_proj", "mlp.down_proj"])
-def test_a_changed_weight_shows_in_its_linear(
-    kind: str,
+@pytest.mark.parametrize("linear", ["self_attn.v_proj", "mlp.down_proj"])
+def test_comparison_shows_a_changed_weight_in_its_linear(
+    linear: str,
     engine: Path,
     build_cpu: Callable[..., Path],
     target: Path,
@@ -181,7 +180,7 @@ def test_a_changed_weight_shows_in_its_linear(
     """It is off by just the factor; what comes before it, or has the same input, is not off at
     all.
     """
-    changed = f"model.layers.2.{kind}"
+    changed = f"model.layers.2.{linear}"
     copy = copy_with(target, tmp_path / "changed", f"{changed}.weight", 1.03125)
     errors = difference(build_cpu(copy), engine, text_file).linear_errors
     names = list(errors)
@@ -192,7 +191,7 @@ def test_a_changed_weight_shows_in_its_linear(
 
 
 @pytest.mark.parametrize("name", ["fp8", "nvfp4", "w4a16_nvfp4"])
-def test_a_quantized_engine_differs_in_every_linear(
+def test_comparison_of_a_quantized_engine_in_every_linear(
     name: str,
     build_cpu: Callable[..., Path],
     target: Path,
@@ -205,7 +204,7 @@ def test_a_quantized_engine_differs_in_every_linear(
     comparison = found.comparison
     assert comparison is not None
     assert comparison.unmatched == ()
-    assert len(comparison.linear_errors) == 5 * len(KINDS) + 1
+    assert len(comparison.linear_errors) == 5 * len(LINEARS) + 1
     assert min(comparison.linear_errors.values()) > 0.005
     assert 1e-4 < comparison.kl_mean < 5
     assert 0.1 < comparison.top1 < 1
@@ -216,18 +215,18 @@ def test_a_quantized_engine_differs_in_every_linear(
     assert found.against.weights == "float32"
 
 
-def test_engines_of_different_sizes_are_compared_where_they_can_be(
+def test_comparison_of_engines_of_different_sizes(
     engine: Path, build_cpu: Callable[..., Path], make_target: Callable[..., Path], text_file: Path
 ) -> None:
     found = difference(
         build_cpu(make_target("llama", tokenizer=True, num_layers=2)), engine, text_file
     )
-    assert len(found.linear_errors) == 2 * len(KINDS) + 1
-    assert len(found.unmatched) == 3 * len(KINDS)
+    assert len(found.linear_errors) == 2 * len(LINEARS) + 1
+    assert len(found.unmatched) == 3 * len(LINEARS)
     assert found.kl_mean > 0
 
 
-def test_tau_is_the_mean_of_acceptance_lengths(
+def test_acceptance_length_is_the_mean_of_all_steps(
     engine: Path, other_engine: Path, text_file: Path
 ) -> None:
     prompts = ("hello", [7, 8, 9], "how are you")
@@ -252,7 +251,7 @@ def test_tau_is_the_mean_of_acceptance_lengths(
     assert chat["token_ids_sha256"] != found.facts["prompts"]["token_ids_sha256"]
 
 
-def test_the_text_can_be_cut(engine: Path, text_file: Path) -> None:
+def test_text_tokens_cuts_the_text(engine: Path, text_file: Path) -> None:
     found = measured(engine, text_file, text_tokens=WINDOW + 1)
     assert found.facts["text"] | {"tokens": WINDOW, "windows": 1} == found.facts["text"]
     assert found.engine.perplexity != measured(engine, text_file).engine.perplexity

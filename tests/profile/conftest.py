@@ -31,8 +31,9 @@ MakeProfile = Callable[..., Profile]
 
 
 def sentence(first: int, stride: int, length: int) -> list[int]:
-    """A sentence of the language that the pair was trained on
-    (`tests/fixtures/trained_pair/make_pair.py`).
+    """Return a sentence of the language that the pair was trained on.
+
+    The language is that of `tests/fixtures/trained_pair/make_pair.py`.
     """
     tokens = [first]
     while len(tokens) < length:
@@ -41,8 +42,8 @@ def sentence(first: int, stride: int, length: int) -> list[int]:
     return tokens
 
 
-# Sentences are easy to draft for; the other kind never occurs in the language.
-ASKED = PromptSet(
+# Sentences are easy to draft for; noise never occurs in the language.
+PROMPTS = PromptSet(
     "sentences",
     (
         Prompt(sentence(3, 2, 7), "sentence"),
@@ -57,7 +58,7 @@ ASKED = PromptSet(
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DFlash engine of the pair: blocks of 8, 5 drafts by default, 3 slots."""
+    """Build a DFlash engine of the pair: blocks of 8, 5 drafts by default, 3 slots."""
     output = tmp_path_factory.mktemp("engine") / "dflash"
     sizes: dict[str, Any] = {
         "draft_len": 5,
@@ -71,7 +72,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain engine of the same target."""
+    """Build a plain engine of the same target."""
     output = tmp_path_factory.mktemp("engine") / "plain"
     sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
     build_here(BuildConfig(str(TARGET), output, **sizes))
@@ -80,25 +81,23 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_profile(engine: Path, plain: Path) -> MakeProfile:
-    """`make_profile(asked=ASKED, **options of ProfileConfig)`: measured with one thread."""
+    """Return `make_profile(prompts=PROMPTS, **options of ProfileConfig)`, with one thread."""
 
-    def make(asked: PromptSet = ASKED, **options: Any) -> Profile:
+    def make(prompts: PromptSet = PROMPTS, **options: Any) -> Profile:
         options = {"plain": plain, "max_tokens": 24, "num_threads": 1} | options
-        return profile(ProfileConfig(engine, **options), asked, argv=["test"])
+        return profile(ProfileConfig(engine, **options), prompts, argv=["test"])
 
     return make
 
 
 @pytest.fixture(scope="session")
 def found(make_profile: MakeProfile) -> Profile:
-    """A profile at batch 1 and 3, with 0, 5 and 7 drafts."""
+    """Measure a profile at batch 1 and 3, with 0, 5 and 7 drafts."""
     return make_profile(batch="1,3")
 
 
 class Stopwatch:
-    """Times the CPU sessions' generation steps with a clock of its own, while a profile is
-    measured.
-    """
+    """An independent clock of the CPU sessions' decode steps while a profile is measured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._seconds: dict[tuple[bool, int, int], list[float]] = defaultdict(list)
@@ -107,16 +106,16 @@ class Stopwatch:
         def timed(session: OrtSession, count: int, width: int) -> None:
             start = time.monotonic()
             decode(session, count, width)
-            kind = (session._config.speculates, count, width)
-            self._seconds[kind].append(time.monotonic() - start)
+            key = (session._config.speculates, count, width)
+            self._seconds[key].append(time.monotonic() - start)
 
         monkeypatch.setattr(OrtSession, "decode", timed)
 
     def total(self, result: SystemResult) -> float:
-        """Seconds of the steps that a result of a profile of one batch size is about.
+        """Return the seconds of the steps of a result, in a profile of one batch size.
 
-        Warming up came before them; after them came the timing of kernels, by two sessions of 1 +
-        STEPS steps each.
+        Warm-up came before them. After them came the timing of kernels, in two sessions of
+        1 + STEPS steps each.
         """
         seconds = self._seconds[
             result.implementation == "dflash", result.batch, 1 + result.draft_len
@@ -126,15 +125,15 @@ class Stopwatch:
 
 @pytest.fixture
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
-    """Another clock for what is profiled from now on."""
+    """Return another clock for what is profiled from now on."""
     return Stopwatch(monkeypatch)
 
 
 @pytest.fixture
 def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
-    """`run_profile(*options, engine=…)`: the result of `dflash-trt profile` on ASKED's prompts."""
+    """Return `run_profile(*options, engine=…)`, which runs `dflash-trt profile` on PROMPTS."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = ({"prompt": prompt.content, "category": prompt.category} for prompt in ASKED.prompts)
+    rows = ({"prompt": prompt.content, "category": prompt.category} for prompt in PROMPTS.prompts)
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def invoke(*options: str | Path, engine: Path = engine) -> Result:

@@ -1,5 +1,6 @@
-"""The description of the JSON in trtllm_dflash/profile/README.md. `python -m
-tests.profile.schema_table` rewrites it.
+"""The description of the JSON in trtllm_dflash/profile/README.md.
+
+`python -m tests.profile.schema_table` rewrites it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ _BETWEEN = re.compile(r"(<!-- schema: .*? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table() -> str:
-    """A row for every key."""
+    """Return a row for every key."""
     rows = ["| key | type | meaning |", "|---|---|---|"]
-    return "\n".join(
-        [*rows, *(f"| `{path}` | {kind} | {meaning} |" for path, kind, meaning in describe())]
-    )
+    rows += [f"| `{key.path}` | {key.json_type} | {key.meaning} |" for key in describe()]
+    return "\n".join(rows)
 
 
 def rendered(text: str) -> str:
-    """The page with the table of now."""
+    """Return the page with the current table."""
     return _BETWEEN.sub(lambda found: f"{found[1]}{table()}\n{found[2]}", text)
 
 

@@ -10,7 +10,7 @@ from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier
 
 
 def spot(batch: int, draft_len: int, rate: float) -> CurvePoint:
-    """A point of `rate` tokens/s per user."""
+    """Return a point of `rate` tokens/s per user."""
     return CurvePoint.of_step(
         batch=batch, draft_len=draft_len, acceptance_length=2.0, step_seconds=2.0 / rate
     )
@@ -19,7 +19,7 @@ def spot(batch: int, draft_len: int, rate: float) -> CurvePoint:
 PLAIN = [spot(batch, 0, rate) for batch, rate in ((1, 100), (2, 90), (4, 80), (8, 60))]
 
 
-def test_the_best_by_batch_and_where_it_stops() -> None:
+def test_advise_finds_the_best_and_where_it_stops() -> None:
     dflash = [spot(1, 0, 90), spot(1, 3, 150), spot(1, 7, 240)]
     dflash += [spot(2, 0, 85), spot(2, 3, 130), spot(2, 7, 160)]
     dflash += [spot(4, 0, 75), spot(4, 3, 79), spot(4, 7, 60)]
@@ -38,24 +38,24 @@ def test_the_best_by_batch_and_where_it_stops() -> None:
     assert advice.draft_len_schedule == {"2": 7, "4": 3, "8": 0}
 
 
-def test_it_never_stops() -> None:
+def test_advise_where_drafting_always_pays() -> None:
     advice = advise([spot(1, 3, 101), spot(4, 3, 70), spot(8, 3, 61)], PLAIN)
     assert advice.stops_paying_at is None  # a dip at 4 is not the end
     assert advice.draft_len_schedule == {"8": 3}
 
 
-def test_of_equally_good_numbers_the_smallest() -> None:
+def test_advise_takes_the_smallest_of_equals() -> None:
     assert advise([spot(1, 2, 199), spot(1, 5, 200)], PLAIN).batches[0].draft_len == 2
     assert advise([spot(1, 2, 195), spot(1, 5, 200)], PLAIN).batches[0].draft_len == 5
 
 
-def test_batches_without_a_baseline_are_left_out() -> None:
+def test_advise_leaves_out_batches_without_a_baseline() -> None:
     assert [row.batch for row in advise([spot(1, 3, 120), spot(3, 3, 120)], PLAIN).batches] == [1]
     with pytest.raises(UsageError, match="no batch size has a point with drafts and a plain one"):
         advise([spot(3, 3, 120)], PLAIN)
 
 
-def test_a_point_and_its_rates() -> None:
+def test_curve_point_has_rates_by_user_and_gpu() -> None:
     point = CurvePoint.of_step(
         batch=6, draft_len=3, acceptance_length=2.5, step_seconds=0.05, gpus=2
     )
@@ -63,11 +63,11 @@ def test_a_point_and_its_rates() -> None:
     assert point.tokens_per_second_per_gpu == pytest.approx(150)
 
 
-def test_the_frontier() -> None:
+def test_frontier_keeps_unbeaten_points() -> None:
     points = [spot(1, 3, 100), spot(2, 3, 60), spot(4, 3, 20), spot(4, 7, 25), spot(8, 3, 12)]
     assert frontier(points) == [points[1], points[0]]  # throughputs 100, 120, 80, 100, 96
 
 
-def test_a_curve_is_read_back() -> None:
+def test_curve_is_read_back_from_json() -> None:
     curve = Curve("DFlash", (spot(1, 3, 100), spot(2, 3, 60)), estimated=True)
     assert Curve.from_json(curve.to_json()) == curve

@@ -23,7 +23,9 @@ from trtllm_dflash.profile.formatting import COLUMNS
 from trtllm_dflash.profile.result import Profile
 
 
-def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
+def test_profile_prints_tables_and_writes_files(
+    run_profile: RunProfile, tmp_path: Path, engine: Path
+) -> None:
     pytest.importorskip("matplotlib")
     files = {name: tmp_path / f"out.{name}" for name in ("json", "html", "schedule")}
     options = [argument for name, path in files.items() for argument in (f"--{name}", path)]
@@ -58,10 +60,9 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
     assert again.exit_code == 0, again.stderr
     assert again.stdout == result.stdout
     assert (tmp_path / "again.html").read_text() == files["html"].read_text()
-    runs = CliRunner().invoke(
-        main, ["run", str(engine), "--draft-len-schedule", str(files["schedule"]), "--prompts", "-", "--raw"],
-        input='{"prompt": [3, 5, 7]}\n',
-    )  # fmt: skip
+    schedule = ["--draft-len-schedule", str(files["schedule"])]
+    command = ["run", str(engine), *schedule, "--prompts", "-", "--raw"]
+    runs = CliRunner().invoke(main, command, input='{"prompt": [3, 5, 7]}\n')
     assert runs.exit_code == 0, runs.stderr
 
 
@@ -84,13 +85,15 @@ def test_tables_and_files(run_profile: RunProfile, tmp_path: Path, engine: Path)
         (("--prompts", "nowhere.txt"), "nowhere.txt: cannot be read"),
     ],
 )
-def test_senseless_options(run_profile: RunProfile, options: tuple[str, ...], words: str) -> None:
+def test_profile_refuses_senseless_options(
+    run_profile: RunProfile, options: tuple[str, ...], words: str
+) -> None:
     result = run_profile(*options)
     assert result.exit_code == 2
     assert words in result.stderr
 
 
-def test_files_that_cannot_be_written(run_profile: RunProfile, tmp_path: Path) -> None:
+def test_profile_refuses_unwritable_files_first(run_profile: RunProfile, tmp_path: Path) -> None:
     """They are refused before the engine is even looked at."""
     nothing = tmp_path / "no engine"
     for path, words in (
@@ -106,16 +109,18 @@ def test_files_that_cannot_be_written(run_profile: RunProfile, tmp_path: Path) -
     assert not (tmp_path / "out.json").exists()
 
 
-def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, engine: Path) -> None:
+def test_profile_prints_names_that_look_like_markup(
+    run_profile: RunProfile, tmp_path: Path, engine: Path
+) -> None:
     """And answers of one generation step, of which no share of drafts can be told."""
     pytest.importorskip("matplotlib")
     odd = tmp_path / "[" / "x]"
     odd.parent.mkdir()
     odd.symlink_to(engine)
-    prompts = tmp_path / "kinds.jsonl"
+    prompts = tmp_path / "categories.jsonl"
     prompts.write_text(
         "".join(
-            json.dumps({"prompt": [5, 9], "kind": kind}) + "\n" for kind in ("[/code]", ":cat:")
+            json.dumps({"prompt": [5, 9], "category": name}) + "\n" for name in ("[/code]", ":cat:")
         )
     )
     result = run_profile(
@@ -140,7 +145,7 @@ def test_names_that_look_like_markup(run_profile: RunProfile, tmp_path: Path, en
     assert "Where the time goes" in (tmp_path / "out.html").read_text()
 
 
-def test_files_are_written_before_anything_is_printed(
+def test_profile_writes_files_before_it_prints(
     run_profile: RunProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(_: object) -> None:
@@ -156,7 +161,7 @@ def test_files_are_written_before_anything_is_printed(
     assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
 
 
-def test_tables_are_printed_where_a_file_fails(
+def test_profile_prints_tables_although_a_file_fails(
     found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -173,7 +178,7 @@ def test_tables_are_printed_where_a_file_fails(
     assert COLUMNS[0] in result.stdout
 
 
-def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path) -> None:
+def test_profile_refuses_options_for_a_measured_file(found: Profile, tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps(found.to_json()))
     for option in (
@@ -192,7 +197,7 @@ def test_what_was_measured_is_not_measured_again(found: Profile, tmp_path: Path)
     assert CliRunner().invoke(main, ["profile", str(path), "--verbose"]).exit_code == 0
 
 
-def test_engines_that_do_not_fit(
+def test_profile_refuses_engines_that_do_not_fit(
     run_profile: RunProfile, engine: Path, plain: Path, tmp_path: Path
 ) -> None:
     result = run_profile(engine=plain)
@@ -211,7 +216,7 @@ def test_engines_that_do_not_fit(
     )
 
 
-def test_a_plain_engine_with_fewer_slots(
+def test_profile_refuses_a_plain_engine_with_fewer_slots(
     run_profile: RunProfile, tmp_path: Path, engine: Path
 ) -> None:
     target = next(
@@ -223,7 +228,7 @@ def test_a_plain_engine_with_fewer_slots(
     assert "--batch 2: the plain engine has 1 slots" in result.stderr
 
 
-def test_a_checkpoint_that_is_another(engine: Path, tmp_path: Path) -> None:
+def test_profile_refuses_another_checkpoint(engine: Path, tmp_path: Path) -> None:
     other = tiny_target(tmp_path / "target", "qwen3")
     for folder, words in (
         (other, "model.safetensors is not the file that"),
@@ -237,13 +242,13 @@ def test_a_checkpoint_that_is_another(engine: Path, tmp_path: Path) -> None:
         assert "--target DIR" in result.stderr
 
 
-def test_text_needs_a_tokenizer(engine: Path, plain: Path) -> None:
+def test_profile_refuses_text_without_a_tokenizer(engine: Path, plain: Path) -> None:
     result = CliRunner().invoke(main, ["profile", str(engine), "--plain", str(plain), "--raw"])
     assert result.exit_code == 2
     assert "this engine has no tokenizer.json" in result.stderr
 
 
-def test_without_matplotlib_nothing_is_measured(
+def test_profile_refuses_html_without_matplotlib_first(
     run_profile: RunProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -255,7 +260,7 @@ def test_without_matplotlib_nothing_is_measured(
         theme.require_matplotlib()
 
 
-def test_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes options of its own, and no ENGINE."""
 
     @click.command
@@ -269,7 +274,7 @@ def test_estimate_is_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
         click.echo("validated")
 
     module = ModuleType("trtllm_dflash.cli.estimate")
-    module.estimate, module.validate_estimate = estimate, validate_estimate  # type: ignore[attr-defined]
+    vars(module).update(estimate=estimate, validate_estimate=validate_estimate)
     monkeypatch.setitem(sys.modules, "trtllm_dflash.cli.estimate", module)
     result = CliRunner().invoke(
         main, ["profile", "--gpus", "8", "--estimate", "--target", "qwen3-8b"]

@@ -15,7 +15,7 @@ from trtllm_dflash.profile.prompts import PromptSet, builtin_prompts
 pytestmark = pytest.mark.demo
 
 
-def test_a_stopwatch_agrees_and_so_do_all_sides(stopwatch: Stopwatch) -> None:
+def test_profile_agrees_with_a_stopwatch_and_all_systems(stopwatch: Stopwatch) -> None:
     config = ProfileConfig(
         DEMO / "cpu",
         plain=DEMO / "plain",

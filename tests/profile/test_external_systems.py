@@ -1,6 +1,4 @@
-"""Other people's decoding beside ours: the same texts, the same acceptance, and clocks that cover
-what they say.
-"""
+"""External systems beside the engines: the same texts and acceptance, and clocks that fit."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("dflash")
 
-from tests.profile.conftest import ASKED, DRAFTER, TARGET, MakeProfile, sentence
+from tests.profile.conftest import DRAFTER, PROMPTS, TARGET, MakeProfile, sentence
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.profile.external_systems import LOOKUP_DRAFTS, load_external_systems
 from trtllm_dflash.profile.result import Profile
@@ -21,25 +19,25 @@ from trtllm_dflash.profile.systems import System
 
 @pytest.fixture(scope="module")
 def beside(make_profile: MakeProfile) -> Profile:
-    """All systems; at batch 2 only ours."""
+    """Measure all systems at batch 1, and the engines at batch 2."""
     return make_profile(batch="1,2", draft_lens="7", against="plain,reference,hf")
 
 
 def systems(names: list[str], drafter: Path | None = DRAFTER) -> dict[str, System]:
-    """The systems of a call with one thread."""
+    """Return the systems by name, with one thread."""
     made = load_external_systems(
         names, TARGET, drafter, block_size=8, stop_token_ids=[], num_threads=1
     )
     return {system.name: system for system in made}
 
 
-def test_all_say_the_same(beside: Profile) -> None:
+def test_external_systems_give_the_same_tokens(beside: Profile) -> None:
     names = [(result.system, result.batch) for result in beside.results]
     ours = ["plain", "DFlash 7"]
     assert names == [(name, 1) for name in [*ours, "reference", "hf", "hf lookup"]] + [
         (name, 2) for name in ours
     ]
-    assert all(result.same_tokens == len(ASKED.prompts) for result in beside.results)
+    assert all(result.same_tokens == len(PROMPTS.prompts) for result in beside.results)
     assert {curve.name: len(curve.points) for curve in beside.curves} == {
         "plain": 2,
         "DFlash 7": 2,
@@ -49,7 +47,7 @@ def test_all_say_the_same(beside: Profile) -> None:
     }
 
 
-def test_the_reference_accepts_as_we_do(beside: Profile) -> None:
+def test_reference_has_the_same_acceptance(beside: Profile) -> None:
     """All but the last step of each answer, whose block the reference shortens at the limit."""
     results = {result.system: result for result in beside.results if result.batch == 1}
     ours, theirs = results["DFlash 7"].acceptance, results["reference"].acceptance
@@ -58,7 +56,7 @@ def test_the_reference_accepts_as_we_do(beside: Profile) -> None:
     assert ours.acceptance_length > 2
 
 
-def test_lookup_has_no_share_of_drafts(beside: Profile) -> None:
+def test_lookup_has_no_draft_acceptance_rate(beside: Profile) -> None:
     """It drafts only where it finds something."""
     (lookup,) = (result for result in beside.results if result.system == "hf lookup")
     assert (
@@ -76,7 +74,7 @@ def test_lookup_has_no_share_of_drafts(beside: Profile) -> None:
 
 
 @pytest.mark.parametrize("name", ["reference", "hf", "hf lookup"])
-def test_clocks_cover_the_answer(name: str) -> None:
+def test_external_clock_covers_the_answer(name: str) -> None:
     """First token and generation make up the call, but for what prepares and ends it."""
     system = systems(["reference", "hf"])[name]
     prompts = [sentence(3, 2, 7), sentence(8, 1, 9)]
@@ -94,7 +92,7 @@ def test_clocks_cover_the_answer(name: str) -> None:
     )
 
 
-def test_stop_tokens_end_all_alike() -> None:
+def test_external_systems_end_at_stop_tokens() -> None:
     (expected,) = systems(["hf"])["hf"].run([sentence(3, 2, 7)], 1, 20).answers
     stop = expected.token_ids[6]
     place = expected.token_ids.index(stop)
@@ -106,7 +104,7 @@ def test_stop_tokens_end_all_alike() -> None:
         assert answer.token_ids == expected.token_ids[: place + 1], system.name
 
 
-def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_system_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dflash.model", None)
     with pytest.raises(EngineError, match="--against needs the Python package dflash"):
         systems(["reference"])

@@ -40,7 +40,7 @@ NOT_IN_BLOCKS = (
 assert TARGET.is_dir()
 
 
-def test_every_side_is_split(found: Profile) -> None:
+def test_breakdown_covers_every_engine(found: Profile) -> None:
     names = [
         (breakdown.batch, breakdown.system, breakdown.draft_len)
         for breakdown in found.step_breakdowns
@@ -49,7 +49,7 @@ def test_every_side_is_split(found: Profile) -> None:
     assert names == [(batch, *system) for batch in (1, 3) for system in systems]
 
 
-def test_parts_and_layers_add_up(found: Profile) -> None:
+def test_breakdown_parts_and_layers_add_up(found: Profile) -> None:
     for breakdown in found.step_breakdowns:
         assert breakdown.method == "kernels"
         assert breakdown.accept_seconds is not None
@@ -77,7 +77,7 @@ def test_parts_and_layers_add_up(found: Profile) -> None:
         assert "target/lm_head" in names
 
 
-def test_attention_goes_to_its_layer() -> None:
+def test_kernels_of_attention_go_to_their_layer() -> None:
     """Bodies of operators are inlined: calls are told apart by their order, whatever their names
     say.
     """
@@ -115,8 +115,9 @@ def test_attention_goes_to_its_layer() -> None:
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A target and its drafter, whose graphs have functions besides attention: experts, or
-    roundings to NVFP4.
+    """Make a target and a drafter whose graphs have functions besides attention.
+
+    These are experts, or roundings to NVFP4.
     """
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "experts":
@@ -129,7 +130,7 @@ def pair(
     )
 
 
-def test_every_function_goes_to_its_layer(
+def test_kernels_of_functions_go_to_their_layer(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's graph says where each call stands; ONNX Runtime's names of kernels do not."""
@@ -178,7 +179,7 @@ def test_every_function_goes_to_its_layer(
     assert {layer for _, layer in expected} <= {row.layer for row in breakdown.layers}
 
 
-def test_an_unknown_function_goes_with_what_follows() -> None:
+def test_kernels_of_unknown_functions_go_to_the_next_layer() -> None:
     names = [
         "/target/layers.0/Add",
         "_inlfunc_Other_token_3_/Mul",
@@ -198,7 +199,7 @@ def test_an_unknown_function_goes_with_what_follows() -> None:
     assert kernel_layers.layers_of([f"{name}_kernel_time" for name in names]) == layers
 
 
-def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
+def test_trace_stays_within_the_caches(tmp_path: Path) -> None:
     """Prompts and answers up to the last position, more steps than either has room for, and several
     slots.
     """
@@ -222,7 +223,7 @@ def test_the_trace_stays_within_the_caches(tmp_path: Path) -> None:
         ]
 
 
-def test_a_step_is_divided_as_its_twin_s_kernels() -> None:
+def test_merge_observations_takes_the_fastest() -> None:
     """The fastest step, the host's part of the fastest twin, each layer's fastest kernels; no
     layer's time is the host's.
     """
@@ -242,7 +243,7 @@ def test_a_step_is_divided_as_its_twin_s_kernels() -> None:
     assert breakdown.host_seconds == pytest.approx(0.003 + 0.010 * 1 / 9)
 
 
-def test_differences_of_step_times(found: Profile) -> None:
+def test_breakdown_by_differences_of_step_times(found: Profile) -> None:
     step_breakdowns = {
         (breakdown.system, breakdown.batch): breakdown
         for breakdown in breakdown_by_differences(found.results)
@@ -266,7 +267,7 @@ def test_differences_of_step_times(found: Profile) -> None:
         )
 
 
-def test_without_a_step_to_compare_with_there_is_no_split(found: Profile) -> None:
+def test_breakdown_by_differences_needs_both_engines(found: Profile) -> None:
     assert (
         breakdown_by_differences(
             [result for result in found.results if result.system != "DFlash 0"]
@@ -279,7 +280,7 @@ def test_without_a_step_to_compare_with_there_is_no_split(found: Profile) -> Non
     )
 
 
-def test_a_trace_that_lacks_steps(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_that_lacks_steps_is_refused(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_trace, "_traced_runs", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):

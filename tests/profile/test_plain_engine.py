@@ -45,7 +45,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 @pytest.mark.parametrize(("asked", "algo"), [("auto", "FP8"), ("float32", None)])
-def test_a_plain_engine_is_built_with_the_same_caches(
+def test_plain_engine_is_built_with_the_same_caches(
     asked: str, algo: str | None, build: Build
 ) -> None:
     engine = build(asked, drafts=True)
@@ -55,7 +55,7 @@ def test_a_plain_engine_is_built_with_the_same_caches(
         assert EngineConfig.load(plain).kv_cache_quant_algo == algo
 
 
-def test_a_plain_engine_with_other_caches_is_refused(build: Build) -> None:
+def test_plain_engine_with_other_caches_is_refused(build: Build) -> None:
     for ours, theirs, words in (
         ("fp8", "float32", "caches are float32 there and fp8 in .* --kv-cache-dtype fp8,"),
         ("float32", "fp8", "caches are fp8 there and float32 in .* --kv-cache-dtype float32,"),

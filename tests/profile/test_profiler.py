@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.profile.conftest import ASKED, MakeProfile, Stopwatch, sentence
+from tests.profile.conftest import PROMPTS, MakeProfile, Stopwatch, sentence
 from trtllm_dflash import Engine
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.profiling import ProfileConfig
@@ -25,34 +25,34 @@ def by_name(found: Profile) -> dict[tuple[str, int], SystemResult]:
     return {(result.system, result.batch): result for result in found.results}
 
 
-def test_sides_and_batches(found: Profile) -> None:
+def test_profile_has_systems_by_batch(found: Profile) -> None:
     systems = ("plain", "DFlash 0", "DFlash 5", "DFlash 7")
     assert list(by_name(found)) == [(system, batch) for batch in (1, 3) for system in systems]
     assert [curve.name for curve in found.curves] == list(systems)
 
 
-def test_every_answer_is_the_plain_engine_s(found: Profile, plain: Path) -> None:
+def test_profile_answers_are_the_plain_engines(found: Profile, plain: Path) -> None:
     answers = Engine.load(plain, num_threads=1).generate(
-        [prompt.content for prompt in ASKED.prompts], max_tokens=24
+        [prompt.content for prompt in PROMPTS.prompts], max_tokens=24
     )
     for result in found.results:
-        assert result.same_tokens == len(ASKED.prompts) == len(result.by_prompt)
+        assert result.same_tokens == len(PROMPTS.prompts) == len(result.by_prompt)
         assert [prompt.tokens for prompt in result.by_prompt] == [
             len(answer.token_ids) for answer in answers
         ]
         assert [prompt.category for prompt in result.by_prompt] == [
-            prompt.category for prompt in ASKED.prompts
+            prompt.category for prompt in PROMPTS.prompts
         ]
     assert len({result.tokens_sha256 for result in found.results}) == 1
 
 
-def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
-    """τ, its histogram and its kinds, from acceptance lengths of other calls of the engine."""
+def test_profile_acceptance_is_the_engines_own(found: Profile, engine: Path) -> None:
+    """τ, its histogram and its categories, from acceptance lengths of other calls of the engine."""
     loaded = Engine.load(engine, num_threads=1)
     for batch in (1, 3):
         for drafts in (0, 5, 7):
             answers = loaded.generate(
-                [p.content for p in ASKED.prompts], max_tokens=24, draft_len=drafts
+                [p.content for p in PROMPTS.prompts], max_tokens=24, draft_len=drafts
             )
             lengths = [length for answer in answers for length in answer.acceptance_lengths]
             acceptance = by_name(found)[f"DFlash {drafts}", batch].acceptance
@@ -61,39 +61,30 @@ def test_acceptance_is_the_engine_s_own(found: Profile, engine: Path) -> None:
             assert dict(enumerate(acceptance.histogram)) == {
                 n: Counter(lengths)[n] for n in range(drafts + 2)
             }
-            whole = [length for answer in answers for length in answer.acceptance_lengths[:-1]]
-            shares = [
-                sum(length > place for length in whole) / len(whole)
-                for place in range(1, drafts + 1)
-            ]
+            uncut = [length for answer in answers for length in answer.acceptance_lengths[:-1]]
+            counts = [sum(length > drafted for length in uncut) for drafted in range(1, drafts + 1)]
+            shares = [count / len(uncut) for count in counts]
             assert acceptance.by_position == pytest.approx(shares)
             if drafts:
-                accepted = sum(length - 1 for length in whole)
-                assert acceptance.draft_acceptance_rate == pytest.approx(
-                    accepted / (drafts * len(whole))
-                )
+                rate = sum(length - 1 for length in uncut) / (drafts * len(uncut))
+                assert acceptance.draft_acceptance_rate == pytest.approx(rate)
             else:
-                assert (acceptance.draft_acceptance_rate, acceptance.acceptance_length) == (
-                    None,
-                    1.0,
-                )
+                assert acceptance.draft_acceptance_rate is None
+                assert acceptance.acceptance_length == 1.0
 
 
-def test_kinds_differ(found: Profile) -> None:
+def test_profile_categories_differ(found: Profile) -> None:
     result = by_name(found)["DFlash 7", 1]
-    kinds = {kind.category: kind for kind in result.by_category}
-    assert {name: kind.prompts for name, kind in kinds.items()} == {"sentence": 4, "noise": 2}
-    assert (
-        kinds["sentence"].acceptance.acceptance_length
-        > kinds["noise"].acceptance.acceptance_length
-        > 1
-    )
-    assert sum(kind.tokens for kind in kinds.values()) == sum(
-        row.tokens - 1 for row in result.by_prompt
-    )
+    categories = {row.category: row for row in result.by_category}
+    counts = {name: row.prompts for name, row in categories.items()}
+    assert counts == {"sentence": 4, "noise": 2}
+    lengths = {name: row.acceptance.acceptance_length for name, row in categories.items()}
+    assert lengths["sentence"] > lengths["noise"] > 1
+    by_prompt = sum(row.tokens - 1 for row in result.by_prompt)
+    assert sum(row.tokens for row in categories.values()) == by_prompt
 
 
-def test_rates_fit_each_other(found: Profile) -> None:
+def test_profile_rates_are_consistent(found: Profile) -> None:
     for result in found.results:
         assert result.tokens_per_second == pytest.approx(
             result.batch * result.tokens_per_second_per_user
@@ -111,7 +102,15 @@ def test_rates_fit_each_other(found: Profile) -> None:
             assert 0 < result.full_steps < result.acceptance.steps / 2
 
 
-def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> None:
+def _tokens_and_acceptance(found: Profile) -> list[tuple[Any, ...]]:
+    rows = []
+    for result in found.results:
+        categories = [(row.category, row.acceptance) for row in result.by_category]
+        rows.append((result.system, result.tokens_sha256, result.acceptance, categories))
+    return rows
+
+
+def test_profile_repeats_with_the_same_seed(make_profile: MakeProfile) -> None:
     options: dict[str, Any] = {
         "batch": "2",
         "draft_lens": "7",
@@ -120,28 +119,18 @@ def test_the_same_prompts_and_seed_give_the_same(make_profile: MakeProfile) -> N
         "max_tokens": 16,
     }
     first, second, other = (make_profile(**options, seed=seed) for seed in (4, 4, 5))
-    facts = [
-        [
-            (
-                r.system,
-                r.tokens_sha256,
-                r.acceptance,
-                [(k.category, k.acceptance) for k in r.by_category],
-            )
-            for r in one.results
-        ]
-        for one in (first, second, other)
-    ]
+    facts = [_tokens_and_acceptance(found) for found in (first, second, other)]
     assert facts[0] == facts[1]
     assert facts[0][0][1] != facts[2][0][1]
-    assert all(
-        result.same_tokens == len(ASKED.prompts) for one in (first, other) for result in one.results
-    )
+    for result in [*first.results, *other.results]:
+        assert result.same_tokens == len(PROMPTS.prompts)
     assert first.prompts["token_ids_sha256"] == other.prompts["token_ids_sha256"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_another_clock_agrees(batch: int, make_profile: MakeProfile, stopwatch: Stopwatch) -> None:
+def test_profile_agrees_with_another_clock(
+    batch: int, make_profile: MakeProfile, stopwatch: Stopwatch
+) -> None:
     """In the same run: the profile sees the session's steps, and little besides."""
     for result in make_profile(batch=str(batch), draft_lens="5", max_tokens=40).results:
         watched, told = stopwatch.total(result), result.step_seconds.mean * result.full_steps
@@ -150,13 +139,13 @@ def test_another_clock_agrees(batch: int, make_profile: MakeProfile, stopwatch: 
         assert watched <= told <= 1.5 * watched
 
 
-def test_prompts_of_one_length(make_profile: MakeProfile) -> None:
+def test_profile_with_prompts_of_one_length(make_profile: MakeProfile) -> None:
     found = make_profile(batch="1", draft_lens="5", input_len=13, max_tokens=4)
     assert {row.prompt_tokens for row in found.results[0].by_prompt} == {13}
-    assert found.prompts["tokens"] == 13 * len(ASKED.prompts)
+    assert found.prompts["tokens"] == 13 * len(PROMPTS.prompts)
 
 
-def test_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
+def test_profile_with_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
     """They are asked as often as it takes, all equally often."""
     found = make_profile(
         PromptSet("one", (Prompt(sentence(3, 2, 7), "sentence"),)), batch="3", draft_lens="5"
@@ -167,7 +156,7 @@ def test_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
         assert result.same_tokens == 3
 
 
-def test_a_plain_engine_is_built_and_removed(
+def test_profile_builds_and_removes_a_plain_engine(
     make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -178,7 +167,9 @@ def test_a_plain_engine_is_built_and_removed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -> None:
+def test_profile_refuses_answers_without_decode_steps(
+    engine: Path, plain: Path, make_profile: MakeProfile
+) -> None:
     """Answers that end with their first token have no generation step."""
     prompt = sentence(3, 2, 7)
     with pytest.raises(UsageError, match="there is no prompt to answer"):
@@ -210,7 +201,7 @@ def test_nothing_to_time(engine: Path, plain: Path, make_profile: MakeProfile) -
     ("count", "batch", "sizes"),
     [(5, 1, [1] * 5), (48, 4, [16] * 3), (20, 2, [10, 10]), (3, 4, [3])],
 )
-def test_rounds(count: int, batch: int, sizes: list[int]) -> None:
+def test_split_into_rounds_of_equal_size(count: int, batch: int, sizes: list[int]) -> None:
     rounds = split_into_rounds(list(range(count)), batch)
     assert [len(part) for part in rounds] == sizes
     assert [item for part in rounds for item in part] == list(range(count))

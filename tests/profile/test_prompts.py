@@ -17,31 +17,40 @@ from trtllm_dflash.profile.prompts import (
 )
 
 # Of SPEED-Bench's categories and MT-Bench's, by their names there.
-KINDS = {
-    "coding", "math", "reasoning", "stem", "humanities", "writing", "roleplay", "extraction", "summarization", "rag",
-    "qa", "multilingual",
-}  # fmt: skip
+CATEGORIES = {
+    "coding",
+    "math",
+    "reasoning",
+    "stem",
+    "humanities",
+    "writing",
+    "roleplay",
+    "extraction",
+    "summarization",
+    "rag",
+    "qa",
+    "multilingual",
+}
 
 
-def test_own_prompts() -> None:
+def test_builtin_prompts_have_equal_categories() -> None:
     prompts = builtin_prompts()
-    assert Counter(prompt.category for prompt in prompts) == dict.fromkeys(KINDS, 4)
+    assert Counter(prompt.category for prompt in prompts) == dict.fromkeys(CATEGORIES, 4)
     texts = [prompt.content for prompt in prompts]
     assert len(set(map(str, texts))) == len(texts) == 48
     assert all(isinstance(text, str) and 20 < len(text) < 1000 for text in texts)
     assert prompts[47].where.endswith("line 48")
-    assert {
-        prompt.category for prompt in prompts[:12]
-    } == KINDS  # so that a part of them has all kinds
+    # So that a part of them has all categories.
+    assert {prompt.category for prompt in prompts[:12]} == CATEGORIES
 
 
-def test_some_of_each_kind() -> None:
+def test_limit_per_category_keeps_the_first() -> None:
     taken = limit_per_category(builtin_prompts(), 2)
     assert taken == builtin_prompts()[:24]
     assert limit_per_category(taken, None) == taken
 
 
-def test_one_length() -> None:
+def test_fit_length_cuts_or_fills_the_beginning() -> None:
     questions = [
         EncodedPrompt("a", [1, 2, 3]),
         EncodedPrompt("b", [4]),
@@ -57,7 +66,7 @@ def test_one_length() -> None:
     assert fit_length([EncodedPrompt("a", [])], 3) == [EncodedPrompt("a", [])]
 
 
-def test_text_without_a_tokenizer() -> None:
+def test_encode_refuses_text_without_a_tokenizer() -> None:
     assert encode([Prompt([1, 2], "a")], None, chat=True) == [EncodedPrompt("a", [1, 2])]
     with pytest.raises(UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"):
         encode([Prompt("text")], None, chat=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from trtllm_dflash.profile.provenance import commit
 
 
-def test_only_a_checkout_of_the_module_counts(tmp_path: Path) -> None:
+def test_commit_is_that_of_a_checkout_that_tracks_the_module(tmp_path: Path) -> None:
     """A package in a virtual environment inside somebody's repository is not at that repository's
     commit.
     """

@@ -60,27 +60,27 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(found: Profile) -> str:
-    """The report of a profile."""
+    """Return the report of a profile."""
     return page(found)
 
 
 @pytest.fixture(scope="module")
 def outline(html: str) -> Outline:
-    """The same, parsed."""
+    """Return the same, parsed."""
     parsed = Outline()
     parsed.feed(html)
     assert parsed.open == []
     return parsed
 
 
-def test_it_needs_nothing_else(html: str, outline: Outline) -> None:
+def test_page_needs_no_other_resources(html: str, outline: Outline) -> None:
     assert "<script" not in html
     assert "@import" not in html
     assert all(link.startswith("#") for link in outline.links)
     assert html.count("<svg ") == 6
 
 
-def test_it_says_what_the_profile_says(found: Profile, outline: Outline) -> None:
+def test_page_has_the_figures_of_the_profile(found: Profile, outline: Outline) -> None:
     texts = outline.texts
     for sentence in advice_sentences(found):
         assert sentence in texts
@@ -92,10 +92,10 @@ def test_it_says_what_the_profile_says(found: Profile, outline: Outline) -> None
     row = [cell for cell in cells(found, found.results[2]) if cell]
     place = texts.index(found.results[2].system, start)
     assert texts[place : place + len(row)] == row
-    assert "sentence" in texts  # a kind, at its axis
+    assert "sentence" in texts  # a category, at its axis
 
 
-def test_every_kind_and_prompt_has_its_row(found: Profile, outline: Outline) -> None:
+def test_page_has_a_row_per_category_and_prompt(found: Profile, outline: Outline) -> None:
     drafting = [result for result in found.results if result.batch == 1 and result.draft_len]
     for row in category_cells(found, drafting):
         place = outline.texts.index(row[0])
@@ -116,7 +116,7 @@ def test_every_kind_and_prompt_has_its_row(found: Profile, outline: Outline) -> 
         ]
 
 
-def test_hostile_names_are_text(found: Profile) -> None:
+def test_page_escapes_hostile_names(found: Profile) -> None:
     hostile = replace(
         found, argv=["<script>alert(1)</script>"], engine=found.engine | {"directory": "a/<b>&"}
     )
@@ -126,7 +126,7 @@ def test_hostile_names_are_text(found: Profile) -> None:
     assert "Profile of &lt;b&gt;&amp;" in html
 
 
-def test_every_colour_follows_the_theme(html: str) -> None:
+def test_page_has_no_colour_outside_the_theme(html: str) -> None:
     """No drawn colour is fixed: each is a variable that both themes set."""
     body = html[html.index("<main>") :]
     assert re.findall(r"#[0-9a-f]{6}\b", body) == []
@@ -136,11 +136,11 @@ def test_every_colour_follows_the_theme(html: str) -> None:
     assert len(set(theme.LIGHT.values())) == len(theme.LIGHT)
 
 
-def test_the_same_profile_gives_the_same_page(found: Profile, html: str) -> None:
+def test_page_is_reproducible(found: Profile, html: str) -> None:
     assert page(found) == html
 
 
-def test_words(found: Profile) -> None:
+def test_advice_sentences_by_case(found: Profile) -> None:
     first = found.advice.batches[0]
     assert advice_sentences(found)[0].startswith(
         f"Batch 1: verify {first.block_size} tokens a step ("
@@ -159,7 +159,7 @@ def test_words(found: Profile) -> None:
 
 
 @pytest.mark.parametrize("estimated", [False, True])
-def test_a_figure_in_a_file(estimated: bool, tmp_path: Path) -> None:
+def test_save_writes_svg_and_png(estimated: bool, tmp_path: Path) -> None:
     points = tuple(
         CurvePoint.of_step(batch=n, draft_len=7, acceptance_length=4, step_seconds=0.004 + n / 1e4)
         for n in (1, 8, 64)

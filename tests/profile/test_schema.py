@@ -19,17 +19,17 @@ from trtllm_dflash.profile.schema import check, describe
 
 @pytest.fixture(scope="module")
 def data(found: Profile) -> dict[str, Any]:
-    """A profile's JSON, parsed."""
+    """Return a profile's JSON, parsed."""
     parsed: dict[str, Any] = json.loads(json.dumps(found.to_json()), parse_constant=pytest.fail)
     return parsed
 
 
-def test_what_is_written_is_as_declared(data: dict[str, Any]) -> None:
+def test_check_accepts_what_is_written(data: dict[str, Any]) -> None:
     assert check(data) == []
     assert data["schema"] == SCHEMA
 
 
-def test_every_key_has_a_meaning() -> None:
+def test_describe_gives_every_key_a_meaning() -> None:
     assert [path for path, _, meaning in describe() if not meaning] == []
     paths = [path for path, _, _ in describe()]
     assert len(set(paths)) == len(paths)
@@ -40,13 +40,13 @@ def test_every_key_has_a_meaning() -> None:
     } <= set(paths)
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_schema_table_is_up_to_date() -> None:
     text = PAGE.read_text()
     assert rendered(text) == text, "run `python -m tests.profile.schema_table`"
     assert rendered(text.replace("TTFT, time to first token", "something else")) == text
 
 
-def test_it_is_read_back(found: Profile, data: dict[str, Any], tmp_path: Path) -> None:
+def test_load_reads_a_profile_back(found: Profile, data: dict[str, Any], tmp_path: Path) -> None:
     assert from_json(data) == found
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(data))
@@ -123,7 +123,7 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         ),
     ],
 )
-def test_what_is_not_as_declared(
+def test_from_json_refuses_what_is_not_declared(
     change: Callable[[Any], None], words: str, data: dict[str, Any]
 ) -> None:
     changed = copy.deepcopy(data)
@@ -135,7 +135,7 @@ def test_what_is_not_as_declared(
 @pytest.mark.parametrize(
     ("content", "words"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "not a profile")]
 )
-def test_files_that_are_no_profile(content: str, words: str, tmp_path: Path) -> None:
+def test_load_refuses_other_files(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     path.write_text(content)
     with pytest.raises(UsageError, match=words):

@@ -27,7 +27,7 @@ def encode(
     return encode_samples(samples, tokenizer, vocab_size=VOCAB, seq_len=seq_len, limit=limit)
 
 
-def test_our_own_set_is_varied_and_fits_a_chat_model(tokenizer: Tokenizer) -> None:
+def test_builtin_set_is_varied_and_fits_a_chat_model(tokenizer: Tokenizer) -> None:
     samples = read_samples(None)
     assert len(samples) >= 40
     assert len({sample.text for sample in samples}) == len(samples)
@@ -35,7 +35,7 @@ def test_our_own_set_is_varied_and_fits_a_chat_model(tokenizer: Tokenizer) -> No
     assert sum(not sample.text.isascii() for sample in samples) > 5
 
 
-def test_json_lines_of_every_kind(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_read_samples_of_every_json_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [
         {"prompt": "Hi"},
@@ -56,7 +56,7 @@ def test_json_lines_of_every_kind(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert encode(read_samples(path), tokenizer) == want
 
 
-def test_plain_text_is_paragraphs(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_read_samples_splits_text_into_paragraphs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("\ufeffOne\nline more.\n\n \n\nTwo.\n", encoding="utf-8")
     samples = read_samples(path)
@@ -67,7 +67,7 @@ def test_plain_text_is_paragraphs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ]
 
 
-def test_a_long_text_becomes_several_sequences_up_to_the_limit(tokenizer: Tokenizer) -> None:
+def test_encode_samples_splits_long_text_up_to_the_limit(tokenizer: Tokenizer) -> None:
     sample = Sample(tuple(range(50)), "", "here")
     pieces = encode([sample, sample], None, seq_len=20)
     assert pieces == [list(range(20)), list(range(20, 40)), list(range(40, 50))] * 2
@@ -75,11 +75,11 @@ def test_a_long_text_becomes_several_sequences_up_to_the_limit(tokenizer: Tokeni
 
 
 @pytest.mark.parametrize(("length", "kept"), [(31, 31), (32, 32), (40, 32), (97, 96)])
-def test_lengths_are_multiples_of_32_from_there_on(length: int, kept: int) -> None:
+def test_encode_samples_ends_at_multiples_of_32(length: int, kept: int) -> None:
     assert encode([Sample((1,) * length, "", "here")], None) == [[1] * kept]
 
 
-def test_a_model_without_a_chat_template_reads_prompts_as_text(
+def test_encode_samples_without_a_chat_template(
     make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_target("llama", tokenizer=True)
@@ -108,7 +108,9 @@ def test_a_model_without_a_chat_template_reads_prompts_as_text(
         (b"\xff\xfe\x00", "--calib-file {path}: byte 0 is not UTF-8. Save the file as UTF-8."),
     ],
 )
-def test_a_file_that_cannot_be_used(content: str | bytes, words: str, tmp_path: Path) -> None:
+def test_read_samples_refuses_unusable_files(
+    content: str | bytes, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "rows.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError) as caught:
@@ -116,27 +118,27 @@ def test_a_file_that_cannot_be_used(content: str | bytes, words: str, tmp_path: 
     assert str(caught.value).startswith(words.format(path=path))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_read_samples_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"--calib-file .*none.txt: cannot be read \(No such file or directory\)"
     ):
         read_samples(tmp_path / "none.txt")
 
 
-def test_a_row_of_a_json_list_is_refused(tmp_path: Path) -> None:
+def test_read_samples_refuses_a_json_list(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("[1, 2]\n")
     with pytest.raises(UsageError, match="line 1: expected"):
         read_samples(path)
 
 
-def test_a_token_outside_the_vocabulary() -> None:
+def test_encode_samples_refuses_unknown_tokens() -> None:
     with pytest.raises(
         UsageError, match="row 3: token 97 is outside the target's vocabulary of 97"
     ):
         encode([Sample((1, 97), "", "row 3")], None)
 
 
-def test_text_without_a_tokenizer() -> None:
+def test_encode_samples_refuses_text_without_a_tokenizer() -> None:
     with pytest.raises(UsageError, match=r"row 1: the target has no tokenizer.json.*token ids"):
         encode([Sample(None, "abc", "row 1")], None)

@@ -15,7 +15,7 @@ pytest.importorskip("modelopt")
 
 
 @pytest.mark.demo
-def test_the_demo_target_takes_less_than_three_times_its_size(tmp_path: Path) -> None:
+def test_quantize_takes_less_than_three_times_the_model(tmp_path: Path) -> None:
     target = DEMO / "target"
     size = (target / "model.safetensors").stat().st_size
     command = [

@@ -23,12 +23,12 @@ def with_scale_one(values: list[float]) -> torch.Tensor:
     return nvfp4_cpu.fake_quantize(block, torch.tensor(6.0 * 448.0))[: len(values)]
 
 
-def test_grid_values_stay() -> None:
+def test_fake_quantize_keeps_grid_values() -> None:
     assert with_scale_one(GRID).tolist() == GRID
     assert with_scale_one([-value for value in GRID]).tolist() == [-value for value in GRID]
 
 
-def test_ties_go_to_the_even_code() -> None:
+def test_fake_quantize_rounds_ties_to_even() -> None:
     assert with_scale_one([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]).tolist() == [
         0.0,
         1.0,
@@ -40,13 +40,13 @@ def test_ties_go_to_the_even_code() -> None:
     ]
 
 
-def test_what_lies_beside_a_tie_goes_to_the_nearer_value() -> None:
+def test_fake_quantize_rounds_near_ties_to_the_nearer() -> None:
     values = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
     assert with_scale_one((values + 1e-3).tolist()).tolist() == GRID[1:]
     assert with_scale_one((values - 1e-3).tolist()).tolist() == GRID[:-1]
 
 
-def test_every_block_has_a_scale_of_its_own_in_e4m3() -> None:
+def test_fake_quantize_scales_every_block_in_e4m3() -> None:
     values = torch.zeros(2, 32)
     values[0, 0], values[0, 16], values[1, 31] = 448.0, 0.37, -7.0
     got = nvfp4_cpu.fake_quantize(values, values.abs().max())
@@ -62,7 +62,7 @@ def test_every_block_has_a_scale_of_its_own_in_e4m3() -> None:
     assert (got != 0).sum() == 3
 
 
-def test_a_block_far_below_the_largest_keeps_the_smallest_scale_and_vanishes() -> None:
+def test_fake_quantize_of_a_tiny_block_is_zero() -> None:
     values = torch.zeros(32)
     values[0], values[16] = 1.0, 1e-7
     got = nvfp4_cpu.fake_quantize(values, torch.tensor(1.0))
@@ -70,20 +70,20 @@ def test_a_block_far_below_the_largest_keeps_the_smallest_scale_and_vanishes() -
     assert torch.isfinite(got).all()
 
 
-def test_values_beyond_the_calibrated_maximum_saturate() -> None:
+def test_fake_quantize_saturates_beyond_the_maximum() -> None:
     values = torch.full((16,), 10.0)
     assert nvfp4_cpu.fake_quantize(values, torch.tensor(1.0)).max() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_dtype_and_shape_stay(dtype: torch.dtype) -> None:
+def test_fake_quantize_keeps_dtype_and_shape(dtype: torch.dtype) -> None:
     values = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     got = nvfp4_cpu.fake_quantize(values, values.abs().max())
     assert got.dtype == dtype
     assert got.shape == values.shape
 
 
-def test_another_format_is_refused() -> None:
+def test_cpu_kernel_refuses_other_formats() -> None:
     nvfp4_cpu.install()
     with pytest.raises(NotImplementedError, match="quantizes to NVFP4"):
         torch.ops.tensorrt.dynamic_block_quantize_op(torch.ones(32), 32, torch.ones(1), 4, 2, 8, 8)

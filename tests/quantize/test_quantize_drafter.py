@@ -59,7 +59,7 @@ def quantized_pair(
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4", "w4a16_nvfp4"])
-def test_it_loads_and_the_rest_is_the_originals(
+def test_drafter_loads_and_keeps_everything_else(
     form: str, pair: tuple[Path, Path], quantized_pair: Callable[[str], Path]
 ) -> None:
     directory = quantized_pair(form)
@@ -74,7 +74,7 @@ def test_it_loads_and_the_rest_is_the_originals(
         np.testing.assert_array_equal(drafter.tensors[name].array(), original.tensors[name].array())
 
 
-def test_attention_that_the_checkpoints_ask_for(
+def test_drafter_ignores_the_attention_in_its_config(
     pair: tuple[Path, Path], quantized_pair: Callable[[str], Path], ids_file: Path, tmp_path: Path
 ) -> None:
     """Packages that a config.json names need not be there, and the numbers are the same."""
@@ -96,7 +96,7 @@ def test_attention_that_the_checkpoints_ask_for(
             np.testing.assert_array_equal(info.array(), theirs[name].array())
 
 
-def test_its_config_names_what_is_excluded_and_keeps_every_other_key(
+def test_drafter_config_names_excluded_and_keeps_other_keys(
     pair: tuple[Path, Path], quantized_pair: Callable[[str], Path]
 ) -> None:
     folder = quantized_pair("nvfp4") / "drafter"
@@ -114,7 +114,7 @@ def test_its_config_names_what_is_excluded_and_keeps_every_other_key(
     ("form", "kinds"),
     [("fp8", ("weight_scale", "input_scale")), ("nvfp4", ("weight_scale_2", "input_scale"))],
 )
-def test_linears_that_share_an_input_share_scales_within_a_layer(
+def test_drafter_shares_scales_of_one_input_within_a_layer(
     form: str, kinds: tuple[str, ...], quantized_pair: Callable[[str], Path]
 ) -> None:
     infos = read_all_tensor_infos(quantized_pair(form) / "drafter")
@@ -133,7 +133,7 @@ def test_linears_that_share_an_input_share_scales_within_a_layer(
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
-def test_input_scales_are_those_of_blocks_drafted_from_the_targets_features(
+def test_drafter_input_scales_are_those_of_drafted_blocks(
     form: str, pair: tuple[Path, Path], quantized_pair: Callable[[str], Path]
 ) -> None:
     """The reference package drafts the same blocks here; its linears' largest inputs are the

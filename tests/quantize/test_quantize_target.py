@@ -61,7 +61,7 @@ def assert_same_tensors(directory: Path, other: Path) -> None:
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_every_byte_is_modelopts(
+def test_target_has_every_byte_of_modelopts_export(
     model_type: str,
     form: str,
     kv_cache_dtype: str | None,
@@ -91,7 +91,7 @@ def test_every_byte_is_modelopts(
         ("qwen3", {"rope_style": "new", "attention_bias": True, "dtype": "F16"}),
     ],
 )
-def test_variants_are_modelopts_too(
+def test_target_variants_are_modelopts_too(
     model_type: str,
     options: dict[str, Any],
     quantized: Callable[..., Path],
@@ -104,7 +104,7 @@ def test_variants_are_modelopts_too(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_layout_of_every_linear(form: str, quantized: Callable[..., Path]) -> None:
+def test_target_has_the_layout_of_every_format(form: str, quantized: Callable[..., Path]) -> None:
     infos = read_all_tensor_infos(quantized("llama", form, "fp8", dtype="BF16"))
     for layer in range(TARGET["layers"]):
         for name, (rows, columns) in LINEARS.items():
@@ -129,7 +129,7 @@ def test_the_layout_of_every_linear(form: str, quantized: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_it_loads_and_everything_else_is_the_originals(
+def test_target_loads_and_keeps_everything_else(
     form: str, quantized: Callable[..., Path], make_target: Callable[..., Path]
 ) -> None:
     options = {"dtype": "BF16", "tokenizer": True, "eos_token_ids": (95,)}
@@ -155,7 +155,7 @@ def test_it_loads_and_everything_else_is_the_originals(
     + [("nvfp4", "BF16", 2**-7), ("w4a16_nvfp4", "BF16", 2**-7)],
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_dequantized_weights_are_those_of_the_fake_quantized_forward(
+def test_target_dequantizes_to_the_fake_quantized_weights(
     model_type: str,
     form: str,
     dtype: str,
@@ -189,7 +189,7 @@ def dequantized(infos: dict[str, TensorInfo], module: str) -> np.ndarray:
     return E2M1[codes] * blocks * np.float32(infos[f"{module}.weight_scale_2"].array())
 
 
-def test_linears_that_share_an_input_share_scales_in_nvfp4(quantized: Callable[..., Path]) -> None:
+def test_target_shares_scales_of_one_input_in_nvfp4(quantized: Callable[..., Path]) -> None:
     infos = read_all_tensor_infos(quantized("llama", "nvfp4", dtype="BF16"))
     for layer in range(TARGET["layers"]):
         for names in (
@@ -203,7 +203,7 @@ def test_linears_that_share_an_input_share_scales_in_nvfp4(quantized: Callable[.
                 )
 
 
-def test_cache_scales_belong_to_keys_after_the_rotation(
+def test_target_cache_scales_are_of_rotated_keys(
     quantized: Callable[..., Path], make_target: Callable[..., Path]
 ) -> None:
     """k_scale and v_scale are the largest magnitudes ÷ 448 of what Hugging Face puts into its
@@ -227,7 +227,9 @@ def test_cache_scales_belong_to_keys_after_the_rotation(
             assert float(got) == pytest.approx(want, rel=1e-5)
 
 
-def test_weights_alone_need_no_text(make_target: Callable[..., Path], tmp_path: Path) -> None:
+def test_target_weights_alone_need_no_text(
+    make_target: Callable[..., Path], tmp_path: Path
+) -> None:
     """The target has no tokenizer, and W4A16 no activation scales."""
     from trtllm_dflash.options.quantize import QuantizeConfig
     from trtllm_dflash.quantize.pipeline import quantize
@@ -239,7 +241,7 @@ def test_weights_alone_need_no_text(make_target: Callable[..., Path], tmp_path: 
     assert report.linear_bytes / report.original_bytes < 0.30
 
 
-def test_an_embedding_in_another_type(
+def test_target_with_an_embedding_in_another_type(
     make_target: Callable[..., Path], config: Callable[..., Any]
 ) -> None:
     """Like every tensor that most are not, it counts in the type of most; what is written is as it
@@ -264,7 +266,7 @@ def test_an_embedding_in_another_type(
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_attention_that_the_checkpoint_asks_for(
+def test_target_ignores_the_attention_in_its_config(
     key: str,
     make_target: Callable[..., Path],
     quantized: Callable[..., Path],
@@ -280,7 +282,7 @@ def test_attention_that_the_checkpoint_asks_for(
     assert_same_tensors(quantize(config(target=str(asking))).directory, quantized("llama", "fp8"))
 
 
-def test_modelopts_advice_to_install_another_transformers_is_not_shown() -> None:
+def test_modelopt_advice_on_transformers_is_not_shown() -> None:
     """In a process of its own, since only the first import warns; what else is warned about is
     shown.
     """
@@ -295,7 +297,7 @@ def test_modelopts_advice_to_install_another_transformers_is_not_shown() -> None
     assert "transformers is strange" in done.stderr
 
 
-def test_the_report_and_the_record(config: Callable[..., Any], tmp_path: Path) -> None:
+def test_quantize_reports_and_records(config: Callable[..., Any], tmp_path: Path) -> None:
     from trtllm_dflash.quantize.pipeline import quantize
 
     seen: list[tuple[str, int, int]] = []

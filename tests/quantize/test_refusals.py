@@ -49,7 +49,7 @@ def _leaves_nothing(tmp_path: Path) -> Any:
     assert [path.name for path in tmp_path.iterdir() if "quantized" in path.name] == []
 
 
-def test_experts(tmp_path: Path, config: Config) -> None:
+def test_quantize_refuses_experts(tmp_path: Path, config: Config) -> None:
     target = tiny_qwen3_moe(tmp_path / "target")
     with pytest.raises(
         CheckpointError, match="it has experts, and this command quantizes dense models"
@@ -81,7 +81,7 @@ def test_experts(tmp_path: Path, config: Config) -> None:
         ),
     ],
 )
-def test_a_wrong_request(values: dict[str, Any], words: str, config: Config) -> None:
+def test_quantize_refuses_wrong_options(values: dict[str, Any], words: str, config: Config) -> None:
     with pytest.raises(UsageError) as caught:
         config(**values)
     assert str(caught.value).startswith(words)
@@ -97,7 +97,7 @@ def test_a_wrong_request(values: dict[str, Any], words: str, config: Config) -> 
         ),
     ],
 )
-def test_missing_packages(
+def test_quantize_refuses_missing_packages(
     missing: tuple[str, ...], words: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -111,7 +111,7 @@ def test_missing_packages(
     )
 
 
-def test_a_missing_reference_package(
+def test_quantize_refuses_a_missing_reference_package(
     config: Config, make_drafter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -124,13 +124,13 @@ def test_a_missing_reference_package(
         pipeline.quantize(config(drafter=str(drafter)))
 
 
-def test_a_gpu_that_is_not_there(config: Config) -> None:
+def test_quantize_refuses_a_missing_gpu(config: Config) -> None:
     with pytest.raises(QuantizeError, match="--device cuda: torch sees no GPU here"):
         pipeline.quantize(config(device="cuda"))
 
 
 @pytest.mark.parametrize("form", ["nvfp4", "w4a16_nvfp4"])
-def test_inputs_that_are_no_multiple_of_16(
+def test_quantize_refuses_inputs_not_a_multiple_of_16(
     form: str, config: Config, make_target: Callable[..., Path]
 ) -> None:
     narrow = make_target("llama", head_dim=14)
@@ -143,12 +143,14 @@ def test_inputs_that_are_no_multiple_of_16(
     assert str(caught.value).endswith("and 1 more. Use --quant fp8.")
 
 
-def test_the_same_inputs_do_for_fp8(config: Config, make_target: Callable[..., Path]) -> None:
+def test_quantize_takes_the_same_inputs_in_fp8(
+    config: Config, make_target: Callable[..., Path]
+) -> None:
     report = pipeline.quantize(config(target=str(make_target("llama", head_dim=14))))
     shutil.rmtree(report.directory)
 
 
-def test_a_drafter_of_such_inputs_is_refused_before_the_target_is_read(
+def test_quantize_refuses_such_a_drafter_first(
     config: Config, make_drafter: Callable[..., Path]
 ) -> None:
     drafter = make_drafter(Path(config().target))  # 9 heads of 8: o_proj reads 72
@@ -158,14 +160,16 @@ def test_a_drafter_of_such_inputs_is_refused_before_the_target_is_read(
         pipeline.quantize(config(drafter=str(drafter), quant="nvfp4"))
 
 
-def test_a_quantized_target(config: Config, quantized: Callable[..., Path]) -> None:
+def test_quantize_refuses_a_quantized_target(
+    config: Config, quantized: Callable[..., Path]
+) -> None:
     with pytest.raises(
         CheckpointError, match=r"it is quantized already \(FP8 and F32\).*Give the unquantized"
     ):
         pipeline.quantize(config(target=str(quantized("llama", "fp8"))))
 
 
-def test_caches_that_would_lose_their_scales(
+def test_quantize_refuses_to_drop_cache_scales(
     config: Config, quantized: Callable[..., Path]
 ) -> None:
     """It failed after all the work: scales in the output, and no word of them in its
@@ -185,19 +189,19 @@ def test_caches_that_would_lose_their_scales(
     shutil.rmtree(report.directory)
 
 
-def test_an_empty_calibration_file(config: Config, tmp_path: Path) -> None:
+def test_quantize_refuses_an_empty_calibration_file(config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UsageError, match=r"empty\.jsonl is empty"):
         pipeline.quantize(config(calib_file=tmp_path / "empty.jsonl"))
 
 
-def test_text_for_a_target_without_a_tokenizer(config: Config) -> None:
+def test_quantize_refuses_text_without_a_tokenizer(config: Config) -> None:
     with pytest.raises(UsageError, match=r"the target has no tokenizer\.json"):
         pipeline.quantize(config(calib_file=None))
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
-def test_a_weight_of_zeros(form: str, config: Config, tmp_path: Path) -> None:
+def test_quantize_refuses_a_weight_of_zeros(form: str, config: Config, tmp_path: Path) -> None:
     name = "model.layers.3.mlp.up_proj.weight"
     zero = changed_target(tmp_path / "zero", {name: 0.0})
     with pytest.raises(CheckpointError) as caught:
@@ -209,7 +213,7 @@ def test_a_weight_of_zeros(form: str, config: Config, tmp_path: Path) -> None:
     )
 
 
-def test_a_weight_that_is_not_finite(config: Config, tmp_path: Path) -> None:
+def test_quantize_refuses_a_weight_that_is_not_finite(config: Config, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     broken = changed_target(tmp_path / "broken", {name: np.nan})
     with pytest.raises(CheckpointError, match=rf"tensor {name} has nan at index \[0, 0\]"):
@@ -217,7 +221,9 @@ def test_a_weight_that_is_not_finite(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])
-def test_an_input_that_is_always_zero(form: str, config: Config, tmp_path: Path) -> None:
+def test_quantize_refuses_an_input_that_is_always_zero(
+    form: str, config: Config, tmp_path: Path
+) -> None:
     dead = changed_target(
         tmp_path / "dead", {"model.layers.2.post_attention_layernorm.weight": 0.0}
     )
@@ -230,7 +236,7 @@ def test_an_input_that_is_always_zero(form: str, config: Config, tmp_path: Path)
     )
 
 
-def test_activations_that_overflow_f16(config: Config, tmp_path: Path) -> None:
+def test_quantize_refuses_activations_that_overflow_f16(config: Config, tmp_path: Path) -> None:
     hot = changed_target(tmp_path / "hot", {"model.layers.1.mlp.up_proj.weight": 60000.0}, "F16")
     with pytest.raises(
         QuantizeError, match=r"model.layers.1: the values in it are not finite .*convert it to BF16"
@@ -238,7 +244,7 @@ def test_activations_that_overflow_f16(config: Config, tmp_path: Path) -> None:
         pipeline.quantize(config(target=hot))
 
 
-def test_a_failure_late_in_the_work_leaves_nothing(
+def test_quantize_leaves_nothing_after_a_late_failure(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -251,7 +257,7 @@ def test_a_failure_late_in_the_work_leaves_nothing(
         pipeline.quantize(config())
 
 
-def test_an_interrupt_leaves_nothing(config: Config) -> None:
+def test_quantize_leaves_nothing_after_an_interrupt(config: Config) -> None:
     def interrupt(phase: str, done: int, total: int) -> None:
         if phase == quantize_target.PHASE and done > total / 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -260,7 +266,7 @@ def test_an_interrupt_leaves_nothing(config: Config) -> None:
         pipeline.quantize(config(), progress=interrupt)
 
 
-def test_too_little_disk(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantize_refuses_too_little_disk(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(

@@ -38,7 +38,7 @@ def infos(tmp_path: Path) -> dict[str, TensorInfo]:
     ).add(packed)
 
 
-def test_bytes_and_shapes_stay(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
+def test_write_tensors_keeps_bytes_and_shapes(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     (tmp_path / "out").mkdir()
     write_tensors(tmp_path / "out", infos, lambda *step: steps.append(step))
@@ -52,7 +52,9 @@ def test_bytes_and_shapes_stay(infos: dict[str, TensorInfo], tmp_path: Path) -> 
     assert steps[-1] == ("writing", *[sum(info.nbytes for info in infos.values())] * 2)
 
 
-def test_shards_hold_what_their_index_says(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
+def test_write_tensors_in_shards_with_an_index(
+    infos: dict[str, TensorInfo], tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     write_tensors(tmp_path / "out", infos, ignore_progress, shard_bytes=40)
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
@@ -66,7 +68,7 @@ def test_shards_hold_what_their_index_says(infos: dict[str, TensorInfo], tmp_pat
     assert index["metadata"]["total_size"] == sum(info.nbytes for info in infos.values())
 
 
-def test_a_source_that_became_shorter_is_an_error(
+def test_write_tensors_refuses_a_shortened_source(
     infos: dict[str, TensorInfo], tmp_path: Path
 ) -> None:
     source = tmp_path / "source.safetensors"

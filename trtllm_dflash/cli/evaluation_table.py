@@ -1,4 +1,4 @@
-"""What `dflash-trt eval` shows: the engines side by side, then which linears differ, by kind."""
+"""The tables of `dflash-trt eval`: the engines side by side, then which linears differ."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich.table import Table
 from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.evaluate.result import EngineComparison, EngineResult, Evaluation
 from trtllm_dflash.runtime.outputs import mean
+
+_PADDING = (0, 3, 0, 0)
 
 
 def print_evaluation(found: Evaluation) -> None:
@@ -31,61 +33,55 @@ def print_evaluation(found: Evaluation) -> None:
 
 def _engines(found: Evaluation) -> Table:
     results = [result for result in (found.engine, found.against) if result is not None]
-    asked = found.facts["prompts"] is not None
+    has_prompts = found.facts["prompts"] is not None
     names = ["engine", "against"][: len(results)]
-    table = Table("", *names, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table("", *names, box=None, pad_edge=False, padding=_PADDING)
     table.add_row("weights", *(result.weights for result in results))
     table.add_row("drafter", *(result.drafter or "none" for result in results))
     table.add_row("KV caches", *(result.kv_caches for result in results))
     table.add_row("perplexity", *(f"{result.perplexity:.4f}" for result in results))
-    table.add_row("τ", *(_acceptance_length(result, asked) for result in results))
+    table.add_row("τ", *(_acceptance_length(result, has_prompts) for result in results))
     return table
 
 
-def _acceptance_length(result: EngineResult, asked: bool) -> str:
+def _acceptance_length(result: EngineResult, has_prompts: bool) -> str:
     if not result.source["draft_len"]:
         return "no drafts"
-    if not asked or result.acceptance is None:
+    if not has_prompts or result.acceptance is None:
         return "not measured: give --prompts"
     return f"{result.acceptance.acceptance_length:.3f} ({result.acceptance.steps} steps)"
 
 
 def _differences(comparison: EngineComparison) -> Table:
-    table = Table.grid(padding=(0, 3))
-    table.add_row("perplexity", f"{comparison.perplexity_increase:+.3%}")
-    table.add_row("top-1 agreement", f"{comparison.top1:.3%} of {comparison.positions} positions")
     kl = (
         f"{comparison.kl_mean:.3g} nats on average, {comparison.kl_p99:.3g} at 99%,"
         f" {comparison.kl_max:.3g} at most"
     )
+    table = Table.grid(padding=(0, 3))
+    table.add_row("perplexity", f"{comparison.perplexity_increase:+.3%}")
+    table.add_row("top-1 agreement", f"{comparison.top1:.3%} of {comparison.positions} positions")
     table.add_row("KL divergence", kl)
     if comparison.unmatched:
+        count = len(comparison.unmatched)
         table.add_row(
-            "not compared",
-            f"{len(comparison.unmatched)} linears that only one engine has, or in other sizes",
+            "not compared", f"{count} linears that only one engine has, or in other sizes"
         )
     return table
 
 
 def _linears(comparison: EngineComparison) -> Table:
-    table = Table(
-        "linears",
-        "relative error",
-        "worst",
-        "where",
-        box=None,
-        pad_edge=False,
-        padding=(0, 3, 0, 0),
-    )
-    for kind, errors in by_linear_name(comparison.linear_errors).items():
-        worst = max(errors, key=lambda name: errors[name])
-        table.add_row(kind, f"{mean(list(errors.values())):.3g}", f"{errors[worst]:.3g}", worst)
+    titles = ("linears", "relative error", "worst", "where")
+    table = Table(*titles, box=None, pad_edge=False, padding=_PADDING)
+    for name, errors in group_by_last_part(comparison.linear_errors).items():
+        worst = max(errors, key=lambda linear: errors[linear])
+        average = mean(list(errors.values()))
+        table.add_row(name, f"{average:.3g}", f"{errors[worst]:.3g}", worst)
     return table
 
 
-def by_linear_name(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Errors by linear, sorted by the last part of its name."""
-    kinds: dict[str, dict[str, float]] = {}
-    for name, error in errors.items():
-        kinds.setdefault(name.rsplit(".", 1)[-1], {})[name] = error
-    return kinds
+def group_by_last_part(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Group errors of linears by the last part of their names, as q_proj."""
+    groups: dict[str, dict[str, float]] = {}
+    for linear, error in errors.items():
+        groups.setdefault(linear.rsplit(".", 1)[-1], {})[linear] = error
+    return groups

@@ -1,6 +1,6 @@
 """The tables of `dflash-trt profile`.
 
-They show all figures, acceptance by category and position, where a step's time goes, and the advice.
+They show all figures, acceptance by category and by position, the time of a step, and the advice.
 """
 
 from __future__ import annotations

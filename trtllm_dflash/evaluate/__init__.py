@@ -1,3 +1,4 @@
-"""What an engine's numbers are worth: perplexity, what it changes against another engine, and how
-many drafts hold.
+"""Accuracy of an engine: perplexity, KL divergence, top-1 agreement and acceptance length.
+
+All but the last are measured on a text, against a reference engine where one is given.
 """

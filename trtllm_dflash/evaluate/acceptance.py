@@ -1,4 +1,4 @@
-"""τ: how many tokens a generation step yields on the user's prompts."""
+"""The acceptance length of an engine on the user's prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class PromptAcceptance:
-    """What greedy decoding with the engine's own draft_len made of some prompts.
+    """The outcome of greedy decoding of some prompts with the engine's own draft_len.
 
-    `tau` is the mean number of tokens that a step yields, bonus included; 0.0 where no step was
-    needed.
+    `acceptance_length` is the mean number of tokens that a decode step yields, bonus included; 0.0
+    where no step was needed.
     """
 
     prompts: int
@@ -46,13 +46,12 @@ def measure_acceptance(
 ) -> PromptAcceptance:
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
-    stream, phase = (
-        engine.stream(prompts, max_tokens=max_tokens),
-        f"answering with {directory.name}",
-    )
+    stream = engine.stream(prompts, max_tokens=max_tokens)
+    phase = f"answering with {directory.name}"
     for _ in stream:
         progress(phase, len(stream.finished), len(prompts))
-    lengths = [length for answer in stream.generations() for length in answer.acceptance_lengths]
-    return PromptAcceptance(
-        len(prompts), engine.config.draft_len, len(lengths), sum(lengths), mean(lengths)
-    )
+    lengths = []
+    for answer in stream.generations():
+        lengths += answer.acceptance_lengths
+    draft_len = engine.config.draft_len
+    return PromptAcceptance(len(prompts), draft_len, len(lengths), sum(lengths), mean(lengths))

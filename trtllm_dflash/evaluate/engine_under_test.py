@@ -1,4 +1,4 @@
-"""An engine that is to be evaluated: its directory, intact, for the CPU, and with a tokenizer."""
+"""An engine to evaluate: an intact directory of a CPU engine, with a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
 
 @dataclass(frozen=True)
 class EvaluatedEngine:
-    """An engine directory whose graph can be looked into."""
+    """An engine directory whose graph can be inspected."""
 
     directory: Path
     config: EngineConfig
@@ -27,8 +27,10 @@ class EvaluatedEngine:
 
     @classmethod
     def open(cls, directory: Path) -> EvaluatedEngine:
-        """Check a directory; one that is damaged, or that is not a float32 engine for the CPU,
-        raises EngineError.
+        """Check a directory.
+
+        Raises:
+            EngineError: for one that is damaged, or not a float32 engine for the CPU.
         """
         config = EngineConfig.load(directory)
         if config.backend != "onnxruntime" or config.dtype != "float32":
@@ -36,7 +38,7 @@ class EvaluatedEngine:
                 f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} in"
                 f" {config.dtype}, and only the float32 graph of a CPU engine shows its logits and"
                 " linears. Build one of the same checkpoints with --arch cpu: it computes with the"
-                " same quantized numbers."
+                " same quantized weights."
             )
         differences = manifest.check(directory, deep=False)
         if differences:
@@ -47,7 +49,11 @@ class EvaluatedEngine:
         return cls(directory, config, Tokenizer.find(directory))
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Token ids, in the model's chat format where `chat`; without a tokenizer, UsageError."""
+        """Return the token ids of a text; `chat`: in the model's chat format.
+
+        Raises:
+            UsageError: without a tokenizer.
+        """
         if self.tokenizer is None:
             raise UsageError(
                 f"{self.directory}: this engine has no {TOKENIZER_FILE}, so it cannot read text. "
@@ -57,23 +63,21 @@ class EvaluatedEngine:
 
     @property
     def weights(self) -> str:
-        """How the target's weights are stored in the checkpoint: the quantization's name, or the
-        engine's type.
-        """
+        """Return the quantization of the target's weights, or else the engine's type."""
         return self._algorithm("pretrained_config", "quant_algo")
 
     @property
     def drafter(self) -> str | None:
-        """The same of the drafter's weights; None without a drafter."""
+        """Return the same for the drafter's weights; None without a drafter."""
         return self._algorithm("dflash", "quant_algo") if self.config.speculates else None
 
     @property
     def kv_caches(self) -> str:
-        """What the numbers in the target's caches are rounded to."""
+        """Return the type that the target's KV caches are rounded to."""
         return self._algorithm("pretrained_config", "kv_cache_quant_algo")
 
     def facts(self) -> dict[str, Any]:
-        """From what, how and when the engine was built."""
+        """Return the facts of the engine's build."""
         built: Mapping[str, Any] = manifest.load(self.directory)
         facts = {name: built.get(name) for name in _FACTS}
         quantization = self._section("pretrained_config").get("quantization")
@@ -85,7 +89,7 @@ class EvaluatedEngine:
         return str(algorithm or self.config.dtype)
 
     def _section(self, name: str) -> dict[str, Any]:
-        """A part of config.json."""
+        """Return a section of config.json."""
         path = self.directory / CONFIG_FILE
         found: dict[str, Any] = parse_json(path.read_bytes(), str(path))[name]
         return found
@@ -94,10 +98,13 @@ class EvaluatedEngine:
 def check_same_vocabulary(
     ours: EvaluatedEngine, other: EvaluatedEngine, texts: Mapping[str, list[int]], *, chat: bool
 ) -> None:
-    """Raise UsageError unless both engines mean the same by a token id; `texts` are some texts and
-    our ids of them.
+    """Check that token ids have the same meaning in both engines.
 
-    An engine without a tokenizer is taken to have the other's.
+    `texts` are some texts with the ids that `ours` gives them. An engine without a tokenizer is
+    taken to have the other's.
+
+    Raises:
+        UsageError: if the vocabularies differ.
     """
     sizes = ours.config.vocab_size, other.config.vocab_size
     if sizes[0] != sizes[1]:

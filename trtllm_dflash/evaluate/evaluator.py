@@ -1,4 +1,4 @@
-"""Evaluating: refuse early, read the text, answer the prompts, say what was missed."""
+"""Evaluating: check everything early, predict the text, answer the prompts, check the limits."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "transformers", "tokeniz
 
 @dataclass(frozen=True)
 class EvalPrompts:
-    """Prompts to draft for, as text (in the chat format where `chat`) or token ids; `name` says
-    where they stand.
+    """Prompts on which acceptance is measured, as text or token ids.
+
+    `chat`: texts go into the model's chat format. `name` is their file.
     """
 
     name: str
@@ -36,7 +37,7 @@ class EvalPrompts:
 
 @dataclass(frozen=True)
 class _EvalInputs:
-    """What the engines are to read and to answer, in token ids."""
+    """The text and the prompts in token ids."""
 
     text: EvalText
     windows: list[Int64]
@@ -49,123 +50,139 @@ class _EvalInputs:
 
 def evaluate(
     config: EvaluateConfig,
-    questions: EvalPrompts | None = None,
+    prompts: EvalPrompts | None = None,
     *,
     progress: Progress = ignore_progress,
     argv: Sequence[str] | None = None,
 ) -> Evaluation:
-    """All numbers of an engine, and of `config.against` beside it; `argv` (default: the process's)
-    is recorded.
+    """Measure an engine, and `config.against` beside it.
 
-    Raises: DFlashError: if an engine cannot be evaluated, the two cannot be compared, or text or
-    prompts cannot be used.
+    `argv`, which is recorded, defaults to the process's.
+
+    Raises:
+        DFlashError: if an engine cannot be evaluated, the two cannot be compared, or the text or
+            prompts cannot be used.
     """
-    engines = [
-        EvaluatedEngine.open(path) for path in (config.engine, config.against) if path is not None
-    ]
+    paths = [config.engine] if config.against is None else [config.engine, config.against]
+    engines = [EvaluatedEngine.open(path) for path in paths]
     if config.min_acceptance_length is not None:
-        _require_drafts(engines[0], questions)
-    material = _material(config, engines, questions)
-    reading = score(engines, material.windows, num_threads=config.num_threads, progress=progress)
-    results = [
-        EngineResult(
-            directory=engine.directory,
-            weights=engine.weights,
-            drafter=engine.drafter,
-            kv_caches=engine.kv_caches,
-            perplexity=perplexity,
-            acceptance=_acceptance(engine, material, config, progress),
-            source=engine.facts(),
-        )
-        for engine, perplexity in zip(engines, reading.perplexities, strict=True)
-    ]
+        _require_drafts(engines[0], prompts)
+    inputs = _encode_inputs(config, engines, prompts)
+    scores = score(engines, inputs.windows, num_threads=config.num_threads, progress=progress)
+    results = []
+    for engine, perplexity in zip(engines, scores.perplexities, strict=True):
+        acceptance = _acceptance(engine, inputs, config, progress)
+        results.append(_engine_result(engine, perplexity, acceptance))
+    failures = missed_limits(config, scores.comparison, results[0].acceptance)
+    argv = sys.argv if argv is None else argv
     return Evaluation(
         engine=results[0],
         against=results[1] if len(results) > 1 else None,
-        comparison=reading.comparison,
-        failures=tuple(missed_limits(config, reading.comparison, results[0].acceptance)),
-        facts=_facts(config, material, questions, sys.argv if argv is None else argv),
+        comparison=scores.comparison,
+        failures=tuple(failures),
+        facts=_facts(config, inputs, prompts, argv),
     )
 
 
-def _require_drafts(engine: EvaluatedEngine, questions: EvalPrompts | None) -> None:
-    if questions is None or not questions.prompts:
+def _require_drafts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> None:
+    if prompts is None or not prompts.prompts:
         raise UsageError(
-            "--min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts FILE"
+            "--min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts"
+            " FILE"
         )
     if not engine.config.speculates:
         raise UsageError(
-            f"--min-acceptance-length: {engine.directory} has no drafter, so it has no τ. Leave it out."
+            f"--min-acceptance-length: {engine.directory} has no drafter, so it has no τ. Leave it"
+            " out."
         )
 
 
-def _material(
-    config: EvaluateConfig, engines: Sequence[EvaluatedEngine], questions: EvalPrompts | None
+def _encode_inputs(
+    config: EvaluateConfig, engines: Sequence[EvaluatedEngine], prompts: EvalPrompts | None
 ) -> _EvalInputs:
-    """Text and prompts in token ids, after every check that needs no weights."""
-    text, first = read_text(config.text), engines[0]
-    token_ids, chat = first.encode(text.text), questions.chat if questions else False
-    prompts = [
-        first.encode(prompt, chat=chat) if isinstance(prompt, str) else prompt
-        for prompt in (questions.prompts if questions else ())
-    ]
+    """Encode text and prompts, after every check that needs no weights."""
+    first = engines[0]
+    text = read_text(config.text)
+    token_ids = first.encode(text.text)
+    encoded = _encode_prompts(first, prompts)
     for other in engines[1:]:
         check_same_vocabulary(first, other, {text.text: token_ids}, chat=False)
-        asked = zip(questions.prompts, prompts, strict=True) if questions else ()
-        check_same_vocabulary(
-            first,
-            other,
-            {prompt: ids for prompt, ids in asked if isinstance(prompt, str)},
-            chat=chat,
-        )
+        if prompts is not None:
+            pairs = zip(prompts.prompts, encoded, strict=True)
+            texts = {prompt: ids for prompt, ids in pairs if isinstance(prompt, str)}
+            check_same_vocabulary(first, other, texts, chat=prompts.chat)
     for engine in engines:
-        check_prompts(prompts, engine.config, config.max_tokens)
+        check_prompts(encoded, engine.config, config.max_tokens)
     size = min(engine.config.max_seq_len for engine in engines)
-    return _EvalInputs(
-        text, windows(token_ids[: config.text_tokens], size, name=text.name), prompts
-    )
+    pieces = windows(token_ids[: config.text_tokens], size, name=text.name)
+    return _EvalInputs(text, pieces, encoded)
+
+
+def _encode_prompts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> list[list[int]]:
+    if prompts is None:
+        return []
+    return [
+        engine.encode(prompt, chat=prompts.chat) if isinstance(prompt, str) else prompt
+        for prompt in prompts.prompts
+    ]
 
 
 def _acceptance(
-    engine: EvaluatedEngine, material: _EvalInputs, config: EvaluateConfig, progress: Progress
+    engine: EvaluatedEngine, inputs: _EvalInputs, config: EvaluateConfig, progress: Progress
 ) -> PromptAcceptance | None:
-    if not material.prompts or not engine.config.speculates:
+    if not inputs.prompts or not engine.config.speculates:
         return None
     return measure_acceptance(
         engine.directory,
-        material.prompts,
+        inputs.prompts,
         max_tokens=config.max_tokens,
         num_threads=config.num_threads,
         progress=progress,
     )
 
 
+def _engine_result(
+    engine: EvaluatedEngine, perplexity: float, acceptance: PromptAcceptance | None
+) -> EngineResult:
+    return EngineResult(
+        directory=engine.directory,
+        weights=engine.weights,
+        drafter=engine.drafter,
+        kv_caches=engine.kv_caches,
+        perplexity=perplexity,
+        acceptance=acceptance,
+        source=engine.facts(),
+    )
+
+
 def _facts(
-    config: EvaluateConfig,
-    material: _EvalInputs,
-    questions: EvalPrompts | None,
-    argv: Sequence[str],
+    config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None, argv: Sequence[str]
 ) -> Mapping[str, Any]:
-    text = material.text
-    asked = None
-    if questions is not None:
-        digest = bytes_digest(repr(material.prompts).encode())
-        asked = {"name": questions.name, "token_ids_sha256": digest, "chat": questions.chat}
-        asked |= {"count": len(material.prompts), "max_tokens": config.max_tokens}
+    given = asdict(config)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": list(argv),
         "versions": versions_of(_PACKAGES),
         "text": {
-            "name": text.name,
-            "sha256": bytes_digest(text.text.encode()),
-            "tokens": material.num_tokens,
-            "windows": len(material.windows),
+            "name": inputs.text.name,
+            "sha256": bytes_digest(inputs.text.text.encode()),
+            "tokens": inputs.num_tokens,
+            "windows": len(inputs.windows),
         },
-        "prompts": asked,
-        "limits": {
-            name: value
-            for name, value in asdict(config).items()
-            if name in LIMITS and value is not None
-        },
+        "prompts": _prompt_facts(config, inputs, prompts),
+        "limits": {name: given[name] for name in LIMITS if given[name] is not None},
+    }
+
+
+def _prompt_facts(
+    config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None
+) -> Mapping[str, Any] | None:
+    if prompts is None:
+        return None
+    return {
+        "name": prompts.name,
+        "token_ids_sha256": bytes_digest(repr(inputs.prompts).encode()),
+        "chat": prompts.chat,
+        "count": len(inputs.prompts),
+        "max_tokens": config.max_tokens,
     }

@@ -1,7 +1,7 @@
-"""An engine that reads a given text: every position's logits, and the outputs of its linears.
+"""A session that reads a given text, for the logits at every position and the linears' outputs.
 
-The text enters as drafts behind one known token, so that every row decides something and has
-logits; whether a draft would be accepted is never asked.
+The text enters as drafts after one known token, so that every row has logits. Acceptance is not
+computed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
 class LogitsSession:
-    """One sequence of a CPU engine, whose tokens are given and not generated."""
+    """One sequence of a CPU engine whose tokens are given, not generated."""
 
     def __init__(
         self,
@@ -39,22 +39,19 @@ class LogitsSession:
         linears: Collection[str] = (),
         num_threads: int | None = None,
     ) -> None:
-        """Load the engine with `graph`, which is read from it and changed; `linears` are those that
-        are wanted.
-        """
+        """Load the engine with its graph `graph`, which changes; `linears` become outputs."""
         self._target_sizes = replace(config, block_size=1)  # the graph has no drafter
-        self._ports = {port.name: port for port in config.ports}
+        self._io_tensors = {tensor.name: tensor for tensor in config.ports}
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {
             HEAD: (str(graph.logits.name), (1, config.vocab_size))
         }
         for name in linears:
             linear = graph.linears[name]
             self._outputs[name] = (str(linear.output.name), (linear.size,))
-        self._session = _load(
-            directory, graph.serialized(config, linears), resolve_num_threads(num_threads)
-        )
+        model = graph.serialized(config, linears)
+        self._session = _load(directory, model, resolve_num_threads(num_threads))
         self._inputs = [
-            self._known_port(directory, node.name) for node in self._session.get_inputs()
+            self._known_input(directory, node.name) for node in self._session.get_inputs()
         ]
         self._binding = self._session.io_binding()
         self._bound: list[Any] = []  # keeps alive what ONNX Runtime only points to
@@ -66,19 +63,16 @@ class LogitsSession:
         self._past_len = 0
 
     def step(self, token_ids: Int64) -> dict[str, Float32]:
-        """Read the next tokens [S]; float32 [S, size] of every linear that was asked for, logits
-        [S, V] as lm_head.
+        """Read the next tokens [S], at most max_num_tokens, and max_seq_len since the last restart.
 
-        At most max_num_tokens, and no more than max_seq_len since the last restart.
+        Returns:
+            float32 [S, size] of every wanted linear, and the logits [S, V] as lm_head.
         """
         width, past_len = len(token_ids), np.array([self._past_len], np.int32)
         context = context_length(past_len, width, self._target_sizes)
         sizes = {BATCH: 1, WIDTH: width, ROWS: width, CONTEXT: context}
-        bound = [
-            self._bind_input(port, token_ids, past_len, sizes)
-            for port in self._inputs
-            if not port.cache
-        ]
+        inputs = [tensor for tensor in self._inputs if not tensor.cache]
+        bound = [self._bind_input(tensor, token_ids, past_len, sizes) for tensor in inputs]
         results = {}
         for name, (output, shape) in self._outputs.items():
             array = np.empty((*shape[:-1], width, shape[-1]), np.float32)
@@ -90,40 +84,42 @@ class LogitsSession:
         return results
 
     def _bind_input(
-        self, port: IoTensor, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
+        self, tensor: IoTensor, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
     ) -> Any:
-        shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
-        if port.name in _COUNTING:
-            array: NDArray[Any] = np.arange(shape[0], dtype=port.dtype)
-        elif port.name in _SETTINGS:
-            array = np.full(shape, _SETTINGS[port.name], port.dtype)
+        shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+        if tensor.name in _COUNTING:
+            array: NDArray[Any] = np.arange(shape[0], dtype=tensor.dtype)
+        elif tensor.name in _SETTINGS:
+            array = np.full(shape, _SETTINGS[tensor.name], tensor.dtype)
         else:
-            array = (token_ids if port.name == "input_ids" else past_len).reshape(shape)
+            array = (token_ids if tensor.name == "input_ids" else past_len).reshape(shape)
         value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-        self._binding.bind_ortvalue_input(port.name, value)
+        self._binding.bind_ortvalue_input(tensor.name, value)
         return value
 
     def _bind_caches(self) -> None:
-        """Every cache's input and output are the same memory, as when the engine runs."""
-        outputs = {port.aliases: port.name for port in self._ports.values() if port.aliases}
-        for port in self._inputs:
-            if port.cache:
-                array = np.zeros((1, *(int(size) for size in port.shape[1:])), port.dtype)
+        """Bind the same memory as input and output of every cache, as when the engine runs."""
+        outputs = {}
+        for tensor in self._io_tensors.values():
+            if tensor.aliases:
+                outputs[tensor.aliases] = tensor.name
+        for tensor in self._inputs:
+            if tensor.cache:
+                array = np.zeros((1, *(int(size) for size in tensor.shape[1:])), tensor.dtype)
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 self._bound += [array, value]
-                self._binding.bind_ortvalue_input(port.name, value)
-                self._binding.bind_ortvalue_output(outputs[port.name], value)
+                self._binding.bind_ortvalue_input(tensor.name, value)
+                self._binding.bind_ortvalue_output(outputs[tensor.name], value)
 
-    def _known_port(self, directory: Path, name: str) -> IoTensor:
-        port = self._ports.get(name)
-        if port is None or not (
-            port.cache or name in {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}
-        ):
+    def _known_input(self, directory: Path, name: str) -> IoTensor:
+        tensor = self._io_tensors.get(name)
+        known = {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}
+        if tensor is None or not (tensor.cache or name in known):
             raise EngineError(
                 f"{directory}: this version of dflash-trt does not know the input {name!r} of the"
                 " engine's step. Build the engine again with this version."
             )
-        return port
+        return tensor
 
 
 def _load(directory: Path, model: bytes, num_threads: int) -> Any:

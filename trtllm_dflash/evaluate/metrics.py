@@ -1,4 +1,4 @@
-"""Numbers that are summed up over a text, position by position."""
+"""Metrics that are accumulated over a text, position by position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Float64: TypeAlias = NDArray[np.float64]
 
 
 def log_probabilities(logits: Float32) -> Float64:
-    """log softmax over the last axis."""
+    """Return the log softmax over the last axis."""
     wide = logits.astype(np.float64)
     wide -= wide.max(-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(-1, keepdims=True))
@@ -21,50 +21,50 @@ def log_probabilities(logits: Float32) -> Float64:
 
 
 class NegLogLikelihood:
-    """How badly a text's tokens were predicted."""
+    """The negative log likelihood of a text's tokens."""
 
     def __init__(self) -> None:
         self.total = 0.0  # nats
         self.count = 0
 
     def add(self, predicted: Float64, token_ids: Int64) -> None:
-        """Row i of log probabilities [N, V] was followed by token i [n], n at most N."""
+        """Add log probabilities [N, V] and the token that followed each row, [n] with n <= N."""
         self.total -= float(predicted[np.arange(len(token_ids)), token_ids].sum())
         self.count += len(token_ids)
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss."""
+        """Return exp of the mean per token."""
         with np.errstate(over="ignore"):
             return float(np.exp(np.float64(self.total) / self.count))
 
 
 class Divergence:
-    """How far one engine's next-token distributions are from another's."""
+    """The divergence of one engine's next-token distributions from another's."""
 
     def __init__(self) -> None:
         self._kl: list[Float64] = []
         self._agreed = 0
 
     def add(self, ours: Float64, reference: Float64) -> None:
-        """Log probabilities [N, V] of the same positions."""
+        """Add log probabilities [N, V] of the same positions."""
         kl = (np.exp(reference) * (reference - ours)).sum(-1)
         self._kl.append(np.maximum(kl, 0))  # equal up to rounding, it would be a little below
         self._agreed += int((ours.argmax(-1) == reference.argmax(-1)).sum())
 
     @property
     def positions(self) -> int:
-        """How many were compared."""
+        """Return how many were compared."""
         return sum(len(part) for part in self._kl)
 
     @property
     def kl(self) -> Float64:
-        """KL(reference ‖ ours) in nats at every position."""
+        """Return KL(reference ‖ ours) in nats at every position."""
         return np.concatenate(self._kl)
 
     @property
     def top1(self) -> float:
-        """The share of positions where the most likely token is the same."""
+        """Return the share of positions where the most likely token is the same."""
         return self._agreed / self.positions
 
 
@@ -75,7 +75,7 @@ class OutputErrors:
         self._squares: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, ours: Float32, reference: Float32) -> None:
-        """Outputs [N, size] at the same positions."""
+        """Add outputs [N, size] at the same positions."""
         error, size = self._squares.get(name, (0.0, 0.0))
         difference = ours.astype(np.float64) - reference
         error += float(np.square(difference).sum())
@@ -83,7 +83,7 @@ class OutputErrors:
         self._squares[name] = (error, size)
 
     def relative(self) -> dict[str, float]:
-        """By name; infinite where the reference is all zero and ours is not."""
+        """Return errors by name; infinite where the reference is all zero and ours is not."""
         return {name: _ratio(error, size) ** 0.5 for name, (error, size) in self._squares.items()}
 
 

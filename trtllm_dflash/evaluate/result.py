@@ -1,4 +1,4 @@
-"""What an evaluation found, and where its numbers come from."""
+"""The results of an evaluation, and their provenance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class EngineResult:
-    """One engine's own numbers; `source` says which engine it is (`EvaluatedEngine.facts`)."""
+    """The results of one engine.
+
+    `weights`, `drafter` and `kv_caches` are names of quantizations, or types; `source` is from
+    `EvaluatedEngine.facts`.
+    """
 
     directory: Path
-    # the quantization's name, or the type; so is that of the drafter's (None: no drafter), and of
-    # caches
     weights: str
-    drafter: str | None
+    drafter: str | None  # None: no drafter
     kv_caches: str
     perplexity: float
     acceptance: PromptAcceptance | None  # None: no drafter, or no prompts
@@ -31,12 +33,12 @@ class EngineResult:
 
 @dataclass(frozen=True)
 class EngineComparison:
-    """How an engine differs from the other on the text; KL(other ‖ engine) in nats, over all
-    positions.
+    """The differences of an engine from a reference on the text.
 
-    `linear_errors`: ‖engine's output - other's‖ / ‖other's‖ by linear of the target, each with the
-    inputs that its own engine gives it, so that what went before is in it; lm_head is the logits.
-    `unmatched` linears are in one engine only, or have another size there.
+    KL(reference ‖ engine) is in nats, over all positions. `linear_errors` are
+    ‖engine's output - reference's‖ / ‖reference's‖ by linear of the target. Each engine feeds its
+    own inputs to a linear, so earlier errors are included; lm_head stands for the logits.
+    `unmatched` linears are in one engine only, or differ in size.
     """
 
     positions: int
@@ -51,16 +53,16 @@ class EngineComparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All numbers of one evaluation."""
+    """All results of one evaluation."""
 
     engine: EngineResult
     against: EngineResult | None
     comparison: EngineComparison | None
-    failures: tuple[str, ...]  # limits that were missed, as sentences
+    failures: tuple[str, ...]  # one message per violated threshold
     facts: Mapping[str, Any]  # of text, prompts, limits, command and versions
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in plain types; numbers that are not finite become null."""
+        """Return everything in plain types; numbers that are not finite become null."""
         engines = {"engine": self.engine, "against": self.against}
         plain: dict[str, Any] = _plain(
             {
@@ -79,15 +81,15 @@ def missed_limits(
     comparison: EngineComparison | None,
     acceptance: PromptAcceptance | None = None,
 ) -> list[str]:
-    """A sentence for each limit of `config` that is not kept; what is no number, or was not
-    measured, keeps none.
+    """Return one message per violated threshold of `config`.
+
+    NaN or missing values violate every threshold.
     """
     missed = _missed_differences(config, comparison) if comparison is not None else []
-    tau = acceptance.acceptance_length if acceptance is not None else math.nan
-    if config.min_acceptance_length is not None and not tau >= config.min_acceptance_length:
-        missed.append(
-            f"τ is {tau:.6g}, below --min-acceptance-length {config.min_acceptance_length:g}"
-        )
+    found = acceptance.acceptance_length if acceptance is not None else math.nan
+    limit = config.min_acceptance_length
+    if limit is not None and not found >= limit:
+        missed.append(f"τ is {found:.6g}, below --min-acceptance-length {limit:g}")
     return missed
 
 
@@ -101,7 +103,7 @@ def _missed_differences(config: EvaluateConfig, comparison: EngineComparison) ->
     limit = config.max_perplexity_increase
     if limit is not None and not increase <= limit:
         missed.append(
-            f"perplexity grew by {increase:.6g} of what it was, above --max-perplexity-increase"
+            f"perplexity grew by {increase:.6g} of its value, above --max-perplexity-increase"
             f" {limit:g}"
         )
     return missed

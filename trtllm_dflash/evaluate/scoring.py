@@ -1,5 +1,6 @@
-"""One or two engines read a text, side by side and a few tokens at a time, so that no more logits
-are ever held.
+"""Predicting a text with one or two engines, a few tokens at a time.
+
+Two engines go through the text together, so that only the logits of one chunk are in memory.
 """
 
 from __future__ import annotations
@@ -25,16 +26,14 @@ from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
 from trtllm_dflash.log import Progress
 from trtllm_dflash.runtime.sessions.base import Float32, Int64
 
-# Wide enough for fast products, narrow enough for the outputs of all linears of a large model to be
-# held twice.
+# Wide enough for fast products, narrow enough to hold the outputs of all linears of a large model
+# twice.
 MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Perplexities in the order of the engines, and what the first changes against the second, if
-    there is one.
-    """
+    """Perplexities in the order of the engines, and the comparison of two engines."""
 
     perplexities: tuple[float, ...]
     comparison: EngineComparison | None
@@ -47,67 +46,75 @@ def score(
     num_threads: int | None,
     progress: Progress,
 ) -> Scores:
-    """Predict every token of every window [n] but its first, with one engine or with two."""
+    """Predict every token of every window [n] but its first, with one engine or with two.
+
+    Raises:
+        EngineError: for logits that are not finite.
+    """
     graphs = [TargetGraph.load(engine.directory / MODEL_FILE) for engine in engines]
-    matched, unmatched = _match(graphs) if len(graphs) > 1 else ([], [])
-    sessions = [
-        LogitsSession(
+    compared = len(engines) > 1
+    matched, unmatched = _match_linears(graphs[0], graphs[1]) if compared else ([], [])
+    sessions = []
+    for engine, graph in zip(engines, graphs, strict=True):
+        session = LogitsSession(
             engine.directory, engine.config, graph, linears=matched, num_threads=num_threads
         )
-        for engine, graph in zip(engines, graphs, strict=True)
-    ]
-    losses, divergence, errors = (
-        [NegLogLikelihood() for _ in sessions],
-        Divergence(),
-        OutputErrors(),
-    )
+        sessions.append(session)
+    likelihoods = [NegLogLikelihood() for _ in sessions]
+    divergence, errors = Divergence(), OutputErrors()
+    width = min(MAX_ROWS, *(engine.config.max_num_tokens for engine in engines))
     total, done = sum(map(len, windows)), 0
-    for chunk, following in _chunks(
-        sessions, windows, min(MAX_ROWS, *(s.config.max_num_tokens for s in engines))
-    ):
+    for chunk, following in _chunks(sessions, windows, width):
         outputs = [session.step(chunk) for session in sessions]
-        predicted = [_predictions(s, o[HEAD], done) for s, o in zip(engines, outputs, strict=True)]
-        for loss, rows in zip(losses, predicted, strict=True):
-            loss.add(rows, following)
-        if len(sessions) > 1:
+        predicted = [
+            _predictions(engine, output[HEAD], done)
+            for engine, output in zip(engines, outputs, strict=True)
+        ]
+        for likelihood, rows in zip(likelihoods, predicted, strict=True):
+            likelihood.add(rows, following)
+        if compared:
             divergence.add(*predicted)
-            for name in outputs[0]:
-                errors.add(name, outputs[0][name], outputs[1][name])
+            for name, output in outputs[0].items():
+                errors.add(name, output, outputs[1][name])
         done += len(chunk)
         progress("reading the text", done, total)
-    perplexities = tuple(loss.perplexity for loss in losses)
-    if len(sessions) == 1:
-        return Scores(perplexities, None)
-    return Scores(perplexities, _comparison(perplexities, divergence, errors, unmatched))
+    perplexities = tuple(likelihood.perplexity for likelihood in likelihoods)
+    comparison = _comparison(perplexities, divergence, errors, unmatched) if compared else None
+    return Scores(perplexities, comparison)
 
 
-def _match(graphs: Sequence[TargetGraph]) -> tuple[list[str], list[str]]:
-    """Names of linears that both have in one size, in the order of the first; and the others."""
-    sizes = [{name: linear.size for name, linear in graph.linears.items()} for graph in graphs]
-    both = [name for name, size in sizes[0].items() if sizes[1].get(name) == size]
-    return both, [name for name in {**sizes[0], **sizes[1]} if name not in set(both)]
+def _match_linears(ours: TargetGraph, other: TargetGraph) -> tuple[list[str], list[str]]:
+    """Return the names of linears that both have in one size, and the other names."""
+    sizes = [
+        {name: linear.size for name, linear in graph.linears.items()} for graph in (ours, other)
+    ]
+    matched = [name for name, size in sizes[0].items() if sizes[1].get(name) == size]
+    return matched, [name for name in sizes[0] | sizes[1] if name not in set(matched)]
 
 
 def _chunks(
     sessions: Sequence[LogitsSession], windows: Sequence[Int64], width: int
 ) -> Iterator[tuple[Int64, Int64]]:
-    """Tokens to read and those that follow them in the same window (one fewer at its end); sessions
-    start each anew.
+    """Yield token ids to read, and those that follow them in the same window.
+
+    The last chunk of a window has one fewer of these. Sessions restart with each window.
     """
     for window in windows:
         for session in sessions:
             session.restart()
         for start in range(0, len(window), width):
-            yield window[start : start + width], window[start + 1 : start + width + 1]
+            end = start + width
+            yield window[start:end], window[start + 1 : end + 1]
 
 
 def _predictions(engine: EvaluatedEngine, logits: Float32, done: int) -> Float64:
-    if not np.isfinite(logits).all():
-        place = done + int(np.argmin(np.isfinite(logits).all(-1)))
+    finite = np.isfinite(logits).all(-1)
+    if not finite.all():
+        position = done + int(np.argmin(finite))
         raise EngineError(
-            f"{engine.directory}: the logits behind token {place} of the text are not finite"
-            " numbers, so this engine is of no use. If it is quantized, look at the checkpoint's"
-            " scales; else at its weights."
+            f"{engine.directory}: the logits after token {position} of the text are not finite"
+            " numbers, so this engine is unusable. If it is quantized, check the checkpoint's"
+            " scales, otherwise its weights."
         )
     return log_probabilities(logits)
 
@@ -119,6 +126,7 @@ def _comparison(
     unmatched: list[str],
 ) -> EngineComparison:
     kl, relative = divergence.kl, errors.relative()
+    relative[HEAD] = relative.pop(HEAD)  # the head comes last
     return EngineComparison(
         positions=divergence.positions,
         kl_mean=float(kl.mean()),
@@ -126,8 +134,6 @@ def _comparison(
         kl_max=float(kl.max()),
         top1=divergence.top1,
         perplexity_increase=perplexities[0] / perplexities[1] - 1,
-        linear_errors={
-            name: relative[name] for name in [*(n for n in relative if n != HEAD), HEAD]
-        },
+        linear_errors=relative,
         unmatched=tuple(unmatched),
     )

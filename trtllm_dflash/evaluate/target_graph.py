@@ -1,7 +1,6 @@
-"""A CPU engine's step, cut down to its target and with what is computed inside as outputs.
+"""A CPU engine's step, reduced to its target, with inner values as outputs.
 
-The accept operator, the drafter and what only they read are left out; weights stay in the engine's
-file.
+The accept operator, the drafter and their inputs are left out. Weights stay in the engine's file.
 """
 
 from __future__ import annotations
@@ -31,8 +30,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class TargetGraph:
-    """The graph of a step, its logits [B, R, V], and the target's linears but for the head, by
-    checkpoint name.
+    """The graph of a step: its logits [B, R, V], and the target's linears by checkpoint name.
+
+    The head is not among the linears.
     """
 
     model: ir.Model
@@ -41,7 +41,11 @@ class TargetGraph:
 
     @classmethod
     def load(cls, path: Path) -> TargetGraph:
-        """Read a model.onnx; one without logits raises EngineError."""
+        """Read a model.onnx.
+
+        Raises:
+            EngineError: for one without logits.
+        """
         model = ir.load(path)
         accept = next((node for node in model.graph if node.op_type == _ACCEPT), None)
         logits = accept.inputs[0] if accept else None
@@ -49,24 +53,20 @@ class TargetGraph:
             raise EngineError(
                 f"{path}: no {_ACCEPT} node with logits in this graph. Build the engine again."
             )
-        behind_logits = _computed_before(logits)
-        found = (
-            _linear(node)
-            for node in model.graph
-            if node.op_type in {"Gemm", "MatMul"} and node in behind_logits
-        )
-        linears = {
-            name: linear
-            for name, linear in filter(None, found)
-            if not _leads_to(linear.output, logits)
-        }
+        target_nodes = _nodes_before(logits)
+        linears = {}
+        for node in model.graph:
+            if node.op_type not in {"Gemm", "MatMul"} or node not in target_nodes:
+                continue
+            name, linear = _named_linear(node)
+            if linear is not None and not _leads_to(linear.output, logits):
+                linears[name] = linear
         return cls(model, logits, linears)
 
     def serialized(self, config: EngineConfig, linears: Collection[str]) -> bytes:
-        """The ONNX model that gives the logits, these linears and the target's caches. Call it
-        once: `model` changes.
+        """Return an ONNX model of the logits, these linears and the target's caches.
 
-        Its external data is to be found in the folder of the file that was read.
+        Call it once: `model` changes. Its external data is in the folder of the file that was read.
         """
         graph = self.model.graph
         caches = {
@@ -87,9 +87,10 @@ class TargetGraph:
         return model
 
 
-def _computed_before(value: ir.Value) -> set[ir.Node]:
-    """The nodes that a value depends on: the target's, not the drafter's, which may use the
-    target's head too.
+def _nodes_before(value: ir.Value) -> set[ir.Node]:
+    """Return the nodes that a value depends on.
+
+    For the logits these are the target's. The drafter's are not, although it may use the same head.
     """
     found: set[ir.Node] = set()
     waiting = [value.producer()]
@@ -101,14 +102,14 @@ def _computed_before(value: ir.Value) -> set[ir.Node]:
     return found
 
 
-def _linear(node: ir.Node) -> tuple[str, Linear] | None:
-    """A product with one of the target's weights, and that weight's name in the checkpoint."""
+def _named_linear(node: ir.Node) -> tuple[str, Linear | None]:
+    """Return a linear of the target and its name in the checkpoint; None for other products."""
     weight = node.inputs[1]
     if weight is None or not weight.is_initializer() or weight.shape is None:
-        return None
+        return "", None
     name = str(weight.name)
     if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
-        return None
+        return name, None
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
     size = weight.shape[0 if transposed else -1]
     assert isinstance(size, int)
@@ -116,14 +117,12 @@ def _linear(node: ir.Node) -> tuple[str, Linear] | None:
 
 
 def _leads_to(value: ir.Value, logits: ir.Value) -> bool:
-    """Whether `logits` are `value` in another shape or type."""
+    """Return whether `logits` are `value` in another shape or type."""
     while logits is not value:
         producer = logits.producer()
-        if (
-            producer is None
-            or producer.op_type not in {"Reshape", "Cast"}
-            or producer.inputs[0] is None
-        ):
+        if producer is None or producer.op_type not in {"Reshape", "Cast"}:
+            return False
+        if producer.inputs[0] is None:
             return False
         logits = producer.inputs[0]
     return True

@@ -1,4 +1,4 @@
-"""The text that is predicted, as windows of token ids."""
+"""The text that engines predict, as windows of token ids."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ BUILTIN_TEXT = "prose.txt"
 
 @dataclass(frozen=True)
 class EvalText:
-    """A text and where it stands."""
+    """A text and its file."""
 
     name: str
     text: str
 
 
 def read_text(path: Path | None) -> EvalText:
-    """A UTF-8 file, or the package's own text, which nothing was calibrated with."""
+    """Read a UTF-8 file, or the package's own text, which no calibration uses.
+
+    Raises:
+        UsageError: for a file that cannot be read or is empty.
+    """
     if path is None:
-        return EvalText(
-            BUILTIN_TEXT,
-            (resources.files("trtllm_dflash.evaluate") / BUILTIN_TEXT).read_text(encoding="utf-8"),
-        )
+        builtin = resources.files("trtllm_dflash.evaluate") / BUILTIN_TEXT
+        return EvalText(BUILTIN_TEXT, builtin.read_text(encoding="utf-8"))
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -45,17 +47,18 @@ def read_text(path: Path | None) -> EvalText:
 
 
 def windows(token_ids: list[int], size: int, *, name: str) -> list[Int64]:
-    """Consecutive pieces of `size` tokens; a last one of a single token is left out, since it
-    predicts nothing.
+    """Split token ids into consecutive windows of `size`.
+
+    A last window of a single token is left out, since it predicts nothing.
 
     Raises:
-        UsageError: if there is no piece of two tokens.
+        UsageError: if there is no window of two tokens.
     """
-    pieces = [
-        np.array(token_ids[start : start + size], np.int64)
-        for start in range(0, len(token_ids), size)
-    ]
-    found = [piece for piece in pieces if len(piece) > 1]
+    found = []
+    for start in range(0, len(token_ids), size):
+        window = token_ids[start : start + size]
+        if len(window) > 1:
+            found.append(np.array(window, np.int64))
     if not found:
         raise UsageError(
             f"{name}: {len(token_ids)} tokens in it, of which {size} at a time fit the engine;"

@@ -1,6 +1,7 @@
-"""External systems on the same prompts: the reference package `dflash`, and Hugging Face's generate.
+"""External systems on the same prompts: the reference package `dflash`, and `generate`.
 
-Both run on torch, in float32 on the CPU, one prompt at a time, with as many threads as the engines.
+`generate` is that of Hugging Face transformers. Both run on torch, in float32 on the CPU, one
+prompt at a time, with as many threads as the engines.
 """
 
 from __future__ import annotations

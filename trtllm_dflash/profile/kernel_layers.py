@@ -57,7 +57,7 @@ def layer_times(seconds: Mapping[str, float]) -> list[LayerTime]:
 
 
 def layer_in_scope(name: str) -> str:
-    """Return target/layers.0 for /target/layers.0/mlp/MatMul, and the scope alone outside layers."""
+    """Return target/layers.0 for /target/layers.0/mlp/MatMul, the scope alone outside layers."""
     scope, *inner = name.strip("/").split("/")
     if scope not in PARTS:
         return ""

@@ -107,7 +107,7 @@ def acceptance_length_by_category(
 
 
 def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> Figure:
-    """Draw how often each draft of the block was accepted: all prompts, and the categories' range."""
+    """Draw how often each draft was accepted: over all prompts, and the range of categories."""
     shares = result.acceptance.by_position
     figure, axes = new_figure(NARROW, 3.4)
     places = range(1, len(shares) + 1)

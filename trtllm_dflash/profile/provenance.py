@@ -51,7 +51,7 @@ def processor_name(path: Path = _PROCESSORS) -> str:
 def commit(module: Path = Path(__file__)) -> str | None:
     """Return the git commit of the package's checkout, with + where tracked files differ.
 
-    It is None outside of a checkout, and where git does not track `module`: a package in a virtual
+    It is None outside of a checkout, and where git does not track `module`. A package in a virtual
     environment may lie in another project's checkout.
     """
     folder = module.parent

@@ -1,6 +1,6 @@
 """The JSON of a profile, described and checked by the classes that declare it (`result.py`).
 
-It is written by hand and not with pydantic: the description needs the types anyway, and the
+It is written by hand and not with pydantic. The description needs the types anyway, and the
 messages would need a table of pydantic's error types. That saves too little for a core dependency.
 """
 
