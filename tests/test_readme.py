@@ -265,7 +265,7 @@ def test_package_is_typed() -> None:
 def _tracked_texts() -> dict[str, str]:
     """Return the tracked text files by name, without this one."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    suffixes = {".py", ".md", ".json", ".jsonl", ".toml", ".txt", ".yml", ".yaml", ""}
+    suffixes = {".py", ".md", ".j2", ".json", ".jsonl", ".toml", ".txt", ".yml", ".yaml", ""}
     names = [name for name in listed.stdout.split("\0") if Path(name).suffix in suffixes]
     files = {name: ROOT / name for name in names if name}
     return {
