@@ -10,7 +10,8 @@ from typing import Any
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from trtllm_dflash.builder.trt import BuilderLog, Compiler
+from trtllm_dflash.builder.trt import Compiler
+from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
 
 class Copy(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]

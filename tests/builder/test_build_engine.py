@@ -21,6 +21,7 @@ import pytest
 from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.job import BuildRequest
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.io_tensors import step_io
@@ -275,7 +276,7 @@ def test_sigterm_of_the_caller_leaves_nothing(pair: dict[str, str], tmp_path: Pa
 
 
 def test_a_dry_run_writes_nothing(config: Configure, tmp_path: Path) -> None:
-    rows = dict(plan_build(config()).rows())
+    rows = dict(summary_rows(plan_build(config())))
     assert rows["masks"] == "layers 0-1 causal within 6, layer 2 bidirectional"
     assert rows["taps"] == "outputs of target layers 0, 1, 2, 3"
     # 5 layers x 2 caches x 2 heads x 16 and 1 x 2 x 3 heads x 8 of 128 rows of 4 bytes, 2 x 2 x 3 x

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import DEMO
 from trtllm_dflash.builder.dry_run import preview_build
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.catalog.gpus import gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import drafter_json, target_json
@@ -246,7 +247,7 @@ def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Pat
         "target": 18 * key_and_value,
         "drafter": 8 * key_and_value,
     }
-    rows = dict(found.models.rows())
+    rows = dict(summary_rows(found.models))
     for name in ("target", "drafter"):
         assert "no file of it is here: as its config.json is published" in rows[name]
     largest = found.fits()[0]

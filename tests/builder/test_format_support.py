@@ -13,6 +13,7 @@ pytest.importorskip("tensorrt_rtx")
 from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import plan_build
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.options.build import BuildConfig
 
@@ -89,7 +90,7 @@ def test_the_plan_says_what_is_quantized(
         plan_build(BuildConfig(str(targets[kind]), tmp_path / "engine", arch=arch, plugins=plugins))
         for kind in ("plain", name)
     )
-    rows = dict(prepared.rows())
+    rows = dict(summary_rows(prepared))
     assert f"M parameters, {algo} and BF16)" in rows["target"]
     if arch == "cpu":
         assert prepared.weight_bytes == plain.weight_bytes

@@ -32,7 +32,9 @@ from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.options.build import BuildConfig
 
 pytest.importorskip("tensorrt_rtx")
-from trtllm_dflash.builder.trt import BuilderLog, Compiler, EngineWriter, profiles
+from trtllm_dflash.builder.optimization_profiles import profiles
+from trtllm_dflash.builder.trt import Compiler
+from trtllm_dflash.builder.trt_callbacks import BuilderLog, EngineWriter
 
 ARCHS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 LOG = BuilderLog()  # one, since TensorRT talks to the first that a process gives it
@@ -83,7 +85,7 @@ def _compile(directory: Path, model_type: str, variant: str) -> tuple[bytes, byt
     prepared = _prepare(directory, model_type, variant)
     file = io.BytesIO()
     _compiler(_step(prepared)).compile(
-        ARCHS, profiles(prepared.ports, prepared.resolved), file, lambda *_: None
+        ARCHS, profiles(prepared.io, prepared.resolved), file, lambda *_: None
     )
     weight = prepared.target.tensors["model.layers.1.mlp.down_proj.weight"].array()
     return file.getvalue(), weight.tobytes()
@@ -194,7 +196,7 @@ def test_a_float32_checkpoint_is_converted(
 
 def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path) -> None:
     prepared = _prepare(tmp_path, "llama", "full")
-    context, generation = profiles(prepared.ports, prepared.resolved)
+    context, generation = profiles(prepared.io, prepared.resolved)
     assert context["input_ids"] == ((1, 1), (1, 63), (1, 63))
     assert context["decided"] == ((1,), (1,), (4,))
     assert context["uniforms"] == ((1, 128), (1, 128), (1, 128))
@@ -203,7 +205,7 @@ def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path
     assert generation["decided"] == ((1,), (4,), (4,))
     assert generation["uniforms"] == ((1, 128), (3, 128), (3, 128))
     assert generation["kv_positions"] == ((4,), (64,), (128,))
-    fewer = profiles(prepared.ports, replace(prepared.resolved, draft_len=1))[1]
+    fewer = profiles(prepared.io, replace(prepared.resolved, draft_len=1))[1]
     assert fewer["input_ids"] == ((1, 1), (3, 2), (3, 4))
     assert fewer["decided"] == ((1,), (2,), (4,))
     assert generation["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))

@@ -14,6 +14,7 @@ from tests.fixtures.tiny_models import tiny_drafter
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from tests.graph.test_moe_layer import HEADS, share_scales
 from trtllm_dflash.builder.build_engine import BuildReport, build_engine, plan_build
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.errors import UsageError
@@ -118,19 +119,13 @@ def _codes(target: Path) -> bytes:
 
 
 def test_the_plan_says_what_experts_are(targets: dict[str, Path], tmp_path: Path) -> None:
-    rows = dict(
-        plan_build(
-            _config(targets, "gpt_oss", tmp_path / "a" / "engine", arch="sm120", plugins=False)
-        ).rows()
-    )
+    config = _config(targets, "gpt_oss", tmp_path / "a" / "engine", arch="sm120", plugins=False)
+    rows = dict(summary_rows(plan_build(config)))
     assert rows["experts"] == "5 a layer, 2 a token; MXFP4, their activations as they are"
     assert rows["windows"] == "2 of 3 layers see 7 tokens, with sinks"
     assert "MXFP4 and bfloat16" in rows["weights"]
-    rows = dict(
-        plan_build(
-            _config(targets, "qwen3_moe", tmp_path / "b" / "engine", arch="sm80", plugins=False)
-        ).rows()
-    )
+    config = _config(targets, "qwen3_moe", tmp_path / "b" / "engine", arch="sm80", plugins=False)
+    rows = dict(summary_rows(plan_build(config)))
     assert rows["experts"] == "7 a layer, 2 a token; not quantized"
     assert "windows" not in rows
 

@@ -13,6 +13,7 @@ from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.format_support import check_fp8_kv
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -75,7 +76,8 @@ def test_caches_that_were_not_calibrated_have_the_scale_1(
             BuildConfig(str(target), Path("out"), arch=arch, kv_cache_dtype=dtype, **SIZES)
         )
         says_so = (
-            "with scale 1, since the checkpoint has no scales" in dict(prepared.rows())["caches"]
+            "with scale 1, since the checkpoint has no scales"
+            in dict(summary_rows(prepared))["caches"]
         )
         layers = range(prepared.target.config.num_layers)
         assert prepared.kv_scales == (None if dtype == own else dict.fromkeys(layers, (1.0, 1.0)))
@@ -96,7 +98,7 @@ def test_what_is_asked_for_decides(models: dict[str, str], arch: str, own: str) 
             "kv_cache_quant_algo"
         ]
         assert algo == ("FP8" if wanted else None)
-        assert ("FP8" in dict(prepared.rows())["caches"]) == wanted
+        assert ("FP8" in dict(summary_rows(prepared))["caches"]) == wanted
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_wrong_requests(models: dict[str, str], arch: str, dtype: str, words: st
 
 
 def _bytes(prepared: ResolvedModels, owner: str) -> int:
-    slots = [port for port in prepared.ports if port.cache == owner and port.direction == "input"]
+    slots = [port for port in prepared.io if port.cache == owner and port.direction == "input"]
     return sum(
         port.item_bytes * int(port.shape[1]) * int(port.shape[2]) * int(port.shape[3])
         for port in slots
@@ -141,8 +143,8 @@ def _bytes(prepared: ResolvedModels, owner: str) -> int:
 
 def test_fp8_halves_the_targets_caches_and_not_the_drafters(models: dict[str, str]) -> None:
     plain, fp8 = (_prepared(models, "sm120", fp8=fp8) for fp8 in (False, True))
-    assert {port.dtype for port in fp8.ports if port.cache == "target"} == {"float8e4m3fn"}
-    assert {port.dtype for port in fp8.ports if port.cache == "drafter"} == {"bfloat16"}
+    assert {port.dtype for port in fp8.io if port.cache == "target"} == {"float8e4m3fn"}
+    assert {port.dtype for port in fp8.io if port.cache == "drafter"} == {"bfloat16"}
     assert 2 * _bytes(fp8, "target") == _bytes(plain, "target")
     assert _bytes(fp8, "drafter") == _bytes(plain, "drafter")
     for prepared in (plain, fp8):
@@ -153,7 +155,7 @@ def test_fp8_halves_the_targets_caches_and_not_the_drafters(models: dict[str, st
 
 def test_on_a_cpu_codes_are_numbers_of_its_type(models: dict[str, str]) -> None:
     plain, fp8 = (_prepared(models, "cpu", fp8=fp8) for fp8 in (False, True))
-    assert fp8.ports == plain.ports
+    assert fp8.io == plain.io
     check_fp8_kv(fp8.resolved)
 
 

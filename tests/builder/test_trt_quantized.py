@@ -35,7 +35,9 @@ from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.options.build import BuildConfig
 
 pytest.importorskip("tensorrt_rtx")
-from trtllm_dflash.builder.trt import BuilderLog, Compiler, profiles
+from trtllm_dflash.builder.optimization_profiles import profiles
+from trtllm_dflash.builder.trt import Compiler
+from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
 LOG = BuilderLog()  # one, since TensorRT talks to the first that a process gives it
 CASES = list(product(("llama", "qwen3"), FORMATS))
@@ -70,7 +72,7 @@ def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes,
     move_weights(converted, directory / "converted.safetensors")
     archs = ["sm120", "sm121", *(["sm89"] if name == "fp8" else [])]
     file = io.BytesIO()
-    Compiler(LOG, model).compile(archs, profiles(prepared.ports, sizes), file, lambda *_: None)
+    Compiler(LOG, model).compile(archs, profiles(prepared.io, sizes), file, lambda *_: None)
     return (
         file.getvalue(),
         read_tensors(target / "model.safetensors")[f"{DOWN}.weight"].tobytes(),

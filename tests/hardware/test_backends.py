@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.builder.resolve import resolve_models
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint import locate
 from trtllm_dflash.cli import main
 from trtllm_dflash.errors import BuildError, UsageError
@@ -154,9 +155,9 @@ def test_a_head_dim_without_a_kernel_is_refused_before_any_work(
     )
     with pytest.raises(UsageError, match=words):
         resolve_models(config(arch="sm120"))
-    rows = dict(resolve_models(config(arch="sm120", plugins=False)).rows())
+    rows = dict(summary_rows(resolve_models(config(arch="sm120", plugins=False))))
     assert rows["kernels"] == "the compiler's own"
     assert rows["rings"].startswith(
         "none for the 2 layers with a window: the compiler by itself updates none in place"
     )
-    assert "kernels" not in dict(resolve_models(config()).rows())
+    assert "kernels" not in dict(summary_rows(resolve_models(config())))

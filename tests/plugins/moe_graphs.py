@@ -92,7 +92,8 @@ def refused_moe(
     """What the build of such a graph dies of when weights are others, or left out; "" if it does
     not.
     """
-    from trtllm_dflash.builder.trt import BuilderLog, Compiler
+    from trtllm_dflash.builder.trt import Compiler
+    from trtllm_dflash.builder.trt_callbacks import BuilderLog
     from trtllm_dflash.errors import DFlashError
 
     model, _ = moe_model(case, directory)

@@ -122,7 +122,8 @@ def compile_pair(
     """Compile the step of a pair for an arch, with plugins if there are cubins; FP8 caches have
     scales.
     """
-    from trtllm_dflash.builder.trt import Compiler, profiles
+    from trtllm_dflash.builder.optimization_profiles import profiles
+    from trtllm_dflash.builder.trt import Compiler
 
     sizes = {"max_batch_size": 3, "max_seq_len": 64}
     prepared = resolve_models(
@@ -139,7 +140,7 @@ def compile_pair(
     log, file = layer_log(), io.BytesIO()
     compiler = Compiler(log, model, cubins)
     log.layers.clear()
-    compiler.compile([arch], profiles(prepared.ports, resolved), file, lambda *_: None)
+    compiler.compile([arch], profiles(prepared.io, resolved), file, lambda *_: None)
     network, engine = compiler._network, file.getvalue()
     tensors = (network.get_input(index) for index in range(network.num_inputs))
     inputs = {tensor.name: tensor.dtype.name for tensor in tensors}
@@ -152,7 +153,7 @@ def layer_log() -> Any:
     """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a
     process gives it.
     """
-    from trtllm_dflash.builder.trt import BuilderLog
+    from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
     class LayerLog(BuilderLog):
         def __init__(self) -> None:
@@ -209,7 +210,8 @@ def refusal(
     """What the build of such a graph dies of, in words; "" if it does not. `left_out`: an attribute
     of the node.
     """
-    from trtllm_dflash.builder.trt import BuilderLog, Compiler
+    from trtllm_dflash.builder.trt import Compiler
+    from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
     model = op_model(name, **changes)
     if left_out:

@@ -22,7 +22,7 @@ import onnxruntime as ort
 import tensorrt_rtx as real
 
 from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
-from trtllm_dflash.builder.trt import profiles
+from trtllm_dflash.builder.optimization_profiles import profiles
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import FP8, IoTensor
 from trtllm_dflash.options.resolved_build import ResolvedBuild

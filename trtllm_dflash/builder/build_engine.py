@@ -1,6 +1,4 @@
-"""Building an engine directory: refuse early, say what will be done, let a child process do it, say
-what it cost.
-"""
+"""Builds an engine directory: check everything first, then let a child process do the work."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from typing import Any
 
 from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output, check_space
@@ -28,7 +27,15 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
 from trtllm_dflash.hardware.versions import versions_of
-from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started, table
+from trtllm_dflash.log import (
+    Progress,
+    Rows,
+    finished,
+    human_bytes,
+    ignore_progress,
+    started,
+    table,
+)
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
@@ -38,8 +45,9 @@ _GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made and cost: wall-clock seconds, bytes of the directory, most memory of the
-    builder process.
+    """What a build made and cost.
+
+    `seconds` are wall-clock, `bytes` those of the directory, `peak_memory` the builder process's.
     """
 
     directory: Path
@@ -48,8 +56,8 @@ class BuildReport:
     bytes: int
     peak_memory: int
 
-    def rows(self) -> list[tuple[str, str]]:
-        """The costs, for people."""
+    def rows(self) -> Rows:
+        """Return the costs as rows of name and text."""
         return [
             ("took", f"{self.seconds:.1f} s"),
             ("wrote", human_bytes(self.bytes)),
@@ -58,7 +66,7 @@ class BuildReport:
 
 
 def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModels:
-    """Everything `build_engine` does before it writes: an error here costs nothing.
+    """Resolve a build and check that it can run, before anything is written.
 
     Raises:
         DFlashError: for a backend, output directory, model, size or disk that cannot work.
@@ -73,7 +81,7 @@ def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModel
 
 
 def _check_timing_cache(path: str | None) -> None:
-    """It is written at the end of a long build: what would then fail is refused now."""
+    """Check a file that is written at the end of a long build."""
     if path is None:
         return
     file = Path(path).expanduser().resolve()
@@ -92,44 +100,42 @@ def build_engine(
     argv: Sequence[str] | None = None,
     run: Callable[..., dict[str, Any]] = run_worker,
 ) -> BuildReport:
-    """Build the engine directory `config.output_dir`; whatever goes wrong, it is then as it was
-    before.
+    """Build the engine directory `config.output_dir`. After an error it is as it was before.
 
-    `overwrite` allows to replace an engine directory; `argv` (default: the process's) is noted in
-    the manifest.
+    With `overwrite` an engine directory may be replaced. `argv` (default: the process's) is noted
+    in the manifest. `run` does the work: by default in a process of its own.
 
     Raises:
         DFlashError: if it cannot be built; the builder's log is kept and named.
     """
     models, begun = plan_build(config, overwrite=overwrite), time.monotonic()
     directory = models.config.output_dir
-    started(_LOG, "building the engine", models.rows())
+    started(_LOG, "building the engine", summary_rows(models))
     with _log_file(models) as log, atomic_directory(directory) as staging:
         result = run(_request(models, staging), log=log, progress=progress)
         write_engine_files(staging, models.engine_contents.to_json(), models.target.directory)
         shutil.copyfile(log, staging / LOG_FILE)
-        manifest.write(
-            staging, _facts(models, result, sys.argv if argv is None else argv), progress=progress
-        )
+        facts = _facts(models, result, sys.argv if argv is None else argv)
+        manifest.write(staging, facts, progress=progress)
         size = sum(path.stat().st_size for path in staging.iterdir())
-    report = BuildReport(
-        directory, models.resolved, time.monotonic() - begun, size, result["peak_memory"]
-    )
+    seconds = time.monotonic() - begun
+    report = BuildReport(directory, models.resolved, seconds, size, result["peak_memory"])
     finished(_LOG, "built the engine", report.rows())
     return report
 
 
 @contextmanager
 def _log_file(models: ResolvedModels) -> Iterator[Path]:
-    """The builder's log, outside the engine directory: it outlives a build that fails, since the
-    error names it.
+    """Yield the builder's log, outside the engine directory.
+
+    It is kept after a build that fails, since the error names it.
     """
     descriptor, name = tempfile.mkstemp(
         prefix=f"dflash-trt-build-{models.resolved.gpu_arch}-", suffix=".log"
     )
     log = Path(name)
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"building the engine with:\n{table(models.rows())}\n")
+        file.write(f"building the engine with:\n{table(summary_rows(models))}\n")
     try:
         yield log
     except DFlashError:
@@ -144,7 +150,7 @@ def _log_file(models: ResolvedModels) -> Iterator[Path]:
 
 
 def _request(models: ResolvedModels, staging: Path) -> BuildRequest:
-    """The same build for the child, hub names already fetched."""
+    """Return the same build with paths in place of hub names, which are fetched by now."""
     config = replace(
         models.config,
         target=str(models.target.directory.resolve()),
@@ -160,12 +166,11 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _facts(models: ResolvedModels, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """Return what the manifest says of how and from what the engine was built."""
     backend = BACKENDS[models.resolved.backend]
-    packages = (
-        *_GRAPH_PACKAGES,
-        backend.package,
-        *(KERNEL_PACKAGES if models.resolved.plugins else ()),
-    )
+    packages = [*_GRAPH_PACKAGES, backend.package]
+    if models.resolved.plugins:
+        packages += KERNEL_PACKAGES
     return {
         "arch": models.resolved.gpu_arch,
         "backend": backend.name,

@@ -1,14 +1,14 @@
-"""What a build would make and need, before it is built, on any machine: bytes by format, and what
-fits on which GPU.
+"""What a build would make and need, before it is built and on any machine.
+
+It counts bytes by format, and what fits on which GPU.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
-from math import prod
 
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
+from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.catalog.gpus import GpuSpec, gpus_of
 from trtllm_dflash.engine_dir.atomic import check_output, check_space
 from trtllm_dflash.errors import BuildError
@@ -18,16 +18,17 @@ from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.options.build import DTYPE_BYTES, BuildConfig
 
 _LENGTHS = (2048, 8192, 32768, 131072)
-# Of what the engine and its steps leave free, this part goes to caches: TensorRT-LLM's default for
-# the same decision.
+# The part of the memory left by the engine and its steps that goes to caches. TensorRT-LLM has the
+# same default.
 _CACHE_SHARE = 0.9
 _ROWS = 64  # by which caches grow
 
 
 @dataclass(frozen=True)
 class GpuFit:
-    """Whether a build fits on one GPU, and the slots that would, by sequence length (none: the
-    length is left out).
+    """Whether a build fits on one GPU, and how many slots would, by sequence length.
+
+    Lengths of which not even one slot fits are left out.
     """
 
     gpu: GpuSpec
@@ -35,19 +36,17 @@ class GpuFit:
     slots: dict[int, int]
 
     def __str__(self) -> str:
-        most = ", ".join(
-            f"batch {slots} at {_length(tokens)}" for tokens, slots in self.slots.items()
-        )
-        return (
-            f"{'fits' if self.as_asked else 'does not fit'};"
-            f" {f'at most {most}' if most else 'nor would any batch'}"
-        )
+        fits = "fits" if self.as_asked else "does not fit"
+        batches = [f"batch {slots} at {_length(tokens)}" for tokens, slots in self.slots.items()]
+        most = f"at most {', '.join(batches)}" if batches else "nor would any batch"
+        return f"{fits}; {most}"
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A build that is resolved and goes no further. `obstacles`: why it could not be made on this
-    machine.
+    """A build that is resolved and goes no further.
+
+    `obstacles` are the reasons why it could not be made on this machine.
     """
 
     models: ResolvedModels
@@ -55,42 +54,40 @@ class DryRun:
 
     @property
     def engine_bytes(self) -> int:
-        """The engine file, about: its weights, and a tied head once more, since compilers store it
-        transposed.
+        """Return about the bytes of the engine file.
 
-        The demo pair's real engine for sm120 is 2.7 % larger.
+        Those are its weights, and a tied head once more, since compilers store it transposed. The
+        demo pair's real engine for sm120 is 2.7 % larger.
         """
         target, size = self.models.target.config, DTYPE_BYTES[self.models.resolved.dtype]
-        again = target.vocab_size * target.hidden_size * size if target.tie_word_embeddings else 0
-        return self.models.weight_bytes + again
+        head = target.vocab_size * target.hidden_size * size
+        return self.models.weight_bytes + (head if target.tie_word_embeddings else 0)
 
     @property
     def cache_bytes_per_token(self) -> dict[str, int]:
-        """Bytes that one more token of a sequence takes in a slot's caches, by model."""
-        longer = replace(self.models.resolved, max_seq_len=self.models.resolved.max_seq_len + _ROWS)
-        now, then = (
-            _cache_bytes(self.models),
-            _cache_bytes(replace(self.models, resolved=longer)),
-        )
-        return {owner: (then[owner] - size) // _ROWS for owner, size in now.items()}
+        """Return the bytes that one more token takes in a slot's caches, by model."""
+        sizes = self.models.resolved
+        longer = replace(sizes, max_seq_len=sizes.max_seq_len + _ROWS)
+        now = self.models.cache_bytes_by_role()
+        then = replace(self.models, resolved=longer).cache_bytes_by_role()
+        return {role: (then[role] - size) // _ROWS for role, size in now.items()}
 
     @property
     def step_bytes(self) -> int:
-        """Intermediate results of the widest steps, about: all slots' logits, and a prompt chunk's
-        MLP and features.
+        """Return about the bytes of intermediate results of the widest steps.
+
+        Those are all slots' logits, and a prompt chunk's MLP and features.
         """
         return _step_bytes(self.models, self.models.resolved.max_batch_size)
 
     @property
     def total_bytes(self) -> int:
-        """All of it for the slots that were asked for."""
+        """Return the bytes of engine, steps and caches for the slots that were asked for."""
         slots = self.models.resolved.max_batch_size
         return self.engine_bytes + self.step_bytes + slots * self.models.cache_bytes_per_slot
 
     def fits(self) -> list[GpuFit]:
-        """What fits on each known GPU of the arch, for some sequence lengths up to the target's
-        own.
-        """
+        """Return what fits on each known GPU of the arch, for sequences up to the target's own."""
         longest = self.models.target.config.max_position_embeddings
         lengths = [tokens for tokens in _LENGTHS if tokens < longest] + [min(longest, _LENGTHS[-1])]
         sizes = {tokens: self._slot_bytes(tokens) for tokens in dict.fromkeys(lengths)}
@@ -101,57 +98,44 @@ class DryRun:
         return replace(self.models, resolved=resolved).cache_bytes_per_slot
 
     def _fit(self, gpu: GpuSpec, sizes: dict[int, int]) -> GpuFit:
-        free = gpu.memory_bytes - self.engine_bytes - _step_bytes(self.models, 0)
-        each = _step_bytes(self.models, 1) - _step_bytes(self.models, 0)
-        slots = {
-            tokens: int(_CACHE_SHARE * free) // (size + each) for tokens, size in sizes.items()
-        }
+        chunk_bytes = _step_bytes(self.models, 0)
+        logits_bytes = _step_bytes(self.models, 1) - chunk_bytes
+        free = int(_CACHE_SHARE * (gpu.memory_bytes - self.engine_bytes - chunk_bytes))
+        slots = {tokens: free // (size + logits_bytes) for tokens, size in sizes.items()}
         fitting = {tokens: count for tokens, count in slots.items() if count > 0}
         return GpuFit(gpu, self.total_bytes <= gpu.memory_bytes, fitting)
 
     def sections(self) -> list[tuple[str, Rows]]:
-        """All of it, for people: titles and rows."""
-        sizes = self.models.resolved
-        formats = ", ".join(
-            f"{human_bytes(size)} {name}" for name, size in self.models.bytes_by_format.items()
-        )
-        caches = self.cache_bytes_per_token
-        owners = ", ".join(f"{owner} {human_bytes(size)}" for owner, size in caches.items())
-        memory = [
-            ("weights", formats),
-            ("engine", f"about {human_bytes(self.engine_bytes)}"),
-            (
-                "caches",
-                (
-                    f"{human_bytes(sum(caches.values()))} a token ({owners}), "
-                    f"{human_bytes(self.models.cache_bytes_per_slot)} a slot"
-                ),
-            ),
-            ("steps", f"about {human_bytes(self.step_bytes)}"),
-            (
-                "in all",
-                (
-                    f"about {human_bytes(self.total_bytes)} for {sizes.max_batch_size} x"
-                    f" {sizes.max_seq_len} tokens"
-                ),
-            ),
-        ]
+        """Return the dry run for people: titles and rows."""
         fits = [(f"1 x {fit.gpu.name} ({fit.gpu.memory_gb:g} GB)", str(fit)) for fit in self.fits()]
-        here = [("not here", text) for text in self.obstacles]
         found = [
-            ("would build", self.models.rows()),
-            ("memory", memory),
+            ("would build", summary_rows(self.models)),
+            ("memory", self._memory_rows()),
             ("GPUs", fits),
-            ("this machine", here),
+            ("this machine", [("not here", text) for text in self.obstacles]),
         ]
         return [(title, rows) for title, rows in found if rows]
 
+    def _memory_rows(self) -> Rows:
+        sizes, formats = self.models.resolved, self.models.bytes_by_format
+        weights = [f"{human_bytes(size)} {name}" for name, size in formats.items()]
+        caches = self.cache_bytes_per_token
+        roles = ", ".join(f"{role} {human_bytes(size)}" for role, size in caches.items())
+        slot = human_bytes(self.models.cache_bytes_per_slot)
+        asked = f"{sizes.max_batch_size} x {sizes.max_seq_len} tokens"
+        return [
+            ("weights", ", ".join(weights)),
+            ("engine", f"about {human_bytes(self.engine_bytes)}"),
+            ("caches", f"{human_bytes(sum(caches.values()))} a token ({roles}), {slot} a slot"),
+            ("steps", f"about {human_bytes(self.step_bytes)}"),
+            ("in all", f"about {human_bytes(self.total_bytes)} for {asked}"),
+        ]
+
 
 def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
-    """Everything that can be said of a build without building it, for any arch; reads headers, no
-    weights.
+    """Resolve a build for any arch without building it; reads headers, no weights.
 
-    Nothing is fetched: models are local or in the hub's cache.
+    Nothing is fetched: models are local or in the hub's cache, or their published sizes are used.
 
     Raises:
         DFlashError: for an output directory, model or size that cannot work anywhere.
@@ -168,27 +152,14 @@ def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
 
 
 def _step_bytes(models: ResolvedModels, slots: int) -> int:
-    """Of `slots` slots' float32 logits, and of one prompt chunk."""
+    """Return the bytes of the float32 logits of `slots` slots, and of one prompt chunk."""
     sizes, target = models.resolved, models.target.config
-    drafted = target.vocab_size if models.draft_vocab is None else len(models.draft_vocab)
-    logits = sizes.block_size * target.vocab_size + (sizes.block_size - 1) * drafted
+    drafts = sizes.block_size - 1
+    logits = sizes.block_size * target.vocab_size + drafts * models.draft_vocab_size
     taps = models.drafter.config.num_taps if models.drafter else 0
     row = 2 * target.intermediate_size + (4 + taps) * target.hidden_size
-    return (
-        slots * logits * DTYPE_BYTES["float32"]
-        + sizes.max_num_tokens * row * DTYPE_BYTES[sizes.dtype]
-    )
-
-
-def _cache_bytes(models: ResolvedModels) -> Counter[str]:
-    """Bytes of one slot's caches, by model."""
-    found = Counter[str]()
-    for port in models.ports:
-        if port.cache and port.direction == "input":
-            found[port.cache] += (
-                prod(size for size in port.shape if isinstance(size, int)) * port.item_bytes
-            )
-    return found
+    chunk_bytes = sizes.max_num_tokens * row * DTYPE_BYTES[sizes.dtype]
+    return slots * logits * DTYPE_BYTES["float32"] + chunk_bytes
 
 
 def _length(tokens: int) -> str:

@@ -1,5 +1,6 @@
-"""Moves a graph's weights into one .safetensors file that the graph then points into, one tensor at
-a time.
+"""Moves a graph's weights into one .safetensors file, one tensor at a time.
+
+The graph then has external tensors that point into the file.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _SAFETENSORS_DTYPES = {
 
 
 def weights_of(model: ir.Model) -> list[ir.Value]:
-    """The initializers that live outside the graph file: a checkpoint's tensors, and whatever else
-    is large.
+    """Return the initializers that live outside the graph file.
+
+    Those are a checkpoint's tensors, and whatever else is large.
     """
     return [value for value in model.graph.initializers.values() if _is_weight(_tensor(value))]
 
@@ -37,10 +39,10 @@ def weights_of(model: ir.Model) -> list[ir.Value]:
 def move_weights(
     values: Sequence[ir.Value], path: Path, *, wrote: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Write the initializers to `path` and make each an external tensor in it; returns the file's
-    bytes.
+    """Write the initializers to `path`, make each an external tensor, return the file's bytes.
 
-    `wrote` gets the size of each tensor as it is written. Memory: the largest tensor, converted.
+    `wrote` gets the size of each tensor as it is written. This takes the memory of the largest
+    tensor, converted.
     """
     tensors = {str(value.name): _tensor(value) for value in values}
     described = {
@@ -73,14 +75,15 @@ def move_weights(
 
 
 def stored_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
-    """A tensor's bytes as ONNX stores them, uint8 [nbytes]; of an external tensor as a memory map
-    of its file.
+    """Return a tensor's bytes as ONNX stores them, uint8 [nbytes].
+
+    For an external tensor that is a memory map of its file.
     """
     if isinstance(tensor, ir.ExternalTensor):
         return np.memmap(
             tensor.path, np.uint8, "r", offset=tensor.offset or 0, shape=(tensor.nbytes,)
         )
-    if tensor.dtype.bitwidth < 8:  # whose numpy() has an element in each byte
+    if tensor.dtype.bitwidth < 8:  # numpy() would have one element in each byte
         return np.frombuffer(tensor.tobytes(), np.uint8)
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
 

@@ -1,6 +1,4 @@
-"""Whether a processor has the arithmetic of a checkpoint's weights, and we the kernels: asked
-before any work.
-"""
+"""Checks, before any work, that an arch and our kernels support what a build asks for."""
 
 from __future__ import annotations
 
@@ -26,22 +24,20 @@ def check_format_support(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch)
     """Check that every quantized linear of the models (by role) can be computed on `arch`.
 
     Raises:
-        BuildError: naming the format, who has its arithmetic, and what this arch can have instead.
+        BuildError: naming the format, the archs that have it, and what to do instead.
     """
     for role, checkpoint in checkpoints.items():
-        for row in checkpoint.formats.values():
-            if arch.name in row.archs:
+        for fmt in checkpoint.formats.values():
+            if arch.name in fmt.archs:
                 continue
             others = [other.algo for other in FORMATS.values() if arch.name in other.archs]
-            instead = (
-                f"Quantize it to {' or '.join(others)}"
-                if others
-                else "Use the unquantized original"
-            )
+            instead = "Use the unquantized original"
+            if others:
+                instead = f"Quantize it to {' or '.join(others)}"
             raise BuildError(
-                f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {row.algo}"
-                f" ({row.meaning}), in which the {role} {checkpoint.directory} is stored."
-                f" {row.hardware} has it: --arch {', '.join(row.archs)}. {instead} for {arch.name}"
+                f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {fmt.algo}"
+                f" ({fmt.meaning}), in which the {role} {checkpoint.directory} is stored."
+                f" {fmt.hardware} has it: --arch {', '.join(fmt.archs)}. {instead} for {arch.name}"
             )
 
 
@@ -68,8 +64,7 @@ def check_fp8_kv(resolved: ResolvedBuild) -> None:
 def check_kernels(
     configs: Mapping[str, TargetConfig | DrafterConfig], *, quantized_experts: bool
 ) -> None:
-    """Check that our kernels exist for these models, by role; the experts, if there are any, may be
-    quantized.
+    """Check that our kernels exist for the sizes of these models, by role.
 
     Raises:
         UsageError: saying for which sizes they do.
@@ -93,11 +88,8 @@ def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
     problems = [
         f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit
     ]
-    problems += (
-        [f"a token has {moe.top_k} experts, more than {MAX_TOP_K_EXPERTS}"]
-        if moe.top_k > MAX_TOP_K_EXPERTS
-        else []
-    )
+    if moe.top_k > MAX_TOP_K_EXPERTS:
+        problems.append(f"a token has {moe.top_k} experts, more than {MAX_TOP_K_EXPERTS}")
     if problems:
         raise UsageError(
             f"there is no kernel for the target's experts: {'; '.join(problems)}; give"

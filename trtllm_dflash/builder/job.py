@@ -1,4 +1,4 @@
-"""The work order of a builder process, as it travels, and as the builder sees it."""
+"""What a builder process is asked to build, and what it answers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build, and the existing directory to write it into."""
+    """A build, and the existing directory to write it into."""
 
     config: BuildConfig
     directory: Path
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the request as one line of JSON."""
         config = asdict(self.config) | {"output_dir": str(self.config.output_dir)}
         return json.dumps({"config": config, "directory": str(self.directory)})
 
     @classmethod
     def from_json(cls, line: str) -> BuildRequest:
-        """The inverse of `to_json`."""
+        """Read what `to_json` returned."""
         data = json.loads(line)
         config = data["config"] | {"output_dir": Path(data["config"]["output_dir"])}
         return cls(BuildConfig(**config), Path(data["directory"]))
@@ -36,30 +36,30 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a backend says of the engine that it has written: its graph, serialized, and the kernels
-    in it.
+    """What a backend reports of the engine that it has written.
+
+    `graph` is serialized. `versions` are of packages whose version the backend itself reports.
     """
 
     graph: bytes
     kernels: Sequence[Mapping[str, Any]] = ()
-    versions: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of what the backend itself knows better than pip
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BuildJob:
-    """A request with its sizes resolved: what a backend's `build(make_model, job)` works from."""
+    """A request with its sizes resolved, for a backend's `build(make_model, job)`."""
 
     resolved: ResolvedBuild
-    ports: Sequence[IoTensor]
+    io: Sequence[IoTensor]
     directory: Path
     progress: Progress
-    timings: Path | None = None  # file of tactics' timings, where the backend times any
+    timings: Path | None = None  # file of the timings of tactics, if the backend times any
 
     @property
     def scratch(self) -> Path:
-        """A directory for files that are not part of the engine; on the same disk, since they may
-        be as large.
+        """Return a directory for files that are not part of the engine.
+
+        It is on the engine's disk, since they may be as large.
         """
         return self.directory / "scratch"

@@ -1,6 +1,4 @@
-"""The CPU engine: the step graph as `model.onnx`, its weights in `rank0.safetensors` beside it, for
-ONNX Runtime.
-"""
+"""The CPU engine, for ONNX Runtime: the step graph, and its weights in a file beside it."""
 
 from __future__ import annotations
 
@@ -22,11 +20,12 @@ if TYPE_CHECKING:
 def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     """Write the engine into `job.directory` and check that ONNX Runtime takes it.
 
-    Peak memory: the largest tensor (the weights that the check maps are the file's own pages).
+    This takes the memory of the largest tensor: the check maps the weights from their file.
     """
     model = make_model()
     weights = weights_of(model)
-    total, done = sum(value.const_value.nbytes for value in weights if value.const_value), 0
+    total = sum(value.const_value.nbytes for value in weights if value.const_value)
+    done = 0
 
     def wrote(size: int) -> None:
         nonlocal done
@@ -46,16 +45,13 @@ def _check(path: Path) -> None:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    # Types, shapes and kernels are checked all the same; optimizing and packing would only cost
-    # time and memory here.
+    # Types, shapes and kernels are checked without them. They would only cost time and memory.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         onnx.checker.check_model(path)
         ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except (
-        Exception
-    ) as error:  # both libraries raise a dozen unrelated classes for a graph they do not take
+    except Exception as error:  # both libraries raise many unrelated classes
         raise BuildError(
             f"{path.name} was written, but ONNX Runtime does not take it: {error}"
         ) from error

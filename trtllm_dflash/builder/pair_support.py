@@ -1,5 +1,6 @@
-"""What of the registry can be built: what is published of each config.json is put to the code that
-`build` uses.
+"""Which pairs of the catalogue are supported.
+
+The published part of each config.json goes through the code that `build` uses.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from trtllm_dflash import log
 from trtllm_dflash.builder.format_support import check_kernels
-from trtllm_dflash.catalog.pairs import PAIRS, pair_of
+from trtllm_dflash.catalog.pairs import PAIRS, Role, pair_of
 from trtllm_dflash.catalog.published import (
     KnownDrafter,
     KnownTarget,
@@ -32,9 +33,7 @@ from trtllm_dflash.models.registry import read_target_config
 
 @dataclass(frozen=True)
 class PairSupport:
-    """Whether a pair can be built: for which archs, or by what it is refused (both halves have
-    their say).
-    """
+    """The archs a pair can be built for, or why target and drafter are unsupported."""
 
     pair: Pair
     archs: tuple[str, ...]
@@ -42,28 +41,21 @@ class PairSupport:
 
     @property
     def builds(self) -> str:
-        """The archs, in words."""
+        """Return the archs as text."""
         if not self.archs:
             return "no"
         return "every --arch" if len(self.archs) == len(ARCHS) else ", ".join(self.archs)
 
     @property
     def reasons(self) -> list[tuple[str, str]]:
-        """The refusals, for people: which half ("": the two together), and its reason without the
-        repository's name.
+        """Return the refusals for people: a role ("" for both), and the reason.
+
+        The reason has no repository's name.
         """
-        halves = {"target": self.pair.target.repository, "drafter": self.pair.drafter.repository}
-        found = []
-        for refusal in self.refusals:
-            half = next(
-                (half for half, name in halves.items() if refusal.startswith(f"{half} {name}: ")),
-                "",
-            )
-            found.append((half, refusal.removeprefix(f"{half} {halves.get(half)}: ")))
-        return found
+        return [_split_refusal(self.pair, refusal) for refusal in self.refusals]
 
     def to_json(self) -> dict[str, Any]:
-        """One row of `dflash-trt list --json`."""
+        """Return one row of `dflash-trt list --json`."""
         target, drafter = self.pair.target, self.pair.drafter
         return {
             "name": self.pair.name,
@@ -78,14 +70,23 @@ class PairSupport:
         }
 
 
+def _split_refusal(pair: Pair, refusal: str) -> tuple[str, str]:
+    for role, model in (("target", pair.target), ("drafter", pair.drafter)):
+        start = f"{role} {model.repository}: "
+        if refusal.startswith(start):
+            return role, refusal.removeprefix(start)
+    return "", refusal
+
+
 def list_support(pairs: Sequence[Pair] = PAIRS) -> list[PairSupport]:
-    """The status of every pair, in the registry's order."""
+    """Return the support of every pair, in the catalogue's order."""
     return [check_support(pair) for pair in pairs]
 
 
 def check_support(pair: Pair) -> PairSupport:
-    """Ask the code. Reads no file: weights, whose names and types are checked too, are not known
-    here.
+    """Return for which archs a pair can be built, as far as its config.json files tell.
+
+    No file is read. `build` checks weights too, whose names and types are not known here.
     """
     target, refusals = _try(_read_target, pair.target)
     drafter, more = _try(_read_drafter, pair.drafter)
@@ -97,43 +98,45 @@ def check_support(pair: Pair) -> PairSupport:
     check = partial(check_kernels, quantized_experts=quantization.is_quantized)
     _, more = _try(check, {"target": config, "drafter": drafter})
     refusals += more
-    formats = [
-        FORMATS[name] for name in {quantization.default, *quantization.modules.values()} if name
-    ]
-    archs = (
-        [] if refusals else [name for name in ARCHS if all(name in row.archs for row in formats)]
-    )
-    return PairSupport(pair, tuple(archs), tuple(refusals))
+    return PairSupport(pair, () if refusals else _archs_for(quantization), tuple(refusals))
+
+
+def _archs_for(quantization: Quantization) -> tuple[str, ...]:
+    """Return the archs that compute all formats of a checkpoint."""
+    names = {quantization.default, *quantization.modules.values()}
+    formats = [FORMATS[name] for name in names if name]
+    return tuple(arch for arch in ARCHS if all(arch in fmt.archs for fmt in formats))
 
 
 def published_target(name: str) -> Checkpoint[TargetConfig] | None:
-    """The checkpoint of a target of the registry (its name or its repository), by its published
-    sizes.
-    """
+    """Return a target of the catalogue by its published sizes, None for an unknown name."""
     pair = pair_of(name)
-    return (
-        None if pair is None else target_headers(*_read_target(pair.target), pair.target.repository)
-    )
+    if pair is None:
+        return None
+    return target_headers(*_read_target(pair.target), pair.target.repository)
 
 
 def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
-    """Likewise of a drafter; None as well where its sizes are not published."""
+    """Return a drafter of the catalogue by its published sizes.
+
+    None stands for an unknown name, and for a drafter whose sizes are not published.
+    """
     pair = pair_of(name, "drafter")
     if pair is None or not pair.drafter.has_sizes:
         return None
     return drafter_headers(_read_drafter(pair.drafter), name=pair.drafter.repository)
 
 
-def _try(ask: Callable[[Any], Any], question: Any) -> tuple[Any, list[str]]:
-    """The answer, or the refusal."""
+def _try(read: Callable[[Any], Any], argument: Any) -> tuple[Any, list[str]]:
+    """Return the result and no refusal, or None and the refusal."""
     try:
-        return ask(question), []
+        return read(argument), []
     except DFlashError as error:
         return None, [str(error)]
 
 
 def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
-    """Both configurations, in the loader's order."""
+    """Return both configurations, read in the loader's order."""
     config_json, where = target_json(target), f"target {target.repository}"
     quantization = read_quantization(config_json, None, where)
     return read_target_config(config_json, None, where), quantization
@@ -147,34 +150,41 @@ def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:
 
 
 def reject_unsupported_pair(target: str, drafter: str | None) -> None:
-    """Refuse models of the registry that cannot be built, before they are fetched; local
-    directories are read instead.
+    """Refuse models of the catalogue that cannot be built, before they are fetched.
+
+    Local directories are not checked, since their own files are read.
 
     Raises:
         BuildError: with every reason.
     """
-    pair = None if Path(target).is_dir() else pair_of(target)
-    refusals = [] if pair is None else _try(_read_target, pair.target)[1]
-    of_drafter = None if drafter is None or Path(drafter).is_dir() else pair_of(drafter, "drafter")
-    refusals += [] if of_drafter is None else _try(_read_drafter, of_drafter.drafter)[1]
+    refusals = []
+    pair = _catalogue_pair(target, "target")
+    if pair is not None:
+        refusals += _try(_read_target, pair.target)[1]
+    pair = _catalogue_pair(drafter, "drafter")
+    if pair is not None:
+        refusals += _try(_read_drafter, pair.drafter)[1]
     if refusals:
+        reasons = "".join(f"\n  {refusal}" for refusal in refusals)
         raise BuildError(
             "nothing was fetched, since this version cannot build it by what is published of its"
-            " config.json:"
-            + "".join(f"\n  {refusal}" for refusal in refusals)
-            + "\n`dflash-trt list` shows the pairs that can be built; files that differ can be"
-            " given as directories"
+            f" config.json:{reasons}\n`dflash-trt list` shows the pairs that can be built; files"
+            " that differ can be given as directories"
         )
 
 
+def _catalogue_pair(name: str | None, role: Role) -> Pair | None:
+    return None if name is None or Path(name).is_dir() else pair_of(name, role)
+
+
 def markdown_table(pairs: Sequence[PairSupport]) -> str:
-    """Format published pairs as the README's table."""
+    """Return published pairs as the README's table."""
     titles = ("`--target`", "target", "drafter", "block", "builds for")
     rows = []
     for row in pairs:
-        reasons = [
-            f"{half}: {_first_clause(reason)}" if half else reason for half, reason in row.reasons
-        ]
+        reasons = []
+        for role, reason in row.reasons:
+            reasons.append(f"{role}: {_first_clause(reason)}" if role else reason)
         builds = f"{row.builds} ({'; '.join(reasons)})" if reasons else row.builds
         models = (row.pair.target.repository, row.pair.drafter.repository)
         rows.append((f"`{row.pair.name}`", *models, format_block_size(row), builds))
@@ -182,8 +192,9 @@ def markdown_table(pairs: Sequence[PairSupport]) -> str:
 
 
 def format_block_size(row: PairSupport) -> str:
-    """The drafter's block size, for people."""
-    return "?" if row.pair.drafter.block_size is None else str(row.pair.drafter.block_size)
+    """Return the drafter's block size as text, "?" if it is not published."""
+    size = row.pair.drafter.block_size
+    return "?" if size is None else str(size)
 
 
 def _first_clause(reason: str) -> str:

@@ -1,5 +1,6 @@
-"""What a builder process tells its parent: JSON lines on its original stdout; everything else goes
-to stderr.
+"""The events that a builder process sends to its parent: JSON lines on its original stdout.
+
+Everything else that it prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
+from trtllm_dflash.errors import DFlashError
+
 
 class EventStream:
-    """Writes events; takes stdout for itself, so that whatever native code prints there goes to the
-    log.
-    """
+    """Writes events. It takes stdout for itself, so that prints of native code go to the log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -29,25 +30,21 @@ class EventStream:
         return cls(stream)
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """A `log.Progress`; at most one line for each percent."""
+        """Send progress, as a `log.Progress`; at most one line for each percent."""
         percent = (phase, 100 * done // max(total, 1))
         if percent != self._percent:
             self._percent = percent
             self._send({"phase": phase, "done": done, "total": total})
 
     def result(self, values: dict[str, Any]) -> None:
-        """The work is done."""
+        """Report that the work is done."""
         self._send({"result": values})
 
-    def error(self, error: Exception, kind: str) -> None:
-        """The work cannot be done, for a reason that is understood; `kind` is the name of a class
-        in errors.
-        """
-        self._send({"error": kind, "text": str(error)})
+    def error(self, error: Exception, error_class: type[DFlashError]) -> None:
+        """Report a known error as one of `error_class`, a class in errors.py."""
+        self._send({"error": error_class.__name__, "text": str(error)})
 
     def _send(self, event: dict[str, Any]) -> None:
-        with suppress(
-            BrokenPipeError
-        ):  # nobody listens any more: the worker notices by itself, and stops
+        with suppress(BrokenPipeError):  # the parent is gone, and the worker will stop itself
             self._stream.write(json.dumps(event) + "\n")
             self._stream.flush()

@@ -1,8 +1,7 @@
-"""The builder process: reads a request from stdin, writes the engine's files, reports on stdout,
-logs on stderr.
+"""The builder process: a request on stdin, events on stdout, its log on stderr.
 
-Run as `python -m trtllm_dflash.builder.worker` by `builder.worker_process`; a crash in here is an error
-message over there.
+`builder.worker_process` runs it as `python -m trtllm_dflash.builder.worker`, and turns a crash in
+here into an error message.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from trtllm_dflash import log
 from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
-from trtllm_dflash.checkpoint.loader import Checkpoint, check_finite_with_progress
+from trtllm_dflash.checkpoint.loader import check_finite_with_progress
 from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
@@ -43,26 +42,25 @@ def main() -> None:
     try:
         events.result(work(request, events.progress))
     except DFlashError as error:
-        events.error(error, type(error).__name__)
+        events.error(error, type(error))
         sys.exit(1)
     except OSError as error:
-        events.error(error, BuildError.__name__)
+        events.error(error, BuildError)
         sys.exit(1)
 
 
 def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
-    """Build the engine's own files; returns what the manifest says of their origin, and the peak
-    memory in bytes.
+    """Build the engine's own files.
+
+    Returns what the manifest says of their origin, and the peak memory in bytes.
     """
     models = resolve_models(request.config)
     sources = _check_weights(models, progress)
     sizes = models.resolved
-    _log(
-        f"building the graph, {sum(len(source['files']) for source in sources)} weight files"
-        " checked"
-    )
+    num_files = sum(len(source["files"]) for source in sources)
+    _log(f"building the graph, {num_files} weight files checked")
     timings = Path(request.config.timing_cache) if request.config.timing_cache else None
-    job = BuildJob(sizes, models.ports, request.directory, progress, timings)
+    job = BuildJob(sizes, models.io, request.directory, progress, timings)
     backend = BACKENDS[sizes.backend]
     if sizes.gpu_arch != "cpu":
         select_flavor(backend.module)
@@ -97,19 +95,17 @@ def _make_model(models: ResolvedModels) -> ir.Model:
 
 
 def _check_weights(models: ResolvedModels, progress: Progress) -> list[dict[str, Any]]:
-    """Every weight is finite, or an error; returns the weight files of each model with their
-    hashes.
+    """Check that every weight is finite.
+
+    Returns the weight files of each model with their hashes.
     """
     sources = []
-    for kind, checkpoint in models.checkpoints.items():
-        check_finite_with_progress(kind, checkpoint, progress)
-        entries = {path.name: file_entry(path) for path in _weight_files(checkpoint)}
-        sources.append({"model": kind, "directory": str(checkpoint.directory), "files": entries})
+    for role, checkpoint in models.checkpoints.items():
+        check_finite_with_progress(role, checkpoint, progress)
+        paths = sorted({info.path for info in checkpoint.tensors.values()})
+        entries = {path.name: file_entry(path) for path in paths}
+        sources.append({"model": role, "directory": str(checkpoint.directory), "files": entries})
     return sources
-
-
-def _weight_files(checkpoint: Checkpoint[Any]) -> list[Path]:
-    return sorted({info.path for info in checkpoint.tensors.values()})
 
 
 def _log(text: str) -> None:
@@ -117,14 +113,14 @@ def _log(text: str) -> None:
 
 
 def _exit_with_parent(directory: Path) -> None:
-    """Stop, leaving nothing, when the parent is gone: it keeps our stdin open as long as it
-    lives.
+    """Delete `directory` and stop as soon as the parent is gone.
+
+    The parent keeps our stdin open as long as it lives.
     """
 
     def watch() -> None:
-        while os.read(
-            0, 1
-        ):  # os.read, because a thread inside sys.stdin would block the interpreter's own exit
+        # os.read, since a thread inside sys.stdin would block the interpreter's own exit.
+        while os.read(0, 1):
             pass
         shutil.rmtree(directory, ignore_errors=True)
         os._exit(1)

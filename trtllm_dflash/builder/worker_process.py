@@ -1,6 +1,4 @@
-"""Runs the builder process and turns its death, whatever the cause, into an error that says where
-the log is.
-"""
+"""Runs the builder process. If it dies, an error says how, and where its log is."""
 
 from __future__ import annotations
 
@@ -29,22 +27,22 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGSEGV: "; a native library crashed",
     signal.SIGBUS: "; usually a weight file that was cut short while it was being read",
 }
-# The parser opens such a name at its first plugin node, and without it aborts the process; the
-# wheels' have a version. Seen with TensorRT-RTX; that TensorRT does the same under its own name is
-# inferred.
+# The parser opens a library of such a name at its first plugin node, and aborts the process without
+# it. The files of the wheels have a version in their names. This was seen with TensorRT-RTX, and is
+# inferred for TensorRT.
 _WHEEL_LIBRARIES = {"tensorrt_rtx_libs": "libtensorrt_rtx.so", "tensorrt_libs": "libnvinfer.so"}
-# glibc takes blocks from this size on from the system, and gives them back when they are freed. It
-# raises that size by itself, and then keeps what TensorRT frees: a quarter more memory for the demo
-# pair, for a twentieth less work.
+# glibc takes blocks from this size on from the system, and gives them back when they are freed. By
+# itself it raises that size, and then keeps what TensorRT frees. For the demo pair that is a quarter
+# more memory, for a twentieth less work.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 
 
 def run_worker(request: BuildRequest, *, log: Path, progress: Progress) -> dict[str, Any]:
-    """Have a new process serve `request`; returns its result. Its output is appended to `log`.
+    """Return the result of a new process that serves `request` and writes to the end of `log`.
 
     Raises:
         BuildError: if it dies, with its exit status or signal and its last lines.
-        DFlashError: of the class it reported, if it met a problem that it understands.
+        DFlashError: of the class that it reported, for a known error.
     """
     with worker_environment() as environment, log.open("ab") as stderr:
         process = subprocess.Popen(
@@ -53,7 +51,7 @@ def run_worker(request: BuildRequest, *, log: Path, progress: Progress) -> dict[
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment,
-            # a Ctrl-C is ours to handle: the terminal would send it to both
+            # The terminal would send Ctrl-C to both, and this process handles it.
             start_new_session=True,
         )
         try:
@@ -73,12 +71,10 @@ def run_worker(request: BuildRequest, *, log: Path, progress: Progress) -> dict[
 def _follow(
     process: subprocess.Popen[bytes], request: BuildRequest, progress: Progress
 ) -> dict[str, Any]:
-    """Send the request, pass progress on, return the last event that is not progress ({} if there
-    is none).
-    """
+    """Send the request, pass progress on, return the last other event ({} if there is none)."""
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(BrokenPipeError):  # it died at once: its status says why
+    with suppress(BrokenPipeError):  # it died at once, and its status says why
         process.stdin.write(request.to_json().encode() + b"\n")
         process.stdin.flush()
     final: dict[str, Any] = {}
@@ -106,17 +102,14 @@ def _tail(log: Path) -> str:
 
 @contextmanager
 def worker_environment() -> Iterator[dict[str, str]]:
-    """The builder's environment: this process's modules, and TensorRT's library under the name its
-    parser opens.
+    """Yield the builder's environment.
 
-    An allocator that returns memory, too, unless the user has set it.
-
-    The loader reads LD_LIBRARY_PATH once, at the start of a process: it must be set for the new
-    one, not in this one.
+    It has this process's modules, and TensorRT's library under the name that its parser opens. The
+    allocator returns memory, unless the user has set it. LD_LIBRARY_PATH is read once, at the start
+    of a process, so it is set for the new one.
     """
     with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
-        # PYTHONSAFEPATH, since `python -m` would also import from the folder that the user happens
-        # to stand in.
+        # PYTHONSAFEPATH, since `python -m` would also import from the working directory.
         modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         environment = _MALLOC | dict(os.environ) | modules
         for module, name in _WHEEL_LIBRARIES.items():

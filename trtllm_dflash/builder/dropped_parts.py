@@ -1,0 +1,67 @@
+"""Finds parts of the step graph that TensorRT's parser has dropped.
+
+The parser does not report an operator's input that it ignores. The builder mentions inputs of the
+whole engine only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from trtllm_dflash.trt.loader import import_tensorrt
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+else:
+    trt = import_tensorrt()
+
+# Layers that leave an output unused by design: ArgMax becomes a TopK whose values have no reader.
+_HALF_USED = (trt.LayerType.TOPK,)
+
+
+def dropped_parts(network: Any, unused: Collection[str]) -> list[str]:
+    """Return the inputs and results of a network that no layer reads.
+
+    Names in `unused` are left out, since the graph itself does not use them.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    read = {tensor.name for tensor in _tensors(network.num_outputs, network.get_output)}
+    for layer in layers:
+        read |= {tensor.name for tensor in _tensors(layer.num_inputs, layer.get_input)}
+    inputs = _tensors(network.num_inputs, network.get_input)
+    found = [f"input {tensor.name}" for tensor in inputs if tensor.name not in read]
+    for layer in layers:
+        if layer.type in _HALF_USED:
+            continue
+        results = [result.name for result in _tensors(layer.num_outputs, layer.get_output)]
+        dropped = [name for name in results if name not in read and name not in unused]
+        found += [f"result {name} of {layer.name}" for name in dropped]
+    return found
+
+
+def _tensors(count: int, get: Callable[[int], Any]) -> list[Any]:
+    """Return the tensors 0 … count-1 of a layer or network, without absent optional ones."""
+    return [tensor for tensor in map(get, range(count)) if tensor is not None]
+
+
+def unused_values(model: ir.Model) -> set[str]:
+    """Return the names of values that the model itself leaves unused, such as a loop's counter."""
+    return {
+        str(value.name)
+        for value in _values(model)
+        if not value.uses() and not value.is_graph_output()
+    }
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield the results of all nodes, and the inputs of the graphs inside them."""
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for scope in scopes:
+        for node in scope.all_nodes():
+            yield from node.outputs
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from attribute.as_graph().inputs

@@ -1,0 +1,139 @@
+"""A resolved build for people: one row for each thing that was decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
+from trtllm_dflash.checkpoint.formats import algos_of
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES
+from trtllm_dflash.engine_dir.inspection import describe_masks
+from trtllm_dflash.graph.kv_scales import stores_kv_scales
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.log import Rows, human_bytes
+
+
+def summary_rows(models: ResolvedModels) -> Rows:
+    """Return the resolved configuration as rows of name and text."""
+    sizes, arch = models.resolved, ARCHS[models.resolved.gpu_arch]
+    kernels = "ours, as plugins" if sizes.plugins else "the compiler's own"
+    steps = f"in steps of up to {sizes.max_num_tokens}"
+    return [
+        ("target", _describe(models.target)),
+        *_layers_rows(models),
+        *_drafter_rows(models),
+        ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
+        *([("kernels", kernels)] if arch.is_gpu else []),
+        ("dtype", sizes.dtype),
+        ("slots", str(sizes.max_batch_size)),
+        ("prompt", f"up to {sizes.max_input_len} tokens, {steps}"),
+        ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
+        ("weights", _weights_text(models)),
+        ("caches", _caches_text(models)),
+        *_rings_rows(models),
+        ("output", str(models.config.output_dir)),
+    ]
+
+
+def _describe(checkpoint: Checkpoint[Any]) -> str:
+    config = checkpoint.config
+    source = (
+        ""
+        if checkpoint.directory.is_dir()
+        else "; no file of it is here: as its config.json is published"
+    )
+    facts = (
+        getattr(config, "model_type", "DFlash"),
+        f"{config.num_layers} layers",
+        f"hidden size {config.hidden_size}",
+        f"{checkpoint.num_parameters / 1e6:.1f} M parameters",
+        f"{checkpoint.stored_as}{source}",
+    )
+    return f"{checkpoint.directory} ({', '.join(facts)})"
+
+
+def _layers_rows(models: ResolvedModels) -> Rows:
+    """Return rows on what only some targets have: windows, sinks, experts."""
+    config, rows = models.target.config, []
+    sliding = [window for window in config.windows if window]
+    if sliding:
+        sizes = ", ".join(map(str, sorted(set(sliding))))
+        sinks = ", with sinks" if config.sinks else ""
+        text = f"{len(sliding)} of {config.num_layers} layers see {sizes} tokens{sinks}"
+        rows.append(("windows", text))
+    if config.moe:
+        formats = models.target.formats.items()
+        stored = algos_of(fmt for name, fmt in formats if ".experts." in name)
+        weights = f"{stored}, their activations as they are" if stored else "not quantized"
+        experts = f"{config.moe.num_experts} a layer, {config.moe.top_k} a token"
+        rows.append(("experts", f"{experts}; {weights}"))
+    return rows
+
+
+def _drafter_rows(models: ResolvedModels) -> Rows:
+    if models.drafter is None:
+        return [("drafter", "none: a plain engine, one token a step")]
+    config, sizes = models.drafter.config, models.resolved
+    block = f"{sizes.block_size} tokens (trained with {config.block_size})"
+    drafted = f"all {models.draft_vocab_size} tokens"
+    if models.draft_vocab is not None:
+        drafted = f"{models.draft_vocab_size} of {models.target.config.vocab_size} tokens"
+    return [
+        ("drafter", _describe(models.drafter)),
+        ("masks", describe_masks(config.layers)),
+        ("taps", f"outputs of target layers {', '.join(map(str, config.target_layer_ids))}"),
+        ("block", f"{block}; run verifies {sizes.draft_len} drafts"),
+        ("drafted", drafted),
+    ]
+
+
+def _weights_text(models: ResolvedModels) -> str:
+    checkpoints = models.checkpoints.values()
+    infos = [info for checkpoint in checkpoints for info in checkpoint.tensors.values()]
+    formats = algos_of(fmt for checkpoint in checkpoints for fmt in checkpoint.formats.values())
+    dtype = models.resolved.dtype
+    unconverted, stored_as = {STORED_DTYPES[dtype]}, dtype
+    if formats and all(map(models.stays_packed, checkpoints)):
+        unconverted |= set(PACKED_DTYPES)
+        stored_as = f"{formats} and {dtype}"
+    converted = sum(info.dtype not in unconverted for info in infos)
+    size = human_bytes(models.weight_bytes)
+    return f"{len(infos)} tensors, {size} as {stored_as}; {converted} converted"
+
+
+def _caches_text(models: ResolvedModels) -> str:
+    size = f"{human_bytes(models.cache_bytes_per_slot)} a slot"
+    if models.kv_scales is None:
+        return size
+    dtype = "FP8"
+    if not ARCHS[models.resolved.gpu_arch].is_gpu:
+        dtype = f"FP8 numbers, held in {models.resolved.dtype}"
+    scale = ""
+    if not stores_kv_scales(models.target):
+        scale = " with scale 1, since the checkpoint has no scales for them"
+    return f"{size}, the target's in {dtype}{scale}"
+
+
+def _rings_rows(models: ResolvedModels) -> Rows:
+    """Return how many layers with a window keep only the rows that it sees, [] without any."""
+    checkpoints = models.checkpoints.values()
+    windows = [window for model in checkpoints for window in model.config.windows if window]
+    if not windows:
+        return []
+    if models.resolved.ring_width is None:
+        why = (
+            "the compiler by itself updates none in place; our kernels do, so leave"
+            " --no-plugins out"
+        )
+        return [("rings", f"none for the {len(windows)} layers with a window: {why}")]
+    counts = Counter[int | str]()
+    for tensor in models.io:
+        is_key_cache = tensor.direction == "input" and "_key." in tensor.name
+        if is_key_cache and tensor.shape[2] != models.resolved.cache_len:
+            counts[tensor.shape[2]] += 1
+    text = ", ".join(f"{count} layers of {rows} rows" for rows, count in counts.items())
+    none = "none: with the widest step a window takes as many rows as a sequence"
+    return [("rings", text or none)]
