@@ -80,9 +80,7 @@ def test_a_plain_build_real(run: Build, tmp_path: Path) -> None:
     assert f"engine: {tmp_path / 'engine'} (cpu, float32, plain, " in result.stdout
 
 
-def test_a_dry_run_shows_the_resolved_configuration_and_writes_nothing(
-    run: Build, tmp_path: Path
-) -> None:
+def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--dry-run", drafter=True)
     assert result.exit_code == 0, result.stderr

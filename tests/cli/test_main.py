@@ -54,9 +54,7 @@ finally:
 """
     for arguments in (
         ["--help"],
-        ["build", "--help"],
-        ["quantize", "--help"],
-        ["doctor", "--help"],
+        *([command, "--help"] for command in COMMANDS),
     ):
         begun = time.monotonic()
         done = subprocess.run(
@@ -72,6 +70,11 @@ def test_help_lists_every_command() -> None:
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f"\n  {name} " in result.output
+
+
+def test_help_shows_whole_summaries() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).output
+    assert "..." not in shown.split("Commands:")[1]
 
 
 def test_the_version_is_the_packages() -> None:

@@ -81,10 +81,8 @@ def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> No
     assert "generation  29 tokens in " in result.stderr
     assert f"tokens/s ({len(expected.acceptance_lengths)} steps of " in result.stderr
     assert "(a clock of these steps alone: no loading, prompts or tokenizing)" in result.stderr
-    assert (
-        f"τ           {expected.acceptance_length:.2f} tokens a step and sequence, bonus included, of"
-        " at most 4" in result.stderr
-    )
+    length = f"τ           {expected.acceptance_length:.2f} tokens a step and sequence"
+    assert f"{length}, bonus included, of at most 4" in result.stderr
     ones = expected.acceptance_lengths.count(1)
     line = next(line for line in result.stderr.splitlines() if line.startswith("accepted"))
     assert line.split()[1] == "1"

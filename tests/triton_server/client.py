@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SECONDS = 60.0  # that a test waits for what should take less than one
-_TELLING_SECONDS = 0.4
+_PUBLISHING_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Client:
         self.port, self.metrics_port = port, metrics_port
 
     def generate(self, model: str, **inputs: Any) -> Reply:
-        """One response."""
+        """Return the one response."""
         return self.post(f"/v2/models/{model}/generate", json.dumps(inputs).encode())
 
     def stream(self, model: str, **inputs: Any) -> Reply:
-        """All responses of a stream."""
+        """Return all responses of a stream."""
         body = json.dumps({"stream": True, **inputs}).encode()
         return self.post(f"/v2/models/{model}/generate_stream", body)
 
     def post(self, path: str, body: bytes) -> Reply:
-        """What the server answers to a body, as JSON or as a stream of JSON."""
+        """Send a body and return the answer, from JSON or from a stream of JSON."""
         with closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         ) as connection:
@@ -68,7 +68,7 @@ class Client:
 
     @contextmanager
     def open_stream(self, model: str, **inputs: Any) -> Iterator[Iterator[dict[str, Any]]]:
-        """The responses as they come; leaving the block disconnects."""
+        """Yield the responses as they come; leaving the block disconnects."""
         with closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         ) as connection:
@@ -99,7 +99,7 @@ class Client:
         return self.post(f"/v2/repository/models/{model}/unload", b"{}")
 
     def is_ready(self, model: str) -> bool:
-        """What the server says of a model."""
+        """Return whether the server calls a model ready."""
         with closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         ) as connection:
@@ -107,21 +107,19 @@ class Client:
             return connection.getresponse().status == 200
 
     def metrics(self, model: str) -> dict[str, float]:
-        """Our metrics of a model with one instance."""
+        """Read the metrics of a model with one instance."""
         return {name: value for name, _, value in self._metric_rows(model)}
 
     def settled_metrics(self, model: str) -> dict[str, float]:
-        """Our metrics once the engine thread, which tells them a few times a second, has told all
-        that went before.
-        """
+        """Read the metrics until they stay: the engine thread publishes a few times a second."""
         before, now = None, self.metrics(model)
         while now != before:
-            time.sleep(_TELLING_SECONDS)
+            time.sleep(_PUBLISHING_SECONDS)
             before, now = now, self.metrics(model)
         return now
 
     def metrics_by_instance(self, model: str, name: str) -> dict[str, float]:
-        """One metric of every instance of a model."""
+        """Read one metric of every instance of a model."""
         return {
             instance: value for found, instance, value in self._metric_rows(model) if found == name
         }

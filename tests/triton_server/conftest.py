@@ -28,7 +28,7 @@ SLOTS, NARROW_QUEUE = 8, 2
 
 
 def load_local_server() -> ModuleType:
-    """The example's module, which is in no package."""
+    """Import the example's module, which is in no package."""
     spec = importlib.util.spec_from_file_location(
         "local_server", ROOT / "examples" / "triton" / "local_server.py"
     )
@@ -48,30 +48,31 @@ def tiny_engine(
     make_target: Callable[..., Path],
     make_drafter: Callable[..., Path],
 ) -> Path:
-    """A CPU engine of a tiny pair whose tokenizer has a token for each ASCII character."""
+    """Build a CPU engine of a tiny pair whose tokenizer has a token for each ASCII character."""
     target = make_target("qwen3", tied=True, tokenizer=True, eos_token_ids=(EOS_ID,))
     output = tmp_path_factory.mktemp("engine") / "tiny"
-    sizes = {
-        "max_batch_size": SLOTS,
-        "max_seq_len": 2000,
-        "max_input_len": 1500,
-        "max_num_tokens": 64,
-    }
-    build_engine(BuildConfig(str(target), output, drafter=str(make_drafter(target)), **sizes))  # type: ignore[arg-type]
+    config = BuildConfig(
+        str(target),
+        output,
+        drafter=str(make_drafter(target)),
+        max_batch_size=SLOTS,
+        max_seq_len=2000,
+        max_input_len=1500,
+        max_num_tokens=64,
+    )
+    build_engine(config)
     return output
 
 
 @pytest.fixture(scope="session")
 def oracle(tiny_engine: Path) -> Engine:
-    """The same engine in this process: what `run` would answer."""
+    """Load the same engine in this process, for the answers that `run` would give."""
     return Engine.load(tiny_engine, num_threads=1)
 
 
 @pytest.fixture(scope="session")
 def repository(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models: `tiny`, `narrow` (one with a short queue), `twins` (two instances), `demo` where its
-    engine is there.
-    """
+    """Write the models `tiny`, `narrow` (a short queue), `twins` (two instances) and `demo`."""
     path = tmp_path_factory.mktemp("repository")
     export(TritonExportConfig(tiny_engine, path, name="tiny", cpu=True))
     export(TritonExportConfig(tiny_engine, path, name="narrow", copy=True))
@@ -109,8 +110,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.fixture(scope="session")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One server for all tests that leave it as it was; models are loaded on demand, `tiny` from
-    the start.
+    """Start a server for all tests that leave it as it was, with the model `tiny`.
+
+    Others are loaded on demand.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLASH_NUM_THREADS", "1")
@@ -124,7 +126,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(server: Any) -> Iterator[Client]:
-    """A client of the shared server; after each test, nothing is left in its slots."""
+    """Make a client of the shared server; after each test its slots are empty."""
     client = Client(server.http, server.metrics)
     yield client
     wait_for(lambda: client.metrics("tiny")["dflash_slots_in_use"] == 0)

@@ -1,11 +1,10 @@
-"""Requests over gRPC streams, in the server's environment, where tritonclient is: JSON in, JSON
-out.
+"""Send requests over gRPC from the server's environment, which has tritonclient.
 
     python grpc_client.py HOST:PORT < requests.json > results.json
 
-A request is {"model": …, "inputs": {name: value}, "cancel_after": n}; a result is {"responses":
-[{name: value}], "final": [flags], "error": text}. All of them run at the same time, each on a
-stream of its own, with the tensors that Triton's OpenAI frontend sends: every input is [1, n].
+A request is {"model": …, "inputs": {name: value}, "cancel_after": n}. A result is {"responses":
+[{name: value}], "final": [flags], "error": text}. All requests run at the same time, each on its
+own stream. As from Triton's OpenAI frontend, every input is [1, n].
 """
 
 from __future__ import annotations

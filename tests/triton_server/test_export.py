@@ -72,7 +72,7 @@ def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command of a page."""
+    """Return the words of each command of a page."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     return [shlex.split(block.replace("\\\n", " ")) for block in blocks]
 

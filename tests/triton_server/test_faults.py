@@ -1,6 +1,4 @@
-"""What goes wrong around the real server: nobody hangs, nothing leaks, nobody else's text
-changes.
-"""
+"""Faults around the real server: no client hangs, nothing leaks, other answers stay the same."""
 
 from __future__ import annotations
 
@@ -244,8 +242,9 @@ class Shown(Reply):
 
 
 def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future[Shown]]:
-    """Streams in threads of their own, each of which has begun, or waits where there are more than
-    slots; a connection that breaks ends its reply.
+    """Start streams in threads; each has begun, or waits if there are more than slots.
+
+    A connection that breaks ends its reply.
     """
     begun = threading.Semaphore(0)
 
@@ -271,7 +270,7 @@ def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future
 def in_the_middle_of_streams(
     client: Client, model: str, act: Callable[[], Any], count: int
 ) -> list[Reply]:
-    """What streams get while something happens."""
+    """Return what streams get while `act` runs."""
     futures = streams_in_flight(client, model, count)
     act()
     return [future.result(timeout=60) for future in futures]

@@ -23,7 +23,7 @@ MEMORY_KB = 8_000
 def test_a_thousand_streams(client: Client, server: Any, oracle: Engine) -> None:
     """No failure, no token lost, doubled or another's; memory stays where it was."""
     chance = random.Random(7)
-    kinds = [kind_of(chance) for _ in range(40)]
+    kinds = [random_request(chance) for _ in range(40)]
     expected = [answer_of(oracle, kind) for kind in kinds]
     work = [chance.randrange(len(kinds)) for _ in range(REQUESTS)]
     (stub,) = server.stubs()
@@ -56,8 +56,8 @@ def test_a_thousand_streams(client: Client, server: Any, oracle: Engine) -> None
     )
 
 
-def kind_of(chance: random.Random) -> dict[str, Any]:
-    """A request of any length, greedy or sampled, with drafts or without."""
+def random_request(chance: random.Random) -> dict[str, Any]:
+    """Make a request of any length, greedy or sampled, with drafts or without."""
     letters = [chr(chance.randint(33, 120)) for _ in range(chance.choice([1, 5, 30, 200]))]
     return {
         "text_input": "".join(letters),

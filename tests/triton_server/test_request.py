@@ -90,7 +90,7 @@ def test_every_input_arrives() -> None:
         ),
         (
             {"text_input": b"a", "mood": 1},
-            "mood is no input of this model. Its inputs are: text_input, chat",
+            "mood is not an input of this model. Its inputs are: text_input, chat",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def serve(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def processes_of(serving: subprocess.Popen[str]) -> dict[int, str]:
-    """The server's and its models' processes, by the name that their shared memory has."""
+    """Find the processes of the server and its models by the name of their shared memory."""
     prefix = f"dflash_{serving.pid}_".encode()
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):

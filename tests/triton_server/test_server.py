@@ -84,7 +84,8 @@ def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
     assert text_of(stop_words=[word, "no such words"]) == full.text[: full.text.index(word)]
     stop = full.token_ids[9]
     until = full.token_ids.index(stop) + 1
-    assert text_of(stop_token_ids=[stop]) == oracle.tokenizer.decode(full.token_ids[:until])  # type: ignore[union-attr]
+    assert oracle.tokenizer is not None
+    assert text_of(stop_token_ids=[stop]) == oracle.tokenizer.decode(full.token_ids[:until])
     sampled = {"temperature": 1.3, "seed": 3}
     for change in ({}, {"seed": 4}, {"top_k": 2}, {"top_p": 0.2}, {"temperature": 0.4}):
         options = sampled | change
@@ -130,7 +131,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1.0}, "temperature is -1.0, expected 0 (greedy) or a finite positive number"),
     ({"top_p": 0.0}, "top_p is 0.0, expected a number above 0 and at most 1"),
     ({"top_k": -3}, "top_k is -3, expected an integer of at least 0"),
-    ({"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
+    ({"max_tokens": 0}, "max_tokens is 0, expected an integer of at least 1"),
     ({"max_tokens": -(2**31)}, "max_tokens is -2147483648"),
     ({"draft_len": 4}, "draft_len is 4, and this engine takes 0 to 3"),
     ({"draft": False, "draft_len": 1}, "give either draft: false or draft_len, not both"),
@@ -273,16 +274,12 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(
         "return_num_output_tokens": True,
     }
     prompts = [PROMPT, "Hello", "a" * 90]
-    requests = [
-        {
-            "model": "tiny",
-            "inputs": (
-                frontend | {"text_input": prompt, "stream": stream, "stop_words": ["</s>", "\n"]}
-            ),
-        }
-        for prompt in prompts
-        for stream in (True, False)
-    ]
+    frontend["stop_words"] = ["</s>", "\n"]
+    requests = []
+    for prompt in prompts:
+        for stream in (True, False):
+            inputs = frontend | {"text_input": prompt, "stream": stream}
+            requests.append({"model": "tiny", "inputs": inputs})
     results = ask_by_grpc(server, requests)
     for prompt, pair in zip(prompts, zip(results[::2], results[1::2], strict=True), strict=True):
         expected = answer(oracle, prompt, max_tokens=30, temperature=0.7, seed=5)

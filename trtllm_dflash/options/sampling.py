@@ -1,6 +1,4 @@
-"""How tokens are chosen and when a sequence ends: the options of `Engine.generate`, `Engine.stream`
-and `run`.
-"""
+"""The options of `Engine.generate`, `Engine.stream` and `run`: sampling, drafts, ends."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
 
 
 class SamplingOptions(RowSamplingOptions, total=False):
-    """`SamplingParams` as keyword arguments (a test keeps the two equal); lists and arrays serve as
-    tuples.
+    """`SamplingParams` as keyword arguments; a test keeps the two equal.
+
+    Lists and arrays serve as tuples.
     """
 
     max_tokens: int
@@ -35,16 +34,17 @@ class SamplingParams(RowSampling):
 
     A value out of range raises UsageError.
 
-    max_tokens   at least 1; a sequence also ends, as "length", where prompt and answer fill the engine's
-                     max_seq_len. max_new_tokens is another name for it.
-    seed             one integer for every prompt, or one integer for each. A prompt's tokens depend on nothing but the
-                     prompt, these options and its seed: not on its batch, nor on drafts. So equal prompts with one seed
-                     get equal answers; give a seed each to get different ones.
-    draft            False verifies no drafts: plain decoding, the same tokens.
-    draft_len        drafts verified in a step, 0 to block_size - 1; None is the engine's own default.
-    draft_len_schedule   draft_len by the number of sequences that generate together (a DraftLenSchedule, or a mapping
-                     {batch size: draft_len}); not beside draft_len.
-    stop_token_ids   tokens that end a sequence, kept as its last token; None means the model's own, empty means none.
+    max_tokens           new tokens, at least 1. A sequence also ends, as "length", where prompt and
+                         answer fill the engine's max_seq_len. `max_new_tokens` is another name.
+    seed                 one integer for every prompt, or one for each. A prompt's tokens depend on
+                         the prompt, these options and its seed alone: not on its batch, nor on
+                         drafts. Equal prompts with one seed get equal answers.
+    draft                False verifies no drafts: plain decoding, the same tokens.
+    draft_len            drafts verified in a step, 0 to block_size - 1; None: the engine's own.
+    draft_len_schedule   draft_len by the number of sequences that generate together, as a
+                         DraftLenSchedule or {batch size: draft_len}; not with draft_len.
+    stop_token_ids       tokens that end a sequence and are its last token. None: the model's own;
+                         empty: none.
     """
 
     max_tokens: int = 128
@@ -66,28 +66,33 @@ class SamplingParams(RowSampling):
             check_integer("seed", seed, low=0)
         if not isinstance(self.draft, bool):
             raise UsageError(f"draft is {self.draft!r}, expected True or False.")
+        self._check_draft_lens()
+        self._check_stop_tokens()
+
+    def _check_draft_lens(self) -> None:
+        schedule = self.draft_len_schedule
         if self.draft_len is not None:
             check_integer("draft_len", self.draft_len, low=0)
-        if not isinstance(self.draft_len_schedule, DraftLenSchedule | None):
+        if not isinstance(schedule, DraftLenSchedule | None):
             raise UsageError(
-                f"draft_len_schedule is {self.draft_len_schedule!r}, expected a mapping {{batch"
-                " size: draft_len}."
+                f"draft_len_schedule is {schedule!r}, expected a mapping {{batch size: draft_len}}."
             )
-        if self.draft_len is not None and self.draft_len_schedule is not None:
-            raise UsageError(
-                "draft_len and draft_len_schedule are both given, and only one of them can decide."
-            )
-        if not isinstance(self.stop_token_ids, tuple | None):
-            raise UsageError(
-                f"stop_token_ids is {self.stop_token_ids!r}, expected a list of token ids or None."
-            )
-        for token in self.stop_token_ids or ():
+        if self.draft_len is not None and schedule is not None:
+            raise UsageError("draft_len and draft_len_schedule are both given. Give one of them.")
+
+    def _check_stop_tokens(self) -> None:
+        tokens = self.stop_token_ids
+        if not isinstance(tokens, tuple | None):
+            raise UsageError(f"stop_token_ids is {tokens!r}, expected a list of token ids or None.")
+        for token in tokens or ():
             check_integer("stop_token_ids", token, low=0)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
-        """Build from keyword arguments; unknown names raise UsageError with the known ones, lists
-        become tuples.
+        """Build from keyword arguments; lists become tuples.
+
+        Raises:
+            UsageError: for an unknown name, with the known ones.
         """
         known = [field.name for field in fields(cls)]
         if {"max_tokens", "max_new_tokens"} <= options.keys():
@@ -100,8 +105,10 @@ class SamplingParams(RowSampling):
         return cls(**{name: _frozen(value) for name, value in options.items()})
 
     def seed_of(self, index: int, num_prompts: int) -> int:
-        """The seed of prompt `index`; UsageError if there are several seeds, but not
-        `num_prompts`.
+        """Return the seed of prompt `index`.
+
+        Raises:
+            UsageError: if there are several seeds, but not `num_prompts`.
         """
         if not isinstance(self.seed, tuple):
             return self.seed

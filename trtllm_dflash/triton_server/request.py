@@ -1,6 +1,4 @@
-"""From a request's tensors to what the scheduler takes; whatever a client may send, it gets our
-words.
-"""
+"""From a request's tensors to the options of `Engine.generate`; wrong ones raise UsageError."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.triton_server.io_table import INPUTS, REQUIRED
@@ -38,11 +37,13 @@ class GenerationRequest:
     def from_tensors(
         cls, tensors: Mapping[str, NDArray[Any]], eos_token_ids: tuple[int, ...]
     ) -> GenerationRequest:
-        """Read the tensors of the table in `fields.py`; a wrong one raises UsageError with its
-        name.
+        """Read the tensors of the table in `io_table.py`.
 
-        Triton has checked their types; it does not check which of them are there, how many values
-        an empty or batched tensor has, or what texts hold.
+        Triton has checked their types. It does not check which of them are there, how many values
+        a tensor has, or what texts hold.
+
+        Raises:
+            UsageError: for a wrong tensor, with its name.
         """
         values = {name: _values(name, tensor) for name, tensor in tensors.items()}
         if REQUIRED not in values:
@@ -69,8 +70,7 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
         raise UsageError("give either draft: false or draft_len, not both.")
     options = SamplingOptions()
     if "max_tokens" in values:
-        if values["max_tokens"] < 1:
-            raise UsageError(f"max_tokens is {values['max_tokens']}, expected at least 1.")
+        check_integer("max_tokens", values["max_tokens"], low=1)
         options["max_tokens"] = values["max_tokens"]
     for name in _OPTION_NAMES:
         if name in values:
@@ -82,9 +82,11 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
 
 
 def _values(name: str, tensor: NDArray[Any]) -> Any:
-    """The tensor's one value, or the list of its values where the table allows any number."""
+    """Return the tensor's one value, or all of them if the table allows any number."""
     if name not in _SIZES:
-        raise UsageError(f"{name} is no input of this model. Its inputs are: {', '.join(_SIZES)}.")
+        raise UsageError(
+            f"{name} is not an input of this model. Its inputs are: {', '.join(_SIZES)}."
+        )
     values = [
         _text(name, value) if isinstance(value, bytes) else value
         for value in np.ravel(tensor).tolist()
