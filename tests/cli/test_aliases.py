@@ -24,6 +24,7 @@ ALIASES = [
     ("export-triton", "--output", ["models"], "output_dir", "models"),
     ("export-triton", "--gpus", ["0,1"], "gpu_ids", "0,1"),
     ("profile --estimate", "--kv-cache", ["fp8"], "kv_cache_dtype", "fp8"),
+    ("profile --estimate", "--tau", ["3.5"], "acceptance_length", "3.5"),
 ]
 
 
