@@ -110,7 +110,7 @@ def test_layer_types_of_qwen2_decide_which_layers_slide() -> None:
         (
             QWEN2,
             {"layer_types": ["linear_attention"] * LAYERS},
-            r"layer_types\[0\] is .linear_attention., and a layer of qwen2 can only be",
+            r"layer_types\[0\] is .linear_attention., expected full_attention or sliding_attention in qwen2",
         ),
         (
             QWEN2,
@@ -123,12 +123,12 @@ def test_layer_types_of_qwen2_decide_which_layers_slide() -> None:
         (
             MISTRAL,
             {"layer_types": ["full_attention"] * LAYERS},
-            r"layer_types\[0\] is .full_attention., and a layer of mistral can only be sliding",
+            r"layer_types\[0\] is .full_attention., expected sliding_attention in mistral",
         ),
         (
             MISTRAL,
             {"layer_types": ["sliding_attention"] * LAYERS, "sliding_window": None},
-            "a layer of mistral can only be full_attention",
+            "expected full_attention in mistral",
         ),
         (MISTRAL, {"model_type": "ministral"}, "MistralForCausalLM goes with 'mistral'"),
     ],

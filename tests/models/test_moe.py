@@ -150,7 +150,7 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         (GPT_OSS_120B, {"layer_types": None}, "the key layer_types is missing"),
         (GPT_OSS_120B, {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers"),
         (GPT_OSS_120B, {"layer_types": ["chunked_attention"] * 36},
-         r"layer_types\[0\] is .chunked_attention., and a layer of gpt_oss can only be full_attention or sliding_"),
+         r"layer_types\[0\] is .chunked_attention., expected full_attention or sliding_attention in gpt_oss"),
         (GPT_OSS_120B, {"sliding_window": None}, "the key sliding_window is missing"),
         (GPT_OSS_120B, {"sliding_window": 0}, "sliding_window is 0, expected at least 1"),
         (GPT_OSS_120B, {"swiglu_limit": 0.0}, "swiglu_limit is 0.0, expected more than 0"),

@@ -112,12 +112,12 @@ class TargetConfig:
 
     @property
     def model_type(self) -> str:
-        """The family's name in config.json."""
+        """Return the family's `model_type`."""
         return self.family.model_type
 
     @property
     def tensors(self) -> TensorTable:
-        """The tensors of the family's checkpoints."""
+        """Return the table of the family's tensors."""
         return self.family.tensors
 
     def at_layer(self, index: int) -> TargetConfig:

@@ -1,11 +1,11 @@
 """The DFlash drafter's configuration, read once from the published layout and frozen.
 
-The tap convention, written once: `target_layer_ids` counts the target's decoder layers from 0, and
-id i means the residual stream AFTER layer i, both additions done and the next layer's norm not yet
-applied. Hugging Face calls it `hidden_states[i + 1]`, because its `hidden_states[0]` is the
-embedding; vLLM, SGLang and llama.cpp store i + 1. TensorRT-LLM sorts the ids; we keep their order,
-in which `fc` was trained to see the features. For the last layer, Hugging Face's entry is after the
-final norm and therefore not the same tensor: `check_pair` refuses that id.
+The tap convention, written once: `target_layer_ids` counts the target's decoder layers from 0. Id i
+means the residual stream AFTER layer i: both additions done, the next layer's norm not yet applied.
+Hugging Face calls it `hidden_states[i + 1]`, because its `hidden_states[0]` is the embedding. vLLM,
+SGLang and llama.cpp store i + 1. TensorRT-LLM sorts the ids; we keep their order, in which `fc` was
+trained to see the features. For the last layer, Hugging Face's entry is after the final norm and
+therefore not the same tensor: `check_pair` refuses that id.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, TensorSpec, TensorTable
 from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_unsupported_in_config
+from trtllm_dflash.models.windows import FULL, SLIDING, read_layer_types
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,11 +66,10 @@ SHARED_TABLES = {
 
 @dataclass(frozen=True)
 class DraftLayerConfig:
-    """One drafter layer's mask: `causal` inside the block or bidirectional; `window` > 0 hides keys
-    that far away.
+    """One drafter layer's mask: `causal` inside the block, or bidirectional.
 
-    A query at position p sees the key at k if p - k < window and, where not causal, k - p < window;
-    0 hides nothing.
+    A query at position p sees the key at k if p - k < window and, where not causal, k - p < window.
+    A window of 0 hides nothing.
     """
 
     causal: bool
@@ -78,12 +78,11 @@ class DraftLayerConfig:
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """A DFlash v1 drafter: Qwen3 layers (with q/k norm) that see the target's features through `fc`
-    and `hidden_norm`.
+    """A DFlash v1 drafter: Qwen3 layers that see the target's features through `fc`.
 
-    `target_layer_ids`: id i = output of target decoder layer i, 0-based (HF `hidden_states[i +
-    1]`), order as given. `block_size` counts the anchor; `attention_bias` puts a bias on q, k, v
-    and o; `num_target_layers` may be unstated.
+    `target_layer_ids`: id i is the output of target layer i, 0-based, in the order given.
+    `block_size` counts the anchor. `attention_bias` puts a bias on q, k, v and o.
+    `num_target_layers` may be missing.
     """
 
     hidden_size: int
@@ -104,12 +103,12 @@ class DrafterConfig:
 
     @property
     def num_taps(self) -> int:
-        """How many target layers `fc` reads."""
+        """Return how many target layers `fc` reads."""
         return len(self.target_layer_ids)
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Each layer's window; 0: none."""
+        """Return each layer's window; 0: none."""
         return tuple(layer.window for layer in self.layers)
 
     def at_layer(self, _: int) -> DrafterConfig:
@@ -118,12 +117,12 @@ class DrafterConfig:
 
     @property
     def tensors(self) -> TensorTable:
-        """The tensors of a drafter's checkpoint."""
+        """Return the table of a drafter's tensors."""
         return DRAFTER_TENSORS
 
     @classmethod
     def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:
-        """Read config.json; every other drafter dialect is refused by its name."""
+        """Read config.json; other variants of drafters are refused by name."""
         reader = HfReader(config_json, where)
         refuse_unsupported_in_config(reader)
         reader.section("dflash_config")
@@ -158,7 +157,7 @@ class DrafterConfig:
 
 
 def _either(name: str) -> tuple[str, str]:
-    """Both places in which published configs keep a key."""
+    """Return both places in which published configs keep a key."""
     return f"dflash_config.{name}", name
 
 
@@ -184,8 +183,9 @@ def _read_taps(reader: HfReader, num_target_layers: int | None) -> tuple[int, ..
 
 
 def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ...]:
-    """Resolve each layer's mask: `is_causal`, else `dflash_config.causal`, else causal where the
-    layer slides.
+    """Resolve each layer's mask.
+
+    `is_causal` decides, else `dflash_config.causal`, else a layer is causal where it slides.
     """
     explicit = _read_causal(reader)
     sliding = _read_sliding(reader, num_layers, has_causal_key=explicit is not None)
@@ -202,25 +202,16 @@ def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ..
 
 def _read_sliding(reader: HfReader, num_layers: int, *, has_causal_key: bool) -> tuple[bool, ...]:
     use_swa = reader.read(bool, *_either("use_swa"), default=False)
-    kinds = reader.read_list(str, "layer_types", default=None)
-    if kinds is None:
+    if reader.get("layer_types") is None:
         if reader.read(bool, "use_sliding_window", default=False) and not use_swa:
             reader.fail(
                 "use_sliding_window",
                 "is true but layer_types is missing, so which layers slide is open. Add it.",
             )
-        kinds = ("full_attention",) * num_layers
-    if len(kinds) != num_layers:
-        reader.fail(
-            "layer_types", f"has {len(kinds)} entries, expected num_hidden_layers = {num_layers}."
-        )
-    for index, kind in enumerate(kinds):
-        if kind not in ("full_attention", "sliding_attention"):
-            reader.fail(
-                f"layer_types[{index}]",
-                f"is {quote(kind)}, expected full_attention or sliding_attention.",
-            )
-    sliding = tuple(kind == "sliding_attention" for kind in kinds)
+        layer_types: tuple[str, ...] = (FULL,) * num_layers
+    else:
+        layer_types = read_layer_types(reader, num_layers, "a DFlash drafter")
+    sliding = tuple(layer_type == SLIDING for layer_type in layer_types)
     if not use_swa or any(sliding):
         return sliding
     # ModelOpt writes use_swa beside all-full layer types and means a window on every layer,
@@ -248,9 +239,7 @@ def _read_causal(reader: HfReader) -> bool | None:
 
 
 def _read_window(reader: HfReader) -> int:
-    """Read the one window of all sliding layers, which `swa_window_size` and `sliding_window` must
-    agree on.
-    """
+    """Read the window of all sliding layers; `swa_window_size` and `sliding_window` must agree."""
     paths = (*_either("swa_window_size"), "sliding_window")
     is_exported = any(reader.get(path) is not None for path in paths[:2])
     if not is_exported and not reader.read(bool, "use_sliding_window", default=True):

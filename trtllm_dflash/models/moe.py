@@ -16,7 +16,7 @@ class MoEConfig:
     An expert is down · ((up + shift) · gate · sigmoid(alpha · gate)). Gate is cut above `limit`, up
     beyond ±limit (0: neither). Its share is the softmax of the router's logits: over the chosen
     experts if `normalize`, else over all. `fused`, as in gpt-oss: all experts of a layer are one
-    tensor, in which the rows of gate and up alternate, and they and the router have biases.
+    tensor, in which the rows of gate and up alternate. They and the router then have biases.
     Otherwise there are no biases, and each expert's three linears are tensors of their own.
     """
 

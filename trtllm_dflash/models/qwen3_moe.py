@@ -16,7 +16,7 @@ from trtllm_dflash.models.tensor_specs import TensorSpec
 
 
 def read_experts(reader: HfReader) -> MoEConfig:
-    """Read plain SwiGLU experts in every layer; `norm_topk_prob` says which softmax weights them."""
+    """Read plain SwiGLU experts in every layer; `norm_topk_prob` chooses the softmax."""
     num_experts, top_k = read_expert_counts(reader, "num_experts", "num_local_experts")
     every = "a layer without experts is not supported: all layers must have them."
     if reader.read(int, "decoder_sparse_step", default=1) != 1:

@@ -65,7 +65,7 @@ class RopeConfig:
     def from_hf(
         cls, reader: HfReader, head_dim: int, *, default_theta: float | None = None
     ) -> RopeConfig:
-        """Read `rope_parameters`, or `rope_theta` with `rope_scaling` as transformers 4 wrote them."""
+        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of transformers 4."""
         if head_dim % 2:
             reader.fail(
                 "head_dim",

@@ -33,7 +33,7 @@ class TensorSpec:
 
     @property
     def is_per_expert(self) -> bool:
-        """Whether there is one for each expert of a layer."""
+        """Tell whether there is one for each expert of a layer."""
         return "{j}" in self.name
 
     def applies(self, config: Any) -> bool:
@@ -83,10 +83,11 @@ def expand_specs(rows: Iterable[Row], config: Any) -> dict[str, Row]:
 
 def resolve_shape(row: TensorSpec, config: Any) -> list[int]:
     """Evaluate a row's symbolic shape in its layer."""
-    return [
-        math.prod(_size(config, factor, row.layer) for factor in size.split("*"))
-        for size in row.shape
-    ]
+    shape = []
+    for size in row.shape:
+        factors = [_size(config, factor, row.layer) for factor in size.split("*")]
+        shape.append(math.prod(factors))
+    return shape
 
 
 def _by_layer(row: Row, config: Any) -> Iterator[Row]:

@@ -1,9 +1,7 @@
-"""Drafter dialects that look like DFlash v1 and are not: one table, by which each is recognised and
-refused by name.
+"""Drafters that look like DFlash v1 and are not: one table, by which each is refused by name.
 
-A drafter loaded under the wrong dialect computes without an error and drafts noise, so the table is
-checked three times: against the file names, against config.json before anything else is read from
-it, and against the tensor names.
+A drafter loaded as another variant computes without an error and drafts noise. So the table is
+checked three times: against the file names, config.json and the tensor names.
 """
 
 from __future__ import annotations
@@ -20,8 +18,9 @@ ARCHITECTURE = "DFlashDraftModel"
 
 @dataclass(frozen=True)
 class ConfigMarker:
-    """A config key that gives a dialect away: any value outside `neutral`, or, if `equals` is
-    given, one of those.
+    """A config key that gives a variant away, by any value outside `neutral`.
+
+    If `equals` is given, only these values do.
     """
 
     path: str
@@ -41,101 +40,133 @@ class ConfigMarker:
 
 @dataclass(frozen=True)
 class UnsupportedDrafter:
-    """One variant of drafter: its name, its markers in config.json, tensor names (regular expressions) and
-    files, and why not.
+    """A variant of drafter, why it is refused, and how it is recognized.
+
+    `markers` are keys of config.json, `tensors` regular expressions of names, `files` file names.
     """
 
     name: str
-    markers: tuple[ConfigMarker, ...]
-    tensors: tuple[str, ...]
     reason: str
+    markers: tuple[ConfigMarker, ...]
+    tensors: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+
+
+def _architectures(*names: str) -> ConfigMarker:
+    return ConfigMarker("architectures", equals=names)
 
 
 def _either(
     name: str, *, neutral: tuple[object, ...] = (), equals: tuple[object, ...] = ()
 ) -> tuple[ConfigMarker, ...]:
-    """The key at the top level or inside dflash_config: published drafters use both places."""
+    """Return markers for both places that published drafters use: the top and dflash_config."""
     return tuple(ConfigMarker(path, neutral, equals) for path in (name, f"dflash_config.{name}"))
 
 
-# The first match speaks, so the specific dialects stand before the features that several of them
-# share.
+# The first match wins, so specific variants stand before the features that several of them share.
 UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     UnsupportedDrafter(
         "DFlash 2",
-        (ConfigMarker("architectures", equals=("DFlash2DraftModel",)),
-         *_either("conv_kernel_size"), *_either("conv_group_size"),
-         *_either("selector_rank"), *_either("selector_top_k"), *_either("selector_vocab_size")),
-        (r"\.(attention_conv|mlp_conv)\.", r"^candidate_selector\."),
         "its convolutions and candidate selector are not supported. Use a DFlash v1 drafter.",
+        markers=(
+            _architectures("DFlash2DraftModel"),
+            *_either("conv_kernel_size"),
+            *_either("conv_group_size"),
+            *_either("selector_rank"),
+            *_either("selector_top_k"),
+            *_either("selector_vocab_size"),
+        ),
+        tensors=(r"\.(attention_conv|mlp_conv)\.", r"^candidate_selector\."),
     ),
     UnsupportedDrafter(
         "Laguna",
-        (ConfigMarker("architectures", equals=("DFlashLagunaForCausalLM", "LagunaDFlashDraftModel")),
-         ConfigMarker("model_type", equals=("laguna",)), ConfigMarker("gating")),
-        (r"\.(qkv_proj|g_proj)\.", r"^aux_hidden_norms\."),
         "its fused projections, output gates and norms per tap are not supported.",
+        markers=(
+            _architectures("DFlashLagunaForCausalLM", "LagunaDFlashDraftModel"),
+            ConfigMarker("model_type", equals=("laguna",)),
+            ConfigMarker("gating"),
+        ),
+        tensors=(r"\.(qkv_proj|g_proj)\.", r"^aux_hidden_norms\."),
     ),
     UnsupportedDrafter(
         "speculators (RedHat)",
-        (ConfigMarker("speculators_model_type"), ConfigMarker("speculators_config"), ConfigMarker("transformer_layer_config"),
-         *_either("draft_vocab_size"), *_either("aux_hidden_state_layer_ids")),
-        (r"^(d2t|t2d)$",),
-        "it has its own reduced vocabulary and counts target layers from 1. Use the z-lab original of this drafter.",
+        "it has its own reduced vocabulary and counts target layers from 1."
+        " Use the z-lab original of this drafter.",
+        markers=(
+            ConfigMarker("speculators_model_type"),
+            ConfigMarker("speculators_config"),
+            ConfigMarker("transformer_layer_config"),
+            *_either("draft_vocab_size"),
+            *_either("aux_hidden_state_layer_ids"),
+        ),
+        tensors=(r"^(d2t|t2d)$",),
     ),
     UnsupportedDrafter(
         "DSpark or Domino",
-        (ConfigMarker("architectures", equals=("Qwen3DSparkModel", "DSparkDraftModel", "DominoDraftModel")),
-         *_either("projector_type", neutral=("dflash",)), *_either("markov_rank"), ConfigMarker("dspark_markov_rank")),
-        (r"(^|\.)(markov\w*|confidence_head|gru)\.",),
         "its correction head is not supported. Use a DFlash v1 drafter.",
+        markers=(
+            _architectures("Qwen3DSparkModel", "DSparkDraftModel", "DominoDraftModel"),
+            *_either("projector_type", neutral=("dflash",)),
+            *_either("markov_rank"),
+            ConfigMarker("dspark_markov_rank"),
+        ),
+        tensors=(r"(^|\.)(markov\w*|confidence_head|gru)\.",),
     ),
     UnsupportedDrafter(
         "MiMo",
-        _either("attention_value_scale", neutral=(1, 1.0)),
-        (r"^mask_embedding$",),
         "its attention sinks, value scale and mask embedding are not supported.",
-        ("mask_embedding.pt",),
+        markers=_either("attention_value_scale", neutral=(1, 1.0)),
+        tensors=(r"^mask_embedding$",),
+        files=("mask_embedding.pt",),
     ),
     UnsupportedDrafter(
         "Nemotron or another drafter with attention sinks",
-        (*_either("attention_sink_bias", neutral=(False,)), *_either("attention_sink", neutral=(False,)),
-         ConfigMarker("add_swa_attention_sink_bias", equals=(True,))),
-        (r"\.(sinks?|attention_sink_bias|attn_sink)$",),
         "attention sinks are not supported in a drafter.",
+        markers=(
+            *_either("attention_sink_bias", neutral=(False,)),
+            *_either("attention_sink", neutral=(False,)),
+            ConfigMarker("add_swa_attention_sink_bias", equals=(True,)),
+        ),
+        tensors=(r"\.(sinks?|attention_sink_bias|attn_sink)$",),
     ),
     UnsupportedDrafter(
         "sample_from_anchor",
-        (*_either("sample_from_anchor", neutral=(False,)), *_either("shift_label", neutral=(False,))),
-        (),
-        "its rows are shifted by one; in DFlash v1 the anchor's row drafts nothing, a mask row its own position.",
+        "its rows are shifted by one; in DFlash v1 the anchor's row drafts nothing, a mask row its"
+        " own position.",
+        markers=(
+            *_either("sample_from_anchor", neutral=(False,)),
+            *_either("shift_label", neutral=(False,)),
+        ),
     ),
     UnsupportedDrafter(
         "Muse-Glimmer",
-        (ConfigMarker("model_type", equals=("muse_glimmer_assistant",)),
-         ConfigMarker("architectures", equals=("MuseGlimmerAssistantModel", "MuseGlimmerAssistantDraftModel"))),
-        (r"^encoder\.(fc|output_norm_enc)\.",),
         "its encoder layout is not supported.",
+        markers=(
+            ConfigMarker("model_type", equals=("muse_glimmer_assistant",)),
+            _architectures("MuseGlimmerAssistantModel", "MuseGlimmerAssistantDraftModel"),
+        ),
+        tensors=(r"^encoder\.(fc|output_norm_enc)\.",),
     ),
     UnsupportedDrafter(
         "Gemma 4",
-        (*_either("input_embedding_scale", neutral=(1, 1.0)), *_either("output_multiplier", neutral=(1, 1.0)),
-         *_either("final_logit_softcapping", neutral=(0, 0.0))),
-        (),
         "scaled embeddings and capped or scaled logits are not supported in a drafter.",
+        markers=(
+            *_either("input_embedding_scale", neutral=(1, 1.0)),
+            *_either("output_multiplier", neutral=(1, 1.0)),
+            *_either("final_logit_softcapping", neutral=(0, 0.0)),
+        ),
     ),
     UnsupportedDrafter(
         "EAGLE-3",
-        (ConfigMarker("architectures", equals=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")),),
-        (r"^midlayer\.",),
         "it drafts one token per pass. Use a DFlash v1 drafter.",
+        markers=(_architectures("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),),
+        tensors=(r"^midlayer\.",),
     ),
-)  # fmt: skip
+)
 
 
 def refuse_unsupported_in_config(reader: HfReader) -> None:
-    """Raise ConfigError naming the dialect that config.json gives away."""
+    """Raise ConfigError naming the variant that config.json gives away."""
     for unsupported in UNSUPPORTED_DRAFTERS:
         for marker in unsupported.markers:
             if marker.matches(reader):
@@ -143,7 +174,7 @@ def refuse_unsupported_in_config(reader: HfReader) -> None:
 
 
 def refuse_unsupported_in_names(names: Iterable[str], where: str) -> None:
-    """Raise CheckpointError naming the dialect that the tensor names give away."""
+    """Raise CheckpointError naming the variant that the tensor names give away."""
     listed = sorted(names)
     for unsupported in UNSUPPORTED_DRAFTERS:
         for pattern in map(re.compile, unsupported.tensors):
@@ -153,7 +184,7 @@ def refuse_unsupported_in_names(names: Iterable[str], where: str) -> None:
 
 
 def refuse_unsupported_in_files(files: Iterable[str], where: str) -> None:
-    """Raise CheckpointError naming the dialect that a file beside the weights gives away."""
+    """Raise CheckpointError naming the variant that a file beside the weights gives away."""
     present = set(files)
     for unsupported in UNSUPPORTED_DRAFTERS:
         for file in unsupported.files:
@@ -162,4 +193,5 @@ def refuse_unsupported_in_files(files: Iterable[str], where: str) -> None:
 
 
 def _refusal(where: str, evidence: str, unsupported: UnsupportedDrafter) -> str:
-    return f"{where}: {evidence} shows a drafter of the variant '{unsupported.name}': {unsupported.reason}"
+    variant = f"a drafter of the variant '{unsupported.name}'"
+    return f"{where}: {evidence} shows {variant}: {unsupported.reason}"

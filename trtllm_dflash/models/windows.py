@@ -32,8 +32,8 @@ def read_layer_types(
         layer_types = reader.read_list(str, "layer_types", default=default)
     for index, layer_type in enumerate(layer_types):
         if layer_type not in allowed:
-            found = f"is {quote(layer_type)}, and a layer of {model_type} can only be"
-            reader.fail(f"layer_types[{index}]", f"{found} {' or '.join(allowed)}.")
+            expected = f"expected {' or '.join(allowed)} in {model_type}"
+            reader.fail(f"layer_types[{index}]", f"is {quote(layer_type)}, {expected}.")
     if len(layer_types) != num_layers:
         found = f"has {len(layer_types)} entries"
         reader.fail("layer_types", f"{found}, expected num_hidden_layers = {num_layers}.")
