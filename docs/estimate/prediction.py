@@ -14,7 +14,7 @@ from typing import Any
 
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.catalog.pairs import pair_of
-from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.estimate.constants import CONSTANTS, RUNTIMES, Constants, Runtime
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.formats import DRAFTER, TARGET, PairFormats

@@ -18,8 +18,8 @@ import click
 import ml_dtypes
 import numpy as np
 
-from trtllm_dflash.checkpoint.formats import read_quantization
 from trtllm_dflash.checkpoint.from_config import headers_of
+from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.writer import FileLayout, write_file

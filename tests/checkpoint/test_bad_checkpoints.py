@@ -20,7 +20,8 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     tensor_cases,
 )
 from tests.bad_checkpoints.make_bad import CASES, GOOD, good_target, write_all
-from trtllm_dflash.checkpoint.loader import check_finite, load_drafter, load_target
+from trtllm_dflash.checkpoint.finite import check_finite
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError
 
 LOADERS = {"target": load_target, "drafter": load_drafter}  # by the last word of a case's base

@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures.quantized import ALGOS, quant_configs
-from trtllm_dflash.checkpoint.formats import (
-    _REFUSED_ALGOS,
-    FORMATS,
-    MAX_PATTERNS,
-    MXFP4,
-    Quantization,
-    read_quantization,
-)
+from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4, Quantization
+from trtllm_dflash.checkpoint.quant_config import MAX_PATTERNS, REFUSED_ALGOS, read_quantization
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.hardware.archs import ARCHS
 
@@ -107,7 +101,7 @@ def test_a_format_of_its_own_beats_an_exclusion() -> None:
     )
 
 
-REFUSED_ALGOS = [
+REFUSED = [
     ("MXFP4", "blocks of 32 share a power of two; NVFP4 has blocks of 16"),
     ("mxfp4", "blocks of 32 share a power of two"),
     ("MXFP8", "blocks of 32 share a power of two; FP8 has one scale a tensor"),
@@ -133,10 +127,10 @@ REFUSED_ALGOS = [
 
 
 def test_every_refusal_by_name_is_tested() -> None:
-    assert _REFUSED_ALGOS.keys() == {algo.upper() for algo, _ in REFUSED_ALGOS} - {"NVFP3"}
+    assert REFUSED_ALGOS.keys() == {algo.upper() for algo, _ in REFUSED} - {"NVFP3"}
 
 
-@pytest.mark.parametrize(("algo", "reason"), REFUSED_ALGOS)
+@pytest.mark.parametrize(("algo", "reason"), REFUSED)
 def test_formats_are_refused_by_name(algo: str, reason: str) -> None:
     words = f'quant_algo is "{algo}", which cannot be built: .*{reason}.*dflash-trt quantize'
     with pytest.raises(

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from tests.fixtures.tiny_models import DRAFTER_VARIANTS, HIDDEN, VOCAB, write_safetensors
-from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.finite import check_finite
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
 

@@ -14,8 +14,10 @@ import pytest
 from tests.fixtures.quantized import dequantize_weight, quantized_copy, read_tensors, write_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.checkpoint.dequantize import dequantized
+from trtllm_dflash.checkpoint.finite import check_finite
 from trtllm_dflash.checkpoint.formats import FORMATS
-from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.errors import CheckpointError
 
 NAMES = tuple(FORMATS)

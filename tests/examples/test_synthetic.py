@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.finite import check_finite
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import (

@@ -21,8 +21,10 @@ import torch
 from tests.e2e import hugging_face
 from tests.fixtures.tiny_models import BLOCK, DRAFTER, MASK_ID, VOCAB
 from tests.quantize import modelopt
+from trtllm_dflash.checkpoint.finite import check_finite
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
-from trtllm_dflash.checkpoint.loader import check_finite, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.pipeline import quantize
 

@@ -21,8 +21,9 @@ import torch
 from tests.fixtures.quantized import read_tensors, write_tensors
 from tests.fixtures.tiny_models import HIDDEN, TARGET
 from tests.quantize import modelopt
+from trtllm_dflash.checkpoint.finite import check_finite
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
-from trtllm_dflash.checkpoint.loader import check_finite, load_target
+from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
 FORMS = ("fp8", "nvfp4", "w4a16_nvfp4")

@@ -21,9 +21,11 @@ from trtllm_dflash.catalog.published import (
     drafter_json,
     target_json,
 )
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, read_quantization
+from trtllm_dflash.checkpoint.formats import FORMATS, Quantization
 from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
-from trtllm_dflash.checkpoint.loader import Checkpoint, pair_mismatches
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
+from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig

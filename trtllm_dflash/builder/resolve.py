@@ -22,8 +22,9 @@ from trtllm_dflash.builder.pair_support import (
 )
 from trtllm_dflash.catalog.pairs import Role
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
-from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import find_directory
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.errors import CheckpointError, UsageError

@@ -1,7 +1,6 @@
-"""What quantized weights mean in numbers: float32, each product rounded as the formats' definition
-rounds it.
+"""Dequantized weights: float32, each product rounded as the formats' definition rounds it.
 
-FP8: E4M3(weight) · weight_scale. NVFP4: E2M1(code) · (E4M3(weight_scale) · weight_scale_2).
+FP8: E4M3(weight) · weight_scale. NVFP4: E2M1(weight) · (E4M3(weight_scale) · weight_scale_2).
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-# Both numbers of a byte, the one of its low half first.
+# Both values that a byte packs, the one of its low half first.
 E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1)
 
-_CHUNK_CODES = 1 << 18  # bytes of codes at a time: numpy needs 16 bytes and more for each
+_CHUNK_BYTES = 1 << 18  # packed bytes at a time: numpy needs 16 bytes and more for each
 
 
 def scalar(info: TensorInfo) -> float:
-    """The one number of a scale tensor."""
+    """Return the value of a scale tensor with one element."""
     return float(info.array().reshape(-1)[0])
 
 
@@ -33,25 +32,24 @@ def dequantized(
     fmt: WeightFormat,
     rows: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The weight of a quantized linear, float32 [out, in], or its `rows`. Memory: the result and
-    some MiB.
+    """Return the weight of a quantized linear, or its `rows`, float32 [out, in].
+
+    Memory: the result and some MiB.
     """
     chosen: Any = slice(None) if rows is None else rows
-    codes = tensors[f"{module}.weight"].array()[chosen]
+    packed = tensors[f"{module}.weight"].array()[chosen]
     scale = tensors[f"{module}.weight_scale"]
     if fmt.group_size is None:
-        numbers: npt.NDArray[np.float32] = codes.astype(np.float32)
-        numbers *= np.float32(scalar(scale))
-        return numbers
-    block_scales, scale_2 = (
-        scale.array()[chosen],
-        np.float32(scalar(tensors[f"{module}.weight_scale_2"])),
-    )
-    weight = np.empty((len(codes), 2 * codes.shape[1]), np.float32)
-    step = max(1, _CHUNK_CODES // codes.shape[1])
-    for start in range(0, len(codes), step):
+        whole: npt.NDArray[np.float32] = packed.astype(np.float32)
+        whole *= np.float32(scalar(scale))
+        return whole
+    block_scales = scale.array()[chosen]
+    scale_2 = np.float32(scalar(tensors[f"{module}.weight_scale_2"]))
+    weight = np.empty((len(packed), 2 * packed.shape[1]), np.float32)
+    step = max(1, _CHUNK_BYTES // packed.shape[1])
+    for start in range(0, len(packed), step):
         part = slice(start, start + step)
         block_scale = block_scales[part].astype(np.float32) * scale_2
-        numbers = E2M1_PAIRS[codes[part]].reshape(*block_scale.shape, fmt.group_size)
-        weight[part] = (numbers * block_scale[:, :, None]).reshape(len(block_scale), -1)
+        values = E2M1_PAIRS[packed[part]].reshape(*block_scale.shape, fmt.group_size)
+        weight[part] = (values * block_scale[:, :, None]).reshape(len(block_scale), -1)
     return weight

@@ -1,8 +1,7 @@
-"""The draft vocabulary: a list of token ids to which drafting may be limited, so that it reads
-fewer rows of the head.
+"""The draft vocabulary: token ids to which drafting may be limited, to read less of the head.
 
-Any list is lossless, because the target decides; a list that misses common tokens only lowers the
-acceptance.
+Any list is lossless, because the target decides. A list that misses common tokens only lowers the
+acceptance length.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ MAX_FILE_BYTES = 1 << 26
 
 
 def read_draft_vocab(path: Path, vocab_size: int) -> np.ndarray:
-    """The ids of a JSON file that holds a list of them, int64, in rising order.
+    """Return the ids that a JSON file lists, int64, in rising order.
 
     Raises:
         CheckpointError: if it is no such file, or an id is out of range or occurs twice.

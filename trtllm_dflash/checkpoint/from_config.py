@@ -1,8 +1,6 @@
-"""Checkpoints of which only the configuration is known: every tensor's name, type and shape, and no
-file.
+"""Checkpoints made of a configuration alone: every tensor's name, type and shape, and no file.
 
-Enough to plan a build, or to build a step's graph and count what it reads; nothing of it can be
-run.
+Enough to plan a build, or to build a step's graph and count what it reads; none of it can run.
 """
 
 from __future__ import annotations
@@ -26,18 +24,14 @@ _UNQUANTIZED = Quantization()
 def target_headers(
     config: TargetConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[TargetConfig]:
-    """The checkpoint that a target of this configuration would have; what is not quantized is
-    BF16.
-    """
+    """Return the checkpoint that a target of this configuration would have."""
     return headers_of(config, quantization, name)
 
 
 def drafter_headers(
     config: DrafterConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[DrafterConfig]:
-    """The checkpoint that a drafter of this configuration would have; what is not quantized is
-    BF16.
-    """
+    """Return the checkpoint that a drafter of this configuration would have."""
     return headers_of(config, quantization, name)
 
 

@@ -1,6 +1,4 @@
-"""A checkpoint's tensors, from one .safetensors file, or from shards that hold exactly what their
-index says.
-"""
+"""A checkpoint's tensors, from one .safetensors file or from shards with an index."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_all_tensor_infos(directory: Path) -> dict[str, TensorInfo]:
-    """Return every tensor of the directory by name; each shard must hold exactly what the index
-    says it holds.
+    """Return every tensor of the directory by name.
+
+    Raises: CheckpointError: also for a shard that does not hold exactly what the index lists.
     """
     has_single, has_index = ((directory / name).exists() for name in (SINGLE, INDEX))
     if has_single and has_index:

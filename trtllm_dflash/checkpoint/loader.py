@@ -1,48 +1,38 @@
-"""Loading is accounting: every tensor in the files is used, ignored for a written reason, or part
-of one error.
+"""Loading is accounting: every tensor is used, ignored for a written reason, or part of one error.
 
-Nothing here holds weights in memory: a Checkpoint says where each tensor lies, and the streaming
-checks hold a chunk.
+Nothing here holds weights in memory: a Checkpoint says where each tensor lies.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from trtllm_dflash.checkpoint import scan
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import (
-    HF_QUANT_CONFIG,
-    Quantization,
-    WeightFormat,
-    algos_of,
-    read_quantization,
-)
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, WeightFormat, algos_of
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
-from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MAX_EXPONENT_BYTE, SCALES
+from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, SCALES
+from trtllm_dflash.checkpoint.quant_config import read_quantization
+from trtllm_dflash.checkpoint.quantization_checks import check_foreign_formats, check_quantization
 from trtllm_dflash.checkpoint.quantized_tensors import (
     PACKED_DTYPES,
     Quantizable,
     StoredSpec,
-    check_foreign_formats,
-    check_quantization,
     expected_tensors,
-    is_e8m0_scale,
     is_scale,
     without_unit_scales,
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.checkpoint.scan import check_same_values
 from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.drafter import SHARED_TABLES, DrafterConfig
+from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, expand_specs, resolve_shape
 from trtllm_dflash.models.unsupported_drafters import (
@@ -53,7 +43,7 @@ from trtllm_dflash.models.unsupported_drafters import (
 _LOG = logging.getLogger(__name__)
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
-_LISTED = 8
+_MAX_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -66,12 +56,10 @@ class IgnoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[Config]):
-    """A checked checkpoint: its configuration and where each used tensor lies, by its Hugging Face
-    name.
+    """A checked checkpoint: its configuration, and where each used tensor lies, by name.
 
-    A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most of the used bytes,
-    codes and scales of quantized weights aside; `formats` are those of the quantized linears, by
-    module.
+    A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most used bytes, without
+    packed weights and scales. `formats` are those of the quantized linears, by module.
     """
 
     directory: Path
@@ -84,34 +72,35 @@ class Checkpoint(Generic[Config]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all used tensors on disk."""
+        """Return the bytes of all used tensors on disk."""
         return sum(info.nbytes for info in self.tensors.values())
 
     @property
     def num_parameters(self) -> int:
-        """How many weights there are, whatever they are stored as; scales are none."""
+        """Return how many weights there are, however they are stored; scales do not count."""
         return sum(_num_weights(info) for name, info in self.tensors.items() if not is_scale(name))
 
     @property
     def stored_as(self) -> str:
-        """How the weights are stored, for people: "BF16", or "NVFP4 and BF16"."""
+        """Return how the weights are stored, for people: "BF16", or "NVFP4 and BF16"."""
         return f"{algos_of(self.formats.values())} and {self.dtype}" if self.formats else self.dtype
 
     def weight_bytes(self, bytes_per_weight: int, *, keeps_packed: bool) -> int:
-        """Bytes of all weights in an engine: quantized ones as they are if it `keeps_packed`,
-        converted otherwise.
+        """Return the bytes of all weights in an engine.
+
+        Quantized ones stay as they are if it `keeps_packed`, and are converted otherwise.
         """
         return sum(self.bytes_by_format(bytes_per_weight, keeps_packed=keeps_packed).values())
 
     def _format_of(self, name: str) -> WeightFormat:
-        """The format whose codes or scales a tensor has."""
+        """Return the format whose packed weight or scales a tensor is."""
         return (
             self.formats.get(name.rpartition(".")[0])
             or self.formats[name.removesuffix(BLOCKS).removesuffix(SCALES)]
         )
 
     def bytes_by_format(self, bytes_per_weight: int, *, keeps_packed: bool) -> dict[str, int]:
-        """`weight_bytes` by ModelOpt's names of the formats; "": not quantized, or not any more."""
+        """Return `weight_bytes` by ModelOpt's name of the format; "": not quantized (any more)."""
         if not keeps_packed:
             return {"": self.num_parameters * bytes_per_weight}
         found = Counter[str]()
@@ -134,10 +123,10 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     )
     infos = read_all_tensor_infos(directory)
     config = _with_own_head(config, infos, quantization, where)
-    checkpoint = _account(directory, where, config, infos, quantization)
+    checkpoint = _match_tensors(directory, where, config, infos, quantization)
     stored_head = checkpoint.ignored.get("lm_head.weight")
     if stored_head is not None:
-        _check_same_values(
+        check_same_values(
             stored_head.info,
             checkpoint.tensors["model.embed_tokens.weight"],
             f"{where}: tie_word_embeddings is true, but lm_head.weight is stored and differs from"
@@ -158,113 +147,7 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
-    return _account(directory, where, config, infos, quantization)
-
-
-def check_pair(target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]) -> None:
-    """Check that the drafter was made for this target; one error lists every contradiction with
-    both numbers.
-    """
-    problems = pair_mismatches(target.config, drafter.config)
-    if problems:
-        raise CheckpointError(
-            f"the drafter {drafter.directory} does not fit the target {target.directory}:"
-            f" {'; '.join(problems)}. Pass the drafter that was trained for this target."
-        )
-    _check_shared_tables(target, drafter)
-
-
-def pair_mismatches(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
-    """Every contradiction between a target's configuration and a drafter's, with both numbers; []
-    if they fit.
-    """
-    problems = []
-    if ours.hidden_size != theirs.hidden_size:
-        problems.append(
-            f"hidden_size is {ours.hidden_size} in the drafter and {theirs.hidden_size} in the"
-            " target"
-        )
-    if ours.vocab_size != theirs.vocab_size:
-        problems.append(
-            f"vocab_size is {ours.vocab_size} in the drafter and {theirs.vocab_size} in the target"
-            " (if the target is a fine-tune that only added tokens, write its number into the"
-            " drafter's config.json)"
-        )
-    if ours.mask_token_id >= theirs.vocab_size:
-        problems.append(
-            f"mask_token_id is {ours.mask_token_id}, but the target embeds ids 0 to"
-            f" {theirs.vocab_size - 1}"
-        )
-    if ours.num_target_layers not in (None, theirs.num_layers):
-        problems.append(
-            f"num_target_layers is {ours.num_target_layers}, but the target has {theirs.num_layers}"
-            " layers"
-        )
-    last = theirs.num_layers - 1
-    beyond = [tap for tap in ours.target_layer_ids if tap > last]
-    if beyond:
-        problems.append(f"target_layer_ids has {beyond}, but the target's layers are 0 to {last}")
-    if last in ours.target_layer_ids:
-        problems.append(
-            f"target_layer_ids has the last layer, {last}: drafters trained with Hugging Face saw"
-            " it after the final norm, others before it, and the file does not say which"
-        )
-    return problems
-
-
-def check_finite_with_progress(kind: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
-    """`check_finite` of the target or the drafter (`kind`), with its progress in bytes."""
-    phase, done = f"checking the {kind}", 0
-
-    def read(size: int) -> None:
-        nonlocal done
-        done += size
-        progress(phase, done, checkpoint.nbytes)
-
-    check_finite(checkpoint, progress=read)
-
-
-def check_finite(
-    checkpoint: Checkpoint[Any], *, progress: Callable[[int], None] | None = None
-) -> None:
-    """Stream all used weights once and raise on the first NaN or Inf, and on the first scale that
-    is not above zero.
-
-    `progress` gets the bytes of each chunk read. Memory: one chunk of 8 MiB and its mask.
-    """
-    for name, info in checkpoint.tensors.items():
-        if info.dtype == "U8":
-            _check_exponents(name, info)  # any other byte is two numbers
-            if progress is not None:
-                progress(info.nbytes)
-            continue
-        scales = is_scale(name)
-        index = scan.first_nonfinite(info, progress=progress)
-        if index is None and scales:
-            index = scan.first_nonpositive(info)
-        if index is None:
-            continue
-        problem = f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
-        if scales or info.dtype in PACKED_DTYPES:
-            raise CheckpointError(
-                f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a"
-                " weight (or an activation in calibration) that is zero throughout. Exclude that"
-                " module, and quantize again."
-            )
-        raise CheckpointError(
-            f"{problem} A weight that is not finite makes every output NaN; get an intact copy of"
-            " the checkpoint."
-        )
-
-
-def _check_exponents(name: str, info: TensorInfo) -> None:
-    index = scan.first_above(info, MAX_EXPONENT_BYTE) if is_e8m0_scale(name) else None
-    if index is not None:
-        raise CheckpointError(
-            f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}. It is"
-            f" the exponent of a scale, 2^(byte - 127), and at most {MAX_EXPONENT_BYTE}: beyond it"
-            " numbers leave float32, and 255 is NaN. Get an intact copy of the checkpoint."
-        )
+    return _match_tensors(directory, where, config, infos, quantization)
 
 
 def _config_json(directory: Path) -> dict[str, Any]:
@@ -280,9 +163,7 @@ def _config_json(directory: Path) -> dict[str, Any]:
 def _with_own_head(
     config: TargetConfig, infos: Mapping[str, TensorInfo], quantization: Quantization, where: str
 ) -> TargetConfig:
-    """A tied head that is stored quantized is a head of its own: the embedding's copy could not
-    be.
-    """
+    """Untie a tied head that is stored quantized: it cannot be a copy of the embedding."""
     head = infos.get("lm_head.weight")
     if (
         not config.tie_word_embeddings
@@ -299,15 +180,16 @@ def _with_own_head(
     return replace(config, tie_word_embeddings=False)
 
 
-def _account(
+def _match_tensors(
     directory: Path,
     where: str,
     config: Config,
     infos: Mapping[str, TensorInfo],
     quantization: Quantization,
 ) -> Checkpoint[Config]:
-    """Sort every tensor into used and ignored; one error lists all that is missing, unexpected or
-    of a wrong kind.
+    """Sort every tensor into used and ignored.
+
+    One error lists all that are missing, unexpected or of a wrong shape or dtype.
     """
     rows, ignorable = (
         expand_specs(config.tensors.used, config),
@@ -315,12 +197,11 @@ def _account(
     )
     quantizable = Quantizable.from_rows(rows, config)
     formats = quantizable.formats(quantization)
-    ignorable |= {
-        name: IgnoredSpec(name, reason="experts multiply their activations as they are.")
-        for name in (
-            f"{module}.input_scale" for module in quantizable.expert_linears if module in formats
-        )
-    }
+    for module in quantizable.expert_linears:
+        if module in formats:
+            name = f"{module}.input_scale"
+            reason = "experts multiply their activations as they are."
+            ignorable[name] = IgnoredSpec(name, reason=reason)
     expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
     check_foreign_formats(infos.keys() - expected.keys() - quantizable.expert_tensor_names, where)
     check_quantization(infos, quantizable, quantization, where)
@@ -372,7 +253,7 @@ def _refuse_mismatch(
         ],
     }
     lines: list[str] = [
-        f"  {kind}: {_abridged(entries)}" for kind, entries in problems.items() if entries
+        f"  {problem}: {_abridged(entries)}" for problem, entries in problems.items() if entries
     ]
     if lines:
         text = "\n".join([f"{where}: the tensors do not match config.json:", *lines])
@@ -384,8 +265,8 @@ def _num_weights(info: TensorInfo) -> int:
 
 
 def _abridged(entries: list[str]) -> str:
-    more = len(entries) - _LISTED
-    return "; ".join(entries[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+    more = len(entries) - _MAX_LISTED
+    return "; ".join(entries[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _majority_dtype(tensors: Mapping[str, TensorInfo]) -> str:
@@ -393,28 +274,3 @@ def _majority_dtype(tensors: Mapping[str, TensorInfo]) -> str:
     for info in tensors.values():
         nbytes[info.dtype] = nbytes.get(info.dtype, 0) + info.nbytes
     return max(nbytes, key=lambda dtype: nbytes[dtype])
-
-
-def _check_shared_tables(
-    target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig]
-) -> None:
-    for name, target_name in SHARED_TABLES.items():
-        copy = drafter.ignored.get(name)
-        original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
-        # Codes of a quantized head are not the numbers of a copy; that has the right sizes, as its
-        # loader has seen.
-        if copy is not None and original.dtype not in PACKED_DTYPES:
-            _check_same_values(
-                copy.info,
-                original,
-                f"drafter {drafter.directory}: its own {name} differs from the target's"
-                f" {original.name}",
-                "A DFlash v1 drafter uses the target's tables; one with tables of its own is not"
-                " supported.",
-            )
-
-
-def _check_same_values(copy: TensorInfo, original: TensorInfo, problem: str, advice: str) -> None:
-    index = scan.first_difference(copy, original)
-    if index is not None:
-        raise CheckpointError(f"{problem} at index {list(index)}. {advice}")

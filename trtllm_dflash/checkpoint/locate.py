@@ -1,5 +1,6 @@
-"""From what the user typed to files that may be opened: a directory, a known name or a hub name;
-nothing outside.
+"""Finding a checkpoint's files from a directory, a published name or a hub name.
+
+No file outside the directory is opened.
 """
 
 from __future__ import annotations
@@ -21,13 +22,11 @@ _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
 
 
 def find_directory(path_or_name: str | Path, *, role: Role = "target", fetch: bool = True) -> Path:
-    """Return the local directory meant by a path, else by a name in the registry, else by a hub
-    name.
+    """Return the local directory meant by a path, else a published name, else a hub name.
 
-    The last two are looked for in the hub's cache and, if `fetch`, fetched into it.
+    Names are looked up in the hub's cache and, if `fetch`, fetched into it.
 
-    Raises: CheckpointError: if there is none; of a name that looks like one of the registry, with
-    the nearest.
+    Raises: CheckpointError: if there is none; it has the nearest published names.
     """
     name = str(path_or_name)
     path = Path(name)
@@ -56,8 +55,9 @@ def find_directory(path_or_name: str | Path, *, role: Role = "target", fetch: bo
 
 
 def file_in(directory: Path, name: str) -> Path:
-    """Return the path of a file named by untrusted data, which must lie in the directory itself or
-    by its links.
+    """Return the path of a file in the directory, named by untrusted data.
+
+    Raises: CheckpointError: for a path, or a link that leads out of the checkpoint.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise CheckpointError(
@@ -67,9 +67,8 @@ def file_in(directory: Path, name: str) -> Path:
     home = directory.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
-        allowed.append(
-            home.parent.parent / "blobs"
-        )  # the hub cache's own layout links snapshot files there
+        # The hub cache's own layout links snapshot files there.
+        allowed.append(home.parent.parent / "blobs")
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path}: this link leads nowhere. Replace it by the file.")
     target = path.resolve()
@@ -112,9 +111,8 @@ def _fetch(name: str, *, fetch: bool) -> Path:
                 local_files_only=not fetch,
             )
         )
-    except (
-        Exception
-    ) as cause:  # the hub's client lets through its own errors and those of two HTTP libraries
+    # The hub's client lets through its own errors and those of two HTTP libraries.
+    except Exception as cause:
         reason = str(cause).strip().split("\n")[0].rstrip(".") or type(cause).__name__
         tried = (
             f"fetching it from the Hugging Face hub failed: {reason}"
@@ -128,7 +126,7 @@ def _fetch(name: str, *, fetch: bool) -> Path:
 
 
 def _download(name: str) -> str:
-    """How to get a model, and of a listed target its drafter, as directories."""
+    """Return the commands that download a model, and a published target's drafter."""
     pair = pair_of(name)
     if pair is None:
         return f"`hf download {name} --local-dir DIR`; then pass the directory."

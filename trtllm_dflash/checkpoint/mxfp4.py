@@ -1,14 +1,13 @@
-"""Experts in MXFP4, as gpt-oss is published: the tensors they must be, what those mean, and the
-same numbers as NVFP4.
+"""Experts in MXFP4, as gpt-oss is published: their tensors, their values, and the same as NVFP4.
 
-All experts of a layer are one tensor, here called by the name that its numbers would have:
+All experts of a layer are one tensor, here called by the name that it would have unquantized:
 
 | tensor | dtype | shape |
 |---|---|---|
-| <name>_blocks | U8 | [experts, out, in/32, 16], two E2M1 codes a byte along `in`, the first one in its low half |
+| <name>_blocks | U8 | [experts, out, in/32, 16], two E2M1 values a byte, the low half first |
 | <name>_scales | U8 | [experts, out, in/32], E8M0: a byte s stands for 2^(s-127) |
 
-A number is E2M1(code) · 2^(s-127). Unquantized, the tensor <name> is [experts, in, out].
+A weight is E2M1 · 2^(s-127). Unquantized, the tensor <name> is [experts, in, out].
 
 Source of the format: OCP Microscaling Formats (MX) v1.0.
 """
@@ -36,7 +35,7 @@ _BIAS = 127
 _LARGEST, _SPREAD = 8, 17
 _LEAST_NORMAL = -126  # exponent of float32: compilers may flush what is below to zero
 _CHUNK_BLOCKS = 1 << 16  # some MiB in float32
-_SIGNLESS = 0x77  # a byte's two codes without their signs
+_SIGNLESS = 0x77  # a byte's two E2M1 values without their signs
 
 
 def expert_errors(
@@ -44,10 +43,10 @@ def expert_errors(
     experts: Mapping[str, tuple[int, ...]],
     quantization: Quantization,
 ) -> list[str]:
-    """Contradictions between the experts' tensors and the quantization that is stated; `experts`:
-    [E, in, out] by name.
+    """List contradictions between the experts' tensors and the stated quantization.
 
-    What is simply missing or misshapen is left to the accounting.
+    `experts` has their shapes [E, in, out] by name. Missing or misshapen tensors are left to the
+    accounting.
     """
     if quantization.mxfp4 and not experts:
         return [
@@ -71,37 +70,36 @@ def expert_errors(
                 f"{name} is {infos[name].dtype}, not MXFP4: add it to modules_to_not_convert"
             )
         elif columns % MXFP4_GROUP_SIZE:
-            faults.append(
-                f"{name} has {columns} input features, no multiple of the block of {MXFP4_GROUP_SIZE}"
-            )
+            size = f"no multiple of the block of {MXFP4_GROUP_SIZE}"
+            faults.append(f"{name} has {columns} input features, {size}")
     return faults
 
 
 def dequantized_experts(
     tensors: Mapping[str, TensorInfo], name: str, dtype: npt.DTypeLike = np.float32
 ) -> npt.NDArray[Any]:
-    """The numbers of the experts `name`, [experts, out, in], exact in float32 and in bfloat16.
+    """Return the experts `name`, [experts, out, in], exact in float32 and in bfloat16.
+
     Memory: the result.
     """
     blocks, scales = (tensors[f"{name}{ending}"].array() for ending in (BLOCKS, SCALES))
     count, rows, num_blocks, _ = blocks.shape
-    numbers = np.empty((count * rows * num_blocks, MXFP4_GROUP_SIZE), dtype)
-    codes, exponents = blocks.reshape(len(numbers), -1), scales.reshape(-1)
-    for start in range(0, len(numbers), _CHUNK_BLOCKS):
+    values = np.empty((count * rows * num_blocks, MXFP4_GROUP_SIZE), dtype)
+    packed, exponents = blocks.reshape(len(values), -1), scales.reshape(-1)
+    for start in range(0, len(values), _CHUNK_BLOCKS):
         part = slice(start, start + _CHUNK_BLOCKS)
         scale = np.ldexp(np.float32(1), exponents[part].astype(np.int32) - _BIAS)
-        numbers[part] = E2M1_PAIRS[codes[part]].reshape(len(scale), -1) * scale[:, None]
-    return numbers.reshape(count, rows, -1)
+        values[part] = E2M1_PAIRS[packed[part]].reshape(len(scale), -1) * scale[:, None]
+    return values.reshape(count, rows, -1)
 
 
 def nvfp4_scale(tensors: Mapping[str, TensorInfo], name: str) -> float | None:
-    """The global scale under which NVFP4 has exactly the numbers of the MXFP4 experts `name`; None
-    if there is none.
+    """Return the global scale under which NVFP4 equals the MXFP4 experts `name`, None if none is.
 
-    The codes stay. The largest exponent k of a block becomes E4M3's largest power of two: the
-    global scale is 2^(k-8), and a block of exponent j gets 2^(j-k+8) for both of its halves, which
-    E4M3 has down to 2^-9. So it works for exponents at most 17 apart. A block of zeros needs no
-    exponent of its own.
+    The packed values stay. The largest exponent k of a block becomes E4M3's largest power of two,
+    so the global scale is 2^(k-8). A block of exponent j gets 2^(j-k+8) for both of its halves,
+    which E4M3 has down to 2^-9. So it works for exponents at most 17 apart. A block of zeros needs
+    no exponent of its own.
     """
     exponents = tensors[f"{name}{SCALES}"].array().reshape(-1)
     blocks = tensors[f"{name}{BLOCKS}"].array().reshape(len(exponents), -1)
@@ -117,7 +115,7 @@ def nvfp4_scale(tensors: Mapping[str, TensorInfo], name: str) -> float | None:
 def nvfp4_block_scales(
     tensors: Mapping[str, TensorInfo], name: str, scale: float
 ) -> npt.NDArray[Any]:
-    """The block scales that go with `nvfp4_scale`, E4M3 [experts, out, in/16]."""
+    """Return the block scales that go with `nvfp4_scale`, E4M3 [experts, out, in/16]."""
     exponents = tensors[f"{name}{SCALES}"].array()
     shift = _BIAS + int(np.log2(scale))
     powers = np.ldexp(1.0, np.clip(np.arange(256) - shift, _LARGEST - _SPREAD, _LARGEST))

@@ -45,7 +45,7 @@ class TensorInfo:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The numpy type of the elements.
+        """Return the numpy type of the elements.
 
         Raises: CheckpointError: for a dtype that weights cannot have here.
         """

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.errors import CheckpointError
 
 CHUNK_BYTES = 8 << 20
 
@@ -39,11 +40,12 @@ def first_nonfinite(
 
 
 def first_nonpositive(info: TensorInfo) -> Index | None:
-    """Return the index of the first element that is not above zero (F32, F8_E4M3), NaN included;
-    None if all are.
+    """Return the index of the first element (F32, F8_E4M3) that is not above zero, None if all are.
+
+    NaN is not.
     """
     for start, chunk in _chunks(info):
-        # As bytes, E4M3 from 1 to 0x7E are above zero; as numbers, numpy compares them one by one.
+        # E4M3 bytes from 1 to 0x7E are above zero; numpy compares the values one by one.
         bad = (chunk.view(np.uint8) - 1) >= 0x7E if info.dtype == "F8_E4M3" else ~(chunk > 0)
         if bad.any():
             return _unravel(start + int(bad.argmax()), info.shape)
@@ -60,8 +62,9 @@ def first_above(info: TensorInfo, limit: int) -> Index | None:
 
 
 def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
-    """Return the index of the first element whose values differ (any of the weight dtypes); the
-    shapes are equal.
+    """Return the index of the first element that differs, None if none does.
+
+    Both have the same shape, and may have different weight dtypes.
     """
     for (start, ours), (_, theirs) in zip(_chunks(left), _chunks(right), strict=True):
         differs = ours.astype(np.float32) != theirs.astype(np.float32)
@@ -70,9 +73,17 @@ def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
     return None
 
 
+def check_same_values(copy: TensorInfo, original: TensorInfo, problem: str, advice: str) -> None:
+    """Raise CheckpointError, with the index, if a copy differs from its original anywhere."""
+    index = first_difference(copy, original)
+    if index is not None:
+        raise CheckpointError(f"{problem} at index {list(index)}. {advice}")
+
+
 def _chunks(info: TensorInfo) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield (flat index of the first element, elements); read into a buffer, as pages of a memory
-    map would pile up.
+    """Yield (flat index of the first element, elements).
+
+    They are read into a buffer, since pages of a memory map would pile up.
     """
     step = CHUNK_BYTES // 4
     count = info.nbytes // info.numpy_dtype.itemsize

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that make its tokenizer, which travel with whatever is made of it."""
+"""The files of a checkpoint that make its tokenizer; engines and quantized copies get them too."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TOKENIZER_FILES = (
 )
 
 
-def copy_tokenizer_files(source: Path, destination: Path) -> None:
-    """Copy those that `source` has."""
+def copy_tokenizer_files(src: Path, dst: Path) -> None:
+    """Copy the tokenizer files that the directory `src` has into `dst`."""
     for name in TOKENIZER_FILES:
-        path = file_in(source, name)
+        path = file_in(src, name)
         if path.is_file():
-            shutil.copyfile(path, destination / name)
+            shutil.copyfile(path, dst / name)

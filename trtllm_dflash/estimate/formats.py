@@ -10,7 +10,7 @@ from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
 from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.formats import DRAFTER, UNQUANTIZED, PairFormats
 from trtllm_dflash.estimate.workload import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trtllm_dflash import __version__
-from trtllm_dflash.checkpoint.loader import pair_mismatches
+from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import AcceptanceByPosition, read_acceptance
 from trtllm_dflash.estimate.assumptions import list_assumptions

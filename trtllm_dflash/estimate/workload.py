@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.estimate.formats import (
     ACCEPT,
     DRAFTER,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from trtllm_dflash.checkpoint.loader import Checkpoint, check_pair, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig

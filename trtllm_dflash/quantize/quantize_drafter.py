@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantized_tensors import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress

@@ -1,0 +1,227 @@
+"""What is wrong with the tensors of quantized linears, against the quantization that is stated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, WeightFormat
+from trtllm_dflash.checkpoint.mxfp4 import expert_errors
+from trtllm_dflash.checkpoint.quantized_tensors import (
+    LINEAR_SCALES,
+    PACKED_DTYPES,
+    Quantizable,
+)
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.errors import CheckpointError
+
+# The drafter's projection of features, whose values 8 bits do not hold; every draft depends on it.
+NEVER_QUANTIZED = ("fc",)
+
+_MAX_LISTED = 8
+# Linears that an export may have left unquantized and not excluded; with more, another cause is
+# likelier.
+_MAX_NAMED = 3
+# Endings of tensors that only other methods or other tools store -> what they show.
+_FOREIGN: Mapping[str, str] = {
+    r"_quantizer\.": (
+        "ModelOpt's calibration state, from save_pretrained; its scales are not those of the"
+        " weights. Export the model with modelopt's export_hf_checkpoint, or use `dflash-trt"
+        " quantize`"
+    ),
+    r"\.(qweight|qzeros|g_idx)$": "a GPTQ or AWQ checkpoint, whose integer weights cannot be built",
+    r"\.pre_quant_scale$": (
+        "an AWQ checkpoint: its weights are meant for inputs that are rescaled per channel"
+    ),
+    r"svdquant_lora_[ab]$": "an SVDQuant checkpoint, which adds a low-rank matrix to every linear",
+    r"\.(weight_packed|weight_global_scale|input_global_scale)$": (
+        "a compressed-tensors checkpoint, whose global scales are the inverse of ModelOpt's"
+    ),
+    r"\.weight_scale_inv$": "FP8 weights with a scale for each block of 128 x 128",
+    r"\.(absmax|quant_map|quant_state\.\w+)$": "a bitsandbytes checkpoint",
+    r"_proj_(blocks|scales)$": "MXFP4 experts as gpt-oss has them",
+    r"\.experts\.(gate_up|down)_proj$": (
+        "experts in one tensor, which only gpt-oss has; Qwen3-MoE's are published as linears of"
+        " each, and save_pretrained of transformers 5 writes them so"
+    ),
+    r"\.experts\.\w+_weight_scale$": (
+        "gpt-oss's experts as ModelOpt quantizes them, in blocks along another axis; use "
+        "the published MXFP4 checkpoint, whose values are kept as they are"
+    ),
+}
+
+
+def check_foreign_formats(infos: Collection[str], where: str) -> None:
+    """Raise CheckpointError for tensors that only other methods or unfinished exports store."""
+    for pattern, meaning in _FOREIGN.items():
+        hits = [name for name in infos if re.search(pattern, name)]
+        if hits:
+            raise CheckpointError(
+                f"{where}: {min(hits)} ({len(hits)} such tensors) shows {meaning}."
+            )
+
+
+def check_quantization(
+    infos: Mapping[str, TensorInfo],
+    model: Quantizable,
+    quantization: Quantization,
+    where: str,
+) -> None:
+    """Raise one CheckpointError for all contradictions of tensors and stated quantization.
+
+    Missing or misshapen tensors are left to the accounting.
+    """
+    faults = [
+        f"{name} has a format, but this model has no linear of that name"
+        for name in quantization.modules
+        if name not in model.linears
+    ]
+    formats = model.formats(quantization)
+    unscaled = []
+    for module, shape in model.linears.items():
+        fmt = formats.get(module)
+        if fmt is None:
+            faults += _plain_errors(infos, module, quantization)
+        elif module in NEVER_QUANTIZED:
+            faults.append(
+                f"{module} is {fmt.algo}, and it must not be quantized: exclude it and quantize"
+                " again"
+            )
+        elif module in model.expert_linears and fmt.group_size is None:
+            faults.append(
+                f"{module} is {fmt.algo}, and experts can be NVFP4 or unquantized: exclude it"
+            )
+        elif _is_plain(infos, module):
+            unscaled.append(module)
+        else:
+            # Stated NVFP4 quantizes activations too; those of experts are not quantized here.
+            if fmt is quantization.format_of(module):
+                faults += _input_scale_errors(infos, module, fmt)
+            faults += _quantized_errors(infos, module, fmt, shape)
+    faults += _unscaled_errors(infos, unscaled, formats)
+    faults += expert_errors(infos, model.experts, quantization)
+    if faults:
+        more = f"\n  and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
+        lines = "".join(f"\n  {fault}" for fault in faults[:_MAX_LISTED])
+        raise CheckpointError(
+            f"{where}: the tensors do not match the quantization that its configuration"
+            f" states:{lines}{more}\nPass the configuration that belongs to these weights, or"
+            " quantize the original again."
+        )
+
+
+def _plain_errors(
+    infos: Mapping[str, TensorInfo], module: str, quantization: Quantization
+) -> list[str]:
+    """List signs of quantization in a linear without a format: it would load unscaled."""
+    weight = infos.get(f"{module}.weight")
+    if weight is not None and weight.dtype in PACKED_DTYPES:
+        evidence = f"{module}.weight is {weight.dtype} and would load unscaled"
+    else:
+        scale = next((name for name in LINEAR_SCALES if f"{module}.{name}" in infos), None)
+        if scale is None:
+            return []
+        evidence = f"{module}.{scale} is there"
+    return [f"{evidence}, but {_why_plain(module, quantization)}"]
+
+
+def _why_plain(module: str, quantization: Quantization) -> str:
+    if not quantization.is_quantized:
+        return (
+            f"neither {HF_QUANT_CONFIG} nor config.json's quantization_config says that weights are"
+            " quantized"
+        )
+    pattern = quantization.excluded_by(module)
+    return (
+        f"{module} is excluded by {pattern!r}"
+        if pattern
+        else f"{module} has no format in quantized_layers"
+    )
+
+
+def _input_scale_errors(
+    infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat
+) -> list[str]:
+    has_input_scale = f"{module}.input_scale" in infos
+    if fmt.has_input_scale and not has_input_scale:
+        return [
+            f"{module}.input_scale is missing: {fmt.algo} quantizes activations too, and was not"
+            " calibrated"
+        ]
+    if not fmt.has_input_scale and has_input_scale:
+        return [f"{module}.input_scale is there, but {fmt.algo} leaves activations as they are"]
+    return []
+
+
+def _is_plain(infos: Mapping[str, TensorInfo], module: str) -> bool:
+    weight = infos.get(f"{module}.weight")
+    return (
+        weight is not None
+        and weight.dtype in WEIGHT_DTYPES
+        and f"{module}.weight_scale" not in infos
+    )
+
+
+def _unscaled_errors(
+    infos: Mapping[str, TensorInfo], modules: Sequence[str], formats: Mapping[str, WeightFormat]
+) -> list[str]:
+    """List linears with a format whose weights have none.
+
+    They were left out of the quantization, or loaded and saved again.
+    """
+    found = [
+        f"{name}.weight is {infos[f'{name}.weight'].dtype}, not {formats[name].algo}"
+        for name in modules
+    ]
+    if len(modules) <= _MAX_NAMED:
+        advice = "and has no scales: add {} to the exclusions"
+        return [
+            f"{fault}, {advice.format(name)}" for name, fault in zip(modules, found, strict=True)
+        ]
+    return [
+        f"{found[0]}, and has no scales, and so it is with {len(modules) - 1} more linears: these"
+        " may be codes that were saved as numbers and lost their scales. Take the original export"
+    ]
+
+
+def _quantized_errors(
+    infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat, shape: tuple[int, ...]
+) -> list[str]:
+    weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
+    faults = []
+    if fmt.group_size is None:
+        if scale is not None and scale.shape not in ((), (1,)):
+            faults.append(
+                f"{module}.weight_scale has {list(scale.shape)}, expected one number for the whole"
+                " tensor"
+            )
+        return faults
+    return faults + _block_faults(module, fmt.group_size, shape, weight, scale)
+
+
+def _block_faults(
+    module: str,
+    size: int,
+    shape: tuple[int, ...],
+    weight: TensorInfo | None,
+    scale: TensorInfo | None,
+) -> list[str]:
+    rows, columns = shape
+    if columns % size:
+        return [
+            f"{module} has {columns} input features, no multiple of the block of {size} that shares"
+            " a scale"
+        ]
+    faults = []
+    if weight is not None and weight.dtype == "U8" and weight.shape != (rows, columns // 2):
+        faults.append(
+            f"{module}.weight has {list(weight.shape)}, expected {[rows, columns // 2]}: two codes"
+            f" a byte, of {columns}"
+        )
+    if scale is not None and len(scale.shape) == 2 and scale.shape != (rows, columns // size):
+        width = scale.shape[1]
+        blocks = f" (blocks of {columns // width})" if width and columns % width == 0 else ""
+        wanted = f"{[rows, columns // size]} (blocks of {size})"
+        faults.append(f"{module}.weight_scale has {list(scale.shape)}{blocks}, expected {wanted}")
+    return faults
