@@ -17,9 +17,8 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import AcceptanceByPosition
 from trtllm_dflash.estimate.constants import CONSTANTS
 from trtllm_dflash.estimate.roofline import Roofline
-from trtllm_dflash.estimate.run import throughput_at
 from trtllm_dflash.estimate.workload import KernelCost
-from trtllm_dflash.profile.curve import CurvePoint, frontier
+from trtllm_dflash.profile.curve import CurvePoint, frontier, throughput_at
 from trtllm_dflash.profile.theme import require_matplotlib
 
 CLAIM: dict[str, Any] = ASSUMPTIONS["claim"]

@@ -24,7 +24,7 @@ from docs.estimate.prediction import (
 from trtllm_dflash.cli import estimate as estimate_command
 from trtllm_dflash.cli import main
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.run import throughput_at
+from trtllm_dflash.profile.curve import throughput_at
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "estimate" / generate.PAGE

@@ -47,7 +47,14 @@ class KnownTarget(_PublishedModel):
 
 @dataclass(frozen=True)
 class KnownDrafter(_PublishedModel):
-    """A published drafter. Its keys include those that tell an unsupported drafter from others."""
+    """A published drafter. Its keys include those that tell an unsupported drafter from others.
+
+    `acceptance_length`: published tokens a step with the whole block, the bonus included, and
+    `acceptance_source` where and on what.
+    """
+
+    acceptance_length: float | None = None
+    acceptance_source: str = ""
 
     @property
     def block_size(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,6 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
-
-# By drafter: tokens a step in DFlash, arXiv 2602.06036, and where.
-PUBLISHED_ACCEPTANCE_LENGTHS: Mapping[str, tuple[float, str]] = {
-    "z-lab/Qwen3-8B-DFlash-b16": (6.49, "table 1, mean of 7 benchmarks, greedy"),
-    "z-lab/Qwen3-4B-DFlash-b16": (6.54, "table 1, mean of 7 benchmarks, greedy"),
-    "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat": (
-        4.32,
-        "table 5, mean of GSM8K, HumanEval and Alpaca, greedy",
-    ),
-    "z-lab/Qwen3-Coder-30B-A3B-DFlash": (8.09, "table 3, HumanEval, greedy"),
-    "z-lab/gpt-oss-20b-DFlash": (4.53, "table 11, mean of MATH-500, HumanEval and MT-Bench"),
-    "z-lab/gpt-oss-120b-DFlash": (4.5, "table 11, mean of MATH-500, HumanEval and MT-Bench"),
-}
 
 
 def find_target(name: str) -> Checkpoint[TargetConfig]:

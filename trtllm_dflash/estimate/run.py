@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from trtllm_dflash import __version__
+from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import AcceptanceByPosition, read_acceptance
@@ -16,7 +16,7 @@ from trtllm_dflash.estimate.assumptions import list_assumptions
 from trtllm_dflash.estimate.constants import RUNTIMES
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.formats import DRAFTER, formats_of_pair
-from trtllm_dflash.estimate.models import PUBLISHED_ACCEPTANCE_LENGTHS, find_drafter, find_target
+from trtllm_dflash.estimate.models import find_drafter, find_target
 from trtllm_dflash.estimate.pair import ModelPair
 from trtllm_dflash.estimate.report import (
     SCHEMA,
@@ -28,7 +28,7 @@ from trtllm_dflash.estimate.roofline import Roofline, StepTime
 from trtllm_dflash.estimate.workload import KernelCost
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
-from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier
+from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier, throughput_at
 
 
 class TimedStep(NamedTuple):
@@ -136,20 +136,23 @@ def _acceptance(config: EstimateConfig, pair: ModelPair) -> tuple[AcceptanceByPo
     draft_len = pair.drafter.config.block_size - 1
     given = config.acceptance_length
     if given is None:
-        name = str(pair.drafter.directory)
-        if name not in PUBLISHED_ACCEPTANCE_LENGTHS:
-            raise UsageError(
-                f"--acceptance-length is needed: no published one is known for the drafter {name}"
-            )
-        length, where = PUBLISHED_ACCEPTANCE_LENGTHS[name]
-        source = f"{length} (DFlash, arXiv 2602.06036, {where})"
+        length, source = _published_acceptance(pair.drafter.directory)
     else:
         try:
-            length = float(given)
+            length, source = float(given), "--acceptance-length"
         except ValueError:
             return read_acceptance(Path(given), draft_len), f"as measured in {given}"
-        source = f"{length} (--acceptance-length)"
-    return AcceptanceByPosition.from_acceptance_length(length, draft_len), source
+    acceptance = AcceptanceByPosition.from_acceptance_length(length, draft_len)
+    return acceptance, f"{length} ({source})"
+
+
+def _published_acceptance(drafter: Path) -> tuple[float, str]:
+    listed = None if drafter.is_dir() else pair_of(str(drafter), "drafter")
+    if listed is None or listed.drafter.acceptance_length is None:
+        raise UsageError(
+            f"--acceptance-length is needed: no published one is known for the drafter {drafter}"
+        )
+    return listed.drafter.acceptance_length, listed.drafter.acceptance_source
 
 
 def _eagle3_steps(
@@ -201,19 +204,3 @@ def _equal_interactivity(
         with_drafts = throughput_at(best, user)
         rows.append(EqualInteractivity(user, point.tokens_per_second_per_gpu, with_drafts))
     return rows
-
-
-def throughput_at(points: Sequence[CurvePoint], user: float) -> float:
-    """Return the tokens a second of a GPU at an interactivity, in straight lines on a frontier.
-
-    Below the frontier it is that of the first point. Beyond the last point it is 0.
-    """
-    if user <= points[0].tokens_per_second_per_user:
-        return points[0].tokens_per_second_per_gpu
-    for a, b in pairwise(points):
-        if user <= b.tokens_per_second_per_user:
-            distance = b.tokens_per_second_per_user - a.tokens_per_second_per_user
-            share = (user - a.tokens_per_second_per_user) / distance
-            gained = b.tokens_per_second_per_gpu - a.tokens_per_second_per_gpu
-            return a.tokens_per_second_per_gpu + share * gained
-    return 0.0

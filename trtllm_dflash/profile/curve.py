@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 
@@ -77,3 +78,19 @@ def frontier(points: Sequence[CurvePoint]) -> list[CurvePoint]:
         if not best or point.tokens_per_second_per_gpu > best[-1].tokens_per_second_per_gpu:
             best.append(point)
     return best[::-1]
+
+
+def throughput_at(points: Sequence[CurvePoint], user: float) -> float:
+    """Return the tokens a second of a GPU at an interactivity, in straight lines on a frontier.
+
+    Below the frontier it is that of the first point. Beyond the last point it is 0.
+    """
+    if user <= points[0].tokens_per_second_per_user:
+        return points[0].tokens_per_second_per_gpu
+    for a, b in pairwise(points):
+        if user <= b.tokens_per_second_per_user:
+            distance = b.tokens_per_second_per_user - a.tokens_per_second_per_user
+            share = (user - a.tokens_per_second_per_user) / distance
+            gained = b.tokens_per_second_per_gpu - a.tokens_per_second_per_gpu
+            return a.tokens_per_second_per_gpu + share * gained
+    return 0.0
