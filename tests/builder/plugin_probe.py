@@ -1,5 +1,6 @@
-"""Run as a script: compiles a graph of one plugin node, where the parser must find
-libtensorrt_rtx.so or it aborts.
+"""Run as a script: compiles a graph of one plugin node.
+
+The parser must find libtensorrt_rtx.so, or it aborts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from trtllm_dflash.builder.trt import Compiler
 from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
 
-class Copy(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):  # type: ignore[misc]
+class Copy(  # type: ignore[misc]
+    trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
+):
     """A plugin that would copy its input; only its build phase is used."""
 
     def __init__(self) -> None:
@@ -60,7 +63,7 @@ class Copy(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPlug
 
 
 class CopyCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
-    """What the parser finds in the registry under the node's operator type."""
+    """The creator that the parser finds under the node's operator type."""
 
     def __init__(self) -> None:
         trt.IPluginCreatorV3One.__init__(self)

@@ -70,11 +70,25 @@ def test_config_json_has_the_sizes_and_the_io_table(
 ) -> None:
     data = json.loads((cpu_engine / "config.json").read_text())
     assert data["pretrained_config"] == {
-        "model_type": "llama", "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 5,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_size": 16, "intermediate_size": 80,
-        "max_position_embeddings": 2048, "tie_word_embeddings": False, "eos_token_ids": [95], "bos_token_id": None,
-        "dtype": "float32", "quantization": {"quant_algo": None, "quantized_linears": {}, "kv_cache_quant_algo": None},
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_size": 16,
+        "intermediate_size": 80,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "eos_token_ids": [95],
+        "bos_token_id": None,
+        "dtype": "float32",
+        "quantization": {
+            "quant_algo": None,
+            "quantized_linears": {},
+            "kv_cache_quant_algo": None,
+        },
+    }
     sizes = data["build_config"]
     assert (sizes["max_seq_len"], sizes["max_batch_size"], sizes["cache_len"]) == (64, 2, 128)
     assert data["dflash"]["layers"] == [
@@ -84,11 +98,16 @@ def test_config_json_has_the_sizes_and_the_io_table(
     ]
     assert data["dflash"]["target_layer_ids"] == [0, 1, 2, 3]
     prepared = plan_build(config())
-    ports = step_io(
-        prepared.target.config, prepared.drafter.config if prepared.drafter else None,
-        dtype="float32", cache_len=128, block_size=4, ring_width=sizes["max_num_tokens"],
-    )  # fmt: skip
-    assert data["io"] == [json.loads(json.dumps(port.to_json())) for port in ports]
+    assert prepared.drafter is not None
+    tensors = step_io(
+        prepared.target.config,
+        prepared.drafter.config,
+        dtype="float32",
+        cache_len=128,
+        block_size=4,
+        ring_width=sizes["max_num_tokens"],
+    )
+    assert data["io"] == [json.loads(json.dumps(tensor.to_json())) for tensor in tensors]
 
 
 def test_the_directory_is_self_contained(engine: Path) -> None:
@@ -168,7 +187,7 @@ def test_overwrite_replaces_an_engine(config: Configure) -> None:
     assert _files(first.directory.parent) == {"engine"}
 
 
-def test_a_weight_that_is_not_finite_stops_the_build_and_leaves_nothing(
+def test_a_weight_that_is_not_finite_leaves_nothing(
     pair: dict[str, str], config: Configure, tmp_path: Path
 ) -> None:
     bad = Path(shutil.copytree(pair["drafter"], tmp_path / "bad"))
@@ -185,9 +204,7 @@ def test_a_weight_that_is_not_finite_stops_the_build_and_leaves_nothing(
     assert _files(tmp_path) == {"bad"}
 
 
-def test_a_builder_killed_in_the_middle_leaves_nothing_but_its_log(
-    config: Configure, tmp_path: Path
-) -> None:
+def test_a_killed_builder_leaves_nothing_but_its_log(config: Configure, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(phase: str, *_: int) -> None:
@@ -221,7 +238,7 @@ def test_an_interrupt_leaves_nothing_and_no_process(
     assert not _worker_pids()
 
 
-def test_a_directory_that_cannot_be_written_is_an_error_in_words(
+def test_a_directory_that_cannot_be_written_is_an_error(
     config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -242,30 +259,22 @@ def test_a_worker_whose_parent_vanishes_cleans_up_and_stops(
     staging.mkdir()
     (staging / "half a file").touch()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "trtllm_dflash.builder.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "trtllm_dflash.builder.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    worker.communicate(
-        BuildRequest(config(), staging).to_json().encode() + b"\n", timeout=60
-    )  # and closes its stdin
+    )
+    request = BuildRequest(config(), staging).to_json()
+    worker.communicate(request.encode() + b"\n", timeout=60)  # and closes its stdin
     assert worker.returncode == 1
     assert not staging.exists()
 
 
 def test_sigterm_of_the_caller_leaves_nothing(pair: dict[str, str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "trtllm_dflash",
-        "build",
-        "--target",
-        pair["target"],
-        "--drafter",
-        pair["drafter"],
-    ]
-    process = subprocess.Popen(
-        [*command, "--output-dir", str(tmp_path / "engine")], stderr=subprocess.PIPE, text=True
-    )
+    options = {**pair, "output-dir": str(tmp_path / "engine")}
+    command = [sys.executable, "-m", "trtllm_dflash", "build"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.01)

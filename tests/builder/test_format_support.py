@@ -22,7 +22,7 @@ FORMATS = ("fp8", "nvfp4", "w4a16_nvfp4")
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A one-layer target in each format, and as it was under "plain"."""
+    """Return a small target in each format, and the unquantized one under "plain"."""
     directory = tmp_path_factory.mktemp("targets")
     source = tiny_target(directory / "source", num_layers=2, dtype="BF16")
     return {"plain": source} | {

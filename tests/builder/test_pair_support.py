@@ -54,7 +54,7 @@ def test_the_loader_says_the_same_of_every_row(pair: Pair, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("status", list_support(), ids=lambda status: status.pair.name)
-def test_a_refusal_is_for_what_the_model_is_and_not_for_a_gap_in_its_row(
+def test_a_refusal_is_not_for_a_gap_in_the_row(
     status: pair_support.PairSupport,
 ) -> None:
     for reason in status.refusals:

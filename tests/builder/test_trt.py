@@ -1,5 +1,6 @@
-"""Real TensorRT-RTX engines, built without a GPU: every target and mask variant, and no input
-silently ignored.
+"""Real TensorRT-RTX engines, built without a GPU.
+
+They are of every target and mask variant, and no input is silently ignored.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ MAX_BATCH, MAX_SEQ_LEN = 3, 64
 
 
 def _models(directory: Path, model_type: str, variant: str, **sizes: int) -> dict[str, Any]:
-    """A two-layer pair in BF16: what is tested does not grow with depth, and the compile time
-    does.
-    """
+    """Write a pair in BF16. Two layers are enough, and compile time grows with depth."""
     same: dict[str, Any] = {"num_layers": 2, "dtype": "BF16", **sizes}
     target = tiny_target(directory / "target", model_type, tied=model_type == "qwen3", **same)
     if variant == PLAIN:
@@ -56,11 +55,9 @@ def _models(directory: Path, model_type: str, variant: str, **sizes: int) -> dic
 
 
 def _prepare(directory: Path, model_type: str, variant: str) -> ResolvedModels:
-    """Without plugins; engines with them are in tests/plugins/test_engine_plugins.py."""
-    models, sizes = (
-        _models(directory, model_type, variant),
-        {"max_batch_size": MAX_BATCH, "max_seq_len": MAX_SEQ_LEN},
-    )
+    """Resolve a pair without plugins; with them: tests/plugins/test_engine_plugins.py."""
+    models = _models(directory, model_type, variant)
+    sizes = {"max_batch_size": MAX_BATCH, "max_seq_len": MAX_SEQ_LEN}
     return resolve_models(
         BuildConfig(**models, output_dir=directory, arch="sm120", plugins=False, **sizes)
     )
@@ -69,9 +66,13 @@ def _prepare(directory: Path, model_type: str, variant: str) -> ResolvedModels:
 def _step(prepared: ResolvedModels) -> ir.Model:
     sizes = prepared.resolved
     return build_step(
-        prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
+        prepared.target,
+        prepared.drafter,
+        dtype=sizes.dtype,
+        cache_len=sizes.cache_len,
+        block_size=sizes.block_size,
         ring_width=sizes.ring_width,
-    )  # fmt: skip
+    )
 
 
 def _compiler(model: ir.Model) -> Compiler:
@@ -79,14 +80,13 @@ def _compiler(model: ir.Model) -> Compiler:
 
 
 def _compile(directory: Path, model_type: str, variant: str) -> tuple[bytes, bytes]:
-    """One engine for all of ARCHS (it costs what one arch costs); returns it and some bytes of a
-    weight.
+    """Return one engine for all of ARCHS, and the bytes of a weight.
+
+    All archs together cost as much as one.
     """
     prepared = _prepare(directory, model_type, variant)
-    file = io.BytesIO()
-    _compiler(_step(prepared)).compile(
-        ARCHS, profiles(prepared.io, prepared.resolved), file, lambda *_: None
-    )
+    file, shapes = io.BytesIO(), profiles(prepared.io, prepared.resolved)
+    _compiler(_step(prepared)).compile(ARCHS, shapes, file, lambda *_: None)
     weight = prepared.target.tensors["model.layers.1.mlp.down_proj.weight"].array()
     return file.getvalue(), weight.tobytes()
 
@@ -95,9 +95,7 @@ def _compile(directory: Path, model_type: str, variant: str) -> tuple[bytes, byt
 def compiled(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[tuple[str, str], Future[tuple[bytes, bytes]]]]:
-    """All cases, compiling in two processes of their own: a crash of TensorRT is then a failed
-    test.
-    """
+    """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
             case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case) for case in CASES
@@ -151,11 +149,11 @@ def test_an_engine_directory_for_each_arch(
 
 
 def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
-    """The manifest, `inspect` and the builder's log say which kernels are in the engine."""
+    """Check that the manifest, `inspect` and the builder's log name the engine's kernels."""
     facts, found = manifest.load(directory), dict(inspect_engine(directory).sections())
     overview = [line.split("  ") for line in next(iter(found.values()))]
-    kind = "ours, as plugins" if plugins else "the compiler's own"
-    assert [line[-1].strip() for line in overview if line[0] == "kernels"] == [kind]
+    text = "ours, as plugins" if plugins else "the compiler's own"
+    assert [line[-1].strip() for line in overview if line[0] == "kernels"] == [text]
     if not plugins:
         assert facts["kernels"] == []
         assert "kernels" not in found
@@ -177,38 +175,30 @@ def test_a_float32_checkpoint_is_converted(
     make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
     target = make_target("llama", num_layers=2, tied=True)
-    report = build_engine(
-        BuildConfig(
-            str(target),
-            tmp_path / "engine",
-            arch="sm120",
-            max_seq_len=MAX_SEQ_LEN,
-            max_num_tokens=8,
-            plugins=False,
-        )
-    )
+    sizes = {"max_seq_len": MAX_SEQ_LEN, "max_num_tokens": 8}
+    config = BuildConfig(str(target), tmp_path / "engine", arch="sm120", plugins=False, **sizes)
+    report = build_engine(config)
     assert "rank0.engine" in {path.name for path in report.directory.iterdir()}
     assert not (report.directory / "scratch").exists()
-    assert {info.dtype for info in read_tensor_infos(target / "model.safetensors").values()} == {
-        "F32"
-    }
+    infos = read_tensor_infos(target / "model.safetensors").values()
+    assert {info.dtype for info in infos} == {"F32"}
 
 
-def test_profiles_cover_prompts_one_by_one_and_all_slots_together(tmp_path: Path) -> None:
+def test_profiles_are_for_prefill_and_decode(tmp_path: Path) -> None:
     prepared = _prepare(tmp_path, "llama", "full")
-    context, generation = profiles(prepared.io, prepared.resolved)
-    assert context["input_ids"] == ((1, 1), (1, 63), (1, 63))
-    assert context["decided"] == ((1,), (1,), (4,))
-    assert context["uniforms"] == ((1, 128), (1, 128), (1, 128))
-    assert context["kv_positions"] == ((1,), (64,), (128,))
-    assert generation["input_ids"] == ((1, 1), (3, 4), (3, 4))
-    assert generation["decided"] == ((1,), (4,), (4,))
-    assert generation["uniforms"] == ((1, 128), (3, 128), (3, 128))
-    assert generation["kv_positions"] == ((4,), (64,), (128,))
+    prefill, decode = profiles(prepared.io, prepared.resolved)
+    assert prefill["input_ids"] == ((1, 1), (1, 63), (1, 63))
+    assert prefill["decided"] == ((1,), (1,), (4,))
+    assert prefill["uniforms"] == ((1, 128), (1, 128), (1, 128))
+    assert prefill["kv_positions"] == ((1,), (64,), (128,))
+    assert decode["input_ids"] == ((1, 1), (3, 4), (3, 4))
+    assert decode["decided"] == ((1,), (4,), (4,))
+    assert decode["uniforms"] == ((1, 128), (3, 128), (3, 128))
+    assert decode["kv_positions"] == ((4,), (64,), (128,))
     fewer = profiles(prepared.io, replace(prepared.resolved, draft_len=1))[1]
     assert fewer["input_ids"] == ((1, 1), (3, 2), (3, 4))
     assert fewer["decided"] == ((1,), (2,), (4,))
-    assert generation["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))
+    assert decode["target_key.1"] == ((1, 2, 128, 16), (3, 2, 128, 16), (3, 2, 128, 16))
 
 
 def test_tensorrt_by_itself_takes_no_rings(tmp_path: Path) -> None:
@@ -248,10 +238,8 @@ def test_an_input_of_a_node_that_the_parser_drops_is_refused() -> None:
         _compiler(_attention(with_lengths=True))
 
 
-def test_a_computed_input_of_a_node_that_the_parser_drops_is_refused() -> None:
-    """Of this one TensorRT says nothing at all: the lengths are computed from an input that is used
-    elsewhere.
-    """
+def test_a_computed_input_that_the_parser_drops_is_refused() -> None:
+    """TensorRT has no message for it: the lengths come from an input that is used elsewhere."""
     model = _attention(with_lengths=True)
     attention, lengths = next(iter(model.graph)), model.graph.inputs[-1]
     clipped = ir.node("Min", [lengths, lengths])
@@ -337,7 +325,7 @@ def test_the_progress_of_compiling_is_shown() -> None:
     )
 
 
-def test_a_plugin_compiles_in_the_builders_environment_and_aborts_outside_it() -> None:
+def test_a_plugin_compiles_in_the_builders_environment_alone() -> None:
     command = [sys.executable, "-m", "tests.builder.plugin_probe"]
     root = Path(__file__).parents[2]
     with worker_environment() as environment:

@@ -67,7 +67,7 @@ WITH = [*BLACKWELL, ("gpt_oss", "sm80")]
 def reports(
     targets: dict[str, Path], two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Case, Future[BuildReport]]:
-    """All engines, building."""
+    """Start to build all engines."""
 
     def build(output: Path, name: str, arch: str, plugins: bool) -> BuildReport:
         return build_engine(_config(targets, name, output, arch=arch, plugins=plugins))
@@ -88,7 +88,7 @@ def test_without_kernels(
     report = reports[name, arch, False].result(timeout=600)
     assert manifest.check(report.directory, deep=True) == []
     engine = (report.directory / "rank0.engine").read_bytes()
-    assert (_codes(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
+    assert (_packed(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
 
 
 @pytest.mark.parametrize(("name", "arch"), WITH)
@@ -108,14 +108,13 @@ def test_with_our_kernels(
     ]
     assert kernel == f"moe{formats[name]}"
     engine = (report.directory / "rank0.engine").read_bytes()
-    assert (_codes(targets["gpt_oss"]) in engine) == (name == "gpt_oss")
+    assert (_packed(targets["gpt_oss"]) in engine) == (name == "gpt_oss")
 
 
-def _codes(target: Path) -> bytes:
-    """A row of a layer's experts."""
-    return read_tensors(target / "model.safetensors")[
-        "model.layers.1.mlp.experts.gate_up_proj_blocks"
-    ][3, 5].tobytes()
+def _packed(target: Path) -> bytes:
+    """Return a row of a layer's experts."""
+    tensors = read_tensors(target / "model.safetensors")
+    return tensors["model.layers.1.mlp.experts.gate_up_proj_blocks"][3, 5].tobytes()
 
 
 def test_the_plan_says_what_experts_are(targets: dict[str, Path], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ SIZES = {"max_seq_len": 64, "max_batch_size": 2}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A drafter, its target, and that target quantized, with scales for caches."""
+    """Return a drafter, its target, and that target quantized with scales for caches."""
     directory = tmp_path_factory.mktemp("pair")
     target = tiny_target(directory / "target", "llama", num_layers=2, head_dim=64)
     scaled = quantized_copy(target, directory / "scaled", "fp8", kv_cache=True)
@@ -51,11 +51,10 @@ def test_the_scales_are_those_of_the_checkpoint(models: dict[str, str]) -> None:
     assert scales is not None
     assert sorted(scales) == [0, 1]
     for layer, pair in scales.items():
-        names = (f"model.layers.{layer}.self_attn.{kind}_proj.{kind}_scale" for kind in "kv")
+        names = (f"model.layers.{layer}.self_attn.{half}_proj.{half}_scale" for half in "kv")
         np.testing.assert_array_equal(np.float32(pair), [tensors[name] for name in names])
-    assert (
-        len({scale for pair in scales.values() for scale in pair}) == 4
-    )  # so that none can stand for another
+    # They differ, so that none can stand for another.
+    assert len({scale for pair in scales.values() for scale in pair}) == 4
 
 
 @pytest.mark.parametrize(("arch", "own"), [("cpu", "float32"), ("sm120", "bfloat16")])
@@ -159,7 +158,7 @@ def test_on_a_cpu_codes_are_numbers_of_its_type(models: dict[str, str]) -> None:
     check_fp8_kv(fp8.resolved)
 
 
-def test_archs_without_fp8_and_engines_without_plugins_are_refused(models: dict[str, str]) -> None:
+def test_archs_without_fp8_or_plugins_are_refused(models: dict[str, str]) -> None:
     assert [name for name, arch in ARCHS.items() if not arch.has_fp8] == ["sm80", "sm86"]
     resolved = _prepared(models, "sm120", fp8=True).resolved
     check_fp8_kv(resolved)

@@ -46,8 +46,9 @@ DRAFT_VOCAB = np.array([3, 5, 8, 90, 12, 41])
 
 
 def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes, bool]:
-    """An engine of a pair whose layers and head are quantized, the bytes of a weight, and if it was
-    built for sm89.
+    """Return an engine of a pair, the bytes of a weight, and whether it was built for sm89.
+
+    The layers and the head of the pair are quantized.
     """
     source = tiny_target(directory / "source", model_type, num_layers=2, dtype="BF16")
     target = quantized_copy(source, directory / "target", name, exclude=("model.embed_tokens",))
@@ -56,37 +57,33 @@ def _compile(directory: Path, model_type: str, name: str) -> tuple[bytes, bytes,
     )
     exclude = ("fc", "layers.0.self_attn.o_proj")
     drafter = quantized_copy(plain_drafter, directory / "drafter", name, exclude=exclude)
-    prepared = resolve_models(
-        BuildConfig(
-            str(target), directory, str(drafter), arch="sm120", max_seq_len=64, plugins=False
-        )
-    )
+    options = {"arch": "sm120", "max_seq_len": 64, "plugins": False}
+    prepared = resolve_models(BuildConfig(str(target), directory, str(drafter), **options))
     sizes = prepared.resolved
     model = build_step(
-        prepared.target, prepared.drafter, dtype=sizes.dtype, cache_len=sizes.cache_len, block_size=sizes.block_size,
+        prepared.target,
+        prepared.drafter,
+        dtype=sizes.dtype,
+        cache_len=sizes.cache_len,
+        block_size=sizes.block_size,
         draft_vocab=DRAFT_VOCAB,
-    )  # fmt: skip
-    converted = [
-        value for value in weights_of(model) if not isinstance(value.const_value, ir.ExternalTensor)
-    ]
+    )
+    weights = weights_of(model)
+    mapped = [value for value in weights if isinstance(value.const_value, ir.ExternalTensor)]
+    converted = [value for value in weights if value not in mapped]
     move_weights(converted, directory / "converted.safetensors")
     archs = ["sm120", "sm121", *(["sm89"] if name == "fp8" else [])]
     file = io.BytesIO()
     Compiler(LOG, model).compile(archs, profiles(prepared.io, sizes), file, lambda *_: None)
-    return (
-        file.getvalue(),
-        read_tensors(target / "model.safetensors")[f"{DOWN}.weight"].tobytes(),
-        len(archs) == 3,
-    )
+    weight = read_tensors(target / "model.safetensors")[f"{DOWN}.weight"].tobytes()
+    return file.getvalue(), weight, "sm89" in archs
 
 
 @pytest.fixture(scope="module")
 def compiled(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]]:
-    """All cases, compiling in two processes of their own: a crash of TensorRT is then a failed
-    test.
-    """
+    """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
             case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case) for case in CASES
@@ -95,25 +92,25 @@ def compiled(
 
 
 @pytest.mark.parametrize(("model_type", "name"), CASES)
-def test_a_quantized_pair_compiles_with_its_codes_inside(
+def test_a_quantized_pair_compiles_with_packed_weights(
     model_type: str, name: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]
 ) -> None:
-    """Target, head, drafter and the draft vocabulary's rows of the head; for sm120 and sm121, FP8
-    for sm89 too.
+    """Check target, head, drafter and the draft vocabulary's rows of the head.
 
-    Without our kernels; with them: `test_an_engine_directory`.
+    They are for sm120 and sm121, FP8 for sm89 too, and without our kernels. With them:
+    `test_an_engine_directory`.
     """
     engine, weight, with_sm89 = compiled[model_type, name].result(timeout=600)
     assert with_sm89 == (name == "fp8")
-    codes = np.frombuffer(weight, np.uint8).reshape(48, -1)
+    values = np.frombuffer(weight, np.uint8).reshape(48, -1)
     if name != "fp8":  # two a byte, so that transposing pairs them anew
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(48, 80)
-    assert any(layout in engine for layout in _layouts(codes, packed=name != "fp8"))
+        values = np.stack([values & 15, values >> 4], axis=-1).reshape(48, 80)
+    assert any(layout in engine for layout in _layouts(values, packed=name != "fp8"))
 
 
-def _layouts(codes: np.ndarray, *, packed: bool) -> list[bytes]:
-    """The first rows of a weight [out, in], and of its transpose, as an engine may hold them."""
-    rows = [codes[0], codes.T[0]]
+def _layouts(values: np.ndarray, *, packed: bool) -> list[bytes]:
+    """Return the first row of a weight [out, in] and of its transpose, as engines hold them."""
+    rows = [values[0], values.T[0]]
     return [(row[::2] | row[1::2] << 4 if packed else row).tobytes() for row in rows]
 
 
@@ -129,7 +126,7 @@ ENGINES: list[Case] = [
 def reports(
     two_at_once: Executor, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Case, Future[BuildReport]]:
-    """All of ENGINES, building: with our kernels, which there are for heads of 64."""
+    """Start to build all of ENGINES, with our kernels, which need heads of 64."""
 
     def build(folder: Path, arch: str, name: str, kv_cache: bool) -> BuildReport:
         source = tiny_target(folder / "source", num_layers=1, head_dim=64)
@@ -203,7 +200,7 @@ class Linear:
         return ir.Model(graph, ir_version=11)
 
     def engine(self, directory: Path, name: str, archs: tuple[str, ...] = ("sm120",)) -> bytes:
-        """The model, compiled."""
+        """Return the model, compiled."""
         file, columns = io.BytesIO(), self.columns
         shapes = [{"x": ((1, columns), (8, columns), (64, columns))}]
         Compiler(LOG, self.model(directory, name)).compile(archs, shapes, file, lambda *_: None)

@@ -131,7 +131,7 @@ time.sleep(60)
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
 
 
-def test_what_native_code_prints_goes_to_the_log_and_not_among_the_events() -> None:
+def test_prints_of_native_code_go_to_the_log() -> None:
     script = """
 import os
 from trtllm_dflash.builder.progress_protocol import EventStream

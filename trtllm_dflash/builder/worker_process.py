@@ -27,13 +27,13 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGSEGV: "; a native library crashed",
     signal.SIGBUS: "; usually a weight file that was cut short while it was being read",
 }
-# The parser opens a library of such a name at its first plugin node, and aborts the process without
-# it. The files of the wheels have a version in their names. This was seen with TensorRT-RTX, and is
-# inferred for TensorRT.
+# The parser opens a library of such a name at its first plugin node. Without it, it aborts the
+# process. The files of the wheels have a version in their names. This was seen with TensorRT-RTX,
+# and is inferred for TensorRT.
 _WHEEL_LIBRARIES = {"tensorrt_rtx_libs": "libtensorrt_rtx.so", "tensorrt_libs": "libnvinfer.so"}
-# glibc takes blocks from this size on from the system, and gives them back when they are freed. By
-# itself it raises that size, and then keeps what TensorRT frees. For the demo pair that is a quarter
-# more memory, for a twentieth less work.
+# glibc takes blocks from this size on from the system, and gives them back when they are freed.
+# By itself it raises that size, and then keeps what TensorRT frees. For the demo pair that is a
+# quarter more memory, for a twentieth less work.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 
 
