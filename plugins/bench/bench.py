@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from measure_experts import run_experts
 from timing import copy_bandwidth, seconds, set_count
 from workload import SHAPES, Work, check, torch_candidates, write_caches
 
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+
 VOCAB = 151_936
 MEMORY_SHARE = 0.6  # of the free memory, for the sets of one size; the rest is PyTorch's
-SAMPLING = {
-    "greedy": (0.0, 1.0, 0),
-    "temperature 1": (1.0, 1.0, 0),
-    "top_k 50, top_p 0.9": (0.7, 0.9, 50),
+SAMPLING: dict[str, dict[str, float]] = {
+    "greedy": {},
+    "temperature 1": {"temperature": 1.0},
+    "top_k 50, top_p 0.9": {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
 }
 
 
@@ -96,28 +98,28 @@ def measure_attention(kernels: Kernels, work: Work, bandwidth: float) -> dict[st
     }
 
 
-def accept_tensors(
-    rows: int, sampling: tuple[float, float, int], seed: int, device: str
-) -> Tensors:
+def accept_tensors(rows: int, sampling: Mapping[str, float], seed: int, device: str) -> Tensors:
     """Inputs of accept at batch 1, whose first `rows` - 1 drafts are the argmax: greedy accepts
     all.
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     logits = 4 * torch.randn((1, rows, VOCAB), device=device, generator=generator)
     drafts = logits.argmax(-1)[:, : rows - 1]
-    temperature, top_p, top_k = sampling
 
     def one(value: float, dtype: torch.dtype) -> torch.Tensor:
         return torch.full((1,), value, dtype=dtype, device=device)
+
+    rows_sampling = {
+        row.name: one(sampling.get(row.name, row.default), getattr(torch, row.dtype))
+        for row in SAMPLING_INPUTS
+    }
 
     return {
         "logits": logits,
         "input_ids": torch.cat([drafts[:, :1], drafts], 1).contiguous(),
         "num_known": one(1, torch.int32),
         "past_len": one(100, torch.int32),
-        "temperature": one(temperature, torch.float32),
-        "top_p": one(top_p, torch.float32),
-        "top_k": one(top_k, torch.int32),
+        **rows_sampling,
         "uniforms": torch.rand((1, 4096), device=device, generator=generator),
         "new_ids": torch.full((1, rows), -7, dtype=torch.int64, device=device),
         "num_new": one(-7, torch.int32),

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+
 PLUGINS = Path(__file__).resolve().parents[1]
 DTYPES = {torch.bfloat16: 0, torch.float32: 1, torch.int32: 2, torch.int64: 3}
 ATTENTION_TENSORS = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
 ACCEPT_TENSORS = (
-    *("logits", "input_ids", "num_known", "past_len", "temperature", "top_p", "top_k", "uniforms"),
+    *("logits", "input_ids", "num_known", "past_len"),
+    *(row.name for row in SAMPLING_INPUTS),
+    "uniforms",
     *("new_ids", "num_new", "next_len", "bonus"),
 )
 MOE_TENSORS = (

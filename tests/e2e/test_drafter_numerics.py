@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
+from tests.fixtures.sampling import sampling_arrays
 from tests.fixtures.tiny_models import (
     BLOCK,
     DRAFTER_VARIANTS,
@@ -65,9 +66,7 @@ def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict
         "num_known": np.full(batch, width, np.int32),
         "past_len": np.zeros(batch, np.int32),
         "kv_positions": np.arange(width + BLOCK),
-        "temperature": np.zeros(batch, np.float32),
-        "top_p": np.ones(batch, np.float32),
-        "top_k": np.zeros(batch, np.int32),
+        **sampling_arrays(batch),
         "decided": np.arange(1),
         "uniforms": np.zeros((batch, CACHE), np.float32),
     }

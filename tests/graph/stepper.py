@@ -7,6 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from tests.fixtures.sampling import sampling_arrays
+
 
 class Stepper:
     """Greedy decoding in `slots` sequences by the graph of `build_step`; all shapes are the graph's
@@ -72,9 +74,7 @@ class Stepper:
             "past_len": past,
             "kv_positions": np.arange(past.max() + tokens.shape[1] + block),
             "decided": np.arange(rows),
-            "temperature": np.zeros(batch, np.float32),
-            "top_p": np.ones(batch, np.float32),
-            "top_k": np.zeros(batch, np.int32),
+            **sampling_arrays(batch),
             "uniforms": np.zeros((batch, self._uniforms), np.float32),
         }
         feeds |= {name: cache[slots] for name, cache in self.caches.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.fixtures.sampling import sampling_arrays
 from tests.graph.run_op import run_op
 
 
@@ -45,9 +46,7 @@ def _accept(
         "input_ids": ids.astype(np.int64),
         "num_known": known.astype(np.int32),
         "past_len": past.astype(np.int32),
-        "temperature": settings.get("temperature", np.zeros(batch)).astype(np.float32),
-        "top_p": settings.get("top_p", np.ones(batch)).astype(np.float32),
-        "top_k": settings.get("top_k", np.zeros(batch)).astype(np.int32),
+        **sampling_arrays(batch, **settings),
         "uniforms": table.astype(np.float32),
     }
     return run_op("DFlashAccept", arrays)
@@ -99,9 +98,7 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
         "input_ids": np.array([[9, 0, 1, 3]]),
         "num_known": np.array([1], np.int32),
         "past_len": np.array([2], np.int32),
-        "temperature": np.ones(1, np.float32),
-        "top_p": np.ones(1, np.float32),
-        "top_k": np.zeros(1, np.int32),
+        **sampling_arrays(1, temperature=1.0),
         "uniforms": np.array([[np.nan, np.nan, np.nan, 0.05, 0.2, 0.9]], np.float32),
     }
     got = run_op("DFlashAccept", arrays)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.fixtures.sampling import sampling_arrays
 from tests.fixtures.tiny_models import BLOCK, VOCAB
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
@@ -135,9 +136,7 @@ class _Run:
             "num_known": np.array([len(tokens)], np.int32),
             "past_len": np.array([self._past], np.int32),
             "kv_positions": np.arange(self._past + len(tokens) + BLOCK),
-            "temperature": np.zeros(1, np.float32),
-            "top_p": np.ones(1, np.float32),
-            "top_k": np.zeros(1, np.int32),
+            **sampling_arrays(1),
             "decided": np.arange(1),
             "uniforms": np.zeros((1, CACHE), np.float32),
         }

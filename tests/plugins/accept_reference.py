@@ -8,6 +8,8 @@ either side of what it is compared with, all the tokens that rounding may choose
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 _FLOOR, _BISECTIONS = np.float32(-104), 32
@@ -37,11 +39,12 @@ def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
 
 
 def admissible(
-    logits: np.ndarray, temperature: float, top_p: float, top_k: int, uniform: float, slack: float
+    logits: np.ndarray, settings: Mapping[str, float], uniform: float, slack: float
 ) -> np.ndarray:
     """Which tokens [V] a row of float32 logits may become when sums are off by the relative error
     `slack`.
     """
+    temperature, top_p, top_k = (settings[name] for name in ("temperature", "top_p", "top_k"))
     if not temperature > 0:
         return np.arange(logits.size) == logits.argmax()
     with np.errstate(over="ignore"):  # the coldest

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from tests.fixtures.sampling import SAMPLING_NAMES
+
 PLUGINS = Path(__file__).parents[2] / "plugins"
 HEAD_DIMS = (64, 96, 128, 256)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -279,9 +281,7 @@ class Library:
         )
 
     def accept(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """inputs: logits, input_ids, num_known, past_len, temperature, top_p, top_k, uniforms;
-        gives what it writes.
-        """
+        """Return what dflash_accept writes; `inputs` are those of DFlashAccept by name."""
         batch, rows, vocab = inputs["logits"].shape
         outputs = {
             "new_ids": poisoned([batch, rows], np.int64),
@@ -289,17 +289,8 @@ class Library:
             "next_len": poisoned([batch], np.int32),
             "bonus": poisoned([batch, 1], np.int64),
         }
-        names = (
-            "logits",
-            "input_ids",
-            "num_known",
-            "past_len",
-            "temperature",
-            "top_p",
-            "top_k",
-            "uniforms",
-            *outputs,
-        )
+        names = ("logits", "input_ids", "num_known", "past_len", *SAMPLING_NAMES, "uniforms")
+        names = (*names, *outputs)
         plan = self.accept_plan(batch, rows, vocab)
         return self.call(
             "dflash_accept", {**inputs, **outputs}, names, tuple(outputs), plan.workspace_bytes

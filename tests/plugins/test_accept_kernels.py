@@ -10,6 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from tests.fixtures.sampling import SAMPLING_NAMES, sampling_arrays
 from tests.graph.run_op import run_op
 from tests.plugins.accept_reference import EPS, accept_prefix, admissible, rounding
 from tests.plugins.library import PLUGINS, Library, poisoned
@@ -40,9 +41,7 @@ def _case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
         "input_ids": ids.astype(np.int64),
         "num_known": known,
         "past_len": past,
-        "temperature": np.broadcast_to(given.get("temperature", 0.0), batch).astype(np.float32),
-        "top_p": np.broadcast_to(given.get("top_p", 1.0), batch).astype(np.float32),
-        "top_k": np.broadcast_to(given.get("top_k", 0), batch).astype(np.int32),
+        **sampling_arrays(batch, **given),
         "uniforms": table,
     }
 
@@ -77,9 +76,9 @@ def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndar
     logits = arrays["logits"][:, 0]
     slack, open_to_rounding = rounding(logits.shape[1]), 0
     for b, token in enumerate(got):
-        settings = [arrays[name][b].item() for name in ("temperature", "top_p", "top_k")]
+        settings = {name: arrays[name][b].item() for name in SAMPLING_NAMES}
         uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
-        tokens = admissible(logits[b], *settings, uniform, slack)
+        tokens = admissible(logits[b], settings, uniform, slack)
         assert tokens[token], (
             f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
         )
@@ -184,12 +183,13 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     logits = _language(rng, batch * rows, vocab).reshape(batch, rows, vocab).astype(np.float32)
     settings = {"temperature": np.arange(batch) % 3 * 0.5, "top_p": 1 - np.arange(batch) % 2 * 0.2}
     settings["top_k"] = np.arange(batch) % 4 * 10
+    rows_settings = sampling_arrays(batch, **settings)
     uniforms = rng.random((batch, rows)).astype(np.float32)
     choice = np.zeros((batch, rows), int)
     for b, r in np.ndindex(batch, rows):
-        own = [float(settings[name][b]) for name in ("temperature", "top_p", "top_k")]
+        own = {name: float(values[b]) for name, values in rows_settings.items()}
         # ONNX Runtime sums up the vocabulary in order.
-        tokens = np.flatnonzero(admissible(logits[b, r], *own, uniforms[b, r], slack=vocab * EPS))
+        tokens = np.flatnonzero(admissible(logits[b, r], own, uniforms[b, r], slack=vocab * EPS))
         assert len(tokens) == 1, "choose another seed"
         choice[b, r] = tokens[0]
     ids = np.concatenate([np.zeros((batch, 2)), choice], axis=1)

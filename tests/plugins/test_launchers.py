@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fixtures.sampling import sampling_arrays
 from tests.plugins.library import (
     BFLOAT16,
     INVALID_ARGUMENT,
@@ -68,15 +69,13 @@ def _attention_arrays(context_rows: int) -> dict[str, np.ndarray]:
 
 
 def _accept_arrays() -> dict[str, np.ndarray]:
-    floats, ints = np.zeros(B, np.float32), np.ones(B, np.int32)
+    ints = np.ones(B, np.int32)
     return {
         "logits": np.zeros((B, R, V), np.float32),
         "input_ids": np.zeros((B, S), np.int64),
         "num_known": ints,
         "past_len": ints,
-        "temperature": floats,
-        "top_p": floats + 1,
-        "top_k": ints,
+        **sampling_arrays(B),
         "uniforms": np.zeros((B, U), np.float32),
         "new_ids": poisoned([B, R], np.int64),
         "num_new": poisoned([B], np.int32),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
+from tests.fixtures.sampling import sampling_arrays
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.library import GXX, INCLUDES, HostMemory, Library, Placed, poisoned, run
 from tests.plugins.moe_reference import Case as MoeCase
@@ -237,9 +238,7 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         "input_ids": rng.integers(0, vocab, (batch, rows)),
         "num_known": np.ones(batch, np.int32),
         "past_len": np.array([0, 7, 19], np.int32),
-        "temperature": np.full(batch, temperature, np.float32),
-        "top_p": np.array([1, 0.9, 0.5], np.float32),
-        "top_k": np.array([0, 5, 40], np.int32),
+        **sampling_arrays(batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]),
         "uniforms": rng.random((batch, 32), np.float32),
     }
     given["input_ids"][:, 1] = given["logits"][:, 0].argmax(

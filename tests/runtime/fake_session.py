@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.fixtures.sampling import SAMPLING_NAMES
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import IoTensor
+from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
 
 POISON = -7
@@ -40,7 +43,7 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
         cache_len=chosen["max_seq_len"] + 3 * block_size,
         block_size=block_size,
         draft_len=block_size - 1 if draft_len is None else draft_len,
-        ports=(),
+        ports=tuple(IoTensor(name, "input", "", (), "") for name in SAMPLING_NAMES),
         **chosen,
     )
 
@@ -144,9 +147,7 @@ class FakeSession:
         for place in range(past + known, past + known + rows):
             logits = self._logits(target[:place])
             uniform = sampling.uniforms[min(place, len(sampling.uniforms) - 1)]
-            chosen.append(
-                choose(logits, sampling.temperature, sampling.top_k, sampling.top_p, uniform)
-            )
+            chosen.append(choose(logits, sampling, uniform))
             drafts = tokens[known + len(chosen) - 1 :]
             if not len(drafts) or drafts[0] != chosen[-1]:
                 break
@@ -175,38 +176,32 @@ def _hash(tokens: Sequence[int] | Int64) -> int:
     return zlib.crc32(np.asarray(tokens, np.int64).tobytes())
 
 
-def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, uniform: float) -> int:
+def choose(logits: np.ndarray, sampling: RowSampling, uniform: float) -> int:
     """Return the target's token: argmax, or by inverse CDF in vocabulary order.
 
     Sampling applies temperature, top-k, softmax and top-p, in this order.
     """
-    if temperature == 0:
+    if sampling.temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")
-    weights = np.exp((logits - logits.max()) / temperature)
-    weights[order[top_k or len(logits) :]] = 0
+    weights = np.exp((logits - logits.max()) / sampling.temperature)
+    weights[order[sampling.top_k or len(logits) :]] = 0
     weights /= weights.sum()
     before = np.cumsum(weights[order]) - weights[order]
-    weights[order[before >= top_p]] = 0
+    weights[order[before >= sampling.top_p]] = 0
     cumulative = np.cumsum(weights / weights.sum())
     return int(min((cumulative <= uniform).sum(), np.flatnonzero(weights)[-1]))
 
 
 def plain_tokens(
-    session: FakeSession,
-    prompt: Sequence[int],
-    count: int,
-    uniforms: np.ndarray | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    session: FakeSession, prompt: Sequence[int], count: int, sampling: SlotSampling
 ) -> list[int]:
     """Return the tokens that the fake target chooses one at a time, without a scheduler.
 
-    `uniforms[p]` decides the token at position p.
+    `sampling.uniforms[p]` decides the token at position p.
     """
     tokens = list(prompt)
     for _ in range(count):
-        uniform = 0.0 if uniforms is None else float(uniforms[len(tokens)])
-        tokens.append(choose(session._logits(tokens), temperature, top_k, top_p, uniform))
+        uniform = float(sampling.uniforms[len(tokens)])
+        tokens.append(choose(session._logits(tokens), sampling, uniform))
     return tokens[len(prompt) :]

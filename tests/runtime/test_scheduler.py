@@ -30,8 +30,7 @@ def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> 
         0
     ]
     own = request.sampling
-    chosen = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
-    return plain_tokens(engine._session, prompt, count, own.uniforms, **chosen)
+    return plain_tokens(engine._session, prompt, count, own)
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
