@@ -64,7 +64,7 @@ demo: .venv/.demo engines  ## install, convert, build the engines, compare plain
 	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
 
 serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the demo pair with Triton; prints a curl line
-	$(BIN)/dflash-trt export-triton demo/cpu --output demo/models --cpu --overwrite
+	$(BIN)/dflash-trt export-triton demo/cpu --output-dir demo/models --cpu --overwrite
 	$(BIN)/python examples/triton/serve.py demo/models
 
 # loadfile: the tests of a file share their engines, so they stay in one process.

@@ -62,6 +62,14 @@ def test_every_alias_is_tested() -> None:
                 assert {(name, alias) for alias in option.aliases} <= tested
 
 
+def test_old_value_becomes_the_present_one() -> None:
+    command = find_command("profile --estimate")
+    arguments = ["--target", "Qwen3-8B", "--arch", "sm100", "--kv-cache", "bf16"]
+    context = command.make_context("profile", arguments)
+    assert context.params["kv_cache_dtype"] == "bfloat16"
+    assert "bf16" not in command.get_help(context)
+
+
 def test_one_spelling_for_one_thing() -> None:
     """Options that several commands share have the same name, whatever the command."""
     shared = {"output_dir": set(), "prompts": set(), "max_tokens": set(), "kv_cache_dtype": set()}

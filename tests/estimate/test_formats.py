@@ -69,7 +69,7 @@ def test_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
     assert found.pair.formats.kv_cache == "fp8"
     first, second = (each.time_steps(each.pair.plain_step(), 0, 1.0) for each in (found, asked))
     assert first == second
-    assert of(directory, drafter=drafter, kv_cache_dtype="bf16").pair.formats.kv_cache == "bf16"
+    assert of(directory, drafter=drafter, kv_cache_dtype="bfloat16").pair.formats.kv_cache == "bf16"
 
 
 def test_modules_stored_otherwise_are_counted_so(stored: Stored) -> None:

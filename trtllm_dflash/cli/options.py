@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -22,6 +22,19 @@ _CLICK_TYPES: dict[type, click.ParamType[Any]] = {
     str: click.STRING,
     Path: PATH,
 }
+
+
+class ConfigChoice(click.Choice[str]):
+    """A choice with older names of values, which work but are not shown."""
+
+    def __init__(self, choices: Sequence[str], old_values: Mapping[str, str]) -> None:
+        """Make a choice as click does, with the present names of `old_values`."""
+        super().__init__(choices)
+        self.old_values = old_values
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the present name of a value that is one of the choices."""
+        return super().convert(self.old_values.get(value, value), param, ctx)
 
 
 class ConfigOption(click.Option):
@@ -82,7 +95,8 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
             settings["is_flag"] = True
     else:
         choices = metadata.get("choices")
-        settings["type"] = click.Choice(choices) if choices else _CLICK_TYPES[plain]
+        old_values = metadata.get("old_values", {})
+        settings["type"] = ConfigChoice(choices, old_values) if choices else _CLICK_TYPES[plain]
         settings["metavar"] = metadata.get("metavar")
     return click.option(name, field.name, cls=ConfigOption, **settings)
 

@@ -80,10 +80,12 @@ def formats_of_pair(
         **_module_formats(DRAFTER, drafter, "--drafter-quant", config.drafter_quant, config.device),
     }
     kv_cache, who = config.kv_cache_dtype, f"--kv-cache-dtype {config.kv_cache_dtype}"
-    if kv_cache == "auto":
+    if kv_cache == "bfloat16":
+        kv_cache = UNQUANTIZED
+    elif kv_cache == "auto":
         kv_cache = target.quantization.kv_cache or UNQUANTIZED
         who = (
-            f"{target.directory} has scales for {kv_cache} caches (--kv-cache-dtype bf16 does"
+            f"{target.directory} has scales for {kv_cache} caches (--kv-cache-dtype bfloat16 does"
             " without)"
         )
     _check_arithmetic(kv_cache, who, config.device)

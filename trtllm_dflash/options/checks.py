@@ -15,23 +15,25 @@ from trtllm_dflash.errors import UsageError
 _MAX_DIGITS = 9
 
 
-def check_integer(name: str, value: Any, *, low: int, high: int | None = None) -> None:
+def check_integer(
+    name: str, value: Any, *, low: int, high: int | None = None, advice: str = ""
+) -> None:
     """Raise UsageError unless `value` is an integer from `low` to `high`; True is not one."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     if is_integer and low <= value and (high is None or value <= high):
         return
     bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.")
+    raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.{advice}")
 
 
-def parse_integer(name: str, text: str, *, low: int) -> int:
+def parse_integer(name: str, text: str, *, low: int, advice: str = "") -> int:
     """Read an integer of at least `low` from a text.
 
     Raises:
         UsageError: for anything else.
     """
     value = int(text) if text.isascii() and text.isdecimal() else text
-    check_integer(name, value, low=low)
+    check_integer(name, value, low=low, advice=advice)
     return int(value)
 
 

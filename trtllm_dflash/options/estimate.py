@@ -66,9 +66,10 @@ class EstimateConfig:
     kv_cache_dtype: str = field(
         default="auto",
         metadata=cli_option(
-            "the target's caches; auto: fp8 where its checkpoint has scales for it, else bf16",
-            choices=("auto", "bf16", "fp8"),
+            "the target's caches; auto: fp8 where its checkpoint has scales for it, else bfloat16",
+            choices=("auto", "bfloat16", "fp8"),
             aliases=("--kv-cache",),
+            old_values={"bf16": "bfloat16"},
         ),
     )
     batch: str = field(

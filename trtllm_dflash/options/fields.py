@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -22,6 +22,7 @@ def cli_option(
     low: int | None = None,
     high: int | None = None,
     aliases: Sequence[str] = (),
+    old_values: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a field that is an option of a command.
 
@@ -32,8 +33,15 @@ def cli_option(
         low: The smallest integer that is accepted.
         high: The largest one; it needs `low`.
         aliases: Older spellings, which work and are not shown. `--no-...` turns a flag off.
+        old_values: Older names of choices, which work on the command line and are not shown.
     """
-    given = {"metavar": metavar, "choices": choices, "low": low, "high": high}
+    given = {
+        "metavar": metavar,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "old_values": old_values,
+    }
     return {
         "help": text,
         "aliases": tuple(aliases),

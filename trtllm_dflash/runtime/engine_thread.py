@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
+from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
 from trtllm_dflash.runtime.preprocess import (
@@ -81,8 +82,7 @@ class EngineThread:
         if budget is None:
             budget = PROMPT_TOKENS_PER_STEP.get(config.gpu_arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
         for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
-            if value < 1:
-                raise UsageError(f"{name} is {value!r}, expected an integer of at least 1.")
+            check_integer(name, value, low=1)
         self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
         self._max_waiting, self._budget, self._on_stats = max_waiting, budget, on_stats
         self._scheduler = Scheduler(session, prompt_tokens_per_step=budget)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import check_integer, parse_integer
 
 VARIABLE = "DFLASH_NUM_THREADS"
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -16,17 +16,12 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = os.environ) -> int:
     """Return `requested`, else DFLASH_NUM_THREADS, else one thread for each core available."""
     if requested is not None:
-        if isinstance(requested, bool) or requested < 1:
-            raise UsageError(f"num_threads is {requested!r}, expected an integer of at least 1.")
+        check_integer("num_threads", requested, low=1)
         return requested
     text = environment.get(VARIABLE, "")
     if not text:
         return available_cores()
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(
-            f"{VARIABLE} is {text!r}, expected an integer of at least 1. Set a number or unset it."
-        )
-    return int(text)
+    return parse_integer(VARIABLE, text, low=1, advice=" Set a number or unset it.")
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
