@@ -1,8 +1,8 @@
 """What building the demo pair for a GPU costs, and how it grows with the target's layers.
 
-Shorter targets are the demo target cut after its first layers, with a drafter whose taps (and
-columns of fc) are cut to fit: nobody would generate with them, but they cost what such a model
-costs.
+Shorter targets are the demo target cut after its first layers. The drafter's taps, and with them
+the columns of fc, are cut to fit. Such a pair generates nothing useful, but building it costs the
+same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A checkpoint's config and tensors."""
+    """Return a checkpoint's config and tensors."""
     with safe_open(directory / "model.safetensors", "numpy") as file:
         names = list(file.keys())
         return json.loads((directory / "config.json").read_text()), {
@@ -40,7 +40,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
-    """The inverse of `read`."""
+    """Write a checkpoint: the inverse of `read`."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors")
@@ -48,7 +48,7 @@ def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
 
 
 def cut_target(source: Path, directory: Path, layers: int) -> Path:
-    """The first `layers` layers of a target."""
+    """Write the first `layers` layers of a target."""
     config, tensors = read(source)
     beyond = tuple(f"model.layers.{index}." for index in range(layers, config["num_hidden_layers"]))
     kept = (
@@ -60,7 +60,7 @@ def cut_target(source: Path, directory: Path, layers: int) -> Path:
 
 
 def cut_drafter(source: Path, directory: Path, layers: int) -> Path:
-    """The drafter with as many taps as fit a target of `layers` layers."""
+    """Write the drafter with as many taps as fit a target of `layers` layers."""
     config, tensors = read(source)
     hidden, taps = config["hidden_size"], config["dflash_config"]["target_layer_ids"]
     fitting = [tap for tap in taps if tap < layers - 1] or [0]

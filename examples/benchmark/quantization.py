@@ -83,7 +83,7 @@ class Commands:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return a process and everything that it has started."""
     members = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
@@ -94,7 +94,7 @@ def family(pid: int) -> list[int]:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Memory of a process that is no file's; 0 once it is gone."""
+    """Return the anonymous memory of a process; 0 once it is gone."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -105,7 +105,7 @@ def anonymous_bytes(pid: int) -> int:
 def measure(
     directory: Path, target: Path, form: str, kv_cache: bool, prompts: Path, arch: str
 ) -> dict[str, Any]:
-    """One row: quantize, build for the CPU and `arch`, evaluate against `directory`/bf16."""
+    """Return one row: quantize, build for the CPU and `arch`, evaluate against `directory`/bf16."""
     run, label = Commands(directory), "bf16" if form == KEEP_WEIGHTS else form
     label += "_fp8kv" if kv_cache else ""
     source, row = target, {"name": FORMATS[form], "kv_cache": "FP8" if kv_cache else "BF16"}
@@ -174,7 +174,7 @@ def _cell(key: str, row: dict[str, Any], checkpoint_bytes: int) -> str:
 
 
 def markdown(facts: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
     lines += [
         [_cell(key, row, facts["checkpoint_bytes"]) for key in COLUMNS] for row in facts["rows"]

@@ -1,8 +1,8 @@
 """DFlash against plain decoding of the same target, and against the reference package, on the demo
 pair's prompts.
 
-All sides run interleaved, prompt by prompt, in one process on the same cores, in float32, greedily.
-The clock of every side covers the generation steps: everything after the first token, nothing of
+All systems run in one process on the same cores, in float32 and greedily, prompt by prompt in turns.
+The clock of every system covers the generation steps: everything after the first token, nothing of
 the prompt, the tokenizer or loading.
 """
 
@@ -31,18 +31,18 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Run:
-    """One side's answer to one prompt."""
+    """One system's answer to one prompt."""
 
     token_ids: list[int]
     steps: int
     seconds: float
 
 
-Side = Callable[[list[int]], Run]
+System = Callable[[list[int]], Run]
 
 
-def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
-    """An engine of ours with fixed options."""
+def engine_system(engine: Engine, max_tokens: int, **options: Any) -> System:
+    """Return an engine of ours with fixed options."""
 
     def run(prompt: list[int]) -> Run:
         answer = engine.generate([prompt], max_tokens=max_tokens, **options)[0]
@@ -51,15 +51,15 @@ def engine_side(engine: Engine, max_tokens: int, **options: Any) -> Side:
     return run
 
 
-def reference_side(
+def reference_system(
     target: Path, drafter: Path, max_tokens: int, block_size: int, stops: list[int]
-) -> Side:
-    """The reference package's own loop on torch, in float32 on the CPU."""
+) -> System:
+    """Return the reference package's own loop on torch, in float32 on the CPU."""
     from trtllm_dflash.profile.external_systems import load_external_systems
     from trtllm_dflash.runtime.threads import resolve_num_threads
 
     threads = resolve_num_threads(None)
-    (side,) = load_external_systems(
+    (system,) = load_external_systems(
         [REFERENCE],
         target,
         drafter,
@@ -69,7 +69,7 @@ def reference_side(
     )
 
     def run(prompt: list[int]) -> Run:
-        (answer,) = side.run([prompt], 1, max_tokens).answers
+        (answer,) = system.run([prompt], 1, max_tokens).answers
         return Run(answer.token_ids, len(answer.acceptance_lengths), answer.decode_seconds)
 
     return run
@@ -94,16 +94,16 @@ class Total:
         self.seconds += run.seconds
 
 
-Totals = dict[str, dict[str, Total]]  # set or set/kind -> side -> total
+Totals = dict[str, dict[str, Total]]  # set or set/kind -> system -> total
 
 
-def measure(sides: dict[str, Side], prompts: Iterator[tuple[str, str, list[int]]]) -> Totals:
-    """Run every side on every prompt; the side that begins changes from prompt to prompt."""
+def measure(systems: dict[str, System], prompts: Iterator[tuple[str, str, list[int]]]) -> Totals:
+    """Run every system on every prompt; the system that begins changes from prompt to prompt."""
     totals: Totals = defaultdict(lambda: defaultdict(Total))
-    names = list(sides)
+    names = list(systems)
     for number, (group, kind, prompt) in enumerate(prompts):
         order = names[number % len(names) :] + names[: number % len(names)]
-        runs = {name: sides[name](prompt) for name in order}
+        runs = {name: systems[name](prompt) for name in order}
         for name, run in runs.items():
             for key in (group, f"{group}/{kind}"):
                 totals[key][name].add(run, runs[PLAIN].token_ids)
@@ -113,7 +113,7 @@ def measure(sides: dict[str, Side], prompts: Iterator[tuple[str, str, list[int]]
 
 
 def read_prompts(engine: Engine, limit: int | None) -> Iterator[tuple[str, str, list[int]]]:
-    """(set, kind, token ids) of the demo pair's held-out and unseen prompts, in the chat format."""
+    """Yield set, kind and token ids of the demo pair's prompts, in the chat format."""
     assert engine.tokenizer is not None
     for group in ("heldout", "unseen"):
         lines = (PAIR / "prompts" / f"{group}.jsonl").read_text().splitlines()
@@ -122,8 +122,8 @@ def read_prompts(engine: Engine, limit: int | None) -> Iterator[tuple[str, str, 
             yield group, row["kind"], list(engine.tokenizer.encode_chat(row["prompt"]))
 
 
-def report(totals: Totals, sides: list[str]) -> Table:
-    """One row per set and kind, one column group per side."""
+def report(totals: Totals, systems: list[str]) -> Table:
+    """Return a row for each set and kind, with a group of columns for each system."""
     table = Table(
         title=(
             "tokens/s (τ) and ratio to the plain engine; the same text unless a count says"
@@ -131,13 +131,13 @@ def report(totals: Totals, sides: list[str]) -> Table:
         )
     )
     table.add_column("prompts")
-    for side in sides:
-        table.add_column(side, justify="right")
+    for system in systems:
+        table.add_column(system, justify="right")
     for key in sorted(totals):
         plain = totals[key][PLAIN]
         cells = [f"{plain.tokens / plain.seconds:.1f}"]
-        for side in sides[1:]:
-            total = totals[key][side]
+        for system in systems[1:]:
+            total = totals[key][system]
             ratio = (total.tokens / total.seconds) / (plain.tokens / plain.seconds)
             differs = "" if total.same_text == total.prompts else f" [{total.same_text} same]"
             tau = total.tokens / total.steps
@@ -176,24 +176,24 @@ def main(
     """Measure, print a table, and write the figures with what they were measured on."""
     baseline, engine = Engine.load(plain), Engine.load(dflash)
     lengths = [int(length) for length in draft_lens.split(",")]
-    sides = {PLAIN: engine_side(baseline, max_tokens)}
-    sides |= {
-        f"draft {length}": engine_side(engine, max_tokens, draft_len=length) for length in lengths
+    systems = {PLAIN: engine_system(baseline, max_tokens)}
+    systems |= {
+        f"draft {length}": engine_system(engine, max_tokens, draft_len=length) for length in lengths
     }
     if with_reference:
         stops = list(engine.config.eos_token_ids)
-        sides[REFERENCE] = reference_side(
+        systems[REFERENCE] = reference_system(
             target, PAIR / "drafter", max_tokens, engine.config.block_size, stops
         )
     warm_up = next(read_prompts(engine, 1))[2]
-    for side in sides.values():
-        side(warm_up)
-    totals = measure(sides, read_prompts(engine, limit))
-    Console(width=200).print(report(totals, list(sides)))
+    for system in systems.values():
+        system(warm_up)
+    totals = measure(systems, read_prompts(engine, limit))
+    Console(width=200).print(report(totals, list(systems)))
     if json_file:
-        figures = {
-            key: {side: asdict(total) for side, total in row.items()} for key, row in totals.items()
-        }
+        figures = {}
+        for key, row in totals.items():
+            figures[key] = {system: asdict(total) for system, total in row.items()}
         provenance = {
             "version": __version__,
             "python": platform.python_version(),

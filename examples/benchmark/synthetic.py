@@ -91,17 +91,18 @@ _FROM_TARGET = (
 
 
 def target_config(model: str, layers: int, experts: int) -> dict[str, Any]:
-    """The config.json of a target with so many layers, and experts in each."""
+    """Return the config.json of a target with so many layers, and experts in each."""
     config = _MODELS[model][0] | {"num_hidden_layers": layers, "tie_word_embeddings": False}
     if "moe_intermediate_size" in config:
         return config | {"num_experts": experts}
-    kinds = ["sliding_attention", "full_attention"] * layers
-    return config | {"num_local_experts": experts, "layer_types": kinds[:layers]}
+    layer_types = ["sliding_attention", "full_attention"] * layers
+    return config | {"num_local_experts": experts, "layer_types": layer_types[:layers]}
 
 
 def drafter_config(model: str, target: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of its published drafter; a target of fewer than six layers has fewer
-    taps.
+    """Return the config.json of its published drafter.
+
+    A target of fewer than six layers has fewer taps.
     """
     *_, ffn, block_size, mask = _MODELS[model]
     layers = target["num_hidden_layers"]

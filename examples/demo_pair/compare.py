@@ -20,7 +20,7 @@ WARM_UP_TOKENS = 8
 
 
 def measured(engine: Engine, prompt: str, max_tokens: int) -> Generation:
-    """The answer of an engine that has already run a few steps."""
+    """Return the answer of an engine that has already run a few steps."""
     assert engine.tokenizer is not None
     ids = engine.tokenizer.encode_chat(prompt)
     engine.generate([ids], max_tokens=WARM_UP_TOKENS)
@@ -28,14 +28,15 @@ def measured(engine: Engine, prompt: str, max_tokens: int) -> Generation:
 
 
 def speed(answer: Generation) -> float:
-    """Tokens per second of the generation steps: the prompt's step, which gives the first token, is
-    not in it.
+    """Return the tokens per second of the generation steps.
+
+    The prompt's step, which gives the first token, does not count.
     """
     return (len(answer.token_ids) - 1) / answer.decode_seconds
 
 
 def panel(title: str, answer: Generation, width: int) -> Panel:
-    """The text, and under it what it took."""
+    """Return the text with its speed, steps and acceptance length below."""
     steps = len(answer.acceptance_lengths)
     footer = f"{speed(answer):.1f} tokens/s · {steps} steps · τ {answer.acceptance_length:.2f}"
     return Panel(Text(answer.text), title=title, subtitle=footer, width=width)

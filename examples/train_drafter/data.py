@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from drafter import BLOCK_SIZE
+from drafter_model import BLOCK_SIZE
 
 # Teacher probabilities kept per position.
 TEACHER_TOP = 8

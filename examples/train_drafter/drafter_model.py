@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from safetensors.torch import load_file, save_file
-from target import TARGET_LAYER_IDS, apply_rope, rms_norm, rope_table
+from target_model import TARGET_LAYER_IDS, apply_rope, rms_norm, rope_table
 from torch import nn
 
 MASK_TOKEN_ID = 16

@@ -1,10 +1,10 @@
-"""Measure a drafter: tokens per verification (tau) along the greedy decoding loop, in FP32.
+"""Measure a drafter: its acceptance length along the greedy decoding loop, in FP32.
 
-Greedy block verification reproduces the target's own greedy text, so each prompt's text and
-features are computed once and the loop is followed on them: draft at the current anchor from the
-features before it, accept the matching prefix, add the target's own token, move the anchor. With
-``--check N`` the loop is also run for real on the first N prompts of each set, target verification
-included, and must agree. Prompt lookup is followed on the same text in the same way.
+Greedy block verification reproduces the target's own greedy text. So each prompt's text and
+features are computed once, and the loop is followed on them. Each round drafts at the current
+anchor from the features before it, accepts the matching prefix, adds the target's own token, and
+moves the anchor. With ``--check N`` the loop is also run for real on the first N prompts of each
+set, target verification included, and must agree. Prompt lookup is followed in the same way.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from drafter import BLOCK_SIZE, MASK_TOKEN_ID, Drafter, DraftState, load_drafter
+from drafter_model import BLOCK_SIZE, MASK_TOKEN_ID, Drafter, DraftState, load_drafter
 from generate_data import PREFIX, Sequence, encode_prompt, generate
 from prompts import KINDS, PROMPT_FOLDER, read_jsonl
-from target import Target
+from target_model import Target
 from tokenizers import Tokenizer
 
 LOGGER = logging.getLogger("evaluate")

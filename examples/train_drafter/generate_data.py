@@ -1,9 +1,9 @@
 """Generate training data: the target's own greedy answers and its features, in one pass.
 
-Each worker process takes a share of the prompts and appends to its own files in the data folder:
-``tokens.<w>.bin`` (int32), ``features.<w>.bin`` (BF16 rows of taps + final hidden state) and
-``index.<w>.jsonl`` (one line per answer, written after its data, so that a reader may start at
-any time). A worker that is started again skips what is already in its index.
+Each worker process takes a share of the prompts and appends to its own files in the data folder.
+``tokens.<w>.bin`` has int32, ``features.<w>.bin`` BF16 rows of taps and final hidden state.
+``index.<w>.jsonl`` has one line per answer, written after its data: a reader may start at any time.
+A worker that is started again skips what is already in its index.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from prompts import read_jsonl, write_jsonl
-from target import TARGET_LAYER_IDS, KVCache, Target
+from target_model import TARGET_LAYER_IDS, KVCache, Target
 from tokenizers import Tokenizer
 
 LOGGER = logging.getLogger("generate_data")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from generate_data import PREFIX, Batch, Sequence
-from target import Target
+from target_model import Target
 from tokenizers import Tokenizer
 
 LOGGER = logging.getLogger("magpie")

@@ -149,11 +149,10 @@ def build_train(per_template: int, seed: int) -> list[dict[str, str]]:
     """Return the template prompts for training, shuffled."""
     rng = random.Random(seed)
     fillers = Fillers(reserved=False, rng=rng)
-    records = [
-        {"kind": kind, "prompt": prompt, "source": "template"}
-        for kind, template in load_templates()
-        for prompt in prompts_of(template, fillers, per_template)
-    ]
+    records = []
+    for kind, template in load_templates():
+        prompts = prompts_of(template, fillers, per_template)
+        records += [{"kind": kind, "prompt": each, "source": "template"} for each in prompts]
     rng.shuffle(records)
     return records
 

@@ -145,9 +145,9 @@ class Target:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run tokens [b, t] at cache columns column..column+t.
 
-        Positions are [b, t]; mask is boolean, broadcastable to [b, heads, t, column + t] (for
-        t == 1 also longer, up to the cache's length), true where a query may look. Returns the
-        final-normed hidden states and the tapped residual streams, FP32 [b, t, hidden] each.
+        Positions are [b, t]. The mask is boolean, true where a query may look, and broadcastable to
+        [b, heads, t, column + t]. For t == 1 it may be longer, up to the cache's length. Returns
+        the final-normed hidden states and the tapped residual streams, FP32 [b, t, hidden] each.
         Layer id i taps the stream after layer i.
         """
         rope = (self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2))

@@ -1,9 +1,9 @@
 """Train a DFlash v1 drafter for the demo target on generated data, on a CPU.
 
-The loss is a mix of cross entropy on the target's greedy token and on its top probabilities,
-weighted by the position in the block and by how likely the rows before it are to be accepted. Part
-of the anchors are places where live decoding with the current drafter would put one, because those
-are harder than random places.
+The loss mixes cross entropy on the target's greedy token and on its top probabilities. Weights are
+the position in the block and the chance that the rows before it are accepted. Some anchors are
+placed where live decoding with the current drafter would put one. Those are harder than random
+places.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from data import Dataset, Example, Teacher, TrainBatch, feature_rms, frequent_tokens, make_batch
-from drafter import BLOCK_SIZE, MASK_TOKEN_ID, Drafter, DrafterShape, save_drafter
+from drafter_model import BLOCK_SIZE, MASK_TOKEN_ID, Drafter, DrafterShape, save_drafter
 from safetensors.torch import load_file
-from target import TARGET_LAYER_IDS
+from target_model import TARGET_LAYER_IDS
 
 LOGGER = logging.getLogger("train")
 
@@ -34,9 +34,9 @@ CHUNK = 256
 class HeadLoss(torch.autograd.Function):
     """Cross entropy of a frozen head, in chunks that fit the cache; also returns the argmax.
 
-    Inputs: hidden [n, H], head [V, H] BF16 with its bias [V], hard labels [n], soft ids and
-    probabilities [n, k], and the share of the hard label. Outputs per row: loss, log-probability
-    of the hard label, argmax.
+    Inputs are hidden [n, H], head [V, H] BF16 with its bias [V], and hard labels [n]. Then come
+    soft ids and probabilities [n, k], and the share of the hard label. Outputs per row are loss,
+    log-probability of the hard label, and argmax.
     """
 
     @staticmethod
@@ -108,8 +108,8 @@ def step_head(
     """Return the head of one step, (rows [V, H], bias [V]), and the labels as indices into it.
 
     The head is the frequent tokens, the rare labels of this batch, and a random sample of the
-    other tokens. Each sampled token stands for many, hence the bias; so the drafter also learns
-    not to propose tokens it hardly ever sees, and the whole vocabulary can be used in decoding.
+    other tokens. Each sampled token stands for many, hence the bias. So the drafter also learns not
+    to propose tokens that it hardly ever sees. Decoding can use the whole vocabulary.
     """
     mapping = frozen.to_reduced.clone()
     count = len(frozen.head)

@@ -1,7 +1,7 @@
-"""What serving an engine with Triton gives: batching against one request at a time, the first token
-of a short prompt while a long one runs, and the table of NVIDIA's perf_analyzer. Writes
-serving.json and perf_analyzer.csv.
+"""Measure an engine behind Triton; writes serving.json and perf_analyzer.csv.
 
+Figures are batching against one request at a time, and the first token of a short prompt while a
+long one runs. The table is that of NVIDIA's perf_analyzer.
 Ratios compare runs that alternate on one machine; nothing else should run on it.
 """
 
@@ -40,7 +40,7 @@ class Bench:
         self.server = server
 
     def ask(self, **inputs: Any) -> tuple[float, float, int]:
-        """Seconds to the first response and to the last, and the number of new tokens."""
+        """Return seconds to the first response and to the last, and the number of new tokens."""
         body = json.dumps(
             {"stream": True, "ignore_eos": True, "return_num_output_tokens": True, **inputs}
         ).encode()
@@ -55,7 +55,7 @@ class Bench:
         return first, time.perf_counter() - start, tokens
 
     def tokens_per_second(self, concurrency: int, requests: int, max_tokens: int) -> float:
-        """All requests' new tokens over the time for all of them."""
+        """Return all requests' new tokens over the time for all of them."""
         start = time.perf_counter()
         with ThreadPoolExecutor(concurrency) as pool:
             prompts = (QUESTIONS[place % len(QUESTIONS)] for place in range(requests))

@@ -81,7 +81,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """Where HTTP requests go."""
+        """Return the address of HTTP requests."""
         return f"http://127.0.0.1:{self.http}"
 
     def wait_until_ready(self, seconds: float = 120.0) -> None:
@@ -135,12 +135,12 @@ class LocalServer:
         return self.process.returncode
 
     def shared_memory(self) -> list[Path]:
-        """The shared memory regions that this server's models have."""
+        """Return the shared memory regions of this server's models."""
         return sorted(Path("/dev/shm").glob(f"{self.shm_prefix}*"))
 
 
 def packaged_servers() -> list[Path]:
-    """The server that is in the environment, if it is there."""
+    """Return the server in the environment, as a list of at most one."""
     return sorted(VENV.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
 
 
@@ -153,8 +153,9 @@ def _site_packages() -> tuple[Path, str]:
 
 
 def _backends(site: Path, python: str) -> Path:
-    """A backend directory with the stub of this Python beside the Python backend, where the server
-    looks for it.
+    """Return a backend directory with the stub of this Python beside the Python backend.
+
+    The server looks for it there.
     """
     server, made = site / "pytriton" / "tritonserver", VENV / "backends"
     if not made.exists():

@@ -27,7 +27,7 @@ def _run(script: str, *arguments: str) -> str:
 
 
 def _module(script: str) -> Any:
-    """A script as a module."""
+    """Import a script as a module."""
     spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "examples" / script)
     assert spec is not None
     assert spec.loader is not None

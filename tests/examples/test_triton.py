@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder that looks like the checkout, so that what the commands write stays out of it."""
+    """Make a folder that looks like the checkout; what the commands write stays in it."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "cpu").symlink_to(ROOT / "demo" / "cpu")
