@@ -208,7 +208,7 @@ def good_quantized(algo: str, role: str = "target") -> BadCheckpoint:
 def _quantized(
     module: str, algo: str, rows: int, columns: int
 ) -> dict[str, tuple[str, list[int], bytes]]:
-    """What stores one linear; every scale is an exact fraction."""
+    """Return the tensors of one quantized linear; every scale is an exact fraction."""
     codes = np.arange(rows * columns, dtype=np.uint32) * 37 % 126
     one = ("F32", [], np.float32(1 / 64).tobytes())
     if algo == "FP8":

@@ -92,7 +92,7 @@ def global_scale_zero(model: BadCheckpoint) -> None:
     base="fp8 target",
 )
 def all_zero_weight_in_fp8(model: BadCheckpoint) -> None:
-    """What ModelOpt 0.47 writes for it: 0 / 0 in every code."""
+    """Store what ModelOpt 0.47 writes for it: 0 / 0 in every byte."""
     begin, end = model.entry(f"{Q}.weight")["data_offsets"]
     model.weights.data[begin:end] = b"\x7f" * (end - begin)
     _poke(model, f"{Q}.weight_scale", 0.0)

@@ -31,7 +31,7 @@ MAX_PEAK_BYTES = 2 << 20
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case in a folder of its own."""
+    """Write every case into a folder of its own."""
     directory = tmp_path_factory.mktemp("bad") / "cases"
     write_all(directory)
     return directory

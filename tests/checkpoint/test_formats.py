@@ -317,13 +317,28 @@ def test_a_module_in_two_groups() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        (("fp8", None, EXCLUDE), ("nvfp4", None, EXCLUDE), 'about the format: "fp8" against "nvfp4"'),
-        (("nvfp4", None, EXCLUDE), ("w4a16_nvfp4", None, EXCLUDE), 'about the format: "nvfp4" against "w4a16_nvfp4"'),
-        (("fp8", None, EXCLUDE), ("fp8", None, ("lm_head",)), r'excluded modules: \["model.embed_tokens"\] against \['),
-        (("fp8", MIXED, ()), ("fp8", {**MIXED, "model.layers.0.mlp.up_proj": "fp8"}, ()),
-         'formats of single modules: model.layers.0.mlp.up_proj is "nvfp4" against "fp8"'),
+        (
+            ("fp8", None, EXCLUDE),
+            ("nvfp4", None, EXCLUDE),
+            'about the format: "fp8" against "nvfp4"',
+        ),
+        (
+            ("nvfp4", None, EXCLUDE),
+            ("w4a16_nvfp4", None, EXCLUDE),
+            'about the format: "nvfp4" against "w4a16_nvfp4"',
+        ),
+        (
+            ("fp8", None, EXCLUDE),
+            ("fp8", None, ("lm_head",)),
+            r'excluded modules: \["model.embed_tokens"\] against \[',
+        ),
+        (
+            ("fp8", MIXED, ()),
+            ("fp8", {**MIXED, "model.layers.0.mlp.up_proj": "fp8"}, ()),
+            'formats of single modules: model.layers.0.mlp.up_proj is "nvfp4" against "fp8"',
+        ),
     ],
-)  # fmt: skip
+)
 def test_two_files_that_contradict_each_other(first: Any, second: Any, words: str) -> None:
     original, flat = quant_configs(*first)[0], quant_configs(*second)[1]
     with pytest.raises(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures.quantized import write_tensors
-from tests.fixtures.tiny_moe import mxfp4_numbers, random_mxfp4
+from tests.fixtures.tiny_moe import dequantize_mxfp4, random_mxfp4
 from trtllm_dflash.checkpoint.mxfp4 import dequantized_experts, nvfp4_block_scales, nvfp4_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 
@@ -32,7 +32,7 @@ def test_numbers(dtype: type, spread: int, tmp_path: Path) -> None:
     parts = _random(spread)
     got = dequantized_experts(stored(tmp_path, parts), "e", dtype)
     assert got.dtype == dtype
-    np.testing.assert_array_equal(got.astype(np.float64), mxfp4_numbers(parts))
+    np.testing.assert_array_equal(got.astype(np.float64), dequantize_mxfp4(parts))
 
 
 def test_every_exponent_is_exact_in_both_types(tmp_path: Path) -> None:
@@ -42,14 +42,12 @@ def test_every_exponent_is_exact_in_both_types(tmp_path: Path) -> None:
     tensors = stored(tmp_path, parts)
     for dtype in (np.float32, ml_dtypes.bfloat16):
         np.testing.assert_array_equal(
-            dequantized_experts(tensors, "e", dtype).astype(float), mxfp4_numbers(parts)
+            dequantized_experts(tensors, "e", dtype).astype(float), dequantize_mxfp4(parts)
         )
 
 
 def _as_nvfp4(tensors: dict[str, TensorInfo], parts: dict[str, np.ndarray]) -> np.ndarray:
-    """What codes and NVFP4 scales mean: the codes in blocks of 16, under block scale times global
-    scale.
-    """
+    """Return the values under NVFP4's scales: block scale times global scale, for each 16."""
     scale = nvfp4_scale(tensors, "e")
     assert scale is not None
     block_scales = nvfp4_block_scales(tensors, "e", scale)
@@ -57,7 +55,7 @@ def _as_nvfp4(tensors: dict[str, TensorInfo], parts: dict[str, np.ndarray]) -> n
     assert block_scales.shape == (*SHAPE[:2], SHAPE[2] // 16)
     ones = {"blocks": parts["blocks"], "scales": np.full_like(parts["scales"], 127)}
     products = block_scales.astype(np.float32) * np.float32(scale)
-    return mxfp4_numbers(ones) * np.repeat(products, 16, axis=-1)
+    return dequantize_mxfp4(ones) * np.repeat(products, 16, axis=-1)
 
 
 @pytest.mark.parametrize("spread", [0, 2, 17])
@@ -65,7 +63,7 @@ def test_nvfp4_has_the_same_numbers(spread: int, tmp_path: Path) -> None:
     parts = _random(spread)
     assert len(np.unique(parts["scales"])) == spread + 1
     tensors = stored(tmp_path, parts)
-    np.testing.assert_array_equal(_as_nvfp4(tensors, parts), mxfp4_numbers(parts))
+    np.testing.assert_array_equal(_as_nvfp4(tensors, parts), dequantize_mxfp4(parts))
     np.testing.assert_array_equal(_as_nvfp4(tensors, parts), dequantized_experts(tensors, "e"))
 
 
@@ -83,7 +81,7 @@ def test_a_block_of_zeros_needs_no_exponent(tmp_path: Path) -> None:
     parts["scales"][2, 9, 2] = 0
     parts["blocks"][2, 9, 2] = 0x80
     tensors = stored(tmp_path, parts)
-    np.testing.assert_array_equal(_as_nvfp4(tensors, parts), mxfp4_numbers(parts))
+    np.testing.assert_array_equal(_as_nvfp4(tensors, parts), dequantize_mxfp4(parts))
     parts["blocks"][2, 9, 2, 7] = 0x10
     assert nvfp4_scale(stored(tmp_path, parts), "e") is None
 

@@ -26,7 +26,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Qwen3 target in BF16."""
+    """Return a two-layer Qwen3 target in BF16."""
     return tiny_target(
         tmp_path_factory.mktemp("source") / "target", "qwen3", num_layers=2, dtype="BF16"
     )

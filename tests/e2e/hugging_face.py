@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
 def load_target(directory: Path, num_threads: int = 1) -> PreTrainedModel:
-    """The target in float32; more than one thread only slows a tiny one."""
+    """Load the target in float32; more than one thread only slows a tiny one."""
     torch.set_num_threads(num_threads)
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def load_drafter(directory: Path) -> Any:
-    """The drafter of the reference package, in float32."""
+    """Load the drafter of the reference package, in float32."""
     from dflash.model import DFlashDraftModel
 
     return DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
@@ -43,7 +43,7 @@ def greedy(
 
 
 def choices(target: PreTrainedModel, prompt: list[int], answer: list[int]) -> list[int]:
-    """The most likely token after the prompt and after each prefix of `answer`, all from one pass.
+    """Return the most likely token after the prompt and each prefix of `answer`, from one pass.
 
     If they are `answer` itself, then by induction it is what `greedy` gives, at a small part of its
     cost.

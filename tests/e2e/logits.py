@@ -17,9 +17,7 @@ from trtllm_dflash.graph.step import build_step
 
 
 def session(model: ir.Model, *values: ir.Value) -> tuple[Any, list[str]]:
-    """An ONNX Runtime session of a step that also gives these values, and the names of its
-    outputs.
-    """
+    """Return an ONNX Runtime session of a step with these further outputs, and all their names."""
     import onnxruntime
 
     for initializer in model.graph.initializers.values():

@@ -31,7 +31,7 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def answers(prompts: list[list[int]]) -> list[Generation]:
-    """The DFlash engine's answers, four slots at a time."""
+    """Return the DFlash engine's answers, four slots at a time."""
     return Engine.load(DEMO / "cpu").generate(prompts, max_tokens=NEW_TOKENS, stop_token_ids=[])
 
 

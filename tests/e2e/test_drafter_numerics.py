@@ -33,8 +33,9 @@ HIDDEN = "/drafter/RMSNormalization_1/output_0"  # after the drafter's final nor
 
 
 def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
-    """A session of the step that also gives the drafter's final hidden rows [B·T, hidden], and its
-    output names.
+    """Return a session of the step and its outputs' names.
+
+    The drafter's final hidden rows [B·T, hidden] are one of them.
     """
     import onnxruntime
 
@@ -79,7 +80,7 @@ def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict
 def _reference_hidden(
     target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int
 ) -> np.ndarray:
-    """The reference drafter's final hidden rows [T, hidden] for one prompt and its anchor."""
+    """Return the reference drafter's final hidden rows [T, hidden] for a prompt and its anchor."""
     target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
     ids = torch.tensor(prompt[None])
     with torch.no_grad():
@@ -133,10 +134,8 @@ def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
         np.testing.assert_allclose(hidden[row], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
 
 
-def test_causal_and_bidirectional_differ_far_beyond_the_tolerance(tmp_path: Path) -> None:
-    """The test above would see a swapped mask: the same weights under the other mask give other
-    numbers.
-    """
+def test_causal_differs_from_bidirectional_beyond_the_tolerance(tmp_path: Path) -> None:
+    """The test above would see a swapped mask: it changes the hidden rows."""
     target = tiny_target(tmp_path / "target", "qwen3")
     prompts = np.random.default_rng(4).integers(0, VOCAB, (1, 13))
     hidden = {}

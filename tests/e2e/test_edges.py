@@ -17,7 +17,7 @@ MASK = 66
 
 @pytest.fixture(scope="module")
 def greedy() -> list[int]:
-    """The target's greedy answer to PROMPT, by Hugging Face."""
+    """Return the target's greedy answer to PROMPT, by Hugging Face."""
     return hugging_face.greedy(hugging_face.load_target(TARGET), PROMPT, 60)
 
 

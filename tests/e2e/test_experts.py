@@ -39,7 +39,7 @@ PAIRS = {
 
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny targets on disk; "of_all": an expert's share is its probability among all."""
+    """Write the tiny targets; "of_all": an expert's share is its probability among all."""
     root = tmp_path_factory.mktemp("experts")
     return {
         "gpt_oss": tiny_gpt_oss(root / "gpt_oss"),
@@ -145,10 +145,8 @@ def test_nvfp4_experts_multiply_activations_as_they_are(form: str, tmp_path: Pat
     assert_same_but_for_boundaries(target_logits(quantized, IDS), forward(twin), unquantized)
 
 
-def test_modelopts_export_of_experts_computes_what_modelopt_computes(tmp_path: Path) -> None:
-    """Its forward before the export; of weights alone, so that experts' activations are as they are
-    there too.
-    """
+def test_modelopts_export_of_experts_equals_modelopt(tmp_path: Path) -> None:
+    """Its forward before the export, of weights alone: there too activations are not rounded."""
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
 

@@ -24,7 +24,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3 in FP8 throughout, which has scales for its caches."""
+    """Return a tiny Qwen3 in FP8 throughout, which has scales for its caches."""
     directory = tmp_path_factory.mktemp("fp8")
     return quantized_copy(
         tiny_target(directory / "source", "qwen3"), directory / "target", "fp8", kv_cache=True

@@ -1,6 +1,4 @@
-"""Speculative greedy = plain greedy = Hugging Face's generate, token for token, whatever the
-drafter and the batch.
-"""
+"""Speculative greedy = plain greedy = Hugging Face's generate, token for token."""
 
 from __future__ import annotations
 
@@ -37,19 +35,19 @@ TARGETS: dict[str, dict[str, Any]] = {name: {"model_type": name} for name in DEN
 
 @pytest.fixture(scope="session")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny targets on disk."""
+    """Write the tiny targets."""
     root = tmp_path_factory.mktemp("targets")
     return {name: tiny_target(root / name, **options) for name, options in TARGETS.items()}
 
 
 @pytest.fixture(scope="session")
 def expected(targets: dict[str, Path]) -> dict[str, list[list[int]]]:
-    """Hugging Face's greedy tokens for every target and prompt."""
-    models = {name: hugging_face.load_target(path) for name, path in targets.items()}
-    return {
-        name: [hugging_face.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
-        for name, model in models.items()
-    }
+    """Return Hugging Face's greedy tokens for every target and prompt."""
+    tokens = {}
+    for name, path in targets.items():
+        model = hugging_face.load_target(path)
+        tokens[name] = [hugging_face.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    return tokens
 
 
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)

@@ -1,18 +1,18 @@
-"""Quantized checkpoints through the CPU engine's graph, against Hugging Face's model with the same
-rounded numbers.
+"""Quantized checkpoints on the CPU, against Hugging Face's model with the same rounded values.
 
 Two references: the tables of tests/fixtures/quantized.py under a float32 model, and ModelOpt's own
 fake-quantized forward.
 
-Tolerance. Both sides multiply the same rounded numbers in float32, so they agree to some 1e-6 of
-the largest logit, and less than without quantization: rounding removes what the order of a sum
-leaves. But where an activation lies on the boundary between two codes, that last bit decides which
-one it becomes, a step of up to 1/8 (FP8) or 1/2 (NVFP4) of the number, and what follows in its
-sequence differs visibly. That is rare: of the cases below, one has such a number, in one of its
-four sequences, and which one depends on the order of sums and so on the processor. Hence: all rows
-of at least three sequences to 1e-5 (found: 5e-7), and no row of the other beyond what quantization
-itself changes on average. Where neither activations nor caches are rounded there are no boundaries,
-so no excuse: every row to 1e-5 (found: 2e-6).
+Tolerance. Both sides multiply the same rounded values in float32, so they agree to some 1e-6 of the
+largest logit. That is less than without quantization: rounding removes the effect of a sum's order.
+But an activation may lie on the boundary between two values of the format. Then its last bit
+decides, a step of up to 1/8 (FP8) or 1/2 (NVFP4), and the rest of its sequence differs visibly.
+That is rare. Of the cases below, one has such an activation, in one of its four sequences. Which
+one depends on the order of sums, and so on the processor.
+
+Hence all rows of at least three sequences agree to 1e-5 (found: 5e-7). No row of the fourth differs
+by more than quantization itself changes on average. Where neither activations nor caches are
+rounded there are no boundaries: every row agrees to 1e-5 (found: 2e-6).
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ IDS = np.random.default_rng(5).integers(0, VOCAB, (4, 10))
 
 
 def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any]) -> Any:
-    """The float32 model of a quantized checkpoint: weights dequantized, inputs rounded on their way
-    into a linear.
+    """Return the float32 model of a quantized checkpoint: weights dequantized, inputs rounded.
 
-    Experts multiply their inputs as they are.
+    Experts' inputs are not rounded.
     """
     tensors = read_tensors(quantized / "model.safetensors")
     plain, rounders = {}, {}
@@ -99,8 +98,9 @@ def forward(model: Any, ids: np.ndarray = IDS) -> np.ndarray:
 def assert_same_but_for_boundaries(
     ours: np.ndarray, theirs: np.ndarray, unquantized: np.ndarray, *, boundaries: bool = True
 ) -> None:
-    """The tolerance of this module's first lines; arrays [4, S, n]. `boundaries`: activations or
-    caches are rounded.
+    """Assert the tolerance of this module's docstring for arrays [4, S, n].
+
+    `boundaries`: activations or caches are rounded.
     """
     size = np.abs(theirs).max()
     rows = np.abs(ours - theirs).max(-1) / size
@@ -128,10 +128,8 @@ def test_logits_are_those_of_the_rounded_numbers(
     )
 
 
-def test_mixed_precision_with_biases_and_a_quantized_head_of_a_tied_model(tmp_path: Path) -> None:
-    """Every linear as its own entry says; the head is stored, and so it is the head although the
-    config ties it.
-    """
+def test_mixed_precision_with_biases_and_a_quantized_tied_head(tmp_path: Path) -> None:
+    """Every linear has its own format; the stored head is used although the config ties it."""
     source = tiny_target(
         tmp_path / "source", "llama", dtype="BF16", attention_bias=True, mlp_bias=True, num_layers=2
     )

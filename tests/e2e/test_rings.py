@@ -74,9 +74,13 @@ def test_a_windowed_drafters_rows_equal_the_reference(variant: str, tmp_path: Pa
     target_dir = tiny_target(tmp_path / "target", "qwen3")
     drafter_dir = tiny_drafter(tmp_path / "drafter", target_dir, variant=variant)
     model = build_step(
-        load_target(target_dir), load_drafter(drafter_dir), dtype="float32", cache_len=CACHE, block_size=BLOCK,
+        load_target(target_dir),
+        load_drafter(drafter_dir),
+        dtype="float32",
+        cache_len=CACHE,
+        block_size=BLOCK,
         ring_width=CHUNK,
-    )  # fmt: skip
+    )
     hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)
     hidden.type, hidden.shape = (
         ir.TensorType(ir.DataType.FLOAT),

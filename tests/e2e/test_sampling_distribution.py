@@ -36,7 +36,7 @@ def _next(model: torch.nn.Module, prompts: list[list[int]]) -> np.ndarray:
 
 
 def _chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, float]:
-    """The statistic and its limit; tokens expected fewer than 5 times are counted as one."""
+    """Return the statistic and its limit; tokens expected fewer than 5 times count as one."""
     observed = np.array([counts[token] for token in range(expected.size)], float)
     assert observed[expected == 0].sum() == 0, "a token outside of top-k or top-p was sampled"
     common = expected * SAMPLES >= 5
@@ -49,9 +49,7 @@ def _chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, floa
 
 
 def test_first_three_tokens(engine: EngineFactory) -> None:
-    """The first token comes from the prompt's step; the next two from verified rows, accepted
-    drafts or bonus.
-    """
+    """The first token comes from the prompt's step, the next two from drafts or the bonus."""
     generations = engine(TARGET, DRAFTER).generate(
         [PROMPT] * SAMPLES,
         max_tokens=3,
@@ -69,11 +67,11 @@ def test_first_three_tokens(engine: EngineFactory) -> None:
             Counter(item.token_ids[place] for item in generations), marginal
         )
         assert statistic < limit, f"token {place}: chi-square {statistic:.1f}, limit {limit:.1f}"
-        joint = [
-            ([*prefix, token], mass[i] * rows[i, token])
-            for i, prefix in enumerate(prefixes)
-            for token in np.flatnonzero(rows[i]).tolist()
-        ]
-        prefixes, mass = [prefix for prefix, _ in joint], np.array([weight for _, weight in joint])
+        longer, weights = [], []
+        for i, prefix in enumerate(prefixes):
+            for token in np.flatnonzero(rows[i]).tolist():
+                longer.append([*prefix, token])
+                weights.append(mass[i] * rows[i, token])
+        prefixes, mass = longer, np.array(weights)
     accepted = [length for item in generations for length in item.acceptance_lengths]
     assert max(accepted) > 1, "no draft was ever accepted: this run did not test acceptance"

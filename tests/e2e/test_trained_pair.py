@@ -1,9 +1,7 @@
-"""A trained tiny pair (tests/trained_pair): acceptance equals the reference package's, and wiring
-faults show.
+"""A trained tiny pair (tests/fixtures/trained_pair): acceptance lengths equal the reference's.
 
-The wiring table is that of DFlash's sensitivity: wrong features or a wrong mask id cost half of the
-acceptance or more; causal instead of bidirectional attention hardly shows there, which is why
-test_drafter_numerics exists.
+Wiring faults show as well: wrong features or a wrong mask id cost half of the acceptance or more.
+Causal instead of bidirectional attention hardly does, so test_drafter_numerics exists.
 """
 
 from __future__ import annotations

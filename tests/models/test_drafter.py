@@ -96,9 +96,17 @@ def test_published_for_gpt_oss() -> None:
         "num_attention_heads": 64,
     }
     config = read(
-        QWEN3_4B, **sizes, head_dim=64, attention_bias=True, layer_types=["full_attention"] * 8, block_size=10,
-        vocab_size=201088, rope_theta=150000, rope_scaling=yarn, dflash__mask_token_id=200000,
-    )  # fmt: skip
+        QWEN3_4B,
+        **sizes,
+        head_dim=64,
+        attention_bias=True,
+        layer_types=["full_attention"] * 8,
+        block_size=10,
+        vocab_size=201088,
+        rope_theta=150000,
+        rope_scaling=yarn,
+        dflash__mask_token_id=200000,
+    )
     assert (config.attention_bias, config.num_layers, config.num_taps, config.block_size) == (
         True,
         8,

@@ -110,7 +110,7 @@ def test_layer_types_of_qwen2_decide_which_layers_slide() -> None:
         (
             QWEN2,
             {"layer_types": ["linear_attention"] * LAYERS},
-            r"layer_types\[0\] is .linear_attention., expected full_attention or sliding_attention in qwen2",
+            "is .linear_attention., expected full_attention or sliding_attention in qwen2",
         ),
         (
             QWEN2,

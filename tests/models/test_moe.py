@@ -102,8 +102,11 @@ def test_gpt_oss() -> None:
 def test_qwen3_moe() -> None:
     config = read(QWEN3_CODER_30B)
     assert (config.model_type, config.qk_norm, config.attention_bias, config.sinks) == (
-        "qwen3_moe", True, False, False,
-    )  # fmt: skip
+        "qwen3_moe",
+        True,
+        False,
+        False,
+    )
     assert config.windows == (0,) * 48
     assert config.moe == MoEConfig(128, 8, 768, normalize=True, fused=False)
     moe = read(QWEN3_CODER_30B, norm_topk_prob=False).moe
@@ -148,26 +151,73 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
     ("base", "changes", "words"),
     [
         (GPT_OSS_120B, {"layer_types": None}, "the key layer_types is missing"),
-        (GPT_OSS_120B, {"layer_types": ["full_attention"]}, "layer_types has 1 entries, expected num_hidden_layers"),
-        (GPT_OSS_120B, {"layer_types": ["chunked_attention"] * 36},
-         r"layer_types\[0\] is .chunked_attention., expected full_attention or sliding_attention in gpt_oss"),
+        (
+            GPT_OSS_120B,
+            {"layer_types": ["full_attention"]},
+            "layer_types has 1 entries, expected num_hidden_layers",
+        ),
+        (
+            GPT_OSS_120B,
+            {"layer_types": ["chunked_attention"] * 36},
+            "is .chunked_attention., expected full_attention or sliding_attention in gpt_oss",
+        ),
         (GPT_OSS_120B, {"sliding_window": None}, "the key sliding_window is missing"),
         (GPT_OSS_120B, {"sliding_window": 0}, "sliding_window is 0, expected at least 1"),
         (GPT_OSS_120B, {"swiglu_limit": 0.0}, "swiglu_limit is 0.0, expected more than 0"),
-        (GPT_OSS_120B, {"num_local_experts": 1}, "num_local_experts is 1, expected at least 2 and at most 1024"),
-        (GPT_OSS_120B, {"num_local_experts": 1025}, "num_local_experts is 1025, expected at least 2 and at most 1024"),
-        (GPT_OSS_120B, {"num_experts_per_tok": 5}, "num_experts_per_tok is 5 but experts_per_token is 4"),
-        (GPT_OSS_120B, {"num_experts_per_tok": 129, "experts_per_token": None}, "num_experts_per_tok is 129, exp"),
+        (
+            GPT_OSS_120B,
+            {"num_local_experts": 1},
+            "num_local_experts is 1, expected at least 2 and at most 1024",
+        ),
+        (
+            GPT_OSS_120B,
+            {"num_local_experts": 1025},
+            "num_local_experts is 1025, expected at least 2 and at most 1024",
+        ),
+        (
+            GPT_OSS_120B,
+            {"num_experts_per_tok": 5},
+            "num_experts_per_tok is 5 but experts_per_token is 4",
+        ),
+        (
+            GPT_OSS_120B,
+            {"num_experts_per_tok": 129, "experts_per_token": None},
+            "num_experts_per_tok is 129, exp",
+        ),
         (GPT_OSS_120B, {"model_type": "qwen3_moe"}, "GptOssForCausalLM goes with 'gpt_oss'"),
-        (QWEN3_CODER_30B, {"decoder_sparse_step": 2}, "decoder_sparse_step is 2, and a layer without experts is not"),
-        (QWEN3_CODER_30B, {"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], and a layer without experts is not"),
-        (QWEN3_CODER_30B, {"shared_expert_intermediate_size": 64}, "an expert that every token uses is not built"),
+        (
+            QWEN3_CODER_30B,
+            {"decoder_sparse_step": 2},
+            "decoder_sparse_step is 2, and a layer without experts is not",
+        ),
+        (
+            QWEN3_CODER_30B,
+            {"mlp_only_layers": [0]},
+            r"mlp_only_layers is \[0\], and a layer without experts is not",
+        ),
+        (
+            QWEN3_CODER_30B,
+            {"shared_expert_intermediate_size": 64},
+            "an expert that every token uses is not built",
+        ),
         (QWEN3_CODER_30B, {"norm_topk_prob": None}, "the key norm_topk_prob is missing"),
-        (QWEN3_CODER_30B, {"moe_intermediate_size": None}, "the key moe_intermediate_size is missing"),
-        (QWEN3_CODER_30B, {"layer_types": ["sliding_attention"] * 48}, r"layer_types\[0\] is .sliding_attention., "),
-        (QWEN3_CODER_30B, {"use_sliding_window": True}, "use_sliding_window is true, and only false is supported"),
+        (
+            QWEN3_CODER_30B,
+            {"moe_intermediate_size": None},
+            "the key moe_intermediate_size is missing",
+        ),
+        (
+            QWEN3_CODER_30B,
+            {"layer_types": ["sliding_attention"] * 48},
+            r"layer_types\[0\] is .sliding_attention., ",
+        ),
+        (
+            QWEN3_CODER_30B,
+            {"use_sliding_window": True},
+            "use_sliding_window is true, and only false is supported",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals(base: dict[str, Any], changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"target /m: .*{words}"):
         read(base, **changes)
