@@ -155,7 +155,7 @@ def test_an_engine_directory(
         ("accept", arch),
         (attention, arch),
     ]
-    caches = {port.dtype for port in EngineConfig.load(report.directory).ports if port.cache}
+    caches = {port.dtype for port in EngineConfig.load(report.directory).io if port.cache}
     assert caches == {"float8e4m3fn" if kv_cache else "bfloat16"}
 
 

@@ -117,7 +117,7 @@ def test_an_engine_with_rings_decodes_as_hugging_face(
     prompts = [prompt.tolist() for prompt in (*PROMPTS, PROMPTS[2][:33], PROMPTS[2][5:7])]
     expected = [hugging_face.greedy(theirs, prompt, 100) for prompt in prompts]
     speculative = engine(directory, drafter, max_batch_size=3)
-    rows = {port.name: port.shape[2] for port in speculative.config.ports if port.cache}
+    rows = {port.name: port.shape[2] for port in speculative.config.io if port.cache}
     assert rows["draft_key.0"] == 32  # 6 - 1 + 8 + 4, in whole 16
     assert rows["target_key.0"] == speculative.config.cache_len == 256
     answers = speculative.generate(prompts, max_tokens=100)

@@ -46,7 +46,7 @@ def test_what_the_build_wrote(built_engine: Path) -> None:
     assert (config.max_batch_size, config.max_seq_len, config.max_num_tokens) == (3, 192, 8)
     assert (config.block_size, config.draft_len, config.speculates) == (4, 3, True)
     assert config.cache_len >= 192 + 8
-    assert {port.name for port in config.ports} >= {
+    assert {port.name for port in config.io} >= {
         "input_ids",
         "next_ids",
         "target_key.0",

@@ -74,12 +74,16 @@ def open_gpu(
         monkeypatch.setattr(cuda_driver, "_bindings", lambda: driver)
         monkeypatch.setattr(trt_engine, "trt", trt)
         config = EngineConfig.load(source)
-        ports = tuple(p for p in config.ports if not (with_plugins and p.name == "kv_positions"))
+        io_tensors = tuple(p for p in config.io if not (with_plugins and p.name == "kv_positions"))
         if fp8_caches:
             (tmp_path / "engine" / "fp8_caches").touch()
-            ports = fake_trt.with_fp8_caches(ports)
+            io_tensors = fake_trt.with_fp8_caches(io_tensors)
         config = replace(
-            config, ports=ports, backend="tensorrt_rtx", gpu_arch="sm120", plugins=with_plugins
+            config,
+            io=io_tensors,
+            backend="tensorrt_rtx",
+            gpu_arch="sm120",
+            plugins=with_plugins,
         )
         session = TrtSession(tmp_path / "engine", config, capture=capture)
         return Gpu(session, Engine(config, session), driver, trt)

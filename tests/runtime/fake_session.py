@@ -43,7 +43,7 @@ def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: i
         cache_len=chosen["max_seq_len"] + 3 * block_size,
         block_size=block_size,
         draft_len=block_size - 1 if draft_len is None else draft_len,
-        ports=tuple(IoTensor(name, "input", "", (), "") for name in SAMPLING_NAMES),
+        io=tuple(IoTensor(name, "input", "", (), "") for name in SAMPLING_NAMES),
         **chosen,
     )
 

@@ -1,10 +1,10 @@
-"""A TensorRT-RTX runtime without a GPU: a context runs the CPU engine's model.onnx on the addresses
-it was given.
+"""A TensorRT-RTX runtime without a GPU: contexts run a CPU engine's graph on their addresses.
 
 An "engine file" holds the path of a CPU engine's directory. Contexts check what TensorRT does:
-shapes within the profiles of a build, addresses set and aligned, memory given. They allow no capture
-before the first run at new shapes. Before it runs, a context fills its outputs with garbage, so
-that an input that shares memory with an output comes out wrong.
+shapes within the profiles of a build, addresses set and aligned, memory given.
+
+They allow no capture before the first run at new shapes. Before it runs, a context fills its
+outputs with garbage, so that an input that shares memory with an output comes out wrong.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class FakeRuntime:
 
 
 class FakeEngine:
-    """The engine of a CPU engine's directory; one "with plugins" has no port kv_positions and fills
-    it in itself.
+    """The engine of a CPU engine's directory.
 
-    One of FP8 caches has them as codes, of which the CPU engine has the numbers.
+    One "with plugins" has no tensor kv_positions and fills it in itself. One with FP8 caches has
+    them packed; the CPU engine has them dequantized.
     """
 
     device_memory_size_v2 = SCRATCH_BYTES
@@ -91,15 +91,17 @@ class FakeEngine:
             EngineConfig.load(directory),
             (directory / "with_plugins").exists(),
         )
-        ports = (
-            with_fp8_caches(config.ports) if (directory / "fp8_caches").exists() else config.ports
+        io_tensors = (
+            with_fp8_caches(config.io) if (directory / "fp8_caches").exists() else config.io
         )
-        self.ports = tuple(p for p in ports if not (self.with_plugins and p.name == "kv_positions"))
+        self.io = tuple(
+            p for p in io_tensors if not (self.with_plugins and p.name == "kv_positions")
+        )
         self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
         known = {field.name for field in fields(ResolvedBuild)}
         sizes = json.loads((directory / "config.json").read_text())["build_config"]
         self.profiles = profiles(
-            self.ports, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
+            self.io, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
         )
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -109,10 +111,10 @@ class FakeEngine:
 
     @property
     def num_io_tensors(self) -> int:
-        return len(self.ports)
+        return len(self.io)
 
     def get_tensor_name(self, index: int) -> str:
-        return self.ports[index].name
+        return self.io[index].name
 
     def create_runtime_config(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -167,9 +169,9 @@ class FakeContext:
 
     def execute_async_v3(self, _: int) -> bool:
         captured = self._driver.captured is not None
-        inputs = {port.name for port in self._engine.ports if port.direction == "input"}
+        inputs = {tensor.name for tensor in self._engine.io if tensor.direction == "input"}
         if self._shapes.keys() != inputs or self._addresses.keys() != {
-            port.name for port in self._engine.ports
+            tensor.name for tensor in self._engine.io
         }:
             return self._refuse("a shape or an address is missing")
         if not self._scratch or (captured and not (self._settled and self._module.capturable)):
@@ -185,22 +187,24 @@ class FakeContext:
         return False
 
     def _execute(self, run: Run) -> None:
-        sizes = _sizes(self._engine.ports, run.shapes)
+        sizes = _sizes(self._engine.io, run.shapes)
         binding = self._engine.session.io_binding()
         arrays = dict(self._engine.hidden)
         array_at(self._driver, self._scratch, (SCRATCH_BYTES,), "uint8")[:] = GARBAGE
-        for port in self._engine.ports:
-            shape = tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
-            array = arrays[port.name] = array_at(
-                self._driver, run.addresses[port.name], shape, port.dtype
+        for tensor in self._engine.io:
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+            array = arrays[tensor.name] = array_at(
+                self._driver, run.addresses[tensor.name], shape, tensor.dtype
             )
-            if port.direction == "output" and not port.aliases:
+            if tensor.direction == "output" and not tensor.aliases:
                 array.view("uint8")[:] = GARBAGE
-        packed = {port.name: arrays[port.name] for port in self._engine.ports if port.dtype == FP8}
+        packed = {
+            tensor.name: arrays[tensor.name] for tensor in self._engine.io if tensor.dtype == FP8
+        }
         # By address, since they alias.
         dequantized = {array.ctypes.data: array.astype(np.float32) for array in packed.values()}
         arrays |= {name: dequantized[array.ctypes.data] for name, array in packed.items()}
-        outputs = {port.name for port in self._engine.ports if port.direction == "output"}
+        outputs = {tensor.name for tensor in self._engine.io if tensor.direction == "output"}
         for name, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
             bind = binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
@@ -212,19 +216,23 @@ class FakeContext:
             assert np.array_equal(array.astype(np.float32), arrays[name])
 
 
-def with_fp8_caches(ports: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
-    """Return the ports of a GPU's engine whose target has FP8 caches."""
-    return tuple(replace(port, dtype=FP8) if port.cache == "target" else port for port in ports)
+def with_fp8_caches(io_tensors: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
+    """Return the io_tensors of a GPU's engine whose target has FP8 caches."""
+    return tuple(
+        replace(tensor, dtype=FP8) if tensor.cache == "target" else tensor for tensor in io_tensors
+    )
 
 
-def _sizes(ports: tuple[IoTensor, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def _sizes(
+    io_tensors: tuple[IoTensor, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
     """Return the value of every symbol; all inputs must agree on it."""
     found: dict[str, set[int]] = {}
-    for port in ports:
-        for symbol, size in zip(port.shape, shapes.get(port.name, ()), strict=False):
+    for tensor in io_tensors:
+        for symbol, size in zip(tensor.shape, shapes.get(tensor.name, ()), strict=False):
             if isinstance(symbol, str):
                 found.setdefault(symbol, set()).add(size)
             else:
-                assert symbol == size, port.name
+                assert symbol == size, tensor.name
     assert all(len(values) == 1 for values in found.values()), found
     return {symbol: values.pop() for symbol, values in found.items()}

@@ -29,11 +29,12 @@ def open_directly(directory: Path) -> OrtSession:
 GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 
-def prompt(
+def prefill(
     session: OrtSession, token_ids: list[int], *, slot: int = 0, past_len: int | None = 0
 ) -> int:
-    """One prompt chunk in `slot`, behind `past_len` positions (None: behind those that it holds);
-    its next token.
+    """Prefill one chunk in `slot` and return its next token.
+
+    It goes behind `past_len` positions, or behind those that the slot holds (None).
     """
     if past_len is not None:
         session.open_slot(slot, GREEDY)
@@ -42,8 +43,8 @@ def prompt(
     return int(session.collect().new_ids[0, 0])
 
 
-def generate(session: OrtSession, count: int, width: int, steps: int) -> list[list[int]]:
-    """What `steps` generation steps commit in each of the slots 0 … count-1."""
+def decode(session: OrtSession, count: int, width: int, steps: int) -> list[list[int]]:
+    """Return what `steps` decode steps commit in each of the slots 0 … count - 1."""
     tokens: list[list[int]] = [[] for _ in range(count)]
     for _ in range(steps):
         session.decode(count, width)
@@ -108,7 +109,7 @@ def caches_of(session: OrtSession) -> dict[str, np.ndarray]:
 
 def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None:
     session = open_directly(built_engine)
-    prompt(session, [3, 4, 5], slot=1, past_len=10)
+    prefill(session, [3, 4, 5], slot=1, past_len=10)
     for name, cache in caches_of(session).items():
         written = np.abs(cache).sum(axis=(1, 3)) > 0  # [slots, cache_len]
         rows = 3 if name.startswith("target") else 3 + session._config.block_size
@@ -124,13 +125,13 @@ def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
         session.open_slot(
             slot, SlotSampling(temperature=0.9, top_p=0.95, top_k=20, uniforms=uniforms)
         )
-        prompt(session, [3, 4, 5, 6], slot=slot, past_len=None)
-    prompt(there, [9] * 8)
+        prefill(session, [3, 4, 5, 6], slot=slot, past_len=None)
+    prefill(there, [9] * 8)
     there.move_slot(2, 0)
     assert (
         caches_of(there)["target_key.0"][0, :, 4:8] != 0
     ).any()  # not of the moved one: rows in use only
-    assert generate(there, 1, 4, steps=8) == generate(here, 1, 4, steps=8)
+    assert decode(there, 1, 4, steps=8) == decode(here, 1, 4, steps=8)
 
 
 def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
         for slot, token in ((0, 9), (2, 3)):
             session.open_slot(slot, GREEDY)
             for first in range(0, length, 8):
-                prompt(
+                prefill(
                     session,
                     list(range(token, token + 8))[: length - first],
                     slot=slot,
@@ -198,12 +199,11 @@ def test_the_warning_that_the_test_above_looks_for(
 ) -> None:
     session = open_directly(built_engine)
     binding = session._bind(0, 1)
-    for port in session._config.ports:
-        if port.aliases:
-            binding._bind(
-                port, np.zeros_like(session._slots[port.aliases][:1])
-            )  # outputs elsewhere
-    prompt(session, [3])
+    for tensor in session._config.io:
+        if tensor.aliases:
+            elsewhere = np.zeros_like(session._slots[tensor.aliases][:1])
+            binding._bind(tensor, elsewhere)
+    prefill(session, [3])
     assert "in-place" in capfd.readouterr().err
 
 
@@ -213,7 +213,7 @@ def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Pat
         session = open_directly(
             build_tiny(max_batch_size=1, max_seq_len=max_seq_len, max_input_len=150)
         )
-        prompt(session, [3], past_len=100)
+        prefill(session, [3], past_len=100)
         best = float("inf")
         for _ in range(30):
             start = time.perf_counter()

@@ -29,13 +29,13 @@ class TestMisuse:
         session.prefill(0, np.array([3]))
         session.decode(1, 4)
         with pytest.raises(
-            EngineError, match=r"2 steps are under way, and no more may be: collect one first"
+            EngineError, match=r"2 steps are in flight, and no more may be: collect one first"
         ):
             session.decode(1, 4)
 
     def test_nothing_to_collect(self, open_gpu: Callable[..., Gpu]) -> None:
         with pytest.raises(
-            EngineError, match="no step is under way whose result could be collected"
+            EngineError, match="no step is in flight whose result could be collected"
         ):
             open_gpu().session.collect()
 
@@ -43,9 +43,9 @@ class TestMisuse:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
         session.prefill(0, np.array([3]))
-        with pytest.raises(EngineError, match="a step is under way while a slot is moved"):
+        with pytest.raises(EngineError, match="a step is in flight while a slot is moved"):
             session.move_slot(0, 1)
-        with pytest.raises(EngineError, match="a step is under way while a slot is opened"):
+        with pytest.raises(EngineError, match="a step is in flight while a slot is opened"):
             session.open_slot(1, GREEDY)
 
     def test_a_prompt_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
@@ -53,7 +53,7 @@ class TestMisuse:
             open_gpu().session.prefill(1, np.array([3]))
 
     def test_steps_beyond_the_caches(self, open_gpu: Callable[..., Gpu]) -> None:
-        """Steps that are under way count as if they had accepted everything."""
+        """Steps in flight count as if they had accepted everything."""
         session = open_gpu().session
         session.open_slot(0, GREEDY)
         session.prefill(0, np.array([3]))
@@ -127,7 +127,7 @@ class TestFailures:
             EngineError, match=r"refuses shape \(1, 5\) of input_ids:\n  shape .* is outside"
         ):
             session.decode(1, 5)
-        session.decode(1, 4)  # what failed has left nothing under way
+        session.decode(1, 4)  # what failed has left nothing in flight
         session.collect()
 
     def test_a_graph_that_cannot_be_captured_after_all(self, open_gpu: Callable[..., Gpu]) -> None:

@@ -209,7 +209,7 @@ def test_the_host_waits_for_nothing_but_late_results(open_gpu: Callable[..., Gpu
     assert max(driver.to_host) < 2048
 
 
-def test_what_is_under_way_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
+def test_what_is_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu(eager=False)
     session = gpu.session
     session.open_slot(0, GREEDY)
@@ -290,7 +290,7 @@ def test_a_closed_stream_leaves_nothing_to_the_next(
     for _ in range(5):
         next(stream)
     stream.close()
-    assert gpu.session._under_way
+    assert gpu.session._in_flight
     assert tokens_of(gpu.engine, PROMPTS[3:]) == tokens_of(cpu, PROMPTS[3:])
 
 

@@ -34,7 +34,7 @@ class EngineConfig:
     plugins: bool  # whether the engine holds our kernels
     block_size: int
     draft_len: int
-    ports: tuple[IoTensor, ...]
+    io: tuple[IoTensor, ...]
     kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
 
     @property
@@ -45,7 +45,7 @@ class EngineConfig:
     @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:
         """Return those rows of the sampling table that this engine has an input for."""
-        names = {port.name for port in self.ports}
+        names = {tensor.name for tensor in self.io}
         return tuple(row for row in SAMPLING_INPUTS if row.name in names)
 
     @classmethod
@@ -90,8 +90,9 @@ class EngineConfig:
             plugins=reader.read(bool, "build_config.plugins"),
             block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
             draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
-            ports=tuple(
-                _port(row, f"{where}: io[{index}]") for index, row in enumerate(_rows(reader, "io"))
+            io=tuple(
+                _io_tensor(row, f"{where}: io[{index}]")
+                for index, row in enumerate(_rows(reader, "io"))
             ),
             kv_cache_quant_algo=reader.read(
                 str, "pretrained_config.quantization.kv_cache_quant_algo", default=None
@@ -111,7 +112,7 @@ def _rows(reader: HfReader, path: str) -> list[Any]:
     return rows
 
 
-def _port(row: Any, where: str) -> IoTensor:
+def _io_tensor(row: Any, where: str) -> IoTensor:
     known = {field.name for field in fields(IoTensor)}
     if (
         not isinstance(row, dict)

@@ -57,7 +57,7 @@ class Inspection:
         if not self.config:
             return [], []
         engine = EngineConfig.from_json(dict(self.config), str(self.directory / CONFIG_FILE))
-        tensors = map(_io_cells, _merge_layers(engine.ports))
+        tensors = map(_io_cells, _merge_layers(engine.io))
         return _lines(_overview(engine, self.config, self.manifest)), _lines(tensors)
 
 

@@ -41,7 +41,7 @@ class LogitsSession:
     ) -> None:
         """Load the engine with its graph `graph`, which changes; `linears` become outputs."""
         self._target_sizes = replace(config, block_size=1)  # the graph has no drafter
-        self._io_tensors = {tensor.name: tensor for tensor in config.ports}
+        self._io_tensors = {tensor.name: tensor for tensor in config.io}
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {
             HEAD: (str(graph.logits.name), (1, config.vocab_size))
         }

@@ -110,7 +110,7 @@ def make_requests(
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:
-    """Raise UsageError for an option in use that an engine of an earlier version has no input for."""
+    """Raise UsageError for an option that an engine of an earlier version has no input for."""
     for row in SAMPLING_INPUTS:
         value = getattr(sampling, row.name)
         if row not in config.sampling_inputs and value != row.default:

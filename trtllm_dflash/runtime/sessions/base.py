@@ -1,9 +1,9 @@
-"""A session runs steps on the slots of one engine and keeps their state. One kind for each backend.
+"""Sessions: what runs steps on the slots of one engine and keeps their state.
 
 A slot's state is its caches, how far they reach, its next block, and how its tokens are chosen. All
-of it stays in the session, on the device if there is one: a generation step goes on from what the
-step before has left there, so that it can be put under way before anybody has seen what that one
-decided. What decides whose turn it is, is in `decode.py`.
+of it stays in the session, on the device if there is one. A decode step goes on from what the step
+before has left there, so it can be launched before that step's result is read. Scheduling is in
+`scheduler.py`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
-# Attention's work grows with the context that the host asks for; whole multiples keep the number of
+# Attention's work grows with the context that the host asks for. Whole multiples keep the number of
 # shapes small.
 CONTEXT_BUCKET = 64
+CALLER_BUG = "This is a bug in dflash-trt."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,25 +54,25 @@ class StepResult:
 
 
 class Session(Protocol):
-    """What the decode loop needs of a backend.
+    """What the scheduler needs of a backend.
 
-    `prompt` and `generate` put a step under way; `collect` waits for the oldest of them. At most
-    `lookahead` + 1 steps may be under way, and none when a slot is opened or moved.
+    `prefill` and `decode` launch a step; `collect` waits for the oldest of them. At most
+    `lookahead` + 1 steps may be in flight, and none when a slot is opened or moved.
     """
 
     @property
     def max_batch_size(self) -> int:
-        """How many slots there are."""
+        """Return the number of slots."""
         ...
 
     @property
     def max_num_tokens(self) -> int:
-        """The widest step, so the largest prompt chunk."""
+        """Return the width of the widest step, which is the largest prompt chunk."""
         ...
 
     @property
     def lookahead(self) -> int:
-        """How many more steps pay to have under way while the oldest one is waited for."""
+        """Return how many more steps pay to have in flight while the oldest one is waited for."""
         ...
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
@@ -79,21 +80,18 @@ class Session(Protocol):
         ...
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
-        """Put one slot's next tokens [S] behind those that it holds; the step decides the token
-        after them (R = 1).
-        """
+        """Append tokens [S] to those that one slot holds, and decide the next one (R = 1)."""
         ...
 
     def decode(self, count: int, width: int) -> None:
-        """Verify and decide in slots 0 … count - 1, each with the first `width` tokens of its next
-        block (R = width).
+        """Verify and decide in slots 0 … count - 1 (R = width).
 
-        Every one of them must have had a prompt.
+        Each takes the first `width` tokens of its next block. Each must have had a prompt.
         """
         ...
 
     def collect(self) -> StepResult:
-        """Wait for the oldest step that is under way, and say what it decided."""
+        """Wait for the oldest step in flight, and return what it decided."""
         ...
 
     def move_slot(self, src: int, dst: int) -> None:
@@ -101,15 +99,12 @@ class Session(Protocol):
         ...
 
     def discard(self) -> None:
-        """Wait for all steps that are under way and forget what they decided. What slots hold is
-        then undefined.
-        """
+        """Wait for all steps in flight and drop their results; slots are then undefined."""
         ...
 
 
-def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
-    """Positions that a step looks at: all that it reads or writes, rounded up to a whole bucket, at
-    most cache_len.
+def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
+    """Return the positions that a step reads or writes, in whole buckets, at most cache_len.
 
     A step writes `width` rows behind the longest past; with a drafter it writes a block behind
     those.
@@ -117,23 +112,22 @@ def context_length(past_len: Int32, width: int, sizes: EngineConfig) -> int:
     Raises:
         EngineError: for a step that the caches have no room for.
     """
-    if width > sizes.max_num_tokens:
+    if width > config.max_num_tokens:
         raise EngineError(
-            f"a step of width {width} is wider than max_num_tokens, {sizes.max_num_tokens}, for"
-            " which this engine's caches were made. The session's caller is at fault."
+            f"a step of width {width} is wider than max_num_tokens, {config.max_num_tokens}, for"
+            f" which this engine's caches were made. {CALLER_BUG}"
         )
-    needed = int(past_len.max()) + width + (sizes.block_size if sizes.speculates else 0)
-    if needed > sizes.cache_len:
+    needed = int(past_len.max()) + width + (config.block_size if config.speculates else 0)
+    if needed > config.cache_len:
         raise EngineError(
             f"a step of width {width} at position {int(past_len.max())} needs {needed} cache rows,"
-            f" and this engine has {sizes.cache_len}. Sequences must end at max_seq_len; the"
-            " session's caller is at fault."
+            f" and this engine has {config.cache_len}. Sequences must end at max_seq_len."
+            f" {CALLER_BUG}"
         )
-    return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, sizes.cache_len)
+    return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, config.cache_len)
 
 
-# A backend, as in config.json -> "module:class" with the constructor (directory, config, *,
-# num_threads).
+# A backend, as in config.json, and its class: (directory, config, *, num_threads) opens a session.
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
     "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:TrtSession",
@@ -145,12 +139,12 @@ def open_session(
     directory: Path, config: EngineConfig, *, num_threads: int | None = None
 ) -> Session:
     """Open the session for the engine's backend; one that cannot run here raises EngineError."""
-    reason = _why_not_here(config)
+    reason = _unrunnable_reason(config)
     if reason is not None:
         raise EngineError(
-            f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} and cannot"
-            f" run here: {reason}. Build one with --arch cpu to run it here; dflash-trt doctor"
-            " shows what this machine can build and run."
+            f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} and"
+            f" cannot run here: {reason}. Build one with --arch cpu to run it here; dflash-trt"
+            " doctor shows what this machine can build and run."
         )
     if ARCHS[config.gpu_arch].is_gpu:
         select_flavor(BACKENDS[config.backend].module)
@@ -160,13 +154,13 @@ def open_session(
     return opened
 
 
-def _why_not_here(config: EngineConfig) -> str | None:
-    """What `doctor` says against running engines for this arch here; None if nothing does."""
+def _unrunnable_reason(config: EngineConfig) -> str | None:
+    """Return why engines for this GPU architecture cannot run here, as `doctor` says it."""
     arch = ARCHS.get(config.gpu_arch)
     if arch is None or arch.backend != config.backend:
         return "this version of dflash-trt knows no such engines"
     if config.gpu_arch == "cpu":
-        return unrunnable_reason(arch, [], SESSIONS)  # without waking the GPU's driver
+        return unrunnable_reason(arch, [], SESSIONS)  # without starting the GPU's driver
     gpus = cuda_gpus()
     if env_flag(ANY_GPU, default=False) and not isinstance(gpus, str):
         gpus = [replace(gpu, arch=config.gpu_arch) for gpu in gpus]

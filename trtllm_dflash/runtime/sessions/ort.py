@@ -1,9 +1,9 @@
 """CPU sessions: ONNX Runtime over caches that are allocated once and updated in place.
 
-A graph has some hundred inputs and outputs, nearly all of them the slots' own: caches, lengths,
-sampling. Each is bound once for every run of slots that is ever stepped, a cache with the same
-memory as input and output, so that TensorScatter writes only the step's rows. A step itself writes
-two small arrays and copies three out, and rebinds one only where its shape has changed.
+A graph has some hundred inputs and outputs. Nearly all belong to the slots: caches, lengths,
+sampling. Each of these is bound once for every run of slots that is stepped. A cache is the same
+memory as input and as output, so that TensorScatter writes only the step's rows. A step itself
+writes two small arrays and copies three out, and rebinds one only if its shape has changed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
-# How long an idle worker thread spins before it sleeps: long enough to bridge the gaps between a
-# step's kernels, short enough to leave the core to others. SmolLM2-135M without drafter, 2 threads
-# on 2 cores, tokens/s where nothing else runs / where two other processes do: no spinning 51 / 18,
-# 20 µs 57 / 21, 100 µs 61 / 19, 500 µs 64 / 16, the default of ONNX Runtime 57 / 14; one thread 36
-# / 25.
+# How long an idle worker thread spins before it sleeps: long enough for the gaps between a step's
+# kernels, short enough to leave the core to others. Tokens/s of SmolLM2-135M without drafter with 2
+# threads on 2 cores, alone / beside two busy processes: no spinning 51 / 18, 20 µs 57 / 21,
+# 100 µs 61 / 19, 500 µs 64 / 16, ONNX Runtime's default 57 / 14; one thread 36 / 25.
 SPIN_MICROSECONDS = 100
 
 _LOAD_ERRORS = (
@@ -42,16 +41,13 @@ _LOAD_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
 )
-# Inputs and outputs that a slot has for itself, besides its caches: a step finds and leaves them in
-# the slot's memory.
-_SLOT_PORTS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
-_COUNTING_PORTS = ("kv_positions", "decided")  # 0, 1, 2, …
+# A slot's own tensors besides its caches; a step finds and leaves them in the slot's memory.
+_SLOT_TENSORS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
+_COUNTING_TENSORS = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
 class OrtSession:
-    """A `Session` on this machine's processors. A step is done when the call that asks for it
-    returns.
-    """
+    """A `Session` on this machine's processors. A step is done when its launch returns."""
 
     lookahead = 0
 
@@ -63,32 +59,31 @@ class OrtSession:
         num_threads: int | None = None,
         trace: Path | None = None,
     ) -> None:
-        """Load `directory`/model.onnx and allocate all slots' caches (memory that the system
-        commits as it is used).
+        """Load `directory`/model.onnx and allocate all slots' caches.
 
-        `trace`: have every node's time noted; the file that `end_trace` writes begins with this
-        path.
+        The system commits that memory as it is used. `trace`: record the time of every node, in a
+        file that `end_trace` writes and whose path begins with this one.
         """
         self._config = config
         self.num_threads = resolve_num_threads(num_threads)
         self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
-        _check_ports(directory, config.ports, self._session)
-        self._slots = {
-            port.name: np.zeros((config.max_batch_size, *_resolve(port.shape[1:], {})), port.dtype)
-            for port in config.ports
-            if port.name in _SLOT_PORTS or (port.cache and port.direction == "input")
-        }
+        _check_io(directory, config.io, self._session)
+        self._slots: dict[str, NDArray[Any]] = {}
+        for tensor in config.io:
+            if tensor.name in _SLOT_TENSORS or (tensor.cache and tensor.direction == "input"):
+                shape = (config.max_batch_size, *_resolve(tensor.shape[1:], {}))
+                self._slots[tensor.name] = np.zeros(shape, tensor.dtype)
         self._bindings: dict[tuple[int, int], _SlotBinding] = {}
         self._results: deque[StepResult] = deque()
 
     @property
     def max_batch_size(self) -> int:
-        """How many slots there are."""
+        """Return the number of slots."""
         return self._config.max_batch_size
 
     @property
     def max_num_tokens(self) -> int:
-        """The widest step, so the largest prompt chunk."""
+        """Return the width of the widest step, which is the largest prompt chunk."""
         return self._config.max_num_tokens
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
@@ -99,7 +94,7 @@ class OrtSession:
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
-        """Put one slot's next tokens [S] behind those that it holds."""
+        """Append tokens [S] to those that one slot holds."""
         self._step(slot, input_ids[np.newaxis], num_known=len(input_ids), rows=1)
 
     def decode(self, count: int, width: int) -> None:
@@ -107,26 +102,24 @@ class OrtSession:
         self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
 
     def collect(self) -> StepResult:
-        """What the oldest step that was not yet asked about has decided."""
+        """Return the result of the oldest step that was not collected."""
         return self._results.popleft()
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
         used = int(self._slots["past_len"][src])
         for name, array in self._slots.items():
-            if name in _SLOT_PORTS:
+            if name in _SLOT_TENSORS:
                 array[dst] = array[src]
-            else:  # all of a ring that has come round
+            else:  # of a ring that has wrapped around, all rows
                 array[dst, :, :used] = array[src, :, :used]
 
     def discard(self) -> None:
-        """Forget what was not collected."""
+        """Drop the results that were not collected."""
         self._results.clear()
 
     def end_trace(self) -> Path:
-        """Write what was noted since the session was made (JSON, as in Chrome's traces) and say
-        where.
-        """
+        """Write what was recorded so far as a Chrome trace, and return its path."""
         return Path(self._session.end_profiling())
 
     def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
@@ -135,23 +128,22 @@ class OrtSession:
         context = context_length(past_len, width, self._config)
         binding = self._bindings.get((first_slot, count)) or self._bind(first_slot, count)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
-        decided = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
-        past_len[...] = decided["next_len"]
-        self._results.append(StepResult(decided["new_ids"].copy(), decided["num_new"].copy()))
+        outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
+        past_len[...] = outputs["next_len"]
+        self._results.append(StepResult(outputs["new_ids"].copy(), outputs["num_new"].copy()))
 
     def _bind(self, first_slot: int, count: int) -> _SlotBinding:
-        slots = {
-            name: array[first_slot : first_slot + count] for name, array in self._slots.items()
-        }
-        binding = self._bindings[first_slot, count] = _SlotBinding(
-            self._session, self._config, slots
-        )
+        end = first_slot + count
+        slots = {name: array[first_slot:end] for name, array in self._slots.items()}
+        binding = _SlotBinding(self._session, self._config, slots)
+        self._bindings[first_slot, count] = binding
         return binding
 
 
 class _SlotBinding:
-    """ONNX Runtime's view of one run of slots: what they own is bound for good, the rest to buffers
-    of the current sizes.
+    """ONNX Runtime's view of one run of slots.
+
+    What the slots own is bound for good, the rest to buffers of the current sizes.
     """
 
     def __init__(
@@ -160,20 +152,21 @@ class _SlotBinding:
         self._session = session
         self._binding = session.io_binding()
         self._counting = np.arange(config.cache_len, dtype=np.int64)
-        self._small_ports = [
-            port for port in config.ports if (port.aliases or port.name) not in slots
-        ]
+        self._small_tensors: list[IoTensor] = []
         self._sizes: dict[str, int] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bound: dict[str, Any] = {}  # keeps alive what ONNX Runtime only points to
-        for port in config.ports:
-            if (port.aliases or port.name) in slots:
-                self._bind(port, slots[port.aliases or port.name])
+        for tensor in config.io:
+            owner = tensor.aliases or tensor.name
+            if owner in slots:
+                self._bind(tensor, slots[owner])
+            else:
+                self._small_tensors.append(tensor)
 
     def run(
         self, sizes: dict[str, int], inputs: Mapping[str, NDArray[Any] | int]
     ) -> dict[str, NDArray[Any]]:
-        """One step; returns the buffers of the small ports, which the next step writes again."""
+        """Run one step and return its small tensors, which the next step overwrites."""
         if sizes != self._sizes:
             self._resize(sizes)
         for name, values in inputs.items():
@@ -182,23 +175,23 @@ class _SlotBinding:
         return self._buffers
 
     def _resize(self, sizes: dict[str, int]) -> None:
-        for port in self._small_ports:
-            shape = _resolve(port.shape, sizes)
-            if port.name in self._buffers and self._buffers[port.name].shape == shape:
+        for tensor in self._small_tensors:
+            shape = _resolve(tensor.shape, sizes)
+            if tensor.name in self._buffers and self._buffers[tensor.name].shape == shape:
                 continue
-            if port.name in _COUNTING_PORTS:
-                self._buffers[port.name] = self._counting[: shape[0]]
+            if tensor.name in _COUNTING_TENSORS:
+                self._buffers[tensor.name] = self._counting[: shape[0]]
             else:
-                self._buffers[port.name] = np.zeros(shape, port.dtype)
-            self._bind(port, self._buffers[port.name])
+                self._buffers[tensor.name] = np.zeros(shape, tensor.dtype)
+            self._bind(tensor, self._buffers[tensor.name])
         self._sizes = sizes
 
-    def _bind(self, port: IoTensor, array: NDArray[Any]) -> None:
-        value = self._bound[port.name] = ort.OrtValue.ortvalue_from_numpy(array)
-        if port.direction == "input":
-            self._binding.bind_ortvalue_input(port.name, value)
+    def _bind(self, tensor: IoTensor, array: NDArray[Any]) -> None:
+        value = self._bound[tensor.name] = ort.OrtValue.ortvalue_from_numpy(array)
+        if tensor.direction == "input":
+            self._binding.bind_ortvalue_input(tensor.name, value)
         else:
-            self._binding.bind_ortvalue_output(port.name, value)
+            self._binding.bind_ortvalue_output(tensor.name, value)
 
 
 def _resolve(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -222,8 +215,8 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
         ) from error
 
 
-def _check_ports(directory: Path, ports: Iterable[IoTensor], session: Any) -> None:
-    described = {(port.direction, port.name) for port in ports}
+def _check_io(directory: Path, io_tensors: Iterable[IoTensor], session: Any) -> None:
+    described = {(tensor.direction, tensor.name) for tensor in io_tensors}
     present = {("input", node.name) for node in session.get_inputs()}
     present |= {("output", node.name) for node in session.get_outputs()}
     if described != present:

@@ -1,14 +1,16 @@
-"""GPU sessions: TensorRT, of either kind, over state that stays on the device, one step ahead of
-the host.
+"""GPU sessions, for TensorRT and TensorRT-RTX: the device runs one step ahead of the host.
 
-    host     prompt chunk ─copy─┐                     ┌─ results of step n, while n+1 runs ─► tokens
-    stream   ───────────────────┴► prompt ► step 0 ► step 1 ► …
-    device   next_ids ─► input_ids ► engine ► next_ids, next_len ─► past_len      (one CUDA graph a batch size)
+All state stays on the device.
+
+    host     prompt chunk ─copy─┐                      ┌─ results of step n, while n+1 runs
+    stream   ───────────────────┴► prefill ► step 0 ► step 1 ► …
+    device   next_ids ─► input_ids ► engine ► next_ids, next_len ─► past_len   (one CUDA graph)
 
 All caches are allocated once, each with one address for input and output. A prompt runs in its
-slot's part of them, a generation step in slots 0 … count - 1. From the second step of a batch size
-on, everything that a step does on the device is one captured graph, whose shapes and addresses
-never change; the host launches it and copies the results of the step before.
+slot's part of them, a decode step in slots 0 … count - 1.
+
+From the second decode step of a shape on, the device runs one captured graph, whose addresses never
+change. The host launches it and copies the results of the step before.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
@@ -29,18 +30,25 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.env import CUDA_GRAPH, env_flag
-from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
-from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
+from trtllm_dflash.runtime.sessions.base import (
+    CALLER_BUG,
+    Int32,
+    Int64,
+    SlotSampling,
+    StepResult,
+    context_length,
+)
+from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers
 from trtllm_dflash.runtime.sessions.trt_engine import (
-    CONTEXT_PROFILE,
-    GENERATION_PROFILE,
-    RtxContext,
+    DECODE_PROFILE,
+    PREFILL_PROFILE,
+    TrtContext,
     TrtEngine,
 )
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 
 _LOG = logging.getLogger(__name__)
-_ID_BYTES = 8
+_LENGTH_BYTES = 4  # of past_len and next_len
 
 
 class TrtSession:
@@ -64,33 +72,28 @@ class TrtSession:
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
         self._cuda = Cuda(devices.first_gpu_index(config.gpu_arch))
-        self._engine = TrtEngine(
-            directory / ENGINE_FILE,
-            config,
-            self._cuda,
-            versions=manifest.load(directory)["versions"],
-        )
+        versions = manifest.load(directory)["versions"]
+        self._engine = TrtEngine(directory / ENGINE_FILE, config, self._cuda, versions=versions)
         self._slots = TrtSlots(config, self._cuda)
-        self._buffers = _Buffers(config, self._cuda)
+        self._buffers = StepBuffers(config, self._cuda)
         self._sampling: list[SlotSampling | None] = [None] * config.max_batch_size
-        self._lengths = np.zeros(
-            config.max_batch_size, np.int32
-        )  # positions held, as far as collected
-        self._prompt_context = self._engine.context(CONTEXT_PROFILE, fixed_shapes=False)
-        self._steps: dict[tuple[int, int], _GenerationStep] = {}
+        # Positions that each slot holds, as far as collected.
+        self._lengths = np.zeros(config.max_batch_size, np.int32)
+        self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
+        self._decode_steps: dict[tuple[int, int], _DecodeStep] = {}
         self._free = deque(
-            _InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
+            InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
         )
-        self._under_way: deque[_InFlightStep] = deque()
+        self._in_flight: deque[InFlightStep] = deque()
 
     @property
     def max_batch_size(self) -> int:
-        """How many slots there are."""
+        """Return the number of slots."""
         return self._config.max_batch_size
 
     @property
     def max_num_tokens(self) -> int:
-        """The widest step, so the largest prompt chunk."""
+        """Return the width of the widest step, which is the largest prompt chunk."""
         return self._config.max_num_tokens
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
@@ -101,61 +104,44 @@ class TrtSession:
         self._lengths[slot] = 0
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
-        """Put one slot's next tokens [S] behind those that it holds."""
-        step = self._next_step(slot, 1, width=len(input_ids), rows=1)
-        sampling, past_len = self._sampling[slot], self._reach(slot, 1)
-        if sampling is None:
-            raise EngineError(
-                f"slot {slot} has a prompt and was not opened. The session's caller is at fault."
-            )
-        chunk = step.prompt
-        chunk["num_known"][0], chunk["past_len"][0] = len(input_ids), past_len[0]
-        for row in self._config.sampling_inputs:
-            chunk[row.name][0] = getattr(sampling, row.name)
-        chunk["input_ids"][: len(input_ids)] = input_ids
-        buffers = self._buffers
-        buffers.send_prompt(step.prompt_memory, len(input_ids))
-
-        addresses = self._addresses(slot) | buffers.prompt_addresses
-        sizes = {
-            BATCH: 1,
-            WIDTH: len(input_ids),
-            ROWS: 1,
-            CONTEXT: self._context_length(past_len, len(input_ids)),
-        }
-        self._prompt_context.bind(_shapes(self._config.ports, sizes), addresses)
-        self._prompt_context.run()
-        self._cuda.copy(self._slots.address("past_len", slot), addresses["next_len"], 4)
-        self._cuda.copy(
-            self._slots.address("next_ids", slot),
-            addresses["next_ids"],
-            self._config.block_size * _ID_BYTES,
-        )
+        """Append tokens [S] to those that one slot holds."""
+        width = len(input_ids)
+        step = self._next_step(slot, 1, width=width, rows=1)
+        past_len = self._max_lengths(slot, 1)
+        self._send_chunk(step, slot, input_ids, past_len)
+        addresses = self._addresses(slot) | self._buffers.chunk_addresses
+        context = context_length(past_len, width, self._config)
+        sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
+        self._prefill_context.bind(_input_shapes(self._config.io, sizes), addresses)
+        self._prefill_context.run()
+        block_bytes = self._config.block_size * ID_BYTES
+        past_len_address = self._slots.address("past_len", slot)
+        self._cuda.copy(past_len_address, addresses["next_len"], _LENGTH_BYTES)
+        next_ids_address = self._slots.address("next_ids", slot)
+        self._cuda.copy(next_ids_address, addresses["next_ids"], block_bytes)
         self._enqueue_step(step)
 
     def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""
         step = self._next_step(0, count, width=width, rows=width)
-        self._context_length(self._reach(0, count), width)
-        if (count, width) not in self._steps:
-            self._steps[count, width] = self._make_step(count, width)
-        self._steps[count, width].put_into_stream()
+        context_length(self._max_lengths(0, count), width, self._config)  # raises without room
+        if (count, width) not in self._decode_steps:
+            self._decode_steps[count, width] = self._make_decode_step(count, width)
+        self._decode_steps[count, width].launch()
         self._enqueue_step(step)
 
     def collect(self) -> StepResult:
-        """Wait for the oldest step that is under way, and say what it decided."""
-        if not self._under_way:
-            raise EngineError(
-                "no step is under way whose result could be collected. The session's caller is at"
-                " fault."
-            )
+        """Wait for the oldest step in flight, and return what it decided."""
+        if not self._in_flight:
+            raise EngineError(f"no step is in flight whose result could be collected. {CALLER_BUG}")
         self._cuda.make_current()
-        step = self._under_way.popleft()
+        step = self._in_flight.popleft()
         self._free.append(step)
         self._cuda.wait_event(step.event)
-        self._lengths[step.first : step.first + step.count] = step.results["next_len"][: step.count]
-        new_ids = step.results["new_ids"][: step.count * step.rows].reshape(step.count, step.rows)
-        return StepResult(new_ids.copy(), step.results["num_new"][: step.count].copy())
+        count, rows, results = step.count, step.rows, step.results
+        self._lengths[step.slots] = results["next_len"][:count]
+        new_ids = results["new_ids"][: count * rows].reshape(count, rows)
+        return StepResult(new_ids.copy(), results["num_new"][:count].copy())
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
@@ -165,191 +151,118 @@ class TrtSession:
         self._lengths[dst] = self._lengths[src]
 
     def discard(self) -> None:
-        """Wait for all steps that are under way and forget what they decided."""
+        """Wait for all steps in flight and drop their results."""
         self._cuda.make_current()
         self._cuda.synchronize()
-        self._free.extend(self._under_way)
-        self._under_way.clear()
+        self._free.extend(self._in_flight)
+        self._in_flight.clear()
 
     def _expect_idle(self, moment: str) -> None:
         self._cuda.make_current()
-        if self._under_way:
-            raise EngineError(
-                f"a step is under way while {moment}. The session's caller is at fault."
-            )
+        if self._in_flight:
+            raise EngineError(f"a step is in flight while {moment}. {CALLER_BUG}")
 
-    def _next_step(self, first: int, count: int, *, width: int, rows: int) -> _InFlightStep:
+    def _next_step(self, first: int, count: int, *, width: int, rows: int) -> InFlightStep:
         self._cuda.make_current()
         if not self._free:
             raise EngineError(
-                f"{len(self._under_way)} steps are under way, and no more may be: collect one"
-                " first. The session's caller is at fault."
+                f"{len(self._in_flight)} steps are in flight, and no more may be: collect one"
+                f" first. {CALLER_BUG}"
             )
         step = self._free[0]
         step.first, step.count, step.width, step.rows = first, count, width, rows
         return step
 
-    def _enqueue_step(self, step: _InFlightStep) -> None:
-        """Have the results copied into the step, and mark the place in the stream where they are
-        there.
-        """
-        self._cuda.copy(
-            step.results_memory.ctypes.data, self._buffers.results, step.results_memory.nbytes
-        )
+    def _send_chunk(self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32) -> None:
+        sampling = self._sampling[slot]
+        if sampling is None:
+            raise EngineError(f"slot {slot} has a prompt and was not opened. {CALLER_BUG}")
+        chunk = step.chunk
+        chunk["num_known"][0], chunk["past_len"][0] = len(input_ids), past_len[0]
+        for row in self._config.sampling_inputs:
+            chunk[row.name][0] = getattr(sampling, row.name)
+        chunk["input_ids"][: len(input_ids)] = input_ids
+        self._buffers.send_chunk(step.chunk_memory, len(input_ids))
+
+    def _enqueue_step(self, step: InFlightStep) -> None:
+        """Copy the results to the host behind the step, and record the event of their arrival."""
+        memory = step.results_memory
+        self._cuda.copy(memory.ctypes.data, self._buffers.results, memory.nbytes)
         self._cuda.record_event(step.event)
-        self._under_way.append(self._free.popleft())
+        self._in_flight.append(self._free.popleft())
 
-    def _reach(self, first: int, count: int) -> NDArray[np.int32]:
-        """The most positions that each slot can hold when all that is under way is done; exact for
-        prompts.
+    def _max_lengths(self, first: int, count: int) -> Int32:
+        """Return the most positions that slots can hold after the steps in flight.
+
+        They are exact while a prompt is prefilled.
         """
-        reach = self._lengths.copy()
-        for step in self._under_way:
-            reach[step.first : step.first + step.count] += step.width
-        return reach[first : first + count]
+        lengths = self._lengths.copy()
+        for step in self._in_flight:
+            lengths[step.slots] += step.width
+        return lengths[first : first + count]
 
-    def _context_length(self, past_len: NDArray[np.int32], width: int) -> int:
-        return context_length(past_len, width, self._config)
+    def _addresses(self, first_slot: int) -> dict[str, int]:
+        """Return all tensors' addresses for a decode step whose first slot is `first_slot`."""
+        addresses = {}
+        for tensor in self._config.io:
+            owner = tensor.aliases or tensor.name
+            if self._slots.owns(owner):
+                addresses[tensor.name] = self._slots.address(owner, first_slot)
+            else:
+                addresses[tensor.name] = self._buffers.addresses[owner]
+        return addresses
 
-    def _addresses(self, slot: int) -> dict[str, int]:
-        """All ports' addresses for a step whose first slot is `slot`; input_ids and num_known are
-        as in generation.
-        """
-        buffers = self._buffers.addresses
-        owners = {port.name: port.aliases or port.name for port in self._config.ports}
-        return {
-            name: self._slots.address(owner, slot) if self._slots.owns(owner) else buffers[owner]
-            for name, owner in owners.items()
-        }
-
-    def _make_step(self, count: int, width: int) -> _GenerationStep:
+    def _make_decode_step(self, count: int, width: int) -> _DecodeStep:
         # The context's length is that of the caches, since a captured graph's shapes are constant.
         sizes = {BATCH: count, WIDTH: width, ROWS: width, CONTEXT: self._config.cache_len}
-        context, addresses = (
-            self._engine.context(GENERATION_PROFILE, fixed_shapes=True),
-            self._addresses(0),
-        )
-        context.bind(_shapes(self._config.ports, sizes), addresses)
-        cuda, row, block = self._cuda, width * _ID_BYTES, self._config.block_size * _ID_BYTES
+        context = self._engine.context(DECODE_PROFILE, fixed_shapes=True)
+        addresses = self._addresses(0)
+        context.bind(_input_shapes(self._config.io, sizes), addresses)
+        cuda, row, block = self._cuda, width * ID_BYTES, self._config.block_size * ID_BYTES
+        input_ids, next_ids = addresses["input_ids"], addresses["next_ids"]
 
-        def step() -> None:
-            # next_ids is the step's input and output: the input is copied, since it is still read
-            # when the output is already written. So is past_len, which the step reads to its end.
-            cuda.copy_rows(
-                addresses["input_ids"], row, addresses["next_ids"], block, row_bytes=row, rows=count
-            )
+        def run() -> None:
+            # next_ids is both input and output. The input is a copy, since it is still read when
+            # the output is already written. past_len, too, is read to the end of the step.
+            cuda.copy_rows(input_ids, row, next_ids, block, row_bytes=row, rows=count)
             context.run()
-            cuda.copy(addresses["past_len"], addresses["next_len"], count * 4)
+            cuda.copy(addresses["past_len"], addresses["next_len"], count * _LENGTH_BYTES)
 
-        return _GenerationStep(context, step, cuda, capture=self._capture)
+        return _DecodeStep(context, run, cuda, capture=self._capture)
 
 
-class _GenerationStep:
-    """What generation does for one batch size and width: run as it is the first time, captured from
-    the second on.
-    """
+class _DecodeStep:
+    """What decoding does for one batch size and width; captured from the second time on."""
 
     def __init__(
-        self, context: RtxContext, step: Callable[[], None], cuda: Cuda, *, capture: bool
+        self, context: TrtContext, run: Callable[[], None], cuda: Cuda, *, capture: bool
     ) -> None:
-        self._context, self._step, self._cuda = context, step, cuda
+        self._context, self._run, self._cuda = context, run, cuda
         self._to_capture, self._has_run = capture, False
 
-    def put_into_stream(self) -> None:
-        # TensorRT settles shapes, memory and kernels in a context's first run: that must not be
+    def launch(self) -> None:
+        """Put the step into the stream."""
+        # TensorRT settles shapes, memory and kernels in a context's first run. That must not be
         # part of a capture.
         if self._to_capture and self._has_run:
             self._to_capture = False
             if self._context.is_capturable():
-                self._step = self._cuda.capture(self._step)
+                self._run = self._cuda.capture(self._run)
             else:
                 _LOG.warning(
                     "this engine's steps cannot be captured in a CUDA graph, so they are slower"
                     " than they may be"
                 )
-        self._step()
+        self._run()
         self._has_run = True
 
 
-class _Buffers:
-    """Device memory of a step that no slot owns."""
-
-    def __init__(self, config: EngineConfig, cuda: Cuda) -> None:
-        slots, block = config.max_batch_size, config.block_size
-        self._cuda = cuda
-        self.results_record = PackedBuffer(
-            {
-                "new_ids": ("int64", slots * block),
-                "num_new": ("int32", slots),
-                "next_len": ("int32", slots),
-            }
-        )
-        self.prompt_record = PackedBuffer(
-            {
-                "num_known": ("int32", 1),
-                "past_len": ("int32", 1),
-                **{row.name: (row.dtype, 1) for row in config.sampling_inputs},
-                "input_ids": (
-                    "int64",
-                    config.max_num_tokens,
-                ),  # last: only what a chunk fills is sent
-            }
-        )
-        constants = PackedBuffer(
-            {"num_known": ("int32", slots), "counting": ("int64", config.cache_len)}
-        )
-        scratch = PackedBuffer(
-            {"input_ids": ("int64", slots * block), "next_ids": ("int64", block)}
-        )
-        self.results = cuda.allocate(self.results_record.nbytes, "results")
-        self._prompt = cuda.allocate(self.prompt_record.nbytes, "a prompt chunk")
-        constant = constants.addresses(self._send_constants(constants))
-        scratch_at = scratch.addresses(cuda.allocate(scratch.nbytes, "a block"))
-        self.addresses = {
-            **self.results_record.addresses(self.results),
-            "num_known": constant["num_known"],
-            "kv_positions": constant["counting"],
-            "decided": constant["counting"],
-            "input_ids": scratch_at["input_ids"],
-        }
-        # A prompt brings its own small inputs, since parts of the slots' arrays are not aligned as
-        # TensorRT wants it.
-        self.prompt_addresses = self.prompt_record.addresses(self._prompt) | {
-            "next_ids": scratch_at["next_ids"]
-        }
-
-    def send_prompt(self, memory: NDArray[np.uint8], num_tokens: int) -> None:
-        """Copy a chunk of so many tokens to the device."""
-        nbytes = self.prompt_record.offsets["input_ids"] + num_tokens * _ID_BYTES
-        self._cuda.copy(self._prompt, memory.ctypes.data, nbytes)
-
-    def _send_constants(self, record: PackedBuffer) -> int:
-        memory = self._cuda.allocate_pinned(record.nbytes, "constants")
-        views = record.views(memory)
-        views["num_known"][:] = 1
-        views["counting"][:] = np.arange(len(views["counting"]))
-        address = self._cuda.allocate(record.nbytes, "constants")
-        self._cuda.copy(address, memory.ctypes.data, record.nbytes)
-        return address
-
-
-class _InFlightStep:
-    """One step that may be under way: which slots it is for, and host memory for what goes in and
-    comes out.
-    """
-
-    def __init__(self, buffers: _Buffers, cuda: Cuda) -> None:
-        self.first = self.count = self.width = self.rows = 0
-        self.prompt_memory = cuda.allocate_pinned(buffers.prompt_record.nbytes, "a prompt chunk")
-        self.prompt = buffers.prompt_record.views(self.prompt_memory)
-        self.results_memory = cuda.allocate_pinned(buffers.results_record.nbytes, "results")
-        self.results = buffers.results_record.views(self.results_memory)
-        self.event = cuda.new_event()
-
-
-def _shapes(ports: tuple[IoTensor, ...], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    return {
-        port.name: tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
-        for port in ports
-        if port.direction == "input"
-    }
+def _input_shapes(
+    io_tensors: tuple[IoTensor, ...], sizes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for tensor in io_tensors:
+        if tensor.direction == "input":
+            shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            shapes[tensor.name] = tuple(shape)
+    return shapes

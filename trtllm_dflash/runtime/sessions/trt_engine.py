@@ -1,6 +1,4 @@
-"""TensorRT's side of a GPU session, of either kind: the engine on the device, and the contexts that
-run it.
-"""
+"""TensorRT's part of a GPU session: the engine on the device, and the contexts that run it."""
 
 from __future__ import annotations
 
@@ -23,61 +21,57 @@ if TYPE_CHECKING:
 else:
     trt = import_tensorrt()
 
-CONTEXT_PROFILE, GENERATION_PROFILE = 0, 1  # the order in which the build adds them
+PREFILL_PROFILE, DECODE_PROFILE = 0, 1  # in the order of the build
 _LOG = logging.getLogger(__name__)
-_KEPT_ERRORS = 8
+_MAX_KEPT_ERRORS = 8
 
 
 class TrtEngine:
-    """A deserialized engine. Its contexts share one piece of scratch memory, so they may only run
-    one after another.
+    """A deserialized engine.
+
+    Its contexts share one piece of scratch memory, so they may only run one after another.
     """
 
     def __init__(
         self, path: Path, config: EngineConfig, cuda: Cuda, *, versions: Mapping[str, str]
     ) -> None:
-        """Load the engine file `path` onto the GPU; `versions` are those of the packages that made
-        it.
+        """Load the engine file `path` onto the GPU; `versions` are those of the build's packages.
 
         Our plugins are registered before, since TensorRT looks their creators up by name. No parser
-        takes part, so libtensorrt_rtx.so need not be found under that name, as it must be where
-        engines are built (`build.child`).
+        takes part, so the library of TensorRT-RTX need not be found by name, as builds need it.
         """
         self._path, self._config, self._cuda = path, config, cuda
         self._log, self._flavor = _Log(), flavor()
-        self._runtime = trt.Runtime(
-            self._log
-        )  # before the registry is touched: TensorRT keeps its first log
+        # Before the registry is touched: TensorRT keeps its first log.
+        self._runtime = trt.Runtime(self._log)
         if config.plugins:
             trt_plugins.register()
-        trt_plugins.pop_errors()  # what concerned others
+        trt_plugins.pop_errors()  # of other engines
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
-                raise EngineError(self._why_not_loaded(data, versions))
-        self._check_ports()
+                raise EngineError(self._load_error(data, versions))
+        self._check_io()
         self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
         self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
         self._new_context = self._flavor.context_factory(self._engine)
 
-    def context(self, profile: int, *, fixed_shapes: bool) -> RtxContext:
-        """A new execution context; `fixed_shapes`: it will run at one set of shapes."""
+    def context(self, profile: int, *, fixed_shapes: bool) -> TrtContext:
+        """Return a new execution context; with `fixed_shapes` it runs at one set of shapes."""
         context = self._new_context(fixed_shapes)
         if context is None:
             raise EngineError(
                 f"{self._path}: no execution context could be made:{self._log.errors()}"
             )
         context.set_device_memory(self._scratch, self._scratch_bytes)
-        made = RtxContext(context, self._cuda.stream, self._log, self._flavor)
+        made = TrtContext(context, self._cuda.stream, self._log, self._flavor)
         made.select(profile)
         return made
 
-    def _why_not_loaded(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
+    def _load_error(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
         title, package = self._flavor.title, self._flavor.package
-        reasons, built_with = (
-            self._flavor.diagnose_engine(self._runtime, data),
-            versions.get(package),
-        )
+        reasons = self._flavor.diagnose_engine(self._runtime, data)
+        built_with = versions.get(package)
         install = f", or pip install {package}=={built_with}" if built_with else ""
         return (
             f"{self._path}: {title} {trt.__version__} cannot load this"
@@ -86,8 +80,8 @@ class TrtEngine:
             f" Build it again here{install}:{self._log.errors()}"
         )
 
-    def _check_ports(self) -> None:
-        described = {port.name for port in self._config.ports}
+    def _check_io(self) -> None:
+        described = {tensor.name for tensor in self._config.io}
         present = {
             self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
         }
@@ -98,24 +92,24 @@ class TrtEngine:
             )
 
 
-class RtxContext:
+class TrtContext:
     """One execution context, with the shapes and addresses that it was last given."""
 
     def __init__(self, context: Any, stream: int, log: _Log, flavor: Flavor) -> None:
-        """`stream`: where everything of it runs."""
+        """Take the context, and the stream in which it runs."""
         self._context, self._stream, self._log, self._flavor = context, stream, log, flavor
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
     def select(self, profile: int) -> None:
-        """Use the shapes' ranges of this profile."""
+        """Use the ranges of shapes of this profile."""
         self._check(
             self._context.set_optimization_profile_async(profile, self._stream),
             f"profile {profile}",
         )
 
     def bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
-        """Set the inputs' shapes and all addresses; what is as it was costs nothing."""
+        """Set the inputs' shapes and all addresses that have changed."""
         for name, shape in shapes.items():
             if self._shapes.get(name) != shape:
                 self._check(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
@@ -129,7 +123,7 @@ class RtxContext:
                 self._addresses[name] = address
 
     def is_capturable(self) -> bool:
-        """Whether a run at the present shapes can be captured in a CUDA graph."""
+        """Tell whether a run at the present shapes can be captured in a CUDA graph."""
         return self._flavor.is_capturable(self._context, self._stream)
 
     def run(self) -> None:
@@ -140,13 +134,14 @@ class RtxContext:
         if not accepted:
             raise EngineError(
                 f"{self._flavor.title} refuses {what}:{self._log.errors()}\nIf the engine came from"
-                " elsewhere, build it again here; if not, this is a fault of dflash-trt."
+                " elsewhere, build it again here; if not, this is a bug in dflash-trt."
             )
 
 
 class _Log(trt.ILogger):  # type: ignore[misc]
-    """Passes TensorRT's messages to Python's logging and keeps its last errors; never raises:
-    TensorRT calls it.
+    """Passes TensorRT's messages to Python's logging and keeps its last errors.
+
+    TensorRT calls it, so it never raises.
     """
 
     _LEVELS = {  # noqa: RUF012 - constant
@@ -163,11 +158,11 @@ class _Log(trt.ILogger):  # type: ignore[misc]
         """Keep and pass on one message."""
         level = self._LEVELS.get(severity, logging.DEBUG)
         if level == logging.ERROR:
-            self._errors = [*self._errors, message][-_KEPT_ERRORS:]
-        # Errors end in an EngineError; warnings and the rest are for those who look for them.
+            self._errors = [*self._errors, message][-_MAX_KEPT_ERRORS:]
+        # Errors end in an EngineError; other messages are for debugging.
         _LOG.debug("TensorRT %s: %s", logging.getLevelName(level).lower(), message)
 
     def errors(self) -> str:
-        """The last errors, what our plugins have refused first, a line each."""
+        """Return the last errors, those of our plugins first, a line each."""
         messages = [*trt_plugins.pop_errors(), *self._errors]
         return "".join(f"\n  {message}" for message in messages) or " it gave no reason"
