@@ -24,7 +24,7 @@ FORMATS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4"
 
 
 def calibration_ids(vocab_size: int, seed: int = 0) -> list[torch.Tensor]:
-    """A few sequences of random tokens, int64 [1, length]."""
+    """Return a few sequences of random tokens, int64 [1, length]."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(0, vocab_size, (1, length), generator=generator) for length in (17, 23, 31)
@@ -37,7 +37,7 @@ def quantized_model(
     kv_cache_dtype: str | None = None,
     ids: Sequence[torch.Tensor] | None = None,
 ) -> Any:
-    """The target under ModelOpt's quantizers, calibrated, scales shared as the export shares them.
+    """Calibrate the target under ModelOpt's quantizers, scales shared as the export shares them.
 
     `form` "none" leaves the linears alone; `kv_cache_dtype` "fp8_cast" is that of the recipes
     *-kv_fp8_cast.

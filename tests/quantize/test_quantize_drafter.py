@@ -113,25 +113,23 @@ def test_drafter_config_names_excluded_and_keeps_other_keys(
 
 
 @pytest.mark.parametrize(
-    ("form", "kinds"),
+    ("form", "scale_names"),
     [("fp8", ("weight_scale", "input_scale")), ("nvfp4", ("weight_scale_2", "input_scale"))],
 )
 def test_drafter_shares_scales_of_one_input_within_a_layer(
-    form: str, kinds: tuple[str, ...], quantized_pair: Callable[[str], Path]
+    form: str, scale_names: tuple[str, ...], quantized_pair: Callable[[str], Path]
 ) -> None:
     infos = read_all_tensor_infos(quantized_pair(form) / "drafter")
-    for kind in kinds:
+    for scale_name in scale_names:
         for names in SHARED:
-            scales = [
-                {float(infos[f"layers.{layer}.{name}.{kind}"].array()) for name in names}
-                for layer in LAYERS
-            ]
-            assert [len(values) for values in scales] == [1] * len(LAYERS)
-            if (
-                kind == kinds[0]
-                # and not across layers, though the features that all of them read may be the largest
-            ):
-                assert len(set().union(*scales)) == len(LAYERS)
+            by_layer = []
+            for layer in LAYERS:
+                linears = [f"layers.{layer}.{name}" for name in names]
+                by_layer.append({float(infos[f"{name}.{scale_name}"].array()) for name in linears})
+            assert [len(values) for values in by_layer] == [1] * len(LAYERS)
+            # Not across layers, although the features that all of them read may be the largest.
+            if scale_name == scale_names[0]:
+                assert len(set().union(*by_layer)) == len(LAYERS)
 
 
 @pytest.mark.parametrize("form", ["fp8", "nvfp4"])

@@ -30,7 +30,7 @@ Config = Callable[..., QuantizeConfig]
 
 
 def changed_target(directory: Path, changes: dict[str, Any], dtype: str = "F32") -> str:
-    """A tiny Llama with some tensors replaced; a number fills the tensor."""
+    """Make a tiny Llama with some tensors replaced; a number fills the tensor."""
     tiny_target(directory, "llama", dtype=dtype)
     path = directory / "model.safetensors"
     tensors = {
@@ -164,7 +164,7 @@ def test_quantize_refuses_a_quantized_target(
     config: Config, quantized: Callable[..., Path]
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=r"it is quantized already \(FP8 and F32\).*Give the unquantized"
+        CheckpointError, match=r"it is already quantized \(FP8 and F32\).*Give the unquantized"
     ):
         pipeline.quantize(config(target=str(quantized("llama", "fp8"))))
 
@@ -176,9 +176,7 @@ def test_quantize_refuses_to_drop_cache_scales(
     configuration.
     """
     target = str(quantized("llama", "none", "fp8"))
-    with pytest.raises(
-        CheckpointError, match=r"it says that its caches are FP8.*Add --kv-cache-dtype fp8"
-    ):
+    with pytest.raises(CheckpointError, match=r"its KV caches are FP8, .*Add --kv-cache-dtype fp8"):
         pipeline.quantize(config(target=target))
     report = pipeline.quantize(config(target=target, kv_cache_dtype="fp8"))
     again, at_once = (
@@ -232,7 +230,7 @@ def test_quantize_refuses_an_input_that_is_always_zero(
     assert (
         str(caught.value)
         == "model.layers.2.mlp.gate_proj: its input was zero, or not there, throughout the"
-        " calibration text, so that it has no scale. Give other text with --calib-file."
+        " calibration text, so it has no scale. Give other text with --calib-file."
     )
 
 
@@ -310,7 +308,7 @@ class TestOverwrite:
         (old / "drafter" / "notes.txt").write_text("mine")
         with pytest.raises(
             UsageError,
-            match=r"also holds files that are not of it: drafter/notes.txt. Move them away",
+            match=r"also has files that do not belong to it: drafter/notes.txt. Move them away",
         ):
             check_output(old, overwrite=True)
 

@@ -12,7 +12,7 @@ from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.quantize import QuantizeConfig
 
 if TYPE_CHECKING:
-    from trtllm_dflash.quantize.pipeline import QuantizeReport
+    from trtllm_dflash.quantize.report import QuantizeReport
 
 
 @click.command(short_help="Quantize a target to FP8 or NVFP4.")

@@ -1,0 +1,1 @@
+"""Quantization of targets and drafters to FP8 and NVFP4 with NVIDIA ModelOpt."""

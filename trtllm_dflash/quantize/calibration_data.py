@@ -1,6 +1,4 @@
-"""Calibration text: rows of a file, or of the set that comes with the package, as sequences of
-token ids.
-"""
+"""Calibration text as sequences of token ids, from a file or from the package's own set."""
 
 from __future__ import annotations
 
@@ -16,15 +14,15 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BUILTIN_SET = "calibration.jsonl"
-# Longer sequences end at a multiple of it: the CPU's matrix library keeps code of its own for every
-# length it meets.
-_GRAIN = 32
+# Longer sequences end at a multiple of this. The CPU's matrix library keeps code for every length.
+_LENGTH_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text and where it stands: a prompt (or its token ids), what answers it, or running text
-    without a prompt.
+    """One text: a prompt (or its token ids), its answer, or both; or text without a prompt.
+
+    `where` is its file and line.
     """
 
     prompt: str | tuple[int, ...] | None
@@ -33,32 +31,36 @@ class Sample:
 
 
 def read_samples(path: Path | None) -> list[Sample]:
-    """The rows of a file, in its order; of the package's own set if there is none.
+    """Return the samples of a file, in its order; None: of the package's own set.
 
-    A file is read as JSON lines if its name ends in .jsonl or it begins with a brace, and as
-    paragraphs that blank lines part otherwise. A row that cannot be used raises UsageError with its
-    line.
+    A file is read as JSON lines if its name ends in .jsonl or it begins with a brace. Otherwise it
+    is read as paragraphs, with blank lines between them.
+
+    Raises:
+        UsageError: for a row that cannot be used, with its line.
     """
     if path is None:
         text = (resources.files("trtllm_dflash.quantize") / BUILTIN_SET).read_text(encoding="utf-8")
         return [_from_json(line, BUILTIN_SET) for line in text.splitlines()]
     text = _read(path)
     if path.suffix == ".jsonl" or text.lstrip().startswith("{"):
-        lines = enumerate(text.splitlines(), start=1)
-        samples = [
-            _from_json(line, f"{path}, line {number}") for number, line in lines if line.strip()
-        ]
+        samples = _read_json_lines(text, path)
     else:
-        samples = [
-            Sample(None, part.strip(), str(path))
-            for part in re.split(r"\n\s*\n", text)
-            if part.strip()
-        ]
+        parts = [part.strip() for part in re.split(r"\n\s*\n", text)]
+        samples = [Sample(None, part, str(path)) for part in parts if part]
     if not samples:
         raise UsageError(
             f"--calib-file {path} is empty. Give text of the kind that the model will see: JSON"
             " lines with a prompt, or paragraphs."
         )
+    return samples
+
+
+def _read_json_lines(text: str, path: Path) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            samples.append(_from_json(line, f"{path}, line {number}"))
     return samples
 
 
@@ -70,10 +72,13 @@ def encode_samples(
     seq_len: int,
     limit: int,
 ) -> list[list[int]]:
-    """At most `limit` sequences of 1 to `seq_len` token ids; a prompt goes through the model's chat
-    format, if any.
+    """Return at most `limit` sequences of 1 to `seq_len` token ids.
 
-    The last tokens of a text are left out where that makes the length a multiple of 32.
+    Prompts go into the model's chat format, if it has one. The last tokens of a text are left out
+    where that makes the length a multiple of 32.
+
+    Raises:
+        UsageError: for text without a tokenizer, or ids outside the vocabulary.
     """
     sequences: list[list[int]] = []
     for sample in samples:
@@ -102,19 +107,21 @@ def _encode(sample: Sample, tokenizer: Tokenizer | None) -> list[int]:
     if sample.prompt is None:
         return tokenizer.encode(sample.text)
     if isinstance(sample.prompt, tuple):
-        prompt = list(sample.prompt)
+        ids = list(sample.prompt)
+    elif tokenizer.has_chat_template:
+        ids = tokenizer.encode_chat(sample.prompt)
     else:
-        prompt = (tokenizer.encode_chat if tokenizer.has_chat_template else tokenizer.encode)(
-            sample.prompt
-        )
-    return prompt + (tokenizer.encode(sample.text, special_tokens=False) if sample.text else [])
+        ids = tokenizer.encode(sample.prompt)
+    if sample.text:
+        ids += tokenizer.encode(sample.text, special_tokens=False)
+    return ids
 
 
 def _pieces(ids: Sequence[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(ids), size):
         piece = list(ids[start : start + size])
-        even = len(piece) // _GRAIN * _GRAIN
-        yield piece[:even] if even and len(piece) < size else piece
+        rounded = len(piece) // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE
+        yield piece[:rounded] if rounded and len(piece) < size else piece
 
 
 def _read(path: Path) -> str:

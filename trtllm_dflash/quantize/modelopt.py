@@ -1,8 +1,7 @@
-"""The only place that knows ModelOpt: quantizers in a model, calibration, and packed tensors out of
-it.
+"""All use of ModelOpt: quantizers in a model, calibration, and packed tensors.
 
-ModelOpt exports whole models. Its steps are taken one by one here, so that a model can go through
-layer by layer; a test compares the outcome with its own export, bit for bit.
+ModelOpt exports whole models. Here its steps are taken one by one, so that a model can be quantized
+layer by layer. A test compares the outcome with ModelOpt's own export, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ _CONFIGS = {
     "w4a16_nvfp4": "W4A16_NVFP4_CFG",
 }
 _E4M3_MAX = 448.0
+_PACKED_SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
 # Linears that read the same input, in a decoder layer.
 _SHARED_INPUT = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -38,11 +38,12 @@ _SHARED_INPUT = (
 
 
 def insert_quantizers(
-    model: Any, form: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()
+    model: Any, quant: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()
 ) -> None:
-    """Put quantizers of the format `form` into a model, with nothing calibrated yet; its weights
-    may be on `meta`. `form` "none": its linears get none. `excluded` are module names, beside those
-    that ModelOpt leaves alone by itself (heads, embeddings).
+    """Insert uncalibrated quantizers of the format `quant` into a model.
+
+    The model's weights may be on `meta`. With `quant` "none" linears get no quantizers. `excluded`
+    are module names, besides those that ModelOpt leaves alone by itself (heads, embeddings).
     """
     mtq = _import_quantization()
     version = metadata.version("nvidia-modelopt")
@@ -50,8 +51,8 @@ def insert_quantizers(
         _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
     nvfp4_cpu.install()
     config: Any = {"quant_cfg": [{"quantizer_name": "*", "enable": False}]}
-    if form != KEEP_WEIGHTS:
-        config = copy.deepcopy(getattr(mtq, _CONFIGS[form]))
+    if quant != KEEP_WEIGHTS:
+        config = copy.deepcopy(getattr(mtq, _CONFIGS[quant]))
     with silence_modelopt():
         if kv_cache_dtype is not None:
             # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.
@@ -65,11 +66,13 @@ def insert_quantizers(
 
 
 def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
-    """Give every quantizer in `module` its largest magnitude: of the weights, and of what `forward`
-    sends through it.
+    """Calibrate every quantizer in `module` with its largest magnitude.
 
-    Raises: QuantizeError: naming the part whose values allow no scale; `where` is the module's
-    name, with a dot.
+    That is of the weights, and of the activations that `forward` sends through the module.
+
+    Raises:
+        QuantizeError: naming the part whose values allow no scale; `where` is the module's name,
+            with a dot.
     """
     from modelopt.torch.quantization.model_calib import max_calibrate
 
@@ -82,23 +85,22 @@ def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
     try:
         with silence_modelopt():
             max_calibrate(module, forward_once_weights_are_done)
-    except AssertionError as error:  # ModelOpt's word for NaN and Inf
+    except AssertionError as error:  # ModelOpt's error for NaN and Inf
         raise QuantizeError(
             f"{where[:-1]}: the values in it are not finite ({error}), so they have no scale. If"
             " the model is F16, convert it to BF16: F16 ends at 65504."
         ) from error
     for name, quantizer in _quantizers(module):
         if quantizer.amax is None or not bool((quantizer.amax > 0).all()):
+            part = f"{where}{_describe_quantizer(name)}"
             raise QuantizeError(
-                f"{where}{_subject(name)} was zero, or not there, throughout the calibration text,"
-                " so that it has no scale. Give other text with --calib-file."
+                f"{part} was zero, or not there, throughout the calibration text, so it has no"
+                " scale. Give other text with --calib-file."
             )
 
 
 def share_scales(layer: Any) -> None:
-    """Give linears of a decoder layer that read the same input one input scale and one global
-    weight scale.
-    """
+    """Share the input scale and the global weight scale among linears with the same input."""
     from modelopt.torch.export.quant_utils import preprocess_linear_fusion
 
     for names in _SHARED_INPUT:
@@ -106,9 +108,7 @@ def share_scales(layer: Any) -> None:
 
 
 def with_rounded_weights(layer: Any) -> Any:
-    """A copy of a calibrated layer whose weights are rounded once and for all, which makes its
-    forward cheap.
-    """
+    """Return a copy of a calibrated layer with rounded weights, which makes its forward cheap."""
     import modelopt.torch.quantization as mtq
 
     rounded = copy.deepcopy(layer)
@@ -118,11 +118,10 @@ def with_rounded_weights(layer: Any) -> Any:
 
 
 def pack_weights(module: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """The codes and scales of a calibrated module, by the names of a checkpoint; the module is used
-    up.
+    """Return the packed weights and scales of a calibrated module, by their checkpoint names.
 
-    Scales of keys and values are those of its `k_proj` and `v_proj`. What is not quantized is not
-    returned.
+    Scales of keys and values have the names of `k_proj` and `v_proj`. Tensors that are not
+    quantized are left out. The module cannot be used afterwards.
     """
     from modelopt.torch.export.quant_utils import postprocess_state_dict
     from modelopt.torch.export.unified_export_hf import _export_quantized_weight
@@ -132,18 +131,18 @@ def pack_weights(module: Any, prefix: str) -> dict[str, torch.Tensor]:
         for linear in linears.values():
             _export_quantized_weight(linear, linear.weight.dtype)
         tensors = postprocess_state_dict(module.state_dict(), _E4M3_MAX, "FP8")
-    kinds = ("weight", "weight_scale", "weight_scale_2", "input_scale")
-    wanted = {f"{name}.{kind}" for name in linears for kind in kinds}
-    return {
-        prefix + name: tensor.contiguous().cpu()
-        for name, tensor in tensors.items()
-        if name in wanted or name.endswith((".k_scale", ".v_scale"))
-    }
+    wanted = {f"{name}.{suffix}" for name in linears for suffix in _PACKED_SUFFIXES}
+    packed = {}
+    for name, tensor in tensors.items():
+        if name in wanted or name.endswith((".k_scale", ".v_scale")):
+            packed[prefix + name] = tensor.contiguous().cpu()
+    return packed
 
 
 def quant_config_json(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What hf_quant_config.json and config.json's `quantization_config` say of a model with
-    quantizers.
+    """Return a quantized model's hf_quant_config.json, and its `quantization_config`.
+
+    The latter goes into config.json.
     """
     from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
     from modelopt.torch.export.quant_utils import get_quant_config
@@ -155,9 +154,7 @@ def quant_config_json(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def silence_modelopt() -> Iterator[None]:
-    """What ModelOpt prints becomes debug lines of ours; its warnings about its use of torch vanish,
-    and bars too.
-    """
+    """Log what ModelOpt prints as debug lines, and hide its warnings and progress bars."""
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging  # has no types
@@ -175,10 +172,10 @@ def silence_modelopt() -> Iterator[None]:
 
 
 def _import_quantization() -> Any:
-    """ModelOpt, without its words about transformers, to which its advice would install an older
-    one.
+    """Import ModelOpt without its warning about the version of transformers.
 
-    All that is used of both is compared with ModelOpt's own export in our tests.
+    The warning advises to install an older one. Tests compare everything used here with ModelOpt's
+    own export.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -190,7 +187,7 @@ def _import_quantization() -> Any:
 
 
 def _quantizers(module: Any) -> list[tuple[str, Any]]:
-    """Those that are switched on, by name."""
+    """Return the enabled quantizers by name."""
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     return [
@@ -205,15 +202,16 @@ def _is_quantized_linear(module: Any) -> bool:
     return quantizer is not None and bool(quantizer.is_enabled)
 
 
-def _subject(name: str) -> str:
-    """What a quantizer sees, from its name: "mlp.down_proj.input_quantizer" is the input of
-    mlp.down_proj.
+def _describe_quantizer(name: str) -> str:
+    """Describe what a quantizer reads, from its name.
+
+    For "mlp.down_proj.input_quantizer" that is the input of mlp.down_proj.
     """
-    module, _, kind = name.rpartition(".")
-    seen = {
+    module, _, role = name.rpartition(".")
+    descriptions = {
         "input_quantizer": f"{module}: its input",
         "weight_quantizer": f"{module}.weight",
         "k_bmm_quantizer": f"{module}: its keys",
         "v_bmm_quantizer": f"{module}: its values",
     }
-    return seen.get(kind, name)
+    return descriptions.get(role, name)

@@ -1,6 +1,4 @@
-"""Quantizing: refuse early, say what will be done, do it, check what was written, say what it
-cost.
-"""
+"""Quantizing: check early, log the plan, do it, check the output, report the cost."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +20,15 @@ from trtllm_dflash.engine_dir.atomic import atomic_directory, check_space
 from trtllm_dflash.errors import QuantizeError
 from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
-from trtllm_dflash.log import Progress, finished, human_bytes, ignore_progress, started
+from trtllm_dflash.log import Progress, finished, ignore_progress, started
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
 from trtllm_dflash.quantize.provenance import write_record
+from trtllm_dflash.quantize.report import QuantizeReport
 
 DRAFTER_FOLDER = "drafter"
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "nvidia-modelopt", "transformers")
-
-
-@dataclass(frozen=True)
-class QuantizeReport:
-    """What a quantization made and cost: wall-clock seconds, bytes, most memory of this process.
-
-    `linear_bytes` of the target's quantized linears, scales included, stand for `original_bytes`.
-    At `agreed` of `compared` positions of the calibration text the most likely next token is the
-    unquantized target's.
-    """
-
-    directory: Path
-    seconds: float
-    bytes: int
-    linear_bytes: int
-    original_bytes: int
-    agreed: int
-    compared: int
-    peak_memory: int
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The costs, for people."""
-        rows = [
-            ("took", f"{self.seconds:.1f} s"),
-            ("wrote", human_bytes(self.bytes)),
-            ("quantized linears", self._linears()),
-            ("peak memory", human_bytes(self.peak_memory)),
-        ]
-        if self.compared:
-            agreement = f"{self.agreed / self.compared:.1%} of {self.compared} calibration tokens"
-            rows.append(("same next token", agreement))
-        return rows
-
-    def _linears(self) -> str:
-        if not self.original_bytes:
-            return "none"
-        share = self.linear_bytes / self.original_bytes
-        return (
-            f"{human_bytes(self.linear_bytes)} ({share:.2f} of their"
-            f" {human_bytes(self.original_bytes)})"
-        )
 
 
 def quantize(
@@ -81,11 +38,10 @@ def quantize(
     progress: Progress = ignore_progress,
     argv: Sequence[str] | None = None,
 ) -> QuantizeReport:
-    """Write the quantized checkpoint `config.output_dir`; whatever goes wrong, that is then as it
-    was before.
+    """Write the quantized checkpoint `config.output_dir`; after a failure that is unchanged.
 
-    `overwrite` allows to replace a checkpoint that this function wrote; `argv` (default: the
-    process's) is recorded.
+    `overwrite` allows to replace a checkpoint that this function wrote. `argv`, which is recorded,
+    defaults to the process's.
 
     Raises:
         DFlashError: if it cannot be quantized.
@@ -110,9 +66,7 @@ def quantize(
 
 
 def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) -> dict[str, int]:
-    """Quantize and write everything but the record; returns the numbers of the report that only
-    this pass knows.
-    """
+    """Quantize and write everything but the record; return this pass's figures of the report."""
     import torch
 
     from trtllm_dflash.quantize.quantize_drafter import SEQUENCES, quantize_drafter
@@ -120,8 +74,8 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
     from trtllm_dflash.quantize.writer import SpillFolder
 
     device = _device(plan.config, torch)
-    for kind, checkpoint in plan.checkpoints.items():
-        check_finite_with_progress(kind, checkpoint, progress)
+    for role, checkpoint in plan.checkpoints.items():
+        check_finite_with_progress(role, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
     spill = SpillFolder(staging / "scratch")
     with torch.no_grad():
@@ -150,7 +104,7 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
             (staging / DRAFTER_FOLDER).mkdir()
             _write(staging / DRAFTER_FOLDER, plan.drafter, drafter, progress)
     shutil.rmtree(staging / "scratch")
-    # What was written must be what this package loads, down to every scale.
+    # This package must load what was written, down to every scale.
     check_finite(load_target(staging))
     if plan.drafter is not None:
         check_finite(load_drafter(staging / DRAFTER_FOLDER))
@@ -177,8 +131,9 @@ def _device(config: QuantizeConfig, torch: Any) -> str:
 
 
 def _write(directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress) -> None:
-    """A Hugging Face checkpoint in ModelOpt's layout; config.json is the original's, with one key
-    more.
+    """Write a Hugging Face checkpoint in ModelOpt's layout.
+
+    config.json is the original's, with one key more.
     """
     from trtllm_dflash.quantize.writer import write_tensors
 
@@ -199,7 +154,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _facts(
-    plan: QuantizationPlan, numbers: Mapping[str, int], argv: Sequence[str]
+    plan: QuantizationPlan, figures: Mapping[str, int], argv: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "argv": list(argv),
@@ -209,5 +164,5 @@ def _facts(
         "format": plan.config.quant,
         "kv_cache_dtype": plan.config.kv_cache_dtype,
         "calibration": plan.calibration_facts(),
-        **numbers,
+        **figures,
     }

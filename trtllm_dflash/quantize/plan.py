@@ -1,6 +1,4 @@
-"""All that a quantization decides before its long step: packages, models, shapes, text; an error
-here costs nothing.
-"""
+"""What a quantization checks and decides before its long step: packages, models, shapes, text."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """A quantization's models and text."""
+    """The models and the calibration text of a quantization."""
 
     config: QuantizeConfig
     target: Checkpoint[TargetConfig]
@@ -33,32 +31,26 @@ class QuantizationPlan:
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint[Any]]:
-        """The models by role, the target first."""
+        """Return the models by role, the target first."""
         return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
 
     @property
     def expected_bytes(self) -> int:
-        """Bytes of the quantized weights, about."""
-        return sum(
-            self._plain_bytes(checkpoint) + self._packed_bytes(checkpoint)
-            for checkpoint in self._models
-        )
+        """Return the approximate bytes of the quantized weights."""
+        models = self.checkpoints.values()
+        return sum(self._plain_bytes(model) + self._packed_bytes(model) for model in models)
 
     @property
     def needed_space(self) -> int:
-        """Bytes on disk while the work goes on: packed tensors lie there twice in the end."""
-        return self.expected_bytes + sum(map(self._packed_bytes, self._models))
-
-    @property
-    def _models(self) -> list[Checkpoint[Any]]:
-        return list(self.checkpoints.values())
+        """Return the bytes needed on disk; packed tensors are stored twice in the end."""
+        return self.expected_bytes + sum(map(self._packed_bytes, self.checkpoints.values()))
 
     def rows(self) -> list[tuple[str, str]]:
-        """The plan, for people."""
+        """Return the plan as rows of a log table."""
         row, kv_cache = self.config.weight_format, self.config.kv_cache_dtype
         original = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
         return [
-            *((kind, str(checkpoint.directory)) for kind, checkpoint in self.checkpoints.items()),
+            *((role, str(checkpoint.directory)) for role, checkpoint in self.checkpoints.items()),
             ("format", f"{row.algo}: {row.meaning}" if row else "weights as they are"),
             ("KV cache", f"scales for {kv_cache}" if kv_cache else "no scales"),
             ("calibration", self._calibration_row()),
@@ -70,7 +62,7 @@ class QuantizationPlan:
         ]
 
     def calibration_facts(self) -> dict[str, Any]:
-        """What text was used, for the record."""
+        """Return the facts of the calibration text for the record."""
         file = self.config.calib_file
         return {
             "file": str(file) if file else None,
@@ -103,8 +95,9 @@ class QuantizationPlan:
 
 
 def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> QuantizationPlan:
-    """Load and check the models and the text; reads headers, no weights, imports neither torch nor
-    ModelOpt.
+    """Load and check the models and the text.
+
+    It reads headers and no weights, and imports neither torch nor ModelOpt.
 
     Raises:
         DFlashError: for a package, output directory, model or text that cannot work.
@@ -113,16 +106,16 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
     target = load_target(config.target)
-    _refuse_experts(target)
-    _refuse_loss_of_caches(target, config)
+    _check_dense(target)
+    _check_cache_scales(target, config)
     drafter = load_drafter(config.drafter) if config.drafter else None
     if drafter is not None:
         require_reference()
         check_pair(target, drafter)
     plan = QuantizationPlan(config, target, drafter, ())
-    for kind, checkpoint in plan.checkpoints.items():
-        _refuse_quantized(kind, checkpoint)
-        _refuse_shapes(kind, checkpoint, config)
+    for role, checkpoint in plan.checkpoints.items():
+        _check_unquantized(role, checkpoint)
+        _check_shapes(role, checkpoint, config)
     return replace(plan, sequences=_sequences(config, target))
 
 
@@ -141,15 +134,15 @@ def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list
     )
 
 
-def _refuse_quantized(kind: str, checkpoint: Checkpoint[Any]) -> None:
+def _check_unquantized(role: str, checkpoint: Checkpoint[Any]) -> None:
     if checkpoint.formats or checkpoint.quantization.is_quantized:
         raise CheckpointError(
-            f"{kind} {checkpoint.directory}: it is quantized already ({checkpoint.stored_as}), and"
-            " what that lost is gone. Give the unquantized original."
+            f"{role} {checkpoint.directory}: it is already quantized ({checkpoint.stored_as}), and"
+            " the lost precision cannot be restored. Give the unquantized original."
         )
 
 
-def _refuse_experts(target: Checkpoint[TargetConfig]) -> None:
+def _check_dense(target: Checkpoint[TargetConfig]) -> None:
     if target.config.moe is not None:
         raise CheckpointError(
             f"target {target.directory}: it has experts, and this command quantizes dense models."
@@ -158,17 +151,16 @@ def _refuse_experts(target: Checkpoint[TargetConfig]) -> None:
         )
 
 
-def _refuse_loss_of_caches(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
+def _check_cache_scales(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
     if target.quantization.kv_cache is not None and config.kv_cache_dtype is None:
         raise CheckpointError(
-            f"target {target.directory}: it says that its caches are"
-            f" {target.quantization.kv_cache.upper()}, and what would be written says that they are"
-            f" not. Add --kv-cache-dtype {target.quantization.kv_cache}, which calibrates them"
-            " again, or give the original."
+            f"target {target.directory}: its KV caches are {target.quantization.kv_cache.upper()},"
+            " and those of the output would not be. Add --kv-cache-dtype"
+            f" {target.quantization.kv_cache}, which calibrates them again, or give the original."
         )
 
 
-def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
+def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
     size = config.group_size
     if size is None:
         return
@@ -180,14 +172,15 @@ def _refuse_shapes(kind: str, checkpoint: Checkpoint[Any], config: QuantizeConfi
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(
-            f"{kind} {checkpoint.directory}: --quant {config.quant} has a scale for every {size}"
+            f"{role} {checkpoint.directory}: --quant {config.quant} has a scale for every {size}"
             f" inputs of a linear, so their number must be a multiple of {size}:"
             f" {', '.join(wrong[:4])}{more}. Use --quant fp8."
         )
 
 
 def _is_quantized(name: str) -> bool:
-    """Linears of decoder layers; ModelOpt leaves heads and embeddings alone, and so does the
-    drafter's `fc` stay.
+    """Return whether a tensor is the weight of a linear in a decoder layer.
+
+    Heads, embeddings and the drafter's `fc` are not quantized.
     """
     return name.endswith("_proj.weight")

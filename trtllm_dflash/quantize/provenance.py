@@ -1,5 +1,6 @@
-"""dflash_quantize.json: what a quantized checkpoint was made of and how; by it alone --overwrite
-knows our own work.
+"""dflash_quantize.json: how a quantized checkpoint was made, and from what.
+
+--overwrite replaces only folders that contain it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,7 @@ SCHEMA = 1
 
 
 def write_record(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the record of all files in `directory` and below; `facts` say how and from what they
-    were made.
-    """
+    """Write the record of all files in `directory` and below, with the `facts` of their making."""
     files = {name: file_entry(directory / name) for name in _files(directory)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"schema": SCHEMA, "created": created, **facts, "files": files}
@@ -29,11 +28,12 @@ def write_record(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists, unless `overwrite` and it is a checkpoint of ours with nothing
-    else in it.
+    """Check that the output may be written.
+
+    One that exists may be with `overwrite`, if `quantize` wrote it and nothing else is in it.
 
     Raises:
-        UsageError: saying what is in the way.
+        UsageError: naming what is in the way.
     """
     if check_output_dir(directory, overwrite=overwrite, what="a checkpoint"):
         return
@@ -47,15 +47,15 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
             "--overwrite replaces what `dflash-trt quantize` wrote, and nothing else is ever"
             f" deleted: {directory} has no {RECORD_FILE} of this version"
         )
-    strangers = [name for name in _files(directory) if name not in listed]
-    if strangers:
+    others = [name for name in _files(directory) if name not in listed]
+    if others:
         raise UsageError(
-            f"--overwrite replaces a quantized checkpoint, and {directory} also holds files that"
-            f" are not of it: {', '.join(strangers[:8])}. Move them away"
+            f"--overwrite replaces a quantized checkpoint, and {directory} also has files that"
+            f" do not belong to it: {', '.join(others[:8])}. Move them away"
         )
 
 
 def _files(directory: Path) -> list[str]:
-    """Files and links in the directory and below, as relative names."""
+    """Return the files and links in the directory and below, as relative names."""
     paths = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(str(path.relative_to(directory)) for path in paths)

@@ -1,8 +1,8 @@
-"""The drafter, under the same quantizers: calibrated on blocks as it drafts them, from the target's
-own features.
+"""The drafter under the same quantizers, calibrated on blocks drafted from the target's features.
 
-`fc` stays as it is: features reach values that 8 bits lose, and every draft depends on them. q, k
-and v share their scales, gate and up too, so that a runtime may fuse them in any way.
+`fc` is not quantized. Features reach values that 8 bits cannot represent, and every draft depends
+on them. The scales of q, k and v are shared, and so are those of gate and up, so that a runtime may
+fuse them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows
 from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the drafter"
-SEQUENCES = 32  # of the calibration text; their features are kept until the target is done
+SEQUENCES = 32  # of the calibration text; their features stay in memory until the target is done
 _BLOCKS = 4  # drafted in each sequence, at growing lengths of context
 
 
 @dataclass
 class QuantizedDrafter:
-    """Where packed tensors lie, and ModelOpt's two descriptions."""
+    """The places of packed tensors, and ModelOpt's two descriptions."""
 
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     hf_quant_config: dict[str, Any] = field(default_factory=dict)
@@ -50,9 +50,7 @@ def quantize_drafter(
     device: str,
     progress: Progress,
 ) -> QuantizedDrafter:
-    """Quantize the linears of the drafter's layers; `features[s]` are the target's for sequence
-    s.
-    """
+    """Quantize the linears of the layers; `features[s]` are the target's for sequence s."""
     model = _load(checkpoint, device)
     modelopt.insert_quantizers(model, config.quant, None, excluded=NEVER_QUANTIZED)
     result = QuantizedDrafter()
@@ -73,7 +71,7 @@ def quantize_drafter(
 
 
 def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
-    """The reference package's model, with the masks as our configuration reads them."""
+    """Load the reference package's model, with the attention masks of the checkpoint's config."""
     from dflash.model import DFlashDraftModel
 
     with modelopt.silence_modelopt():
@@ -98,11 +96,12 @@ def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
 def _blocks(
     sequences: Sequence[Sequence[int]], features: Sequence[torch.Tensor]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(anchor, the features before it) at a few places of each sequence."""
+    """Yield (anchor, the features before it) at a few positions of each sequence."""
     for ids, context in zip(sequences, features, strict=False):
-        places = {max(1, len(ids) * part // _BLOCKS) for part in range(1, _BLOCKS + 1)}
-        for place in sorted(places & set(range(1, len(ids)))):
-            yield ids[place], context[:, :place]
+        ends = {max(1, len(ids) * part // _BLOCKS) for part in range(1, _BLOCKS + 1)}
+        for position in sorted(ends):
+            if position < len(ids):
+                yield ids[position], context[:, :position]
 
 
 def _draft(
@@ -112,8 +111,9 @@ def _draft(
     anchor: int,
     context: torch.Tensor,
 ) -> None:
-    """One pass over [anchor, mask, …]; its context's keys and values come from `context` [1, n,
-    taps · hidden].
+    """Run one pass over [anchor, mask, …], with keys and values from `context`.
+
+    `context` are features, [1, n, taps · hidden].
     """
     sizes = checkpoint.config
     block = [anchor] + [sizes.mask_token_id] * (sizes.block_size - 1)

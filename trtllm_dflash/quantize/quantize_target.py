@@ -1,8 +1,7 @@
-"""The target, layer by layer: read one, send the calibration text through it, round it, pack it,
-forget it.
+"""The target, layer by layer: read, calibrate, round, pack and release each.
 
-At no time is more than one layer in memory. Calibration sees unrounded activations, as in
-ModelOpt's own pass over a whole model, so the scales are the same numbers.
+Never is more than one layer in memory. Calibration reads unrounded activations, as in ModelOpt's
+own pass over a whole model, so the scales are the same.
 """
 
 from __future__ import annotations
@@ -21,20 +20,18 @@ from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
-from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read, read_rows
+from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows, read_tensor
 from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the target"
-CHECK_TOKENS = (
-    512  # of the calibration text, on which the rounded target is compared with the given one
-)
-_HEAD_ROWS = 8192  # of the head at a time
+# Of the calibration text, on which the rounded target is compared with the original.
+CHECK_TOKENS = 512
+_HEAD_ROWS = 8192  # rows of the head at a time
 
 
 @dataclass
 class QuantizedTarget:
-    """What comes out: where packed tensors lie, ModelOpt's two descriptions, and what the pass saw
-    on its way.
+    """The places of packed tensors, ModelOpt's two descriptions, and figures of the pass.
 
     `features[s]`: outputs of the tap layers for sequence s, concatenated, [1, tokens, taps ·
     hidden]. `agreed` of `compared` positions have the same most likely next token after rounding.
@@ -49,8 +46,9 @@ class QuantizedTarget:
 
 
 class _CalibrationStates:
-    """Hidden states between two layers: of all sequences unrounded, of the first few also after
-    rounded layers.
+    """Hidden states between two layers, of all sequences.
+
+    `rounded` are those of the first few sequences after layers with rounded weights.
     """
 
     def __init__(self, hidden: list[torch.Tensor], compared: int) -> None:
@@ -69,11 +67,12 @@ def quantize_target(
     taps: Sequence[int] = (),
     tapped: int = 0,
 ) -> QuantizedTarget:
-    """Quantize every linear of the decoder layers; of the first `tapped` sequences, keep the
-    outputs of layers `taps`.
+    """Quantize every linear of the decoder layers.
 
-    Raises: DFlashError: naming a tensor that is zero throughout, or a part that calibration gives
-    no scale.
+    Of the first `tapped` sequences, keep the outputs of layers `taps`.
+
+    Raises:
+        DFlashError: naming a tensor that is zero throughout, or a part without a scale.
     """
     model = _meta_model(checkpoint, config)
     result = QuantizedTarget()
@@ -107,7 +106,7 @@ def quantize_target(
 
 
 def _meta_model(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> Any:
-    """The model without weights, with quantizers."""
+    """Return the model without weights, with quantizers."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = AutoConfig.from_pretrained(
@@ -115,8 +114,8 @@ def _meta_model(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) ->
     )
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        # Eager attention, which a config.json may ask for, would see the future: layers get no mask
-        # here.
+        # Layers get no mask here. Eager attention, which a config.json may name, would then not be
+        # causal.
         model = from_config(
             settings, dtype=TORCH_DTYPES[checkpoint.dtype], attn_implementation="sdpa"
         ).eval()
@@ -134,13 +133,13 @@ def _load(
     weights = {}
     for name, info in checkpoint.tensors.items():
         if name.startswith(prefix):
-            weight = read(info)
+            weight = read_tensor(info)
             if config.weight_format and name.endswith("_proj.weight") and not weight.any():
                 raise CheckpointError(
                     f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
                     " ModelOpt would write NaN. Get an intact copy of the checkpoint."
                 )
-            # One type for the whole model; mixed checkpoints have a few tensors in another.
+            # One type for the whole model, although some checkpoints have a few tensors in another.
             weights[name.removeprefix(prefix)] = weight.to(device, TORCH_DTYPES[checkpoint.dtype])
     layer.load_state_dict(weights, strict=False, assign=True)
 
@@ -153,7 +152,7 @@ def _pass_layer(
     config: QuantizeConfig,
     advance: Callable[[], None],
 ) -> None:
-    """Calibrate the layer, and bring both states behind it."""
+    """Calibrate the layer, and advance both groups of states through it."""
     outputs = []
 
     def forward() -> None:
@@ -173,18 +172,14 @@ def _pass_layer(
 
 
 def _release(layer: Any) -> None:
-    """Free a layer's weights at once: its quantizers refer to each other, so it would wait for the
-    collector.
-    """
+    """Free a layer's weights at once; its reference cycles would wait for the collector."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.new_empty(0)
     return_freed_memory()
 
 
 def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
-    """One decoder layer on one sequence, [1, tokens, hidden]; without a mask its attention is
-    causal.
-    """
+    """Run a decoder layer on one sequence, [1, tokens, hidden]; without a mask it is causal."""
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     out: torch.Tensor = layer(
         hidden,
@@ -196,9 +191,7 @@ def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
 
 
 def _first_of(sequences: Sequence[Sequence[int]], tokens: int) -> int:
-    """How many sequences from the first on have at least `tokens` together; all if they have
-    not.
-    """
+    """Return how many of the first sequences have at least `tokens` together, or else all."""
     seen = 0
     for count, ids in enumerate(sequences, start=1):
         seen += len(ids)
@@ -208,7 +201,7 @@ def _first_of(sequences: Sequence[Sequence[int]], tokens: int) -> int:
 
 
 def _in_order(outputs: list[torch.Tensor], taps: Sequence[int]) -> list[torch.Tensor]:
-    """Outputs come by layer; `fc` was trained on them in the order of `taps`."""
+    """Sort outputs, which are by layer, as `taps`: `fc` was trained on that order."""
     by_layer = dict(zip(sorted(taps), outputs, strict=True))
     return [by_layer[tap] for tap in taps]
 
@@ -220,26 +213,27 @@ def _compare(
     states: _CalibrationStates,
     device: str,
 ) -> None:
-    """Count where the rounded layers lead to the same most likely token; the head itself is not
-    rounded.
-    """
+    """Count where the rounded layers give the same most likely token; the head is not rounded."""
     if not states.rounded:
         return
     norm = model.model.norm
-    weight = read(checkpoint.tensors["model.norm.weight"]).to(
+    weight = read_tensor(checkpoint.tensors["model.norm.weight"]).to(
         device, TORCH_DTYPES[checkpoint.dtype]
     )
     norm.load_state_dict({"weight": weight}, assign=True)
-    exact, rounded = (
-        _choices(checkpoint, norm(torch.cat([hidden[0] for hidden in stream])))
-        for stream in (states.exact[: len(states.rounded)], states.rounded)
-    )
+
+    def top_tokens(hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        return _argmax_tokens(checkpoint, norm(torch.cat([rows[0] for rows in hidden])))
+
+    exact = top_tokens(states.exact[: len(states.rounded)])
+    rounded = top_tokens(states.rounded)
     result.agreed, result.compared = int((exact == rounded).sum()), len(exact)
 
 
-def _choices(checkpoint: Checkpoint[TargetConfig], hidden: torch.Tensor) -> torch.Tensor:
-    """The token of the highest logit for each row of `hidden` [n, hidden], a part of the vocabulary
-    at a time.
+def _argmax_tokens(checkpoint: Checkpoint[TargetConfig], hidden: torch.Tensor) -> torch.Tensor:
+    """Return the token of the highest logit for each row of `hidden` [n, hidden].
+
+    The head is read a part of the vocabulary at a time.
     """
     head = (
         checkpoint.tensors.get("lm_head.weight") or checkpoint.tensors["model.embed_tokens.weight"]

@@ -1,6 +1,4 @@
-"""What quantization needs beside this package's own dependencies; importing this imports none of
-it.
-"""
+"""The packages that quantization needs; importing this module imports none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _REFERENCE = "dflash"
 
 
 def require_packages() -> None:
-    """Raise QuantizeError, saying what to install, if anything is missing."""
+    """Raise QuantizeError if a package is missing, with what to install."""
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise QuantizeError(
@@ -25,9 +23,7 @@ def require_packages() -> None:
 
 
 def require_reference() -> None:
-    """Raise QuantizeError if the reference package, in whose forward the drafter is calibrated, is
-    not there.
-    """
+    """Raise QuantizeError if the reference package is missing; it runs the drafter."""
     if find_spec(_REFERENCE) is None:
         raise QuantizeError(
             "--quantize-drafter runs the drafter in the reference package, which is not installed"

@@ -1,4 +1,4 @@
-"""Tensors from files to torch and back, without a memory map that would keep their pages."""
+"""Tensors from files to torch and back, without a memory map that keeps their pages."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ STORED_DTYPES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH
 }
 
 
-def read(info: TensorInfo) -> torch.Tensor:
-    """A weight, read into memory of its own."""
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """Read a weight into memory of its own."""
     data = np.fromfile(info.path, np.uint8, count=info.nbytes, offset=info.offset)
     return torch.from_numpy(data).view(TORCH_DTYPES[info.dtype]).reshape(info.shape)
 
 
 def read_rows(info: TensorInfo, rows: Sequence[int] | slice) -> torch.Tensor:
-    """Some rows of a matrix, [rows, columns]; the others are not read."""
+    """Read some rows of a matrix, [rows, columns]."""
     data = np.array(info.array()[rows if isinstance(rows, slice) else np.asarray(rows)])
     return torch.from_numpy(data.view(np.uint8)).view(TORCH_DTYPES[info.dtype])
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's elements as bytes, not copied."""
+    """Return a tensor's elements as bytes, not copied."""
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data

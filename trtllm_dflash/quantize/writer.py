@@ -1,6 +1,4 @@
-"""Writing a checkpoint: packed tensors and what is taken over from the original, file to file, byte
-for byte.
-"""
+"""Writing a checkpoint from packed tensors and the original's, byte for byte."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor to be written: its dtype as safetensors names it, its shape, and where its bytes
-    come from.
-    """
+    """A tensor to write: its safetensors dtype, its shape, and the source of its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,9 +32,7 @@ class _Entry:
 
 
 class SpillFolder:
-    """Packed tensors on disk until all are there, so that memory holds one layer and not the
-    model.
-    """
+    """Packed tensors on disk until all are there, so that memory holds only one layer."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -46,7 +40,7 @@ class SpillFolder:
         self._count = 0
 
     def add(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
-        """Put tensors away; returns where each lies."""
+        """Write tensors to a file of their own, and return their places."""
         path = self._folder / f"{self._count}.safetensors"
         self._count += 1
         _write_file(path, {name: _entry_of(tensor) for name, tensor in tensors.items()}, _ignore)
@@ -60,9 +54,7 @@ def write_tensors(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) with their
-    index.
-    """
+    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) and an index."""
     shards = list(_shards(tensors, shard_bytes))
     total, done = sum(info.nbytes for info in tensors.values()), 0
     weight_map: dict[str, str] = {}
