@@ -47,58 +47,82 @@ class ConfigOption(click.Option):
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Make the parser know every spelling."""
-        shown, shown_off = self.opts, self.secondary_opts
-        off = [alias for alias in self.aliases if self.is_flag and alias.startswith("--no-")]
-        self.opts = [*shown, *(alias for alias in self.aliases if alias not in off)]
-        self.secondary_opts = [*shown_off, *off]
+        shown = self.opts, self.secondary_opts
+        self.opts, self.secondary_opts = self._all_spellings()
         try:
             super().add_to_parser(parser, ctx)
         finally:
-            self.opts, self.secondary_opts = shown, shown_off
+            self.opts, self.secondary_opts = shown
+
+    def _all_spellings(self) -> tuple[list[str], list[str]]:
+        """Return the spellings, and those that turn a flag off."""
+        on, off = list(self.opts), list(self.secondary_opts)
+        for alias in self.aliases:
+            turns_off = self.is_flag and alias.startswith("--no-")
+            (off if turns_off else on).append(alias)
+        return on, off
 
 
 def options_from(*configs: type) -> Callable[[Function], Function]:
     """Decorate a command with an option for every field of the dataclasses that has a help text."""
 
     def decorate(function: Function) -> Function:
-        for config in reversed(configs):
-            hints = get_type_hints(config)
-            # Inherited keyword-only fields come behind a command's own, as in its constructor.
-            ordered = sorted(fields(config), key=lambda field: field.kw_only is True)
-            for field in reversed(ordered):
-                if "help" in field.metadata:
-                    function = _option(field, hints[field.name])(function)
+        # click lists the option first that decorates last.
+        for make_option in reversed(_options(configs)):
+            function = make_option(function)
         return function
 
     return decorate
 
 
+def _options(configs: Sequence[type]) -> list[Callable[[Function], Function]]:
+    made = []
+    for config in configs:
+        hints = get_type_hints(config)
+        # Inherited keyword-only fields come behind a command's own, as in its constructor.
+        ordered = sorted(fields(config), key=lambda field: field.kw_only is True)
+        shown = [field for field in ordered if "help" in field.metadata]
+        made += [_option(field, hints[field.name]) for field in shown]
+    return made
+
+
 def take(config: type[Config], options: dict[str, Any]) -> Config:
     """Build a dataclass from those of a command's options that are its fields; removes them."""
-    names = [field.name for field in fields(cast(Any, config)) if field.name in options]
-    return config(**{name: options.pop(name) for name in names})
+    values = {}
+    for field in fields(cast(Any, config)):
+        if field.name in options:
+            values[field.name] = options.pop(field.name)
+    return config(**values)
 
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
-    metadata, name = field.metadata, option_name(field.name)
-    settings: dict[str, Any] = {"help": metadata["help"], "aliases": metadata.get("aliases", ())}
+    metadata = field.metadata
+    spelling = option_name(field.name)
+    settings: dict[str, Any] = {
+        "cls": ConfigOption,
+        "help": metadata["help"],
+        "aliases": metadata.get("aliases", ()),
+    }
     if field.default is MISSING:
         settings["required"] = True
     else:
         settings["default"] = field.default
     plain, is_optional = _plain(hint)
-    if plain is bool:
-        settings["show_default"] = False
-        if is_optional:
-            name = f"{name}/--no-{field.name.replace('_', '-')}"
-        else:
-            settings["is_flag"] = True
-    else:
-        choices = metadata.get("choices")
-        old_values = metadata.get("old_values", {})
-        settings["type"] = ConfigChoice(choices, old_values) if choices else _CLICK_TYPES[plain]
+    if plain is not bool:
+        settings["type"] = _click_type(plain, metadata)
         settings["metavar"] = metadata.get("metavar")
-    return click.option(name, field.name, cls=ConfigOption, **settings)
+        return click.option(spelling, field.name, **settings)
+    settings["show_default"] = False
+    if is_optional:
+        switch = f"{spelling}/{option_name('no_' + field.name)}"
+        return click.option(switch, field.name, **settings)
+    return click.option(spelling, field.name, is_flag=True, **settings)
+
+
+def _click_type(plain: type, metadata: Mapping[str, Any]) -> click.ParamType[Any]:
+    if "choices" in metadata:
+        return ConfigChoice(metadata["choices"], metadata.get("old_values", {}))
+    return _CLICK_TYPES[plain]
 
 
 def _plain(hint: Any) -> tuple[type, bool]:

@@ -16,14 +16,19 @@ _MAX_DIGITS = 9
 
 
 def check_integer(
-    name: str, value: Any, *, low: int, high: int | None = None, advice: str = ""
+    name: str,
+    value: Any,
+    *,
+    low: int,
+    high: int | None = None,
+    advice: str = "",
 ) -> None:
     """Raise UsageError unless `value` is an integer from `low` to `high`; True is not one."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if is_integer and low <= value and (high is None or value <= high):
-        return
-    bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-    raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.{advice}")
+    bounds = f"of at least {low}"
+    if high is not None:
+        bounds = f"from {low} to {high}"
+    if not _is_integer(value) or not _is_within(value, low, high):
+        raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.{advice}")
 
 
 def parse_integer(name: str, text: str, *, low: int, advice: str = "") -> int:
@@ -32,21 +37,30 @@ def parse_integer(name: str, text: str, *, low: int, advice: str = "") -> int:
     Raises:
         UsageError: for anything else.
     """
-    value = int(text) if text.isascii() and text.isdecimal() else text
+    value: int | str = text
+    if _is_decimal(text):
+        value = int(text)
     check_integer(name, value, low=low, advice=advice)
     return int(value)
 
 
-def check_real(name: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
+def check_real(
+    name: str,
+    value: Any,
+    accepts: Callable[[float], bool],
+    expected: str,
+) -> None:
     """Raise UsageError unless `value` is a number that `accepts` takes; `expected` describes it."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not accepts(float(value)):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not accepts(value):
         raise UsageError(f"{name} is {value!r}, expected {expected}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise UsageError unless `value` is one of `choices`."""
     if value not in choices:
-        raise UsageError(f"{name} {value!r} is not known; choose one of {', '.join(choices)}")
+        known = ", ".join(choices)
+        raise UsageError(f"{name} {value!r} is not known; choose one of {known}")
 
 
 def parse_integers(name: str, text: str) -> tuple[int, ...]:
@@ -55,8 +69,24 @@ def parse_integers(name: str, text: str) -> tuple[int, ...]:
     Raises:
         UsageError: for anything else.
     """
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS):
+    values = []
+    for part in text.split(","):
+        digits = part.strip()
+        if not _is_decimal(digits) or len(digits) > _MAX_DIGITS:
             raise UsageError(f"{name} is {text!r}, expected integers with commas between, as 0,1.")
-    return tuple(int(part) for part in parts)
+        values.append(int(digits))
+    return tuple(values)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_within(value: int, low: int, high: int | None) -> bool:
+    if value < low:
+        return False
+    return high is None or value <= high
+
+
+def _is_decimal(text: str) -> bool:
+    return text.isascii() and text.isdecimal()

@@ -47,7 +47,10 @@ class DraftLenSchedule:
 
     def draft_len(self, batch: int) -> int:
         """Return the number of drafts for `batch` sequences that generate together."""
-        return next((draft_len for size, draft_len in self.rows if batch <= size), 0)
+        for size, draft_len in self.rows:
+            if batch <= size:
+                return draft_len
+        return 0
 
     @property
     def max_draft_len(self) -> int:
@@ -75,7 +78,7 @@ class DraftLenSchedule:
     @classmethod
     def _parse(cls, text: bytes) -> DraftLenSchedule:
         try:
-            data = json.loads(text, object_pairs_hook=_without_repetition)
+            data = json.loads(text, object_pairs_hook=_reject_repetition)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"not JSON ({error}); {_FORM}.") from error
         if not isinstance(data, dict):
@@ -101,9 +104,10 @@ def _batch_size(key: Any) -> Any:
     return int(key) if is_decimal and len(key) < 11 else key
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+def _reject_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in rows:
             raise UsageError(f"the batch size {key!r} stands there twice.")
-    return dict(pairs)
+        rows[key] = value
+    return rows

@@ -65,18 +65,19 @@ class TritonPythonModel:
         """Let running requests end for a while, and the engine thread publish its last metrics."""
         self._scheduler.close(drain_seconds=self._drain_seconds)
 
-    def _submit(self, request: Any, responses: Responses) -> None:
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        wanted = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
-        self._check_size(wanted.text)
-        prompt = encode_prompt(wanted, self._tokenizer)
-        responses.begin(wanted, num_input_tokens=len(prompt))
+    def _submit(self, triton_request: Any, responses: Responses) -> None:
+        inputs = triton_request.inputs()
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in inputs}
+        request = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
+        self._check_size(request.text)
+        prompt = encode_prompt(request, self._tokenizer)
+        responses.begin(request, num_input_tokens=len(prompt))
         self._scheduler.submit(
             prompt,
             on_event=responses,
             is_alive=responses.is_alive,
-            stop_words=wanted.stop_words,
-            **wanted.options,
+            stop_words=request.stop_words,
+            **request.options,
         )
 
     def _check_size(self, text: str) -> None:
@@ -91,14 +92,14 @@ class TritonPythonModel:
             )
 
 
-def encode_prompt(wanted: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
+def encode_prompt(request: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
     """Return the prompt's token ids; errors are for clients and name no files of the server."""
-    if not wanted.chat:
-        return tokenizer.encode(wanted.text)
+    if not request.chat:
+        return tokenizer.encode(request.text)
     if not tokenizer.has_chat_template:
         raise UsageError("chat: this model has no chat format; send chat: false.")
     try:
-        return tokenizer.encode_chat(wanted.text)
+        return tokenizer.encode_chat(request.text)
     except ChatError as error:
         raise UsageError(f"chat: {error.problem}") from error
 

@@ -25,15 +25,21 @@ class Responses:
 
     def __init__(self, triton: Any, sender: Any, metrics: Metrics) -> None:
         """Respond through `sender`; `triton` is the Python backend's module of utilities."""
-        self._triton, self._sender, self._metrics = triton, sender, metrics
-        self._wanted: GenerationRequest | None = None
+        self._triton = triton
+        self._sender = sender
+        self._metrics = metrics
+        self._request: GenerationRequest | None = None
         self._num_input_tokens = 0
-        self._text, self._num_tokens = "", 0  # not sent yet
+        # What has not been sent yet.
+        self._text = ""
+        self._num_tokens = 0
 
-    def begin(self, wanted: GenerationRequest, *, num_input_tokens: int) -> None:
+    def begin(self, request: GenerationRequest, *, num_input_tokens: int) -> None:
         """Set what the request asks of its responses, before the first event."""
-        self._wanted, self._num_input_tokens = wanted, num_input_tokens
-        self._text = wanted.text if wanted.echo else ""
+        self._request = request
+        self._num_input_tokens = num_input_tokens
+        if request.echo:
+            self._text = request.text
 
     def is_alive(self) -> bool:
         """Return whether the client is still there."""
@@ -46,9 +52,10 @@ class Responses:
             return
         self._text += event.text
         self._num_tokens += len(event.token_ids)
+        request = self._request
         if event.finish_info is not None:
             self._end(event.finish_info)
-        elif self._wanted is not None and self._wanted.stream and self._text:
+        elif self._text and request is not None and request.stream:
             self._send(self._take())
 
     def fail(self, error: DFlashError) -> None:
@@ -62,43 +69,50 @@ class Responses:
             code = triton_error.UNAVAILABLE
         self._send_error(str(error), code)
 
-    def _end(self, ended: FinishInfo) -> None:
-        self._metrics.add(ended)
-        if ended.finish_reason == "cancelled":
-            self._send_error("the request was cancelled", self._triton.TritonError.CANCELLED)
+    def _end(self, finish: FinishInfo) -> None:
+        self._metrics.add(finish)
+        if finish.finish_reason == "cancelled":
+            code = self._triton.TritonError.CANCELLED
+            self._send_error("the request was cancelled", code)
             return
-        accepted, proposed = ended.num_accepted_draft_tokens, ended.num_draft_tokens
-        summary = {
-            "finish_reason": ended.finish_reason,
-            "acceptance_rate": accepted / proposed if proposed else 0.0,
-            "total_accepted_draft_tokens": accepted,
-            "total_draft_tokens": proposed,
-        }
-        self._send(self._take() | summary, last=True)
+        rate = 0.0
+        if finish.num_draft_tokens:
+            rate = finish.num_accepted_draft_tokens / finish.num_draft_tokens
+        outputs = self._take()
+        outputs["finish_reason"] = finish.finish_reason
+        outputs["acceptance_rate"] = rate
+        outputs["total_accepted_draft_tokens"] = finish.num_accepted_draft_tokens
+        outputs["total_draft_tokens"] = finish.num_draft_tokens
+        self._send(outputs, last=True)
 
     def _take(self) -> dict[str, Any]:
         """Return the outputs that have not been sent yet."""
         outputs: dict[str, Any] = {"text_output": self._text}
-        if self._wanted is not None and self._wanted.counts_input:
+        request = self._request
+        if request is not None and request.counts_input:
             outputs["num_input_tokens"] = self._num_input_tokens
-        if self._wanted is not None and self._wanted.counts_output:
+        if request is not None and request.counts_output:
             outputs["num_output_tokens"] = self._num_tokens
-        self._text, self._num_tokens = "", 0
+        self._text = ""
+        self._num_tokens = 0
         return outputs
 
     def _send(self, outputs: dict[str, Any], *, last: bool = False) -> None:
-        tensors = [
-            self._triton.Tensor(name, np.array([[_bytes(value)]], _OUTPUT_TYPES[name]))
-            for name, value in outputs.items()
-        ]
-        self._send_response(self._triton.InferenceResponse(output_tensors=tensors), last=last)
+        tensors = []
+        for name, value in outputs.items():
+            array = np.array([[_bytes(value)]], _OUTPUT_TYPES[name])
+            tensors.append(self._triton.Tensor(name, array))
+        response = self._triton.InferenceResponse(output_tensors=tensors)
+        self._send_response(response, last=last)
 
     def _send_error(self, text: str, code: int) -> None:
         error = self._triton.TritonError(text, code)
         self._send_response(self._triton.InferenceResponse(error=error), last=True)
 
     def _send_response(self, response: Any, *, last: bool) -> None:
-        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
+        flags = 0
+        if last:
+            flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._sender.send(response, flags=flags)
 
 
