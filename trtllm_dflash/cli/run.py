@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from trtllm_dflash.runtime.stream import Stream
 
 
+_MAX_SHOWN_PROMPT = 100  # characters
+
+
 @click.command(short_help="Generate answers with an engine.")
 @click.argument("engine", type=PATH)
 @click.argument("prompt", required=False)
@@ -63,13 +66,13 @@ def _open_stream(
 ) -> Stream:
     from trtllm_dflash.runtime.preprocess import PromptError
 
+    prompts = [_model_input(engine, line.prompt, raw) for line in lines]
     try:
-        return engine.stream([_model_input(engine, line.prompt, raw) for line in lines], **sampling)
+        return engine.stream(prompts, **sampling)
     except PromptError as error:
         where = lines[error.index].where
-        raise UsageError(
-            f"{where}: the prompt {error.problem}" if where else f"the prompt {error.problem}"
-        ) from error
+        prefix = f"{where}: " if where else ""
+        raise UsageError(f"{prefix}the prompt {error.problem}") from error
 
 
 def _model_input(engine: Engine, prompt: str | list[int], raw: bool) -> str | list[int]:
@@ -100,19 +103,20 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
 
 def _print_as_it_comes(engine: Engine, stream: Stream) -> None:
     for chunk in stream:
-        click.echo(
-            chunk.text if engine.tokenizer else "".join(f"{token} " for token in chunk.token_ids),
-            nl=False,
-        )
+        text = chunk.text
+        if engine.tokenizer is None:
+            text = "".join(f"{token} " for token in chunk.token_ids)
+        click.echo(text, nl=False)
     click.echo()
 
 
 def _print_in_order(engine: Engine, lines: Sequence[PromptLine], stream: Stream) -> None:
     for index, answer in _in_order(stream):
-        text = (
-            answer.text if engine.tokenizer else " ".join(str(token) for token in answer.token_ids)
-        )
-        click.secho(f"[{index + 1}/{len(lines)}] {str(lines[index].prompt)[:100]}", bold=True)
+        text = answer.text
+        if engine.tokenizer is None:
+            text = " ".join(map(str, answer.token_ids))
+        prompt = str(lines[index].prompt)[:_MAX_SHOWN_PROMPT]
+        click.secho(f"[{index + 1}/{len(lines)}] {prompt}", bold=True)
         click.echo(f"{text}\n")
 
 
@@ -122,9 +126,8 @@ def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str]) -> None:
 
     with progress_bar() as progress:
         for index, answer in _in_order(stream):
-            file.write(
-                json.dumps(answer_row(index, lines[index], answer), ensure_ascii=False) + "\n"
-            )
+            row = answer_row(index, lines[index], answer)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()  # so that an interrupted run keeps its answers
             progress("answering", index + 1, len(lines))
 

@@ -14,57 +14,56 @@ from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.runtime.outputs import Generation, Timings, mean
 
 BAR_WIDTH = 40
+Row = tuple[str, RenderableType]
 
 
 def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int) -> None:
     """Print the summary on stderr; `width` is the tokens of a slot in a decode step."""
-    lengths = [length for answer in answers for length in answer.acceptance_lengths]
+    lengths: list[int] = []
+    for answer in answers:
+        lengths += answer.acceptance_lengths
+    rows = [_prefill_row(answers, timings)]
+    if timings.decode_steps:
+        rows += _decode_rows(timings)
+    if width > 1 and lengths:
+        rows += _acceptance_rows(lengths, width)
     table = Table.grid(padding=(0, 2))
-    for name, value in [*_clock_rows(answers, timings), *_acceptance_rows(lengths, width)]:
+    for name, value in rows:
         table.add_row(name, value)
     table_console(stderr=True).print(Group(Text(), table))
 
 
-def _clock_rows(
-    answers: Sequence[Generation], timings: Timings
-) -> list[tuple[str, RenderableType]]:
+def _prefill_row(answers: Sequence[Generation], timings: Timings) -> Row:
+    name = "prompt"
+    if len(answers) > 1:
+        name = f"{len(answers)} prompts"
     first_token = mean([answer.prefill_seconds for answer in answers])
-    prompts = "prompt" if len(answers) == 1 else f"{len(answers)} prompts"
-    rows: list[tuple[str, RenderableType]] = [
-        (
-            prompts,
-            (
-                f"{timings.prompt_tokens} tokens in {timings.prefill_seconds:.2f} s; first token"
-                f" after {first_token:.2f} s"
-            ),
-        )
-    ]
-    if timings.decode_steps:
-        per_step = 1000 * timings.decode_seconds / timings.decode_steps
-        rows += [
-            (
-                "generation",
-                (
-                    f"{timings.generated_tokens} tokens in {timings.decode_seconds:.2f} s:"
-                    f" {timings.decode_tokens_per_second:.1f} tokens/s ({timings.decode_steps}"
-                    f" steps of {per_step:.1f} ms)"
-                ),
-            ),
-            ("", "(a clock of these steps alone: no loading, prompts or tokenizing)"),
-        ]
+    seconds = f"{timings.prompt_tokens} tokens in {timings.prefill_seconds:.2f} s"
+    return name, f"{seconds}; first token after {first_token:.2f} s"
+
+
+def _decode_rows(timings: Timings) -> list[Row]:
+    seconds = f"{timings.generated_tokens} tokens in {timings.decode_seconds:.2f} s"
+    rate = f"{timings.decode_tokens_per_second:.1f} tokens/s"
+    per_step = 1000 * timings.decode_seconds / timings.decode_steps
+    steps = f"{timings.decode_steps} steps of {per_step:.1f} ms"
+    clock = "(a clock of these steps alone: no loading, prompts or tokenizing)"
+    return [("generation", f"{seconds}: {rate} ({steps})"), ("", clock)]
+
+
+def _acceptance_rows(lengths: Sequence[int], width: int) -> list[Row]:
+    length = f"{mean(lengths):.2f} tokens a step and sequence"
+    rows: list[Row] = [("τ", f"{length}, bonus included, of at most {width}")]
+    rows.append(("accepted", _histogram(lengths, width)))
     return rows
 
 
-def _acceptance_rows(lengths: Sequence[int], width: int) -> list[tuple[str, RenderableType]]:
-    if width == 1 or not lengths:
-        return []
-    rows: list[tuple[str, RenderableType]] = [
-        ("τ", f"{mean(lengths):.2f} tokens a step and sequence, bonus included, of at most {width}")
-    ]
+def _histogram(lengths: Sequence[int], width: int) -> Table:
     counts = Counter(lengths)
+    most = max(counts.values())
     bars = Table.grid(padding=(0, 1))
     for length in range(1, width + 1):
-        share = counts[length] / len(lengths)
-        bar = ProgressBar(total=max(counts.values()), completed=counts[length], width=BAR_WIDTH)
-        bars.add_row(f"{length}", bar, f"{counts[length]}", f"{share:.0%}")
-    return [*rows, ("accepted", bars)]
+        count = counts[length]
+        bar = ProgressBar(total=most, completed=count, width=BAR_WIDTH)
+        bars.add_row(f"{length}", bar, f"{count}", f"{count / len(lengths):.0%}")
+    return bars

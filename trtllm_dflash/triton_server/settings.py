@@ -34,21 +34,27 @@ class Settings:
         Raises:
             EngineError: for missing or wrong ones.
         """
-        given = {name: row["string_value"] for name, row in config.get("parameters", {}).items()}
+        parameters = config.get("parameters", {})
+        given = {name: row["string_value"] for name, row in parameters.items()}
         for name in _TEXTS:
             if not given.get(name):
                 raise EngineError(f"config.pbtxt has no parameter {name}. Export the engine again.")
         values: dict[str, Any] = {}
         for field in fields(cls):
             text = given.get(field.name)
-            if text:
-                values[field.name] = text if field.name in _TEXTS else _integer(field.name, text)
+            if text and field.name in _TEXTS:
+                values[field.name] = text
+            elif text:
+                values[field.name] = _integer(field.name, text)
         return cls(**values)
 
     def parameters(self) -> dict[str, str]:
         """Return all parameters as texts; one that is left to the model's default is empty."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: "" if value is None else str(value) for name, value in values.items()}
+        texts = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            texts[field.name] = "" if value is None else str(value)
+        return texts
 
 
 def _integer(name: str, text: str) -> int:
