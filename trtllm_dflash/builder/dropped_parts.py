@@ -28,32 +28,33 @@ def dropped_parts(network: Any, unused: Collection[str]) -> list[str]:
     Names in `unused` are left out, since the graph itself does not use them.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    read = {tensor.name for tensor in _tensors(network.num_outputs, network.get_output)}
+    read = set(_names(network.num_outputs, network.get_output))
     for layer in layers:
-        read |= {tensor.name for tensor in _tensors(layer.num_inputs, layer.get_input)}
-    inputs = _tensors(network.num_inputs, network.get_input)
-    found = [f"input {tensor.name}" for tensor in inputs if tensor.name not in read]
+        read.update(_names(layer.num_inputs, layer.get_input))
+    inputs = _names(network.num_inputs, network.get_input)
+    found = [f"input {name}" for name in inputs if name not in read]
     for layer in layers:
         if layer.type in _HALF_USED:
             continue
-        results = [result.name for result in _tensors(layer.num_outputs, layer.get_output)]
+        results = _names(layer.num_outputs, layer.get_output)
         dropped = [name for name in results if name not in read and name not in unused]
         found += [f"result {name} of {layer.name}" for name in dropped]
     return found
 
 
-def _tensors(count: int, get: Callable[[int], Any]) -> list[Any]:
-    """Return the tensors 0 … count-1 of a layer or network, without absent optional ones."""
-    return [tensor for tensor in map(get, range(count)) if tensor is not None]
+def _names(count: int, get: Callable[[int], Any]) -> list[str]:
+    """Return the names of the tensors 0 … count-1, without absent optional ones."""
+    tensors = map(get, range(count))
+    return [tensor.name for tensor in tensors if tensor is not None]
 
 
 def unused_values(model: ir.Model) -> set[str]:
     """Return the names of values that the model itself leaves unused, such as a loop's counter."""
-    return {
-        str(value.name)
-        for value in _values(model)
-        if not value.uses() and not value.is_graph_output()
-    }
+    names = set()
+    for value in _values(model):
+        if not value.uses() and not value.is_graph_output():
+            names.add(str(value.name))
+    return names
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

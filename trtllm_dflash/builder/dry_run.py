@@ -37,9 +37,12 @@ class GpuFit:
 
     def __str__(self) -> str:
         fits = "fits" if self.as_asked else "does not fit"
-        batches = [f"batch {slots} at {_length(tokens)}" for tokens, slots in self.slots.items()]
-        most = f"at most {', '.join(batches)}" if batches else "nor would any batch"
-        return f"{fits}; {most}"
+        batches = []
+        for tokens, slots in self.slots.items():
+            batches.append(f"batch {slots} at {_length(tokens)}")
+        if not batches:
+            return f"{fits}; nor would any batch"
+        return f"{fits}; at most {', '.join(batches)}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,12 @@ class DryRun:
         Those are its weights, and a tied head once more, since compilers store it transposed. The
         demo pair's real engine for sm120 is 2.7 % larger.
         """
-        target, size = self.models.target.config, DTYPE_BYTES[self.models.resolved.dtype]
+        target = self.models.target.config
+        if not target.tie_word_embeddings:
+            return self.models.weight_bytes
+        size = DTYPE_BYTES[self.models.resolved.dtype]
         head = target.vocab_size * target.hidden_size * size
-        return self.models.weight_bytes + (head if target.tie_word_embeddings else 0)
+        return self.models.weight_bytes + head
 
     @property
     def cache_bytes_per_token(self) -> dict[str, int]:
@@ -89,9 +95,10 @@ class DryRun:
     def fits(self) -> list[GpuFit]:
         """Return what fits on each known GPU of the arch, for sequences up to the target's own."""
         longest = self.models.target.config.max_position_embeddings
-        lengths = [tokens for tokens in _LENGTHS if tokens < longest] + [min(longest, _LENGTHS[-1])]
-        sizes = {tokens: self._slot_bytes(tokens) for tokens in dict.fromkeys(lengths)}
-        return [self._fit(gpu, sizes) for gpu in gpus_of(self.models.resolved.gpu_arch)]
+        lengths = sorted({min(tokens, longest) for tokens in _LENGTHS})
+        sizes = {tokens: self._slot_bytes(tokens) for tokens in lengths}
+        gpus = gpus_of(self.models.resolved.gpu_arch)
+        return [self._fit(gpu, sizes) for gpu in gpus]
 
     def _slot_bytes(self, tokens: int) -> int:
         resolved = replace(self.models.resolved, max_seq_len=tokens)
@@ -100,33 +107,44 @@ class DryRun:
     def _fit(self, gpu: GpuSpec, sizes: dict[int, int]) -> GpuFit:
         chunk_bytes = _step_bytes(self.models, 0)
         logits_bytes = _step_bytes(self.models, 1) - chunk_bytes
-        free = int(_CACHE_SHARE * (gpu.memory_bytes - self.engine_bytes - chunk_bytes))
-        slots = {tokens: free // (size + logits_bytes) for tokens, size in sizes.items()}
-        fitting = {tokens: count for tokens, count in slots.items() if count > 0}
-        return GpuFit(gpu, self.total_bytes <= gpu.memory_bytes, fitting)
+        left = gpu.memory_bytes - self.engine_bytes - chunk_bytes
+        for_caches = int(_CACHE_SHARE * left)
+        fitting = {}
+        for tokens, size in sizes.items():
+            slots = for_caches // (size + logits_bytes)
+            if slots > 0:
+                fitting[tokens] = slots
+        as_asked = self.total_bytes <= gpu.memory_bytes
+        return GpuFit(gpu, as_asked, fitting)
 
     def sections(self) -> list[tuple[str, Rows]]:
         """Return the dry run for people: titles and rows."""
-        fits = [(f"1 x {fit.gpu.name} ({fit.gpu.memory_gb:g} GB)", str(fit)) for fit in self.fits()]
+        fits = []
+        for fit in self.fits():
+            gpu = f"1 x {fit.gpu.name} ({fit.gpu.memory_gb:g} GB)"
+            fits.append((gpu, str(fit)))
+        obstacles = [("not here", text) for text in self.obstacles]
         found = [
             ("would build", summary_rows(self.models)),
             ("memory", self._memory_rows()),
             ("GPUs", fits),
-            ("this machine", [("not here", text) for text in self.obstacles]),
+            ("this machine", obstacles),
         ]
         return [(title, rows) for title, rows in found if rows]
 
     def _memory_rows(self) -> Rows:
-        sizes, formats = self.models.resolved, self.models.bytes_by_format
-        weights = [f"{human_bytes(size)} {name}" for name, size in formats.items()]
+        sizes = self.models.resolved
+        formats = self.models.bytes_by_format.items()
+        weights = [f"{human_bytes(size)} {name}" for name, size in formats]
         caches = self.cache_bytes_per_token
-        roles = ", ".join(f"{role} {human_bytes(size)}" for role, size in caches.items())
+        token = human_bytes(sum(caches.values()))
+        roles = [f"{role} {human_bytes(size)}" for role, size in caches.items()]
         slot = human_bytes(self.models.cache_bytes_per_slot)
         asked = f"{sizes.max_batch_size} x {sizes.max_seq_len} tokens"
         return [
             ("weights", ", ".join(weights)),
             ("engine", f"about {human_bytes(self.engine_bytes)}"),
-            ("caches", f"{human_bytes(sum(caches.values()))} a token ({roles}), {slot} a slot"),
+            ("caches", f"{token} a token ({', '.join(roles)}), {slot} a slot"),
             ("steps", f"about {human_bytes(self.step_bytes)}"),
             ("in all", f"about {human_bytes(self.total_bytes)} for {asked}"),
         ]
@@ -154,12 +172,13 @@ def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
 def _step_bytes(models: ResolvedModels, slots: int) -> int:
     """Return the bytes of the float32 logits of `slots` slots, and of one prompt chunk."""
     sizes, target = models.resolved, models.target.config
-    drafts = sizes.block_size - 1
-    logits = sizes.block_size * target.vocab_size + drafts * models.draft_vocab_size
+    verify_logits = sizes.block_size * target.vocab_size
+    draft_logits = (sizes.block_size - 1) * models.draft_vocab_size
+    logits_bytes = (verify_logits + draft_logits) * DTYPE_BYTES["float32"]
     taps = models.drafter.config.num_taps if models.drafter else 0
     row = 2 * target.intermediate_size + (4 + taps) * target.hidden_size
     chunk_bytes = sizes.max_num_tokens * row * DTYPE_BYTES[sizes.dtype]
-    return slots * logits * DTYPE_BYTES["float32"] + chunk_bytes
+    return slots * logits_bytes + chunk_bytes
 
 
 def _length(tokens: int) -> str:

@@ -19,7 +19,10 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, Pro
     It is optimized for draft_len, and takes fewer drafts (none: plain decoding) and more. A profile
     maps an input's name to its smallest, usual and largest shape.
     """
-    block, widest, cache_len = sizes.block_size, sizes.max_num_tokens, sizes.cache_len
+    block = sizes.block_size
+    batch = sizes.max_batch_size
+    widest = sizes.max_num_tokens
+    cache_len = sizes.cache_len
     usual_len = max(cache_len // 2, 1)
     verified = (1, 1 + sizes.draft_len, block)
     prefill = {
@@ -29,7 +32,7 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, Pro
         CONTEXT: (1, usual_len, cache_len),
     }
     decode = {
-        BATCH: (1, sizes.max_batch_size, sizes.max_batch_size),
+        BATCH: (1, batch, batch),
         WIDTH: verified,
         ROWS: verified,
         CONTEXT: (block, usual_len, cache_len),
@@ -41,10 +44,16 @@ def _profile(io: Sequence[IoTensor], symbols: Mapping[str, Range]) -> Profile:
     profile = {}
     for tensor in io:
         if tensor.direction == "input":
-            smallest, usual, largest = (_shape(tensor, symbols, bound) for bound in range(3))
-            profile[tensor.name] = (smallest, usual, largest)
+            profile[tensor.name] = (
+                _shape(tensor, symbols, 0),
+                _shape(tensor, symbols, 1),
+                _shape(tensor, symbols, 2),
+            )
     return profile
 
 
 def _shape(tensor: IoTensor, symbols: Mapping[str, Range], bound: int) -> Shape:
-    return tuple(symbols[size][bound] if isinstance(size, str) else size for size in tensor.shape)
+    def resolve(size: int | str) -> int:
+        return symbols[size][bound] if isinstance(size, str) else size
+
+    return tuple(map(resolve, tensor.shape))

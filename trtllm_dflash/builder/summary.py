@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any
 
 from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
-from trtllm_dflash.checkpoint.formats import algos_of
+from trtllm_dflash.checkpoint.formats import WeightFormat, algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES
+from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.engine_dir.inspection import describe_masks
 from trtllm_dflash.graph.kv_scales import stores_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
@@ -18,23 +19,38 @@ from trtllm_dflash.log import Rows, human_bytes
 
 def summary_rows(models: ResolvedModels) -> Rows:
     """Return the resolved configuration as rows of name and text."""
-    sizes, arch = models.resolved, ARCHS[models.resolved.gpu_arch]
-    kernels = "ours, as plugins" if sizes.plugins else "the compiler's own"
-    steps = f"in steps of up to {sizes.max_num_tokens}"
     return [
         ("target", _describe(models.target)),
         *_layers_rows(models),
         *_drafter_rows(models),
-        ("arch", f"{arch.name} ({arch.hardware}), built by {BACKENDS[arch.backend].title}"),
-        *([("kernels", kernels)] if arch.is_gpu else []),
-        ("dtype", sizes.dtype),
-        ("slots", str(sizes.max_batch_size)),
-        ("prompt", f"up to {sizes.max_input_len} tokens, {steps}"),
-        ("sequence", f"up to {sizes.max_seq_len} tokens, in caches of {sizes.cache_len} rows"),
+        *_arch_rows(models),
+        *_sizes_rows(models),
         ("weights", _weights_text(models)),
         ("caches", _caches_text(models)),
         *_rings_rows(models),
         ("output", str(models.config.output_dir)),
+    ]
+
+
+def _arch_rows(models: ResolvedModels) -> Rows:
+    arch = ARCHS[models.resolved.gpu_arch]
+    backend = BACKENDS[arch.backend].title
+    rows = [("arch", f"{arch.name} ({arch.hardware}), built by {backend}")]
+    if arch.is_gpu:
+        ours = models.resolved.plugins
+        rows.append(("kernels", "ours, as plugins" if ours else "the compiler's own"))
+    return rows
+
+
+def _sizes_rows(models: ResolvedModels) -> Rows:
+    sizes = models.resolved
+    steps = f"in steps of up to {sizes.max_num_tokens}"
+    caches = f"in caches of {sizes.cache_len} rows"
+    return [
+        ("dtype", sizes.dtype),
+        ("slots", str(sizes.max_batch_size)),
+        ("prompt", f"up to {sizes.max_input_len} tokens, {steps}"),
+        ("sequence", f"up to {sizes.max_seq_len} tokens, {caches}"),
     ]
 
 
@@ -80,11 +96,13 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
     block = f"{sizes.block_size} tokens (trained with {config.block_size})"
     drafted = f"all {models.draft_vocab_size} tokens"
     if models.draft_vocab is not None:
-        drafted = f"{models.draft_vocab_size} of {models.target.config.vocab_size} tokens"
+        vocab_size = models.target.config.vocab_size
+        drafted = f"{models.draft_vocab_size} of {vocab_size} tokens"
+    taps = ", ".join(map(str, config.target_layer_ids))
     return [
         ("drafter", _describe(models.drafter)),
         ("masks", describe_masks(config.layers)),
-        ("taps", f"outputs of target layers {', '.join(map(str, config.target_layer_ids))}"),
+        ("taps", f"outputs of target layers {taps}"),
         ("block", f"{block}; run verifies {sizes.draft_len} drafts"),
         ("drafted", drafted),
     ]
@@ -92,8 +110,12 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
 
 def _weights_text(models: ResolvedModels) -> str:
     checkpoints = models.checkpoints.values()
-    infos = [info for checkpoint in checkpoints for info in checkpoint.tensors.values()]
-    formats = algos_of(fmt for checkpoint in checkpoints for fmt in checkpoint.formats.values())
+    infos: list[TensorInfo] = []
+    used_formats: list[WeightFormat] = []
+    for checkpoint in checkpoints:
+        infos += checkpoint.tensors.values()
+        used_formats += checkpoint.formats.values()
+    formats = algos_of(used_formats)
     dtype = models.resolved.dtype
     unconverted, stored_as = {STORED_DTYPES[dtype]}, dtype
     if formats and all(map(models.stays_packed, checkpoints)):
@@ -119,8 +141,9 @@ def _caches_text(models: ResolvedModels) -> str:
 
 def _rings_rows(models: ResolvedModels) -> Rows:
     """Return how many layers with a window keep only the rows that it sees, [] without any."""
-    checkpoints = models.checkpoints.values()
-    windows = [window for model in checkpoints for window in model.config.windows if window]
+    windows: list[int] = []
+    for model in models.checkpoints.values():
+        windows += filter(None, model.config.windows)
     if not windows:
         return []
     if models.resolved.ring_width is None:

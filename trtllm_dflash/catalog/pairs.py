@@ -43,13 +43,22 @@ def pair_of(name: str, role: Role = "target") -> Pair | None:
     the owner. Case does not matter.
     """
     wanted = name.casefold()
-    return next((pair for pair in PAIRS if wanted in _names_of(pair, role)), None)
+    for pair in PAIRS:
+        if wanted in _names_of(pair, role):
+            return pair
+    return None
 
 
 def _names_of(pair: Pair, role: Role) -> tuple[str, ...]:
-    repository = (pair.target if role == "target" else pair.drafter).repository.casefold()
-    own = (pair.name.casefold(),) if role == "target" else ()
-    return (*own, repository, repository.rpartition("/")[2])
+    if role == "target":
+        repository = pair.target.repository.casefold()
+        return pair.name.casefold(), repository, _without_owner(repository)
+    repository = pair.drafter.repository.casefold()
+    return repository, _without_owner(repository)
+
+
+def _without_owner(repository: str) -> str:
+    return repository.rpartition("/")[2]
 
 
 def nearest_names(name: str, role: Role = "target") -> list[str]:
@@ -62,8 +71,9 @@ def nearest_names(name: str, role: Role = "target") -> list[str]:
         if role == "target":
             names[pair.name.casefold()] = pair.name
         else:
-            names[_names_of(pair, role)[-1]] = pair.drafter.repository
-    wanted = name.casefold().rpartition("/")[2]
+            repository = pair.drafter.repository
+            names[_without_owner(repository.casefold())] = repository
+    wanted = _without_owner(name.casefold())
     found = get_close_matches(wanted, names, n=_MAX_NEAREST, cutoff=_MIN_SIMILARITY)
     return [names[match] for match in found]
 

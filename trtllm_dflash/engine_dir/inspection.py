@@ -37,13 +37,15 @@ class Inspection:
 
     def sections(self) -> list[tuple[str, list[str]]]:
         """Return the inspection for people: titles and lines."""
-        files, versions = self.manifest["files"], self.manifest.get("versions", {})
+        files = self.manifest["files"]
         size = human_bytes(sum(int(entry["bytes"]) for entry in files.values()))
+        title = f"{self.directory}: {size}, built {self.manifest.get('created')}"
         overview, io_tensors = self._config_tables()
         kernels = map(_kernel_cells, self.manifest.get("kernels", ()))
+        versions = self.manifest.get("versions", {})
         built_with = ", ".join(f"{name} {version}" for name, version in versions.items())
         sections = [
-            (f"{self.directory}: {size}, built {self.manifest.get('created')}", overview),
+            (title, overview),
             ("inputs and outputs", io_tensors),
             ("kernels", _lines(kernels, "<>")),
             ("files", _lines(map(_file_cells, files.items()), "<>")),
@@ -56,9 +58,11 @@ class Inspection:
     def _config_tables(self) -> tuple[list[str], list[str]]:
         if not self.config:
             return [], []
-        engine = EngineConfig.from_json(dict(self.config), str(self.directory / CONFIG_FILE))
+        path = self.directory / CONFIG_FILE
+        engine = EngineConfig.from_json(dict(self.config), str(path))
+        overview = _overview(engine, self.config, self.manifest)
         tensors = map(_io_cells, _merge_layers(engine.io))
-        return _lines(_overview(engine, self.config, self.manifest)), _lines(tensors)
+        return _lines(overview), _lines(tensors)
 
 
 def inspect_engine(directory: Path) -> Inspection:
@@ -79,45 +83,58 @@ def inspect_engine(directory: Path) -> Inspection:
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
     """Return runs of equal layers, as in "layers 0-3 bidirectional, layer 4 causal within 128"."""
     runs = []
-    for mask, group in groupby(enumerate(layers), key=lambda item: item[1]):
-        indices = [index for index, _ in group]
-        span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
+    first = 0
+    for mask, group in groupby(layers):
+        last = first + len(list(group)) - 1
+        span = f"layer {first}" if first == last else f"layers {first}-{last}"
+        direction = "causal" if mask.causal else "bidirectional"
         window = f" within {mask.window}" if mask.window else ""
-        runs.append(f"{span} {'causal' if mask.causal else 'bidirectional'}{window}")
+        runs.append(f"{span} {direction}{window}")
+        first = last + 1
     return ", ".join(runs)
 
 
 def _overview(engine: EngineConfig, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
     model = config["pretrained_config"]
-    sources = {source["model"]: source["directory"] for source in facts.get("weights", ())}
+    weights = facts.get("weights", ())
+    sources = {source["model"]: source["directory"] for source in weights}
     target = (
-        f"{engine.model_type}, {model['num_hidden_layers']} layers, hidden size"
-        f" {model['hidden_size']}, vocabulary {engine.vocab_size}, from {sources.get('target')}"
+        engine.model_type,
+        f"{model['num_hidden_layers']} layers",
+        f"hidden size {model['hidden_size']}",
+        f"vocabulary {engine.vocab_size}",
+        f"from {sources.get('target')}",
     )
-    built_for = f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"
-    kernels = "ours, as plugins" if engine.plugins else "the compiler's own"
-    steps = f"in steps of up to {engine.max_num_tokens}"
-    return [
-        ("target", target),
+    rows = [
+        ("target", ", ".join(target)),
         *_dflash_rows(config["dflash"], sources),
-        ("built for", built_for),
-        *([("kernels", kernels)] if ARCHS[engine.gpu_arch].is_gpu else []),
+        ("built for", f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"),
+    ]
+    if ARCHS[engine.gpu_arch].is_gpu:
+        kernels = "ours, as plugins" if engine.plugins else "the compiler's own"
+        rows.append(("kernels", kernels))
+    steps = f"in steps of up to {engine.max_num_tokens}"
+    caches = f"in caches of {engine.cache_len} rows"
+    rows += [
         ("slots", str(engine.max_batch_size)),
         ("prompt", f"up to {engine.max_input_len} tokens, {steps}"),
-        ("sequence", f"up to {engine.max_seq_len} tokens, in caches of {engine.cache_len} rows"),
+        ("sequence", f"up to {engine.max_seq_len} tokens, {caches}"),
         ("stop tokens", ", ".join(map(str, engine.eos_token_ids)) or "none"),
     ]
+    return rows
 
 
 def _dflash_rows(dflash: Mapping[str, Any] | None, sources: Mapping[str, str]) -> Rows:
     if dflash is None:
         return [("drafter", "none: a plain engine, one token a step")]
     layers = [DraftLayerConfig(**layer) for layer in dflash["layers"]]
+    taps = ", ".join(map(str, dflash["target_layer_ids"]))
+    verified = f"run verifies {dflash['draft_len']} drafts"
     return [
         ("drafter", f"{len(layers)} layers, from {sources.get('drafter')}"),
         ("masks", describe_masks(layers)),
-        ("taps", f"outputs of target layers {', '.join(map(str, dflash['target_layer_ids']))}"),
-        ("block", f"{dflash['block_size']} tokens; run verifies {dflash['draft_len']} drafts"),
+        ("taps", f"outputs of target layers {taps}"),
+        ("block", f"{dflash['block_size']} tokens; {verified}"),
         ("mask id", str(dflash["mask_token_id"])),
     ]
 
@@ -142,18 +159,29 @@ def _lines(rows: Iterable[Sequence[str]], align: str = "") -> list[str]:
 
 
 def _kernel_cells(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    size, source = human_bytes(int(kernel["bytes"])), _digest(kernel["source_sha256"])
-    return kernel["kernel"], size, f"sha256 {_digest(kernel['sha256'])}", f"of source {source}"
+    return (
+        kernel["kernel"],
+        human_bytes(int(kernel["bytes"])),
+        f"sha256 {_digest(kernel['sha256'])}",
+        f"of source {_digest(kernel['source_sha256'])}",
+    )
 
 
 def _file_cells(item: tuple[str, Mapping[str, Any]]) -> tuple[str, ...]:
     name, entry = item
-    return name, human_bytes(int(entry["bytes"])), f"sha256 {_digest(entry['sha256'])}"
+    size = human_bytes(int(entry["bytes"]))
+    return name, size, f"sha256 {_digest(entry['sha256'])}"
 
 
 def _io_cells(tensor: IoTensor) -> tuple[str, ...]:
     shape = f"[{', '.join(map(str, tensor.shape))}]"
-    return tensor.direction, tensor.name, tensor.dtype, shape, tensor.meaning
+    return (
+        tensor.direction,
+        tensor.name,
+        tensor.dtype,
+        shape,
+        tensor.meaning,
+    )
 
 
 def _digest(sha256: str) -> str:

@@ -98,26 +98,25 @@ def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | 
     actual = path.stat().st_size
     if actual != size:
         return f"{name} has {actual} bytes; the build wrote {size}"
-    if deep or actual < SHALLOW_BYTES:
-        digest = file_digest(path)
-        if digest != entry["sha256"]:
-            return (
-                f"{name} was changed after the build: its sha256 is {digest}, the build wrote"
-                f" {entry['sha256']}"
-            )
-    return None
+    if not deep and actual >= SHALLOW_BYTES:
+        return None
+    digest, expected = file_digest(path), entry["sha256"]
+    if digest == expected:
+        return None
+    return f"{name} was changed after the build: its sha256 is {digest}, the build wrote {expected}"
 
 
 def version_differences(manifest: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each package that had another version where the engine was built."""
     built: Mapping[str, str] = manifest.get("versions", {})
     here = versions_of(built)
-    return [
-        f"{package} is {here.get(package, 'not installed')} here; the engine was built with"
-        f" {version}"
-        for package, version in built.items()
-        if here.get(package) != version
-    ]
+    differences = []
+    for package, version in built.items():
+        found = here.get(package)
+        if found != version:
+            found = found or "not installed"
+            differences.append(f"{package} is {found} here; the engine was built with {version}")
+    return differences
 
 
 def unlisted_files(directory: Path) -> list[str]:
