@@ -178,7 +178,7 @@ def test_a_tied_head_is_there_twice(make_target: Callable[..., Path], tmp_path: 
     assert made.engine_bytes == made.models.weight_bytes + 97 * 48 * 2
 
 
-@pytest.mark.demo
+@pytest.mark.demo("sm120")
 def test_the_estimate_is_near_a_real_engine(tmp_path: Path) -> None:
     pair = DEMO.parent / "examples" / "demo_pair" / "drafter"
     vocab = str(pair / "draft_vocab.json")
