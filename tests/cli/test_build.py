@@ -43,7 +43,7 @@ def run(
     return invoke
 
 
-def test_options_names_defaults_and_choices_are_the_fields() -> None:
+def test_build_options_are_the_fields() -> None:
     options = {
         option.name: option for option in build.build.params if isinstance(option, click.Option)
     }
@@ -60,7 +60,7 @@ def test_options_names_defaults_and_choices_are_the_fields() -> None:
     assert tuple(arch.choices) == tuple(ARCHS)
 
 
-def test_a_build_real(run: Build, tmp_path: Path) -> None:
+def test_build_writes_an_engine_real(run: Build, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--draft-len", "2", drafter=True)
     assert result.exit_code == 0, result.stderr
@@ -73,7 +73,7 @@ def test_a_build_real(run: Build, tmp_path: Path) -> None:
     assert json.loads((engine / "config.json").read_text())["dflash"]["draft_len"] == 2
 
 
-def test_a_plain_build_real(run: Build, tmp_path: Path) -> None:
+def test_build_without_a_drafter_real(run: Build, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--no-drafter")
     assert result.exit_code == 0, result.stderr
@@ -127,7 +127,7 @@ def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path
         ),
     ],
 )
-def test_a_wrong_request_is_a_usage_error(
+def test_build_refuses_wrong_options(
     run: Build, options: tuple[str, ...], drafter: bool, words: str
 ) -> None:
     result = run(*options, drafter=drafter)
@@ -136,7 +136,7 @@ def test_a_wrong_request_is_a_usage_error(
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_target_is_a_usage_error() -> None:
+def test_build_needs_a_target() -> None:
     result = CliRunner().invoke(main, ["build", "--output-dir", "x", "--no-drafter"])
     assert result.exit_code == 2
     assert "Missing option '--target'" in result.stderr
@@ -158,21 +158,21 @@ def test_a_missing_target_is_a_usage_error() -> None:
         ),
     ],
 )
-def test_an_unknown_target_is_called_so(target: str, words: str) -> None:
+def test_build_refuses_an_unknown_target(target: str, words: str) -> None:
     result = CliRunner().invoke(main, ["build", "--target", target, "--output-dir", "x"])
     assert result.exit_code == 2
     assert words in result.stderr
     assert "--no-drafter for a plain engine" in result.stderr
 
 
-def test_a_dry_run_refuses_an_output_that_cannot_be(run: Build, tmp_path: Path) -> None:
+def test_dry_run_refuses_an_impossible_output(run: Build, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = run("--no-drafter", "--dry-run", "--output-dir", str(tmp_path / "file" / "x"))
     assert result.exit_code == 2
     assert "file is a file, and nothing can be in it" in result.stderr
 
 
-def test_an_arch_that_cannot_be_built_fails(run: Build) -> None:
+def test_build_refuses_an_arch_without_a_compiler(run: Build) -> None:
     result = run("--no-drafter", "--arch", "sm100")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: --arch sm100 (B200, GB200) cannot be built here: ")

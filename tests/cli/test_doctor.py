@@ -20,6 +20,6 @@ def test_doctor_says_what_can_be_built_and_run() -> None:
     assert "why not\n" in result.stdout
 
 
-def test_doctor_speaks_json() -> None:
+def test_doctor_prints_json() -> None:
     result = CliRunner().invoke(main, ["doctor", "--json"])
     assert [report["arch"] for report in json.loads(result.stdout)["archs"]] == list(ARCHS)

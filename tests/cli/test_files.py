@@ -14,7 +14,7 @@ from trtllm_dflash.cli.output_files import check_file
 from trtllm_dflash.errors import UsageError
 
 
-def test_nothing_is_changed(tmp_path: Path) -> None:
+def test_check_file_changes_nothing(tmp_path: Path) -> None:
     old, new, link, pipe = (tmp_path / name for name in ("old", "new", "link", "pipe"))
     old.write_text("as it was")
     link.symlink_to(tmp_path / "elsewhere")
@@ -27,7 +27,7 @@ def test_nothing_is_changed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "old", "pipe"]
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_check_file_refuses_bad_paths(tmp_path: Path) -> None:
     lost = tmp_path / "lost"
     lost.symlink_to(tmp_path / "no folder" / "file")
     for path, words in (
@@ -40,7 +40,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             check_file("--json", path)
 
 
-def test_a_folder_that_is_somebody_else_s() -> None:
+def test_check_file_refuses_a_read_only_folder() -> None:
     with tempfile.TemporaryDirectory() as folder:  # not tmp_path: its parents are closed to others
         Path(folder).chmod(0o555)
         with as_nobody(), pytest.raises(UsageError, match="Permission denied"):

@@ -22,7 +22,7 @@ def engine(make_target: Callable[..., Path], tmp_path: Path) -> Path:
     ).directory
 
 
-def test_an_engine_is_shown_and_a_changed_one_fails(engine: Path) -> None:
+def test_inspect_shows_an_engine_and_finds_changes(engine: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(engine)])
     assert result.exit_code == 0, result.output
     assert "check\n  every file is what the build wrote\n" in result.stdout
@@ -36,7 +36,7 @@ def test_an_engine_is_shown_and_a_changed_one_fails(engine: Path) -> None:
     assert "check\n  model.onnx has 0 bytes; the build wrote " in result.stdout
 
 
-def test_something_else_is_an_error(tmp_path: Path) -> None:
+def test_inspect_refuses_another_directory(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert result.exit_code == 1
     assert "no manifest.json, so this is not an engine directory" in result.stderr

@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     return run
 
 
-def test_every_pair_is_listed() -> None:
+def test_list_shows_every_pair() -> None:
     result = CliRunner().invoke(main, ["list"])
     assert result.exit_code == 0, result.output
     others = ", ".join(UNLISTED)
@@ -62,7 +62,7 @@ def test_every_pair_is_listed() -> None:
     )
 
 
-def test_json_has_the_same_rows() -> None:
+def test_list_prints_the_same_as_json() -> None:
     rows = json.loads(CliRunner().invoke(main, ["list", "--json"]).stdout)
     assert [row["name"] for row in rows] == [pair.name for pair in PAIRS]
     by_name = {row["name"]: row for row in rows}
@@ -72,14 +72,14 @@ def test_json_has_the_same_rows() -> None:
     assert all(row["source"] and bool(row["archs"]) != bool(row["refusals"]) for row in rows)
 
 
-def test_a_listed_name_brings_its_drafter(asked: Ask) -> None:
+def test_listed_name_selects_its_drafter(asked: Ask) -> None:
     assert asked("--target", "qwen3-8b") == ("qwen3-8b", "z-lab/Qwen3-8B-DFlash-b16")
     assert asked("--target", "Qwen/Qwen3-8B") == ("Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16")
     assert asked("--target", "Qwen3-8B", "--drafter", "mine") == ("Qwen3-8B", "mine")
     assert asked("--target", "Qwen3-8B", "--no-drafter") == ("Qwen3-8B", None)
 
 
-def test_a_directory_of_that_name_brings_none(
+def test_directory_of_a_listed_name_selects_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_a_directory_of_that_name_brings_none(
     assert "give --drafter DIR|NAME, or pass --no-drafter" in result.stderr
 
 
-def test_a_wrong_name_gets_the_nearest() -> None:
+def test_wrong_name_shows_the_nearest() -> None:
     result = CliRunner().invoke(main, ["build", "--target", "gpt-oss120b", "--output-dir", "e"])
     assert result.exit_code == 2
     refusal = (

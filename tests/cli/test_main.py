@@ -77,7 +77,7 @@ def test_help_shows_whole_summaries() -> None:
     assert "..." not in shown.split("Commands:")[1]
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version_is_the_packages() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"dflash-trt {__version__}\n"
 
 
@@ -91,7 +91,7 @@ def test_python_m_is_the_same_command() -> None:
     assert done.stdout == f"dflash-trt {__version__}\n"
 
 
-def test_an_unknown_command_is_a_usage_error() -> None:
+def test_unknown_command_is_a_usage_error() -> None:
     result = CliRunner().invoke(main, ["serve"])
     assert result.exit_code == 2
     assert "No such command 'serve'" in result.stderr
@@ -100,16 +100,14 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [(BuildError("it broke"), 1), (UsageError("it broke"), 2)]
 )
-def test_an_error_of_ours_is_its_text_and_exit_code(
-    failing: Invoke, error: Exception, code: int
-) -> None:
+def test_error_is_its_text_and_exit_code(failing: Invoke, error: Exception, code: int) -> None:
     result = failing(error)
     assert result.exit_code == code
     assert result.stderr == "error: it broke\n"
     assert result.stdout == ""
 
 
-def test_a_surprise_is_one_line_and_a_hint(failing: Invoke) -> None:
+def test_unexpected_error_is_one_line_and_a_hint(failing: Invoke) -> None:
     result = failing(ZeroDivisionError("division by zero"))
     assert result.exit_code == 1
     assert (
@@ -120,28 +118,26 @@ def test_a_surprise_is_one_line_and_a_hint(failing: Invoke) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--verbose", "doctor"), ("doctor", "--verbose")])
-def test_verbose_adds_the_traceback_before_or_after_the_command(
-    failing: Invoke, arguments: tuple[str, ...]
-) -> None:
+def test_verbose_adds_the_traceback(failing: Invoke, arguments: tuple[str, ...]) -> None:
     result = failing(BuildError("it broke"), *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
     assert result.stderr.endswith("error: it broke\n")
 
 
-def test_an_interrupt_is_clean(failing: Invoke) -> None:
+def test_interrupt_is_one_line(failing: Invoke) -> None:
     result = failing(KeyboardInterrupt())
     assert result.exit_code == 130
     assert result.stderr == "interrupted\n"
 
 
-def test_a_reader_that_has_gone_is_no_surprise(failing: Invoke) -> None:
+def test_broken_pipe_is_not_unexpected(failing: Invoke) -> None:
     result = failing(OSError(errno.EPIPE, "Broken pipe"))
     assert result.exit_code == 1
     assert "should not happen" not in result.stderr
 
 
-def test_clicks_own_errors_stay_clicks(failing: Invoke) -> None:
+def test_click_errors_stay_clicks(failing: Invoke) -> None:
     result = failing(click.BadParameter("not that"))
     assert result.exit_code == 2
     assert "not that" in result.stderr

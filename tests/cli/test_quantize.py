@@ -29,7 +29,7 @@ def run(make_target: Callable[..., Path], tmp_path: Path) -> Quantize:
     return invoke
 
 
-def test_options_names_defaults_and_choices_are_the_fields() -> None:
+def test_quantize_options_are_the_fields() -> None:
     options = {
         option.name: option
         for option in quantize.quantize.params
@@ -46,7 +46,7 @@ def test_options_names_defaults_and_choices_are_the_fields() -> None:
     assert tuple(options["quant"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
 
 
-def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
+def test_quantize_writes_a_checkpoint_real(run: Quantize, tmp_path: Path) -> None:
     """Calibrated with our own set."""
     pytest.importorskip("modelopt")
     result = run("--quant", "nvfp4", "--kv-cache-dtype", "fp8")
@@ -70,7 +70,7 @@ def test_a_quantization_real(run: Quantize, tmp_path: Path) -> None:
     assert "Inserted" not in result.stderr  # ModelOpt's own prints
 
 
-def test_with_the_drafter_real(
+def test_quantize_with_the_drafter_real(
     run: Quantize,
     make_target: Callable[..., Path],
     make_drafter: Callable[..., Path],
@@ -110,7 +110,7 @@ def test_with_the_drafter_real(
         ),
     ],
 )
-def test_a_wrong_request_is_a_usage_error(
+def test_quantize_refuses_wrong_options(
     run: Quantize, options: tuple[str, ...], words: str
 ) -> None:
     result = run(*options)
@@ -119,7 +119,7 @@ def test_a_wrong_request_is_a_usage_error(
     assert "Traceback" not in result.stderr
 
 
-def test_a_target_that_is_not_there_fails(tmp_path: Path) -> None:
+def test_quantize_refuses_a_missing_target(tmp_path: Path) -> None:
     options = [
         "--target",
         str(tmp_path / "none"),
@@ -133,7 +133,7 @@ def test_a_target_that_is_not_there_fails(tmp_path: Path) -> None:
     assert "there is no such directory" in result.stderr
 
 
-def test_every_option_has_help() -> None:
+def test_every_option_of_quantize_has_help() -> None:
     for parameter in quantize.quantize.params:
         assert isinstance(parameter, click.Option)
         assert parameter.help

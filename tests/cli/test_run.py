@@ -71,7 +71,7 @@ def generated(directory: Path, prompts: Any, **options: Any) -> list[Any]:
     return Engine.load(directory, num_threads=1).generate(prompts, **options)
 
 
-def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> None:
+def test_run_prints_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> None:
     result = run("hello", "--raw", "--max-tokens", "30", "--ignore-eos")
     (expected,) = generated(engines("dflash"), "hello", max_tokens=30, stop_token_ids=[])
     assert result.exit_code == 0, result.stderr
@@ -89,13 +89,13 @@ def test_an_answer_and_its_summary(run: Run, engines: Callable[..., Path]) -> No
     assert line.split()[-2:] == [str(ones), f"{ones / len(expected.acceptance_lengths):.0%}"]
 
 
-def test_the_chat_template_is_the_default(run: Run, engines: Callable[..., Path]) -> None:
+def test_chat_template_is_the_default(run: Run, engines: Callable[..., Path]) -> None:
     (expected,) = generated(engines("dflash"), "[user]hi</s>[assistant]", max_tokens=9)
     assert run("hi", "--max-tokens", "9").stdout == expected.text + "\n"
     assert run("hi", "--max-tokens", "9", "--raw").stdout != expected.text + "\n"
 
 
-def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
+def test_no_draft_gives_the_same_tokens(run: Run) -> None:
     options = (
         "hello",
         "--max-tokens",
@@ -116,7 +116,7 @@ def test_without_drafts_the_tokens_are_the_same(run: Run) -> None:
     assert run(*options[:-1], "5").stdout != drafted.stdout
 
 
-def test_a_schedule_changes_no_tokens(run: Run, tmp_path: Path) -> None:
+def test_draft_len_schedule_changes_no_tokens(run: Run, tmp_path: Path) -> None:
     """Two slots for three prompts: first 1 draft, then, when one is left, 3; and the other way
     round, to none.
     """
@@ -141,7 +141,7 @@ def test_draft_len_narrows_the_histogram(run: Run) -> None:
     assert "bonus included, of at most 2" in result.stderr
 
 
-def test_a_single_token_has_no_generation_clock(run: Run) -> None:
+def test_single_token_has_no_decode_clock(run: Run) -> None:
     result = run("hello", "--max-tokens", "1")
     assert "first token after" in result.stderr
     assert "generation" not in result.stderr
@@ -155,7 +155,7 @@ def test_a_single_token_has_no_generation_clock(run: Run) -> None:
     ],
 )
 @pytest.mark.parametrize("from_stdin", [True, False])
-def test_a_file_of_prompts(
+def test_prompts_from_a_file(
     run: Run, engines: Callable[..., Path], tmp_path: Path, content: str, from_stdin: bool
 ) -> None:
     path = tmp_path / "prompts.txt"
@@ -193,14 +193,14 @@ def test_answers_to_a_file(run: Run, engines: Callable[..., Path], tmp_path: Pat
         assert row["prefill_seconds"] > 0
 
 
-def test_a_refused_prompt_leaves_the_output_file_alone(run: Run, tmp_path: Path) -> None:
+def test_refused_prompt_leaves_the_output_alone(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     output.write_text("earlier answers\n")
     assert run("x" * 61, "--raw", "--output", output).exit_code == 2
     assert output.read_text() == "earlier answers\n"
 
 
-def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
+def test_token_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None:
     (expected,) = generated(engines("no_tokenizer"), [[3, 4]], max_tokens=9)
     shown = run(
         "--prompts", "-", "--max-tokens", "9", kind="no_tokenizer", stdin='{"prompt": [3, 4]}'
@@ -299,7 +299,7 @@ def test_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -> None
         ),
     ],
 )
-def test_usage_errors(
+def test_run_refuses_wrong_options(
     run: Run, arguments: tuple[str, ...], stdin: str | bytes | None, words: str
 ) -> None:
     result = run(*arguments, stdin=stdin)
@@ -308,7 +308,7 @@ def test_usage_errors(
     assert result.stdout == ""
 
 
-def test_a_jsonl_file_is_json_by_its_name(run: Run, tmp_path: Path) -> None:
+def test_jsonl_file_is_json_by_its_name(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("hello\n")
     result = run("--prompts", path)
@@ -316,19 +316,19 @@ def test_a_jsonl_file_is_json_by_its_name(run: Run, tmp_path: Path) -> None:
     assert "A file of JSON lines has one object on every line." in result.stderr
 
 
-def test_text_for_an_engine_without_a_tokenizer(run: Run) -> None:
+def test_text_needs_a_tokenizer(run: Run) -> None:
     result = run("hi", kind="no_tokenizer")
     assert result.exit_code == 2
     assert "this engine has no tokenizer.json. Give lists of token ids" in result.stderr
 
 
-def test_no_engine(tmp_path: Path) -> None:
+def test_run_needs_an_engine(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["run", str(tmp_path), "hi"])
     assert result.exit_code == 1
     assert "no config.json, so this is not an engine directory" in result.stderr
 
 
-def test_a_bad_thread_variable(
+def test_thread_variable_is_checked(
     engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DFLASH_NUM_THREADS", "many")
@@ -355,7 +355,7 @@ def test_defaults_are_those_of_the_api() -> None:
     }
 
 
-def test_running_does_not_import_torch(engines: Callable[..., Path]) -> None:
+def test_run_does_not_import_torch(engines: Callable[..., Path]) -> None:
     code = (
         "import sys; from trtllm_dflash.cli import main\n"
         "main(['run', sys.argv[1], 'hi', '--max-tokens', '5'], standalone_mode=False)\n"
@@ -366,7 +366,7 @@ def test_running_does_not_import_torch(engines: Callable[..., Path]) -> None:
     assert done.stderr.endswith("False\n")
 
 
-def test_answers_are_kept_when_the_run_is_interrupted(
+def test_interrupted_run_keeps_its_answers(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trtllm_dflash.cli import run as module

@@ -98,7 +98,7 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
         ({"block_size": 3, "draft_len": 3}, r"--draft-len 3 is more than 2, block-size - 1"),
     ],
 )
-def test_a_wrong_size_is_refused_with_both_numbers(
+def test_wrong_size_is_refused_with_both_values(
     resolve: Resolve, sizes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
@@ -135,7 +135,7 @@ def test_plugins_are_the_default_of_every_gpu(
     assert sizes.to_json()["plugins"] is expected
 
 
-def test_a_plain_build_has_no_drafts(resolve: Resolve) -> None:
+def test_plain_build_has_no_drafts(resolve: Resolve) -> None:
     sizes = resolve(drafter=None)
     assert (sizes.block_size, sizes.draft_len) == (1, 0)
 

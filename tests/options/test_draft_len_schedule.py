@@ -12,19 +12,19 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 
 
-def test_a_row_holds_up_to_its_batch_size() -> None:
+def test_row_holds_up_to_its_batch_size() -> None:
     schedule = DraftLenSchedule.from_mapping({8: 2, "4": 7})
     assert schedule.rows == ((4, 7), (8, 2))
     assert [schedule.draft_len(batch) for batch in (1, 4, 5, 8, 9, 100)] == [7, 7, 2, 2, 0, 0]
     assert schedule.max_draft_len == 7
 
 
-def test_off_and_on_again() -> None:
+def test_schedule_turns_off_and_on_again() -> None:
     schedule = DraftLenSchedule(((1, 0), (3, 4)))
     assert [schedule.draft_len(batch) for batch in (1, 2, 3, 4)] == [0, 4, 4, 0]
 
 
-def test_a_file_is_read_back(tmp_path: Path) -> None:
+def test_schedule_file_is_read_back(tmp_path: Path) -> None:
     schedule, path = DraftLenSchedule(((2, 5), (6, 1))), tmp_path / "schedule.json"
     path.write_text('{"6": 1, "2": 5}')
     assert DraftLenSchedule.load(path) == schedule
@@ -50,19 +50,19 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
         (" " * 1_000_001, "more than 1000000 bytes"),
     ],
 )
-def test_files_that_are_refused(content: str, words: str, tmp_path: Path) -> None:
+def test_schedule_file_is_refused(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     path.write_text(content)
     with pytest.raises(UsageError, match=f"{re.escape(str(path))}: .*{re.escape(words)}"):
         DraftLenSchedule.load(path)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_schedule_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         DraftLenSchedule.load(tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("rows", [((2, 1), (1, 3)), ((1, 1), (1, 3)), (("1", 2),)])
-def test_rows_that_do_not_grow(rows: Any) -> None:
+def test_schedule_rows_must_grow(rows: Any) -> None:
     with pytest.raises(UsageError, match="batch size"):
         DraftLenSchedule(rows)

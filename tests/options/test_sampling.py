@@ -61,7 +61,7 @@ def test_max_new_tokens_is_an_alias() -> None:
         ("stop_token_ids", "2", "stop_token_ids is '2', expected a list of token ids or None"),
     ],
 )
-def test_out_of_range(name: str, value: Any, words: str) -> None:
+def test_params_refuse_values_out_of_range(name: str, value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         SamplingParams.from_options({name: value})
 
@@ -72,17 +72,17 @@ def test_lists_and_arrays_become_tuples() -> None:
     assert SamplingParams.from_options({"stop_token_ids": []}).stop_token_ids == ()
 
 
-def test_a_mapping_becomes_a_schedule() -> None:
+def test_mapping_becomes_a_schedule() -> None:
     params = SamplingParams.from_options({"draft_len_schedule": {4: 1, 2: 3}})
     assert params.draft_len_schedule == DraftLenSchedule(((2, 3), (4, 1)))
 
 
-def test_two_that_would_decide() -> None:
+def test_draft_len_and_schedule_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="draft_len and draft_len_schedule are both given"):
         SamplingParams(draft_len=1, draft_len_schedule=DraftLenSchedule(((1, 1),)))
 
 
-def test_an_unknown_name() -> None:
+def test_unknown_option_is_refused() -> None:
     words = (
         "unknown sampling option 'max_length'. The options are: temperature, top_p, top_k,"
         " max_tokens, seed, draft"
@@ -91,7 +91,7 @@ def test_an_unknown_name() -> None:
         SamplingParams.from_options({"max_length": 3})
 
 
-def test_seeds() -> None:
+def test_seed_of_each_prompt() -> None:
     assert [SamplingParams(seed=7).seed_of(index, 3) for index in range(3)] == [7, 7, 7]
     assert [SamplingParams(seed=(7, 8)).seed_of(index, 2) for index in range(2)] == [7, 8]
     with pytest.raises(

@@ -37,7 +37,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["export-triton", *map(str, arguments)])
 
 
-def test_an_export(tiny_engine: Path, tmp_path: Path) -> None:
+def test_export_writes_a_model(tiny_engine: Path, tmp_path: Path) -> None:
     result = run(
         tiny_engine,
         "--output-dir",
@@ -78,7 +78,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_commands_of_a_page(tiny_engine: Path, arch: str) -> None:
+def test_readme_commands_fit_the_backend(tiny_engine: Path, arch: str) -> None:
     """Two containers, each with our package and what the engine's backend needs, each with its
     port; and a question.
     """
@@ -112,7 +112,7 @@ def test_extras_are_those_of_the_package() -> None:
         )
 
 
-def test_a_model_without_a_chat_format_is_not_asked_in_one(
+def test_readme_asks_for_chat_only_with_a_template(
     tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for has_template in (True, False):
@@ -122,7 +122,7 @@ def test_a_model_without_a_chat_format_is_not_asked_in_one(
         assert question.get("chat", False) is has_template
 
 
-def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
+def test_export_with_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
     assert run(tiny_engine, "--output-dir", tmp_path, "--copy").exit_code == 0
     copied = tmp_path / "dflash" / "1" / "engine"
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
@@ -132,7 +132,7 @@ def test_a_copy_needs_nothing_else(tiny_engine: Path, tmp_path: Path) -> None:
     assert str(tiny_engine) not in (tmp_path / "dflash" / "README.md").read_text()
 
 
-def test_engines_on_gpus(tiny_engine: Path) -> None:
+def test_config_of_engines_on_gpus(tiny_engine: Path) -> None:
     config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
     two = TritonExportConfig(tiny_engine, Path("models"), instances=2, gpu_ids="0,3")
     text = config_pbtxt(two, config, Settings('/a "b"\\c', "0"))
@@ -142,7 +142,7 @@ def test_engines_on_gpus(tiny_engine: Path) -> None:
     assert "KIND_GPU } ]" in config_pbtxt(one, config, Settings("e", "0"))
 
 
-def test_overwriting(tiny_engine: Path, tmp_path: Path) -> None:
+def test_export_overwrites_only_its_own_models(tiny_engine: Path, tmp_path: Path) -> None:
     assert run(tiny_engine, "--output-dir", tmp_path).exit_code == 0
     again = run(tiny_engine, "--output-dir", tmp_path)
     assert again.exit_code == 2
@@ -169,7 +169,7 @@ def test_overwriting(tiny_engine: Path, tmp_path: Path) -> None:
         (("--gpus", "0"), "--gpu-ids is for engines on GPUs"),  # its older spelling
     ],
 )
-def test_bad_options(
+def test_export_refuses_wrong_options(
     tiny_engine: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
     result = run(tiny_engine, "--output-dir", tmp_path / "models", *options)
@@ -178,7 +178,7 @@ def test_bad_options(
     assert not (tmp_path / "models").exists()
 
 
-def test_a_gpu_engine_is_refused_where_the_cpu_is_meant(tiny_engine: Path) -> None:
+def test_export_for_the_cpu_refuses_a_gpu_engine(tiny_engine: Path) -> None:
     config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
     with pytest.raises(
         UsageError, match="--cpu is for engines built with --arch cpu, and this one is for sm120"
@@ -186,7 +186,7 @@ def test_a_gpu_engine_is_refused_where_the_cpu_is_meant(tiny_engine: Path) -> No
         check_options(TritonExportConfig(tiny_engine, Path("models"), cpu=True), config)
 
 
-def test_no_engine_and_no_tokenizer(
+def test_export_needs_an_engine_and_a_tokenizer(
     tiny_engine: Path, make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
     nothing = run(tmp_path, "--output-dir", tmp_path / "models")
@@ -220,7 +220,7 @@ def test_no_engine_and_no_tokenizer(
         ),
     ],
 )
-def test_bad_parameters(parameters: dict[str, str], words: str) -> None:
+def test_settings_refuse_wrong_parameters(parameters: dict[str, str], words: str) -> None:
     config = {"parameters": {name: {"string_value": text} for name, text in parameters.items()}}
     with pytest.raises(EngineError, match=words):
         Settings.from_config(config)

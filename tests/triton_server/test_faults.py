@@ -30,7 +30,7 @@ def long_text(oracle: Engine) -> str:
     return generation.text
 
 
-def test_clients_that_disconnect_free_their_slots(client: Client, oracle: Engine) -> None:
+def test_disconnected_clients_free_their_slots(client: Client, oracle: Engine) -> None:
     before = client.settled_metrics("tiny")["dflash_cancelled_requests_total"]
     (expected,) = oracle.generate(["He stays"], max_tokens=300, stop_token_ids=[])
     with ThreadPoolExecutor() as pool:
@@ -44,7 +44,7 @@ def test_clients_that_disconnect_free_their_slots(client: Client, oracle: Engine
     wait_for(lambda: client.metrics("tiny")["dflash_cancelled_requests_total"] == before + 12)
 
 
-def test_clients_that_disconnect_while_they_wait(client: Client) -> None:
+def test_disconnected_clients_leave_the_queue(client: Client) -> None:
     """Triton sees that an HTTP client has gone when it writes to it: so they cost a prompt and no
     more.
     """
@@ -61,7 +61,7 @@ def test_clients_that_disconnect_while_they_wait(client: Client) -> None:
     assert client.metrics("tiny")[name] - before[name] < (SLOTS + 4) * LONG["max_tokens"]
 
 
-def test_a_full_queue_refuses(client: Client) -> None:
+def test_full_queue_refuses(client: Client) -> None:
     assert client.load("narrow").status == 200
     with ThreadPoolExecutor() as pool, contextlib.ExitStack() as streams:
         for _ in range(SLOTS):
@@ -80,7 +80,7 @@ def test_a_full_queue_refuses(client: Client) -> None:
     client.unload("narrow")
 
 
-def test_a_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
+def test_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
     start = time.monotonic()
     reply = client.generate("tiny", text_input="x" * 8_000_000)
     assert reply.status == 400
@@ -91,7 +91,7 @@ def test_a_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
     assert time.monotonic() - start < 10
 
 
-def test_unloading_under_load(client: Client, long_text: str) -> None:
+def test_unload_under_load(client: Client, long_text: str) -> None:
     """Also for those that wait for a slot, as many as the queue of this model holds."""
     assert client.load("narrow").status == 200
     count = SLOTS + NARROW_QUEUE
@@ -125,9 +125,7 @@ class TritonPythonModel(Model):
 """
 
 
-def test_a_step_that_fails_in_the_middle_of_a_stream(
-    client: Client, repository: Path, long_text: str
-) -> None:
+def test_failing_step_ends_its_streams(client: Client, repository: Path, long_text: str) -> None:
     """An error, in our words, after part of the text; and the next request is served."""
     model = shutil.copytree(repository / "tiny", repository / "breaking")
     (model / "config.pbtxt").write_text(
@@ -185,7 +183,7 @@ def _bad_setting(model: Path) -> None:
         (_bad_setting, "max_waiting is 'many', expected an integer of at least 1"),
     ],
 )
-def test_what_is_missing_or_stale_does_not_load(
+def test_missing_or_stale_engine_does_not_load(
     client: Client, repository: Path, damage: Callable[[Path], None], words: str
 ) -> None:
     model = repository / f"damaged{damage.__name__}"
@@ -198,7 +196,7 @@ def test_what_is_missing_or_stale_does_not_load(
     assert not client.is_ready(model.name)
 
 
-def test_a_killed_stub_hangs_nobody(start: Callable[..., Any], repository: Path) -> None:
+def test_killed_stub_ends_its_requests(start: Callable[..., Any], repository: Path) -> None:
     server = start(repository, exit_seconds=2)
     client = Client(server.http, server.metrics)
     (stub,) = server.stubs()
@@ -219,7 +217,7 @@ def test_a_killed_stub_hangs_nobody(start: Callable[..., Any], repository: Path)
     assert server.process.poll() is not None
 
 
-def test_sigterm_in_the_middle_of_streams(
+def test_sigterm_lets_streams_end(
     start: Callable[..., Any], repository: Path, long_text: str
 ) -> None:
     server = start(repository)

@@ -20,7 +20,7 @@ REQUESTS, CONCURRENCY = 1000, 32
 MEMORY_KB = 8_000
 
 
-def test_a_thousand_streams(client: Client, server: Any, oracle: Engine) -> None:
+def test_server_under_a_thousand_streams(client: Client, server: Any, oracle: Engine) -> None:
     """No failure, no token lost, doubled or another's; memory stays where it was."""
     chance = random.Random(7)
     kinds = [random_request(chance) for _ in range(40)]
@@ -82,7 +82,7 @@ def resident_kb(pid: int) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
 
 
-def test_a_short_prompt_while_a_long_one_prefills(client: Client) -> None:
+def test_short_prompt_overtakes_a_long_one(client: Client) -> None:
     """It overtakes: the long prompt's first token comes after its own."""
     overtook = []
     for _ in range(5):
@@ -103,7 +103,7 @@ def test_a_short_prompt_while_a_long_one_prefills(client: Client) -> None:
     )
 
 
-def test_together_is_faster_than_one_after_the_other(client: Client) -> None:
+def test_batching_is_faster_than_one_by_one(client: Client) -> None:
     inputs = {"text_input": "Once upon a time", "max_tokens": 60, "ignore_eos": True}
 
     def seconds(concurrency: int) -> float:

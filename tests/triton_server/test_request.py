@@ -31,7 +31,7 @@ def read(**inputs: Any) -> GenerationRequest:
     return GenerationRequest.from_tensors(tensors, EOS)
 
 
-def test_a_prompt_alone_is_a_request() -> None:
+def test_prompt_alone_is_a_request() -> None:
     assert read(text_input=b"ab") == GenerationRequest(
         "ab", False, False, False, False, False, (), {}
     )
@@ -94,12 +94,12 @@ def test_every_input_arrives() -> None:
         ),
     ],
 )
-def test_what_is_refused(inputs: dict[str, Any], words: str) -> None:
+def test_wrong_request_is_refused(inputs: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         read(**inputs)
 
 
-def test_what_is_wrong_with_a_chat_is_said_to_a_client(tmp_path: Path) -> None:
+def test_chat_errors_are_for_clients(tmp_path: Path) -> None:
     """In the words of the request, without our files and commands."""
     plain = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "plain", chat=False))
     assert encode_prompt(read(text_input=b"ab"), plain) == list(b"ab")
@@ -148,7 +148,7 @@ def backend_that_reads(read_memory: Callable[[Any], Any]) -> Any:
     return SimpleNamespace(Tensor=Tensor)
 
 
-def test_a_server_that_corrupts_tensors_is_refused() -> None:
+def test_server_that_corrupts_tensors_is_refused() -> None:
     """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of
     this probe alike).
     """
@@ -162,7 +162,7 @@ def test_a_server_that_corrupts_tensors_is_refused() -> None:
         )
 
 
-def test_names_are_those_of_the_issue_and_the_frontend() -> None:
+def test_input_names_are_those_of_the_frontend() -> None:
     names = {field.name for field in INPUTS}
     assert {
         "text_input",
@@ -185,7 +185,7 @@ def test_names_are_those_of_the_issue_and_the_frontend() -> None:
 @pytest.mark.parametrize(
     ("visible", "device", "shown"), [(None, 1, "1"), ("", 0, "0"), ("4,6", 1, "6"), ("3", 0, "3")]
 )
-def test_an_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str) -> None:
+def test_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     restrict_to_gpu(device, environment)
     assert environment == {"CUDA_VISIBLE_DEVICES": shown}

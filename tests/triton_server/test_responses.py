@@ -43,5 +43,5 @@ def error_code(error: DFlashError) -> str:
         (EngineError("a step failed"), "INTERNAL"),
     ],
 )
-def test_clients_learn_whether_to_send_it_again(error: DFlashError, code: str) -> None:
+def test_error_codes_say_whether_to_retry(error: DFlashError, code: str) -> None:
     assert error_code(error) == code

@@ -76,7 +76,7 @@ def wait_until_it_serves(serving: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_it_and_its_server(serve: Serve, number: signal.Signals) -> None:
+def test_signal_stops_the_script_and_its_server(serve: Serve, number: signal.Signals) -> None:
     ports = local_server.free_ports()
     serving = serve(ports)
     wait_until_it_serves(serving)
@@ -92,7 +92,7 @@ def test_a_signal_stops_it_and_its_server(serve: Serve, number: signal.Signals) 
     assert (processes_of(serving), shared_memory_of(serving)) == ({}, [])
 
 
-def test_a_server_that_ends_by_itself_is_an_error(serve: Serve) -> None:
+def test_server_that_ends_by_itself_is_an_error(serve: Serve) -> None:
     serving = serve(local_server.free_ports())
     wait_until_it_serves(serving)
     (server,) = [pid for pid, name in processes_of(serving).items() if name == "tritonserver"]

@@ -26,7 +26,7 @@ def answer(oracle: Engine, prompt: str = PROMPT, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_one_response_and_a_stream_say_what_run_says(
+def test_response_and_stream_equal_run(
     client: Client, oracle: Engine, sampling: dict[str, Any]
 ) -> None:
     expected = answer(oracle, max_tokens=50, **sampling)
@@ -53,7 +53,7 @@ def test_one_response_and_a_stream_say_what_run_says(
 
 
 @pytest.mark.demo
-def test_the_demo_pair_says_what_run_says(client: Client) -> None:
+def test_demo_pair_equals_run(client: Client) -> None:
     question = "Name three fruits."
     shown = CliRunner().invoke(main, ["run", str(DEMO / "cpu"), question, "--max-tokens", "16"])
     assert client.load("demo").status == 200
@@ -96,7 +96,7 @@ def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
     assert text_of(chat=True) == oracle.generate([chat], max_tokens=40, stop_token_ids=[])[0].text
 
 
-def test_drafts_and_counts(client: Client, oracle: Engine) -> None:
+def test_draft_counts_add_up(client: Client, oracle: Engine) -> None:
     inputs = {"text_input": PROMPT, "max_tokens": 30, "ignore_eos": True}
     expected = answer(oracle, max_tokens=30, stop_token_ids=[]).text
     off = client.generate("tiny", draft=False, **inputs)
@@ -111,7 +111,7 @@ def test_drafts_and_counts(client: Client, oracle: Engine) -> None:
     assert "num_input_tokens" not in off.last
 
 
-def test_the_models_own_stop_tokens(client: Client, oracle: Engine) -> None:
+def test_model_stop_tokens_end_an_answer(client: Client, oracle: Engine) -> None:
     """A seed whose sampled answer meets the stop token, and whether it counts."""
     options = {"temperature": 1.5, "max_tokens": 200}
     seed, ended = next(
@@ -150,9 +150,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("inputs", "words"), WRONG, ids=[next(reversed(inputs)) for inputs, _ in WRONG]
 )
-def test_wrong_inputs_are_refused_in_our_words(
-    client: Client, inputs: dict[str, Any], words: str
-) -> None:
+def test_wrong_inputs_are_refused(client: Client, inputs: dict[str, Any], words: str) -> None:
     for ask in (client.generate, client.stream):
         reply = ask("tiny", **{"text_input": PROMPT} | inputs)
         assert reply.status == 400
@@ -160,7 +158,7 @@ def test_wrong_inputs_are_refused_in_our_words(
     assert client.generate("tiny", text_input=PROMPT, max_tokens=3).status == 200
 
 
-def test_garbage_in_every_field(client: Client, oracle: Engine) -> None:
+def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
     """Whatever JSON holds, the server answers with an error or the answer to what it took it for,
     and goes on.
     """

@@ -42,7 +42,7 @@ def exported(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def test_one_machine(exported: Callable[..., dict[str, Any]]) -> None:
+def test_export_for_one_machine(exported: Callable[..., dict[str, Any]]) -> None:
     made = exported(max_batch_size=7)
     assert made["yaml"]["tensor_parallel_size"] == made["yaml"]["gpus_per_node"] == 8
     assert (
@@ -63,7 +63,7 @@ def test_one_machine(exported: Callable[..., dict[str, Any]]) -> None:
     assert "hf_quant_config.json" in page
 
 
-def test_two_machines(exported: Callable[..., dict[str, Any]]) -> None:
+def test_export_for_two_machines(exported: Callable[..., dict[str, Any]]) -> None:
     made = exported(gpus=16, nodes=2, expert_parallel=4, arch="sm103", draft_len=5)
     sizes = {
         name: made["yaml"][name]
@@ -88,7 +88,7 @@ def test_two_machines(exported: Callable[..., dict[str, Any]]) -> None:
         ("Qwen3.8-27B", "sm90", "FA4"),
     ],
 )
-def test_attention_kernels(
+def test_attention_backend_of_an_arch(
     target: str, arch: str, expected: str, exported: Callable[..., dict[str, Any]]
 ) -> None:
     assert (
@@ -98,7 +98,7 @@ def test_attention_kernels(
 
 
 @pytest.mark.parametrize("script", ["serve.sh", "bench.sh"])
-def test_the_scripts_call_what_they_say(
+def test_scripts_run_the_commands_of_the_readme(
     script: str, exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """With stand-ins for the commands, from another folder, with more options."""
@@ -119,7 +119,7 @@ def test_the_scripts_call_what_they_say(
     assert shlex.join(arguments[: arguments.index("--config")]) in shown
 
 
-def test_local_directories(
+def test_export_of_local_directories(
     make_target: Callable[..., Path],
     make_drafter: Callable[..., Path],
     exported: Callable[..., dict[str, Any]],
@@ -189,7 +189,7 @@ def test_local_directories(
         ({"target": "MiniMax-M2.5"}, "its block size is not published"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_export_refuses_wrong_options(
     options: dict[str, Any], words: str, exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     with pytest.raises(DFlashError, match=words):
@@ -197,14 +197,14 @@ def test_what_cannot_be_is_refused(
     assert not (tmp_path / "export").exists()
 
 
-def test_names_are_taken_in_any_case_and_without_their_owner(
+def test_names_match_in_any_case_without_their_owner(
     exported: Callable[..., dict[str, Any]],
 ) -> None:
     made = exported(target="GPT-OSS-120B", drafter="gpt-oss-120b-dflash")
     assert made["yaml"]["speculative_config"]["speculative_model"] == "z-lab/gpt-oss-120b-DFlash"
 
 
-def test_sizes_that_are_not_published_are_not_compared(
+def test_unpublished_sizes_are_not_compared(
     exported: Callable[..., dict[str, Any]],
 ) -> None:
     """Of this drafter only the block is known; its target is as wide as no model of the table."""
@@ -212,7 +212,7 @@ def test_sizes_that_are_not_published_are_not_compared(
     assert made["yaml"]["speculative_config"]["max_draft_len"] == 7
 
 
-def test_a_drafter_of_another_decoding_type_is_refused(
+def test_drafter_of_another_decoding_type_is_refused(
     make_target: Callable[..., Path], exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(
@@ -225,12 +225,12 @@ def test_a_drafter_of_another_decoding_type_is_refused(
         exported(target=str(make_target("llama")), drafter=str(tmp_path), gpus=1)
 
 
-def test_an_uncertain_drafter_is_called_so(exported: Callable[..., dict[str, Any]]) -> None:
+def test_uncertain_drafter_is_marked(exported: Callable[..., dict[str, Any]]) -> None:
     page = (exported(target="gemma-4-31B-it")["dir"] / "README.md").read_text()
     assert "**Uncertain**: this drafter is of the variant 'Gemma 4'" in page
 
 
-def test_the_schema_finds_faults() -> None:
+def test_schema_errors_are_found() -> None:
     good = {"tensor_parallel_size": 2, "kv_cache_config": {"dtype": "auto"}}
     assert schema_errors(good) == []
     assert schema_errors({"tp_size": 2}) == ["TorchLlmArgs.tp_size: no such field"]
@@ -244,7 +244,7 @@ def test_the_schema_finds_faults() -> None:
         assert {expected for expected in table.values() if isinstance(expected, str)} <= set(TABLES)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_command_lists_its_files(tmp_path: Path) -> None:
     options = ["--target", "Qwen3-8B", "--gpus", "2", "--output-dir", str(tmp_path / "e")]
     result = CliRunner().invoke(main, ["export-trtllm", *options])
     assert result.exit_code == 0, result.output
@@ -270,14 +270,14 @@ class TestExample:
         command = [sys.executable, str(EXAMPLE), str(directory), *options]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
-    def test_without_tensorrt_llm_it_says_so(self, exported: Callable[..., dict[str, Any]]) -> None:
+    def test_example_needs_tensorrt_llm(self, exported: Callable[..., dict[str, Any]]) -> None:
         done = self.run(exported()["dir"])
         assert done.returncode == 1
         assert done.stderr.startswith("Error: tensorrt_llm is not installed here.")
         assert "nvcr.io/nvidia/tensorrt-llm/release (1.3.0rc27 or newer" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_its_readme_is_true(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_example_readme_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its commands, in order; the last one needs TensorRT-LLM."""
         monkeypatch.chdir(tmp_path)
         text = (EXAMPLE.parent / "README.md").read_text()
@@ -294,7 +294,7 @@ class TestExample:
         assert WRITTEN_FOR in text
         assert OLDEST in text
 
-    def test_with_it_the_figures_are_runs(
+    def test_example_prints_the_figures_of_run(
         self, exported: Callable[..., dict[str, Any]], tmp_path: Path
     ) -> None:
         """A stand-in that streams 1, 3, 4 and 2 tokens, and takes no argument that is not in the
