@@ -98,11 +98,11 @@ def modelopt_checkpoint(
 
 @pytest.fixture(scope="session")
 def llama(make_target: Callable[..., Path]) -> Path:
-    """A tiny Llama with the llama3 RoPE and an untied head."""
+    """Make a tiny Llama with the llama3 RoPE and an untied head."""
     return make_target("llama", rope="llama3")
 
 
 @pytest.fixture(scope="session")
 def qwen3(make_target: Callable[..., Path]) -> Path:
-    """A tiny Qwen3 with a tied head."""
+    """Make a tiny Qwen3 with a tied head."""
     return make_target("qwen3", tied=True)

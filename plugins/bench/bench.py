@@ -2,9 +2,9 @@
 
     python plugins/bench/bench.py --json plugins/bench/h200.json
 
-Needs a GPU, torch, nvcc and CMake. Each size is checked against float64 before it is timed. A time
-is that of a graph's replay, over input sets that together are four times the L2 cache; both sides
-write the block's keys and values and attend, on the same tensors in the same run.
+Needs a GPU, torch, nvcc and CMake. Each size is checked against float64 before it is timed. Times
+are those of replayed CUDA graphs, over input sets of four times the L2 cache together. In one run,
+both systems write the block's keys and values and attend, on the same tensors.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def say(line: str) -> None:
 
 
 def best_of_torch(work: Work, sets: list[Tensors]) -> tuple[str, float]:
-    """The fastest way and its time. Every way is tried on the first set; the three fastest are then
-    timed in full.
+    """Return the name of PyTorch's fastest way and its time in seconds.
+
+    Every way is tried on the first set; the three fastest are then timed in full.
     """
 
     def step(attend: Callable[[Tensors], torch.Tensor]) -> Callable[[Tensors], None]:
@@ -68,7 +69,7 @@ def best_of_torch(work: Work, sets: list[Tensors]) -> tuple[str, float]:
 
 
 def measure_attention(kernels: Kernels, work: Work, bandwidth: float) -> dict[str, Any] | None:
-    """One row of the table; None where the size does not fit the memory."""
+    """Return one row of the attention table, None where the size does not fit the memory."""
     free, _ = torch.cuda.mem_get_info()
     if work.set_bytes > MEMORY_SHARE * free:
         return None
@@ -99,9 +100,7 @@ def measure_attention(kernels: Kernels, work: Work, bandwidth: float) -> dict[st
 
 
 def accept_tensors(rows: int, sampling: Mapping[str, float], seed: int, device: str) -> Tensors:
-    """Inputs of accept at batch 1, whose first `rows` - 1 drafts are the argmax: greedy accepts
-    all.
-    """
+    """Make inputs of accept at batch 1, whose drafts are the argmax: greedy accepts them all."""
     generator = torch.Generator(device=device).manual_seed(seed)
     logits = 4 * torch.randn((1, rows, VOCAB), device=device, generator=generator)
     drafts = logits.argmax(-1)[:, : rows - 1]
@@ -129,8 +128,9 @@ def accept_tensors(rows: int, sampling: Mapping[str, float], seed: int, device: 
 
 
 def check_accept(t: Tensors, *, greedy: bool) -> None:
-    """Greedy accepts every draft; a sampled token is in the vocabulary, and the counts hold
-    together. Or SystemExit.
+    """Raise SystemExit unless the result of accept is plausible.
+
+    Greedy sampling accepts every draft. A sampled token is in the vocabulary, and the counts agree.
     """
     rows = t["logits"].shape[1]
     new, count = t["new_ids"][0].tolist(), int(t["num_new"])
@@ -147,7 +147,7 @@ def check_accept(t: Tensors, *, greedy: bool) -> None:
 
 
 def measure_accept(kernels: Kernels, rows: int, sampling: str) -> dict[str, Any]:
-    """One row of the table of accept, at batch 1."""
+    """Return one row of the accept table, at batch 1."""
     count = set_count(4 * rows * VOCAB)
     sets = [accept_tensors(rows, SAMPLING[sampling], seed, "cuda") for seed in range(count)]
     workspace = kernels.accept_workspace(sets[0]["logits"])
@@ -164,7 +164,7 @@ def measure_accept(kernels: Kernels, rows: int, sampling: str) -> dict[str, Any]
 
 
 def provenance(bandwidth: float) -> dict[str, Any]:
-    """Where and when the numbers come from."""
+    """Return where, when and with what the figures were measured."""
 
     def output(*command: str) -> str:
         try:
@@ -223,7 +223,7 @@ def main() -> None:
 def run_attention(
     kernels: Kernels, chosen: argparse.Namespace, bandwidth: float, found: list[dict[str, Any]]
 ) -> None:
-    """The table of attention, line by line, into `found` too."""
+    """Print the table of attention line by line, and append its rows to `found`."""
     say(
         "| shape | block | batch | context | µs | % of copy bandwidth | PyTorch's best, µs | ratio"
         " | which |"
@@ -249,7 +249,7 @@ def run_attention(
 
 
 def run_accept(kernels: Kernels, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """The table of accept, line by line, into `found` too."""
+    """Print the table of accept line by line, and append its rows to `found`."""
     say(f"\n| accept, batch 1, vocabulary {VOCAB}: block | sampling | µs |\n|---|---|---|")
     for block in chosen.blocks:
         for sampling in SAMPLING:

@@ -1,6 +1,4 @@
-"""DFlashMoE as it is timed: gpt-oss's experts in MXFP4, their expected result, and PyTorch's ways
-in bfloat16.
-"""
+"""The timed DFlashMoE: MXFP4 experts of gpt-oss, the expected result, and PyTorch's ways."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ LIMIT, ALPHA, SHIFT = 7.0, 1.702, 1.0
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of one of a model's layers: rows of gate and up in turn, MXFP4."""
+    """The MXFP4 experts of one layer; rows of gate and up alternate."""
 
     name: str
     hidden: int
@@ -28,7 +26,7 @@ class Experts:
 
     @property
     def bytes(self) -> int:
-        """Of one expert: 17 for every 32 weights, and its biases."""
+        """Return the bytes of one expert: 17 for every 32 weights, and its biases."""
         return 17 * 3 * self.inner * self.hidden // 32 + 2 * (2 * self.inner + self.hidden)
 
 
@@ -37,13 +35,13 @@ GPT_OSS = Experts("gpt-oss-120b", 2880, 2880, 128, 4)
 
 @dataclass(frozen=True)
 class MoeWork:
-    """`tokens` that go to experts as random logits have it."""
+    """`tokens` tokens, routed by random logits."""
 
     experts: Experts
     tokens: int
 
     def weights(self, device: str, seed: int = 0) -> Tensors:
-        """Random codes; scales such that a row's sum is about 1."""
+        """Make random packed weights; the scales keep a row's sum near 1."""
         generator = torch.Generator(device=device).manual_seed(seed)
         e, made = self.experts, {}
         for name, rows, columns in (
@@ -60,16 +58,20 @@ class MoeWork:
             )
             typical = 126 - round(math.log2(columns) / 2)
             scales = torch.randint(
-                typical - 2, typical + 1, (e.count, rows * columns // 32), dtype=torch.uint8, device=device,
+                typical - 2,
+                typical + 1,
+                (e.count, rows * columns // 32),
+                dtype=torch.uint8,
+                device=device,
                 generator=generator,
-            )  # fmt: skip
+            )
             made[f"{name}_scale"] = scales.view(torch.int32)
             bias = torch.randn((e.count, rows), device=device, generator=generator)
             made[f"{name}_bias"] = (0.1 * bias).bfloat16()
         return made
 
     def tensors(self, weights: Tensors, seed: int) -> Tensors:
-        """Tokens and their logits beside the weights; the result is full of NaN."""
+        """Make tokens and router logits beside the weights; the result is full of NaN."""
         device = weights["gate_up"].device
         generator = torch.Generator(device=device).manual_seed(1000 + seed)
         x = torch.randn(
@@ -79,43 +81,43 @@ class MoeWork:
         return {**weights, "x": x, "router_logits": logits, "out": torch.full_like(x, math.nan)}
 
     def chosen(self, t: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each token's experts and their shares, [N, k]."""
+        """Return each token's experts and their routing weights, both [N, k]."""
         values, index = t["router_logits"].topk(self.experts.top_k, dim=-1)
         return index, values.softmax(-1)
 
     def distinct(self, t: Tensors) -> int:
-        """How many experts the tokens have chosen together."""
+        """Return how many different experts the tokens are routed to."""
         return int(self.chosen(t)[0].unique().numel())
 
     def bytes(self, t: Tensors) -> int:
-        """The fewest that can be moved: the chosen experts, the tokens, their logits, and out."""
+        """Return the least bytes to move: the chosen experts, the tokens, their logits, and out."""
         tokens = self.tokens * (4 * self.experts.hidden + 4 * self.experts.count)
         return self.distinct(t) * self.experts.bytes + tokens
 
 
-def numbers(t: Tensors, name: str, expert: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weights [rows, columns] of one expert."""
-    codes = t[name][expert].view(torch.uint8)
-    nibbles = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()
-    table = torch.tensor([*E2M1, *(-x for x in E2M1)], dtype=torch.float64, device=codes.device)
-    scales = t[f"{name}_scale"][expert].view(torch.uint8).view(codes.shape[0], -1)
+def dequantize(t: Tensors, name: str, expert: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weights [rows, columns] of one expert in `dtype`."""
+    packed = t[name][expert].view(torch.uint8)
+    nibbles = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).long()
+    table = torch.tensor([*E2M1, *(-x for x in E2M1)], dtype=torch.float64, device=packed.device)
+    scales = t[f"{name}_scale"][expert].view(torch.uint8).view(packed.shape[0], -1)
     worth = torch.exp2(scales.double() - 127).repeat_interleave(32, -1)
     return (table[nibbles] * worth).to(dtype)
 
 
 def in_bfloat16(t: Tensors) -> Tensors:
-    """All experts' weights as PyTorch multiplies them."""
-    count = len(t["gate_up"])
-    return {
-        name: torch.stack([numbers(t, name, e, torch.bfloat16) for e in range(count)])
-        for name in ("gate_up", "down")
-    }
+    """Return all experts' weights in bfloat16, as PyTorch multiplies them."""
+    wide = {}
+    for name in ("gate_up", "down"):
+        experts = [dequantize(t, name, e, torch.bfloat16) for e in range(len(t[name]))]
+        wide[name] = torch.stack(experts)
+    return wide
 
 
 def one_expert(
     t: Tensors, gate_up: torch.Tensor, down: torch.Tensor, expert: int, x: torch.Tensor
 ) -> torch.Tensor:
-    """What an expert makes of rows of x, in their type."""
+    """Apply one expert to rows of x, in their type."""
     both = linear(x, gate_up, t["gate_up_bias"][expert].to(x.dtype))
     gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
     return linear(
@@ -124,20 +126,21 @@ def one_expert(
 
 
 def expected(work: MoeWork, t: Tensors, dtype: torch.dtype) -> torch.Tensor:
-    """out in plain operations of `dtype`, as float64."""
+    """Compute out with plain operations in `dtype`; the result is float64."""
     index, share = work.chosen(t)
     out = torch.zeros_like(t["x"], dtype=torch.float64)
     for expert in index.unique().tolist():
         token, choice = (index == expert).nonzero(as_tuple=True)
-        matrices = (numbers(t, name, expert, dtype) for name in ("gate_up", "down"))
+        matrices = (dequantize(t, name, expert, dtype) for name in ("gate_up", "down"))
         result = one_expert(t, *matrices, expert, t["x"][token].to(dtype))
         out.index_add_(0, token, result.double() * share[token, choice].double()[:, None])
     return out if dtype == torch.float64 else out.to(dtype).double()
 
 
 def check_experts(work: MoeWork, t: Tensors) -> None:
-    """Each row of out is as near to float64's as eager bfloat16 is, twice that, plus its rounding;
-    or SystemExit.
+    """Raise SystemExit if a row of out is too far from float64's.
+
+    The bound is twice the error of eager bfloat16, plus the rounding of the result.
     """
     exact, eager = (expected(work, t, dtype) for dtype in (torch.float64, torch.bfloat16))
     error = (t["out"].double() - exact).norm(dim=-1)
@@ -151,7 +154,7 @@ def check_experts(work: MoeWork, t: Tensors) -> None:
 
 
 Way = Callable[[Tensors], torch.Tensor]
-EVERYWHERE = "expert by expert"  # the way that every torch has
+EVERYWHERE = "expert by expert"  # every PyTorch can do it
 
 
 def torch_ways(work: MoeWork, t: Tensors, wide: Tensors) -> Iterator[tuple[str, Way]]:

@@ -1,5 +1,4 @@
-"""DFlashMoE's two products in the Triton language: what a short kernel gets out of the same
-weights.
+"""DFlashMoE's two products as a short kernel in the Triton language, on the same weights.
 
 Assignments are sorted by expert and cut into tiles of 16 by torch; a program multiplies one tile
 with a block of an expert's rows. E2M1 codes are expanded in arithmetic, times their scales, to the
@@ -56,8 +55,9 @@ def multiply_kernel(
 
 
 def tiles(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of each tile of 16 (-1: none) and its expert, for assignments [N, k] to `count`
-    experts.
+    """Return the places of each tile of 16 (-1: none) and its expert.
+
+    `index` [N, k] assigns tokens to `count` experts.
     """
     places, experts = [], []
     flat = index.flatten()
@@ -72,7 +72,7 @@ def tiles(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def multiply(
     x: torch.Tensor, t: Tensors, name: str, cut: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """x [A, columns] times each assignment's expert, [A, rows]."""
+    """Multiply x [A, columns] by each assignment's expert; the result is [A, rows]."""
     rows, columns = t[f"{name}_bias"].shape[1], x.shape[1]
     out = torch.empty((len(x), rows), dtype=x.dtype, device=x.device)
     codes, scales = (t[key].view(torch.uint8) for key in (name, f"{name}_scale"))
@@ -94,7 +94,7 @@ def multiply(
 
 
 def triton_way(work: MoeWork, t: Tensors):  # type: ignore[no-untyped-def]
-    """The whole operator on `t`; which experts are chosen, the host has read before."""
+    """Return the whole operator for `t`; the host has read the routing beforehand."""
     index, share = work.chosen(t)
     cut = tiles(index, work.experts.count)
 

@@ -1,4 +1,4 @@
-"""The plain C library on torch tensors: what the benchmark needs of plugins/library/dflash.h."""
+"""The plain C library on torch tensors: the part of plugins/library/dflash.h that is timed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _AcceptPlan(ctypes.Structure):
 
 
 def build(folder: Path) -> Path:
-    """Build the library for this machine's GPU into `folder` with CMake and nvcc; its path."""
+    """Build the library for this GPU into `folder` with CMake and nvcc; return its path."""
     configure = [
         "cmake",
         "-S",
@@ -92,16 +92,14 @@ def build(folder: Path) -> Path:
 
 
 class Kernels:
-    """The library's functions. They launch on torch's current stream, and may be captured in a
-    graph.
-    """
+    """The library's functions; they launch on torch's current stream, and graphs capture them."""
 
     def __init__(self, path: Path) -> None:
         self._c = ctypes.CDLL(str(path))
         self._c.dflash_last_error.restype = ctypes.c_char_p
 
     def attention_workspace(self, tensors: Tensors) -> torch.Tensor:
-        """Memory that suffices for attention on these tensors."""
+        """Allocate the workspace of attention on these tensors."""
         q, cache = tensors["q"], tensors["key_cache"]
         processors, plan = ctypes.c_int32(), _AttentionPlan()
         self._check(self._c.dflash_processors(ctypes.byref(processors)))
@@ -120,13 +118,13 @@ class Kernels:
     def verify_attention(
         self, tensors: Tensors, workspace: torch.Tensor, *, scale: float, window: int
     ) -> None:
-        """Write k and v into the caches and attend; into tensors["out"]."""
+        """Write k and v into the caches and attend; the result is tensors["out"]."""
         options = ctypes.byref(_Options(scale, window, causal=1))
         arguments = [*self._references(tensors, ATTENTION_TENSORS), options]
         self._check(self._c.dflash_verify_attention(*arguments, *self._end(workspace)))
 
     def accept_workspace(self, logits: torch.Tensor) -> torch.Tensor:
-        """Memory that suffices for logits [B, R, V]."""
+        """Allocate the workspace for logits [B, R, V]."""
         plan = _AcceptPlan()
         self._check(
             self._c.dflash_accept_plan(*map(ctypes.c_int32, logits.shape), ctypes.byref(plan))
@@ -134,13 +132,13 @@ class Kernels:
         return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=logits.device)
 
     def accept(self, tensors: Tensors, workspace: torch.Tensor) -> None:
-        """Choose and accept; into the last four of ACCEPT_TENSORS."""
+        """Sample and accept; the results are the last four of ACCEPT_TENSORS."""
         self._check(
             self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace))
         )
 
     def moe_workspace(self, tensors: Tensors, top_k: int) -> torch.Tensor:
-        """Memory that suffices for MXFP4 experts on these tensors."""
+        """Allocate the workspace of MXFP4 experts on these tensors."""
         plan, (tokens, hidden) = _MoePlan(), tensors["x"].shape
         experts, rows = tensors["gate_up_bias"].shape
         sizes = (tokens, hidden, rows // 2, experts, top_k, 1)
@@ -157,7 +155,7 @@ class Kernels:
         alpha: float,
         shift: float,
     ) -> None:
-        """The weighted sum of MXFP4 experts, rows of gate and up in turn; into tensors["out"]."""
+        """Write the weighted sum of MXFP4 experts, rows of gate and up alternating, to "out"."""
         options = ctypes.byref(_MoeOptions(top_k, 1, 1, 1, limit, alpha, shift))
         self._check(
             self._c.dflash_moe(
@@ -173,10 +171,8 @@ class Kernels:
             if tensor is None:
                 found.append(None)
                 continue
-            shape, stride = (
-                (ctypes.c_int64 * 4)(*tensor.shape),
-                (ctypes.c_int64 * 4)(*tensor.stride()),
-            )
+            shape = (ctypes.c_int64 * 4)(*tensor.shape)
+            stride = (ctypes.c_int64 * 4)(*tensor.stride())
             made = _Tensor(tensor.data_ptr(), DTYPES[tensor.dtype], tensor.ndim, shape, stride)
             found.append(ctypes.byref(made))
         return found

@@ -1,6 +1,4 @@
-"""The benchmark's table of experts: ours, PyTorch from bfloat16 experts, and a short kernel in the
-Triton language.
-"""
+"""The benchmark's table of experts: ours, PyTorch's in bfloat16, a short Triton kernel."""
 
 from __future__ import annotations
 
@@ -31,19 +29,19 @@ HEAD = (
     " bfloat16, µs | ratio | which | Triton, µs |"
 )
 TRITON = "triton"
-_MOST_SETS = 64
+_MAX_SETS = 64
 Ways = dict[str, dict[int, Way]]  # by name, then by the `out` of the set that a way was made for
 
 
 def launcher(kernels: Kernels, work: MoeWork, t: Tensors) -> Callable[[Tensors], None]:
-    """Our kernels on tensors such as `t`."""
+    """Return a launcher of our kernels for tensors such as `t`."""
     workspace = kernels.moe_workspace(t, work.experts.top_k)
     settings = {"top_k": work.experts.top_k, "limit": LIMIT, "alpha": ALPHA, "shift": SHIFT}
     return lambda given: kernels.moe(given, workspace, **settings)
 
 
 def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
-    """PyTorch's ways and Triton's, each made for every set: routing differs."""
+    """Make PyTorch's ways and Triton's for every set, since the routing differs."""
     made: Ways = {}
     for t in sets:
         for name, way in torch_ways(work, t, wide):
@@ -55,11 +53,11 @@ def other_ways(work: MoeWork, sets: list[Tensors], wide: Tensors) -> Ways:
     return made
 
 
-def why_not(name: str, way: Way, t: Tensors) -> str | None:
-    """Why this torch or GPU does not do a way at all: grouped products and Triton's kernel are not
-    for every one.
+def unusable_reason(name: str, way: Way, t: Tensors) -> str | None:
+    """Return why this torch or GPU cannot run a way, None if it can.
 
-    PyTorch does "expert by expert" everywhere, and its errors are errors.
+    Grouped products and Triton's kernel need particular GPUs. "Expert by expert" always works, so
+    its errors are not caught.
     """
     if name == EVERYWHERE:
         return None
@@ -72,7 +70,7 @@ def why_not(name: str, way: Way, t: Tensors) -> str | None:
 
 
 def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float:
-    """Seconds of a way, whose result on the first set is checked."""
+    """Time a way in seconds, after a check of its result on the first set."""
     first = sets[0]
     first["out"].copy_(ways[first["out"].data_ptr()](first))
     check_experts(work, first)
@@ -82,18 +80,14 @@ def time_of(work: MoeWork, ways: dict[int, Way], sets: list[Tensors]) -> float:
 def measure(
     kernels: Kernels, work: MoeWork, weights: Tensors, wide: Tensors, bandwidth: float
 ) -> dict[str, Any]:
-    """One row. The sets share the weights and route differently: together they touch four times the
-    L2 cache.
+    """Return one row of the table.
+
+    The sets share the weights and route differently; together they touch four times the L2 cache.
     """
     first = work.tensors(weights, 0)
     touched = work.bytes(first)
-    sets = [
-        first,
-        *(
-            work.tensors(weights, seed)
-            for seed in range(1, min(max(set_count(touched), 8), _MOST_SETS))
-        ),
-    ]
+    count = min(max(set_count(touched), 8), _MAX_SETS)
+    sets = [first, *(work.tensors(weights, seed) for seed in range(1, count))]
     ours = launcher(kernels, work, first)
     for t in (sets[0], sets[-1]):
         ours(t)
@@ -101,7 +95,8 @@ def measure(
     time, touched = seconds(ours, sets), sum(work.bytes(t) for t in sets) / len(sets)
     others = other_ways(work, sets, wide)
     reasons = {
-        name: why_not(name, ways[first["out"].data_ptr()], first) for name, ways in others.items()
+        name: unusable_reason(name, ways[first["out"].data_ptr()], first)
+        for name, ways in others.items()
     }
     times = {
         name: time_of(work, ways, sets) for name, ways in others.items() if reasons[name] is None
@@ -124,7 +119,7 @@ def measure(
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     triton = "-" if row["triton_microseconds"] is None else f"{row['triton_microseconds']:.1f}"
     return (
         f"| {row['experts']} | {row['tokens']} | {row['distinct_experts']:.1f} |"
@@ -137,7 +132,7 @@ def line(row: dict[str, Any]) -> str:
 def run_experts(
     kernels: Kernels, bandwidth: float, say: Callable[[str], None], experts: Experts = GPT_OSS
 ) -> list[dict[str, Any]]:
-    """The table, line by line; its rows."""
+    """Print the table line by line, and return its rows."""
     say(f"\n{HEAD}\n|---|---|---|---|---|---|---|---|---|---|")
     weights, found = MoeWork(experts, 1).weights("cuda"), []
     wide = in_bfloat16(weights)

@@ -1,6 +1,4 @@
-"""Times on the GPU: graphs replayed between events, over input sets that together are far larger
-than the L2 cache.
-"""
+"""Times on the GPU: CUDA graphs replayed between events, over far more input than the L2 cache."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ T = TypeVar("T")
 def seconds(
     launch: Callable[[T], object], sets: Sequence[T], launches: int = 10, replays: int = 20
 ) -> float:
-    """Median time of one `launch`, which goes round the sets; captured in a graph, so that no host
-    time counts.
+    """Return the median time of one `launch`, in seconds.
 
-    A graph holds at least that many launches, which share the gap between two replays.
+    Launches cycle through the sets and are captured in a graph, so that no host time counts. A
+    graph holds at least `launches` of them, which share the gap between two replays.
     """
     rounds = -(-launches // len(sets))
     side = torch.cuda.Stream()
@@ -45,13 +43,13 @@ def seconds(
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second that a large copy inside the device's memory reads and writes."""
-    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    return 2 * source.numel() / seconds(lambda _: target.copy_(source), [None])
+    """Return the bytes per second that a large copy in device memory reads and writes."""
+    src = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
+    dst = torch.empty_like(src)
+    return 2 * src.numel() / seconds(lambda _: dst.copy_(src), [None])
 
 
 def set_count(set_bytes: int) -> int:
-    """How many sets of this size it takes to be four times the L2 cache."""
+    """Return how many sets of this size are four times the L2 cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return -(-4 * cache // set_bytes)

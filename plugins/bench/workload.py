@@ -1,6 +1,4 @@
-"""The work that is timed: verification of a block against a context, ours and PyTorch's, and what
-both should give.
-"""
+"""The timed attention of a block over a context: ours, PyTorch's and the expected result."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ BACKENDS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Attention of a model's layer."""
+    """The attention shape of a model's layer."""
 
     name: str
     q_heads: int
@@ -57,32 +55,28 @@ class Work:
 
     @property
     def first_key(self) -> int:
-        """The first that any row sees."""
+        """Return the first key that any row sees."""
         return max(0, self.context - self.shape.window + 1) if self.shape.window else 0
 
     @property
     def bytes(self) -> int:
-        """The fewest that can be moved: keys and values seen, the block's read and written, q and
-        out.
+        """Return the least bytes to move.
+
+        These are the visible keys and values, the block's keys and values twice, q and out.
         """
         seen = self.context + self.rows - self.first_key
         row = 2 * self.shape.kv_heads * self.shape.head_dim
-        return (
-            2
-            * self.batch
-            * (row * (seen + self.rows) + 2 * self.rows * self.shape.q_heads * self.shape.head_dim)
-        )
+        q_and_out = 2 * self.rows * self.shape.q_heads * self.shape.head_dim
+        return 2 * self.batch * (row * (seen + self.rows) + q_and_out)
 
     @property
     def set_bytes(self) -> int:
-        """Memory of one set of tensors."""
-        return (
-            4 * self.batch * self.shape.kv_heads * self.shape.head_dim * (self.context + self.rows)
-            + self.bytes
-        )
+        """Return the bytes of one set of tensors."""
+        head_rows = self.batch * self.shape.kv_heads * (self.context + self.rows)
+        return 4 * head_rows * self.shape.head_dim + self.bytes
 
     def tensors(self, device: str, seed: int) -> Tensors:
-        """Random inputs; the result is full of NaN."""
+        """Make random inputs; the result is full of NaN."""
         generator = torch.Generator(device=device).manual_seed(seed)
 
         def random(*size: int) -> torch.Tensor:
@@ -102,16 +96,14 @@ class Work:
         return {**made, "sinks": random(s.q_heads)} if s.sinks else made
 
     def mask(self, device: str) -> torch.Tensor:
-        """[rows, keys from first_key on]: True where a row sees a key."""
+        """Return a mask [rows, keys from first_key on], True where a row sees a key."""
         keys = torch.arange(self.first_key, self.context + self.rows, device=device)
         distance = (self.context + torch.arange(self.rows, device=device))[:, None] - keys
         return (distance >= 0) & (distance < (self.shape.window or math.inf))
 
 
 def write_caches(work: Work, t: Tensors) -> None:
-    """The block's keys and values into the caches, as PyTorch does it where the host knows the
-    length.
-    """
+    """Write the block's keys and values into the caches with PyTorch; the host knows the length."""
     for cache, rows in (("key_cache", "k"), ("value_cache", "v")):
         t[cache][:, :, work.context :].copy_(t[rows].transpose(1, 2))
 
@@ -120,11 +112,10 @@ Attention = Callable[[Tensors], torch.Tensor]
 
 
 def torch_candidates(work: Work, device: str) -> Iterator[tuple[str, Attention]]:
-    """Ways to do the same with scaled_dot_product_attention; each gives [B, Hq, T, D] or raises
-    RuntimeError.
+    """Yield ways to use scaled_dot_product_attention; each returns [B, Hq, T, D].
 
-    Of the caches it gets exactly the keys that are seen, which a graph of constant shapes could not
-    give it. It knows no sinks: where the shape has some, its work is less than ours.
+    A way that a backend cannot do raises RuntimeError. PyTorch gets exactly the visible keys, which
+    a graph of constant shapes could not give it. It has no sinks, so that it then does less work.
     """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     mask = work.mask(device)
@@ -177,15 +168,15 @@ def _on_backend(backend: SDPBackend, way: Attention) -> Attention:
 
 
 def expected(work: Work, t: Tensors, slot: int, dtype: torch.dtype) -> torch.Tensor:
-    """Attention of one slot in plain operations of `dtype`: [T, Hq, D] in float64. The caches have
-    been written.
+    """Compute one slot's attention with plain operations in `dtype`: [T, Hq, D] in float64.
+
+    The caches already hold the block's keys and values.
     """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     q = t["q"][slot].to(dtype).unflatten(1, (s.kv_heads, group)).permute(1, 2, 0, 3)
     k, v = (t[name][slot, :, work.first_key :].to(dtype) for name in ("key_cache", "value_cache"))
-    wide = (
-        torch.float64 if dtype == torch.float64 else torch.float32
-    )  # of the softmax, as eager models have it
+    # Eager models compute the softmax in float32.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     scores = (q @ k[:, None].transpose(2, 3)).to(wide) * s.scale
     scores = scores.masked_fill(~work.mask(str(q.device)), -math.inf)
     if "sinks" in t:
@@ -196,10 +187,10 @@ def expected(work: Work, t: Tensors, slot: int, dtype: torch.dtype) -> torch.Ten
 
 
 def check(work: Work, t: Tensors, slot: int) -> None:
-    """Each head row of out is as near to float64's as eager bfloat16 is, twice that, plus its
-    rounding. Or SystemExit.
+    """Raise SystemExit if a head row of out is too far from float64's.
 
-    The rule and its reasons: tests/plugins/attention_reference.py.
+    The bound is twice the error of eager bfloat16, plus the rounding of the result. Its reasons are
+    in tests/plugins/attention_reference.py.
     """
     exact, eager = (expected(work, t, slot, dtype) for dtype in (torch.float64, torch.bfloat16))
     error = (t["out"][slot].double() - exact).norm(dim=-1)

@@ -246,7 +246,7 @@ def long_sentences_in(text: str) -> list[str]:
 
 
 def long_sentences(path: Path) -> list[str]:
-    """List the sentences of a Markdown file, or of a Python file's docstrings, that are too long."""
+    """List the sentences that are too long in a page, or in a Python file's docstrings."""
     if path.suffix == ".md":
         return [f"{path.name}: {found}" for found in long_sentences_in(path.read_text())]
     lines = []

@@ -85,7 +85,7 @@ def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int
     work = experts.MoeWork(experts.Experts("small", 64, 96, 5, 2), tokens)
     weights = work.weights("cpu")
     tensors = work.tensors(weights, 1)
-    assert 1e-2 < float(experts.numbers(tensors, "gate_up", 0, torch.float64).std()) < 2
+    assert 1e-2 < float(experts.dequantize(tensors, "gate_up", 0, torch.float64).std()) < 2
     with pytest.raises(SystemExit, match="WRONG RESULT: MoeWork"):
         experts.check_experts(work, tensors)
     measure.launcher(kernels, work, tensors)(tensors)

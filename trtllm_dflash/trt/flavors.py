@@ -1,8 +1,8 @@
-"""All that differs between TensorRT and TensorRT-RTX where engines are built and run.
+"""The two flavors of TensorRT, and everything that differs between them.
 
-TensorRT-RTX compiles for any GPU that it is told, without one, and finishes kernels where the
-engine runs. TensorRT compiles for the GPU that it runs on and times tactics there; those timings
-can be kept. All else is shared, and tests/trt type-checks it against the bindings of both.
+TensorRT-RTX compiles for any GPU without one, and finishes its kernels where the engine runs.
+TensorRT compiles for the GPU at hand and times tactics there; a timing cache keeps the times.
+All other code is shared, and tests/trt type-checks it against the bindings of both.
 """
 
 from __future__ import annotations
@@ -21,44 +21,45 @@ if TYPE_CHECKING:
 else:
     full = rtx = import_tensorrt()  # one of them is this process's
 
-# A tactic may take as much scratch memory as TensorRT allows it, by default all that the GPU has;
-# the engine then asks for it beside its caches.
+# By default a tactic may take all of the GPU's memory as scratch space, which the engine then needs
+# beside its caches.
 WORKSPACE_BYTES = 4 << 30
 
 
 class Flavor(Protocol):
-    """One of the two; objects of TensorRT are those of its module."""
+    """TensorRT or TensorRT-RTX; all TensorRT objects come from its module."""
 
     title: str
-    package: str  # what pip would install in another version
+    package: str  # its name for pip
 
     def configure_builder(
         self, config: Any, archs: Sequence[str], timings: Path | None
     ) -> AbstractContextManager[None]:
-        """Around a build: what it is for, and where timings of tactics come from and go to (None:
-        nowhere).
+        """Set up a builder configuration for `archs` during a build.
+
+        Tactic timings are read from and written to the file `timings`, if given.
         """
         ...
 
     def context_factory(self, engine: Any) -> Callable[[bool], Any]:
-        """Makes execution contexts of an engine, without memory of their own; None if TensorRT
-        refuses.
+        """Return a function that makes execution contexts without memory of their own.
 
-        Its argument says whether a context will run at one set of shapes.
+        Its argument says whether a context runs at one set of shapes only. It returns None if
+        TensorRT refuses.
         """
         ...
 
     def is_capturable(self, context: Any, stream: int) -> bool:
-        """Whether a run at the present shapes can be captured in a CUDA graph."""
+        """Return whether a run at the present shapes can be captured in a CUDA graph."""
         ...
 
     def diagnose_engine(self, runtime: Any, data: Any) -> str:
-        """What TensorRT can say of an engine that it does not load, in words; "" if nothing."""
+        """Return why an engine does not load, "" if TensorRT does not say."""
         ...
 
 
 class TensorRTRTX:
-    """For sm80, sm86, sm89, sm120 and sm121."""
+    """TensorRT-RTX, for sm80, sm86, sm89, sm120 and sm121."""
 
     title, package = "TensorRT-RTX", "tensorrt-rtx-cu13"
 
@@ -66,9 +67,9 @@ class TensorRTRTX:
     def configure_builder(
         self, config: rtx.IBuilderConfig, archs: Sequence[str], timings: Path | None
     ) -> Iterator[None]:
-        """Any of its GPUs, no tactics are timed."""
+        """Set the GPU architectures; no tactics are timed, so `timings` is unused."""
         del timings
-        # Without it a context may allocate while it runs, and then no CUDA graph can be captured.
+        # Without this flag a context may allocate while it runs, which CUDA graphs do not allow.
         config.set_flag(rtx.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(archs)
         for index, arch in enumerate(archs):
@@ -76,22 +77,21 @@ class TensorRTRTX:
         yield
 
     def context_factory(self, engine: rtx.ICudaEngine) -> Callable[[bool], rtx.IExecutionContext]:
-        """With fixed shapes, kernels are compiled for just these before the first run.
+        """Return a function that makes execution contexts, which share their compiled kernels.
 
-        Otherwise they are compiled in the background, and general ones serve until then. All
-        contexts share them.
+        With fixed shapes, kernels are compiled for these shapes before the first run. Otherwise
+        they are compiled in the background, and general kernels serve until then.
         """
         kernels: list[rtx.IRuntimeCache] = []
 
         def make(fixed_shapes: bool) -> rtx.IExecutionContext:
             config = engine.create_runtime_config()
-            kinds = rtx.DynamicShapesKernelSpecializationStrategy
+            strategies = rtx.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = (
-                kinds.EAGER if fixed_shapes else kinds.LAZY
+                strategies.EAGER if fixed_shapes else strategies.LAZY
             )
-            config.cuda_graph_strategy = (
-                rtx.CudaGraphStrategy.DISABLED
-            )  # the session captures whole steps itself
+            # The session captures whole steps itself.
+            config.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
             config.set_execution_context_allocation_strategy(
                 rtx.ExecutionContextAllocationStrategy.USER_MANAGED
             )
@@ -103,22 +103,19 @@ class TensorRTRTX:
         return make
 
     def is_capturable(self, context: rtx.IExecutionContext, stream: int) -> bool:
-        """It knows."""
+        """Ask the execution context."""
         return bool(context.is_stream_capturable(stream))
 
     def diagnose_engine(self, runtime: rtx.Runtime, data: Any) -> str:
-        """Its diagnostics."""
+        """Return TensorRT-RTX's validity diagnostics."""
         _, found = runtime.get_engine_validity(data[: runtime.engine_header_size])
-        kinds = rtx.EngineInvalidityDiagnostics.__members__
-        return ", ".join(
-            name.lower().replace("_", " ")
-            for name, kind in kinds.items()
-            if found & int(kind.value)
-        )
+        flags = rtx.EngineInvalidityDiagnostics.__members__
+        names = [name for name, flag in flags.items() if found & int(flag.value)]
+        return ", ".join(name.lower().replace("_", " ") for name in names)
 
 
 class TensorRT:
-    """For sm90, sm100 and sm103, on that GPU."""
+    """TensorRT, for sm90, sm100 and sm103; it builds on the GPU that runs the engine."""
 
     title, package = "TensorRT", "tensorrt-cu13"
 
@@ -126,7 +123,11 @@ class TensorRT:
     def configure_builder(
         self, config: full.IBuilderConfig, archs: Sequence[str], timings: Path | None
     ) -> Iterator[None]:
-        """The GPU at hand, whichever `archs` says: the build has made sure that it is that one."""
+        """Set up a build for the GPU at hand, which the caller has checked against `archs`.
+
+        Raises:
+            BuildError: for several architectures, or a timing cache of another GPU or version.
+        """
         if len(archs) != 1:
             raise BuildError(
                 f"TensorRT compiles for the one GPU that it runs on, and not for {', '.join(archs)}"
@@ -147,7 +148,7 @@ class TensorRT:
         fresh.replace(timings)
 
     def context_factory(self, engine: full.ICudaEngine) -> Callable[[bool], full.IExecutionContext]:
-        """Kernels are all compiled: shapes make no difference."""
+        """Return a function that makes execution contexts; the shapes make no difference."""
 
         def make(fixed_shapes: bool) -> full.IExecutionContext:
             del fixed_shapes
@@ -158,13 +159,14 @@ class TensorRT:
         return make
 
     def is_capturable(self, context: full.IExecutionContext, stream: int) -> bool:
-        """It cannot be asked; a capture that fails is an error with CUDA's own words, and
-        DFLASH_CUDA_GRAPH=0 helps.
+        """Return True, since TensorRT cannot be asked.
+
+        A capture that fails is reported with CUDA's own error; DFLASH_CUDA_GRAPH=0 avoids it.
         """
         del context, stream
         return True
 
     def diagnose_engine(self, runtime: full.Runtime, data: Any) -> str:
-        """It says so in its log alone."""
+        """Return "", since TensorRT gives the reason only in its log."""
         del runtime, data
         return ""

@@ -1,5 +1,6 @@
-"""The one door to TensorRT: code behind it is the same for both kinds, and a process has one of
-them.
+"""Import of TensorRT or TensorRT-RTX. All other code of the package imports it from here.
+
+A process can use only one of the two.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from trtllm_dflash.errors import EngineError
 if TYPE_CHECKING:
     from trtllm_dflash.trt.flavors import Flavor
 
-_FLAVORS = {  # module of TensorRT -> module and class of what is particular to it
+_FLAVORS = {  # module of TensorRT -> our module and class for it
     "tensorrt_rtx": "trtllm_dflash.trt.flavors:TensorRTRTX",
     "tensorrt": "trtllm_dflash.trt.flavors:TensorRT",
 }
@@ -21,10 +22,12 @@ _chosen: list[str] = []
 
 
 def select_flavor(module: str) -> None:
-    """Make `module` the TensorRT of this process, before anything behind the door is imported.
+    """Make `module` the TensorRT of this process.
 
-    Raises: EngineError: if the process already has the other one: their plugins are classes of one
-    module each.
+    Call it before any module that uses TensorRT is imported: plugins are classes of one flavor.
+
+    Raises:
+        EngineError: if the process already uses the other one.
     """
     if _chosen and _chosen[0] != module:
         raise EngineError(
@@ -36,7 +39,7 @@ def select_flavor(module: str) -> None:
 
 
 def import_tensorrt() -> Any:
-    """The TensorRT of this process: the one chosen, else TensorRT-RTX.
+    """Import the selected TensorRT, by default TensorRT-RTX.
 
     Raises:
         EngineError: if it cannot be imported.
@@ -44,12 +47,12 @@ def import_tensorrt() -> Any:
     select_flavor(_chosen[0] if _chosen else _DEFAULT)
     try:
         return import_module(_chosen[0])
-    except (ImportError, OSError) as error:  # OSError: a library of it that is not there
+    except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
         raise EngineError(f"the Python module {_chosen[0]} cannot be imported: {error}") from error
 
 
 def flavor() -> Flavor:
-    """What is particular to the TensorRT of this process."""
+    """Return the flavor of this process's TensorRT."""
     import_tensorrt()
     module, name = _FLAVORS[_chosen[0]].split(":")
     made: Flavor = getattr(import_module(module), name)()
