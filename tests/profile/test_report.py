@@ -26,8 +26,8 @@ from trtllm_dflash.profile.result import Profile
 
 pytest.importorskip("matplotlib")
 
-from trtllm_dflash.profile import plots
 from trtllm_dflash.profile.curve import Curve, CurvePoint
+from trtllm_dflash.profile.curve_plot import throughput_against_interactivity
 from trtllm_dflash.profile.html_report import page
 
 VOID = {"meta", "br", "path", "use"}
@@ -164,7 +164,7 @@ def test_save_writes_svg_and_png(estimated: bool, tmp_path: Path) -> None:
         CurvePoint.of_step(batch=n, draft_len=7, acceptance_length=4, step_seconds=0.004 + n / 1e4)
         for n in (1, 8, 64)
     )
-    figure = plots.throughput_against_interactivity(
+    figure = throughput_against_interactivity(
         [Curve("DFlash", points, estimated=estimated)], log=True
     )
     theme.save(figure, tmp_path / "curve.svg")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.curve import Curve
-from trtllm_dflash.profile.plots import throughput_against_interactivity
+from trtllm_dflash.profile.curve_plot import throughput_against_interactivity
 from trtllm_dflash.profile.theme import require_matplotlib
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -29,7 +30,8 @@ class NegLogLikelihood:
 
     def add(self, predicted: Float64, token_ids: Int64) -> None:
         """Add log probabilities [N, V] and the token that followed each row, [n] with n <= N."""
-        self.total -= float(predicted[np.arange(len(token_ids)), token_ids].sum())
+        rows = np.arange(len(token_ids))
+        self.total -= float(predicted[rows, token_ids].sum())
         self.count += len(token_ids)
 
     @property
@@ -50,7 +52,8 @@ class Divergence:
         """Add log probabilities [N, V] of the same positions."""
         kl = (np.exp(reference) * (reference - ours)).sum(-1)
         self._kl.append(np.maximum(kl, 0))  # equal up to rounding, it would be a little below
-        self._agreed += int((ours.argmax(-1) == reference.argmax(-1)).sum())
+        agreed = ours.argmax(-1) == reference.argmax(-1)
+        self._agreed += int(agreed.sum())
 
     @property
     def positions(self) -> int:
@@ -76,18 +79,20 @@ class OutputErrors:
 
     def add(self, name: str, ours: Float32, reference: Float32) -> None:
         """Add outputs [N, size] at the same positions."""
+        wide = reference.astype(np.float64)
         error, size = self._squares.get(name, (0.0, 0.0))
-        difference = ours.astype(np.float64) - reference
-        error += float(np.square(difference).sum())
-        size += float(np.square(reference.astype(np.float64)).sum())
+        error += _sum_of_squares(ours - wide)
+        size += _sum_of_squares(wide)
         self._squares[name] = (error, size)
 
     def relative(self) -> dict[str, float]:
         """Return errors by name; infinite where the reference is all zero and ours is not."""
-        return {name: _ratio(error, size) ** 0.5 for name, (error, size) in self._squares.items()}
+        errors = {}
+        for name, (error, size) in self._squares.items():
+            ratio = error / size if size else math.inf
+            errors[name] = math.sqrt(ratio) if error else 0.0
+        return errors
 
 
-def _ratio(error: float, size: float) -> float:
-    if size == 0:
-        return float("inf") if error else 0.0
-    return error / size
+def _sum_of_squares(values: Float64) -> float:
+    return float(np.square(values).sum())

@@ -1,3 +1,1 @@
-"""What DFlash gives: measured on this machine, or estimated for another; as numbers, curves, plots
-and advice.
-"""
+"""Benchmarks against plain decoding, the reference package and Hugging Face; recommended drafts."""

@@ -31,9 +31,14 @@ def advise(dflash: Sequence[CurvePoint], plain: Sequence[CurvePoint]) -> Advice:
     rows = []
     for batch in batches:
         best = _best([point for point in dflash if point.batch == batch])
-        user = best.tokens_per_second_per_user
-        speedup = user / baselines[batch].tokens_per_second_per_user
-        rows.append(BatchAdvice(batch, best.draft_len, best.draft_len + 1, user, speedup))
+        row = BatchAdvice(
+            batch=batch,
+            draft_len=best.draft_len,
+            block_size=best.draft_len + 1,
+            tokens_per_second_per_user=best.tokens_per_second_per_user,
+            speedup=best.tokens_per_second_per_user / baselines[batch].tokens_per_second_per_user,
+        )
+        rows.append(row)
     return Advice(rows, _stops_paying_at(rows), schedule(rows).to_json())
 
 

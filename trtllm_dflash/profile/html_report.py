@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trtllm_dflash.profile import plots
+from trtllm_dflash.profile import acceptance_plots, time_plots
+from trtllm_dflash.profile.curve_plot import colours_by_name, throughput_against_interactivity
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     PROMPT_COLUMNS,
@@ -138,7 +139,7 @@ def _figure(figure: Figure, description: str, caption: str) -> _FigureView:
 def _throughput(profile: Profile) -> _FigureView:
     on_gpu = bool(profile.machine["gpus"]) and profile.engine["arch"] != "cpu"
     return _figure(
-        plots.throughput_against_interactivity(profile.curves, device="GPU" if on_gpu else "CPU"),
+        throughput_against_interactivity(profile.curves, device="GPU" if on_gpu else "CPU"),
         "Throughput against interactivity by system",
         "Numbers at the points are batch sizes. Every point is the mean over the steps in which the"
         " whole batch took part. Up and to the right is better.",
@@ -160,22 +161,22 @@ def _results_table(profile: Profile) -> _TableView:
 
 def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str, Any]:
     """Return the figures and tables about acceptance, by their names in the template."""
-    colours = plots.colours_by_name([result.system for result in profile.results])
+    colours = colours_by_name([result.system for result in profile.results])
     widest = max(drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH))
     recommended = recommended_result(profile)
     return {
         "by_category": _figure(
-            plots.acceptance_length_by_category(drafting, colours),
+            acceptance_plots.acceptance_length_by_category(drafting, colours),
             "τ by category of prompt",
             f"τ by category of prompt, at batch {widest.batch}.",
         ),
         "by_position": _figure(
-            plots.acceptance_by_position(widest, colours),
+            acceptance_plots.acceptance_by_position(widest, colours),
             "acceptance by position in the block",
             f"{widest.system}: a draft counts as accepted when all before it are.",
         ),
         "step_yields": _figure(
-            plots.step_yields(drafting, colours),
+            acceptance_plots.step_yields(drafting, colours),
             "histogram of tokens a step",
             "How many tokens a step yielded.",
         ),
@@ -198,11 +199,11 @@ def _time_figures(profile: Profile) -> list[_FigureView]:
     if not breakdowns:
         return []
     caption = _METHODS[breakdowns[0].method]
-    figures = [_figure(plots.where_time_goes(breakdowns), "time of a step by part", caption)]
+    figures = [_figure(time_plots.where_time_goes(breakdowns), "time of a step by part", caption)]
     shown = _layered_breakdown(profile)
     if shown is not None:
         caption = f"{shown.system}, batch {shown.batch}, by layer."
-        figures.append(_figure(plots.time_by_layer(shown), "time of a step by layer", caption))
+        figures.append(_figure(time_plots.time_by_layer(shown), "time of a step by layer", caption))
     return figures
 
 

@@ -11,8 +11,9 @@ The same holds for kernels that ONNX Runtime's optimizer inserted.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from trtllm_dflash.profile.result import LayerTime
 
@@ -30,29 +31,34 @@ def layers_of(names: Sequence[str]) -> list[str]:
 
     Layers are "target/layers.0", "target/lm_head", "accept", …; "" is no layer.
     """
-    inlined = [_INLINED.search(name) for name in names]
-    by_scope = _layers_by_scope(names, inlined)
-    by_call = _layers_by_call(inlined, by_scope)
+    calls = [inlined_call(name) for name in names]
+    by_scope = _layers_by_scope(names, calls)
+    by_call = _layers_by_call(calls, by_scope)
     layers = []
-    for found, layer in zip(inlined, by_scope, strict=True):
-        layers.append(by_call[found["call"]] if found else layer)
+    for call, layer in zip(calls, by_scope, strict=True):
+        if call is not None:
+            layer = by_call[call.name]
+        layers.append(layer)
     return layers
 
 
 def graph_order(layer: str) -> tuple[int, str, int]:
     """Return a key that sorts layers by part, and within it by number."""
     scope, _, inner = layer.partition("/")
+    part = list(PARTS).index(scope)
     name, _, number = inner.rpartition(".")
-    part = list(PARTS).index(scope) if scope in PARTS else -1
-    return (part, name, int(number)) if number.isdecimal() else (part, inner, -1)
+    if number.isdecimal():
+        return part, name, int(number)
+    return part, inner, -1
 
 
 def layer_times(seconds: Mapping[str, float]) -> list[LayerTime]:
     """Return seconds by layer in the graph's order, without those of no layer."""
     times = []
-    for layer in sorted(filter(None, seconds), key=graph_order):
-        part = PARTS[layer.split("/")[0]]
-        times.append(LayerTime(part, layer, seconds[layer]))
+    layers = filter(None, seconds)
+    for layer in sorted(layers, key=graph_order):
+        scope = layer.split("/")[0]
+        times.append(LayerTime(PARTS[scope], layer, seconds[layer]))
     return times
 
 
@@ -61,41 +67,54 @@ def layer_in_scope(name: str) -> str:
     scope, *inner = name.strip("/").split("/")
     if scope not in PARTS:
         return ""
-    return f"{scope}/{inner[0]}" if len(inner) > 1 and scope != "accept" else scope
+    if scope == "accept" or len(inner) < 2:
+        return scope
+    return f"{scope}/{inner[0]}"
 
 
-def inlined_call(name: str) -> tuple[str, str] | None:
-    """Return (call, function) of a kernel from a function's body; None for other kernels."""
+class InlinedCall(NamedTuple):
+    """A call of a function whose body is inlined."""
+
+    name: str
+    function: str
+
+
+def inlined_call(name: str) -> InlinedCall | None:
+    """Return the call that a kernel is of; None for a kernel outside of functions."""
     found = _INLINED.search(name)
-    return (found["call"], found["function"]) if found else None
+    if found is None:
+        return None
+    return InlinedCall(found["call"], found["function"])
 
 
-def _layers_by_scope(names: Sequence[str], inlined: Sequence[re.Match[str] | None]) -> list[str]:
+def _layers_by_scope(names: Sequence[str], calls: Sequence[InlinedCall | None]) -> list[str]:
     """Return the layer in each kernel's name, or else that of the next kernel that has one."""
-    layers, following = [], ""
-    for name, found in zip(reversed(names), reversed(inlined), strict=True):
+    layers = []
+    following = ""
+    for name, call in zip(reversed(names), reversed(calls), strict=True):
         layer = following
-        if found is None and name.startswith("/"):
+        if call is None and name.startswith("/"):
             layer = layer_in_scope(name.removesuffix(KERNEL_SUFFIX))
         following = layer or following
         layers.append(layer)
-    return layers[::-1]
+    layers.reverse()
+    return layers
 
 
-def _layers_by_call(
-    inlined: Sequence[re.Match[str] | None], by_scope: Sequence[str]
-) -> dict[str, str]:
-    """Return the layer of each call of a function."""
-    last: dict[str, tuple[int, str]] = {}  # call -> its last kernel, and the function
-    for index, found in enumerate(inlined):
-        if found:
-            last[found["call"]] = index, found["function"]
-    num_calls: dict[str, int] = defaultdict(int)
+def _layers_by_call(calls: Sequence[InlinedCall | None], by_scope: Sequence[str]) -> dict[str, str]:
+    """Return the layer of each call, by the call's name."""
+    kernels = enumerate(calls)
+    last_kernels = {call: index for index, call in kernels if call is not None}
+    num_calls: Counter[str] = Counter()
     layers = {}
-    for call, (index, function) in sorted(last.items(), key=lambda item: item[1]):
-        if function in _ATTENTION:
-            layers[call] = f"{_ATTENTION[function]}/layers.{num_calls[function]}"
-            num_calls[function] += 1
+    for call in sorted(last_kernels, key=last_kernels.__getitem__):
+        if call.function in _ATTENTION:
+            number = num_calls[call.function]
+            layer = f"{_ATTENTION[call.function]}/layers.{number}"
+            num_calls[call.function] += 1
+        elif call.function == _ACCEPT:
+            layer = "accept"
         else:
-            layers[call] = "accept" if function == _ACCEPT else by_scope[index]
+            layer = by_scope[last_kernels[call]]
+        layers[call.name] = layer
     return layers

@@ -44,7 +44,8 @@ def describe(declared: type = Profile, path: str = "") -> Iterator[KeyDescriptio
 
 def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
     """Return a message for each difference of parsed JSON from what is declared."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    origin = get_origin(hint)
+    arguments = get_args(hint)
     if hint is Any:
         return []
     if is_dataclass(hint):
@@ -52,27 +53,36 @@ def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
         return _check_object(data, hint, path)
     if origin in _UNIONS:
         choices = [check(data, choice, path) for choice in arguments]
-        return [] if [] in choices else min(choices, key=len)
+        return min(choices, key=len)
     if origin in _LISTS:
         return _check_list(data, arguments[0], path)
     if origin is dict:
         return _check_mapping(data, arguments[1], path)
-    accepted = (int, float) if hint is float else hint
-    if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):
-        return [f"{path} is {data!r}, expected {_json_type(hint)}"]
-    return []
+    if _is_scalar(data, hint):
+        return []
+    return [f"{path} is {data!r}, expected {_json_type(hint)}"]
+
+
+def _is_scalar(data: Any, hint: type) -> bool:
+    if isinstance(data, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(data, (int, float))
+    return isinstance(data, hint)
 
 
 def _check_object(data: Any, declared: type, path: str) -> list[str]:
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
-    hints = {name: hint for name, hint, _ in _declared_fields(declared)}
-    problems = [f"{path}.{name} is missing" for name in hints if name not in data]
-    problems += [f"{path}.{name} is not declared" for name in data if name not in hints]
-    for name, hint in hints.items():
+    missing, wrong = [], []
+    undeclared = dict.fromkeys(data)
+    for name, hint, _ in _declared_fields(declared):
+        undeclared.pop(name, None)
         if name in data:
-            problems += check(data[name], hint, f"{path}.{name}")
-    return problems
+            wrong += check(data[name], hint, f"{path}.{name}")
+        else:
+            missing.append(f"{path}.{name} is missing")
+    return [*missing, *(f"{path}.{name} is not declared" for name in undeclared), *wrong]
 
 
 def _check_list(data: Any, entry_hint: Any, path: str) -> list[str]:

@@ -45,6 +45,7 @@ DARK: Mapping[str, str] = {
     "series6": "#e3be45",
 }
 SERIES = tuple(LIGHT[name] for name in LIGHT if name.startswith("series"))
+WIDE, NARROW = 9.6, 5.6  # inches: a figure alone in its row, or beside another
 FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 
 

@@ -20,13 +20,11 @@ from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
+from trtllm_dflash.quantize.agreement import count_agreement, count_sequences
 from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows, read_tensor
 from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the target"
-# Of the calibration text, on which the rounded target is compared with the original.
-CHECK_TOKENS = 512
-_HEAD_ROWS = 8192  # rows of the head at a time
 
 
 @dataclass
@@ -81,7 +79,7 @@ def quantize_target(
     embedding = checkpoint.tensors["model.embed_tokens.weight"]
     dtype = TORCH_DTYPES[checkpoint.dtype]
     hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
-    states = _CalibrationStates(hidden, _first_of(sequences, CHECK_TOKENS))
+    states = _CalibrationStates(hidden, count_sequences(sequences))
     tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
     done, total = 0, len(model.model.layers) * (len(sequences) + len(states.rounded) + 1)
 
@@ -101,7 +99,10 @@ def quantize_target(
                 outputs.append(exact)
         advance()
     result.features = [torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs]
-    _compare(result, checkpoint, model, states, device)
+    compared = states.exact[: len(states.rounded)]
+    result.agreed, result.compared = count_agreement(
+        checkpoint, model.model.norm, compared, states.rounded
+    )
     return result
 
 
@@ -190,59 +191,7 @@ def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
     return out
 
 
-def _first_of(sequences: Sequence[Sequence[int]], tokens: int) -> int:
-    """Return how many of the first sequences have at least `tokens` together, or else all."""
-    seen = 0
-    for count, ids in enumerate(sequences, start=1):
-        seen += len(ids)
-        if seen >= tokens:
-            return count
-    return len(sequences)
-
-
 def _in_order(outputs: list[torch.Tensor], taps: Sequence[int]) -> list[torch.Tensor]:
     """Sort outputs, which are by layer, as `taps`: `fc` was trained on that order."""
     by_layer = dict(zip(sorted(taps), outputs, strict=True))
     return [by_layer[tap] for tap in taps]
-
-
-def _compare(
-    result: QuantizedTarget,
-    checkpoint: Checkpoint[TargetConfig],
-    model: Any,
-    states: _CalibrationStates,
-    device: str,
-) -> None:
-    """Count where the rounded layers give the same most likely token; the head is not rounded."""
-    if not states.rounded:
-        return
-    norm = model.model.norm
-    weight = read_tensor(checkpoint.tensors["model.norm.weight"]).to(
-        device, TORCH_DTYPES[checkpoint.dtype]
-    )
-    norm.load_state_dict({"weight": weight}, assign=True)
-
-    def top_tokens(hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        return _argmax_tokens(checkpoint, norm(torch.cat([rows[0] for rows in hidden])))
-
-    exact = top_tokens(states.exact[: len(states.rounded)])
-    rounded = top_tokens(states.rounded)
-    result.agreed, result.compared = int((exact == rounded).sum()), len(exact)
-
-
-def _argmax_tokens(checkpoint: Checkpoint[TargetConfig], hidden: torch.Tensor) -> torch.Tensor:
-    """Return the token of the highest logit for each row of `hidden` [n, hidden].
-
-    The head is read a part of the vocabulary at a time.
-    """
-    head = (
-        checkpoint.tensors.get("lm_head.weight") or checkpoint.tensors["model.embed_tokens.weight"]
-    )
-    tops, tokens = [], []
-    for start in range(0, head.shape[0], _HEAD_ROWS):
-        rows = read_rows(head, slice(start, start + _HEAD_ROWS)).to(hidden.device, hidden.dtype)
-        top = torch.nn.functional.linear(hidden, rows).max(-1)
-        tops.append(top.values)
-        tokens.append(top.indices + start)
-    best = torch.stack(tops).argmax(0, keepdim=True)
-    return torch.stack(tokens).gather(0, best)[0]

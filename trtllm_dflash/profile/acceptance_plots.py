@@ -1,0 +1,107 @@
+"""Plots of acceptance: by category, by position in the block, and by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from trtllm_dflash.profile.result import CategoryResult, SystemResult
+from trtllm_dflash.profile.theme import LIGHT, NARROW, annotate, label, legend, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def acceptance_length_by_category(
+    results: Sequence[SystemResult], colours: Mapping[str, str]
+) -> Figure:
+    """Draw a row for each category of prompts, with a dot for each system's acceptance length.
+
+    Rows are sorted by the first system's; dots of later systems are smaller.
+    """
+
+    def length(row: CategoryResult) -> float:
+        return row.acceptance.acceptance_length
+
+    categories = [row.category for row in sorted(results[0].by_category, key=length)]
+    places = {name: place for place, name in enumerate(categories)}
+    longest = dict.fromkeys(categories, 1.0)
+    figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(categories))
+    for index, result in enumerate(results):
+        rows = result.by_category
+        for row in rows:
+            longest[row.category] = max(longest[row.category], length(row))
+        colour, size = colours[result.system], max(4, 10 - 2.5 * index)
+        axes.plot(
+            [length(row) for row in rows],
+            [places[row.category] for row in rows],
+            "o",
+            color=colour,
+            markersize=size,
+            label=result.system,
+            zorder=3 + index,
+        )
+        mean = result.acceptance.acceptance_length
+        axes.axvline(mean, color=colour, linewidth=1, linestyle=":", zorder=1)
+    for name, place in places.items():
+        axes.plot([1, longest[name]], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
+    axes.set_yticks(list(places.values()), categories, color=LIGHT["ink"])
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(left=0.93)
+    label(axes, "τ: tokens a step, bonus included (dotted: all prompts)", "")
+    legend(axes, loc="lower right")
+    return figure
+
+
+def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> Figure:
+    """Draw how often each draft was accepted: over all prompts, and the range of categories."""
+    shares = result.acceptance.by_position
+    figure, axes = new_figure(NARROW, 3.4)
+    places = range(1, len(shares) + 1)
+    axes.bar(
+        places, shares, color=colours[result.system], width=0.62, label="all prompts", zorder=2
+    )
+    by_category = [row.acceptance.by_position for row in result.by_category]
+    by_draft = list(zip(*filter(None, by_category), strict=True))
+    axes.vlines(
+        places,
+        [min(values) for values in by_draft],
+        [max(values) for values in by_draft],
+        color=LIGHT["ink"],
+        linewidth=1.4,
+        label="lowest to highest category",
+        zorder=3,
+    )
+    for place, share in zip(places, shares, strict=True):
+        annotate(axes, f"{share:.0%}", (place, share), xytext=(5, 3), fontsize=9)
+    axes.set_xticks(list(places))
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+    axes.grid(visible=False, axis="x")
+    label(axes, "position of the draft in the block", "accepted, of all steps")
+    legend(axes, loc="upper right")
+    return figure
+
+
+def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> Figure:
+    """Draw the histogram of acceptance lengths: the share of steps that yielded 1, 2, … tokens."""
+    figure, axes = new_figure(NARROW, 3.2)
+    longest = max(len(result.acceptance.histogram) for result in results)
+    width = 0.8 / len(results)
+    for index, result in enumerate(results):
+        counts = result.acceptance.histogram[1:]
+        steps = max(1, result.acceptance.steps)
+        shift = (index - (len(results) - 1) / 2) * width
+        axes.bar(
+            [tokens + shift for tokens in range(1, len(counts) + 1)],
+            [count / steps for count in counts],
+            width=width * 0.9,
+            color=colours[result.system],
+            label=result.system,
+            zorder=2,
+        )
+    axes.set_xticks(range(1, longest))
+    axes.grid(visible=False, axis="x")
+    label(axes, "tokens of a step", "share of steps")
+    legend(axes, loc="upper right")
+    return figure
