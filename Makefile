@@ -91,7 +91,7 @@ format: .venv/.test  ## rewrite the sources in the house style
 docs: .venv/.test  ## write all generated parts of the documentation again
 	$(BIN)/python -m docs.estimate.generate
 	$(BIN)/python -m tests.doc_tables
-	$(BIN)/python -m tests.models.test_models_readme
+	$(BIN)/python -m tests.catalog.test_catalog_readme
 	$(BIN)/python -m tests.graph.markdown_tables
 	$(BIN)/python -m tests.plugins.markdown_tables
 	$(BIN)/python -m tests.profile.schema_table

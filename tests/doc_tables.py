@@ -33,7 +33,7 @@ def pair_counts() -> str:
     refused = sum(not row.archs for row in rows)
     return (
         f"All {len(rows)} pairs of the catalog, and the reason why {refused} of them are refused:"
-        " [models](../trtllm_dflash/models/README.md#published-pairs)."
+        " [catalog](../trtllm_dflash/catalog/README.md#published-pairs)."
     )
 
 

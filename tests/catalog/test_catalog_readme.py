@@ -1,6 +1,4 @@
-"""config/README.md: its tables are the code's. `python -m tests.models.test_models_readme` writes
-them anew.
-"""
+"""The tables of catalog/README.md are the code's; this module, run as a script, writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from trtllm_dflash.builder import pair_support
 from trtllm_dflash.catalog import gpus
 from trtllm_dflash.catalog.pairs import UNLISTED
 
-PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "models" / "README.md"
+PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "catalog" / "README.md"
 TABLES = {
     "pairs": lambda: pair_support.markdown_table(pair_support.list_support()),
     "unlisted": lambda: "\n".join(f"- {name}" for name in UNLISTED),
