@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import sys
 from collections import defaultdict
@@ -198,8 +199,9 @@ def repeated_file_names(folder: Path) -> list[str]:
 
 def shadowing_files(folder: Path) -> list[str]:
     """List files named like a module of the standard library or a builtin."""
-    taken = sys.stdlib_module_names | set(dir(__builtins__))
-    return [path.relative_to(folder).as_posix() for path in sources(folder) if path.stem in taken]
+    taken = sys.stdlib_module_names | set(dir(builtins))
+    files = [path for path in sources(folder) if not path.name.startswith("__")]
+    return [path.relative_to(folder).as_posix() for path in files if path.stem in taken]
 
 
 def _docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, int, str]]:
