@@ -1,4 +1,4 @@
-"""Which pairs of the catalogue are supported.
+"""Which pairs of the catalog are supported.
 
 The published part of each config.json goes through the code that `build` uses.
 """
@@ -81,7 +81,7 @@ def _split_refusal(pair: Pair, refusal: str) -> tuple[str, str]:
 
 
 def list_support(pairs: Sequence[Pair] = PAIRS) -> list[PairSupport]:
-    """Return the support of every pair, in the catalogue's order."""
+    """Return the support of every pair, in the catalog's order."""
     return [check_support(pair) for pair in pairs]
 
 
@@ -111,7 +111,7 @@ def _archs_for(quantization: Quantization) -> tuple[str, ...]:
 
 
 def published_target(name: str) -> Checkpoint[TargetConfig] | None:
-    """Return a target of the catalogue by its published sizes, None for an unknown name."""
+    """Return a target of the catalog by its published sizes, None for an unknown name."""
     pair = pair_of(name)
     if pair is None:
         return None
@@ -119,7 +119,7 @@ def published_target(name: str) -> Checkpoint[TargetConfig] | None:
 
 
 def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
-    """Return a drafter of the catalogue by its published sizes.
+    """Return a drafter of the catalog by its published sizes.
 
     None stands for an unknown name, and for a drafter whose sizes are not published.
     """
@@ -152,7 +152,7 @@ def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:
 
 
 def reject_unsupported_pair(target: str, drafter: str | None) -> None:
-    """Refuse models of the catalogue that cannot be built, before they are fetched.
+    """Refuse models of the catalog that cannot be built, before they are fetched.
 
     Local directories are not checked, since their own files are read.
 
@@ -160,10 +160,10 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         BuildError: with every reason.
     """
     refusals = []
-    pair = _catalogue_pair(target, "target")
+    pair = _catalog_pair(target, "target")
     if pair is not None:
         refusals += _try(_read_target, pair.target)[1]
-    pair = _catalogue_pair(drafter, "drafter")
+    pair = _catalog_pair(drafter, "drafter")
     if pair is not None:
         refusals += _try(_read_drafter, pair.drafter)[1]
     if refusals:
@@ -175,7 +175,7 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         )
 
 
-def _catalogue_pair(name: str | None, role: Role) -> Pair | None:
+def _catalog_pair(name: str | None, role: Role) -> Pair | None:
     return None if name is None or Path(name).is_dir() else pair_of(name, role)
 
 

@@ -148,7 +148,7 @@ def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels
     """Load and check the models, and resolve every size; reads headers, no weights.
 
     With `fetch`, a model that is not on this machine is fetched from the hub. Without, the
-    published sizes of a model in the catalogue stand for its files.
+    published sizes of a model in the catalog stand for its files.
 
     Raises:
         DFlashError: for a model or a size that cannot be built.

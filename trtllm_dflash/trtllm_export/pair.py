@@ -1,4 +1,4 @@
-"""The facts of a pair that an export needs, from its config.json files or from the catalogue.
+"""The facts of a pair that an export needs, from its config.json files or from the catalog.
 
 TensorRT-LLM runs more targets and drafters than `build` takes, so the readers of `models` are not
 used here.
