@@ -1,7 +1,7 @@
 """DFlash against plain decoding of the same target, and against the reference package, on the demo
 pair's prompts.
 
-All systems run in one process on the same cores, in float32 and greedily, prompt by prompt in turns.
+All systems run in one process on the same cores, in float32 and greedily, taking turns by prompt.
 The clock of every system covers the generation steps: everything after the first token, nothing of
 the prompt, the tokenizer or loading.
 """
