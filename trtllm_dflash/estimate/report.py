@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
-from trtllm_dflash.profile.curve import Curve
+from trtllm_dflash.profile.curve import Curve, CurvePoint
 from trtllm_dflash.profile.result import Advice
 
 SCHEMA = 2
 
 
-@dataclass(frozen=True)
-class StepEstimate:
-    """A step of one way of decoding at one batch size."""
+@dataclass(frozen=True, kw_only=True)
+class StepEstimate(CurvePoint):
+    """A step of one way of decoding at one batch size, and where its time goes.
+
+    Of a tree, `draft_len` counts the tokens.
+    """
 
     way: Annotated[str, "plain, DFlash or EAGLE-3"]
-    batch: Annotated[int, "sequences that generate together, on all GPUs"]
-    draft_len: Annotated[int, "drafts verified in a step; of a tree, its tokens"]
-    acceptance_length: Annotated[float, "tokens of a step for a sequence, bonus included"]
-    step_seconds: Annotated[float, "the step"]
-    tokens_per_second_per_user: Annotated[float, "acceptance_length over step_seconds"]
-    tokens_per_second_per_gpu: Annotated[float, "of all sequences, over the GPUs"]
     speedup: Annotated[
         float, "tokens_per_second_per_user over that of plain decoding at this batch"
     ]
-    limited_by: Annotated[str, "the largest entry of seconds_by_limit"]
     seconds_by_limit: Annotated[dict[str, float], "step_seconds by what the GPU waits for"]
     seconds_by_part: Annotated[dict[str, float], "the same by target, accept, drafter and host"]
+
+    def point(self) -> CurvePoint:
+        """Return the step as no more than a point of a curve."""
+        return CurvePoint(**{each.name: getattr(self, each.name) for each in fields(CurvePoint)})
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 from trtllm_dflash import __version__
 from trtllm_dflash.catalog.pairs import pair_of
@@ -24,18 +24,11 @@ from trtllm_dflash.estimate.report import (
     EstimateReport,
     StepEstimate,
 )
-from trtllm_dflash.estimate.roofline import Roofline, StepTime
+from trtllm_dflash.estimate.roofline import Roofline
 from trtllm_dflash.estimate.workload import KernelCost
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier, throughput_at
-
-
-class TimedStep(NamedTuple):
-    """The point of a step in its curve, and where the step's time goes."""
-
-    point: CurvePoint
-    time: StepTime
 
 
 @dataclass(frozen=True)
@@ -49,12 +42,32 @@ class EstimateInputs:
     acceptance_source: str
     batches: tuple[int, ...]
 
-    def time_steps(
-        self, costs: Sequence[KernelCost], draft_len: int, acceptance_length: float
-    ) -> list[TimedStep]:
-        """Return the steps of one way of decoding by batch size."""
-        context, timed = self.config.context, []
-        for batch in self.batches:
+    @cached_property
+    def plain_steps(self) -> list[StepEstimate]:
+        """The steps of plain decoding by batch size."""
+        return self._time_steps("plain", self.pair.plain_step(), 0, 1.0, None)
+
+    def steps(
+        self, way: str, costs: Sequence[KernelCost], draft_len: int, acceptance_length: float
+    ) -> list[StepEstimate]:
+        """Return the steps of another way of decoding by batch size."""
+        return self._time_steps(way, costs, draft_len, acceptance_length, self.plain_steps)
+
+    def dflash_steps(self, block_size: int, draft_len: int) -> list[StepEstimate]:
+        """Return the DFlash steps that verify `draft_len` drafts by batch size."""
+        costs = self.pair.dflash_step(block_size, draft_len)
+        return self.steps("DFlash", costs, draft_len, self.acceptance.acceptance_length(draft_len))
+
+    def _time_steps(
+        self,
+        way: str,
+        costs: Sequence[KernelCost],
+        draft_len: int,
+        acceptance_length: float,
+        plain: Sequence[StepEstimate] | None,
+    ) -> list[StepEstimate]:
+        context, steps = self.config.context, []
+        for index, batch in enumerate(self.batches):
             time = self.roofline.time(costs, batch=batch, context=context, drafts=draft_len > 0)
             point = CurvePoint.of_step(
                 batch=batch,
@@ -64,13 +77,16 @@ class EstimateInputs:
                 gpus=self.roofline.gpus,
                 limited_by=time.limited_by,
             )
-            timed.append(TimedStep(point, time))
-        return timed
-
-    def dflash_steps(self, block_size: int, draft_len: int) -> list[TimedStep]:
-        """Return the DFlash steps that verify `draft_len` drafts by batch size."""
-        costs = self.pair.dflash_step(block_size, draft_len)
-        return self.time_steps(costs, draft_len, self.acceptance.acceptance_length(draft_len))
+            base = point if plain is None else plain[index]
+            step = StepEstimate(
+                **vars(point),
+                way=way,
+                speedup=point.tokens_per_second_per_user / base.tokens_per_second_per_user,
+                seconds_by_limit=dict(time.by_limit),
+                seconds_by_part=dict(time.by_part),
+            )
+            steps.append(step)
+        return steps
 
 
 def estimate(config: EstimateConfig) -> EstimateReport:
@@ -81,14 +97,13 @@ def estimate(config: EstimateConfig) -> EstimateReport:
             memory.
     """
     inputs = read_inputs(config)
-    pair = inputs.pair
+    pair, plain = inputs.pair, inputs.plain_steps
     block_size = pair.drafter.config.block_size
     by_draft_len = [inputs.dflash_steps(block_size, k) for k in range(1, block_size)]
-    ways = {"plain": inputs.time_steps(pair.plain_step(), 0, 1.0), "DFlash": by_draft_len[-1]}
+    drafted = [step for steps in by_draft_len for step in steps]
+    ways = [plain, by_draft_len[-1]]
     if config.eagle_tree is not None:
-        ways["EAGLE-3"] = _eagle3_steps(inputs, *config.eagle_tree)
-    plain = [step.point for step in ways["plain"]]
-    drafted = [step.point for steps in by_draft_len for step in steps]
+        ways.append(_eagle3_steps(inputs, *config.eagle_tree))
     return EstimateReport(
         schema=SCHEMA,
         version=__version__,
@@ -98,10 +113,10 @@ def estimate(config: EstimateConfig) -> EstimateReport:
         gpus=config.gpus,
         context=config.context,
         assumptions=list_assumptions(config, pair, inputs.roofline, inputs.acceptance_source),
-        steps=_declared_steps(ways),
-        curves=[_curve(way, steps) for way, steps in ways.items()],
+        steps=[step for steps in ways for step in steps],
+        curves=[_curve(steps) for steps in ways],
         equal_interactivity=_equal_interactivity(plain, drafted),
-        best_block_sizes=_best_block_sizes(inputs, plain),
+        best_block_sizes=_best_block_sizes(inputs),
         left_out=[batch for batch in config.batches if batch not in inputs.batches],
         advice=advise([*drafted, *plain], plain),
     )
@@ -157,42 +172,29 @@ def _published_acceptance(drafter: Path) -> tuple[float, str]:
 
 def _eagle3_steps(
     inputs: EstimateInputs, tokens: int, depth: int, branches: int, acceptance_length: float
-) -> list[TimedStep]:
+) -> list[StepEstimate]:
     pair, tree = inputs.pair, Eagle3Tree(tokens, depth, branches)
     drafting = tree.costs(pair.target.config, pair.usual_formats()[DRAFTER])
     costs = (*pair.target_pass(tokens + 1, tokens + 1), *drafting)
-    return inputs.time_steps(costs, tokens, acceptance_length)
+    return inputs.steps("EAGLE-3", costs, tokens, acceptance_length)
 
 
-def _declared_steps(ways: Mapping[str, Sequence[TimedStep]]) -> list[StepEstimate]:
-    steps = []
-    for way, timed in ways.items():
-        for (point, time), (plain, _) in zip(timed, ways["plain"], strict=True):
-            speedup = point.tokens_per_second_per_user / plain.tokens_per_second_per_user
-            by_limit, by_part = dict(time.by_limit), dict(time.by_part)
-            values = vars(point) | {"limited_by": time.limited_by, "speedup": speedup}
-            steps.append(
-                StepEstimate(way=way, seconds_by_limit=by_limit, seconds_by_part=by_part, **values)
-            )
-    return steps
+def _curve(steps: Sequence[StepEstimate]) -> Curve:
+    return Curve(steps[0].way, tuple(step.point() for step in steps), estimated=True)
 
 
-def _best_block_sizes(inputs: EstimateInputs, plain: Sequence[CurvePoint]) -> dict[str, int]:
+def _best_block_sizes(inputs: EstimateInputs) -> dict[str, int]:
     """Return the best block to build with by batch size.
 
     What smaller blocks accept is taken from the whole block's positions.
     """
-    best = {point.batch: (point.tokens_per_second_per_user, 1) for point in plain}
+    best = {step.batch: (step.tokens_per_second_per_user, 1) for step in inputs.plain_steps}
     for block_size in range(2, inputs.pair.drafter.config.block_size + 1):
-        for point, _ in inputs.dflash_steps(block_size, block_size - 1):
-            speed = point.tokens_per_second_per_user
-            if speed > best[point.batch][0]:
-                best[point.batch] = speed, block_size
+        for step in inputs.dflash_steps(block_size, block_size - 1):
+            speed = step.tokens_per_second_per_user
+            if speed > best[step.batch][0]:
+                best[step.batch] = speed, block_size
     return {str(batch): block_size for batch, (_, block_size) in best.items()}
-
-
-def _curve(way: str, steps: Sequence[TimedStep]) -> Curve:
-    return Curve(way, tuple(step.point for step in steps), estimated=True)
 
 
 def _equal_interactivity(
