@@ -1,6 +1,4 @@
-"""The thin layer over the CUDA driver: what is checked, what is freed, what other threads may
-do.
-"""
+"""The wrapper of the CUDA driver: what is checked, freed, and allowed to other threads."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ def test_rows_are_copied_between_pitches(driver: FakeDriver) -> None:
     assert host[:12].tolist() == [0, 1, 2, 0, 8, 9, 10, 0, 16, 17, 18, 0]
 
 
-def test_a_capture_runs_when_it_is_launched(driver: FakeDriver) -> None:
+def test_capture_runs_when_it_is_launched(driver: FakeDriver) -> None:
     gpu = Cuda()
     host, target = gpu.allocate_pinned(8, "a test"), gpu.allocate(8, "a test")
     launch = gpu.capture(lambda: gpu.copy(host.ctypes.data, target, 8))
@@ -59,7 +57,7 @@ def test_a_capture_runs_when_it_is_launched(driver: FakeDriver) -> None:
     assert (host == 0).all()
 
 
-def test_a_capture_that_fails_is_over(driver: FakeDriver) -> None:
+def test_failed_capture_is_over(driver: FakeDriver) -> None:
     gpu = Cuda()
     with pytest.raises(
         EngineError, match=r"cuStreamSynchronize failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
@@ -68,7 +66,7 @@ def test_a_capture_that_fails_is_over(driver: FakeDriver) -> None:
     gpu.synchronize()
 
 
-def test_a_copy_beyond_its_memory_is_an_error(driver: FakeDriver) -> None:
+def test_copy_beyond_its_memory_is_an_error(driver: FakeDriver) -> None:
     gpu = Cuda()
     small, large = gpu.allocate(8, "a test"), gpu.allocate(16, "a test")
     words = r"cuMemcpyAsync failed: CUDA_ERROR_INVALID_VALUE \(1: .*\)\. dflash-trt doctor"
@@ -88,7 +86,7 @@ def test_every_thread_gets_the_context(driver: FakeDriver) -> None:
     assert driver.calls["cuCtxSetCurrent"] == 3
 
 
-def test_everything_is_freed_in_the_end(driver: FakeDriver) -> None:
+def test_everything_is_freed_at_the_end(driver: FakeDriver) -> None:
     gpu = Cuda()
     before = driver.free
     gpu.allocate(1000, "a test")

@@ -1,6 +1,4 @@
-"""Launches through the CUDA driver: what it is asked for, in which order, and what its refusals
-say.
-"""
+"""Launches through the CUDA driver: its calls in their order, and its errors."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def _names(calls: Calls) -> list[str]:
     return [call[0] for call in calls]
 
 
-def test_a_cubin_is_loaded_once_and_its_kernels_are_found(calls: Calls) -> None:
+def test_cubin_is_loaded_once_and_its_kernels_found(calls: Calls) -> None:
     first = load_module(b"cubin", KERNELS)
     assert first.processors == 132
     assert _names(calls).count("cuModuleLoadData") == 1
@@ -76,7 +74,7 @@ def test_a_cubin_is_loaded_once_and_its_kernels_are_found(calls: Calls) -> None:
     assert _names(calls).count("cuModuleLoadData") == 2
 
 
-def test_a_launch_asks_for_nothing_but_itself(calls: Calls) -> None:
+def test_launch_makes_one_driver_call(calls: Calls) -> None:
     """So it can be captured. More than 48 kB of shared memory are asked for once."""
     module = load_module(b"cubin", KERNELS)
     params = AttentionParams(batch=3)
@@ -99,9 +97,7 @@ def test_a_launch_asks_for_nothing_but_itself(calls: Calls) -> None:
     assert _names(calls) == ["cuLaunchKernel", "cuLaunchKernel"]
 
 
-def test_a_refusal_of_the_driver_is_an_error_in_its_words(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_driver_error_keeps_its_words(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_gpu = driver.CUresult.CUDA_ERROR_NO_BINARY_FOR_GPU
 
     def cuModuleLoadData(_: bytes) -> tuple[Any, ...]:  # noqa: N802 - the driver's name
@@ -115,7 +111,7 @@ def test_a_refusal_of_the_driver_is_an_error_in_its_words(
             load_module(b"cubin", KERNELS)
 
 
-def test_the_bindings_take_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bindings_accept_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a driver every call fails, but only behind the conversion of its arguments."""
     if not _no_driver():
         pytest.skip("there is a driver, and it would run this")

@@ -43,7 +43,7 @@ class Caller:
 
 
 class Gate:
-    """Holds the engine's generation steps, or its prompts, until the test lets so many go."""
+    """Holds the engine's decode steps, or its prefills, until the test releases some."""
 
     def __init__(self, engine: Engine, method: str = "decode") -> None:
         self._permits = threading.Semaphore(0)

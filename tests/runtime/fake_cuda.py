@@ -75,7 +75,7 @@ class FakeDriver:
             self._run_until(self._put)
 
     def view(self, address: int, nbytes: int) -> np.ndarray | None:
-        """`nbytes` of an allocation, or None where there is no such piece of memory."""
+        """Return `nbytes` of an allocation, or None if no allocation has them."""
         for start, (memory, _) in self._memory.items():
             if start <= address and address + nbytes <= start + len(memory):
                 return memory[address - start :][:nbytes]
@@ -233,10 +233,10 @@ class FakeDriver:
 
 def array_at(driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Return the array that a kernel would see at a device address; fail without such memory."""
-    kind = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
-    nbytes = int(np.prod(shape)) * kind.itemsize
+    element = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
+    nbytes = int(np.prod(shape)) * element.itemsize
     assert driver.view(address, nbytes) is not None, (
         f"{nbytes} bytes at {address:#x} are not allocated"
     )
     pointer = (ctypes.c_uint8 * nbytes).from_address(address)
-    return np.frombuffer(pointer, kind).reshape(shape)
+    return np.frombuffer(pointer, element).reshape(shape)

@@ -1,9 +1,7 @@
-"""A GPU that is made up: the GPU session over a driver and a TensorRT that are as unkind as the
-real ones may be.
+"""The GPU session on a fake driver and a fake TensorRT, both as strict as the real ones may be.
 
-What stands in for the engine is the CPU engine's own graph, so tokens must be those of the CPU
-session. A test module that imports the fixture `open_gpu` has it; importing this one skips a module
-where TensorRT-RTX is missing.
+The CPU engine's own graph takes the place of the engine, so tokens must equal the CPU session's. A
+test module imports the fixture `open_gpu` from here; it is skipped where TensorRT-RTX is missing.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 @dataclass
 class Gpu:
-    """A session on a made-up GPU, with what it did there."""
+    """A session on a fake GPU, and the fakes that recorded its calls."""
 
     session: TrtSession
     engine: Engine

@@ -1,4 +1,4 @@
-"""A session without a model: the step's contract in NumPy, with a made-up target and drafter.
+"""A session without a model: the step's contract in NumPy, with a fake target and drafter.
 
 The target's distribution at a position is a hash of every token up to it, read from the fake's own
 cache. A scheduler gets different tokens if it feeds a wrong position, moves a slot incompletely or
@@ -100,7 +100,7 @@ class FakeSession:
     def decode(self, count: int, width: int) -> None:
         assert 1 <= width <= self.config.block_size
         blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]
-        assert len(blocks) == count, "a slot that nobody has opened"
+        assert len(blocks) == count, "a slot that was not opened"
         assert all(len(block) == width for block in blocks), "a slot without a prompt"
         self._run(0, blocks, known=1, rows=width)
 

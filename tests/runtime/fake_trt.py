@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 class FakeTrt:
-    """Stands for the module tensorrt_rtx; what it does not have is the real one's."""
+    """Stands for the module tensorrt_rtx; names that it lacks are the real one's."""
 
     def __init__(self, driver: FakeDriver, *, capturable: bool = True, invalid: int = 0) -> None:
         """`capturable`: what contexts say of themselves. `invalid`: no engine can be loaded, for
@@ -217,7 +217,7 @@ class FakeContext:
 
 
 def with_fp8_caches(io_tensors: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
-    """Return the io_tensors of a GPU's engine whose target has FP8 caches."""
+    """Return the inputs and outputs of a GPU's engine whose target has FP8 caches."""
     return tuple(
         replace(tensor, dtype=FP8) if tensor.cache == "target" else tensor for tensor in io_tensors
     )

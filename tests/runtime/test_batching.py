@@ -1,4 +1,4 @@
-"""The decode loop with requests that enter and leave between steps, on a fake session."""
+"""The scheduler with requests that enter and leave between steps, on a fake session."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def requests_of(draw: Any, config: Any) -> Any:
     budget=st.one_of(st.none(), st.integers(1, 9)),
     ahead=st.integers(0, 1),
 )
-def test_a_request_gets_what_it_would_get_alone(
+def test_batched_tokens_equal_tokens_alone(
     data: Any, slots: int, budget: int | None, ahead: int
 ) -> None:
     """Any order of arrivals, cancellations and steps; equal to `generate` alone, or its beginning
     if cancelled.
     """
     config = fake_config(max_batch_size=slots)
-    loop = Scheduler(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
+    scheduler = Scheduler(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
     alone = Engine(config, FakeSession(config))
     chosen = [requests_of(data.draw, config) for _ in range(data.draw(st.integers(1, 7)))]
     arriving = list(chosen)
     sequences: list[Request] = []
     got: dict[Request, list[int]] = {}
-    while arriving or loop.busy:
+    while arriving or scheduler.busy:
         act = (
             data.draw(st.sampled_from(["add", "step", "step", "step", "end"]))
             if arriving
@@ -57,15 +57,17 @@ def test_a_request_gets_what_it_would_get_alone(
         )
         if act == "add" or not sequences:
             sequences.append(arriving.pop(0)[2])
-            loop.add(sequences[-1])
+            scheduler.add(sequences[-1])
             got[sequences[-1]] = []
         elif act == "end":
-            loop.end(data.draw(st.sampled_from(sequences)), "cancelled")
+            scheduler.end(data.draw(st.sampled_from(sequences)), "cancelled")
         else:
-            for sequence, token_ids in loop.step():
+            for sequence, token_ids in scheduler.step():
                 assert token_ids
                 got[sequence] += token_ids
-            held = [sequence.slot for sequence in loop.in_slots if sequence.finish_reason is None]
+            held = [
+                sequence.slot for sequence in scheduler.in_slots if sequence.finish_reason is None
+            ]
             assert len(held) == len(set(held)), "two sequences in one slot"
     for sequence, (prompt, options, _) in zip(sequences, chosen, strict=True):
         (expected,) = alone.generate([prompt], **options)
@@ -73,7 +75,7 @@ def test_a_request_gets_what_it_would_get_alone(
         if sequence.finish_reason != "cancelled":
             assert sequence.output_ids == expected.token_ids
             assert sequence.finish_reason == expected.finish_reason
-    assert not loop.in_slots
+    assert not scheduler.in_slots
 
 
 def steps_of(engine: Engine) -> list[tuple[int, int, int]]:
@@ -87,18 +89,18 @@ def request(engine: Engine, length: int, **options: Any) -> Any:
     return make_requests([[3] * length], SamplingParams(**defaults | options), engine.config)[0]
 
 
-def test_a_prompt_runs_within_the_budget_between_decode_steps(
+def test_prefill_stays_within_the_budget(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
-    loop = Scheduler(engine._session, prompt_tokens_per_step=4)
-    loop.add(request(engine, 2, draft=False))
-    loop.step()
-    assert loop.step()
-    loop.add(request(engine, 13, draft=False))
+    scheduler = Scheduler(engine._session, prompt_tokens_per_step=4)
+    scheduler.add(request(engine, 2, draft=False))
+    scheduler.step()
+    assert scheduler.step()
+    scheduler.add(request(engine, 13, draft=False))
     before = len(steps_of(engine))
     for _ in range(8):
-        loop.step()
+        scheduler.step()
     widths = [
         (batch, width) if batch == 2 else width for _, batch, width in steps_of(engine)[before:]
     ]
@@ -114,60 +116,60 @@ def test_a_prompt_runs_within_the_budget_between_decode_steps(
     ]  # three tokens of the budget are left when the prompt has run
 
 
-def test_without_generation_a_prompt_runs_in_whole_chunks(
+def test_prefill_without_decoding_takes_whole_chunks(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    loop = Scheduler(engine._session, prompt_tokens_per_step=2)
-    loop.add(request(engine, 12))
-    while loop.busy and len(steps_of(engine)) < 4:
-        loop.step()
+    scheduler = Scheduler(engine._session, prompt_tokens_per_step=2)
+    scheduler.add(request(engine, 12))
+    while scheduler.busy and len(steps_of(engine)) < 4:
+        scheduler.step()
     assert [width for _, _, width in steps_of(engine)] == [5, 5, 2, 4]
 
 
-def test_a_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
+def test_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    loop = Scheduler(engine._session, prompt_tokens_per_step=5)
+    scheduler = Scheduler(engine._session, prompt_tokens_per_step=5)
     long = request(engine, 40)
-    loop.add(long)
-    loop.step()
+    scheduler.add(long)
+    scheduler.step()
     short = request(engine, 3)
-    loop.add(short)
+    scheduler.add(short)
     while not short.output_ids:
-        loop.step()
+        scheduler.step()
     assert long.num_to_prefill > 25
     while not long.output_ids:
-        loop.step()
+        scheduler.step()
 
 
-def test_a_long_prompt_is_overtaken_by_its_own_length_at_most(
+def test_long_prompt_is_overtaken_by_its_length_at_most(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
-    loop = Scheduler(engine._session, prompt_tokens_per_step=5)
+    scheduler = Scheduler(engine._session, prompt_tokens_per_step=5)
     long = request(engine, 40, max_tokens=1)
-    loop.add(long)
+    scheduler.add(long)
     others = 0
     while not long.output_ids:
-        loop.add(request(engine, 4, max_tokens=1))
-        loop.step()
+        scheduler.add(request(engine, 4, max_tokens=1))
+        scheduler.step()
         others += 1
         assert others < 100, "it starves"
     assert 30 < long.num_overtaken <= 40
 
 
-def test_offline_prompts_go_first(fake_engine: Callable[..., Engine]) -> None:
+def test_generate_prefills_first(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
     engine.generate([[3] * 3, [4] * 12], max_tokens=4)
     assert [width for _, _, width in steps_of(engine)][:4] == [3, 5, 5, 2]
 
 
-def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[..., Engine]) -> None:
+def test_slots_of_prompts_overtaken_twice_differ(fake_engine: Callable[..., Engine]) -> None:
     """A sequence ends between two overtakings, so that the second one's slot is below the first
     one's.
     """
     engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
-    loop = Scheduler(engine._session, prompt_tokens_per_step=3)
+    scheduler = Scheduler(engine._session, prompt_tokens_per_step=3)
     lengths = {
         "ending": (1, 4),
         "going on": (2, 30),
@@ -178,13 +180,13 @@ def test_prompts_that_were_overtaken_twice_keep_apart(fake_engine: Callable[...,
     sequences = {}
     for name, (length, count) in lengths.items():
         sequences[name] = request(engine, length, max_tokens=count, draft=False)
-        loop.add(sequences[name])
+        scheduler.add(sequences[name])
         if name == "long":
             while sequences["ending"].finish_reason is None:
-                loop.step()
-        loop.step()
-    while loop.busy:
-        loop.step()
+                scheduler.step()
+        scheduler.step()
+    while scheduler.busy:
+        scheduler.step()
     assert sequences["long"].num_overtaken == 31
     for name, (length, count) in lengths.items():
         (expected,) = alone.generate([[3] * length], max_tokens=count, stop_token_ids=())

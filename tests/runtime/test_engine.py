@@ -29,7 +29,7 @@ def tokens_of(engine: Engine, prompts: Any, **options: Any) -> list[list[int]]:
     return [answer.token_ids for answer in engine.generate(prompts, max_tokens=9, **options)]
 
 
-def test_prompts_may_be_lists_arrays_and_mixed_with_text(text_engine: Engine) -> None:
+def test_prompts_may_be_lists_arrays_and_text(text_engine: Engine) -> None:
     expected = tokens_of(text_engine, [[97, 98]])
     one_prompt = [[97, 98], (97, 98), np.array([97, 98]), [np.int32(97), np.int64(98)], "ab"]
     assert tokens_of(text_engine, one_prompt) == expected * 5
@@ -69,7 +69,7 @@ def test_bad_prompts(fake_engine: EngineFactory, prompts: Any, words: str) -> No
     assert engine._session.steps == []
 
 
-def test_a_prompt_that_leaves_no_room(fake_engine: EngineFactory) -> None:
+def test_prompt_that_leaves_no_room(fake_engine: EngineFactory) -> None:
     engine = fake_engine(max_seq_len=30)
     words = (
         r"prompt 0 has 30 tokens, and sequences of this engine hold at most 30 \(max_seq_len\):"
@@ -111,7 +111,7 @@ def test_bad_options(fake_engine: EngineFactory, options: dict[str, Any], words:
         fake_engine().generate([[1]], **options)
 
 
-def test_a_plain_engine_takes_no_drafts(fake_engine: EngineFactory) -> None:
+def test_plain_engine_takes_no_drafts(fake_engine: EngineFactory) -> None:
     engine = fake_engine(block_size=1)
     assert engine.generate([[1]], max_tokens=5, stop_token_ids=[])[0].acceptance_lengths == [
         1,
@@ -141,12 +141,12 @@ def test_streams_join_to_generations(text_engine: Engine) -> None:
         assert [len(chunk.token_ids) for chunk in mine] == [1, *answer.acceptance_lengths]
 
 
-def test_a_stream_of_one_prompt(text_engine: Engine) -> None:
+def test_stream_of_one_prompt(text_engine: Engine) -> None:
     pieces = [text for _, _, text in text_engine.stream("ab", max_tokens=12)]
     assert "".join(pieces) == text_engine.generate("ab", max_tokens=12)[0].text
 
 
-def test_a_stream_is_checked_when_it_is_made(fake_engine: EngineFactory) -> None:
+def test_stream_is_checked_when_it_is_made(fake_engine: EngineFactory) -> None:
     with pytest.raises(UsageError, match="prompt 0 is empty"):
         fake_engine().stream([[]])
 
@@ -174,7 +174,7 @@ def test_leaving_a_with_block_closes_the_stream(fake_engine: EngineFactory) -> N
         stream.generations()
 
 
-def test_a_failing_step_frees_the_engine(
+def test_failing_step_frees_the_engine(
     fake_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = fake_engine()
@@ -197,7 +197,7 @@ def test_load_checks_the_manifest(built_engine: Path, tmp_path: Path) -> None:
         Engine.load(copy)
 
 
-def test_load_of_no_engine(tmp_path: Path) -> None:
+def test_load_without_an_engine(tmp_path: Path) -> None:
     with pytest.raises(
         EngineError,
         match=r"no config\.json, so this is not an engine directory. Give the --output-dir",
@@ -205,14 +205,14 @@ def test_load_of_no_engine(tmp_path: Path) -> None:
         Engine.load(tmp_path)
 
 
-def test_engines_run_where_they_were_not_built(built_engine: Path, tmp_path: Path) -> None:
+def test_moved_engine_directory_runs(built_engine: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(built_engine, tmp_path / "moved")
     assert tokens_of(Engine.load(str(moved)), [[1, 2]]) == tokens_of(
         Engine.load(built_engine), [[1, 2]]
     )
 
 
-def test_an_engine_is_exported_by_the_package() -> None:
+def test_package_exports_the_engine() -> None:
     import trtllm_dflash
 
     assert trtllm_dflash.Engine is Engine

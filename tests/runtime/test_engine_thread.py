@@ -1,6 +1,4 @@
-"""In-flight batching on a fake session: what a request gets does not depend on who else is there,
-or when.
-"""
+"""In-flight batching on a fake session: other requests and their timing change no tokens."""
 
 from __future__ import annotations
 
@@ -35,12 +33,12 @@ def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahea
         options |= {"temperature": chance.choice([0.0, 0.8]), "seed": index}
         work.append((prompt, options))
     callers = [Caller() for _ in work]
-    with engine.serve(prompt_tokens_per_step=4) as scheduler:
+    with engine.serve(prompt_tokens_per_step=4) as server:
 
         def submit(numbers: range) -> None:
             for number in numbers:
                 prompt, options = work[number]
-                scheduler.submit(prompt, on_event=callers[number], **options)
+                server.submit(prompt, on_event=callers[number], **options)
 
         threads = [
             threading.Thread(target=submit, args=(range(first, 60, 6),)) for first in range(6)
@@ -61,62 +59,62 @@ def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahea
         )
         assert 0 <= end.queue_seconds <= (end.first_token_seconds or 0) <= end.seconds
     assert (
-        scheduler.stats.waiting
-        == scheduler.stats.slots_in_use
-        == scheduler.stats.cache_positions_in_use
+        server.stats.waiting
+        == server.stats.slots_in_use
+        == server.stats.cache_positions_in_use
         == 0
     )
     assert engine.generate([[3]], max_tokens=2), "the engine is free again"
 
 
-def test_no_drafts_for_those_who_want_none(fake_engine: Callable[..., Engine]) -> None:
-    with fake_engine(accuracy=1.0).serve() as scheduler:
+def test_requests_choose_their_drafts(fake_engine: Callable[..., Engine]) -> None:
+    with fake_engine(accuracy=1.0).serve() as server:
         without, with_drafts = Caller(), Caller()
-        scheduler.submit([3], on_event=without, draft=False, stop_token_ids=(), max_tokens=9)
+        server.submit([3], on_event=without, draft=False, stop_token_ids=(), max_tokens=9)
         assert without.wait().num_draft_tokens == 0
-        scheduler.submit([3], on_event=with_drafts, stop_token_ids=(), max_tokens=9)
+        server.submit([3], on_event=with_drafts, stop_token_ids=(), max_tokens=9)
         assert with_drafts.wait().num_draft_tokens > 0
     assert with_drafts.token_ids == without.token_ids
 
 
-def test_a_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -> None:
+def test_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1)
     gate = Gate(engine)
-    with engine.serve(max_waiting=2) as scheduler:
+    with engine.serve(max_waiting=2) as server:
         callers = [Caller() for _ in range(4)]
-        scheduler.submit([3], on_event=callers[0])
-        while scheduler.stats.waiting:
+        server.submit([3], on_event=callers[0])
+        while server.stats.waiting:
             pass
         for caller in callers[1:3]:
-            scheduler.submit([3], on_event=caller)
+            server.submit([3], on_event=caller)
         with pytest.raises(
             BusyError, match=r"2 requests are waiting for this engine's 1 slots.*Try again later"
         ):
-            scheduler.submit([3], on_event=callers[3])
+            server.submit([3], on_event=callers[3])
         gate.let()
         assert [caller.wait().finish_reason for caller in callers[:3]]
-        scheduler.submit([3], on_event=callers[3])
+        server.submit([3], on_event=callers[3])
         callers[3].wait()
 
 
-def test_a_request_in_a_slot_does_not_wait(fake_engine: Callable[..., Engine]) -> None:
+def test_stats_do_not_count_a_slot_as_waiting(fake_engine: Callable[..., Engine]) -> None:
     """Not even before its first step has ended."""
     engine = fake_engine(max_batch_size=1)
     gate = Gate(engine, "prefill")
-    with engine.serve(max_waiting=1) as scheduler:
+    with engine.serve(max_waiting=1) as server:
         running, waiting = Caller(), Caller()
-        scheduler.submit([3], on_event=running)
+        server.submit([3], on_event=running)
         assert gate.reached.wait(WAIT)
-        assert (scheduler.stats.waiting, scheduler.stats.slots_in_use) == (0, 1)
-        scheduler.submit([3], on_event=waiting)
-        assert scheduler.stats.waiting == 1
+        assert (server.stats.waiting, server.stats.slots_in_use) == (0, 1)
+        server.submit([3], on_event=waiting)
+        assert server.stats.waiting == 1
         with pytest.raises(BusyError, match="1 requests are waiting"):
-            scheduler.submit([3], on_event=Caller())
+            server.submit([3], on_event=Caller())
         gate.let()
         assert running.wait().queue_seconds < waiting.wait().queue_seconds
 
 
-def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
+def test_waiting_callers_are_polled_a_few_at_a_time(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=1, accuracy=0.0)
@@ -126,10 +124,10 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
     def is_alive(number: int) -> Callable[[], bool]:
         return lambda: asked.append(number) is None
 
-    with engine.serve() as scheduler:
+    with engine.serve() as server:
         callers = [Caller() for _ in range(1 + 5 * MAX_POLLED_WAITING)]
         for number, caller in enumerate(callers):
-            scheduler.submit(
+            server.submit(
                 [3],
                 on_event=caller,
                 is_alive=is_alive(number),
@@ -158,15 +156,15 @@ def test_those_that_wait_are_asked_a_few_at_a_time_in_turn(
 def test_cancelling(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     engine = fake_engine(max_batch_size=1, accuracy=0.0, lookahead=lookahead)
     gate = Gate(engine)
-    with engine.serve() as scheduler:
+    with engine.serve() as server:
         running, waiting, gone, kept = (Caller() for _ in range(4))
         wanted = [True]
-        tickets = [scheduler.submit([3], on_event=running, stop_token_ids=(), max_tokens=80)]
-        tickets.append(scheduler.submit([4], on_event=waiting, max_tokens=80))
-        scheduler.submit(
+        tickets = [server.submit([3], on_event=running, stop_token_ids=(), max_tokens=80)]
+        tickets.append(server.submit([4], on_event=waiting, max_tokens=80))
+        server.submit(
             [5], on_event=gone, is_alive=lambda: wanted[0], stop_token_ids=(), max_tokens=80
         )
-        scheduler.submit([6], on_event=kept, max_tokens=5)
+        server.submit([6], on_event=kept, max_tokens=5)
         gate.let(3)
         wanted[0] = False
         for ticket in tickets:
@@ -191,19 +189,17 @@ def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
     (whole,) = alone.generate(["ab"], max_tokens=60, stop_token_ids=[])
     word = whole.text[20:22]
     assert whole.text.find(word) == 20
-    with text_engine.serve() as scheduler:
+    with text_engine.serve() as server:
         caller, special = Caller(), Caller()
-        scheduler.submit("ab", on_event=caller, stop_words=[word], max_tokens=60, stop_token_ids=[])
+        server.submit("ab", on_event=caller, stop_words=[word], max_tokens=60, stop_token_ids=[])
         end = caller.wait()
-        scheduler.submit(
-            "ab", on_event=special, stop_words=["</s>"], max_tokens=60, stop_token_ids=[]
-        )
+        server.submit("ab", on_event=special, stop_words=["</s>"], max_tokens=60, stop_token_ids=[])
         special.wait()
         with pytest.raises(
             UsageError, match="stop_words holds '', expected texts that are not empty"
         ):
-            scheduler.submit("ab", on_event=caller, stop_words=[""])
-        request = scheduler._checked("ab", ["</s>", "x"], SamplingParams())
+            server.submit("ab", on_event=caller, stop_words=[""])
+        request = server._checked("ab", ["</s>", "x"], SamplingParams())
     assert caller.text == whole.text[:20]
     assert (end.finish_reason, end.output_tokens) == ("stop", len(caller.token_ids))
     assert caller.token_ids == whole.token_ids[: len(caller.token_ids)]
@@ -212,7 +208,7 @@ def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookahead: int) -> None:
+def test_tokens_after_a_stop_word_are_not_accepted(tmp_path: Path, lookahead: int) -> None:
     """As for a stop token: what a step accepted counts up to the end of the answer."""
     config = fake_config(vocab_size=tiny.VOCAB_SIZE)
     session = FakeSession(config, accuracy=1.0, lookahead=lookahead)
@@ -223,13 +219,13 @@ def test_tokens_behind_a_stop_word_are_no_accepted_drafts(tmp_path: Path, lookah
     )  # in the middle of a block of four
     stop, until = whole.token_ids[place], whole.token_ids.index(whole.token_ids[place]) + 1
     ends = []
-    with engine.serve() as scheduler:
+    with engine.serve() as server:
         for options in (
             {"stop_token_ids": [stop]},
             {"stop_token_ids": [], "stop_words": [chr(stop)]},
         ):
             caller = Caller()
-            scheduler.submit("ab", on_event=caller, max_tokens=40, **options)
+            server.submit("ab", on_event=caller, max_tokens=40, **options)
             ends.append(caller.wait())
             assert caller.token_ids == whole.token_ids[:until]
     by_token, by_word = ends
@@ -286,20 +282,20 @@ def test_bad_settings(
 def test_bad_requests_are_refused_at_once(
     fake_engine: Callable[..., Engine], prompt: Any, options: dict[str, Any], words: str
 ) -> None:
-    with fake_engine().serve() as scheduler, pytest.raises(UsageError, match=words):
-        scheduler.submit(prompt, on_event=Caller(), **options)
+    with fake_engine().serve() as server, pytest.raises(UsageError, match=words):
+        server.submit(prompt, on_event=Caller(), **options)
 
 
-def test_load_is_reported_and_ends_at_nothing(fake_engine: Callable[..., Engine]) -> None:
+def test_stats_are_reported_and_end_at_zero(fake_engine: Callable[..., Engine]) -> None:
     loads: list[EngineStats] = []
     engine = fake_engine()
     gate = Gate(engine)
-    with engine.serve(on_stats=loads.append) as scheduler:
+    with engine.serve(on_stats=loads.append) as server:
         caller = Caller()
-        scheduler.submit([3] * 7, on_event=caller)
+        server.submit([3] * 7, on_event=caller)
         while not caller.pieces:
             pass
-        assert scheduler.stats == EngineStats(
+        assert server.stats == EngineStats(
             0, slots=3, slots_in_use=1, cache_positions=270, cache_positions_in_use=7
         )
         gate.let()

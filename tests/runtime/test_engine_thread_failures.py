@@ -1,6 +1,4 @@
-"""What goes wrong around the engine thread: whoever it concerns is told the real error, and the
-others are served.
-"""
+"""Failures around the engine thread: callers get the real error, others are served."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from trtllm_dflash.runtime.outputs import Event
 
 @pytest.mark.parametrize("method", ["decode", "prefill", "open_slot", "collect"])
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_a_failed_step_fails_its_requests_and_no_others(
+def test_failed_step_fails_only_its_requests(
     fake_engine: Callable[..., Engine], lookahead: int, method: str
 ) -> None:
     """Those that wait for a slot are served by the next steps."""
@@ -34,24 +32,24 @@ def test_a_failed_step_fails_its_requests_and_no_others(
 
     failures = iter([True])
     setattr(engine._session, method, fails_once)
-    with engine.serve() as scheduler:
+    with engine.serve() as server:
         first, waiting, later = Caller(), Caller(), Caller()
-        scheduler.submit([3], on_event=first, stop_token_ids=())
-        scheduler.submit([3], on_event=waiting, max_tokens=6)
+        server.submit([3], on_event=first, stop_token_ids=())
+        server.submit([3], on_event=waiting, max_tokens=6)
         failing.set()
         assert first.done.wait(WAIT)
         assert isinstance(first.end, EngineError)
         assert "a step failed: RuntimeError: device lost" in str(first.end)
         waiting.wait()
-        scheduler.submit([3], on_event=later, max_tokens=6)
+        server.submit([3], on_event=later, max_tokens=6)
         later.wait()
-        assert scheduler.stats.waiting == 0
+        assert server.stats.waiting == 0
     (expected,) = fake_engine().generate([[3]], max_tokens=6)
     assert waiting.token_ids == later.token_ids == expected.token_ids
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_a_text_that_cannot_be_made_fails_its_request_alone(
+def test_failed_text_fails_only_its_request(
     text_engine: Engine, monkeypatch: pytest.MonkeyPatch, lookahead: int
 ) -> None:
     text_engine._session.lookahead = lookahead  # type: ignore[misc]
@@ -64,65 +62,65 @@ def test_a_text_that_cannot_be_made_fails_its_request_alone(
         return decode(token_ids)
 
     monkeypatch.setattr(text_engine.tokenizer, "decode", fails_once)
-    with text_engine.serve() as scheduler:
+    with text_engine.serve() as server:
         broken, others = Caller(), [Caller(), Caller()]
-        scheduler.submit("ab", on_event=broken, stop_token_ids=())
+        server.submit("ab", on_event=broken, stop_token_ids=())
         assert broken.done.wait(WAIT)
         assert isinstance(broken.end, EngineError)
         assert "the text of this answer could not be made: KeyError: 'no such piece'" in str(
             broken.end
         )
         for caller in others:
-            scheduler.submit("ab", on_event=caller, max_tokens=9, stop_token_ids=())
+            server.submit("ab", on_event=caller, max_tokens=9, stop_token_ids=())
         assert [caller.wait().output_tokens for caller in others] == [9, 9]
-        assert (scheduler.stats.waiting, len(scheduler._served)) == (0, 0)
+        assert (server.stats.waiting, len(server._served)) == (0, 0)
     (expected,) = text_engine.generate(["ab"], max_tokens=9, stop_token_ids=())
     assert [caller.text for caller in others] == [expected.text] * 2
 
 
-def test_an_engine_thread_that_fails_says_why(
+def test_failed_engine_thread_says_why(
     fake_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = fake_engine()
-    with engine.serve() as scheduler:
-        monkeypatch.setattr(scheduler, "_sweep_cancelled", lambda: 1 // 0)
+    with engine.serve() as server:
+        monkeypatch.setattr(server, "_sweep_cancelled", lambda: 1 // 0)
         caller = Caller()
-        scheduler.submit([3], on_event=caller)
+        server.submit([3], on_event=caller)
         assert caller.done.wait(WAIT)
         assert "the engine thread failed: ZeroDivisionError: integer division" in str(caller.end)
-        scheduler._thread.join(WAIT)
+        server._thread.join(WAIT)
         with pytest.raises(
             EngineError,
             match="takes no more requests, load it again: the engine thread failed: Zero",
         ):
-            scheduler.submit([3], on_event=Caller())
+            server.submit([3], on_event=Caller())
     assert "ZeroDivisionError" in caplog.text
     assert engine.generate([[3]], max_tokens=2), "the engine is free again"
 
 
-def test_a_caller_that_fails_does_not_stop_the_others(fake_engine: Callable[..., Engine]) -> None:
+def test_failing_caller_does_not_stop_others(fake_engine: Callable[..., Engine]) -> None:
     def broken(_: Event) -> None:
         raise ValueError("no")
 
-    with fake_engine().serve() as scheduler:
+    with fake_engine().serve() as server:
         caller = Caller()
-        scheduler.submit([3], on_event=broken)
-        scheduler.submit([4], on_event=caller, is_alive=lambda: 1 / 1 > 0)
+        server.submit([3], on_event=broken)
+        server.submit([4], on_event=caller, is_alive=lambda: 1 / 1 > 0)
         caller.wait()
 
 
 def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1)
     gate = Gate(engine)
-    scheduler: EngineThread = engine.serve()
+    server: EngineThread = engine.serve()
     callers = [Caller(), Caller()]
     for caller in callers:
-        scheduler.submit([3], on_event=caller)
+        server.submit([3], on_event=caller)
     with pytest.raises(EngineError, match="in the middle of another stream"):
         engine.generate([[3]])
-    closing = threading.Thread(target=scheduler.close)
+    closing = threading.Thread(target=server.close)
     closing.start()
     gate.let()
     closing.join(WAIT)
@@ -132,15 +130,15 @@ def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
     assert isinstance(callers[1].end, ClosedError)
     assert "the engine was closed before this request had ended" in str(callers[1].end)
     with pytest.raises(ClosedError, match="is being closed and takes no more requests"):
-        scheduler.submit([3], on_event=Caller())
+        server.submit([3], on_event=Caller())
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_closing_may_let_requests_end(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     engine = fake_engine(max_batch_size=1, lookahead=lookahead)
-    scheduler = engine.serve()
+    server = engine.serve()
     callers = [Caller() for _ in range(4)]
     for caller in callers:
-        scheduler.submit([3], on_event=caller, max_tokens=20)
-    scheduler.close(drain_seconds=WAIT)
+        server.submit([3], on_event=caller, max_tokens=20)
+    server.close(drain_seconds=WAIT)
     assert all(caller.wait().finish_reason != "cancelled" for caller in callers)

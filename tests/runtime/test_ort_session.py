@@ -1,6 +1,4 @@
-"""The CPU session on really built tiny engines: caches in place, slots apart from each other, no
-copies.
-"""
+"""The CPU session on real tiny engines: caches in place, slots apart, no copies."""
 
 from __future__ import annotations
 
@@ -107,7 +105,7 @@ def caches_of(session: OrtSession) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None:
+def test_step_writes_only_its_rows_and_slots(built_engine: Path) -> None:
     session = open_directly(built_engine)
     prefill(session, [3, 4, 5], slot=1, past_len=10)
     for name, cache in caches_of(session).items():
@@ -118,7 +116,7 @@ def test_a_step_writes_its_own_rows_of_its_own_slots(built_engine: Path) -> None
         assert (written == expected).all(), name
 
 
-def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
+def test_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     there, here = open_directly(built_engine), open_directly(built_engine)
     uniforms = np.random.default_rng(0).random(100, np.float32)
     for session, slot in ((there, 2), (here, 0)):
@@ -134,8 +132,8 @@ def test_a_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     assert decode(there, 1, 4, steps=8) == decode(here, 1, 4, steps=8)
 
 
-def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
-    """Those that have come round, whole; of one that has not, the rows in use."""
+def test_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
+    """Rings that have wrapped around move whole, the others move the rows in use."""
     session = open_directly(ring_engine)
     for length in (70, 20):
         for slot, token in ((0, 9), (2, 3)):
@@ -161,7 +159,7 @@ def test_a_moved_slot_takes_its_rings_along(ring_engine: Path) -> None:
             )
 
 
-def test_a_step_wider_than_the_rings_is_refused(ring_engine: Path) -> None:
+def test_step_wider_than_the_rings_is_refused(ring_engine: Path) -> None:
     session = open_directly(ring_engine)
     session.open_slot(0, GREEDY)
     with pytest.raises(
@@ -194,7 +192,7 @@ def test_caches_are_updated_in_place(
         )  # ONNX Runtime warns of every scatter that it could not do in place
 
 
-def test_the_warning_that_the_test_above_looks_for(
+def test_caches_elsewhere_give_the_warning(
     built_engine: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     session = open_directly(built_engine)
@@ -207,7 +205,7 @@ def test_the_warning_that_the_test_above_looks_for(
     assert "in-place" in capfd.readouterr().err
 
 
-def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Path]) -> None:
+def test_step_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Path]) -> None:
     seconds = {}
     for max_seq_len in (192, 192 * 128):
         session = open_directly(
@@ -227,7 +225,7 @@ def test_a_steps_time_does_not_grow_with_the_cache(build_tiny: Callable[..., Pat
     assert seconds[192 * 128] < 3 * seconds[192], seconds
 
 
-def test_a_graph_that_does_not_load(built_engine: Path, tmp_path: Path) -> None:
+def test_graph_that_does_not_load(built_engine: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(
         EngineError,
@@ -236,7 +234,7 @@ def test_a_graph_that_does_not_load(built_engine: Path, tmp_path: Path) -> None:
         OrtSession(tmp_path, EngineConfig.load(built_engine))
 
 
-def test_a_graph_that_config_json_does_not_describe(built_engine: Path, tmp_path: Path) -> None:
+def test_graph_that_differs_from_config_json(built_engine: Path, tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 18]> g (float[1] x) => (float[1] y) { y = Abs(x) }'
     )

@@ -1,6 +1,4 @@
-"""The decode loop on a fake session whose tokens depend on every cached position: what the loop
-does must not show.
-"""
+"""The scheduler on a fake session whose tokens depend on every cached position."""
 
 from __future__ import annotations
 
@@ -168,7 +166,7 @@ def test_prompts_enter_in_chunks_one_slot_at_a_time(fake_engine: Callable[..., E
     assert engine._session.steps[:4] == [(0, 1, 5), (0, 1, 5), (0, 1, 2), (1, 1, 5)]
 
 
-def test_a_finished_slot_is_refilled_from_the_queue(fake_engine: Callable[..., Engine]) -> None:
+def test_finished_slot_is_refilled_from_the_queue(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0)
     engine.generate([[3], [4, 4], [5, 5, 5]], max_tokens=4, draft=False, **NO_STOP)
     batches = [batch for _, batch, _ in engine._session.steps]
@@ -196,7 +194,7 @@ def test_the_batch_shrinks_and_moves_only_used_rows(fake_engine: Callable[..., E
     assert widest.index(3) < len(widest) - 1 - widest[::-1].index(3) < widest.index(2)
 
 
-def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., Engine]) -> None:
+def test_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(accuracy=1.0, block_size=8)
     tokens = expected(engine, [3, 4, 5], 20)
     place = next(
@@ -208,7 +206,7 @@ def test_a_stop_token_inside_a_block_cuts_after_it(fake_engine: Callable[..., En
     assert answer.finish_reason == "stop"
 
 
-def test_a_stop_token_as_first_token_needs_no_decode_step(
+def test_stop_token_as_first_token_needs_no_decode_step(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine()
@@ -232,7 +230,7 @@ def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., E
 
 @pytest.mark.parametrize("lookahead", [0, 1])
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 8, 9, 10, 17])
-def test_max_new_tokens_cuts_inside_a_block(
+def test_max_tokens_cuts_inside_a_block(
     fake_engine: Callable[..., Engine], max_tokens: int, lookahead: int
 ) -> None:
     engine = fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead)
@@ -278,7 +276,7 @@ def test_the_next_step_is_launched_before_tokens_are_read(
     assert engine._session.max_in_flight == 2
 
 
-def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> None:
+def test_discarded_step_does_not_show(fake_engine: Callable[..., Engine]) -> None:
     engine, in_step = (
         fake_engine(accuracy=1.0, block_size=8, lookahead=lookahead) for lookahead in (1, 0)
     )
@@ -297,7 +295,7 @@ def test_a_step_in_vain_does_not_show(fake_engine: Callable[..., Engine]) -> Non
     assert streams[0].timings.generated_tokens == sum(len(answer.token_ids) - 1 for answer in ahead)
 
 
-def test_a_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Engine]) -> None:
+def test_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(lookahead=1)
     stream = engine.stream([[3], [4, 5]], **NO_STOP)
     for _ in range(4):
@@ -315,13 +313,13 @@ def test_an_answer_goes_on_as_it_would_have(fake_engine: Callable[..., Engine]) 
     assert rest.token_ids == whole.token_ids[8:]
 
 
-def test_one_token_of_room_is_used(fake_engine: Callable[..., Engine]) -> None:
+def test_last_free_position_is_used(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_seq_len=41)
     (answer,) = engine.generate([[3] * 40], **NO_STOP)
     assert len(answer.token_ids) == 1
 
 
-def test_a_seed_belongs_to_a_prompt_not_to_its_place(fake_engine: Callable[..., Engine]) -> None:
+def test_seed_belongs_to_a_prompt_not_its_place(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
     options: dict[str, Any] = {"temperature": 1.0, "max_tokens": 20, **NO_STOP}
     same = engine.generate([[3, 4], [3, 4]], seed=7, **options)

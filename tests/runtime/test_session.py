@@ -40,7 +40,7 @@ def test_context_is_the_longest_past_in_whole_buckets(
     assert context_length(past, width, sizes) == expected
 
 
-def test_a_step_beyond_the_cache() -> None:
+def test_context_beyond_the_cache() -> None:
     past = np.array([190], np.int32)
     words = r"a step of width 8 at position 190 needs 202 cache rows, and this engine has 200\."
     with pytest.raises(EngineError, match=words):
@@ -49,7 +49,7 @@ def test_a_step_beyond_the_cache() -> None:
         )
 
 
-def test_a_step_that_no_ring_was_made_for() -> None:
+def test_context_beyond_the_rings() -> None:
     words = (
         "a step of width 9 is wider than max_num_tokens, 8, for which this engine's caches were"
         " made"
@@ -86,7 +86,7 @@ CANNOT = (
         ("other", "sm75", [], "this version of dflash-trt knows no such engines"),
     ],
 )
-def test_an_engine_that_cannot_run_here(
+def test_engine_that_cannot_run_here(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     backend: str,
@@ -101,7 +101,7 @@ def test_an_engine_that_cannot_run_here(
         open_session(tmp_path, config)
 
 
-def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "cuda_gpus", lambda: [RTX_5090])
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
         open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", gpu_arch="sm120"))
 
 
-def test_another_gpu_may_be_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_gpu_switch_tries_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DFLASH_ANY_GPU=1 opens the session on whatever GPU there is; without a GPU it changes
     nothing.
     """
@@ -141,7 +141,7 @@ def test_switches(text: str, expected: bool) -> None:
     assert env_flag("DFLASH_CUDA_GRAPH", default=expected, environment={}) is expected
 
 
-def test_a_switch_that_is_neither_on_nor_off() -> None:
+def test_switch_with_a_wrong_value() -> None:
     with pytest.raises(
         UsageError, match=r"DFLASH_CUDA_GRAPH is 'off', expected 1 \(on\) or 0 \(off\)"
     ):
@@ -174,9 +174,7 @@ def test_bad_thread_argument(value: int) -> None:
         resolve_num_threads(value, {})
 
 
-def test_hyper_threads_of_one_core_count_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hyper_threads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4, 5}, raising=False)
     for processor, siblings in {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"}.items():
         topology = tmp_path / f"cpu{processor}" / "topology"
@@ -197,7 +195,7 @@ def test_hyper_threads_of_one_core_count_once(
         ("900000 100000", 4),
     ],
 )
-def test_a_containers_quota_limits_the_cores(
+def test_container_quota_limits_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)

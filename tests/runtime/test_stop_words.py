@@ -58,7 +58,7 @@ def test_text_ends_before_the_first_stop_word(
     assert "".join(pieces) == before_first(shown, stop_words)
 
 
-def test_what_may_begin_a_stop_word_is_held_back_and_no_more() -> None:
+def test_beginning_of_a_stop_word_is_held_back() -> None:
     answer = StopWordFilter(as_text, ["stop", "stall"])
     assert [answer.push([byte])[1] for byte in b"a stab"] == ["a", " ", "", "", "", "stab"]
     assert answer.push(list(b" sto")) == (list(b" sto"), " ")
@@ -72,7 +72,7 @@ def test_tokens_after_the_stop_word_are_dropped() -> None:
     assert answer.finish() == ""
 
 
-def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+def test_half_a_character_at_the_end_is_shown() -> None:
     answer = StopWordFilter(as_text, ["x"])
     assert answer.push(list("aé".encode()[:2])) == ([97, 195], "a")
     assert answer.finish() == "\ufffd"

@@ -60,7 +60,7 @@ def test_a_template_that_refuses(byte_level: Tokenizer) -> None:
         byte_level.encode_chat([{"role": "system", "content": "be brief"}])
 
 
-def test_text_that_is_no_text(byte_level: Tokenizer) -> None:
+def test_text_with_half_a_surrogate_pair(byte_level: Tokenizer) -> None:
     with pytest.raises(
         UsageError, match="the text has half a surrogate pair at place 1, which is no character"
     ):
@@ -155,7 +155,7 @@ def test_tokens_that_show_nothing_change_nothing(byte_fallback: Tokenizer, ids: 
 
 
 @pytest.mark.parametrize("token", SHOW_NOTHING)
-def test_no_token_makes_the_next_ones_dearer(byte_fallback: Tokenizer, token: int) -> None:
+def test_window_stays_short(byte_fallback: Tokenizer, token: int) -> None:
     most = 0
 
     def decode(token_ids: Sequence[int]) -> str:

@@ -87,7 +87,7 @@ def tokens_of(directory: Path, **options: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "bodies"])
-def test_captured_steps_say_what_launched_ones_say(
+def test_captured_steps_equal_launched_steps(
     build: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     plugins: bool,
@@ -107,19 +107,19 @@ def test_steps_with_plugins_are_captured(
     assert "cannot be captured" not in caplog.text
 
 
-def test_plugins_choose_what_the_bodies_choose(build: Callable[..., Path]) -> None:
+def test_plugins_agree_with_bodies(build: Callable[..., Path]) -> None:
     """A tiny model's logits lie close together, and BF16 may decide a tie the other way; most
     tokens must agree.
     """
     assert _agreement(tokens_of(build(plugins=True)), tokens_of(build(plugins=False))) > 0.7
 
 
-def test_the_gpu_chooses_what_the_cpu_chooses(build: Callable[..., Path]) -> None:
+def test_gpu_agrees_with_cpu(build: Callable[..., Path]) -> None:
     assert _agreement(tokens_of(build(plugins=True)), tokens_of(build(arch="cpu"))) > 0.5
 
 
 @pytest.mark.demo
-def test_the_demo_pair_says_what_it_says_on_the_cpu(arch: str, tmp_path: Path) -> None:
+def test_demo_pair_agrees_with_cpu(arch: str, tmp_path: Path) -> None:
     pair = ROOT / "examples" / "demo_pair" / "drafter"
     sizes = {"max_batch_size": 4, "draft_vocab": str(pair / "draft_vocab.json"), "arch": arch}
     build_engine(
@@ -139,7 +139,7 @@ def test_the_demo_pair_says_what_it_says_on_the_cpu(arch: str, tmp_path: Path) -
     assert np.mean([answer.acceptance_length for answer in answers[0]]) > 1.5
 
 
-def test_a_captured_step_is_not_slower(
+def test_captured_step_is_not_slower(
     build: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {}

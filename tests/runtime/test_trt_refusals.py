@@ -1,6 +1,4 @@
-"""What the GPU session refuses, and how the driver's and TensorRT's failures are told, on a GPU
-that is made up.
-"""
+"""What the GPU session refuses, and the texts of the driver's and TensorRT's errors."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ __all__ = ["open_gpu"]  # a fixture
 
 
 class TestMisuse:
-    """What a caller may not do is said, before anything is written where it should not be."""
+    """A caller's mistakes are errors before anything is written to a wrong place."""
 
-    def test_more_steps_than_are_looked_ahead(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_more_steps_than_lookahead(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
         session.prefill(0, np.array([3]))
@@ -39,7 +37,7 @@ class TestMisuse:
         ):
             open_gpu().session.collect()
 
-    def test_a_slot_is_moved_or_opened_during_a_step(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_slot_moved_or_opened_during_a_step(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
         session.prefill(0, np.array([3]))
@@ -48,7 +46,7 @@ class TestMisuse:
         with pytest.raises(EngineError, match="a step is in flight while a slot is opened"):
             session.open_slot(1, GREEDY)
 
-    def test_a_prompt_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_prefill_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
         with pytest.raises(EngineError, match="slot 1 has a prompt and was not opened"):
             open_gpu().session.prefill(1, np.array([3]))
 
@@ -65,9 +63,7 @@ class TestMisuse:
 
 
 class TestFailures:
-    """Every failure of the driver and of TensorRT is an EngineError that says what, and what to
-    do.
-    """
+    """Failures of the driver and of TensorRT are EngineErrors that say what to do."""
 
     def test_no_driver(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(*_: Any) -> None:
@@ -94,31 +90,31 @@ class TestFailures:
         with pytest.raises(EngineError, match=words):
             open_gpu(memory=40_000)
 
-    def test_an_engine_for_another_gpu(self, open_gpu: Callable[..., Gpu]) -> None:
-        kinds = trt_engine.trt.EngineInvalidityDiagnostics
+    def test_engine_for_another_gpu(self, open_gpu: Callable[..., Gpu]) -> None:
+        reasons = trt_engine.trt.EngineInvalidityDiagnostics
         words = (
             r"rank0\.engine: TensorRT-RTX [\d.]+ cannot load this engine \(unsupported cc\)\. It"
             r" was built for sm120 "
             r"with TensorRT-RTX 1\.6\.0, and this GPU is sm90\.(.|\n)*no such engine here"
         )
         with pytest.raises(EngineError, match=words):
-            open_gpu(invalid=int(kinds.UNSUPPORTED_CC.value), capability=(9, 0))
+            open_gpu(invalid=int(reasons.UNSUPPORTED_CC.value), capability=(9, 0))
 
-    def test_an_engine_of_another_version(self, open_gpu: Callable[..., Gpu]) -> None:
-        kinds = trt_engine.trt.EngineInvalidityDiagnostics
+    def test_engine_of_another_version(self, open_gpu: Callable[..., Gpu]) -> None:
+        reasons = trt_engine.trt.EngineInvalidityDiagnostics
         with pytest.raises(
             EngineError, match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0"
         ):
-            open_gpu(invalid=int(kinds.VERSION_MISMATCH.value))
+            open_gpu(invalid=int(reasons.VERSION_MISMATCH.value))
 
-    def test_a_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()
         gpu.driver.fail["cuEventSynchronize"] = real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
         words = r"cuEventSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700.*A kernel is at fault"
         with pytest.raises(EngineError, match=words):
             gpu.engine.generate([[3]])
 
-    def test_a_refused_shape(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_refused_shape(self, open_gpu: Callable[..., Gpu]) -> None:
         session = open_gpu().session
         session.open_slot(0, GREEDY)
         session.prefill(0, np.arange(8))
@@ -130,7 +126,7 @@ class TestFailures:
         session.decode(1, 4)  # what failed has left nothing in flight
         session.collect()
 
-    def test_a_graph_that_cannot_be_captured_after_all(self, open_gpu: Callable[..., Gpu]) -> None:
+    def test_graph_whose_capture_fails(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()
         gpu.session.open_slot(0, GREEDY)
         gpu.session.prefill(0, np.array([3]))

@@ -1,6 +1,4 @@
-"""The GPU session on a GPU that is made up (fake_gpu.py): its tokens, its slots, its steps in a
-CUDA graph.
-"""
+"""The GPU session on a fake GPU: its tokens, its slots, its steps in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -73,13 +71,13 @@ def test_rings(open_gpu: Callable[..., Gpu], ring_engine: Path, with_plugins: bo
     assert [len(answer.token_ids) for answer in answers[0]] == [42, 150, 150]
 
 
-def test_a_plain_engine(open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Path]) -> None:
+def test_plain_engine(open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Path]) -> None:
     plain = build_tiny(draft=False)
     gpu, cpu = open_gpu(plain), Engine.load(plain, num_threads=1)
     assert tokens_of(gpu.engine, PROMPTS, **SAMPLED) == tokens_of(cpu, PROMPTS, **SAMPLED)
 
 
-def test_fp8_caches_are_codes_of_one_byte(
+def test_fp8_caches_are_packed_in_one_byte(
     open_gpu: Callable[..., Gpu],
     build_tiny: Callable[..., Path],
     make_target: Callable[..., Path],
@@ -92,7 +90,7 @@ def test_fp8_caches_are_codes_of_one_byte(
     assert tokens_of(gpu.engine, PROMPTS) == tokens_of(cpu, PROMPTS)
 
 
-def test_the_other_kind_of_tensorrt(
+def test_tensorrt_flavor(
     open_gpu: Callable[..., Gpu], built_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trt_engine, "flavor", TensorRT)
@@ -116,7 +114,7 @@ def test_a_sequence_fills_max_seq_len(open_gpu: Callable[..., Gpu]) -> None:
     ] == [192] * 3
 
 
-def test_a_decode_step_is_captured_once_for_each_shape(
+def test_decode_step_is_captured_once_for_each_shape(
     open_gpu: Callable[..., Gpu],
 ) -> None:
     gpu = open_gpu()
@@ -173,7 +171,7 @@ def test_capture_can_be_switched_off(
     )
 
 
-def test_an_engine_that_cannot_be_captured_runs_as_it_is(
+def test_engine_without_capture_is_launched(
     open_gpu: Callable[..., Gpu], caplog: pytest.LogCaptureFixture
 ) -> None:
     gpu = open_gpu(capturable=False)
@@ -184,7 +182,7 @@ def test_an_engine_that_cannot_be_captured_runs_as_it_is(
     assert "cannot be captured in a CUDA graph" in caplog.text
 
 
-def test_the_host_waits_for_nothing_but_late_results(open_gpu: Callable[..., Gpu]) -> None:
+def test_host_waits_only_for_late_results(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu()
     gpu.engine.generate(PROMPTS[:3], max_tokens=8, stop_token_ids=[])
     session, driver = gpu.session, gpu.driver
@@ -209,7 +207,7 @@ def test_the_host_waits_for_nothing_but_late_results(open_gpu: Callable[..., Gpu
     assert max(driver.to_host) < 2048
 
 
-def test_what_is_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
+def test_step_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
     gpu = open_gpu(eager=False)
     session = gpu.session
     session.open_slot(0, GREEDY)
@@ -226,9 +224,7 @@ def test_what_is_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
 
 
 @pytest.mark.parametrize("route", [(2, 0), (2, 1, 0)], ids=["once", "twice"])
-def test_a_moved_slot_goes_on_as_before(
-    open_gpu: Callable[..., Gpu], route: tuple[int, ...]
-) -> None:
+def test_moved_slot_goes_on_as_before(open_gpu: Callable[..., Gpu], route: tuple[int, ...]) -> None:
     tokens = []
     sampling = SlotSampling(
         temperature=0.9,
@@ -253,7 +249,7 @@ def test_a_moved_slot_goes_on_as_before(
     assert len(tokens[0]) >= 8
 
 
-def test_slots_opened_one_after_another_have_their_own_sampling(
+def test_slots_have_their_own_sampling(
     open_gpu: Callable[..., Gpu],
 ) -> None:
     draws = np.random.default_rng(0)
@@ -282,7 +278,7 @@ def test_slots_opened_one_after_another_have_their_own_sampling(
     assert len({tuple(row) for row in tokens[0]}) == 3
 
 
-def test_a_closed_stream_leaves_nothing_to_the_next(
+def test_closed_stream_leaves_nothing_to_the_next(
     open_gpu: Callable[..., Gpu], built_engine: Path
 ) -> None:
     gpu, cpu = open_gpu(), Engine.load(built_engine, num_threads=1)
@@ -304,8 +300,8 @@ def test_memory_goes_back_with_the_session(open_gpu: Callable[..., Gpu]) -> None
     assert driver.free == total
 
 
-def test_the_stand_ins_have_nothing_that_the_real_ones_lack(open_gpu: Callable[..., Gpu]) -> None:
-    """A call of a name that does not exist must not pass because the stand-in has it."""
+def test_fakes_have_only_names_of_the_real_modules(open_gpu: Callable[..., Gpu]) -> None:
+    """A call of a name that does not exist must not pass because the fake has it."""
     context = open_gpu().trt.contexts[0]
     used: dict[type, set[str]] = {
         trt.Runtime: {*vars(fake_trt.FakeRuntime)},
@@ -313,7 +309,7 @@ def test_the_stand_ins_have_nothing_that_the_real_ones_lack(open_gpu: Callable[.
         trt.IExecutionContext: {*vars(fake_trt.FakeContext)},
         trt.IRuntimeConfig: {*vars(context.config)},
     }
-    for kind, names in used.items():
-        assert {name for name in names if not name.startswith("_")} <= {*dir(kind)}, kind
+    for stub, names in used.items():
+        assert {name for name in names if not name.startswith("_")} <= {*dir(stub)}, stub
     assert {name for name in vars(FakeDriver) if name.startswith("cu")} <= {*dir(real)}
     assert context.config.cuda_graph_strategy in trt.CudaGraphStrategy.__members__.values()
