@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from docs.estimate.prediction import stored_pair
 from tests.estimate.graph_costs import GraphCounter, counted_nodes
-from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from tests.fixtures.tiny_models import DENSE_FAMILIES, tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
@@ -34,9 +35,9 @@ READ_INPUTS = {  # by operator: how many leading inputs have shapes that are cou
     "DFlashMoE": 2,
 }
 TINY: dict[str, Callable[[Path], Path]] = {
-    "llama": lambda path: tiny_target(path, "llama"),
-    "qwen3": lambda path: tiny_target(path, "qwen3", tied=True),
-    "gpt_oss": lambda path: tiny_gpt_oss(path, mxfp4=False),
+    **{name: partial(tiny_target, model_type=name) for name in DENSE_FAMILIES},
+    "qwen3_tied": partial(tiny_target, model_type="qwen3", tied=True),
+    "gpt_oss": partial(tiny_gpt_oss, mxfp4=False),
     "qwen3_moe": tiny_qwen3_moe,
 }
 

@@ -44,7 +44,7 @@ class EstimateInputs:
 
     @cached_property
     def plain_steps(self) -> list[StepEstimate]:
-        """The steps of plain decoding by batch size."""
+        """Return the steps of plain decoding by batch size."""
         return self._time_steps("plain", self.pair.plain_step(), 0, 1.0, None)
 
     def steps(
