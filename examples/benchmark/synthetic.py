@@ -18,7 +18,7 @@ import click
 import ml_dtypes
 import numpy as np
 
-from trtllm_dflash.checkpoint.from_config import headers_of
+from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
@@ -126,7 +126,7 @@ def write(directory: Path, config_json: dict[str, Any], config: Any) -> int:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config_json, indent=2))
     quantization = read_quantization(config_json, None, str(directory))
-    infos = headers_of(config, quantization, str(directory)).tensors
+    infos = checkpoint_of_config(config, quantization, str(directory)).tensors
     layout = FileLayout.of({name: (info.dtype, info.shape) for name, info in infos.items()})
     buffers = (buffer for info in infos.values() for buffer in _buffers(info))
     write_file(directory / "model.safetensors", layout, buffers)

@@ -136,15 +136,15 @@ def config_with_bool_size(model: BadCheckpoint) -> None:
 
 
 @bad(
-    r"q_proj.weight is BF16, not FP8, and has no scales, and so it is with 7 more linears: these"
-    r" may be codes that"
+    r"q_proj.weight is BF16, not FP8, and has no scales, nor have 7 more linears: packed"
+    r" weights may have been saved as plain ones"
 )
 def quantized_target(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "FP8"}}'
 
 
 @bad(
-    r"q_proj.weight is BF16, not NVFP4, and has no scales, and so it is with 6 more linears",
+    r"q_proj.weight is BF16, not NVFP4, and has no scales, nor have 6 more linears",
     base="drafter",
 )
 def quantized_drafter(model: BadCheckpoint) -> None:

@@ -182,9 +182,9 @@ def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
 
 
 @bad(
-    "(?s)q_proj.weight is BF16, not FP8, and has no scales, and so it is with 6 more linears: these"
-    " may be codes that "
-    r"were saved as numbers and lost their scales. Take the original export\n(?!.*exclu)",
+    "(?s)q_proj.weight is BF16, not FP8, and has no scales, nor have 6 more linears: packed weights"
+    r" may have been saved as plain ones, without their scales. Take the original export\n"
+    r"(?!.*exclu)",
     base="fp8 target",
 )
 def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
@@ -221,9 +221,7 @@ def format_of_a_module_that_is_not_there(model: BadCheckpoint) -> None:
     }
 
 
-@bad(
-    r"up_proj.weight_scale has \[48\], expected one number for the whole tensor", base="fp8 target"
-)
+@bad(r"up_proj.weight_scale has \[48\], expected a scalar for the whole tensor", base="fp8 target")
 def fp8_scale_of_each_channel(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48])})
 
@@ -263,7 +261,7 @@ def blocks_of_32(model: BadCheckpoint) -> None:
 
 
 @bad(
-    r"up_proj.weight has \[48, 16\], expected \[48, 8\]: two codes a byte, of 16",
+    r"up_proj.weight has \[48, 16\], expected \[48, 8\]: two values a byte, of 16",
     base="nvfp4 target",
 )
 def unpacked_codes(model: BadCheckpoint) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.fixtures.quantized import quant_configs
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import drafter_json, target_json
-from trtllm_dflash.checkpoint.from_config import target_headers
+from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.errors import CheckpointError, ConfigError, UsageError
 from trtllm_dflash.estimate.models import find_target
 from trtllm_dflash.estimate.run import EstimateInputs, read_inputs
@@ -78,7 +78,7 @@ def test_modules_stored_otherwise_are_counted_so(stored: Stored) -> None:
     pair = of(directory, drafter="Qwen3-8B-DFlash-b16").pair
     assert pair.format_counts()["linears"] == {"nvfp4": 35 * 7, "bf16": 7}
     target = find_target(str(directory))
-    tensors = target_headers(target.config, target.quantization).tensors
+    tensors = checkpoint_of_config(target.config, target.quantization).tensors
     linears = {
         name: info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name
     }

@@ -22,7 +22,7 @@ from trtllm_dflash.catalog.published import (
     target_json,
 )
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization
-from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
 from trtllm_dflash.checkpoint.quant_config import read_quantization
@@ -115,7 +115,7 @@ def published_target(name: str) -> Checkpoint[TargetConfig] | None:
     pair = pair_of(name)
     if pair is None:
         return None
-    return target_headers(*_read_target(pair.target), pair.target.repository)
+    return checkpoint_of_config(*_read_target(pair.target), pair.target.repository)
 
 
 def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
@@ -126,7 +126,7 @@ def published_drafter(name: str) -> Checkpoint[DrafterConfig] | None:
     pair = pair_of(name, "drafter")
     if pair is None or not pair.drafter.has_sizes:
         return None
-    return drafter_headers(_read_drafter(pair.drafter), name=pair.drafter.repository)
+    return checkpoint_of_config(_read_drafter(pair.drafter), name=pair.drafter.repository)
 
 
 def _try(read: Callable[[Any], Any], argument: Any) -> tuple[Any, list[str]]:

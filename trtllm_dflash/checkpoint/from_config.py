@@ -13,29 +13,13 @@ from trtllm_dflash.checkpoint.formats import Quantization
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
 from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, StoredSpec, expected_tensors
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.tensor_specs import expand_specs
 
 _NO_FILE = "no-such-file.safetensors"
 _UNQUANTIZED = Quantization()
 
 
-def target_headers(
-    config: TargetConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
-) -> Checkpoint[TargetConfig]:
-    """Return the checkpoint that a target of this configuration would have."""
-    return headers_of(config, quantization, name)
-
-
-def drafter_headers(
-    config: DrafterConfig, quantization: Quantization = _UNQUANTIZED, name: str = "."
-) -> Checkpoint[DrafterConfig]:
-    """Return the checkpoint that a drafter of this configuration would have."""
-    return headers_of(config, quantization, name)
-
-
-def headers_of(
+def checkpoint_of_config(
     config: Config, quantization: Quantization = _UNQUANTIZED, name: str = "."
 ) -> Checkpoint[Config]:
     """Return the checkpoint that a model of this configuration would have.

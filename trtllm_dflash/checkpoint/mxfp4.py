@@ -52,7 +52,7 @@ def expert_errors(
         return [
             "quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored"
         ]
-    faults = []
+    errors = []
     for name, (_, columns, _) in experts.items():
         if quantization.format_of_experts(name) is None:
             if f"{name}{BLOCKS}" in infos:
@@ -62,17 +62,17 @@ def expert_errors(
                     if pattern
                     else "nothing says that experts are MXFP4"
                 )
-                faults.append(
+                errors.append(
                     f"{name}{BLOCKS} is there, but {why}: quantization_config's quant_method does"
                 )
         elif name in infos:
-            faults.append(
+            errors.append(
                 f"{name} is {infos[name].dtype}, not MXFP4: add it to modules_to_not_convert"
             )
         elif columns % MXFP4_GROUP_SIZE:
             size = f"no multiple of the block of {MXFP4_GROUP_SIZE}"
-            faults.append(f"{name} has {columns} input features, {size}")
-    return faults
+            errors.append(f"{name} has {columns} input features, {size}")
+    return errors
 
 
 def dequantized_experts(

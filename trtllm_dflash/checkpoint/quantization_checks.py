@@ -72,7 +72,7 @@ def check_quantization(
 
     Missing or misshapen tensors are left to the accounting.
     """
-    faults = [
+    errors = [
         f"{name} has a format, but this model has no linear of that name"
         for name in quantization.modules
         if name not in model.linears
@@ -82,14 +82,14 @@ def check_quantization(
     for module, shape in model.linears.items():
         fmt = formats.get(module)
         if fmt is None:
-            faults += _plain_errors(infos, module, quantization)
+            errors += _plain_errors(infos, module, quantization)
         elif module in NEVER_QUANTIZED:
-            faults.append(
+            errors.append(
                 f"{module} is {fmt.algo}, and it must not be quantized: exclude it and quantize"
                 " again"
             )
         elif module in model.expert_linears and fmt.group_size is None:
-            faults.append(
+            errors.append(
                 f"{module} is {fmt.algo}, and experts can be NVFP4 or unquantized: exclude it"
             )
         elif _is_plain(infos, module):
@@ -97,13 +97,13 @@ def check_quantization(
         else:
             # Stated NVFP4 quantizes activations too; those of experts are not quantized here.
             if fmt is quantization.format_of(module):
-                faults += _input_scale_errors(infos, module, fmt)
-            faults += _quantized_errors(infos, module, fmt, shape)
-    faults += _unscaled_errors(infos, unscaled, formats)
-    faults += expert_errors(infos, model.experts, quantization)
-    if faults:
-        more = f"\n  and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
-        lines = "".join(f"\n  {fault}" for fault in faults[:_MAX_LISTED])
+                errors += _input_scale_errors(infos, module, fmt)
+            errors += _quantized_errors(infos, module, fmt, shape)
+    errors += _unscaled_errors(infos, unscaled, formats)
+    errors += expert_errors(infos, model.experts, quantization)
+    if errors:
+        more = f"\n  and {len(errors) - _MAX_LISTED} more" if len(errors) > _MAX_LISTED else ""
+        lines = "".join(f"\n  {error}" for error in errors[:_MAX_LISTED])
         raise CheckpointError(
             f"{where}: the tensors do not match the quantization that its configuration"
             f" states:{lines}{more}\nPass the configuration that belongs to these weights, or"
@@ -177,11 +177,11 @@ def _unscaled_errors(
     if len(modules) <= _MAX_NAMED:
         advice = "and has no scales: add {} to the exclusions"
         return [
-            f"{fault}, {advice.format(name)}" for name, fault in zip(modules, found, strict=True)
+            f"{error}, {advice.format(name)}" for name, error in zip(modules, found, strict=True)
         ]
     return [
-        f"{found[0]}, and has no scales, and so it is with {len(modules) - 1} more linears: these"
-        " may be codes that were saved as numbers and lost their scales. Take the original export"
+        f"{found[0]}, and has no scales, nor have {len(modules) - 1} more linears: packed weights"
+        " may have been saved as plain ones, without their scales. Take the original export"
     ]
 
 
@@ -189,18 +189,18 @@ def _quantized_errors(
     infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
     weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
-    faults = []
+    errors = []
     if fmt.group_size is None:
         if scale is not None and scale.shape not in ((), (1,)):
-            faults.append(
-                f"{module}.weight_scale has {list(scale.shape)}, expected one number for the whole"
+            errors.append(
+                f"{module}.weight_scale has {list(scale.shape)}, expected a scalar for the whole"
                 " tensor"
             )
-        return faults
-    return faults + _block_faults(module, fmt.group_size, shape, weight, scale)
+        return errors
+    return errors + _block_errors(module, fmt.group_size, shape, weight, scale)
 
 
-def _block_faults(
+def _block_errors(
     module: str,
     size: int,
     shape: tuple[int, ...],
@@ -213,15 +213,15 @@ def _block_faults(
             f"{module} has {columns} input features, no multiple of the block of {size} that shares"
             " a scale"
         ]
-    faults = []
+    errors = []
     if weight is not None and weight.dtype == "U8" and weight.shape != (rows, columns // 2):
-        faults.append(
-            f"{module}.weight has {list(weight.shape)}, expected {[rows, columns // 2]}: two codes"
+        errors.append(
+            f"{module}.weight has {list(weight.shape)}, expected {[rows, columns // 2]}: two values"
             f" a byte, of {columns}"
         )
     if scale is not None and len(scale.shape) == 2 and scale.shape != (rows, columns // size):
         width = scale.shape[1]
         blocks = f" (blocks of {columns // width})" if width and columns % width == 0 else ""
         wanted = f"{[rows, columns // size]} (blocks of {size})"
-        faults.append(f"{module}.weight_scale has {list(scale.shape)}{blocks}, expected {wanted}")
-    return faults
+        errors.append(f"{module}.weight_scale has {list(scale.shape)}{blocks}, expected {wanted}")
+    return errors

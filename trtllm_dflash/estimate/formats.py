@@ -8,7 +8,7 @@ from typing import Any
 
 from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
-from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.errors import CheckpointError, UsageError
@@ -131,8 +131,8 @@ def quantized_headers(model: Checkpoint[Any], name: str, option: str) -> Checkpo
             " out, or give its unquantized original"
         )
     asked = Quantization(default=name, excluded=(HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4)
-    headers = target_headers if isinstance(model.config, TargetConfig) else drafter_headers
-    return headers(model.config, asked, str(model.directory))
+    quantized: Checkpoint[Any] = checkpoint_of_config(model.config, asked, str(model.directory))
+    return quantized
 
 
 def _check_arithmetic(name: str, who: str, gpu: GpuSpec) -> None:

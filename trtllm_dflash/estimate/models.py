@@ -8,7 +8,7 @@ from typing import Any
 from trtllm_dflash.builder.pair_support import published_drafter, published_target
 from trtllm_dflash.catalog.pairs import Role, pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization
-from trtllm_dflash.checkpoint.from_config import drafter_headers, target_headers
+from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quant_config import read_quantization
@@ -28,7 +28,7 @@ def find_target(name: str) -> Checkpoint[TargetConfig]:
     if Path(name).is_dir():
         config_json, quantization = _read_directory(name, "target")
         config = read_target_config(config_json, None, f"target {name}")
-        return target_headers(config, quantization, name)
+        return checkpoint_of_config(config, quantization, name)
     found = published_target(name)
     if found is None:
         raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
@@ -45,7 +45,7 @@ def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterCon
     if name is not None and Path(name).is_dir():
         config_json, quantization = _read_directory(name, "drafter")
         config = DrafterConfig.from_hf(config_json, f"drafter {name}")
-        return drafter_headers(config, quantization, name)
+        return checkpoint_of_config(config, quantization, name)
     if name is not None:
         pair, missing = pair_of(name, "drafter"), unknown_name_message(name, "drafter")
     else:
