@@ -114,14 +114,14 @@ from trtllm_dflash.triton_server.model import TritonPythonModel as Model
 class TritonPythonModel(Model):
     def initialize(self, args):
         super().initialize(args)
-        generate, steps = self._engine._session.generate, iter(range(1, 1000))
+        decode, steps = self._engine._session.decode, iter(range(1, 1000))
 
         def breaks(count, width):
             if next(steps, 0) == 10:
                 raise RuntimeError("the device is on fire")
-            generate(count, width)
+            decode(count, width)
 
-        self._engine._session.generate = breaks
+        self._engine._session.decode = breaks
 """
 
 
