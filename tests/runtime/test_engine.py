@@ -86,6 +86,13 @@ def test_text_without_a_tokenizer(fake_engine: EngineFactory) -> None:
         fake_engine().generate(["text"])
 
 
+def test_max_new_tokens_is_another_name(fake_engine: EngineFactory) -> None:
+    engine = fake_engine()
+    assert tokens_of(engine, [[1]]) == [engine.generate([[1]], max_new_tokens=9)[0].token_ids]
+    with pytest.raises(UsageError, match="give either max_tokens or max_new_tokens"):
+        engine.stream([[1]], max_new_tokens=9, max_tokens=9)
+
+
 def test_empty_text(text_engine: Engine) -> None:
     with pytest.raises(UsageError, match="prompt 0 is empty"):
         text_engine.generate("")
