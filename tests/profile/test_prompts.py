@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from trtllm_dflash.cli.prompts import read_prompts
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.prompts import (
     EncodedPrompt,
@@ -42,6 +45,13 @@ def test_builtin_prompts_have_equal_categories() -> None:
     assert prompts[47].where.endswith("line 48")
     # So that a part of them has all categories.
     assert {prompt.category for prompt in prompts[:12]} == CATEGORIES
+
+
+def test_read_prompts_takes_category_or_its_old_name(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "a", "category": "math"}, {"prompt": "b", "kind": "code"}, {"prompt": "c"}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert [line.category for line in read_prompts(path)] == ["math", "code", ""]
 
 
 def test_limit_per_category_keeps_the_first() -> None:

@@ -32,19 +32,33 @@ def print_evaluation(found: Evaluation) -> None:
 
 
 def _engines(found: Evaluation) -> Table:
-    results = [result for result in (found.engine, found.against) if result is not None]
+    """Return the table of the engines side by side."""
+    names = ("", "weights", "drafter", "KV caches", "perplexity", "τ")
     has_prompts = found.facts["prompts"] is not None
-    names = ["engine", "against"][: len(results)]
-    table = Table("", *names, box=None, pad_edge=False, padding=_PADDING)
-    table.add_row("weights", *(result.weights for result in results))
-    table.add_row("drafter", *(result.drafter or "none" for result in results))
-    table.add_row("KV caches", *(result.kv_caches for result in results))
-    table.add_row("perplexity", *(f"{result.perplexity:.4f}" for result in results))
-    table.add_row("τ", *(_acceptance_length(result, has_prompts) for result in results))
+    columns = [names, _column("engine", found.engine, has_prompts)]
+    if found.against is not None:
+        columns.append(_column("against", found.against, has_prompts))
+    titles, *rows = zip(*columns, strict=True)
+    table = Table(*titles, box=None, pad_edge=False, padding=_PADDING)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
+def _column(title: str, result: EngineResult, has_prompts: bool) -> tuple[str, ...]:
+    """Return the cells of one engine, with its title."""
+    return (
+        title,
+        result.weights,
+        result.drafter or "none",
+        result.kv_caches,
+        f"{result.perplexity:.4f}",
+        _acceptance_length(result, has_prompts),
+    )
+
+
 def _acceptance_length(result: EngineResult, has_prompts: bool) -> str:
+    """Return τ, or why there is none."""
     if not result.source["draft_len"]:
         return "no drafts"
     if not has_prompts or result.acceptance is None:
@@ -53,14 +67,15 @@ def _acceptance_length(result: EngineResult, has_prompts: bool) -> str:
 
 
 def _differences(comparison: EngineComparison) -> Table:
-    kl = (
-        f"{comparison.kl_mean:.3g} nats on average, {comparison.kl_p99:.3g} at 99%,"
-        f" {comparison.kl_max:.3g} at most"
-    )
+    """Return the table of differences between the engines."""
+    increase = f"{comparison.perplexity_increase:+.3%}"
+    agreement = f"{comparison.top1:.3%} of {comparison.positions} positions"
+    average, p99, highest = comparison.kl_mean, comparison.kl_p99, comparison.kl_max
+    divergence = f"{average:.3g} nats on average, {p99:.3g} at 99%, {highest:.3g} at most"
     table = Table.grid(padding=(0, 3))
-    table.add_row("perplexity", f"{comparison.perplexity_increase:+.3%}")
-    table.add_row("top-1 agreement", f"{comparison.top1:.3%} of {comparison.positions} positions")
-    table.add_row("KL divergence", kl)
+    table.add_row("perplexity", increase)
+    table.add_row("top-1 agreement", agreement)
+    table.add_row("KL divergence", divergence)
     if comparison.unmatched:
         count = len(comparison.unmatched)
         table.add_row(
@@ -70,12 +85,14 @@ def _differences(comparison: EngineComparison) -> Table:
 
 
 def _linears(comparison: EngineComparison) -> Table:
+    """Return the table of errors by the linears' names."""
     titles = ("linears", "relative error", "worst", "where")
     table = Table(*titles, box=None, pad_edge=False, padding=_PADDING)
     for name, errors in group_by_last_part(comparison.linear_errors).items():
-        worst = max(errors, key=lambda linear: errors[linear])
         average = mean(list(errors.values()))
-        table.add_row(name, f"{average:.3g}", f"{errors[worst]:.3g}", worst)
+        worst = max(errors, key=errors.__getitem__)
+        highest = errors[worst]
+        table.add_row(name, f"{average:.3g}", f"{highest:.3g}", worst)
     return table
 
 
@@ -83,5 +100,7 @@ def group_by_last_part(errors: Mapping[str, float]) -> dict[str, dict[str, float
     """Group errors of linears by the last part of their names, as q_proj."""
     groups: dict[str, dict[str, float]] = {}
     for linear, error in errors.items():
-        groups.setdefault(linear.rsplit(".", 1)[-1], {})[linear] = error
+        last_part = linear.rsplit(".", 1)[-1]
+        group = groups.setdefault(last_part, {})
+        group[linear] = error
     return groups

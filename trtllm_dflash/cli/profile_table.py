@@ -51,6 +51,7 @@ def _print_with_space(console: Console, table: Table) -> None:
 
 
 def _title(profile: Profile) -> str:
+    """Return the line above the tables."""
     prompts, machine = profile.prompts, profile.machine
     return (
         f"{profile.engine['directory']}: {prompts['count']} prompts of"
@@ -66,6 +67,7 @@ def _drafting_results(profile: Profile) -> list[SystemResult]:
 
 
 def _grid(*titles: str) -> Table:
+    """Return an empty table without lines; its first column is left-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, title in enumerate(titles):
         table.add_column(title, justify="right" if index else "left", no_wrap=True)
@@ -73,6 +75,7 @@ def _grid(*titles: str) -> Table:
 
 
 def _figures(profile: Profile) -> Table:
+    """Return the table of all figures, with a blank row between batch sizes."""
     table, batch = _grid(*COLUMNS), profile.results[0].batch
     for result in profile.results:
         if result.batch != batch:
@@ -83,6 +86,7 @@ def _figures(profile: Profile) -> Table:
 
 
 def _by_category(profile: Profile, results: list[SystemResult]) -> Table:
+    """Return the table of acceptance and speedup by category."""
     table = _grid("τ, × plain by category", *(result.system for result in results))
     for row in category_cells(profile, results):
         table.add_row(*row)
@@ -90,6 +94,7 @@ def _by_category(profile: Profile, results: list[SystemResult]) -> Table:
 
 
 def _by_position(results: list[SystemResult]) -> Table:
+    """Return the table of acceptance by the draft's position in the block."""
     longest = max(len(result.acceptance.by_position) for result in results)
     table = _grid("accepted", *(f"draft {position}" for position in range(1, longest + 1)))
     for result in results:
@@ -99,6 +104,7 @@ def _by_position(results: list[SystemResult]) -> Table:
 
 
 def _step_breakdowns(breakdowns: list[StepBreakdown]) -> Table:
+    """Return the table of where a step's time goes."""
     table = _grid("step, ms", "batch", "verify", "accept", "draft", "host", "all")
     for one in breakdowns:
         parts = (one.verify_seconds, one.accept_seconds, one.draft_seconds, one.host_seconds)

@@ -84,6 +84,7 @@ class EvaluatedEngine:
         return facts | {"quantization": quantization, "draft_len": self.config.draft_len}
 
     def _algorithm(self, section: str, key: str) -> str:
+        """Return a quantization algorithm of config.json, or else the engine's type."""
         quantization = self._section(section).get("quantization")
         algorithm = quantization.get(key) if isinstance(quantization, dict) else None
         return str(algorithm or self.config.dtype)

@@ -45,6 +45,7 @@ class _EvalInputs:
 
     @property
     def num_tokens(self) -> int:
+        """Return the tokens of all windows."""
         return sum(map(len, self.windows))
 
 
@@ -85,6 +86,7 @@ def evaluate(
 
 
 def _require_drafts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> None:
+    """Raise UsageError where the acceptance length cannot be measured."""
     if prompts is None or not prompts.prompts:
         raise UsageError(
             "--min-acceptance-length is a limit on τ, which is measured on prompts: give --prompts"
@@ -119,6 +121,7 @@ def _encode_inputs(
 
 
 def _encode_prompts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> list[list[int]]:
+    """Return the prompts' token ids; those given as ids stay."""
     if prompts is None:
         return []
     return [
@@ -130,6 +133,7 @@ def _encode_prompts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> lis
 def _acceptance(
     engine: EvaluatedEngine, inputs: _EvalInputs, config: EvaluateConfig, progress: Progress
 ) -> PromptAcceptance | None:
+    """Measure the acceptance length; None without prompts or a drafter."""
     if not inputs.prompts or not engine.config.speculates:
         return None
     return measure_acceptance(
@@ -144,6 +148,7 @@ def _acceptance(
 def _engine_result(
     engine: EvaluatedEngine, perplexity: float, acceptance: PromptAcceptance | None
 ) -> EngineResult:
+    """Return the results of one engine."""
     return EngineResult(
         directory=engine.directory,
         weights=engine.weights,
@@ -158,6 +163,7 @@ def _engine_result(
 def _facts(
     config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None, argv: Sequence[str]
 ) -> Mapping[str, Any]:
+    """Return the provenance of an evaluation."""
     given = asdict(config)
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,6 +183,7 @@ def _facts(
 def _prompt_facts(
     config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None
 ) -> Mapping[str, Any] | None:
+    """Return the facts of the prompts; None without."""
     if prompts is None:
         return None
     return {

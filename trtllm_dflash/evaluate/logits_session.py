@@ -68,17 +68,24 @@ class LogitsSession:
         Returns:
             float32 [S, size] of every wanted linear, and the logits [S, V] as lm_head.
         """
-        width, past_len = len(token_ids), np.array([self._past_len], np.int32)
-        context = context_length(past_len, width, self._target_sizes)
-        sizes = {BATCH: 1, WIDTH: width, ROWS: width, CONTEXT: context}
+        width = len(token_ids)
+        past_len = np.array([self._past_len], np.int32)
+        sizes = {
+            BATCH: 1,
+            WIDTH: width,
+            ROWS: width,
+            CONTEXT: context_length(past_len, width, self._target_sizes),
+        }
         inputs = [tensor for tensor in self._inputs if not tensor.cache]
         bound = [self._bind_input(tensor, token_ids, past_len, sizes) for tensor in inputs]
         results = {}
         for name, (output, shape) in self._outputs.items():
-            array = np.empty((*shape[:-1], width, shape[-1]), np.float32)
-            bound.append(ort.OrtValue.ortvalue_from_numpy(array))
-            self._binding.bind_ortvalue_output(output, bound[-1])
-            results[name] = array.reshape(width, shape[-1])
+            *leading, size = shape
+            array = np.empty((*leading, width, size), np.float32)
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            bound.append(value)
+            self._binding.bind_ortvalue_output(output, value)
+            results[name] = array.reshape(width, size)
         self._session.run_with_iobinding(self._binding)
         self._past_len += width
         return results
@@ -86,13 +93,16 @@ class LogitsSession:
     def _bind_input(
         self, tensor: IoTensor, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
     ) -> Any:
+        """Bind an input of the step that is no cache."""
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
         if tensor.name in _COUNTING:
             array: NDArray[Any] = np.arange(shape[0], dtype=tensor.dtype)
         elif tensor.name in _SETTINGS:
             array = np.full(shape, _SETTINGS[tensor.name], tensor.dtype)
+        elif tensor.name == "input_ids":
+            array = token_ids.reshape(shape)
         else:
-            array = (token_ids if tensor.name == "input_ids" else past_len).reshape(shape)
+            array = past_len.reshape(shape)
         value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
         self._binding.bind_ortvalue_input(tensor.name, value)
         return value
@@ -105,13 +115,15 @@ class LogitsSession:
                 outputs[tensor.aliases] = tensor.name
         for tensor in self._inputs:
             if tensor.cache:
-                array = np.zeros((1, *(int(size) for size in tensor.shape[1:])), tensor.dtype)
+                slot_shape = [int(size) for size in tensor.shape[1:]]
+                array = np.zeros((1, *slot_shape), tensor.dtype)
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 self._bound += [array, value]
                 self._binding.bind_ortvalue_input(tensor.name, value)
                 self._binding.bind_ortvalue_output(outputs[tensor.name], value)
 
     def _known_input(self, directory: Path, name: str) -> IoTensor:
+        """Return the description of an input, or raise EngineError."""
         tensor = self._io_tensors.get(name)
         known = {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}
         if tensor is None or not (tensor.cache or name in known):
@@ -123,6 +135,7 @@ class LogitsSession:
 
 
 def _load(directory: Path, model: bytes, num_threads: int) -> Any:
+    """Load a model whose weights are in the files of the engine directory."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1

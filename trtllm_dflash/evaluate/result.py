@@ -94,6 +94,7 @@ def missed_limits(
 
 
 def _missed_differences(config: EvaluateConfig, comparison: EngineComparison) -> list[str]:
+    """Return one message per violated threshold on the comparison."""
     top1, kl, increase = comparison.top1, comparison.kl_mean, comparison.perplexity_increase
     missed = []
     if config.min_top1 is not None and not top1 >= config.min_top1:
@@ -110,6 +111,7 @@ def _missed_differences(config: EvaluateConfig, comparison: EngineComparison) ->
 
 
 def _plain(value: Any) -> Any:
+    """Return plain types; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

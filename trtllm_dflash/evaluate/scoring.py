@@ -108,6 +108,7 @@ def _chunks(
 
 
 def _predictions(engine: EvaluatedEngine, logits: Float32, done: int) -> Float64:
+    """Return log probabilities, or raise EngineError for logits that are not finite."""
     finite = np.isfinite(logits).all(-1)
     if not finite.all():
         position = done + int(np.argmin(finite))
@@ -125,6 +126,7 @@ def _comparison(
     errors: OutputErrors,
     unmatched: list[str],
 ) -> EngineComparison:
+    """Return the comparison of two engines over the whole text."""
     kl, relative = divergence.kl, errors.relative()
     relative[HEAD] = relative.pop(HEAD)  # the head comes last
     return EngineComparison(

@@ -23,7 +23,8 @@ def acceptance_length_by_category(
     def length(row: CategoryResult) -> float:
         return row.acceptance.acceptance_length
 
-    categories = [row.category for row in sorted(results[0].by_category, key=length)]
+    ordered = sorted(results[0].by_category, key=length)
+    categories = [row.category for row in ordered]
     places = {name: place for place, name in enumerate(categories)}
     longest = dict.fromkeys(categories, 1.0)
     figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(categories))
@@ -31,13 +32,13 @@ def acceptance_length_by_category(
         rows = result.by_category
         for row in rows:
             longest[row.category] = max(longest[row.category], length(row))
-        colour, size = colours[result.system], max(4, 10 - 2.5 * index)
+        colour = colours[result.system]
         axes.plot(
             [length(row) for row in rows],
             [places[row.category] for row in rows],
             "o",
             color=colour,
-            markersize=size,
+            markersize=max(4, 10 - 2.5 * index),
             label=result.system,
             zorder=3 + index,
         )
@@ -92,9 +93,11 @@ def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> 
         counts = result.acceptance.histogram[1:]
         steps = max(1, result.acceptance.steps)
         shift = (index - (len(results) - 1) / 2) * width
+        places = [tokens + shift for tokens in range(1, len(counts) + 1)]
+        shares = [count / steps for count in counts]
         axes.bar(
-            [tokens + shift for tokens in range(1, len(counts) + 1)],
-            [count / steps for count in counts],
+            places,
+            shares,
             width=width * 0.9,
             color=colours[result.system],
             label=result.system,

@@ -51,6 +51,7 @@ def schedule(rows: Sequence[BatchAdvice]) -> DraftLenSchedule:
 
 
 def _best(points: Sequence[CurvePoint]) -> CurvePoint:
+    """Return the point of the smallest draft_len that is about as fast as the fastest."""
     best = max(point.tokens_per_second_per_user for point in points)
     lowest = best * (1 - EQUALLY_GOOD)
     good = [point for point in points if point.tokens_per_second_per_user >= lowest]

@@ -65,7 +65,9 @@ def assemble(
         EngineError: if no step of a DFlash or of the plain engine had its whole batch.
     """
     results = _results(runs, prompts)
-    own_results = [one for one in results if one.implementation in (DFLASH, PLAIN)]
+    if not breakdowns:
+        own_results = [one for one in results if one.implementation in (DFLASH, PLAIN)]
+        breakdowns = breakdown_by_differences(own_results)
     return Profile(
         schema=SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,7 +78,7 @@ def assemble(
         clock=CLOCK,
         results=results,
         curves=_curves(runs),
-        step_breakdowns=breakdowns or breakdown_by_differences(own_results),
+        step_breakdowns=breakdowns,
         advice=_advice(runs),
         **facts,
     )
@@ -95,12 +97,14 @@ def prompt_facts(prompt_set: PromptSet, prompts: Sequence[EncodedPrompt]) -> dic
 
 
 def _settings(config: ProfileConfig, sweep: Sweep) -> dict[str, Any]:
+    """Return the options in plain types, with the resolved batch sizes and draft lengths."""
     options = asdict(config).items()
     given = {name: value for name, value in options if not isinstance(value, Path | None)}
     return given | {"batch": list(sweep.batches), "draft_lens": list(sweep.draft_lens)}
 
 
 def _results(runs: Sequence[SystemRun], prompts: Sequence[EncodedPrompt]) -> list[SystemResult]:
+    """Return the figures of every run that has a full step."""
     plain = {run.batch: run.answers for run in runs if run.system.name == PLAIN}
     results = []
     for run in runs:
@@ -112,6 +116,7 @@ def _results(runs: Sequence[SystemRun], prompts: Sequence[EncodedPrompt]) -> lis
 
 
 def _points(runs: Sequence[SystemRun]) -> list[CurvePoint]:
+    """Return the curve points of runs that have a full step."""
     points = [curve_point(run) for run in runs]
     return [point for point in points if point is not None]
 
@@ -126,9 +131,11 @@ def _curves(runs: Sequence[SystemRun]) -> list[Curve]:
 
 
 def _advice(runs: Sequence[SystemRun]) -> Advice:
+    """Recommend a draft_len by batch size."""
     dflash = _points([run for run in runs if run.system.implementation == DFLASH])
     plain = _points([run for run in runs if run.system.name == PLAIN])
-    if not {point.batch for point in dflash} & {point.batch for point in plain}:
+    plain_batches = {point.batch for point in plain}
+    if plain_batches.isdisjoint(point.batch for point in dflash):
         raise EngineError(
             "no decode step had its whole batch: all answers ended at once. Give other --prompts,"
             " or --ignore-eos."

@@ -152,6 +152,7 @@ def _cut_to_total(lengths: Sequence[int], total: int) -> list[int]:
 
 
 def _load_target(target: Path, num_threads: int) -> tuple[Any, Any]:
+    """Return torch and the target as a transformers model."""
     torch = _import("torch", "torch", "pip install torch")
     transformers = _import("transformers", "transformers", "pip install transformers")
     torch.set_num_threads(num_threads)
@@ -163,6 +164,7 @@ def _load_target(target: Path, num_threads: int) -> tuple[Any, Any]:
 
 
 def _import(module: str, package: str, install: str) -> Any:
+    """Import a module, or raise EngineError with what to install."""
     try:
         return import_module(module)
     except ImportError as error:

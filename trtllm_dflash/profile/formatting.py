@@ -97,6 +97,7 @@ def prompt_cells(profile: Profile, result: SystemResult) -> list[list[str]]:
 
 
 def _prompt_row(own: PromptResult, plain: PromptResult) -> list[str]:
+    """Return the row of one prompt."""
     own_seconds, plain_seconds = _seconds_per_token(own), _seconds_per_token(plain)
     ratio = plain_seconds / own_seconds if own_seconds else 0.0
     return [
@@ -153,6 +154,7 @@ def advice_sentences(profile: Profile) -> list[str]:
 
 
 def _advice_sentence(row: BatchAdvice) -> str:
+    """Return the advice for one batch size."""
     what = "draft nothing"
     if row.draft_len:
         what = f"verify {row.block_size} tokens a step ({_drafts(row.draft_len)})"
@@ -180,6 +182,7 @@ def recommended_result(profile: Profile) -> SystemResult:
 
 
 def _plain(profile: Profile, batch: int) -> SystemResult:
+    """Return the plain engine's result at a batch size."""
     for result in profile.results:
         if (result.system, result.batch) == (PLAIN, batch):
             return result

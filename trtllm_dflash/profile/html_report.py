@@ -104,6 +104,7 @@ def page(profile: Profile) -> str:
 
 
 def _subtitle(profile: Profile) -> str:
+    """Return the engine, the machine, the prompts and the date in one line."""
     engine, machine, prompts = profile.engine, profile.machine, profile.prompts
     threads = machine["threads"]
     parts = [
@@ -137,6 +138,7 @@ def _figure(figure: Figure, description: str, caption: str) -> _FigureView:
 
 
 def _throughput(profile: Profile) -> _FigureView:
+    """Return the figure of all curves."""
     on_gpu = bool(profile.machine["gpus"]) and profile.engine["arch"] != "cpu"
     return _figure(
         throughput_against_interactivity(profile.curves, device="GPU" if on_gpu else "CPU"),
@@ -147,6 +149,7 @@ def _throughput(profile: Profile) -> _FigureView:
 
 
 def _results_table(profile: Profile) -> _TableView:
+    """Return the table of all figures, with the fastest of each batch size marked."""
     rows, batch = [], 0
     for result in profile.results:
         fastest = max(
@@ -195,6 +198,7 @@ def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str,
 
 
 def _time_figures(profile: Profile) -> list[_FigureView]:
+    """Return the figures of where the time goes, [] if that is unknown."""
     breakdowns = profile.step_breakdowns
     if not breakdowns:
         return []
@@ -215,6 +219,7 @@ def _layered_breakdown(profile: Profile) -> StepBreakdown | None:
 
 
 def _provenance(profile: Profile) -> Mapping[str, object]:
+    """Return the facts below the report, by name."""
     machine = {
         name: ", ".join(value) if isinstance(value, list) else value
         for name, value in profile.machine.items()

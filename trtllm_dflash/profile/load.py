@@ -58,6 +58,7 @@ def from_json(data: Any, where: str = "profile") -> Profile:
 
 
 def _not_a_profile(where: str, problem: str) -> UsageError:
+    """Return the error for a file that is not a profile."""
     return UsageError(
         f"{where}: not a profile of this version of dflash-trt: {problem}. Give a file as profile"
         " --json wrote it, or measure again."
@@ -65,6 +66,7 @@ def _not_a_profile(where: str, problem: str) -> UsageError:
 
 
 def _other_version(data: Any) -> list[str]:
+    """Return what differs where the file has another schema version."""
     version = data.get("schema") if isinstance(data, dict) else None
     if type(version) is not int or version == SCHEMA:
         return []
@@ -122,8 +124,12 @@ def _build(data: Any, hint: Any) -> Any:
         return _build(data, get_args(hint)[0])
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint, include_extras=True)
-        values = {field.name: _build(data[field.name], hints[field.name]) for field in fields(hint)}
+        values = {}
+        for field in fields(hint):
+            values[field.name] = _build(data[field.name], hints[field.name])
         return hint(**values)
-    if get_origin(hint) in (list, tuple):
-        return get_origin(hint)(_build(entry, get_args(hint)[0]) for entry in data)
+    origin = get_origin(hint)
+    if origin in (list, tuple):
+        entry_hint = get_args(hint)[0]
+        return origin(_build(entry, entry_hint) for entry in data)
     return data

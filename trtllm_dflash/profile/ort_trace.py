@@ -154,19 +154,25 @@ def _traced_runs(events: Sequence[Mapping[str, Any]]) -> list[_TracedRun]:
     def start(event: Mapping[str, Any]) -> Any:
         return event["ts"]
 
-    model_runs = sorted((event for event in events if event["name"] == "model_run"), key=start)
-    runs = [_TracedRun(event["dur"] * 1e-6, []) for event in model_runs]
+    model_runs = [event for event in events if event["name"] == "model_run"]
+    model_runs.sort(key=start)
     kernels = [event for event in events if _is_kernel(event)]
+    kernels.sort(key=start)
+    runs = [_TracedRun(event["dur"] * 1e-6, []) for event in model_runs]
+    next_starts = [start(event) for event in model_runs[1:]]
     index = 0
-    for event in sorted(kernels, key=start):
-        while index + 1 < len(runs) and start(event) >= start(model_runs[index + 1]):
+    for event in kernels:
+        while index < len(next_starts) and start(event) >= next_starts[index]:
             index += 1
         runs[index].kernels.append(event)
     return runs
 
 
 def _is_kernel(event: Mapping[str, Any]) -> bool:
-    return event.get("cat") == "Node" and bool(event["name"].endswith(KERNEL_SUFFIX))
+    if event.get("cat") != "Node":
+        return False
+    name: str = event["name"]
+    return name.endswith(KERNEL_SUFFIX)
 
 
 def seconds_by_layer(kernels: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -187,9 +193,11 @@ def merge_observations(
     """
     step_seconds = min(step.seconds for step in steps)
     host_seconds = min(step.host_seconds for step in steps)
-    kernels = {layer: min(step.layers[layer] for step in steps) for layer in steps[0].layers}
+    kernels = {}
+    for layer in steps[0].layers:
+        kernels[layer] = min(step.layers[layer] for step in steps)
     scale = (step_seconds - host_seconds) / sum(kernels.values())
-    seconds = {layer: kernels[layer] * scale for layer in kernels}
+    seconds = {layer: traced * scale for layer, traced in kernels.items()}
     layers = layer_times(seconds)
     parts = dict.fromkeys(PARTS.values(), 0.0)
     for row in layers:

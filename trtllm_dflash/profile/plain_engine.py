@@ -58,6 +58,7 @@ def plain_engine(
 
 
 def _check_plain(directory: Path, config: EngineConfig, given: Path) -> None:
+    """Raise UsageError unless `given` is the plain engine of the same target."""
     plain = EngineConfig.load(given)
     if plain.speculates:
         raise UsageError(

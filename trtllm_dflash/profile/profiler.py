@@ -106,6 +106,7 @@ def _encode_prompts(
 
 
 def _systems(config: ProfileConfig, sweep: Sweep, engine: Engine, plain: Engine) -> list[System]:
+    """Return the plain engine, the DFlash engine by draft_len, and external systems."""
     stop_token_ids = () if config.ignore_eos else engine.config.eos_token_ids
     sampling: dict[str, Any] = {
         **config.row_values(),

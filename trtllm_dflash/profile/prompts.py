@@ -87,6 +87,7 @@ def encode(
 
 
 def _encode_one(content: str | list[int], tokenizer: Tokenizer | None, chat: bool) -> list[int]:
+    """Return the token ids of one prompt."""
     if not isinstance(content, str):
         return list(content)
     if tokenizer is None:

@@ -70,6 +70,7 @@ def digest(value: Any) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    """Return what a git command prints in `folder`."""
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout.strip()

@@ -64,6 +64,7 @@ def check(data: Any, hint: Any = Profile, path: str = "profile") -> list[str]:
 
 
 def _is_scalar(data: Any, hint: type) -> bool:
+    """Return whether data is of a plain type; a boolean is no number."""
     if isinstance(data, bool):
         return hint is bool
     if hint is float:
@@ -72,6 +73,7 @@ def _is_scalar(data: Any, hint: type) -> bool:
 
 
 def _check_object(data: Any, declared: type, path: str) -> list[str]:
+    """Return the differences of an object from a dataclass."""
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
     missing, wrong = [], []
@@ -86,6 +88,7 @@ def _check_object(data: Any, declared: type, path: str) -> list[str]:
 
 
 def _check_list(data: Any, entry_hint: Any, path: str) -> list[str]:
+    """Return the differences of the entries of a list."""
     if not isinstance(data, list):
         return [f"{path} is {type(data).__name__}, expected a list"]
     problems = []
@@ -95,6 +98,7 @@ def _check_list(data: Any, entry_hint: Any, path: str) -> list[str]:
 
 
 def _check_mapping(data: Any, value_hint: Any, path: str) -> list[str]:
+    """Return the differences of the values of an object."""
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
     problems = []
@@ -114,6 +118,7 @@ def _declared_fields(declared: type) -> Iterator[tuple[str, Any, str]]:
 
 
 def _json_type(hint: Any) -> str:
+    """Return the JSON name of a type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
         return " or ".join(_json_type(choice) for choice in arguments)

@@ -14,10 +14,10 @@ def breakdown_by_differences(results: Sequence[SystemResult]) -> list[StepBreakd
     step that verifies no drafts costs a plain step and the drafting, which it does all the same.
     What cannot be told apart is None. Batch sizes without both steps are left out.
     """
-    seconds = {
-        (result.implementation, result.batch, result.draft_len): result.step_seconds.mean
-        for result in results
-    }
+    seconds = {}
+    for result in results:
+        key = (result.implementation, result.batch, result.draft_len)
+        seconds[key] = result.step_seconds.mean
     breakdowns = []
     for result in results:
         plain = seconds.get((PLAIN, result.batch, 0))

@@ -132,6 +132,7 @@ def _seconds_per_token(answers: Sequence[Answer]) -> list[float]:
 def _prompt_result(
     index: int, prompt: EncodedPrompt, answer: Answer, plain: Answer
 ) -> PromptResult:
+    """Return the figures of one answer."""
     return PromptResult(
         index=index,
         category=prompt.category,
@@ -147,6 +148,7 @@ def _prompt_result(
 def _by_category(
     prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], system: System
 ) -> list[CategoryResult]:
+    """Return the figures by category, in the order of the prompts."""
     grouped: dict[str, list[Answer]] = {}
     for prompt, answer in zip(prompts, answers, strict=True):
         grouped.setdefault(prompt.category, []).append(answer)

@@ -54,4 +54,5 @@ class Sweep:
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:
+    """Return the powers of two up to `limit`."""
     return tuple(1 << exponent for exponent in range(limit.bit_length()))

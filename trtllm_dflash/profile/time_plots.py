@@ -28,9 +28,11 @@ def where_time_goes(breakdowns: Sequence[StepBreakdown]) -> Figure:
     names = [f"{one.system}, batch {one.batch}" for one in breakdowns]
     lefts = [0.0] * len(breakdowns)
     for part, (field, colour) in _PARTS.items():
-        widths = [1000 * (getattr(one, field) or 0.0) for one in breakdowns]
+        seconds = [getattr(one, field) or 0.0 for one in breakdowns]
+        widths = [1000 * value for value in seconds]
         if any(widths):
-            axes.barh(names, widths, left=lefts, color=colour, height=0.66, label=part, zorder=2)
+            bars = {"left": lefts, "color": colour, "height": 0.66, "label": part}
+            axes.barh(names, widths, zorder=2, **bars)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
@@ -47,6 +49,11 @@ class _Bar(NamedTuple):
     milliseconds: float
     part: str
 
+    @property
+    def is_layer(self) -> bool:
+        """Return whether the bar is a numbered layer."""
+        return self.name.isdecimal()
+
 
 def time_by_layer(breakdown: StepBreakdown) -> Figure:
     """Draw a step's milliseconds by layer, in the graph's order."""
@@ -55,12 +62,14 @@ def time_by_layer(breakdown: StepBreakdown) -> Figure:
     for part in _GRAPH_PARTS:
         places = [place for place, bar in enumerate(bars) if bar.part == part]
         heights = [bars[place].milliseconds for place in places]
-        axes.bar(places, heights, color=_PARTS[part][1], label=part, zorder=2)
-    num_layers = sum(bar.name.isdecimal() for bar in bars)
+        _, colour = _PARTS[part]
+        axes.bar(places, heights, color=colour, label=part, zorder=2)
+    num_layers = sum(bar.is_layer for bar in bars)
     ticks = _layer_ticks(bars, every=max(1, num_layers // 12))
     axes.set_xticks(ticks, [bars[place].name for place in ticks])
     for tick, place in zip(axes.get_xticklabels(), ticks, strict=True):
-        tick.set_rotation(0 if bars[place].name.isdecimal() else 90)
+        if not bars[place].is_layer:
+            tick.set_rotation(90)
     axes.grid(visible=False, axis="x")
     label(axes, "layer", "milliseconds of a step")
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
@@ -89,7 +98,7 @@ def _layer_ticks(bars: Sequence[_Bar], *, every: int) -> list[int]:
     """Return the places of the labelled bars: of the target's layers only some."""
     ticks = []
     for place, bar in enumerate(bars):
-        is_target_layer = bar.part != "draft" and bar.name.isdecimal()
+        is_target_layer = bar.is_layer and bar.part != "draft"
         if not is_target_layer or int(bar.name) % every == 0:
             ticks.append(place)
     return ticks

@@ -57,6 +57,7 @@ def read_samples(path: Path | None) -> list[Sample]:
 
 
 def _read_json_lines(text: str, path: Path) -> list[Sample]:
+    """Return the samples of a file of JSON lines."""
     samples = []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
@@ -96,6 +97,7 @@ def encode_samples(
 
 
 def _encode(sample: Sample, tokenizer: Tokenizer | None) -> list[int]:
+    """Return the token ids of a sample."""
     if isinstance(sample.prompt, tuple) and not sample.text:
         return list(sample.prompt)
     if tokenizer is None:
@@ -118,6 +120,7 @@ def _encode(sample: Sample, tokenizer: Tokenizer | None) -> list[int]:
 
 
 def _pieces(ids: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield pieces of at most `size` ids, rounded down where shorter."""
     for start in range(0, len(ids), size):
         piece = list(ids[start : start + size])
         rounded = len(piece) // _LENGTH_MULTIPLE * _LENGTH_MULTIPLE
@@ -125,6 +128,7 @@ def _pieces(ids: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _read(path: Path) -> str:
+    """Return the text of a file, or raise UsageError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -136,6 +140,7 @@ def _read(path: Path) -> str:
 
 
 def _from_json(line: str, where: str) -> Sample:
+    """Return the sample of one JSON line, or raise UsageError."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:

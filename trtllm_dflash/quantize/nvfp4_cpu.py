@@ -45,6 +45,7 @@ def _operator(
     scale_bits: int,
     scale_exponent_bits: int,
 ) -> torch.Tensor:
+    """Quantize as ModelOpt's operator does; other formats raise NotImplementedError."""
     requested = (group_size, bits, exponent_bits, scale_bits, scale_exponent_bits)
     if requested != _NVFP4:
         raise NotImplementedError(

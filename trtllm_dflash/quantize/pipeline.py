@@ -119,6 +119,7 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
 
 
 def _device(config: QuantizeConfig, torch: Any) -> str:
+    """Return the device to compute on, or raise QuantizeError."""
     has_gpu = bool(torch.cuda.is_available())
     if config.device == "cuda" and not has_gpu:
         raise QuantizeError(
@@ -156,6 +157,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _facts(
     plan: QuantizationPlan, figures: Mapping[str, int], argv: Sequence[str]
 ) -> dict[str, Any]:
+    """Return the facts of the record."""
     return {
         "argv": list(argv),
         "versions": versions_of(_PACKAGES),

@@ -32,7 +32,10 @@ class QuantizationPlan:
     @property
     def checkpoints(self) -> dict[str, Checkpoint[Any]]:
         """Return the models by role, the target first."""
-        return {"target": self.target} | ({"drafter": self.drafter} if self.drafter else {})
+        models: dict[str, Checkpoint[Any]] = {"target": self.target}
+        if self.drafter is not None:
+            models["drafter"] = self.drafter
+        return models
 
     @property
     def expected_bytes(self) -> int:
@@ -47,17 +50,17 @@ class QuantizationPlan:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as rows of a log table."""
-        row, kv_cache = self.config.weight_format, self.config.kv_cache_dtype
-        original = sum(checkpoint.nbytes for checkpoint in self.checkpoints.values())
+        fmt = self.config.weight_format
+        kv_cache = self.config.kv_cache_dtype
+        models = self.checkpoints
+        original = human_bytes(sum(model.nbytes for model in models.values()))
+        expected = human_bytes(self.expected_bytes)
         return [
-            *((role, str(checkpoint.directory)) for role, checkpoint in self.checkpoints.items()),
-            ("format", f"{row.algo}: {row.meaning}" if row else "weights as they are"),
+            *((role, str(model.directory)) for role, model in models.items()),
+            ("format", f"{fmt.algo}: {fmt.meaning}" if fmt else "weights as they are"),
             ("KV cache", f"scales for {kv_cache}" if kv_cache else "no scales"),
             ("calibration", self._calibration_row()),
-            (
-                "weights",
-                f"{human_bytes(original)}, about {human_bytes(self.expected_bytes)} quantized",
-            ),
+            ("weights", f"{original}, about {expected} quantized"),
             ("output", str(self.config.output_dir)),
         ]
 
@@ -71,26 +74,30 @@ class QuantizationPlan:
         }
 
     def _packed_bytes(self, checkpoint: Checkpoint[Any]) -> int:
-        row = self.config.weight_format
-        weights = sum(
-            prod(info.shape) for name, info in checkpoint.tensors.items() if _is_quantized(name)
-        )
-        return round(weights * row.weight_bits() / 8) if row else 0
+        """Return the approximate bytes of a model's quantized linears."""
+        fmt = self.config.weight_format
+        if fmt is None:
+            return 0
+        num_weights = 0
+        for name, info in checkpoint.tensors.items():
+            if _is_quantized(name):
+                num_weights += prod(info.shape)
+        return round(num_weights * fmt.weight_bits() / 8)
 
     def _plain_bytes(self, checkpoint: Checkpoint[Any]) -> int:
-        stays = self.config.weight_format is None
-        return sum(
-            info.nbytes
-            for name, info in checkpoint.tensors.items()
-            if stays or not _is_quantized(name)
-        )
+        """Return the bytes of a model's other tensors."""
+        keeps_linears = self.config.weight_format is None
+        nbytes = 0
+        for name, info in checkpoint.tensors.items():
+            if keeps_linears or not _is_quantized(name):
+                nbytes += info.nbytes
+        return nbytes
 
     def _calibration_row(self) -> str:
+        """Describe the calibration text in the plan."""
         facts = self.calibration_facts()
-        text = (
-            f"{facts['sequences']} sequences, {facts['tokens']} tokens of"
-            f" {facts['file'] or 'our own set'}"
-        )
+        source = facts["file"] or "our own set"
+        text = f"{facts['sequences']} sequences, {facts['tokens']} tokens of {source}"
         return text if self.config.reads_activations else f"none needed; compared on {text}"
 
 
@@ -120,6 +127,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
 
 
 def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list[list[int]]:
+    """Return the calibration text as token ids; [] where none is needed and none can be read."""
     tokenizer = Tokenizer.find(target.directory)
     if tokenizer is None and config.calib_file is None and not config.reads_activations:
         return []  # weights alone need no text; there is only nothing to compare on
@@ -135,6 +143,7 @@ def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list
 
 
 def _check_unquantized(role: str, checkpoint: Checkpoint[Any]) -> None:
+    """Raise CheckpointError for a model that is quantized already."""
     if checkpoint.formats or checkpoint.quantization.is_quantized:
         raise CheckpointError(
             f"{role} {checkpoint.directory}: it is already quantized ({checkpoint.stored_as}), and"
@@ -143,6 +152,7 @@ def _check_unquantized(role: str, checkpoint: Checkpoint[Any]) -> None:
 
 
 def _check_dense(target: Checkpoint[TargetConfig]) -> None:
+    """Raise CheckpointError for a target with experts."""
     if target.config.moe is not None:
         raise CheckpointError(
             f"target {target.directory}: it has experts, and this command quantizes dense models."
@@ -152,6 +162,7 @@ def _check_dense(target: Checkpoint[TargetConfig]) -> None:
 
 
 def _check_cache_scales(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
+    """Raise CheckpointError where scales of KV caches would be lost."""
     if target.quantization.kv_cache is not None and config.kv_cache_dtype is None:
         raise CheckpointError(
             f"target {target.directory}: its KV caches are {target.quantization.kv_cache.upper()},"
@@ -161,6 +172,7 @@ def _check_cache_scales(target: Checkpoint[TargetConfig], config: QuantizeConfig
 
 
 def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
+    """Raise CheckpointError for linears whose inputs do not fill groups."""
     size = config.group_size
     if size is None:
         return

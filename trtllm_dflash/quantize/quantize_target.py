@@ -131,6 +131,7 @@ def _load(
     config: QuantizeConfig,
     device: str,
 ) -> None:
+    """Read a layer's weights, or raise CheckpointError for one that is zero."""
     weights = {}
     for name, info in checkpoint.tensors.items():
         if name.startswith(prefix):

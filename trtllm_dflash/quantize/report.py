@@ -40,6 +40,7 @@ class QuantizeReport:
         return rows
 
     def _linears(self) -> str:
+        """Describe the size of the quantized linears."""
         if not self.original_bytes:
             return "none"
         share = self.linear_bytes / self.original_bytes

@@ -56,7 +56,9 @@ def write_tensors(
 ) -> None:
     """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) and an index."""
     shards = list(_shards(tensors, shard_bytes))
-    total, done = sum(info.nbytes for info in tensors.values()), 0
+    num_shards = len(shards)
+    total = sum(info.nbytes for info in tensors.values())
+    done = 0
     weight_map: dict[str, str] = {}
 
     def advance(count: int) -> None:
@@ -65,17 +67,19 @@ def write_tensors(
         progress(PHASE, done, total)
 
     for number, shard in enumerate(shards, start=1):
-        file = (
-            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        file = SINGLE
+        if num_shards > 1:
+            file = f"model-{number:05d}-of-{num_shards:05d}.safetensors"
         weight_map |= dict.fromkeys(shard, file)
         _write_file(directory / file, shard, advance)
-    if len(shards) > 1:
+    if num_shards > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        text = json.dumps(index, indent=2)
+        (directory / INDEX).write_text(f"{text}\n")
 
 
 def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str, _Entry]]:
+    """Yield the tensors of each shard."""
     shard: dict[str, _Entry] = {}
     size = 0
     for name, info in tensors.items():
@@ -88,12 +92,18 @@ def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str,
 
 
 def _entry_of(tensor: torch.Tensor) -> _Entry:
+    """Return the entry of a tensor in memory."""
     return _Entry(
-        STORED_DTYPES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, lambda: [raw_bytes(tensor)]
+        dtype=STORED_DTYPES[tensor.dtype],
+        shape=tuple(tensor.shape),
+        nbytes=tensor.nbytes,
+        chunks=lambda: [raw_bytes(tensor)],
     )
 
 
 def _entry_in(info: TensorInfo) -> _Entry:
+    """Return the entry of a tensor in a file, read in chunks."""
+
     def chunks() -> Iterator[bytes]:
         left = info.nbytes
         with info.path.open("rb") as file:
@@ -109,16 +119,22 @@ def _entry_in(info: TensorInfo) -> _Entry:
 
 
 def _write_file(path: Path, entries: Mapping[str, _Entry], advance: Callable[[int], None]) -> None:
-    # Wide elements first, so that every tensor begins at a multiple of its element's size.
-    ordered = sorted(entries.items(), key=lambda item: (-DTYPE_BITS[item[1].dtype], item[0]))
-    described = {name: (entry.dtype, entry.shape) for name, entry in ordered}
+    """Write one file, and report the bytes of each tensor."""
+
+    def order(name: str) -> tuple[int, str]:
+        # Wide elements first, so that every tensor begins at a multiple of its element's size.
+        return -DTYPE_BITS[entries[name].dtype], name
+
+    ordered = {name: entries[name] for name in sorted(entries, key=order)}
+    described = {name: (entry.dtype, entry.shape) for name, entry in ordered.items()}
 
     def buffers() -> Iterator[bytes | memoryview]:
-        for _, entry in ordered:
+        for entry in ordered.values():
             yield from entry.chunks()
             advance(entry.nbytes)
 
-    write_file(path, FileLayout.of(described, metadata=FORMAT), buffers())
+    layout = FileLayout.of(described, metadata=FORMAT)
+    write_file(path, layout, buffers())
 
 
 def _ignore(count: int) -> None:
