@@ -55,7 +55,7 @@ def _file(tmp_path: Path, data: Any) -> Path:
     return path
 
 
-def test_a_profile_is_read(tmp_path: Path) -> None:
+def test_acceptance_of_a_profile_is_read(tmp_path: Path) -> None:
     """The DFlash result with most drafts counts; later positions were never tried."""
 
     def result(implementation: str, draft_len: int, shares: list[float]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_a_profile_is_read(tmp_path: Path) -> None:
     assert found.acceptance_length(3) == 2.0
 
 
-def test_other_files_are_read(tmp_path: Path) -> None:
+def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
     assert read_acceptance(_file(tmp_path, {"by_position": [0.5, 0.25, 0.125]}), 2).shares == (
         0.5,
         0.25,
@@ -115,12 +115,12 @@ def test_other_files_are_read(tmp_path: Path) -> None:
         ({"tau": 9}, "impossible"),
     ],
 )
-def test_a_senseless_file_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
+def test_acceptance_file_without_sense_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         read_acceptance(_file(tmp_path, data), 3)
 
 
-def test_a_users_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
+def test_acceptance_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
     """Those of a checkpoint may not."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -129,7 +129,7 @@ def test_a_users_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
     assert read_acceptance(link, 3).acceptance_length(3) == pytest.approx(2.5)
 
 
-def test_a_file_that_is_no_json_is_a_usage_error(tmp_path: Path) -> None:
+def test_acceptance_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(
         UsageError,
@@ -138,6 +138,6 @@ def test_a_file_that_is_no_json_is_a_usage_error(tmp_path: Path) -> None:
         read_acceptance(tmp_path / "a.json", 3)
 
 
-def test_a_file_that_is_not_there() -> None:
+def test_acceptance_file_that_is_missing_is_refused() -> None:
     with pytest.raises(UsageError, match="no-such-file is neither a number nor a file"):
         read_acceptance(Path("no-such-file"), 3)

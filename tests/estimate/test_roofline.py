@@ -49,7 +49,7 @@ def test_expected_active_is_the_mean_over_choices(count: int, top_k: int, tokens
     )
 
 
-def test_plain_decoding_is_reading_weights() -> None:
+def test_roofline_of_plain_decoding_reads_weights() -> None:
     """Qwen3-8B reads 15.136 GB for a token: 15.1 ms at 10^12 bytes a second."""
     time = Roofline(ROUND, constants=IDEAL).time(
         stored_pair("Qwen3-8B-DFlash-b16").plain_step(), batch=1, context=0, drafts=False
@@ -60,7 +60,7 @@ def test_plain_decoding_is_reading_weights() -> None:
     assert time.by_limit[LAUNCHES] == time.by_limit[HOST] == 0
 
 
-def test_a_kernel_takes_the_longer_of_reading_and_computing() -> None:
+def test_roofline_takes_the_longer_of_reading_and_computing() -> None:
     bf16, nvfp4 = NUMERIC_FORMATS["bf16"], NUMERIC_FORMATS["nvfp4"]
     cost = KernelCost("target", "linear", bf16, 4, weight_bytes=2e9, row_flops=1e9)
     roofline = Roofline(ROUND, constants=IDEAL)
@@ -70,7 +70,7 @@ def test_a_kernel_takes_the_longer_of_reading_and_computing() -> None:
     assert seconds((replace(cost, format=nvfp4),), roofline, 1000) == 4000 * 1e9 / 4e14
 
 
-def test_attention_reads_what_its_window_shows() -> None:
+def test_roofline_of_attention_reads_its_window() -> None:
     full = KernelCost("target", "attention", NUMERIC_FORMATS["bf16"], 1, position_bytes=1e6)
     roofline = Roofline(ROUND, constants=IDEAL)
     assert seconds((full,), roofline, 3, 500) == 3 * 500 * 1e6 / 1e12
@@ -78,7 +78,7 @@ def test_attention_reads_what_its_window_shows() -> None:
     assert seconds((replace(full, window=128),), roofline, 3, 100) == 3 * 100 * 1e6 / 1e12
 
 
-def test_the_host_and_the_kernels() -> None:
+def test_roofline_adds_host_and_kernels() -> None:
     costs = (KernelCost("target", "elementwise", NUMERIC_FORMATS["bf16"], 1, kernels=5),)
     constants = replace(IDEAL, kernel=3e-6)
     assert seconds(costs, Roofline(ROUND, constants=constants)) == pytest.approx(15e-6)
@@ -108,7 +108,7 @@ def test_the_host_and_the_kernels() -> None:
     st.integers(1, 512),
     st.integers(0, 100_000),
 )
-def test_more_never_hurts_and_parts_add_up(
+def test_roofline_is_monotonic_and_parts_add_up(
     drafter: str, bandwidth: float, factor: float, batch: int, context: int
 ) -> None:
     """More bandwidth or compute never makes a step longer, more sequences or positions never
@@ -127,7 +127,7 @@ def test_more_never_hurts_and_parts_add_up(
     assert seconds(costs, Roofline(base), batch, context + 1) >= time.seconds
 
 
-def test_plain_decoding_comes_to_its_limits() -> None:
+def test_roofline_of_plain_decoding_has_limits() -> None:
     """A larger batch gives more tokens in all and fewer to each; reading its keys bounds a token's
     time.
     """
@@ -139,7 +139,7 @@ def test_plain_decoding_comes_to_its_limits() -> None:
     assert rates[-1] < 7700e9 / (144 * 1024 * 1024)
 
 
-def test_several_gpus_share_the_work_and_pay_for_sums() -> None:
+def test_roofline_of_several_gpus_adds_sums() -> None:
     costs = stored_pair("gpt-oss-120b-DFlash").plain_step()
     one, eight = (Roofline(BY_NAME["B300"], gpus, constants=IDEAL) for gpus in (1, 8))
     summed = [cost for cost in costs if cost.reduced_bytes]
@@ -151,7 +151,7 @@ def test_several_gpus_share_the_work_and_pay_for_sums() -> None:
     assert seconds(costs, slow, 64, 500) == pytest.approx(expected + 72e-5)
 
 
-def test_what_a_gpu_cannot_do_is_refused() -> None:
+def test_roofline_refuses_what_a_gpu_cannot_do() -> None:
     with pytest.raises(UsageError, match="RTX 5090 has no NVLink"):
         Roofline(BY_NAME["RTX 5090"], 2)
     costs = quantized_pair("Qwen3-4B-DFlash-b16", "nvfp4").plain_step()

@@ -41,7 +41,7 @@ def inputs() -> EstimateInputs:
     return read_inputs(config())
 
 
-def test_points_are_steps(found: EstimateReport) -> None:
+def test_estimate_points_are_steps(found: EstimateReport) -> None:
     plain, dflash = found.steps_of("plain"), found.steps_of("DFlash")
     assert [step.batch for step in plain] == [1, 16, 256]
     for ours, base in zip(dflash, plain, strict=True):
@@ -95,7 +95,7 @@ def test_hopeless_drafts_are_switched_off() -> None:
     assert set(off.advice.draft_len_schedule.values()) == {0}
 
 
-def test_json_is_as_declared(found: EstimateReport) -> None:
+def test_estimate_json_is_as_declared(found: EstimateReport) -> None:
     data = json.loads(json.dumps(found.to_json()))
     assert check(data, EstimateReport) == []
     steps = {(row["way"], row["batch"]): row for row in data["steps"]}
@@ -107,7 +107,7 @@ def test_json_is_as_declared(found: EstimateReport) -> None:
     assert check(data | {"more": 1}, EstimateReport) != []
 
 
-def test_batches_that_do_not_fit_are_left_out() -> None:
+def test_estimate_leaves_out_batches_that_do_not_fit() -> None:
     """Qwen3-8B keeps 164 KiB a position with its drafter: 64 sequences of 16384 are 176 GB, and a
     B200 has 180.
     """
@@ -150,14 +150,16 @@ def test_plot_of_unknown_format_is_refused_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_that_look_like_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_estimate_prints_names_like_markup_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     target = tiny_target(tmp_path / "[" / "x]", "qwen3")
     drafter = tiny_drafter(tmp_path / "drafter", target)
     run_estimate(config(target=str(target), drafter=str(drafter), batch="1", acceptance_length="2"))
     assert capsys.readouterr().out.startswith(f"{target} with {drafter} on ")
 
 
-def test_both_flags_are_commands_of_their_own() -> None:
+def test_estimate_flags_are_commands_of_their_own() -> None:
     """`profile --estimate` needs no engine, and says what it needs."""
     runner = CliRunner()
     done = runner.invoke(main, ["profile", "--estimate", "--target", "gpt-oss-20b"])
@@ -196,7 +198,7 @@ def test_every_listed_pair_that_builds_is_estimated() -> None:
                 estimate(asked)
 
 
-def test_models_in_directories(tmp_path: Path) -> None:
+def test_estimate_reads_models_in_directories(tmp_path: Path) -> None:
     """Their config.json is enough; a τ must be said."""
     target = tiny_target(tmp_path / "target", "qwen3")
     drafter = tiny_drafter(tmp_path / "drafter", target)
@@ -260,6 +262,6 @@ def test_models_in_directories(tmp_path: Path) -> None:
         ({"acceptance_length": "9"}, "--acceptance-length 9.0 is impossible"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], problem: str) -> None:
+def test_estimate_refuses_impossible_options(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=re.escape(problem)):
         estimate(config(**changes))

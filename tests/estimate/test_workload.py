@@ -112,7 +112,7 @@ def test_costs_equal_the_graphs(family: str, tmp_path: Path) -> None:
         assert [replace(cost, module="") for cost in costs] == list(counter.costs(model))
 
 
-def test_qwen3_8b_by_hand() -> None:
+def test_workload_of_qwen3_8b_by_hand() -> None:
     """36 layers of 4096, 32 and 8 heads of 128, an MLP of 12288; BF16."""
     pair = stored_pair("Qwen3-8B-DFlash-b16")
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288
@@ -149,7 +149,7 @@ def test_qwen3_8b_by_hand() -> None:
     )
 
 
-def test_kernels_are_fused_ones() -> None:
+def test_workload_counts_fused_kernels() -> None:
     """Of a layer: norm, q k v, rotate, attend, add up, o, norm, gate and up, product, down."""
     plain = stored_pair("Qwen3-8B-DFlash-b16").plain_step()
     others = ("embed", "rows", "norm", "head", "accept")
@@ -169,7 +169,7 @@ def test_kernels_are_fused_ones() -> None:
         ("gpt-oss-120b-DFlash", 116.8),
     ],
 )
-def test_parameters_are_those_of_the_model(drafter: str, stated: float) -> None:
+def test_workload_has_the_stated_parameters(drafter: str, stated: float) -> None:
     pair = stored_pair(drafter)
     total = parameters(pair.plain_step(), ("linear", "experts", "head"))
     config = pair.target.config
@@ -177,7 +177,7 @@ def test_parameters_are_those_of_the_model(drafter: str, stated: float) -> None:
     assert total / 1e9 == pytest.approx(stated, rel=0.004)
 
 
-def test_active_parameters_of_gpt_oss() -> None:
+def test_workload_of_gpt_oss_has_the_active_parameters() -> None:
     """5.1 · 10^9 for a token, as OpenAI states: its 4 experts, all else, and no embedding."""
     flops = 0.0
     for cost in stored_pair("gpt-oss-120b-DFlash").plain_step():
@@ -185,13 +185,13 @@ def test_active_parameters_of_gpt_oss() -> None:
     assert flops / 2 / 1e9 == pytest.approx(5.1, rel=0.01)
 
 
-def test_windows_of_gpt_oss() -> None:
+def test_workload_of_gpt_oss_has_its_windows() -> None:
     step = stored_pair("gpt-oss-120b-DFlash").dflash_step(10, 9)
     windows = [cost.window for cost in step if cost.operation == "attention"]
     assert windows == [128, 0] * 18 + [0] * 8
 
 
-def test_quantized_linears_and_the_rest() -> None:
+def test_workload_quantizes_linears_only() -> None:
     """NVFP4 takes 4.5 bits; heads stay BF16, and so does fc."""
     drafter = "Qwen3-8B-DFlash-b16"
     exact = stored_pair(drafter).dflash_step(16, 15)
@@ -205,7 +205,7 @@ def test_quantized_linears_and_the_rest() -> None:
     assert ratios == {"linear": {4.5 / 16}, "fc": {1.0}, "head": {1.0}}
 
 
-def test_experts_by_hand() -> None:
+def test_workload_of_experts_by_hand() -> None:
     """7 experts of 9 features on a hidden state of 12, stored in MXFP4."""
     config = replace(find_target("gpt-oss-20b").config, hidden_size=12)
     costs = ModelCosts("target", config, PairFormats({"target.mlp.experts": "mxfp4"}))
@@ -217,7 +217,7 @@ def test_experts_by_hand() -> None:
     assert cost.row_flops == 2 * 3 * 12 * 9
 
 
-def test_eagle3_by_hand() -> None:
+def test_workload_of_eagle3_by_hand() -> None:
     """A projection of 3 · 4096, a layer with inputs of 8192, a head over 32000; run 7 times."""
     costs = Eagle3Tree(60, 7, 10).costs(find_target("Qwen3-8B").config, "bf16")
     layer = 8192 * (4096 + 2048) + 4096 * 4096 + 3 * 4096 * 12288
@@ -226,7 +226,7 @@ def test_eagle3_by_hand() -> None:
     assert {cost.rows for cost in costs if cost.operation == "head"} == {1, 10}
 
 
-def test_counting_a_large_model_needs_little_memory() -> None:
+def test_workload_of_a_large_model_needs_little_memory() -> None:
     pair = stored_pair("gpt-oss-120b-DFlash")
     tracemalloc.start()
     pair.dflash_step(9, 5)

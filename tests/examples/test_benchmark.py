@@ -36,7 +36,7 @@ def _module(script: str) -> Any:
     return module
 
 
-def test_speed(tmp_path: Path) -> None:
+def test_speed_compares_all_systems(tmp_path: Path) -> None:
     """Both sides and the reference on two prompts; every text equal."""
     pytest.importorskip("dflash")
     options = (
@@ -58,7 +58,7 @@ def test_speed(tmp_path: Path) -> None:
         )
 
 
-def test_build_cost(tmp_path: Path) -> None:
+def test_build_cost_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     _run("benchmark/build_cost.py", "--layers", "2", "--json", str(tmp_path / "cost.json"))
     (row,) = json.loads((tmp_path / "cost.json").read_text())["builds"]
@@ -87,7 +87,7 @@ def test_quantization_table_has_the_measured_figures() -> None:
     assert len({(row["name"], row["kv_cache"]) for row in facts["rows"]}) == 8
 
 
-def test_memory_that_is_measured() -> None:
+def test_quantization_memory_is_that_of_the_process() -> None:
     """Of a process and its children together, pages of files left out."""
     script = _module("benchmark/quantization.py")
     child = (
@@ -107,7 +107,7 @@ def test_memory_that_is_measured() -> None:
     assert script.anonymous_bytes(process.pid) == 0
 
 
-def test_compare() -> None:
+def test_compare_shows_both_answers() -> None:
     """What `make demo` shows at its end."""
     out = _run(
         "demo_pair/compare.py", "demo/plain", "demo/cpu", "Name three fruits.", "--max-tokens", "16"

@@ -42,7 +42,7 @@ def _small(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", ["gpt-oss-120b", "qwen3-coder-30b"])
-def test_a_small_one_is_a_sound_pair(model: str, script: dict[str, Any], tmp_path: Path) -> None:
+def test_synthetic_small_pair_is_sound(model: str, script: dict[str, Any], tmp_path: Path) -> None:
     target = _small(script["target_config"](model, 7, 3), num_experts_per_tok=2)
     taps = {"mask_token_id": 200, "target_layer_ids": [1]}
     drafter = _small(script["drafter_config"](model, target), dflash_config=taps)
@@ -62,7 +62,7 @@ def test_a_small_one_is_a_sound_pair(model: str, script: dict[str, Any], tmp_pat
     assert len(set(blobs)) == len(blobs)
 
 
-def test_sizes_are_those_of_the_published_models(script: dict[str, Any]) -> None:
+def test_synthetic_sizes_are_the_published_ones(script: dict[str, Any]) -> None:
     """gpt-oss-120b has 116.8 billion weights, Qwen3-Coder-30B-A3B 30.5; the first's drafter is 1.5
     GB in BF16.
     """

@@ -50,7 +50,7 @@ def in_background() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait(60)
 
 
-def test_the_page(place: Path, in_background: list[subprocess.Popen[str]]) -> None:
+def test_triton_page_commands_work(place: Path, in_background: list[subprocess.Popen[str]]) -> None:
     """With ports of the test's own instead of 8000 to 8002."""
     ports = dict(zip(("8000", "8001", "8002"), map(str, local_server.free_ports()), strict=True))
     lines = "".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)).splitlines()
@@ -88,7 +88,7 @@ def test_the_page(place: Path, in_background: list[subprocess.Popen[str]]) -> No
     assert advised.startswith('data: {"model_name":"dflash"'), "the line that serve.py prints works"
 
 
-def test_the_benchmark(tmp_path: Path) -> None:
+def test_triton_benchmark_writes_its_figures(tmp_path: Path) -> None:
     script = ROOT / "examples" / "triton" / "benchmark.py"
     sample = ["--rounds", "1", "--max-tokens", "4", "--long-words", "60", "--no-perf-analyzer"]
     command = [
@@ -106,7 +106,7 @@ def test_the_benchmark(tmp_path: Path) -> None:
     assert all(seconds > 0 for seconds in result["first_token_seconds"].values())
 
 
-def test_the_makefile_knows_the_targets() -> None:
+def test_makefile_has_the_benchmark_targets() -> None:
     names = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
