@@ -48,7 +48,8 @@ class FakeDriver:
             int, tuple[np.ndarray, bool]
         ] = {}  # address -> bytes, and whether they are the device's
         self._pending: list[Work] = []
-        self._put, self._done = 0, 0
+        self._put = 0
+        self._done = 0
         self.captured: list[Work] | None = None
 
     def __getattribute__(self, name: str) -> Any:
@@ -160,7 +161,8 @@ class FakeDriver:
         return (OK,)
 
     def cuMemcpyAsync(self, target: int, source: int, nbytes: int, _: Any) -> Any:  # noqa: N802
-        there, here = self.view(target, nbytes), self.view(source, nbytes)
+        there = self.view(target, nbytes)
+        here = self.view(source, nbytes)
         if there is None or here is None:
             return (INVALID,)
         if self._is_device(source) and not self._is_device(target):
@@ -171,10 +173,8 @@ class FakeDriver:
     def cuMemcpy2DAsync(self, area: Any, _: Any) -> Any:  # noqa: N802
         pairs = []
         for row in range(area.Height):
-            target, source = (
-                int(area.dstDevice) + row * area.dstPitch,
-                int(area.srcDevice) + row * area.srcPitch,
-            )
+            target = int(area.dstDevice) + row * area.dstPitch
+            source = int(area.srcDevice) + row * area.srcPitch
             pairs.append(
                 (self.view(target, area.WidthInBytes), self.view(source, area.WidthInBytes))
             )

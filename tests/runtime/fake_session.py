@@ -116,7 +116,8 @@ class FakeSession:
         assert state is not None
         rows = state.past_len
         self.moves.append((src, dst, rows))
-        self.slots[dst], self.slots[src] = state, None
+        self.slots[dst] = state
+        self.slots[src] = None
         for cache in (self.target_cache, self.draft_cache):
             cache[dst] = POISON
             cache[dst, :rows] = cache[src, :rows]
@@ -135,10 +136,12 @@ class FakeSession:
     def _step_row(self, slot: int, tokens: Int64, known: int, rows: int) -> tuple[Int64, int]:
         state = self.slots[slot]
         assert state is not None
-        past, sampling = state.past_len, state.sampling
+        past = state.past_len
+        sampling = state.sampling
         behind = self.config.block_size if self.config.speculates else 0
         assert past + len(tokens) + behind <= self.config.cache_len
-        target, draft = self.target_cache[slot], self.draft_cache[slot]
+        target = self.target_cache[slot]
+        draft = self.draft_cache[slot]
         assert (target[:past] == draft[:past]).all(), "the two caches hold different sequences"
         assert (target[:past] != POISON).all(), "a position that no step wrote"
         target[past : past + len(tokens)] = tokens

@@ -64,7 +64,8 @@ class FakeRuntime:
     engine_header_size = 64
 
     def __init__(self, module: FakeTrt, log: Any) -> None:
-        self._module, self._log = module, log
+        self._module = module
+        self._log = log
 
     def get_engine_validity(self, _: bytes) -> tuple[Any, int]:
         return real.EngineValidity.INVALID, self._module.invalid
@@ -86,11 +87,10 @@ class FakeEngine:
     device_memory_size_v2 = SCRATCH_BYTES
 
     def __init__(self, module: FakeTrt, log: Any, directory: Path) -> None:
-        self.module, self.log = module, log
-        config, self.with_plugins = (
-            EngineConfig.load(directory),
-            (directory / "with_plugins").exists(),
-        )
+        self.module = module
+        self.log = log
+        config = EngineConfig.load(directory)
+        self.with_plugins = (directory / "with_plugins").exists()
         io_tensors = (
             with_fp8_caches(config.io) if (directory / "fp8_caches").exists() else config.io
         )
@@ -132,7 +132,9 @@ class FakeEngine:
 class FakeContext:
     def __init__(self, engine: FakeEngine, config: SimpleNamespace) -> None:
         self.config = config
-        self._engine, self._module, self._driver = engine, engine.module, engine.module.driver
+        self._engine = engine
+        self._module = engine.module
+        self._driver = engine.module.driver
         self._number = len(engine.module.contexts)
         self._profile = -1
         self._scratch = 0
@@ -155,7 +157,8 @@ class FakeContext:
             a <= b <= c for a, b, c in zip(least, shape, most, strict=True)
         ):
             return self._refuse(f"shape {shape} of {name} is outside {least} to {most}")
-        self._shapes[name], self._settled = shape, False
+        self._shapes[name] = shape
+        self._settled = False
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:

@@ -196,7 +196,7 @@ def test_caches_elsewhere_give_the_warning(
     built_engine: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     session = open_directly(built_engine)
-    binding = session._bind(0, 1)
+    binding = session._binding_of(0, 1)
     for tensor in session._config.io:
         if tensor.aliases:
             elsewhere = np.zeros_like(session._slots[tensor.aliases][:1])

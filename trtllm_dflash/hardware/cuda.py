@@ -91,9 +91,12 @@ class Cuda:
         """Copy `rows` rows of `row_bytes` within device memory; pitches are in bytes."""
         area = self._types.CUDA_MEMCPY2D()
         area.srcMemoryType = area.dstMemoryType = self._types.CUmemorytype.CU_MEMORYTYPE_DEVICE
-        area.srcDevice, area.srcPitch = src, src_pitch
-        area.dstDevice, area.dstPitch = dst, dst_pitch
-        area.WidthInBytes, area.Height = row_bytes, rows
+        area.srcDevice = src
+        area.srcPitch = src_pitch
+        area.dstDevice = dst
+        area.dstPitch = dst_pitch
+        area.WidthInBytes = row_bytes
+        area.Height = rows
         self._call("cuMemcpy2DAsync", area, self._stream)
 
     def synchronize(self) -> None:

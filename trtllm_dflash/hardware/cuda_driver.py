@@ -32,7 +32,8 @@ class CudaError(EngineError):
 
     def __init__(self, problem: str, advice: str = _DEFAULT_ADVICE) -> None:
         super().__init__(f"{problem}. {advice}")
-        self.problem, self.advice = problem, advice
+        self.problem = problem
+        self.advice = advice
 
 
 class CudaDriver:

@@ -83,8 +83,13 @@ class EngineThread:
             budget = PROMPT_TOKENS_PER_STEP.get(config.gpu_arch, PROMPT_TOKENS_PER_STEP_ON_GPUS)
         for name, value in (("max_waiting", max_waiting), ("prompt_tokens_per_step", budget)):
             check_integer(name, value, low=1)
-        self._config, self._session, self._tokenizer, self._turn = config, session, tokenizer, turn
-        self._max_waiting, self._budget, self._on_stats = max_waiting, budget, on_stats
+        self._config = config
+        self._session = session
+        self._tokenizer = tokenizer
+        self._turn = turn
+        self._max_waiting = max_waiting
+        self._budget = budget
+        self._on_stats = on_stats
         self._scheduler = Scheduler(session, prompt_tokens_per_step=budget)
         self._changed = threading.Condition()
         self._inbox: list[RequestHandle] = []  # these four under the condition's lock

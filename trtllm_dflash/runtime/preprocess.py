@@ -68,7 +68,8 @@ def split_stop_words(
 
     Decoding leaves special tokens out, so they can only be found as tokens.
     """
-    special, words = set[int](), []
+    special = set[int]()
+    words = []
     for word in stop_words:
         if tokenizer is None:
             raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")

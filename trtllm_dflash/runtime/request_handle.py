@@ -46,7 +46,8 @@ class RequestHandle:
         return RequestOutput(token_ids, text, self._finish_info())
 
     def _finish_info(self) -> FinishInfo:
-        request, now = self.request, perf_counter()
+        request = self.request
+        now = perf_counter()
         assert request.finish_reason is not None
         first_token_seconds = None
         if self.first_token is not None:

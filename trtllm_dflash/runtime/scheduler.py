@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.request import Request, Update
-from trtllm_dflash.runtime.sessions.base import Session
+from trtllm_dflash.runtime.sessions.base import Session, StepResult
 
 # Chunks of a prompt while nothing decodes, in budgets: wide enough to be quick, short enough to be
 # overtaken soon.
@@ -178,7 +178,8 @@ class Scheduler:
 
     def _next_admission(self) -> Request | None:
         """Return the waiting request that may have a slot now, if there is one."""
-        if not self._waiting or len(self._active) + len(self._prefilling) == self._slots:
+        in_use = len(self._active) + len(self._prefilling)
+        if not self._waiting or in_use == self._slots:
             return None
         if not self._prefilling:
             return self._waiting[0]
@@ -193,10 +194,12 @@ class Scheduler:
         However many overtake a prompt, it waits for no more tokens than it has itself.
         """
         length = request.num_to_prefill
-        return all(
-            length < other.num_to_prefill and length + other.num_overtaken <= len(other.input_ids)
-            for other in self._prefilling
-        )
+        for other in self._prefilling:
+            if length >= other.num_to_prefill:
+                return False
+            if length + other.num_overtaken > len(other.input_ids):
+                return False
+        return True
 
     def _admit(self, request: Request) -> None:
         """Open the slot in which the request will decode, unless others end first.
@@ -213,7 +216,8 @@ class Scheduler:
         self._waiting.remove(request)
         slot = len(self._active)
         self._session.open_slot(slot, request.sampling)
-        request.slot, request.admitted = slot, start
+        request.slot = slot
+        request.admitted = start
         self._prefilling.append(request)
         request.prefill_seconds = perf_counter() - start
         self.timings.prefill_seconds += request.prefill_seconds
@@ -236,12 +240,16 @@ class Scheduler:
         width = min(request.num_to_prefill, self._session.max_num_tokens)
         if self._budget is None:
             return width
-        return min(width, self._credit if self._active else IDLE_BUDGETS * self._budget)
+        if self._active:
+            return min(width, self._credit)
+        return min(width, IDLE_BUDGETS * self._budget)
 
     def _enqueue_prefill(self, request: Request, width: int) -> None:
         assert request.slot is not None
-        start, begin = perf_counter(), request.num_prefilled
-        self._session.prefill(request.slot, request.input_ids[begin : begin + width])
+        start = perf_counter()
+        begin = request.num_prefilled
+        chunk = request.input_ids[begin : begin + width]
+        self._session.prefill(request.slot, chunk)
         request.num_prefilled += width
         is_last = not request.num_to_prefill
         self._in_flight.append(
@@ -266,17 +274,19 @@ class Scheduler:
         seconds = now - max(step.started, self._collected)
         self._collected = now
         if step.is_prefill:
-            return self._after_prefill(step, int(result.new_ids[0, 0]), seconds)
-        rows = [result.new_ids[row, :count].tolist() for row, count in enumerate(result.num_new)]
-        return self._after_decode(step, rows, seconds)
+            return self._after_prefill(step, result, seconds)
+        return self._after_decode(step, result, seconds)
 
-    def _after_prefill(self, step: _ScheduledStep, token_id: int, seconds: float) -> list[Update]:
+    def _after_prefill(
+        self, step: _ScheduledStep, result: StepResult, seconds: float
+    ) -> list[Update]:
         (request,) = step.requests
         request.prefill_seconds += seconds
         self.timings.prefill_seconds += seconds
         self.timings.prompt_tokens += step.width
         if not step.decides or request.finish_reason is not None:
             return []
+        token_id = int(result.new_ids[0, 0])
         update = Update(request, request.commit([token_id]))
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
@@ -284,14 +294,15 @@ class Scheduler:
         return [update]
 
     def _after_decode(
-        self, step: _ScheduledStep, rows: list[list[int]], seconds: float
+        self, step: _ScheduledStep, result: StepResult, seconds: float
     ) -> list[Update]:
         updates = []
-        for request, token_ids in zip(step.requests, rows, strict=True):
+        for row, request in enumerate(step.requests):
             request.num_steps_in_flight -= 1
             if request.finish_reason is not None:
                 continue  # it ended when this step was already in flight
-            kept = request.commit(token_ids)
+            num_new = result.num_new[row]
+            kept = request.commit(result.new_ids[row, :num_new].tolist())
             request.acceptance_lengths.append(len(kept))
             request.num_draft_tokens += step.width - 1
             request.decode_seconds += seconds
@@ -301,5 +312,6 @@ class Scheduler:
         tokens = sum(len(update.token_ids) for update in updates)
         self.timings.generated_tokens += tokens
         if self._on_step is not None and updates:
-            self._on_step(Step(len(step.requests), step.width, seconds, tokens))
+            slots = len(step.requests)
+            self._on_step(Step(slots, step.width, seconds, tokens))
         return updates

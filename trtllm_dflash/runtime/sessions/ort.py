@@ -126,18 +126,21 @@ class OrtSession:
         count, width = input_ids.shape
         past_len = self._slots["past_len"][first_slot : first_slot + count]
         context = context_length(past_len, width, self._config)
-        binding = self._bindings.get((first_slot, count)) or self._bind(first_slot, count)
+        binding = self._binding_of(first_slot, count)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
         outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
         past_len[...] = outputs["next_len"]
-        self._results.append(StepResult(outputs["new_ids"].copy(), outputs["num_new"].copy()))
+        new_ids = outputs["new_ids"].copy()
+        num_new = outputs["num_new"].copy()
+        self._results.append(StepResult(new_ids, num_new))
 
-    def _bind(self, first_slot: int, count: int) -> _SlotBinding:
-        end = first_slot + count
-        slots = {name: array[first_slot:end] for name, array in self._slots.items()}
-        binding = _SlotBinding(self._session, self._config, slots)
-        self._bindings[first_slot, count] = binding
-        return binding
+    def _binding_of(self, first_slot: int, count: int) -> _SlotBinding:
+        key = (first_slot, count)
+        if key not in self._bindings:
+            end = first_slot + count
+            slots = {name: array[first_slot:end] for name, array in self._slots.items()}
+            self._bindings[key] = _SlotBinding(self._session, self._config, slots)
+        return self._bindings[key]
 
 
 class _SlotBinding:
@@ -201,7 +204,8 @@ def _resolve(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int,
 def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
     options = ort.SessionOptions()
     if trace is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))

@@ -138,7 +138,9 @@ class TrtSession:
         step = self._in_flight.popleft()
         self._free.append(step)
         self._cuda.wait_event(step.event)
-        count, rows, results = step.count, step.rows, step.results
+        count = step.count
+        rows = step.rows
+        results = step.results
         self._lengths[step.slots] = results["next_len"][:count]
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
         return StepResult(new_ids.copy(), results["num_new"][:count].copy())
@@ -170,7 +172,10 @@ class TrtSession:
                 f" first. {CALLER_BUG}"
             )
         step = self._free[0]
-        step.first, step.count, step.width, step.rows = first, count, width, rows
+        step.first = first
+        step.count = count
+        step.width = width
+        step.rows = rows
         return step
 
     def _send_chunk(self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32) -> None:
@@ -178,7 +183,8 @@ class TrtSession:
         if sampling is None:
             raise EngineError(f"slot {slot} has a prompt and was not opened. {CALLER_BUG}")
         chunk = step.chunk
-        chunk["num_known"][0], chunk["past_len"][0] = len(input_ids), past_len[0]
+        chunk["num_known"][0] = len(input_ids)
+        chunk["past_len"][0] = past_len[0]
         for row in self._config.sampling_inputs:
             chunk[row.name][0] = getattr(sampling, row.name)
         chunk["input_ids"][: len(input_ids)] = input_ids
@@ -218,8 +224,11 @@ class TrtSession:
         context = self._engine.context(DECODE_PROFILE, fixed_shapes=True)
         addresses = self._addresses(0)
         context.bind(_input_shapes(self._config.io, sizes), addresses)
-        cuda, row, block = self._cuda, width * ID_BYTES, self._config.block_size * ID_BYTES
-        input_ids, next_ids = addresses["input_ids"], addresses["next_ids"]
+        cuda = self._cuda
+        row = width * ID_BYTES
+        block = self._config.block_size * ID_BYTES
+        input_ids = addresses["input_ids"]
+        next_ids = addresses["next_ids"]
 
         def run() -> None:
             # next_ids is both input and output. The input is a copy, since it is still read when
@@ -237,8 +246,11 @@ class _DecodeStep:
     def __init__(
         self, context: TrtContext, run: Callable[[], None], cuda: Cuda, *, capture: bool
     ) -> None:
-        self._context, self._run, self._cuda = context, run, cuda
-        self._to_capture, self._has_run = capture, False
+        self._context = context
+        self._run = run
+        self._cuda = cuda
+        self._to_capture = capture
+        self._has_run = False
 
     def launch(self) -> None:
         """Put the step into the stream."""

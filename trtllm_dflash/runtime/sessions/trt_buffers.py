@@ -17,7 +17,8 @@ class StepBuffers:
 
     def __init__(self, config: EngineConfig, cuda: Cuda) -> None:
         """Allocate it; all of it is used by one step at a time."""
-        slots, block = config.max_batch_size, config.block_size
+        slots = config.max_batch_size
+        block = config.block_size
         self._cuda = cuda
         self.results_layout = PackedBuffer(
             {
@@ -77,7 +78,8 @@ class InFlightStep:
     def __init__(self, buffers: StepBuffers, cuda: Cuda) -> None:
         """Allocate the memory of one step; many steps use it, one after the other."""
         self.first = self.count = self.width = self.rows = 0
-        chunk, results = buffers.chunk_layout, buffers.results_layout
+        chunk = buffers.chunk_layout
+        results = buffers.results_layout
         self.chunk_memory = cuda.allocate_pinned(chunk.nbytes, "a prompt chunk")
         self.chunk = chunk.views(self.chunk_memory)
         self.results_memory = cuda.allocate_pinned(results.nbytes, "results")

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 else:
     trt = import_tensorrt()
 
-PREFILL_PROFILE, DECODE_PROFILE = 0, 1  # in the order of the build
+# In the order of the build.
+PREFILL_PROFILE = 0
+DECODE_PROFILE = 1
 _LOG = logging.getLogger(__name__)
 _MAX_KEPT_ERRORS = 8
 
@@ -40,8 +42,11 @@ class TrtEngine:
         Our plugins are registered before, since TensorRT looks their creators up by name. No parser
         takes part, so the library of TensorRT-RTX need not be found by name, as builds need it.
         """
-        self._path, self._config, self._cuda = path, config, cuda
-        self._log, self._flavor = _Log(), flavor()
+        self._path = path
+        self._config = config
+        self._cuda = cuda
+        self._log = _Log()
+        self._flavor = flavor()
         # Before the registry is touched: TensorRT keeps its first log.
         self._runtime = trt.Runtime(self._log)
         if config.plugins:
@@ -69,7 +74,8 @@ class TrtEngine:
         return made
 
     def _load_error(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
-        title, package = self._flavor.title, self._flavor.package
+        title = self._flavor.title
+        package = self._flavor.package
         reasons = self._flavor.diagnose_engine(self._runtime, data)
         built_with = versions.get(package)
         install = f", or pip install {package}=={built_with}" if built_with else ""
@@ -97,7 +103,10 @@ class TrtContext:
 
     def __init__(self, context: Any, stream: int, log: _Log, flavor: Flavor) -> None:
         """Take the context, and the stream in which it runs."""
-        self._context, self._stream, self._log, self._flavor = context, stream, log, flavor
+        self._context = context
+        self._stream = stream
+        self._log = log
+        self._flavor = flavor
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 

@@ -61,7 +61,8 @@ class TrtSlots:
     def move(self, src: int, dst: int, used: int) -> None:
         """Copy a slot's state, and of its caches the rows of its `used` positions."""
         for name, nbytes in self._slot_bytes.items():
-            src_address, dst_address = self.address(name, src), self.address(name, dst)
+            src_address = self.address(name, src)
+            dst_address = self.address(name, dst)
             if name not in self._caches:
                 self._cuda.copy(dst_address, src_address, nbytes)
                 continue

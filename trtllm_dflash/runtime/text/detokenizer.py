@@ -43,7 +43,8 @@ class IncrementalDetokenizer:
         shown = len(self._decode(tail))
         # A space at the beginning of a text may show only behind another one.
         if shown or self._decode(tail + tail):
-            self._window, self._num_shown = tail, shown
+            self._window = tail
+            self._num_shown = shown
         else:  # special tokens: nothing shows them, and the next token may need the one before
             del self._window[self._num_settled :]
         self._num_settled = len(self._window)

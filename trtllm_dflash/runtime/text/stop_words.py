@@ -52,7 +52,8 @@ class StopWordFilter:
         """Return the tokens up to the end of a stop word, and the text that they complete."""
         if not self._stop_words:
             return list(token_ids), self._detokenizer.push(token_ids)
-        text, used = "", list[int]()
+        text = ""
+        used = list[int]()
         for token in token_ids:
             text += self._release(self._detokenizer.push([token]))
             used.append(token)

@@ -32,7 +32,8 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._encoding, self._decoding = threading.Lock(), threading.Lock()
+        self._encoding = threading.Lock()
+        self._decoding = threading.Lock()
 
     @classmethod
     def find(cls, directory: Path) -> Tokenizer | None:
