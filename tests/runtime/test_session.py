@@ -14,7 +14,9 @@ from tests.runtime.fake_session import fake_config
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.hardware import backends
 from trtllm_dflash.hardware.doctor import Gpu
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.env import env_flag
+from trtllm_dflash.runtime.preprocess import make_requests
 from trtllm_dflash.runtime.sessions import base
 from trtllm_dflash.runtime.sessions.base import context_length, open_session
 from trtllm_dflash.runtime.threads import available_cores, resolve_num_threads
@@ -201,3 +203,21 @@ def test_container_quota_limits_the_cores(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert available_cores(tmp_path, tmp_path / "cpu.max") == cores
+
+
+def test_kernels_without_a_sampling_input_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel reads the address of every sampling input, so it must know the same ones."""
+    monkeypatch.setattr(base, "_unrunnable_reason", lambda _: None)
+    config = replace(fake_config(), plugins=True)
+    earlier = replace(config, ports=config.ports[:-1])
+    with pytest.raises(EngineError, match=r"earlier version of dflash-trt.* Build it again"):
+        open_session(Path("engine"), earlier)
+
+
+def test_sampling_option_unknown_to_the_engine_is_refused() -> None:
+    """An engine for the CPU of an earlier version works on, without the new option."""
+    config = fake_config()
+    earlier = replace(config, ports=config.ports[1:])
+    assert make_requests([[1]], SamplingParams(), earlier)
+    with pytest.raises(UsageError, match=r"temperature is 0\.5, and this engine was built by a"):
+        make_requests([[1]], SamplingParams(temperature=0.5), earlier)

@@ -21,7 +21,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
-from trtllm_dflash.options.row_sampling import RowSampling
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, RowSampling
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
 from trtllm_dflash.trt.loader import select_flavor
 
@@ -145,6 +145,11 @@ def open_session(
             f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} and"
             f" cannot run here: {reason}. Build one with --arch cpu to run it here; dflash-trt"
             " doctor shows what this machine can build and run."
+        )
+    if config.plugins and config.sampling_inputs != SAMPLING_INPUTS:
+        raise EngineError(
+            f"{directory}: this engine's kernels are of an earlier version of dflash-trt, with other"
+            " sampling inputs. Build it again."
         )
     if ARCHS[config.gpu_arch].is_gpu:
         select_flavor(BACKENDS[config.backend].module)
