@@ -1,7 +1,8 @@
 // DFlashAccept: which token each row of logits becomes, and how many of the drafts that confirms.
 //
 //   choice[b, r]  = argmax(l) where temperature <= 0, else the first token v in vocabulary order for which
-//                   sum_{w <= v} m_w > u sum_w m_w;  m_w = e^((l_w - max l) / temperature) where top-k and top-p keep w
+//                   sum_{w <= v} m_w > u sum_w m_w;  m_w = e^((l_w - max l) / temperature) where top-k, top-p and
+//                   min-p keep w
 //   accepted[b]   = how many of the drafts input_ids[b, num_known + r], r = 0, 1, … equal choice[b, r] before the
 //                   first that does not
 //   new_ids[b]    = choice[b, 0 … accepted], then -1; the last of them is the bonus
@@ -99,7 +100,8 @@ __device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, 
   const float* logits_gmem = p.logits + (1LL * slot * p.rows + row) * p.vocab;
   Tokens tokens = {smem, logits_gmem, best.value, p.temperature[slot], p.vocab, false, 0};
   const bool filtered = top_k > 0 || top_p < 1.f;
-  return draw(tokens, filtered ? cut_off(tokens, static_cast<float>(top_k), top_p) : kFloor, u);
+  const float floor = filtered ? cut_off(tokens, static_cast<float>(top_k), top_p) : kFloor;
+  return draw(tokens, fmaxf(floor, min_p_floor(p.min_p[slot])), u);
 }
 
 }  // namespace dflash

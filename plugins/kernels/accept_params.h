@@ -11,6 +11,7 @@ struct AcceptParams {
   const float* temperature;    // [B], 0: argmax
   const float* top_p;          // [B], 1: off
   const int* top_k;            // [B], 0: off
+  const float* min_p;          // [B], 0: off
   const float* uniforms;       // [B, U] in [0, 1): number p decides the token at position p
   long long* new_ids;          // [B, R]: the choices 0 … accepted, then -1
   int* num_new;                // [B]: accepted + 1

@@ -4,6 +4,7 @@
 //   score x = (logit - largest) / temperature, mass exp(x)
 //   cut: the score above which tokens are kept is bisected in [-104, 0] by at most 32 halvings: the lowest above which
 //   tokens weigh less than the limit (top-k: their number, and k; top-p: their mass, and top_p of all that top-k kept)
+//   min-p: a score of log(min_p) or more is kept
 //   draw: the first kept token at which the sum of masses in vocabulary order exceeds u of the whole
 //
 // Each warp owns a contiguous range of the vocabulary, and its lanes neighbours in it. Every sum is taken in one fixed
@@ -183,6 +184,12 @@ __device__ float cut_off(Tokens& tokens, float top_k, float top_p) {
   // What top-k dropped need not be left out here: where it lies above a middle, what top-k kept is above it too, and
   // that alone has more mass than the limit.
   return top_p < 1.f ? fmaxf(floor, cut<true>(tokens, top_p * total)) : floor;
+}
+
+// The score above which min-p (0: off) keeps tokens: just below that of a token of `min_p` times the largest
+// probability.
+__device__ __forceinline__ float min_p_floor(float min_p) {
+  return min_p > 0.f ? nextafterf(logf(fminf(min_p, 1.f)), -kInfinity) : -kInfinity;
 }
 
 // The token that the uniform number `u` falls on among those scored above `floor`: the range that holds it is divided

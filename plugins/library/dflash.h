@@ -91,9 +91,9 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
  * the choices: see plugins/kernels/accept_params.h for every tensor. */
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
-                  const DFlashTensor* top_k, const DFlashTensor* uniforms, const DFlashTensor* new_ids,
-                  const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
-                  int64_t workspace_bytes, void* stream);
+                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
+                  const DFlashTensor* new_ids, const DFlashTensor* num_new, const DFlashTensor* next_len,
+                  const DFlashTensor* bonus, void* workspace, int64_t workspace_bytes, void* stream);
 
 /* out [N, H] is the weighted sum of each token's top_k experts by router_logits [N, E] float32; other floats are
  * bfloat16. x [N, H], gate_up [E, 2I, H], gate_up_bias [E, 2I], down [E, H, I], down_bias [E, H]. H and I are multiples

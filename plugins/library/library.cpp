@@ -38,7 +38,7 @@ void dflash_accept_finish(dflash::AcceptParams);
 namespace dflash {
 namespace {
 
-constexpr int kGridLimit = 65535;       // of CUDA, in y and z
+constexpr int kGridLimit = 65535;      // of CUDA, in y and z
 constexpr int kMaxHeadRows = 1 << 24;  // of a slot: the kernels count its packed rows and CTAs in int
 
 struct AttentionTensors {
@@ -199,9 +199,9 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
 
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
-                  const DFlashTensor* top_k, const DFlashTensor* uniforms, const DFlashTensor* new_ids,
-                  const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
-                  int64_t workspace_bytes, void* stream) {
+                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
+                  const DFlashTensor* new_ids, const DFlashTensor* num_new, const DFlashTensor* next_len,
+                  const DFlashTensor* bonus, void* workspace, int64_t workspace_bytes, void* stream) {
   return guarded("dflash_accept", [&] {
     Symbol B("B"), R("R"), S("S"), U("U"), V("V"), one("1", {1});
     expect(logits, "logits", DFLASH_FLOAT32, {B, R, V});
@@ -211,6 +211,7 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     expect(temperature, "temperature", DFLASH_FLOAT32, {B});
     expect(top_p, "top_p", DFLASH_FLOAT32, {B});
     expect(top_k, "top_k", DFLASH_INT32, {B});
+    expect(min_p, "min_p", DFLASH_FLOAT32, {B});
     expect(uniforms, "uniforms", DFLASH_FLOAT32, {B, U});
     expect(new_ids, "new_ids", DFLASH_INT64, {B, R});
     expect(num_new, "num_new", DFLASH_INT32, {B});
@@ -229,6 +230,7 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     p.temperature = data<const float>(temperature);
     p.top_p = data<const float>(top_p);
     p.top_k = data<const int>(top_k);
+    p.min_p = data<const float>(min_p);
     p.uniforms = data<const float>(uniforms);
     p.new_ids = data<long long>(new_ids);
     p.num_new = data<int>(num_new);

@@ -106,6 +106,8 @@ def test_no_draft_gives_the_same_tokens(run: Run) -> None:
         "30",
         "--top-p",
         "0.95",
+        "--min-p",
+        "0.01",
         "--seed",
         "4",
     )

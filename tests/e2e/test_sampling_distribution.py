@@ -13,18 +13,19 @@ from tests.e2e import hugging_face
 from tests.e2e.conftest import EngineFactory
 from tests.e2e.test_trained_pair import DRAFTER, TARGET
 
-PROMPT, SAMPLES, TEMPERATURE, TOP_P, TOP_K = [3, 5, 7, 10], 1500, 2.5, 0.95, 12
+PROMPT, SAMPLES, TEMPERATURE, TOP_P, TOP_K, MIN_P = [3, 5, 7, 10], 1500, 2.5, 0.95, 12, 0.0265
 # 5.5 standard deviations of a chi-square statistic, by its normal approximation: a right sampler
 # fails one run in 10^7.
 SIGMAS = 5.5
 
 
 def _distribution(logits: np.ndarray) -> np.ndarray:
-    """top-k, softmax at the temperature, top-p, renormalised: the definition, with a sort."""
+    """Return what top-k, softmax at the temperature, top-p and min-p leave, renormalised."""
     order = np.argsort(-logits)[:TOP_K]
     mass = np.exp((logits[order] - logits[order[0]]) / TEMPERATURE)
     mass /= mass.sum()
     mass[np.cumsum(mass) - mass >= TOP_P] = 0
+    mass[mass < MIN_P * mass[0]] = 0
     full = np.zeros_like(logits)
     full[order] = mass / mass.sum()
     return full
@@ -38,7 +39,9 @@ def _next(model: torch.nn.Module, prompts: list[list[int]]) -> np.ndarray:
 def _chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, float]:
     """Return the statistic and its limit; tokens expected fewer than 5 times count as one."""
     observed = np.array([counts[token] for token in range(expected.size)], float)
-    assert observed[expected == 0].sum() == 0, "a token outside of top-k or top-p was sampled"
+    assert observed[expected == 0].sum() == 0, (
+        "a token outside of top-k, top-p or min-p was sampled"
+    )
     common = expected * SAMPLES >= 5
     observed = np.append(observed[common], observed[~common].sum())
     wanted = np.append(expected[common], expected[~common].sum()) * SAMPLES
@@ -56,6 +59,7 @@ def test_first_three_tokens(engine: EngineFactory) -> None:
         temperature=TEMPERATURE,
         top_p=TOP_P,
         top_k=TOP_K,
+        min_p=MIN_P,
         seed=range(SAMPLES),
     )
     model = hugging_face.load_target(TARGET)

@@ -10,10 +10,11 @@ from tests.graph.run_op import run_op
 
 
 def _reference_probabilities(
-    logits: np.ndarray, temperature: float, top_p: float, top_k: int
+    logits: np.ndarray, temperature: float, top_p: float, top_k: int, min_p: float = 0.0
 ) -> np.ndarray:
-    """top-k, then softmax at the temperature, then top-p; the obvious way, with a sort (no ties
-    expected).
+    """Return what top-k, softmax at the temperature, top-p and min-p leave, with a sort.
+
+    No ties are expected.
     """
     scores = logits.astype(np.float64) / temperature
     order = np.argsort(-scores)
@@ -25,7 +26,8 @@ def _reference_probabilities(
         before = np.cumsum(probabilities[order]) - probabilities[order]
         probabilities[order[before >= top_p]] = 0
         probabilities /= probabilities.sum()
-    return probabilities
+    probabilities[probabilities < min_p * probabilities.max()] = 0
+    return probabilities / probabilities.sum()
 
 
 def _accept(
@@ -105,11 +107,12 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
     assert got["new_ids"].tolist() == [[0, 1, 3, 3]]  # 0.05, 0.2, 0.9, then 0.9 again
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_sampled_choice_inverts_the_reference_distribution(
-    temperature: float, top_p: float, top_k: int
+    temperature: float, top_p: float, top_k: int, min_p: float
 ) -> None:
     """Over a grid of uniforms, each token comes out exactly where the reference's distribution puts
     it.
@@ -124,9 +127,10 @@ def test_sampled_choice_inverts_the_reference_distribution(
         temperature=np.full(grid, temperature),
         top_p=np.full(grid, top_p),
         top_k=np.full(grid, top_k),
+        min_p=np.full(grid, min_p),
         uniforms=uniforms[:, None],
     )
-    cdf = np.cumsum(_reference_probabilities(logits, temperature, top_p, top_k))
+    cdf = np.cumsum(_reference_probabilities(logits, temperature, top_p, top_k, min_p))
     # A uniform within rounding of a step of the distribution may fall to either side.
     clear = np.abs(uniforms[:, None] - cdf).min(axis=1) > 1e-6
     np.testing.assert_array_equal(
@@ -179,3 +183,13 @@ def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
         uniforms=uniforms,
     )
     assert got["bonus"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("min_p", "kept"), [(-1.0, 4), (np.nan, 4), (0.3, 2), (1.0, 1), (7.0, 1)])
+def test_min_p_out_of_range_is_off_or_one(min_p: float, kept: int) -> None:
+    """The kernel takes them likewise; SamplingParams refuses them."""
+    logits = np.tile(np.log([0.5, 0.25, 0.125, 0.125]), (8, 1, 1))
+    uniforms = np.arange(8)[:, None] / 8
+    settings = {"temperature": np.ones(8), "min_p": np.full(8, min_p)}
+    got = _accept(logits, np.zeros((8, 1)), np.ones(8), uniforms=uniforms, **settings)
+    assert len(set(got["bonus"][:, 0].tolist())) == kept

@@ -45,6 +45,8 @@ def test_max_new_tokens_is_an_alias() -> None:
         ("top_p", 0.0, "top_p is 0.0, expected a number above 0 and at most 1"),
         ("top_p", 1.01, "top_p is 1.01, expected a number above 0 and at most 1"),
         ("top_k", -1, "top_k is -1, expected an integer of at least 0"),
+        ("min_p", -0.1, "min_p is -0.1, expected a number from 0 to 1"),
+        ("min_p", 1.5, "min_p is 1.5, expected a number from 0 to 1"),
         ("seed", -1, "seed is -1, expected an integer of at least 0"),
         ("seed", [1, -2], "seed is -2, expected an integer of at least 0"),
         ("seed", None, "seed is None, expected an integer of at least 0"),
@@ -84,7 +86,7 @@ def test_draft_len_and_schedule_exclude_each_other() -> None:
 
 def test_unknown_option_is_refused() -> None:
     words = (
-        "unknown sampling option 'max_length'. The options are: temperature, top_p, top_k,"
+        "unknown sampling option 'max_length'. The options are: temperature, top_p, top_k, min_p,"
         " max_tokens, seed, draft"
     )
     with pytest.raises(UsageError, match=words):

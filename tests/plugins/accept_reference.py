@@ -56,7 +56,9 @@ def admissible(
     limit = float(np.float32(top_p)) * mass.sum() if top_p < 1 else np.inf
     found = np.zeros(x.size, bool)
     for off in (-2, 2):  # the limit is a sum, and so is what is compared with it
-        rest = np.where(_kept(x, mass, limit * (1 + off * slack)), mass, 0.0)
+        lowest = np.log(settings["min_p"]) - off * slack if settings["min_p"] > 0 else -np.inf
+        kept = _kept(x, mass, limit * (1 + off * slack)) & (x >= min(lowest, 0))
+        rest = np.where(kept, mass, 0.0)
         cdf = np.cumsum(rest)
         target, either = float(np.float32(uniform)) * cdf[-1], 4 * slack * cdf[-1]
         found |= (rest > 0) & (cdf >= target - either) & (cdf - rest <= target + either)

@@ -164,11 +164,12 @@ def test_prompt_rows_decide_one_token(library: Library) -> None:
 
 @pytest.mark.parametrize("vocab", [1, 5, 97, 1000, 32003])
 def test_sampled(any_order: Library, vocab: int) -> None:
-    """Top-p, top-k, both and neither, each slot with its own settings."""
+    """Every filter on and off, each slot with its own settings."""
     rng = np.random.default_rng(vocab)
-    top_p, top_k = np.array(list(product([1, 0.9, 0.5, 1e-6], [0, 1, 20, 900]))).T
-    slots = len(top_p)
-    settings = {"temperature": rng.uniform(0.3, 2, slots), "top_p": top_p, "top_k": top_k}
+    filters = np.array(list(product([1, 0.9, 0.5, 1e-6], [0, 1, 20, 900], [0, 0.04])))
+    slots = len(filters)
+    settings = dict(zip(("top_p", "top_k", "min_p"), filters.T, strict=True))
+    settings["temperature"] = rng.uniform(0.3, 2, slots)
     arrays = _case(_language(rng, slots, vocab), uniforms=rng.random((slots, 1)), **settings)
     _check_samples(any_order, arrays, unclear=1)
 
@@ -183,6 +184,7 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     logits = _language(rng, batch * rows, vocab).reshape(batch, rows, vocab).astype(np.float32)
     settings = {"temperature": np.arange(batch) % 3 * 0.5, "top_p": 1 - np.arange(batch) % 2 * 0.2}
     settings["top_k"] = np.arange(batch) % 4 * 10
+    settings["min_p"] = np.arange(batch) % 5 * 0.02
     rows_settings = sampling_arrays(batch, **settings)
     uniforms = rng.random((batch, rows)).astype(np.float32)
     choice = np.zeros((batch, rows), int)
@@ -297,6 +299,18 @@ def test_extreme_top_p(library: Library, top_p: float) -> None:
     )
     got = _check_samples(library, arrays, unclear=1)
     if top_p < 0.5:
+        np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
+
+
+@pytest.mark.parametrize("vocab", [300, 9001])
+@pytest.mark.parametrize("min_p", [-1.0, np.nan, 1e-40, 1e-3, 0.2, 0.9, 1.0, 2.0])
+def test_min_p(library: Library, min_p: float, vocab: int) -> None:
+    """Up to 0 (and as NaN) it keeps all, from 1 on the likeliest token alone."""
+    rng = np.random.default_rng(11)
+    settings = {"temperature": 1.5, "min_p": min_p, "top_p": [1, 1, 1, 1, 0.8, 0.8, 0.8, 0.8]}
+    arrays = _case(_language(rng, 8, vocab), uniforms=rng.random((8, 1)), **settings)
+    got = _check_samples(library, arrays, unclear=1)
+    if min_p >= 1:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
 
 

@@ -30,7 +30,7 @@ from trtllm_dflash.runtime.sessions.base import SlotSampling
 from trtllm_dflash.runtime.sessions.trt import TrtSession
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
 GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 

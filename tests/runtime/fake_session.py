@@ -182,7 +182,7 @@ def _hash(tokens: Sequence[int] | Int64) -> int:
 def choose(logits: np.ndarray, sampling: RowSampling, uniform: float) -> int:
     """Return the target's token: argmax, or by inverse CDF in vocabulary order.
 
-    Sampling applies temperature, top-k, softmax and top-p, in this order.
+    Sampling applies temperature, top-k, softmax, top-p and min-p, in this order.
     """
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -192,6 +192,7 @@ def choose(logits: np.ndarray, sampling: RowSampling, uniform: float) -> int:
     weights /= weights.sum()
     before = np.cumsum(weights[order]) - weights[order]
     weights[order[before >= sampling.top_p]] = 0
+    weights[weights < sampling.min_p * weights.max()] = 0
     cumulative = np.cumsum(weights / weights.sum())
     return int(min((cumulative <= uniform).sum(), np.flatnonzero(weights)[-1]))
 

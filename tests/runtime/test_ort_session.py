@@ -54,7 +54,7 @@ def decode(session: OrtSession, count: int, width: int, steps: int) -> list[list
 
 @pytest.mark.parametrize(
     "sampling",
-    [{}, {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3}],
+    [{}, {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}],
     ids=["greedy", "sampled"],
 )
 def test_batch_equals_alone_equals_plain(built_engine: Path, sampling: dict[str, Any]) -> None:

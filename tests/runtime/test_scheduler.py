@@ -19,7 +19,7 @@ from trtllm_dflash.runtime.scheduler import Step
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]
 NO_STOP: dict[str, Any] = {"stop_token_ids": []}
-SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "seed": 11}
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 11}
 
 
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:

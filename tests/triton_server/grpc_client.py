@@ -18,14 +18,14 @@ import numpy as np
 import tritonclient.grpc.aio as grpc
 from tritonclient.utils import np_to_triton_dtype
 
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+
 TYPES: dict[str, Any] = {
     "max_tokens": np.int32,
-    "top_k": np.int32,
     "draft_len": np.int32,
     "stop_token_ids": np.int32,
     "seed": np.uint64,
-    "temperature": np.float32,
-    "top_p": np.float32,
+    **{row.name: row.dtype for row in SAMPLING_INPUTS},
     "frequency_penalty": np.float32,
     "presence_penalty": np.float32,
     "text_input": np.object_,

@@ -46,6 +46,7 @@ def test_every_input_arrives() -> None:
         temperature=np.float32(0.5),
         top_p=np.float32(0.25),
         top_k=3,
+        min_p=np.float32(0.125),
         seed=np.uint64(2**63),
         stop_words=[b"x", "日".encode()],
         stop_token_ids=[4, 5],
@@ -62,6 +63,7 @@ def test_every_input_arrives() -> None:
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 3,
+        "min_p": 0.125,
         "seed": 2**63,
         "draft_len": 2,
     }
@@ -171,6 +173,7 @@ def test_input_names_are_those_of_the_frontend() -> None:
         "temperature",
         "top_p",
         "top_k",
+        "min_p",
         "seed",
         "stop_words",
     } < names

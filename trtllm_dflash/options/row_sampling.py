@@ -26,6 +26,7 @@ class RowSamplingOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
 
 
 def _row_input(
@@ -44,6 +45,9 @@ class RowSampling:
                  it.
     top_k        keep this many most likely tokens, before top_p; 0 is off.
     top_p        keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
+    min_p        keep tokens of at least this part of the likeliest token's probability, after top_k
+                 and top_p; 0 is off. This is the order of Hugging Face. vLLM begins with min_p,
+                 which gives other tokens only beside top_p.
 
     The default of each field is the value that changes nothing. An int is int32 in the step's
     inputs, a float is float32.
@@ -66,6 +70,12 @@ class RowSampling:
         "sample from this many tokens; 0: off",
         lambda value: value >= 0,
         "an integer of at least 0",
+    )
+    min_p: float = _row_input(
+        0.0,
+        "sample from tokens of at least this part of the likeliest one's probability; 0: off",
+        lambda value: 0 <= value <= 1,
+        "a number from 0 to 1",
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""How a row of logits becomes a token: argmax, or temperature, top-k and top-p with a given uniform
-number.
+"""How a row of logits becomes a token: argmax, or temperature, top-k, top-p and min-p with a given
+uniform number.
 
 Order and rules are those of the reference (dflash 0.1.0, `_sampling_probs`): top-k on the logits,
 softmax of the survivors at the temperature, then top-p keeps a token while the mass of the likelier
-ones is below top_p. Nothing is sorted (TensorRT's TopK ends at k = 3840): the cut-off logit is
+ones is below top_p. min_p comes last, as in Hugging Face: of what is left, it keeps tokens of at
+least min_p times the largest probability. Nothing is sorted (TensorRT's TopK ends at k = 3840): the cut-off logit is
 found by bisection, the token by inverting the distribution in vocabulary order. Tokens that tie
 with the cut-off are kept.
 """
@@ -46,12 +47,16 @@ def _sample(
     g: GraphBuilder, logits: ir.Value, settings: Mapping[str, ir.Value], uniforms: ir.Value
 ) -> ir.Value:
     temperature, top_p, top_k = (settings[name] for name in ("temperature", "top_p", "top_k"))
+    min_p = settings["min_p"]
     # A greedy row beside a sampled one is computed too, at temperature 1, and not used.
     divisor = g.Where(g.Greater(temperature, 0.0), temperature, 1.0)
     # [B, R, V], the likeliest is 0
     x = g.Div(g.Sub(logits, g.ReduceMax(logits, [-1], keepdims=1)), divisor)
     filtered = g.Or(g.Greater(top_k, g.Cast(0, to=int(ir.DataType.INT32))), g.Less(top_p, 1.0))
     mass = _filtered(g, x, g.Exp(x), top_p, top_k, g.Mul(_any(g, filtered), _BISECTIONS))
+    # exp(x) is a token's probability over that of the likeliest one.
+    lowest = g.Where(g.Greater(min_p, 0.0), g.Log(g.Min(min_p, 1.0)), float("-inf"))
+    mass = g.Where(g.Less(x, lowest), 0.0, mass)
 
     cdf = g.CumSum(mass, -1)
     total = g.Slice(cdf, [-1], [2**31 - 1], [-1])
