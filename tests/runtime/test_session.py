@@ -209,7 +209,7 @@ def test_kernels_without_a_sampling_input_are_refused(monkeypatch: pytest.Monkey
     """A kernel reads the address of every sampling input, so it must know the same ones."""
     monkeypatch.setattr(base, "_unrunnable_reason", lambda _: None)
     config = replace(fake_config(), plugins=True)
-    earlier = replace(config, ports=config.ports[:-1])
+    earlier = replace(config, io=config.io[:-1])
     with pytest.raises(EngineError, match=r"earlier version of dflash-trt.* Build it again"):
         open_session(Path("engine"), earlier)
 
@@ -217,7 +217,7 @@ def test_kernels_without_a_sampling_input_are_refused(monkeypatch: pytest.Monkey
 def test_sampling_option_unknown_to_the_engine_is_refused() -> None:
     """An engine for the CPU of an earlier version works on, without the new option."""
     config = fake_config()
-    earlier = replace(config, ports=config.ports[1:])
+    earlier = replace(config, io=config.io[1:])
     assert make_requests([[1]], SamplingParams(), earlier)
     with pytest.raises(UsageError, match=r"temperature is 0\.5, and this engine was built by a"):
         make_requests([[1]], SamplingParams(temperature=0.5), earlier)
