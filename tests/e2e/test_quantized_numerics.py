@@ -55,10 +55,10 @@ def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any])
     tensors = read_tensors(quantized / "model.safetensors")
     plain, rounders = {}, {}
     for name, array in tensors.items():
-        module, _, kind = name.rpartition(".")
-        if f"{module}.weight_scale" not in tensors or kind == "bias":
+        module, _, part = name.rpartition(".")
+        if f"{module}.weight_scale" not in tensors or part == "bias":
             plain[name] = ("F32", array.astype(np.float32))
-        elif kind == "weight":
+        elif part == "weight":
             stored = {
                 key.removeprefix(f"{module}."): t
                 for key, t in tensors.items()

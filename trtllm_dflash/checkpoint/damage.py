@@ -66,17 +66,18 @@ def _wrong_offsets(name: str, entry: dict[str, Any], data_start: int, file_size:
 
 
 def _wrong_tiling(entries: Mapping[str, Any], data_start: int, file_size: int) -> str | None:
-    """Tensors cover the data exactly: an overlap aliases weights, a hole hides bytes."""
+    """Describe an overlap, which would alias weights, or a hole, which could hide bytes."""
     end, previous = data_start, "the header"
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        begin = data_start + entry["data_offsets"][0]
+    spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+    for first, last, name in spans:
+        begin = data_start + first
         if begin < end:
             before = f"before {previous} ends at {end}"
             return f"tensor {name} begins at byte {begin}, {before}: they overlap."
         if begin > end:
             count, where = begin - end, f"between {previous} and tensor {name}"
             return f"{count} bytes {where} belong to no tensor."
-        end, previous = data_start + entry["data_offsets"][1], f"tensor {name}"
+        end, previous = data_start + last, f"tensor {name}"
     if end != file_size:
         return f"{file_size - end} bytes after {previous} belong to no tensor."
     return None

@@ -49,7 +49,8 @@ def dequantized(
     step = max(1, _CHUNK_BYTES // packed.shape[1])
     for start in range(0, len(packed), step):
         part = slice(start, start + step)
-        block_scale = block_scales[part].astype(np.float32) * scale_2
-        values = E2M1_PAIRS[packed[part]].reshape(*block_scale.shape, fmt.group_size)
-        weight[part] = (values * block_scale[:, :, None]).reshape(len(block_scale), -1)
+        scales = block_scales[part].astype(np.float32) * scale_2
+        values = E2M1_PAIRS[packed[part]]
+        blocks = values.reshape(*scales.shape, fmt.group_size)
+        weight[part] = (blocks * scales[:, :, None]).reshape(len(scales), -1)
     return weight

@@ -23,6 +23,7 @@ _EXPONENTS: Mapping[str, tuple[Any, int]] = {
 }
 
 Index = tuple[int, ...]
+Chunk = npt.NDArray[Any]
 
 
 def first_nonfinite(
@@ -30,13 +31,12 @@ def first_nonfinite(
 ) -> Index | None:
     """Return the index of the first NaN or Inf, None if all elements are finite."""
     integer, exponent = _EXPONENTS[info.dtype]
-    for start, chunk in _chunks(info):
-        bad = (chunk.view(integer) & exponent) == exponent
-        if bad.any():
-            return _unravel(start + int(bad.argmax()), info.shape)
-        if progress is not None:
-            progress(chunk.nbytes)
-    return None
+
+    def is_bad(chunk: Chunk) -> Chunk:
+        bad: Chunk = (chunk.view(integer) & exponent) == exponent
+        return bad
+
+    return _find_first(info, is_bad, progress)
 
 
 def first_nonpositive(info: TensorInfo) -> Index | None:
@@ -44,21 +44,19 @@ def first_nonpositive(info: TensorInfo) -> Index | None:
 
     NaN is not.
     """
-    for start, chunk in _chunks(info):
-        # E4M3 bytes from 1 to 0x7E are above zero; numpy compares the values one by one.
-        bad = (chunk.view(np.uint8) - 1) >= 0x7E if info.dtype == "F8_E4M3" else ~(chunk > 0)
-        if bad.any():
-            return _unravel(start + int(bad.argmax()), info.shape)
-    return None
+
+    def is_bad(chunk: Chunk) -> Chunk:
+        if info.dtype != "F8_E4M3":
+            return ~(chunk > 0)
+        # Bytes from 1 to 0x7E are above zero; numpy would compare the values one by one.
+        return (chunk.view(np.uint8) - 1) >= 0x7E
+
+    return _find_first(info, is_bad)
 
 
 def first_above(info: TensorInfo, limit: int) -> Index | None:
     """Return the index of the first byte (U8) that is larger than `limit`, None if none is."""
-    for start, chunk in _chunks(info):
-        bad = chunk > limit
-        if bad.any():
-            return _unravel(start + int(bad.argmax()), info.shape)
-    return None
+    return _find_first(info, lambda chunk: chunk > limit)
 
 
 def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
@@ -80,7 +78,25 @@ def check_same_values(copy: TensorInfo, original: TensorInfo, problem: str, advi
         raise CheckpointError(f"{problem} at index {list(index)}. {advice}")
 
 
-def _chunks(info: TensorInfo) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+def _find_first(
+    info: TensorInfo,
+    is_bad: Callable[[Chunk], Chunk],
+    progress: Callable[[int], None] | None = None,
+) -> Index | None:
+    """Return the index of the first element of which `is_bad` is true, None if there is none.
+
+    `progress` gets the bytes of each chunk without one.
+    """
+    for start, chunk in _chunks(info):
+        bad = is_bad(chunk)
+        if bad.any():
+            return _unravel(start + int(bad.argmax()), info.shape)
+        if progress is not None:
+            progress(chunk.nbytes)
+    return None
+
+
+def _chunks(info: TensorInfo) -> Iterator[tuple[int, Chunk]]:
     """Yield (flat index of the first element, elements).
 
     They are read into a buffer, since pages of a memory map would pile up.

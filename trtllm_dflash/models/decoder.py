@@ -48,25 +48,23 @@ def dense_layer(ops: LayerOps, x: ir.Value, index: int) -> ir.Value:
     """Build decoder layer `index` of the residual stream x [B·S, hidden], with a gated MLP."""
     name = f"model.layers.{index}"
     with ops.scope(f"layers.{index}"):
-        x = _attend(ops, x, index, name)
-        return ops.add(
-            x, ops.swiglu(ops.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
-        )
+        x, normed = _attend(ops, x, index, name)
+        return ops.add(x, ops.swiglu(normed, f"{name}.mlp"))
 
 
 def moe_layer(ops: LayerOps, x: ir.Value, index: int) -> ir.Value:
     """Build decoder layer `index` of the residual stream x [B·S, hidden], with experts."""
     name = f"model.layers.{index}"
     with ops.scope(f"layers.{index}"):
-        x = _attend(ops, x, index, name)
-        return ops.add(
-            x, ops.experts(ops.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
-        )
+        x, normed = _attend(ops, x, index, name)
+        return ops.add(x, ops.experts(normed, f"{name}.mlp"))
 
 
-def _attend(ops: LayerOps, x: ir.Value, index: int, name: str) -> ir.Value:
+def _attend(ops: LayerOps, x: ir.Value, index: int, name: str) -> tuple[ir.Value, ir.Value]:
+    """Add attention to the stream; return it, and its norm for what follows."""
     normed = ops.rms_norm(x, f"{name}.input_layernorm")
-    return ops.add(x, ops.attention(normed, index, f"{name}.self_attn"))
+    x = ops.add(x, ops.attention(normed, index, f"{name}.self_attn"))
+    return x, ops.rms_norm(x, f"{name}.post_attention_layernorm")
 
 
 def linear_specs(
