@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 
 
 def ports() -> str:
-    """The step's inputs and outputs but the caches."""
+    """Return the step's inputs and outputs but the caches."""
     rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
     for port in (*_control_inputs("cache_len"), *_control_outputs("block_size")):  # type: ignore[arg-type]
         shape = ", ".join(map(str, port.shape))
@@ -25,7 +25,7 @@ def ports() -> str:
 
 
 def operators() -> str:
-    """Every operator: meaning, inputs, outputs, attributes."""
+    """Return every operator: meaning, inputs, outputs, attributes."""
     parts = []
     for spec in OPS.values():
         rows = [

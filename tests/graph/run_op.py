@@ -24,7 +24,7 @@ def run_op(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> dic
 
 
 def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> ir.Model:
-    """A model of one node of operator `name`; every axis is dynamic."""
+    """Return a model of one node of operator `name`; every axis is dynamic."""
     spec, g = OPS[name], GraphBuilder()
     assert list(arrays) == [t.name for t in spec.inputs][: len(arrays)]  # the last may be optional
     inputs = [

@@ -53,7 +53,7 @@ class Stepper:
         return int(found["new_ids"][0, 0])
 
     def generate(self, width: int) -> list[list[int]]:
-        """One step of all slots; the new tokens of each."""
+        """Run one step of all slots and return the new tokens of each."""
         blocks = np.stack([block[:width] for block in self._next])
         found = self.step(slice(None), blocks, known=1, rows=width)
         self._next = list(found["next_ids"])
@@ -65,7 +65,7 @@ class Stepper:
     def step(
         self, slots: slice, tokens: np.ndarray, *, known: int, rows: int
     ) -> dict[str, np.ndarray]:
-        """One step; everything that it gives but the caches, which are kept."""
+        """Run one step, keep its caches and return its other outputs."""
         past = self.past[slots]
         batch, block = len(past), self._session.get_outputs()[0].shape[1]
         feeds = {

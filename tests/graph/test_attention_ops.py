@@ -18,7 +18,7 @@ B, HQ, HKV, D, CACHE = 3, 6, 2, 8, 40
 def _attend_row(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float, sink: float
 ) -> np.ndarray:
-    """One query head [D] over the keys [n, D] that it sees; a sink of -inf is none."""
+    """Attend with one query head [D] to the keys [n, D] that it sees; a sink of -inf is none."""
     scores = (keys.astype(np.float64) @ q.astype(np.float64)) * scale
     largest = max(scores.max(), sink)
     weights = np.exp(scores - largest)
@@ -26,7 +26,7 @@ def _attend_row(
 
 
 def _sinks(rng: np.random.Generator) -> np.ndarray:
-    """Some that take next to nothing, some about as much as a key, one that takes nearly all."""
+    """Return sinks of little weight, of about a key's, and one of nearly all."""
     sinks = rng.standard_normal(HQ)
     sinks[0], sinks[3] = 12.0, -30.0
     return sinks.astype(np.float32)
@@ -90,8 +90,8 @@ def test_verify_attention(width: int, window: int, with_sinks: bool) -> None:
 
 
 def _as_rings(arrays: dict[str, np.ndarray], past: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    """The same inputs with the caches as rings: each slot's last positions, and huge numbers where
-    there is none.
+    """Return the same inputs with the caches as rings: each slot's last positions, and huge numbers
+    where there is none.
     """
     made = dict(arrays)
     for name in ("key_cache", "value_cache"):

@@ -41,7 +41,7 @@ def _node(model: ir.Model) -> ir.Node:
 
 
 def _evaluated(model: ir.Model, value: ir.Value) -> np.ndarray:
-    """A value that depends on initializers alone, in float32, by ONNX's own reference."""
+    """Return a value that depends on initializers alone, in float32, by ONNX's own reference."""
     from onnx.reference import ReferenceEvaluator
 
     used = _ancestors(value)
@@ -71,8 +71,8 @@ def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nvfp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3-MoE whose experts are NVFP4, gate and up with one global scale, as ModelOpt exports
-    them.
+    """Return a Qwen3-MoE whose experts are NVFP4, gate and up with one global scale, as ModelOpt
+    exports them.
     """
     root = tmp_path_factory.mktemp("nvfp4")
     sizes = {**HEADS, "hidden": 64, "expert_size": 96}
@@ -97,7 +97,7 @@ def share_scales(target: Path) -> None:
 
 
 def _numbers_of(directory: Path, kind: str) -> np.ndarray:
-    """The numbers [experts, out, in] of a layer that is stored as linears, by the tables of
+    """Return the numbers [experts, out, in] of a layer that is stored as linears, by the tables of
     tests/fixtures/quantized.py.
     """
     stored = read_tensors(directory / "model.safetensors")

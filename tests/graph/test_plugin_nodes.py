@@ -24,7 +24,7 @@ Steps = tuple[ir.Model, ir.Model]
 
 @pytest.fixture(scope="module")
 def steps(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -> Steps:
-    """The same step with bodies and with plugins."""
+    """Return the same step with bodies and with plugins."""
     directory = make_target("qwen3", num_layers=2, head_dim=64)
     target = load_target(directory)
     drafter = load_drafter(

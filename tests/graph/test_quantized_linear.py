@@ -38,14 +38,14 @@ ROUND = {"fp8": round_fp8, "nvfp4": round_nvfp4}
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A one-layer target in each format."""
+    """Return a one-layer target in each format."""
     directory = tmp_path_factory.mktemp("quantized")
     source = tiny_target(directory / "source", num_layers=1, dtype="BF16")
     return {name: quantized_copy(source, directory / name, name) for name in FORMATS}
 
 
 def _activation_model(name: str, scale: float) -> bytes:
-    """A graph of one emulating function, on x [N, 32]."""
+    """Return a graph of one emulating function, on x [N, 32]."""
     g = GraphBuilder()
     x = ir.Value(name="x", shape=ir.Shape(["n", 32]), type=ir.TensorType(ir.DataType.FLOAT))
     y = g.emit(
@@ -170,7 +170,7 @@ def _ancestors(value: ir.Value) -> set[ir.Node]:
 
 
 def _self_contained(model: ir.Model) -> ir.Model:
-    """The model with its weights inside."""
+    """Return the model with its weights inside."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None

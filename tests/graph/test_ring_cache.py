@@ -29,7 +29,7 @@ MIXED = (5, 0, 11, 0, 5)  # windows of the target's layers
 
 
 def windowed(directory: Path, windows: tuple[int, ...]) -> Checkpoint[TargetConfig]:
-    """A target whose layers have these windows. No supported architecture has any yet."""
+    """Return a target whose layers have these windows. No supported architecture has any yet."""
     target = load_target(directory)
     return replace(target, config=replace(target.config, windows=windows))
 

@@ -25,7 +25,7 @@ def rounding(vocab: int) -> float:
 
 
 def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
-    """Of scores x [V], those that less weight than `limit` lies above, by the bisection of
+    """Mark the scores x [V] with less weight than `limit` above them, by the bisection of
     graph/ops/sampling.py.
     """
     low, high = _FLOOR, np.float32(0)
@@ -41,8 +41,8 @@ def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
 def admissible(
     logits: np.ndarray, settings: Mapping[str, float], uniform: float, slack: float
 ) -> np.ndarray:
-    """Which tokens [V] a row of float32 logits may become when sums are off by the relative error
-    `slack`.
+    """Return which tokens [V] a row of float32 logits may become when sums are off by the relative
+    error `slack`.
     """
     temperature, top_p, top_k = (settings[name] for name in ("temperature", "top_p", "top_k"))
     if not temperature > 0:
@@ -66,7 +66,7 @@ def admissible(
 
 
 def accept_prefix(arrays: dict[str, np.ndarray], choice: np.ndarray) -> dict[str, np.ndarray]:
-    """The outputs that follow from the choices [B, R], row by row."""
+    """Return the outputs that follow from the choices [B, R], row by row."""
     batch, rows = choice.shape
     ids, known = arrays["input_ids"], arrays["num_known"]
     new_ids = np.full((batch, rows), -1, np.int64)

@@ -97,7 +97,9 @@ def codes(numbers: np.ndarray, scale: float) -> np.ndarray:
 
 
 def written_caches(case: Case, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The caches after the launch: the kept context rows and the block's, all else as it was."""
+    """Return the caches after the launch: the kept context rows and the block's, all else as it
+    was.
+    """
     after = {}
     for index, (cache, rows) in enumerate((("key_cache", "k"), ("value_cache", "v"))):
         after[cache] = given[cache].copy()
@@ -110,7 +112,7 @@ def written_caches(case: Case, given: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def seen(case: Case, slot: int) -> np.ndarray:
-    """Which keys [rows, keys] each block row sees, among those before the block's end."""
+    """Return which keys [rows, keys] each block row sees, among those before the block's end."""
     start = case.starts[slot]
     distance = (start + np.arange(case.rows))[:, None] - np.arange(start + case.rows)
     visible = np.ones(distance.shape, bool)
@@ -166,8 +168,7 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 def assert_as_good_as_eager(
     case: Case, given: dict[str, np.ndarray], got: np.ndarray, scale: float
 ) -> None:
-    """Each head row's error is at most twice that of eager bfloat16 attention, plus the rounding of
-    the result.
+    """Check that each head row's error is at most twice eager bfloat16's, plus the result's rounding.
 
     Errors are norms over head_dim, against float64. The floor: eager may be exact by chance, where
     a kernel rounds its weights and its result, each by up to half of bfloat16's eps: eps times the
@@ -192,6 +193,6 @@ def assert_as_good_as_eager(
 
 
 def reordered(cases: list[Case]) -> list[Case]:
-    """The cases, each in another of the emulator's orders than its neighbour."""
+    """Return the cases, each in another of the emulator's orders than its neighbour."""
     orders = ("forward", "reverse", "random")
     return [replace(case, order=orders[i % 3]) for i, case in enumerate(cases)]

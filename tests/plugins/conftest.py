@@ -17,7 +17,7 @@ from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, build
 
 
 def has_gpu() -> bool:
-    """Whether torch is here and sees a GPU."""
+    """Return whether torch is here and sees a GPU."""
     if find_spec("torch") is None:
         return False
     import torch
@@ -34,7 +34,7 @@ def no_gpu(reason: str) -> None:
 
 @pytest.fixture(scope="session")
 def emulated_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The emulated library, built once a session."""
+    """Return the emulated library, built once a session."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which compiles the kernels for the emulator")
     return build_emulated(tmp_path_factory.mktemp("emulated"))
@@ -42,7 +42,7 @@ def emulated_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def emulated(emulated_path: Path) -> Library:
-    """The emulated library, in forward order."""
+    """Return the emulated library, in forward order."""
     library = Library(emulated_path, HostMemory(), emulated=True)
     library.order("forward")
     return library
@@ -50,8 +50,8 @@ def emulated(emulated_path: Path) -> Library:
 
 @pytest.fixture(scope="session")
 def real_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library for GPUs and its build.log, built with CMake once a session: for this machine's
-    GPU, or for sm_90.
+    """Return the library for GPUs and its build.log, built with CMake once a session: for this
+    machine's GPU, or for sm_90.
     """
     if shutil.which("nvcc") is None or shutil.which("cmake") is None:
         pytest.skip("needs nvcc and cmake, which build plugins/CMakeLists.txt")

@@ -46,17 +46,17 @@ _COMPILERS = ThreadPoolExecutor(2)
 
 @cache
 def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
-    """One of the keys above for an arch, under way."""
+    """Start to compile one of the keys above for an arch."""
     return _COMPILERS.submit(compile_kernel, key, arch)
 
 
 def compiled(key: KernelVariant, arch: str) -> Cubin:
-    """One of the keys above for an arch."""
+    """Compile one of the keys above for an arch."""
     return compiling(key, arch).result()
 
 
 def reports(cubin: Cubin) -> dict[str, Report]:
-    """The compiler's reports by function."""
+    """Return the compiler's reports by function."""
     return {
         found["name"]: Report(
             int(found["stores"]) + int(found["loads"]),
@@ -68,5 +68,5 @@ def reports(cubin: Cubin) -> dict[str, Report]:
 
 
 def sources() -> set[str]:
-    """The kernel sources that the operators name."""
+    """Return the kernel sources that the operators name."""
     return {spec.kernel.source for spec in OPS.values()}

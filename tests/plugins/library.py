@@ -135,7 +135,7 @@ class Memory(Protocol):
         """Address of a copy of `data` (bytes), and what keeps it alive."""
 
     def get(self, kept: Any) -> np.ndarray:
-        """The bytes of such a copy after the launch."""
+        """Return the bytes of such a copy after the launch."""
 
 
 class HostMemory:
@@ -186,8 +186,9 @@ class Placed:
         return made
 
     def fetch(self, name: str, *, written: bool) -> np.ndarray:
-        """The array after the launch. AssertionError if its guards, or a tensor only read, have
-        changed.
+        """Return the array after the launch.
+
+        AssertionError if its guards, or a tensor only read, have changed.
         """
         found = self._memory.get(self._kept)
         inside = found[GUARD:-GUARD]
@@ -198,7 +199,7 @@ class Placed:
 
 
 def poisoned(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array full of NaN, or of -1."""
+    """Return an array full of NaN, or of -1."""
     dtype = np.dtype(dtype)
     return (
         np.full(int(np.prod(shape)) * dtype.itemsize, POISON, np.uint8).view(dtype).reshape(shape)
@@ -221,8 +222,9 @@ class Library:
             getattr(self.c, name).restype = ctypes.c_int64
 
     def order(self, order: str, seed: int = 0) -> None:
-        """How the emulator orders CTAs, warps and lanes: "forward", "reverse" or "random". A GPU
-        has its own order.
+        """Set the emulator's order of CTAs, warps and lanes: "forward", "reverse" or "random".
+
+        A GPU has its own order.
         """
         if self.emulated:
             number = ("forward", "reverse", "random").index(order)
@@ -234,7 +236,7 @@ class Library:
         return found.value
 
     def attention_plan(self, *sizes: int) -> AttentionPlan:
-        """Of (batch, rows, q_heads, kv_heads, head_dim, cache_len, processors)."""
+        """Plan for (batch, rows, q_heads, kv_heads, head_dim, cache_len, processors)."""
         plan = AttentionPlan()
         self._check(self.c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
         return plan
@@ -297,7 +299,7 @@ class Library:
         )
 
     def moe_plan(self, *sizes: int) -> MoePlan:
-        """Of (tokens, hidden, inner_size, experts, top_k, weight_format)."""
+        """Plan for (tokens, hidden, inner_size, experts, top_k, weight_format)."""
         plan = MoePlan()
         self._check(self.c.dflash_moe_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
         return plan
@@ -397,7 +399,7 @@ def build_emulated(folder: Path) -> Path:
 
 
 def run(command: Sequence[str]) -> str:
-    """What a command prints. AssertionError with its words when it fails."""
+    """Run a command and return what it prints; AssertionError with its output when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr

@@ -39,7 +39,7 @@ def _row(spec: OpSpec) -> str:
 
 
 def table() -> str:
-    """Every operator: its kernel, what that is compiled for, what the plugin takes and
+    """Return every operator: its kernel, what that is compiled for, what the plugin takes and
     serializes.
     """
     head = "| operator | kernel | T, and compiled for | inputs | written in place | fields |"

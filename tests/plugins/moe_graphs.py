@@ -34,7 +34,7 @@ class Compiled:
 
 
 def moe_model(case: Case, directory: Path) -> tuple[ir.Model, dict[str, bytes]]:
-    """A graph whose weights lie in files of `directory`, and their bytes by name."""
+    """Return a graph whose weights lie in files of `directory`, and their bytes by name."""
     g, values, stored = GraphBuilder(), [], {}
     for name, array in inputs(case).items():
         dtype = ir.DataType.from_numpy(array.dtype)
@@ -89,8 +89,8 @@ def refused_moe(
     cubins: Mapping[KernelVariant, bytes],
     changes: Mapping[str, np.ndarray | None],
 ) -> str:
-    """What the build of such a graph dies of when weights are others, or left out; "" if it does
-    not.
+    """Return what the build of such a graph dies of when weights are others, or left out; "" if it
+    does not.
     """
     from trtllm_dflash.builder.trt import Compiler
     from trtllm_dflash.builder.trt_callbacks import BuilderLog

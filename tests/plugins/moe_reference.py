@@ -48,7 +48,7 @@ class Case:
 
     @property
     def options(self) -> MoeOptions:
-        """What the C library is told."""
+        """Return what the C library is told."""
         numbers = (
             self.top_k,
             self.normalize,
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def fields(self) -> dict[str, int | float]:
-        """What a plugin is told."""
+        """Return what a plugin is told."""
         ints = {
             "top_k": self.top_k,
             "normalize": int(self.normalize),
@@ -73,7 +73,7 @@ class Case:
 
 
 def gpt_oss(case: Case) -> Case:
-    """The case with gpt-oss's activation and layout."""
+    """Return the case with gpt-oss's activation and layout."""
     return replace(case, interleaved=True, limit=7.0, alpha=1.702, shift=1.0, normalize=True)
 
 
@@ -127,7 +127,9 @@ def _scales(
 
 
 def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> np.ndarray:
-    """The numbers of gate_up or down, [E, rows, columns] float64: exactly what its bytes mean."""
+    """Return the numbers of gate_up or down, [E, rows, columns] float64: exactly what its bytes
+    mean.
+    """
     if weight_format == 0:
         return given[name].astype(np.float64)
     codes = given[name].view(np.uint8)
@@ -145,7 +147,7 @@ def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> n
 
 
 def chosen(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Each token's experts [N, k], the first of equals first, and their shares in float64."""
+    """Return each token's experts [N, k], the first of equals first, and their shares in float64."""
     scores = given["router_logits"].astype(np.float64)
     index = np.argsort(-scores, axis=-1, kind="stable")[:, : case.top_k]
     taken = np.take_along_axis(scores, index, -1)
@@ -187,7 +189,7 @@ def expected(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, n
 
 
 def _activated(case: Case, both: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The activation of gate and up [n, 2I], and how far off it may be where they are off by
+    """Return the activation of gate and up [n, 2I], and how far off it may be where they are off by
     `off`.
     """
     halves = slice(0, None, 2), slice(1, None, 2)
@@ -203,7 +205,7 @@ def _activated(case: Case, both: np.ndarray, off: np.ndarray) -> tuple[np.ndarra
 
 
 def assert_close(case: Case, given: Mapping[str, np.ndarray], got: np.ndarray) -> None:
-    """Every element is as near to float64's as the kernels' roundings allow."""
+    """Check that every element is as near to float64's as the kernels' roundings allow."""
     out, allowed = expected(case, given)
     error = np.abs(got.astype(np.float64) - out)
     wrong = [tuple(map(int, index)) for index in np.argwhere(~(error <= allowed))]

@@ -88,7 +88,7 @@ class Compiled:
 
 
 def plugin_layers(network: Any) -> tuple[Layer, ...]:
-    """The plugin layers of a network, in order."""
+    """Return the plugin layers of a network, in order."""
     import tensorrt_rtx as trt
 
     found = []
@@ -150,8 +150,8 @@ def compile_pair(
 
 @cache
 def layer_log() -> Any:
-    """A log that keeps the layers of the engines; one, since TensorRT talks to the first that a
-    process gives it.
+    """Return a log that keeps the layers of the engines; one, since TensorRT talks to the first
+    that a process gives it.
     """
     from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
@@ -174,8 +174,8 @@ def op_model(
     dtypes: Mapping[str, str] | None = None,
     **numbers: float,
 ) -> ir.Model:
-    """A graph of one plugin node; `shapes` and `dtypes` of inputs by name where they are not the
-    declared ones.
+    """Return a graph of one plugin node; `shapes` and `dtypes` of inputs by name where they are not
+    the declared ones.
     """
     spec, g = OPS[name], GraphBuilder()
     required = [
@@ -207,8 +207,9 @@ def refusal(
     profile: Mapping[str, tuple[tuple[int, ...], ...]],
     left_out: str = "",
 ) -> str:
-    """What the build of such a graph dies of, in words; "" if it does not. `left_out`: an attribute
-    of the node.
+    """Return what the build of such a graph dies of, in words; "" if it does not.
+
+    `left_out`: an attribute of the node.
     """
     from trtllm_dflash.builder.trt import Compiler
     from trtllm_dflash.builder.trt_callbacks import BuilderLog

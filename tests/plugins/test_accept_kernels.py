@@ -69,9 +69,7 @@ def _assert_same(got: Arrays, expected: Arrays) -> None:
 
 
 def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndarray:
-    """One row a slot: every token is admissible, and at most `unclear` of them were for rounding to
-    decide.
-    """
+    """Check one row a slot: every token is admissible, and rounding decides at most `unclear`."""
     got = _accept(library, arrays)["bonus"][:, 0]
     logits = arrays["logits"][:, 0]
     slack, open_to_rounding = rounding(logits.shape[1]), 0
@@ -94,7 +92,7 @@ def test_sizes_of_the_tests_are_the_kernels(library: Library) -> None:
 
 @pytest.fixture(params=["forward", "reverse", "random"])
 def any_order(request: pytest.FixtureRequest, library: Library) -> Iterator[Library]:
-    """The library, its threads in one order after the other."""
+    """Return the library, its threads in one order after the other."""
     library.order(request.param, seed=1)
     yield library
     library.order("forward")

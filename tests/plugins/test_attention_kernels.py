@@ -42,9 +42,7 @@ def _run(
 
 
 def check(library: Library, case: Case) -> None:
-    """The caches hold exactly what was to be written, and the result is as near to float64's as
-    eager bfloat16 is.
-    """
+    """Check that the caches are exact and the result is as near to float64's as eager bfloat16."""
     given = inputs(case)
     got = _run(library, case, given)
     for name, expected in written_caches(case, given).items():
@@ -53,7 +51,7 @@ def check(library: Library, case: Case) -> None:
 
 
 def _heads() -> list[Case]:
-    """Every head_dim with every number of key heads and group; rows and lengths go round."""
+    """Return every head_dim with every number of key heads and group; rows and lengths go round."""
     rows, past = (1, 2, 5, 8, 9, 10, 15, 16, 17, 31, 40), ((0,), (1, 15), (16, 0, 17), (33, 2))
     cases = []
     for head_dim in HEAD_DIMS:
@@ -153,7 +151,7 @@ def _edges() -> list[Case]:
 
 
 def _prefill() -> list[Case]:
-    """As many rows as a chunk of a prompt, several tiles of them."""
+    """Return as many rows as a chunk of a prompt, several tiles of them."""
     cases = [
         Case((0,), 100 + 33 * n, dim, 2, (4, 7, 1, 8)[n], sinks=n == 1)
         for n, dim in enumerate(HEAD_DIMS)
@@ -206,8 +204,8 @@ def _drawn(count: int) -> list[Case]:
 
 
 def _fp8() -> list[Case]:
-    """A share of every kind of case above, with FP8 caches of scales that are powers of two, are
-    not, or saturate.
+    """Return a share of every kind of case above, with FP8 caches of scales that are powers of two,
+    are not, or saturate.
     """
     scales = (1.0, 1.0), (2.0**-7, 2.0**-6), (0.0113, 0.0071), (0.004, 0.003)
     cases = [

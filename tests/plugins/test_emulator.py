@@ -236,8 +236,8 @@ def _without_barrier(text: str, number: int) -> str:
 
 
 def _planted(emulated: Path, folder: Path, source: str, text: str, *, fp8: bool) -> Library:
-    """The emulated library with `text` as the file `source` of the attention kernel, for head_dim
-    64.
+    """Return the emulated library with `text` as the file `source` of the attention kernel, for
+    head_dim 64.
     """
     kernels, name = folder / "kernels", "attention_64_fp8.o" if fp8 else "attention_64.o"
     shutil.copytree(PLUGINS / "kernels", kernels)

@@ -65,7 +65,7 @@ def _models(directory: Path, model_type: str, variant: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures:
-    """Every pair for every arch, compiling; and one pair without plugins under the arch ""."""
+    """Return every pair for every arch, compiling; and one pair without plugins under the arch ""."""
     made: Futures = {}
     for key, arch in product(FAKE, ARCHS):
         compiling(key, arch)
@@ -86,7 +86,7 @@ def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures
 
 
 def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, float]]:
-    """The fields of every plugin layer by its name: the mask of each drafter layer is the
+    """Return the fields of every plugin layer by its name: the mask of each drafter layer is the
     variant's.
     """
     is_causal, others_slide, last_slides = DRAFTER_VARIANTS.get(variant, (None, False, False))
@@ -167,8 +167,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
 
 
 def _check_engine_layers(found: Compiled, attention: list[str]) -> None:
-    """What the engine runs is TensorRT's own fused layers (acceptance is in one) and, between them,
-    our attention.
+    """Check that the engine runs TensorRT's fused layers and, between them, our attention.
 
     So nothing copies a cache, and nothing comes from the host.
     """

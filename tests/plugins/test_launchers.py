@@ -45,8 +45,9 @@ Change = Callable[[dict[str, Any]], None]
 
 @pytest.fixture(params=["emulated", "real"])
 def checked(request: pytest.FixtureRequest) -> Library:
-    """A library whose checks are wanted. Its tensors are the host's: the real one must find faults
-    before a launch.
+    """Return a library whose checks are wanted.
+
+    Its tensors are the host's: the real one must find faults before a launch.
     """
     if request.param == "emulated":
         return request.getfixturevalue("emulated")
@@ -98,7 +99,7 @@ def _moe_case(operation: str) -> MoeCase:
 
 
 def _arrays(operation: str) -> dict[str, np.ndarray | None]:
-    """In the order of the function's arguments; None where one is not given."""
+    """Return the tensors in the order of the function's arguments; None where one is not given."""
     if operation in MOE_CASES:
         made = moe_inputs(_moe_case(operation))
         return {

@@ -22,7 +22,7 @@ FUNCTION = re.compile(
 
 
 def _frames(log: str) -> dict[str, tuple[int, int, int]]:
-    """Of each kernel: bytes of stack frame, of spill stores, of spill loads."""
+    """Return for each kernel the bytes of its stack frame, spill stores and spill loads."""
     return {
         found["name"]: (int(found["stack"]), int(found["stores"]), int(found["loads"]))
         for found in FUNCTION.finditer(log)

@@ -58,7 +58,7 @@ def _packed(codes: np.ndarray) -> np.ndarray:
 
 
 def _bits(numbers: np.ndarray) -> np.ndarray:
-    """Of bfloat16; all NaN are one."""
+    """Return the bits of bfloat16; all NaN are one."""
     numbers = numbers.astype(BFLOAT16)
     return np.where(np.isnan(numbers.astype(np.float32)), 0x7FC0, numbers.view(np.uint16))
 

@@ -38,7 +38,7 @@ def check(library: Library, case: Case) -> np.ndarray:
 
 
 def _numbered(cases: list[Case]) -> list[Case]:
-    """Each in another order than its neighbour, and with its own numbers."""
+    """Number the cases, each in another order than its neighbour."""
     return [replace(case, order=ORDERS[n % 3], seed=n) for n, case in enumerate(cases)]
 
 
@@ -64,7 +64,7 @@ def _sizes() -> list[Case]:
 
 
 def _tokens() -> list[Case]:
-    """From one token to tiles of 8, 16 and 32 of them, full and not, some experts with none."""
+    """Return cases of one token up to full and partial tiles of 8, 16 and 32."""
     counts = (1, 2, 7, 8, 16, 17, 24, 25, 33, 70, 150)
     cases = [
         replace(

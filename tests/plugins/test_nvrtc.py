@@ -76,7 +76,7 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(
 
 
 def _ctas_wanted(kernel: str) -> int:
-    """How many CTAs (of 256 threads) a multiprocessor is to hold at once; 0: whatever fits."""
+    """Return how many CTAs (of 256 threads) a multiprocessor is to hold at once; 0: whatever fits."""
     tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4)", kernel)
     return 0 if tile is None else 3 if tile[1] == "8" and tile[2] != "_nvfp4" else 2
 

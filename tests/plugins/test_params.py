@@ -87,7 +87,7 @@ int main() {
 
 
 def _attention_cases() -> list[dict[str, int]]:
-    """Every head_dim with every tile and its edges; then random ones."""
+    """Return every head_dim with every tile and its edges; then random ones."""
     edges = [
         dict(zip(ATTENTION_SIZES, values, strict=True))
         for values in product((1, 3, 32), (1, 8, 16, 17, 33, 65, 512, 2048), (32,), (8,), (64, 96, 128, 256),
@@ -129,7 +129,7 @@ MOE_CASES = [
 
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What C++ says: `facts` by name, and a row of numbers for each case."""
+    """Return what C++ says: `facts` by name, and a row of numbers for each case."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to compile plugins/kernels/*_params.h")
     facts = {name: name for name in CONSTANTS}

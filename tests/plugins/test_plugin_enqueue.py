@@ -68,7 +68,7 @@ def starter(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def module(
     emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EmulatedModule]:
-    """What a plugin loads its kernels into; `module.processors` may be changed."""
+    """Return what a plugin loads its kernels into; `module.processors` may be changed."""
     made = EmulatedModule(emulated, starter, 132)
 
     def load(cubin: bytes, kernels: Sequence[str]) -> EmulatedModule:

@@ -27,8 +27,8 @@ def smallest(case: Case) -> int:
 
 
 def in_rings(case: Case, given: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """The same inputs with the caches as rings: the positions that the step may see, and NaN in
-    every other row.
+    """Return the same inputs with the caches as rings: the positions that the step may see, and NaN
+    in every other row.
     """
     made = dict(given)
     for name in CACHES:
@@ -43,8 +43,8 @@ def in_rings(case: Case, given: dict[str, np.ndarray], rows: int) -> dict[str, n
 def written_rings(
     case: Case, given: dict[str, np.ndarray], rings: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The rings after the launch: the kept context rows and the block's where they belong, all else
-    as it was.
+    """Return the rings after the launch: the kept context rows and the block's where they belong,
+    all else as it was.
     """
     after = {name: rings[name].copy() for name in CACHES}
     for name, cache in written_caches(case, given).items():
@@ -77,7 +77,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def check(library: Library, case: Case, rows: int, *, same_splits: bool = True) -> None:
-    """The rings hold exactly what was to be written; the result is that over whole caches.
+    """Check that the rings are exact and the result is that over whole caches.
 
     To the bit where the keys are split as they are there, else the sums are in another order.
     """
@@ -97,8 +97,8 @@ def check(library: Library, case: Case, rows: int, *, same_splits: bool = True) 
 
 
 def _cases() -> list[Case]:
-    """Every head_dim; windows around a tile of keys; slots that are short, at a ring's edge, and
-    many times round.
+    """Return every head_dim; windows around a tile of keys; slots that are short, at a ring's edge,
+    and many times round.
     """
     cases = []
     for head_dim in HEAD_DIMS:

@@ -37,7 +37,7 @@ MODULES = {
 
 
 def why_no_stubs(name: str) -> str | None:
-    """Why the stubs of a kind cannot be made here; None if they can."""
+    """Return why the stubs of a flavor cannot be made here; None if they can."""
     package = MODULES[name][0]
     if find_spec(package) is None:
         return f"there is no module {package}"
@@ -95,7 +95,7 @@ def write_stubs(name: str, folder: Path) -> None:
 
 
 def _corrected(text: str) -> str:
-    """Where the bindings say what a stub cannot, it says anything.
+    """Replace what a stub cannot express by Any.
 
     Some arguments have a default and the next ones none; and `bool` is a data type of TensorRT's
     module too.
@@ -112,7 +112,7 @@ def _corrected(text: str) -> str:
 
 
 def _syntax_error(text: str) -> int | None:
-    """The index of the first line with one."""
+    """Return the index of the first line with one."""
     try:
         ast.parse(text)
     except SyntaxError as error:

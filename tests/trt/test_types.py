@@ -89,7 +89,7 @@ def _sources() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What mypy says of each source, with the stubs of both flavors: one run for all."""
+    """Return what mypy says of each source, with the stubs of both flavors: one run for all."""
     for name in MODULES:
         if reason := why_no_stubs(name):
             pytest.skip(reason)

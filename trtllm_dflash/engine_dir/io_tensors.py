@@ -36,7 +36,7 @@ class IoTensor:
         return _ITEM_BYTES[self.dtype]
 
     def to_json(self) -> dict[str, Any]:
-        """The port as it is written in the engine's config.json."""
+        """Return the port as it is written in the engine's config.json."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -51,8 +51,9 @@ def step_io(
     kv_cache_dtype: str | None = None,
     ring_width: int | None = None,
 ) -> tuple[IoTensor, ...]:
-    """All ports of a step, inputs first, each group in graph order. A plain step has no drafter and
-    block_size 1.
+    """Return all ports of a step, inputs first, each group in graph order.
+
+    A plain step has no drafter and block_size 1.
 
     With plugins there is no port of symbol CONTEXT: they read on the device how far attention must
     look. The target's caches are of `kv_cache_dtype` where it is given, all else of `dtype`. Layers
@@ -90,9 +91,7 @@ def step_io(
 
 
 def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
-    """The type of caches that hold FP8 codes: plugins have them as FP8, the operators' bodies as
-    numbers of `dtype`.
-    """
+    """Return the type of FP8 caches: FP8 with plugins, `dtype` in the operators' bodies."""
     return FP8 if plugins else dtype
 
 

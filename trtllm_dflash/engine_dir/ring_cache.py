@@ -50,7 +50,7 @@ def cache_rows(windows: Sequence[int], *, cache_len: int, written: int | None) -
 
 
 def ring_flags(rows: Sequence[int], cache_len: int) -> tuple[int, ...]:
-    """For each layer by its caches' rows, 1 if they are a ring; empty if none is."""
+    """Return 1 for each layer whose caches are a ring, else 0; empty if none is."""
     flags = tuple(int(count < cache_len) for count in rows)
     return flags if any(flags) else ()
 

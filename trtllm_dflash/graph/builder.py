@@ -85,11 +85,11 @@ class GraphBuilder:
         return self.initializers[name]
 
     def has_attribute(self, name: str) -> bool:
-        """Whether the enclosing function has the attribute `name`."""
+        """Return whether the enclosing function has the attribute `name`."""
         return name in self._attributes
 
     def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
-        """The value of the enclosing function's own attribute `name`, as a scalar constant."""
+        """Return the value of the enclosing function's own attribute `name`, as a scalar constant."""
         key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[kind]
         node = ir.Node(
             "",
@@ -140,7 +140,7 @@ class GraphBuilder:
         return self.Cast(x, to=int(dtype))
 
     def size(self, x: ir.Value, axis: int) -> ir.Value:
-        """The size of one axis of `x`, as int64 [1]."""
+        """Return the size of one axis of `x`, as int64 [1]."""
         return self.Shape(x, start=axis, end=axis + 1) if axis != -1 else self.Shape(x, start=-1)
 
     def arange(self, length: ir.Value) -> ir.Value:

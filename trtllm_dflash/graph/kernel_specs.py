@@ -47,7 +47,7 @@ class Kernel:
     types: tuple[KernelType, ...] = ()
 
     def element_type(self, dtype: str, numbers: Mapping[str, int | float]) -> str:
-        """What a tensor declared as `dtype` holds where the kernel's types are `numbers` by
+        """Return what a tensor declared as `dtype` holds where the kernel's types are `numbers` by
         name.
         """
         chosen = {kind.symbol: kind.dtype for kind in self.types if numbers.get(kind.name)}
@@ -55,8 +55,8 @@ class Kernel:
         return chosen.get(dtype, self.dtype) if dtype in symbols else dtype
 
     def packed(self, dtype: str, numbers: Mapping[str, int | float]) -> int:
-        """How many elements of its declared shape one element of a tensor declared as `dtype`
-        holds.
+        """Return how many elements of its declared shape one element of a tensor declared as
+        `dtype` holds.
         """
         chosen = {kind.symbol: kind.packed for kind in self.types if numbers.get(kind.name)}
         return chosen.get(dtype, 1)

@@ -15,8 +15,7 @@ KvScales = Mapping[int, tuple[float, float]]  # by layer: of keys, of values
 
 
 def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
-    """The scales for FP8 caches of a target whose checkpoint says that they are; its loader has
-    seen all, or none.
+    """Return the scales of FP8 caches; None if the checkpoint asks for no FP8 caches.
 
     They are ModelOpt's k_scale and v_scale, the largest magnitude that calibration saw over 448.
     Where it stores none, it saw none: a code is then worth its own number.
@@ -34,7 +33,7 @@ def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
 
 
 def stores_kv_scales(target: Checkpoint[TargetConfig]) -> bool:
-    """Whether the scales of FP8 caches are in the checkpoint."""
+    """Return whether the scales of FP8 caches are in the checkpoint."""
     return any(map(is_cache_scale, target.tensors))
 
 

@@ -50,7 +50,7 @@ class Experts:
     name: str
 
     def __call__(self, x: ir.Value) -> ir.Value:
-        """The weighted sum of each token's experts, x [N, hidden] (normed)."""
+        """Return the weighted sum of each token's experts, x [N, hidden] (normed)."""
         m, g, c = self.model, self.model.g, self.config
         logits = g.cast(
             m.linear(x, f"{self.name}.{'router' if c.fused else 'gate'}"), ir.DataType.FLOAT
@@ -86,7 +86,7 @@ class Experts:
         return PerExpertLinears(source, f"{name}.{kind}", shape, linears)
 
     def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
-        """That of both weights, since a node has one: numbers if one of them must be."""
+        """Return the storage of both weights: dequantized if one of them must be."""
         if self.quantized_as is ExpertStorage.DEQUANTIZED or not all(
             weight.weight_format for weight in weights
         ):
@@ -102,7 +102,7 @@ class Experts:
         return self.quantized_as
 
     def _operands(self, weight: ExpertWeight, form: ExpertStorage) -> tuple[ir.Value, ...]:
-        """The weight's own input of the operator first, then its scales' if there are any."""
+        """Return the operator's inputs for a weight: itself, then its scales if it has any."""
         m, g = self.model, self.model.g
         if form is ExpertStorage.PACKED:
             return weight.packed(g)

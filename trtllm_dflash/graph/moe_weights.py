@@ -50,15 +50,15 @@ class ExpertWeight(ABC):
 
     @abstractmethod
     def no_fp4_reason(self) -> str | None:
-        """Why DequantizeLinear cannot have exactly these numbers from 4-bit codes."""
+        """Return why DequantizeLinear cannot give exactly the checkpoint's values; None if it can."""
 
     @abstractmethod
     def unpackable_reason(self) -> str | None:
-        """Why our plugin cannot have exactly these numbers from 4-bit codes."""
+        """Return why our plugin cannot give exactly the checkpoint's values; None if it can."""
 
     @abstractmethod
     def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
-        """The numbers, of the type `dtype`."""
+        """Return the dequantized weight as `dtype`."""
 
     @abstractmethod
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
@@ -169,7 +169,7 @@ class PerExpertLinears(ExpertWeight):
     def _stacked(
         self, g: GraphBuilder, ending: str, dtype: ir.DataType, shape: Sequence[int]
     ) -> ir.Value:
-        """The stored bytes of all experts, taken for `dtype` and `shape`."""
+        """Return the stored bytes of all experts, taken for `dtype` and `shape`."""
         tensors, (count, rows, _) = self.weights.tensors, self.shape
 
         def make() -> np.ndarray:

@@ -37,8 +37,9 @@ def lower_to_plugins(model: ir.Model) -> None:
 
 
 def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
-    """The kernels that a model's plugin nodes need, and how many nodes need each. A node that has a
-    body needs none.
+    """Return the kernels that a model's plugin nodes need, and how many nodes need each.
+
+    A node that has a body needs none.
     """
     counts: dict[KernelVariant, int] = {}
     bodies = {function.name for function in model.functions.values()}
@@ -53,7 +54,7 @@ def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
 
 
 def kernel_variant(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
-    """The kernel of an operator with these sizes and types (by name; more may be given).
+    """Return the kernel of an operator with these sizes and types (by name; more may be given).
 
     What is T is not in the key: operators that have no other types there share its kernel.
     """
@@ -88,8 +89,8 @@ def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
 
 
 def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
-    """The node's sizes that its kernel is compiled for, read from the inputs whose shape the graph
-    knows.
+    """Return the node's sizes that its kernel is compiled for, read from the inputs whose shape the
+    graph knows.
     """
     found: dict[str, int] = {}
     for size in spec.kernel.sizes:
@@ -114,8 +115,8 @@ def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
 
 
 def _kernel_types(node: ir.Node, spec: OpSpec) -> dict[str, int]:
-    """The format of each type that the kernel may have instead of T: 0 where no input of that
-    symbol has it.
+    """Return the format of each type that the kernel may have instead of T: 0 where no input of
+    that symbol has it.
     """
     given = [
         (tensor.dtype, value)

@@ -153,7 +153,7 @@ _BODIES = {_ROUND_FP8: _round_fp8, _ROUND_NVFP4: _round_nvfp4}
 
 
 def emulation_functions(nodes: Iterable[ir.Node]) -> list[ir.Function]:
-    """The functions that give the emulating ones among these nodes their meaning."""
+    """Return the functions that give the emulating ones among these nodes their meaning."""
     used = {node.op_type for node in nodes if node.domain == EMULATION_DOMAIN}
     return [
         function_from_body(name, ["x", "scale"], ["rounded"], [], body, domain=EMULATION_DOMAIN)

@@ -47,7 +47,7 @@ def build_step(
     kv_scales: KvScales | None = None,
     ring_width: int | None = None,
 ) -> ir.Model:
-    """The step of a target with a drafter, or of a target alone (then block_size is 1).
+    """Build the step of a target with a drafter, or of a target alone (then block_size is 1).
 
     `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows
     of the head; what is committed is the target's choice all the same. Weights are referenced in
@@ -113,7 +113,7 @@ class _Step:
     def emit(
         self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None
     ) -> dict[str, ir.Value]:
-        """The outputs by port name."""
+        """Return the outputs by port name."""
         g, ids = self.g, self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
         verifier = LayerBuilder(g, weights, self.dtype, target.config.rms_norm_eps)
@@ -145,8 +145,8 @@ class _Step:
     def _target(
         self, m: LayerBuilder, config: TargetConfig, tap_ids: tuple[int, ...]
     ) -> tuple[ir.Value, list[ir.Value], dict[str, ir.Value]]:
-        """All target layers: the residual stream [B·S, hidden], the tap layers' outputs in order,
-        the caches.
+        """Return all target layers: the residual stream [B·S, hidden], the tap layers' outputs in
+        order, the caches.
         """
         g, ids, past = self.g, self.inputs["input_ids"], self.inputs["past_len"]
         context = TargetBuilder(
@@ -193,7 +193,7 @@ class _Step:
         bonus: ir.Value,
         next_len: ir.Value,
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
-        """The next block's drafts int64 [B, T-1], and the drafter's caches."""
+        """Return the next block's drafts int64 [B, T-1], and the drafter's caches."""
         g, config, past = self.g, drafter.config, self.inputs["past_len"]
         weights = WeightSource("drafter", drafter.tensors, self.dtype, drafter.formats)
         batch, width = g.size(bonus, 0), g.size(self.inputs["input_ids"], 1)
@@ -231,9 +231,7 @@ class _Step:
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
     def _argmax_token(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
-        """The token of the highest logit for each row [N], among the draft vocabulary if there is
-        one.
-        """
+        """Return the token of the highest logit for each row [N], in the draft vocabulary if any."""
         g, ids = self.g, self.draft_vocab
         if ids is None:
             return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
@@ -242,7 +240,7 @@ class _Step:
         return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
-        """Which layers' caches are rings, by the rows of their inputs."""
+        """Return which layers' caches are rings, by the rows of their inputs."""
         shapes = (self.inputs[f"{name}.{layer}"].shape for layer in range(num_layers))
         rows = [shape[2] for shape in shapes if shape is not None]
         return ring_flags([count for count in rows if isinstance(count, int)], self.cache_len)

@@ -74,7 +74,7 @@ class TargetBuilder:
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 
     def experts(self, x: ir.Value, name: str) -> ir.Value:
-        """The mixture of experts `name` of x [B·S, hidden]."""
+        """Return the mixture of experts `name` of x [B·S, hidden]."""
         config = self.config
         if config.moe is None:
             raise GraphError(f"{name}: {config.model_type} has no experts")

@@ -50,7 +50,7 @@ class WeightSource:
     def value(
         self, g: GraphBuilder, name: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
-        """The initializer of tensor `name`, or of its `rows` (int64), which is called
+        """Return the initializer of tensor `name`, or of its `rows` (int64), which is called
         `<model>.<alias>`.
         """
         if rows is not None:
@@ -73,7 +73,7 @@ class WeightSource:
     def mapped(
         self, g: GraphBuilder, name: str, dtype: ir.DataType, shape: Sequence[int]
     ) -> ir.Value:
-        """The bytes of tensor `name` taken for another type and shape."""
+        """Return the bytes of tensor `name` taken for another type and shape."""
         return g.initializer(
             f"{self._model}.{name}", lambda: _in_place(self.tensors[name], dtype, shape)
         )
@@ -86,8 +86,8 @@ class WeightSource:
         shape: Sequence[int],
         make: Callable[[], np.ndarray],
     ) -> ir.Value:
-        """The initializer `<model>.<name>` that `make` computes whenever it is read; two 4-bit
-        codes a byte.
+        """Return the initializer `<model>.<name>` that `make` computes whenever it is read; two
+        4-bit codes a byte.
         """
 
         def tensor() -> ir.TensorProtocol:
@@ -102,11 +102,11 @@ class WeightSource:
         )
 
     def scalar(self, name: str) -> float:
-        """The number in the scale tensor `name`."""
+        """Return the number in the scale tensor `name`."""
         return scalar(self.tensors[name])
 
     def array(self, module: str) -> np.ndarray:
-        """The weight of a linear: float32 if it is quantized, else as it is stored."""
+        """Return the weight of a linear: float32 if it is quantized, else as it is stored."""
         if module in self.formats:
             return dequantized(self.tensors, module, self.formats[module])
         return self.tensors[f"{module}.weight"].array()
@@ -114,7 +114,7 @@ class WeightSource:
     def dequantized(
         self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
-        """The float32 numbers of a quantized linear's weight [out, in], converted when read."""
+        """Return the float32 numbers of a quantized linear's weight [out, in], converted when read."""
         name, row = f"{module}.weight", self.formats[module]
         num_rows, columns = _logical(self.tensors[name])
         shape = (num_rows if rows is None else len(rows), columns)
@@ -163,5 +163,5 @@ def _in_place(
 
 
 def _logical(info: TensorInfo) -> tuple[int, ...]:
-    """The shape in numbers: of packed codes, two a byte."""
+    """Return the shape in numbers: of packed codes, two a byte."""
     return (*info.shape[:-1], 2 * info.shape[-1]) if info.dtype == "U8" else info.shape

@@ -27,8 +27,8 @@ def register(cubins: Mapping[KernelVariant, bytes] | None = None) -> None:
 
 
 def pop_errors() -> list[str]:
-    """What plugins of this process have refused since the last time, oldest first; TensorRT has no
-    words for it.
+    """Return what plugins of this process have refused since the last time, oldest first; TensorRT
+    has no words for it.
     """
     from trtllm_dflash.trt_plugins import plugin
 

@@ -62,7 +62,7 @@ def _suffix(numbers: Numbers) -> str:
 
 
 def _cache_scales(attributes: Numbers) -> dict[str, float]:
-    """What a code is worth; of bfloat16 caches, which hold none, 1."""
+    """Return the scales of FP8 caches; 1 for bfloat16 caches."""
     fp8, scales = bool(attributes.get("fp8_cache")), {}
     for name in ("key_scale", "value_scale"):
         scale = float(attributes.get(name, 0))
@@ -77,9 +77,7 @@ def _cache_scales(attributes: Numbers) -> dict[str, float]:
 
 
 def _ring(dims: Dims, attributes: Numbers) -> int:
-    """Whether the caches are rings; what a step writes must not take the place of what its first
-    row sees.
-    """
+    """Return 1 if the caches are rings, which must be large enough for the step."""
     ring, window = int(attributes.get("ring", 0)), int(attributes["window_size"])
     rows, written = dims["key_cache"][2], dims["k"][1]
     if ring and (window < 1 or rows < rows_needed(window, written)):
@@ -108,8 +106,9 @@ def _attention_workspace(dims: Dims, attributes: Numbers) -> int:
 
 
 def _attention(call: Call) -> list[Launch]:
-    """The rows of k and v before the last `rows` are context rows: none in
-    DFlashVerifyAttention.
+    """Plan attention's launches.
+
+    The rows of k and v before the last `rows` are context rows: none in DFlashVerifyAttention.
     """
     sizes = _attention_sizes(call.dims)
     head_dim, head_rows = sizes["head_dim"], prod(call.dims["q"][:3])
@@ -190,8 +189,8 @@ def _moe_kernels(key: KernelVariant) -> list[str]:
 
 
 def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
-    """The sizes of a plan, if the kernels can work on them and the scales are those of the weights'
-    format.
+    """Return the sizes of a plan, if the kernels can work on them and the scales are those of the
+    weights' format.
     """
     weight_format, top_k = int(numbers["weight_format"]), int(numbers["top_k"])
     (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]

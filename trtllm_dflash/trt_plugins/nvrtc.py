@@ -34,7 +34,7 @@ class Cubin:
     log: str
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Return its entry in the manifest."""
         return {
             "kernel": str(self.key),
             "arch": self.arch,

@@ -93,7 +93,7 @@ class MoePlan:
 
 
 def attention_tiles(head_dim: int) -> tuple[AttentionTile, ...]:
-    """All tiles of a head_dim, from few rows to many; there is a kernel for each."""
+    """Return all tiles of a head_dim, from few rows to many; there is a kernel for each."""
     if head_dim > 128:
         return AttentionTile(32, 2, 32), AttentionTile(64, 4, 32)
     return (
@@ -114,7 +114,7 @@ def attention_plan(
     cache_len: int,
     processors: int,
 ) -> AttentionPlan:
-    """The plan of one launch of `rows` rows a slot, on a GPU of that many multiprocessors."""
+    """Return the plan of one launch of `rows` rows a slot, on a GPU of that many multiprocessors."""
     packed = rows * (q_heads // kv_heads)
     tile = _tile(head_dim, packed)
     row_tiles = _ceil(packed, tile.rows)
@@ -148,7 +148,7 @@ def attention_workspace(
 
 
 def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
-    """The plan of choosing `rows` tokens a slot."""
+    """Return the plan of choosing `rows` tokens a slot."""
     chunks = _ceil(vocab, _ACCEPT["kScanElements"])
     return AcceptPlan(chunks, 4 * batch * rows * (2 * chunks + 1))
 
@@ -156,7 +156,10 @@ def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
 def moe_plan(
     *, tokens: int, hidden: int, inner_size: int, experts: int, top_k: int, weight_format: int
 ) -> MoePlan:
-    """The plan of one call. The workspace of a number of tokens suffices for every smaller one."""
+    """Return the plan of one call.
+
+    The workspace of a number of tokens suffices for every smaller one.
+    """
     assignments = tokens * top_k
     tile = MOE_TILES[0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2]
     rows = 16 * tile.row_warps
@@ -181,7 +184,7 @@ def moe_plan(
 
 
 def moe_unit(*, quantized: bool) -> int:
-    """What must divide both sizes of an expert, H and I."""
+    """Return the unit that must divide both sizes of an expert, H and I."""
     return _QUANTIZED_UNIT if quantized else _PLAIN_UNIT
 
 

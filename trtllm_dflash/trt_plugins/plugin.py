@@ -54,14 +54,16 @@ _FIELD_TYPES = {
 
 
 def pop_errors() -> list[str]:
-    """What plugins of this process have refused since the last time, each once, oldest first."""
+    """Return what plugins of this process have refused since the last time, each once, oldest
+    first.
+    """
     taken = list(dict.fromkeys(_refusals))
     _refusals.clear()
     return taken
 
 
 def _records_and_raises(method: Method) -> Method:
-    """A method that may raise."""
+    """Decorate a method that may raise: record the error and raise it."""
 
     @wraps(method)
     def call(*arguments: Any) -> Any:
@@ -75,7 +77,7 @@ def _records_and_raises(method: Method) -> Method:
 
 
 def _records_and_returns(default: Any) -> Callable[[Method], Method]:
-    """A method that must not raise: it returns `default` instead."""
+    """Decorate a method that must not raise: record the error and return `default`."""
 
     def decorate(method: Method) -> Method:
         @wraps(method)
@@ -115,7 +117,7 @@ class StepPlugin(
         self._module: CudaModule | None = None
 
     def get_capability_interface(self, _: Any) -> StepPlugin:
-        """All capabilities are this one class."""
+        """Return this object, which has all capabilities."""
         return self
 
     def clone(self) -> StepPlugin:
@@ -126,7 +128,7 @@ class StepPlugin(
 
     @_records_and_raises
     def get_output_data_types(self, types: Sequence[Any]) -> list[Any]:
-        """The declared types, if the inputs have theirs."""
+        """Return the declared types, if the inputs have theirs."""
         for tensor, found in zip(present_inputs(self.spec, len(types)), types, strict=True):
             if found != self._type(tensor.dtype):
                 raise EngineError(
@@ -137,8 +139,8 @@ class StepPlugin(
 
     @_records_and_raises
     def get_output_shapes(self, inputs: Sequence[Any], _: Any, expressions: Any) -> list[Any]:
-        """The declared shapes, from those inputs that have the same symbols, if all inputs have
-        theirs.
+        """Return the declared shapes, from those inputs that have the same symbols, if all inputs
+        have theirs.
         """
         known = [
             [size.get_constant_value() if size.is_constant() else -1 for size in tensor]
@@ -162,7 +164,7 @@ class StepPlugin(
     def supports_format_combination(
         self, position: int, described: Sequence[Any], num_inputs: int
     ) -> bool:
-        """The declared types, in plain row-major order."""
+        """Return the declared types, in plain row-major order."""
         tensors = [*self.spec.plugin_inputs[:num_inputs], *self.spec.outputs]
         found = described[position].desc
         return bool(
@@ -171,7 +173,7 @@ class StepPlugin(
         )
 
     def get_aliased_input(self, output: int) -> int:
-        """The input that an output is written into; -1: none."""
+        """Return the input that an output is written into; -1: none."""
         return aliased_input(self.spec, output)
 
     @_records_and_returns(None)
@@ -197,7 +199,7 @@ class StepPlugin(
         """There is one way to run it."""
 
     def get_fields_to_serialize(self) -> Any:
-        """What the creator needs to make it again, the kernel included."""
+        """Return the fields from which the creator makes it again, the kernel included."""
         self._serialized = [_number_field(name, value) for name, value in self.fields.items()]
         code = np.frombuffer(self.cubin, np.int8)
         self._serialized.append(trt.PluginField(CUBIN, code, trt.PluginFieldType.CHAR))
@@ -206,8 +208,9 @@ class StepPlugin(
     # While an engine runs
 
     def attach_to_context(self, _: Any) -> StepPlugin:
-        """A clone for an execution context, its kernels loaded: nothing is left to load inside a
-        stream capture.
+        """Return a clone for an execution context with its kernels loaded.
+
+        Nothing is left to load inside a stream capture.
 
         What stands in the way is told by `enqueue`: TensorRT crashes when this method raises, and
         it calls it for a build too, on a machine without a GPU.
@@ -287,7 +290,7 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
     @_records_and_raises
     def create_plugin(self, _: str, fields: Any, phase: Any) -> StepPlugin:
-        """A plugin of these fields.
+        """Return a plugin of these fields.
 
         Raises:
             EngineError: if one is missing, or there is no kernel of its sizes.
@@ -313,14 +316,14 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
 
 def field_types(spec: OpSpec) -> dict[str, tuple[type, Any]]:
-    """The fields of an operator's node, its attributes and its kernel's sizes and types: Python
-    type and field type.
+    """Return the fields of an operator's node, its attributes and its kernel's sizes and types:
+    Python type and field type.
     """
     return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.plugin_fields.items()}
 
 
 def _sizes(fields: Mapping[str, int | float]) -> dict[str, int]:
-    """The integers among them: a kernel's sizes and types, and attributes that are none of
+    """Return the integers among them: a kernel's sizes and types, and attributes that are neither of
     either.
     """
     return {name: value for name, value in fields.items() if isinstance(value, int)}

@@ -12,7 +12,7 @@ from trtllm_dflash.graph.ops.spec import Tensor
 
 
 def present_inputs(spec: OpSpec, count: int) -> tuple[Tensor, ...]:
-    """The inputs of a plugin node that has `count` of them.
+    """Return the inputs of a plugin node that has `count` of them.
 
     Raises:
         EngineError: if the declaration allows no such count.
@@ -80,8 +80,8 @@ def _bind(axis: str, size: int, tensor: str, known: dict[str, tuple[int, str]]) 
 
 
 def output_axes(spec: OpSpec) -> list[list[tuple[int, int] | int]]:
-    """For each axis of each output: its fixed size, or (input, axis) of an input that has the same
-    size.
+    """Return for each axis of each output: its fixed size, or (input, axis) of an input that has
+    the same size.
     """
     places: dict[str, tuple[int, int]] = {}
     for index, tensor in enumerate(spec.plugin_inputs):

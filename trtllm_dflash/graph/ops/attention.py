@@ -42,14 +42,14 @@ FP8_CACHE = KernelType("fp8_cache", "C", "float8e4m3fn")
 
 
 def caches(dtype: str) -> tuple[Tensor, ...]:
-    """The inputs that hold the keys and values of earlier steps."""
+    """Return the inputs that hold the keys and values of earlier steps."""
     return tuple(
         Tensor(name, dtype, "[B, Hkv, cache_len, D]", "updated in place") for name in _CACHES
     )
 
 
 def cache_outputs(dtype: str) -> tuple[Tensor, ...]:
-    """Their outputs."""
+    """Return the outputs of the caches."""
     shape = "[B, Hkv, cache_len, D]"
     return tuple(
         Tensor(f"{name}_out", dtype, shape, f"the memory of {name}", aliases=name)
@@ -58,14 +58,12 @@ def cache_outputs(dtype: str) -> tuple[Tensor, ...]:
 
 
 def kv_positions(reach: str) -> Tensor:
-    """The input whose length is that of the keys; `reach` says how far it must go."""
+    """Return the input whose length is that of the keys; `reach` says how far it must go."""
     return Tensor("kv_positions", "int64", "[L]", f"0 … L-1, L > {reach}", body_only=True)
 
 
 def ring_attribute(rings: Sequence[int], layer: int) -> dict[str, int]:
-    """What a layer's node says of its ring; `rings` by layer, empty where no layer has one: no body
-    then knows any.
-    """
+    """Return the ring attribute of a layer's node; none if no layer of the model has a ring."""
     return {RING.name: rings[layer]} if rings else {}
 
 
@@ -78,8 +76,7 @@ def within_window(g: GraphBuilder, distance: ir.Value) -> ir.Value:
 
 
 def quantized(g: GraphBuilder, rows: ir.Value, cache: ir.Value, scale: Attribute) -> ir.Value:
-    """The rows as the cache holds them: where the function has the scale, FP8 codes of rows /
-    scale.
+    """Return the rows as the cache holds them: FP8(rows / scale) if the function has a scale.
 
     A code is a number, so that a cache of any type can hold it; ONNX Runtime has no TensorScatter
     of FP8. Rounded to the nearest, ties to even, and saturated at 448.
@@ -101,8 +98,8 @@ def write(g: GraphBuilder, cache: ir.Value, rows: ir.Value, start: ir.Value) -> 
 def visible_rows(
     g: GraphBuilder, kv_positions: ir.Value, cache: ir.Value, start: ir.Value, written: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """The cache's rows that attention looks at [L], and the position that each holds [L], in rings
-    [B, 1, 1, 1, L].
+    """Return the cache's rows that attention looks at [L], and the position that each holds [L], in
+    rings [B, 1, 1, 1, L].
 
     Where the function has the attribute `ring`, caches may be rings. `written` [B, N, Hkv, D] has
     just been written from position start [B, 1] on, so that a row holds the largest position

@@ -53,8 +53,9 @@ def _body(
     down_bias: ir.Value,
     *scales: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
-    """Every expert on every token, and a weight of 0 where it was not chosen; tokens are columns,
-    [E, rows, N].
+    """Apply every expert to every token, with a weight of 0 where it was not chosen.
+
+    Tokens are columns, [E, rows, N].
     """
     if any(scale is not None for scale in scales):
         raise GraphError(
@@ -69,7 +70,7 @@ def _body(
 
 
 def _weights(g: GraphBuilder, router_logits: ir.Value) -> ir.Value:
-    """Each expert's share in each token, [N, E]: 0 but for the top_k highest logits."""
+    """Return each expert's share in each token, [N, E]: 0 but for the top_k highest logits."""
     count = g.Unsqueeze(g.attribute(TOP_K.name, TOP_K.kind), [0])
     chosen, index = g.emit("TopK", [router_logits, count], {"axis": -1}, num_outputs=2)
     of_all = g.GatherElements(g.Softmax(router_logits, axis=-1), index, axis=-1)

@@ -28,7 +28,7 @@ class Tensor:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The sizes: symbols such as "B", sums of two such as "S+T", and numbers."""
+        """Return the sizes: symbols such as "B", sums of two such as "S+T", and numbers."""
         return tuple(axis.strip() for axis in self.shape[1:-1].split(","))
 
 
@@ -68,14 +68,12 @@ class OpSpec:
 
     @property
     def plugin_inputs(self) -> tuple[Tensor, ...]:
-        """What the plugin takes: the inputs, without those that only the body needs."""
+        """Return the plugin's inputs: all but those that only the body needs."""
         return tuple(tensor for tensor in self.inputs if not tensor.body_only)
 
     @property
     def plugin_fields(self) -> dict[str, type]:
-        """All numbers of a plugin by name: the attributes, and the sizes and types that its kernel
-        is compiled for.
-        """
+        """Return a plugin's fields by name: attributes, and its kernel's sizes and types."""
         attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
         sizes, types = self.kernel.sizes, self.kernel.types
         return attributes | {size.name: int for size in sizes} | {kind.name: int for kind in types}
@@ -104,8 +102,8 @@ class OpSpec:
     def function(
         self, num_inputs: int | None = None, optional: Collection[str] = ()
     ) -> ir.Function:
-        """The body as an ONNX function of the first `num_inputs` inputs (default: all) and the
-        attributes.
+        """Return the body as an ONNX function of the first `num_inputs` inputs (default: all) and
+        the attributes.
 
         Of the optional attributes it has those named in `optional`.
         """
@@ -121,7 +119,7 @@ class OpSpec:
         return function_from_body(self.name, *names, attributes, body)
 
     def functions(self, nodes: Collection[ir.Node]) -> list[ir.Function]:
-        """The functions that give these nodes their meaning; none where no node is of this
+        """Return the functions that give these nodes their meaning; none where no node is of this
         operator.
 
         Raises: GraphError: if some have an optional input and some do not: a model has one function
