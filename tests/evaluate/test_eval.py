@@ -45,7 +45,7 @@ def test_eval_prints_tables(run_eval: Evaluate, engine: Path, other_engine: Path
     assert lines[0].endswith("text.txt in 3 windows")
     assert f"engine   {engine}" in lines
     assert f"against  {other_engine}" in lines
-    rows = {line.split("   ")[0].strip(): line for line in lines}
+    rows = {line.split("  ")[0].strip(): line for line in lines}
     assert rows["weights"].split()[1:] == ["float32", "float32"]
     assert rows["drafter"].split()[1:] == ["float32", "none"]
     assert rows["KV caches"].split()[2:] == ["float32", "float32"]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 import trtllm_dflash
-from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.cli.output_files import check_file, write_file
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.log import table
 from trtllm_dflash.options.estimate import EstimateConfig
 
 if TYPE_CHECKING:
     from trtllm_dflash.estimate.report import EstimateReport, StepEstimate
 
-_WIDTH = 120  # of the tables, where a terminal is narrower or there is none
 # Not in the wheel: the comparison with published figures is documentation.
 _REPOSITORY = Path(trtllm_dflash.__file__).parents[1]
 
@@ -74,23 +73,19 @@ def run_estimate(config: EstimateConfig) -> None:
 
 def print_estimate(report: EstimateReport) -> None:
     """Print assumptions, steps, and advice on stdout."""
-    console = table_console()
-    console.width = max(console.width, _WIDTH)
-    console.print(f"{_title(report)}: an estimate\n")
-    console.print("\n".join(f"- {line}" for line in report.assumptions))
-    console.print()
+    click.echo(f"{_title(report)}: an estimate\n")
+    click.echo("\n".join(f"- {line}" for line in report.assumptions))
+    click.echo()
     drafts = report.steps_of("DFlash")[0].draft_len
-    console.print(f"plain decoding > DFlash with the whole block, {drafts} drafts")
-    console.print(_steps_table(report))
-    console.print()
-    console.print(
-        "at equal interactivity, with the best number of drafts and the batch sizes above"
-    )
-    console.print(_interactivity_table(report))
-    console.print()
-    console.print(_advice_table(report))
+    click.echo(f"plain decoding > DFlash with the whole block, {drafts} drafts")
+    click.echo(_steps_table(report))
+    click.echo()
+    click.echo("at equal interactivity, with the best number of drafts and the batch sizes above")
+    click.echo(_interactivity_table(report))
+    click.echo()
+    click.echo(_advice_table(report))
     for batch in report.left_out:
-        console.print(f"batch {batch} left out: its caches do not fit into memory")
+        click.echo(f"batch {batch} left out: its caches do not fit into memory")
 
 
 def _title(report: EstimateReport) -> str:
@@ -98,18 +93,18 @@ def _title(report: EstimateReport) -> str:
     return f"{report.target} with {report.drafter} on {count}{report.gpu}"
 
 
-def _steps_table(report: EstimateReport) -> Table:
+def _steps_table(report: EstimateReport) -> str:
     names = ["batch", "step, ms", "tokens/s a user", "tokens/s a GPU", "speedup", "waits for"]
     eagle = {step.batch: step for step in report.steps_of("EAGLE-3")}
     if eagle:
         names.insert(5, "EAGLE-3")
-    table = Table(*names, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    rows: list[Sequence[str]] = [names]
     for plain, dflash in zip(report.steps_of("plain"), report.steps_of("DFlash"), strict=True):
         cells = _step_cells(plain, dflash)
         if eagle:
             cells.insert(5, f"{eagle[plain.batch].speedup:.2f}x")
-        table.add_row(*cells)
-    return table
+        rows.append(cells)
+    return table(rows, indent="")
 
 
 def _step_cells(plain: StepEstimate, dflash: StepEstimate) -> list[str]:
@@ -125,29 +120,27 @@ def _step_cells(plain: StepEstimate, dflash: StepEstimate) -> list[str]:
     ]
 
 
-def _interactivity_table(report: EstimateReport) -> Table:
+def _interactivity_table(report: EstimateReport) -> str:
     names = ("tokens/s a user", "tokens/s a GPU", "ratio")
-    table = Table(*names, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    rows: list[Sequence[str]] = [names]
     for row in report.equal_interactivity:
         plain, dflash = row.plain_per_gpu, row.dflash_per_gpu
-        table.add_row(
-            f"{row.tokens_per_second_per_user:.0f}",
-            f"{plain:.0f} > {dflash:.0f}",
-            f"{dflash / plain:.2f}x",
-        )
-    return table
+        speed = f"{row.tokens_per_second_per_user:.0f}"
+        rows.append((speed, f"{plain:.0f} > {dflash:.0f}", f"{dflash / plain:.2f}x"))
+    return table(rows, indent="")
 
 
-def _advice_table(report: EstimateReport) -> Table:
+def _advice_table(report: EstimateReport) -> str:
     advice = report.advice
     lengths = [f"{row.batch}: {row.draft_len} ({row.speedup:.2f}x)" for row in advice.batches]
     sizes = [f"{batch}: {size}" for batch, size in report.best_block_sizes.items()]
     stops = "never, up to the largest"
     if advice.stops_paying_at is not None:
         stops = f"from {advice.stops_paying_at} on"
-    table = Table.grid(padding=(0, 3))
-    table.add_row("drafts to verify", ", ".join(lengths))
-    table.add_row("block to build with", ", ".join(sizes))
-    table.add_row("DFlash stops paying", f"{stops} in these batch sizes")
-    table.add_row("draft_len_schedule", json.dumps(advice.draft_len_schedule))
-    return table
+    rows = [
+        ("drafts to verify", ", ".join(lengths)),
+        ("block to build with", ", ".join(sizes)),
+        ("DFlash stops paying", f"{stops} in these batch sizes"),
+        ("draft_len_schedule", json.dumps(advice.draft_len_schedule)),
+    ]
+    return table(rows, indent="")

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.table import Table
+import click
 
-from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.evaluate.result import EngineComparison, EngineResult, Evaluation
+from trtllm_dflash.log import table
 from trtllm_dflash.runtime.outputs import mean
-
-_PADDING = (0, 3, 0, 0)
 
 
 def print_evaluation(found: Evaluation) -> None:
     """Print the tables on stdout."""
-    console = table_console()
     text = found.facts["text"]
     windows = "" if text["windows"] == 1 else f" in {text['windows']} windows"
-    console.print(f"read {text['tokens']} tokens of {text['name']}{windows}\n")
-    console.print(f"engine   {found.engine.directory}")
+    click.echo(f"read {text['tokens']} tokens of {text['name']}{windows}\n")
+    click.echo(f"engine   {found.engine.directory}")
     if found.against is not None:
-        console.print(f"against  {found.against.directory}")
-    console.print()
-    console.print(_engines(found))
+        click.echo(f"against  {found.against.directory}")
+    click.echo()
+    click.echo(_engines(found))
     if found.comparison is not None:
-        console.print()
-        console.print(_differences(found.comparison))
-        console.print()
-        console.print(_linears(found.comparison))
+        click.echo()
+        click.echo(_differences(found.comparison))
+        click.echo()
+        click.echo(_linears(found.comparison))
 
 
-def _engines(found: Evaluation) -> Table:
+def _engines(found: Evaluation) -> str:
     """Return the table of the engines side by side."""
     names = ("", "weights", "drafter", "KV caches", "perplexity", "τ")
     has_prompts = found.facts["prompts"] is not None
     columns = [names, _column("engine", found.engine, has_prompts)]
     if found.against is not None:
         columns.append(_column("against", found.against, has_prompts))
-    titles, *rows = zip(*columns, strict=True)
-    table = Table(*titles, box=None, pad_edge=False, padding=_PADDING)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return table(zip(*columns, strict=True), indent="")
 
 
 def _column(title: str, result: EngineResult, has_prompts: bool) -> tuple[str, ...]:
@@ -66,34 +59,32 @@ def _acceptance_length(result: EngineResult, has_prompts: bool) -> str:
     return f"{result.acceptance.acceptance_length:.3f} ({result.acceptance.steps} steps)"
 
 
-def _differences(comparison: EngineComparison) -> Table:
+def _differences(comparison: EngineComparison) -> str:
     """Return the table of differences between the engines."""
-    increase = f"{comparison.perplexity_increase:+.3%}"
-    agreement = f"{comparison.top1:.3%} of {comparison.positions} positions"
     average, p99, highest = comparison.kl_mean, comparison.kl_p99, comparison.kl_max
     divergence = f"{average:.3g} nats on average, {p99:.3g} at 99%, {highest:.3g} at most"
-    table = Table.grid(padding=(0, 3))
-    table.add_row("perplexity", increase)
-    table.add_row("top-1 agreement", agreement)
-    table.add_row("KL divergence", divergence)
+    rows = [
+        ("perplexity", f"{comparison.perplexity_increase:+.3%}"),
+        ("top-1 agreement", f"{comparison.top1:.3%} of {comparison.positions} positions"),
+        ("KL divergence", divergence),
+    ]
     if comparison.unmatched:
         count = len(comparison.unmatched)
-        table.add_row(
-            "not compared", f"{count} linears that only one engine has, or in other sizes"
+        rows.append(
+            ("not compared", f"{count} linears that only one engine has, or in other sizes")
         )
-    return table
+    return table(rows, indent="")
 
 
-def _linears(comparison: EngineComparison) -> Table:
+def _linears(comparison: EngineComparison) -> str:
     """Return the table of errors by the linears' names."""
-    titles = ("linears", "relative error", "worst", "where")
-    table = Table(*titles, box=None, pad_edge=False, padding=_PADDING)
+    rows = [("linears", "relative error", "worst", "where")]
     for name, errors in group_by_last_part(comparison.linear_errors).items():
         average = mean(list(errors.values()))
         worst = max(errors, key=errors.__getitem__)
         highest = errors[worst]
-        table.add_row(name, f"{average:.3g}", f"{highest:.3g}", worst)
-    return table
+        rows.append((name, f"{average:.3g}", f"{highest:.3g}", worst))
+    return table(rows, indent="")
 
 
 def group_by_last_part(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:

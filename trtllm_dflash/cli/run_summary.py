@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trtllm_dflash.cli.console import table_console
 from trtllm_dflash.runtime.outputs import Generation, Timings, mean
 
 BAR_WIDTH = 40
@@ -30,7 +29,8 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(name, value)
-    table_console(stderr=True).print(Group(Text(), table))
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(Group(Text(), table))
 
 
 def _prefill_row(answers: Sequence[Generation], timings: Timings) -> Row:
