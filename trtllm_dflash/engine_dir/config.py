@@ -90,10 +90,7 @@ class EngineConfig:
             plugins=reader.read(bool, "build_config.plugins"),
             block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
             draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
-            io=tuple(
-                _io_tensor(row, f"{where}: io[{index}]")
-                for index, row in enumerate(_rows(reader, "io"))
-            ),
+            io=_io_tensors(reader, where),
             kv_cache_quant_algo=reader.read(
                 str, "pretrained_config.quantization.kv_cache_quant_algo", default=None
             ),
@@ -103,21 +100,18 @@ class EngineConfig:
 _SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "cache_len")
 
 
-def _rows(reader: HfReader, path: str) -> list[Any]:
-    rows = reader.get(path)
+def _io_tensors(reader: HfReader, where: str) -> tuple[IoTensor, ...]:
+    rows = reader.get("io")
     if not isinstance(rows, list) or not rows:
-        reader.fail(
-            path, f"is {type(rows).__name__}, expected the list of the step's inputs and outputs."
-        )
-    return rows
+        found = type(rows).__name__
+        reader.fail("io", f"is {found}, expected the list of the step's inputs and outputs.")
+    return tuple(_io_tensor(row, f"{where}: io[{index}]") for index, row in enumerate(rows))
 
 
 def _io_tensor(row: Any, where: str) -> IoTensor:
     known = {field.name for field in fields(IoTensor)}
-    if (
-        not isinstance(row, dict)
-        or not {"name", "direction", "dtype", "shape"} <= set(row) <= known
-    ):
+    required = {"name", "direction", "dtype", "shape"}
+    if not isinstance(row, dict) or not required <= set(row) <= known:
         raise ConfigError(
             f"{where}: expected an object with keys among {', '.join(sorted(known))}, got {row!r}."
         )
