@@ -171,11 +171,10 @@ def _predict(figure: PublishedFigure, constants: Constants, answers: float) -> P
     extra = ASSUMPTIONS["reasoning"]["tokens"] * figure.reasons
     answer, length = answers * (text["answer"] + extra), text["prompt"]
     context = length + answer / 2
-    plain = roofline.time(pair.plain_step(), batch=batch, context=context, drafts=False)
+    one_token, whole_prompt = _target_pass(pair, 1), _target_pass(pair, length)
+    plain = roofline.time(one_token, batch=batch, context=context, drafts=False)
     draft = roofline.time(_draft_step(figure, pair), batch=batch, context=context, drafts=True)
-    prompt = roofline.time(
-        pair.target_pass(length, 1), batch=1, context=length / 2, drafts=False, prompt=True
-    )
+    prompt = roofline.time(whole_prompt, batch=1, context=length / 2, drafts=False, prompt=True)
     # While a sequence's answer is written, each of the others ends once and is followed by a
     # prompt, for which all wait.
     waiting = batch * prompt.seconds
@@ -185,6 +184,12 @@ def _predict(figure: PublishedFigure, constants: Constants, answers: float) -> P
     return Prediction(figure, tokens_per_second, without / drafted, draft.seconds, draft.limited_by)
 
 
+@cache
+def _target_pass(pair: ModelPair, width: int) -> tuple[KernelCost, ...]:
+    return pair.target_pass(width, 1)
+
+
+@cache
 def _draft_step(figure: PublishedFigure, pair: ModelPair) -> tuple[KernelCost, ...]:
     if figure.tree is None:
         block_size = figure.block_size or pair.drafter.config.block_size
