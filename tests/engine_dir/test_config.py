@@ -54,6 +54,16 @@ def test_what_the_build_wrote(built_engine: Path) -> None:
     }
 
 
+def test_an_earlier_engines_architecture_is_its_model_type(
+    built_engine: Path, tmp_path: Path
+) -> None:
+    data = json.loads((built_engine / "config.json").read_text())
+    pretrained = data["pretrained_config"]
+    pretrained["architecture"] = pretrained.pop("model_type")
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    assert EngineConfig.load(tmp_path).model_type == "qwen3"
+
+
 def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
     config = EngineConfig.load(build_tiny(draft=False))
     assert (config.block_size, config.draft_len, config.speculates) == (1, 0, False)
