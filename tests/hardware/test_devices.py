@@ -14,7 +14,7 @@ from trtllm_dflash.hardware.devices import Gpu
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm120", 34_000_000_000)
 
 
-class Library:
+class FakeLibrary:
     """A libcuda.so.1 with one RTX 5090, which writes through the pointers that it is given."""
 
     status = 0
@@ -60,9 +60,9 @@ class Library:
 
 
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
     """Return the driver of a machine without cuda-bindings."""
-    made = Library()
+    made = FakeLibrary()
     monkeypatch.setattr(cuda_driver, "_bindings", lambda: None)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: made)
     return made
@@ -90,16 +90,16 @@ def test_without_a_driver_but_with_bindings(monkeypatch: pytest.MonkeyPatch) -> 
     assert devices.cuda_gpus() == words
 
 
-def test_gpus_are_listed_without_bindings(library: Library) -> None:
+def test_gpus_are_listed_without_bindings(library: FakeLibrary) -> None:
     assert devices.cuda_gpus() == [RTX_5090]
 
 
-def test_a_device_is_chosen_without_bindings(library: Library) -> None:
+def test_a_device_is_chosen_without_bindings(library: FakeLibrary) -> None:
     devices.set_current_device(3)
     assert library.current == (77 << 40) + 3
 
 
-def test_a_driver_that_fails(library: Library) -> None:
+def test_a_driver_that_fails(library: FakeLibrary) -> None:
     library.status = 100
     problem = "cuInit failed: CUDA_ERROR_NO_DEVICE (100: no CUDA-capable device is detected)"
     assert devices.cuda_gpus() == f"none: {problem}"
