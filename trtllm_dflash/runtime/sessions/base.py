@@ -148,8 +148,8 @@ def open_session(
         )
     if config.plugins and config.sampling_inputs != SAMPLING_INPUTS:
         raise EngineError(
-            f"{directory}: this engine's kernels are of an earlier version of dflash-trt, with other"
-            " sampling inputs. Build it again."
+            f"{directory}: this engine's kernels are of an earlier version of dflash-trt, with"
+            " other sampling inputs. Build it again."
         )
     if ARCHS[config.gpu_arch].is_gpu:
         select_flavor(BACKENDS[config.backend].module)
