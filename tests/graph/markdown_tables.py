@@ -46,7 +46,7 @@ def operators() -> str:
                 ("attribute, optional", "") if a.optional else ("attribute", f"= {a.default}")
             )
             rows.append(
-                f"| {kind} | `{a.name}` | {a.kind.name.lower()} | {default} | {a.meaning} |"
+                f"| {kind} | `{a.name}` | {a.onnx_type.name.lower()} | {default} | {a.meaning} |"
             )
         parts.append("\n".join(rows))
     return "\n\n".join(parts)

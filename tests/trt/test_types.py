@@ -15,7 +15,13 @@ import pytest
 from tests.trt.bindings import MODULES, stand_in_libraries, why_no_stubs, write_stubs
 
 ROOT = Path(__file__).parent.parent.parent / "trtllm_dflash"
-SHARED = ("builder/trt.py", "trt_plugins/plugin.py", "runtime/sessions/trt_engine.py")
+SHARED = (
+    "builder/dropped_parts.py",
+    "builder/trt.py",
+    "builder/trt_callbacks.py",
+    "runtime/sessions/trt_engine.py",
+    "trt_plugins/plugin.py",
+)
 PARTICULAR = "trt/flavors.py"
 # What is right and the stubs do not know, since the bindings' own descriptions do not say it.
 NOT_WRONG = (

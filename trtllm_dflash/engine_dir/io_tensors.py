@@ -51,14 +51,13 @@ def step_io(
     kv_cache_dtype: str | None = None,
     ring_width: int | None = None,
 ) -> tuple[IoTensor, ...]:
-    """Return all ports of a step, inputs first, each group in graph order.
+    """Return all inputs and outputs of a step, inputs first, each group in graph order.
 
-    A plain step has no drafter and block_size 1.
-
-    With plugins there is no port of symbol CONTEXT: they read on the device how far attention must
-    look. The target's caches are of `kv_cache_dtype` where it is given, all else of `dtype`. Layers
-    with a window have rings (`engine_dir.ring_cache`) for steps of up to `ring_width` tokens. None: every
-    cache has cache_len rows, for any step.
+    A plain step has no drafter and block_size 1. With plugins there is no input of symbol CONTEXT:
+    plugins read on the device how far attention must look. The target's caches are of
+    `kv_cache_dtype` if it is given, all else of `dtype`. Layers with a window have rings
+    (`engine_dir.ring_cache`) for steps of up to `ring_width` tokens. None: every cache has
+    cache_len rows, for any step.
     """
     rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)
     caches = _cache_ports("target", target, kv_cache_dtype or dtype, rows)

@@ -1,19 +1,19 @@
-"""Ring caches: how few rows a layer needs that looks back no further than its window.
+"""Ring caches: how few rows a layer with a window needs.
 
-In a ring of R rows position p lives in row p mod R, so writing p destroys p - R, and a row holds
-the last position that was written to it. A step that starts at position s and writes `written`
-positions destroys those up to s + written - 1 - R; its first row looks back to s - window + 1. What
-it looks at is never destroyed if
+In a ring of R rows position p lives in row p mod R. Writing p therefore destroys p - R, and a row
+holds the last position that was written to it. A step that starts at position s and writes
+`written` positions destroys those up to s + written - 1 - R. Its first row looks back to
+s - window + 1. What it looks at is never destroyed if
 
     s + written - 1 - R < s - window + 1,  that is  R >= window - 1 + written.
 
-That is all a ring needs, whatever the drafts come to:
+A ring needs no more, however many drafts are accepted:
 
-- The next step starts behind s, so what this one left is enough for it as well: drafts that it rejected were among the
-  positions written, and what they destroyed lies before the next window too.
-- A rejected row that the next step does not write over, because it is narrower, stands in its row for a position R
-  earlier, which lies before the window: nobody looks at it until it is written.
-- A step in vain, of a sequence that has ended, is a step like any other. So is each chunk of a prompt.
+- The next step starts behind s, so what this step left is enough for it as well. The drafts that it
+  rejected were among the positions written. What they destroyed lies before the next window too.
+- A rejected row may remain if the next step is narrower. It stands for a position R earlier, which
+  lies before the window, so nothing reads it until it is written.
+- The same holds for prefill chunks and for steps of sequences that have already finished.
 """
 
 from __future__ import annotations

@@ -88,14 +88,14 @@ class GraphBuilder:
         """Return whether the enclosing function has the attribute `name`."""
         return name in self._attributes
 
-    def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
-        """Return the value of the enclosing function's own attribute `name`, as a scalar constant."""
-        key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[kind]
+    def attribute(self, name: str, onnx_type: ir.AttributeType) -> ir.Value:
+        """Return the value of the function's own attribute `name`, as a scalar constant."""
+        key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[onnx_type]
         node = ir.Node(
             "",
             "Constant",
             [],
-            [ir.RefAttr(key, name, kind)],
+            [ir.RefAttr(key, name, onnx_type)],
             num_outputs=1,
             name=self._unique(name),
         )

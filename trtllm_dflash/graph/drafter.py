@@ -69,22 +69,50 @@ class DrafterBuilder:
         q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
         rows = self._append_block(context, x)
         q = project_heads(
-            m, x, f"{name}.q", q_shape, self.batch_and_block,
-            rotary=self.rotary, positions=self.block_positions, norm=True,
-        )  # fmt: skip
+            m,
+            x,
+            f"{name}.q",
+            q_shape,
+            self.batch_and_block,
+            rotary=self.rotary,
+            positions=self.block_positions,
+            norm=True,
+        )
         k = project_heads(
-            m, rows, f"{name}.k", kv_shape, self.batch_and_rows,
-            rotary=self.rotary, positions=self.row_positions, norm=True,
-        )  # fmt: skip
+            m,
+            rows,
+            f"{name}.k",
+            kv_shape,
+            self.batch_and_rows,
+            rotary=self.rotary,
+            positions=self.row_positions,
+            norm=True,
+        )
         v = project_heads(
-            m, rows, f"{name}.v", kv_shape, self.batch_and_rows,
-            rotary=None, positions=self.row_positions, norm=False,
-        )  # fmt: skip
+            m,
+            rows,
+            f"{name}.v",
+            kv_shape,
+            self.batch_and_rows,
+            rotary=None,
+            positions=self.row_positions,
+            norm=False,
+        )
         key, value, mask = f"draft_key.{index}", f"draft_value.{index}", c.layers[index]
         out, self.written[key], self.written[value] = DRAFT_ATTENTION(
-            g, q, k, v, self.caches[key], self.caches[value], self.row_positions, self.kv_positions,
-            scale=c.head_dim**-0.5, window_size=mask.window, causal=mask.causal, **ring_attribute(self.rings, index),
-        )  # fmt: skip
+            g,
+            q,
+            k,
+            v,
+            self.caches[key],
+            self.caches[value],
+            self.row_positions,
+            self.kv_positions,
+            scale=c.head_dim**-0.5,
+            window_size=mask.window,
+            causal=mask.causal,
+            **ring_attribute(self.rings, index),
+        )
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 
     def _append_block(self, context: ir.Value, x: ir.Value) -> ir.Value:

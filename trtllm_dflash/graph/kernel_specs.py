@@ -1,6 +1,6 @@
-"""What the CUDA kernel behind an operator is, and which kernel of it an engine has.
+"""The CUDA kernels behind operators, and the variants of them that an engine has.
 
-Without the library that graphs are made with: a process that only plans a build saves its 40 MiB.
+This module does not import onnx_ir: a process that only plans a build saves its 40 MiB.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class KernelType:
     """A type that is a constant inside the kernel: the tensors of the type `symbol` are T as well,
     or they are `dtype`.
 
-    In a plugin's fields and a kernel's key it is a number called `name`: 0 where they are T, one of
-    `formats` where they are `dtype`. An attribute of that name says which; without one there is one
-    format, and the inputs' type says whether they have it.
+    A plugin's fields and a kernel's variant have an integer `name`: 0 for T, one of `formats` for
+    `dtype`. It comes from an attribute of that name. Without one there is one format, and the
+    inputs' type tells whether they have it.
     """
 
     name: str
@@ -46,19 +46,27 @@ class Kernel:
     sizes: tuple[KernelSize, ...] = ()
     types: tuple[KernelType, ...] = ()
 
-    def element_type(self, dtype: str, numbers: Mapping[str, int | float]) -> str:
-        """Return what a tensor declared as `dtype` holds where the kernel's types are `numbers` by
+    def element_type(self, dtype: str, fields: Mapping[str, int | float]) -> str:
+        """Return what a tensor declared as `dtype` holds where the kernel's types are `fields` by
         name.
         """
-        chosen = {kind.symbol: kind.dtype for kind in self.types if numbers.get(kind.name)}
-        symbols = {"T", *(kind.symbol for kind in self.types)}
+        chosen = {
+            kernel_type.symbol: kernel_type.dtype
+            for kernel_type in self.types
+            if fields.get(kernel_type.name)
+        }
+        symbols = {"T", *(kernel_type.symbol for kernel_type in self.types)}
         return chosen.get(dtype, self.dtype) if dtype in symbols else dtype
 
-    def packed(self, dtype: str, numbers: Mapping[str, int | float]) -> int:
+    def packed(self, dtype: str, fields: Mapping[str, int | float]) -> int:
         """Return how many elements of its declared shape one element of a tensor declared as
         `dtype` holds.
         """
-        chosen = {kind.symbol: kind.packed for kind in self.types if numbers.get(kind.name)}
+        chosen = {
+            kernel_type.symbol: kernel_type.packed
+            for kernel_type in self.types
+            if fields.get(kernel_type.name)
+        }
         return chosen.get(dtype, 1)
 
 

@@ -57,9 +57,9 @@ def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: b
             f" unknown {surplus}"
         )
     for layer, pair in scales.items():
-        for kind, scale in zip(("key", "value"), pair, strict=True):
+        for role, scale in zip(("key", "value"), pair, strict=True):
             if not 0 < scale < inf:
                 raise GraphError(
-                    f"the {kind} scale of layer {layer}'s FP8 cache is {scale}, expected a finite"
+                    f"the {role} scale of layer {layer}'s FP8 cache is {scale}, expected a finite"
                     " number above 0"
                 )

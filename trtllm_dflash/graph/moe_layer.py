@@ -1,16 +1,15 @@
-"""A layer's experts: the router, and the operator with its weights in what an engine computes them
-from.
+"""A layer's experts: the router, and DFlashMoE with the weights in the engine's storage.
 
-| engine | quantized experts are |
+| engine | storage of quantized experts |
 |---|---|
-| for the CPU (float32) | numbers, dequantized when the engine is written |
-| for a GPU, with our plugins | codes and scales as they are |
-| for a GPU that has FP4, without | codes under DequantizeLinear: TensorRT-RTX keeps them in 4 bits |
-| for a GPU that has not, without | numbers |
+| for the CPU (float32) | dequantized when the engine is written |
+| for a GPU, with our plugins | packed, with the checkpoint's scales |
+| for a GPU that has FP4, without | packed under DequantizeLinear: TensorRT-RTX keeps 4 bits |
+| for a GPU that has not, without | dequantized |
 
-MXFP4's blocks of 32 are compiled as NVFP4's of 16, whose scales can be the same powers of two, so
-that no number changes (`checkpoint.mxfp4`). Where a form cannot have exactly the checkpoint's
-numbers, the engine has the numbers themselves. Experts' activations are never quantized.
+MXFP4's groups of 32 are compiled as NVFP4's of 16. Their scales can be the same powers of two, so
+no value changes (`checkpoint.mxfp4`). If a storage cannot hold exactly the checkpoint's values, the
+engine has them dequantized. Experts' activations are never quantized.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class ExpertStorage(Enum):
-    """What quantized experts are in an engine."""
+    """How an engine stores quantized experts."""
 
-    DEQUANTIZED = "numbers of the step's type"
-    FP4_QDQ = "4-bit codes, dequantized by the compiler's own code"
-    PACKED = "4-bit codes, for our plugin"
+    DEQUANTIZED = "dequantized to the step's type"
+    FP4_QDQ = "packed FP4, dequantized by the compiler's own kernels"
+    PACKED = "packed FP4, for our plugin"
 
 
 @dataclass(frozen=True)
@@ -68,22 +67,34 @@ class Experts:
         biases = [self._bias(weight) for weight in weights]
         scales = [scale for pair in zip(up_scales, down_scales, strict=True) for scale in pair]
         (out,) = MOE(
-            g, x, logits, gate_up, biases[0], down, biases[1], *scales,
-            top_k=c.top_k, normalize=int(c.normalize), interleaved=int(c.fused), limit=c.limit, alpha=c.alpha,
-            shift=c.shift, weight_format=weights[0].weight_format if form is ExpertStorage.PACKED else 0,
-        )  # fmt: skip
+            g,
+            x,
+            logits,
+            gate_up,
+            biases[0],
+            down,
+            biases[1],
+            *scales,
+            top_k=c.top_k,
+            normalize=int(c.normalize),
+            interleaved=int(c.fused),
+            limit=c.limit,
+            alpha=c.alpha,
+            shift=c.shift,
+            weight_format=weights[0].weight_format if form is ExpertStorage.PACKED else 0,
+        )
         return out
 
-    def _weight(self, kind: str, parts: tuple[str, ...], rows: int, columns: int) -> ExpertWeight:
+    def _weight(self, part: str, parts: tuple[str, ...], rows: int, columns: int) -> ExpertWeight:
         source, name, shape = (
             self.model.weights,
             f"{self.name}.experts",
             (self.config.num_experts, rows, columns),
         )
         if self.config.fused:
-            return FusedExperts(source, f"{name}.{kind}", shape)
+            return FusedExperts(source, f"{name}.{part}", shape)
         linears = tuple(tuple(f"{name}.{j}.{part}" for part in parts) for j in range(shape[0]))
-        return PerExpertLinears(source, f"{name}.{kind}", shape, linears)
+        return PerExpertLinears(source, f"{name}.{part}", shape, linears)
 
     def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
         """Return the storage of both weights: dequantized if one of them must be."""
@@ -108,10 +119,10 @@ class Experts:
             return weight.packed(g)
         if form is ExpertStorage.DEQUANTIZED:
             return (weight.dequantized(g, m.dtype),)
-        codes, scales = weight.fp4(g)
+        packed, scales = weight.fp4(g)
         return (
             g.cast(
-                g.DequantizeLinear(codes, scales, axis=-1, block_size=NVFP4_GROUP_SIZE), m.dtype
+                g.DequantizeLinear(packed, scales, axis=-1, block_size=NVFP4_GROUP_SIZE), m.dtype
             ),
         )
 
@@ -119,8 +130,8 @@ class Experts:
         m = self.model
         if isinstance(weight, FusedExperts):
             return m.weights.value(m.g, f"{weight.name}_bias")
-        kind = weight.shape[1]
+        part = weight.shape[1]
         zeros = np.zeros(weight.shape[:2], m.dtype.numpy())
         return m.g.initializer(
-            f"target.no_bias_of_{kind}", lambda: ir.Tensor(zeros)
+            f"target.no_bias_of_{part}", lambda: ir.Tensor(zeros)
         )  # one for all layers

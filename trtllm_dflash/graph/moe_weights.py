@@ -30,7 +30,7 @@ from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 
 Shape = tuple[int, int, int]
-_INT32_CODES, _INT32_SCALES = 8, 4  # how many of them an int32 has
+_FP4_PER_INT32, _SCALES_PER_INT32 = 8, 4  # how many of them an int32 has
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class ExpertWeight(ABC):
 
     @abstractmethod
     def no_fp4_reason(self) -> str | None:
-        """Return why DequantizeLinear cannot give exactly the checkpoint's values; None if it can."""
+        """Return why DequantizeLinear cannot give exactly these values; None if it can."""
 
     @abstractmethod
     def unpackable_reason(self) -> str | None:
-        """Return why our plugin cannot give exactly the checkpoint's values; None if it can."""
+        """Return why our plugin cannot give exactly these values; None if it can."""
 
     @abstractmethod
     def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
@@ -103,15 +103,18 @@ class FusedExperts(ExpertWeight):
         if scale is None:
             raise GraphError(str(self.no_fp4_reason()))
         make = lambda: nvfp4_block_scales(weights.tensors, self.name, scale)  # noqa: E731
-        codes = weights.mapped(g, f"{self.name}{BLOCKS}", ir.DataType.FLOAT4E2M1, self.shape)
+        packed = weights.mapped(g, f"{self.name}{BLOCKS}", ir.DataType.FLOAT4E2M1, self.shape)
         blocks = weights.lazy(
             g, f"{self.name}{SCALES}", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape), make
         )
-        return codes, g.DequantizeLinear(blocks, scale)
+        return packed, g.DequantizeLinear(blocks, scale)
 
     def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         count, rows, num_blocks = self.weights.tensors[f"{self.name}{SCALES}"].shape
-        sizes = {BLOCKS: _int32(self.shape), SCALES: (count, rows * num_blocks // _INT32_SCALES)}
+        sizes = {
+            BLOCKS: _int32(self.shape),
+            SCALES: (count, rows * num_blocks // _SCALES_PER_INT32),
+        }
         return tuple(
             self.weights.mapped(g, f"{self.name}{ending}", ir.DataType.INT32, size)
             for ending, size in sizes.items()
@@ -149,22 +152,24 @@ class PerExpertLinears(ExpertWeight):
         return self.no_fp4_reason()
 
     def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
-        make = lambda: _stack(self.linears, self.shape, dtype.numpy(), self.weights.array)  # noqa: E731
+        def make() -> np.ndarray:
+            return _stack(self.linears, self.shape, dtype.numpy(), self.weights.array)
+
         return self.weights.lazy(g, self.name, dtype, self.shape, make)
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
-        codes = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)
+        packed = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)
         blocks = self._stacked(g, "weight_scale", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape))
-        return codes, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
+        return packed, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
 
     def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
         count, rows, columns = self.shape
         num_scales = rows * columns // NVFP4_GROUP_SIZE
-        codes = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
+        packed = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
         blocks = self._stacked(
-            g, "weight_scale", ir.DataType.INT32, (count, num_scales // _INT32_SCALES)
+            g, "weight_scale", ir.DataType.INT32, (count, num_scales // _SCALES_PER_INT32)
         )
-        return codes, blocks, self._scale_2(g)
+        return packed, blocks, self._scale_2(g)
 
     def _stacked(
         self, g: GraphBuilder, ending: str, dtype: ir.DataType, shape: Sequence[int]
@@ -190,10 +195,8 @@ class PerExpertLinears(ExpertWeight):
 
     @cached_property
     def _scales_2(self) -> list[list[float]]:
-        return [
-            [self.weights.scalar(f"{linear}.weight_scale_2") for linear in group]
-            for group in self.linears
-        ]
+        scale = self.weights.scalar
+        return [[scale(f"{name}.weight_scale_2") for name in group] for group in self.linears]
 
 
 def _blocks_of(shape: Shape) -> Shape:
@@ -201,7 +204,7 @@ def _blocks_of(shape: Shape) -> Shape:
 
 
 def _int32(shape: Shape) -> Shape:
-    return (*shape[:2], shape[2] // _INT32_CODES)
+    return (*shape[:2], shape[2] // _FP4_PER_INT32)
 
 
 def _stack(

@@ -20,9 +20,8 @@ def lower_to_plugins(model: ir.Model) -> None:
     """Turn the nodes of our operators into plugin nodes, in place; without functions a node's name
     finds the plugin.
 
-    Such a node says its plugin's version and namespace, all attributes, and the sizes and types
-    that its kernel is compiled for, and has no input that only a body needs. Inputs of the graph
-    that nothing uses any more are gone.
+    Such a node has its plugin's version and namespace, all attributes, and the sizes and types of
+    its kernel. It has no input that only a body needs. Unused inputs of the graph are removed.
 
     Raises:
         GraphError: for a size that there is no kernel for, or that the graph does not fix.
@@ -59,7 +58,7 @@ def kernel_variant(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
     What is T is not in the key: operators that have no other types there share its kernel.
     """
     names = [size.name for size in spec.kernel.sizes] + [
-        kind.name for kind in spec.kernel.types if sizes.get(kind.name)
+        kernel_type.name for kernel_type in spec.kernel.types if sizes.get(kernel_type.name)
     ]
     return KernelVariant(spec.kernel.source, tuple((name, sizes[name]) for name in names))
 
@@ -72,7 +71,7 @@ def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
     for attribute in spec.attributes:
         if attribute.name not in node.attributes:
             node.attributes[attribute.name] = ir.Attr(
-                attribute.name, attribute.kind, attribute.default
+                attribute.name, attribute.onnx_type, attribute.default
             )
     for name, number in (_kernel_sizes(node, spec) | _kernel_types(node, spec)).items():
         node.attributes[name] = ir.AttrInt64(name, number)
@@ -124,15 +123,17 @@ def _kernel_types(node: ir.Node, spec: OpSpec) -> dict[str, int]:
         if value is not None
     ]
     found: dict[str, int] = {}
-    for kind in spec.kernel.types:
-        said = node.attributes.get(kind.name)
+    for kernel_type in spec.kernel.types:
+        said = node.attributes.get(kernel_type.name)
         is_given = any(
-            symbol == kind.symbol and value.dtype == DTYPES[kind.dtype] for symbol, value in given
+            symbol == kernel_type.symbol and value.dtype == DTYPES[kernel_type.dtype]
+            for symbol, value in given
         )
-        found[kind.name] = int(is_given) if said is None else said.as_int()
-        if found[kind.name] not in (0, *kind.formats):
+        chosen = int(is_given) if said is None else said.as_int()
+        found[kernel_type.name] = chosen
+        if chosen not in (0, *kernel_type.formats):
             raise GraphError(
-                f"{node.name} ({spec.name}): there is no kernel for {kind.name} {found[kind.name]},"
-                f" only for 0, {', '.join(map(str, kind.formats))}"
+                f"{node.name} ({spec.name}): there is no kernel for {kernel_type.name}"
+                f" {chosen}, only for 0, {', '.join(map(str, kernel_type.formats))}"
             )
     return found

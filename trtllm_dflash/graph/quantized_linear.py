@@ -1,22 +1,27 @@
 """A linear whose weight may be quantized: what it multiplies, in a compiler's own types or emulated
 in float32.
 
-TensorRT gets the pattern that it fuses into one low-precision product (Q is QuantizeLinear, DQ
-DequantizeLinear):
+TensorRT gets the pattern that it fuses into one low-precision product. Q is QuantizeLinear, DQ
+DequantizeLinear:
 
-    FP8     x ─ Q ─ DQ ─┐            NVFP4   x ─ TRT_FP4DynamicQuantize ─ codes ────┬─ DQ ─ cast ─┐
-    codes ───────── DQ ─┴─ Gemm              (input_scale)            └─ E4M3 ─ DQ ─┘            ├─ Gemm
-                                             codes, E4M3 block scales ───── DQ ─ DQ ─ cast ──────┘
+    FP8
+        x ─ Q ─ DQ ──────┐
+        weight ───── DQ ─┴─ Gemm
+
+    NVFP4
+        x ─ TRT_FP4DynamicQuantize ─┬─ E2M1 ───────────┬─ DQ ─ cast ─┐
+            (input_scale)           └─ E4M3 scales ─ DQ ─┘           ├─ Gemm
+        weight E2M1, its E4M3 scales ─ DQ ─ DQ ─ cast ───────────────┘
 
 Only weights are 4-bit in W4A16_NVFP4: x goes to Gemm as it is. TensorRT-RTX 1.7 fuses nothing
-there; its engine writes the BF16 weight into memory before every product, so that format makes an
+there. Its engine writes the BF16 weight into memory before every product, so that format makes an
 engine small and not fast.
 
-ONNX Runtime's CPU has neither FP4 nor BF16 kernels, and its optimizer rewrites Q and DQ into
-operators that it lacks, or drops an activation before them. A float32 graph therefore has the
-numbers themselves: weights are dequantized when the engine is written, activations are rounded by
-functions of plain arithmetic, which no optimizer recognises. Both graphs compute sums of the same
-numbers, but for the BF16 in which a GPU keeps what is not quantized.
+ONNX Runtime's CPU has neither FP4 nor BF16 kernels. Its optimizer rewrites Q and DQ into operators
+that it lacks, or drops an activation before them. A float32 graph therefore holds dequantized
+weights, converted when the engine is written. Activations are rounded by functions of plain
+arithmetic, which no optimizer recognises. Both graphs compute sums of the same products, but for
+the BF16 in which a GPU keeps what is not quantized.
 """
 
 from __future__ import annotations
@@ -71,43 +76,43 @@ class QuantizedLinears:
             name = _ROUND_FP8 if group_size is None else _ROUND_NVFP4
             return g.emit(name, [x, scale], domain=EMULATION_DOMAIN)[0]
         if group_size is None:
-            codes = g.QuantizeLinear(x, scale, output_dtype=int(ir.DataType.FLOAT8E4M3FN))
-            return g.DequantizeLinear(codes, scale, output_dtype=int(self.dtype))
-        codes, block_scales = g.emit(
+            packed = g.QuantizeLinear(x, scale, output_dtype=int(ir.DataType.FLOAT8E4M3FN))
+            return g.DequantizeLinear(packed, scale, output_dtype=int(self.dtype))
+        packed, block_scales = g.emit(
             "TRT_FP4DynamicQuantize",
             [x, scale],
             {"axis": -1, "block_size": group_size, "scale_type": int(ir.DataType.FLOAT8E4M3FN)},
             domain=TRT_DOMAIN,
             num_outputs=2,
         )
-        return self._from_blocks(codes, block_scales, scale, group_size)
+        return self._from_blocks(packed, block_scales, scale, group_size)
 
     def _weight(
         self, module: str, group_size: int | None, rows: np.ndarray | None, alias: str
     ) -> ir.Value:
         g = self.g
-        codes = self.weights.packed(g, f"{module}.weight", rows, alias)
+        packed = self.weights.packed(g, f"{module}.weight", rows, alias)
         if group_size is None:
             scale = self.weights.scalar(f"{module}.weight_scale")
-            return g.DequantizeLinear(codes, scale, output_dtype=int(self.dtype))
+            return g.DequantizeLinear(packed, scale, output_dtype=int(self.dtype))
         block_scales = self.weights.packed(g, f"{module}.weight_scale", rows, f"{alias}_scale")
         return self._from_blocks(
-            codes, block_scales, self.weights.scalar(f"{module}.weight_scale_2"), group_size
+            packed, block_scales, self.weights.scalar(f"{module}.weight_scale_2"), group_size
         )
 
     def _from_blocks(
-        self, codes: ir.Value, block_scales: ir.Value, scale: float, group_size: int
+        self, packed: ir.Value, block_scales: ir.Value, scale: float, group_size: int
     ) -> ir.Value:
-        """E2M1 codes [N, in] · (E4M3 block scales [N, in/16] · scale), as `dtype`.
+        """Return packed E2M1 [N, in] · (E4M3 block scales [N, in/16] · scale), as `dtype`.
 
         In float32 until the cast: TensorRT-RTX has no DequantizeLinear of blocks from float32
         scales to BF16, and scales that are rounded to BF16 would be other numbers.
         """
         g = self.g
-        numbers = g.DequantizeLinear(
-            codes, g.DequantizeLinear(block_scales, scale), axis=-1, block_size=group_size
+        values = g.DequantizeLinear(
+            packed, g.DequantizeLinear(block_scales, scale), axis=-1, block_size=group_size
         )
-        return g.cast(numbers, self.dtype)
+        return g.cast(values, self.dtype)
 
 
 _ROUND_FP8, _ROUND_NVFP4 = "RoundToFP8", "RoundToNVFP4"
@@ -129,8 +134,8 @@ def _round_nvfp4(g: GraphBuilder, x: ir.Value, scale: ir.Value) -> tuple[ir.Valu
     largest = g.ReduceMax(g.Abs(blocks), [-1], keepdims=1)
     block_scale = g.Mul(_to_e4m3(g, g.Div(largest, g.Mul(scale, FP4_MAX))), scale)
     is_zero = g.Equal(block_scale, 0.0)
-    numbers = g.Div(blocks, g.Where(is_zero, 1.0, block_scale))
-    return (g.Reshape(g.Mul(_to_e2m1(g, numbers), block_scale), g.Shape(x)),)
+    values = g.Div(blocks, g.Where(is_zero, 1.0, block_scale))
+    return (g.Reshape(g.Mul(_to_e2m1(g, values), block_scale), g.Shape(x)),)
 
 
 def _to_e4m3(g: GraphBuilder, x: ir.Value) -> ir.Value:

@@ -4,7 +4,7 @@ drafter.
 input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ACCEPT ─┬─ new_ids, num_new, next_len
                                    └─ features of the tap layers ──┐  └─ bonus
                                                                    ▼        ▼
-                                                 KV injection ─ drafter block [bonus, mask…] ─ lm_head ─ drafts
+                                  KV injection ─ drafter block [bonus, mask…] ─ lm_head ─ drafts
 """
 
 from __future__ import annotations
@@ -49,17 +49,23 @@ def build_step(
 ) -> ir.Model:
     """Build the step of a target with a drafter, or of a target alone (then block_size is 1).
 
-    `draft_vocab` (int64, ids) limits drafts to these tokens, so that drafting reads only their rows
-    of the head; what is committed is the target's choice all the same. Weights are referenced in
-    the checkpoints' files where they have type `dtype`; others are converted when read. So are
-    quantized ones, unless `dtype` is float32: see `graph.quantized`. With `plugins` our operators
-    have no bodies (`graph.plugin_nodes`); without, `fp4` says that the compiler has 4-bit weights,
-    so that quantized experts stay that small. `kv_scales`, of every target layer, make the target's
-    caches FP8: a key is its code times the layer's key scale. Ports are those of
-    `graph.io.step_io`; with a `ring_width` no step may be wider than that.
+    Weights of type `dtype` are referenced in the checkpoints' files; others are converted when
+    read. So are quantized ones where `dtype` is float32 (`graph.quantized_linear`).
 
-    Raises: GraphError: for scales that no cache can have, or FP8 caches where the compiler would
-    have to make the kernels.
+    Args:
+        draft_vocab: ids (int64) to which drafts are limited, so that drafting reads only their rows
+            of the head. What is committed does not depend on it.
+
+        plugins: our operators have no bodies (`graph.plugin_nodes`).
+
+        fp4: the compiler has 4-bit weights, so quantized experts stay 4-bit without plugins.
+
+        kv_scales: of every target layer; they make the target's caches FP8.
+
+        ring_width: the widest step; layers with a window then have ring caches.
+
+    Raises:
+        GraphError: for scales that no cache can have, or FP8 caches without our kernels.
     """
     config = drafter.config if drafter else None
     kv_cache_dtype = None
@@ -67,14 +73,17 @@ def build_step(
         check_kv_scales(kv_scales, target.config.num_layers, dtype=dtype, plugins=plugins)
         kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
     ports = step_io(
-        target.config, config, dtype=dtype, cache_len=cache_len, block_size=block_size, kv_cache_dtype=kv_cache_dtype,
+        target.config,
+        config,
+        dtype=dtype,
+        cache_len=cache_len,
+        block_size=block_size,
+        kv_cache_dtype=kv_cache_dtype,
         ring_width=ring_width,
-    )  # fmt: skip
+    )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    experts_as = ExpertStorage.DEQUANTIZED
-    if dtype != "float32" and (plugins or fp4):
-        experts_as = ExpertStorage.PACKED if plugins else ExpertStorage.FP4_QDQ
+    experts_as = _expert_storage(dtype, plugins, fp4)
     step = _Step(
         g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
     )
@@ -82,8 +91,21 @@ def build_step(
     outputs = [
         _graph_output(port, results[port.name]) for port in ports if port.direction == "output"
     ]
+    return _as_model(g, list(inputs.values()), outputs, plugins)
+
+
+def _expert_storage(dtype: str, plugins: bool, fp4: bool) -> ExpertStorage:
+    if dtype == "float32" or not (plugins or fp4):
+        return ExpertStorage.DEQUANTIZED
+    return ExpertStorage.PACKED if plugins else ExpertStorage.FP4_QDQ
+
+
+def _as_model(
+    g: GraphBuilder, inputs: list[ir.Value], outputs: list[ir.Value], plugins: bool
+) -> ir.Model:
+    """Return the model of all nodes emitted; its operators have bodies, or are plugins' nodes."""
     graph = ir.Graph(
-        list(inputs.values()),
+        inputs,
         outputs,
         nodes=g.nodes,
         initializers=list(g.initializers.values()),
@@ -227,11 +249,11 @@ class _Step:
         )
 
     def _head(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
-        """float32 logits [N, V] of normed rows [N, hidden]."""
+        """Return float32 logits [N, V] of normed rows [N, hidden]."""
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
     def _argmax_token(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
-        """Return the token of the highest logit for each row [N], in the draft vocabulary if any."""
+        """Return the token of the highest logit of each row [N], in the draft vocabulary if any."""
         g, ids = self.g, self.draft_vocab
         if ids is None:
             return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)

@@ -67,10 +67,20 @@ class TargetBuilder:
         key, value = f"target_key.{layer}", f"target_value.{layer}"
         sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
-            g, q, k, v, self.caches[key], self.caches[value], self.positions, self.kv_positions, *sinks,
-            scale=c.head_dim**-0.5, window_size=c.windows[layer], **ring_attribute(self.rings, layer),
+            g,
+            q,
+            k,
+            v,
+            self.caches[key],
+            self.caches[value],
+            self.positions,
+            self.kv_positions,
+            *sinks,
+            scale=c.head_dim**-0.5,
+            window_size=c.windows[layer],
+            **ring_attribute(self.rings, layer),
             **self._cache_scales(layer),
-        )  # fmt: skip
+        )
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
 
     def experts(self, x: ir.Value, name: str) -> ir.Value:

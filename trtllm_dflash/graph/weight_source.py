@@ -114,7 +114,7 @@ class WeightSource:
     def dequantized(
         self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
-        """Return the float32 numbers of a quantized linear's weight [out, in], converted when read."""
+        """Return a quantized linear's weight [out, in] as float32, converted when read."""
         name, row = f"{module}.weight", self.formats[module]
         num_rows, columns = _logical(self.tensors[name])
         shape = (num_rows if rows is None else len(rows), columns)
@@ -142,7 +142,10 @@ class WeightSource:
 def _tensor(info: TensorInfo, dtype: ir.DataType) -> ir.TensorProtocol:
     if _ONNX_DTYPES[info.dtype] == dtype:
         return _in_place(info)
-    convert: Callable[[], ir.TensorProtocol] = lambda: ir.Tensor(info.array().astype(dtype.numpy()))  # noqa: E731
+
+    def convert() -> ir.TensorProtocol:
+        return ir.Tensor(info.array().astype(dtype.numpy()))
+
     # Lazy and not cached, so that a whole model is never held converted.
     return ir.LazyTensor(convert, dtype, ir.Shape(info.shape), name=info.name)
 
@@ -163,5 +166,5 @@ def _in_place(
 
 
 def _logical(info: TensorInfo) -> tuple[int, ...]:
-    """Return the shape in numbers: of packed codes, two a byte."""
+    """Return the shape in elements: packed FP4 has two a byte."""
     return (*info.shape[:-1], 2 * info.shape[-1]) if info.dtype == "U8" else info.shape

@@ -1,9 +1,9 @@
 """THE table of a row's sampling inputs: every other place that names them reads it.
 
-From a field of `RowSampling` come the step's graph input and the inputs of DFlashAccept, the
-field of its kernel parameters, the sessions' buffers, `SamplingParams` with its checks, the
-options of `run` and `profile`, and Triton's input. What a field does is written in
-`graph/ops/sampling.py` and in `plugins/kernels/accept_sample.cuh`.
+A field of `RowSampling` gives an input of the step and of DFlashAccept, and the sessions' buffer.
+It is also a field of `SamplingParams` with its check, an option of `run` and `profile`, and an
+input of the Triton model. `graph/ops/sampling.py` and `plugins/kernels/accept_sample.cuh` define
+what it does.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params
 
 Dims = Mapping[str, Sequence[int]]
-Numbers = Mapping[str, int | float]  # a plugin's, by name
+Fields = Mapping[str, int | float]  # a plugin's, by name
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Call:
 
     dims: Dims
     addresses: Mapping[str, int]
-    attributes: Numbers
+    attributes: Fields
     workspace: int
     processors: int
 
@@ -43,7 +43,7 @@ class Operation:
     """
 
     kernels: Callable[[KernelVariant], list[str]]
-    workspace_bytes: Callable[[Dims, Numbers], int]
+    workspace_bytes: Callable[[Dims, Fields], int]
     launches: Callable[[Call], list[Launch]]
 
 
@@ -57,11 +57,11 @@ def _attention_kernels(key: KernelVariant) -> list[str]:
     return [*tiles, f"dflash_attention_merge_d{head_dim}{suffix}"]
 
 
-def _suffix(numbers: Numbers) -> str:
-    return "_fp8" if numbers.get("fp8_cache") else ""
+def _suffix(fields: Fields) -> str:
+    return "_fp8" if fields.get("fp8_cache") else ""
 
 
-def _cache_scales(attributes: Numbers) -> dict[str, float]:
+def _cache_scales(attributes: Fields) -> dict[str, float]:
     """Return the scales of FP8 caches; 1 for bfloat16 caches."""
     fp8, scales = bool(attributes.get("fp8_cache")), {}
     for name in ("key_scale", "value_scale"):
@@ -76,7 +76,7 @@ def _cache_scales(attributes: Numbers) -> dict[str, float]:
     return scales
 
 
-def _ring(dims: Dims, attributes: Numbers) -> int:
+def _ring(dims: Dims, attributes: Fields) -> int:
     """Return 1 if the caches are rings, which must be large enough for the step."""
     ring, window = int(attributes.get("ring", 0)), int(attributes["window_size"])
     rows, written = dims["key_cache"][2], dims["k"][1]
@@ -100,7 +100,7 @@ def _attention_sizes(dims: Dims) -> dict[str, int]:
     return sizes | {"head_dim": head_dim, "cache_len": cache_len}
 
 
-def _attention_workspace(dims: Dims, attributes: Numbers) -> int:
+def _attention_workspace(dims: Dims, attributes: Fields) -> int:
     _ring(dims, attributes)
     return params.attention_workspace(**_attention_sizes(dims))
 
@@ -147,7 +147,7 @@ def _attention(call: Call) -> list[Launch]:
 _ACCEPT_KERNELS = ["dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish"]
 
 
-def _accept_workspace(dims: Dims, _: Numbers) -> int:
+def _accept_workspace(dims: Dims, _: Fields) -> int:
     batch, rows, vocab = dims["logits"]
     return params.accept_plan(batch=batch, rows=rows, vocab=vocab).workspace_bytes
 
@@ -188,11 +188,11 @@ def _moe_kernels(key: KernelVariant) -> list[str]:
     return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
 
 
-def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
+def _moe_sizes(dims: Dims, fields: Fields) -> dict[str, int]:
     """Return the sizes of a plan, if the kernels can work on them and the scales are those of the
     weights' format.
     """
-    weight_format, top_k = int(numbers["weight_format"]), int(numbers["top_k"])
+    weight_format, top_k = int(fields["weight_format"]), int(fields["top_k"])
     (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]
     inner_size, unit = rows // 2, params.moe_unit(quantized=weight_format > 0)
     if rows % 2 or hidden % unit or inner_size % unit:
@@ -205,8 +205,8 @@ def _moe_sizes(dims: Dims, numbers: Numbers) -> dict[str, int]:
         raise EngineError(f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows")
     if not 1 <= top_k <= min(experts, params.MAX_TOP_K_EXPERTS) or experts > params.MAX_EXPERTS:
         raise EngineError(
-            f"a token may have 1 to {params.MAX_TOP_K_EXPERTS} experts of at most {params.MAX_EXPERTS}:"
-            f" top_k is {top_k}, and there are {experts}"
+            f"a token may have 1 to {params.MAX_TOP_K_EXPERTS} experts of at most"
+            f" {params.MAX_EXPERTS}: top_k is {top_k}, and there are {experts}"
         )
     _check_scales(dims, weight_format, {"gate_up": rows * hidden, "down": hidden * inner_size})
     sizes = {
@@ -235,8 +235,8 @@ def _check_scales(dims: Dims, weight_format: int, elements: Mapping[str, int]) -
             )
 
 
-def _moe_workspace(dims: Dims, numbers: Numbers) -> int:
-    return params.moe_plan(**_moe_sizes(dims, numbers)).workspace_bytes
+def _moe_workspace(dims: Dims, fields: Fields) -> int:
+    return params.moe_plan(**_moe_sizes(dims, fields)).workspace_bytes
 
 
 def _moe(call: Call) -> list[Launch]:

@@ -114,7 +114,7 @@ def attention_plan(
     cache_len: int,
     processors: int,
 ) -> AttentionPlan:
-    """Return the plan of one launch of `rows` rows a slot, on a GPU of that many multiprocessors."""
+    """Return the plan of one launch of `rows` rows a slot; `processors` are multiprocessors."""
     packed = rows * (q_heads // kv_heads)
     tile = _tile(head_dim, packed)
     row_tiles = _ceil(packed, tile.rows)

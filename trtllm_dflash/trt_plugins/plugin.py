@@ -1,10 +1,9 @@
 """The one plugin class of all our operators, and its creator: everything that differs comes from
 the declaration.
 
-TensorRT calls these methods, and an exception must not be the end of the process. Some may raise:
-TensorRT then fails, though not in our words (`_records_and_raises`). Where it would abort, crash or go on as
-if nothing had been said, they do not (`_records_and_returns`). In both cases the words are kept for the one who
-called TensorRT: `pop_errors`.
+TensorRT calls these methods. Where it handles exceptions they raise (`_records_and_raises`). Where
+an exception would crash it or be ignored they return a default (`_records_and_returns`). Either way
+the error is stored, and `pop_errors` returns it to the caller of TensorRT.
 """
 
 from __future__ import annotations
@@ -142,24 +141,18 @@ class StepPlugin(
         """Return the declared shapes, from those inputs that have the same symbols, if all inputs
         have theirs.
         """
-        known = [
-            [size.get_constant_value() if size.is_constant() else -1 for size in tensor]
-            for tensor in inputs
-        ]
-        self._dims(known, ())
-        return [
-            trt.DimsExprs(
-                [
-                    (
-                        expressions.constant(axis)
-                        if isinstance(axis, int)
-                        else inputs[axis[0]][axis[1]]
-                    )
-                    for axis in axes
-                ]
-            )
-            for axes in output_axes(self.spec)
-        ]
+        self._dims([_known_sizes(tensor) for tensor in inputs], ())
+        shapes = []
+        for axes in output_axes(self.spec):
+            sizes = []
+            for axis in axes:
+                if isinstance(axis, int):
+                    sizes.append(expressions.constant(axis))
+                else:
+                    tensor, place = axis
+                    sizes.append(inputs[tensor][place])
+            shapes.append(trt.DimsExprs(sizes))
+        return shapes
 
     def supports_format_combination(
         self, position: int, described: Sequence[Any], num_inputs: int
@@ -225,9 +218,14 @@ class StepPlugin(
 
     @_records_and_raises
     def enqueue(
-        self, inputs: Sequence[Any], outputs: Sequence[Any], read: Sequence[int], written: Sequence[int],
-        workspace: int, stream: int,
-    ) -> None:  # fmt: skip
+        self,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        read: Sequence[int],
+        written: Sequence[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
         """Launch the kernels on `stream`; the sequences hold addresses, in the order of the
         declaration.
 
@@ -283,8 +281,8 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         self.spec = spec
         self.cubins: Mapping[KernelVariant, bytes] = {}
         self._fields = [
-            trt.PluginField(name, np.empty(0), kind)
-            for name, (_, kind) in field_types(spec).items()
+            trt.PluginField(name, np.empty(0), field_type)
+            for name, (_, field_type) in field_types(spec).items()
         ]
         self.field_names = trt.PluginFieldCollection(self._fields)
 
@@ -315,23 +313,29 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         return StepPlugin(self.spec, values, self.cubins[key])
 
 
+def _known_sizes(shape: Any) -> list[int]:
+    """Return the sizes of a shape of expressions; -1: known only later."""
+    return [size.get_constant_value() if size.is_constant() else -1 for size in shape]
+
+
 def field_types(spec: OpSpec) -> dict[str, tuple[type, Any]]:
     """Return the fields of an operator's node, its attributes and its kernel's sizes and types:
     Python type and field type.
     """
-    return {name: (kind, _FIELD_TYPES[kind][1]) for name, kind in spec.plugin_fields.items()}
+    return {
+        name: (python_type, _FIELD_TYPES[python_type][1])
+        for name, python_type in spec.plugin_fields.items()
+    }
 
 
 def _sizes(fields: Mapping[str, int | float]) -> dict[str, int]:
-    """Return the integers among them: a kernel's sizes and types, and attributes that are neither of
-    either.
-    """
+    """Return the integers among a plugin's fields, the sizes and types of its kernel included."""
     return {name: value for name, value in fields.items() if isinstance(value, int)}
 
 
 def _number_field(name: str, value: int | float) -> Any:
-    dtype, kind = _FIELD_TYPES[type(value)]
-    return trt.PluginField(name, np.array([value], dtype), kind)
+    dtype, field_type = _FIELD_TYPES[type(value)]
+    return trt.PluginField(name, np.array([value], dtype), field_type)
 
 
 _creators: dict[str, StepPluginCreator] = {}

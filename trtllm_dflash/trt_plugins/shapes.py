@@ -88,14 +88,15 @@ def output_axes(spec: OpSpec) -> list[list[tuple[int, int] | int]]:
         if not tensor.optional:
             for axis, symbol in enumerate(tensor.axes):
                 places.setdefault(symbol, (index, axis))
-    return [
-        [int(symbol) if symbol.isdecimal() else places[symbol] for symbol in tensor.axes]
-        for tensor in spec.outputs
-    ]
+
+    def place(axis: str) -> tuple[int, int] | int:
+        return int(axis) if axis.isdecimal() else places[axis]
+
+    return [[place(axis) for axis in tensor.axes] for tensor in spec.outputs]
 
 
 def aliased_input(spec: OpSpec, output: int) -> int:
-    """Index of the input whose memory an output shares; -1 if it has its own."""
+    """Return the index of the input whose memory an output shares; -1 if it has its own."""
     names = [tensor.name for tensor in spec.plugin_inputs]
     alias = spec.outputs[output].aliases
     return -1 if alias is None else names.index(alias)

@@ -19,12 +19,16 @@ WINDOW = Attribute(
     "keys further away than this are not seen, the query's own counted; 0: no window",
 )
 
-_CODES = (
+_FP8_CACHE_MEANING = (
     "a code of {0}_cache stands for {1} times its number; left out: the cache holds {0}s as"
     " they are"
 )
-KEY_SCALE = Attribute("key_scale", 0.0, _CODES.format("key", "key_scale"), optional=True)
-VALUE_SCALE = Attribute("value_scale", 0.0, _CODES.format("value", "value_scale"), optional=True)
+KEY_SCALE = Attribute(
+    "key_scale", 0.0, _FP8_CACHE_MEANING.format("key", "key_scale"), optional=True
+)
+VALUE_SCALE = Attribute(
+    "value_scale", 0.0, _FP8_CACHE_MEANING.format("value", "value_scale"), optional=True
+)
 RING = Attribute(
     "ring",
     0,
@@ -71,7 +75,7 @@ def within_window(g: GraphBuilder, distance: ir.Value) -> ir.Value:
     """True where a position `distance` away is inside the function's window_size (or there is no
     window).
     """
-    window = g.attribute(WINDOW.name, WINDOW.kind)
+    window = g.attribute(WINDOW.name, WINDOW.onnx_type)
     return g.Or(g.Equal(window, 0), g.Less(distance, window))
 
 
@@ -83,7 +87,7 @@ def quantized(g: GraphBuilder, rows: ir.Value, cache: ir.Value, scale: Attribute
     """
     if not g.has_attribute(scale.name):
         return rows
-    ratio = g.Div(g.cast(rows, ir.DataType.FLOAT), g.attribute(scale.name, scale.kind))
+    ratio = g.Div(g.cast(rows, ir.DataType.FLOAT), g.attribute(scale.name, scale.onnx_type))
     return g.CastLike(g.Cast(ratio, to=int(_QUANTIZED), saturate=1), cache)
 
 
@@ -102,7 +106,7 @@ def visible_rows(
     rings [B, 1, 1, 1, L].
 
     Where the function has the attribute `ring`, caches may be rings. `written` [B, N, Hkv, D] has
-    just been written from position start [B, 1] on, so that a row holds the largest position
+    just been written from position start [B, 1] on. A row of a ring then holds the largest position
     congruent to it before start + N. A row that holds none yet counts as the position start + N,
     which is hidden from all. A cache of cache_len rows is a ring that never comes round.
     """
@@ -147,15 +151,15 @@ def attend(
     scores = g.Reshape(
         g.cast(scores, ir.DataType.FLOAT), g.Concat([0, 0, -1], rows, length, axis=0)
     )
-    scores = g.Mul(scores, g.attribute(SCALE.name, SCALE.kind))
+    scores = g.Mul(scores, g.attribute(SCALE.name, SCALE.onnx_type))
     if g.has_attribute(KEY_SCALE.name):
-        scores = g.Mul(scores, g.attribute(KEY_SCALE.name, KEY_SCALE.kind))
+        scores = g.Mul(scores, g.attribute(KEY_SCALE.name, KEY_SCALE.onnx_type))
     scores = g.Where(visible, scores, float("-inf"))
     weights = g.Softmax(scores, axis=-1) if sinks is None else _softmax_with_sinks(g, scores, sinks)
     weights = g.Reshape(g.CastLike(weights, v), g.Concat([0, 0, -1], length, axis=0))
     out = g.MatMul(weights, v)
     if g.has_attribute(VALUE_SCALE.name):
-        out = g.Mul(out, g.CastLike(g.attribute(VALUE_SCALE.name, VALUE_SCALE.kind), out))
+        out = g.Mul(out, g.CastLike(g.attribute(VALUE_SCALE.name, VALUE_SCALE.onnx_type), out))
     out = g.Reshape(out, g.Concat([0, -1], rows, g.size(q, 3), axis=0))
     return g.Transpose(out, perm=[0, 2, 1, 3])
 

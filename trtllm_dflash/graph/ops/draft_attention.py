@@ -43,7 +43,7 @@ def _body(
     block_end = g.Unsqueeze(g.Add(block_start, block), [2, 3, 4])
     written = g.Less(held, block_end)
     not_later = g.Or(
-        g.Equal(g.attribute(CAUSAL.name, CAUSAL.kind), 0), g.GreaterOrEqual(distance, 0)
+        g.Equal(g.attribute(CAUSAL.name, CAUSAL.onnx_type), 0), g.GreaterOrEqual(distance, 0)
     )
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
     return attend(g, q, keys, values, visible, rows, sinks), keys, values

@@ -16,9 +16,9 @@ the low nibble. Scales are bytes too, one for each block of a row, row after row
 127), 255 is NaN), or E4M3 of 16, not swizzled. A weight is code · scale (· scale_2 of its expert).
 H and I are multiples of 32 in both formats and of 8 in T.
 
-Why int32: of TensorRT-RTX 1.7.1 it was found that it keeps INT32 constants as they are, at any
-offset in a file. UINT8 becomes numbers of four bytes each, INT8 gets a scale of its own, FP4 and
-FP8 are refused for GPUs without them, and E8M0 for all.
+Why int32: TensorRT-RTX 1.7.1 keeps INT32 constants as they are, at any offset in a file. UINT8
+becomes four bytes an element, and INT8 gets a scale of its own. FP4 and FP8 are refused for GPUs
+without them, and E8M0 for all.
 """
 
 from __future__ import annotations
@@ -71,26 +71,28 @@ def _body(
 
 def _weights(g: GraphBuilder, router_logits: ir.Value) -> ir.Value:
     """Return each expert's share in each token, [N, E]: 0 but for the top_k highest logits."""
-    count = g.Unsqueeze(g.attribute(TOP_K.name, TOP_K.kind), [0])
+    count = g.Unsqueeze(g.attribute(TOP_K.name, TOP_K.onnx_type), [0])
     chosen, index = g.emit("TopK", [router_logits, count], {"axis": -1}, num_outputs=2)
     of_all = g.GatherElements(g.Softmax(router_logits, axis=-1), index, axis=-1)
     share = g.Where(
-        g.Equal(g.attribute(NORMALIZE.name, NORMALIZE.kind), 1), g.Softmax(chosen, axis=-1), of_all
+        g.Equal(g.attribute(NORMALIZE.name, NORMALIZE.onnx_type), 1),
+        g.Softmax(chosen, axis=-1),
+        of_all,
     )
     return g.ScatterElements(g.Expand(0.0, g.Shape(router_logits)), index, share, axis=-1)
 
 
 def _gated(g: GraphBuilder, both: ir.Value) -> ir.Value:
     """(up + shift) · gate · sigmoid(alpha · gate) of gate and up [E, 2I, N], as [E, I, N]."""
-    interleaved = g.attribute(INTERLEAVED.name, INTERLEAVED.kind)
+    interleaved = g.attribute(INTERLEAVED.name, INTERLEAVED.onnx_type)
     half = g.Div(g.size(both, 1), 2)
     gate_row = g.Mul(g.arange(half), g.Add(interleaved, 1))
     up_row = g.Add(gate_row, g.Where(g.Equal(interleaved, 1), 1, half))
     gate, up = g.Gather(both, gate_row, axis=1), g.Gather(both, up_row, axis=1)
-    limit = g.attribute(LIMIT.name, LIMIT.kind)
+    limit = g.attribute(LIMIT.name, LIMIT.onnx_type)
     limit = g.CastLike(g.Where(g.Equal(limit, 0.0), float("inf"), limit), both)
     gate, up = g.Min(gate, limit), g.Max(g.Min(up, limit), g.Neg(limit))
-    slope, shift = (g.CastLike(g.attribute(a.name, a.kind), both) for a in (ALPHA, SHIFT))
+    slope, shift = (g.CastLike(g.attribute(a.name, a.onnx_type), both) for a in (ALPHA, SHIFT))
     return g.Mul(g.Add(up, shift), g.Mul(gate, g.Sigmoid(g.Mul(gate, slope))))
 
 

@@ -1,12 +1,12 @@
-"""How a row of logits becomes a token: argmax, or temperature, top-k, top-p and min-p with a given
-uniform number.
+"""How a row of logits becomes a token: argmax, or sampled with a given uniform number.
 
-Order and rules are those of the reference (dflash 0.1.0, `_sampling_probs`): top-k on the logits,
-softmax of the survivors at the temperature, then top-p keeps a token while the mass of the likelier
-ones is below top_p. min_p comes last, as in Hugging Face: of what is left, it keeps tokens of at
-least min_p times the largest probability. Nothing is sorted (TensorRT's TopK ends at k = 3840): the cut-off logit is
-found by bisection, the token by inverting the distribution in vocabulary order. Tokens that tie
-with the cut-off are kept.
+Temperature, top-k and top-p follow the reference (dflash 0.1.0, `_sampling_probs`). Top-k keeps the
+largest logits. They are divided by the temperature and go through softmax. Top-p keeps a token
+while the mass of the likelier ones is below top_p. At the end, as in Hugging Face, min-p keeps
+tokens of at least min_p times the largest probability.
+
+Nothing is sorted (TensorRT's TopK ends at k = 3840). The cut-off logit is found by bisection, the
+token by inverting the distribution in vocabulary order. Tokens that tie with the cut-off are kept.
 """
 
 from __future__ import annotations

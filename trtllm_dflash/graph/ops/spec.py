@@ -1,5 +1,6 @@
-"""What an operator of ours is: its declaration, the node it emits, the ONNX function that gives it
-its meaning, and the kernel that may replace that function.
+"""An operator of ours: declaration, node, reference body and kernel.
+
+The reference body is the ONNX function that gives the operator its meaning.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Tensor:
 class Attribute:
     """A number fixed in the graph; its default's type is its type.
 
-    An optional one may be left out, which is a case of its own: the body then has no such attribute
-    (`g.has_attribute`), and a plugin finds the default, which means the same.
+    An optional one may be left out. The body then has no such attribute (`g.has_attribute`), and a
+    plugin finds the default, which means the same.
     """
 
     name: str
@@ -46,15 +47,15 @@ class Attribute:
     optional: bool = False
 
     @property
-    def kind(self) -> ir.AttributeType:
+    def onnx_type(self) -> ir.AttributeType:
         return ir.AttributeType.FLOAT if isinstance(self.default, float) else ir.AttributeType.INT
 
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One operator. `reference_body(g, *inputs)` writes its meaning in standard ONNX; a plugin of that name
-    may replace it.
+    """One operator.
 
+    `reference_body(g, *inputs)` writes its meaning in standard ONNX; a plugin may replace it.
     The body gets None for an optional input that is left out.
     """
 
@@ -76,7 +77,11 @@ class OpSpec:
         """Return a plugin's fields by name: attributes, and its kernel's sizes and types."""
         attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
         sizes, types = self.kernel.sizes, self.kernel.types
-        return attributes | {size.name: int for size in sizes} | {kind.name: int for kind in types}
+        return (
+            attributes
+            | {size.name: int for size in sizes}
+            | {kernel_type.name: int for kernel_type in types}
+        )
 
     def __call__(
         self, g: GraphBuilder, *inputs: ir.Value, **attributes: int | float
@@ -110,7 +115,7 @@ class OpSpec:
         given = self.inputs[:num_inputs]
         absent = len(self.inputs) - len(given)
         present = [a for a in self.attributes if a.name in optional or not a.optional]
-        attributes = [ir.Attr(a.name, a.kind, a.default) for a in present]
+        attributes = [ir.Attr(a.name, a.onnx_type, a.default) for a in present]
         names = [tensor.name for tensor in given], [tensor.name for tensor in self.outputs]
 
         def body(g: GraphBuilder, *inputs: ir.Value) -> tuple[ir.Value, ...]:
