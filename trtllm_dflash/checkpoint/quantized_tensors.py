@@ -57,12 +57,12 @@ def expected_tensors(
     for name, row in rows.items():
         module, _, part = name.rpartition(".")
         plain = StoredSpec(tuple(resolve_shape(row, config)), row.shape)
-        row_format = formats.get(module) if part == "weight" else None
         if row.are_experts and name in formats:
             expected |= _tensors_of_experts(name, plain)
+        elif part == "weight" and module in formats:
+            expected |= _tensors_of(module, formats[module], plain)
         else:
-            fmt_tensors = _tensors_of(module, row_format, plain) if row_format else {name: plain}
-            expected |= fmt_tensors
+            expected[name] = plain
         scale = CACHE_SCALES.get(module.rpartition(".")[2])
         if quantization.kv_cache and scale and part == "weight":
             expected[f"{module}.{scale}"] = _SCALAR
@@ -83,25 +83,28 @@ def without_unit_scales(
 
 
 def _tensors_of(module: str, fmt: WeightFormat, plain: StoredSpec) -> dict[str, StoredSpec]:
-    rows, columns = plain.shape
-    out_symbol, in_symbol = plain.symbols
     if fmt.group_size is None:
         tensors = {
             "weight": StoredSpec(plain.shape, plain.symbols, ("F8_E4M3",)),
             "weight_scale": _SCALAR,
         }
     else:
-        size = fmt.group_size
         tensors = {
-            "weight": StoredSpec((rows, columns // 2), (out_symbol, f"{in_symbol}/2"), ("U8",)),
-            "weight_scale": StoredSpec(
-                (rows, columns // size), (out_symbol, f"{in_symbol}/{size}"), ("F8_E4M3",)
-            ),
+            "weight": _divided(plain, 2, "U8"),
+            "weight_scale": _divided(plain, fmt.group_size, "F8_E4M3"),
             "weight_scale_2": _SCALAR,
         }
     if fmt.has_input_scale:
         tensors["input_scale"] = _SCALAR
     return {f"{module}.{name}": stored for name, stored in tensors.items()}
+
+
+def _divided(plain: StoredSpec, size: int, dtype: str) -> StoredSpec:
+    """Return a tensor [out, in/size] of this dtype."""
+    rows, columns = plain.shape
+    out_symbol, in_symbol = plain.symbols
+    symbols = (out_symbol, f"{in_symbol}/{size}")
+    return StoredSpec((rows, columns // size), symbols, (dtype,))
 
 
 def _tensors_of_experts(name: str, plain: StoredSpec) -> dict[str, StoredSpec]:

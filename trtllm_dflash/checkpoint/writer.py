@@ -43,13 +43,20 @@ class FileLayout:
 
         The first one begins at a multiple of `alignment`.
         """
-        entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        entries: dict[str, Any] = {}
+        if metadata:
+            entries["__metadata__"] = dict(metadata)
         begins: dict[str, int] = {}
         end = 0
         for name, (dtype, shape) in tensors.items():
-            begin, end = end, end + prod(shape) * DTYPE_BITS[dtype] // 8
+            begin = end
+            end += prod(shape) * DTYPE_BITS[dtype] // 8
             begins[name] = begin
-            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+            entries[name] = {
+                "dtype": dtype,
+                "shape": list(shape),
+                "data_offsets": [begin, end],
+            }
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % alignment)
         header = len(text).to_bytes(8, "little") + text

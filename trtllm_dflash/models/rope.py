@@ -200,9 +200,9 @@ def _llama3(rope: RopeConfig, powers: Floats) -> Floats:
     is_long = wavelength > np.float32(old_length / rope.low_freq_factor)
     is_short = wavelength < np.float32(old_length / rope.high_freq_factor)
     slowed = np.where(is_long, plain / np.float32(rope.factor), plain)
-    smooth = (np.float32(old_length) / wavelength - np.float32(rope.low_freq_factor)) / np.float32(
-        rope.high_freq_factor - rope.low_freq_factor
-    )
+    factors = np.float32(rope.high_freq_factor - rope.low_freq_factor)
+    turns = np.float32(old_length) / wavelength
+    smooth = (turns - np.float32(rope.low_freq_factor)) / factors
     blended = (np.float32(1.0) - smooth) * slowed / np.float32(rope.factor) + smooth * slowed
     return np.where(is_long | is_short, slowed, blended)
 
@@ -221,9 +221,8 @@ def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
     low, high = max(low, 0), min(high, rope.head_dim - 1)
     if low == high:
         high += 0.001
-    ramp: Floats = (np.arange(rope.head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(
-        high - low
-    )
+    dimensions = np.arange(rope.head_dim // 2, dtype=np.float32)
+    ramp: Floats = (dimensions - np.float32(low)) / np.float32(high - low)
     kept: Floats = np.float32(1.0) - np.clip(ramp, np.float32(0.0), np.float32(1.0))
     slowed: Floats = np.float32(1.0) / (np.float32(rope.factor) * powers)
     blended: Floats = slowed * (np.float32(1.0) - kept) + np.float32(1.0) / powers * kept

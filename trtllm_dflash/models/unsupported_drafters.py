@@ -56,11 +56,9 @@ def _architectures(*names: str) -> ConfigMarker:
     return ConfigMarker("architectures", equals=names)
 
 
-def _either(
-    name: str, *, neutral: tuple[object, ...] = (), equals: tuple[object, ...] = ()
-) -> tuple[ConfigMarker, ...]:
+def _either(name: str, *, neutral: tuple[object, ...] = ()) -> tuple[ConfigMarker, ...]:
     """Return markers for both places that published drafters use: the top and dflash_config."""
-    return tuple(ConfigMarker(path, neutral, equals) for path in (name, f"dflash_config.{name}"))
+    return tuple(ConfigMarker(path, neutral) for path in (name, f"dflash_config.{name}"))
 
 
 # The first match wins, so specific variants stand before the features that several of them share.
