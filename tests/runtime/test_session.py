@@ -160,11 +160,12 @@ def test_threads_come_from_argument_then_variable_then_cores() -> None:
     )
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
-def test_bad_thread_variable(value: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"DFLASH_NUM_THREADS is '{value}', expected an integer of at least 1"
-    ):
+@pytest.mark.parametrize(
+    ("value", "quoted"), [("0", "0"), ("-1", "'-1'"), ("two", "'two'"), ("1.5", "'1.5'")]
+)
+def test_bad_thread_variable(value: str, quoted: str) -> None:
+    words = f"DFLASH_NUM_THREADS is {quoted}, expected an integer of at least 1"
+    with pytest.raises(UsageError, match=words):
         resolve_num_threads(None, {"DFLASH_NUM_THREADS": value})
 
 
