@@ -27,14 +27,10 @@ def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> i
     """Return a model of one node of operator `name`; every axis is dynamic."""
     spec, g = OPS[name], GraphBuilder()
     assert list(arrays) == [t.name for t in spec.inputs][: len(arrays)]  # the last may be optional
-    inputs = [
-        ir.Value(
-            name=key,
-            shape=ir.Shape([f"{key}_{axis}" for axis in range(x.ndim)]),
-            type=_type(x.dtype),
-        )
-        for key, x in arrays.items()
-    ]
+    inputs = []
+    for key, x in arrays.items():
+        shape = ir.Shape([f"{key}_{axis}" for axis in range(x.ndim)])
+        inputs.append(ir.Value(name=key, shape=shape, type=_type(x.dtype)))
     outputs = spec(g, *inputs, **attributes)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name

@@ -36,7 +36,7 @@ def _step(make_target: MakePair, make_drafter: MakePair, **options: Any) -> ir.M
     )
 
 
-def test_with_plugins_the_targets_caches_are_fp8_and_its_nodes_say_the_scales(
+def test_plugin_nodes_have_fp8_caches_and_scales(
     make_target: MakePair, make_drafter: MakePair
 ) -> None:
     model = _step(make_target, make_drafter, dtype="bfloat16", plugins=True, kv_scales=SCALES)

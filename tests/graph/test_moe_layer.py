@@ -191,8 +191,13 @@ def test_nvfp4_for_our_plugin_is_stacked(nvfp4: Path) -> None:
     node, stored = _node(_step(nvfp4, plugins=True)), read_tensors(nvfp4 / "model.safetensors")
     assert node.attributes["weight_format"].as_int() == 2
     assert [value.shape for value in (node.inputs[place] for place in (2, 4, 6, 7, 8, 9))] == [
-        (7, 192, 8), (7, 64, 12), (7, 192), (7, 96), (7,), (7,),
-    ]  # fmt: skip
+        (7, 192, 8),
+        (7, 64, 12),
+        (7, 192),
+        (7, 96),
+        (7,),
+        (7,),
+    ]
     gate_up, up_scale, down_scale, scale_2 = (
         node.inputs[place].const_value.numpy() for place in (2, 6, 7, 8)
     )

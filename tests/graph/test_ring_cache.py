@@ -40,7 +40,7 @@ def smallest_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring_cache, "ALIGNMENT", 1)
 
 
-def test_a_ring_holds_the_window_of_the_first_row_and_all_that_a_step_writes() -> None:
+def test_ring_holds_first_window_and_a_steps_rows() -> None:
     """By simulation: the smallest ring loses nothing that is looked at, one row less does."""
 
     def loses(rows: int, window: int, written: int, start: int) -> bool:
@@ -181,9 +181,12 @@ def test_rings_change_no_token(variant: str, make_target: MakePair, make_drafter
 
     expected = tokens(None, 1, None, [1])
     assert expected != decode(
-        build_step(windowed(directory, (0,) * 5), None, block_size=1, **sizes), _prompts(), count=count, chunk=CHUNK,
+        build_step(windowed(directory, (0,) * 5), None, block_size=1, **sizes),
+        _prompts(),
+        count=count,
+        chunk=CHUNK,
         widths=[1],
-    )  # fmt: skip
+    )
     assert tokens(None, 1, CHUNK, [1]) == expected
     assert tokens(drafter, BLOCK, CHUNK, [BLOCK]) == expected
     assert tokens(drafter, BLOCK, CHUNK, [BLOCK, 1, 2, 1]) == expected

@@ -168,7 +168,7 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 def assert_as_good_as_eager(
     case: Case, given: dict[str, np.ndarray], got: np.ndarray, scale: float
 ) -> None:
-    """Check that each head row's error is at most twice eager bfloat16's, plus the result's rounding.
+    """Check each head row's error: at most twice eager bfloat16's, plus the result's rounding.
 
     Errors are norms over head_dim, against float64. The floor: eager may be exact by chance, where
     a kernel rounds its weights and its result, each by up to half of bfloat16's eps: eps times the

@@ -355,36 +355,20 @@ class Library:
 
 
 def build_emulated(folder: Path) -> Path:
-    """Compile the emulated library into `folder` with g++; the library's path."""
+    """Compile the emulated library into `folder` with g++, and return the library's path."""
     kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
-    commands = {
-        f"attention_{dim}{suffix}.o": (
-            "-x",
-            "c++",
-            f"-DDFLASH_HEAD_DIM={dim}",
-            *flag,
-            str(kernels / "attention.cu"),
-        )
-        for dim in HEAD_DIMS
-        for suffix, flag in (("", ()), ("_fp8", ("-DDFLASH_FP8_CACHE=1",)))
-    }
-    commands |= {
-        f"moe_{number}.o": (
-            "-x",
-            "c++",
-            f"-DDFLASH_WEIGHT_FORMAT={number}",
-            str(kernels / "moe.cu"),
-        )
-        for number in range(3)
-    }
-    commands["accept.o"] = ("-x", "c++", str(kernels / "accept.cu"))
-    for source in (
-        "library/library.cpp",
-        "library/moe.cpp",
-        "emulator/emulator.cpp",
-        "emulator/instructions.cpp",
-    ):
-        commands[Path(source).stem + ".o"] = (str(PLUGINS / source),)
+    as_cpp = ("-x", "c++")
+    commands: dict[str, tuple[str, ...]] = {}
+    for dim in HEAD_DIMS:
+        arguments = (*as_cpp, f"-DDFLASH_HEAD_DIM={dim}", str(kernels / "attention.cu"))
+        commands[f"attention_{dim}.o"] = arguments
+        commands[f"attention_{dim}_fp8.o"] = ("-DDFLASH_FP8_CACHE=1", *arguments)
+    for weight_format in range(3):
+        define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
+        commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
+    commands["accept.o"] = (*as_cpp, str(kernels / "accept.cu"))
+    for name in ("library/library", "library/moe", "emulator/emulator", "emulator/instructions"):
+        commands[Path(name).name.replace("moe", "moe_api") + ".o"] = (str(PLUGINS / f"{name}.cpp"),)
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
         name, arguments = item

@@ -44,7 +44,9 @@ class Case:
         sizes = f"n{self.tokens}-h{self.hidden}-i{self.inner}-e{self.experts}k{self.top_k}"
         kind = "interleaved" if self.interleaved else "halves"
         share = "chosen" if self.normalize else "all"
-        return f"{FORMATS[self.weight_format]}-{sizes}-{kind}-{share}-l{self.limit:g}-{self.logits}-{self.order}"
+        limit = f"l{self.limit:g}"
+        parts = FORMATS[self.weight_format], sizes, kind, share, limit, self.logits, self.order
+        return "-".join(parts)
 
     @property
     def options(self) -> MoeOptions:
@@ -147,7 +149,7 @@ def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> n
 
 
 def chosen(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return each token's experts [N, k], the first of equals first, and their shares in float64."""
+    """Return each token's experts [N, k], the first of equals first, and their float64 shares."""
     scores = given["router_logits"].astype(np.float64)
     index = np.argsort(-scores, axis=-1, kind="stable")[:, : case.top_k]
     taken = np.take_along_axis(scores, index, -1)

@@ -132,10 +132,15 @@ def compile_pair(
     prepared = replace(prepared, kv_scales=kv_scales)
     resolved = prepared.resolved
     model = build_step(
-        prepared.target, prepared.drafter, dtype=resolved.dtype, cache_len=resolved.cache_len,
-        block_size=resolved.block_size, plugins=resolved.plugins, kv_scales=kv_scales,
+        prepared.target,
+        prepared.drafter,
+        dtype=resolved.dtype,
+        cache_len=resolved.cache_len,
+        block_size=resolved.block_size,
+        plugins=resolved.plugins,
+        kv_scales=kv_scales,
         ring_width=resolved.ring_width,
-    )  # fmt: skip
+    )
     kernels = kernel_variants(model)
     log, file = layer_log(), io.BytesIO()
     compiler = Compiler(log, model, cubins)

@@ -9,16 +9,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.plugins.attention_cases import (
+    H200,
+    drafts_cases,
+    drawn_cases,
+    edges_cases,
+    fp8_cases,
+    heads_cases,
+    long_cases,
+    prefill_cases,
+    splits_cases,
+    windows_cases,
+)
 from tests.plugins.attention_reference import (
     Case,
     assert_as_good_as_eager,
     inputs,
-    reordered,
     written_caches,
 )
-from tests.plugins.library import HEAD_DIMS, Library
-
-H200 = 132  # multiprocessors: enough for every split that a plan allows
+from tests.plugins.library import Library
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -50,212 +59,42 @@ def check(library: Library, case: Case) -> None:
     assert_as_good_as_eager(case, given, got["out"], case.head_dim**-0.5)
 
 
-def _heads() -> list[Case]:
-    """Return every head_dim with every number of key heads and group; rows and lengths go round."""
-    rows, past = (1, 2, 5, 8, 9, 10, 15, 16, 17, 31, 40), ((0,), (1, 15), (16, 0, 17), (33, 2))
-    cases = []
-    for head_dim in HEAD_DIMS:
-        for kv_heads in (1, 2, 3):
-            for group in (1, 4, 7, 8):
-                n = len(cases)
-                case = Case(past[n % 4], rows[n % 11], head_dim, kv_heads, group, sinks=n % 3 == 0)
-                cases.append(replace(case, processors=(1, H200)[n % 2]))
-    return reordered(cases)
-
-
-def _windows() -> list[Case]:
-    """Windows shorter and longer than a tile of keys, at lengths around a tile's edge."""
-    cases = []
-    for window in (1, 3, 16, 64, 100):
-        for n, past in enumerate([(0, 15), (14, 16), (63, 64, 65), (200, 1)]):
-            case = Case(
-                past, (1, 8, 17)[n % 3], (64, 128)[n % 2], group=(4, 7)[n % 2], window=window
-            )
-            cases.append(replace(case, sinks=n % 2 == 0, processors=(1, 4, H200)[n % 3]))
-    return reordered(cases)
-
-
-def _drafts() -> list[Case]:
-    """Context rows kept and rejected; blocks that see all of themselves, their past, or a
-    window.
-    """
-    cases = []
-    for causal in (False, True):
-        for window in (0, 1, 3, 40):
-            for n, (context_rows, committed) in enumerate(
-                [(1, (1,)), (8, (1, 8, 5)), (16, (9, 2)), (40, (40, 1))]
-            ):
-                past = (0, 30, 63)[: len(committed)]
-                case = Case(
-                    past, (8, 10, 16, 1)[n], HEAD_DIMS[n], kv_heads=1 + n % 3, group=(8, 7, 4, 1)[n]
-                )
-                case = replace(
-                    case,
-                    context_rows=context_rows,
-                    committed=committed,
-                    causal=causal,
-                    window=window,
-                )
-                cases.append(replace(case, sinks=n % 2 == 0, processors=(1, H200)[n % 2]))
-    return reordered(cases)
-
-
-def _long() -> list[Case]:
-    """4095 keys and one more, beside slots that have hardly any."""
-    cases = [
-        Case((4095 - 8, 0, 17), 8, 128, 2, 4, processors=16),
-        Case((4095 - 16, 1), 16, 64, 1, 8, processors=H200, sinks=True),
-        Case((4095 - 8,), 8, 64, 1, 8, window=128, processors=H200, sinks=True),
-        Case((4096 - 1, 15), 1, 96, 1, 7),
-        Case((4095 - 10, 16), 10, 256, 1, 4, processors=H200),
-        Case(
-            (4095 - 9, 7),
-            8,
-            128,
-            1,
-            8,
-            context_rows=8,
-            committed=(1, 8),
-            causal=False,
-            processors=H200,
-        ),
-    ]
-    return reordered(cases)
-
-
-def _splits() -> list[Case]:
-    """Far more splits than tiles of keys: most find none, and what they leave in the workspace must
-    not count.
-    """
-    cases = [
-        Case((0, 3), rows, head_dim, 2, 4, spare=4000, processors=processors, sinks=head_dim == 96)
-        for rows in (1, 9)
-        for head_dim in HEAD_DIMS
-        for processors in (4, H200)
-    ]
-    return reordered([*cases, Case((90,), 8, window=20, spare=4000, processors=H200, sinks=True)])
-
-
-def _edges() -> list[Case]:
-    """Blocks that begin around the end of a tile of keys, where the check of what a row sees may be
-    left out.
-    """
-    cases = [
-        Case((tile - 2, tile - 1, tile), rows, head_dim, 1, 4, processors=processors)
-        for tile in (32, 64)
-        for rows in (2, 8, 33)
-        for head_dim in HEAD_DIMS
-        for processors in (1, H200)
-    ]
-    return reordered(cases)
-
-
-def _prefill() -> list[Case]:
-    """Return as many rows as a chunk of a prompt, several tiles of them."""
-    cases = [
-        Case((0,), 100 + 33 * n, dim, 2, (4, 7, 1, 8)[n], sinks=n == 1)
-        for n, dim in enumerate(HEAD_DIMS)
-    ]
-    cases += [
-        Case((77, 0), 128, 128, 1, 4, processors=H200),
-        Case((130,), 200, 64, 1, 8, window=50, sinks=True),
-        Case((10,), 16, 128, 2, 4, context_rows=150, committed=(150,), causal=False),
-        Case(
-            (10, 0),
-            8,
-            64,
-            2,
-            7,
-            context_rows=100,
-            committed=(100, 31),
-            causal=False,
-            window=64,
-            processors=H200,
-        ),
-    ]
-    return reordered(cases)
-
-
-def _drawn(count: int) -> list[Case]:
-    """Shapes drawn at random, always the same ones."""
-    rng = np.random.default_rng(3)
-    cases = []
-    for _ in range(count):
-        batch = int(rng.integers(1, 4))
-        case = Case(
-            past=tuple(map(int, rng.choice([0, 1, 7, 15, 16, 17, 31, 47, 64, 100, 191], batch))),
-            rows=int(rng.integers(1, 41)),
-            head_dim=int(rng.choice(HEAD_DIMS)),
-            kv_heads=int(rng.integers(1, 4)),
-            group=int(rng.integers(1, 9)),
-            window=int(rng.choice([0, 0, 1, 5, 33, 128])),
-            sinks=bool(rng.integers(2)),
-            spare=int(rng.choice([0, 1, 5, 600])),
-            processors=int(rng.choice([1, 3, 20, H200])),
-        )
-        if rng.integers(2):
-            context_rows = int(rng.integers(1, 33))
-            committed = tuple(map(int, rng.integers(1, context_rows + 1, batch)))
-            case = replace(
-                case, context_rows=context_rows, committed=committed, causal=bool(rng.integers(2))
-            )
-        cases.append(case)
-    return reordered(cases)
-
-
-def _fp8() -> list[Case]:
-    """Return a share of every kind of case above, with FP8 caches of scales that are powers of two,
-    are not, or saturate.
-    """
-    scales = (1.0, 1.0), (2.0**-7, 2.0**-6), (0.0113, 0.0071), (0.004, 0.003)
-    cases = [
-        *_heads()[::2],
-        *_windows()[::2],
-        *_long()[:5],
-        *_splits()[::3],
-        *_edges()[::3],
-        *_prefill()[:6:2],
-    ]
-    cases += [case for case in _drawn(60) if not case.draft][::2]
-    return [replace(case, cache_scales=scales[n % 4]) for n, case in enumerate(cases)]
-
-
-@pytest.mark.parametrize("case", _heads(), ids=str)
+@pytest.mark.parametrize("case", heads_cases(), ids=str)
 def test_heads(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _windows(), ids=str)
+@pytest.mark.parametrize("case", windows_cases(), ids=str)
 def test_windows(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _drafts(), ids=str)
+@pytest.mark.parametrize("case", drafts_cases(), ids=str)
 def test_drafts(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _long(), ids=str)
+@pytest.mark.parametrize("case", long_cases(), ids=str)
 def test_long_contexts(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _splits(), ids=str)
+@pytest.mark.parametrize("case", splits_cases(), ids=str)
 def test_more_splits_than_keys(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _edges(), ids=str)
+@pytest.mark.parametrize("case", edges_cases(), ids=str)
 def test_edges_of_tiles(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _prefill(), ids=str)
+@pytest.mark.parametrize("case", prefill_cases(), ids=str)
 def test_prefill(library: Library, case: Case) -> None:
     check(library, case)
 
 
-@pytest.mark.parametrize("case", _drawn(60), ids=lambda case: f"{case}-spare{case.spare}")
+@pytest.mark.parametrize("case", drawn_cases(60), ids=lambda case: f"{case}-spare{case.spare}")
 def test_drawn_shapes(library: Library, case: Case) -> None:
     check(library, case)
 
@@ -286,7 +125,7 @@ def test_the_same_bits_in_any_order(library: Library, case: Case) -> None:
             )
 
 
-@pytest.mark.parametrize("case", _fp8(), ids=str)
+@pytest.mark.parametrize("case", fp8_cases(), ids=str)
 def test_fp8_caches(library: Library, case: Case) -> None:
     """Codes are those of float32 division and rounding, to the bit; what is attended to are their
     values.

@@ -151,7 +151,8 @@ import experts, experts_triton
 work = experts.MoeWork(experts.Experts("small", 96, 64, 3, 2), 9)
 tensors = work.tensors(work.weights("cpu"), 1)
 floats = ("x", "gate_up_bias", "down_bias")
-tensors |= {name: tensors[name].float() for name in floats}  # the interpreter does not multiply bfloat16
+# The interpreter does not multiply bfloat16.
+tensors |= {name: tensors[name].float() for name in floats}
 tensors["out"] = experts_triton.triton_way(work, tensors)(tensors)
 experts.check_experts(work, tensors)
 print("agrees")

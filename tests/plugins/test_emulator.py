@@ -270,9 +270,12 @@ def _shows(library: Library, cases: list[Case]) -> bool:
             library.order(order, 1)
             try:
                 got = library.attention(
-                    "verify", given, scale=case.head_dim**-0.5, processors=case.processors,
+                    "verify",
+                    given,
+                    scale=case.head_dim**-0.5,
+                    processors=case.processors,
                     cache_scales=case.cache_scales,
-                )  # fmt: skip
+                )
             except LibraryError:
                 return True
             error = np.abs(got["out"].astype(np.float64) - exact).max()

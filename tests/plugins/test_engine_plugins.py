@@ -65,7 +65,7 @@ def _models(directory: Path, model_type: str, variant: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures:
-    """Return every pair for every arch, compiling; and one pair without plugins under the arch ""."""
+    """Compile every pair for every arch, and one pair without plugins under the arch ""."""
     made: Futures = {}
     for key, arch in product(FAKE, ARCHS):
         compiling(key, arch)

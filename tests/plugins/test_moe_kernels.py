@@ -66,13 +66,10 @@ def _sizes() -> list[Case]:
 def _tokens() -> list[Case]:
     """Return cases of one token up to full and partial tiles of 8, 16 and 32."""
     counts = (1, 2, 7, 8, 16, 17, 24, 25, 33, 70, 150)
-    cases = [
-        replace(
-            Case(tokens, weight_format, 64, 32, experts=6, top_k=2), interleaved=bool(tokens % 2)
-        )
-        for weight_format in FORMATS
-        for tokens in counts
-    ]
+    cases = []
+    for weight_format, tokens in product(FORMATS, counts):
+        case = Case(tokens, weight_format, 64, 32, experts=6, top_k=2)
+        cases.append(replace(case, interleaved=bool(tokens % 2)))
     return _numbered(cases)
 
 
@@ -172,9 +169,7 @@ def test_minus_zero_is_zero(library: Library) -> None:
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-def test_what_an_earlier_step_left_in_the_workspace_does_not_count(
-    weight_format: int, library: Library
-) -> None:
+def test_moe_ignores_an_earlier_steps_workspace(weight_format: int, library: Library) -> None:
     """Here places 0 and 1 as a group of expert 1's, wherever a group may stand; only two of six
     have any.
     """
@@ -184,7 +179,7 @@ def test_what_an_earlier_step_left_in_the_workspace_does_not_count(
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_logits_that_are_no_numbers_choose_experts_that_there_are(library: Library) -> None:
+def test_nan_logits_choose_existing_experts(library: Library) -> None:
     """NaN is chosen last, infinity first; with infinities and NaN everywhere nothing outside is
     read.
     """

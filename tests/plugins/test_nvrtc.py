@@ -76,7 +76,7 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(
 
 
 def _ctas_wanted(kernel: str) -> int:
-    """Return how many CTAs (of 256 threads) a multiprocessor is to hold at once; 0: whatever fits."""
+    """Return how many CTAs of 256 threads a multiprocessor should hold; 0 is whatever fits."""
     tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4)", kernel)
     return 0 if tile is None else 3 if tile[1] == "8" and tile[2] != "_nvfp4" else 2
 
@@ -98,7 +98,7 @@ def _dynamic_shared_bytes(kernel: str) -> int:
     return made.shared_bytes
 
 
-def test_every_operator_has_its_source_and_every_source_its_launches() -> None:
+def test_every_operator_has_source_and_launches() -> None:
     assert {
         name.removesuffix(".cu") for name in kernel_sources() if name.endswith(".cu")
     } == sources()
@@ -106,7 +106,7 @@ def test_every_operator_has_its_source_and_every_source_its_launches() -> None:
     assert {dict(key.sizes).get("head_dim") for key in KEYS[1:]} == set(HEAD_DIMS)
 
 
-def test_the_same_source_gives_the_same_bytes_and_no_path_of_this_machine() -> None:
+def test_compile_is_reproducible_without_paths() -> None:
     first, again = compiled(KEYS[0], "sm120"), compile_kernel(KEYS[0], "sm120")
     assert first.code == again.code
     assert str(ROOT).encode() not in first.code

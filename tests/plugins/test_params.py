@@ -66,14 +66,14 @@ int main() {
     if (kind == 't') {
       scanf("%%d %%d %%d %%d %%d %%d %%d", &a, &b, &c, &d, &e, &f, &g);
       const AttentionPlan p = attention_plan(a, b, c, d, e, f, g);
-      printf("%%d %%d %%d %%d %%d %%d %%lld\n", p.tile.rows, p.tile.warps, p.tile.keys, p.row_tiles, p.splits,
-             p.shared_bytes, p.workspace_bytes);
+      printf("%%d %%d %%d %%d %%d ", p.tile.rows, p.tile.warps, p.tile.keys, p.row_tiles, p.splits);
+      printf("%%d %%lld\n", p.shared_bytes, p.workspace_bytes);
     } else if (kind == 'm') {
       scanf("%%d %%d %%d %%d %%d %%d", &a, &b, &c, &d, &e, &f);
       const MoePlan p = moe_plan(a, b, c, d, e, f);
       const MoeWorkspace& w = p.workspace;
-      printf("%%d %%d %%d %%d %%d %%d %%d ", p.tile.tokens, p.tile.row_warps, p.groups, p.gate_up_blocks,
-             p.down_blocks, p.sum_blocks, p.shared_bytes);
+      printf("%%d %%d %%d %%d ", p.tile.tokens, p.tile.row_warps, p.groups, p.gate_up_blocks);
+      printf("%%d %%d %%d ", p.down_blocks, p.sum_blocks, p.shared_bytes);
       printf("%%lld %%lld %%lld %%lld %%lld ", w.shares, w.chosen, w.order, w.rows, w.groups);
       printf("%%lld %%lld %%lld %%lld\n", w.ordered_x, w.inner, w.partial, w.bytes);
     } else {
@@ -90,16 +90,27 @@ def _attention_cases() -> list[dict[str, int]]:
     """Return every head_dim with every tile and its edges; then random ones."""
     edges = [
         dict(zip(ATTENTION_SIZES, values, strict=True))
-        for values in product((1, 3, 32), (1, 8, 16, 17, 33, 65, 512, 2048), (32,), (8,), (64, 96, 128, 256),
-                              (64, 128, 32832), (20, 132, 256))
-    ]  # fmt: skip
+        for values in product(
+            (1, 3, 32),
+            (1, 8, 16, 17, 33, 65, 512, 2048),
+            (32,),
+            (8,),
+            (64, 96, 128, 256),
+            (64, 128, 32832),
+            (20, 132, 256),
+        )
+    ]
     random = np.random.default_rng(0)
     for _ in range(500):
         kv_heads = int(random.integers(1, 17))
         values = (
-            *random.integers(1, 65, 2), kv_heads * random.integers(1, 9), kv_heads, random.choice([64, 96, 128, 256]),
-            random.integers(1, 40000), random.integers(1, 257),
-        )  # fmt: skip
+            *random.integers(1, 65, 2),
+            kv_heads * random.integers(1, 9),
+            kv_heads,
+            random.choice([64, 96, 128, 256]),
+            random.integers(1, 40000),
+            random.integers(1, 257),
+        )
         edges.append(
             {name: int(value) for name, value in zip(ATTENTION_SIZES, values, strict=True)}
         )
@@ -145,9 +156,20 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     (folder / "plan.cpp").write_text(PROGRAM % {"facts": lines})
     subprocess.run(
-        ["g++", "-std=c++17", "-Wall", "-Werror", "-Wno-unused-result", f"-I{KERNELS}", "plan.cpp", "-o", "plan"],
-        cwd=folder, check=True,
-    )  # fmt: skip
+        [
+            "g++",
+            "-std=c++17",
+            "-Wall",
+            "-Werror",
+            "-Wno-unused-result",
+            f"-I{KERNELS}",
+            "plan.cpp",
+            "-o",
+            "plan",
+        ],
+        cwd=folder,
+        check=True,
+    )
     asked = [f"t {' '.join(map(str, case.values()))}" for case in ATTENTION_CASES]
     asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
     asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
@@ -255,7 +277,7 @@ def test_the_workspace_of_experts_grows_with_tokens(weight_format: int) -> None:
 @pytest.mark.parametrize(
     ("q_heads", "kv_heads", "head_dim"), [(32, 8, 128), (64, 8, 64), (3, 1, 96), (8, 8, 256)]
 )
-def test_the_workspace_of_the_largest_call_suffices_for_every_smaller_one(
+def test_workspace_of_largest_call_suffices_for_smaller(
     q_heads: int, kv_heads: int, head_dim: int
 ) -> None:
     heads = {"q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim, "cache_len": 4096}

@@ -152,9 +152,14 @@ def test_attention(case: Case, processors: int, module: EmulatedModule, emulated
     numbers |= dict(zip(("key_scale", "value_scale"), case.cache_scales or (), strict=False))
     got = enqueue(DRAFT if case.draft else VERIFY, given, numbers)
     want = emulated.attention(
-        "draft" if case.draft else "verify", given, scale=scale, window=case.window, causal=case.causal,
-        processors=min(processors, params.MAX_PROCESSORS), cache_scales=case.cache_scales,
-    )  # fmt: skip
+        "draft" if case.draft else "verify",
+        given,
+        scale=scale,
+        window=case.window,
+        causal=case.causal,
+        processors=min(processors, params.MAX_PROCESSORS),
+        cache_scales=case.cache_scales,
+    )
     assert {stream for _, stream in module.launched} == {77}
     names = {"out": "out", "key_cache": "key_cache_out", "value_cache": "value_cache_out"}
     for name, ours in names.items():
@@ -220,8 +225,9 @@ def test_more_processors_are_more_kernels(module: EmulatedModule) -> None:
     for module.processors in (1, 132):
         enqueue(VERIFY, given, numbers)
     assert [kernel for kernel, _ in module.launched] == [
-        "dflash_attention_d64_r16", "dflash_attention_d64_r16",
-    ]  # fmt: skip
+        "dflash_attention_d64_r16",
+        "dflash_attention_d64_r16",
+    ]
     enqueue(VERIFY, inputs(CASES[2]), numbers | {"head_dim": 96})
     assert [kernel for kernel, _ in module.launched[2:]] == [
         "dflash_attention_d96_r128",
@@ -249,8 +255,10 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         np.testing.assert_array_equal(got[name], expected)
     assert temperature > 0 or (got["num_new"] >= 2).all()
     assert [kernel for kernel, _ in module.launched] == [
-        "dflash_accept_scan", "dflash_accept_choose", "dflash_accept_finish",
-    ]  # fmt: skip
+        "dflash_accept_scan",
+        "dflash_accept_choose",
+        "dflash_accept_finish",
+    ]
 
 
 MOE_CASES = [
@@ -374,12 +382,9 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
 def test_scales_belong_to_fp8_caches(
     case: Case, numbers: dict[str, float], words: str, module: EmulatedModule
 ) -> None:
+    fields = {"scale": 1.0, "window_size": 0, "head_dim": case.head_dim} | numbers
     with pytest.raises(EngineError, match=words):
-        enqueue(
-            VERIFY,
-            inputs(case),
-            {"scale": 1.0, "window_size": 0, "head_dim": case.head_dim} | numbers,
-        )
+        enqueue(VERIFY, inputs(case), fields)
     assert module.launched == []
 
 

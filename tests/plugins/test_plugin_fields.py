@@ -74,7 +74,7 @@ def _creator(spec: OpSpec) -> StepPluginCreator:
 
 
 @specs
-def test_a_creator_names_its_operators_attributes_and_kernel_sizes(spec: OpSpec) -> None:
+def test_creator_names_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     creator = StepPluginCreator(spec)
     assert (creator.name, creator.plugin_version, creator.plugin_namespace) == (
         spec.name,
@@ -202,7 +202,7 @@ def test_a_missing_field_is_an_error_in_words_and_kept(
     assert trt_plugins.pop_errors() == []
 
 
-def test_without_a_gpu_a_context_is_attached_and_the_launch_says_why_it_cannot_be() -> None:
+def test_launch_without_gpu_says_why() -> None:
     """TensorRT dies of an exception in attach_to_context, and calls it while it builds."""
     try:
         from cuda.bindings import driver

@@ -60,9 +60,15 @@ def _run(
     library.order(case.order)
     kind, scale = "draft" if case.draft else "verify", case.head_dim**-0.5
     return library.attention(
-        kind, given, scale=scale, window=case.window, causal=case.causal, ring=ring, processors=case.processors,
+        kind,
+        given,
+        scale=scale,
+        window=case.window,
+        causal=case.causal,
+        ring=ring,
+        processors=case.processors,
         cache_scales=case.cache_scales,
-    )  # fmt: skip
+    )
 
 
 def _splits(library: Library, case: Case, cache_len: int) -> int:

@@ -1,4 +1,4 @@
-"""What we ask of TensorRT exists, with these types, in the bindings of the flavor that we ask it of.
+"""Our calls of TensorRT type-check against the bindings of both flavors.
 
 No TensorRT is needed, and none can be had from PyPI: see bindings.py.
 """

@@ -1,0 +1,167 @@
+"""Calls of the launchers with arguments that a test changes first."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.fixtures.sampling import sampling_arrays
+from tests.plugins.library import (
+    BFLOAT16,
+    MOE_INPUTS,
+    AttentionOptions,
+    HostMemory,
+    Library,
+    LibraryError,
+    Placed,
+    Tensor,
+    poisoned,
+)
+from tests.plugins.moe_reference import Case as MoeCase
+from tests.plugins.moe_reference import inputs as moe_inputs
+
+# Four tiles of keys: there are splits, and a workspace.
+B, T, C, HQ, HKV, D, CACHE = 2, 5, 3, 6, 3, 64, 200
+R, S, U, V = 4, 5, 40, 1000
+BATCHED = ("q", "k", "v", "key_cache", "value_cache", "positions", "out")
+Change = Callable[[dict[str, Any]], None]
+
+
+def attention_arrays(context_rows: int) -> dict[str, np.ndarray]:
+    rows, q, cache = context_rows + T, (B, T, HQ, D), (B, HKV, CACHE, D)
+    shapes = {
+        "q": q,
+        "k": (B, rows, HKV, D),
+        "v": (B, rows, HKV, D),
+        "key_cache": cache,
+        "value_cache": cache,
+    }
+    made = {name: np.zeros(shape, BFLOAT16) for name, shape in shapes.items()}
+    made["positions"] = np.tile(np.arange(rows), (B, 1))
+    return {**made, "sinks": np.zeros(HQ, BFLOAT16), "out": poisoned(q, BFLOAT16)}
+
+
+def accept_arrays() -> dict[str, np.ndarray]:
+    ints = np.ones(B, np.int32)
+    return {
+        "logits": np.zeros((B, R, V), np.float32),
+        "input_ids": np.zeros((B, S), np.int64),
+        "num_known": ints,
+        "past_len": ints,
+        **sampling_arrays(B),
+        "uniforms": np.zeros((B, U), np.float32),
+        "new_ids": poisoned([B, R], np.int64),
+        "num_new": poisoned([B], np.int32),
+        "next_len": poisoned([B], np.int32),
+        "bonus": poisoned([B, 1], np.int64),
+    }
+
+
+MOE_CASES = {"moe": 0, "moe_mxfp4": 1, "moe_nvfp4": 2}  # by operation: the weights' format
+FUNCTIONS = {
+    "verify": "dflash_verify_attention",
+    "draft": "dflash_draft_attention",
+    "accept": "dflash_accept",
+}
+FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
+
+
+def moe_case(operation: str) -> MoeCase:
+    return MoeCase(5, MOE_CASES[operation], 96, 64, experts=6, top_k=2)
+
+
+def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
+    """Return the tensors in the order of the function's arguments; None where one is not given."""
+    if operation in MOE_CASES:
+        made = moe_inputs(moe_case(operation))
+        return {
+            **{name: made.get(name) for name in MOE_INPUTS},
+            "out": poisoned(made["x"].shape, BFLOAT16),
+        }
+    if operation == "accept":
+        return {**accept_arrays()}
+    return {**attention_arrays(C if operation == "draft" else 0)}
+
+
+def call_operation(library: Library, operation: str, change: Change) -> None:
+    """Call an operation with arguments that are right but for what `change` does to them (by
+    name).
+    """
+    memory = HostMemory()
+    placed = {
+        name: array if array is None else Placed(memory, array)
+        for name, array in operation_arrays(operation).items()
+    }
+    space = Placed(memory, np.zeros(1 << 20, np.uint8).view(np.float32))
+    given: dict[str, Any] = {name: array and array.tensor() for name, array in placed.items()}
+    options = (
+        moe_case(operation).options
+        if operation in MOE_CASES
+        else AttentionOptions(0.1, causal=1, processors=8)
+    )
+    given["options"] = options
+    given["workspace"], given["workspace_bytes"] = space.address, 1 << 20
+    change(given)
+    options, workspace, size = (
+        given.pop(name) for name in ("options", "workspace", "workspace_bytes")
+    )
+    extra = [] if operation == "accept" else [options and ctypes.byref(options)]
+    function = getattr(library.c, FUNCTIONS[operation])
+    tensors = [tensor and ctypes.byref(tensor) for tensor in given.values()]
+    status = function(
+        *tensors, *extra, ctypes.c_void_p(workspace), ctypes.c_int64(size), ctypes.c_void_p(None)
+    )
+    if status:
+        raise LibraryError(status, library.c.dflash_last_error().decode())
+
+
+def sets(name: str, **fields: Any) -> Change:
+    """Set fields of a tensor or of the options; `shape_1=7` sets one size and leaves the strides
+    contiguous.
+    """
+
+    def change(given: dict[str, Any]) -> None:
+        for field, value in fields.items():
+            if field[-1].isdigit():
+                array, _, index = field.rpartition("_")
+                getattr(given[name], array)[int(index)] = value
+                if array == "shape":
+                    make_contiguous(given[name])
+            else:
+                setattr(given[name], field, value)
+
+    return change
+
+
+def make_contiguous(tensor: Tensor) -> None:
+    stride = 1
+    for i in reversed(range(tensor.ndim)):
+        tensor.stride[i] = stride
+        stride *= tensor.shape[i]
+
+
+def without(name: str) -> Change:
+    return lambda given: given.__setitem__(name, None)
+
+
+def moved(name: str, by: int) -> Change:
+    return lambda given: setattr(given[name], "data", given[name].data + by)
+
+
+def both(*changes: Change) -> Change:
+    def change(given: dict[str, Any]) -> None:
+        for one in changes:
+            one(given)
+
+    return change
+
+
+def space(workspace_bytes: int, offset: int = 0) -> Change:
+    def change(given: dict[str, Any]) -> None:
+        given["workspace_bytes"] = workspace_bytes
+        given["workspace"] += offset
+
+    return change
