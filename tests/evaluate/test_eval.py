@@ -1,4 +1,4 @@
-"""dflash-trt eval: tables, JSON, exit codes, and what is refused."""
+"""dflash-trt eval: tables, JSON, exit codes and refusals."""
 
 from __future__ import annotations
 
@@ -136,11 +136,11 @@ def test_eval_limits_acceptance_length_of_one_engine(
 ) -> None:
     prompts, report = tmp_path / "prompts.txt", tmp_path / "report.json"
     prompts.write_text("hello\n")
-    asked = ("--prompts", prompts, "--max-tokens", "8", "--json", report)
-    assert run_eval(engine, *asked, "--min-acceptance-length", "1").exit_code == 0
+    options = ("--prompts", prompts, "--max-tokens", "8", "--json", report)
+    assert run_eval(engine, *options, "--min-acceptance-length", "1").exit_code == 0
     data = json.loads(report.read_text())
     assert data["limits"] == {"min_acceptance_length": 1}
-    result = run_eval(engine, *asked, "--min-acceptance-length", "99")
+    result = run_eval(engine, *options, "--min-acceptance-length", "99")
     assert result.exit_code == 1
     found = data["engine"]["acceptance"]["acceptance_length"]
     expected = f"failed: τ is {found:.6g}, below --min-acceptance-length 99"
@@ -289,7 +289,7 @@ def test_eval_refuses_other_vocabularies_and_tokenizers(
 
 
 def test_eval_refuses_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
-    """They would be asked different questions."""
+    """The engines would answer different prompts."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n")
     other = changed_copy(

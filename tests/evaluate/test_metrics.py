@@ -1,4 +1,4 @@
-"""The numbers themselves, against their definitions written out."""
+"""The metrics, against their definitions written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on engines, against Hugging Face's model and against what must come out."""
+"""Measurements on engines, against Hugging Face's model and known differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which number of drafts is recommended, on points that are made up."""
+"""The recommended number of drafts, on made-up points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dflash-trt profile: tables, files, what is refused, and the way to --estimate."""
+"""dflash-trt profile: tables, files, refusals, and the way to --estimate."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_profile_refuses_unwritable_files_first(run_profile: RunProfile, tmp_pat
 def test_profile_prints_names_that_look_like_markup(
     run_profile: RunProfile, tmp_path: Path, engine: Path
 ) -> None:
-    """And answers of one generation step, of which no share of drafts can be told."""
+    """Such names are printed as text; answers of one decode step have no acceptance by position."""
     pytest.importorskip("matplotlib")
     odd = tmp_path / "[" / "x]"
     odd.parent.mkdir()

@@ -1,4 +1,4 @@
-"""A profile of the demo pair: an independent clock agrees, and all systems write the same."""
+"""A profile of the demo pair: an independent clock agrees, and all systems give the same text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where a step's time goes: real kernels of a tiny engine, made-up events, and differences of step
-times.
-"""
+"""The time of a step by layer: real kernels of a tiny engine, made-up events, and differences."""
 
 from __future__ import annotations
 
@@ -78,9 +76,7 @@ def test_breakdown_parts_and_layers_add_up(found: Profile) -> None:
 
 
 def test_kernels_of_attention_go_to_their_layer() -> None:
-    """Bodies of operators are inlined: calls are told apart by their order, whatever their names
-    say.
-    """
+    """Bodies of operators are inlined, and calls are told apart by their order."""
     names = {
         "/target/embed_kernel_time": 1,
         "/target/layers.0/q_proj/MatMul_kernel_time": 10,
@@ -133,7 +129,7 @@ def pair(
 def test_kernels_of_functions_go_to_their_layer(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine's graph says where each call stands; ONNX Runtime's names of kernels do not."""
+    """The engine's graph has the layer of each call; ONNX Runtime's kernel names do not."""
     target, drafter = pair
     build_engine(
         BuildConfig(str(target), tmp_path / "engine", drafter=str(drafter), max_seq_len=64)
@@ -224,9 +220,7 @@ def test_trace_stays_within_the_caches(tmp_path: Path) -> None:
 
 
 def test_merge_observations_takes_the_fastest() -> None:
-    """The fastest step, the host's part of the fastest twin, each layer's fastest kernels; no
-    layer's time is the host's.
-    """
+    """Each figure is the smallest of all steps; time of no layer is the host's."""
     steps = [
         Observation(
             0.013, 0.003, {"target/layers.0": 6.0, "drafter/fc": 2.0, "accept": 1.0, "": 1.0}

@@ -1,6 +1,4 @@
-"""The plain engine beside a DFlash engine has the same numbers, also where the checkpoint has
-scales for FP8 caches.
-"""
+"""The plain engine beside a DFlash engine: the same caches, also where they are FP8."""
 
 from __future__ import annotations
 
@@ -44,11 +42,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return make
 
 
-@pytest.mark.parametrize(("asked", "algo"), [("auto", "FP8"), ("float32", None)])
+@pytest.mark.parametrize(("kv_cache_dtype", "algo"), [("auto", "FP8"), ("float32", None)])
 def test_plain_engine_is_built_with_the_same_caches(
-    asked: str, algo: str | None, build: Build
+    kv_cache_dtype: str, algo: str | None, build: Build
 ) -> None:
-    engine = build(asked, drafts=True)
+    engine = build(kv_cache_dtype, drafts=True)
     config = EngineConfig.load(engine)
     assert config.kv_cache_quant_algo == algo
     with plain_engine(engine, config, given=None, target=None, progress=ignore_progress) as plain:

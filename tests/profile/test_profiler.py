@@ -1,6 +1,4 @@
-"""A whole profile: what its figures are made of, that they repeat, and that another clock sees the
-same.
-"""
+"""A whole profile: its figures, their repetition, and a comparison with another clock."""
 
 from __future__ import annotations
 
@@ -146,7 +144,7 @@ def test_profile_with_prompts_of_one_length(make_profile: MakeProfile) -> None:
 
 
 def test_profile_with_fewer_prompts_than_slots(make_profile: MakeProfile) -> None:
-    """They are asked as often as it takes, all equally often."""
+    """The prompts are repeated to fill the slots, all equally often."""
     found = make_profile(
         PromptSet("one", (Prompt(sentence(3, 2, 7), "sentence"),)), batch="3", draft_lens="5"
     )
@@ -170,7 +168,7 @@ def test_profile_builds_and_removes_a_plain_engine(
 def test_profile_refuses_answers_without_decode_steps(
     engine: Path, plain: Path, make_profile: MakeProfile
 ) -> None:
-    """Answers that end with their first token have no generation step."""
+    """Answers that end with their first token have no decode step."""
     prompt = sentence(3, 2, 7)
     with pytest.raises(UsageError, match="there is no prompt to answer"):
         make_profile(PromptSet("none", ()))

@@ -1,4 +1,4 @@
-"""The prompts that come with the package, and prompts made to fit."""
+"""The prompts that come with the package, and prompts of one length."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def test_limit_per_category_keeps_the_first() -> None:
 
 
 def test_fit_length_cuts_or_fills_the_beginning() -> None:
-    questions = [
+    prompts = [
         EncodedPrompt("a", [1, 2, 3]),
         EncodedPrompt("b", [4]),
         EncodedPrompt("a", [5, 6, 7, 8, 9]),
     ]
-    fitted = fit_length(questions, 4)
-    assert [question.input_ids for question in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
-    assert [question.category for question in fitted] == ["a", "b", "a"]
-    assert [question.input_ids for question in fit_length([EncodedPrompt("a", [1, 2])], 5)] == [
+    fitted = fit_length(prompts, 4)
+    assert [prompt.input_ids for prompt in fitted] == [[9, 1, 2, 3], [1, 2, 3, 4], [6, 7, 8, 9]]
+    assert [prompt.category for prompt in fitted] == ["a", "b", "a"]
+    assert [prompt.input_ids for prompt in fit_length([EncodedPrompt("a", [1, 2])], 5)] == [
         [2, 1, 2, 1, 2]
     ]
-    assert fit_length(questions, None) == questions
+    assert fit_length(prompts, None) == prompts
     assert fit_length([EncodedPrompt("a", [])], 3) == [EncodedPrompt("a", [])]
 
 

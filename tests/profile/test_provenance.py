@@ -1,4 +1,4 @@
-"""Which commit a profile says it was measured with: the package's own, or none."""
+"""The commit in a profile: the package's own, or none."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from trtllm_dflash.profile.provenance import commit
 
 
 def test_commit_is_that_of_a_checkout_that_tracks_the_module(tmp_path: Path) -> None:
-    """A package in a virtual environment inside somebody's repository is not at that repository's
-    commit.
-    """
+    """A package in a virtual environment may lie in another project's checkout."""
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=n", "-c", "user.email=e"]

@@ -1,6 +1,4 @@
-"""The report: one page that is whole, well-formed, and says what the profile says, in light and
-dark.
-"""
+"""The report: one complete, well-formed page with the figures of the profile, for two themes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON is as declared, the page says so, and a check sees what is not."""
+"""The JSON: it is as declared, the README describes it, and a check finds differences."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tiny targets quantized by `quantize`, calibrated with the ids that tests/quantize/modelopt.py
-gives ModelOpt.
-"""
+"""Tiny targets quantized by `quantize`, calibrated with the same ids as ModelOpt in the tests."""
 
 from __future__ import annotations
 

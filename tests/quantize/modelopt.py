@@ -1,8 +1,6 @@
-"""What ModelOpt itself makes of a target: its export, and its fake-quantized forward with the
-exported scales.
+"""ModelOpt's own export of a target, and its fake-quantized forward with the exported scales.
 
-Nothing here is our own quantization; it is what that, and the loading of others' checkpoints, are
-compared with.
+Nothing here uses our quantization, which is compared with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calibration text: what a file may hold, and how it becomes sequences."""
+"""Calibration text: the forms of a file, and the sequences made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantizing a real model takes little memory: one layer of it, and the libraries."""
+"""Quantizing a real model takes the memory of one layer and the libraries."""
 
 from __future__ import annotations
 

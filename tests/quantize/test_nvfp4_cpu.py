@@ -1,6 +1,4 @@
-"""The CPU's NVFP4 against numbers worked out by hand, and against the weights that ModelOpt's
-export packs.
-"""
+"""NVFP4 on the CPU, against values worked out by hand and ModelOpt's packed weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The quantized drafter: what is left alone, what shares scales, and that calibration really drove
-the drafter.
-"""
+"""The quantized drafter: what is left alone, what shares scales, and its calibration."""
 
 from __future__ import annotations
 

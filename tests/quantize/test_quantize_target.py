@@ -1,4 +1,4 @@
-"""What `quantize` writes, against ModelOpt's own export and its own fake-quantized weights."""
+"""The output of `quantize`, against ModelOpt's own export and fake-quantized weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What cannot be quantized is refused in so many words, and no failure leaves a trace or touches
-what was there.
-"""
+"""Refusals of `quantize`; no failure leaves files or changes others."""
 
 from __future__ import annotations
 
@@ -280,20 +278,22 @@ class TestOverwrite:
     def old(self, quantized: Callable[..., Path], tmp_path: Path) -> Path:
         return Path(shutil.copytree(quantized("llama", "w4a16_nvfp4"), tmp_path / "old"))
 
-    def test_it_must_be_asked_for(self, config: Config, old: Path) -> None:
+    def test_overwrite_is_needed(self, config: Config, old: Path) -> None:
         with pytest.raises(
             UsageError, match="is not empty; give another, or --overwrite to replace a checkpoint"
         ):
             pipeline.quantize(config(output_dir=old))
 
-    def test_it_replaces(self, config: Config, old: Path) -> None:
+    def test_overwrite_replaces(self, config: Config, old: Path) -> None:
         pipeline.quantize(config(output_dir=old), overwrite=True)
         assert (
             json.loads((old / "hf_quant_config.json").read_text())["quantization"]["quant_algo"]
             == "FP8"
         )
 
-    def test_a_failure_keeps_the_old(self, config: Config, old: Path, tmp_path: Path) -> None:
+    def test_overwrite_keeps_the_old_after_a_failure(
+        self, config: Config, old: Path, tmp_path: Path
+    ) -> None:
         before = {path.name: path.read_bytes() for path in old.iterdir()}
         zero = changed_target(
             tmp_path / "zero", {f"model.layers.{TARGET['layers'] - 1}.mlp.up_proj.weight": 0.0}
@@ -303,7 +303,7 @@ class TestOverwrite:
         assert {path.name: path.read_bytes() for path in old.iterdir()} == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "zero"]
 
-    def test_a_foreign_file_is_in_the_way(self, old: Path) -> None:
+    def test_overwrite_refuses_other_files(self, old: Path) -> None:
         (old / "drafter").mkdir()
         (old / "drafter" / "notes.txt").write_text("mine")
         with pytest.raises(
@@ -313,7 +313,7 @@ class TestOverwrite:
             check_output(old, overwrite=True)
 
     @pytest.mark.parametrize("record", [None, "{}", "[]", '{"schema": 9, "files": {}}', "{"])
-    def test_a_directory_of_others_is_in_the_way(self, old: Path, record: str | None) -> None:
+    def test_overwrite_refuses_other_directories(self, old: Path, record: str | None) -> None:
         path = old / "dflash_quantize.json"
         path.unlink() if record is None else path.write_text(record)
         with pytest.raises(
@@ -321,10 +321,10 @@ class TestOverwrite:
         ):
             check_output(old, overwrite=True)
 
-    def test_a_file_is_in_the_way(self, tmp_path: Path) -> None:
+    def test_overwrite_refuses_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(UsageError, match="file is a file; give the name of a directory"):
             check_output(tmp_path / "file", overwrite=True)
 
-    def test_an_empty_directory_is_not(self, tmp_path: Path) -> None:
+    def test_overwrite_accepts_an_empty_directory(self, tmp_path: Path) -> None:
         check_output(tmp_path, overwrite=False)

@@ -1,4 +1,4 @@
-"""The checkpoint writer: bytes as they were, shards with their index, alignment."""
+"""The checkpoint writer: unchanged bytes, shards with their index, alignment."""
 
 from __future__ import annotations
 
