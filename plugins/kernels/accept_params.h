@@ -1,4 +1,4 @@
-// What the accept kernels are told, and how their work is divided. Plain C++, read by kernels, launchers and tests.
+// The parameters of the accept kernels, and how their work is divided. Plain C++, read by kernels, launchers and tests.
 #pragma once
 
 namespace dflash {

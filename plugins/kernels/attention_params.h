@@ -1,4 +1,4 @@
-// What an attention kernel is told, and how its work is divided. Plain C++, read by kernels, launchers and tests.
+// The parameters of the attention kernels, and how work is divided. Plain C++, read by kernels, launchers and tests.
 #pragma once
 
 namespace dflash {
@@ -13,7 +13,7 @@ struct AttentionParams {
                                // in row p, or in a ring in row p mod cache_len
   void* value_cache;           // [B, Hkv, cache_len, D] likewise
   const long long* positions;  // [B, C+T]: consecutive in the context, and again in the block
-  const void* sinks;           // [Hq] bfloat16, or null: a logit for each head that takes weight and gives nothing
+  const void* sinks;           // [Hq] bfloat16, or null: a logit for each head in the softmax denominator only
   void* out;                   // [B, T, Hq, D]
   float* partial_out;          // [splits, B·T·Hq, D]: what each split of the keys adds, where splits > 1
   float* partial_stats;        // [splits, B·T·Hq, 2]: its largest score (base 2), and its sum of weights

@@ -67,7 +67,7 @@ struct Attention {
       copy_async_wait<1>();
       __syncthreads();  // what the other threads copied is there as well
       use_keys(state, key, tiles.finish(stage));
-      __syncthreads();  // nobody reads this stage any more: the next turn copies into it
+      __syncthreads();  // no thread reads this stage any more: the next turn copies into it
     }
     copy_async_wait<0>();
     merge_warps(state);

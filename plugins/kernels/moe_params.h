@@ -1,4 +1,4 @@
-// What the kernels of DFlashMoE are told, and how their work is divided. Plain C++, read by kernels, launchers and
+// The parameters of the DFlashMoE kernels, and how their work is divided. Plain C++, read by kernels, launchers and
 // tests.
 #pragma once
 

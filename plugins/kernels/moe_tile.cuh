@@ -123,7 +123,7 @@ struct ExpertTile {
           multiply_chunk<false>(sums, blocks, stage, chunk);
         }
       }
-      __syncthreads();  // nobody reads this stage any more: the next turn copies into it
+      __syncthreads();  // no thread reads this stage any more: the next turn copies into it
     }
     copy_async_wait<0>();
     if (kSplits > 1) merge_splits(sums);

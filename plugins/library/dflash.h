@@ -24,7 +24,7 @@ typedef struct DFlashTensor {
   int64_t stride[4];
 } DFlashTensor;
 
-/* What attention is told besides its tensors. */
+/* The options of attention. */
 typedef struct DFlashAttentionOptions {
   float scale;        /* multiplies query . key */
   int32_t window;     /* keys at this distance or further are not seen; 0: no window */
@@ -48,7 +48,7 @@ typedef struct DFlashAcceptPlan {
   int64_t workspace_bytes;
 } DFlashAcceptPlan;
 
-/* What a mixture of experts is told besides its tensors: see plugins/kernels/moe.cu. */
+/* The options of a mixture of experts: see plugins/kernels/moe.cu. */
 typedef struct DFlashMoeOptions {
   int32_t top_k;         /* experts of a token */
   int32_t normalize;     /* 1: softmax over the chosen experts' logits; 0: over all of them */
@@ -68,7 +68,7 @@ typedef struct DFlashMoePlan {
 
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
- * null: a logit for each head that takes weight and gives nothing. Floats are bfloat16. D is 64, 96, 128 or 256.
+ * null: a logit for each head in the softmax denominator only. Floats are bfloat16. D is 64, 96, 128 or 256.
  *
  * The caches may be FP8 (E4M3): they hold codes of k / key_scale and v / value_scale, to the nearest, saturated at 448.
  * Attention takes the codes' values for the step's own keys and values too. */

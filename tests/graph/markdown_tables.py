@@ -16,7 +16,9 @@ PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 def ports() -> str:
     """Return the step's inputs and outputs but the caches."""
     rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
-    for port in (*_control_inputs("cache_len"), *_control_outputs("block_size")):  # type: ignore[arg-type]
+    inputs = _control_inputs("cache_len")  # type: ignore[arg-type]
+    outputs = _control_outputs("block_size")  # type: ignore[arg-type]
+    for port in (*inputs, *outputs):
         shape = ", ".join(map(str, port.shape))
         rows.append(
             f"| `{port.name}` | {port.direction} | {port.dtype} | [{shape}] | {port.meaning} |"

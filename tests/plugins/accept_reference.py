@@ -1,8 +1,8 @@
 """DFlashAccept in NumPy: the body's procedure with exact sums, so that it can say where rounding
 decides.
 
-The scores are float32, bit for bit those of the body and of the kernel, and so are the middles of
-the bisection: top-k is exact. Masses and their sums are float64. Where a sum in float32 may fall to
+The scores are float32, bit for bit those of the body and of the kernel. So are the middles of the
+bisection: top-k is exact. Masses and their sums are float64. Where a sum in float32 may fall to
 either side of what it is compared with, all the tokens that rounding may choose are admissible.
 """
 
@@ -17,9 +17,11 @@ EPS = float(np.finfo(np.float32).eps) / 2  # the largest relative error of one r
 
 
 def rounding(vocab: int) -> float:
-    """Relative error of the kernel's sums of masses: 5 roundings in each, as for the expf of CUDA's
-    manual (2 ulp) and glibc (1); a lane's sum of V / 1024 in order; 5 steps in a warp, and 5 (a
-    total) or 32 (its prefixes) over warps.
+    """Return the relative error of the kernel's sums of masses.
+
+    It is 5 roundings in each mass: expf has 2 ulp in CUDA's manual, 1 in glibc. A lane sums
+    V / 1024 in order. A warp takes 5 steps. Over warps it is 5 steps for a total, 32 for its
+    prefixes.
     """
     return (5 + vocab / 1024 + 5 + 32) * EPS
 

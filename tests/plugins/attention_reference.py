@@ -170,9 +170,9 @@ def assert_as_good_as_eager(
 ) -> None:
     """Check each head row's error: at most twice eager bfloat16's, plus the result's rounding.
 
-    Errors are norms over head_dim, against float64. The floor: eager may be exact by chance, where
-    a kernel rounds its weights and its result, each by up to half of bfloat16's eps: eps times the
-    row's norm.
+    Errors are norms over head_dim, against float64. Eager may be exact by chance. A kernel rounds
+    its weights and its result, each by up to half of bfloat16's eps. So eps times the row's norm is
+    always allowed.
     """
     exact = attend(case, given, scale, exactly)
     eager = attend(case, given, scale, to_bfloat16)

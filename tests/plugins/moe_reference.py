@@ -161,10 +161,10 @@ def chosen(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.
 def expected(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """out [N, H] in float64, and how far from it a kernel may be, element by element.
 
-    Counted are the roundings of the kernels, each by what it may change: sums of n products in
-    float32 by n half eps of the sum of magnitudes, through the activation (whose slope is at most
-    1.1 in gate) and through down; its result to bfloat16, and out. Exponentials and divisions get
-    2^-20.
+    The roundings of the kernels are counted. A sum of n products in float32 may be off by n half
+    eps of the sum of magnitudes. This goes through the activation, whose slope is at most 1.1 in
+    gate, and through down. The activation's result and out are rounded to bfloat16. Exponentials
+    and divisions get 2^-20.
     """
     index, share = chosen(case, given)
     gate_up, down = (weights(given, name, case.weight_format) for name in ("gate_up", "down"))

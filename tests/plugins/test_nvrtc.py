@@ -176,7 +176,7 @@ def test_an_arch_that_nvrtc_does_not_know_is_an_error() -> None:
         compile_kernel(KEYS[0], "sm7")
 
 
-def test_a_process_of_its_own_compiles_the_same_and_refuses_in_the_same_words(
+def test_compile_in_subprocess_gives_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for key in (KEYS[0], ATTENTION):

@@ -1,5 +1,6 @@
-"""What a plugin puts on a stream, from TensorRT's call to the kernels' parameters: run by the
-emulator, it gives bit for bit what the C library gives, whose numbers are proved elsewhere.
+"""What a plugin puts on a stream, from TensorRT's call to the kernels' parameters.
+
+The emulator runs it: it gives bit for bit what the C library gives, which other tests check.
 """
 
 from __future__ import annotations

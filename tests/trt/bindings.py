@@ -1,8 +1,8 @@
-"""Type stubs of both kinds' Python bindings, made from the bindings themselves.
+"""Type stubs of both flavors' Python bindings, made from the bindings themselves.
 
-NVIDIA publishes neither stubs nor, on PyPI, the libraries of TensorRT. Its bindings are there, and
-say the types of everything in them; libraries that hold nothing but the names that the bindings ask
-for are enough to import them.
+NVIDIA publishes neither stubs nor, on PyPI, the libraries of TensorRT. Its bindings are there and
+have types. Libraries that hold nothing but the names that the bindings need are enough to import
+them.
 """
 
 from __future__ import annotations

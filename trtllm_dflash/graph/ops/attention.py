@@ -40,7 +40,7 @@ _QUANTIZED = ir.DataType.FLOAT8E4M3FN
 
 _CACHES = ("key_cache", "value_cache")
 SINKS = Tensor(
-    "sinks", "T", "[Hq]", "a logit for each head that takes weight and gives nothing", optional=True
+    "sinks", "T", "[Hq]", "a logit for each head in the softmax denominator only", optional=True
 )
 FP8_CACHE = KernelType("fp8_cache", "C", "float8e4m3fn")
 
