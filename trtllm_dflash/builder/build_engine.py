@@ -108,7 +108,8 @@ def build_engine(
     Raises:
         DFlashError: if it cannot be built; the builder's log is kept and named.
     """
-    models, begun = plan_build(config, overwrite=overwrite), time.monotonic()
+    models = plan_build(config, overwrite=overwrite)
+    begun = time.monotonic()
     directory = models.config.output_dir
     started(_LOG, "building the engine", summary_rows(models))
     with _log_file(models) as log, atomic_directory(directory) as staging:

@@ -171,7 +171,8 @@ def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
 
 def _step_bytes(models: ResolvedModels, slots: int) -> int:
     """Return the bytes of the float32 logits of `slots` slots, and of one prompt chunk."""
-    sizes, target = models.resolved, models.target.config
+    sizes = models.resolved
+    target = models.target.config
     verify_logits = sizes.block_size * target.vocab_size
     draft_logits = (sizes.block_size - 1) * models.draft_vocab_size
     logits_bytes = (verify_logits + draft_logits) * DTYPE_BYTES["float32"]

@@ -56,7 +56,8 @@ def move_weights(
             name = str(value.name)
             tensor = tensors.pop(name)
             yield stored_bytes(tensor).data
-            offset, shape = layout.offsets[name], ir.Shape(_sizes(tensor))
+            offset = layout.offsets[name]
+            shape = ir.Shape(_sizes(tensor))
             value.const_value = ir.ExternalTensor(
                 path.name,
                 offset,

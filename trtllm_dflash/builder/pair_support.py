@@ -58,7 +58,8 @@ class PairSupport:
 
     def to_json(self) -> dict[str, Any]:
         """Return one row of `dflash-trt list --json`."""
-        target, drafter = self.pair.target, self.pair.drafter
+        target = self.pair.target
+        drafter = self.pair.drafter
         return {
             "name": self.pair.name,
             "target": target.repository,
@@ -139,13 +140,15 @@ def _try(read: Callable[[Any], Any], argument: Any) -> tuple[Any, list[str]]:
 
 def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
     """Return both configurations, read in the loader's order."""
-    config_json, where = target_json(target), f"target {target.repository}"
+    config_json = target_json(target)
+    where = f"target {target.repository}"
     quantization = read_quantization(config_json, None, where)
     return read_target_config(config_json, None, where), quantization
 
 
 def _read_drafter(drafter: KnownDrafter) -> DrafterConfig:
-    config_json, where = drafter_json(drafter), f"drafter {drafter.repository}"
+    config_json = drafter_json(drafter)
+    where = f"drafter {drafter.repository}"
     config = DrafterConfig.from_hf(config_json, where)
     read_quantization(config_json, None, where)
     return config

@@ -101,7 +101,8 @@ class ResolvedModels:
 
         They have the engine's dtype, except those that stay quantized (`stays_packed`).
         """
-        weights, size = 0, DTYPE_BYTES[self.resolved.dtype]
+        weights = 0
+        size = DTYPE_BYTES[self.resolved.dtype]
         for model in self.checkpoints.values():
             weights += model.weight_bytes(size, keeps_packed=self.stays_packed(model))
         if self.draft_vocab is not None:  # its rows of the head, once more
@@ -111,7 +112,8 @@ class ResolvedModels:
     @property
     def bytes_by_format(self) -> dict[str, int]:
         """Return `weight_bytes` by the names of the formats, the largest first."""
-        size, plain = DTYPE_BYTES[self.resolved.dtype], STORED_DTYPES[self.resolved.dtype]
+        size = DTYPE_BYTES[self.resolved.dtype]
+        plain = STORED_DTYPES[self.resolved.dtype]
         found = Counter[str]()
         for model in self.checkpoints.values():
             sizes = model.bytes_by_format(size, keeps_packed=self.stays_packed(model))

@@ -73,7 +73,8 @@ def _describe(checkpoint: Checkpoint[Any]) -> str:
 
 def _layers_rows(models: ResolvedModels) -> Rows:
     """Return rows on what only some targets have: windows, sinks, experts."""
-    config, rows = models.target.config, []
+    config = models.target.config
+    rows = []
     sliding = [window for window in config.windows if window]
     if sliding:
         sizes = ", ".join(map(str, sorted(set(sliding))))
@@ -92,7 +93,8 @@ def _layers_rows(models: ResolvedModels) -> Rows:
 def _drafter_rows(models: ResolvedModels) -> Rows:
     if models.drafter is None:
         return [("drafter", "none: a plain engine, one token a step")]
-    config, sizes = models.drafter.config, models.resolved
+    config = models.drafter.config
+    sizes = models.resolved
     block = f"{sizes.block_size} tokens (trained with {config.block_size})"
     drafted = f"all {models.draft_vocab_size} tokens"
     if models.draft_vocab is not None:
@@ -117,7 +119,8 @@ def _weights_text(models: ResolvedModels) -> str:
         used_formats += checkpoint.formats.values()
     formats = algos_of(used_formats)
     dtype = models.resolved.dtype
-    unconverted, stored_as = {STORED_DTYPES[dtype]}, dtype
+    unconverted = {STORED_DTYPES[dtype]}
+    stored_as = dtype
     if formats and all(map(models.stays_packed, checkpoints)):
         unconverted |= set(PACKED_DTYPES)
         stored_as = f"{formats} and {dtype}"

@@ -49,7 +49,8 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     job.scratch.mkdir(exist_ok=True)
     compiler, cubins = _parse(make_model(), job)
     gc.collect()  # frees the model, whose nodes and values refer to each other
-    archs, shapes = [job.resolved.gpu_arch], profiles(job.io, job.resolved)
+    archs = [job.resolved.gpu_arch]
+    shapes = profiles(job.io, job.resolved)
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile(archs, shapes, file, job.progress, timings=job.timings)
     kernels = [cubin.facts() for cubin in cubins]
@@ -66,7 +67,8 @@ def _parse(model: ir.Model, job: BuildJob) -> tuple[Compiler, list[Cubin]]:
 
 
 def _compile_kernels(model: ir.Model, job: BuildJob) -> list[Cubin]:
-    variants, cubins = kernel_variants(model), []
+    variants = kernel_variants(model)
+    cubins = []
     if variants:
         job.progress("compiling kernels", 0, len(variants))
     compile_variant = partial(compile_in_subprocess, arch=job.resolved.gpu_arch)
@@ -88,7 +90,8 @@ class Compiler:
         self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelVariant, bytes] | None = None
     ) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
-        self._log, self._flavor = log, flavor()
+        self._log = log
+        self._flavor = flavor()
         # TensorRT holds the addresses of these memory maps until the engine is compiled.
         self._weights: dict[str, np.ndarray] = {}
         for value in weights_of(model):
@@ -165,7 +168,8 @@ class Compiler:
             raise writer.failure
         refusals = pop_errors()  # not all of them stop TensorRT
         if not built or refusals:
-            names, errors = ", ".join(archs), [*refusals, *self._log.errors]
+            names = ", ".join(archs)
+            errors = [*refusals, *self._log.errors]
             raise BuildError(
                 f"{self._flavor.title} could not compile the step for {names}:{_listed(errors)}"
             )

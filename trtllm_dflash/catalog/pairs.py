@@ -15,7 +15,8 @@ from trtllm_dflash.catalog.json_rows import make_row, read_json
 from trtllm_dflash.catalog.published import KnownDrafter, KnownTarget, Pair
 
 Role = Literal["target", "drafter"]
-_MAX_NEAREST, _MIN_SIMILARITY = 3, 0.6
+_MAX_NEAREST = 3
+_MIN_SIMILARITY = 0.6
 
 
 def _pair(row: Mapping[str, Any], where: str) -> Pair:

@@ -124,7 +124,8 @@ def _interactivity_table(report: EstimateReport) -> str:
     names = ("tokens/s a user", "tokens/s a GPU", "ratio")
     rows: list[Sequence[str]] = [names]
     for row in report.equal_interactivity:
-        plain, dflash = row.plain_per_gpu, row.dflash_per_gpu
+        plain = row.plain_per_gpu
+        dflash = row.dflash_per_gpu
         speed = f"{row.tokens_per_second_per_user:.0f}"
         rows.append((speed, f"{plain:.0f} > {dflash:.0f}", f"{dflash / plain:.2f}x"))
     return table(rows, indent="")

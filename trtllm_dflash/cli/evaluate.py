@@ -28,7 +28,8 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     With --against, compare it with another engine. A quantized CPU engine computes with the same
     values as one for a GPU. Exit code 1 if a limit is missed.
     """
-    source, files = take(PromptOptions, options), take(ResultFile, options)
+    source = take(PromptOptions, options)
+    files = take(ResultFile, options)
     if source.raw and source.prompts is None:
         raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
     config = EvaluateConfig(engine, **options)

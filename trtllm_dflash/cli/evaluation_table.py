@@ -61,7 +61,9 @@ def _acceptance_length(result: EngineResult, has_prompts: bool) -> str:
 
 def _differences(comparison: EngineComparison) -> str:
     """Return the table of differences between the engines."""
-    average, p99, highest = comparison.kl_mean, comparison.kl_p99, comparison.kl_max
+    average = comparison.kl_mean
+    p99 = comparison.kl_p99
+    highest = comparison.kl_max
     divergence = f"{average:.3g} nats on average, {p99:.3g} at 99%, {highest:.3g} at most"
     rows = [
         ("perplexity", f"{comparison.perplexity_increase:+.3%}"),

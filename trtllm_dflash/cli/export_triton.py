@@ -27,7 +27,8 @@ def export_triton(engine: Path, overwrite: bool, **options: Any) -> None:
 
 
 def _summary(config: TritonExportConfig, report: ExportReport) -> str:
-    engine, directory = report.engine_config, report.model_directory
+    engine = report.engine_config
+    directory = report.model_directory
     instances = f"{config.instances} instance{'' if config.instances == 1 else 's'}"
     size = f"{engine.gpu_arch}, {engine.max_batch_size} sequences at a time, {instances}"
     command = f"tritonserver --model-repository={config.output_dir}"

@@ -56,7 +56,8 @@ class ConfigOption(click.Option):
 
     def _all_spellings(self) -> tuple[list[str], list[str]]:
         """Return the spellings, and those that turn a flag off."""
-        on, off = list(self.opts), list(self.secondary_opts)
+        on = list(self.opts)
+        off = list(self.secondary_opts)
         for alias in self.aliases:
             turns_off = self.is_flag and alias.startswith("--no-")
             (off if turns_off else on).append(alias)

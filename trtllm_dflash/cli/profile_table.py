@@ -47,7 +47,8 @@ def _print_with_space(text: str) -> None:
 
 def _title(profile: Profile) -> str:
     """Return the line above the tables."""
-    prompts, machine = profile.prompts, profile.machine
+    prompts = profile.prompts
+    machine = profile.machine
     return (
         f"{profile.engine['directory']}: {prompts['count']} prompts of"
         f" {len(prompts['categories'])} categories, at most {profile.settings['max_tokens']} new"

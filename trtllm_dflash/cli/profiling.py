@@ -75,7 +75,8 @@ def profile(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     """
     if engine.is_file():
         _refuse_measuring(ctx, engine)
-    files, prompts = take(ProfileFiles, options), take(PromptOptions, options)
+    files = take(ProfileFiles, options)
+    prompts = take(PromptOptions, options)
     config = ProfileConfig(engine, **options)
     _check_files(files)
     from trtllm_dflash.cli.profile_table import print_profile

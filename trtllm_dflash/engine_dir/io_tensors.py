@@ -13,7 +13,10 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
-BATCH, WIDTH, ROWS, CONTEXT = "batch", "width", "rows", "context"
+BATCH = "batch"
+WIDTH = "width"
+ROWS = "rows"
+CONTEXT = "context"
 FP8 = "float8e4m3fn"
 _ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
 

@@ -27,7 +27,8 @@ def write(
     """Write the manifest of all files in `directory`; `facts` say how and from what they come."""
     paths = sorted(path for path in directory.iterdir() if path.name != MANIFEST_FILE)
     total = sum(path.stat().st_size for path in paths)
-    files, done = {}, 0
+    files = {}
+    done = 0
     for path in paths:
         entry = file_entry(path)
         files[path.name] = entry
@@ -92,7 +93,8 @@ def _is_entry(name: str, entry: Any) -> bool:
 def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | None:
     if not _is_entry(name, entry):
         return f"{MANIFEST_FILE} has a row that this version cannot read: {name!r}"
-    path, size = directory / name, entry["bytes"]
+    path = directory / name
+    size = entry["bytes"]
     if not path.is_file():
         return f"{name} is missing; the build wrote {size} bytes"
     actual = path.stat().st_size
@@ -100,7 +102,8 @@ def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | 
         return f"{name} has {actual} bytes; the build wrote {size}"
     if not deep and actual >= SHALLOW_BYTES:
         return None
-    digest, expected = file_digest(path), entry["sha256"]
+    digest = file_digest(path)
+    expected = entry["sha256"]
     if digest == expected:
         return None
     return f"{name} was changed after the build: its sha256 is {digest}, the build wrote {expected}"

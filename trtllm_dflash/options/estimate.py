@@ -12,7 +12,10 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.options.fields import check_fields, cli_option
 
 RUNTIME_NAMES = ("engine", "serving")
-MAX_BATCH, MAX_CONTEXT, MAX_GPUS, MAX_TREE = 1 << 16, 1 << 22, 64, 1024
+MAX_BATCH = 1 << 16
+MAX_CONTEXT = 1 << 22
+MAX_GPUS = 64
+MAX_TREE = 1024
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,10 @@ def _parse_tree(config: EstimateConfig) -> tuple[int, int, int, float] | None:
         tokens, depth, branches = (int(part) for part in parts[:3])
         length = float(parts[3])
     except (ValueError, IndexError):
-        tokens, depth, branches, length = 0, 0, 0, 0.0
+        tokens = 0
+        depth = 0
+        branches = 0
+        length = 0.0
     is_tree = 1 <= depth <= tokens <= MAX_TREE and 1 <= branches <= tokens
     if len(parts) != 4 or not is_tree or not 1 <= length <= depth + 1:
         raise UsageError(

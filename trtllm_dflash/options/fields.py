@@ -62,7 +62,8 @@ def check_fields(config: Any) -> None:
 
 
 def _check_field(field: Field[Any], value: Any) -> None:
-    name, metadata = option_name(field.name), field.metadata
+    name = option_name(field.name)
+    metadata = field.metadata
     if "choices" in metadata:
         check_choice(name, value, metadata["choices"])
     if "low" in metadata:

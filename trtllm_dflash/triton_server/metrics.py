@@ -29,7 +29,8 @@ class Metric:
         return self.name.endswith("_total")
 
 
-REQUESTS, FAILED = "dflash_requests_total", "dflash_failed_requests_total"
+REQUESTS = "dflash_requests_total"
+FAILED = "dflash_failed_requests_total"
 ACCEPTANCE_LENGTH = "dflash_tokens_per_step"
 METRICS = (
     Metric(REQUESTS, "requests that ended with an answer", counts=lambda _: 1),

@@ -16,7 +16,8 @@ from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, schema_err
 from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
 from trtllm_dflash.trtllm_export.readme import export_page
 
-CONFIG_FILE, FACTS_FILE = "trtllm.yaml", "export.json"
+CONFIG_FILE = "trtllm.yaml"
+FACTS_FILE = "export.json"
 _PORT = 8000
 # The drafter's attention: kernels by GPU. VANILLA runs on all.
 _ATTENTION = {"sm90": "FA4", "sm100": "TRTLLM", "sm103": "TRTLLM"}

@@ -134,7 +134,8 @@ def _check_pair(
     }
     problems = []
     for name, target_key in names.items():
-        size, expected = _size(drafter_reader, name), _size(target_reader, target_key)
+        size = _size(drafter_reader, name)
+        expected = _size(target_reader, target_key)
         if size and expected and size != expected:
             problems.append(
                 f"{name} is {size} in the drafter, and {target_key} {expected} in the target"
