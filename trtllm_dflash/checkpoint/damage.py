@@ -25,7 +25,8 @@ def find_oddity(name: str, entry: object) -> str | None:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         keys = "an entry has exactly dtype, shape and data_offsets"
         return f"tensor {name}: {keys}; this one does not."
-    dtype, shape = entry["dtype"], entry["shape"]
+    dtype = entry["dtype"]
+    shape = entry["shape"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         return f"tensor {name}: unknown dtype {quote(dtype)}."
     if not _is_size_list(shape) or len(shape) > MAX_RANK:
@@ -51,7 +52,9 @@ def find_damage(header: Mapping[str, Any], data_start: int, file_size: int) -> s
 
 
 def _wrong_offsets(name: str, entry: dict[str, Any], data_start: int, file_size: int) -> str | None:
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    offsets = entry["data_offsets"]
     if not _is_size_list(offsets) or len(offsets) != 2:
         return f"tensor {name}: data_offsets {quote(offsets)} is not a pair of integers from 0."
     begin, end = offsets
@@ -67,7 +70,8 @@ def _wrong_offsets(name: str, entry: dict[str, Any], data_start: int, file_size:
 
 def _wrong_tiling(entries: Mapping[str, Any], data_start: int, file_size: int) -> str | None:
     """Describe an overlap, which would alias weights, or a hole, which could hide bytes."""
-    end, previous = data_start, "the header"
+    end = data_start
+    previous = "the header"
     spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
     for first, last, name in spans:
         begin = data_start + first
@@ -75,9 +79,11 @@ def _wrong_tiling(entries: Mapping[str, Any], data_start: int, file_size: int) -
             before = f"before {previous} ends at {end}"
             return f"tensor {name} begins at byte {begin}, {before}: they overlap."
         if begin > end:
-            count, where = begin - end, f"between {previous} and tensor {name}"
+            count = begin - end
+            where = f"between {previous} and tensor {name}"
             return f"{count} bytes {where} belong to no tensor."
-        end, previous = data_start + last, f"tensor {name}"
+        end = data_start + last
+        previous = f"tensor {name}"
     if end != file_size:
         return f"{file_size - end} bytes after {previous} belong to no tensor."
     return None

@@ -16,7 +16,8 @@ from trtllm_dflash.log import Progress
 
 def check_finite_with_progress(role: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
     """Call `check_finite` for the target or the drafter (`role`), with its progress in bytes."""
-    phase, done = f"checking the {role}", 0
+    phase = f"checking the {role}"
+    done = 0
 
     def read(size: int) -> None:
         nonlocal done

@@ -26,7 +26,8 @@ def checkpoint_of_config(
 
     What is not quantized is BF16.
     """
-    directory, rows = Path(name), expand_specs(config.tensors.used, config)
+    directory = Path(name)
+    rows = expand_specs(config.tensors.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {
         name: _info(directory / _NO_FILE, name, stored)

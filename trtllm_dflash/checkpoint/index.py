@@ -9,7 +9,8 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.hf_config import quote
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

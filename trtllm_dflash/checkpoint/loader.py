@@ -191,10 +191,8 @@ def _match_tensors(
 
     One error lists all that are missing, unexpected or of a wrong shape or dtype.
     """
-    rows, ignorable = (
-        expand_specs(config.tensors.used, config),
-        expand_specs(config.tensors.ignored, config),
-    )
+    rows = expand_specs(config.tensors.used, config)
+    ignorable = expand_specs(config.tensors.ignored, config)
     quantizable = Quantizable.from_rows(rows, config)
     formats = quantizable.formats(quantization)
     for module in quantizable.expert_linears:

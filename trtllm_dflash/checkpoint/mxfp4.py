@@ -25,14 +25,16 @@ from trtllm_dflash.checkpoint.dequantize import E2M1_PAIRS
 from trtllm_dflash.checkpoint.formats import MXFP4, NVFP4_GROUP_SIZE, Quantization
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
-BLOCKS, SCALES = "_blocks", "_scales"
+BLOCKS = "_blocks"
+SCALES = "_scales"
 MXFP4_GROUP_SIZE = MXFP4.group_size or 0
 # 6 · 2^125 is below float32's largest number, 6 · 2^126 beyond it; 255 is E8M0's NaN.
 MAX_EXPONENT_BYTE = 127 + 125
 _BIAS = 127
 
 # E4M3's powers of two: 2^-9 (subnormal) to 2^8.
-_LARGEST, _SPREAD = 8, 17
+_LARGEST = 8
+_SPREAD = 17
 _LEAST_NORMAL = -126  # exponent of float32: compilers may flush what is below to zero
 _CHUNK_BLOCKS = 1 << 16  # some MiB in float32
 _SIGNLESS = 0x77  # a byte's two E2M1 values without their signs
@@ -85,7 +87,8 @@ def dequantized_experts(
     blocks, scales = (tensors[f"{name}{ending}"].array() for ending in (BLOCKS, SCALES))
     count, rows, num_blocks, _ = blocks.shape
     values = np.empty((count * rows * num_blocks, MXFP4_GROUP_SIZE), dtype)
-    packed, exponents = blocks.reshape(len(values), -1), scales.reshape(-1)
+    packed = blocks.reshape(len(values), -1)
+    exponents = scales.reshape(-1)
     for start in range(0, len(values), _CHUNK_BLOCKS):
         part = slice(start, start + _CHUNK_BLOCKS)
         scale = np.ldexp(np.float32(1), exponents[part].astype(np.int32) - _BIAS)

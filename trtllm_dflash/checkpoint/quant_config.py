@@ -111,7 +111,8 @@ def _read_flat(reader: HfReader) -> Quantization:
     if reader.get("quant_algo") is None:
         return _read_groups(reader, groups)
     # quant_algo first: it is refused by name, groups by their element types.
-    by_algo, names = _read_algo(reader, excluded="ignore"), ("quant_algo", "config_groups")
+    by_algo = _read_algo(reader, excluded="ignore")
+    names = ("quant_algo", "config_groups")
     _require_same(by_algo, _read_groups(reader, groups), names, reader.where)
     return by_algo
 
@@ -120,7 +121,8 @@ def _read_algo(reader: HfReader, *, excluded: str) -> Quantization:
     """Read the layout around `quant_algo`; only the name of the exclusions differs by file."""
     algo = reader.read(str, "quant_algo", default=None)
     layers = reader.section("quantized_layers")
-    default, modules = None, {}
+    default = None
+    modules = {}
     if algo == _MIXED:
         if layers is None or not layers.data:
             reader.fail(
@@ -156,7 +158,8 @@ def _format_of_algo(reader: HfReader, algo: str) -> str:
 
 
 def _read_groups(reader: HfReader, groups: HfReader) -> Quantization:
-    default, modules = None, dict[str, str]()
+    default = None
+    modules = dict[str, str]()
     for key in groups.data:
         group = groups.section(key)
         if group is None:
@@ -221,7 +224,8 @@ def _require_same(
     first: Quantization, second: Quantization, names: tuple[str, ...], where: str
 ) -> None:
     for key in ("default", "modules", "excluded", "kv_cache"):
-        ours, theirs = getattr(first, key), getattr(second, key)
+        ours = getattr(first, key)
+        theirs = getattr(second, key)
         if ours != theirs:
             raise ConfigError(
                 f"{where}: {names[0]} and {names[1]} contradict each other about {_MEANINGS[key]}:"

@@ -188,7 +188,8 @@ def _unscaled_errors(
 def _quantized_errors(
     infos: Mapping[str, TensorInfo], module: str, fmt: WeightFormat, shape: tuple[int, ...]
 ) -> list[str]:
-    weight, scale = infos.get(f"{module}.weight"), infos.get(f"{module}.weight_scale")
+    weight = infos.get(f"{module}.weight")
+    scale = infos.get(f"{module}.weight_scale")
     errors = []
     if fmt.group_size is None:
         if scale is not None and scale.shape not in ((), (1,)):

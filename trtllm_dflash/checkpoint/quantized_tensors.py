@@ -110,11 +110,10 @@ def _divided(plain: StoredSpec, size: int, dtype: str) -> StoredSpec:
 def _tensors_of_experts(name: str, plain: StoredSpec) -> dict[str, StoredSpec]:
     count, columns, rows = plain.shape
     count_symbol, in_symbol, out_symbol = plain.symbols
-    size, packed = MXFP4_GROUP_SIZE, MXFP4_GROUP_SIZE // 2
-    shape, symbols = (
-        (count, rows, columns // size),
-        (count_symbol, out_symbol, f"{in_symbol}/{size}"),
-    )
+    size = MXFP4_GROUP_SIZE
+    packed = MXFP4_GROUP_SIZE // 2
+    shape = (count, rows, columns // size)
+    symbols = (count_symbol, out_symbol, f"{in_symbol}/{size}")
     blocks = StoredSpec((*shape, packed), (*symbols, str(packed)), ("U8",))
     return {f"{name}{BLOCKS}": blocks, f"{name}{SCALES}": StoredSpec(shape, symbols, ("U8",))}
 
@@ -149,9 +148,12 @@ class Quantizable:
     @classmethod
     def from_rows(cls, rows: Mapping[str, TensorSpec], config: Any) -> Quantizable:
         """Return what may be quantized among a model's tensors, given by name."""
-        linears, experts, expert_linears = {}, {}, set()
+        linears = {}
+        experts = {}
+        expert_linears = set()
         for name, row in rows.items():
-            shape, module = tuple(resolve_shape(row, config)), name.removesuffix(".weight")
+            shape = tuple(resolve_shape(row, config))
+            module = name.removesuffix(".weight")
             if row.are_experts:
                 experts[name] = shape
             if row.is_linear:

@@ -74,7 +74,8 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
         if oddity is not None:
             _fail(path, oddity)
         begin, end = entry["data_offsets"]
-        offset, shape = data_start + begin, tuple(entry["shape"])
+        offset = data_start + begin
+        shape = tuple(entry["shape"])
         infos[name] = TensorInfo(name, entry["dtype"], shape, path, offset, end - begin)
     return infos
 

@@ -95,7 +95,9 @@ def missed_limits(
 
 def _missed_differences(config: EvaluateConfig, comparison: EngineComparison) -> list[str]:
     """Return one message per violated threshold on the comparison."""
-    top1, kl, increase = comparison.top1, comparison.kl_mean, comparison.perplexity_increase
+    top1 = comparison.top1
+    kl = comparison.kl_mean
+    increase = comparison.perplexity_increase
     missed = []
     if config.min_top1 is not None and not top1 >= config.min_top1:
         missed.append(f"top-1 agreement is {top1:.6g}, below --min-top1 {config.min_top1:g}")

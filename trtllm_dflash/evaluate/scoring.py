@@ -61,9 +61,11 @@ def score(
         )
         sessions.append(session)
     likelihoods = [NegLogLikelihood() for _ in sessions]
-    divergence, errors = Divergence(), OutputErrors()
+    divergence = Divergence()
+    errors = OutputErrors()
     width = min(MAX_ROWS, *(engine.config.max_num_tokens for engine in engines))
-    total, done = sum(map(len, windows)), 0
+    total = sum(map(len, windows))
+    done = 0
     for chunk, following in _chunks(sessions, windows, width):
         outputs = [session.step(chunk) for session in sessions]
         predicted = [
@@ -127,7 +129,8 @@ def _comparison(
     unmatched: list[str],
 ) -> EngineComparison:
     """Return the comparison of two engines over the whole text."""
-    kl, relative = divergence.kl, errors.relative()
+    kl = divergence.kl
+    relative = errors.relative()
     relative[HEAD] = relative.pop(HEAD)  # the head comes last
     return EngineComparison(
         positions=divergence.positions,

@@ -17,7 +17,8 @@ from trtllm_dflash.errors import EngineError
 
 HEAD = "lm_head"
 _ACCEPT = "DFlashAccept"
-_PREFIX, _SUFFIX = "target.", ".weight"
+_PREFIX = "target."
+_SUFFIX = ".weight"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class TargetGraph:
         kept = [value for value in graph.outputs if value.name in caches]
         wanted = [self.logits, *(self.linears[name].output for name in linears)]
         for value in wanted:
-            value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), None
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            value.shape = None
         graph.outputs.clear()
         graph.outputs.extend([*kept, *wanted])
         common.RemoveUnusedNodesPass()(self.model)

@@ -84,8 +84,11 @@ def attention_specs(
 
     Without `o_bias` o never has one.
     """
-    attention, bias = f"{prefix}self_attn.", "attention_bias"
-    q_size, kv_size, hidden = "num_q_heads*head_dim", "num_kv_heads*head_dim", "hidden_size"
+    attention = f"{prefix}self_attn."
+    bias = "attention_bias"
+    q_size = "num_q_heads*head_dim"
+    kv_size = "num_kv_heads*head_dim"
+    hidden = "hidden_size"
     norms = ("q_norm", "k_norm") if qk_norm else ()
     return (
         TensorSpec(f"{prefix}input_layernorm.weight", (hidden,)),
@@ -100,7 +103,9 @@ def attention_specs(
 
 def mlp_specs(prefix: str, *, bias_when: str | None = None) -> tuple[TensorSpec, ...]:
     """List a layer's gated MLP."""
-    mlp, inner, hidden = f"{prefix}mlp.", "intermediate_size", "hidden_size"
+    mlp = f"{prefix}mlp."
+    inner = "intermediate_size"
+    hidden = "hidden_size"
     return (
         *linear_specs(f"{mlp}gate_proj", inner, hidden, bias_when),
         *linear_specs(f"{mlp}up_proj", inner, hidden, bias_when),

@@ -24,7 +24,8 @@ from trtllm_dflash.models.windows import FULL, SLIDING, read_layer_types
 
 _LOG = logging.getLogger(__name__)
 
-MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 2, 64
+MIN_BLOCK_SIZE = 2
+MAX_BLOCK_SIZE = 64
 
 _ALLOWED = (
     Allowed("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),

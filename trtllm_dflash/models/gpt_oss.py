@@ -35,8 +35,11 @@ def read_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:
 
 
 def _expert_specs(mlp: str) -> tuple[TensorSpec, ...]:
-    count, size, hidden = "moe.num_experts", "moe.intermediate_size", "hidden_size"
-    gate_up, down = (count, hidden, f"2*{size}"), (count, size, hidden)
+    count = "moe.num_experts"
+    size = "moe.intermediate_size"
+    hidden = "hidden_size"
+    gate_up = (count, hidden, f"2*{size}")
+    down = (count, size, hidden)
     return (
         TensorSpec(f"{mlp}router.weight", (count, hidden)),
         TensorSpec(f"{mlp}router.bias", (count,)),

@@ -39,7 +39,8 @@ def read_experts(reader: HfReader) -> MoEConfig:
 
 
 def _expert_specs(mlp: str) -> tuple[TensorSpec, ...]:
-    size, hidden = "moe.intermediate_size", "hidden_size"
+    size = "moe.intermediate_size"
+    hidden = "hidden_size"
     return (
         TensorSpec(f"{mlp}gate.weight", ("moe.num_experts", hidden)),
         *linear_specs(f"{mlp}experts.{{j}}.gate_proj", size, hidden),

@@ -134,7 +134,8 @@ class RopeConfig:
 
 
 def _scaling_section(reader: HfReader) -> HfReader:
-    new, old = reader.section("rope_parameters"), reader.section("rope_scaling")
+    new = reader.section("rope_parameters")
+    old = reader.section("rope_scaling")
     if (
         new is not None
         and old is not None
@@ -215,7 +216,8 @@ def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
         return rope.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     # Hugging Face reads a beta of 0 as "not given".
-    low, high = dimension_of(rope.beta_fast or 32.0), dimension_of(rope.beta_slow or 1.0)
+    low = dimension_of(rope.beta_fast or 32.0)
+    high = dimension_of(rope.beta_slow or 1.0)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.head_dim - 1)

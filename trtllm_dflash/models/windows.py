@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from trtllm_dflash.models.hf_config import HfReader, quote
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL = "full_attention"
+SLIDING = "sliding_attention"
 
 
 def no_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:

@@ -94,7 +94,8 @@ def _generate(torch: Any, model: Any, stop_token_ids: Sequence[int], **options: 
     """Return Hugging Face's `generate`, greedily, with further `options`."""
 
     def respond(prompt: InputIds, max_tokens: int) -> Answer:
-        input_ids, clock = torch.tensor([list(prompt)]), _StepClock()
+        input_ids = torch.tensor([list(prompt)])
+        clock = _StepClock()
         start = perf_counter()
         with torch.inference_mode():
             out = model.generate(
@@ -142,7 +143,8 @@ class _StepClock:
 
 def _cut_to_total(lengths: Sequence[int], total: int) -> list[int]:
     """Cut tokens by step to `total` in all: the last step may have gone beyond the limit."""
-    cut, left = [], total
+    cut = []
+    left = total
     for length in lengths:
         if left == 0:
             break

@@ -98,7 +98,8 @@ def prompt_cells(profile: Profile, result: SystemResult) -> list[list[str]]:
 
 def _prompt_row(own: PromptResult, plain: PromptResult) -> list[str]:
     """Return the row of one prompt."""
-    own_seconds, plain_seconds = _seconds_per_token(own), _seconds_per_token(plain)
+    own_seconds = _seconds_per_token(own)
+    plain_seconds = _seconds_per_token(plain)
     ratio = plain_seconds / own_seconds if own_seconds else 0.0
     return [
         str(own.index + 1),
@@ -119,8 +120,10 @@ def _seconds_per_token(row: PromptResult) -> float:
 def headline(profile: Profile) -> list[tuple[str, str]]:
     """Return the few figures to see first, at the smallest batch, each with its meaning."""
     first = profile.advice.batches[0]
-    best, plain = recommended_result(profile), _plain(profile, first.batch)
-    drafts, plain_speed = _drafts(first.draft_len), plain.tokens_per_second_per_user
+    best = recommended_result(profile)
+    plain = _plain(profile, first.batch)
+    drafts = _drafts(first.draft_len)
+    plain_speed = plain.tokens_per_second_per_user
     figures = [
         (f"{first.speedup:.2f}×", f"tokens/s over the plain engine at batch {first.batch}"),
         (
@@ -142,7 +145,8 @@ def headline(profile: Profile) -> list[tuple[str, str]]:
 
 def advice_sentences(profile: Profile) -> list[str]:
     """Return the advice: a sentence for each batch size, and one on where DFlash stops paying."""
-    batches, stop = profile.advice.batches, profile.advice.stops_paying_at
+    batches = profile.advice.batches
+    stop = profile.advice.stops_paying_at
     sentences = [_advice_sentence(row) for row in batches]
     if stop is None:
         sentences.append(f"DFlash pays at batch {batches[-1].batch}, the largest that was tried.")

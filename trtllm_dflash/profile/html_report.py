@@ -105,7 +105,9 @@ def page(profile: Profile) -> str:
 
 def _subtitle(profile: Profile) -> str:
     """Return the engine, the machine, the prompts and the date in one line."""
-    engine, machine, prompts = profile.engine, profile.machine, profile.prompts
+    engine = profile.engine
+    machine = profile.machine
+    prompts = profile.prompts
     threads = machine["threads"]
     parts = [
         f"{engine['arch']}, {engine['dtype']}",
@@ -150,7 +152,8 @@ def _throughput(profile: Profile) -> _FigureView:
 
 def _results_table(profile: Profile) -> _TableView:
     """Return the table of all figures, with the fastest of each batch size marked."""
-    rows, batch = [], 0
+    rows = []
+    batch = 0
     for result in profile.results:
         fastest = max(
             other.tokens_per_second for other in profile.results if other.batch == result.batch

@@ -129,7 +129,8 @@ def _prefill(
     sessions: tuple[OrtSession, OrtSession], slot: int, prompt: Sequence[int]
 ) -> Iterator[_PairedRun]:
     """Put a prompt into an emptied slot."""
-    input_ids, width = np.array(prompt, np.int64), sessions[0].max_num_tokens
+    input_ids = np.array(prompt, np.int64)
+    width = sessions[0].max_num_tokens
     starts = range(0, len(input_ids), width)
     for session in sessions:
         session.open_slot(slot, _GREEDY)

@@ -71,7 +71,8 @@ def _check_plain(directory: Path, config: EngineConfig, given: Path) -> None:
             f"--plain {given}: it was built from other weights than the target of {directory}."
             " Build it from the same checkpoint, or leave --plain out and it is built."
         )
-    expected, found = _cache_dtype(config), _cache_dtype(plain)
+    expected = _cache_dtype(config)
+    found = _cache_dtype(plain)
     if found != expected:
         raise UsageError(
             f"--plain {given}: the target's caches are {found} there and {expected} in"

@@ -109,7 +109,8 @@ def fit_length(prompts: Sequence[EncodedPrompt], length: int | None) -> list[Enc
         return list(prompts)
     fitted = []
     for index, prompt in enumerate(prompts):
-        input_ids, before = prompt.input_ids, index
+        input_ids = prompt.input_ids
+        before = index
         while len(input_ids) < length:
             before -= 1
             input_ids = prompts[before % len(prompts)].input_ids + input_ids

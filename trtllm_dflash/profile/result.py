@@ -14,7 +14,10 @@ from trtllm_dflash.profile.curve import Curve
 SCHEMA = 2
 METHODS = ("kernels", "differences")  # of step breakdowns
 # Implementations of systems; PLAIN is also the plain engine's name.
-PLAIN, DFLASH, REFERENCE, HUGGING_FACE = "plain", "dflash", "reference", "huggingface"
+PLAIN = "plain"
+DFLASH = "dflash"
+REFERENCE = "reference"
+HUGGING_FACE = "huggingface"
 
 
 @dataclass(frozen=True)

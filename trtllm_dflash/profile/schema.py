@@ -21,7 +21,8 @@ _JSON_TYPES = {
     type(None): "null",
     dict: "object",
 }
-_LISTS, _UNIONS = (list, tuple), (Union, types.UnionType)
+_LISTS = (list, tuple)
+_UNIONS = (Union, types.UnionType)
 
 
 class KeyDescription(NamedTuple):
@@ -76,7 +77,8 @@ def _check_object(data: Any, declared: type, path: str) -> list[str]:
     """Return the differences of an object from a dataclass."""
     if not isinstance(data, dict):
         return [f"{path} is {type(data).__name__}, expected an object"]
-    missing, wrong = [], []
+    missing = []
+    wrong = []
     undeclared = dict.fromkeys(data)
     for name, hint, _ in _declared_fields(declared):
         undeclared.pop(name, None)
@@ -111,7 +113,8 @@ def _declared_fields(declared: type) -> Iterator[tuple[str, Any, str]]:
     """Yield (name, type, meaning) of a dataclass's fields."""
     hints = get_type_hints(declared, include_extras=True)
     for field in fields(declared):
-        hint, meaning = hints[field.name], ""
+        hint = hints[field.name]
+        meaning = ""
         if get_origin(hint) is Annotated:
             hint, meaning, *_ = get_args(hint)
         yield field.name, hint, meaning
@@ -119,7 +122,8 @@ def _declared_fields(declared: type) -> Iterator[tuple[str, Any, str]]:
 
 def _json_type(hint: Any) -> str:
     """Return the JSON name of a type."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    origin = get_origin(hint)
+    arguments = get_args(hint)
     if origin in _UNIONS:
         return " or ".join(_json_type(choice) for choice in arguments)
     if origin in _LISTS:

@@ -60,7 +60,8 @@ def acceptance_stats(answers: Sequence[Answer], system: System) -> AcceptanceSta
         lengths += answer.acceptance_lengths
         uncut += answer.acceptance_lengths[:-1]
     histogram = np.bincount(lengths, minlength=system.draft_len + 2).tolist()
-    rate, by_position = None, []
+    rate = None
+    by_position = []
     if system.draft_len and uncut and system.fixed_draft_len:
         positions = range(1, system.draft_len + 1)
         by_position = [_share_above(uncut, position) for position in positions]
@@ -92,7 +93,9 @@ def system_result(
 
     `plain` are the plain engine's answers to the same prompts.
     """
-    point, system, answers = curve_point(run), run.system, run.answers
+    point = curve_point(run)
+    system = run.system
+    answers = run.answers
     if point is None:
         return None
     by_prompt: list[PromptResult] = []

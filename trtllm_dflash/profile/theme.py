@@ -45,7 +45,8 @@ DARK: Mapping[str, str] = {
     "series6": "#e3be45",
 }
 SERIES = tuple(LIGHT[name] for name in LIGHT if name.startswith("series"))
-WIDE, NARROW = 9.6, 5.6  # inches: a figure alone in its row, or beside another
+WIDE = 9.6
+NARROW = 5.6  # inches: a figure alone in its row, or beside another
 FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 
 
@@ -122,7 +123,8 @@ def save(figure: Figure, path: Path) -> None:
 
 def css_variables(selector: str = ":root") -> str:
     """Return CSS that sets every colour by its role for the reader's theme."""
-    light, dark = _declarations(LIGHT), _declarations(DARK)
+    light = _declarations(LIGHT)
+    dark = _declarations(DARK)
     dark_rule = f"@media (prefers-color-scheme: dark) {{ {selector} {{ {dark} }} }}"
     return f"{selector} {{ {light} }} {dark_rule}"
 

@@ -57,7 +57,8 @@ def _argmax_tokens(checkpoint: Checkpoint[TargetConfig], hidden: torch.Tensor) -
     """
     tensors = checkpoint.tensors
     head = tensors.get("lm_head.weight") or tensors["model.embed_tokens.weight"]
-    top_logits, top_tokens = [], []
+    top_logits = []
+    top_tokens = []
     for start in range(0, head.shape[0], _HEAD_ROWS):
         rows = read_rows(head, slice(start, start + _HEAD_ROWS))
         logits = torch.nn.functional.linear(hidden, rows.to(hidden.device, hidden.dtype))

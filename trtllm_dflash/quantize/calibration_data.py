@@ -148,7 +148,8 @@ def _from_json(line: str, where: str) -> Sample:
             f"{where}: not JSON ({error}). A file of JSON lines has one object on every line."
         ) from error
     row = row if isinstance(row, dict) else {}
-    prompt, text = row.get("prompt"), row.get("text")
+    prompt = row.get("prompt")
+    text = row.get("text")
     if isinstance(prompt, list) and prompt and all(type(token) is int for token in prompt):
         prompt = tuple(prompt)
     usable = prompt is None or (isinstance(prompt, str | tuple) and prompt)

@@ -158,7 +158,8 @@ def silence_modelopt() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging  # has no types
-    printed, had_bars = io.StringIO(), bars.is_progress_bar_enabled()
+    printed = io.StringIO()
+    had_bars = bars.is_progress_bar_enabled()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")
         bars.disable_progress_bar()

@@ -15,7 +15,9 @@ import torch
 
 from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
 
-E2M1_MAX, E4M3_MAX, E4M3_LEAST = 6.0, 448.0, 2.0**-9
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+E4M3_LEAST = 2.0**-9
 # Group size, bits and exponent bits of an element, bits and exponent bits of a group's scale.
 _NVFP4 = (NVFP4_GROUP_SIZE, 4, 2, 8, 4)
 

@@ -46,7 +46,8 @@ def quantize(
     Raises:
         DFlashError: if it cannot be quantized.
     """
-    plan, begun = plan_quantization(config, overwrite=overwrite), time.monotonic()
+    plan = plan_quantization(config, overwrite=overwrite)
+    begun = time.monotonic()
     started(_LOG, "quantizing", plan.rows())
     check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
     try:

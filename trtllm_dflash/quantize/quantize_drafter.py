@@ -83,7 +83,8 @@ def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
         )
     model = model.eval().to(device)
     for layer, mask in zip(model.layers, checkpoint.config.layers, strict=True):
-        layer.self_attn.is_causal, layer.self_attn.sliding_window = mask.causal, mask.window or None
+        layer.self_attn.is_causal = mask.causal
+        layer.self_attn.sliding_window = mask.window or None
     for name, parameter in model.named_parameters():
         if name.endswith("_proj.weight") and not parameter.any():
             raise CheckpointError(

@@ -81,7 +81,8 @@ def quantize_target(
     hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
     states = _CalibrationStates(hidden, count_sequences(sequences))
     tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
-    done, total = 0, len(model.model.layers) * (len(sequences) + len(states.rounded) + 1)
+    done = 0
+    total = len(model.model.layers) * (len(sequences) + len(states.rounded) + 1)
 
     def advance() -> None:
         nonlocal done
@@ -89,7 +90,8 @@ def quantize_target(
         progress(PHASE, done, total)
 
     for index in range(len(model.model.layers)):
-        layer, prefix = model.model.layers[index], f"model.layers.{index}."
+        layer = model.model.layers[index]
+        prefix = f"model.layers.{index}."
         _load(layer, checkpoint, prefix, config, device)
         _pass_layer(layer, prefix, states, rotary, config, advance)
         result.tensors |= spill.add(modelopt.pack_weights(layer, prefix))

@@ -85,7 +85,8 @@ def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str,
     for name, info in tensors.items():
         if shard and size + info.nbytes > limit:
             yield shard
-            shard, size = {}, 0
+            shard = {}
+            size = 0
         shard[name] = _entry_in(info)
         size += info.nbytes
     yield shard
