@@ -14,7 +14,7 @@ from typing import Any
 
 from docs.estimate.prediction import ALL_GPUS, ASSUMPTIONS, SOFTWARE, stored_pair
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.acceptance import AcceptanceByPosition
+from trtllm_dflash.estimate.acceptance import Shares, acceptance_length, shares_of_length
 from trtllm_dflash.estimate.constants import CONSTANTS
 from trtllm_dflash.estimate.roofline import Roofline
 from trtllm_dflash.estimate.workload import KernelCost
@@ -74,7 +74,7 @@ def claim_cases() -> list[ClaimCase]:
     pair = stored_pair(CLAIM["drafter"])
     block_size = pair.drafter.config.block_size
     length = CLAIM["acceptance_length"]
-    acceptance = AcceptanceByPosition.from_acceptance_length(length, block_size - 1)
+    shares = shares_of_length(length, block_size - 1)
     plain = {0: pair.plain_step()}
     drafted = {k: pair.dflash_step(block_size, k) for k in range(1, block_size)}
     cases = []
@@ -85,7 +85,7 @@ def claim_cases() -> list[ClaimCase]:
             Roofline(gpu, gpus, SOFTWARE[case["runtime"]], constants)
             for gpus in (1, 2, 4, CLAIM["gpus"])
         ]
-        frontiers = (_frontier(rooflines, steps, acceptance) for steps in (plain, drafted))
+        frontiers = (_frontier(rooflines, steps, shares) for steps in (plain, drafted))
         cases.append(ClaimCase(case["name"], *frontiers))
     return cases
 
@@ -93,7 +93,7 @@ def claim_cases() -> list[ClaimCase]:
 def _frontier(
     rooflines: Sequence[Roofline],
     steps: dict[int, tuple[KernelCost, ...]],
-    acceptance: AcceptanceByPosition,
+    shares: Shares,
 ) -> tuple[CurvePoint, ...]:
     """Return the best of groups of 1, 2, 4 and 8 GPUs, of all batches and numbers of drafts."""
     pair, context, points = stored_pair(CLAIM["drafter"]), CLAIM["context"], []
@@ -107,7 +107,7 @@ def _frontier(
                 point = CurvePoint.of_step(
                     batch=batch,
                     draft_len=draft_len,
-                    acceptance_length=acceptance.acceptance_length(draft_len),
+                    acceptance_length=acceptance_length(shares, draft_len),
                     step_seconds=time.seconds,
                     gpus=roofline.gpus,
                     limited_by=time.limited_by,

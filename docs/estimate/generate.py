@@ -27,7 +27,7 @@ from docs.estimate.prediction import (
     stored_pair,
     unexplained,
 )
-from trtllm_dflash.estimate.constants import CONSTANTS, Constants
+from trtllm_dflash.estimate.constants import CONSTANTS, DATA, Constants
 
 PAGE, PLOT, TEMPLATE = "README.md", "gpt-oss-120b-b300.png", "page.md.j2"
 _RIGHT_ALIGNED = ("sequences", "τ", "predicted", "published", "error")
@@ -51,7 +51,7 @@ def page(predictions: Sequence[Prediction], cases: Sequence[ClaimCase]) -> str:
     )
     template = environment.from_string((FOLDER / TEMPLATE).read_text("utf-8"))
     return template.render(
-        constants=table(("value", "of what", "why"), CONSTANTS.rows()),
+        constants=table(("value", "of what", "why"), _constants()),
         software=table(("name", "what", "why"), software),
         texts=table(("text", "prompt tokens", "answer tokens"), texts),
         reasoning=ASSUMPTIONS["reasoning"]["tokens"],
@@ -63,6 +63,15 @@ def page(predictions: Sequence[Prediction], cases: Sequence[ClaimCase]) -> str:
         claim=claim_table(cases),
         plot=PLOT,
     )
+
+
+def _constants() -> list[tuple[str, str, str]]:
+    """Return value, meaning and reason of each constant."""
+    rows = []
+    for each in DATA["constants"].values():
+        value = f"{each['value'] * 1e6:g} µs" if "unit" in each else f"{each['value']:g}"
+        rows.append((value, each["meaning"], each["reason"]))
+    return rows
 
 
 def validation(predictions: Sequence[Prediction]) -> str:

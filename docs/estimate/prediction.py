@@ -5,21 +5,20 @@ from __future__ import annotations
 import csv
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.catalog.pairs import pair_of
-from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.estimate.constants import CONSTANTS, RUNTIMES, Constants, Runtime
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
-from trtllm_dflash.estimate.formats import DRAFTER, TARGET, PairFormats
-from trtllm_dflash.estimate.models import find_drafter, find_target
-from trtllm_dflash.estimate.pair import ModelPair
+from trtllm_dflash.estimate.formats import as_asked
+from trtllm_dflash.estimate.pair import DRAFTER, ModelPair
 from trtllm_dflash.estimate.roofline import Roofline
 from trtllm_dflash.estimate.workload import KernelCost
 
@@ -28,6 +27,9 @@ ASSUMPTIONS: dict[str, Any] = tomllib.loads((FOLDER / "assumptions.toml").read_t
 SOFTWARE = RUNTIMES | {
     name: Runtime(name, **values) for name, values in ASSUMPTIONS["software"].items()
 }
+# The host's time for each kernel where it launches them one by one, and for each sequence.
+LAUNCHES: dict[str, dict[str, float]] = ASSUMPTIONS["launches"]
+HOST_BY_SEQUENCE: dict[str, float] = ASSUMPTIONS["draft_host_per_sequence"]
 ALL_GPUS = (*GPUS, *(GpuSpec(**values) for values in ASSUMPTIONS["gpus"]))
 MAX_ERROR = 0.2  # what the project aims at
 
@@ -153,28 +155,43 @@ def stored_pair(drafter: str, *, is_nvfp4: bool = False) -> ModelPair:
     """Return a published pair as its checkpoints are stored, or with NVFP4 linears."""
     listed = pair_of(drafter, "drafter")
     assert listed is not None
-    pair = ModelPair(find_target(listed.target.repository), find_drafter(drafter), PairFormats({}))
-    modules = {}
-    for cost in pair.whole_step():
-        leaf = cost.module.rpartition(".")[2]
-        if cost.operation == "experts" and pair.target.quantization.mxfp4:
-            modules[f"{TARGET}.{cost.module}"] = "mxfp4"
-        elif is_nvfp4 and cost.operation == "linear" and leaf not in NEVER_QUANTIZED:
-            modules[f"{cost.part}.{cost.module}"] = "nvfp4"
-    return ModelPair(pair.target, pair.drafter, PairFormats(modules))
+    asked = "nvfp4" if is_nvfp4 else "none"
+    target = as_asked(find_target(listed.target.repository), "--quant", asked)
+    return ModelPair(target, as_asked(find_drafter(drafter), "--drafter-quant", asked))
+
+
+def roofline_of(
+    gpu: GpuSpec,
+    software: str,
+    constants: Constants = CONSTANTS,
+    *,
+    batch: int = 1,
+    is_prompt: bool = False,
+) -> Roofline:
+    """Return the roofline of steps of `batch` sequences, or of a prompt, under some software.
+
+    A prompt is no CUDA graph under a server, and under eager software a step is none either.
+    """
+    runtime = SOFTWARE[software]
+    by_sequence = HOST_BY_SEQUENCE.get(software, 0.0)
+    runtime = replace(runtime, draft_host=runtime.draft_host + batch * by_sequence)
+    launch = LAUNCHES["prompts" if is_prompt else "steps"].get(software, 0.0)
+    constants = replace(constants, kernel=max(constants.kernel, launch))
+    return Roofline(gpu, runtime=runtime, constants=constants)
 
 
 def _predict(figure: PublishedFigure, constants: Constants, answers: float) -> Prediction:
     pair = stored_pair(figure.drafter, is_nvfp4=figure.is_nvfp4)
-    roofline = Roofline(figure.device, runtime=SOFTWARE[figure.software], constants=constants)
     text, batch = ASSUMPTIONS["texts"][figure.text], figure.sequences
+    step = roofline_of(figure.device, figure.software, constants, batch=batch)
+    prefill = roofline_of(figure.device, figure.software, constants, is_prompt=True)
     extra = ASSUMPTIONS["reasoning"]["tokens"] * figure.reasons
     answer, length = answers * (text["answer"] + extra), text["prompt"]
     context = length + answer / 2
     one_token, whole_prompt = _target_pass(pair, 1), _target_pass(pair, length)
-    plain = roofline.time(one_token, batch=batch, context=context, drafts=False)
-    draft = roofline.time(_draft_step(figure, pair), batch=batch, context=context, drafts=True)
-    prompt = roofline.time(whole_prompt, batch=1, context=length / 2, drafts=False, prompt=True)
+    plain = step.time(one_token, batch=batch, context=context, drafts=False)
+    draft = step.time(_draft_step(figure, pair), batch=batch, context=context, drafts=True)
+    prompt = prefill.time(whole_prompt, batch=1, context=length / 2, drafts=False)
     # While a sequence's answer is written, each of the others ends once and is followed by a
     # prompt, for which all wait.
     waiting = batch * prompt.seconds

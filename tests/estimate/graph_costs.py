@@ -7,16 +7,9 @@ from math import prod
 
 import onnx_ir as ir
 
-from trtllm_dflash.estimate.formats import NUMERIC_FORMATS
-from trtllm_dflash.estimate.workload import (
-    ACTIVATION_BYTES,
-    LOGIT_BYTES,
-    ExpertRouting,
-    KernelCost,
-)
+from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, LOGIT_BYTES, KernelCost
 from trtllm_dflash.graph.builder import OPS_DOMAIN
 
-BF16 = NUMERIC_FORMATS["bf16"]
 HEADS = ("lm_head", "embed_tokens", "draft_head")
 ELEMENTWISE = ("Gather", "GatherND", "ArgMax", "Sigmoid", "RMSNormalization")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -50,7 +43,7 @@ class GraphCounter:
                 yield self._experts(node, part)
             elif node.op_type == "DFlashAccept":
                 (_, rows, vocab), moved = self._shape(node.inputs[0]), LOGIT_BYTES
-                yield KernelCost(part, "elementwise", BF16, rows, row_bytes=vocab * moved)
+                yield KernelCost(part, "elementwise", rows, row_bytes=vocab * moved)
             elif node.op_type in ELEMENTWISE:
                 yield from self._elementwise(node, part)
 
@@ -72,7 +65,6 @@ class GraphCounter:
         return KernelCost(
             part,
             "head" if is_head else "linear",
-            BF16,
             rows,
             weight_bytes=inputs * outputs * 2.0,
             row_bytes=inputs * ACTIVATION_BYTES * is_first + outputs * written,
@@ -90,7 +82,7 @@ class GraphCounter:
             rows, moved = prod(shape), vocab * LOGIT_BYTES
         else:
             rows, moved = prod(shape[:-1]), 2 * shape[-1] * ACTIVATION_BYTES
-        yield KernelCost(part, "elementwise", BF16, rows, row_bytes=moved)
+        yield KernelCost(part, "elementwise", rows, row_bytes=moved)
 
     def _attention(self, node: ir.Node, part: str) -> KernelCost:
         _, rows, q_heads, head_dim = self._shape(node.inputs[0])
@@ -99,7 +91,6 @@ class GraphCounter:
         return KernelCost(
             part,
             "attention",
-            BF16,
             rows,
             row_bytes=2 * (q_heads + kv_heads) * head_dim * ACTIVATION_BYTES,
             position_bytes=2 * kv_heads * head_dim * 2.0,
@@ -115,12 +106,12 @@ class GraphCounter:
         return KernelCost(
             part,
             "experts",
-            BF16,
             rows,
             weight_bytes=weights * 2.0,
             row_bytes=2 * hidden * ACTIVATION_BYTES,
             row_flops=2 * weights,
-            experts=ExpertRouting(count, node.attributes["top_k"].as_int()),
+            num_experts=count,
+            top_k=node.attributes["top_k"].as_int(),
             reduced_bytes=hidden * ACTIVATION_BYTES,
             kernels=5,
         )

@@ -11,19 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.acceptance import AcceptanceByPosition, read_acceptance
+from trtllm_dflash.estimate.acceptance import (
+    Shares,
+    acceptance_length,
+    find_shares,
+    shares_of_length,
+)
 
 
 @given(st.integers(1, 31), st.floats(0, 1))
 def test_acceptance_length_gives_a_geometric_series(draft_len: int, share: float) -> None:
     tau = 1 + share * draft_len
-    found = AcceptanceByPosition.from_acceptance_length(tau, draft_len)
-    assert found.acceptance_length(draft_len) == pytest.approx(tau)
-    assert found.acceptance_length(0) == 1
-    taus = [found.acceptance_length(k) for k in range(draft_len + 1)]
+    found = shares_of_length(tau, draft_len)
+    assert acceptance_length(found, draft_len) == pytest.approx(tau)
+    assert acceptance_length(found, 0) == 1
+    taus = [acceptance_length(found, k) for k in range(draft_len + 1)]
     assert taus == sorted(taus)
-    p = found.shares[0]
-    assert found.shares == pytest.approx([p ** (j + 1) for j in range(draft_len)])
+    p = found[0]
+    assert found == pytest.approx([p ** (j + 1) for j in range(draft_len)])
 
 
 @pytest.mark.parametrize(
@@ -35,9 +40,9 @@ def test_published_blocks_follow_one_probability(tau: float, at_4: float, at_6: 
     """gpt-oss-120b-DFlash's card gives τ for blocks of 10, 6 and 4: within 7 %, where each block
     drafts anew.
     """
-    found = AcceptanceByPosition.from_acceptance_length(tau, 9)
-    assert found.acceptance_length(3) == pytest.approx(at_4, rel=0.07)
-    assert found.acceptance_length(5) == pytest.approx(at_6, rel=0.07)
+    found = shares_of_length(tau, 9)
+    assert acceptance_length(found, 3) == pytest.approx(at_4, rel=0.07)
+    assert acceptance_length(found, 5) == pytest.approx(at_6, rel=0.07)
 
 
 @pytest.mark.parametrize("tau", [0.9, 4.1])
@@ -46,7 +51,12 @@ def test_impossible_acceptance_length_is_refused(tau: float) -> None:
         UsageError,
         match=f"-length {tau} is impossible: a step that verifies 3 drafts yields 1 to 4",
     ):
-        AcceptanceByPosition.from_acceptance_length(tau, 3)
+        shares_of_length(tau, 3)
+
+
+def read_shares(path: Path, draft_len: int) -> Shares:
+    shares, _ = find_shares(str(path), Path("drafter"), draft_len)
+    return shares
 
 
 def _file(tmp_path: Path, data: Any) -> Path:
@@ -72,19 +82,18 @@ def test_acceptance_of_a_profile_is_read(tmp_path: Path) -> None:
             result("dflash", 2, [0.75, 0.25]),
         ]
     }
-    found = read_acceptance(_file(tmp_path, data), 3)
-    assert found.shares == (0.75, 0.25, 0.0)
-    assert found.acceptance_length(3) == 2.0
+    found = read_shares(_file(tmp_path, data), 3)
+    assert found == (0.75, 0.25, 0.0)
+    assert acceptance_length(found, 3) == 2.0
 
 
 def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
-    assert read_acceptance(_file(tmp_path, {"by_position": [0.5, 0.25, 0.125]}), 2).shares == (
-        0.5,
-        0.25,
-    )
-    assert read_acceptance(_file(tmp_path, {"tau": 2.5}), 3).acceptance_length(3) == pytest.approx(
-        2.5
-    )
+    by_position = _file(tmp_path, {"by_position": [0.5, 0.25, 0.125]})
+    assert read_shares(by_position, 2) == (0.5, 0.25)
+    length = _file(tmp_path, {"tau": 2.5})
+    assert acceptance_length(read_shares(length, 3), 3) == pytest.approx(2.5)
+    _, source = find_shares(str(length), tmp_path, 3)
+    assert source == f"as measured in {length}"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
 )
 def test_acceptance_file_without_sense_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
-        read_acceptance(_file(tmp_path, data), 3)
+        read_shares(_file(tmp_path, data), 3)
 
 
 def test_acceptance_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
@@ -126,7 +135,7 @@ def test_acceptance_file_may_have_any_name_and_be_a_link(tmp_path: Path) -> None
     elsewhere.mkdir()
     link = tmp_path / "file (1).json"
     link.symlink_to(_file(elsewhere, {"tau": 2.5}))
-    assert read_acceptance(link, 3).acceptance_length(3) == pytest.approx(2.5)
+    assert acceptance_length(read_shares(link, 3), 3) == pytest.approx(2.5)
 
 
 def test_acceptance_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -135,9 +144,9 @@ def test_acceptance_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
         UsageError,
         match=r"--acceptance-length .*a.json: not JSON \(.*Give a file of profile --json, or a n",
     ):
-        read_acceptance(tmp_path / "a.json", 3)
+        read_shares(tmp_path / "a.json", 3)
 
 
 def test_acceptance_file_that_is_missing_is_refused() -> None:
     with pytest.raises(UsageError, match="no-such-file is neither a number nor a file"):
-        read_acceptance(Path("no-such-file"), 3)
+        read_shares(Path("no-such-file"), 3)

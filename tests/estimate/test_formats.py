@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from tests.fixtures.quantized import quant_configs
+from trtllm_dflash.builder.config_models import find_target
+from trtllm_dflash.catalog.gpus import GPUS
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import drafter_json, target_json
+from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.errors import CheckpointError, ConfigError, UsageError
-from trtllm_dflash.estimate.models import find_target
+from trtllm_dflash.estimate.roofline import peak_flops
 from trtllm_dflash.estimate.run import EstimateInputs, read_inputs
 from trtllm_dflash.options.estimate import EstimateConfig
 
@@ -64,11 +67,12 @@ def test_checkpoint_is_estimated_as_it_is_stored(stored: Stored) -> None:
         of(directory, drafter=drafter),
         of("Qwen3-8B", quant="nvfp4", kv_cache_dtype="fp8"),
     )
-    assert found.pair.formats == asked.pair.formats
+    assert found.pair.target.formats == asked.pair.target.formats
+    assert found.pair.drafter.formats == asked.pair.drafter.formats
     assert found.pair.usual_formats() == USUAL | {"linears": "nvfp4"}
-    assert found.pair.formats.kv_cache == "fp8"
-    assert found.plain_steps == asked.plain_steps
-    assert of(directory, drafter=drafter, kv_cache_dtype="bfloat16").pair.formats.kv_cache == "bf16"
+    assert found.pair.kv_cache == asked.pair.kv_cache == FORMATS["fp8"]
+    assert found.plain_steps() == asked.plain_steps()
+    assert of(directory, drafter=drafter, kv_cache_dtype="bfloat16").pair.kv_cache is None
 
 
 def test_modules_stored_otherwise_are_counted_so(stored: Stored) -> None:
@@ -104,7 +108,10 @@ def test_mxfp4_experts_stay_as_they_come(quant: str) -> None:
     pair = of("gpt-oss-20b", quant=quant).pair
     assert pair.usual_formats() == USUAL | {"linears": quant, "experts": "mxfp4"}
     (form,) = {cost.format for cost in pair.plain_step() if cost.operation == "experts"}
-    assert (form.bits, form.multiplied_as) == (4.25, "bf16")
+    assert form is not None
+    assert form.weight_bits() == 4.25
+    gpu = GPUS[0]
+    assert peak_flops(form, gpu) == gpu.bf16_tflops * 1e12
 
 
 @pytest.mark.parametrize(("quant", "experts"), [("fp8", "bf16"), ("nvfp4", "w4a16_nvfp4")])
@@ -115,7 +122,7 @@ def test_activations_of_experts_are_never_quantized(
     asked = of("Qwen3-Coder-30B-A3B", quant=quant).pair
     assert asked.usual_formats() == USUAL | {"linears": quant, "experts": experts}
     router = asked.plain_step()[8]
-    assert (router.weight_bytes, router.format.name) == (2048 * 128 * 2, "bf16")
+    assert (router.weight_bytes, router.format) == (2048 * 128 * 2, None)
     directory = stored("Qwen3-Coder-30B-A3B", "target", quant)
     drafter = "Qwen3-Coder-30B-A3B-DFlash"
     if quant == "fp8":
@@ -124,7 +131,7 @@ def test_activations_of_experts_are_never_quantized(
         ):
             of(directory, drafter=drafter)
     else:
-        assert of(directory, drafter=drafter).pair.formats == asked.formats
+        assert of(directory, drafter=drafter).pair.target.formats == asked.target.formats
 
 
 def test_quantized_model_is_not_quantized_again(stored: Stored) -> None:

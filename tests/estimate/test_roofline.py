@@ -9,15 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from docs.estimate.prediction import SOFTWARE, stored_pair
+from docs.estimate.prediction import roofline_of, stored_pair
 from tests.estimate.test_workload import quantized_pair
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
+from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.constants import ENGINE, SERVING, Constants
-from trtllm_dflash.estimate.formats import NUMERIC_FORMATS
-from trtllm_dflash.estimate.roofline import COMPUTE, HEAD, HOST, LAUNCHES, WEIGHTS, Roofline
-from trtllm_dflash.estimate.workload import ExpertRouting, KernelCost
+from trtllm_dflash.estimate.constants import RUNTIMES, Constants
+from trtllm_dflash.estimate.roofline import (
+    COMPUTE,
+    HEAD,
+    HOST,
+    LAUNCHES,
+    WEIGHTS,
+    Roofline,
+    expected_active,
+)
+from trtllm_dflash.estimate.workload import KernelCost
 
+ENGINE, SERVING = RUNTIMES["engine"], RUNTIMES["serving"]
 BY_NAME = {gpu.name: gpu for gpu in GPUS}
 IDEAL = Constants(
     bandwidth_fraction=1.0, compute_fraction=1.0, kernel=0.0, sum_latency=0.0, link_fraction=1.0
@@ -44,7 +53,7 @@ def test_expected_active_is_the_mean_over_choices(count: int, top_k: int, tokens
 
     choices = list(combinations(range(count), top_k))
     every = [len(set().union(*chosen)) for chosen in product(choices, repeat=tokens)]
-    assert ExpertRouting(count, top_k).expected_active(tokens) == pytest.approx(
+    assert expected_active(count, top_k, tokens) == pytest.approx(
         sum(every) / len(every), rel=1e-12
     )
 
@@ -61,8 +70,8 @@ def test_roofline_of_plain_decoding_reads_weights() -> None:
 
 
 def test_roofline_takes_the_longer_of_reading_and_computing() -> None:
-    bf16, nvfp4 = NUMERIC_FORMATS["bf16"], NUMERIC_FORMATS["nvfp4"]
-    cost = KernelCost("target", "linear", bf16, 4, weight_bytes=2e9, row_flops=1e9)
+    nvfp4 = FORMATS["nvfp4"]
+    cost = KernelCost("target", "linear", 4, weight_bytes=2e9, row_flops=1e9)
     roofline = Roofline(ROUND, constants=IDEAL)
     assert seconds((cost,), roofline) == 2e-3
     wide = roofline.time([cost], batch=1000, context=0, drafts=False)
@@ -71,7 +80,7 @@ def test_roofline_takes_the_longer_of_reading_and_computing() -> None:
 
 
 def test_roofline_of_attention_reads_its_window() -> None:
-    full = KernelCost("target", "attention", NUMERIC_FORMATS["bf16"], 1, position_bytes=1e6)
+    full = KernelCost("target", "attention", 1, position_bytes=1e6)
     roofline = Roofline(ROUND, constants=IDEAL)
     assert seconds((full,), roofline, 3, 500) == 3 * 500 * 1e6 / 1e12
     assert seconds((replace(full, window=128),), roofline, 3, 500) == 3 * 128 * 1e6 / 1e12
@@ -79,7 +88,7 @@ def test_roofline_of_attention_reads_its_window() -> None:
 
 
 def test_roofline_adds_host_and_kernels() -> None:
-    costs = (KernelCost("target", "elementwise", NUMERIC_FORMATS["bf16"], 1, kernels=5),)
+    costs = (KernelCost("target", "elementwise", 1, kernels=5),)
     constants = replace(IDEAL, kernel=3e-6)
     assert seconds(costs, Roofline(ROUND, constants=constants)) == pytest.approx(15e-6)
     for runtime, drafts, host in (
@@ -90,14 +99,17 @@ def test_roofline_adds_host_and_kernels() -> None:
         assert seconds(
             costs, Roofline(ROUND, 1, runtime, constants), drafts=drafts
         ) == pytest.approx(15e-6 + host)
-    sync = Roofline(ROUND, 1, SOFTWARE["serving, no overlap"], constants)
-    assert seconds(costs, sync, 32, drafts=True) - seconds(
-        costs, sync, drafts=True
-    ) == pytest.approx(31 * 0.147e-3)
-    prompt = Roofline(ROUND, 1, SERVING, constants).time(
-        costs, batch=1, context=0, drafts=False, prompt=True
+    one, many = (
+        roofline_of(ROUND, "serving, no overlap", constants, batch=batch) for batch in (1, 32)
     )
-    assert prompt.by_limit[LAUNCHES] == pytest.approx(5 * 10e-6)
+    assert seconds(costs, many, 32, drafts=True) - seconds(
+        costs, one, drafts=True
+    ) == pytest.approx(31 * 0.147e-3)
+    prompt = roofline_of(ROUND, "serving", constants, is_prompt=True)
+    time = prompt.time(costs, batch=1, context=0, drafts=False)
+    assert time.by_limit[LAUNCHES] == pytest.approx(5 * 10e-6)
+    eager = roofline_of(ROUND, "eager", constants)
+    assert seconds(costs, eager) == pytest.approx(5 * 2.5 * 8e-6)
 
 
 @settings(deadline=None, max_examples=40)  # the first of each drafter builds its graph

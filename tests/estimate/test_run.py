@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trtllm_dflash.builder.pair_support import list_support
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.estimate import run_estimate
 from trtllm_dflash.errors import DFlashError, UsageError
+from trtllm_dflash.estimate.acceptance import acceptance_length
 from trtllm_dflash.estimate.report import EstimateReport
 from trtllm_dflash.estimate.run import EstimateInputs, estimate, read_inputs
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
@@ -78,7 +80,7 @@ def test_advice_is_the_best_number_of_drafts(found: EstimateReport, inputs: Esti
         for k in range(1, 8):
             costs = pair.dflash_step(8, k)
             step = roofline.time(costs, batch=row.batch, context=1024, drafts=True)
-            length = inputs.acceptance.acceptance_length(k)
+            length = acceptance_length(inputs.shares, k)
             speeds[k] = length * plain.seconds / step.seconds
         assert row.speedup == pytest.approx(speeds[row.draft_len])
         assert row.draft_len == min(k for k in speeds if speeds[k] >= 0.99 * max(speeds.values()))
@@ -96,7 +98,7 @@ def test_hopeless_drafts_are_switched_off() -> None:
 
 
 def test_estimate_json_is_as_declared(found: EstimateReport) -> None:
-    data = json.loads(json.dumps(found.to_json()))
+    data = json.loads(json.dumps(asdict(found)))
     assert check(data, EstimateReport) == []
     steps = {(row["way"], row["batch"]): row for row in data["steps"]}
     assert len(steps) == 9
@@ -174,7 +176,7 @@ def test_estimate_flags_are_commands_of_their_own() -> None:
 
 def test_published_acceptance_length_is_the_default() -> None:
     found = read_inputs(config(acceptance_length=None, batch="1"))
-    assert found.acceptance.acceptance_length(7) == pytest.approx(4.53)
+    assert acceptance_length(found.shares, 7) == pytest.approx(4.53)
     assert "table 11" in found.acceptance_source
 
 

@@ -16,12 +16,12 @@ from docs.estimate.prediction import stored_pair
 from tests.estimate.graph_costs import GraphCounter, counted_nodes
 from tests.fixtures.tiny_models import DENSE_FAMILIES, tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from trtllm_dflash.builder.config_models import find_target
+from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
-from trtllm_dflash.estimate.formats import PairFormats
-from trtllm_dflash.estimate.models import find_target
 from trtllm_dflash.estimate.pair import ModelPair
-from trtllm_dflash.estimate.workload import ExpertRouting, KernelCost, ModelCosts
+from trtllm_dflash.estimate.workload import KernelCost, ModelCosts
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.moe import MoEConfig
 
@@ -45,9 +45,15 @@ TINY: dict[str, Callable[[Path], Path]] = {
 def quantized_pair(drafter: str, name: str) -> ModelPair:
     """Return a published pair with every linear of target and drafter in one format."""
     pair = stored_pair(drafter)
-    linears = [cost for cost in pair.whole_step() if cost.operation == "linear"]
-    modules = {f"{cost.part}.{cost.module}": name for cost in linears}
-    return ModelPair(pair.target, pair.drafter, PairFormats(modules))
+    models = []
+    for part, model in (("target", pair.target), ("drafter", pair.drafter)):
+        linears = [
+            cost.module
+            for cost in pair.whole_step()
+            if cost.part == part and cost.operation == "linear" and cost.module != "fc"
+        ]
+        models.append(replace(model, formats=dict.fromkeys(linears, FORMATS[name])))
+    return ModelPair(*models)
 
 
 def parameters(costs: tuple[KernelCost, ...], operations: tuple[str, ...]) -> float:
@@ -55,8 +61,8 @@ def parameters(costs: tuple[KernelCost, ...], operations: tuple[str, ...]) -> fl
     total = 0.0
     for cost in costs:
         if cost.part == "target" and cost.operation in operations:
-            copies = cost.experts.count if cost.experts else 1
-            total += cost.weight_bytes * 8 / cost.format.bits * copies
+            bits = 16 if cost.format is None else cost.format.weight_bits()
+            total += cost.weight_bytes * 8 / bits * cost.num_experts
     return total
 
 
@@ -98,7 +104,7 @@ def test_costs_equal_the_graphs(family: str, tmp_path: Path) -> None:
     """The kernels of plain steps, prompts and DFlash steps, node by node."""
     target = load_target(TINY[family](tmp_path / "target"))
     directory = tiny_drafter(tmp_path / "drafter", tmp_path / "target", num_taps=2)
-    pair = ModelPair(target, load_drafter(directory), PairFormats({}))
+    pair = ModelPair(target, load_drafter(directory))
     for width, rows, costs in ((1, 1, pair.plain_step()), (5, 1, pair.target_pass(5, 1))):
         model = build_step(target, None, dtype="float32", cache_len=16, block_size=1)
         counter = GraphCounter(run_shapes(model, width=width, rows=rows))
@@ -181,7 +187,7 @@ def test_workload_of_gpt_oss_has_the_active_parameters() -> None:
     """5.1 · 10^9 for a token, as OpenAI states: its 4 experts, all else, and no embedding."""
     flops = 0.0
     for cost in stored_pair("gpt-oss-120b-DFlash").plain_step():
-        flops += cost.rows * cost.row_flops * (cost.experts.top_k if cost.experts else 1)
+        flops += cost.rows * cost.row_flops * cost.top_k
     assert flops / 2 / 1e9 == pytest.approx(5.1, rel=0.01)
 
 
@@ -208,11 +214,11 @@ def test_workload_quantizes_linears_only() -> None:
 def test_workload_of_experts_by_hand() -> None:
     """7 experts of 9 features on a hidden state of 12, stored in MXFP4."""
     config = replace(find_target("gpt-oss-20b").config, hidden_size=12)
-    costs = ModelCosts("target", config, PairFormats({"target.mlp.experts": "mxfp4"}))
+    costs = ModelCosts("target", config, {"mlp.experts": MXFP4})
     moe = MoEConfig(num_experts=7, top_k=3, intermediate_size=9, normalize=True, fused=True)
     cost = costs.experts("mlp.experts", 5, moe)
     assert (cost.part, cost.operation, cost.rows) == ("target", "experts", 5)
-    assert cost.experts == ExpertRouting(7, 3)
+    assert (cost.num_experts, cost.top_k) == (7, 3)
     assert cost.weight_bytes == 3 * 12 * 9 * 4.25 / 8
     assert cost.row_flops == 2 * 3 * 12 * 9
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,12 @@ def run_estimate(config: EstimateConfig) -> None:
     check_file("--json", config.json)
     check_file("--plot", config.plot)
     if config.plot is not None:
-        from trtllm_dflash.estimate.plot import check_format, draw_curves
+        from trtllm_dflash.profile.curve_file import check_format, draw_curves
 
         check_format(config.plot)
     report = estimated(config)
     if config.json is not None:
-        write_file("--json", config.json, json.dumps(report.to_json(), indent=1) + "\n")
+        write_file("--json", config.json, json.dumps(asdict(report), indent=1) + "\n")
     if config.plot is not None:
         draw_curves(report.curves, config.plot, title=_title(report))
     print_estimate(report)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DATA: Mapping[str, Any] = tomllib.loads(
-    Path(__file__).with_name("constants.toml").read_text(encoding="utf-8")
-)
+_FILE = Path(__file__).with_name("constants.toml")
+DATA: Mapping[str, Any] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -23,38 +22,18 @@ class Constants:
     sum_latency: float
     link_fraction: float
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Return value, meaning and reason of each constant, for people."""
-        rows = []
-        for name, value in vars(self).items():
-            shown = f"{value * 1e6:g} µs" if "unit" in _DATA[name] else f"{value:g}"
-            rows.append((shown, _DATA[name]["meaning"], _DATA[name]["reason"]))
-        return rows
-
-
-CONSTANTS = Constants(**{name: _DATA[name]["value"] for name in Constants.__annotations__})
-
 
 @dataclass(frozen=True)
 class Runtime:
-    """The seconds that a step waits for the host, by the software that runs it.
-
-    `launch` is the host's time for a launch where there is no CUDA graph. `unfused`: launches for
-    each one that is counted. If `captured`, a step is a CUDA graph; a prompt is one only where
-    `launch` is 0.
-    """
+    """The seconds that a step waits for the host, by the software that runs it."""
 
     name: str
     meaning: str
     reason: str
     plain_host: float = 0.0
     draft_host: float = 0.0
-    draft_host_per_sequence: float = 0.0
-    launch: float = 0.0
-    unfused: float = 1.0
-    captured: bool = True
 
 
-RUNTIMES = {name: Runtime(name, **values) for name, values in _DATA["runtimes"].items()}
-ENGINE, SERVING = RUNTIMES["engine"], RUNTIMES["serving"]
-LINK_GBS: Mapping[str, float] = _DATA["link_gbs"]
+CONSTANTS = Constants(**{name: each["value"] for name, each in DATA["constants"].items()})
+RUNTIMES = {name: Runtime(name, **values) for name, values in DATA["runtimes"].items()}
+LINK_GBS: Mapping[str, float] = DATA["link_gbs"]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from trtllm_dflash.estimate.formats import DRAFTER, HEAD, TARGET, PairFormats
-from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, LOGIT_BYTES, KernelCost, ModelCosts
+from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.estimate.pair import DRAFTER
+from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, HEAD, KernelCost, ModelCosts
 from trtllm_dflash.models.base import TargetConfig
 
 _TAPS = 3
-_LINEARS = ("fusion", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+_MODULES = ("fusion", "qkv_proj", "o_proj", "gate_up_proj", "down_proj", HEAD)
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,32 @@ class Eagle3Tree:
 
     def costs(self, target: TargetConfig, format_name: str) -> tuple[KernelCost, ...]:
         """Return the drafter's kernels of one step, without the target's verification."""
-        modules = {f"{DRAFTER}.{module}": format_name for module in _LINEARS}
-        formats = PairFormats(modules | {f"{TARGET}.{HEAD}": format_name})
+        fmt, hidden, rows = FORMATS.get(format_name), target.hidden_size, self.depth + 1
+        formats = {} if fmt is None else dict.fromkeys(_MODULES, fmt)
         model = ModelCosts(DRAFTER, target, formats)
-        hidden, rows = target.hidden_size, self.depth + 1
-        fusion = model.linear("fusion", rows, (hidden, _TAPS * hidden))
+        fusion = model.linear("fusion", rows, _TAPS * hidden, hidden)
         fusion = replace(fusion, reduced_bytes=hidden * ACTIVATION_BYTES)
-        first = [fusion, *self._pass(model, target, rows=rows, scored=1)]
-        later = [*self._pass(model, target, rows=self.branches, scored=self.branches)]
+        first = [fusion, *self._pass(model, target, rows, scored=1)]
+        later = [*self._pass(model, target, self.branches, scored=self.branches)]
         return (*first, *later * (self.depth - 1))
 
     def _pass(
-        self, model: ModelCosts, target: TargetConfig, *, rows: int, scored: int
+        self, model: ModelCosts, target: TargetConfig, rows: int, scored: int
     ) -> Iterator[KernelCost]:
-        hidden = target.hidden_size
-        q_size, kv_size = (n * target.head_dim for n in (target.num_q_heads, target.num_kv_heads))
-        inner = target.intermediate_size
+        hidden, inner, head_dim = target.hidden_size, target.intermediate_size, target.head_dim
+        heads = target.num_q_heads + 2 * target.num_kv_heads
         if target.moe is not None:
             inner = target.moe.intermediate_size * target.moe.top_k
         yield model.norm(rows)
-        qkv = model.linear("qkv_proj", rows, (q_size + 2 * kv_size, 2 * hidden))
+        qkv = model.linear("qkv_proj", rows, 2 * hidden, heads * head_dim)
         yield qkv
         yield replace(model.attention(rows, window=0), format=qkv.format)
-        yield model.linear("o_proj", rows, (hidden, q_size))
+        yield model.linear("o_proj", rows, target.num_q_heads * head_dim, hidden)
         yield model.norm(rows)
-        yield model.linear("gate_up_proj", rows, (2 * inner, hidden))
+        yield model.linear("gate_up_proj", rows, hidden, 2 * inner)
         yield model.norm(rows)
-        yield model.linear("down_proj", rows, (hidden, inner))
+        yield model.linear("down_proj", rows, inner, hidden)
         yield model.norm(rows)
         yield model.head(scored, self.vocab_size)
         # The best branches of each node, the best nodes of all, and the next inputs.
-        choice = model.elementwise(scored, self.vocab_size * LOGIT_BYTES)
-        yield replace(choice, kernels=3)
+        yield model.choice(scored, self.vocab_size, kernels=3)

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.formats import DRAFTER, UNQUANTIZED, PairFormats
-from trtllm_dflash.estimate.workload import (
-    ACTIVATION_BYTES,
-    ROUTER,
-    KernelCost,
-    drafter_costs,
-    target_costs,
-)
+from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, HEAD, KernelCost, ModelCosts
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+
+TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
+_ROLES = {"linear": "linears", "experts": "experts", "head": "head"}
 
 
 @dataclass(frozen=True, eq=False)
 class ModelPair:
-    """A target, its drafter, and the formats in which both are stored."""
+    """A target and its drafter, whose checkpoints say how modules are stored.
+
+    All experts of a layer are one module of `target.formats`. `kv_cache` is the target's: the
+    drafter's cache is never quantized.
+    """
 
     target: Checkpoint[TargetConfig]
     drafter: Checkpoint[DrafterConfig]
-    formats: PairFormats
+    kv_cache: WeightFormat | None = None
 
     def plain_step(self) -> tuple[KernelCost, ...]:
         """Return the kernels of a step of the target alone: one token."""
@@ -37,7 +37,16 @@ class ModelPair:
 
         A prompt decides one row, the tree of an EAGLE-3 drafter all of them.
         """
-        return tuple(target_costs(self.target.config, self.formats, width=width, rows=rows))
+        config, formats = self.target.config, self.target.formats
+        costs = ModelCosts(TARGET, config, formats)
+        kernels = [costs.norm(width)]  # the embedding
+        for index, window in enumerate(config.windows):
+            layer = ModelCosts(TARGET, config.at_layer(index), formats, self.kv_cache)
+            kernels += layer.layer(f"model.layers.{index}", width, window)
+        # The gather of the rows that are decided, and the last norm.
+        kernels += [costs.norm(rows), costs.norm(rows), costs.head(rows, config.vocab_size)]
+        accept = ModelCosts(ACCEPT, config, formats)
+        return (*kernels, accept.choice(rows, config.vocab_size))
 
     def dflash_step(self, block_size: int, draft_len: int) -> tuple[KernelCost, ...]:
         """Return the kernels of a step that verifies `draft_len` drafts and drafts a block.
@@ -45,21 +54,27 @@ class ModelPair:
         Raises:
             UsageError: for more drafts than the block has, or a block larger than the drafter's.
         """
-        largest = self.drafter.config.block_size
-        if not 1 <= draft_len < block_size <= largest:
+        config, vocab_size = self.drafter.config, self.target.config.vocab_size
+        if not 1 <= draft_len < block_size <= config.block_size:
             raise UsageError(
                 f"{draft_len} drafts of a block of {block_size} cannot be had from a drafter that"
-                f" was trained with blocks of {largest}"
+                f" was trained with blocks of {config.block_size}"
             )
-        width = draft_len + 1
-        drafting = drafter_costs(
-            self.drafter.config,
-            self.formats,
-            width=width,
-            block_size=block_size,
-            vocab_size=self.target.config.vocab_size,
+        formats, width = dict(self.drafter.formats), draft_len + 1
+        if HEAD in self.target.formats:  # the drafter uses it too
+            formats[HEAD] = self.target.formats[HEAD]
+        costs = ModelCosts(DRAFTER, config, formats)
+        features = config.num_taps * config.hidden_size
+        kernels = [costs.norm(block_size)]  # the embedding
+        kernels += [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
+        for index, window in enumerate(config.windows):
+            kernels += costs.layer(f"layers.{index}", block_size, window, width + block_size)
+        kernels += [costs.norm(block_size), costs.head(block_size - 1, vocab_size)]
+        return (
+            *self.target_pass(width, width),
+            *kernels,
+            costs.choice(block_size - 1, vocab_size),
         )
-        return (*self.target_pass(width, width), *drafting)
 
     def whole_step(self) -> tuple[KernelCost, ...]:
         """Return the kernels of the step with the drafter's whole block."""
@@ -72,29 +87,27 @@ class ModelPair:
         if not config.tie_word_embeddings:
             total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
         for cost in self.whole_step():
-            copies = cost.experts.count if cost.experts else 1
             if cost.operation != "head" or cost.part != DRAFTER:
-                total += cost.weight_bytes * copies
+                total += cost.weight_bytes * cost.num_experts
             positions = min(context, cost.window or context)
             total += batch * positions * cost.position_bytes
         return total
 
     def format_counts(self) -> dict[str, Counter[str]]:
         """Return how many linears, experts, heads and drafter's linears have which format."""
-        roles = {"linear": "linears", "experts": "experts", "head": "head"}
-        counts: dict[str, Counter[str]] = {role: Counter() for role in (*roles.values(), DRAFTER)}
+        counts = {role: Counter[str]() for role in (*_ROLES.values(), DRAFTER)}
         for cost in self.whole_step():
-            leaf = cost.module.rpartition(".")[2]
-            if not leaf or leaf in (*NEVER_QUANTIZED, ROUTER):
-                continue
             is_drafter = cost.part == DRAFTER
+            if cost.module.endswith(("fc", "router")) or cost.operation not in _ROLES:
+                continue  # never quantized
             if not is_drafter or cost.operation == "linear":
-                counts[DRAFTER if is_drafter else roles[cost.operation]][cost.format.name] += 1
+                name = "bf16" if cost.format is None else cost.format.name
+                counts[DRAFTER if is_drafter else _ROLES[cost.operation]][name] += 1
         return counts
 
     def usual_formats(self) -> dict[str, str]:
         """Return the most frequent format of linears, experts, head and drafter."""
         return {
-            role: counts.most_common(1)[0][0] if counts else UNQUANTIZED
+            role: counts.most_common(1)[0][0] if counts else "bf16"
             for role, counts in self.format_counts().items()
         }

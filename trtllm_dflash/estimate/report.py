@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from typing import Annotated
 
 from trtllm_dflash.profile.curve import Curve, CurvePoint
 from trtllm_dflash.profile.result import Advice
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +61,6 @@ class EstimateReport:
     ]
     left_out: Annotated[list[int], "batch sizes whose caches do not fit into memory"]
     advice: Annotated[Advice, "how many drafts pay in an engine of the drafter's whole block"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything in plain types."""
-        return asdict(self)
 
     def steps_of(self, way: str) -> list[StepEstimate]:
         """Return the steps of one way of decoding by batch size."""

@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trtllm_dflash.catalog.gpus import GpuSpec
+from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.constants import CONSTANTS, ENGINE, LINK_GBS, Constants, Runtime
+from trtllm_dflash.estimate.constants import CONSTANTS, LINK_GBS, RUNTIMES, Constants, Runtime
 from trtllm_dflash.estimate.workload import KernelCost
 
 WEIGHTS, CACHE, COMPUTE, HEAD = "weights", "KV cache", "compute", "head and logits"
 ACTIVATIONS, LAUNCHES = "activations", "launches"
 COMMUNICATION, HOST = "communication", "host"
 LIMITS = (WEIGHTS, CACHE, COMPUTE, HEAD, ACTIVATIONS, LAUNCHES, COMMUNICATION, HOST)
+_LIMITED_BY = {  # unless computing takes longer
+    "attention": CACHE,
+    "linear": WEIGHTS,
+    "experts": WEIGHTS,
+    "elementwise": ACTIVATIONS,
+    "head": HEAD,
+}
+
+
+def expected_active(num_experts: int, top_k: int, tokens: float) -> float:
+    """Return how many different experts `tokens` tokens use, if each chooses uniformly.
+
+    A token misses an expert with probability 1 - top_k/num_experts. All tokens miss it with that to
+    the power of `tokens`. Real routing is uneven, and neighbouring tokens choose alike. Both lower
+    the number, so this is an upper estimate.
+    """
+    return num_experts * (1 - float((1 - top_k / num_experts) ** tokens))
+
+
+def peak_flops(fmt: WeightFormat | None, gpu: GpuSpec) -> float:
+    """Return the operations a second at which `gpu` multiplies a format at most; None is BF16.
+
+    Raises:
+        UsageError: if its tensor cores lack the type.
+    """
+    if fmt is None or not fmt.has_input_scale:
+        return gpu.bf16_tflops * 1e12
+    is_fp8 = fmt.group_size is None
+    rate = gpu.fp8_tflops if is_fp8 else gpu.fp4_tflops
+    if rate is None:
+        multiplied_as = "fp8" if is_fp8 else "fp4"
+        raise UsageError(f"{gpu.name} does not multiply {multiplied_as}, which {fmt.name} needs")
+    return rate * 1e12
 
 
 @dataclass(frozen=True)
 class StepTime:
     """The seconds of one step, by what bounds them and by part of the step."""
 
-    by_limit: Mapping[str, float]
-    by_part: Mapping[str, float]
+    by_limit: dict[str, float]
+    by_part: dict[str, float]
 
     @property
     def seconds(self) -> float:
@@ -44,7 +79,7 @@ class Roofline:
 
     gpu: GpuSpec
     gpus: int = 1
-    runtime: Runtime = ENGINE
+    runtime: Runtime = RUNTIMES["engine"]
     constants: Constants = CONSTANTS
 
     def __post_init__(self) -> None:
@@ -61,68 +96,38 @@ class Roofline:
         return self.gpus * self.gpu.memory_bytes
 
     def time(
-        self,
-        costs: Iterable[KernelCost],
-        *,
-        batch: int,
-        context: float,
-        drafts: bool,
-        prompt: bool = False,
+        self, costs: Iterable[KernelCost], *, batch: int, context: float, drafts: bool
     ) -> StepTime:
-        """Return the time of a step of `batch` sequences with `context` positions each.
-
-        A `prompt` is never a CUDA graph.
-        """
-        captured = self.runtime.captured and not prompt
-        limits, parts = dict.fromkeys(LIMITS, 0.0), dict[str, float]()
+        """Return the time of a step of `batch` sequences with `context` positions each."""
+        limits, parts = dict.fromkeys(LIMITS, 0.0), defaultdict[str, float](float)
         for cost in costs:
-            spent = [
-                self._kernel_time(cost, batch, context),
-                (LAUNCHES, self._launch_time(cost, captured)),
-                (COMMUNICATION, self._reduction_time(cost, batch)),
-            ]
-            for limit, seconds in spent:
-                limits[limit] += seconds
-                parts[cost.part] = parts.get(cost.part, 0.0) + seconds
-        host = self.runtime.plain_host
-        if drafts:
-            host = self.runtime.draft_host + batch * self.runtime.draft_host_per_sequence
+            limit, working = self._working_time(cost, batch, context)
+            launching = cost.kernels * self.constants.kernel
+            summing = self._summing_time(batch * cost.rows * cost.reduced_bytes)
+            limits[limit] += working
+            limits[LAUNCHES] += launching
+            limits[COMMUNICATION] += summing
+            parts[cost.part] += working + launching + summing
+        host = self.runtime.draft_host if drafts else self.runtime.plain_host
         limits[HOST] += host
-        return StepTime(limits, parts | {"host": host})
+        return StepTime(limits, {**parts, "host": host})
 
-    def _kernel_time(self, cost: KernelCost, batch: int, context: float) -> tuple[str, float]:
+    def _working_time(self, cost: KernelCost, batch: int, context: float) -> tuple[str, float]:
+        """Return the longer of reading and computing, and which it is."""
         tokens = batch * cost.rows
-        uses = cost.experts.top_k if cost.experts else 1
-        copies = cost.experts.expected_active(tokens) if cost.experts else 1.0
-        positions = batch * (min(context, cost.window) if cost.window else context)
-        moved = (
-            cost.weight_bytes * copies
-            + tokens * uses * cost.row_bytes
-            + positions * cost.position_bytes
-        )
-        flops = tokens * uses * cost.row_flops + positions * cost.position_flops
+        positions = batch * min(context, cost.window or context)
+        read = cost.weight_bytes * expected_active(cost.num_experts, cost.top_k, tokens)
+        moved = read + tokens * cost.top_k * cost.row_bytes + positions * cost.position_bytes
+        flops = tokens * cost.top_k * cost.row_flops + positions * cost.position_flops
         bandwidth = self.gpu.bandwidth_gbs * 1e9 * self.constants.bandwidth_fraction
-        rate = cost.format.peak_flops(self.gpu) * self.constants.compute_fraction
+        rate = peak_flops(cost.format, self.gpu) * self.constants.compute_fraction
         reading, computing = moved / bandwidth, flops / rate
-        limit = _limit(cost, is_computing=computing > reading)
+        is_computing = computing > reading and cost.operation != "head"
+        limit = COMPUTE if is_computing else _LIMITED_BY[cost.operation]
         return limit, max(reading, computing) / self.gpus
 
-    def _launch_time(self, cost: KernelCost, captured: bool) -> float:
-        launch = 0.0 if captured else self.runtime.launch * self.runtime.unfused
-        return cost.kernels * max(self.constants.kernel, launch)
-
-    def _reduction_time(self, cost: KernelCost, batch: int) -> float:
-        if self.gpus == 1 or not cost.reduced_bytes:
+    def _summing_time(self, nbytes: float) -> float:
+        if self.gpus == 1 or not nbytes:
             return 0.0
         link = LINK_GBS[self.gpu.arch] * 1e9 * self.constants.link_fraction
-        moved = 2 * (self.gpus - 1) / self.gpus * batch * cost.rows * cost.reduced_bytes
-        return self.constants.sum_latency + moved / link
-
-
-def _limit(cost: KernelCost, *, is_computing: bool) -> str:
-    if cost.operation == "head":
-        return HEAD
-    if is_computing:
-        return COMPUTE
-    by_operation = {"attention": CACHE, "linear": WEIGHTS, "experts": WEIGHTS}
-    return by_operation.get(cost.operation, ACTIVATIONS)
+        return self.constants.sum_latency + 2 * (self.gpus - 1) / self.gpus * nbytes / link

@@ -6,44 +6,17 @@ kernel. Every cost is that of one sequence; `roofline` multiplies what grows wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
-from trtllm_dflash.estimate.formats import (
-    ACCEPT,
-    DRAFTER,
-    HEAD,
-    NUMERIC_FORMATS,
-    TARGET,
-    UNQUANTIZED,
-    NumericFormat,
-    PairFormats,
-)
+from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.moe import MoEConfig
 
 ACTIVATION_BYTES, LOGIT_BYTES = 2, 4  # BF16 between kernels; logits in float32
+HEAD = "lm_head"
 _SUMMED = ("o_proj", "down_proj", "fc")  # tensor parallel: the outputs of all GPUs add up
-ROUTER = "router"  # no format quantizes it
-
-
-@dataclass(frozen=True)
-class ExpertRouting:
-    """`count` experts in a layer, of which a token uses `top_k`."""
-
-    count: int
-    top_k: int
-
-    def expected_active(self, tokens: float) -> float:
-        """Return how many different experts `tokens` tokens use, if each chooses uniformly.
-
-        A token misses an expert with probability 1 - top_k/count. All tokens miss it with that to
-        the power of `tokens`. Real routing is uneven, and neighbouring tokens choose alike. Both
-        lower the number, so this is an upper estimate.
-        """
-        return self.count * (1 - float((1 - self.top_k / self.count) ** tokens))
 
 
 @dataclass(frozen=True)
@@ -52,8 +25,8 @@ class KernelCost:
 
     part: str  # "target", "accept" or "drafter"
     operation: str  # "linear", "experts", "head", "attention" or "elementwise"
-    format: NumericFormat
     rows: int
+    format: WeightFormat | None = None  # of weights or cached keys; None: BF16
     module: str = ""
     weight_bytes: float = 0.0  # read once for the whole batch
     row_bytes: float = 0.0  # activations that a row reads and writes
@@ -61,170 +34,123 @@ class KernelCost:
     position_bytes: float = 0.0  # keys and values of one position
     position_flops: float = 0.0  # of all rows on one position
     window: int = 0  # positions that an attention sees at most; 0: all
-    experts: ExpertRouting | None = None
+    num_experts: int = 1
+    top_k: int = 1  # experts that a row uses
     reduced_bytes: float = 0.0  # of a row, summed up over all GPUs
     kernels: int = 1  # launches
 
 
+def bytes_of(count: int, fmt: WeightFormat | None) -> float:
+    """Return the bytes of `count` stored values, their share of block scales included."""
+    return count * (16 if fmt is None else fmt.weight_bits()) / 8
+
+
 @dataclass(frozen=True)
 class ModelCosts:
-    """The costs of one model's operations; `part` is its part of the step."""
+    """The costs of one model's operations; `part` is its part of the step.
+
+    `formats` are those of quantized modules, and `kv_cache` is that of keys and values.
+    """
 
     part: str
     config: TargetConfig | DrafterConfig
-    formats: PairFormats
+    formats: Mapping[str, WeightFormat]
+    kv_cache: WeightFormat | None = None
 
-    def elementwise(self, rows: int, row_bytes: float) -> KernelCost:
+    def elementwise(self, rows: int, row_bytes: float, kernels: int = 1) -> KernelCost:
         """Return a kernel that moves `row_bytes` for each row."""
-        unquantized = NUMERIC_FORMATS[UNQUANTIZED]
-        return KernelCost(self.part, "elementwise", unquantized, rows, row_bytes=row_bytes)
+        return KernelCost(self.part, "elementwise", rows, row_bytes=row_bytes, kernels=kernels)
 
     def norm(self, rows: int) -> KernelCost:
         """Return a kernel that reads and writes hidden states: a norm, a gather, an embedding."""
         return self.elementwise(rows, 2 * self.config.hidden_size * ACTIVATION_BYTES)
 
+    def choice(self, rows: int, vocab_size: int, kernels: int = 1) -> KernelCost:
+        """Return a kernel that reads logits: it samples, or takes the largest."""
+        return self.elementwise(rows, vocab_size * LOGIT_BYTES, kernels)
+
     def linear(
-        self, module: str, rows: int, shape: tuple[int, int], *, fused: bool = False
+        self, module: str, rows: int, inputs: int, outputs: int, *, fused: bool = False
     ) -> KernelCost:
-        """Return a linear of `shape` [out, in].
+        """Return a linear.
 
         A `fused` one is in the kernel of the linear before it, which has read the same input.
         """
-        outputs, inputs = shape
-        leaf = module.rpartition(".")[2]
-        form = NUMERIC_FORMATS[UNQUANTIZED]
-        if leaf not in NEVER_QUANTIZED and leaf != ROUTER:
-            form = self.formats.format_of(self.part, module)
+        fmt = self.formats.get(module)
+        is_summed = module.endswith(_SUMMED)
         return KernelCost(
             self.part,
             "linear",
-            form,
             rows,
+            fmt,
             module,
-            weight_bytes=inputs * outputs * form.bits / 8,
+            weight_bytes=bytes_of(inputs * outputs, fmt),
             row_bytes=(inputs * (not fused) + outputs) * ACTIVATION_BYTES,
             row_flops=2 * inputs * outputs,
-            reduced_bytes=outputs * ACTIVATION_BYTES * (leaf in _SUMMED),
+            reduced_bytes=outputs * ACTIVATION_BYTES * is_summed,
             kernels=int(not fused),
         )
 
     def head(self, rows: int, vocab_size: int) -> KernelCost:
         """Return the head's product, which writes logits."""
-        hidden_size = self.config.hidden_size
-        form = self.formats.format_of(TARGET, HEAD)  # a drafter uses the target's
-        return KernelCost(
-            self.part,
-            "head",
-            form,
-            rows,
-            HEAD,
-            weight_bytes=hidden_size * vocab_size * form.bits / 8,
-            row_bytes=hidden_size * ACTIVATION_BYTES + vocab_size * LOGIT_BYTES,
-            row_flops=2 * hidden_size * vocab_size,
-        )
+        linear = self.linear(HEAD, rows, self.config.hidden_size, vocab_size)
+        moved = self.config.hidden_size * ACTIVATION_BYTES + vocab_size * LOGIT_BYTES
+        return replace(linear, operation="head", row_bytes=moved)
 
     def attention(self, rows: int, window: int) -> KernelCost:
         """Return three kernels: rotate and write; attend; add up the parts of the context."""
         config = self.config
         q_size = config.num_q_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        form = NUMERIC_FORMATS[self.formats.kv_cache if self.part == TARGET else UNQUANTIZED]
         return KernelCost(
             self.part,
             "attention",
-            form,
             rows,
+            self.kv_cache,
             row_bytes=2 * (q_size + kv_size) * ACTIVATION_BYTES,
-            position_bytes=2 * kv_size * form.bits / 8,
+            position_bytes=bytes_of(2 * kv_size, self.kv_cache),
             position_flops=4 * rows * q_size,
             window=window,
             kernels=3,
         )
 
-    def attention_block(
-        self, layer: str, rows: int, window: int, *, kv_rows: int | None = None
+    def layer(
+        self, name: str, rows: int, window: int, kv_rows: int | None = None
     ) -> Iterator[KernelCost]:
-        """Yield norm, projections and attention of a layer.
+        """Yield a layer's attention, and its gated MLP or experts.
 
         `kv_rows`: rows of keys and values where they are not those of the queries.
         """
-        config = self.config
+        config, hidden, inner = self.config, self.config.hidden_size, self.config.intermediate_size
         q_size = config.num_q_heads * config.head_dim
-        kv_shape = (config.num_kv_heads * config.head_dim, config.hidden_size)
-        module = f"{layer}.self_attn."
+        kv_size = config.num_kv_heads * config.head_dim
+        own, attn = kv_rows is None, f"{name}.self_attn"
         yield self.norm(rows)
-        yield self.linear(f"{module}q_proj", rows, (q_size, config.hidden_size))
-        is_fused = kv_rows is None
-        yield self.linear(f"{module}k_proj", kv_rows or rows, kv_shape, fused=is_fused)
-        yield self.linear(f"{module}v_proj", kv_rows or rows, kv_shape, fused=True)
+        yield self.linear(f"{attn}.q_proj", rows, hidden, q_size)
+        yield self.linear(f"{attn}.k_proj", kv_rows or rows, hidden, kv_size, fused=own)
+        yield self.linear(f"{attn}.v_proj", kv_rows or rows, hidden, kv_size, fused=True)
         yield self.attention(rows, window)
-        yield self.linear(f"{module}o_proj", rows, (config.hidden_size, q_size))
-
-    def mlp_block(self, layer: str, rows: int) -> Iterator[KernelCost]:
-        """Yield norm and gated MLP of a layer, or its experts."""
-        hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        moe = self.config.moe if isinstance(self.config, TargetConfig) else None
+        yield self.linear(f"{attn}.o_proj", rows, q_size, hidden)
         yield self.norm(rows)
-        if moe is not None:
-            yield self.linear(f"{layer}.mlp.{ROUTER}", rows, (moe.num_experts, hidden))
-            yield self.experts(f"{layer}.mlp.experts", rows, moe)
+        if isinstance(config, TargetConfig) and config.moe is not None:
+            yield self.linear(f"{name}.mlp.router", rows, hidden, config.moe.num_experts)
+            yield self.experts(f"{name}.mlp.experts", rows, config.moe)
             return
-        yield self.linear(f"{layer}.mlp.gate_proj", rows, (inner, hidden))
-        yield self.linear(f"{layer}.mlp.up_proj", rows, (inner, hidden), fused=True)
+        yield self.linear(f"{name}.mlp.gate_proj", rows, hidden, inner)
+        yield self.linear(f"{name}.mlp.up_proj", rows, hidden, inner, fused=True)
         yield self.elementwise(rows, 2 * inner * ACTIVATION_BYTES)
-        yield self.linear(f"{layer}.mlp.down_proj", rows, (hidden, inner))
+        yield self.linear(f"{name}.mlp.down_proj", rows, inner, hidden)
 
     def experts(self, module: str, rows: int, moe: MoEConfig) -> KernelCost:
         """Return the experts of a layer: gate, up and down projection of each."""
         hidden = self.config.hidden_size
-        form = self.formats.format_of(self.part, module)
-        weights = 3 * hidden * moe.intermediate_size
-        return KernelCost(
-            self.part,
-            "experts",
-            form,
-            rows,
-            module,
-            weight_bytes=weights * form.bits / 8,
+        linear = self.linear(module, rows, hidden, 3 * moe.intermediate_size)
+        return replace(
+            linear,
+            operation="experts",
             row_bytes=2 * hidden * ACTIVATION_BYTES,
-            row_flops=2 * weights,
-            experts=ExpertRouting(moe.num_experts, moe.top_k),
+            num_experts=moe.num_experts,
+            top_k=moe.top_k,
             reduced_bytes=hidden * ACTIVATION_BYTES,
             kernels=5,
         )
-
-
-def target_costs(
-    config: TargetConfig, formats: PairFormats, *, width: int, rows: int
-) -> Iterator[KernelCost]:
-    """Yield the target's kernels for `width` tokens, of which the last `rows` are decided."""
-    costs = ModelCosts(TARGET, config, formats)
-    yield costs.norm(width)  # the embedding
-    for index, window in enumerate(config.windows):
-        name = f"model.layers.{index}"
-        layer = ModelCosts(TARGET, config.at_layer(index), formats)
-        yield from layer.attention_block(name, width, window)
-        yield from layer.mlp_block(name, width)
-    yield costs.norm(rows)  # the gather of the rows that are decided
-    yield costs.norm(rows)
-    yield costs.head(rows, config.vocab_size)
-    yield ModelCosts(ACCEPT, config, formats).elementwise(rows, config.vocab_size * LOGIT_BYTES)
-
-
-def drafter_costs(
-    config: DrafterConfig, formats: PairFormats, *, width: int, block_size: int, vocab_size: int
-) -> Iterator[KernelCost]:
-    """Yield the drafter's kernels for features of `width` tokens and a block of `block_size`."""
-    costs = ModelCosts(DRAFTER, config, formats)
-    features = len(config.target_layer_ids) * config.hidden_size
-    yield costs.norm(block_size)  # the embedding
-    yield costs.linear("fc", width, (config.hidden_size, features))
-    yield costs.norm(width)
-    for index, layer in enumerate(config.layers):
-        name = f"layers.{index}"
-        kv_rows = width + block_size
-        yield from costs.attention_block(name, block_size, layer.window, kv_rows=kv_rows)
-        yield from costs.mlp_block(name, block_size)
-    yield costs.norm(block_size)
-    yield costs.head(block_size - 1, vocab_size)
-    yield costs.elementwise(block_size - 1, vocab_size * LOGIT_BYTES)  # the drafts: argmax

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
@@ -186,3 +189,86 @@ def _parse_tree(config: EstimateConfig) -> tuple[int, int, int, float] | None:
             " tokens"
         )
     return tokens, depth, branches, length
+
+
+def read_acceptance(given: str) -> tuple[float | list[float], str]:
+    """Return what --acceptance-length gives, and its source: a length, or shares by position.
+
+    A file is the JSON of `dflash-trt profile`, or {"by_position": [...]}, or {"tau": number}. Of a
+    profile, the DFlash result with most drafts counts.
+
+    Raises:
+        UsageError: for a file that has none of it, or for shares that no step can have.
+    """
+    try:
+        length = float(given)
+    except ValueError:
+        return _read_acceptance_file(Path(given)), f"as measured in {given}"
+    return length, f"{length} (--acceptance-length)"
+
+
+def _read_acceptance_file(path: Path) -> float | list[float]:
+    data = _acceptance_of(_read_json(path))
+    shares, length = data.get("by_position"), data.get("tau")
+    if isinstance(shares, list):
+        _check_shares(path, shares)
+        return [float(share) for share in shares]
+    if _is_number(length):
+        return float(length)
+    raise UsageError(
+        f"{path}: it is no profile with a DFlash result that has drafts, and has neither"
+        " by_position nor tau"
+    )
+
+
+def _check_shares(path: Path, shares: list[Any]) -> None:
+    problem = ""
+    if not shares:
+        problem = "is empty: nothing was drafted, so nothing was measured"
+    elif not all(_is_number(share) for share in shares):
+        problem = "must be a list of numbers"
+    elif not all(0 <= later <= earlier for earlier, later in pairwise([1.0, *shares])):
+        problem = "must be shares from 1 to 0 that never grow"
+    if problem:
+        raise UsageError(f"{path}: by_position {problem}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"--acceptance-length {path} is neither a number nor a file")
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"--acceptance-length {path}: cannot be read ({error.strerror}). Give another file or"
+            " a number."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--acceptance-length {path}: not JSON ({error}). Give a file of profile --json, or"
+            " a number."
+        ) from error
+    return data if isinstance(data, dict) else {}
+
+
+def _acceptance_of(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the acceptance in a profile; anything else as it is."""
+    results = data.get("results")
+    best: dict[str, Any] = {}
+    for row in results if isinstance(results, list) else []:
+        if not isinstance(row, dict):
+            continue
+        # Profiles of schema 1 say "maker".
+        if row.get("implementation", row.get("maker")) != "dflash":
+            continue
+        # DFlash's engine without drafts measures no acceptance.
+        if _is_number(row.get("draft_len")) and row["draft_len"] > best.get("draft_len", 0):
+            best = row
+    if not best:
+        return data
+    found = best.get("acceptance")
+    return found if isinstance(found, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_dflash.builder.pair_support import published_drafter, published_target
 from trtllm_dflash.catalog.pairs import Role, pair_of, unknown_name_message
-from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.locate import read_json_in
@@ -26,9 +26,7 @@ def find_target(name: str) -> Checkpoint[TargetConfig]:
         ConfigError: for a configuration that is not supported.
     """
     if Path(name).is_dir():
-        config_json, quantization = _read_directory(name, "target")
-        config = read_target_config(config_json, None, f"target {name}")
-        return checkpoint_of_config(config, quantization, name)
+        return _read_directory(name, "target")
     found = published_target(name)
     if found is None:
         raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
@@ -43,9 +41,7 @@ def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterCon
         ConfigError: for a configuration that is not supported.
     """
     if name is not None and Path(name).is_dir():
-        config_json, quantization = _read_directory(name, "drafter")
-        config = DrafterConfig.from_hf(config_json, f"drafter {name}")
-        return checkpoint_of_config(config, quantization, name)
+        return _read_directory(name, "drafter")
     if name is not None:
         pair, missing = pair_of(name, "drafter"), unknown_name_message(name, "drafter")
     else:
@@ -68,11 +64,15 @@ def source_of(model: Checkpoint[Any]) -> str:
     return name if pair is None else pair.source
 
 
-def _read_directory(name: str, role: str) -> tuple[dict[str, Any], Quantization]:
-    config = read_json_in(Path(name), "config.json")
-    if config is None:
+def _read_directory(name: str, role: Role) -> Checkpoint[Any]:
+    config_json, where = read_json_in(Path(name), "config.json"), f"{role} {name}"
+    if config_json is None:
         raise UsageError(
             f"{name}: there is no config.json in it. Give the directory of a checkpoint."
         )
     quant_file = read_json_in(Path(name), HF_QUANT_CONFIG)
-    return config, read_quantization(config, quant_file, f"{role} {name}")
+    quantization = read_quantization(config_json, quant_file, where)
+    if role == "target":
+        target = read_target_config(config_json, None, where)
+        return checkpoint_of_config(target, quantization, name)
+    return checkpoint_of_config(DrafterConfig.from_hf(config_json, where), quantization, name)
