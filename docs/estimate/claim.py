@@ -15,8 +15,7 @@ from typing import Any
 from docs.estimate.prediction import ALL_GPUS, ASSUMPTIONS, SOFTWARE, stored_pair
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import Shares, acceptance_length, shares_of_length
-from trtllm_dflash.estimate.constants import CONSTANTS
-from trtllm_dflash.estimate.roofline import Roofline
+from trtllm_dflash.estimate.roofline import CONSTANTS, Roofline
 from trtllm_dflash.estimate.workload import KernelCost
 from trtllm_dflash.profile.curve import CurvePoint, frontier, throughput_at
 from trtllm_dflash.profile.theme import require_matplotlib

@@ -27,7 +27,7 @@ from docs.estimate.prediction import (
     stored_pair,
     unexplained,
 )
-from trtllm_dflash.estimate.constants import CONSTANTS, DATA, Constants
+from trtllm_dflash.estimate.roofline import CONSTANTS, DATA, Constants
 
 PAGE, PLOT, TEMPLATE = "README.md", "gpt-oss-120b-b300.png", "page.md.j2"
 _RIGHT_ALIGNED = ("sequences", "τ", "predicted", "published", "error")

@@ -15,12 +15,10 @@ from typing import Any
 from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.catalog.pairs import pair_of
-from trtllm_dflash.estimate.constants import CONSTANTS, RUNTIMES, Constants, Runtime
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.formats import as_asked
-from trtllm_dflash.estimate.pair import DRAFTER, ModelPair
-from trtllm_dflash.estimate.roofline import Roofline
-from trtllm_dflash.estimate.workload import KernelCost
+from trtllm_dflash.estimate.roofline import CONSTANTS, RUNTIMES, Constants, Roofline, Runtime
+from trtllm_dflash.estimate.workload import DRAFTER, KernelCost, ModelPair
 
 FOLDER = Path(__file__).parent
 ASSUMPTIONS: dict[str, Any] = tomllib.loads((FOLDER / "assumptions.toml").read_text("utf-8"))

@@ -14,13 +14,14 @@ from tests.estimate.test_workload import quantized_pair
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.constants import RUNTIMES, Constants
 from trtllm_dflash.estimate.roofline import (
     COMPUTE,
     HEAD,
     HOST,
     LAUNCHES,
+    RUNTIMES,
     WEIGHTS,
+    Constants,
     Roofline,
     expected_active,
 )

@@ -20,8 +20,7 @@ from trtllm_dflash.builder.config_models import find_target
 from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
-from trtllm_dflash.estimate.pair import ModelPair
-from trtllm_dflash.estimate.workload import KernelCost, ModelCosts
+from trtllm_dflash.estimate.workload import KernelCost, ModelCosts, ModelPair
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.moe import MoEConfig
 

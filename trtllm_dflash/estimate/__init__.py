@@ -1,3 +1,1 @@
-"""What DFlash would give on a GPU that is not here: bytes and operations of the step's own graph,
-and a roofline.
-"""
+"""What DFlash would give on a GPU that is not here: the work of its kernels, and a roofline."""

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from trtllm_dflash.checkpoint.formats import FORMATS
-from trtllm_dflash.estimate.pair import DRAFTER
-from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, HEAD, KernelCost, ModelCosts
+from trtllm_dflash.estimate.workload import DRAFTER, HEAD, KernelCost, ModelCosts
 from trtllm_dflash.models.base import TargetConfig
 
 _TAPS = 3
@@ -39,7 +38,6 @@ class Eagle3Tree:
         formats = {} if fmt is None else dict.fromkeys(_MODULES, fmt)
         model = ModelCosts(DRAFTER, target, formats)
         fusion = model.linear("fusion", rows, _TAPS * hidden, hidden)
-        fusion = replace(fusion, reduced_bytes=hidden * ACTIVATION_BYTES)
         first = [fusion, *self._pass(model, target, rows, scored=1)]
         later = [*self._pass(model, target, self.branches, scored=self.branches)]
         return (*first, *later * (self.depth - 1))

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trtllm_dflash.catalog.gpus import GpuSpec
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, WeightFormat, algos_of
+from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
 from trtllm_dflash.errors import CheckpointError, UsageError
-from trtllm_dflash.estimate.pair import HEAD, ModelPair
+from trtllm_dflash.estimate.workload import HEAD, ModelPair
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.estimate import EstimateConfig
@@ -37,17 +36,23 @@ def pair_as_asked(
             " without)"
         )
     asked = {"--quant": config.quant, "--drafter-quant": config.drafter_quant}
-    models = []
-    for model, (option, name) in zip((target, drafter), asked.items(), strict=True):
-        stored = as_asked(model, option, name)
-        for fmt in sorted(set(stored.formats.values()), key=lambda fmt: fmt.name):
-            owner = option if fmt.name == name else f"{model.directory}, stored in"
-            _check_arithmetic(fmt, f"{owner} {fmt.name}", config.device)
-        models.append(stored)
+    models: list[Checkpoint[Any]] = [target, drafter]
+    wanted = {}
+    for index, (option, name) in enumerate(asked.items()):
+        models[index] = as_asked(models[index], option, name)
+        for fmt in models[index].formats.values():
+            owner = option if fmt.name == name else f"{models[index].directory}, stored in"
+            wanted[f"{owner} {fmt.name}"] = fmt
     cache_format = FORMATS.get(kv_cache)
     if cache_format is not None:
-        _check_arithmetic(cache_format, who, config.device)
-    return ModelPair(*models, cache_format)
+        wanted[who] = cache_format
+    for who, fmt in wanted.items():
+        if config.device.arch not in fmt.archs:
+            raise UsageError(
+                f"{who}: {config.device.name} ({config.device.arch}) has no arithmetic for"
+                f" {fmt.algo}. Who has it: {fmt.hardware}"
+            )
+    return ModelPair(models[0], models[1], cache_format)
 
 
 def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
@@ -83,11 +88,3 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
             " exclude it"
         )
     return replace(model, formats=formats)
-
-
-def _check_arithmetic(fmt: WeightFormat, who: str, gpu: GpuSpec) -> None:
-    if gpu.arch not in fmt.archs:
-        raise UsageError(
-            f"{who}: {gpu.name} ({gpu.arch}) has no arithmetic for {fmt.algo}. Who has it:"
-            f" {fmt.hardware}"
-        )

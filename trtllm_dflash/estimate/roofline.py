@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from trtllm_dflash.catalog.gpus import GpuSpec
 from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.constants import CONSTANTS, LINK_GBS, RUNTIMES, Constants, Runtime
 from trtllm_dflash.estimate.workload import KernelCost
 
+# The values that every estimate assumes, each with its meaning and reason.
+DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("constants.toml").read_text("utf-8"))
 WEIGHTS, CACHE, COMPUTE, HEAD = "weights", "KV cache", "compute", "head and logits"
 ACTIVATIONS, LAUNCHES = "activations", "launches"
 COMMUNICATION, HOST = "communication", "host"
 LIMITS = (WEIGHTS, CACHE, COMPUTE, HEAD, ACTIVATIONS, LAUNCHES, COMMUNICATION, HOST)
-_LIMITED_BY = {  # unless computing takes longer
-    "attention": CACHE,
-    "linear": WEIGHTS,
-    "experts": WEIGHTS,
-    "elementwise": ACTIVATIONS,
-    "head": HEAD,
-}
+_LIMITED_BY = {"attention": CACHE, "linear": WEIGHTS, "experts": WEIGHTS, "head": HEAD}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Seconds, and fractions of a datasheet's figure."""
+
+    bandwidth_fraction: float
+    compute_fraction: float
+    kernel: float
+    sum_latency: float
+    link_fraction: float
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The seconds that a step waits for the host, by the software that runs it."""
+
+    name: str
+    meaning: str
+    reason: str
+    plain_host: float = 0.0
+    draft_host: float = 0.0
+
+
+CONSTANTS = Constants(**{name: each["value"] for name, each in DATA["constants"].items()})
+RUNTIMES = {name: Runtime(name, **values) for name, values in DATA["runtimes"].items()}
+LINK_GBS: dict[str, float] = DATA["link_gbs"]
 
 
 def expected_active(num_experts: int, top_k: int, tokens: float) -> float:
@@ -100,10 +125,15 @@ class Roofline:
     ) -> StepTime:
         """Return the time of a step of `batch` sequences with `context` positions each."""
         limits, parts = dict.fromkeys(LIMITS, 0.0), defaultdict[str, float](float)
+        shared = 2 * (self.gpus - 1) / self.gpus  # of a sum, over a GPU's link
+        link = LINK_GBS.get(self.gpu.arch, 0.0) * 1e9 * self.constants.link_fraction
         for cost in costs:
             limit, working = self._working_time(cost, batch, context)
             launching = cost.kernels * self.constants.kernel
-            summing = self._summing_time(batch * cost.rows * cost.reduced_bytes)
+            summing = 0.0
+            if self.gpus > 1 and cost.reduced_bytes:
+                moved = shared * batch * cost.rows * cost.reduced_bytes
+                summing = self.constants.sum_latency + moved / link
             limits[limit] += working
             limits[LAUNCHES] += launching
             limits[COMMUNICATION] += summing
@@ -123,11 +153,5 @@ class Roofline:
         rate = peak_flops(cost.format, self.gpu) * self.constants.compute_fraction
         reading, computing = moved / bandwidth, flops / rate
         is_computing = computing > reading and cost.operation != "head"
-        limit = COMPUTE if is_computing else _LIMITED_BY[cost.operation]
+        limit = COMPUTE if is_computing else _LIMITED_BY.get(cost.operation, ACTIVATIONS)
         return limit, max(reading, computing) / self.gpus
-
-    def _summing_time(self, nbytes: float) -> float:
-        if self.gpus == 1 or not nbytes:
-            return 0.0
-        link = LINK_GBS[self.gpu.arch] * 1e9 * self.constants.link_fraction
-        return self.constants.sum_latency + 2 * (self.gpus - 1) / self.gpus * nbytes / link

@@ -11,13 +11,11 @@ from trtllm_dflash.builder.config_models import find_drafter, find_target, sourc
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import Shares, acceptance_length, find_shares
-from trtllm_dflash.estimate.constants import DATA, RUNTIMES
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.formats import pair_as_asked
-from trtllm_dflash.estimate.pair import DRAFTER, ModelPair
 from trtllm_dflash.estimate.report import EqualInteractivity, EstimateReport, StepEstimate
-from trtllm_dflash.estimate.roofline import Roofline
-from trtllm_dflash.estimate.workload import KernelCost
+from trtllm_dflash.estimate.roofline import DATA, RUNTIMES, Roofline
+from trtllm_dflash.estimate.workload import DRAFTER, KernelCost, ModelPair
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier, throughput_at

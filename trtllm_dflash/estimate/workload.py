@@ -1,4 +1,4 @@
-"""What the kernels of a step read and compute, from a model's configuration.
+"""What the kernels of a step read and compute, and the memory that a pair of models needs.
 
 Elementwise operations count as fused into their neighbours. Projections of one input count as one
 kernel. Every cost is that of one sequence; `roofline` multiplies what grows with the batch.
@@ -6,24 +6,29 @@ kernel. Every cost is that of one sequence; `roofline` multiplies what grows wit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_dflash.checkpoint.formats import WeightFormat
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.moe import MoEConfig
 
 ACTIVATION_BYTES, LOGIT_BYTES = 2, 4  # BF16 between kernels; logits in float32
+TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
 HEAD = "lm_head"
-_SUMMED = ("o_proj", "down_proj", "fc")  # tensor parallel: the outputs of all GPUs add up
+_SUMMED = ("o_proj", "down_proj", "fc", "fusion")  # tensor parallel: the outputs of all GPUs add up
+_ROLES = {"linear": "linears", "experts": "experts", "head": "head"}
 
 
 @dataclass(frozen=True)
 class KernelCost:
     """The cost of one operation for one sequence; experts' weights and operations are of one."""
 
-    part: str  # "target", "accept" or "drafter"
+    part: str
     operation: str  # "linear", "experts", "head", "attention" or "elementwise"
     rows: int
     format: WeightFormat | None = None  # of weights or cached keys; None: BF16
@@ -154,3 +159,100 @@ class ModelCosts:
             reduced_bytes=hidden * ACTIVATION_BYTES,
             kernels=5,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A target and its drafter, whose checkpoints say how modules are stored.
+
+    All experts of a layer are one module of `target.formats`. `kv_cache` is the target's: the
+    drafter's cache is never quantized.
+    """
+
+    target: Checkpoint[TargetConfig]
+    drafter: Checkpoint[DrafterConfig]
+    kv_cache: WeightFormat | None = None
+
+    def plain_step(self) -> tuple[KernelCost, ...]:
+        """Return the kernels of a step of the target alone: one token."""
+        return self.target_pass(1, 1)
+
+    def target_pass(self, width: int, rows: int) -> tuple[KernelCost, ...]:
+        """Return the target's kernels for `width` tokens, of which the last `rows` are decided.
+
+        A prompt decides one row, the tree of an EAGLE-3 drafter all of them.
+        """
+        config, formats = self.target.config, self.target.formats
+        costs = ModelCosts(TARGET, config, formats)
+        kernels = [costs.norm(width)]  # the embedding
+        for index, window in enumerate(config.windows):
+            layer = ModelCosts(TARGET, config.at_layer(index), formats, self.kv_cache)
+            kernels += layer.layer(f"model.layers.{index}", width, window)
+        # The gather of the rows that are decided, and the last norm.
+        kernels += [costs.norm(rows), costs.norm(rows), costs.head(rows, config.vocab_size)]
+        accept = ModelCosts(ACCEPT, config, formats)
+        return (*kernels, accept.choice(rows, config.vocab_size))
+
+    def dflash_step(self, block_size: int, draft_len: int) -> tuple[KernelCost, ...]:
+        """Return the kernels of a step that verifies `draft_len` drafts and drafts a block.
+
+        Raises:
+            UsageError: for more drafts than the block has, or a block larger than the drafter's.
+        """
+        config, vocab_size = self.drafter.config, self.target.config.vocab_size
+        if not 1 <= draft_len < block_size <= config.block_size:
+            raise UsageError(
+                f"{draft_len} drafts of a block of {block_size} cannot be had from a drafter that"
+                f" was trained with blocks of {config.block_size}"
+            )
+        formats, width = dict(self.drafter.formats), draft_len + 1
+        if HEAD in self.target.formats:  # the drafter uses it too
+            formats[HEAD] = self.target.formats[HEAD]
+        costs = ModelCosts(DRAFTER, config, formats)
+        features = config.num_taps * config.hidden_size
+        kernels = [costs.norm(block_size)]  # the embedding
+        kernels += [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
+        for index, window in enumerate(config.windows):
+            kernels += costs.layer(f"layers.{index}", block_size, window, width + block_size)
+        kernels += [costs.norm(block_size), costs.head(block_size - 1, vocab_size)]
+        return (
+            *self.target_pass(width, width),
+            *kernels,
+            costs.choice(block_size - 1, vocab_size),
+        )
+
+    def whole_step(self) -> tuple[KernelCost, ...]:
+        """Return the kernels of the step with the drafter's whole block."""
+        block_size = self.drafter.config.block_size
+        return self.dflash_step(block_size, block_size - 1)
+
+    def memory_bytes(self, batch: int, context: int) -> float:
+        """Return the size of weights and caches. The drafter uses the target's two tables."""
+        config, total = self.target.config, 0.0
+        if not config.tie_word_embeddings:
+            total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
+        for cost in self.whole_step():
+            if cost.operation != "head" or cost.part != DRAFTER:
+                total += cost.weight_bytes * cost.num_experts
+            positions = min(context, cost.window or context)
+            total += batch * positions * cost.position_bytes
+        return total
+
+    def format_counts(self) -> dict[str, Counter[str]]:
+        """Return how many linears, experts, heads and drafter's linears have which format."""
+        counts = {role: Counter[str]() for role in (*_ROLES.values(), DRAFTER)}
+        for cost in self.whole_step():
+            is_drafter = cost.part == DRAFTER
+            if cost.module.endswith(("fc", "router")) or cost.operation not in _ROLES:
+                continue  # never quantized
+            if not is_drafter or cost.operation == "linear":
+                name = "bf16" if cost.format is None else cost.format.name
+                counts[DRAFTER if is_drafter else _ROLES[cost.operation]][name] += 1
+        return counts
+
+    def usual_formats(self) -> dict[str, str]:
+        """Return the most frequent format of linears, experts, head and drafter."""
+        return {
+            role: counts.most_common(1)[0][0] if counts else "bf16"
+            for role, counts in self.format_counts().items()
+        }

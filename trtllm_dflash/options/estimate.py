@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
@@ -270,5 +270,5 @@ def _acceptance_of(data: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
