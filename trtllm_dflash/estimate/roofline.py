@@ -145,10 +145,11 @@ class Roofline:
     def _working_time(self, cost: KernelCost, batch: int, context: float) -> tuple[str, float]:
         """Return the longer of reading and computing, and which it is."""
         tokens = batch * cost.rows
+        rows = tokens * cost.top_k  # one for each expert of a token
         positions = batch * min(context, cost.window or context)
-        read = cost.weight_bytes * expected_active(cost.num_experts, cost.top_k, tokens)
-        moved = read + tokens * cost.top_k * cost.row_bytes + positions * cost.position_bytes
-        flops = tokens * cost.top_k * cost.row_flops + positions * cost.position_flops
+        weights = cost.weight_bytes * expected_active(cost.num_experts, cost.top_k, tokens)
+        moved = weights + rows * cost.row_bytes + positions * cost.position_bytes
+        flops = rows * cost.row_flops + positions * cost.position_flops
         bandwidth = self.gpu.bandwidth_gbs * 1e9 * self.constants.bandwidth_fraction
         rate = peak_flops(cost.format, self.gpu) * self.constants.compute_fraction
         reading, computing = moved / bandwidth, flops / rate

@@ -190,8 +190,7 @@ class ModelPair:
             kernels += layer.layer(f"model.layers.{index}", width, window)
         # The gather of the rows that are decided, and the last norm.
         kernels += [costs.norm(rows), costs.norm(rows), costs.head(rows, config.vocab_size)]
-        accept = ModelCosts(ACCEPT, config, formats)
-        return (*kernels, accept.choice(rows, config.vocab_size))
+        return (*kernels, replace(costs.choice(rows, config.vocab_size), part=ACCEPT))
 
     def dflash_step(self, block_size: int, draft_len: int) -> tuple[KernelCost, ...]:
         """Return the kernels of a step that verifies `draft_len` drafts and drafts a block.
@@ -205,9 +204,8 @@ class ModelPair:
                 f"{draft_len} drafts of a block of {block_size} cannot be had from a drafter that"
                 f" was trained with blocks of {config.block_size}"
             )
-        formats, width = dict(self.drafter.formats), draft_len + 1
-        if HEAD in self.target.formats:  # the drafter uses it too
-            formats[HEAD] = self.target.formats[HEAD]
+        width = draft_len + 1
+        formats = {**self.target.formats, **self.drafter.formats}  # the head is the target's
         costs = ModelCosts(DRAFTER, config, formats)
         features = config.num_taps * config.hidden_size
         kernels = [costs.norm(block_size)]  # the embedding
