@@ -45,7 +45,8 @@ class DrafterBuilder:
         (raw embeddings of anchor and masks). Features are projected once and meet the layers only
         as keys and values: no input norm, no residual.
         """
-        m, g = self.model, self.model.g
+        m = self.model
+        g = self.model.g
         context = m.rms_norm(m.linear(features, "fc"), "hidden_norm")
         for index in range(self.config.num_layers):
             with g.scope(f"layers.{index}"):
@@ -53,7 +54,9 @@ class DrafterBuilder:
         return m.rms_norm(block, "norm")
 
     def _layer(self, context: ir.Value, x: ir.Value, index: int) -> ir.Value:
-        m, g, name = self.model, self.model.g, f"layers.{index}"
+        m = self.model
+        g = self.model.g
+        name = f"layers.{index}"
         x = g.Add(x, self._attention(context, m.rms_norm(x, f"{name}.input_layernorm"), index))
         return g.Add(x, m.swiglu(m.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp"))
 
@@ -65,8 +68,12 @@ class DrafterBuilder:
         x ───┬───┘                 └─ v_proj ─────────────┼─ DFlashDraftAttention ─ o_proj
              └─ q_proj q_norm rope ───────────────────────┘
         """
-        c, m, g, name = self.config, self.model, self.model.g, f"layers.{index}.self_attn"
-        q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        c = self.config
+        m = self.model
+        g = self.model.g
+        name = f"layers.{index}.self_attn"
+        q_shape = (c.num_q_heads, c.head_dim)
+        kv_shape = (c.num_kv_heads, c.head_dim)
         rows = self._append_block(context, x)
         q = project_heads(
             m,
@@ -98,7 +105,9 @@ class DrafterBuilder:
             positions=self.row_positions,
             norm=False,
         )
-        key, value, mask = f"draft_key.{index}", f"draft_value.{index}", c.layers[index]
+        key = f"draft_key.{index}"
+        value = f"draft_value.{index}"
+        mask = c.layers[index]
         out, self.written[key], self.written[value] = DRAFT_ATTENTION(
             g,
             q,
@@ -117,7 +126,8 @@ class DrafterBuilder:
 
     def _append_block(self, context: ir.Value, x: ir.Value) -> ir.Value:
         """[B·S, hidden] and [B·T, hidden] as [B·(S+T), hidden], row by row of the batch."""
-        g, hidden = self.model.g, self.config.hidden_size
+        g = self.model.g
+        hidden = self.config.hidden_size
         batch = g.Slice(self.batch_and_block, [0], [1], [0])
         parts = [g.Reshape(part, g.Concat(batch, [-1, hidden], axis=0)) for part in (context, x)]
         return g.Reshape(g.Concat(*parts, axis=1), [-1, hidden])

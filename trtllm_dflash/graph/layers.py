@@ -66,7 +66,8 @@ class LayerBuilder:
     def swiglu(self, x: ir.Value, name: str) -> ir.Value:
         """down(silu(gate(x)) · up(x)), x [N, hidden]."""
         with self.g.scope("mlp"):
-            gate, up = self.linear(x, f"{name}.gate_proj"), self.linear(x, f"{name}.up_proj")
+            gate = self.linear(x, f"{name}.gate_proj")
+            up = self.linear(x, f"{name}.up_proj")
             return self.linear(
                 self.g.Mul(self.g.Mul(gate, self.g.Sigmoid(gate)), up), f"{name}.down_proj"
             )
@@ -118,7 +119,8 @@ def project_heads(
     """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads,
     D].
     """
-    g, (heads, head_dim) = m.g, heads_and_dim
+    g = m.g
+    (heads, head_dim) = heads_and_dim
     x = m.linear(x, f"{name}_proj")
     if norm:
         x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), f"{name}_norm")

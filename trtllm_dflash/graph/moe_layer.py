@@ -50,7 +50,9 @@ class Experts:
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the weighted sum of each token's experts, x [N, hidden] (normed)."""
-        m, g, c = self.model, self.model.g, self.config
+        m = self.model
+        g = self.model.g
+        c = self.config
         logits = g.cast(
             m.linear(x, f"{self.name}.{'router' if c.fused else 'gate'}"), ir.DataType.FLOAT
         )
@@ -86,11 +88,9 @@ class Experts:
         return out
 
     def _weight(self, part: str, parts: tuple[str, ...], rows: int, columns: int) -> ExpertWeight:
-        source, name, shape = (
-            self.model.weights,
-            f"{self.name}.experts",
-            (self.config.num_experts, rows, columns),
-        )
+        source = self.model.weights
+        name = f"{self.name}.experts"
+        shape = (self.config.num_experts, rows, columns)
         if self.config.fused:
             return FusedExperts(source, f"{name}.{part}", shape)
         linears = tuple(tuple(f"{name}.{j}.{part}" for part in parts) for j in range(shape[0]))
@@ -114,7 +114,8 @@ class Experts:
 
     def _operands(self, weight: ExpertWeight, form: ExpertStorage) -> tuple[ir.Value, ...]:
         """Return the operator's inputs for a weight: itself, then its scales if it has any."""
-        m, g = self.model, self.model.g
+        m = self.model
+        g = self.model.g
         if form is ExpertStorage.PACKED:
             return weight.packed(g)
         if form is ExpertStorage.DEQUANTIZED:

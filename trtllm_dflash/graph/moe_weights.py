@@ -30,7 +30,8 @@ from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 
 Shape = tuple[int, int, int]
-_FP4_PER_INT32, _SCALES_PER_INT32 = 8, 4  # how many of them an int32 has
+_FP4_PER_INT32 = 8
+_SCALES_PER_INT32 = 4  # how many of them an int32 has
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class FusedExperts(ExpertWeight):
         return self.weights.lazy(g, self.name, dtype, self.shape, make)
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
-        scale, weights = self._scale, self.weights
+        scale = self._scale
+        weights = self.weights
         if scale is None:
             raise GraphError(str(self.no_fp4_reason()))
         make = lambda: nvfp4_block_scales(weights.tensors, self.name, scale)  # noqa: E731
@@ -175,7 +177,8 @@ class PerExpertLinears(ExpertWeight):
         self, g: GraphBuilder, ending: str, dtype: ir.DataType, shape: Sequence[int]
     ) -> ir.Value:
         """Return the stored bytes of all experts, taken for `dtype` and `shape`."""
-        tensors, (count, rows, _) = self.weights.tensors, self.shape
+        tensors = self.weights.tensors
+        (count, rows, _) = self.shape
 
         def make() -> np.ndarray:
             width = tensors[f"{self.linears[0][0]}.{ending}"].shape[1]

@@ -13,7 +13,8 @@ from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
 
-PLUGIN_VERSION, PLUGIN_NAMESPACE = "1", OPS_DOMAIN
+PLUGIN_VERSION = "1"
+PLUGIN_NAMESPACE = OPS_DOMAIN
 
 
 def lower_to_plugins(model: ir.Model) -> None:

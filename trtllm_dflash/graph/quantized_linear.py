@@ -38,7 +38,8 @@ from trtllm_dflash.graph.weight_source import WeightSource
 
 TRT_DOMAIN = "trt"  # operators of TensorRT's parser
 EMULATION_DOMAIN = "trtllm_dflash.emulation"
-FP8_MAX, FP4_MAX = 448.0, 6.0
+FP8_MAX = 448.0
+FP4_MAX = 6.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class QuantizedLinears:
         return g.cast(values, self.dtype)
 
 
-_ROUND_FP8, _ROUND_NVFP4 = "RoundToFP8", "RoundToNVFP4"
+_ROUND_FP8 = "RoundToFP8"
+_ROUND_NVFP4 = "RoundToNVFP4"
 
 
 def _round_fp8(g: GraphBuilder, x: ir.Value, scale: ir.Value) -> tuple[ir.Value, ...]:

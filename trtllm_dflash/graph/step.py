@@ -136,7 +136,8 @@ class _Step:
         self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None
     ) -> dict[str, ir.Value]:
         """Return the outputs by port name."""
-        g, ids = self.g, self.inputs["input_ids"]
+        g = self.g
+        ids = self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
         verifier = LayerBuilder(g, weights, self.dtype, target.config.rms_norm_eps)
         with g.scope("target"):
@@ -170,7 +171,9 @@ class _Step:
         """Return all target layers: the residual stream [B·S, hidden], the tap layers' outputs in
         order, the caches.
         """
-        g, ids, past = self.g, self.inputs["input_ids"], self.inputs["past_len"]
+        g = self.g
+        ids = self.inputs["input_ids"]
+        past = self.inputs["past_len"]
         context = TargetBuilder(
             model=m,
             config=config,
@@ -192,7 +195,8 @@ class _Step:
 
     def _decided_logits(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """float32 [B, R, V] for the R rows from num_known-1 on: only they decide anything."""
-        g, ids = self.g, self.inputs["input_ids"]
+        g = self.g
+        ids = self.inputs["input_ids"]
         first = g.Sub(g.cast(self.inputs["num_known"], ir.DataType.INT64), 1)
         row = g.Add(g.Unsqueeze(first, [1]), self.inputs["decided"])
         # The last index as an element, not as a size: that TensorRT would copy from the host in
@@ -216,9 +220,12 @@ class _Step:
         next_len: ir.Value,
     ) -> tuple[ir.Value, dict[str, ir.Value]]:
         """Return the next block's drafts int64 [B, T-1], and the drafter's caches."""
-        g, config, past = self.g, drafter.config, self.inputs["past_len"]
+        g = self.g
+        config = drafter.config
+        past = self.inputs["past_len"]
         weights = WeightSource("drafter", drafter.tensors, self.dtype, drafter.formats)
-        batch, width = g.size(bonus, 0), g.size(self.inputs["input_ids"], 1)
+        batch = g.size(bonus, 0)
+        width = g.size(self.inputs["input_ids"], 1)
         block = g.Concat(
             bonus,
             g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)),
@@ -254,7 +261,8 @@ class _Step:
 
     def _argmax_token(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
         """Return the token of the highest logit of each row [N], in the draft vocabulary if any."""
-        g, ids = self.g, self.draft_vocab
+        g = self.g
+        ids = self.draft_vocab
         if ids is None:
             return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
         logits = m.linear_rows(hidden, _head_name(config), ids, "draft_head.weight")
@@ -293,9 +301,7 @@ def _graph_input(port: IoTensor) -> ir.Value:
 
 
 def _graph_output(port: IoTensor, value: ir.Value) -> ir.Value:
-    value.name, value.shape, value.type = (
-        port.name,
-        ir.Shape(port.shape),
-        ir.TensorType(DTYPES[port.dtype]),
-    )
+    value.name = port.name
+    value.shape = ir.Shape(port.shape)
+    value.type = ir.TensorType(DTYPES[port.dtype])
     return value

@@ -59,12 +59,16 @@ class TargetBuilder:
 
         A layer may have a window, and its heads sinks: the configuration says it.
         """
-        c, m, g = self.config.at_layer(layer), self.model, self.model.g
-        q_shape, kv_shape = (c.num_q_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        c = self.config.at_layer(layer)
+        m = self.model
+        g = self.model.g
+        q_shape = (c.num_q_heads, c.head_dim)
+        kv_shape = (c.num_kv_heads, c.head_dim)
         q = self._projected(x, f"{name}.q", q_shape, norm=c.qk_norm, rotate=True)
         k = self._projected(x, f"{name}.k", kv_shape, norm=c.qk_norm, rotate=True)
         v = self._projected(x, f"{name}.v", kv_shape, norm=False, rotate=False)
-        key, value = f"target_key.{layer}", f"target_value.{layer}"
+        key = f"target_key.{layer}"
+        value = f"target_value.{layer}"
         sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
         out, self.written[key], self.written[value] = VERIFY_ATTENTION(
             g,

@@ -115,7 +115,8 @@ class WeightSource:
         self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
         """Return a quantized linear's weight [out, in] as float32, converted when read."""
-        name, row = f"{module}.weight", self.formats[module]
+        name = f"{module}.weight"
+        row = self.formats[module]
         num_rows, columns = _logical(self.tensors[name])
         shape = (num_rows if rows is None else len(rows), columns)
         called = name if rows is None else alias

@@ -61,7 +61,8 @@ class Flavor(Protocol):
 class TensorRTRTX:
     """TensorRT-RTX, for sm80, sm86, sm89, sm120 and sm121."""
 
-    title, package = "TensorRT-RTX", "tensorrt-rtx-cu13"
+    title = "TensorRT-RTX"
+    package = "tensorrt-rtx-cu13"
 
     @contextmanager
     def configure_builder(
@@ -117,7 +118,8 @@ class TensorRTRTX:
 class TensorRT:
     """TensorRT, for sm90, sm100 and sm103; it builds on the GPU that runs the engine."""
 
-    title, package = "TensorRT", "tensorrt-cu13"
+    title = "TensorRT"
+    package = "tensorrt-cu13"
 
     @contextmanager
     def configure_builder(

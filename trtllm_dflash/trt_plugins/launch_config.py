@@ -49,7 +49,8 @@ class Operation:
 
 def _attention_kernels(key: KernelVariant) -> list[str]:
     sizes = dict(key.sizes)
-    head_dim, suffix = sizes["head_dim"], _suffix(sizes)
+    head_dim = sizes["head_dim"]
+    suffix = _suffix(sizes)
     tiles = [
         f"dflash_attention_d{head_dim}_r{tile.rows}{suffix}"
         for tile in params.attention_tiles(head_dim)
@@ -63,7 +64,8 @@ def _suffix(fields: Fields) -> str:
 
 def _cache_scales(attributes: Fields) -> dict[str, float]:
     """Return the scales of FP8 caches; 1 for bfloat16 caches."""
-    fp8, scales = bool(attributes.get("fp8_cache")), {}
+    fp8 = bool(attributes.get("fp8_cache"))
+    scales = {}
     for name in ("key_scale", "value_scale"):
         scale = float(attributes.get(name, 0))
         if fp8 and not 0 < scale < inf:
@@ -78,8 +80,10 @@ def _cache_scales(attributes: Fields) -> dict[str, float]:
 
 def _ring(dims: Dims, attributes: Fields) -> int:
     """Return 1 if the caches are rings, which must be large enough for the step."""
-    ring, window = int(attributes.get("ring", 0)), int(attributes["window_size"])
-    rows, written = dims["key_cache"][2], dims["k"][1]
+    ring = int(attributes.get("ring", 0))
+    window = int(attributes["window_size"])
+    rows = dims["key_cache"][2]
+    written = dims["k"][1]
     if ring and (window < 1 or rows < rows_needed(window, written)):
         raise EngineError(
             f"attention over a ring cache of {rows} rows, with window_size {window} and {written}"
@@ -111,7 +115,8 @@ def _attention(call: Call) -> list[Launch]:
     The rows of k and v before the last `rows` are context rows: none in DFlashVerifyAttention.
     """
     sizes = _attention_sizes(call.dims)
-    head_dim, head_rows = sizes["head_dim"], prod(call.dims["q"][:3])
+    head_dim = sizes["head_dim"]
+    head_rows = prod(call.dims["q"][:3])
     made = params.attention_plan(**sizes, processors=min(call.processors, params.MAX_PROCESSORS))
     partial_out_bytes = 4 * made.splits * head_rows * head_dim
     kernel_params = params.AttentionParams(
@@ -136,10 +141,8 @@ def _attention(call: Call) -> list[Launch]:
     name = f"dflash_attention_d{head_dim}_r{made.tile.rows}{suffix}"
     launches = [Launch(name, grid, params.ATTENTION_THREADS, made.shared_bytes, kernel_params)]
     if made.splits > 1:
-        merge, blocks = (
-            f"dflash_attention_merge_d{head_dim}{suffix}",
-            params.merge_blocks(head_rows),
-        )
+        merge = f"dflash_attention_merge_d{head_dim}{suffix}"
+        blocks = params.merge_blocks(head_rows)
         launches.append(Launch(merge, (blocks, 1, 1), params.MERGE_THREADS, 0, kernel_params))
     return launches
 
@@ -192,9 +195,12 @@ def _moe_sizes(dims: Dims, fields: Fields) -> dict[str, int]:
     """Return the sizes of a plan, if the kernels can work on them and the scales are those of the
     weights' format.
     """
-    weight_format, top_k = int(fields["weight_format"]), int(fields["top_k"])
-    (tokens, hidden), (experts, rows) = dims["x"], dims["gate_up_bias"]
-    inner_size, unit = rows // 2, params.moe_unit(quantized=weight_format > 0)
+    weight_format = int(fields["weight_format"])
+    top_k = int(fields["top_k"])
+    (tokens, hidden) = dims["x"]
+    (experts, rows) = dims["gate_up_bias"]
+    inner_size = rows // 2
+    unit = params.moe_unit(quantized=weight_format > 0)
     if rows % 2 or hidden % unit or inner_size % unit:
         raise EngineError(
             f"experts need an H and an I that {unit} divides, and J = 2I rows: H is {hidden} and J"
@@ -241,7 +247,8 @@ def _moe_workspace(dims: Dims, fields: Fields) -> int:
 
 def _moe(call: Call) -> list[Launch]:
     sizes = _moe_sizes(call.dims, call.attributes)
-    made, weight_format = params.moe_plan(**sizes), sizes.pop("weight_format")
+    made = params.moe_plan(**sizes)
+    weight_format = sizes.pop("weight_format")
     misplaced = [name for name in ("x", "gate_up", "down", "out") if call.addresses[name] % 16]
     if misplaced:
         raise EngineError(
@@ -258,7 +265,9 @@ def _moe(call: Call) -> list[Launch]:
         **{name: int(call.attributes[name]) for name in ("normalize", "interleaved")},
         **{name: call.attributes[name] for name in ("limit", "alpha", "shift")},
     )
-    tokens, tile, suffix = sizes["tokens"], f"_t{made.tile.tokens}", _MOE_SUFFIXES[weight_format]
+    tokens = sizes["tokens"]
+    tile = f"_t{made.tile.tokens}"
+    suffix = _MOE_SUFFIXES[weight_format]
     steps = {
         "route": ((tokens, 1, 1), params.ROUTE_THREADS, 0),
         "list": ((1, 1, 1), params.LIST_THREADS, 0),

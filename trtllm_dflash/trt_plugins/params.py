@@ -20,13 +20,19 @@ _MOE = constants("moe_params.h")
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
 MAX_PROCESSORS = 256
-ATTENTION_THREADS, MERGE_THREADS = _ATTENTION["kAttentionThreads"], _ATTENTION["kMergeThreads"]
-SCAN_THREADS, CHOOSE_THREADS = _ACCEPT["kScanThreads"], _ACCEPT["kChooseThreads"]
+ATTENTION_THREADS = _ATTENTION["kAttentionThreads"]
+MERGE_THREADS = _ATTENTION["kMergeThreads"]
+SCAN_THREADS = _ACCEPT["kScanThreads"]
+CHOOSE_THREADS = _ACCEPT["kChooseThreads"]
 FINISH_THREADS = _ACCEPT["kFinishThreads"]
-MOE_THREADS, ROUTE_THREADS = _MOE["kMoeThreads"], _MOE["kRouteThreads"]
-LIST_THREADS, SUM_THREADS = _MOE["kListThreads"], _MOE["kSumThreads"]
-MAX_EXPERTS, MAX_TOP_K_EXPERTS = _MOE["kMaxExperts"], _MOE["kMaxTopKExperts"]
-_PLAIN_UNIT, _QUANTIZED_UNIT = 8, 32  # of experts' sizes: what a thread reads at once
+MOE_THREADS = _MOE["kMoeThreads"]
+ROUTE_THREADS = _MOE["kRouteThreads"]
+LIST_THREADS = _MOE["kListThreads"]
+SUM_THREADS = _MOE["kSumThreads"]
+MAX_EXPERTS = _MOE["kMaxExperts"]
+MAX_TOP_K_EXPERTS = _MOE["kMaxTopKExperts"]
+_PLAIN_UNIT = 8
+_QUANTIZED_UNIT = 32  # of experts' sizes: what a thread reads at once
 _WARP = 32
 
 
@@ -174,7 +180,8 @@ def moe_plan(
         "inner": 2 * assignments * inner_size,
         "partial": 4 * assignments * hidden,
     }
-    parts, end = {}, 0
+    parts = {}
+    end = 0
     for name, size in sizes.items():
         parts[name] = end
         end += 16 * _ceil(size, 16)

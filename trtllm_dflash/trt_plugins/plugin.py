@@ -105,13 +105,13 @@ class StepPlugin(
     def __init__(self, spec: OpSpec, fields: Mapping[str, int | float], cubin: bytes) -> None:
         for base in StepPlugin.__bases__:
             base.__init__(self)
-        self.plugin_name, self.plugin_version, self.plugin_namespace = (
-            spec.name,
-            PLUGIN_VERSION,
-            PLUGIN_NAMESPACE,
-        )
+        self.plugin_name = spec.name
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = PLUGIN_NAMESPACE
         self.num_outputs = len(spec.outputs)
-        self.spec, self.fields, self.cubin = spec, dict(fields), cubin
+        self.spec = spec
+        self.fields = dict(fields)
+        self.cubin = cubin
         self._operation = OPERATIONS[spec.kernel.source]
         self._module: CudaModule | None = None
 
@@ -273,11 +273,9 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
 
     def __init__(self, spec: OpSpec) -> None:
         trt.IPluginCreatorV3One.__init__(self)
-        self.name, self.plugin_version, self.plugin_namespace = (
-            spec.name,
-            PLUGIN_VERSION,
-            PLUGIN_NAMESPACE,
-        )
+        self.name = spec.name
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = PLUGIN_NAMESPACE
         self.spec = spec
         self.cubins: Mapping[KernelVariant, bytes] = {}
         self._fields = [

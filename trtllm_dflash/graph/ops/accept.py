@@ -23,7 +23,8 @@ def _body(
 ) -> tuple[ir.Value, ...]:
     *sampling, uniforms = sampling_and_uniforms
     settings = {row.name: value for row, value in zip(SAMPLING_INPUTS, sampling, strict=True)}
-    width, rows = g.size(input_ids, 1), g.size(logits, 1)
+    width = g.size(input_ids, 1)
+    rows = g.size(logits, 1)
     row = g.arange(rows)
 
     # Row r decides the token behind position num_known-1+r: there stands the draft that it may

@@ -140,7 +140,9 @@ def attend(
         q [B,S,Hq,D] ─► [B,Hkv,G·S,D] ─ · kᵀ ─► [B,Hkv,G,S,L] ─ mask, softmax ─► [B,Hkv,G·S,L] ─ · v
         ─► [B,S,Hq,D]
     """
-    length, rows, kv_heads = g.size(kv_positions, 0), g.size(q, 1), g.size(keys, 1)
+    length = g.size(kv_positions, 0)
+    rows = g.size(q, 1)
+    kv_heads = g.size(keys, 1)
     stacked = g.Reshape(
         g.Transpose(q, perm=[0, 2, 1, 3]), g.Concat([0], kv_heads, [-1], [0], axis=0)
     )

@@ -28,7 +28,8 @@ def _body(
     kv_positions: ir.Value,
     sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
-    total, block = g.size(k, 1), g.size(q, 1)
+    total = g.size(k, 1)
+    block = g.size(q, 1)
     block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
     first, block_start = (g.Slice(x, [0], [1], [1]) for x in (positions, block_positions))  # [B, 1]
     order = _contiguous_rows(g, total, block, g.Sub(block_start, first))

@@ -76,7 +76,8 @@ class OpSpec:
     def plugin_fields(self) -> dict[str, type]:
         """Return a plugin's fields by name: attributes, and its kernel's sizes and types."""
         attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
-        sizes, types = self.kernel.sizes, self.kernel.types
+        sizes = self.kernel.sizes
+        types = self.kernel.types
         return (
             attributes
             | {size.name: int for size in sizes}
