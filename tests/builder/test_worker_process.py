@@ -63,9 +63,8 @@ def test_progress_is_passed_on(serve: Serve) -> None:
 def test_an_understood_error_keeps_its_class_and_names_the_log(
     serve: Serve, tmp_path: Path
 ) -> None:
-    script = (
-        """import sys; print('{"error": "CheckpointError", "text": "bad weight"}'); sys.exit(1)"""
-    )
+    report = json.dumps({"error": "CheckpointError", "text": "bad weight"})
+    script = f"import sys; print({report!r}); sys.exit(1)"
     with pytest.raises(
         CheckpointError, match=rf"bad weight\nThe builder's log is {tmp_path / 'log'}"
     ):

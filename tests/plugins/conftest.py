@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, build_emulated, run
+from tests.plugins.emulated_build import build_emulated
+from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
 
 
 def has_gpu() -> bool:

@@ -114,9 +114,9 @@ def test_fp8_rounds_as_ml_dtypes_does_and_saturates(primitives: ctypes.CDLL) -> 
     bits = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
     every = np.arange(256, dtype=np.uint8).view(FP8).astype(np.float32)
     between = (every[1:126] + every[:125]) / 2
-    near = [
-        np.nextafter(x, np.float32(limit)) for x in (between, every[:126]) for limit in (-1e9, 1e9)
-    ]
+    near = []
+    for x in (between, every[:126]):
+        near += [np.nextafter(x, np.float32(limit)) for limit in (-1e9, 1e9)]
     edges = np.array(
         [448, 449, 464, 465, 480, 1e9, np.inf, -np.inf, np.nan, 2**-10, 2**-11], np.float32
     )

@@ -86,9 +86,7 @@ def module(
 def enqueue(
     name: str, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
-    """Call the plugin as TensorRT would: everything that it writes, by name; guards on all sides
-    hold.
-    """
+    """Call the plugin as TensorRT would, and return its outputs; guards on all sides hold."""
     spec, memory = OPS[name], HostMemory()
     kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
     axes: dict[str, int] = {"1": 1}
@@ -97,10 +95,8 @@ def enqueue(
     dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
     placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
     for tensor in spec.outputs:
-        shape, dtype = (
-            [axes[axis] for axis in tensor.axes],
-            dtypes.get(tensor.dtype) or np.dtype(tensor.dtype),
-        )
+        shape = [axes[axis] for axis in tensor.axes]
+        dtype = dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
         placed[tensor.name] = (
             placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
         )
@@ -211,9 +207,8 @@ def test_attention_over_rings(
 
     module.launched.clear()
     small = in_rings(case, inputs(case), smallest(case) - 1)
-    words = (
-        f"ring cache of {smallest(case) - 1} rows, .*: it needs a window and {smallest(case)} rows"
-    )
+    rows = smallest(case)
+    words = f"ring cache of {rows - 1} rows, .*: it needs a window and {rows} rows"
     with pytest.raises(EngineError, match=words):
         enqueue(name, small, numbers)
     assert module.launched == []

@@ -74,37 +74,12 @@ class DrafterBuilder:
         name = f"layers.{index}.self_attn"
         q_shape = (c.num_q_heads, c.head_dim)
         kv_shape = (c.num_kv_heads, c.head_dim)
+        block = (self.batch_and_block, self.block_positions)
+        every = (self.batch_and_rows, self.row_positions)
         rows = self._append_block(context, x)
-        q = project_heads(
-            m,
-            x,
-            f"{name}.q",
-            q_shape,
-            self.batch_and_block,
-            rotary=self.rotary,
-            positions=self.block_positions,
-            norm=True,
-        )
-        k = project_heads(
-            m,
-            rows,
-            f"{name}.k",
-            kv_shape,
-            self.batch_and_rows,
-            rotary=self.rotary,
-            positions=self.row_positions,
-            norm=True,
-        )
-        v = project_heads(
-            m,
-            rows,
-            f"{name}.v",
-            kv_shape,
-            self.batch_and_rows,
-            rotary=None,
-            positions=self.row_positions,
-            norm=False,
-        )
+        q = self._project(x, f"{name}.q", q_shape, *block, is_value=False)
+        k = self._project(rows, f"{name}.k", kv_shape, *every, is_value=False)
+        v = self._project(rows, f"{name}.v", kv_shape, *every, is_value=True)
         key = f"draft_key.{index}"
         value = f"draft_value.{index}"
         mask = c.layers[index]
@@ -123,6 +98,28 @@ class DrafterBuilder:
             **ring_attribute(self.rings, index),
         )
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def _project(
+        self,
+        x: ir.Value,
+        name: str,
+        heads: tuple[int, int],
+        batch_and_rows: ir.Value,
+        positions: ir.Value,
+        *,
+        is_value: bool,
+    ) -> ir.Value:
+        """Project rows to heads; queries and keys are normed and rotated, values are not."""
+        return project_heads(
+            self.model,
+            x,
+            name,
+            heads,
+            batch_and_rows,
+            rotary=None if is_value else self.rotary,
+            positions=positions,
+            norm=not is_value,
+        )
 
     def _append_block(self, context: ir.Value, x: ir.Value) -> ir.Value:
         """[B·S, hidden] and [B·T, hidden] as [B·(S+T), hidden], row by row of the batch."""

@@ -1,0 +1,36 @@
+"""Build of the emulated library: the kernels compiled by g++ over the emulator."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.plugins.library import GXX, GXX_WARNINGS, HEAD_DIMS, INCLUDES, PLUGINS, run
+
+
+def build_emulated(folder: Path) -> Path:
+    """Compile the emulated library into `folder` with g++, and return the library's path."""
+    kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
+    as_cpp = ("-x", "c++")
+    commands: dict[str, tuple[str, ...]] = {}
+    for dim in HEAD_DIMS:
+        arguments = (*as_cpp, f"-DDFLASH_HEAD_DIM={dim}", str(kernels / "attention.cu"))
+        commands[f"attention_{dim}.o"] = arguments
+        commands[f"attention_{dim}_fp8.o"] = ("-DDFLASH_FP8_CACHE=1", *arguments)
+    for weight_format in range(3):
+        define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
+        commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
+    commands["accept.o"] = (*as_cpp, str(kernels / "accept.cu"))
+    for name in ("library/library", "library/moe", "emulator/emulator", "emulator/instructions"):
+        commands[Path(name).name.replace("moe", "moe_api") + ".o"] = (str(PLUGINS / f"{name}.cpp"),)
+
+    def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
+        name, arguments = item
+        run([*common, "-c", *arguments, "-o", str(folder / name)])
+        return str(folder / name)
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compile_one, commands.items()))
+    path = folder / "libdflash_kernels_emulated.so"
+    run(["g++", "-shared", *objects, "-o", str(path)])
+    return path
