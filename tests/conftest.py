@@ -85,12 +85,16 @@ def modelopt_checkpoint(
 
     made: dict[str, Path] = {}
 
-    def make(model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+    def make(
+        model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any
+    ) -> Path:
         target = make_target(model_type, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:
             model = modelopt.quantized_model(target, form, kv_cache_dtype)
-            made[key] = modelopt.export(model, target, tmp_path_factory.mktemp("modelopt") / form)
+            made[key] = modelopt.export(
+                model, target, tmp_path_factory.mktemp("modelopt") / form
+            )
         return made[key]
 
     return make

@@ -43,7 +43,9 @@ def commands_in(block: str) -> list[str]:
     """Return the command lines of a block, without comments."""
     lines = block.replace("\\\n", " ").splitlines()
     return [
-        line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")
+        line.split("  #")[0].strip()
+        for line in lines
+        if line.strip() and not line.startswith("#")
     ]
 
 
@@ -125,7 +127,10 @@ def test_python_runs(page: str, place: Path) -> None:
 
 
 def test_readme_sets_up_with_two_commands() -> None:
-    assert [c for c in commands("README.md") if c.startswith("make")] == ["make demo", "make test"]
+    assert [c for c in commands("README.md") if c.startswith("make")] == [
+        "make demo",
+        "make test",
+    ]
 
 
 def test_readme_shows_an_output() -> None:
@@ -191,7 +196,12 @@ def test_readme_table_names_every_arch() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "tests/README.md"])
 def test_named_files_exist(page: str) -> None:
-    bases = (ROOT, ROOT / "trtllm_dflash", (ROOT / page).parent, ROOT / "trtllm_dflash" / "graph")
+    bases = (
+        ROOT,
+        ROOT / "trtllm_dflash",
+        (ROOT / page).parent,
+        ROOT / "trtllm_dflash" / "graph",
+    )
     for name in re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / page).read_text()):
         assert any((base / name).exists() for base in bases), f"{page}: {name}"
 

@@ -37,7 +37,8 @@ def table(rows: Iterable[Sequence[str]], indent: str = "  ", align: str = "") ->
     lines = []
     for row in rows:
         cells = [
-            f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)
+            f"{cell:{sign}{width}}"
+            for cell, sign, width in zip(row, signs, widths, strict=True)
         ]
         lines.append(indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
@@ -82,7 +83,13 @@ def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
         yield ignore_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        TaskID,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
 
     columns = (
@@ -92,7 +99,9 @@ def progress_bar(*, enabled: bool | None = None) -> Iterator[Progress]:
         TimeElapsedColumn(),
     )
     tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=Console(stderr=True, force_terminal=True), transient=True) as bars:
+    with Bars(
+        *columns, console=Console(stderr=True, force_terminal=True), transient=True
+    ) as bars:
 
         def show(phase: str, done: int, total: int) -> None:
             if phase not in tasks:

@@ -123,7 +123,9 @@ def claim_rows(cases: Sequence[ClaimCase]) -> list[tuple[str, ...]]:
         if middle < case.plain_end:
             there = f"{case.ratio_at(middle):.0f}x"
         where = "never" if claimed is None else f"{claimed:.0f}"
-        rows.append((case.name, f"{case.plain_end:.0f}", where, there, f"{case.at_batch_1:.1f}x"))
+        rows.append(
+            (case.name, f"{case.plain_end:.0f}", where, there, f"{case.at_batch_1:.1f}x")
+        )
     return rows
 
 

@@ -195,7 +195,10 @@ def _sensitivity() -> str:
             if value <= 1:
                 changed = replace(CONSTANTS, **{name: value})
                 cases.append((f"{name} x {factor}", changed, 1.0))
-    cases += [("answers half as long", CONSTANTS, 0.5), ("answers twice as long", CONSTANTS, 2.0)]
+    cases += [
+        ("answers half as long", CONSTANTS, 0.5),
+        ("answers twice as long", CONSTANTS, 2.0),
+    ]
     rows = []
     for name, constants, answers in cases:
         found = predict_all(constants=constants, answers=answers)

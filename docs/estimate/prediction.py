@@ -196,7 +196,9 @@ def _predict(figure: PublishedFigure, constants: Constants, answers: float) -> P
     without = answer * plain.seconds + waiting
     drafted = answer / figure.acceptance_length * draft.seconds + waiting
     tokens_per_second = batch * answer / without
-    return Prediction(figure, tokens_per_second, without / drafted, draft.seconds, draft.limited_by)
+    return Prediction(
+        figure, tokens_per_second, without / drafted, draft.seconds, draft.limited_by
+    )
 
 
 @cache

@@ -50,7 +50,9 @@ def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
 def cut_target(source: Path, directory: Path, layers: int) -> Path:
     """Write the first `layers` layers of a target."""
     config, tensors = read(source)
-    beyond = tuple(f"model.layers.{index}." for index in range(layers, config["num_hidden_layers"]))
+    beyond = tuple(
+        f"model.layers.{index}." for index in range(layers, config["num_hidden_layers"])
+    )
     kept = (
         {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
         if beyond
@@ -64,7 +66,9 @@ def cut_drafter(source: Path, directory: Path, layers: int) -> Path:
     config, tensors = read(source)
     hidden, taps = config["hidden_size"], config["dflash_config"]["target_layer_ids"]
     fitting = [tap for tap in taps if tap < layers - 1] or [0]
-    tensors["fc.weight"] = np.ascontiguousarray(tensors["fc.weight"][:, : hidden * len(fitting)])
+    tensors["fc.weight"] = np.ascontiguousarray(
+        tensors["fc.weight"][:, : hidden * len(fitting)]
+    )
     config["dflash_config"] |= {"target_layer_ids": fitting}
     return write(directory, config | {"num_target_layers": layers}, tensors)
 
@@ -95,7 +99,11 @@ def main(target: Path, arch: str, layers: str, json_file: Path | None) -> None:
     """
     reports = {int(count): build(target, arch, int(count)) for count in layers.split(",")}
     table = Table(
-        "target layers", "seconds", "peak memory", "engine directory", title=f"building for {arch}"
+        "target layers",
+        "seconds",
+        "peak memory",
+        "engine directory",
+        title=f"building for {arch}",
     )
     rows = []
     for count, report in reports.items():

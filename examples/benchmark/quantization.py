@@ -184,13 +184,17 @@ def markdown(facts: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--target", default="demo/target", show_default=True, type=Path)
-@click.option("--prompts", default=PAIR / "prompts" / "unseen.jsonl", show_default=True, type=Path)
+@click.option(
+    "--prompts", default=PAIR / "prompts" / "unseen.jsonl", show_default=True, type=Path
+)
 @click.option(
     "--arch", default="sm120", show_default=True, help="the GPU whose engines are weighed"
 )
 @click.option("--work-dir", required=True, type=Path, help="checkpoints and engines go there")
 @click.option("--json", "json_file", type=Path, help="write the figures here")
-def main(target: Path, prompts: Path, arch: str, work_dir: Path, json_file: Path | None) -> None:
+def main(
+    target: Path, prompts: Path, arch: str, work_dir: Path, json_file: Path | None
+) -> None:
     """Measure every format, with FP8 caches and without, print a table, and write the figures."""
     work_dir.mkdir(parents=True, exist_ok=True)
     size = (target / "model.safetensors").stat().st_size

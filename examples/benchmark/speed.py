@@ -97,7 +97,9 @@ class Total:
 Totals = dict[str, dict[str, Total]]  # set or set/kind -> system -> total
 
 
-def measure(systems: dict[str, System], prompts: Iterator[tuple[str, str, list[int]]]) -> Totals:
+def measure(
+    systems: dict[str, System], prompts: Iterator[tuple[str, str, list[int]]]
+) -> Totals:
     """Run every system on every prompt; the system that begins changes from prompt to prompt."""
     totals: Totals = defaultdict(lambda: defaultdict(Total))
     names = list(systems)
@@ -141,7 +143,9 @@ def report(totals: Totals, systems: list[str]) -> Table:
             ratio = (total.tokens / total.seconds) / (plain.tokens / plain.seconds)
             differs = "" if total.same_text == total.prompts else f" [{total.same_text} same]"
             tau = total.tokens / total.steps
-            cells.append(f"{total.tokens / total.seconds:.1f} ({tau:.2f}) {ratio:.2f}×{differs}")
+            cells.append(
+                f"{total.tokens / total.seconds:.1f} ({tau:.2f}) {ratio:.2f}×{differs}"
+            )
         table.add_row(f"{key} ({plain.prompts})", *cells)
     return table
 
@@ -178,7 +182,8 @@ def main(
     lengths = [int(length) for length in draft_lens.split(",")]
     systems = {PLAIN: engine_system(baseline, max_tokens)}
     systems |= {
-        f"draft {length}": engine_system(engine, max_tokens, draft_len=length) for length in lengths
+        f"draft {length}": engine_system(engine, max_tokens, draft_len=length)
+        for length in lengths
     }
     if with_reference:
         stops = list(engine.config.eos_token_ids)

@@ -146,7 +146,9 @@ def _random(info: TensorInfo) -> bytes:
         crc32(info.name.encode())
     )  # TensorRT-RTX keeps equal weights once
     if is_e8m0_scale(info.name):
-        return random.integers(118, 122, _CHUNK, np.uint8).tobytes()  # with E2M1 codes about 1/50
+        return random.integers(
+            118, 122, _CHUNK, np.uint8
+        ).tobytes()  # with E2M1 codes about 1/50
     if info.dtype == "U8":
         return random.bytes(_CHUNK)
     numbers = random.standard_normal(_CHUNK // 2, np.float32)

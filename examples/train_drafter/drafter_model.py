@@ -181,7 +181,9 @@ class Drafter(nn.Module):
         rope = (self.cos[positions], self.sin[positions])
         x = embeddings.float()
         for layer, kv in zip(self.layers, context, strict=True):
-            x = x + layer.self_attn(layer.input_layernorm(x), rope, kv, context_mask, self.dtype)
+            x = x + layer.self_attn(
+                layer.input_layernorm(x), rope, kv, context_mask, self.dtype
+            )
             x = x + layer.mlp(layer.post_attention_layernorm(x), self.dtype)
         return self.norm(x)
 
@@ -204,7 +206,9 @@ class DraftState:
         ids = torch.tensor([anchor] + [MASK_TOKEN_ID] * (rows - 1))
         mask = torch.ones(1, 1, self.length, dtype=torch.bool)
         anchors = torch.tensor([[self.length]])
-        out = self.drafter.blocks(self.embedding[ids].view(1, 1, rows, -1), anchors, self.kv, mask)
+        out = self.drafter.blocks(
+            self.embedding[ids].view(1, 1, rows, -1), anchors, self.kv, mask
+        )
         return (out[0, 0, 1:] @ self.embedding.T).argmax(-1).tolist()
 
 
@@ -272,7 +276,9 @@ def save_drafter(
 def load_drafter(folder: Path) -> Drafter:
     """Read a saved drafter, in FP32, for inference."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shape = DrafterShape(num_layers=config["num_hidden_layers"], rope_theta=config["rope_theta"])
+    shape = DrafterShape(
+        num_layers=config["num_hidden_layers"], rope_theta=config["rope_theta"]
+    )
     drafter = Drafter(shape)
     weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
     drafter.load_state_dict(weights)

@@ -62,7 +62,9 @@ class Tally:
 class Report:
     """Tallies by set, kind and method."""
 
-    tallies: dict[tuple[str, str, str], Tally] = field(default_factory=lambda: defaultdict(Tally))
+    tallies: dict[tuple[str, str, str], Tally] = field(
+        default_factory=lambda: defaultdict(Tally)
+    )
 
     def add(self, name: str, kind: str, method: str, tokens: int, rounds: int) -> None:
         """Count one answer under its kind and under "all"."""
@@ -119,7 +121,10 @@ def follow_drafter(
     head = embedding[vocab]
     size = max(len(a.features) for a in answers)
     features = torch.stack(
-        [torch.nn.functional.pad(a.features, (0, 0, 0, size - len(a.features))) for a in answers]
+        [
+            torch.nn.functional.pad(a.features, (0, 0, 0, size - len(a.features)))
+            for a in answers
+        ]
     )
     context = drafter.context(features)
     anchors = [a.prompt_length for a in answers]
@@ -139,7 +144,9 @@ def follow_drafter(
             anchors[i] += min(accepted_length(draft, truth) + 1, len(truth))
             rounds[i] += 1
         active = [i for i in active if anchors[i] < len(answers[i].tokens) - 1]
-    return [(len(a.tokens) - a.prompt_length - 1, n) for a, n in zip(answers, rounds, strict=True)]
+    return [
+        (len(a.tokens) - a.prompt_length - 1, n) for a, n in zip(answers, rounds, strict=True)
+    ]
 
 
 def lookup(tokens: list[int], count: int) -> list[int]:
@@ -163,7 +170,9 @@ def follow_lookup(answer: Answer) -> tuple[int, int]:
     return len(answer.tokens) - answer.prompt_length - 1, rounds
 
 
-def decode(target: Target, drafter: Drafter, answer: Answer, max_new: int) -> tuple[list[int], int]:
+def decode(
+    target: Target, drafter: Drafter, answer: Answer, max_new: int
+) -> tuple[list[int], int]:
     """Run draft and verification for real; returns the tokens and the number of verifications."""
     prompt = answer.tokens[: answer.prompt_length]
     end = len(prompt) + max_new
@@ -237,7 +246,9 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--json", type=Path, help="write the table here")
-    parser.add_argument("--check", type=int, default=2, help="prompts per set for the real loop")
+    parser.add_argument(
+        "--check", type=int, default=2, help="prompts per set for the real loop"
+    )
     parser.add_argument("--vocab", type=Path, help="JSON list of token ids to draft from")
     parser.add_argument("--max-new", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)

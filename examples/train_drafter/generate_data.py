@@ -226,7 +226,9 @@ def main() -> None:
     """Run one worker."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face directory")
-    parser.add_argument("--prompts", type=Path, required=True, help="JSONL with kind and prompt")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="JSONL with kind and prompt"
+    )
     parser.add_argument("--output", type=Path, required=True, help="data folder")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
@@ -234,7 +236,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=160)
     parser.add_argument("--max-prompt", type=int, default=200)
     parser.add_argument("--max-answer", type=int, default=160)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after this long"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)

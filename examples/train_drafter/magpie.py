@@ -30,9 +30,15 @@ OPENINGS = (
 )  # fmt: skip
 KIND_PATTERNS = (
     ("code", r"python|function|code|javascript|html|sql|program|script|class |algorithm|array"),
-    ("rewriting", r"^(rewrite|summari|correct|edit|paraphrase|translate|convert|rephrase|extract)"),
+    (
+        "rewriting",
+        r"^(rewrite|summari|correct|edit|paraphrase|translate|convert|rephrase|extract)",
+    ),
     ("maths", r"\d+\s*[-+*/x]\s*\d+|calculate|solve|how many|how much|percent|equation|sum of"),
-    ("lists", r"^(list|name|give me|suggest|generate a list)|\b(three|five|ten|\d+) (ways|tips)"),
+    (
+        "lists",
+        r"^(list|name|give me|suggest|generate a list)|\b(three|five|ten|\d+) (ways|tips)",
+    ),
 )
 
 
@@ -55,7 +61,12 @@ def is_clean(text: str) -> bool:
 
 
 def sample_batch(
-    target: Target, prefix: list[int], openings: list[list[int]], *, max_tokens: int, top_p: float
+    target: Target,
+    prefix: list[int],
+    openings: list[list[int]],
+    *,
+    max_tokens: int,
+    top_p: float,
 ) -> list[list[int] | None]:
     """Sample one message per opening; None where it did not end within max_tokens."""
     rows = [Sequence({"id": str(i)}, prefix + ids, 0) for i, ids in enumerate(openings)]

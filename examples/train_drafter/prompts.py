@@ -212,7 +212,9 @@ def without_evaluation(
     return kept
 
 
-def interleave(first: list[dict[str, str]], second: list[dict[str, str]]) -> list[dict[str, str]]:
+def interleave(
+    first: list[dict[str, str]], second: list[dict[str, str]]
+) -> list[dict[str, str]]:
     """Mix two lists evenly, so that any leading part holds both in proportion."""
     keyed = [((i + 0.5) / len(part), r) for part in (first, second) for i, r in enumerate(part)]
     return [record for _, record in sorted(keyed, key=lambda pair: pair[0])]
@@ -222,7 +224,9 @@ def main() -> None:
     """Write the held-out set once, and the training prompts from templates and self-prompts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="training prompts, JSONL")
-    parser.add_argument("--self-prompts", type=Path, nargs="*", default=[], help="from magpie.py")
+    parser.add_argument(
+        "--self-prompts", type=Path, nargs="*", default=[], help="from magpie.py"
+    )
     parser.add_argument("--per-template", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write-heldout", action="store_true", help="replace heldout.jsonl")

@@ -156,7 +156,9 @@ class Target:
         for i, w in enumerate(self.layers):
             h = rms_norm(x, w["input_norm"], self.eps).to(self.dtype)
             qkv = F.linear(h, w["qkv"])
-            attended = self._attention(qkv, (cache.keys[i], cache.values[i]), column, mask, rope)
+            attended = self._attention(
+                qkv, (cache.keys[i], cache.values[i]), column, mask, rope
+            )
             x = x + F.linear(attended, w["o"])
             h = rms_norm(x, w["post_norm"], self.eps).to(self.dtype)
             gate, up = F.linear(h, w["gate_up"]).chunk(2, dim=-1)

@@ -59,7 +59,10 @@ class HeadLoss(torch.autograd.Function):
             hard = labels[part].unsqueeze(-1)
             ids = torch.cat([hard, soft[0][part]], dim=-1)
             weights = torch.cat(
-                [torch.full_like(top, hard_share).unsqueeze(-1), soft[1][part] * (1 - hard_share)],
+                [
+                    torch.full_like(top, hard_share).unsqueeze(-1),
+                    soft[1][part] * (1 - hard_share),
+                ],
                 dim=-1,
             )
             chosen = logits.gather(1, ids)
@@ -179,7 +182,9 @@ def batches(dataset: Dataset, size: int, rng: random.Random) -> Iterator[list[Ex
             yield from groups
 
 
-def init_from_target(drafter: Drafter, weights: dict[str, torch.Tensor], layers: list[int]) -> None:
+def init_from_target(
+    drafter: Drafter, weights: dict[str, torch.Tensor], layers: list[int]
+) -> None:
     """Copy target layers into the drafter's layers."""
     state = drafter.state_dict()
     for i, source in enumerate(layers):
@@ -199,7 +204,9 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * rest)))
 
 
-def prepare(args: argparse.Namespace, dataset: Dataset) -> tuple[Frozen, dict[str, torch.Tensor]]:
+def prepare(
+    args: argparse.Namespace, dataset: Dataset
+) -> tuple[Frozen, dict[str, torch.Tensor]]:
     """Load the target's tensors and derive the reduced head and the feature scale."""
     weights = load_file(args.target / "model.safetensors")
     config = json.loads((args.target / "config.json").read_text(encoding="utf-8"))
@@ -233,7 +240,10 @@ def build_optimizer(drafter: Drafter, peak: float) -> torch.optim.Optimizer:
     """AdamW; norms are not decayed."""
     matrices = [p for p in drafter.parameters() if p.dim() == 2]
     norms = [p for p in drafter.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": norms, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": 0.01},
+        {"params": norms, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=True)
 
 
@@ -294,20 +304,28 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--data", type=Path, required=True, help="folder of generate_data.py")
     parser.add_argument("--output", type=Path, required=True, help="drafter folder")
-    parser.add_argument("--save-vocab", type=Path, help="write the reduced head's token ids here")
+    parser.add_argument(
+        "--save-vocab", type=Path, help="write the reduced head's token ids here"
+    )
     parser.add_argument("--seconds", type=float, default=2700)
     parser.add_argument("--save-seconds", type=float, default=180)
     parser.add_argument("--report-seconds", type=float, default=20)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rope-theta", type=float, default=10000.0)
-    parser.add_argument("--init-layers", type=int, nargs="*", help="target layers to start from")
+    parser.add_argument(
+        "--init-layers", type=int, nargs="*", help="target layers to start from"
+    )
     parser.add_argument("--head-tokens", type=int, default=6144)
-    parser.add_argument("--negatives", type=int, default=1024, help="sampled rare tokens a step")
+    parser.add_argument(
+        "--negatives", type=int, default=1024, help="sampled rare tokens a step"
+    )
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--anchors", type=int, default=32)
     parser.add_argument("--live-share", type=float, default=0.5)
     parser.add_argument("--hard-share", type=float, default=0.5)
-    parser.add_argument("--floor", type=float, default=0.3, help="least weight of unreached rows")
+    parser.add_argument(
+        "--floor", type=float, default=0.3, help="least weight of unreached rows"
+    )
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=float, default=0.04)
     parser.add_argument("--threads", type=int, default=2)

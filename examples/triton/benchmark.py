@@ -93,7 +93,9 @@ def perf_analyzer(server: LocalServer, output: Path, max_tokens: int) -> None:
         "chat": True,
         "ignore_eos": True,
     }
-    data = {"data": [{name: {"content": [value], "shape": [1]} for name, value in values.items()}]}
+    data = {
+        "data": [{name: {"content": [value], "shape": [1]} for name, value in values.items()}]
+    }
     with tempfile.TemporaryDirectory() as folder:
         inputs, libraries = Path(folder) / "inputs.json", Path(folder) / "libraries"
         inputs.write_text(json.dumps(data))
@@ -138,7 +140,10 @@ def main() -> None:
     parser.add_argument("engine", type=Path)
     parser.add_argument("--output", type=Path, default=HERE, help="where the files go")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of everything but perf_analyzer; medians are kept"
+        "--rounds",
+        type=int,
+        default=3,
+        help="of everything but perf_analyzer; medians are kept",
     )
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--long-words", type=int, default=700, help="of the long prompt")
@@ -153,10 +158,14 @@ def main() -> None:
             one, all_slots, first = [], [], []
             for _ in range(arguments.rounds):
                 one.append(bench.tokens_per_second(1, 2 * slots, arguments.max_tokens))
-                all_slots.append(bench.tokens_per_second(slots, 2 * slots, arguments.max_tokens))
+                all_slots.append(
+                    bench.tokens_per_second(slots, 2 * slots, arguments.max_tokens)
+                )
                 first.append(bench.first_tokens(arguments.long_words))
             if not arguments.no_perf_analyzer:
-                perf_analyzer(server, arguments.output / "perf_analyzer.csv", arguments.max_tokens)
+                perf_analyzer(
+                    server, arguments.output / "perf_analyzer.csv", arguments.max_tokens
+                )
     alone, quick, meanwhile = (
         round(statistics.median(column), 3) for column in zip(*first, strict=True)
     )
@@ -168,7 +177,10 @@ def main() -> None:
             f"{slots} at a time": statistics.median(all_slots),
         },
         "ratio": round(
-            statistics.median(many / single for single, many in zip(one, all_slots, strict=True)), 2
+            statistics.median(
+                many / single for single, many in zip(one, all_slots, strict=True)
+            ),
+            2,
         ),
         "first_token_seconds": {
             "long": alone,

@@ -124,9 +124,9 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for (
-            pid
-        ) in self.stubs():  # a server that was killed leaves them behind, and their shared memory
+        for pid in (
+            self.stubs()
+        ):  # a server that was killed leaves them behind, and their shared memory
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for region in self.shared_memory():

@@ -27,7 +27,9 @@ def main() -> None:
     """Start, print a line that works, wait."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "repository", type=Path, help="a directory of models that dflash-trt export-triton wrote"
+        "repository",
+        type=Path,
+        help="a directory of models that dflash-trt export-triton wrote",
     )
     parser.add_argument("--model", default="dflash", help="the model that the line asks")
     parser.add_argument(

@@ -198,7 +198,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32768])
     parser.add_argument(
-        "--shapes", nargs="+", default=[s.name for s in SHAPES], choices=[s.name for s in SHAPES]
+        "--shapes",
+        nargs="+",
+        default=[s.name for s in SHAPES],
+        choices=[s.name for s in SHAPES],
     )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -233,7 +236,9 @@ def run_attention(
         for context in chosen.contexts:
             for batch in chosen.batches:
                 for block in chosen.blocks:
-                    row = measure_attention(kernels, Work(shape, block, batch, context), bandwidth)
+                    row = measure_attention(
+                        kernels, Work(shape, block, batch, context), bandwidth
+                    )
                     torch.cuda.empty_cache()
                     start = f"| {shape.name} | {block} | {batch} | {context} |"
                     if row is None:
@@ -248,7 +253,9 @@ def run_attention(
                     )
 
 
-def run_accept(kernels: Kernels, chosen: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+def run_accept(
+    kernels: Kernels, chosen: argparse.Namespace, found: list[dict[str, Any]]
+) -> None:
     """Print the table of accept line by line, and append its rows to `found`."""
     say(f"\n| accept, batch 1, vocabulary {VOCAB}: block | sampling | µs |\n|---|---|---|")
     for block in chosen.blocks:

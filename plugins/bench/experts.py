@@ -77,7 +77,9 @@ class MoeWork:
         x = torch.randn(
             (self.tokens, self.experts.hidden), device=device, generator=generator
         ).bfloat16()
-        logits = torch.randn((self.tokens, self.experts.count), device=device, generator=generator)
+        logits = torch.randn(
+            (self.tokens, self.experts.count), device=device, generator=generator
+        )
         return {**weights, "x": x, "router_logits": logits, "out": torch.full_like(x, math.nan)}
 
     def chosen(self, t: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +101,9 @@ def dequantize(t: Tensors, name: str, expert: int, dtype: torch.dtype) -> torch.
     """Return the weights [rows, columns] of one expert in `dtype`."""
     packed = t[name][expert].view(torch.uint8)
     nibbles = torch.stack([packed & 15, packed >> 4], -1).flatten(-2).long()
-    table = torch.tensor([*E2M1, *(-x for x in E2M1)], dtype=torch.float64, device=packed.device)
+    table = torch.tensor(
+        [*E2M1, *(-x for x in E2M1)], dtype=torch.float64, device=packed.device
+    )
     scales = t[f"{name}_scale"][expert].view(torch.uint8).view(packed.shape[0], -1)
     worth = torch.exp2(scales.double() - 127).repeat_interleave(32, -1)
     return (table[nibbles] * worth).to(dtype)
@@ -121,7 +125,9 @@ def one_expert(
     both = linear(x, gate_up, t["gate_up_bias"][expert].to(x.dtype))
     gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
     return linear(
-        (up + SHIFT) * gate * torch.sigmoid(ALPHA * gate), down, t["down_bias"][expert].to(x.dtype)
+        (up + SHIFT) * gate * torch.sigmoid(ALPHA * gate),
+        down,
+        t["down_bias"][expert].to(x.dtype),
     )
 
 

@@ -36,7 +36,9 @@ def multiply_kernel(
         pair = tl.load(codes + of[:, None] * (columns // 2) + byte[None, :], kept, other=0).to(
             tl.int32
         )
-        scale = tl.load(scales + of[:, None] * (columns // 32) + byte[None, :] // 16, kept, other=0)
+        scale = tl.load(
+            scales + of[:, None] * (columns // 32) + byte[None, :] // 16, kept, other=0
+        )
         worth = tl.exp2(scale.to(tl.float32) - 127.0)
         token = (place >= 0)[:, None] & inside[None, :]
         at = x + place[:, None].to(tl.int64) * columns + 2 * byte[None, :]
@@ -44,7 +46,9 @@ def multiply_kernel(
             code = (pair >> (4 * odd)) & 15
             exponent = (code >> 1) & 3
             size = tl.where(
-                exponent == 0, (code & 1) * 0.5, (1.0 + (code & 1) * 0.5) * tl.exp2(exponent - 1.0)
+                exponent == 0,
+                (code & 1) * 0.5,
+                (1.0 + (code & 1) * 0.5) * tl.exp2(exponent - 1.0),
             )
             weight = (tl.where(code >= 8, -size, size) * worth).to(x.dtype.element_ty)
             number = tl.load(at + odd, token, other=0.0)
@@ -66,7 +70,9 @@ def tiles(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         for some in mine.split(TILE):
             places.append(torch.nn.functional.pad(some, (0, TILE - len(some)), value=-1))
             experts.append(expert)
-    return torch.stack(places).int(), torch.tensor(experts, dtype=torch.int32, device=index.device)
+    return torch.stack(places).int(), torch.tensor(
+        experts, dtype=torch.int32, device=index.device
+    )
 
 
 def multiply(
@@ -104,7 +110,9 @@ def triton_way(work: MoeWork, t: Tensors):  # type: ignore[no-untyped-def]
         gate, up = both[:, ::2].clamp(max=LIMIT), both[:, 1::2].clamp(-LIMIT, LIMIT)
         inner = ((up + SHIFT) * gate * torch.sigmoid(ALPHA * gate)).to(x.dtype)
         result = (
-            multiply(inner, given, "down", cut).float().view(work.tokens, work.experts.top_k, -1)
+            multiply(inner, given, "down", cut)
+            .float()
+            .view(work.tokens, work.experts.top_k, -1)
         )
         return (result * share[..., None]).sum(1).to(x.dtype)
 

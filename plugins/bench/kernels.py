@@ -112,7 +112,9 @@ class Kernels:
             cache.shape[2],
             processors.value,
         )
-        self._check(self._c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
+        self._check(
+            self._c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan))
+        )
         return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=q.device)
 
     def verify_attention(
@@ -134,7 +136,9 @@ class Kernels:
     def accept(self, tensors: Tensors, workspace: torch.Tensor) -> None:
         """Sample and accept; the results are the last four of ACCEPT_TENSORS."""
         self._check(
-            self._c.dflash_accept(*self._references(tensors, ACCEPT_TENSORS), *self._end(workspace))
+            self._c.dflash_accept(
+                *self._references(tensors, ACCEPT_TENSORS), *self._end(workspace)
+            )
         )
 
     def moe_workspace(self, tensors: Tensors, top_k: int) -> torch.Tensor:

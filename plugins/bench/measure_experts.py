@@ -30,7 +30,9 @@ HEAD = (
 )
 TRITON = "triton"
 _MAX_SETS = 64
-Ways = dict[str, dict[int, Way]]  # by name, then by the `out` of the set that a way was made for
+Ways = dict[
+    str, dict[int, Way]
+]  # by name, then by the `out` of the set that a way was made for
 
 
 def launcher(kernels: Kernels, work: MoeWork, t: Tensors) -> Callable[[Tensors], None]:
@@ -99,7 +101,9 @@ def measure(
         for name, ways in others.items()
     }
     times = {
-        name: time_of(work, ways, sets) for name, ways in others.items() if reasons[name] is None
+        name: time_of(work, ways, sets)
+        for name, ways in others.items()
+        if reasons[name] is None
     }
     by_torch = {name: found for name, found in times.items() if name != TRITON}
     best = min(by_torch, key=lambda name: by_torch[name])

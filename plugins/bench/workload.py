@@ -91,7 +91,9 @@ class Work:
             "key_cache": random(self.batch, s.kv_heads, length, s.head_dim),
             "value_cache": random(self.batch, s.kv_heads, length, s.head_dim),
             "positions": positions.expand(self.batch, -1).contiguous(),
-            "out": torch.full_like(random(self.batch, self.rows, s.q_heads, s.head_dim), math.nan),
+            "out": torch.full_like(
+                random(self.batch, self.rows, s.q_heads, s.head_dim), math.nan
+            ),
         }
         return {**made, "sinks": random(s.q_heads)} if s.sinks else made
 
@@ -119,7 +121,9 @@ def torch_candidates(work: Work, device: str) -> Iterator[tuple[str, Attention]]
     """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     mask = work.mask(device)
-    packed_mask = mask.repeat(group, 1)  # a key head's query heads stacked as rows, head by head
+    packed_mask = mask.repeat(
+        group, 1
+    )  # a key head's query heads stacked as rows, head by head
     lower_right = causal_lower_right(work.rows, work.context + work.rows)
 
     def seen(t: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,7 +178,9 @@ def expected(work: Work, t: Tensors, slot: int, dtype: torch.dtype) -> torch.Ten
     """
     s, group = work.shape, work.shape.q_heads // work.shape.kv_heads
     q = t["q"][slot].to(dtype).unflatten(1, (s.kv_heads, group)).permute(1, 2, 0, 3)
-    k, v = (t[name][slot, :, work.first_key :].to(dtype) for name in ("key_cache", "value_cache"))
+    k, v = (
+        t[name][slot, :, work.first_key :].to(dtype) for name in ("key_cache", "value_cache")
+    )
     # Eager models compute the softmax in float32.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     scores = (q @ k[:, None].transpose(2, 3)).to(wide) * s.scale

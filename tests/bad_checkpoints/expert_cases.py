@@ -82,7 +82,10 @@ def good_gpt_oss() -> BadCheckpoint:
         f"{EXPERTS}.down_proj_bias": [COUNT, HIDDEN],
     }
     codes: dict[str, list[int]] = {}
-    for kind, rows, columns in (("gate_up_proj", 2 * SIZE, HIDDEN), ("down_proj", HIDDEN, SIZE)):
+    for kind, rows, columns in (
+        ("gate_up_proj", 2 * SIZE, HIDDEN),
+        ("down_proj", HIDDEN, SIZE),
+    ):
         codes[f"{EXPERTS}.{kind}_blocks"] = [COUNT, rows, columns // 32, 16]
         codes[f"{EXPERTS}.{kind}_scales"] = [COUNT, rows, columns // 32]
     return _model(_GPT_OSS, shapes, codes)
@@ -94,7 +97,8 @@ def good_qwen3_moe() -> BadCheckpoint:
     shapes |= {f"{LAYER}self_attn.{name}_norm.weight": [HEAD_DIM] for name in "qk"}
     for expert in range(COUNT):
         shapes |= {
-            f"{EXPERTS}.{expert}.{part}_proj.weight": [QWEN_SIZE, HIDDEN] for part in ("gate", "up")
+            f"{EXPERTS}.{expert}.{part}_proj.weight": [QWEN_SIZE, HIDDEN]
+            for part in ("gate", "up")
         }
         shapes[f"{EXPERTS}.{expert}.down_proj.weight"] = [HIDDEN, QWEN_SIZE]
     return _model(_QWEN3_MOE, shapes, {})
@@ -150,7 +154,9 @@ def mxfp4_without_scales(model: BadCheckpoint) -> None:
     _repack(model, {f"{EXPERTS}.gate_up_proj_scales": None})
 
 
-@bad(r"missing: .*sinks \[2\]; .*router.bias \[3\]; .*experts.down_proj_bias \[3, 32\]", base=OSS)
+@bad(
+    r"missing: .*sinks \[2\]; .*router.bias \[3\]; .*experts.down_proj_bias \[3, 32\]", base=OSS
+)
 def gpt_oss_without_biases_and_sinks(model: BadCheckpoint) -> None:
     names = (f"{LAYER}mlp.router.bias", f"{EXPERTS}.down_proj_bias", f"{LAYER}self_attn.sinks")
     _repack(model, dict.fromkeys(names))
@@ -233,7 +239,9 @@ def quantized_router(model: BadCheckpoint) -> None:
     _repack(model, {f"{LAYER}mlp.gate.weight": ("U8", [COUNT, HIDDEN])})
 
 
-@bad("experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", base=QWEN)
+@bad(
+    "experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", base=QWEN
+)
 def experts_in_fp8(model: BadCheckpoint) -> None:
     layers = {f"{EXPERTS}.1.down_proj": {"quant_algo": "FP8"}}
     model.config["quantization_config"] = {

@@ -58,7 +58,9 @@ class SafetensorsFile:
     def to_bytes(self) -> bytes:
         """Assemble the file."""
         text = (
-            self.header_text if self.header_text is not None else json.dumps(self.header).encode()
+            self.header_text
+            if self.header_text is not None
+            else json.dumps(self.header).encode()
         )
         length = len(text) if self.header_length is None else self.header_length
         return length.to_bytes(8, "little") + text + bytes(self.data)
@@ -158,7 +160,11 @@ def good_drafter() -> BadCheckpoint:
 
 
 def _layer_shapes(
-    prefix: str, hidden: int = HIDDEN, ffn: int = FFN, q_size: int = Q_SIZE, kv_size: int = KV_SIZE
+    prefix: str,
+    hidden: int = HIDDEN,
+    ffn: int = FFN,
+    q_size: int = Q_SIZE,
+    kv_size: int = KV_SIZE,
 ) -> dict[str, list[int]]:
     return {
         f"{prefix}input_layernorm.weight": [hidden],
@@ -255,7 +261,9 @@ GOOD: dict[str, Callable[[], BadCheckpoint]] = {
 CASES: dict[str, Case] = {}
 
 
-def bad(words: str, *, base: str = "target") -> Callable[[Callable[[BadCheckpoint], None]], None]:
+def bad(
+    words: str, *, base: str = "target"
+) -> Callable[[Callable[[BadCheckpoint], None]], None]:
     """Register a spoiling function under its own name."""
 
     def register(spoil: Callable[[BadCheckpoint], None]) -> None:

@@ -221,7 +221,10 @@ def format_of_a_module_that_is_not_there(model: BadCheckpoint) -> None:
     }
 
 
-@bad(r"up_proj.weight_scale has \[48\], expected a scalar for the whole tensor", base="fp8 target")
+@bad(
+    r"up_proj.weight_scale has \[48\], expected a scalar for the whole tensor",
+    base="fp8 target",
+)
 def fp8_scale_of_each_channel(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48])})
 
@@ -242,7 +245,10 @@ def block_scale_in_f32(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight_scale": ("F32", [48, 1])})
 
 
-@bad(r"wrong dtype: model.layers.0.mlp.up_proj.weight is I8 \(supported: U8\)", base="nvfp4 target")
+@bad(
+    r"wrong dtype: model.layers.0.mlp.up_proj.weight is I8 \(supported: U8\)",
+    base="nvfp4 target",
+)
 def packed_weight_in_signed_bytes(model: BadCheckpoint) -> None:
     _repack(model, {f"{UP}.weight": ("I8", [48, 8])})
 
@@ -276,7 +282,10 @@ def input_features_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
     model.config["intermediate_size"] = 40
     _repack(
         model,
-        {f"model.layers.0.mlp.{name}.weight": ("U8", [40, 8]) for name in ("gate_proj", "up_proj")},
+        {
+            f"model.layers.0.mlp.{name}.weight": ("U8", [40, 8])
+            for name in ("gate_proj", "up_proj")
+        },
     )
     _repack(
         model,
@@ -286,7 +295,8 @@ def input_features_that_blocks_do_not_divide(model: BadCheckpoint) -> None:
         },
     )
     _repack(
-        model, {f"{DOWN}.weight": ("U8", [16, 20]), f"{DOWN}.weight_scale": ("F8_E4M3", [16, 3])}
+        model,
+        {f"{DOWN}.weight": ("U8", [16, 20]), f"{DOWN}.weight_scale": ("F8_E4M3", [16, 3])},
     )
 
 
@@ -335,7 +345,10 @@ _FOREIGN = {
     "awq_scale": ("pre_quant_scale", "an AWQ checkpoint"),
     "svdquant": ("weight_quantizer_svdquant_lora_a", "an SVDQuant checkpoint"),
     "compressed_tensors": ("weight_packed", "a compressed-tensors checkpoint"),
-    "deepseek_fp8": ("weight_scale_inv", "FP8 weights with a scale for each block of 128 x 128"),
+    "deepseek_fp8": (
+        "weight_scale_inv",
+        "FP8 weights with a scale for each block of 128 x 128",
+    ),
     "bitsandbytes": ("weight.absmax", "a bitsandbytes checkpoint"),
 }
 

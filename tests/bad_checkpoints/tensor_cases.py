@@ -54,7 +54,11 @@ def transposed_head(model: BadCheckpoint) -> None:
 def three_faults_in_one_error(model: BadCheckpoint) -> None:
     _repack(
         model,
-        {NORM: None, "model.final_norm.weight": [HIDDEN], "lm_head.weight": [VOCAB + 1, HIDDEN]},
+        {
+            NORM: None,
+            "model.final_norm.weight": [HIDDEN],
+            "lm_head.weight": [VOCAB + 1, HIDDEN],
+        },
     )
 
 
@@ -92,7 +96,9 @@ def tied_head_that_differs(model: BadCheckpoint) -> None:
     base="drafter",
 )
 def fc_for_other_taps(model: BadCheckpoint) -> None:
-    model.config["dflash_config"] = model.config["dflash_config"] | {"target_layer_ids": [0, 1, 2]}
+    model.config["dflash_config"] = model.config["dflash_config"] | {
+        "target_layer_ids": [0, 1, 2]
+    }
 
 
 @bad(

@@ -60,7 +60,9 @@ def test_an_engine_directory_is_complete_and_checked(cpu_engine: Path) -> None:
     assert facts["arch"] == "cpu"
     assert facts["backend"] == "onnxruntime"
     assert facts["argv"] == ["dflash-trt", "build"]
-    assert {"dflash-trt", "python", "onnx", "onnx-ir", "onnxruntime"} <= facts["versions"].keys()
+    assert {"dflash-trt", "python", "onnx", "onnx-ir", "onnxruntime"} <= facts[
+        "versions"
+    ].keys()
     assert [source["model"] for source in facts["weights"]] == ["target", "drafter"]
     assert facts["graph"] == facts["files"]["model.onnx"]["sha256"]
 
@@ -115,7 +117,9 @@ def test_the_directory_is_self_contained(engine: Path) -> None:
     session = ort.InferenceSession(moved / "model.onnx", providers=["CPUExecutionProvider"])
     names = {port["name"] for port in json.loads((moved / "config.json").read_text())["io"]}
     assert {value.name for value in (*session.get_inputs(), *session.get_outputs())} == names
-    assert (moved / "model.onnx").stat().st_size < (moved / "rank0.safetensors").stat().st_size / 2
+    assert (moved / "model.onnx").stat().st_size < (
+        moved / "rank0.safetensors"
+    ).stat().st_size / 2
 
 
 def test_weights_keep_their_values(cpu_engine: Path, pair: dict[str, str]) -> None:
@@ -136,7 +140,9 @@ def test_a_bfloat16_checkpoint_is_converted(
     assert {info.dtype for info in written.values()} == {"F32"}
     name = "model.layers.4.mlp.down_proj.weight"
     original = read_tensor_infos(target / "model.safetensors")[name].array()
-    np.testing.assert_array_equal(written[f"target.{name}"].array(), original.astype(np.float32))
+    np.testing.assert_array_equal(
+        written[f"target.{name}"].array(), original.astype(np.float32)
+    )
 
 
 def test_a_plain_engine_has_no_drafter(config: Configure) -> None:
@@ -211,7 +217,9 @@ def test_a_killed_builder_leaves_nothing_but_its_log(config: Configure, tmp_path
         if (
             phase == "checking the drafter" and not killed
         ):  # events that it had sent before may follow
-            assert [path.name for path in tmp_path.iterdir()] == [f".engine.building-{os.getpid()}"]
+            assert [path.name for path in tmp_path.iterdir()] == [
+                f".engine.building-{os.getpid()}"
+            ]
             killed.extend(_worker_pids())
             (pid,) = killed
             os.kill(pid, signal.SIGKILL)
@@ -246,7 +254,8 @@ def test_a_directory_that_cannot_be_written_is_an_error(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(
-        BuildError, match=r"cannot write the engine .*engine: \[Errno 28\] No space left on device"
+        BuildError,
+        match=r"cannot write the engine .*engine: \[Errno 28\] No space left on device",
     ):
         build_engine(config())
     assert not list(tmp_path.iterdir())

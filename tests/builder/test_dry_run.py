@@ -52,7 +52,9 @@ def sparse_checkpoint(directory: Path, config_json: Mapping[str, Any], config: A
             file.write(layout.header)
             file.truncate(layout.nbytes)
         weight_map |= dict.fromkeys(names, shard)
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map})
+    )
     (directory / "config.json").write_text(json.dumps(config_json))
     return sum(2 * prod(shape) for shape in rows.values())
 
@@ -75,7 +77,9 @@ def giant(tmp_path: Path) -> dict[str, Any]:
     )
     config = read_target_config(target, None, "")
     total = sparse_checkpoint(tmp_path / "target", target, config)
-    total += sparse_checkpoint(tmp_path / "drafter", drafter, DrafterConfig.from_hf(drafter, ""))
+    total += sparse_checkpoint(
+        tmp_path / "drafter", drafter, DrafterConfig.from_hf(drafter, "")
+    )
     return {
         "target": str(tmp_path / "target"),
         "drafter": str(tmp_path / "drafter"),
@@ -116,7 +120,9 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
         )
     )
     assert made.models.bytes_by_format == {"BF16": giant["bytes"]}
-    assert made.engine_bytes == made.models.weight_bytes == giant["bytes"]  # its head is not tied
+    assert (
+        made.engine_bytes == made.models.weight_bytes == giant["bytes"]
+    )  # its head is not tied
     assert made.cache_bytes_per_token == {
         "target": 94 * 2 * 8 * 128 * 2,
         "drafter": 5 * 2 * 8 * 128 * 2,
@@ -158,13 +164,18 @@ def test_formats_are_counted_apart(
     pytest.importorskip("modelopt")
     made = preview_build(
         BuildConfig(
-            str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e", arch="sm100", plugins=False
+            str(modelopt_checkpoint("qwen3", "nvfp4")),
+            tmp_path / "e",
+            arch="sm100",
+            plugins=False,
         )
     )
     formats = made.models.bytes_by_format
     assert set(formats) == {"NVFP4", "BF16"}
     assert sum(formats.values()) == made.models.weight_bytes
-    on_cpu = preview_build(BuildConfig(str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e"))
+    on_cpu = preview_build(
+        BuildConfig(str(modelopt_checkpoint("qwen3", "nvfp4")), tmp_path / "e")
+    )
     assert set(on_cpu.models.bytes_by_format) == {"F32"}
     assert on_cpu.fits() == []
 

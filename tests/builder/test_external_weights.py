@@ -72,12 +72,16 @@ def test_external_tensors_can_be_moved_again(tmp_path: Path) -> None:
 def test_codes_of_quantized_weights_keep_their_bytes(tmp_path: Path) -> None:
     packed = RANDOM.integers(0, 256, (6, 16), dtype=np.uint8)
     tensors: dict[str, ir.TensorProtocol] = {
-        "fp4": ir.PackedTensor(packed.reshape(-1), ir.DataType.FLOAT4E2M1, shape=ir.Shape([6, 32])),
+        "fp4": ir.PackedTensor(
+            packed.reshape(-1), ir.DataType.FLOAT4E2M1, shape=ir.Shape([6, 32])
+        ),
         "fp8": ir.Tensor((packed & 0x7E).view(ml_dtypes.float8_e4m3fn)),
     }
     model = _model(
         {
-            name: ir.LazyTensor(lambda tensor=tensor: tensor, tensor.dtype, tensor.shape, name=name)
+            name: ir.LazyTensor(
+                lambda tensor=tensor: tensor, tensor.dtype, tensor.shape, name=name
+            )
             for name, tensor in tensors.items()
         }
     )
@@ -114,7 +118,8 @@ def test_only_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
         return ir.Tensor(np.ones((4, 4), np.float32).view(Counted))
 
     lazies = {
-        f"w{index}": ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape((4, 4))) for index in range(5)
+        f"w{index}": ir.LazyTensor(make, ir.DataType.FLOAT, ir.Shape((4, 4)))
+        for index in range(5)
     }
     move_weights(weights_of(_model(dict(lazies))), tmp_path / "w.safetensors")
     assert peak <= 2  # the one being written, and the last one until it is let go

@@ -46,8 +46,16 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "w4a16_nvfp4",
             "has no arithmetic for W4A16_NVFP4 .*sm121. Quantize it to FP8 for sm89",
         ),
-        ("sm86", "nvfp4", "has no arithmetic for NVFP4 .*. Use the unquantized original for sm86"),
-        ("sm80", "nvfp4", "has no arithmetic for NVFP4 .*. Use the unquantized original for sm80"),
+        (
+            "sm86",
+            "nvfp4",
+            "has no arithmetic for NVFP4 .*. Use the unquantized original for sm86",
+        ),
+        (
+            "sm80",
+            "nvfp4",
+            "has no arithmetic for NVFP4 .*. Use the unquantized original for sm80",
+        ),
         (
             "sm86",
             "fp8",
@@ -87,7 +95,9 @@ def test_the_plan_says_what_is_quantized(
         None if arch == "cpu" else False
     )  # the tiny heads have sizes that there are no kernels for
     plain, prepared = (
-        plan_build(BuildConfig(str(targets[kind]), tmp_path / "engine", arch=arch, plugins=plugins))
+        plan_build(
+            BuildConfig(str(targets[kind]), tmp_path / "engine", arch=arch, plugins=plugins)
+        )
         for kind in ("plain", name)
     )
     rows = dict(summary_rows(prepared))

@@ -92,7 +92,9 @@ def test_what_fits_is_checked_too() -> None:
     )
 
 
-def test_what_is_refused_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = next(
         status
         for status in list_support()
@@ -115,6 +117,7 @@ def test_the_table_has_a_row_for_each_pair() -> None:
     lines = markdown_table(list_support()).splitlines()
     assert len(lines) == len(PAIRS) + 2
     assert (
-        lines[3] == "| `Qwen3-8B` | Qwen/Qwen3-8B | z-lab/Qwen3-8B-DFlash-b16 | 16 | every --arch |"
+        lines[3]
+        == "| `Qwen3-8B` | Qwen/Qwen3-8B | z-lab/Qwen3-8B-DFlash-b16 | 16 | every --arch |"
     )
     assert all(line.count("|") == 6 for line in lines)

@@ -98,7 +98,8 @@ def compiled(
     """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
-            case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case) for case in CASES
+            case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case)
+            for case in CASES
         }
         pool.shutdown(cancel_futures=True)
 
@@ -159,7 +160,10 @@ def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
         assert "kernels" not in found
         assert "nvidia-cuda-nvrtc" not in facts["versions"]
         return
-    assert [kernel["kernel"] for kernel in facts["kernels"]] == ["accept", "attention, head_dim 64"]
+    assert [kernel["kernel"] for kernel in facts["kernels"]] == [
+        "accept",
+        "attention, head_dim 64",
+    ]
     assert {kernel["arch"] for kernel in facts["kernels"]} == {arch}
     for line, kernel in zip(found["kernels"], facts["kernels"], strict=True):
         assert line.startswith(kernel["kernel"])
@@ -221,7 +225,9 @@ def test_an_input_that_the_graph_does_not_use_is_refused(tmp_path: Path) -> None
     model = _step(_prepare(tmp_path, "llama", "full"))
     _compiler(model)  # as it is, nothing is unused
     model.graph.inputs.append(
-        ir.Value(name="forgotten", shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.FLOAT))
+        ir.Value(
+            name="forgotten", shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.FLOAT)
+        )
     )
     with pytest.raises(
         BuildError, match=r"silently drop parts of the step graph.* wrong:\n  input forgotten$"
@@ -250,7 +256,8 @@ def test_a_computed_input_that_the_parser_drops_is_refused() -> None:
     model.graph.insert_before(attention, [clipped, shifted])
     model.graph.outputs.append(shifted.outputs[0])
     with pytest.raises(
-        BuildError, match=r"silently drop parts of the step graph.*:\n  result clipped\S* of .*$"
+        BuildError,
+        match=r"silently drop parts of the step graph.*:\n  result clipped\S* of .*$",
     ):
         _compiler(model)
 
@@ -260,7 +267,9 @@ def _attention(*, with_lengths: bool) -> ir.Model:
     q, k, v = (ir.Value(name=name, shape=ir.Shape([1, 2, 8, 16]), type=bf16) for name in "qkv")
     lengths = ir.Value(name="lengths", shape=ir.Shape([1]), type=int64)
     inputs = [q, k, v, *([lengths] if with_lengths else [])]
-    node = ir.node("Attention", [q, k, v, *([None, None, None, lengths] if with_lengths else [])])
+    node = ir.node(
+        "Attention", [q, k, v, *([None, None, None, lengths] if with_lengths else [])]
+    )
     node.outputs[0].name, node.outputs[0].type = "out", bf16
     return ir.Model(
         ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 24}), ir_version=11
@@ -287,7 +296,9 @@ def test_what_the_parser_cannot_read_is_named() -> None:
 def test_what_tensorrt_refuses_is_told_in_its_own_words() -> None:
     impossible = {"x": ((1, 8), (2, 8), (4, 9))}  # the graph says 8
     with pytest.raises(BuildError, match=r"(?s)could not compile the step for sm120:\n  .*x"):
-        _compiler(_unary("Relu")).compile(["sm120"], [impossible], io.BytesIO(), lambda *_: None)
+        _compiler(_unary("Relu")).compile(
+            ["sm120"], [impossible], io.BytesIO(), lambda *_: None
+        )
 
 
 def test_a_full_disk_is_reported_and_not_thrown_at_tensorrt() -> None:

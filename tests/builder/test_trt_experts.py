@@ -33,11 +33,15 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     routers = tuple(f"model.layers.{index}.mlp.gate" for index in range(3))
     nvfp4 = quantized_copy(plain, root / "qwen3_moe_nvfp4", exclude=("lm_head", *routers))
     share_scales(nvfp4)
-    oss = tiny_gpt_oss(root / "gpt_oss", dtype="BF16", sizes={**HEADS, "layers": 3, "kv_heads": 2})
+    oss = tiny_gpt_oss(
+        root / "gpt_oss", dtype="BF16", sizes={**HEADS, "layers": 3, "kv_heads": 2}
+    )
     return {"gpt_oss": oss, "qwen3_moe": plain, "qwen3_moe_nvfp4": nvfp4}
 
 
-def _config(targets: dict[str, Path], name: str, output: Path, **options: object) -> BuildConfig:
+def _config(
+    targets: dict[str, Path], name: str, output: Path, **options: object
+) -> BuildConfig:
     drafter = output.parent / "drafter"
     tiny_drafter(
         drafter,
@@ -123,7 +127,9 @@ def test_the_plan_says_what_experts_are(targets: dict[str, Path], tmp_path: Path
     assert rows["experts"] == "5 a layer, 2 a token; MXFP4, their activations as they are"
     assert rows["windows"] == "2 of 3 layers see 7 tokens, with sinks"
     assert "MXFP4 and bfloat16" in rows["weights"]
-    config = _config(targets, "qwen3_moe", tmp_path / "b" / "engine", arch="sm80", plugins=False)
+    config = _config(
+        targets, "qwen3_moe", tmp_path / "b" / "engine", arch="sm80", plugins=False
+    )
     rows = dict(summary_rows(plan_build(config)))
     assert rows["experts"] == "7 a layer, 2 a token; not quantized"
     assert "windows" not in rows
@@ -159,7 +165,9 @@ def test_sizes_without_a_kernel(sizes: dict[str, int], words: str, tmp_path: Pat
     target = tiny_qwen3_moe(
         tmp_path / "target", dtype="BF16", sizes={**HEADS, "layers": 1, **sizes}
     )
-    with pytest.raises(UsageError, match=f"there is no kernel for the target's experts: {words}"):
+    with pytest.raises(
+        UsageError, match=f"there is no kernel for the target's experts: {words}"
+    ):
         plan_build(BuildConfig(str(target), tmp_path / "engine", arch="sm120", **SIZES))
 
 
@@ -176,5 +184,6 @@ def test_a_fallback_to_numbers_is_in_the_builds_log(
         BuildConfig(str(target), tmp_path / "engine", arch="sm120", plugins=False, **SIZES)
     )
     assert (
-        "down_proj: its exponents are too far apart" in (report.directory / "build.log").read_text()
+        "down_proj: its exponents are too far apart"
+        in (report.directory / "build.log").read_text()
     )

@@ -79,7 +79,9 @@ def test_caches_that_were_not_calibrated_have_the_scale_1(
             in dict(summary_rows(prepared))["caches"]
         )
         layers = range(prepared.target.config.num_layers)
-        assert prepared.kv_scales == (None if dtype == own else dict.fromkeys(layers, (1.0, 1.0)))
+        assert prepared.kv_scales == (
+            None if dtype == own else dict.fromkeys(layers, (1.0, 1.0))
+        )
         assert says_so == (dtype != own)
 
 

@@ -86,14 +86,17 @@ def compiled(
     """Yield all cases, compiling in two processes: a crash of TensorRT is then a failed test."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield {
-            case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case) for case in CASES
+            case: pool.submit(_compile, tmp_path_factory.mktemp("case"), *case)
+            for case in CASES
         }
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_quantized_pair_compiles_with_packed_weights(
-    model_type: str, name: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]]
+    model_type: str,
+    name: str,
+    compiled: dict[tuple[str, str], Future[tuple[bytes, bytes, bool]]],
 ) -> None:
     """Check target, head, drafter and the draft vocabulary's rows of the head.
 
@@ -132,7 +135,9 @@ def reports(
         source = tiny_target(folder / "source", num_layers=1, head_dim=64)
         target = quantized_copy(source, folder / "target", name, kv_cache=kv_cache)
         return build_engine(
-            BuildConfig(str(target), folder / "engine", arch=arch, max_seq_len=64, max_num_tokens=8)
+            BuildConfig(
+                str(target), folder / "engine", arch=arch, max_seq_len=64, max_num_tokens=8
+            )
         )
 
     return {
@@ -179,12 +184,17 @@ class Linear:
             }
         elif name != "plain":
             block_scales = random.random((self.rows, self.columns // 16)) + 1
-            tensors |= {"weight": ("U8", codes[:, ::2]), "weight_scale": ("F8_E4M3", block_scales)}
+            tensors |= {
+                "weight": ("U8", codes[:, ::2]),
+                "weight_scale": ("F8_E4M3", block_scales),
+            }
             tensors |= {"weight_scale_2": scale}
         write_tensors(directory / "x", {f"m.{key}": stored for key, stored in tensors.items()})
         g = GraphBuilder()
         x = ir.Value(
-            name="x", shape=ir.Shape(["n", self.columns]), type=ir.TensorType(ir.DataType.BFLOAT16)
+            name="x",
+            shape=ir.Shape(["n", self.columns]),
+            type=ir.TensorType(ir.DataType.BFLOAT16),
         )
         formats = {} if name == "plain" else {"m": FORMATS[name]}
         weights = WeightSource(
@@ -195,7 +205,12 @@ class Linear:
         imports = {"": OPSET, TRT_DOMAIN: 1}
         initializers = list(g.initializers.values())
         graph = ir.Graph(
-            [x], [y], nodes=g.nodes, initializers=initializers, opset_imports=imports, name="linear"
+            [x],
+            [y],
+            nodes=g.nodes,
+            initializers=initializers,
+            opset_imports=imports,
+            name="linear",
         )
         return ir.Model(graph, ir_version=11)
 

@@ -30,7 +30,9 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         script: str, progress: Callable[[str, int, int], None] = lambda *_: None
     ) -> dict[str, Any]:
         monkeypatch.setattr(worker_process, "WORKER", (sys.executable, "-c", script))
-        request = BuildRequest(BuildConfig("the target", tmp_path / "engine"), tmp_path / "staging")
+        request = BuildRequest(
+            BuildConfig("the target", tmp_path / "engine"), tmp_path / "staging"
+        )
         return worker_process.run_worker(request, log=tmp_path / "log", progress=progress)
 
     return run
@@ -85,7 +87,10 @@ def test_an_understood_error_keeps_its_class_and_names_the_log(
             r"killed by signal 9 \(SIGKILL\); the kernel does this when memory runs out",
         ),
         ("os.abort()", r"killed by signal 6 \(SIGABRT\); a native library gave up"),
-        ("os.kill(os.getpid(), 11)", r"killed by signal 11 \(SIGSEGV\); a native library crashed"),
+        (
+            "os.kill(os.getpid(), 11)",
+            r"killed by signal 11 \(SIGSEGV\); a native library crashed",
+        ),
         (
             "os.kill(os.getpid(), 7)",
             r"killed by signal 7 \(SIGBUS\); usually a weight file that was cut short",

@@ -99,7 +99,8 @@ def test_config_larger_than_any_config(tmp_path: Path) -> None:
     with (tmp_path / "big" / "config.json").open("r+b") as file:
         file.truncate(1 << 40)  # sparse: a terabyte that takes no room
     with pytest.raises(
-        ConfigError, match="the file has 1099511627776 bytes, and a configuration at most 16777216"
+        ConfigError,
+        match="the file has 1099511627776 bytes, and a configuration at most 16777216",
     ):
         load_target(tmp_path / "big")
 
@@ -127,7 +128,9 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
 
 @pytest.mark.parametrize("base", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_random_damage_never_escapes_the_error_family(tmp_path: Path, base: str, file: str) -> None:
+def test_random_damage_never_escapes_the_error_family(
+    tmp_path: Path, base: str, file: str
+) -> None:
     model = GOOD[base]()
     model.write(tmp_path / base)
     path = tmp_path / base / file

@@ -25,7 +25,9 @@ MIXED = {
 
 
 def read(original: dict[str, Any] | None, flat: dict[str, Any] | None) -> Quantization:
-    return read_quantization({} if flat is None else {"quantization_config": flat}, original, WHERE)
+    return read_quantization(
+        {} if flat is None else {"quantization_config": flat}, original, WHERE
+    )
 
 
 @pytest.mark.parametrize("name", ALGOS)
@@ -41,7 +43,9 @@ def test_both_layouts_say_the_same(name: str, kv_cache: bool) -> None:
 
 def test_mixed_precision() -> None:
     original, flat = quant_configs("fp8", MIXED, ())
-    del flat["quantized_layers"]["model.layers.0.mlp.up_proj"]["group_size"]  # it may be unstated
+    del flat["quantized_layers"]["model.layers.0.mlp.up_proj"][
+        "group_size"
+    ]  # it may be unstated
     for layouts in ((original, None), (None, flat), (original, flat)):
         quantization = read(*layouts)
         assert quantization.modules == MIXED
@@ -97,7 +101,8 @@ def test_exclusions(pattern: str, covered: str, not_covered: str) -> None:
 
 def test_a_format_of_its_own_beats_an_exclusion() -> None:
     assert (
-        Quantization(None, {"lm_head": "fp8"}, ("lm_head",)).format_of("lm_head") is FORMATS["fp8"]
+        Quantization(None, {"lm_head": "fp8"}, ("lm_head",)).format_of("lm_head")
+        is FORMATS["fp8"]
     )
 
 
@@ -141,12 +146,24 @@ def test_formats_are_refused_by_name(algo: str, reason: str) -> None:
         read(None, {"quant_algo": algo, "quant_method": "modelopt"})
     layers = {"a.b": {"quant_algo": "FP8"}, "a.c": {"quant_algo": algo}}
     with pytest.raises(ConfigError, match=f"quantized_layers.a.c.{words}"):
-        read({"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}, None)
+        read(
+            {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}},
+            None,
+        )
 
 
 @pytest.mark.parametrize(
     "method",
-    ["gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "fbgemm_fp8", "quanto", "torchao"],
+    [
+        "gptq",
+        "awq",
+        "bitsandbytes",
+        "compressed-tensors",
+        "fp8",
+        "fbgemm_fp8",
+        "quanto",
+        "torchao",
+    ],
 )
 def test_other_methods_are_refused_by_name(method: str) -> None:
     with pytest.raises(
@@ -197,7 +214,11 @@ def _changed(name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
             {"weights__type": "int"},
             "8-bit int and 8-bit float, which cannot be built: that is none of FP8",
         ),
-        ("fp8", {"input_activations": None}, "8-bit float and unquantized, which cannot be built"),
+        (
+            "fp8",
+            {"input_activations": None},
+            "8-bit float and unquantized, which cannot be built",
+        ),
         (
             "nvfp4",
             {"input_activations__num_bits": 8},
@@ -241,7 +262,10 @@ def test_groups_are_refused_by_their_numbers(
             {"quant_algo": "MIXED_PRECISION"},
             "quantized_layers is missing, and quant_algo MIXED_PRECISION needs it",
         ),
-        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {}}, "quantized_layers is missing"),
+        (
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": {}},
+            "quantized_layers is missing",
+        ),
         (
             {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": 1}},
             "quantized_layers.a is 1, expected an object",
@@ -301,7 +325,8 @@ def test_caches_in_other_numbers(numbers: dict[str, Any], words: str) -> None:
     _, flat = quant_configs("fp8", None, EXCLUDE, kv_cache=True)
     flat["kv_cache_scheme"] |= numbers
     with pytest.raises(
-        ConfigError, match=f"kv_cache_scheme is {words}, and caches can be 8-bit float. Remove it."
+        ConfigError,
+        match=f"kv_cache_scheme is {words}, and caches can be 8-bit float. Remove it.",
     ):
         read(None, flat)
 

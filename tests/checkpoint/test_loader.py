@@ -132,7 +132,9 @@ def test_qwen3_file_with_a_llama_config(qwen3: Path, tmp_path: Path) -> None:
 
 def test_square_looking_transpose_is_a_wrong_shape(llama: Path, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.o_proj.weight"
-    words = rf"{name} has \[64, 48\], expected \[48, 64\] = \[hidden_size, num_q_heads\*head_dim\]"
+    words = (
+        rf"{name} has \[64, 48\], expected \[48, 64\] = \[hidden_size, num_q_heads\*head_dim\]"
+    )
     with pytest.raises(CheckpointError, match=words):
         load_target(copy_with(llama, tmp_path / "m", {name: np.ones((64, 48))}))
 
@@ -165,7 +167,9 @@ class TestPair:
     ) -> None:
         target = load_target(llama)
         copies = {
-            "embed_tokens.weight": np.array(target.tensors["model.embed_tokens.weight"].array()),
+            "embed_tokens.weight": np.array(
+                target.tensors["model.embed_tokens.weight"].array()
+            ),
             "lm_head.weight": np.array(target.tensors["lm_head.weight"].array()),
         }
         drafter = load_drafter(copy_with(make_drafter(llama), tmp_path / "d", copies))
@@ -217,16 +221,20 @@ class TestPair:
             check_pair(load_target(make_target("llama", num_layers=4)), drafter)
 
     def test_taps_beyond_the_target(self, llama: Path, make_drafter: Maker) -> None:
-        drafter = load_drafter(make_drafter(llama, taps=(1, 7), config={"num_target_layers": None}))
+        drafter = load_drafter(
+            make_drafter(llama, taps=(1, 7), config={"num_target_layers": None})
+        )
         with pytest.raises(
-            CheckpointError, match=r"target_layer_ids has \[7\], but the target's layers are 0 to 4"
+            CheckpointError,
+            match=r"target_layer_ids has \[7\], but the target's layers are 0 to 4",
         ):
             check_pair(load_target(llama), drafter)
 
     def test_tap_on_the_last_layer(self, llama: Path, make_drafter: Maker) -> None:
         drafter = load_drafter(make_drafter(llama, taps=(1, 4)))
         with pytest.raises(
-            CheckpointError, match=r"target_layer_ids has the last layer, 4: .* does not say which"
+            CheckpointError,
+            match=r"target_layer_ids has the last layer, 4: .* does not say which",
         ):
             check_pair(load_target(llama), drafter)
 
@@ -246,7 +254,9 @@ def test_progress_covers_all_weights(llama: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_tiny_targets_load_in_transformers(make_target: Maker, model_type: str, tied: bool) -> None:
+def test_tiny_targets_load_in_transformers(
+    make_target: Maker, model_type: str, tied: bool
+) -> None:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     directory = make_target(
@@ -272,7 +282,9 @@ def test_tiny_drafters_load_in_the_reference(
     pytest.importorskip("torch")
     reference = pytest.importorskip("dflash.model")
     directory = make_drafter(llama, variant=variant, attention_bias=True, yarn=True)
-    model, report = reference.DFlashDraftModel.from_pretrained(directory, output_loading_info=True)
+    model, report = reference.DFlashDraftModel.from_pretrained(
+        directory, output_loading_info=True
+    )
     assert not any(report.values())
     ours = load_drafter(directory)
     assert (model.block_size, model.mask_token_id) == (
@@ -281,7 +293,8 @@ def test_tiny_drafters_load_in_the_reference(
     )
     assert tuple(model.target_layer_ids) == ours.config.target_layer_ids
     resolved = [
-        (layer.self_attn.is_causal, layer.self_attn.sliding_window or 0) for layer in model.layers
+        (layer.self_attn.is_causal, layer.self_attn.sliding_window or 0)
+        for layer in model.layers
     ]
     assert resolved == [(layer.causal, layer.window) for layer in ours.config.layers]
     assert set(dict(model.named_parameters())) == set(ours.tensors)

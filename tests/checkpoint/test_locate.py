@@ -21,7 +21,8 @@ def test_existing_directory(tmp_path: Path) -> None:
 def test_file_instead_of_directory(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(
-        CheckpointError, match=r"model.safetensors is a file, expected the checkpoint's directory"
+        CheckpointError,
+        match=r"model.safetensors is a file, expected the checkpoint's directory",
     ):
         find_directory(tmp_path / "model.safetensors")
 
@@ -49,7 +50,11 @@ def test_hub_names_are_fetched_without_pickles(
     asked: dict[str, Any] = {}
 
     def snapshot_download(
-        repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool
+        repo: str,
+        *,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+        local_files_only: bool,
     ) -> str:
         asked.update(
             repo=repo, patterns=allow_patterns, ignored=ignore_patterns, local=local_files_only
@@ -60,14 +65,17 @@ def test_hub_names_are_fetched_without_pickles(
     assert find_directory(name) == tmp_path
     assert asked["repo"] == name
     assert not any(
-        pattern.endswith((".bin", ".pt", ".py")) or pattern == "*" for pattern in asked["patterns"]
+        pattern.endswith((".bin", ".pt", ".py")) or pattern == "*"
+        for pattern in asked["patterns"]
     )
     assert any(fnmatch("original/model.safetensors", pattern) for pattern in asked["ignored"])
     assert not any(fnmatch("model.safetensors", pattern) for pattern in asked["ignored"])
     assert not asked["local"]
 
 
-def test_a_known_name_is_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_name_is_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[str, bool]] = []
 
     def fetch(name: str, *, fetch: bool) -> Path:
@@ -194,7 +202,9 @@ def test_json_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    with pytest.raises(ConfigError, match=r"config\.json: cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json: cannot be read \(Permission denied\)"
+    ):
         read_json_in(tmp_path, "config.json")
 
 

@@ -21,7 +21,9 @@ MIXED = {
 
 
 def read(original: dict[str, Any] | None, flat: dict[str, Any] | None) -> Quantization:
-    return read_quantization({} if flat is None else {"quantization_config": flat}, original, WHERE)
+    return read_quantization(
+        {} if flat is None else {"quantization_config": flat}, original, WHERE
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,8 @@ def test_mxfp4_is_of_experts_alone() -> None:
     assert quantization.format_of("model.layers.0.self_attn.q_proj") is None
     assert quantization.format_of_experts("model.layers.0.mlp.experts.down_proj") is MXFP4
     quantization = read(
-        None, {"quant_method": "mxfp4", "modules_to_not_convert": [*kept, "model.layers.0.mlp.*"]}
+        None,
+        {"quant_method": "mxfp4", "modules_to_not_convert": [*kept, "model.layers.0.mlp.*"]},
     )
     assert quantization.format_of_experts("model.layers.0.mlp.experts.down_proj") is None
     assert quantization.format_of_experts("model.layers.1.mlp.experts.down_proj") is MXFP4

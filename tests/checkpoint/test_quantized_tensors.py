@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fixtures.quantized import dequantize_weight, quantized_copy, read_tensors, write_tensors
+from tests.fixtures.quantized import (
+    dequantize_weight,
+    quantized_copy,
+    read_tensors,
+    write_tensors,
+)
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.finite import check_finite
@@ -52,7 +57,9 @@ def test_every_tensor_is_used_where_it_lies(
     checkpoint = load_target(directory)
     check_finite(checkpoint)
     assert checkpoint.tensors.keys() == read_tensors(directory / "model.safetensors").keys()
-    assert {info.path for info in checkpoint.tensors.values()} == {directory / "model.safetensors"}
+    assert {info.path for info in checkpoint.tensors.values()} == {
+        directory / "model.safetensors"
+    }
     assert not checkpoint.ignored
     assert set(checkpoint.formats.values()) == {FORMATS[name]}
     assert len(checkpoint.formats) == 2 * 7
@@ -71,7 +78,9 @@ def test_sizes(source: Path, name: str, tmp_path: Path) -> None:
     assert checkpoint.weight_bytes(4, keeps_packed=False) == plain.weight_bytes(
         4, keeps_packed=False
     )
-    saved = plain.weight_bytes(2, keeps_packed=True) - checkpoint.weight_bytes(2, keeps_packed=True)
+    saved = plain.weight_bytes(2, keeps_packed=True) - checkpoint.weight_bytes(
+        2, keeps_packed=True
+    )
     linears = sum(plain.tensors[f"{module}.weight"].nbytes for module in checkpoint.formats)
     assert saved == linears * (1 - FORMATS[name].weight_bits() / 16)
     assert FORMATS[name].weight_bits() / 16 <= (0.5 if name == "fp8" else 0.30)
@@ -134,7 +143,9 @@ def test_a_tied_head_is_its_own_only_if_it_is_stored_quantized(tmp_path: Path) -
     text = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
     own = quantized_copy(source, tmp_path / "own", exclude=("model.embed_tokens",))
     (own / "config.json").write_text(
-        json.dumps(json.loads((own / "config.json").read_text()) | {"tie_word_embeddings": True})
+        json.dumps(
+            json.loads((own / "config.json").read_text()) | {"tie_word_embeddings": True}
+        )
     )
     checkpoint = load_target(own)
     assert not checkpoint.config.tie_word_embeddings
@@ -161,13 +172,17 @@ def test_a_quantized_drafter_of_a_quantized_target(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_drafters_copy_of_a_head_that_the_target_has_quantized(name: str, tmp_path: Path) -> None:
+def test_a_drafters_copy_of_a_head_that_the_target_has_quantized(
+    name: str, tmp_path: Path
+) -> None:
     """The copy has other numbers than codes are, and another shape than packed ones; its embedding
     is compared.
     """
     source = tiny_target(tmp_path / "target", "llama")
     target = load_target(
-        quantized_copy(source, tmp_path / "q", name, exclude=("model.embed_tokens",), dtype="F32")
+        quantized_copy(
+            source, tmp_path / "q", name, exclude=("model.embed_tokens",), dtype="F32"
+        )
     )
     assert "lm_head" in target.formats
     drafter = tiny_drafter(tmp_path / "drafter", source)
@@ -182,7 +197,8 @@ def test_a_drafters_copy_of_a_head_that_the_target_has_quantized(name: str, tmp_
 
     def store(tensors: dict[str, np.ndarray]) -> None:
         write_tensors(
-            drafter / "model.safetensors", {key: ("F32", array) for key, array in tensors.items()}
+            drafter / "model.safetensors",
+            {key: ("F32", array) for key, array in tensors.items()},
         )
 
     store(own | copies)

@@ -68,10 +68,14 @@ def test_other_dtypes_are_refused_by_name(dtype: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none.safetensors: cannot be read .No such file"):
+    with pytest.raises(
+        CheckpointError, match=r"none.safetensors: cannot be read .No such file"
+    ):
         read_tensor_infos(tmp_path / "none.safetensors")
 
 
 def test_bfloat16_is_ml_dtypes(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x.safetensors", TENSORS, "BF16")
-    assert read_tensor_infos(tmp_path / "x.safetensors")["a"].array().dtype == ml_dtypes.bfloat16
+    assert (
+        read_tensor_infos(tmp_path / "x.safetensors")["a"].array().dtype == ml_dtypes.bfloat16
+    )

@@ -51,7 +51,9 @@ def test_extreme_finite_values_pass(small_chunks: None, tmp_path: Path, dtype: s
 def test_e4m3_has_two_codes_for_nan(small_chunks: None, tmp_path: Path) -> None:
     codes = np.arange(256, dtype=np.uint8).view(NUMPY_DTYPES["F8_E4M3"]).reshape(8, 32)
     for first, found in ((0x7F, (3, 31)), (0xFF, (7, 31))):
-        kept = np.where(codes.view(np.uint8) == first, np.uint8(first), codes.view(np.uint8) & 0x7E)
+        kept = np.where(
+            codes.view(np.uint8) == first, np.uint8(first), codes.view(np.uint8) & 0x7E
+        )
         write_tensors(tmp_path / "x", {"w": ("F8_E4M3", kept.view(codes.dtype))})
         assert scan.first_nonfinite(read_tensor_infos(tmp_path / "x")["w"]) == found
 

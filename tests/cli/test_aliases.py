@@ -72,7 +72,12 @@ def test_old_value_becomes_the_present_one() -> None:
 
 def test_one_spelling_for_one_thing() -> None:
     """Options that several commands share have the same name, whatever the command."""
-    shared = {"output_dir": set(), "prompts": set(), "max_tokens": set(), "kv_cache_dtype": set()}
+    shared = {
+        "output_dir": set(),
+        "prompts": set(),
+        "max_tokens": set(),
+        "kv_cache_dtype": set(),
+    }
     for name in (*COMMANDS, "profile --estimate"):
         for option in find_command(name).params:
             if option.name in shared:

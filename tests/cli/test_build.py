@@ -103,7 +103,11 @@ def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path
             True,
             "error: give either --drafter DIR|NAME or --no-drafter, not both",
         ),
-        (("--no-drafter", "--arch", "sm70"), False, "'sm70' is not one of 'cpu', 'sm80', 'sm86'"),
+        (
+            ("--no-drafter", "--arch", "sm70"),
+            False,
+            "'sm70' is not one of 'cpu', 'sm80', 'sm86'",
+        ),
         (
             ("--no-drafter", "--max-batch-size", "0"),
             False,

@@ -33,7 +33,10 @@ def test_check_file_refuses_bad_paths(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path, "this is a folder"),
         (tmp_path / "nowhere" / "x", "there is no folder"),
-        (tmp_path / ("x" * 300), r"cannot be written \(File name too long\). Give another path."),
+        (
+            tmp_path / ("x" * 300),
+            r"cannot be written \(File name too long\). Give another path.",
+        ),
         (lost, "cannot be written"),
     ):
         with pytest.raises(UsageError, match=f"^--json {path}: {words}"):
@@ -41,7 +44,9 @@ def test_check_file_refuses_bad_paths(tmp_path: Path) -> None:
 
 
 def test_check_file_refuses_a_read_only_folder() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: its parents are closed to others
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # not tmp_path: its parents are closed to others
         Path(folder).chmod(0o555)
         with as_nobody(), pytest.raises(UsageError, match="Permission denied"):
             check_file("--json", Path(folder) / "x")

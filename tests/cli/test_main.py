@@ -58,7 +58,10 @@ finally:
     ):
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert time.monotonic() - begun < 3  # 0.2 s on an idle machine
         assert done.stdout.endswith("loaded []\n")

@@ -23,7 +23,14 @@ def run(make_target: Callable[..., Path], tmp_path: Path) -> Quantize:
     target = make_target("llama", tokenizer=True)
 
     def invoke(*options: str) -> Result:
-        fixed = ["--target", str(target), "--output-dir", str(tmp_path / "q"), "--calib-size", "4"]
+        fixed = [
+            "--target",
+            str(target),
+            "--output-dir",
+            str(tmp_path / "q"),
+            "--calib-size",
+            "4",
+        ]
         return CliRunner().invoke(main, ["quantize", *fixed, "--calib-seq-len", "24", *options])
 
     return invoke

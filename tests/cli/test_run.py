@@ -168,7 +168,9 @@ def test_prompts_from_a_file(
     answers = generated(engines("dflash"), ["hello", "world", "how are you"], max_tokens=9)
     texts = [
         f"[{n}/3] {prompt}\n{answer.text}\n\n"
-        for n, prompt, answer in zip("123", ["hello", "world", "how are you"], answers, strict=True)
+        for n, prompt, answer in zip(
+            "123", ["hello", "world", "how are you"], answers, strict=True
+        )
     ]
     assert result.stdout == "".join(texts)
     assert "3 prompts" in result.stderr
@@ -268,7 +270,11 @@ def test_token_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -
             b"ok\nb\xff",
             "stdin, line 2: byte 1 is not UTF-8. Save the file as UTF-8.",
         ),
-        (("--prompts", "-"), '{"prompt": "a"}\n{"prompt"', "stdin, line 2: not JSON (Expecting"),
+        (
+            ("--prompts", "-"),
+            '{"prompt": "a"}\n{"prompt"',
+            "stdin, line 2: not JSON (Expecting",
+        ),
         (
             ("--prompts", "-"),
             '{"text": "a"}',

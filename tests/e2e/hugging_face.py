@@ -49,12 +49,18 @@ def choices(target: PreTrainedModel, prompt: list[int], answer: list[int]) -> li
     cost.
     """
     with torch.inference_mode():
-        logits = target(torch.tensor([[*prompt, *answer[:-1]]]), logits_to_keep=len(answer)).logits
+        logits = target(
+            torch.tensor([[*prompt, *answer[:-1]]]), logits_to_keep=len(answer)
+        ).logits
     return logits[0].argmax(-1).tolist()
 
 
 def reference_generate(
-    drafter: Any, target: PreTrainedModel, prompt: list[int], max_new_tokens: int, block_size: int
+    drafter: Any,
+    target: PreTrainedModel,
+    prompt: list[int],
+    max_new_tokens: int,
+    block_size: int,
 ) -> tuple[list[int], list[int]]:
     """Greedy tokens and acceptance lengths of the reference package's own loop."""
     import dflash.model

@@ -21,7 +21,9 @@ def session(model: ir.Model, *values: ir.Value) -> tuple[Any, list[str]]:
     import onnxruntime
 
     for initializer in model.graph.initializers.values():
-        initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
+        initializer.const_value = ir.Tensor(
+            np.ascontiguousarray(initializer.const_value.numpy())
+        )
     for value in values:
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), None
         model.graph.outputs.append(value)
@@ -63,7 +65,9 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         "past_len": np.zeros(batch, np.int32),
         "kv_positions": np.arange(width + 4),
         **sampling_arrays(batch),
-        "uniforms": np.zeros((batch, columns if isinstance(columns, int) else rows), np.float32),
+        "uniforms": np.zeros(
+            (batch, columns if isinstance(columns, int) else rows), np.float32
+        ),
         "decided": np.arange(rows),
     }
     caches = {

@@ -52,14 +52,17 @@ def test_hugging_face_notices_a_wrong_token(
     wrong = [*answers[0].token_ids]
     wrong[NEW_TOKENS // 2] += 1
     assert (
-        hugging_face.choices(hugging_face.load_target(DEMO / "target"), prompts[0], wrong) != wrong
+        hugging_face.choices(hugging_face.load_target(DEMO / "target"), prompts[0], wrong)
+        != wrong
     )
 
 
 def test_plain_engine_gives_the_same_tokens(
     prompts: list[list[int]], answers: list[Generation]
 ) -> None:
-    plain = Engine.load(DEMO / "plain").generate(prompts, max_tokens=NEW_TOKENS, stop_token_ids=[])
+    plain = Engine.load(DEMO / "plain").generate(
+        prompts, max_tokens=NEW_TOKENS, stop_token_ids=[]
+    )
     assert [item.token_ids for item in plain] == [item.token_ids for item in answers]
 
 

@@ -47,8 +47,12 @@ def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
         block_size=BLOCK,
     )
     for initializer in model.graph.initializers.values():
-        initializer.const_value = ir.Tensor(np.ascontiguousarray(initializer.const_value.numpy()))
-    hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)
+        initializer.const_value = ir.Tensor(
+            np.ascontiguousarray(initializer.const_value.numpy())
+        )
+    hidden = next(
+        value for node in model.graph for value in node.outputs if value.name == HIDDEN
+    )
     hidden.type, hidden.shape = (
         ir.TensorType(ir.DataType.FLOAT),
         ir.Shape(["rows_of_block", "hidden"]),
@@ -60,7 +64,9 @@ def _step_with_hidden(target: Path, drafter: Path) -> tuple[object, list[str]]:
     return session, [output.name for output in session.get_outputs()]
 
 
-def _prompt_step(session: object, names: list[str], prompts: np.ndarray) -> dict[str, np.ndarray]:
+def _prompt_step(
+    session: object, names: list[str], prompts: np.ndarray
+) -> dict[str, np.ndarray]:
     batch, width = prompts.shape
     feeds = {
         "input_ids": prompts,
@@ -81,7 +87,10 @@ def _reference_hidden(
     target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int
 ) -> np.ndarray:
     """Return the reference drafter's final hidden rows [T, hidden] for a prompt and its anchor."""
-    target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
+    target, drafter = (
+        hugging_face.load_target(target_dir),
+        hugging_face.load_drafter(drafter_dir),
+    )
     ids = torch.tensor(prompt[None])
     with torch.no_grad():
         states = target(ids, output_hidden_states=True).hidden_states
@@ -89,9 +98,9 @@ def _reference_hidden(
         block = torch.tensor([[anchor] + [MASK_ID] * (BLOCK - 1)])
         positions = torch.arange(len(prompt) + BLOCK)[None]
         embedded = target.get_input_embeddings()(block)
-        return drafter(target_hidden=features, noise_embedding=embedded, position_ids=positions)[
-            0
-        ].numpy()
+        return drafter(
+            target_hidden=features, noise_embedding=embedded, position_ids=positions
+        )[0].numpy()
 
 
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
@@ -124,7 +133,12 @@ def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
     target = tiny_gpt_oss(tmp_path / "target")
     same_numbers = tiny_gpt_oss(tmp_path / "plain", mxfp4=False)
     drafter = tiny_drafter(
-        tmp_path / "drafter", target, attention_bias=True, yarn=True, num_layers=8, taps=(1, 0, 2)
+        tmp_path / "drafter",
+        target,
+        attention_bias=True,
+        yarn=True,
+        num_layers=8,
+        taps=(1, 0, 2),
     )
     prompts = np.random.default_rng(4).integers(0, VOCAB, (2, 13))
     got = _prompt_step(*_step_with_hidden(target, drafter), prompts)

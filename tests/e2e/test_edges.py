@@ -27,7 +27,9 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(
     """Every token of the answer as the stop token, so that it stands at every place of a block."""
     target = hugging_face.load_target(TARGET)
     for stop in dict.fromkeys(greedy):
-        (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_tokens=60, stop_token_ids=[stop])
+        (answer,) = engine(TARGET, DRAFTER).generate(
+            [PROMPT], max_tokens=60, stop_token_ids=[stop]
+        )
         assert answer.token_ids == hugging_face.greedy(target, PROMPT, 60, eos=stop)
         assert answer.finish_reason == "stop"
         assert answer.token_ids.index(stop) == len(answer.token_ids) - 1
@@ -35,7 +37,9 @@ def test_a_stop_token_inside_a_block_ends_the_answer_there(
 
 
 @pytest.mark.parametrize("limit", range(1, 12))
-def test_the_answer_ends_at_its_limit(limit: int, greedy: list[int], engine: EngineFactory) -> None:
+def test_the_answer_ends_at_its_limit(
+    limit: int, greedy: list[int], engine: EngineFactory
+) -> None:
     (answer,) = engine(TARGET, DRAFTER).generate([PROMPT], max_tokens=limit)
     assert (answer.token_ids, answer.finish_reason) == (greedy[:limit], "length")
 

@@ -63,7 +63,11 @@ def test_greedy_tokens_equal_hugging_faces(
     model = hugging_face.load_target(theirs)
     expected = [hugging_face.greedy(model, prompt, NEW_TOKENS) for prompt in PROMPTS]
     drafter = tiny_drafter(
-        tmp_path_factory.mktemp(name) / "drafter", ours, attention_bias=True, yarn=True, num_taps=2
+        tmp_path_factory.mktemp(name) / "drafter",
+        ours,
+        attention_bias=True,
+        yarn=True,
+        num_taps=2,
     )
     speculative = engine(ours, drafter)
     for options in ({}, {"draft_len": 1}, {"draft": False}):
@@ -135,7 +139,9 @@ def test_nvfp4_experts_multiply_activations_as_they_are(form: str, tmp_path: Pat
     """
     source = tiny_qwen3_moe(tmp_path / "source", dtype="BF16", sizes={"expert_size": 80})
     routers = tuple(f"model.layers.{index}.mlp.gate" for index in range(QWEN3_MOE["layers"]))
-    quantized = quantized_copy(source, tmp_path / "quantized", form, exclude=("lm_head", *routers))
+    quantized = quantized_copy(
+        source, tmp_path / "quantized", form, exclude=("lm_head", *routers)
+    )
     checkpoint = load_target(quantized)
     expert = "model.layers.1.mlp.experts.6.up_proj"
     assert checkpoint.formats[expert].name == "w4a16_nvfp4"
@@ -160,7 +166,9 @@ def test_modelopts_export_of_experts_equals_modelopt(tmp_path: Path) -> None:
     unquantized = forward(hugging_face.load_target(source))
     assert_same_but_for_boundaries(target_logits(exported, IDS), theirs, unquantized)
     scales = load_target(exported).tensors
-    for expert in range(QWEN3_MOE["experts"]):  # which our kernel and the compiler's FP4 rely on
+    for expert in range(
+        QWEN3_MOE["experts"]
+    ):  # which our kernel and the compiler's FP4 rely on
         gate, up = (
             f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight_scale_2"
             for part in ("gate", "up")
@@ -172,7 +180,10 @@ def test_transformers_can_save_what_we_read(tmp_path: Path) -> None:
     """What transformers 5 writes of both families: experts of gpt-oss in one tensor, of Qwen3-MoE
     one each.
     """
-    for source in (tiny_gpt_oss(tmp_path / "oss", mxfp4=False), tiny_qwen3_moe(tmp_path / "qwen")):
+    for source in (
+        tiny_gpt_oss(tmp_path / "oss", mxfp4=False),
+        tiny_qwen3_moe(tmp_path / "qwen"),
+    ):
         saved = source.with_name(f"{source.name}_saved")
         hugging_face.load_target(source).save_pretrained(saved)
         assert json.loads((saved / "config.json").read_text())["rope_parameters"]

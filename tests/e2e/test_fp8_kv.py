@@ -46,7 +46,9 @@ def test_speculative_equals_plain(target: Path, engine: EngineFactory, tmp_path:
     unrounded = engine(target, None, kv_cache_dtype="float32").generate(
         PROMPTS, max_tokens=NEW_TOKENS
     )
-    assert [item.token_ids for item in unrounded] != plain  # or the scales would not have been used
+    assert [
+        item.token_ids for item in unrounded
+    ] != plain  # or the scales would not have been used
 
 
 def test_caches_hold_codes(target: Path) -> None:

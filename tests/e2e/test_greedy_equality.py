@@ -29,7 +29,12 @@ PROMPTS[1][2] = MASK_ID  # a prompt may contain the mask token
 # Every dense family at its defaults, but for Llama.
 TARGETS: dict[str, dict[str, Any]] = {name: {"model_type": name} for name in DENSE_FAMILIES} | {
     "llama": {"model_type": "llama", "rope": "llama3", "tied": True},
-    "llama_bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "shards": 3},
+    "llama_bias": {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "shards": 3,
+    },
 }
 
 
@@ -84,7 +89,10 @@ def test_every_mask_variant(
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_plain_engine(
-    name: str, targets: dict[str, Path], expected: dict[str, list[list[int]]], engine: EngineFactory
+    name: str,
+    targets: dict[str, Path],
+    expected: dict[str, list[list[int]]],
+    engine: EngineFactory,
 ) -> None:
     """An engine without a drafter: the baseline of every speedup."""
     out = engine(targets[name], None).generate(PROMPTS, max_tokens=NEW_TOKENS)

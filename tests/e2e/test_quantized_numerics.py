@@ -116,7 +116,9 @@ def assert_same_but_for_boundaries(
 def test_logits_are_those_of_the_rounded_numbers(
     model_type: str, name: str, tmp_path: Path
 ) -> None:
-    source = tiny_target(tmp_path / "source", model_type, dtype="BF16", tied=model_type == "qwen3")
+    source = tiny_target(
+        tmp_path / "source", model_type, dtype="BF16", tied=model_type == "qwen3"
+    )
     quantized = quantized_copy(source, tmp_path / "quantized", name)
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_target)
     unquantized = forward(hugging_face.load_target(source))
@@ -131,7 +133,12 @@ def test_logits_are_those_of_the_rounded_numbers(
 def test_mixed_precision_with_biases_and_a_quantized_tied_head(tmp_path: Path) -> None:
     """Every linear has its own format; the stored head is used although the config ties it."""
     source = tiny_target(
-        tmp_path / "source", "llama", dtype="BF16", attention_bias=True, mlp_bias=True, num_layers=2
+        tmp_path / "source",
+        "llama",
+        dtype="BF16",
+        attention_bias=True,
+        mlp_bias=True,
+        num_layers=2,
     )
     config = json.loads((source / "config.json").read_text())
     modules = {
@@ -144,7 +151,9 @@ def test_mixed_precision_with_biases_and_a_quantized_tied_head(tmp_path: Path) -
     }
     quantized = quantized_copy(source, tmp_path / "quantized", modules=modules)
     for directory in (source, quantized):
-        text = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
+        text = json.loads((directory / "config.json").read_text()) | {
+            "tie_word_embeddings": True
+        }
         (directory / "config.json").write_text(json.dumps(text))
     assert not load_target(quantized).config.tie_word_embeddings
     twin = rounding_twin(quantized, tmp_path / "twin", hugging_face.load_target)
@@ -174,7 +183,9 @@ def test_a_quantized_drafter_drafts_with_the_rounded_numbers(name: str, tmp_path
             block_size=4,
         )
         norm = "/drafter/RMSNormalization_1/output_0"
-        value = next(value for node in model.graph for value in node.outputs if value.name == norm)
+        value = next(
+            value for node in model.graph for value in node.outputs if value.name == norm
+        )
         made, names = session(model, value)
         results = dict(zip(names, made.run(names, feeds(made, IDS, num_known=10)), strict=True))
         hidden[directory] = results[norm].reshape(4, BLOCK, -1)
@@ -223,7 +234,9 @@ def test_a_draft_vocabulary_reads_rows_of_a_quantized_head(name: str, tmp_path: 
             draft_vocab=vocab,
         )
         made, names = session(model)
-        drafts.append(dict(zip(names, made.run(names, feeds(made, IDS)), strict=True))["next_ids"])
+        drafts.append(
+            dict(zip(names, made.run(names, feeds(made, IDS)), strict=True))["next_ids"]
+        )
     np.testing.assert_array_equal(*drafts)
     assert len(np.unique(drafts[0])) > 4
 
@@ -243,7 +256,9 @@ def test_modelopts_export_computes_what_modelopt_computes(
     pytest.importorskip("modelopt")
     from tests.quantize import modelopt
 
-    source = tiny_target(tmp_path / "source", model_type, tied=model_type == "qwen3", num_layers=3)
+    source = tiny_target(
+        tmp_path / "source", model_type, tied=model_type == "qwen3", num_layers=3
+    )
     model = modelopt.quantized_model(source, name, kv_cache_dtype)
     theirs = forward(model)
     exported = modelopt.export(model, source, tmp_path / "exported")

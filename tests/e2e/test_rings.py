@@ -57,7 +57,12 @@ def test_a_windowed_target_decodes_as_hugging_face(tmp_path: Path) -> None:
     drafter = load_drafter(tiny_drafter(tmp_path / "drafter", directory, variant="sliding"))
     for checkpoint, block in ((None, 1), (drafter, BLOCK)):
         model = build_step(
-            target, checkpoint, dtype="float32", cache_len=CACHE, block_size=block, ring_width=CHUNK
+            target,
+            checkpoint,
+            dtype="float32",
+            cache_len=CACHE,
+            block_size=block,
+            ring_width=CHUNK,
         )
         assert decode(model, PROMPTS, count=LONG, chunk=CHUNK, widths=[block]) == expected
     assert len(WINDOWS) == TARGET["layers"]
@@ -81,7 +86,9 @@ def test_a_windowed_drafters_rows_equal_the_reference(variant: str, tmp_path: Pa
         block_size=BLOCK,
         ring_width=CHUNK,
     )
-    hidden = next(value for node in model.graph for value in node.outputs if value.name == HIDDEN)
+    hidden = next(
+        value for node in model.graph for value in node.outputs if value.name == HIDDEN
+    )
     hidden.type, hidden.shape = (
         ir.TensorType(ir.DataType.FLOAT),
         ir.Shape(["rows_of_block", "hidden"]),
@@ -92,16 +99,19 @@ def test_a_windowed_drafters_rows_equal_the_reference(variant: str, tmp_path: Pa
         part = prompt[None, first : first + CHUNK]
         got = run.step(slice(0, 1), part, known=part.shape[1], rows=1)
 
-    target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
+    target, drafter = (
+        hugging_face.load_target(target_dir),
+        hugging_face.load_drafter(drafter_dir),
+    )
     with torch.no_grad():
         states = target(torch.tensor(prompt[None]), output_hidden_states=True).hidden_states
         features = torch.cat([states[layer + 1] for layer in drafter.target_layer_ids], dim=-1)
         block = torch.tensor([[got["next_ids"][0, 0]] + [MASK_ID] * (BLOCK - 1)])
         positions = torch.arange(len(prompt) + BLOCK)[None]
         embedded = target.get_input_embeddings()(block)
-        want = drafter(target_hidden=features, noise_embedding=embedded, position_ids=positions)[
-            0
-        ].numpy()
+        want = drafter(
+            target_hidden=features, noise_embedding=embedded, position_ids=positions
+        )[0].numpy()
     np.testing.assert_allclose(got[HIDDEN], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
 
 
@@ -134,4 +144,6 @@ def test_an_engine_with_rings_decodes_as_hugging_face(
         answers = speculative.generate(
             prompts[:2], max_tokens=60, draft_len=draft_len or 1, draft=draft_len > 0
         )
-        assert [answer.token_ids for answer in answers] == [tokens[:60] for tokens in expected[:2]]
+        assert [answer.token_ids for answer in answers] == [
+            tokens[:60] for tokens in expected[:2]
+        ]

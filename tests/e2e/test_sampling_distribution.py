@@ -70,7 +70,9 @@ def test_first_three_tokens(engine: EngineFactory) -> None:
         statistic, limit = _chi_square(
             Counter(item.token_ids[place] for item in generations), marginal
         )
-        assert statistic < limit, f"token {place}: chi-square {statistic:.1f}, limit {limit:.1f}"
+        assert statistic < limit, (
+            f"token {place}: chi-square {statistic:.1f}, limit {limit:.1f}"
+        )
         longer, weights = [], []
         for i, prefix in enumerate(prefixes):
             for token in np.flatnonzero(rows[i]).tolist():

@@ -47,7 +47,9 @@ def test_tokens_and_acceptance_equal_the_reference(
     the answer.
     """
     target, drafter = hugging_face.load_target(TARGET), hugging_face.load_drafter(DRAFTER)
-    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(prompts, max_tokens=NEW_TOKENS)
+    ours = engine(TARGET, DRAFTER, block_size=block_size).generate(
+        prompts, max_tokens=NEW_TOKENS
+    )
     for prompt, out in zip(prompts, ours, strict=True):
         assert out.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
         tokens, lengths = hugging_face.reference_generate(
@@ -123,7 +125,9 @@ def _faulty_drafter(
     config = json.loads((directory / "config.json").read_text())
     change(config)
     (directory / "config.json").write_text(json.dumps(config))
-    tensors = {name: np.array(info.array()) for name, info in load_drafter(DRAFTER).tensors.items()}
+    tensors = {
+        name: np.array(info.array()) for name, info in load_drafter(DRAFTER).tensors.items()
+    }
     if zero_fc:
         tensors["fc.weight"][:] = 0
     write_safetensors(directory / "model.safetensors", tensors)

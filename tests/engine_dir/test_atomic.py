@@ -98,7 +98,8 @@ def test_a_place_where_no_directory_can_be_made_is_refused(
     (tmp_path / "file").touch()
     for output in (tmp_path / "file" / "engine", tmp_path / "file" / "a" / "engine"):
         with pytest.raises(
-            UsageError, match=rf"--output-dir {output}: .*/file is a file, and nothing can be in it"
+            UsageError,
+            match=rf"--output-dir {output}: .*/file is a file, and nothing can be in it",
         ):
             atomic.check_output(output, overwrite=False)
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
@@ -125,7 +126,8 @@ def test_the_advice_is_the_commands_own(tmp_path: Path) -> None:
 def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:
     engine = _engine(tmp_path / "engine")
     with pytest.raises(
-        UsageError, match=r"engine is not empty; give another, or --overwrite to replace an engine"
+        UsageError,
+        match=r"engine is not empty; give another, or --overwrite to replace an engine",
     ):
         atomic.check_output(engine, overwrite=False)
     atomic.check_output(engine, overwrite=True)
@@ -144,7 +146,8 @@ def test_overwrite_refuses_an_engine_among_other_files(tmp_path: Path) -> None:
     engine = _engine(tmp_path / "engine")
     (engine / "thesis.tex").touch()
     with pytest.raises(
-        UsageError, match=r"engine also holds files that no build wrote: thesis.tex. Move them away"
+        UsageError,
+        match=r"engine also holds files that no build wrote: thesis.tex. Move them away",
     ):
         atomic.check_output(engine, overwrite=True)
 

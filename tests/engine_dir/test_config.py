@@ -73,7 +73,11 @@ def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
     ("path", "value", "words"),
     [
         ("build_config.max_batch_size", None, "the key build_config.max_batch_size is missing"),
-        ("build_config.max_seq_len", "9", 'build_config.max_seq_len is "9", expected an integer'),
+        (
+            "build_config.max_seq_len",
+            "9",
+            'build_config.max_seq_len is "9", expected an integer',
+        ),
         (
             "pretrained_config.vocab_size",
             0,
@@ -93,7 +97,9 @@ def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
         ),
     ],
 )
-def test_damaged_values(written: Callable[..., Path], path: str, value: Any, words: str) -> None:
+def test_damaged_values(
+    written: Callable[..., Path], path: str, value: Any, words: str
+) -> None:
     with pytest.raises(
         EngineError, match=words + ".*The engine directory is damaged or of another version"
     ):

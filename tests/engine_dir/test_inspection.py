@@ -49,7 +49,8 @@ def test_differences_are_listed(engine: Path) -> None:
     inspection = inspect_engine(engine)
     assert len(inspection.differences) == 2
     assert any(
-        "rank0.safetensors has 5 bytes; the build wrote " in text for text in inspection.differences
+        "rank0.safetensors has 5 bytes; the build wrote " in text
+        for text in inspection.differences
     )
     assert any("tokenizer.json is missing" in text for text in inspection.differences)
     assert _lines(engine)["check"] == inspection.differences
@@ -83,5 +84,7 @@ def test_it_can_be_written_as_json(cpu_engine: Path) -> None:
 
 
 def test_something_else_is_no_engine(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"no manifest.json, so this is not an engine directory"):
+    with pytest.raises(
+        EngineError, match=r"no manifest.json, so this is not an engine directory"
+    ):
         inspect_engine(tmp_path)

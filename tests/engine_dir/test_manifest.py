@@ -46,7 +46,9 @@ def test_a_missing_file_is_named(directory: Path) -> None:
 
 def test_another_size_is_named_with_both_numbers(directory: Path) -> None:
     (directory / "weights").write_bytes(bytes(999))
-    assert manifest.check(directory, deep=False) == ["weights has 999 bytes; the build wrote 1000"]
+    assert manifest.check(directory, deep=False) == [
+        "weights has 999 bytes; the build wrote 1000"
+    ]
 
 
 def test_a_changed_byte_is_found_in_large_files_if_deep(
@@ -63,7 +65,9 @@ def test_a_changed_byte_is_found_in_large_files_if_deep(
 def test_a_row_that_points_outside_is_not_followed(directory: Path) -> None:
     _edit(
         directory,
-        lambda data: data.update(files={"../outside": {"bytes": 1, "sha256": ""}, "weights": 3}),
+        lambda data: data.update(
+            files={"../outside": {"bytes": 1, "sha256": ""}, "weights": 3}
+        ),
     )
     assert manifest.check(directory, deep=True) == [
         "manifest.json has a row that this version cannot read: '../outside'",

@@ -87,7 +87,9 @@ class GraphCounter:
     def _attention(self, node: ir.Node, part: str) -> KernelCost:
         _, rows, q_heads, head_dim = self._shape(node.inputs[0])
         kv_heads = self._shape(node.inputs[1])[2]
-        window = node.attributes["window_size"].as_int() if "window_size" in node.attributes else 0
+        window = (
+            node.attributes["window_size"].as_int() if "window_size" in node.attributes else 0
+        )
         return KernelCost(
             part,
             "attention",

@@ -107,7 +107,11 @@ def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
         (
             {
                 "results": [
-                    {"implementation": "dflash", "draft_len": 0, "acceptance": {"by_position": []}}
+                    {
+                        "implementation": "dflash",
+                        "draft_len": 0,
+                        "acceptance": {"by_position": []},
+                    }
                 ]
             },
             "no profile with a DFlash result that has drafts",
@@ -115,7 +119,11 @@ def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
         (
             {
                 "results": [
-                    {"implementation": "dflash", "draft_len": 3, "acceptance": {"by_position": []}}
+                    {
+                        "implementation": "dflash",
+                        "draft_len": 3,
+                        "acceptance": {"by_position": []},
+                    }
                 ]
             },
             "by_position is empty",
@@ -124,7 +132,9 @@ def test_acceptance_of_other_files_is_read(tmp_path: Path) -> None:
         ({"tau": 9}, "impossible"),
     ],
 )
-def test_acceptance_file_without_sense_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
+def test_acceptance_file_without_sense_is_refused(
+    tmp_path: Path, data: Any, problem: str
+) -> None:
     with pytest.raises(UsageError, match=problem):
         read_shares(_file(tmp_path, data), 3)
 

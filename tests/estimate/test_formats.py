@@ -84,7 +84,9 @@ def test_modules_stored_otherwise_are_counted_so(stored: Stored) -> None:
     target = find_target(str(directory))
     tensors = checkpoint_of_config(target.config, target.quantization).tensors
     linears = {
-        name: info for name, info in tensors.items() if len(info.shape) == 2 and "embed" not in name
+        name: info
+        for name, info in tensors.items()
+        if len(info.shape) == 2 and "embed" not in name
     }
     counted = sum(cost.weight_bytes for cost in pair.plain_step())
     assert counted == sum(info.nbytes for info in linears.values())
@@ -127,7 +129,8 @@ def test_activations_of_experts_are_never_quantized(
     drafter = "Qwen3-Coder-30B-A3B-DFlash"
     if quant == "fp8":
         with pytest.raises(
-            CheckpointError, match=r"experts\.0\.down_proj is FP8, and experts can be NVFP4 or unq"
+            CheckpointError,
+            match=r"experts\.0\.down_proj is FP8, and experts can be NVFP4 or unq",
         ):
             of(directory, drafter=drafter)
     else:

@@ -85,7 +85,9 @@ def test_every_missed_figure_is_explained(compared: list[Prediction]) -> None:
             assert abs(each.error) < 0.15
 
 
-def test_docs_state_what_is_estimated(compared: list[Prediction], found: list[ClaimCase]) -> None:
+def test_docs_state_what_is_estimated(
+    compared: list[Prediction], found: list[ClaimCase]
+) -> None:
     text = (ROOT / "docs" / "performance.md").read_text().replace("\n", " ")
     first, others = listed(compared), held_out(compared)
     counts = (
@@ -156,7 +158,9 @@ def test_claim_is_drawn(found: list[ClaimCase], tmp_path: Path) -> None:
 def test_validation_is_printed_in_the_repository() -> None:
     command = [sys.executable, "-m", "trtllm_dflash", "profile", "--validate-estimate"]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    table, _, rest = out.strip().partition("\n\ngpt-oss-120b, throughput at equal interactivity, ")
+    table, _, rest = out.strip().partition(
+        "\n\ngpt-oss-120b, throughput at equal interactivity, "
+    )
     title, _, claim = rest.partition("\n\n")
     page = PAGE.read_text()
     assert "15x at 500 to 600 tokens/s a user" in title

@@ -33,7 +33,14 @@ IDEAL = Constants(
     bandwidth_fraction=1.0, compute_fraction=1.0, kernel=0.0, sum_latency=0.0, link_fraction=1.0
 )
 ROUND = GpuSpec(
-    "round", "sm100", 100, 1000, 100, 200, 400, "made up: 10^12 bytes and 10^14 operations a second"
+    "round",
+    "sm100",
+    100,
+    1000,
+    100,
+    200,
+    400,
+    "made up: 10^12 bytes and 10^14 operations a second",
 )
 
 
@@ -115,7 +122,9 @@ def test_roofline_adds_host_and_kernels() -> None:
 
 @settings(deadline=None, max_examples=40)  # the first of each drafter builds its graph
 @given(
-    st.sampled_from(["Qwen3-4B-DFlash-b16", "gpt-oss-20b-DFlash", "Qwen3-Coder-30B-A3B-DFlash"]),
+    st.sampled_from(
+        ["Qwen3-4B-DFlash-b16", "gpt-oss-20b-DFlash", "Qwen3-Coder-30B-A3B-DFlash"]
+    ),
     st.floats(100, 10000),
     st.floats(1.01, 4),
     st.integers(1, 512),

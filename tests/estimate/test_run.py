@@ -30,7 +30,9 @@ def config(**changes: Any) -> EstimateConfig:
         "drafter": "gpt-oss-20b-DFlash",
         "arch": "sm100",
     }
-    return EstimateConfig(**settings | {"batch": "1,16,256", "acceptance_length": "3.5"} | changes)
+    return EstimateConfig(
+        **settings | {"batch": "1,16,256", "acceptance_length": "3.5"} | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def test_equal_interactivity_is_on_both_frontiers(
     assert rows[-1].dflash_per_gpu > rows[-1].plain_per_gpu * 16
 
 
-def test_advice_is_the_best_number_of_drafts(found: EstimateReport, inputs: EstimateInputs) -> None:
+def test_advice_is_the_best_number_of_drafts(
+    found: EstimateReport, inputs: EstimateInputs
+) -> None:
     """Compare with a search of its own.
 
     What is within 1 % of the best counts as good, and then fewer drafts are taken.
@@ -83,7 +87,9 @@ def test_advice_is_the_best_number_of_drafts(found: EstimateReport, inputs: Esti
             length = acceptance_length(inputs.shares, k)
             speeds[k] = length * plain.seconds / step.seconds
         assert row.speedup == pytest.approx(speeds[row.draft_len])
-        assert row.draft_len == min(k for k in speeds if speeds[k] >= 0.99 * max(speeds.values()))
+        assert row.draft_len == min(
+            k for k in speeds if speeds[k] >= 0.99 * max(speeds.values())
+        )
     schedule = DraftLenSchedule.from_mapping(found.advice.draft_len_schedule)
     for row in found.advice.batches:
         assert schedule.draft_len(row.batch) == row.draft_len
@@ -104,7 +110,9 @@ def test_estimate_json_is_as_declared(found: EstimateReport) -> None:
     assert len(steps) == 9
     for row in steps.values():
         assert sum(row["seconds_by_limit"].values()) == pytest.approx(row["step_seconds"])
-        assert row["limited_by"] == max(row["seconds_by_limit"], key=row["seconds_by_limit"].get)
+        assert row["limited_by"] == max(
+            row["seconds_by_limit"], key=row["seconds_by_limit"].get
+        )
     assert steps["plain", 16]["speedup"] == 1.0
     assert check(data | {"more": 1}, EstimateReport) != []
 
@@ -157,7 +165,9 @@ def test_estimate_prints_names_like_markup_as_they_are(
 ) -> None:
     target = tiny_target(tmp_path / "[" / "x]", "qwen3")
     drafter = tiny_drafter(tmp_path / "drafter", target)
-    run_estimate(config(target=str(target), drafter=str(drafter), batch="1", acceptance_length="2"))
+    run_estimate(
+        config(target=str(target), drafter=str(drafter), batch="1", acceptance_length="2")
+    )
     assert capsys.readouterr().out.startswith(f"{target} with {drafter} on ")
 
 
@@ -168,10 +178,14 @@ def test_estimate_flags_are_commands_of_their_own() -> None:
     assert done.exit_code == 2
     assert "Missing option '--arch'" in done.output
     pair = ["--target", "Qwen3-4B", "--drafter", "Qwen3-4B-DFlash-b16"]
-    done = runner.invoke(main, ["profile", "--estimate", *pair, "--arch", "sm120", "--batch", "1"])
+    done = runner.invoke(
+        main, ["profile", "--estimate", *pair, "--arch", "sm120", "--batch", "1"]
+    )
     assert done.exit_code == 0
     assert "draft_len_schedule" in done.output
-    assert "published" in runner.invoke(main, ["profile", "--validate-estimate", "--help"]).output
+    assert (
+        "published" in runner.invoke(main, ["profile", "--validate-estimate", "--help"]).output
+    )
 
 
 def test_published_acceptance_length_is_the_default() -> None:
@@ -181,7 +195,9 @@ def test_published_acceptance_length_is_the_default() -> None:
 
 
 def test_listed_name_brings_its_drafter() -> None:
-    asked = config(target="qwen3-coder-30b-a3b", drafter=None, acceptance_length=None, batch="1")
+    asked = config(
+        target="qwen3-coder-30b-a3b", drafter=None, acceptance_length=None, batch="1"
+    )
     assert estimate(asked).drafter == "z-lab/Qwen3-Coder-30B-A3B-DFlash"
     target = read_inputs(asked).pair.target
     assert str(target.directory) == "Qwen/Qwen3-Coder-30B-A3B-Instruct"
@@ -223,7 +239,10 @@ def test_estimate_reads_models_in_directories(tmp_path: Path) -> None:
         ({"batch": "1,x"}, "--batch '1,x' is no list"),
         ({"batch": "0"}, "--batch '0' is no list"),
         ({"gpus": 0}, "--gpus is 0, expected an integer from 1 to 64"),
-        ({"gpu": "RTX 5090"}, "--gpu 'RTX 5090' is no sm100 in the table, which has B200, GB200"),
+        (
+            {"gpu": "RTX 5090"},
+            "--gpu 'RTX 5090' is no sm100 in the table, which has B200, GB200",
+        ),
         ({"arch": "sm86"}, "--arch sm86: no GPU of it is in the table"),
         ({"eagle": "60,7,10"}, "--eagle '60,7,10' is no TOKENS,DEPTH,BRANCHES,TAU"),
         ({"eagle": "60,7,10,9"}, "that yields 1 to depth"),
@@ -231,8 +250,14 @@ def test_estimate_reads_models_in_directories(tmp_path: Path) -> None:
             {"target": "gpt-5"},
             "--target gpt-5: neither a directory nor a target of `dflash-trt list`",
         ),
-        ({"target": "gpt-oss-120"}, "`dflash-trt list`; the nearest are gpt-oss-120b, gpt-oss-20b"),
-        ({"drafter": "x"}, "--drafter x: neither a directory nor a drafter of `dflash-trt list`"),
+        (
+            {"target": "gpt-oss-120"},
+            "`dflash-trt list`; the nearest are gpt-oss-120b, gpt-oss-20b",
+        ),
+        (
+            {"drafter": "x"},
+            "--drafter x: neither a directory nor a drafter of `dflash-trt list`",
+        ),
         (
             {"drafter": "gpt-oss-20-dflash"},
             "the nearest are z-lab/gpt-oss-20b-DFlash, z-lab/gpt-oss-120b-DFlash",

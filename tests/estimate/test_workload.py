@@ -80,7 +80,9 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
         value.type = value.type or ir.TensorType(dtype)
     shapes, feeds = {}, {}
     for value in model.graph.inputs:
-        axes = [axis if isinstance(axis, int) else sizes[str(axis.value)] for axis in value.shape]
+        axes = [
+            axis if isinstance(axis, int) else sizes[str(axis.value)] for axis in value.shape
+        ]
         feeds[value.name] = np.zeros(axes, value.dtype.numpy())
     feeds |= {"num_known": np.ones(1, np.int32), "top_p": np.ones(1, np.float32)}
     feeds["kv_positions"], feeds["decided"] = np.arange(CONTEXT), np.arange(rows)
@@ -147,7 +149,9 @@ def test_workload_of_qwen3_8b_by_hand() -> None:
     assert sum(w.rows * w.row_flops for w in drafter) == 2 * 16 * (
         fc + 5 * (layer - wide) + 2 * 5 * wide
     )
-    heads = [(cost.part, cost.rows, cost.weight_bytes) for cost in step if cost.operation == "head"]
+    heads = [
+        (cost.part, cost.rows, cost.weight_bytes) for cost in step if cost.operation == "head"
+    ]
     assert heads == [("target", 16, 2 * head), ("drafter", 15, 2 * head)]
     assert sum(w.rows * w.row_flops for w in step if w.part == "target") == 16 * 2 * (
         36 * layer + head

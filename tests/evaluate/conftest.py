@@ -58,7 +58,9 @@ def other_target(make_target: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(build_cpu: Callable[..., Path], target: Path, make_drafter: Callable[..., Path]) -> Path:
+def engine(
+    build_cpu: Callable[..., Path], target: Path, make_drafter: Callable[..., Path]
+) -> Path:
     """Build a DFlash engine of `target`."""
     return build_cpu(target, make_drafter(target))
 

@@ -49,7 +49,9 @@ def test_eval_prints_tables(run_eval: Evaluate, engine: Path, other_engine: Path
     assert rows["weights"].split()[1:] == ["float32", "float32"]
     assert rows["drafter"].split()[1:] == ["float32", "none"]
     assert rows["KV caches"].split()[2:] == ["float32", "float32"]
-    assert len(rows["perplexity"].split()) == 2  # the later of two rows of that name: the increase
+    assert (
+        len(rows["perplexity"].split()) == 2
+    )  # the later of two rows of that name: the increase
     assert "not measured: give --prompts" in rows["τ"]
     assert "no drafts" in rows["τ"]
     assert "positions" in rows["top-1 agreement"]
@@ -168,7 +170,11 @@ def test_eval_refuses_that_limit_without_prompts_or_drafter(
 
 
 def test_eval_shows_a_quantized_drafter_and_fp8_caches(
-    run_eval: Evaluate, engine: Path, target: Path, build_cpu: Callable[..., Path], tmp_path: Path
+    run_eval: Evaluate,
+    engine: Path,
+    target: Path,
+    build_cpu: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     quantized = quantized_copy(target, tmp_path / "target", "nvfp4", kv_cache=True)
     drafter = tiny_drafter(tmp_path / "drafter", target)
@@ -177,7 +183,8 @@ def test_eval_shows_a_quantized_drafter_and_fp8_caches(
     result = run_eval(build_cpu(quantized, fp8), "--against", engine, "--json", report)
     assert result.exit_code == 0, result.stderr
     rows = {
-        line.split("   ")[0].strip(): line.split()[-2:] for line in result.stdout.splitlines()[:9]
+        line.split("   ")[0].strip(): line.split()[-2:]
+        for line in result.stdout.splitlines()[:9]
     }
     assert rows["weights"] == ["NVFP4", "float32"]
     assert rows["drafter"] == ["FP8", "float32"]
@@ -202,7 +209,10 @@ def test_eval_passes_against_the_same_engine(run_eval: Evaluate, engine: Path) -
             ("--min-top1", "97", "--against", "x"),
             "--min-top1 is a share of all positions, 0 to 1, got 97.0",
         ),
-        (("--max-kl", "nan", "--against", "x"), "--max-kl is nan, expected a number of at least 0"),
+        (
+            ("--max-kl", "nan", "--against", "x"),
+            "--max-kl is nan, expected a number of at least 0",
+        ),
         (("--text-tokens", "1"), "--text-tokens is 1, expected an integer of at least 2"),
         (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
         (("--raw",), "--raw is for --prompts FILE"),
@@ -246,7 +256,9 @@ def test_eval_refuses_useless_text(
     assert message in result.stderr
 
 
-def test_eval_refuses_an_engine_for_a_gpu(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_an_engine_for_a_gpu(
+    run_eval: Evaluate, engine: Path, tmp_path: Path
+) -> None:
     def for_gpu(text: str) -> str:
         data: dict[str, Any] = json.loads(text)
         data["build_config"] |= {
@@ -288,7 +300,9 @@ def test_eval_refuses_other_vocabularies_and_tokenizers(
     )
 
 
-def test_eval_refuses_other_chat_formats(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_other_chat_formats(
+    run_eval: Evaluate, engine: Path, tmp_path: Path
+) -> None:
     """The engines would answer different prompts."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("hello\n")
@@ -333,7 +347,9 @@ def test_eval_refuses_prompts_that_do_not_fit_early(
     assert f"error: {prompts}, line 3: the prompt has 2" in result.stderr
 
 
-def test_eval_refuses_a_damaged_engine(run_eval: Evaluate, engine: Path, tmp_path: Path) -> None:
+def test_eval_refuses_a_damaged_engine(
+    run_eval: Evaluate, engine: Path, tmp_path: Path
+) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(engine, damaged)
     with (damaged / "model.onnx").open("ab") as file:

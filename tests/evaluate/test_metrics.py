@@ -105,16 +105,21 @@ def test_missed_limits_name_the_acceptance_length() -> None:
             "τ is 2.4, below --min-acceptance-length 2.5"
         ]
         assert missed_limits(config, comparison, accepted(2.5)) == []
-        assert missed_limits(config, comparison) == ["τ is nan, below --min-acceptance-length 2.5"]
+        assert missed_limits(config, comparison) == [
+            "τ is nan, below --min-acceptance-length 2.5"
+        ]
 
 
 def test_missed_limits_accept_the_limit_itself() -> None:
     assert (
-        missed_limits(_config(min_top1=0.9, max_kl=0.02, max_perplexity_increase=0.05), compared())
+        missed_limits(
+            _config(min_top1=0.9, max_kl=0.02, max_perplexity_increase=0.05), compared()
+        )
         == []
     )
     assert (
-        missed_limits(_config(max_perplexity_increase=0), compared(perplexity_increase=-0.2)) == []
+        missed_limits(_config(max_perplexity_increase=0), compared(perplexity_increase=-0.2))
+        == []
     )
 
 

@@ -209,14 +209,18 @@ def test_comparison_of_a_quantized_engine_in_every_linear(
     assert 1e-4 < comparison.kl_mean < 5
     assert 0.1 < comparison.top1 < 1
     assert (
-        found.engine.weights == {"fp8": "FP8", "nvfp4": "NVFP4", "w4a16_nvfp4": "W4A16_NVFP4"}[name]
+        found.engine.weights
+        == {"fp8": "FP8", "nvfp4": "NVFP4", "w4a16_nvfp4": "W4A16_NVFP4"}[name]
     )
     assert found.against is not None
     assert found.against.weights == "float32"
 
 
 def test_comparison_of_engines_of_different_sizes(
-    engine: Path, build_cpu: Callable[..., Path], make_target: Callable[..., Path], text_file: Path
+    engine: Path,
+    build_cpu: Callable[..., Path],
+    make_target: Callable[..., Path],
+    text_file: Path,
 ) -> None:
     found = difference(
         build_cpu(make_target("llama", tokenizer=True, num_layers=2)), engine, text_file

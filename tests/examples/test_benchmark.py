@@ -110,6 +110,11 @@ def test_quantization_memory_is_that_of_the_process() -> None:
 def test_compare_shows_both_answers() -> None:
     """What `make demo` shows at its end."""
     out = _run(
-        "demo_pair/compare.py", "demo/plain", "demo/cpu", "Name three fruits.", "--max-tokens", "16"
+        "demo_pair/compare.py",
+        "demo/plain",
+        "demo/cpu",
+        "Name three fruits.",
+        "--max-tokens",
+        "16",
     )
     assert "the same text" in out

@@ -42,7 +42,9 @@ def _small(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", ["gpt-oss-120b", "qwen3-coder-30b"])
-def test_synthetic_small_pair_is_sound(model: str, script: dict[str, Any], tmp_path: Path) -> None:
+def test_synthetic_small_pair_is_sound(
+    model: str, script: dict[str, Any], tmp_path: Path
+) -> None:
     target = _small(script["target_config"](model, 7, 3), num_experts_per_tok=2)
     taps = {"mask_token_id": 200, "target_layer_ids": [1]}
     drafter = _small(script["drafter_config"](model, target), dflash_config=taps)
@@ -57,7 +59,9 @@ def test_synthetic_small_pair_is_sound(model: str, script: dict[str, Any], tmp_p
     for checkpoint in pair:
         check_finite(checkpoint)
     blobs = [
-        np.asarray(info.array()).tobytes() for info in pair[0].tensors.values() if info.nbytes > 100
+        np.asarray(info.array()).tobytes()
+        for info in pair[0].tensors.values()
+        if info.nbytes > 100
     ]
     assert len(set(blobs)) == len(blobs)
 

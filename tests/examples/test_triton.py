@@ -50,10 +50,16 @@ def in_background() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait(60)
 
 
-def test_triton_page_commands_work(place: Path, in_background: list[subprocess.Popen[str]]) -> None:
+def test_triton_page_commands_work(
+    place: Path, in_background: list[subprocess.Popen[str]]
+) -> None:
     """With ports of the test's own instead of 8000 to 8002."""
-    ports = dict(zip(("8000", "8001", "8002"), map(str, local_server.free_ports()), strict=True))
-    lines = "".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)).splitlines()
+    ports = dict(
+        zip(("8000", "8001", "8002"), map(str, local_server.free_ports()), strict=True)
+    )
+    lines = "".join(
+        re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    ).splitlines()
     assert lines[0].startswith("make .venv-triton/.ready"), "what `make test` has done"
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -79,13 +85,18 @@ def test_triton_page_commands_work(place: Path, in_background: list[subprocess.P
     whole, stream, metrics = shown[-3:]
     text = json.loads(whole)["text_output"]
     pieces = [
-        json.loads(row)["text_output"] for row in re.findall(r"^data: (.*)$", stream, re.MULTILINE)
+        json.loads(row)["text_output"]
+        for row in re.findall(r"^data: (.*)$", stream, re.MULTILINE)
     ]
     assert len(pieces) > 1
     assert "".join(pieces) == text
     assert "dflash_requests_total{" in metrics
-    advised = subprocess.run(shlex.split(advice), capture_output=True, text=True, check=True).stdout
-    assert advised.startswith('data: {"model_name":"dflash"'), "the line that serve.py prints works"
+    advised = subprocess.run(
+        shlex.split(advice), capture_output=True, text=True, check=True
+    ).stdout
+    assert advised.startswith('data: {"model_name":"dflash"'), (
+        "the line that serve.py prints works"
+    )
 
 
 def test_triton_benchmark_writes_its_figures(tmp_path: Path) -> None:
@@ -110,4 +121,6 @@ def test_makefile_has_the_benchmark_targets() -> None:
     names = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert {"serve-demo", "bench-serving"} <= set(re.findall(r"^([a-z-]+)", names, re.MULTILINE))
+    assert {"serve-demo", "bench-serving"} <= set(
+        re.findall(r"^([a-z-]+)", names, re.MULTILINE)
+    )

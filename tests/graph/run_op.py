@@ -11,7 +11,9 @@ from trtllm_dflash.graph.builder import OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.ops import OPS
 
 
-def run_op(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> dict[str, np.ndarray]:
+def run_op(
+    name: str, arrays: dict[str, np.ndarray], **attributes: float
+) -> dict[str, np.ndarray]:
     """Outputs by name of operator `name` on `arrays` (by input name)."""
     import onnxruntime
 
@@ -26,7 +28,9 @@ def run_op(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> dic
 def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> ir.Model:
     """Return a model of one node of operator `name`; every axis is dynamic."""
     spec, g = OPS[name], GraphBuilder()
-    assert list(arrays) == [t.name for t in spec.inputs][: len(arrays)]  # the last may be optional
+    assert (
+        list(arrays) == [t.name for t in spec.inputs][: len(arrays)]
+    )  # the last may be optional
     inputs = []
     for key, x in arrays.items():
         shape = ir.Shape([f"{key}_{axis}" for axis in range(x.ndim)])
@@ -35,7 +39,9 @@ def op_model(name: str, arrays: dict[str, np.ndarray], **attributes: float) -> i
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
         dtype = (
-            arrays["key_cache"].dtype if tensor.dtype == "C" else arrays[next(iter(arrays))].dtype
+            arrays["key_cache"].dtype
+            if tensor.dtype == "C"
+            else arrays[next(iter(arrays))].dtype
         )
         if tensor.dtype not in ("C", "T"):
             dtype = np.dtype(tensor.dtype)

@@ -185,7 +185,9 @@ def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
     assert got["bonus"][:, 0].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("min_p", "kept"), [(-1.0, 4), (np.nan, 4), (0.3, 2), (1.0, 1), (7.0, 1)])
+@pytest.mark.parametrize(
+    ("min_p", "kept"), [(-1.0, 4), (np.nan, 4), (0.3, 2), (1.0, 1), (7.0, 1)]
+)
 def test_min_p_out_of_range_is_off_or_one(min_p: float, kept: int) -> None:
     """The kernel takes them likewise; SamplingParams refuses them."""
     logits = np.tile(np.log([0.5, 0.25, 0.125, 0.125]), (8, 1, 1))

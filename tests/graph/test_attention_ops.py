@@ -89,7 +89,9 @@ def test_verify_attention(width: int, window: int, with_sinks: bool) -> None:
     np.testing.assert_allclose(got["out"], want, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def _as_rings(arrays: dict[str, np.ndarray], past: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+def _as_rings(
+    arrays: dict[str, np.ndarray], past: np.ndarray, rows: int
+) -> dict[str, np.ndarray]:
     """Return the same inputs with the caches as rings: each slot's last positions, and huge numbers
     where there is none.
     """
@@ -178,7 +180,9 @@ def test_without_fp8_caches_the_body_pays_nothing_for_them() -> None:
     assert list(plain.attributes) == ["scale", "window_size"]
     assert list(quantized.attributes) == ["scale", "window_size", "key_scale", "value_scale"]
     made = [
-        node.attributes["saturate"].as_int() for node in quantized if "saturate" in node.attributes
+        node.attributes["saturate"].as_int()
+        for node in quantized
+        if "saturate" in node.attributes
     ]
     assert made == [1, 1]
     assert {node.op_type for node in quantized} - {node.op_type for node in plain} == {"Div"}
@@ -200,7 +204,9 @@ def test_without_sinks_the_body_pays_nothing_for_them() -> None:
     assert [value.name for value in plain.inputs] == [
         tensor.name for tensor in VERIFY_ATTENTION.inputs[:7]
     ]
-    concats = [sum(node.op_type == "Concat" for node in function) for function in (plain, sinking)]
+    concats = [
+        sum(node.op_type == "Concat" for node in function) for function in (plain, sinking)
+    ]
     assert concats[0] < concats[1]
 
 

@@ -32,7 +32,11 @@ def _step(make_target: MakePair, make_drafter: MakePair, **options: Any) -> ir.M
     directory = make_target("qwen3", num_layers=LAYERS, head_dim=64)
     drafter = make_drafter(directory, num_layers=2, taps=(0,), variant="mixed", head_dim=64)
     return build_step(
-        load_target(directory), load_drafter(drafter), cache_len=CACHE, block_size=BLOCK, **options
+        load_target(directory),
+        load_drafter(drafter),
+        cache_len=CACHE,
+        block_size=BLOCK,
+        **options,
     )
 
 
@@ -47,7 +51,9 @@ def test_plugin_nodes_have_fp8_caches_and_scales(
         elif name.startswith("draft_"):
             assert value.dtype == ir.DataType.BFLOAT16
     nodes = [
-        node for node in model.graph if node.domain == OPS_DOMAIN and "Attention" in node.op_type
+        node
+        for node in model.graph
+        if node.domain == OPS_DOMAIN and "Attention" in node.op_type
     ]
     verify = [node for node in nodes if node.op_type == "DFlashVerifyAttention"]
     for layer, node in enumerate(verify):
@@ -56,7 +62,8 @@ def test_plugin_nodes_have_fp8_caches_and_scales(
         assert node.attributes["fp8_cache"].as_int() == 1
     assert all("fp8_cache" not in node.attributes for node in nodes if node not in verify)
     fp8, plain = (
-        KernelVariant("attention", (("head_dim", 64), *more)) for more in ((("fp8_cache", 1),), ())
+        KernelVariant("attention", (("head_dim", 64), *more))
+        for more in ((("fp8_cache", 1),), ())
     )
     assert kernel_variants(model) == {KernelVariant("accept"): 1, fp8: LAYERS, plain: 2}
     assert str(fp8) == "attention, head_dim 64, fp8_cache 1"

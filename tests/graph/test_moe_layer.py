@@ -32,7 +32,11 @@ HEADS = {"head_dim": 64}  # for which there are kernels
 
 def _step(directory: Path, **options: object) -> ir.Model:
     return build_step(
-        load_target(directory), None, cache_len=64, block_size=1, **{"dtype": "bfloat16", **options}
+        load_target(directory),
+        None,
+        cache_len=64,
+        block_size=1,
+        **{"dtype": "bfloat16", **options},
     )
 
 
@@ -60,7 +64,9 @@ def _evaluated(model: ir.Model, value: ir.Value) -> np.ndarray:
         del model.graph.initializers[name]
     model.functions.clear()
     return (
-        ReferenceEvaluator(ir.to_proto(_self_contained(model))).run(None, {})[0].astype(np.float32)
+        ReferenceEvaluator(ir.to_proto(_self_contained(model)))
+        .run(None, {})[0]
+        .astype(np.float32)
     )
 
 
@@ -207,7 +213,9 @@ def test_nvfp4_for_our_plugin_is_stacked(nvfp4: Path) -> None:
     assert up_scale[5, half].tobytes() == stored[f"{expert}.up_proj.weight_scale"].tobytes()
     assert down_scale[5].tobytes() == stored[f"{expert}.down_proj.weight_scale"].tobytes()
     assert scale_2[5] == stored[f"{expert}.gate_proj.weight_scale_2"]
-    assert node.inputs[9].const_value.numpy()[6] == stored[f"{EXPERTS}.6.down_proj.weight_scale_2"]
+    assert (
+        node.inputs[9].const_value.numpy()[6] == stored[f"{EXPERTS}.6.down_proj.weight_scale_2"]
+    )
 
 
 def test_unquantized_experts_of_a_plugin_are_numbers(tmp_path: Path) -> None:
@@ -220,7 +228,9 @@ def test_unquantized_experts_of_a_plugin_are_numbers(tmp_path: Path) -> None:
             build_step(load_target(target), None, dtype="float32", cache_len=64, block_size=1)
         )
         assert node.inputs[2].const_value.dtype == ir.DataType.FLOAT
-    node = _node(_step(tiny_qwen3_moe(tmp_path / "qwen", dtype="BF16", sizes=HEADS), plugins=True))
+    node = _node(
+        _step(tiny_qwen3_moe(tmp_path / "qwen", dtype="BF16", sizes=HEADS), plugins=True)
+    )
     assert (len(node.inputs), node.attributes["weight_format"].as_int()) == (6, 0)
     np.testing.assert_array_equal(
         node.inputs[2].const_value.numpy(), _numbers_of(tmp_path / "qwen", "gate_up_proj")
@@ -229,7 +239,9 @@ def test_unquantized_experts_of_a_plugin_are_numbers(tmp_path: Path) -> None:
 
 
 def test_one_initializer_of_zeros_for_all_layers(nvfp4: Path) -> None:
-    counts = Counter(node.inputs[3].name for node in _step(nvfp4).graph if node.op_type == MOE.name)
+    counts = Counter(
+        node.inputs[3].name for node in _step(nvfp4).graph if node.op_type == MOE.name
+    )
     assert list(counts.values()) == [3]
 
 
@@ -250,7 +262,9 @@ def test_numbers_where_fp4_cannot_have_them(
     assert all(
         isinstance(_node(model).inputs[place].const_value, ir.LazyTensor) for place in PLACES
     )
-    others = [node for node in model.graph if node.op_type == MOE.name and node is not _node(model)]
+    others = [
+        node for node in model.graph if node.op_type == MOE.name and node is not _node(model)
+    ]
     assert all(node.inputs[place].producer() is not None for node in others for place in PLACES)
     assert _node(_step(directory, plugins=True)).attributes["weight_format"].as_int() == 1
 
@@ -263,7 +277,9 @@ def test_numbers_where_gate_and_up_have_different_scales(
         tmp_path / "source", dtype="BF16", sizes={**HEADS, "hidden": 64, "expert_size": 96}
     )
     experts = [
-        name.removesuffix(".weight") for name in load_target(source).tensors if ".experts." in name
+        name.removesuffix(".weight")
+        for name in load_target(source).tensors
+        if ".experts." in name
     ]
     target = quantized_copy(
         source, tmp_path / "target", modules=dict.fromkeys(experts, "w4a16_nvfp4")

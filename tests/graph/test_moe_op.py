@@ -28,7 +28,9 @@ def _inputs(seed: int, tokens: int = N) -> dict[str, np.ndarray]:
         "down": (E, H, SIZE),
         "down_bias": (E, H),
     }
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def _twin(
@@ -55,7 +57,9 @@ def _twin(
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
             inner = (up + shift) * gate / (1 + np.exp(-alpha * gate))
             out[token] += (
-                np.exp(logits[token, expert]) / mass * (down[expert] @ inner + down_bias[expert])
+                np.exp(logits[token, expert])
+                / mass
+                * (down[expert] @ inner + down_bias[expert])
             )
     return out
 
@@ -80,7 +84,9 @@ def test_body(
             E,
         ):
             other = attributes | {
-                name: {"limit": 0.1, "alpha": value + 1, "shift": value + 1}.get(name, 1 - value)
+                name: {"limit": 0.1, "alpha": value + 1, "shift": value + 1}.get(
+                    name, 1 - value
+                )
             }
             if other["top_k"]:
                 assert np.abs(_twin(inputs, **other) - want).max() > 0.01, name
@@ -91,7 +97,9 @@ def test_no_token_and_one_token() -> None:
         inputs = _inputs(3, tokens)
         got = run_op("DFlashMoE", inputs, top_k=2)["out"]
         assert got.shape == (tokens, H)
-        np.testing.assert_allclose(got, _twin(inputs, 2, 1, 0, 0.0, 1.0, 0.0), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            got, _twin(inputs, 2, 1, 0, 0.0, 1.0, 0.0), rtol=0, atol=1e-4
+        )
 
 
 def test_a_body_takes_no_codes() -> None:

@@ -34,7 +34,9 @@ def steps(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -
     with_bodies, with_plugins = (
         build_step(target, drafter, **sizes, plugins=plugins) for plugins in (False, True)
     )
-    names = [port.name for port in step_io(target.config, drafter.config, **sizes, plugins=True)]
+    names = [
+        port.name for port in step_io(target.config, drafter.config, **sizes, plugins=True)
+    ]
     values = (*with_plugins.graph.inputs, *with_plugins.graph.outputs)
     assert [value.name for value in values] == names
     return with_bodies, with_plugins
@@ -48,7 +50,9 @@ def test_only_our_nodes_change(steps: Steps) -> None:
     with_bodies, with_plugins = steps
     assert len(with_bodies.functions) == 3
     assert len(with_plugins.functions) == 0
-    assert [node.name for node in with_bodies.graph] == [node.name for node in with_plugins.graph]
+    assert [node.name for node in with_bodies.graph] == [
+        node.name for node in with_plugins.graph
+    ]
     inputs = [{value.name for value in model.graph.inputs} for model in steps]
     assert inputs[0] - inputs[1] == {"kv_positions"}
     for before, after in zip(*map(_ours, steps), strict=True):
@@ -64,7 +68,9 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
         assert node.attributes["plugin_namespace"].as_string() == "trtllm_dflash"
         if node.op_type in sizes:
             assert node.attributes["head_dim"].as_int() == sizes[node.op_type]
-    attention = {size: KernelVariant("attention", (("head_dim", size),)) for size in sizes.values()}
+    attention = {
+        size: KernelVariant("attention", (("head_dim", size),)) for size in sizes.values()
+    }
     assert kernel_variants(steps[1]) == {
         KernelVariant("accept"): 1,
         attention[64]: 2,
@@ -87,6 +93,7 @@ def test_what_nothing_used_before_stays(steps: Steps) -> None:
 def test_a_head_dim_without_a_kernel_is_refused(make_target: Callable[..., Path]) -> None:
     target = load_target(make_target("llama"))
     with pytest.raises(
-        GraphError, match=r"layers.0/DFlashVerifyAttention .*: there is no kernel for head_dim 16"
+        GraphError,
+        match=r"layers.0/DFlashVerifyAttention .*: there is no kernel for head_dim 16",
     ):
         build_step(target, None, dtype="bfloat16", cache_len=64, block_size=1, plugins=True)

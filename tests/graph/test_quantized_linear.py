@@ -49,7 +49,9 @@ def _activation_model(name: str, scale: float) -> bytes:
     g = GraphBuilder()
     x = ir.Value(name="x", shape=ir.Shape(["n", 32]), type=ir.TensorType(ir.DataType.FLOAT))
     y = g.emit(
-        {"fp8": "RoundToFP8", "nvfp4": "RoundToNVFP4"}[name], [x, scale], domain=EMULATION_DOMAIN
+        {"fp8": "RoundToFP8", "nvfp4": "RoundToNVFP4"}[name],
+        [x, scale],
+        domain=EMULATION_DOMAIN,
     )[0]
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
     imports = {"": OPSET, EMULATION_DOMAIN: 1}
@@ -65,7 +67,24 @@ def _activations() -> np.ndarray:
     random = np.random.default_rng(0)
     rows = random.standard_normal((400, 32)) * np.exp(random.uniform(-14, 8, (400, 1)))
     ties = np.array(
-        [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5, 0.0]
+        [
+            0.25,
+            0.75,
+            1.25,
+            1.75,
+            2.5,
+            3.5,
+            5,
+            6,
+            -0.25,
+            -0.75,
+            -1.25,
+            -1.75,
+            -2.5,
+            -3.5,
+            -5,
+            0.0,
+        ]
         * 2
     )
     outlier = np.where(np.arange(32) % 16 == 3, 50.0, 0.01)
@@ -91,7 +110,9 @@ def test_emulation_is_exact_optimized_or_not(name: str, scale: float) -> None:
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, f"ORT_{level}"
         )
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], wanted, err_msg=level)
     np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x})[0], wanted)
 
@@ -120,9 +141,13 @@ def test_a_gpu_graphs_weight_dequantizes_to_the_cpu_graphs(
 
     checkpoint = load_target(checkpoints[name])
     g = GraphBuilder()
-    weights = WeightSource("target", checkpoint.tensors, ir.DataType.BFLOAT16, checkpoint.formats)
+    weights = WeightSource(
+        "target", checkpoint.tensors, ir.DataType.BFLOAT16, checkpoint.formats
+    )
     x = ir.Value(name="x", shape=ir.Shape(["n", 80]), type=ir.TensorType(ir.DataType.BFLOAT16))
-    _, weight = QuantizedLinears(g, weights, ir.DataType.BFLOAT16).operands(x, MODULE, rows, "rows")
+    _, weight = QuantizedLinears(g, weights, ir.DataType.BFLOAT16).operands(
+        x, MODULE, rows, "rows"
+    )
     weight = g.cast(weight, ir.DataType.FLOAT)
     weight.name, weight.type = "w", ir.TensorType(ir.DataType.FLOAT)
     used = _ancestors(weight)
@@ -245,7 +270,9 @@ def test_operators_of_each_format(checkpoints: dict[str, Path]) -> None:
                 "TRT_FP4DynamicQuantize",
             )
             found[name, dtype] = {key: counts[key] for key in ours if counts[key]}
-            assert (TRT_DOMAIN in model.graph.opset_imports) == ("TRT_FP4DynamicQuantize" in counts)
+            assert (TRT_DOMAIN in model.graph.opset_imports) == (
+                "TRT_FP4DynamicQuantize" in counts
+            )
     assert found == {
         ("fp8", "float32"): {"RoundToFP8": 7},
         ("fp8", "bfloat16"): {"QuantizeLinear": 7, "DequantizeLinear": 14},

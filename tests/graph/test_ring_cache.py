@@ -92,13 +92,18 @@ def test_ports_have_their_layers_rows(make_target: MakePair, make_drafter: MakeP
 
 
 def _ring_values(model: ir.Model, op_type: str) -> list[int | None]:
-    nodes = [node for node in model.graph if (node.domain, node.op_type) == (OPS_DOMAIN, op_type)]
+    nodes = [
+        node for node in model.graph if (node.domain, node.op_type) == (OPS_DOMAIN, op_type)
+    ]
     return [
-        node.attributes["ring"].as_int() if "ring" in node.attributes else None for node in nodes
+        node.attributes["ring"].as_int() if "ring" in node.attributes else None
+        for node in nodes
     ]
 
 
-def test_nodes_say_which_caches_are_rings(make_target: MakePair, make_drafter: MakePair) -> None:
+def test_nodes_say_which_caches_are_rings(
+    make_target: MakePair, make_drafter: MakePair
+) -> None:
     directory = make_target("qwen3", head_dim=64)
     target, drafter = (
         windowed(directory, MIXED),
@@ -134,7 +139,8 @@ def test_without_windows_the_graph_is_the_one_without_rings(
             build_step(target, drafter, **sizes, ring_width=width) for width in (CHUNK, None)
         )
         assert (
-            ir.to_proto(with_rings).SerializeToString() == ir.to_proto(without).SerializeToString()
+            ir.to_proto(with_rings).SerializeToString()
+            == ir.to_proto(without).SerializeToString()
         )
         assert set(_ring_values(with_rings, "DFlashVerifyAttention")) == {None}
         functions = [node for function in with_rings.functions.values() for node in function]
@@ -161,7 +167,9 @@ def _prompts() -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "variant", ["sliding", "sliding_bidirectional", "mixed", "mixed_bidirectional"]
 )
-def test_rings_change_no_token(variant: str, make_target: MakePair, make_drafter: MakePair) -> None:
+def test_rings_change_no_token(
+    variant: str, make_target: MakePair, make_drafter: MakePair
+) -> None:
     """Plain and speculative, in the smallest rings: what caches of all positions give, over many
     rounds of each ring.
 
@@ -194,7 +202,9 @@ def test_rings_change_no_token(variant: str, make_target: MakePair, make_drafter
 
 @pytest.mark.usefixtures("smallest_rings")
 @pytest.mark.parametrize("variant", ["sliding", "sliding_bidirectional", "mixed"])
-def test_rings_change_no_draft(variant: str, make_target: MakePair, make_drafter: MakePair) -> None:
+def test_rings_change_no_draft(
+    variant: str, make_target: MakePair, make_drafter: MakePair
+) -> None:
     """Wrong drafts change no token, so they are compared themselves, step by step, with those of
     whole caches.
     """
@@ -283,6 +293,8 @@ def test_plugin_and_body_declare_the_same_ports(
         "dtype": "bfloat16",
     }
     model = build_step(target, drafter, plugins=True, **sizes)
-    found = {str(value.name): value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
+    found = {
+        str(value.name): value.shape for value in (*model.graph.inputs, *model.graph.outputs)
+    }
     for port in step_io(target.config, drafter.config, plugins=True, **sizes):
         assert found[port.name] == port.shape

@@ -22,7 +22,9 @@ from trtllm_dflash.options.build import BuildConfig
 
 
 @pytest.mark.parametrize("arch", ["sm90", "sm100", "sm103"])
-def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(arch: str, tmp_path: Path) -> None:
+def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(
+    arch: str, tmp_path: Path
+) -> None:
     config = BuildConfig(
         target="no such directory: it must not even be looked for",
         output_dir=tmp_path / "e",
@@ -44,7 +46,10 @@ def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(arch: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
-H200, H100 = Gpu("NVIDIA H200", "sm90", 150_000_000_000), Gpu("NVIDIA H100", "sm90", 85_000_000_000)
+H200, H100 = (
+    Gpu("NVIDIA H200", "sm90", 150_000_000_000),
+    Gpu("NVIDIA H100", "sm90", 85_000_000_000),
+)
 
 
 @pytest.mark.parametrize(
@@ -81,19 +86,31 @@ def test_an_unwritable_timing_cache_is_refused_first(
     config = BuildConfig(
         "nowhere", tmp_path / "e", arch="sm90", plugins=False, timing_cache=str(tmp_path / path)
     )
-    with pytest.raises(UsageError, match=r"--timing-cache .*: give a file in a folder that exists"):
+    with pytest.raises(
+        UsageError, match=r"--timing-cache .*: give a file in a folder that exists"
+    ):
         build_engine(config)
     with pytest.raises(
-        UsageError, match=r"--timing-cache is for TensorRT, and nothing is timed .* --arch sm120"
+        UsageError,
+        match=r"--timing-cache is for TensorRT, and nothing is timed .* --arch sm120",
     ):
-        BuildConfig("nowhere", tmp_path / "e", arch="sm120", timing_cache=str(tmp_path / "timings"))
+        BuildConfig(
+            "nowhere", tmp_path / "e", arch="sm120", timing_cache=str(tmp_path / "timings")
+        )
 
 
 def test_the_command_explains_before_it_fetches(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(locate, "_fetch", lambda *_, **__: pytest.fail("it fetched"))
-    options = ["--target", "gpt-oss-120b", "--arch", "sm100", "--output-dir", str(tmp_path / "e")]
+    options = [
+        "--target",
+        "gpt-oss-120b",
+        "--arch",
+        "sm100",
+        "--output-dir",
+        str(tmp_path / "e"),
+    ]
     result = CliRunner().invoke(main, ["build", *options])
     assert result.exit_code == 1
     assert "it needs TensorRT, which is not installed here" in result.stderr

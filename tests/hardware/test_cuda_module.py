@@ -68,7 +68,10 @@ def test_cubin_is_loaded_once_and_its_kernels_found(calls: Calls) -> None:
     first = load_module(b"cubin", KERNELS)
     assert first.processors == 132
     assert _names(calls).count("cuModuleLoadData") == 1
-    assert [call[2] for call in calls if call[0] == "cuModuleGetFunction"] == [b"small", b"large"]
+    assert [call[2] for call in calls if call[0] == "cuModuleGetFunction"] == [
+        b"small",
+        b"large",
+    ]
     assert load_module(b"cubin", KERNELS) is first
     assert load_module(b"another", KERNELS) is not first
     assert _names(calls).count("cuModuleLoadData") == 2
@@ -104,7 +107,9 @@ def test_driver_error_keeps_its_words(calls: Calls, monkeypatch: pytest.MonkeyPa
         return wrong_gpu, None
 
     monkeypatch.setattr(driver, "cuModuleLoadData", cuModuleLoadData)
-    monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (OK, b"no kernel image is available"))
+    monkeypatch.setattr(
+        driver, "cuGetErrorString", lambda _: (OK, b"no kernel image is available")
+    )
     words = r"cuModuleLoadData failed: CUDA_ERROR_NO_BINARY_FOR_GPU \(209: no kernel image is"
     for _ in range(2):  # what failed to load is not kept
         with pytest.raises(EngineError, match=words):

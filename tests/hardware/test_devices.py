@@ -86,7 +86,9 @@ def test_without_a_driver_but_with_bindings(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cuda_driver, "_is_missing", lambda _: True)
     assert devices.cuda_gpus() == "none: there is no NVIDIA driver (libcuda.so.1)"
     monkeypatch.setattr(cuda_driver, "_is_missing", lambda _: False)
-    words = 'none: the NVIDIA driver cannot be used ("cuda" can only be found via system search)'
+    words = (
+        'none: the NVIDIA driver cannot be used ("cuda" can only be found via system search)'
+    )
     assert devices.cuda_gpus() == words
 
 
@@ -103,7 +105,9 @@ def test_a_driver_that_fails(library: FakeLibrary) -> None:
     library.status = 100
     problem = "cuInit failed: CUDA_ERROR_NO_DEVICE (100: no CUDA-capable device is detected)"
     assert devices.cuda_gpus() == f"none: {problem}"
-    with pytest.raises(BuildError, match="GPU 3 cannot be used: cuInit failed: CUDA_ERROR_NO_DEV"):
+    with pytest.raises(
+        BuildError, match="GPU 3 cannot be used: cuInit failed: CUDA_ERROR_NO_DEV"
+    ):
         devices.set_current_device(3)
     library.status = 999
     assert devices.cuda_gpus() == "none: cuInit failed: CUDA_ERROR_UNKNOWN (999)"

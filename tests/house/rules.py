@@ -42,7 +42,7 @@ BACKEND_IMPORTERS = {
     "tensorrt": {"trt"},
     "onnxruntime": {"builder", "runtime", "evaluate"},
     "transformers": {"runtime", "quantize", "profile"},
-    "matplotlib": {"profile", "estimate"},
+    "matplotlib": {"profile"},
     "torch": {"quantize", "profile"},
     "modelopt": {"quantize"},
 }

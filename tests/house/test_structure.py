@@ -41,7 +41,9 @@ def test_sizes_are_really_checked(tmp_path: Path) -> None:
 
 
 def test_direction_of_imports() -> None:
-    assert [line for path in sources(PACKAGE) for line in misdirected(path, path.read_text())] == []
+    assert [
+        line for path in sources(PACKAGE) for line in misdirected(path, path.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -67,13 +69,23 @@ def test_a_wrong_import_is_found(part: str, text: str) -> None:
 
 def test_help_is_light() -> None:
     """`--help` imports neither a runtime nor a framework."""
-    heavy = ("torch", "modelopt", "onnxruntime", "transformers", "tensorrt_rtx", "onnx_ir", "onnx")
+    heavy = (
+        "torch",
+        "modelopt",
+        "onnxruntime",
+        "transformers",
+        "tensorrt_rtx",
+        "onnx_ir",
+        "onnx",
+    )
     code = (
         "import sys\nfrom trtllm_dflash.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         f"print('heavy:', [m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "heavy: []" in done.stderr
 
 
@@ -86,7 +98,9 @@ def test_waiting_for_a_build_loads_no_graph_library() -> None:
 
 def test_every_package_is_installed() -> None:
     """Packages are listed by hand, since the kernels' sources come from another folder."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
     folders = {path.parent.relative_to(ROOT) for path in sources(PACKAGE)}
     assert sorted(listed) == sorted(
         [*(".".join(folder.parts) for folder in folders), "trtllm_dflash.kernels"]
@@ -107,7 +121,9 @@ def test_pytest_looks_into_every_folder_of_tests(pytestconfig: pytest.Config) ->
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_comprehensions_are_simple(folder: str) -> None:
-    assert [line for path in sources(ROOT / folder) for line in dense_comprehensions(path)] == []
+    assert [
+        line for path in sources(ROOT / folder) for line in dense_comprehensions(path)
+    ] == []
 
 
 def test_comprehensions_are_really_checked(tmp_path: Path) -> None:

@@ -170,7 +170,11 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
                 " experts here"
             ),
         ),
-        (LLAMA31_8B, {"num_experts": 128}, "num_experts is 128, .*: only GptOssForCausalLM and"),
+        (
+            LLAMA31_8B,
+            {"num_experts": 128},
+            "num_experts is 128, .*: only GptOssForCausalLM and",
+        ),
         (
             LLAMA31_8B,
             {"final_logit_softcapping": 30.0},
@@ -214,7 +218,11 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         ),
         (QWEN3_4B, {"head_dim": None}, "the key head_dim is missing"),
         (QWEN3_4B, {"rope_theta": None}, "the key rope_theta is missing"),
-        (QWEN3_4B, {"vocab_size": 0}, "vocab_size is 0, expected at least 2 and at most 16777216"),
+        (
+            QWEN3_4B,
+            {"vocab_size": 0},
+            "vocab_size is 0, expected at least 2 and at most 16777216",
+        ),
     ],
 )
 def test_refusals(base: dict[str, Any], changes: dict[str, Any], words: str) -> None:
@@ -233,7 +241,9 @@ def test_error_in_generation_config_names_that_file() -> None:
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_tiny_targets(make_target: Any, model_type: str) -> None:
     directory: Path = make_target(model_type, rope_style="new", rope="yarn")
-    config = read_target_config(json.loads((directory / "config.json").read_text()), None, "tiny")
+    config = read_target_config(
+        json.loads((directory / "config.json").read_text()), None, "tiny"
+    )
     sizes = {
         config.hidden_size,
         config.num_q_heads * 16,

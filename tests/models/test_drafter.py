@@ -76,7 +76,11 @@ def read(base: dict[str, Any], **changes: Any) -> DrafterConfig:
 
 def test_published_full_attention() -> None:
     config = read(QWEN3_4B)
-    assert (config.block_size, config.mask_token_id, config.num_target_layers) == (16, 151669, 36)
+    assert (config.block_size, config.mask_token_id, config.num_target_layers) == (
+        16,
+        151669,
+        36,
+    )
     assert config.target_layer_ids == (1, 9, 17, 25, 33)
     assert config.layers == (FULL,) * 5
 
@@ -155,7 +159,8 @@ def test_both_places_of_block_size_and_mask() -> None:
     assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (8, 5, (3, 1))
     assert read(QWEN3_4B, dflash__block_size=16).block_size == 16
     with pytest.raises(
-        ConfigError, match=r"dflash_config.block_size is 8 but block_size is 16. Make them agree"
+        ConfigError,
+        match=r"dflash_config.block_size is 8 but block_size is 16. Make them agree",
     ):
         read(QWEN3_4B, dflash__block_size=8)
 
@@ -175,7 +180,11 @@ def test_torch_dtype_none_as_a_string_is_tolerated() -> None:
         ({"is_causal": False, "dflash__causal": False}, (DraftLayerConfig(False, 4096), FULL)),
         ({"dflash__use_swa": True, "dflash__swa_window_size": 4096}, (SLIDING, FULL)),
         (
-            {"sliding_window": None, "use_sliding_window": False, "dflash__swa_window_size": 4096},
+            {
+                "sliding_window": None,
+                "use_sliding_window": False,
+                "dflash__swa_window_size": 4096,
+            },
             (SLIDING, FULL),
         ),
         ({"use_sliding_window": None}, (SLIDING, FULL)),
@@ -197,10 +206,18 @@ def test_masks_of_sliding_and_full_layers(
             {"dflash__causal": True, "dflash__use_swa": True, "dflash__swa_window_size": 64},
             DraftLayerConfig(True, 64),
         ),
-        ({"is_causal": False, "use_swa": True, "swa_window_size": 64}, DraftLayerConfig(False, 64)),
+        (
+            {"is_causal": False, "use_swa": True, "swa_window_size": 64},
+            DraftLayerConfig(False, 64),
+        ),
         ({"dflash__use_swa": False, "dflash__swa_window_size": 64}, FULL),
         (
-            {"layer_types": None, "dflash__causal": True, "use_swa": True, "swa_window_size": 9},
+            {
+                "layer_types": None,
+                "dflash__causal": True,
+                "use_swa": True,
+                "swa_window_size": 9,
+            },
             DraftLayerConfig(True, 9),
         ),
     ],
@@ -214,7 +231,9 @@ def test_disagreeing_causal_keys_warn_and_the_top_level_wins(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert read(QWEN3_4B, is_causal=False, dflash__causal=True).layers[0] == FULL
-    assert "is_causal is False but dflash_config.causal is True; is_causal is used" in caplog.text
+    assert (
+        "is_causal is False but dflash_config.causal is True; is_causal is used" in caplog.text
+    )
 
 
 def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> None:
@@ -286,7 +305,11 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
             'model_type is "llama", and only "qwen3" is supported: a DFlash drafter',
         ),
         (QWEN3_4B, {"hidden_act": "relu"}, 'hidden_act is "relu", and only "silu"'),
-        (QWEN3_4B, {"mlp_bias": True}, "mlp_bias is true, .*a DFlash drafter's MLP has no bias"),
+        (
+            QWEN3_4B,
+            {"mlp_bias": True},
+            "mlp_bias is true, .*a DFlash drafter's MLP has no bias",
+        ),
         (
             QWEN3_4B,
             {"compression_config": {"format": "x"}},

@@ -142,10 +142,14 @@ def test_a_family_refuses_what_is_not_built(
 
 def test_biases_belong_to_the_family(make_target: Callable[..., Path], tmp_path: Path) -> None:
     """Qwen2 has them on q, k and v, Mistral none, whatever `attention_bias` says."""
-    biased = {name for name in load_target(make_target("qwen2")).tensors if name.endswith("bias")}
+    biased = {
+        name for name in load_target(make_target("qwen2")).tensors if name.endswith("bias")
+    }
     parts = ("q_proj", "k_proj", "v_proj")
     attention = [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]
     assert biased == {f"{name}.{part}.bias" for name in attention for part in parts}
     assert load_target(make_target("mistral", config={"attention_bias": True})).tensors
-    with pytest.raises(CheckpointError, match=r"unexpected: model.layers.0.self_attn.o_proj.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"unexpected: model.layers.0.self_attn.o_proj.bias"
+    ):
         load_target(make_target("qwen2", attention_bias=True))

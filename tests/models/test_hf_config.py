@@ -47,7 +47,9 @@ def test_values_and_defaults(reader: HfReader) -> None:
 def test_section_keeps_the_full_path(reader: HfReader) -> None:
     section = reader.section("nested")
     assert section is not None
-    with pytest.raises(ConfigError, match=r"model /m: nested\.other is 8, expected true or false"):
+    with pytest.raises(
+        ConfigError, match=r"model /m: nested\.other is 8, expected true or false"
+    ):
         section.read(bool, "other")
     with pytest.raises(
         ConfigError, match=r"the key nested\.absent is missing\. It has no safe default; add it"
@@ -120,7 +122,9 @@ def test_only(reader: HfReader) -> None:
         ConfigError, match=r'name is "x", and only "y" or "z" is supported: because.'
     ):
         reader.check_allowed([Allowed("name", ("y", "z"), "because.")])
-    with pytest.raises(ConfigError, match="flag is true, and only 1 is supported: bool is not int"):
+    with pytest.raises(
+        ConfigError, match="flag is true, and only 1 is supported: bool is not int"
+    ):
         reader.check_allowed([Allowed("flag", (1,), "bool is not int")])
 
 

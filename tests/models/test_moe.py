@@ -123,9 +123,9 @@ def test_a_dense_target_has_neither() -> None:
 def test_what_gpt_oss_fills_in() -> None:
     """Hugging Face's own defaults, and its two names for one number."""
     missing = ("attention_bias", "swiglu_limit", "num_experts_per_tok")
-    assert read({key: value for key, value in GPT_OSS_120B.items() if key not in missing}) == read(
-        GPT_OSS_120B
-    )
+    assert read(
+        {key: value for key, value in GPT_OSS_120B.items() if key not in missing}
+    ) == read(GPT_OSS_120B)
     moe = read(GPT_OSS_120B, swiglu_alpha=1.5, swiglu_limit=3).moe
     assert moe is not None
     assert (moe.alpha, moe.limit) == (1.5, 3.0)

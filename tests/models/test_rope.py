@@ -113,7 +113,9 @@ def test_new_and_old_spelling_give_the_same(name: str) -> None:
     old = read(rope_theta=5e5, rope_scaling=scaling)
     kind = scaling.pop("type", None) or scaling.pop("rope_type")
     new = RopeConfig.from_hf(
-        HfReader({"rope_parameters": scaling | {"rope_type": kind, "rope_theta": 500000}}, "model"),
+        HfReader(
+            {"rope_parameters": scaling | {"rope_type": kind, "rope_theta": 500000}}, "model"
+        ),
         16,
     )
     assert old == new
@@ -136,7 +138,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
             'rope_type is "dynamic", and only default, linear',
         ),
         ({"rope_scaling": {"type": "longrope"}}, 'rope_scaling.rope_type is "longrope"'),
-        ({"rope_scaling": {"type": "deepseek_yarn"}}, 'rope_scaling.rope_type is "deepseek_yarn"'),
+        (
+            {"rope_scaling": {"type": "deepseek_yarn"}},
+            'rope_scaling.rope_type is "deepseek_yarn"',
+        ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
         (
             {"rope_scaling": {"type": "linear", "factor": True}},
@@ -146,7 +151,10 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
             {"rope_scaling": {"type": "linear", "factor": 0.5}},
             "rope_scaling.factor is 0.5, expected at least 1.0",
         ),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor is no parameter of default RoPE"),
+        (
+            {"rope_scaling": {"factor": 2.0}},
+            "rope_scaling.factor is no parameter of default RoPE",
+        ),
         (
             {"rope_scaling": YARN | {"mrope_section": [2, 3]}},
             "rope_scaling.mrope_section is no parameter of yarn",

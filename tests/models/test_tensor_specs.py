@@ -33,7 +33,9 @@ def shapes(row: TensorSpec, target: TargetConfig) -> dict[str, list[int]]:
 def test_a_row_is_spelled_out_by_layer_and_expert() -> None:
     row = TensorSpec("l.{i}.e.{j}.w", ("moe.intermediate_size", "2*hidden_size"))
     found = shapes(row, config(moe=MOE))
-    assert set(found) == {f"l.{layer}.e.{expert}.w" for layer in range(3) for expert in range(2)}
+    assert set(found) == {
+        f"l.{layer}.e.{expert}.w" for layer in range(3) for expert in range(2)
+    }
     assert all(shape == [24, 2 * 2560] for shape in found.values())
 
 
@@ -56,7 +58,9 @@ def test_a_size_may_differ_by_layer() -> None:
 
 
 def test_a_row_may_hold_for_some_layers_only() -> None:
-    target = config(moe=MOE, by_layer={"moe": (None, MOE, None), "qk_norm": (True, False, True)})
+    target = config(
+        moe=MOE, by_layer={"moe": (None, MOE, None), "qk_norm": (True, False, True)}
+    )
     experts = TensorSpec("l.{i}.e.{j}.w", ("moe.intermediate_size",), when="moe")
     assert shapes(experts, target) == {"l.1.e.0.w": [24], "l.1.e.1.w": [24]}
     mlp = TensorSpec("l.{i}.w", ("hidden_size",), unless="moe")

@@ -80,7 +80,9 @@ FILES = [("MiMo", "mask_embedding.pt")]
 
 @pytest.mark.parametrize(("name", "changes"), CONFIGS)
 def test_config_keys(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"shows a drafter of the variant '{re.escape(name)}': "):
+    with pytest.raises(
+        ConfigError, match=f"shows a drafter of the variant '{re.escape(name)}': "
+    ):
         read(QWEN3_4B, **changes)
 
 
@@ -91,7 +93,9 @@ def test_neutral_values_are_dflash_v1(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "tensor"), TENSORS)
 def test_tensor_names(name: str, tensor: str) -> None:
-    words = f"/d: tensor {re.escape(tensor)} shows a drafter of the variant '{re.escape(name)}': "
+    words = (
+        f"/d: tensor {re.escape(tensor)} shows a drafter of the variant '{re.escape(name)}': "
+    )
     with pytest.raises(CheckpointError, match=words):
         refuse_unsupported_in_names(["fc.weight", tensor], "/d")
 
@@ -107,7 +111,9 @@ def test_files(name: str, file: str) -> None:
 def test_every_row_of_the_table_is_tested() -> None:
     tested = {name for name, _ in CONFIGS} | {name for name, _ in TENSORS}
     assert tested == {unsupported.name for unsupported in UNSUPPORTED_DRAFTERS}
-    patterns = {pattern for unsupported in UNSUPPORTED_DRAFTERS for pattern in unsupported.tensors}
+    patterns = {
+        pattern for unsupported in UNSUPPORTED_DRAFTERS for pattern in unsupported.tensors
+    }
     assert patterns == {
         pattern for pattern in patterns for _, tensor in TENSORS if re.search(pattern, tensor)
     }

@@ -24,7 +24,10 @@ Resolve = Callable[..., ResolvedBuild]
 @pytest.fixture(scope="module")
 def resolve(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -> Resolve:
     directory = make_target("llama", config={"max_position_embeddings": 512})
-    target, drafter = load_target(directory).config, load_drafter(make_drafter(directory)).config
+    target, drafter = (
+        load_target(directory).config,
+        load_drafter(make_drafter(directory)).config,
+    )
 
     def make(**sizes: Any) -> ResolvedBuild:
         config = BuildConfig(
@@ -75,7 +78,10 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
         ),
         ({"block_size": 1}, r"--block-size is 1, expected an integer of at least 2"),
         ({"draft_len": 0}, r"--draft-len is 0, expected an integer of at least 1"),
-        ({"drafter": None, "block_size": 4}, r"--block-size is about drafts: it needs a drafter"),
+        (
+            {"drafter": None, "block_size": 4},
+            r"--block-size is about drafts: it needs a drafter",
+        ),
         ({"drafter": None, "draft_len": 2}, r"--draft-len is about drafts: it needs a drafter"),
         (
             {"max_seq_len": 513},
@@ -90,7 +96,10 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
             r"--max-num-tokens 65 is more than 64, max-seq-len: no step",
         ),
         ({"max_num_tokens": 3}, r"--max-num-tokens 3 is less than the block of 4 tokens"),
-        ({"block_size": 5}, r"--block-size 5 is more than the 4 that the drafter was trained with"),
+        (
+            {"block_size": 5},
+            r"--block-size 5 is more than the 4 that the drafter was trained with",
+        ),
         (
             {"draft_len": 4},
             r"--draft-len 4 is more than 3, block-size - 1: the block's first token is the anchor",

@@ -21,7 +21,9 @@ def heads_cases() -> list[Case]:
         for kv_heads in (1, 2, 3):
             for group in (1, 4, 7, 8):
                 n = len(cases)
-                case = Case(past[n % 4], rows[n % 11], head_dim, kv_heads, group, sinks=n % 3 == 0)
+                case = Case(
+                    past[n % 4], rows[n % 11], head_dim, kv_heads, group, sinks=n % 3 == 0
+                )
                 cases.append(replace(case, processors=(1, H200)[n % 2]))
     return reordered(cases)
 
@@ -50,7 +52,11 @@ def drafts_cases() -> list[Case]:
             ):
                 past = (0, 30, 63)[: len(committed)]
                 case = Case(
-                    past, (8, 10, 16, 1)[n], HEAD_DIMS[n], kv_heads=1 + n % 3, group=(8, 7, 4, 1)[n]
+                    past,
+                    (8, 10, 16, 1)[n],
+                    HEAD_DIMS[n],
+                    kv_heads=1 + n % 3,
+                    group=(8, 7, 4, 1)[n],
                 )
                 case = replace(
                     case,
@@ -94,7 +100,9 @@ def splits_cases() -> list[Case]:
     for rows, head_dim, processors in product((1, 9), HEAD_DIMS, (4, H200)):
         sizes = {"spare": 4000, "processors": processors, "sinks": head_dim == 96}
         cases.append(Case((0, 3), rows, head_dim, 2, 4, **sizes))
-    return reordered([*cases, Case((90,), 8, window=20, spare=4000, processors=H200, sinks=True)])
+    return reordered(
+        [*cases, Case((90,), 8, window=20, spare=4000, processors=H200, sinks=True)]
+    )
 
 
 def edges_cases() -> list[Case]:
@@ -141,7 +149,9 @@ def drawn_cases(count: int) -> list[Case]:
     for _ in range(count):
         batch = int(rng.integers(1, 4))
         case = Case(
-            past=tuple(map(int, rng.choice([0, 1, 7, 15, 16, 17, 31, 47, 64, 100, 191], batch))),
+            past=tuple(
+                map(int, rng.choice([0, 1, 7, 15, 16, 17, 31, 47, 64, 100, 191], batch))
+            ),
             rows=int(rng.integers(1, 41)),
             head_dim=int(rng.choice(HEAD_DIMS)),
             kv_heads=int(rng.integers(1, 4)),
@@ -155,7 +165,10 @@ def drawn_cases(count: int) -> list[Case]:
             context_rows = int(rng.integers(1, 33))
             committed = tuple(map(int, rng.integers(1, context_rows + 1, batch)))
             case = replace(
-                case, context_rows=context_rows, committed=committed, causal=bool(rng.integers(2))
+                case,
+                context_rows=context_rows,
+                committed=committed,
+                causal=bool(rng.integers(2)),
             )
         cases.append(case)
     return reordered(cases)

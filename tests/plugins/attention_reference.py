@@ -44,7 +44,12 @@ class Case:
 
     def __str__(self) -> str:
         kind = "draft" if self.draft else "verify"
-        parts = [kind, f"d{self.head_dim}", f"kv{self.kv_heads}x{self.group}", f"rows{self.rows}"]
+        parts = [
+            kind,
+            f"d{self.head_dim}",
+            f"kv{self.kv_heads}x{self.group}",
+            f"rows{self.rows}",
+        ]
         parts += ["past" + "_".join(map(str, self.past)), f"cta{self.processors}", self.order]
         parts += (
             [f"w{self.window}"] * bool(self.window)
@@ -126,7 +131,9 @@ def seen(case: Case, slot: int) -> np.ndarray:
 Rounding = Callable[[np.ndarray], np.ndarray]
 
 
-def attend(case: Case, given: dict[str, np.ndarray], scale: float, rounded: Rounding) -> np.ndarray:
+def attend(
+    case: Case, given: dict[str, np.ndarray], scale: float, rounded: Rounding
+) -> np.ndarray:
     """Attention out [B, T, Hq, D], where each product of matrices and the weights pass through
     `rounded`.
     """

@@ -21,8 +21,15 @@ def build_emulated(folder: Path) -> Path:
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
     commands["accept.o"] = (*as_cpp, str(kernels / "accept.cu"))
-    for name in ("library/library", "library/moe", "emulator/emulator", "emulator/instructions"):
-        commands[Path(name).name.replace("moe", "moe_api") + ".o"] = (str(PLUGINS / f"{name}.cpp"),)
+    for name in (
+        "library/library",
+        "library/moe",
+        "emulator/emulator",
+        "emulator/instructions",
+    ):
+        commands[Path(name).name.replace("moe", "moe_api") + ".o"] = (
+            str(PLUGINS / f"{name}.cpp"),
+        )
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
         name, arguments = item

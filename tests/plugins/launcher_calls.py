@@ -112,7 +112,11 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     function = getattr(library.c, FUNCTIONS[operation])
     tensors = [tensor and ctypes.byref(tensor) for tensor in given.values()]
     status = function(
-        *tensors, *extra, ctypes.c_void_p(workspace), ctypes.c_int64(size), ctypes.c_void_p(None)
+        *tensors,
+        *extra,
+        ctypes.c_void_p(workspace),
+        ctypes.c_int64(size),
+        ctypes.c_void_p(None),
     )
     if status:
         raise LibraryError(status, library.c.dflash_last_error().decode())

@@ -201,7 +201,9 @@ def poisoned(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Return an array full of NaN, or of -1."""
     dtype = np.dtype(dtype)
     return (
-        np.full(int(np.prod(shape)) * dtype.itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+        np.full(int(np.prod(shape)) * dtype.itemsize, POISON, np.uint8)
+        .view(dtype)
+        .reshape(shape)
     )
 
 
@@ -227,7 +229,9 @@ class Library:
         """
         if self.emulated:
             number = ("forward", "reverse", "random").index(order)
-            self._check(self.c.dflash_emulator_order(ctypes.c_int32(number), ctypes.c_int64(seed)))
+            self._check(
+                self.c.dflash_emulator_order(ctypes.c_int32(number), ctypes.c_int64(seed))
+            )
 
     def processors(self) -> int:
         found = ctypes.c_int32()
@@ -237,7 +241,9 @@ class Library:
     def attention_plan(self, *sizes: int) -> AttentionPlan:
         """Plan for (batch, rows, q_heads, kv_heads, head_dim, cache_len, processors)."""
         plan = AttentionPlan()
-        self._check(self.c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan)))
+        self._check(
+            self.c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan))
+        )
         return plan
 
     def accept_plan(self, batch: int, rows: int, vocab: int) -> AcceptPlan:
@@ -278,7 +284,12 @@ class Library:
         names = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
         written = ("key_cache", "value_cache", "out")
         return self.call(
-            f"dflash_{operation}_attention", arrays, names, written, plan.workspace_bytes, options
+            f"dflash_{operation}_attention",
+            arrays,
+            names,
+            written,
+            plan.workspace_bytes,
+            options,
         )
 
     def accept(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -345,7 +356,9 @@ class Library:
         space = (ctypes.c_void_p(workspace.address), ctypes.c_int64(workspace_bytes))
         self._check(getattr(self.c, function)(*tensors, *extra, *space, ctypes.c_void_p(None)))
         workspace.fetch("workspace", written=True)
-        found = {name: array.fetch(name, written=name in written) for name, array in placed.items()}
+        found = {
+            name: array.fetch(name, written=name in written) for name, array in placed.items()
+        }
         return {name: found[name] for name in written}
 
     def _check(self, status: int) -> None:

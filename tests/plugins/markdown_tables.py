@@ -14,7 +14,9 @@ _BEGIN, _END = "<!-- plugins -->\n", "<!-- /plugins -->"
 
 
 def _formats(kind: KernelType) -> str:
-    return f" ({kind.name} {', '.join(map(str, kind.formats))})" if len(kind.formats) > 1 else ""
+    return (
+        f" ({kind.name} {', '.join(map(str, kind.formats))})" if len(kind.formats) > 1 else ""
+    )
 
 
 def _row(spec: OpSpec) -> str:

@@ -197,7 +197,9 @@ def _activated(case: Case, both: np.ndarray, off: np.ndarray) -> tuple[np.ndarra
     halves = slice(0, None, 2), slice(1, None, 2)
     if not case.interleaved:
         halves = slice(0, case.inner), slice(case.inner, None)
-    (gate, up), (gate_off, up_off) = ([array[:, half] for half in halves] for array in (both, off))
+    (gate, up), (gate_off, up_off) = (
+        [array[:, half] for half in halves] for array in (both, off)
+    )
     if case.limit:
         gate, up = np.minimum(gate, case.limit), np.clip(up, -case.limit, case.limit)
     slope = gate / (1 + np.exp(-np.clip(case.alpha * gate, -700, 700)))

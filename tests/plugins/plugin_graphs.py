@@ -188,14 +188,20 @@ def op_model(
     ]
     inputs = []
     for tensor in required:
-        declared = tuple(sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes)
+        declared = tuple(
+            sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes
+        )
         dtype = (dtypes or {}).get(tensor.name, spec.kernel.element_type(tensor.dtype, {}))
         shape = ir.Shape((shapes or {}).get(tensor.name, declared))
-        inputs.append(ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(DTYPES[dtype])))
+        inputs.append(
+            ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(DTYPES[dtype]))
+        )
     outputs = spec(g, *inputs, **numbers)
     for output, tensor in zip(outputs, spec.outputs, strict=True):
         output.name = tensor.name
-        dtype = (dtypes or {}).get(tensor.aliases or "", spec.kernel.element_type(tensor.dtype, {}))
+        dtype = (dtypes or {}).get(
+            tensor.aliases or "", spec.kernel.element_type(tensor.dtype, {})
+        )
         output.type = ir.TensorType(DTYPES[dtype])
     graph = ir.Graph(
         inputs, outputs, nodes=g.nodes, opset_imports={"": OPSET, OPS_DOMAIN: 1}, name=name

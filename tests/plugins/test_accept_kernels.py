@@ -35,7 +35,9 @@ def _case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
     # A table by position: NaN wherever no row has to look.
     table = np.full((batch, int((past + known).max()) + rows), np.nan, np.float32)
     for b in range(batch):
-        table[b, past[b] + known[b] :][:rows] = given.get("uniforms", np.zeros((batch, rows)))[b]
+        table[b, past[b] + known[b] :][:rows] = given.get("uniforms", np.zeros((batch, rows)))[
+            b
+        ]
     return {
         "logits": logits.astype(np.float32),
         "input_ids": ids.astype(np.int64),
@@ -55,7 +57,9 @@ def _accept(library: Library, arrays: Arrays) -> Arrays:
         "bonus": poisoned((batch, 1), np.int64),
     }
     space = library.accept_plan(batch, rows, vocab).workspace_bytes
-    return library.call("dflash_accept", {**arrays, **outputs}, (*INPUTS, *OUTPUTS), OUTPUTS, space)
+    return library.call(
+        "dflash_accept", {**arrays, **outputs}, (*INPUTS, *OUTPUTS), OUTPUTS, space
+    )
 
 
 def _language(rng: np.random.Generator, slots: int, vocab: int) -> np.ndarray:
@@ -86,7 +90,11 @@ def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndar
 
 
 def test_sizes_of_the_tests_are_the_kernels(library: Library) -> None:
-    assert [library.accept_plan(1, 1, vocab).chunks for vocab in (1, CHUNK, CHUNK + 1)] == [1, 1, 2]
+    assert [library.accept_plan(1, 1, vocab).chunks for vocab in (1, CHUNK, CHUNK + 1)] == [
+        1,
+        1,
+        2,
+    ]
     assert f"kListed = {LISTED};" in (PLUGINS / "kernels" / "accept_sample.cuh").read_text()
 
 
@@ -180,7 +188,10 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     batch, rows = 12, 4
     logits = _language(rng, batch * rows, vocab).reshape(batch, rows, vocab).astype(np.float32)
-    settings = {"temperature": np.arange(batch) % 3 * 0.5, "top_p": 1 - np.arange(batch) % 2 * 0.2}
+    settings = {
+        "temperature": np.arange(batch) % 3 * 0.5,
+        "top_p": 1 - np.arange(batch) % 2 * 0.2,
+    }
     settings["top_k"] = np.arange(batch) % 4 * 10
     settings["min_p"] = np.arange(batch) % 5 * 0.02
     rows_settings = sampling_arrays(batch, **settings)
@@ -189,7 +200,9 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     for b, r in np.ndindex(batch, rows):
         own = {name: float(values[b]) for name, values in rows_settings.items()}
         # ONNX Runtime sums up the vocabulary in order.
-        tokens = np.flatnonzero(admissible(logits[b, r], own, uniforms[b, r], slack=vocab * EPS))
+        tokens = np.flatnonzero(
+            admissible(logits[b, r], own, uniforms[b, r], slack=vocab * EPS)
+        )
         assert len(tokens) == 1, "choose another seed"
         choice[b, r] = tokens[0]
     ids = np.concatenate([np.zeros((batch, 2)), choice], axis=1)
@@ -222,7 +235,9 @@ def test_cuts_of_every_size(library: Library, vocab: int) -> None:
     top_p = np.array([1e-9, 0.3, 0.9, 0.99, 0.999, 0.9999, 0.8])
     slots = len(top_k) + len(top_p)
     arrays = _case(
-        rng.standard_normal((slots, 1, vocab)),  # flat: many tokens are needed for most of the mass
+        rng.standard_normal(
+            (slots, 1, vocab)
+        ),  # flat: many tokens are needed for most of the mass
         uniforms=rng.random((slots, 1)),
         temperature=rng.uniform(0.5, 1, slots),
         top_k=np.concatenate([top_k, np.zeros(len(top_p))]),
@@ -253,7 +268,9 @@ def test_equal_logits(library: Library, vocab: int) -> None:
     slots = 12
     uniforms = (np.arange(slots) + 0.5)[:, None] / slots
     filters = {"top_k": np.arange(slots) % 3 * 5, "top_p": 1 - np.arange(slots) % 2 * 0.9}
-    arrays = _case(np.full((slots, 1, vocab), 3.25), temperature=0.7, uniforms=uniforms, **filters)
+    arrays = _case(
+        np.full((slots, 1, vocab), 3.25), temperature=0.7, uniforms=uniforms, **filters
+    )
     got = _accept(library, arrays)["bonus"][:, 0]
     np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
 
@@ -345,7 +362,9 @@ def test_masked_logits(library: Library) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("vocab", [1, 6, CHUNK + 2])
-def test_bad_logits_give_a_token_all_the_same(any_order: Library, vocab: int, bad: float) -> None:
+def test_bad_logits_give_a_token_all_the_same(
+    any_order: Library, vocab: int, bad: float
+) -> None:
     """A row of nothing else, and rows with some among them: every choice is in the vocabulary; a
     number beats NaN.
     """
@@ -358,7 +377,9 @@ def test_bad_logits_give_a_token_all_the_same(any_order: Library, vocab: int, ba
         "top_p": [0.5, 0.5, 0.5, 1, 1, 1],
         "top_k": [0, 0, 0, 3, 0, 0],
     }
-    got = _accept(any_order, _case(logits, uniforms=np.full((6, 1), 0.6), **filters))["bonus"][:, 0]
+    got = _accept(any_order, _case(logits, uniforms=np.full((6, 1), 0.6), **filters))["bonus"][
+        :, 0
+    ]
     assert ((got >= 0) & (got < vocab)).all()
     if np.isnan(bad):
         assert not np.isnan(logits[np.arange(2, 6), 0, got[2:]]).any() or vocab == 1
@@ -367,6 +388,10 @@ def test_bad_logits_give_a_token_all_the_same(any_order: Library, vocab: int, ba
 def test_a_real_vocabulary(library: Library) -> None:
     """That of Qwen3: rows of 18.5 chunks, greedy, filtered and free."""
     rng = np.random.default_rng(8)
-    filters = {"temperature": [0, 0.7, 0.6, 1], "top_k": [0, 20, 0, 0], "top_p": [1, 0.95, 0.95, 1]}
+    filters = {
+        "temperature": [0, 0.7, 0.6, 1],
+        "top_k": [0, 20, 0, 0],
+        "top_p": [1, 0.95, 0.95, 1],
+    }
     arrays = _case(_language(rng, 4, 151936), uniforms=rng.random((4, 1)), **filters)
     _check_samples(library, arrays, unclear=1)

@@ -55,7 +55,9 @@ def check(library: Library, case: Case) -> None:
     given = inputs(case)
     got = _run(library, case, given)
     for name, expected in written_caches(case, given).items():
-        np.testing.assert_array_equal(_bits(got[name]), _bits(expected), err_msg=f"{case}: {name}")
+        np.testing.assert_array_equal(
+            _bits(got[name]), _bits(expected), err_msg=f"{case}: {name}"
+        )
     assert_as_good_as_eager(case, given, got["out"], case.head_dim**-0.5)
 
 
@@ -105,7 +107,9 @@ def test_drawn_shapes(library: Library, case: Case) -> None:
         Case((33, 70), 8, 128, 2, 4, processors=8),
         Case((5, 90), 17, 64, 1, 8, sinks=True),
         Case((20,), 40, 96, 1, 7, window=9, processors=H200),
-        Case((64, 3), 10, 256, 1, 4, context_rows=8, committed=(3, 8), causal=False, processors=4),
+        Case(
+            (64, 3), 10, 256, 1, 4, context_rows=8, committed=(3, 8), causal=False, processors=4
+        ),
         Case((40, 100), 12, 96, 2, 4, processors=8, cache_scales=(0.01, 0.02)),
     ],
     ids=str,
@@ -149,7 +153,8 @@ def test_where_a_prompt_is_cut_changes_no_bit(
         done, caches, out = 0, {name: given[name] for name in ("key_cache", "value_cache")}, []
         for rows in pieces:
             part = {
-                name: given[name][:, done : done + rows] for name in ("q", "k", "v", "positions")
+                name: given[name][:, done : done + rows]
+                for name in ("q", "k", "v", "positions")
             }
             got = _run(library, replace(case, rows=rows), {**part, **caches})
             caches, done = {name: got[name] for name in caches}, done + rows
@@ -255,7 +260,9 @@ def test_positions_behind_the_cache_touch_nothing(library: Library, context_rows
 
 @pytest.mark.parametrize("shift", [-(2**40), -6, 2**31, 2**40])
 @pytest.mark.parametrize("context_rows", [0, 4])
-def test_senseless_positions_stay_inside(library: Library, context_rows: int, shift: int) -> None:
+def test_senseless_positions_stay_inside(
+    library: Library, context_rows: int, shift: int
+) -> None:
     """Whatever slot 0's positions say, slot 1 gets what it is due, and nothing around the tensors
     is touched.
     """

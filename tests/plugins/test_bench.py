@@ -129,7 +129,9 @@ def test_a_row_of_the_table_of_experts(bench: ModuleType) -> None:
         == "| e | 8 | 28.5 | 377 | 100.0 | 90 | 320.0 | 3.20 | w | - |"
     )
     assert measure.line(row | {"triton_microseconds": 150.0}).endswith("| w | 150.0 |")
-    assert measure.HEAD.count("|") == measure.line(row | {"triton_microseconds": None}).count("|")
+    assert measure.HEAD.count("|") == measure.line(row | {"triton_microseconds": None}).count(
+        "|"
+    )
 
 
 def test_a_way_is_left_out_only_where_it_does_not_run_at_all(
@@ -143,7 +145,9 @@ def test_a_way_is_left_out_only_where_it_does_not_run_at_all(
 
     assert measure.why_not("grouped products", fails, {}) == "RuntimeError: no such GPU"
     assert measure.why_not("grouped products", lambda _: None, {}) is None
-    assert measure.why_not(measure.EVERYWHERE, fails, {}) is None, "its error is the measurement's"
+    assert measure.why_not(measure.EVERYWHERE, fails, {}) is None, (
+        "its error is the measurement's"
+    )
 
 
 _TRITON = """

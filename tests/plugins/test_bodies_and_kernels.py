@@ -20,7 +20,9 @@ CASES = [
     Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True),
     Case((30, 2), 6, window=4, sinks=True),
     Case((0, 17), 5, kv_heads=2, group=3, cache_scales=(0.011, 0.007)),
-    Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True, cache_scales=(0.004, 0.5)),
+    Case(
+        (40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True, cache_scales=(0.004, 0.5)
+    ),
     Case((30, 2), 6, window=4, cache_scales=(1.0, 1.0)),
     Case((12, 33), 4, context_rows=3, committed=(1, 3), causal=False, spare=9),
     Case((5, 60), 4, context_rows=6, committed=(6, 1), causal=True, sinks=True, spare=12),
@@ -31,7 +33,9 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_body_is_the_reference(case: Case) -> None:
     given = {  # a body multiplies what it does not see by 0, so garbage must be finite
-        name: array if array.dtype == np.int64 else np.nan_to_num(array.astype(np.float32), nan=7.0)
+        name: array
+        if array.dtype == np.int64
+        else np.nan_to_num(array.astype(np.float32), nan=7.0)
         for name, array in inputs(case).items()
     }
     scale = case.head_dim**-0.5

@@ -141,7 +141,9 @@ def test_fp8_codes_of_bfloat16_numbers_in_order(primitives: ctypes.CDLL) -> None
         primitives.narrow_and_widen(
             pointers[0], ctypes.c_float(scale), *pointers[1:], numbers.size // 8
         )
-        expected = np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(FP8)
+        expected = np.clip(numbers.astype(np.float32) / np.float32(scale), -448, 448).astype(
+            FP8
+        )
         np.testing.assert_array_equal(codes.view(np.uint8), expected.view(np.uint8))
         np.testing.assert_array_equal(back.astype(np.float32), expected.astype(np.float32))
 

@@ -74,7 +74,9 @@ def engines(pool: Executor, tmp_path_factory: pytest.TempPathFactory) -> Futures
         directory = tmp_path_factory.mktemp("pair")
         models = _models(directory, *pair)
         for arch in ARCHS:
-            made[*pair, arch] = pool.submit(compile_pair, models, directory, arch, kernels[arch])
+            made[*pair, arch] = pool.submit(
+                compile_pair, models, directory, arch, kernels[arch]
+            )
         if pair in FP8_PAIRS:
             for arch in ARCHS:
                 made[*pair, FP8 + arch] = pool.submit(
@@ -126,7 +128,9 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
 def test_every_target_and_mask_variant_has_its_plugins(
     model_type: str, variant: str, arch: str, engines: Futures
 ) -> None:
-    _check_engine(engines[model_type, variant, arch].result(timeout=600), variant, arch, fp8=False)
+    _check_engine(
+        engines[model_type, variant, arch].result(timeout=600), variant, arch, fp8=False
+    )
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -155,7 +159,9 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         assert (layer.num_inputs, layer.num_outputs) == ((8, 4) if is_accept else (6, 3))
         assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))
     caches = {
-        name: kind for name, kind in found.inputs.items() if "_key." in name or "_value." in name
+        name: kind
+        for name, kind in found.inputs.items()
+        if "_key." in name or "_value." in name
     }
     assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
     counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
@@ -203,7 +209,9 @@ def test_a_graph_of_one_plugin_with_fp8_caches_compiles(pool: Executor) -> None:
 def test_sinks_are_one_more_input(pool: Executor) -> None:
     sinks = {"shapes": {"sinks": (SIZES["Hq"],)}}
     assert pool.submit(refusal, VERIFY, sinks, FAKE, {}).result(timeout=600) == ""
-    words = pool.submit(refusal, VERIFY, {"shapes": {"sinks": (4,)}}, FAKE, {}).result(timeout=600)
+    words = pool.submit(refusal, VERIFY, {"shapes": {"sinks": (4,)}}, FAKE, {}).result(
+        timeout=600
+    )
     assert f"{VERIFY}: sinks is [4], expected [Hq]: Hq is 4, and Hq is 6 in q" in words
 
 
@@ -268,7 +276,9 @@ def test_what_the_parser_gives_a_plugin_wrongly_is_told(
     name: str, changes: dict[str, Any], words: str, pool: Executor
 ) -> None:
     told = pool.submit(refusal, name, changes, FAKE, {}).result(timeout=600)
-    assert told.startswith(f"BuildError: TensorRT-RTX cannot parse the step graph:\n  {words}\n")
+    assert told.startswith(
+        f"BuildError: TensorRT-RTX cannot parse the step graph:\n  {words}\n"
+    )
 
 
 def test_a_shape_that_only_a_profile_gets_wrong_is_told(pool: Executor) -> None:
@@ -317,7 +327,8 @@ def test_a_head_dim_without_a_kernel_is_refused_before_tensorrt() -> None:
     )
     with pytest.raises(GraphError, match=words):
         op_model(
-            VERIFY, shapes={"q": (2, 3, 6, 80), "k": (2, 3, 2, 80), "v": (2, 3, 2, 80), **caches}
+            VERIFY,
+            shapes={"q": (2, 3, 6, 80), "k": (2, 3, 2, 80), "v": (2, 3, 2, 80), **caches},
         )
     unknown = dict.fromkeys(caches, (2, 2, 32, "size"))
     with pytest.raises(

@@ -66,7 +66,9 @@ def test_cmake_builds_the_emulated_library(tmp_path: Path) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake")
     run(["cmake", "-S", str(PLUGINS), "-B", str(tmp_path)])
-    run(["cmake", "--build", str(tmp_path), "--target", "dflash_kernels_emulated", "--parallel"])
+    run(
+        ["cmake", "--build", str(tmp_path), "--target", "dflash_kernels_emulated", "--parallel"]
+    )
     assert (
         Library(
             tmp_path / "libdflash_kernels_emulated.so", HostMemory(), emulated=True

@@ -40,7 +40,9 @@ def decode(decoder: ctypes.CDLL) -> Decode:
 
     def call(name: str, block: np.ndarray, *scales: np.ndarray) -> np.ndarray:
         pairs = np.full(16, 0x7FFF7FFF, np.uint32)
-        getattr(decoder, f"expand_{name}")(_pointer(block), *map(_pointer, scales), _pointer(pairs))
+        getattr(decoder, f"expand_{name}")(
+            _pointer(block), *map(_pointer, scales), _pointer(pairs)
+        )
         ordered = pairs.view(BFLOAT16).reshape(4, 8)
         made = np.empty_like(ordered)
         made[:, ORDER] = ordered

@@ -87,7 +87,9 @@ def test_what_the_plugin_refuses_is_told(pool: Executor, tmp_path: Path) -> None
         1, gate_up=np.ascontiguousarray(given["gate_up"][..., :11])
     )
     short = np.ascontiguousarray(given["down_scale"][:, 1:])
-    assert "down_scale is [5, 119], expected [E, 120] of four scales" in told(1, down_scale=short)
+    assert "down_scale is [5, 119], expected [E, 120] of four scales" in told(
+        1, down_scale=short
+    )
     words = (
         "experts of weight_format 2 have gate_up_scale, down_scale, gate_up_scale_2, down_scale_2;"
         " got gate_up_scale"
@@ -102,13 +104,15 @@ def test_a_format_without_a_kernel_is_refused_before_tensorrt(tmp_path: Path) ->
             return super().fields | {"weight_format": 3}
 
     with pytest.raises(
-        GraphError, match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2"
+        GraphError,
+        match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2",
     ):
         moe_model(Other(7, 1, 96, 160, experts=5, top_k=3), tmp_path)
 
 
 def test_the_body_refuses_codes() -> None:
     with pytest.raises(
-        GraphError, match="DFlashMoE: a body multiplies numbers; codes and their scales are for its"
+        GraphError,
+        match="DFlashMoE: a body multiplies numbers; codes and their scales are for its",
     ):
         MOE.function(8)

@@ -58,7 +58,8 @@ def _sizes() -> list[Case]:
         )
         cases.append(gpt_oss(case) if n % 5 == 0 else case)
     cases += [
-        Case(4, 0, hidden, inner, 3) for hidden, inner in ((8, 8), (24, 40), (296, 8), (40, 312))
+        Case(4, 0, hidden, inner, 3)
+        for hidden, inner in ((8, 8), (24, 40), (296, 8), (40, 312))
     ]
     return _numbered(cases)
 
@@ -84,7 +85,11 @@ def _routing() -> list[Case]:
         )
         if logits != "few" or experts >= 8
     ]
-    cases += [Case(1, 1, 32, 32, 128, 4), Case(2, 2, 32, 32, 300, 8), Case(3, 0, 8, 8, 1024, 32)]
+    cases += [
+        Case(1, 1, 32, 32, 128, 4),
+        Case(2, 2, 32, 32, 300, 8),
+        Case(3, 0, 8, 8, 1024, 32),
+    ]
     cases += [Case(130, 1, 32, 32, 8, 2, logits="one"), Case(40, 2, 32, 32, 6, 1, logits="one")]
     return _numbered(cases)
 
@@ -117,7 +122,9 @@ def test_the_same_bits_in_every_order(weight_format: int, library: Library) -> N
     for seed, order in enumerate(("forward", "reverse", "random", "random")):
         again = run(library, replace(case, order=order, seed=seed), given)
         np.testing.assert_array_equal(again.view(np.uint16), first)
-    some = given | {name: np.ascontiguousarray(given[name][3:8]) for name in ("x", "router_logits")}
+    some = given | {
+        name: np.ascontiguousarray(given[name][3:8]) for name in ("x", "router_logits")
+    }
     alone = run(library, replace(case, tokens=5), some)
     np.testing.assert_allclose(
         alone.astype(float), first[3:8].view(BFLOAT16).astype(float), rtol=2.0**-6, atol=2.0**-7

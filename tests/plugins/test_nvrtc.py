@@ -66,7 +66,9 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(
     assert cubin.code.startswith(b"\x7fELF")
     found = reports(cubin)
     assert set(found) == set(OPERATIONS[key.source].kernels(key))
-    assert {name: report.spilled_bytes for name, report in found.items()} == dict.fromkeys(found, 0)
+    assert {name: report.spilled_bytes for name, report in found.items()} == dict.fromkeys(
+        found, 0
+    )
     for name, report in found.items():
         assert report.registers <= 255
         assert report.static_shared_bytes + _dynamic_shared_bytes(name) <= SHARED_BYTES[arch]
@@ -126,7 +128,9 @@ def _with_sources(monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
         monkeypatch.setattr(module, "kernel_sources", lambda: made)
 
 
-def test_the_source_hash_is_of_the_source_and_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_hash_is_of_the_source_and_the_headers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     digests = set()
     for files in (
         {"accept_cu": "1"},
@@ -187,7 +191,8 @@ def test_compile_in_subprocess_gives_the_same(
         compile_in_subprocess(KernelVariant("scan"), "sm120")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so
     with pytest.raises(
-        BuildError, match=r"(?s)accept for sm120 ended with exit status 1:\n.*Fatal Python error"
+        BuildError,
+        match=r"(?s)accept for sm120 ended with exit status 1:\n.*Fatal Python error",
     ):
         compile_in_subprocess(KEYS[0], "sm120")
 
@@ -219,7 +224,10 @@ def _no_headers(missing: str) -> Callable[[pytest.MonkeyPatch], None]:
 @pytest.mark.parametrize(
     ("take_away", "package"),
     [
-        (lambda patch: patch.setattr(kernel_compiler, "find_spec", lambda _: None), PACKAGES[0]),
+        (
+            lambda patch: patch.setattr(kernel_compiler, "find_spec", lambda _: None),
+            PACKAGES[0],
+        ),
         (_no_nvrtc, PACKAGES[1]),
         (_no_headers("cudart"), PACKAGES[2]),
         (_no_headers("cccl"), PACKAGES[3]),

@@ -46,7 +46,15 @@ CONSTANTS = {
     "kMaxExperts": params.MAX_EXPERTS,
     "kMaxTopKExperts": params.MAX_TOP_K_EXPERTS,
 }
-ATTENTION_SIZES = ("batch", "rows", "q_heads", "kv_heads", "head_dim", "cache_len", "processors")
+ATTENTION_SIZES = (
+    "batch",
+    "rows",
+    "q_heads",
+    "kv_heads",
+    "head_dim",
+    "cache_len",
+    "processors",
+)
 ACCEPT_SIZES = ("batch", "rows", "vocab")
 MOE_SIZES = ("tokens", "hidden", "inner_size", "experts", "top_k", "weight_format")
 
@@ -232,7 +240,9 @@ def test_moe_plans(cpp: dict[str, Any]) -> None:
             *p.parts.values(),
             p.workspace_bytes,
         ] == expected, json.dumps(case)
-    assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(params.MOE_TILES)
+    assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(
+        params.MOE_TILES
+    )
 
 
 def test_experts_of_a_config_fit_the_kernels() -> None:
@@ -296,5 +306,6 @@ def test_workspace_of_largest_call_suffices_for_smaller(
 
 def test_the_workspace_of_a_cache_of_one_tile_is_none() -> None:
     assert (
-        attention_workspace(batch=4, rows=8, q_heads=8, kv_heads=2, head_dim=64, cache_len=32) == 0
+        attention_workspace(batch=4, rows=8, q_heads=8, kv_heads=2, head_dim=64, cache_len=32)
+        == 0
     )

@@ -90,7 +90,9 @@ def enqueue(
     spec, memory = OPS[name], HostMemory()
     kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
     axes: dict[str, int] = {"1": 1}
-    for tensor in reversed(kept):  # the first that has a size says it: x, where weights are packed
+    for tensor in reversed(
+        kept
+    ):  # the first that has a size says it: x, where weights are packed
         axes |= dict(zip(tensor.axes, arrays[tensor.name].shape, strict=True))
     dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
     placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
@@ -133,7 +135,9 @@ CASES = [
 
 @pytest.mark.parametrize("processors", [1, 132, 1000])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention(case: Case, processors: int, module: EmulatedModule, emulated: Library) -> None:
+def test_attention(
+    case: Case, processors: int, module: EmulatedModule, emulated: Library
+) -> None:
     module.processors = processors
     given, scale = inputs(case), case.head_dim**-0.5
     numbers: dict[str, float] = {
@@ -240,7 +244,9 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         "input_ids": rng.integers(0, vocab, (batch, rows)),
         "num_known": np.ones(batch, np.int32),
         "past_len": np.array([0, 7, 19], np.int32),
-        **sampling_arrays(batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]),
+        **sampling_arrays(
+            batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]
+        ),
         "uniforms": rng.random((batch, 32), np.float32),
     }
     given["input_ids"][:, 1] = given["logits"][:, 0].argmax(

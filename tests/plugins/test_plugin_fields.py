@@ -55,7 +55,9 @@ specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 
 
 def _fields(numbers: dict[str, float]) -> Any:
-    kinds = {name: FLOAT if isinstance(value, float) else INT for name, value in numbers.items()}
+    kinds = {
+        name: FLOAT if isinstance(value, float) else INT for name, value in numbers.items()
+    }
     made = [
         trt.PluginField(name, np.array([numbers[name]], dtype), kind)
         for name, (dtype, kind) in kinds.items()
@@ -85,7 +87,9 @@ def test_creator_names_attributes_and_kernel_sizes(spec: OpSpec) -> None:
         part.name for part in (*spec.attributes, *spec.kernel.sizes, *spec.kernel.types)
     )
     assert (
-        [field.name for field in creator.field_names] == list(declared) == list(NUMBERS[spec.name])
+        [field.name for field in creator.field_names]
+        == list(declared)
+        == list(NUMBERS[spec.name])
     )
 
 
@@ -133,7 +137,9 @@ def test_inputs_outputs_and_types_are_the_declarations(name: str, other_type: in
     inputs = [types[tensor.dtype] for tensor in spec.plugin_inputs if not tensor.optional]
     outputs = [types[tensor.dtype] for tensor in spec.outputs]
     assert made.get_output_data_types(inputs) == outputs
-    assert ("C" in {tensor.dtype for tensor in spec.outputs}) == (name == "DFlashVerifyAttention")
+    assert ("C" in {tensor.dtype for tensor in spec.outputs}) == (
+        name == "DFlashVerifyAttention"
+    )
     for position, right in enumerate((*inputs, *outputs)):
         for kind, layout in ((right, "LINEAR"), (right, "CHW4"), (trt.DataType.INT8, "LINEAR")):
             desc = SimpleNamespace(type=kind, format=getattr(trt.TensorFormat, layout))
@@ -257,7 +263,8 @@ def test_a_packed_size_counts_what_it_holds() -> None:
     for weight_format in (1, 2):
         check_shapes(spec, packed, {"weight_format": weight_format})
         with pytest.raises(
-            EngineError, match=r"gate_up is \[2, 64, 64\], expected .*: H is 512, and H is 64 in x"
+            EngineError,
+            match=r"gate_up is \[2, 64, 64\], expected .*: H is 512, and H is 64 in x",
         ):
             check_shapes(spec, dims, {"weight_format": weight_format})
     with pytest.raises(

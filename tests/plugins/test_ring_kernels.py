@@ -91,7 +91,9 @@ def check(library: Library, case: Case, rows: int, *, same_splits: bool = True) 
     rings = in_rings(case, given, rows)
     got = _run(library, case, rings, ring=True)
     for name, expected in written_rings(case, given, rings).items():
-        np.testing.assert_array_equal(_bits(got[name]), _bits(expected), err_msg=f"{case}: {name}")
+        np.testing.assert_array_equal(
+            _bits(got[name]), _bits(expected), err_msg=f"{case}: {name}"
+        )
     assert same_splits == (
         _splits(library, case, rows) == _splits(library, case, given["key_cache"].shape[2])
     )
@@ -195,7 +197,9 @@ def test_a_long_sequence_step_by_step(
     whole = Case((0,), 60, head_dim, 1, 2, window=window, cache_scales=cache_scales)
     given, scale = inputs(whole), head_dim**-0.5
     expected = _run(library, whole, given, ring=False)["out"]
-    caches = {name: np.full((1, 1, rows, head_dim), np.nan, given[name].dtype) for name in CACHES}
+    caches = {
+        name: np.full((1, 1, rows, head_dim), np.nan, given[name].dtype) for name in CACHES
+    }
     done = 0
     for count in pieces:
         step = slice(done, done + count)
@@ -223,12 +227,16 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
     another.
     """
     got, expected = got.astype(np.float32), expected.astype(np.float32)
-    np.testing.assert_allclose(got, expected, rtol=2.0**-7, atol=2.0**-7 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        got, expected, rtol=2.0**-7, atol=2.0**-7 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("shift", [-(2**40), -6, 2**29, 2**31, 2**40])
 @pytest.mark.parametrize("context_rows", [0, 4])
-def test_senseless_positions_stay_inside(library: Library, context_rows: int, shift: int) -> None:
+def test_senseless_positions_stay_inside(
+    library: Library, context_rows: int, shift: int
+) -> None:
     """Whatever slot 0's positions say, slot 1 gets what it is due, and nothing around the tensors
     is touched.
     """

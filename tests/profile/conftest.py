@@ -133,7 +133,9 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 def run_profile(engine: Path, plain: Path, tmp_path: Path) -> RunProfile:
     """Return `run_profile(*options, engine=…)`, which runs `dflash-trt profile` on PROMPTS."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = ({"prompt": prompt.content, "category": prompt.category} for prompt in PROMPTS.prompts)
+    rows = (
+        {"prompt": prompt.content, "category": prompt.category} for prompt in PROMPTS.prompts
+    )
     prompts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
     def invoke(*options: str | Path, engine: Path = engine) -> Result:

@@ -50,8 +50,12 @@ def test_advise_takes_the_smallest_of_equals() -> None:
 
 
 def test_advise_leaves_out_batches_without_a_baseline() -> None:
-    assert [row.batch for row in advise([spot(1, 3, 120), spot(3, 3, 120)], PLAIN).batches] == [1]
-    with pytest.raises(UsageError, match="no batch size has a point with drafts and a plain one"):
+    assert [row.batch for row in advise([spot(1, 3, 120), spot(3, 3, 120)], PLAIN).batches] == [
+        1
+    ]
+    with pytest.raises(
+        UsageError, match="no batch size has a point with drafts and a plain one"
+    ):
         advise([spot(3, 3, 120)], PLAIN)
 
 

@@ -74,7 +74,10 @@ def test_profile_prints_tables_and_writes_files(
         (("--batch", "1,9"), "--batch 9: "),
         (("--draft-lens", "8"), "--draft-lens 8: a block of 8 holds 7 drafts."),
         (("--draft-lens", "-1"), "--draft-lens is '-1', expected integers"),
-        (("--against", "plain,vllm"), "--against vllm: expected names among plain, reference, hf"),
+        (
+            ("--against", "plain,vllm"),
+            "--against vllm: expected names among plain, reference, hf",
+        ),
         (("--against", "hf", "--temperature", "1"), "--against hf is for greedy decoding"),
         (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
         (("--per-category", "0"), "--per-category is 0, expected an integer of at least 1"),
@@ -93,7 +96,9 @@ def test_profile_refuses_senseless_options(
     assert words in result.stderr
 
 
-def test_profile_refuses_unwritable_files_first(run_profile: RunProfile, tmp_path: Path) -> None:
+def test_profile_refuses_unwritable_files_first(
+    run_profile: RunProfile, tmp_path: Path
+) -> None:
     """They are refused before the engine is even looked at."""
     nothing = tmp_path / "no engine"
     for path, words in (
@@ -120,7 +125,8 @@ def test_profile_prints_names_that_look_like_markup(
     prompts = tmp_path / "categories.jsonl"
     prompts.write_text(
         "".join(
-            json.dumps({"prompt": [5, 9], "category": name}) + "\n" for name in ("[/code]", ":cat:")
+            json.dumps({"prompt": [5, 9], "category": name}) + "\n"
+            for name in ("[/code]", ":cat:")
         )
     )
     result = run_profile(
@@ -137,7 +143,9 @@ def test_profile_prints_names_that_look_like_markup(
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{odd}: 2 prompts of 2 categories")
-    assert [line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))] == [
+    assert [
+        line.split()[0] for line in lines if line.startswith(("[/code] (1)", ":cat: (1)"))
+    ] == [
         "[/code]",
         ":cat:",
     ]
@@ -158,7 +166,9 @@ def test_profile_writes_files_before_it_prints(
     result = run_profile("--batch", "1", "--draft-lens", "5", "--max-tokens", "4", *files)
     assert "the terminal has gone" in result.stderr
     data = json.loads((tmp_path / "json").read_text())
-    assert json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
+    assert (
+        json.loads((tmp_path / "schedule").read_text()) == data["advice"]["draft_len_schedule"]
+    )
 
 
 def test_profile_prints_tables_although_a_file_fails(

@@ -104,7 +104,9 @@ def test_external_systems_end_at_stop_tokens() -> None:
         assert answer.token_ids == expected.token_ids[: place + 1], system.name
 
 
-def test_external_system_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_system_without_its_package_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dflash.model", None)
     with pytest.raises(EngineError, match="--against needs the Python package dflash"):
         systems(["reference"])

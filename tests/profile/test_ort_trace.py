@@ -57,13 +57,17 @@ def test_breakdown_parts_and_layers_add_up(found: Profile) -> None:
             "accept": breakdown.accept_seconds,
             "draft": breakdown.draft_seconds,
         }
-        assert sum(parts.values()) + breakdown.host_seconds == pytest.approx(breakdown.step_seconds)
+        assert sum(parts.values()) + breakdown.host_seconds == pytest.approx(
+            breakdown.step_seconds
+        )
         for part, seconds in parts.items():
             assert sum(
                 layer.seconds for layer in breakdown.layers if layer.part == part
             ) == pytest.approx(seconds)
         assert (breakdown.draft_seconds == 0) == (breakdown.system == "plain")
-        assert min(breakdown.verify_seconds, breakdown.accept_seconds, breakdown.host_seconds) > 0
+        assert (
+            min(breakdown.verify_seconds, breakdown.accept_seconds, breakdown.host_seconds) > 0
+        )
         names = [layer.layer for layer in breakdown.layers]
         layers = [f"target/layers.{index}" for index in range(TARGET_LAYERS)]
         layers += (
@@ -242,10 +246,14 @@ def test_breakdown_by_differences_of_step_times(found: Profile) -> None:
         (breakdown.system, breakdown.batch): breakdown
         for breakdown in breakdown_by_differences(found.results)
     }
-    steps = {(result.system, result.batch): result.step_seconds.mean for result in found.results}
+    steps = {
+        (result.system, result.batch): result.step_seconds.mean for result in found.results
+    }
     assert step_breakdowns.keys() == steps.keys()
     for (system, batch), breakdown in step_breakdowns.items():
-        drafting = 0.0 if system == "plain" else steps["DFlash 0", batch] - steps["plain", batch]
+        drafting = (
+            0.0 if system == "plain" else steps["DFlash 0", batch] - steps["plain", batch]
+        )
         assert breakdown.draft_seconds == pytest.approx(drafting)
         assert breakdown.verify_seconds == pytest.approx(steps[system, batch] - drafting)
         assert (
@@ -269,12 +277,16 @@ def test_breakdown_by_differences_needs_both_engines(found: Profile) -> None:
         == []
     )
     assert (
-        breakdown_by_differences([result for result in found.results if result.system != "plain"])
+        breakdown_by_differences(
+            [result for result in found.results if result.system != "plain"]
+        )
         == []
     )
 
 
-def test_trace_that_lacks_steps_is_refused(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_that_lacks_steps_is_refused(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ort_trace, "_traced_runs", lambda _: [])
     config = EngineConfig.load(engine)
     with pytest.raises(EngineError, match=r"steps ran, and ONNX Runtime's trace has 0"):

@@ -49,7 +49,9 @@ def test_plain_engine_is_built_with_the_same_caches(
     engine = build(kv_cache_dtype, drafts=True)
     config = EngineConfig.load(engine)
     assert config.kv_cache_quant_algo == algo
-    with plain_engine(engine, config, given=None, target=None, progress=ignore_progress) as plain:
+    with plain_engine(
+        engine, config, given=None, target=None, progress=ignore_progress
+    ) as plain:
         assert EngineConfig.load(plain).kv_cache_quant_algo == algo
 
 
@@ -61,7 +63,11 @@ def test_plain_engine_with_other_caches_is_refused(build: Build) -> None:
     ):
         engine, given = build(ours, drafts=True), build(theirs, drafts=False)
         chosen = plain_engine(
-            engine, EngineConfig.load(engine), given=given, target=None, progress=ignore_progress
+            engine,
+            EngineConfig.load(engine),
+            given=given,
+            target=None,
+            progress=ignore_progress,
         )
         if words is None:
             with chosen as plain:

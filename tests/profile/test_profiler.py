@@ -60,7 +60,9 @@ def test_profile_acceptance_is_the_engines_own(found: Profile, engine: Path) -> 
                 n: Counter(lengths)[n] for n in range(drafts + 2)
             }
             uncut = [length for answer in answers for length in answer.acceptance_lengths[:-1]]
-            counts = [sum(length > drafted for length in uncut) for drafted in range(1, drafts + 1)]
+            counts = [
+                sum(length > drafted for length in uncut) for drafted in range(1, drafts + 1)
+            ]
             shares = [count / len(uncut) for count in counts]
             assert acceptance.by_position == pytest.approx(shares)
             if drafts:

@@ -49,7 +49,11 @@ def test_builtin_prompts_have_equal_categories() -> None:
 
 def test_read_prompts_takes_category_or_its_old_name(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": "a", "category": "math"}, {"prompt": "b", "kind": "code"}, {"prompt": "c"}]
+    rows = [
+        {"prompt": "a", "category": "math"},
+        {"prompt": "b", "kind": "code"},
+        {"prompt": "c"},
+    ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     assert [line.category for line in read_prompts(path)] == ["math", "code", ""]
 
@@ -78,5 +82,7 @@ def test_fit_length_cuts_or_fills_the_beginning() -> None:
 
 def test_encode_refuses_text_without_a_tokenizer() -> None:
     assert encode([Prompt([1, 2], "a")], None, chat=True) == [EncodedPrompt("a", [1, 2])]
-    with pytest.raises(UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"):
+    with pytest.raises(
+        UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"
+    ):
         encode([Prompt("text")], None, chat=True)

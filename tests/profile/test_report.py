@@ -108,7 +108,9 @@ def test_page_has_a_row_per_category_and_prompt(found: Profile, outline: Outline
             str(own.prompt_tokens),
             str(own.tokens),
         ]
-        assert float(row[-1]) == pytest.approx(plain.decode_seconds / own.decode_seconds, abs=0.005)
+        assert float(row[-1]) == pytest.approx(
+            plain.decode_seconds / own.decode_seconds, abs=0.005
+        )
         assert row in [
             outline.texts[place : place + len(row)] for place in range(len(outline.texts))
         ]
@@ -159,7 +161,9 @@ def test_advice_sentences_by_case(found: Profile) -> None:
 @pytest.mark.parametrize("estimated", [False, True])
 def test_save_writes_svg_and_png(estimated: bool, tmp_path: Path) -> None:
     points = tuple(
-        CurvePoint.of_step(batch=n, draft_len=7, acceptance_length=4, step_seconds=0.004 + n / 1e4)
+        CurvePoint.of_step(
+            batch=n, draft_len=7, acceptance_length=4, step_seconds=0.004 + n / 1e4
+        )
         for n in (1, 8, 64)
     )
     figure = throughput_against_interactivity(

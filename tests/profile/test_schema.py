@@ -46,7 +46,9 @@ def test_schema_table_is_up_to_date() -> None:
     assert rendered(text.replace("TTFT, time to first token", "something else")) == text
 
 
-def test_load_reads_a_profile_back(found: Profile, data: dict[str, Any], tmp_path: Path) -> None:
+def test_load_reads_a_profile_back(
+    found: Profile, data: dict[str, Any], tmp_path: Path
+) -> None:
     assert from_json(data) == found
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(data))
@@ -71,7 +73,10 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (lambda data: data.pop("commit"), "profile.commit is missing"),
         (_set("commit", 3), "profile.commit is 3, expected string"),
         (_set("results", {}), "profile.results is dict, expected a list"),
-        (_set("results.1.batch", True), r"profile.results\[1\].batch is True, expected integer"),
+        (
+            _set("results.1.batch", True),
+            r"profile.results\[1\].batch is True, expected integer",
+        ),
         (_set("results.1.batch", 1.5), r"profile.results\[1\].batch is 1.5, expected integer"),
         (
             _set("results.0.by_category.1.acceptance.acceptance_length", None),
@@ -101,7 +106,10 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         (_set("plain", {}), "profile.plain.directory is missing"),
         (_set("settings", {}), "profile.settings.max_tokens is missing"),
         (_set("prompts", {}), "profile.prompts.name is missing"),
-        (_set("prompts.categories", 3), "profile.prompts.categories is int, expected an object"),
+        (
+            _set("prompts.categories", 3),
+            "profile.prompts.categories is int, expected an object",
+        ),
         (_set("results", []), "profile.results is empty"),
         (_set("advice.batches", []), "profile.advice.batches is empty"),
         (lambda data: data["results"].pop(0), "profile.results has no system plain at batch 1"),
@@ -128,12 +136,15 @@ def test_from_json_refuses_what_is_not_declared(
 ) -> None:
     changed = copy.deepcopy(data)
     change(changed)
-    with pytest.raises(UsageError, match=f"not a profile of this version of dflash-trt: .*{words}"):
+    with pytest.raises(
+        UsageError, match=f"not a profile of this version of dflash-trt: .*{words}"
+    ):
         from_json(changed)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "not a profile")]
+    ("content", "words"),
+    [("{", "not JSON"), ("[" * 100_000, "not JSON"), ("[]", "not a profile")],
 )
 def test_load_refuses_other_files(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"

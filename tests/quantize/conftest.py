@@ -44,14 +44,20 @@ def quantized(
 
     made: dict[str, Path] = {}
 
-    def make(model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any) -> Path:
+    def make(
+        model_type: str, form: str, kv_cache_dtype: str | None = None, **options: Any
+    ) -> Path:
         target = make_target(model_type, **options)
         key = repr((target, form, kv_cache_dtype))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("quantized") / form
             quantize(
                 QuantizeConfig(
-                    str(target), made[key], form, kv_cache_dtype=kv_cache_dtype, calib_file=ids_file
+                    str(target),
+                    made[key],
+                    form,
+                    kv_cache_dtype=kv_cache_dtype,
+                    calib_file=ids_file,
                 )
             )
         return made[key]

@@ -18,14 +18,19 @@ import torch
 
 from trtllm_dflash.quantize import nvfp4_cpu
 
-FORMATS = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG", "w4a16_nvfp4": "W4A16_NVFP4_CFG"}
+FORMATS = {
+    "fp8": "FP8_DEFAULT_CFG",
+    "nvfp4": "NVFP4_DEFAULT_CFG",
+    "w4a16_nvfp4": "W4A16_NVFP4_CFG",
+}
 
 
 def calibration_ids(vocab_size: int, seed: int = 0) -> list[torch.Tensor]:
     """Return a few sequences of random tokens, int64 [1, length]."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randint(0, vocab_size, (1, length), generator=generator) for length in (17, 23, 31)
+        torch.randint(0, vocab_size, (1, length), generator=generator)
+        for length in (17, 23, 31)
     ]
 
 

@@ -120,7 +120,8 @@ def test_read_samples_refuses_unusable_files(
 
 def test_read_samples_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--calib-file .*none.txt: cannot be read \(No such file or directory\)"
+        UsageError,
+        match=r"--calib-file .*none.txt: cannot be read \(No such file or directory\)",
     ):
         read_samples(tmp_path / "none.txt")
 

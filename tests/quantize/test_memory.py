@@ -28,11 +28,20 @@ def test_quantize_takes_less_than_three_times_the_model(tmp_path: Path) -> None:
         "--quant",
         "fp8",
     ]
-    command += ["--kv-cache-dtype", "fp8", "--calib-size", "8", "--output-dir", str(tmp_path / "q")]
+    command += [
+        "--kv-cache-dtype",
+        "fp8",
+        "--calib-size",
+        "8",
+        "--output-dir",
+        str(tmp_path / "q"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"peak memory ([\d.]+) MB", done.stderr)
     assert found
     assert float(found[1]) * 1e6 < 3 * size
     agreed = re.search(r"same next token ([\d.]+)%", done.stderr)
     assert agreed
-    assert float(agreed[1]) > 80  # FP8 on a real model; a wrong scale anywhere gives a few per cent
+    assert (
+        float(agreed[1]) > 80
+    )  # FP8 on a real model; a wrong scale anywhere gives a few per cent

@@ -52,7 +52,8 @@ def test_fake_quantize_scales_every_block_in_e4m3() -> None:
     for row, column in ((0, 0), (0, 16), (1, 31)):
         largest = values[row, column].abs().item()
         step = (
-            torch.tensor(largest / 6 / global_scale).to(torch.float8_e4m3fn).float() * global_scale
+            torch.tensor(largest / 6 / global_scale).to(torch.float8_e4m3fn).float()
+            * global_scale
         )
         assert got[row, column].item() == pytest.approx(
             np.sign(values[row, column].item()) * 6 * step.item(), rel=1e-6
@@ -84,4 +85,6 @@ def test_fake_quantize_keeps_dtype_and_shape(dtype: torch.dtype) -> None:
 def test_cpu_kernel_refuses_other_formats() -> None:
     nvfp4_cpu.install()
     with pytest.raises(NotImplementedError, match="quantizes to NVFP4"):
-        torch.ops.tensorrt.dynamic_block_quantize_op(torch.ones(32), 32, torch.ones(1), 4, 2, 8, 8)
+        torch.ops.tensorrt.dynamic_block_quantize_op(
+            torch.ones(32), 32, torch.ones(1), 4, 2, 8, 8
+        )

@@ -36,7 +36,9 @@ MAXIMA = {"fp8": 448.0, "nvfp4": 6 * 448.0}
 
 
 @pytest.fixture(scope="session")
-def pair(make_target: Callable[..., Path], make_drafter: Callable[..., Path]) -> tuple[Path, Path]:
+def pair(
+    make_target: Callable[..., Path], make_drafter: Callable[..., Path]
+) -> tuple[Path, Path]:
     target = make_target("qwen3")
     return target, make_drafter(target, variant="mixed", head_dim=16)
 
@@ -52,7 +54,9 @@ def quantized_pair(
         if form not in made:
             made[form] = tmp_path_factory.mktemp("pair") / form
             target, drafter = map(str, pair)
-            quantize(QuantizeConfig(target, made[form], form, drafter=drafter, calib_file=ids_file))
+            quantize(
+                QuantizeConfig(target, made[form], form, drafter=drafter, calib_file=ids_file)
+            )
         return made[form]
 
     return make
@@ -66,16 +70,23 @@ def test_drafter_loads_and_keeps_everything_else(
     drafter, original = load_drafter(directory / "drafter"), load_drafter(pair[1])
     check_finite(drafter)
     check_pair(load_target(directory), drafter)
-    assert set(drafter.formats) == {f"layers.{layer}.{name}" for layer in LAYERS for name in ALL}
+    assert set(drafter.formats) == {
+        f"layers.{layer}.{name}" for layer in LAYERS for name in ALL
+    }
     assert {row.name for row in drafter.formats.values()} == {form}
     kept = [name for name in original.tensors if not name.endswith("_proj.weight")]
     assert "fc.weight" in kept
     for name in kept:
-        np.testing.assert_array_equal(drafter.tensors[name].array(), original.tensors[name].array())
+        np.testing.assert_array_equal(
+            drafter.tensors[name].array(), original.tensors[name].array()
+        )
 
 
 def test_drafter_ignores_the_attention_in_its_config(
-    pair: tuple[Path, Path], quantized_pair: Callable[[str], Path], ids_file: Path, tmp_path: Path
+    pair: tuple[Path, Path],
+    quantized_pair: Callable[[str], Path],
+    ids_file: Path,
+    tmp_path: Path,
 ) -> None:
     """Packages that a config.json names need not be there, and the numbers are the same."""
     asking = []
@@ -83,13 +94,18 @@ def test_drafter_ignores_the_attention_in_its_config(
         asking.append(Path(shutil.copytree(source, tmp_path / role)))
         path = asking[-1] / "config.json"
         path.write_text(
-            json.dumps(json.loads(path.read_text()) | {"attn_implementation": "flash_attention_2"})
+            json.dumps(
+                json.loads(path.read_text()) | {"attn_implementation": "flash_attention_2"}
+            )
         )
     target, drafter = map(str, asking)
-    quantize(QuantizeConfig(target, tmp_path / "q", "fp8", drafter=drafter, calib_file=ids_file))
+    quantize(
+        QuantizeConfig(target, tmp_path / "q", "fp8", drafter=drafter, calib_file=ids_file)
+    )
     for folder in (".", "drafter"):
         ours, theirs = (
-            read_all_tensor_infos(made / folder) for made in (tmp_path / "q", quantized_pair("fp8"))
+            read_all_tensor_infos(made / folder)
+            for made in (tmp_path / "q", quantized_pair("fp8"))
         )
         assert ours.keys() == theirs.keys()
         for name, info in ours.items():
@@ -123,7 +139,9 @@ def test_drafter_shares_scales_of_one_input_within_a_layer(
             by_layer = []
             for layer in LAYERS:
                 linears = [f"layers.{layer}.{name}" for name in names]
-                by_layer.append({float(infos[f"{name}.{scale_name}"].array()) for name in linears})
+                by_layer.append(
+                    {float(infos[f"{name}.{scale_name}"].array()) for name in linears}
+                )
             assert [len(values) for values in by_layer] == [1] * len(LAYERS)
             # Not across layers, although the features that all of them read may be the largest.
             if scale_name == scale_names[0]:
@@ -143,16 +161,19 @@ def test_drafter_input_scales_are_those_of_drafted_blocks(
         for names in (*SHARED, ("self_attn.o_proj",), ("mlp.down_proj",)):
             want = max(seen[f"layers.{layer}.{name}"] for name in names) / MAXIMA[form]
             for name in names:
-                assert float(infos[f"layers.{layer}.{name}.input_scale"].array()) == pytest.approx(
-                    want, rel=1e-4
-                )
+                assert float(
+                    infos[f"layers.{layer}.{name}.input_scale"].array()
+                ) == pytest.approx(want, rel=1e-4)
 
 
 def largest_inputs(target_dir: Path, drafter_dir: Path) -> dict[str, float]:
     """Four blocks in each calibration sequence, with a quarter, half, three quarters and all but
     one of it before.
     """
-    target, drafter = hugging_face.load_target(target_dir), hugging_face.load_drafter(drafter_dir)
+    target, drafter = (
+        hugging_face.load_target(target_dir),
+        hugging_face.load_drafter(drafter_dir),
+    )
     seen: dict[str, float] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -167,7 +188,9 @@ def largest_inputs(target_dir: Path, drafter_dir: Path) -> dict[str, float]:
     with torch.no_grad():
         for ids in modelopt.calibration_ids(VOCAB):
             states = target(ids, output_hidden_states=True).hidden_states
-            features = torch.cat([states[layer + 1] for layer in drafter.target_layer_ids], dim=-1)
+            features = torch.cat(
+                [states[layer + 1] for layer in drafter.target_layer_ids], dim=-1
+            )
             length = ids.shape[1]
             for place in (length // 4, length // 2, 3 * length // 4):
                 block = torch.tensor([[int(ids[0, place])] + [MASK_ID] * (BLOCK - 1)])

@@ -77,10 +77,13 @@ def test_target_has_every_byte_of_modelopts_export(
     theirs = modelopt_checkpoint(model_type, form, kv_cache_dtype, **options)
     assert_same_tensors(ours, theirs)
     described = [
-        json.loads((directory / "hf_quant_config.json").read_text()) for directory in (ours, theirs)
+        json.loads((directory / "hf_quant_config.json").read_text())
+        for directory in (ours, theirs)
     ]
     assert described[0] == described[1]
-    configs = [json.loads((directory / "config.json").read_text()) for directory in (ours, theirs)]
+    configs = [
+        json.loads((directory / "config.json").read_text()) for directory in (ours, theirs)
+    ]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
 
 
@@ -105,7 +108,9 @@ def test_target_variants_are_modelopts_too(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_target_has_the_layout_of_every_format(form: str, quantized: Callable[..., Path]) -> None:
+def test_target_has_the_layout_of_every_format(
+    form: str, quantized: Callable[..., Path]
+) -> None:
     infos = read_all_tensor_infos(quantized("llama", form, "fp8", dtype="BF16"))
     for layer in range(TARGET["layers"]):
         for name, (rows, columns) in LINEARS.items():
@@ -199,7 +204,9 @@ def test_target_shares_scales_of_one_input_in_nvfp4(quantized: Callable[..., Pat
         ):
             for kind in ("weight_scale_2", "input_scale"):
                 assert (
-                    len({stored(infos[f"model.layers.{layer}.{name}.{kind}"]) for name in names})
+                    len(
+                        {stored(infos[f"model.layers.{layer}.{name}.{kind}"]) for name in names}
+                    )
                     == 1
                 )
 
@@ -212,7 +219,9 @@ def test_target_cache_scales_are_of_rotated_keys(
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(make_target("qwen3"), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        make_target("qwen3"), dtype=torch.float32
+    ).eval()
     sequences = modelopt.calibration_ids(model.config.vocab_size)
     with torch.no_grad():
         caches = [model(ids, use_cache=True).past_key_values for ids in sequences]
@@ -280,7 +289,9 @@ def test_target_ignores_the_attention_in_its_config(
     asking = Path(shutil.copytree(make_target("llama"), tmp_path / "asking"))
     path = asking / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "eager"}))
-    assert_same_tensors(quantize(config(target=str(asking))).directory, quantized("llama", "fp8"))
+    assert_same_tensors(
+        quantize(config(target=str(asking))).directory, quantized("llama", "fp8")
+    )
 
 
 def test_modelopt_advice_on_transformers_is_not_shown() -> None:
@@ -316,6 +327,10 @@ def test_quantize_reports_and_records(config: Callable[..., Any], tmp_path: Path
         assert steps[-1][0] == steps[-1][1]
     record = json.loads((report.directory / "dflash_quantize.json").read_text())
     assert record["argv"] == ["dflash-trt", "quantize"]
-    assert record["calibration"] == {"file": str(config().calib_file), "sequences": 3, "tokens": 71}
+    assert record["calibration"] == {
+        "file": str(config().calib_file),
+        "sequences": 3,
+        "tokens": 71,
+    }
     assert record["versions"]["nvidia-modelopt"].startswith("0.47")
     assert set(record["files"]) == {"config.json", "hf_quant_config.json", "model.safetensors"}

@@ -32,7 +32,8 @@ def changed_target(directory: Path, changes: dict[str, Any], dtype: str = "F32")
     tiny_target(directory, "llama", dtype=dtype)
     path = directory / "model.safetensors"
     tensors = {
-        name: np.array(info.array(), np.float32) for name, info in read_tensor_infos(path).items()
+        name: np.array(info.array(), np.float32)
+        for name, info in read_tensor_infos(path).items()
     }
     for name, value in changes.items():
         tensors[name][...] = value
@@ -79,7 +80,9 @@ def test_quantize_refuses_experts(tmp_path: Path, config: Config) -> None:
         ),
     ],
 )
-def test_quantize_refuses_wrong_options(values: dict[str, Any], words: str, config: Config) -> None:
+def test_quantize_refuses_wrong_options(
+    values: dict[str, Any], words: str, config: Config
+) -> None:
     with pytest.raises(UsageError) as caught:
         config(**values)
     assert str(caught.value).startswith(words)
@@ -174,14 +177,19 @@ def test_quantize_refuses_to_drop_cache_scales(
     configuration.
     """
     target = str(quantized("llama", "none", "fp8"))
-    with pytest.raises(CheckpointError, match=r"its KV caches are FP8, .*Add --kv-cache-dtype fp8"):
+    with pytest.raises(
+        CheckpointError, match=r"its KV caches are FP8, .*Add --kv-cache-dtype fp8"
+    ):
         pipeline.quantize(config(target=target))
     report = pipeline.quantize(config(target=target, kv_cache_dtype="fp8"))
     again, at_once = (
-        read_all_tensor_infos(path) for path in (report.directory, quantized("llama", "fp8", "fp8"))
+        read_all_tensor_infos(path)
+        for path in (report.directory, quantized("llama", "fp8", "fp8"))
     )
     assert again.keys() == at_once.keys()
-    assert all(np.array_equal(info.array(), at_once[name].array()) for name, info in again.items())
+    assert all(
+        np.array_equal(info.array(), at_once[name].array()) for name, info in again.items()
+    )
     shutil.rmtree(report.directory)
 
 
@@ -233,9 +241,12 @@ def test_quantize_refuses_an_input_that_is_always_zero(
 
 
 def test_quantize_refuses_activations_that_overflow_f16(config: Config, tmp_path: Path) -> None:
-    hot = changed_target(tmp_path / "hot", {"model.layers.1.mlp.up_proj.weight": 60000.0}, "F16")
+    hot = changed_target(
+        tmp_path / "hot", {"model.layers.1.mlp.up_proj.weight": 60000.0}, "F16"
+    )
     with pytest.raises(
-        QuantizeError, match=r"model.layers.1: the values in it are not finite .*convert it to BF16"
+        QuantizeError,
+        match=r"model.layers.1: the values in it are not finite .*convert it to BF16",
     ):
         pipeline.quantize(config(target=hot))
 
@@ -262,7 +273,9 @@ def test_quantize_leaves_nothing_after_an_interrupt(config: Config) -> None:
         pipeline.quantize(config(), progress=interrupt)
 
 
-def test_quantize_refuses_too_little_disk(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantize_refuses_too_little_disk(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
@@ -280,7 +293,8 @@ class TestOverwrite:
 
     def test_overwrite_is_needed(self, config: Config, old: Path) -> None:
         with pytest.raises(
-            UsageError, match="is not empty; give another, or --overwrite to replace a checkpoint"
+            UsageError,
+            match="is not empty; give another, or --overwrite to replace a checkpoint",
         ):
             pipeline.quantize(config(output_dir=old))
 

@@ -25,7 +25,9 @@ def infos(tmp_path: Path) -> dict[str, TensorInfo]:
     """Tensors of four kinds, from a checkpoint and from memory."""
     random = np.random.default_rng(0)
     write_safetensors(
-        tmp_path / "source.safetensors", {"a": random.random((3, 5)), "b": random.random(7)}, "BF16"
+        tmp_path / "source.safetensors",
+        {"a": random.random((3, 5)), "b": random.random(7)},
+        "BF16",
     )
     packed = {
         "codes": torch.arange(33, dtype=torch.uint8).reshape(3, 11),
@@ -38,7 +40,9 @@ def infos(tmp_path: Path) -> dict[str, TensorInfo]:
     ).add(packed)
 
 
-def test_write_tensors_keeps_bytes_and_shapes(infos: dict[str, TensorInfo], tmp_path: Path) -> None:
+def test_write_tensors_keeps_bytes_and_shapes(
+    infos: dict[str, TensorInfo], tmp_path: Path
+) -> None:
     steps: list[tuple[str, int, int]] = []
     (tmp_path / "out").mkdir()
     write_tensors(tmp_path / "out", infos, lambda *step: steps.append(step))

@@ -35,7 +35,11 @@ class FakeDriver:
     """`calls[name]` counts the calls; `to_host` has the size of every copy to the host."""
 
     def __init__(
-        self, *, eager: bool = False, capability: tuple[int, int] = (12, 0), memory: int = 1 << 30
+        self,
+        *,
+        eager: bool = False,
+        capability: tuple[int, int] = (12, 0),
+        memory: int = 1 << 30,
     ) -> None:
         self.eager = eager
         self.calls: Counter[str] = Counter()
@@ -231,7 +235,9 @@ class FakeDriver:
     cuStreamDestroy = cuEventDestroy = cuGraphDestroy = cuGraphExecDestroy = _forget  # noqa: N815
 
 
-def array_at(driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def array_at(
+    driver: FakeDriver, address: int, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
     """Return the array that a kernel would see at a device address; fail without such memory."""
     element = np.dtype(ml_dtypes.float8_e4m3fn if dtype == FP8 else dtype)
     nbytes = int(np.prod(shape)) * element.itemsize

@@ -30,7 +30,13 @@ from trtllm_dflash.runtime.sessions.base import SlotSampling
 from trtllm_dflash.runtime.sessions.trt import TrtSession
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+SAMPLED: dict[str, Any] = {
+    "temperature": 0.9,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "seed": 3,
+}
 GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 
@@ -72,7 +78,9 @@ def open_gpu(
         monkeypatch.setattr(cuda_driver, "_bindings", lambda: driver)
         monkeypatch.setattr(trt_engine, "trt", trt)
         config = EngineConfig.load(source)
-        io_tensors = tuple(p for p in config.io if not (with_plugins and p.name == "kv_positions"))
+        io_tensors = tuple(
+            p for p in config.io if not (with_plugins and p.name == "kv_positions")
+        )
         if fp8_caches:
             (tmp_path / "engine" / "fp8_caches").touch()
             io_tensors = fake_trt.with_fp8_caches(io_tensors)

@@ -24,7 +24,9 @@ from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
 POISON = -7
 
 
-def fake_config(*, block_size: int = 4, draft_len: int | None = None, **sizes: int) -> EngineConfig:
+def fake_config(
+    *, block_size: int = 4, draft_len: int | None = None, **sizes: int
+) -> EngineConfig:
     """Return an engine configuration for the fake; sizes are pairwise different."""
     chosen = {
         "max_batch_size": 3,
@@ -63,7 +65,9 @@ class FakeSession:
     Its steps are done at once, as a device would do them, and their results wait to be collected.
     """
 
-    def __init__(self, config: EngineConfig, *, accuracy: float = 0.7, lookahead: int = 0) -> None:
+    def __init__(
+        self, config: EngineConfig, *, accuracy: float = 0.7, lookahead: int = 0
+    ) -> None:
         self.config = config
         self.accuracy = accuracy
         self.lookahead = lookahead

@@ -43,7 +43,9 @@ class Run(NamedTuple):
 class FakeTrt:
     """Stands for the module tensorrt_rtx; names that it lacks are the real one's."""
 
-    def __init__(self, driver: FakeDriver, *, capturable: bool = True, invalid: int = 0) -> None:
+    def __init__(
+        self, driver: FakeDriver, *, capturable: bool = True, invalid: int = 0
+    ) -> None:
         """`capturable`: what contexts say of themselves. `invalid`: no engine can be loaded, for
         these reasons.
         """
@@ -180,7 +182,9 @@ class FakeContext:
         if not self._scratch or (captured and not (self._settled and self._module.capturable)):
             return self._refuse("memory would have to be allocated now")
         self._settled = True
-        run = Run(self._number, self._profile, dict(self._shapes), dict(self._addresses), captured)
+        run = Run(
+            self._number, self._profile, dict(self._shapes), dict(self._addresses), captured
+        )
         self._module.runs.append(run)
         self._driver.put(partial(self._execute, run))
         return True
@@ -195,14 +199,18 @@ class FakeContext:
         arrays = dict(self._engine.hidden)
         array_at(self._driver, self._scratch, (SCRATCH_BYTES,), "uint8")[:] = GARBAGE
         for tensor in self._engine.io:
-            shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+            shape = tuple(
+                sizes[size] if isinstance(size, str) else size for size in tensor.shape
+            )
             array = arrays[tensor.name] = array_at(
                 self._driver, run.addresses[tensor.name], shape, tensor.dtype
             )
             if tensor.direction == "output" and not tensor.aliases:
                 array.view("uint8")[:] = GARBAGE
         packed = {
-            tensor.name: arrays[tensor.name] for tensor in self._engine.io if tensor.dtype == FP8
+            tensor.name: arrays[tensor.name]
+            for tensor in self._engine.io
+            if tensor.dtype == FP8
         }
         # By address, since they alias.
         dequantized = {array.ctypes.data: array.astype(np.float32) for array in packed.values()}
@@ -210,7 +218,9 @@ class FakeContext:
         outputs = {tensor.name for tensor in self._engine.io if tensor.direction == "output"}
         for name, array in arrays.items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
-            bind = binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
+            bind = (
+                binding.bind_ortvalue_output if name in outputs else binding.bind_ortvalue_input
+            )
             bind(name, value)
         self._engine.session.run_with_iobinding(binding)
         for name, array in packed.items():
@@ -222,7 +232,8 @@ class FakeContext:
 def with_fp8_caches(io_tensors: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
     """Return the inputs and outputs of a GPU's engine whose target has FP8 caches."""
     return tuple(
-        replace(tensor, dtype=FP8) if tensor.cache == "target" else tensor for tensor in io_tensors
+        replace(tensor, dtype=FP8) if tensor.cache == "target" else tensor
+        for tensor in io_tensors
     )
 
 

@@ -26,7 +26,11 @@ def requests_of(draw: Any, config: Any) -> Any:
         "stop_token_ids": draw(st.lists(st.integers(0, 22), max_size=2)),
     }
     prompt = draw(st.lists(st.integers(0, 22), min_size=1, max_size=38))
-    return prompt, options, make_requests([prompt], SamplingParams.from_options(options), config)[0]
+    return (
+        prompt,
+        options,
+        make_requests([prompt], SamplingParams.from_options(options), config)[0],
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -66,7 +70,9 @@ def test_batched_tokens_equal_tokens_alone(
                 assert token_ids
                 got[sequence] += token_ids
             held = [
-                sequence.slot for sequence in scheduler.in_slots if sequence.finish_reason is None
+                sequence.slot
+                for sequence in scheduler.in_slots
+                if sequence.finish_reason is None
             ]
             assert len(held) == len(set(held)), "two sequences in one slot"
     for sequence, (prompt, options, _) in zip(sequences, chosen, strict=True):

@@ -163,7 +163,8 @@ def test_streams_may_not_interleave(fake_engine: EngineFactory) -> None:
     first, second = engine.stream([[1]]), engine.stream([[2]])
     next(first)
     with pytest.raises(
-        EngineError, match=r"in the middle of another stream.*Exhaust or close that stream first"
+        EngineError,
+        match=r"in the middle of another stream.*Exhaust or close that stream first",
     ):
         next(second)
     first.close()
@@ -176,7 +177,8 @@ def test_leaving_a_with_block_closes_the_stream(fake_engine: EngineFactory) -> N
         next(stream)
     assert engine.generate([[2]])
     with pytest.raises(
-        EngineError, match=r"closed with 0 of 2 answers complete. Take those from its `finished`"
+        EngineError,
+        match=r"closed with 0 of 2 answers complete. Take those from its `finished`",
     ):
         stream.generations()
 

@@ -88,7 +88,8 @@ def test_full_queue_refuses_and_recovers(fake_engine: Callable[..., Engine]) -> 
         for caller in callers[1:3]:
             server.submit([3], on_event=caller)
         with pytest.raises(
-            BusyError, match=r"2 requests are waiting for this engine's 1 slots.*Try again later"
+            BusyError,
+            match=r"2 requests are waiting for this engine's 1 slots.*Try again later",
         ):
             server.submit([3], on_event=callers[3])
         gate.let()
@@ -191,9 +192,13 @@ def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
     assert whole.text.find(word) == 20
     with text_engine.serve() as server:
         caller, special = Caller(), Caller()
-        server.submit("ab", on_event=caller, stop_words=[word], max_tokens=60, stop_token_ids=[])
+        server.submit(
+            "ab", on_event=caller, stop_words=[word], max_tokens=60, stop_token_ids=[]
+        )
         end = caller.wait()
-        server.submit("ab", on_event=special, stop_words=["</s>"], max_tokens=60, stop_token_ids=[])
+        server.submit(
+            "ab", on_event=special, stop_words=["</s>"], max_tokens=60, stop_token_ids=[]
+        )
         special.wait()
         with pytest.raises(
             UsageError, match="stop_words holds '', expected texts that are not empty"
@@ -234,7 +239,10 @@ def test_tokens_after_a_stop_word_are_not_accepted(tmp_path: Path, lookahead: in
         == by_token.num_accepted_draft_tokens
         == until - 1 - by_token.steps
     )
-    assert (by_word.num_draft_tokens, by_word.steps) == (by_token.num_draft_tokens, by_token.steps)
+    assert (by_word.num_draft_tokens, by_word.steps) == (
+        by_token.num_draft_tokens,
+        by_token.steps,
+    )
 
 
 @pytest.mark.parametrize(

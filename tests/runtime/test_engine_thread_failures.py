@@ -89,7 +89,9 @@ def test_failed_engine_thread_says_why(
         caller = Caller()
         server.submit([3], on_event=caller)
         assert caller.done.wait(WAIT)
-        assert "the engine thread failed: ZeroDivisionError: integer division" in str(caller.end)
+        assert "the engine thread failed: ZeroDivisionError: integer division" in str(
+            caller.end
+        )
         server._thread.join(WAIT)
         with pytest.raises(
             EngineError,
@@ -134,7 +136,9 @@ def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
-def test_closing_may_let_requests_end(fake_engine: Callable[..., Engine], lookahead: int) -> None:
+def test_closing_may_let_requests_end(
+    fake_engine: Callable[..., Engine], lookahead: int
+) -> None:
     engine = fake_engine(max_batch_size=1, lookahead=lookahead)
     server = engine.serve()
     callers = [Caller() for _ in range(4)]

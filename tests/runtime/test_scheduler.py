@@ -19,14 +19,20 @@ from trtllm_dflash.runtime.scheduler import Step
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]
 NO_STOP: dict[str, Any] = {"stop_token_ids": []}
-SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 11}
+SAMPLED: dict[str, Any] = {
+    "temperature": 0.8,
+    "top_k": 9,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "seed": 11,
+}
 
 
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
     """Return the fake target's tokens after `prompt`, one at a time, with the call's uniforms."""
-    request = make_requests([prompt], SamplingParams(max_tokens=count, **sampling), engine.config)[
-        0
-    ]
+    request = make_requests(
+        [prompt], SamplingParams(max_tokens=count, **sampling), engine.config
+    )[0]
     own = request.sampling
     return plain_tokens(engine._session, prompt, count, own)
 
@@ -54,7 +60,9 @@ def test_tokens_are_the_targets_own(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    prompts=st.lists(st.lists(st.integers(0, 22), min_size=1, max_size=30), min_size=1, max_size=9),
+    prompts=st.lists(
+        st.lists(st.integers(0, 22), min_size=1, max_size=30), min_size=1, max_size=9
+    ),
     slots=st.integers(1, 4),
     chunk=st.integers(4, 9),
     block_size=st.integers(1, 4),
@@ -96,14 +104,17 @@ def test_tokens_do_not_depend_on_draft_len(
 ) -> None:
     engine = fake_engine(block_size=6, draft_len=2)
     answers = [
-        engine.generate(PROMPTS, max_tokens=30, draft_len=n, **sampling) for n in (None, 0, 1, 3, 5)
+        engine.generate(PROMPTS, max_tokens=30, draft_len=n, **sampling)
+        for n in (None, 0, 1, 3, 5)
     ]
     assert all(
         [a.token_ids for a in answer] == [a.token_ids for a in answers[0]] for answer in answers
     )
 
 
-def test_draft_len_sets_the_width_of_generation_steps(fake_engine: Callable[..., Engine]) -> None:
+def test_draft_len_sets_the_width_of_generation_steps(
+    fake_engine: Callable[..., Engine],
+) -> None:
     for options, width in [
         ({}, 3),
         ({"draft_len": 4}, 5),
@@ -126,13 +137,19 @@ def test_a_schedule_sets_the_width_by_batch(
     """
     for schedule in ({1: 5, 2: 1, 3: 3}, {1: 0, 3: 5}, {2: 4}, {3: 0}):
         engine = fake_engine(block_size=6, max_batch_size=3, lookahead=lookahead)
-        answers = engine.generate(PROMPTS, max_tokens=30, draft_len_schedule=schedule, **sampling)
+        answers = engine.generate(
+            PROMPTS, max_tokens=30, draft_len_schedule=schedule, **sampling
+        )
         for answer, prompt in zip(answers, PROMPTS, strict=True):
             alone = engine.generate([prompt], max_tokens=30, draft=False, **sampling)[0]
             assert answer.token_ids == alone.token_ids
-        engine = fake_engine(block_size=6, max_batch_size=3, max_num_tokens=40, lookahead=lookahead)
+        engine = fake_engine(
+            block_size=6, max_batch_size=3, max_num_tokens=40, lookahead=lookahead
+        )
         prompts = [[3] * 11, [4] * 12, [5] * 13]  # of widths that no generation step has
-        engine.generate(prompts, max_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP)
+        engine.generate(
+            prompts, max_tokens=30, draft_len_schedule=schedule, **sampling, **NO_STOP
+        )
         widths = {(batch, width) for _, batch, width in engine._session.steps if width < 11}
         rows = dict(sorted(schedule.items()))
         expected_widths = {
@@ -145,7 +162,9 @@ def test_a_schedule_sets_the_width_by_batch(
 def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=3)
     steps: list[Step] = []
-    with engine.stream(PROMPTS, slots=2, on_step=steps.append, max_tokens=12, **NO_STOP) as stream:
+    with engine.stream(
+        PROMPTS, slots=2, on_step=steps.append, max_tokens=12, **NO_STOP
+    ) as stream:
         answers = stream.generations()
     assert max(batch for _, batch, _ in engine._session.steps) == 2
     assert [a.token_ids for a in answers] == [
@@ -212,20 +231,27 @@ def test_stop_token_as_first_token_needs_no_decode_step(
     engine = fake_engine()
     stop = expected(engine, [3, 4, 5], 1)
     (answer,) = engine.generate([[3, 4, 5]], stop_token_ids=stop)
-    assert (answer.token_ids, answer.acceptance_lengths, answer.finish_reason) == (stop, [], "stop")
+    assert (answer.token_ids, answer.acceptance_lengths, answer.finish_reason) == (
+        stop,
+        [],
+        "stop",
+    )
     assert answer.acceptance_length == 0.0
 
 
 def test_the_models_own_stop_tokens_are_the_default(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
     own, given, none = (
-        engine.generate(PROMPTS, max_tokens=60, stop_token_ids=stops) for stops in (None, [2], [])
+        engine.generate(PROMPTS, max_tokens=60, stop_token_ids=stops)
+        for stops in (None, [2], [])
     )
     assert [answer.token_ids for answer in own] == [answer.token_ids for answer in given]
     ended = [answer for answer in own if answer.finish_reason == "stop"]
     assert ended
     assert all(answer.token_ids[-1] == 2 for answer in ended)
-    assert {(len(answer.token_ids), answer.finish_reason) for answer in none} == {(60, "length")}
+    assert {(len(answer.token_ids), answer.finish_reason) for answer in none} == {
+        (60, "length")
+    }
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -292,7 +318,9 @@ def test_discarded_step_does_not_show(fake_engine: Callable[..., Engine]) -> Non
     ]
     assert len(engine._session.steps) > len(in_step._session.steps)
     assert streams[0].timings.decode_steps == streams[1].timings.decode_steps
-    assert streams[0].timings.generated_tokens == sum(len(answer.token_ids) - 1 for answer in ahead)
+    assert streams[0].timings.generated_tokens == sum(
+        len(answer.token_ids) - 1 for answer in ahead
+    )
 
 
 def test_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Engine]) -> None:
@@ -309,7 +337,9 @@ def test_closed_stream_leaves_nothing_to_the_next(fake_engine: Callable[..., Eng
 def test_an_answer_goes_on_as_it_would_have(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine()
     (whole,) = engine.generate([[3, 4]], max_tokens=20, **SAMPLED, **NO_STOP)
-    (rest,) = engine.generate([[3, 4, *whole.token_ids[:8]]], max_tokens=12, **SAMPLED, **NO_STOP)
+    (rest,) = engine.generate(
+        [[3, 4, *whole.token_ids[:8]]], max_tokens=12, **SAMPLED, **NO_STOP
+    )
     assert rest.token_ids == whole.token_ids[8:]
 
 

@@ -112,7 +112,9 @@ def test_backend_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monke
         open_session(tmp_path, replace(fake_config(), backend="tensorrt_rtx", gpu_arch="sm120"))
 
 
-def test_any_gpu_switch_tries_another_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_gpu_switch_tries_another_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DFLASH_ANY_GPU=1 opens the session on whatever GPU there is; without a GPU it changes
     nothing.
     """
@@ -220,5 +222,7 @@ def test_sampling_option_unknown_to_the_engine_is_refused() -> None:
     config = fake_config()
     earlier = replace(config, io=config.io[1:])
     assert make_requests([[1]], SamplingParams(), earlier)
-    with pytest.raises(UsageError, match=r"temperature is 0\.5, and this engine was built by a"):
+    with pytest.raises(
+        UsageError, match=r"temperature is 0\.5, and this engine was built by a"
+    ):
         make_requests([[1]], SamplingParams(temperature=0.5), earlier)

@@ -33,7 +33,9 @@ def pushed(
 
 def before_first(text: str, stop_words: Sequence[str]) -> str:
     return text[
-        : min([place for word in stop_words if (place := text.find(word)) >= 0], default=len(text))
+        : min(
+            [place for word in stop_words if (place := text.find(word)) >= 0], default=len(text)
+        )
     ]
 
 
@@ -52,7 +54,8 @@ def test_text_ends_before_the_first_stop_word(
     assert all("\ufffd" not in piece for piece in pieces)
     shown = as_text(tokens)
     first_complete = next(
-        (end for end in range(len(text) + 1) if any(w in text[:end] for w in stop_words)), len(text)
+        (end for end in range(len(text) + 1) if any(w in text[:end] for w in stop_words)),
+        len(text),
     )
     assert shown == text[:first_complete]
     assert "".join(pieces) == before_first(shown, stop_words)

@@ -148,7 +148,9 @@ SHOW_NOTHING = [
         max_size=12,
     )
 )
-def test_tokens_that_show_nothing_change_nothing(byte_fallback: Tokenizer, ids: list[int]) -> None:
+def test_tokens_that_show_nothing_change_nothing(
+    byte_fallback: Tokenizer, ids: list[int]
+) -> None:
     stream = IncrementalDetokenizer(byte_fallback.decode)
     pieces = [stream.push([token]) for token in ids]
     assert "".join(pieces) + stream.finish() == byte_fallback.decode(ids)

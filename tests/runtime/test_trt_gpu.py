@@ -27,7 +27,13 @@ from trtllm_dflash.runtime.env import ANY_GPU, CUDA_GRAPH, env_flag
 from trtllm_dflash.runtime.sessions.base import SlotSampling
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(20, 50)), [96, 96, 3]]
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+SAMPLED: dict[str, Any] = {
+    "temperature": 0.9,
+    "top_k": 20,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "seed": 3,
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +75,10 @@ def build(
             sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8}
             build_engine(
                 BuildConfig(
-                    str(target), output, drafter=str(drafter), **({"arch": arch} | sizes | options)
+                    str(target),
+                    output,
+                    drafter=str(drafter),
+                    **({"arch": arch} | sizes | options),
                 )
             )
         return made[key]

@@ -65,7 +65,9 @@ class TestMisuse:
 class TestFailures:
     """Failures of the driver and of TensorRT are EngineErrors that say what to do."""
 
-    def test_no_driver(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_driver(
+        self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def missing(*_: Any) -> None:
             raise RuntimeError("libcuda.so.1 is not here")
 
@@ -73,7 +75,9 @@ class TestFailures:
         with pytest.raises(EngineError, match=r"NVIDIA driver .*\(libcuda.*doctor"):
             open_gpu()
 
-    def test_no_gpu(self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_gpu(
+        self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         status = real.CUresult.CUDA_ERROR_NO_DEVICE
         monkeypatch.setattr(FakeDriver, "cuInit", lambda *_: (status,))
         with pytest.raises(
@@ -103,14 +107,17 @@ class TestFailures:
     def test_engine_of_another_version(self, open_gpu: Callable[..., Gpu]) -> None:
         reasons = trt_engine.trt.EngineInvalidityDiagnostics
         with pytest.raises(
-            EngineError, match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0"
+            EngineError,
+            match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0",
         ):
             open_gpu(invalid=int(reasons.VERSION_MISMATCH.value))
 
     def test_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()
         gpu.driver.fail["cuEventSynchronize"] = real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
-        words = r"cuEventSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700.*A kernel is at fault"
+        words = (
+            r"cuEventSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS \(700.*A kernel is at fault"
+        )
         with pytest.raises(EngineError, match=words):
             gpu.engine.generate([[3]])
 

@@ -48,7 +48,9 @@ def test_tokens_are_the_cpu_sessions(
     )
     for draft_len in (0, 1):
         narrow = options | {"draft_len": draft_len}
-        assert tokens_of(gpu.engine, PROMPTS[:4], **narrow) == tokens_of(cpu, PROMPTS[:4], **narrow)
+        assert tokens_of(gpu.engine, PROMPTS[:4], **narrow) == tokens_of(
+            cpu, PROMPTS[:4], **narrow
+        )
 
 
 @pytest.mark.parametrize("with_plugins", [True, False], ids=["plugins", "bodies"])
@@ -63,7 +65,8 @@ def test_rings(open_gpu: Callable[..., Gpu], ring_engine: Path, with_plugins: bo
     )
     prompts = [[*range(40, 90)] * 3, *PROMPTS[:2]]
     answers = [
-        engine.generate(prompts, max_tokens=150, stop_token_ids=[]) for engine in (gpu.engine, cpu)
+        engine.generate(prompts, max_tokens=150, stop_token_ids=[])
+        for engine in (gpu.engine, cpu)
     ]
     for ours, theirs in zip(*answers, strict=True):
         assert ours.token_ids == theirs.token_ids
@@ -165,7 +168,10 @@ def test_capture_can_be_switched_off(
     monkeypatch.setenv("DFLASH_CUDA_GRAPH", "0")
     plain = open_gpu()
     assert tokens_of(plain.engine, PROMPTS[:4], **SAMPLED) == tokens
-    assert (captured.driver.calls["cuGraphLaunch"] > 0, plain.driver.calls["cuGraphLaunch"]) == (
+    assert (
+        captured.driver.calls["cuGraphLaunch"] > 0,
+        plain.driver.calls["cuGraphLaunch"],
+    ) == (
         True,
         0,
     )
@@ -224,7 +230,9 @@ def test_step_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:
 
 
 @pytest.mark.parametrize("route", [(2, 0), (2, 1, 0)], ids=["once", "twice"])
-def test_moved_slot_goes_on_as_before(open_gpu: Callable[..., Gpu], route: tuple[int, ...]) -> None:
+def test_moved_slot_goes_on_as_before(
+    open_gpu: Callable[..., Gpu], route: tuple[int, ...]
+) -> None:
     tokens = []
     sampling = SlotSampling(
         temperature=0.9,

@@ -121,7 +121,9 @@ class Client:
     def metrics_by_instance(self, model: str, name: str) -> dict[str, float]:
         """Read one metric of every instance of a model."""
         return {
-            instance: value for found, instance, value in self._metric_rows(model) if found == name
+            instance: value
+            for found, instance, value in self._metric_rows(model)
+            if found == name
         }
 
     def _metric_rows(self, model: str) -> list[tuple[str, str, float]]:

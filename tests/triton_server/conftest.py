@@ -98,7 +98,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     def make(repository: Path, **options: Any) -> Any:
         arguments = ("--model-control-mode=explicit", "--load-model=tiny")
         started.append(
-            local_server.LocalServer(repository, tmp_path / "log", arguments=arguments, **options)
+            local_server.LocalServer(
+                repository, tmp_path / "log", arguments=arguments, **options
+            )
         )
         started[-1].wait_until_ready()
         return started[-1]

@@ -148,7 +148,8 @@ def test_export_overwrites_only_its_own_models(tiny_engine: Path, tmp_path: Path
     assert again.exit_code == 2
     assert "dflash exists. Give another --name or --output-dir, or --overwrite" in again.stderr
     assert (
-        run(tiny_engine, "--output-dir", tmp_path, "--overwrite", "--instances", "3").exit_code == 0
+        run(tiny_engine, "--output-dir", tmp_path, "--overwrite", "--instances", "3").exit_code
+        == 0
     )
     assert "count: 3" in (tmp_path / "dflash" / "config.pbtxt").read_text()
     (tmp_path / "mine" / "1").mkdir(parents=True)
@@ -181,7 +182,8 @@ def test_export_refuses_wrong_options(
 def test_export_for_the_cpu_refuses_a_gpu_engine(tiny_engine: Path) -> None:
     config = replace(EngineConfig.load(tiny_engine), gpu_arch="sm120")
     with pytest.raises(
-        UsageError, match="--cpu is for engines built with --arch cpu, and this one is for sm120"
+        UsageError,
+        match="--cpu is for engines built with --arch cpu, and this one is for sm120",
     ):
         check_options(TritonExportConfig(tiny_engine, Path("models"), cpu=True), config)
 
@@ -190,7 +192,10 @@ def test_export_needs_an_engine_and_a_tokenizer(
     tiny_engine: Path, make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
     nothing = run(tmp_path, "--output-dir", tmp_path / "models")
-    assert (nothing.exit_code, "no config.json, so this is not an engine" in nothing.stderr) == (
+    assert (
+        nothing.exit_code,
+        "no config.json, so this is not an engine" in nothing.stderr,
+    ) == (
         1,
         True,
     )

@@ -52,7 +52,9 @@ def test_disconnected_clients_leave_the_queue(client: Client) -> None:
     before = client.settled_metrics("tiny")
     with contextlib.ExitStack() as streams:
         for _ in range(SLOTS):
-            next(streams.enter_context(client.open_stream("tiny", **LONG | {"max_tokens": 1900})))
+            next(
+                streams.enter_context(client.open_stream("tiny", **LONG | {"max_tokens": 1900}))
+            )
         for _ in range(4):
             streams.enter_context(client.sent("tiny", **LONG))
         wait_for(lambda: client.metrics("tiny")[waiting] == 4)
@@ -65,17 +67,27 @@ def test_full_queue_refuses(client: Client) -> None:
     assert client.load("narrow").status == 200
     with ThreadPoolExecutor() as pool, contextlib.ExitStack() as streams:
         for _ in range(SLOTS):
-            next(streams.enter_context(client.open_stream("narrow", **LONG | {"max_tokens": 1900})))
+            next(
+                streams.enter_context(
+                    client.open_stream("narrow", **LONG | {"max_tokens": 1900})
+                )
+            )
         futures = [
-            pool.submit(client.generate, "narrow", text_input="ab", max_tokens=2) for _ in range(6)
+            pool.submit(client.generate, "narrow", text_input="ab", max_tokens=2)
+            for _ in range(6)
         ]
-        wait_for(lambda: sum(future.done() for future in futures) == len(futures) - NARROW_QUEUE)
+        wait_for(
+            lambda: sum(future.done() for future in futures) == len(futures) - NARROW_QUEUE
+        )
         refused = [future.result() for future in futures if future.done()]
         streams.close()
         served = [reply for future in futures if (reply := future.result()) not in refused]
     for reply in refused:
         assert reply.status != 200
-        assert f"{NARROW_QUEUE} requests are waiting for this engine's {SLOTS} slots" in reply.error
+        assert (
+            f"{NARROW_QUEUE} requests are waiting for this engine's {SLOTS} slots"
+            in reply.error
+        )
     assert [(reply.status, reply.error) for reply in served] == [(200, "")] * NARROW_QUEUE
     client.unload("narrow")
 
@@ -125,7 +137,9 @@ class TritonPythonModel(Model):
 """
 
 
-def test_failing_step_ends_its_streams(client: Client, repository: Path, long_text: str) -> None:
+def test_failing_step_ends_its_streams(
+    client: Client, repository: Path, long_text: str
+) -> None:
     """An error, in our words, after part of the text; and the next request is served."""
     model = shutil.copytree(repository / "tiny", repository / "breaking")
     (model / "config.pbtxt").write_text(
@@ -248,7 +262,10 @@ def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future
 
     def stream() -> Shown:
         responses: list[dict[str, Any]] = []
-        with contextlib.suppress(OSError, ValueError), client.open_stream(model, **LONG) as coming:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            client.open_stream(model, **LONG) as coming,
+        ):
             for response in coming:
                 responses.append(response)
                 if len(responses) == 1:

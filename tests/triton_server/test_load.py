@@ -38,9 +38,10 @@ def test_server_under_a_thousand_streams(client: Client, server: Any, oracle: En
         replies = list(pool.map(ask, range(REQUESTS)))
     for kind, reply in zip(work, replies, strict=True):
         assert reply.status == 200
-        assert (reply.text, sum(row["num_output_tokens"] for row in reply.responses)) == expected[
-            kind
-        ]
+        assert (
+            reply.text,
+            sum(row["num_output_tokens"] for row in reply.responses),
+        ) == expected[kind]
     memory.append(resident_kb(stub))
     assert memory[-1] - memory[1] < MEMORY_KB, memory
     wait_for(
@@ -79,7 +80,9 @@ def answer_of(oracle: Engine, kind: dict[str, Any]) -> tuple[str, int]:
 
 def resident_kb(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+    return int(
+        next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
+    )
 
 
 def test_short_prompt_overtakes_a_long_one(client: Client) -> None:

@@ -14,7 +14,11 @@ from tests.runtime import tiny_tokenizer
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.triton_server.io_table import INPUTS
-from trtllm_dflash.triton_server.model import check_dlpack_roundtrip, encode_prompt, restrict_to_gpu
+from trtllm_dflash.triton_server.model import (
+    check_dlpack_roundtrip,
+    encode_prompt,
+    restrict_to_gpu,
+)
 from trtllm_dflash.triton_server.request import GenerationRequest
 
 EOS = (95,)
@@ -68,7 +72,9 @@ def test_every_input_arrives() -> None:
         "draft_len": 2,
     }
     options |= {"stop_token_ids": (95, 4, 5)}
-    assert read_all == GenerationRequest("é", True, True, True, True, True, ("x", "日"), options)
+    assert read_all == GenerationRequest(
+        "é", True, True, True, True, True, ("x", "日"), options
+    )
     assert read(text_input=b"a", ignore_eos=True, stop_token_ids=[4]).options == {
         "stop_token_ids": (4,)
     }
@@ -114,7 +120,8 @@ def test_chat_errors_are_for_clients(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         encode_prompt(read(text_input=b"ab", chat=True), picky)
     assert (
-        str(error.value) == "chat: the model's chat template refuses these messages: only in pairs"
+        str(error.value)
+        == "chat: the model's chat template refuses these messages: only in pairs"
     )
 
 
@@ -154,7 +161,9 @@ def test_server_that_corrupts_tensors_is_refused() -> None:
     """As the real 24.10 does with NumPy 2.4.6 (seen: [1, 1, 1] for [1, 2, 3], of requests and of
     this probe alike).
     """
-    check_dlpack_roundtrip(backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule))))
+    check_dlpack_roundtrip(
+        backend_that_reads(lambda capsule: np.from_dlpack(Exported(capsule)))
+    )
     with pytest.raises(
         EngineError,
         match=r"passes \[1.0, 1.0, 1.0\] for \[1.0, 2.0, 3.0\]: it does not work with",
@@ -186,7 +195,8 @@ def test_input_names_are_those_of_the_frontend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "device", "shown"), [(None, 1, "1"), ("", 0, "0"), ("4,6", 1, "6"), ("3", 0, "3")]
+    ("visible", "device", "shown"),
+    [(None, 1, "1"), ("", 0, "0"), ("4,6", 1, "6"), ("3", 0, "3")],
 )
 def test_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}

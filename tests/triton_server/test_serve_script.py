@@ -22,13 +22,16 @@ from trtllm_dflash.triton_server.export import export
 SCRIPT = local_server.ROOT / "examples" / "triton" / "serve.py"
 
 pytestmark = pytest.mark.skipif(
-    not (REQUIRE_ALL or local_server.packaged_servers()), reason="no Triton server: run `make test`"
+    not (REQUIRE_ALL or local_server.packaged_servers()),
+    reason="no Triton server: run `make test`",
 )
 Serve = Callable[[tuple[int, ...]], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def serve(tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+def serve(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Serve]:
     """`serve(ports)`: the script with a repository of one model."""
     monkeypatch.setenv("DFLASH_NUM_THREADS", "1")
     export(TritonExportConfig(tiny_engine, tmp_path / "models", cpu=True))
@@ -85,7 +88,8 @@ def test_signal_stops_the_script_and_its_server(serve: Serve, number: signal.Sig
     assert second.wait(30) == 1
     assert second.stderr is not None
     assert (
-        f"port {ports[0]}: Address already in use. Stop what serves there" in second.stderr.read()
+        f"port {ports[0]}: Address already in use. Stop what serves there"
+        in second.stderr.read()
     )
     serving.send_signal(number)
     assert serving.wait(60) == 0

@@ -65,7 +65,9 @@ def test_demo_pair_equals_run(client: Client) -> None:
         client.unload("demo")
     assert whole.text == stream.text == shown.stdout.removesuffix("\n")
     assert whole.last["acceptance_rate"] > 0.2
-    assert any(ord(character) > 0xFF for character in poem.text), "nothing that could have been cut"
+    assert any(ord(character) > 0xFF for character in poem.text), (
+        "nothing that could have been cut"
+    )
     assert all("\ufffd" not in response["text_output"] for response in poem.responses[:-1])
 
 
@@ -90,10 +92,13 @@ def test_inputs_have_their_effects(client: Client, oracle: Engine) -> None:
     for change in ({}, {"seed": 4}, {"top_k": 2}, {"top_p": 0.2}, {"temperature": 0.4}):
         options = sampled | change
         assert (
-            text_of(**options) == answer(oracle, max_tokens=40, stop_token_ids=[], **options).text
+            text_of(**options)
+            == answer(oracle, max_tokens=40, stop_token_ids=[], **options).text
         )
     chat = oracle.tokenizer.encode_chat(PROMPT)  # type: ignore[union-attr]
-    assert text_of(chat=True) == oracle.generate([chat], max_tokens=40, stop_token_ids=[])[0].text
+    assert (
+        text_of(chat=True) == oracle.generate([chat], max_tokens=40, stop_token_ids=[])[0].text
+    )
 
 
 def test_draft_counts_add_up(client: Client, oracle: Engine) -> None:
@@ -101,13 +106,20 @@ def test_draft_counts_add_up(client: Client, oracle: Engine) -> None:
     expected = answer(oracle, max_tokens=30, stop_token_ids=[]).text
     off = client.generate("tiny", draft=False, **inputs)
     short = client.generate(
-        "tiny", draft_len=1, return_num_input_tokens=True, return_num_output_tokens=True, **inputs
+        "tiny",
+        draft_len=1,
+        return_num_input_tokens=True,
+        return_num_output_tokens=True,
+        **inputs,
     )
     assert off.text == short.text == expected
     assert (off.last["total_draft_tokens"], off.last["acceptance_rate"]) == (0, 0)
     alone = answer(oracle, max_tokens=30, stop_token_ids=[], draft_len=1)
     assert short.last["total_draft_tokens"] == len(alone.acceptance_lengths)
-    assert (short.last["num_input_tokens"], short.last["num_output_tokens"]) == (len(PROMPT), 30)
+    assert (short.last["num_input_tokens"], short.last["num_output_tokens"]) == (
+        len(PROMPT),
+        30,
+    )
     assert "num_input_tokens" not in off.last
 
 
@@ -128,7 +140,10 @@ def test_model_stop_tokens_end_an_answer(client: Client, oracle: Engine) -> None
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"temperature": -1.0}, "temperature is -1.0, expected 0 (greedy) or a finite positive number"),
+    (
+        {"temperature": -1.0},
+        "temperature is -1.0, expected 0 (greedy) or a finite positive number",
+    ),
     ({"top_p": 0.0}, "top_p is 0.0, expected a number above 0 and at most 1"),
     ({"top_k": -3}, "top_k is -3, expected an integer of at least 0"),
     ({"max_tokens": 0}, "max_tokens is 0, expected an integer of at least 1"),
@@ -189,7 +204,9 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
     assert len(names) == 18
     for name in names:
         for value in garbage:
-            reply = client.generate("tiny", **{"text_input": "ab", "max_tokens": 2} | {name: value})
+            reply = client.generate(
+                "tiny", **{"text_input": "ab", "max_tokens": 2} | {name: value}
+            )
             assert reply.status in (200, 400, 500), (name, value)
             if reply.status != 200 or (name, value) == (
                 "stream",
@@ -204,7 +221,14 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
                 else plain
             )
             assert reply.text == expected, (name, value)
-    for body in (b"", b"{", b"[]", b"\xff\xfe", b'{"text_input": "\\ud800"}', b'{"max_tokens": 4}'):
+    for body in (
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"text_input": "\\ud800"}',
+        b'{"max_tokens": 4}',
+    ):
         reply = client.post("/v2/models/tiny/generate", body)
         assert reply.status in (400, 500), body
         assert reply.error, body
@@ -224,7 +248,8 @@ def _config(client: Client) -> str:
 def test_metrics_add_up(client: Client) -> None:
     before = client.settled_metrics("tiny")
     replies = [
-        client.stream("tiny", text_input=PROMPT, max_tokens=20, ignore_eos=True) for _ in range(3)
+        client.stream("tiny", text_input=PROMPT, max_tokens=20, ignore_eos=True)
+        for _ in range(3)
     ]
     client.generate("tiny", text_input="")
 
@@ -233,7 +258,8 @@ def test_metrics_add_up(client: Client) -> None:
 
     wait_for(
         lambda: (
-            gained()["dflash_requests_total"] == 3 and gained()["dflash_failed_requests_total"] == 1
+            gained()["dflash_requests_total"] == 3
+            and gained()["dflash_failed_requests_total"] == 1
         )
     )
     now = gained()
@@ -279,7 +305,9 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(
             inputs = frontend | {"text_input": prompt, "stream": stream}
             requests.append({"model": "tiny", "inputs": inputs})
     results = ask_by_grpc(server, requests)
-    for prompt, pair in zip(prompts, zip(results[::2], results[1::2], strict=True), strict=True):
+    for prompt, pair in zip(
+        prompts, zip(results[::2], results[1::2], strict=True), strict=True
+    ):
         expected = answer(oracle, prompt, max_tokens=30, temperature=0.7, seed=5)
         for result in pair:
             assert result["error"] is None
@@ -287,9 +315,9 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(
                 "".join(response["text_output"] for response in result["responses"])
                 == expected.text
             )
-            assert sum(response["num_output_tokens"] for response in result["responses"]) == len(
-                expected.token_ids
-            )
+            assert sum(
+                response["num_output_tokens"] for response in result["responses"]
+            ) == len(expected.token_ids)
             assert {response["num_input_tokens"] for response in result["responses"]} == {
                 len(prompt)
             }

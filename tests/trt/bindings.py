@@ -70,7 +70,9 @@ def write_stubs(name: str, folder: Path) -> None:
     package, compiled = MODULES[name]
     libraries = stand_in_libraries(folder / "libraries" / name)
     path = os.pathsep.join(
-        filter(None, [str(libraries) if name == "tensorrt" else "", os.getenv("LD_LIBRARY_PATH")])
+        filter(
+            None, [str(libraries) if name == "tensorrt" else "", os.getenv("LD_LIBRARY_PATH")]
+        )
     )
     arguments = ["--inspect-mode", "-m", compiled, "-o", str(folder / "raw"), "-q"]
     script = (

@@ -45,8 +45,16 @@ WRONG = {
         f"{CONFIG}.num_compute_capabilities = 1",
         '"num_compute_capabilities"',
     ),
-    "type": ("tensorrt_rtx", f"{CONFIG}.num_compute_capabilities = 'one'", "Incompatible types"),
-    "strategy": ("tensorrt", f"{CONFIG}.set_memory_pool_limit(1, 2)", 'expected "MemoryPoolType"'),
+    "type": (
+        "tensorrt_rtx",
+        f"{CONFIG}.num_compute_capabilities = 'one'",
+        "Incompatible types",
+    ),
+    "strategy": (
+        "tensorrt",
+        f"{CONFIG}.set_memory_pool_limit(1, 2)",
+        'expected "MemoryPoolType"',
+    ),
 }
 
 
@@ -169,4 +177,6 @@ def test_importers_load_on_tensorrt_bindings(tmp_path: Path) -> None:
 def test_no_other_file_imports_tensorrt() -> None:
     """Everything else imports it through trt.loader."""
     files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")} - {*SHARED, PARTICULAR}
-    assert [name for name in sorted(files) if "import tensorrt" in (ROOT / name).read_text()] == []
+    assert [
+        name for name in sorted(files) if "import tensorrt" in (ROOT / name).read_text()
+    ] == []

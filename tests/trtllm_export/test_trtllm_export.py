@@ -34,10 +34,17 @@ def exported(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """
 
     def make(**options: Any) -> dict[str, Any]:
-        asked = {"target": "gpt-oss-120b", "output_dir": tmp_path / "export", "gpus": 8} | options
+        asked = {
+            "target": "gpt-oss-120b",
+            "output_dir": tmp_path / "export",
+            "gpus": 8,
+        } | options
         export(TrtllmExportConfig(**asked))
         directory = asked["output_dir"]
-        return {"dir": directory, "yaml": yaml.safe_load((directory / "trtllm.yaml").read_text())}
+        return {
+            "dir": directory,
+            "yaml": yaml.safe_load((directory / "trtllm.yaml").read_text()),
+        }
 
     return make
 
@@ -46,7 +53,9 @@ def test_export_for_one_machine(exported: Callable[..., dict[str, Any]]) -> None
     made = exported(max_batch_size=7)
     assert made["yaml"]["tensor_parallel_size"] == made["yaml"]["gpus_per_node"] == 8
     assert (
-        made["yaml"]["cuda_graph_config"]["max_batch_size"] == made["yaml"]["max_batch_size"] == 7
+        made["yaml"]["cuda_graph_config"]["max_batch_size"]
+        == made["yaml"]["max_batch_size"]
+        == 7
     )
     assert made["yaml"]["speculative_config"] == {
         "decoding_type": "DFlash",
@@ -69,9 +78,16 @@ def test_export_for_two_machines(exported: Callable[..., dict[str, Any]]) -> Non
         name: made["yaml"][name]
         for name in ("tensor_parallel_size", "gpus_per_node", "moe_expert_parallel_size")
     }
-    assert sizes == {"tensor_parallel_size": 16, "gpus_per_node": 8, "moe_expert_parallel_size": 4}
+    assert sizes == {
+        "tensor_parallel_size": 16,
+        "gpus_per_node": 8,
+        "moe_expert_parallel_size": 4,
+    }
     # TensorRT-LLM's own rule.
-    assert made["yaml"]["moe_tensor_parallel_size"] * made["yaml"]["moe_expert_parallel_size"] == 16
+    assert (
+        made["yaml"]["moe_tensor_parallel_size"] * made["yaml"]["moe_expert_parallel_size"]
+        == 16
+    )
     assert made["yaml"]["speculative_config"]["max_draft_len"] == 5
     assert made["yaml"]["speculative_config"]["attention_backend"] == "TRTLLM"
     words = (made["dir"] / "serve.sh").read_text()
@@ -201,7 +217,9 @@ def test_names_match_in_any_case_without_their_owner(
     exported: Callable[..., dict[str, Any]],
 ) -> None:
     made = exported(target="GPT-OSS-120B", drafter="gpt-oss-120b-dflash")
-    assert made["yaml"]["speculative_config"]["speculative_model"] == "z-lab/gpt-oss-120b-DFlash"
+    assert (
+        made["yaml"]["speculative_config"]["speculative_model"] == "z-lab/gpt-oss-120b-DFlash"
+    )
 
 
 def test_unpublished_sizes_are_not_compared(
@@ -237,11 +255,15 @@ def test_schema_errors_are_found() -> None:
     assert schema_errors({"tensor_parallel_size": "2"}) == [
         "TorchLlmArgs.tensor_parallel_size: '2' is no int"
     ]
-    assert schema_errors({"kv_cache_config": 1}) == ["TorchLlmArgs.kv_cache_config: not an object"]
+    assert schema_errors({"kv_cache_config": 1}) == [
+        "TorchLlmArgs.kv_cache_config: not an object"
+    ]
     (fault,) = schema_errors({"speculative_config": {"attention_backend": "FA3"}})
     assert fault.startswith("DFlashDecodingConfig.attention_backend: 'FA3' is none of")
     for table in TABLES.values():
-        assert {expected for expected in table.values() if isinstance(expected, str)} <= set(TABLES)
+        assert {expected for expected in table.values() if isinstance(expected, str)} <= set(
+            TABLES
+        )
 
 
 def test_command_lists_its_files(tmp_path: Path) -> None:
@@ -318,7 +340,9 @@ class TestExample:
             " finish_reason='stop')\n            yield types.SimpleNamespace(outputs=[output],"
             " prompt_token_ids=[1, 2])\n"
         )
-        done = self.run(exported()["dir"], "Hello", "--max-tokens", "64", modules=modules.parent)
+        done = self.run(
+            exported()["dir"], "Hello", "--max-tokens", "64", modules=modules.parent
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "an answer\n"
         assert "2 tokens in " in done.stderr

@@ -143,7 +143,9 @@ def _log_file(models: ResolvedModels) -> Iterator[Path]:
         raise
     except OSError as error:
         log.unlink()
-        raise BuildError(f"cannot write the engine {models.config.output_dir}: {error}") from error
+        raise BuildError(
+            f"cannot write the engine {models.config.output_dir}: {error}"
+        ) from error
     except BaseException:
         log.unlink()
         raise
@@ -166,7 +168,9 @@ def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path else None
 
 
-def _facts(models: ResolvedModels, result: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+def _facts(
+    models: ResolvedModels, result: dict[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
     """Return what the manifest says of how and from what the engine was built."""
     backend = BACKENDS[models.resolved.backend]
     packages = [*_GRAPH_PACKAGES, backend.package]

@@ -52,7 +52,9 @@ def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterCon
     repository = pair.drafter.repository
     found = published_drafter(repository)
     if found is None:
-        raise UsageError(f"drafter {repository}: its sizes are not published; give its directory.")
+        raise UsageError(
+            f"drafter {repository}: its sizes are not published; give its directory."
+        )
     return found
 
 

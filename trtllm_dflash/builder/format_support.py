@@ -84,9 +84,14 @@ def check_kernels(
 
 
 def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
-    sizes = {"hidden_size": hidden_size, "the experts' intermediate_size": moe.intermediate_size}
+    sizes = {
+        "hidden_size": hidden_size,
+        "the experts' intermediate_size": moe.intermediate_size,
+    }
     problems = [
-        f"{name} is {size}, no multiple of {unit}" for name, size in sizes.items() if size % unit
+        f"{name} is {size}, no multiple of {unit}"
+        for name, size in sizes.items()
+        if size % unit
     ]
     if moe.top_k > MAX_TOP_K_EXPERTS:
         problems.append(f"a token has {moe.top_k} experts, more than {MAX_TOP_K_EXPERTS}")

@@ -14,7 +14,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trtllm_dflash.builder.format_support import check_format_support, check_fp8_kv, check_kernels
+from trtllm_dflash.builder.format_support import (
+    check_format_support,
+    check_fp8_kv,
+    check_kernels,
+)
 from trtllm_dflash.builder.pair_support import (
     published_drafter,
     published_target,
@@ -118,7 +122,9 @@ class ResolvedModels:
         for model in self.checkpoints.values():
             sizes = model.bytes_by_format(size, keeps_packed=self.stays_packed(model))
             found.update({name or plain: count for name, count in sizes.items()})
-        found[plain] += self.weight_bytes - found.total()  # the draft vocabulary's rows of the head
+        found[plain] += (
+            self.weight_bytes - found.total()
+        )  # the draft vocabulary's rows of the head
         return dict(found.most_common())
 
     def stays_packed(self, model: Checkpoint[Any]) -> bool:

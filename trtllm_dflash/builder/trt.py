@@ -60,7 +60,9 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
 def _parse(model: ir.Model, job: BuildJob) -> tuple[Compiler, list[Cubin]]:
     """Return the model as TensorRT has parsed it, and its kernels."""
     weights = weights_of(model)
-    converted = [value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)]
+    converted = [
+        value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)
+    ]
     move_weights(converted, job.scratch / "converted.safetensors")
     cubins = _compile_kernels(model, job)
     return Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins}), cubins
@@ -87,7 +89,10 @@ class Compiler:
     """
 
     def __init__(
-        self, log: BuilderLog, model: ir.Model, cubins: Mapping[KernelVariant, bytes] | None = None
+        self,
+        log: BuilderLog,
+        model: ir.Model,
+        cubins: Mapping[KernelVariant, bytes] | None = None,
     ) -> None:
         self.graph: bytes = ir.to_proto(model).SerializeToString()
         self._log = log
@@ -163,7 +168,9 @@ class Compiler:
             config.add_optimization_profile(profile)
         writer = EngineWriter(file)
         with self._flavor.configure_builder(config, archs, timings):
-            built = self._builder.build_serialized_network_to_stream(self._network, config, writer)
+            built = self._builder.build_serialized_network_to_stream(
+                self._network, config, writer
+            )
         if writer.failure is not None:
             raise writer.failure
         refusals = pop_errors()  # not all of them stop TensorRT

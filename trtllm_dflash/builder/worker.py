@@ -104,7 +104,9 @@ def _check_weights(models: ResolvedModels, progress: Progress) -> list[dict[str,
         check_finite_with_progress(role, checkpoint, progress)
         paths = sorted({info.path for info in checkpoint.tensors.values()})
         entries = {path.name: file_entry(path) for path in paths}
-        sources.append({"model": role, "directory": str(checkpoint.directory), "files": entries})
+        sources.append(
+            {"model": role, "directory": str(checkpoint.directory), "files": entries}
+        )
     return sources
 
 

@@ -63,7 +63,9 @@ def run_worker(request: BuildRequest, *, log: Path, progress: Progress) -> dict[
     if "error" in final:
         raise getattr(errors, final["error"])(f"{final['text']}\nThe builder's log is {log}")
     if status != 0 or "result" not in final:
-        raise BuildError(f"{_describe_exit(status)}.\nIts log is {log}, and ends:\n{_tail(log)}")
+        raise BuildError(
+            f"{_describe_exit(status)}.\nIts log is {log}, and ends:\n{_tail(log)}"
+        )
     result: dict[str, Any] = final["result"]
     return result
 
@@ -119,5 +121,7 @@ def worker_environment() -> Iterator[dict[str, str]]:
                     (Path(folder) / name).symlink_to(library)
         if any(Path(folder).iterdir()):
             known = environment.get("LD_LIBRARY_PATH")
-            environment["LD_LIBRARY_PATH"] = folder if not known else f"{folder}{os.pathsep}{known}"
+            environment["LD_LIBRARY_PATH"] = (
+                folder if not known else f"{folder}{os.pathsep}{known}"
+            )
         yield environment

@@ -22,7 +22,9 @@ def read_group_format(group: HfReader) -> str:
     """Return the name of a group's format, found by the element types and scales it states."""
     if group.get("pre_quant_scale") is True:
         group.fail("pre_quant_scale", f"is true, which cannot be built: {AWQ}. {REQUANTIZE}")
-    weights, inputs = (read_element_type(group, name) for name in ("weights", "input_activations"))
+    weights, inputs = (
+        read_element_type(group, name) for name in ("weights", "input_activations")
+    )
     name = _BY_ELEMENT_TYPES.get((weights, inputs))
     if name is None:
         found = f"{describe_element_type(weights)} and {describe_element_type(inputs)}"
@@ -64,7 +66,9 @@ def check_group_size(reader: HfReader, fmt: WeightFormat) -> None:
     """Raise ConfigError if `group_size` is not the format's."""
     size = reader.read(int, "group_size", default=None)
     if fmt.group_size is None and size:
-        reader.fail("group_size", f"is {size}, but {fmt.algo} has one scale a tensor. {REQUANTIZE}")
+        reader.fail(
+            "group_size", f"is {size}, but {fmt.algo} has one scale a tensor. {REQUANTIZE}"
+        )
     if fmt.group_size is not None and size not in (None, fmt.group_size):
         reader.fail(
             "group_size",

@@ -51,7 +51,9 @@ def find_damage(header: Mapping[str, Any], data_start: int, file_size: int) -> s
     return _wrong_tiling(entries, data_start, file_size)
 
 
-def _wrong_offsets(name: str, entry: dict[str, Any], data_start: int, file_size: int) -> str | None:
+def _wrong_offsets(
+    name: str, entry: dict[str, Any], data_start: int, file_size: int
+) -> str | None:
     dtype = entry["dtype"]
     shape = entry["shape"]
     offsets = entry["data_offsets"]

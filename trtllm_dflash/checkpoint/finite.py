@@ -14,7 +14,9 @@ from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress
 
 
-def check_finite_with_progress(role: str, checkpoint: Checkpoint[Any], progress: Progress) -> None:
+def check_finite_with_progress(
+    role: str, checkpoint: Checkpoint[Any], progress: Progress
+) -> None:
     """Call `check_finite` for the target or the drafter (`role`), with its progress in bytes."""
     phase = f"checking the {role}"
     done = 0
@@ -48,7 +50,9 @@ def check_finite(
             index = scan.first_nonpositive(info)
         if index is None:
             continue
-        problem = f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
+        problem = (
+            f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
+        )
         if scales or info.dtype in PACKED_DTYPES:
             raise CheckpointError(
                 f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a"

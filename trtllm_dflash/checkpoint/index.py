@@ -29,7 +29,9 @@ def read_all_tensor_infos(directory: Path) -> dict[str, TensorInfo]:
         return read_tensor_infos(file_in(directory, SINGLE))
     if has_index:
         return _read_shards(directory)
-    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(
+        path.name for path in directory.iterdir() if path.suffix in _PICKLE_SUFFIXES
+    )
     if pickles:
         raise CheckpointError(
             f"{directory}: the weights are pickled ({quote(pickles[:3])}), and reading a pickle can"

@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, WeightFormat, algos_of
+from trtllm_dflash.checkpoint.formats import (
+    HF_QUANT_CONFIG,
+    Quantization,
+    WeightFormat,
+    algos_of,
+)
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, SCALES
 from trtllm_dflash.checkpoint.quant_config import read_quantization
-from trtllm_dflash.checkpoint.quantization_checks import check_foreign_formats, check_quantization
+from trtllm_dflash.checkpoint.quantization_checks import (
+    check_foreign_formats,
+    check_quantization,
+)
 from trtllm_dflash.checkpoint.quantized_tensors import (
     PACKED_DTYPES,
     Quantizable,
@@ -78,12 +86,18 @@ class Checkpoint(Generic[Config]):
     @property
     def num_parameters(self) -> int:
         """Return how many weights there are, however they are stored; scales do not count."""
-        return sum(_num_weights(info) for name, info in self.tensors.items() if not is_scale(name))
+        return sum(
+            _num_weights(info) for name, info in self.tensors.items() if not is_scale(name)
+        )
 
     @property
     def stored_as(self) -> str:
         """Return how the weights are stored, for people: "BF16", or "NVFP4 and BF16"."""
-        return f"{algos_of(self.formats.values())} and {self.dtype}" if self.formats else self.dtype
+        return (
+            f"{algos_of(self.formats.values())} and {self.dtype}"
+            if self.formats
+            else self.dtype
+        )
 
     def weight_bytes(self, bytes_per_weight: int, *, keeps_packed: bool) -> int:
         """Return the bytes of all weights in an engine.
@@ -117,7 +131,9 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     directory = find_directory(path_or_name)
     where = f"target {directory}"
     config_json = _config_json(directory)
-    quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
+    quantization = read_quantization(
+        config_json, read_json_in(directory, HF_QUANT_CONFIG), where
+    )
     config = read_target_config(
         config_json, read_json_in(directory, "generation_config.json"), where
     )
@@ -144,7 +160,9 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     refuse_unsupported_in_files((path.name for path in directory.iterdir()), where)
     config_json = _config_json(directory)
     config = DrafterConfig.from_hf(config_json, where)
-    quantization = read_quantization(config_json, read_json_in(directory, HF_QUANT_CONFIG), where)
+    quantization = read_quantization(
+        config_json, read_json_in(directory, HF_QUANT_CONFIG), where
+    )
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
     return _match_tensors(directory, where, config, infos, quantization)
@@ -161,7 +179,10 @@ def _config_json(directory: Path) -> dict[str, Any]:
 
 
 def _with_own_head(
-    config: TargetConfig, infos: Mapping[str, TensorInfo], quantization: Quantization, where: str
+    config: TargetConfig,
+    infos: Mapping[str, TensorInfo],
+    quantization: Quantization,
+    where: str,
 ) -> TargetConfig:
     """Untie a tied head that is stored quantized: it cannot be a copy of the embedding."""
     head = infos.get("lm_head.weight")
@@ -201,7 +222,9 @@ def _match_tensors(
             reason = "experts multiply their activations as they are."
             ignorable[name] = IgnoredSpec(name, reason=reason)
     expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
-    check_foreign_formats(infos.keys() - expected.keys() - quantizable.expert_tensor_names, where)
+    check_foreign_formats(
+        infos.keys() - expected.keys() - quantizable.expert_tensor_names, where
+    )
     check_quantization(infos, quantizable, quantization, where)
     allowed = {
         name: StoredSpec(tuple(resolve_shape(row, config)), row.shape)
@@ -233,7 +256,9 @@ def _refuse_mismatch(
     present = {name: stored for name, stored in (allowed | expected).items() if name in infos}
     problems = {
         "missing": [
-            f"{name} {list(stored.shape)}" for name, stored in expected.items() if name not in infos
+            f"{name} {list(stored.shape)}"
+            for name, stored in expected.items()
+            if name not in infos
         ],
         "unexpected": [
             f"{name} {list(info.shape)}" for name, info in infos.items() if name not in present

@@ -21,7 +21,9 @@ _HUB_NAME = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNO
 _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
 
 
-def find_directory(path_or_name: str | Path, *, role: Role = "target", fetch: bool = True) -> Path:
+def find_directory(
+    path_or_name: str | Path, *, role: Role = "target", fetch: bool = True
+) -> Path:
     """Return the local directory meant by a path, else a published name, else a hub name.
 
     Names are looked up in the hub's cache and, if `fetch`, fetched into it.

@@ -131,5 +131,6 @@ def nvfp4_block_scales(
 
 def _parts(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     return [
-        indices[start : start + _CHUNK_BLOCKS] for start in range(0, len(indices), _CHUNK_BLOCKS)
+        indices[start : start + _CHUNK_BLOCKS]
+        for start in range(0, len(indices), _CHUNK_BLOCKS)
     ]

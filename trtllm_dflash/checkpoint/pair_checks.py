@@ -51,7 +51,9 @@ def pair_mismatches(theirs: TargetConfig, ours: DrafterConfig) -> list[str]:
     last = theirs.num_layers - 1
     beyond = [tap for tap in ours.target_layer_ids if tap > last]
     if beyond:
-        problems.append(f"target_layer_ids has {beyond}, but the target's layers are 0 to {last}")
+        problems.append(
+            f"target_layer_ids has {beyond}, but the target's layers are 0 to {last}"
+        )
     if last in ours.target_layer_ids:
         problems.append(
             f"target_layer_ids has the last layer, {last}: drafters trained with Hugging Face saw"
@@ -65,7 +67,9 @@ def _check_shared_tables(
 ) -> None:
     for name, target_name in SHARED_TABLES.items():
         copy = drafter.ignored.get(name)
-        original = target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
+        original = (
+            target.tensors.get(target_name) or target.tensors["model.embed_tokens.weight"]
+        )
         # A packed head cannot be compared with a copy, whose sizes the loader has checked.
         if copy is not None and original.dtype not in PACKED_DTYPES:
             check_same_values(

@@ -95,7 +95,9 @@ def _read_flat(reader: HfReader) -> Quantization:
     An exported drafter may have hf_quant_config.json's layout in there.
     """
     if reader.get("quant_method") == MXFP4.name:
-        return Quantization(excluded=_read_patterns(reader, "modules_to_not_convert"), mxfp4=True)
+        return Quantization(
+            excluded=_read_patterns(reader, "modules_to_not_convert"), mxfp4=True
+        )
     _refuse_methods(reader)
     if reader.get("quantization") is not None:
         return _read_original(reader)
@@ -132,7 +134,9 @@ def _read_algo(reader: HfReader, *, excluded: str) -> Quantization:
         modules = {name: _format_of_layer(layers, name) for name in layers.data}
     elif algo is not None:
         default = _format_of_algo(reader, algo)
-    return Quantization(default, modules, _read_patterns(reader, excluded), _read_kv_cache(reader))
+    return Quantization(
+        default, modules, _read_patterns(reader, excluded), _read_kv_cache(reader)
+    )
 
 
 def _format_of_layer(layers: HfReader, name: str) -> str:
@@ -175,7 +179,9 @@ def _read_groups(reader: HfReader, groups: HfReader) -> Quantization:
                     "targets",
                     f"contains {quote(target)}, which another group stores as {known}. Drop one.",
                 )
-    return Quantization(default, modules, _read_patterns(reader, "ignore"), _read_kv_cache(reader))
+    return Quantization(
+        default, modules, _read_patterns(reader, "ignore"), _read_kv_cache(reader)
+    )
 
 
 def _refuse_methods(reader: HfReader) -> None:
@@ -245,5 +251,7 @@ def _difference(first: Any, second: Any) -> str:
         names = sorted(
             name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
         )
-        return f"{names[0]} is {quote(first.get(names[0]))} against {quote(second.get(names[0]))}"
+        return (
+            f"{names[0]} is {quote(first.get(names[0]))} against {quote(second.get(names[0]))}"
+        )
     return f"{quote(first)} against {quote(second)}"

@@ -177,7 +177,8 @@ def _unscaled_errors(
     if len(modules) <= _MAX_NAMED:
         advice = "and has no scales: add {} to the exclusions"
         return [
-            f"{error}, {advice.format(name)}" for name, error in zip(modules, found, strict=True)
+            f"{error}, {advice.format(name)}"
+            for name, error in zip(modules, found, strict=True)
         ]
     return [
         f"{found[0]}, and has no scales, nor have {len(modules) - 1} more linears: packed weights"
@@ -224,5 +225,7 @@ def _block_errors(
         width = scale.shape[1]
         blocks = f" (blocks of {columns // width})" if width and columns % width == 0 else ""
         wanted = f"{[rows, columns // size]} (blocks of {size})"
-        errors.append(f"{module}.weight_scale has {list(scale.shape)}{blocks}, expected {wanted}")
+        errors.append(
+            f"{module}.weight_scale has {list(scale.shape)}{blocks}, expected {wanted}"
+        )
     return errors

@@ -101,7 +101,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             text = file.read(length)
     except OSError as cause:
         raise CheckpointError(f"{path}: cannot be read ({cause.strerror}).") from cause
-    return parse_json(text, f"{path} (header)", error=CheckpointError), 8 + length, status.st_size
+    return (
+        parse_json(text, f"{path} (header)", error=CheckpointError),
+        8 + length,
+        status.st_size,
+    )
 
 
 def _refusal_of_package(path: Path) -> str | None:

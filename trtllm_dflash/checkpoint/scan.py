@@ -71,7 +71,9 @@ def first_difference(left: TensorInfo, right: TensorInfo) -> Index | None:
     return None
 
 
-def check_same_values(copy: TensorInfo, original: TensorInfo, problem: str, advice: str) -> None:
+def check_same_values(
+    copy: TensorInfo, original: TensorInfo, problem: str, advice: str
+) -> None:
     """Raise CheckpointError, with the index, if a copy differs from its original anywhere."""
     index = first_difference(copy, original)
     if index is not None:
@@ -106,7 +108,10 @@ def _chunks(info: TensorInfo) -> Iterator[tuple[int, Chunk]]:
     with info.path.open("rb") as file:
         file.seek(info.offset)
         for start in range(0, count, step):
-            yield start, np.fromfile(file, dtype=info.numpy_dtype, count=min(step, count - start))
+            yield (
+                start,
+                np.fromfile(file, dtype=info.numpy_dtype, count=min(step, count - start)),
+            )
 
 
 def _unravel(flat: int, shape: tuple[int, ...]) -> Index:

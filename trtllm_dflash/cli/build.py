@@ -75,9 +75,13 @@ def _listed_drafter(target: str) -> str | None:
 
 def _summary(output: Path, report: BuildReport) -> str:
     sizes = report.resolved
-    drafting = "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
+    drafting = (
+        "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
+    )
     advice = (
-        f'run {output} "Why is the sky blue?"' if sizes.gpu_arch == "cpu" else f"inspect {output}"
+        f'run {output} "Why is the sky blue?"'
+        if sizes.gpu_arch == "cpu"
+        else f"inspect {output}"
     )
     made = f"{sizes.gpu_arch}, {sizes.dtype}, {drafting}, {human_bytes(report.bytes)}"
     return f"engine: {output} ({made})\nnext:   dflash-trt {advice}"

@@ -81,7 +81,9 @@ def print_estimate(report: EstimateReport) -> None:
     click.echo(f"plain decoding > DFlash with the whole block, {drafts} drafts")
     click.echo(_steps_table(report))
     click.echo()
-    click.echo("at equal interactivity, with the best number of drafts and the batch sizes above")
+    click.echo(
+        "at equal interactivity, with the best number of drafts and the batch sizes above"
+    )
     click.echo(_interactivity_table(report))
     click.echo()
     click.echo(_advice_table(report))

@@ -32,7 +32,9 @@ class ConfigChoice(click.Choice[str]):
         super().__init__(choices)
         self.old_values = old_values
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
         """Return the present name of a value that is one of the choices."""
         return super().convert(self.old_values.get(value, value), param, ctx)
 

@@ -42,4 +42,6 @@ def _try(path: Path) -> None:
 
 
 def _refused(option: str, path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{option} {path}: cannot be written ({error.strerror}). Give another path.")
+    return UsageError(
+        f"{option} {path}: cannot be written ({error.strerror}). Give another path."
+    )

@@ -136,7 +136,9 @@ def _write(files: ProfileFiles, found: Profile) -> None:
         text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
         write_file("--json", files.json, text + "\n")
     if files.schedule is not None:
-        write_file("--schedule", files.schedule, json.dumps(found.advice.draft_len_schedule) + "\n")
+        write_file(
+            "--schedule", files.schedule, json.dumps(found.advice.draft_len_schedule) + "\n"
+        )
     if files.html is not None:
         from trtllm_dflash.profile.html_report import page
 

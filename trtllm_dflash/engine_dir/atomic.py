@@ -19,7 +19,9 @@ from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.log import human_bytes
 
 
-def check_output_dir(directory: Path, *, overwrite: bool = False, what: str | None = None) -> bool:
+def check_output_dir(
+    directory: Path, *, overwrite: bool = False, what: str | None = None
+) -> bool:
     """Return whether an output directory is new or empty.
 
     If it holds something, `overwrite` was given, and the caller must look what it holds.

@@ -89,7 +89,9 @@ def write_engine_files(directory: Path, config: Mapping[str, Any], target: Path)
 
 
 def _pretrained(config: TargetConfig) -> dict[str, Any]:
-    return {name: getattr(config, _PRETRAINED_NAMES.get(name, name)) for name in _PRETRAINED_FIELDS}
+    return {
+        name: getattr(config, _PRETRAINED_NAMES.get(name, name)) for name in _PRETRAINED_FIELDS
+    }
 
 
 def _quantization(checkpoint: Checkpoint[Any]) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def inspect_engine(directory: Path) -> Inspection:
     # A config.json that the build did not write is a difference. Nothing else is read from it.
     intact = not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
-    return Inspection(directory, config, facts, differences, manifest.version_differences(facts))
+    return Inspection(
+        directory, config, facts, differences, manifest.version_differences(facts)
+    )
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
@@ -94,7 +96,9 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
     return ", ".join(runs)
 
 
-def _overview(engine: EngineConfig, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
+def _overview(
+    engine: EngineConfig, config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> Rows:
     model = config["pretrained_config"]
     weights = facts.get("weights", ())
     sources = {source["model"]: source["directory"] for source in weights}

@@ -123,7 +123,10 @@ def _control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
             (ROWS,),
             "0, 1, 2, …: the rows, from the last known on, that decide a token",
         ),
-        *(IoTensor(row.name, "input", row.dtype, (BATCH,), row.help) for row in SAMPLING_INPUTS),
+        *(
+            IoTensor(row.name, "input", row.dtype, (BATCH,), row.help)
+            for row in SAMPLING_INPUTS
+        ),
         IoTensor(
             "uniforms",
             "input",
@@ -151,7 +154,9 @@ def _control_outputs(block_size: int) -> tuple[IoTensor, ...]:
             "committed by this step: num_new tokens, then -1",
         ),
         IoTensor("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
-        IoTensor("next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"),
+        IoTensor(
+            "next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"
+        ),
     )
 
 

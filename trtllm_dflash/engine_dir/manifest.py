@@ -58,7 +58,9 @@ def load(directory: Path) -> dict[str, Any]:
             f"{path}: not readable as JSON ({error}); build the engine again"
         ) from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        found = (
+            manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        )
         raise EngineError(
             f"{path}: schema {found!r}, expected {SCHEMA}; build the engine again with this version"
         )
@@ -118,7 +120,9 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
         found = here.get(package)
         if found != version:
             found = found or "not installed"
-            differences.append(f"{package} is {found} here; the engine was built with {version}")
+            differences.append(
+                f"{package} is {found} here; the engine was built with {version}"
+            )
     return differences
 
 

@@ -32,7 +32,9 @@ def rows_needed(window: int, written: int) -> int:
     return window - 1 + written
 
 
-def cache_rows(windows: Sequence[int], *, cache_len: int, written: int | None) -> tuple[int, ...]:
+def cache_rows(
+    windows: Sequence[int], *, cache_len: int, written: int | None
+) -> tuple[int, ...]:
     """Rows of each layer's caches: those of its ring if that is smaller than cache_len, else
     cache_len.
 

@@ -25,7 +25,9 @@ class StepEstimate(CurvePoint):
 
     def point(self) -> CurvePoint:
         """Return the step as no more than a point of a curve."""
-        return CurvePoint(**{each.name: getattr(self, each.name) for each in fields(CurvePoint)})
+        return CurvePoint(
+            **{each.name: getattr(self, each.name) for each in fields(CurvePoint)}
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ from typing import Any
 
 from trtllm_dflash.engine_dir.manifest import bytes_digest
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.evaluate.acceptance import PromptAcceptance, check_prompts, measure_acceptance
+from trtllm_dflash.evaluate.acceptance import (
+    PromptAcceptance,
+    check_prompts,
+    measure_acceptance,
+)
 from trtllm_dflash.evaluate.engine_under_test import EvaluatedEngine, check_same_vocabulary
 from trtllm_dflash.evaluate.result import EngineResult, Evaluation, missed_limits
 from trtllm_dflash.evaluate.scoring import score
@@ -161,7 +165,10 @@ def _engine_result(
 
 
 def _facts(
-    config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None, argv: Sequence[str]
+    config: EvaluateConfig,
+    inputs: _EvalInputs,
+    prompts: EvalPrompts | None,
+    argv: Sequence[str],
 ) -> Mapping[str, Any]:
     """Return the provenance of an evaluation."""
     given = asdict(config)

@@ -91,7 +91,11 @@ class LogitsSession:
         return results
 
     def _bind_input(
-        self, tensor: IoTensor, token_ids: Int64, past_len: NDArray[np.int32], sizes: dict[str, int]
+        self,
+        tensor: IoTensor,
+        token_ids: Int64,
+        past_len: NDArray[np.int32],
+        sizes: dict[str, int],
     ) -> Any:
         """Bind an input of the step that is no cache."""
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)

@@ -68,7 +68,9 @@ class Evaluation:
             {
                 "schema": SCHEMA,
                 **self.facts,
-                **{name: asdict(result) if result else None for name, result in engines.items()},
+                **{
+                    name: asdict(result) if result else None for name, result in engines.items()
+                },
                 "comparison": asdict(self.comparison) if self.comparison else None,
                 "failures": self.failures,
             }

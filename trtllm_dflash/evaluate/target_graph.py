@@ -71,7 +71,9 @@ class TargetGraph:
         """
         graph = self.model.graph
         caches = {
-            port.name for port in config.io if port.direction == "output" and port.cache == "target"
+            port.name
+            for port in config.io
+            if port.direction == "output" and port.cache == "target"
         }
         kept = [value for value in graph.outputs if value.name in caches]
         wanted = [self.logits, *(self.linears[name].output for name in linears)]

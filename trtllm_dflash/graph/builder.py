@@ -90,7 +90,9 @@ class GraphBuilder:
 
     def attribute(self, name: str, onnx_type: ir.AttributeType) -> ir.Value:
         """Return the value of the function's own attribute `name`, as a scalar constant."""
-        key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[onnx_type]
+        key = {ir.AttributeType.INT: "value_int", ir.AttributeType.FLOAT: "value_float"}[
+            onnx_type
+        ]
         node = ir.Node(
             "",
             "Constant",
@@ -104,7 +106,10 @@ class GraphBuilder:
         return node.outputs[0]
 
     def repeat(
-        self, times: ir.Value, state: Sequence[ir.Value], body: Callable[..., Sequence[ir.Value]]
+        self,
+        times: ir.Value,
+        state: Sequence[ir.Value],
+        body: Callable[..., Sequence[ir.Value]],
     ) -> tuple[ir.Value, ...]:
         """Emit a Loop: `state = body(*state)`, `times` (an int64 scalar) times.
 
@@ -113,7 +118,8 @@ class GraphBuilder:
         """
         names = [self._unique(f"state_{index}") for index in range(len(state))]
         carried = [
-            ir.Value(name=name, type=value.type) for name, value in zip(names, state, strict=True)
+            ir.Value(name=name, type=value.type)
+            for name, value in zip(names, state, strict=True)
         ]
         iteration = ir.Value(
             name=self._unique("iteration"),
@@ -141,7 +147,9 @@ class GraphBuilder:
 
     def size(self, x: ir.Value, axis: int) -> ir.Value:
         """Return the size of one axis of `x`, as int64 [1]."""
-        return self.Shape(x, start=axis, end=axis + 1) if axis != -1 else self.Shape(x, start=-1)
+        return (
+            self.Shape(x, start=axis, end=axis + 1) if axis != -1 else self.Shape(x, start=-1)
+        )
 
     def arange(self, length: ir.Value) -> ir.Value:
         """0 .. length-1 as int64 [length]; `length` is int64 [1]."""

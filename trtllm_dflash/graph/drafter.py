@@ -58,7 +58,9 @@ class DrafterBuilder:
         g = self.model.g
         name = f"layers.{index}"
         x = g.Add(x, self._attention(context, m.rms_norm(x, f"{name}.input_layernorm"), index))
-        return g.Add(x, m.swiglu(m.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp"))
+        return g.Add(
+            x, m.swiglu(m.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+        )
 
     def _attention(self, context: ir.Value, x: ir.Value, index: int) -> ir.Value:
         """Attention of the block over the injected context and itself.
@@ -126,5 +128,7 @@ class DrafterBuilder:
         g = self.model.g
         hidden = self.config.hidden_size
         batch = g.Slice(self.batch_and_block, [0], [1], [0])
-        parts = [g.Reshape(part, g.Concat(batch, [-1, hidden], axis=0)) for part in (context, x)]
+        parts = [
+            g.Reshape(part, g.Concat(batch, [-1, hidden], axis=0)) for part in (context, x)
+        ]
         return g.Reshape(g.Concat(*parts, axis=1), [-1, hidden])

@@ -34,7 +34,9 @@ class KernelType:
     symbol: str
     dtype: str
     formats: tuple[int, ...] = (1,)
-    packed: int = 1  # elements of the declared shape that one `dtype` holds, along the last axis
+    packed: int = (
+        1  # elements of the declared shape that one `dtype` holds, along the last axis
+    )
 
 
 @dataclass(frozen=True)

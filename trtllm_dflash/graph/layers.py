@@ -86,7 +86,12 @@ class Rotary:
 
     @classmethod
     def from_config(
-        cls, g: GraphBuilder, rope: RopeConfig, name: str, num_positions: int, dtype: ir.DataType
+        cls,
+        g: GraphBuilder,
+        rope: RopeConfig,
+        name: str,
+        num_positions: int,
+        dtype: ir.DataType,
     ) -> Rotary:
         """Tables for positions 0 … num_positions-1; `name` keeps the two models' tables apart."""
         cos, sin = rope.cos_sin(num_positions)

@@ -58,7 +58,10 @@ class Experts:
         )
         weights = [
             self._weight(
-                "gate_up_proj", ("gate_proj", "up_proj"), 2 * c.intermediate_size, self.hidden_size
+                "gate_up_proj",
+                ("gate_proj", "up_proj"),
+                2 * c.intermediate_size,
+                self.hidden_size,
             ),
             self._weight("down_proj", ("down_proj",), self.hidden_size, c.intermediate_size),
         ]
@@ -87,7 +90,9 @@ class Experts:
         )
         return out
 
-    def _weight(self, part: str, parts: tuple[str, ...], rows: int, columns: int) -> ExpertWeight:
+    def _weight(
+        self, part: str, parts: tuple[str, ...], rows: int, columns: int
+    ) -> ExpertWeight:
         source = self.model.weights
         name = f"{self.name}.experts"
         shape = (self.config.num_experts, rows, columns)
@@ -107,7 +112,9 @@ class Experts:
             reason = weight.unpackable_reason() if is_for_plugin else weight.no_fp4_reason()
             if reason is not None:
                 _LOG.warning(
-                    "%s; the engine holds this layer's experts as %s", reason, self.model.dtype.name
+                    "%s; the engine holds this layer's experts as %s",
+                    reason,
+                    self.model.dtype.name,
                 )
                 return ExpertStorage.DEQUANTIZED
         return self.quantized_as
@@ -123,7 +130,8 @@ class Experts:
         packed, scales = weight.fp4(g)
         return (
             g.cast(
-                g.DequantizeLinear(packed, scales, axis=-1, block_size=NVFP4_GROUP_SIZE), m.dtype
+                g.DequantizeLinear(packed, scales, axis=-1, block_size=NVFP4_GROUP_SIZE),
+                m.dtype,
             ),
         )
 

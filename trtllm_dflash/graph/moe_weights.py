@@ -94,7 +94,9 @@ class FusedExperts(ExpertWeight):
         def make() -> np.ndarray:
             if self.weight_format:
                 return dequantized_experts(tensors, self.name, dtype.numpy())
-            turned: np.ndarray = tensors[self.name].array().transpose(0, 2, 1).astype(dtype.numpy())
+            turned: np.ndarray = (
+                tensors[self.name].array().transpose(0, 2, 1).astype(dtype.numpy())
+            )
             return turned
 
         return self.weights.lazy(g, self.name, dtype, self.shape, make)
@@ -161,7 +163,9 @@ class PerExpertLinears(ExpertWeight):
 
     def fp4(self, g: GraphBuilder) -> tuple[ir.Value, ir.Value]:
         packed = self._stacked(g, "weight", ir.DataType.FLOAT4E2M1, self.shape)
-        blocks = self._stacked(g, "weight_scale", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape))
+        blocks = self._stacked(
+            g, "weight_scale", ir.DataType.FLOAT8E4M3FN, _blocks_of(self.shape)
+        )
         return packed, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
 
     def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:

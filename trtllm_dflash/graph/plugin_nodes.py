@@ -32,7 +32,9 @@ def lower_to_plugins(model: ir.Model) -> None:
         if node.domain == OPS_DOMAIN:
             _use_plugin(node, OPS[node.op_type])
     model.functions.clear()
-    kept = [value for value in model.graph.inputs if value.uses() or value.name in unused_before]
+    kept = [
+        value for value in model.graph.inputs if value.uses() or value.name in unused_before
+    ]
     model.graph.inputs[:] = kept
 
 
@@ -76,7 +78,10 @@ def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
             )
     for name, number in (_kernel_sizes(node, spec) | _kernel_types(node, spec)).items():
         node.attributes[name] = ir.AttrInt64(name, number)
-    for name, text in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE)):
+    for name, text in (
+        ("plugin_version", PLUGIN_VERSION),
+        ("plugin_namespace", PLUGIN_NAMESPACE),
+    ):
         node.attributes[name] = ir.AttrString(name, text)
     kept = [
         value
@@ -96,7 +101,11 @@ def _kernel_sizes(node: ir.Node, spec: OpSpec) -> dict[str, int]:
     for size in spec.kernel.sizes:
         for value, tensor in zip(node.inputs, spec.inputs, strict=False):
             shape = None if value is None else value.shape
-            if shape is None or len(shape) != len(tensor.axes) or size.symbol not in tensor.axes:
+            if (
+                shape is None
+                or len(shape) != len(tensor.axes)
+                or size.symbol not in tensor.axes
+            ):
                 continue
             known = shape[tensor.axes.index(size.symbol)]
             if isinstance(known, int):

@@ -115,7 +115,9 @@ def _as_model(
     functions = emulation_functions(g.nodes)
     if not plugins:
         functions += [function for spec in OPS.values() for function in spec.functions(g.nodes)]
-    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions)
+    model = ir.Model(
+        graph, ir_version=IR_VERSION, producer_name="dflash-trt", functions=functions
+    )
     if plugins:
         lower_to_plugins(model)
     return model
@@ -155,7 +157,12 @@ class _Step:
                 *settings,
                 self.inputs["uniforms"],
             )
-        results = {"new_ids": new_ids, "num_new": num_new, "next_len": next_len, "next_ids": bonus}
+        results = {
+            "new_ids": new_ids,
+            "num_new": num_new,
+            "next_len": next_len,
+            "next_ids": bonus,
+        }
         if drafter is not None:
             with g.scope("drafter"):
                 drafts, draft_written = self._drafts(
@@ -193,7 +200,9 @@ class _Step:
             outputs.append(x)
         return x, [outputs[index] for index in tap_ids], context.written
 
-    def _decided_logits(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _decided_logits(
+        self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value
+    ) -> ir.Value:
         """float32 [B, R, V] for the R rows from num_known-1 on: only they decide anything."""
         g = self.g
         ids = self.inputs["input_ids"]
@@ -249,7 +258,9 @@ class _Step:
         )
         # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
         hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
-        hidden = g.Reshape(g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size])
+        hidden = g.Reshape(
+            g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size]
+        )
         return (
             g.Reshape(self._argmax_token(verifier, target, hidden), [-1, self.block_size - 1]),
             context.written,
@@ -259,7 +270,9 @@ class _Step:
         """Return float32 logits [N, V] of normed rows [N, hidden]."""
         return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
 
-    def _argmax_token(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
+    def _argmax_token(
+        self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value
+    ) -> ir.Value:
         """Return the token of the highest logit of each row [N], in the draft vocabulary if any."""
         g = self.g
         ids = self.draft_vocab

@@ -102,7 +102,13 @@ class TargetBuilder:
         )
 
     def _projected(
-        self, x: ir.Value, name: str, heads_and_dim: tuple[int, int], *, norm: bool, rotate: bool
+        self,
+        x: ir.Value,
+        name: str,
+        heads_and_dim: tuple[int, int],
+        *,
+        norm: bool,
+        rotate: bool,
     ) -> ir.Value:
         return project_heads(
             self.model,

@@ -60,4 +60,6 @@ ARCHS = {
 def archs_with(quant_format: str) -> tuple[str, ...]:
     """Return the names of the architectures that have arithmetic of a quantization format."""
     names = [name for name, arch in ARCHS.items() if quant_format in arch.formats]
-    return tuple(sorted(names, key=lambda name: int(name.removeprefix("sm").replace("cpu", "0"))))
+    return tuple(
+        sorted(names, key=lambda name: int(name.removeprefix("sm").replace("cpu", "0")))
+    )

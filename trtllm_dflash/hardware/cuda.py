@@ -130,7 +130,9 @@ class Cuda:
             self._types.cuStreamEndCapture(self._stream)
             raise
         graph = self._call("cuStreamEndCapture", self._stream)
-        executable = self._hold("cuGraphExecDestroy", self._call("cuGraphInstantiate", graph, 0))
+        executable = self._hold(
+            "cuGraphExecDestroy", self._call("cuGraphInstantiate", graph, 0)
+        )
         self._call("cuGraphDestroy", graph)
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 

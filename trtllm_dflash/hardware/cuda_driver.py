@@ -54,7 +54,10 @@ class CudaDriver:
         function = getattr(self.types, name)
         try:
             status, *values = function(*arguments)
-        except (RuntimeError, OSError) as error:  # of cuda-bindings, where no driver can be called
+        except (
+            RuntimeError,
+            OSError,
+        ) as error:  # of cuda-bindings, where no driver can be called
             missing = _is_missing(LIBRARY)
             problem = NO_DRIVER if missing else f"the NVIDIA driver cannot be used ({error})"
             raise CudaError(f"{name}: {problem}" if name != "cuInit" else problem) from error

@@ -60,7 +60,11 @@ class MachineReport:
 
     def sections(self) -> list[tuple[str, list[str]]]:
         """Return the report for people: titles and lines."""
-        gpus = self.gpus if isinstance(self.gpus, str) else ", ".join(map(str, self.gpus)) or "none"
+        gpus = (
+            self.gpus
+            if isinstance(self.gpus, str)
+            else ", ".join(map(str, self.gpus)) or "none"
+        )
         missing = [package for package in PACKAGES if package not in self.versions]
         hardware = [
             ("cpu", self.cpu),
@@ -68,7 +72,10 @@ class MachineReport:
             ("gpu", gpus),
             ("system", self.system),
         ]
-        packages = [*self.versions.items(), *((package, "not installed") for package in missing)]
+        packages = [
+            *self.versions.items(),
+            *((package, "not installed") for package in missing),
+        ]
         return [
             ("engines", table(map(_arch_cells, self.archs), "").splitlines()),
             ("why not", [*_reasons("build", self.archs), *_reasons("run", self.archs)]),
@@ -98,7 +105,9 @@ def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
 
     def report(arch: Arch) -> ArchReport:
         cannot_run = unrunnable_reason(arch, gpus, runnable_backends)
-        return ArchReport(arch.name, arch.hardware, unbuildable_reason(arch, gpus=gpus), cannot_run)
+        return ArchReport(
+            arch.name, arch.hardware, unbuildable_reason(arch, gpus=gpus), cannot_run
+        )
 
     return MachineReport(
         archs=[report(arch) for arch in ARCHS.values()],

@@ -13,7 +13,9 @@ def peak_memory() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Not ru_maxrss, which on Linux starts from the parent's size.
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        peak = next(
+            line for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
         return int(peak.split()[1]) * 1024
     import resource
 

@@ -21,4 +21,6 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of this package, of Python and of the installed `packages` by name."""
     found = {package: installed_version(package) for package in packages}
     ours = {"dflash-trt": __version__, "python": platform.python_version()}
-    return ours | {package: version for package, version in found.items() if version is not None}
+    return ours | {
+        package: version for package, version in found.items() if version is not None
+    }

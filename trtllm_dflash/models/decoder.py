@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 TARGET_LAYER = "model.layers.{i}."
 EMBEDDING_SHAPE = ("vocab_size", "hidden_size")
-ROPE_BUFFER = "RoPE frequencies are recomputed from config.json; old exports stored this buffer."
+ROPE_BUFFER = (
+    "RoPE frequencies are recomputed from config.json; old exports stored this buffer."
+)
 _TIED_HEAD = (
     "the head is tied: it is model.embed_tokens.weight, of which this is an identical copy."
 )

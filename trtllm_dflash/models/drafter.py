@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.models.base import COMPRESSED, MAX_LAYERS, read_kv_heads
-from trtllm_dflash.models.decoder import EMBEDDING_SHAPE, ROPE_BUFFER, attention_specs, mlp_specs
+from trtllm_dflash.models.decoder import (
+    EMBEDDING_SHAPE,
+    ROPE_BUFFER,
+    attention_specs,
+    mlp_specs,
+)
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, TensorSpec, TensorTable
@@ -30,7 +35,9 @@ MAX_BLOCK_SIZE = 64
 _ALLOWED = (
     Allowed("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),
     Allowed(
-        "model_type", ("qwen3",), "a DFlash drafter's layers are Qwen3's, whatever its target is."
+        "model_type",
+        ("qwen3",),
+        "a DFlash drafter's layers are Qwen3's, whatever its target is.",
     ),
     Allowed("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
     Allowed("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
@@ -39,7 +46,8 @@ _ALLOWED = (
 
 
 _OWN_TABLE = (
-    "a DFlash drafter embeds and decodes with the target's tables; ModelOpt releases store a copy."
+    "a DFlash drafter embeds and decodes with the target's tables;"
+    " ModelOpt releases store a copy."
 )
 _LAYER = "layers.{i}."
 DRAFTER_TENSORS = TensorTable(
@@ -150,7 +158,9 @@ class DrafterConfig:
             block_size=reader.read(
                 int, *_either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
             ),
-            mask_token_id=reader.read(int, *_either("mask_token_id"), low=0, high=vocab_size - 1),
+            mask_token_id=reader.read(
+                int, *_either("mask_token_id"), low=0, high=vocab_size - 1
+            ),
             target_layer_ids=_read_taps(reader, num_target_layers),
             num_target_layers=num_target_layers,
             layers=_read_masks(reader, num_layers),
@@ -197,11 +207,15 @@ def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ..
         )
         for slides in sliding
     )
-    _LOG.debug("%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks)))
+    _LOG.debug(
+        "%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks))
+    )
     return masks
 
 
-def _read_sliding(reader: HfReader, num_layers: int, *, has_causal_key: bool) -> tuple[bool, ...]:
+def _read_sliding(
+    reader: HfReader, num_layers: int, *, has_causal_key: bool
+) -> tuple[bool, ...]:
     use_swa = reader.read(bool, *_either("use_swa"), default=False)
     if reader.get("layer_types") is None:
         if reader.read(bool, "use_sliding_window", default=False) and not use_swa:

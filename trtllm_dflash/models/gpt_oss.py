@@ -15,7 +15,9 @@ def read_experts(reader: HfReader) -> MoEConfig:
     num_experts, top_k = read_expert_counts(reader, "num_local_experts", "num_experts")
     limit = reader.read(float, "swiglu_limit", default=7.0)
     if limit <= 0:
-        reader.fail("swiglu_limit", f"is {limit}, expected more than 0: gates are cut above it.")
+        reader.fail(
+            "swiglu_limit", f"is {limit}, expected more than 0: gates are cut above it."
+        )
     return MoEConfig(
         num_experts=num_experts,
         top_k=top_k,

@@ -91,7 +91,11 @@ class HfReader:
 
     @overload
     def read(
-        self, value_type: type[T], *paths: str, low: float | None = None, high: float | None = None
+        self,
+        value_type: type[T],
+        *paths: str,
+        low: float | None = None,
+        high: float | None = None,
     ) -> T: ...
     @overload
     def read(
@@ -146,10 +150,12 @@ class HfReader:
             return (self._typed(value_type, path, value),)
         if not isinstance(value, list):
             self.fail(
-                path, f"is {quote(value)}, expected a list, each entry {_TYPE_NAMES[value_type]}."
+                path,
+                f"is {quote(value)}, expected a list, each entry {_TYPE_NAMES[value_type]}.",
             )
         return tuple(
-            self._typed(value_type, f"{path}[{index}]", entry) for index, entry in enumerate(value)
+            self._typed(value_type, f"{path}[{index}]", entry)
+            for index, entry in enumerate(value)
         )
 
     def section(self, path: str) -> HfReader | None:
@@ -175,9 +181,13 @@ class HfReader:
         """Refuse keys with values that would silently be computed wrongly."""
         for row in rows:
             value = self.get(row.path)
-            if value is not None and not any(_same(value, accepted) for accepted in row.accepted):
+            if value is not None and not any(
+                _same(value, accepted) for accepted in row.accepted
+            ):
                 only = " or ".join(map(quote, row.accepted))
-                self.fail(row.path, f"is {quote(value)}, and only {only} is supported: {row.why}")
+                self.fail(
+                    row.path, f"is {quote(value)}, and only {only} is supported: {row.why}"
+                )
 
     def fail(self, path: str, problem: str) -> NoReturn:
         """Raise ConfigError about one key, named by its full path."""

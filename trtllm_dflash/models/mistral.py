@@ -21,7 +21,9 @@ def read_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:
     """
     window = reader.read(int, "sliding_window", default=0, low=1)
     every = SLIDING if window else FULL
-    read_layer_types(reader, num_layers, "mistral", allowed=(every,), default=(every,) * num_layers)
+    read_layer_types(
+        reader, num_layers, "mistral", allowed=(every,), default=(every,) * num_layers
+    )
     return (window,) * num_layers
 
 

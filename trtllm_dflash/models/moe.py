@@ -33,5 +33,7 @@ class MoEConfig:
 def read_expert_counts(reader: HfReader, *names: str) -> tuple[int, int]:
     """Read how many experts a layer has, under one of `names`, and how many a token uses."""
     num_experts = reader.read(int, *names, low=2, high=MAX_EXPERTS)
-    top_k = reader.read(int, "num_experts_per_tok", "experts_per_token", low=1, high=num_experts)
+    top_k = reader.read(
+        int, "num_experts_per_tok", "experts_per_token", low=1, high=num_experts
+    )
     return num_experts, top_k

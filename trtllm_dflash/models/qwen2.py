@@ -32,7 +32,9 @@ def read_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:
 FAMILY = TargetFamily(
     "Qwen2ForCausalLM",
     "qwen2",
-    tensors=target_table(*attention_specs(TARGET_LAYER, o_bias=False), *mlp_specs(TARGET_LAYER)),
+    tensors=target_table(
+        *attention_specs(TARGET_LAYER, o_bias=False), *mlp_specs(TARGET_LAYER)
+    ),
     layer=dense_layer,
     read_windows=read_windows,
     allowed=(),

@@ -14,7 +14,9 @@ from trtllm_dflash.models.decoder import (
 FAMILY = TargetFamily(
     "Qwen3ForCausalLM",
     "qwen3",
-    tensors=target_table(*attention_specs(TARGET_LAYER, qk_norm=True), *mlp_specs(TARGET_LAYER)),
+    tensors=target_table(
+        *attention_specs(TARGET_LAYER, qk_norm=True), *mlp_specs(TARGET_LAYER)
+    ),
     layer=dense_layer,
     qk_norm=True,
 )

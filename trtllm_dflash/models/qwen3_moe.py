@@ -23,7 +23,9 @@ def read_experts(reader: HfReader) -> MoEConfig:
         step = quote(reader.get("decoder_sparse_step"))
         reader.fail("decoder_sparse_step", f"is {step}, and {every}")
     if reader.read_list(int, "mlp_only_layers", default=()):
-        reader.fail("mlp_only_layers", f"is {quote(reader.get('mlp_only_layers'))}, and {every}")
+        reader.fail(
+            "mlp_only_layers", f"is {quote(reader.get('mlp_only_layers'))}, and {every}"
+        )
     if reader.read(int, "shared_expert_intermediate_size", default=0):
         reader.fail(
             "shared_expert_intermediate_size",

@@ -53,7 +53,9 @@ def _family(reader: HfReader) -> TargetFamily:
     family = TARGET_FAMILIES.get(names[0]) if len(names) == 1 else None
     if family is None:
         supported = ", ".join(TARGET_FAMILIES)
-        reader.fail("architectures", f"is {quote(names)}, and supported targets are {supported}.")
+        reader.fail(
+            "architectures", f"is {quote(names)}, and supported targets are {supported}."
+        )
     model_type = reader.read(str, "model_type", default=family.model_type)
     if model_type != family.model_type:
         expected = f"but {family.architecture} goes with {family.model_type!r}."

@@ -25,19 +25,33 @@ _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "linear": (frozenset({"factor"}), frozenset()),
     "llama3": (
         frozenset(
-            {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+            {
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            }
         ),
         frozenset(),
     ),
     "yarn": (
         frozenset({"factor", "original_max_position_embeddings"}),
         frozenset(
-            {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+            {
+                "attention_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+            }
         ),
     ),
 }
 # Allowed for every type; some yarn configs carry `finetuned`, a remark that nothing reads.
-_COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
+_COMMON_KEYS = frozenset(
+    {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,9 @@ class RopeConfig:
 
         Both are float32 [num_positions, head_dim / 2].
         """
-        angles = np.arange(num_positions, dtype=np.float32)[:, None] * self.inverse_frequencies()
+        angles = (
+            np.arange(num_positions, dtype=np.float32)[:, None] * self.inverse_frequencies()
+        )
         exact = angles.astype(np.float64)
         scaling = np.float32(self.attention_scaling)
         return (
@@ -149,17 +165,21 @@ def _scaling_section(reader: HfReader) -> HfReader:
 
 
 def _read_theta(reader: HfReader, section: HfReader, default_theta: float | None) -> float:
-    inner, outer = (holder.read(float, "rope_theta", default=None) for holder in (section, reader))
+    inner, outer = (
+        holder.read(float, "rope_theta", default=None) for holder in (section, reader)
+    )
     if inner is not None and outer is not None and inner != outer:
         section.fail(
-            "rope_theta", f"is {inner} but rope_theta at the top level is {outer}. Make them agree."
+            "rope_theta",
+            f"is {inner} but rope_theta at the top level is {outer}. Make them agree.",
         )
     theta = next((value for value in (inner, outer, default_theta) if value is not None), None)
     if theta is None:
         return reader.read(float, "rope_theta")
     if theta <= 1:
         reader.fail(
-            "rope_theta", f"is {theta}, expected more than 1: it is the base of the wavelengths."
+            "rope_theta",
+            f"is {theta}, expected more than 1: it is the base of the wavelengths.",
         )
     return theta
 
@@ -213,7 +233,11 @@ def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
 
     def dimension_of(turns: float) -> float:
         length = rope.original_max_position_embeddings
-        return rope.head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (
+            rope.head_dim
+            * math.log(length / (turns * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
 
     # Hugging Face reads a beta of 0 as "not given".
     low = dimension_of(rope.beta_fast or 32.0)

@@ -35,7 +35,9 @@ class BuildConfig:
             metavar="DIR|NAME",
         )
     )
-    output_dir: Path = field(metadata=cli_option("the engine directory to write", metavar="DIR"))
+    output_dir: Path = field(
+        metadata=cli_option("the engine directory to write", metavar="DIR")
+    )
     drafter: str | None = field(
         default=None,
         metadata=cli_option(

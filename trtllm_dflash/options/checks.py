@@ -73,7 +73,9 @@ def parse_integers(name: str, text: str) -> tuple[int, ...]:
     for part in text.split(","):
         digits = part.strip()
         if not _is_decimal(digits) or len(digits) > _MAX_DIGITS:
-            raise UsageError(f"{name} is {text!r}, expected integers with commas between, as 0,1.")
+            raise UsageError(
+                f"{name} is {text!r}, expected integers with commas between, as 0,1."
+            )
         values.append(int(digits))
     return tuple(values)
 

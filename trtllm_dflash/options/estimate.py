@@ -31,7 +31,8 @@ class EstimateConfig:
 
     target: str = field(
         metadata=cli_option(
-            "a name of `dflash-trt list`, or a directory with its config.json", metavar="NAME|DIR"
+            "a name of `dflash-trt list`, or a directory with its config.json",
+            metavar="NAME|DIR",
         )
     )
     arch: str = field(
@@ -55,7 +56,9 @@ class EstimateConfig:
     )
     gpus: int = field(
         default=1,
-        metadata=cli_option("GPUs that share every layer (tensor parallel)", low=1, high=MAX_GPUS),
+        metadata=cli_option(
+            "GPUs that share every layer (tensor parallel)", low=1, high=MAX_GPUS
+        ),
     )
     quant: str = field(
         default="none",

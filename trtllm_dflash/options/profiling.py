@@ -28,7 +28,9 @@ class ProfileConfig(RowSampling):
     engine: Path
     batch: str | None = field(
         default=None,
-        metadata=cli_option("batch sizes [default: 1, 2, 4, … up to the engine's]", metavar="N,…"),
+        metadata=cli_option(
+            "batch sizes [default: 1, 2, 4, … up to the engine's]", metavar="N,…"
+        ),
     )
     draft_lens: str | None = field(
         default=None,
@@ -85,7 +87,9 @@ class ProfileConfig(RowSampling):
             "new tokens for each prompt, at most", low=2, aliases=("--output-len",)
         ),
     )
-    seed: int = field(default=0, metadata=cli_option("of the sampling, the same for every prompt"))
+    seed: int = field(
+        default=0, metadata=cli_option("of the sampling, the same for every prompt")
+    )
     ignore_eos: bool = field(
         default=False,
         metadata=cli_option(
@@ -103,7 +107,9 @@ class ProfileConfig(RowSampling):
         _ = self.draft_len_values
         unknown = [name for name in self.baselines if name not in AGAINST]
         if unknown:
-            raise UsageError(f"--against {unknown[0]}: expected names among {', '.join(AGAINST)}")
+            raise UsageError(
+                f"--against {unknown[0]}: expected names among {', '.join(AGAINST)}"
+            )
         super().__post_init__()
         SamplingParams(seed=self.seed)
         if self.temperature > 0 and self.external_baselines:

@@ -25,14 +25,18 @@ class QuantizeConfig:
     """
 
     target: str = field(
-        metadata=cli_option("the unquantized target: a directory or hub name", metavar="DIR|NAME")
+        metadata=cli_option(
+            "the unquantized target: a directory or hub name", metavar="DIR|NAME"
+        )
     )
     output_dir: Path = field(
         metadata=cli_option("the checkpoint directory to write", metavar="DIR")
     )
     quant: str = field(
         metadata=cli_option(
-            "; ".join(f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values())
+            "; ".join(
+                f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values()
+            )
             + f"; {KEEP_WEIGHTS}: weights as they are, for --kv-cache-dtype alone",
             choices=_CHOICES,
             aliases=("--format",),
@@ -66,7 +70,9 @@ class QuantizeConfig:
     calib_seq_len: int = field(
         default=512,
         metadata=cli_option(
-            "tokens of the longest sequence; a longer text becomes several", low=1, high=MAX_SEQ_LEN
+            "tokens of the longest sequence; a longer text becomes several",
+            low=1,
+            high=MAX_SEQ_LEN,
         ),
     )
     device: str = field(
@@ -78,7 +84,9 @@ class QuantizeConfig:
         """Check everything that can be judged without the models."""
         check_fields(self)
         if self.weight_format is None and self.kv_cache_dtype is None:
-            raise UsageError(f"--quant {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8")
+            raise UsageError(
+                f"--quant {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8"
+            )
         if self.weight_format is None and self.drafter is not None:
             raise UsageError(
                 f"--quant {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches"

@@ -78,12 +78,16 @@ class SamplingParams(RowSampling):
                 f"draft_len_schedule is {schedule!r}, expected a mapping {{batch size: draft_len}}."
             )
         if self.draft_len is not None and schedule is not None:
-            raise UsageError("draft_len and draft_len_schedule are both given. Give one of them.")
+            raise UsageError(
+                "draft_len and draft_len_schedule are both given. Give one of them."
+            )
 
     def _check_stop_tokens(self) -> None:
         tokens = self.stop_token_ids
         if not isinstance(tokens, tuple | None):
-            raise UsageError(f"stop_token_ids is {tokens!r}, expected a list of token ids or None.")
+            raise UsageError(
+                f"stop_token_ids is {tokens!r}, expected a list of token ids or None."
+            )
         for token in tokens or ():
             check_integer("stop_token_ids", token, low=0)
 
@@ -96,7 +100,9 @@ class SamplingParams(RowSampling):
         """
         known = [field.name for field in fields(cls)]
         if {"max_tokens", "max_new_tokens"} <= options.keys():
-            raise UsageError("give either max_tokens or max_new_tokens, not both: they are one.")
+            raise UsageError(
+                "give either max_tokens or max_new_tokens, not both: they are one."
+            )
         for name in options:
             if name not in (*known, "max_new_tokens"):
                 raise UsageError(

@@ -22,7 +22,9 @@ class TritonExportConfig:
     engine: Path
     output_dir: Path = field(
         metadata=cli_option(
-            "the model repository, new or with other models", metavar="DIR", aliases=("--output",)
+            "the model repository, new or with other models",
+            metavar="DIR",
+            aliases=("--output",),
         )
     )
     name: str = field(default="dflash", metadata=cli_option("the model's name"))

@@ -33,7 +33,8 @@ class TrtllmExportConfig:
     drafter: str | None = field(
         default=None,
         metadata=cli_option(
-            "its DFlash drafter: a directory [default: a listed target's own]", metavar="DIR|NAME"
+            "its DFlash drafter: a directory [default: a listed target's own]",
+            metavar="DIR|NAME",
         ),
     )
     nodes: int = field(
@@ -42,7 +43,8 @@ class TrtllmExportConfig:
     arch: str = field(
         default="any",
         metadata=cli_option(
-            "architecture of the GPUs, which selects the drafter's attention kernels", choices=ARCHS
+            "architecture of the GPUs, which selects the drafter's attention kernels",
+            choices=ARCHS,
         ),
     )
     expert_parallel: int | None = field(
@@ -73,7 +75,9 @@ class TrtllmExportConfig:
         """Check everything that can be judged without the models."""
         check_fields(self)
         if self.gpus % self.nodes:
-            raise UsageError(f"--gpus {self.gpus} cannot be shared evenly by --nodes {self.nodes}")
+            raise UsageError(
+                f"--gpus {self.gpus} cannot be shared evenly by --nodes {self.nodes}"
+            )
         if self.expert_parallel and self.gpus % self.expert_parallel:
             raise UsageError(
                 f"--expert-parallel {self.expert_parallel} does not divide --gpus {self.gpus}"

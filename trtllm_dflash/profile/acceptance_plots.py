@@ -45,7 +45,9 @@ def acceptance_length_by_category(
         mean = result.acceptance.acceptance_length
         axes.axvline(mean, color=colour, linewidth=1, linestyle=":", zorder=1)
     for name, place in places.items():
-        axes.plot([1, longest[name]], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2)
+        axes.plot(
+            [1, longest[name]], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2
+        )
     axes.set_yticks(list(places.values()), categories, color=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
     axes.set_xlim(left=0.93)

@@ -36,7 +36,8 @@ def advise(dflash: Sequence[CurvePoint], plain: Sequence[CurvePoint]) -> Advice:
             draft_len=best.draft_len,
             block_size=best.draft_len + 1,
             tokens_per_second_per_user=best.tokens_per_second_per_user,
-            speedup=best.tokens_per_second_per_user / baselines[batch].tokens_per_second_per_user,
+            speedup=best.tokens_per_second_per_user
+            / baselines[batch].tokens_per_second_per_user,
         )
         rows.append(row)
     return Advice(rows, _stops_paying_at(rows), schedule(rows).to_json())
@@ -46,7 +47,9 @@ def schedule(rows: Sequence[BatchAdvice]) -> DraftLenSchedule:
     """Return the best draft_len by batch size; sizes in between use the next larger one tried."""
     pairs = [(row.batch, row.draft_len) for row in rows]
     following = [*pairs[1:], (0, -1)]
-    changes = [pair for pair, after in zip(pairs, following, strict=True) if pair[1] != after[1]]
+    changes = [
+        pair for pair, after in zip(pairs, following, strict=True) if pair[1] != after[1]
+    ]
     return DraftLenSchedule(tuple(changes))
 
 

@@ -15,14 +15,16 @@ class CurvePoint:
     batch: Annotated[int, "sequences that generate together, over all GPUs that serve them"]
     draft_len: Annotated[int, "drafts verified in a step; 0: plain decoding"]
     acceptance_length: Annotated[
-        float, "τ: tokens that a step yields for each sequence, bonus included; 1 without drafts"
+        float,
+        "τ: tokens that a step yields for each sequence, bonus included; 1 without drafts",
     ]
     step_seconds: Annotated[float, "one step of the whole batch"]
     tokens_per_second_per_user: Annotated[
         float, "interactivity: what one sequence gets, acceptance_length / step_seconds"
     ]
     tokens_per_second_per_gpu: Annotated[
-        float, "throughput: what all sequences get, over the number of GPUs (a CPU counts as one)"
+        float,
+        "throughput: what all sequences get, over the number of GPUs (a CPU counts as one)",
     ]
     limited_by: Annotated[
         str | None, "what bounds the step, where it is known: memory bandwidth, launches, …"
@@ -42,7 +44,9 @@ class CurvePoint:
         """Return the point of a step whose time and yield are known."""
         per_user = acceptance_length / step_seconds
         per_gpu = batch * per_user / gpus
-        return cls(batch, draft_len, acceptance_length, step_seconds, per_user, per_gpu, limited_by)
+        return cls(
+            batch, draft_len, acceptance_length, step_seconds, per_user, per_gpu, limited_by
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ def check_format(path: Path) -> None:
 
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix.lower().removeprefix(".") not in endings:
-        raise UsageError(f"--plot {path}: a plot's name ends with one of .{', .'.join(endings)}")
+        raise UsageError(
+            f"--plot {path}: a plot's name ends with one of .{', .'.join(endings)}"
+        )
 
 
 def draw_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:

@@ -68,7 +68,9 @@ def _reference(
     """Return the reference package's decoding loop with blocks of `block_size`."""
     reference = _import("dflash.model", "dflash", "pip install --no-deps dflash==0.1.0")
     reference._cuda_time = perf_counter  # its own clock synchronizes a GPU
-    draft_model = reference.DFlashDraftModel.from_pretrained(drafter, dtype=torch.float32).eval()
+    draft_model = reference.DFlashDraftModel.from_pretrained(
+        drafter, dtype=torch.float32
+    ).eval()
 
     def respond(prompt: InputIds, max_tokens: int) -> Answer:
         input_ids = torch.tensor([list(prompt)])
@@ -90,7 +92,9 @@ def _reference(
     return respond
 
 
-def _generate(torch: Any, model: Any, stop_token_ids: Sequence[int], **options: Any) -> _Respond:
+def _generate(
+    torch: Any, model: Any, stop_token_ids: Sequence[int], **options: Any
+) -> _Respond:
     """Return Hugging Face's `generate`, greedily, with further `options`."""
 
     def respond(prompt: InputIds, max_tokens: int) -> Answer:
@@ -159,7 +163,9 @@ def _load_target(target: Path, num_threads: int) -> tuple[Any, Any]:
     transformers = _import("transformers", "transformers", "pip install transformers")
     torch.set_num_threads(num_threads)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        target, dtype=torch.float32
+    ).eval()
     # Greedy, without the checkpoint's penalties.
     model.generation_config = transformers.GenerationConfig()
     return torch, model

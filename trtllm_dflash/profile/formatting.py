@@ -149,7 +149,9 @@ def advice_sentences(profile: Profile) -> list[str]:
     stop = profile.advice.stops_paying_at
     sentences = [_advice_sentence(row) for row in batches]
     if stop is None:
-        sentences.append(f"DFlash pays at batch {batches[-1].batch}, the largest that was tried.")
+        sentences.append(
+            f"DFlash pays at batch {batches[-1].batch}, the largest that was tried."
+        )
     else:
         sentences.append(
             f"From batch {stop} on DFlash does not pay here: a plain engine is at least as fast."

@@ -168,7 +168,9 @@ def _results_table(profile: Profile) -> _TableView:
 def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str, Any]:
     """Return the figures and tables about acceptance, by their names in the template."""
     colours = colours_by_name([result.system for result in profile.results])
-    widest = max(drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH))
+    widest = max(
+        drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH)
+    )
     recommended = recommended_result(profile)
     return {
         "by_category": _figure(
@@ -196,7 +198,9 @@ def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str,
         "prompts": _TableView(
             PROMPT_COLUMNS, [_Row(row) for row in prompt_cells(profile, recommended)]
         ),
-        "prompts_caption": (f"Every prompt with {recommended.system} at batch {recommended.batch}"),
+        "prompts_caption": (
+            f"Every prompt with {recommended.system} at batch {recommended.batch}"
+        ),
     }
 
 
@@ -206,11 +210,15 @@ def _time_figures(profile: Profile) -> list[_FigureView]:
     if not breakdowns:
         return []
     caption = _METHODS[breakdowns[0].method]
-    figures = [_figure(time_plots.where_time_goes(breakdowns), "time of a step by part", caption)]
+    figures = [
+        _figure(time_plots.where_time_goes(breakdowns), "time of a step by part", caption)
+    ]
     shown = _layered_breakdown(profile)
     if shown is not None:
         caption = f"{shown.system}, batch {shown.batch}, by layer."
-        figures.append(_figure(time_plots.time_by_layer(shown), "time of a step by layer", caption))
+        figures.append(
+            _figure(time_plots.time_by_layer(shown), "time of a step by layer", caption)
+        )
     return figures
 
 
@@ -233,6 +241,8 @@ def _provenance(profile: Profile) -> Mapping[str, object]:
         "commit": profile.commit or "not a git checkout",
         "prompts": profile.prompts["name"],
         **machine,
-        "versions": ", ".join(f"{name} {version}" for name, version in profile.versions.items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in profile.versions.items()
+        ),
         "plain engine": profile.plain["directory"] or "built beside, from the same checkpoint",
     }

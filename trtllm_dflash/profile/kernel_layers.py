@@ -101,7 +101,9 @@ def _layers_by_scope(names: Sequence[str], calls: Sequence[InlinedCall | None]) 
     return layers
 
 
-def _layers_by_call(calls: Sequence[InlinedCall | None], by_scope: Sequence[str]) -> dict[str, str]:
+def _layers_by_call(
+    calls: Sequence[InlinedCall | None], by_scope: Sequence[str]
+) -> dict[str, str]:
     """Return the layer of each call, by the call's name."""
     kernels = enumerate(calls)
     last_kernels = {call: index for index, call in kernels if call is not None}

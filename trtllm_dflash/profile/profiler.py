@@ -60,7 +60,11 @@ def profile(
     num_threads = resolve_num_threads(config.num_threads)
     facts = {"machine": machine_facts(num_threads)}
     with plain_engine(
-        config.engine, engine_config, given=config.plain, target=config.target, progress=progress
+        config.engine,
+        engine_config,
+        given=config.plain,
+        target=config.target,
+        progress=progress,
     ) as plain_path:
         engine = Engine.load(config.engine, num_threads=config.num_threads)
         plain = Engine.load(plain_path, num_threads=config.num_threads)
@@ -105,7 +109,9 @@ def _encode_prompts(
     return prompts
 
 
-def _systems(config: ProfileConfig, sweep: Sweep, engine: Engine, plain: Engine) -> list[System]:
+def _systems(
+    config: ProfileConfig, sweep: Sweep, engine: Engine, plain: Engine
+) -> list[System]:
     """Return the plain engine, the DFlash engine by draft_len, and external systems."""
     stop_token_ids = () if config.ignore_eos else engine.config.eos_token_ids
     sampling: dict[str, Any] = {

@@ -37,7 +37,8 @@ class AcceptanceStats:
     """How many draft tokens were accepted."""
 
     acceptance_length: Annotated[
-        float, "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts"
+        float,
+        "[AL], τ: tokens that a step yields for a sequence, bonus included; 1 without drafts",
     ]
     draft_acceptance_rate: Annotated[
         float | None,
@@ -90,7 +91,9 @@ class SystemResult:
     batch: Annotated[int, "sequences that generate together"]
     draft_len: Annotated[int, "drafts verified in a step, at most"]
     ttft_seconds: Annotated[TimeSummary, "TTFT, time to first token, by answer"]
-    tpot_seconds: Annotated[TimeSummary, "TPOT, time per output token after the first, by answer"]
+    tpot_seconds: Annotated[
+        TimeSummary, "TPOT, time per output token after the first, by answer"
+    ]
     step_seconds: Annotated[TimeSummary, "decode steps in which the whole batch took part"]
     full_steps: Annotated[int, "how many these are"]
     tokens_per_second_per_user: Annotated[float, "in these steps, of one sequence"]
@@ -133,7 +136,9 @@ class StepBreakdown:
     verify_seconds: Annotated[float, "the target's layers and head"]
     accept_seconds: Annotated[float | None, "acceptance; null: part of draft_seconds"]
     draft_seconds: Annotated[float, "KV injection and the drafter's block"]
-    host_seconds: Annotated[float | None, "outside of ONNX Runtime; null: spread over the others"]
+    host_seconds: Annotated[
+        float | None, "outside of ONNX Runtime; null: spread over the others"
+    ]
     layers: Annotated[list[LayerTime], "by layer; empty where only differences are known"]
 
 
@@ -173,18 +178,22 @@ class Profile:
     created: Annotated[str, "when it ended, UTC"]
     argv: Annotated[list[str], "the command line"]
     commit: Annotated[
-        str | None, "git commit of the package's checkout, with + where files differ; null: none"
+        str | None,
+        "git commit of the package's checkout, with + where files differ; null: none",
     ]
     versions: Annotated[dict[str, str], "of Python and the packages that took part"]
     machine: Annotated[
-        dict[str, Any], "processor, gpus, cores, threads, memory, system, load average at the start"
+        dict[str, Any],
+        "processor, gpus, cores, threads, memory, system, load average at the start",
     ]
     engine: Annotated[
         dict[str, Any], "the DFlash engine: directory, arch, sizes, and what its manifest says"
     ]
     plain: Annotated[dict[str, Any], "the plain engine, likewise"]
     settings: Annotated[dict[str, Any], "batch sizes, lengths, sampling"]
-    prompts: Annotated[dict[str, Any], "name, sha256 of the token ids, number by category, tokens"]
+    prompts: Annotated[
+        dict[str, Any], "name, sha256 of the token ids, number by category, tokens"
+    ]
     clock: Annotated[dict[str, str], "what each time covers"]
     results: Annotated[list[SystemResult], "systems by batch size"]
     curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]

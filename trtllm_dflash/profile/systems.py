@@ -77,7 +77,9 @@ def engine_system(
             generations = stream.generations()
         seconds = perf_counter() - start
         answers = [
-            Answer(one.token_ids, one.acceptance_lengths, one.prefill_seconds, one.decode_seconds)
+            Answer(
+                one.token_ids, one.acceptance_lengths, one.prefill_seconds, one.decode_seconds
+            )
             for one in generations
         ]
         return BatchRun(answers, steps, seconds)

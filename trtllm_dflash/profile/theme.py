@@ -70,7 +70,9 @@ def new_figure(width: float, height: float) -> tuple[Figure, Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+    with mpl.rc_context(
+        {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    ):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         axes = figure.add_subplot()
     axes.set_facecolor("none")

@@ -40,7 +40,9 @@ def read_samples(path: Path | None) -> list[Sample]:
         UsageError: for a row that cannot be used, with its line.
     """
     if path is None:
-        text = (resources.files("trtllm_dflash.quantize") / BUILTIN_SET).read_text(encoding="utf-8")
+        text = (resources.files("trtllm_dflash.quantize") / BUILTIN_SET).read_text(
+            encoding="utf-8"
+        )
         return [_from_json(line, BUILTIN_SET) for line in text.splitlines()]
     text = _read(path)
     if path.suffix == ".jsonl" or text.lstrip().startswith("{"):

@@ -126,7 +126,9 @@ def pack_weights(module: Any, prefix: str) -> dict[str, torch.Tensor]:
     from modelopt.torch.export.quant_utils import postprocess_state_dict
     from modelopt.torch.export.unified_export_hf import _export_quantized_weight
 
-    linears = {name: child for name, child in module.named_modules() if _is_quantized_linear(child)}
+    linears = {
+        name: child for name, child in module.named_modules() if _is_quantized_linear(child)
+    }
     with silence_modelopt():
         for linear in linears.values():
             _export_quantized_weight(linear, linear.weight.dtype)

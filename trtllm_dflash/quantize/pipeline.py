@@ -60,7 +60,11 @@ def quantize(
             f"cannot write the checkpoint {plan.config.output_dir}: {error}"
         ) from error
     report = QuantizeReport(
-        plan.config.output_dir, time.monotonic() - begun, size, peak_memory=peak_memory(), **facts
+        plan.config.output_dir,
+        time.monotonic() - begun,
+        size,
+        peak_memory=peak_memory(),
+        **facts,
     )
     finished(_LOG, "quantized", report.rows())
     return report
@@ -112,7 +116,9 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
     return {
         "linear_bytes": sum(tensor.nbytes for tensor in target.tensors.values()),
         "original_bytes": sum(
-            plan.target.tensors[name].nbytes for name in target.tensors if name.endswith(".weight")
+            plan.target.tensors[name].nbytes
+            for name in target.tensors
+            if name.endswith(".weight")
         ),
         "agreed": target.agreed,
         "compared": target.compared,
@@ -132,7 +138,9 @@ def _device(config: QuantizeConfig, torch: Any) -> str:
     return "cuda" if has_gpu else "cpu"
 
 
-def _write(directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress) -> None:
+def _write(
+    directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress
+) -> None:
     """Write a Hugging Face checkpoint in ModelOpt's layout.
 
     config.json is the original's, with one key more.
@@ -142,7 +150,8 @@ def _write(directory: Path, original: Checkpoint[Any], quantized: Any, progress:
     write_tensors(directory, original.tensors | quantized.tensors, progress)
     config = read_json_in(original.directory, "config.json") or {}
     _write_json(
-        directory / "config.json", config | {"quantization_config": quantized.quantization_config}
+        directory / "config.json",
+        config | {"quantization_config": quantized.quantization_config},
     )
     _write_json(directory / HF_QUANT_CONFIG, quantized.hf_quant_config)
     generation = file_in(original.directory, "generation_config.json")

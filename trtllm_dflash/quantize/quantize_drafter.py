@@ -26,7 +26,9 @@ from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows
 from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the drafter"
-SEQUENCES = 32  # of the calibration text; their features stay in memory until the target is done
+SEQUENCES = (
+    32  # of the calibration text; their features stay in memory until the target is done
+)
 _BLOCKS = 4  # drafted in each sequence, at growing lengths of context
 
 

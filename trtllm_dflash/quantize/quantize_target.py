@@ -100,7 +100,9 @@ def quantize_target(
             for outputs, exact in zip(tapped_outputs, states.exact, strict=False):
                 outputs.append(exact)
         advance()
-    result.features = [torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs]
+    result.features = [
+        torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs
+    ]
     compared = states.exact[: len(states.rounded)]
     result.agreed, result.compared = count_agreement(
         checkpoint, model.model.norm, compared, states.rounded
@@ -144,7 +146,9 @@ def _load(
                     " ModelOpt would write NaN. Get an intact copy of the checkpoint."
                 )
             # One type for the whole model, although some checkpoints have a few tensors in another.
-            weights[name.removeprefix(prefix)] = weight.to(device, TORCH_DTYPES[checkpoint.dtype])
+            weights[name.removeprefix(prefix)] = weight.to(
+                device, TORCH_DTYPES[checkpoint.dtype]
+            )
     layer.load_state_dict(weights, strict=False, assign=True)
 
 

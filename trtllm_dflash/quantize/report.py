@@ -35,7 +35,9 @@ class QuantizeReport:
             ("peak memory", human_bytes(self.peak_memory)),
         ]
         if self.compared:
-            agreement = f"{self.agreed / self.compared:.1%} of {self.compared} calibration tokens"
+            agreement = (
+                f"{self.agreed / self.compared:.1%} of {self.compared} calibration tokens"
+            )
             rows.append(("same next token", agreement))
         return rows
 

@@ -14,7 +14,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-STORED_DTYPES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
+STORED_DTYPES: Mapping[torch.dtype, str] = {
+    dtype: name for name, dtype in TORCH_DTYPES.items()
+} | {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.uint8: "U8",
 }

@@ -43,7 +43,9 @@ class SpillFolder:
         """Write tensors to a file of their own, and return their places."""
         path = self._folder / f"{self._count}.safetensors"
         self._count += 1
-        _write_file(path, {name: _entry_of(tensor) for name, tensor in tensors.items()}, _ignore)
+        _write_file(
+            path, {name: _entry_of(tensor) for name, tensor in tensors.items()}, _ignore
+        )
         return read_tensor_infos(path)
 
 
@@ -119,7 +121,9 @@ def _entry_in(info: TensorInfo) -> _Entry:
     return _Entry(info.dtype, info.shape, info.nbytes, chunks)
 
 
-def _write_file(path: Path, entries: Mapping[str, _Entry], advance: Callable[[int], None]) -> None:
+def _write_file(
+    path: Path, entries: Mapping[str, _Entry], advance: Callable[[int], None]
+) -> None:
     """Write one file, and report the bytes of each tensor."""
 
     def order(name: str) -> tuple[int, str]:

@@ -160,7 +160,9 @@ class EngineThread:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise EngineError(f"this engine takes no more requests, load it again: {self._failure}")
+            raise EngineError(
+                f"this engine takes no more requests, load it again: {self._failure}"
+            )
         if self._closing:
             raise ClosedError(
                 "this engine is being closed and takes no more requests. It may be sent again."
@@ -313,7 +315,9 @@ class EngineThread:
         waiting = self._scheduler.waiting
         failed = [handle for request, handle in self._served.items() if request not in waiting]
         with self._changed:
-            self._scheduler = Scheduler(self._session, waiting, prompt_tokens_per_step=self._budget)
+            self._scheduler = Scheduler(
+                self._session, waiting, prompt_tokens_per_step=self._budget
+            )
             self._served = {request: self._served[request] for request in waiting}
         for handle in failed:
             self._notify(handle, error)

@@ -185,7 +185,9 @@ class Scheduler:
             return self._waiting[0]
         if self._budget is None:
             return None
-        preempting = (request for request in self._waiting if self._may_preempt_prefill(request))
+        preempting = (
+            request for request in self._waiting if self._may_preempt_prefill(request)
+        )
         return next(preempting, None)
 
     def _may_preempt_prefill(self, request: Request) -> bool:

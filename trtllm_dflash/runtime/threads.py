@@ -13,7 +13,9 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def resolve_num_threads(requested: int | None, environment: Mapping[str, str] = os.environ) -> int:
+def resolve_num_threads(
+    requested: int | None, environment: Mapping[str, str] = os.environ
+) -> int:
     """Return `requested`, else DFLASH_NUM_THREADS, else one thread for each core available."""
     if requested is not None:
         check_integer("num_threads", requested, low=1)

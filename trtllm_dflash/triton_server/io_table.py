@@ -82,13 +82,17 @@ OUTPUTS = (
         "the answer's text; in a stream, what is new of it, always whole characters",
     ),
     Field("num_input_tokens", "INT32", "the prompt's tokens, with every response"),
-    Field("num_output_tokens", "INT32", "new tokens of this response; those of a stream add up"),
+    Field(
+        "num_output_tokens", "INT32", "new tokens of this response; those of a stream add up"
+    ),
     Field("finish_reason", "STRING", "last response: stop or length"),
     Field(
         "acceptance_rate",
         "FP32",
         "last response: accepted ÷ verified drafts, 0 where there were none",
     ),
-    Field("total_accepted_draft_tokens", "INT32", "last response: drafts that the target accepted"),
+    Field(
+        "total_accepted_draft_tokens", "INT32", "last response: drafts that the target accepted"
+    ),
     Field("total_draft_tokens", "INT32", "last response: drafts that were verified"),
 )

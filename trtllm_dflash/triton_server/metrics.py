@@ -85,8 +85,12 @@ METRICS = (
         "drafts that were accepted",
         counts=lambda end: end.num_accepted_draft_tokens,
     ),
-    Metric(ACCEPTANCE_LENGTH, "τ: tokens per step and sequence, bonus included, since the start"),
-    Metric("dflash_waiting_requests", "requests without a slot", shows=lambda stats: stats.waiting),
+    Metric(
+        ACCEPTANCE_LENGTH, "τ: tokens per step and sequence, bonus included, since the start"
+    ),
+    Metric(
+        "dflash_waiting_requests", "requests without a slot", shows=lambda stats: stats.waiting
+    ),
     Metric("dflash_slots", "slots", shows=lambda stats: stats.slots),
     Metric(
         "dflash_slots_in_use",

@@ -29,7 +29,9 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
         chat: whether its tokenizer has a chat template.
     """
     inside = str(engine or Path("/models") / name / ENGINE_COPY)
-    frontend = f"python3 {FRONTEND} --model-repository /models --tokenizer {shlex.quote(inside)}"
+    frontend = (
+        f"python3 {FRONTEND} --model-repository /models --tokenizer {shlex.quote(inside)}"
+    )
     question = {"text_input": "Why is the sky blue?", "max_tokens": 64, "stream": True}
     if chat:
         question["chat"] = True
@@ -50,7 +52,9 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
     )
 
 
-def _docker(config: EngineConfig, engine: Path | None, ports: tuple[int, ...], command: str) -> str:
+def _docker(
+    config: EngineConfig, engine: Path | None, ports: tuple[int, ...], command: str
+) -> str:
     """Return the command of a container that installs this package and serves /models.
 
     `engine` is mounted; None: it lies in the repository.

@@ -102,4 +102,6 @@ def _text(name: str, data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8: byte {error.start} begins no character.") from error
+        raise UsageError(
+            f"{name} is not UTF-8: byte {error.start} begins no character."
+        ) from error

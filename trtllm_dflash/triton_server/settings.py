@@ -21,7 +21,9 @@ class Settings:
     """The parameters of a model."""
 
     engine_dir: str  # absolute, or within the model's directory
-    engine_digest: str  # of the engine's manifest: an engine that is built again has another one
+    engine_digest: (
+        str  # of the engine's manifest: an engine that is built again has another one
+    )
     max_waiting: int = MAX_WAITING
     drain_seconds: int = DRAIN_SECONDS
     prompt_tokens_per_step: int | None = None
@@ -38,7 +40,9 @@ class Settings:
         given = {name: row["string_value"] for name, row in parameters.items()}
         for name in _TEXTS:
             if not given.get(name):
-                raise EngineError(f"config.pbtxt has no parameter {name}. Export the engine again.")
+                raise EngineError(
+                    f"config.pbtxt has no parameter {name}. Export the engine again."
+                )
         values: dict[str, Any] = {}
         for field in fields(cls):
             text = given.get(field.name)

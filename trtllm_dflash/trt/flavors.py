@@ -77,7 +77,9 @@ class TensorRTRTX:
             config.set_compute_capability(getattr(rtx.ComputeCapability, arch.upper()), index)
         yield
 
-    def context_factory(self, engine: rtx.ICudaEngine) -> Callable[[bool], rtx.IExecutionContext]:
+    def context_factory(
+        self, engine: rtx.ICudaEngine
+    ) -> Callable[[bool], rtx.IExecutionContext]:
         """Return a function that makes execution contexts, which share their compiled kernels.
 
         With fixed shapes, kernels are compiled for these shapes before the first run. Otherwise
@@ -149,7 +151,9 @@ class TensorRT:
         fresh.write_bytes(memoryview(cache.serialize()))
         fresh.replace(timings)
 
-    def context_factory(self, engine: full.ICudaEngine) -> Callable[[bool], full.IExecutionContext]:
+    def context_factory(
+        self, engine: full.ICudaEngine
+    ) -> Callable[[bool], full.IExecutionContext]:
         """Return a function that makes execution contexts; the shapes make no difference."""
 
         def make(fixed_shapes: bool) -> full.IExecutionContext:

@@ -48,7 +48,9 @@ def import_tensorrt() -> Any:
     try:
         return import_module(_chosen[0])
     except (ImportError, OSError) as error:  # OSError: one of its libraries is missing
-        raise EngineError(f"the Python module {_chosen[0]} cannot be imported: {error}") from error
+        raise EngineError(
+            f"the Python module {_chosen[0]} cannot be imported: {error}"
+        ) from error
 
 
 def flavor() -> Flavor:

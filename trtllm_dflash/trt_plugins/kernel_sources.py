@@ -16,7 +16,9 @@ from importlib import resources
 
 from trtllm_dflash.errors import BuildError
 
-_PACKAGE = "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
+_PACKAGE = (
+    "trtllm_dflash.kernels"  # the folder plugins/kernels of the repository, as package data
+)
 _FIELD_TYPES = {"int": c_int, "float": c_float}
 _STRUCTURE = r"^struct {name} {{\n(.*?)^}};$"
 _FIELD = re.compile(r"^  ((?:const )?(?:long long|\w+)(\*)?) (\w+);\s*(?://.*)?$")
@@ -79,5 +81,7 @@ def _field_type(line: str, where: str) -> tuple[str, type]:
 def _text(header: str) -> str:
     sources = kernel_sources()
     if header not in sources:
-        raise BuildError(f"there is no kernel header {header}, only {', '.join(sorted(sources))}")
+        raise BuildError(
+            f"there is no kernel header {header}, only {', '.join(sorted(sources))}"
+        )
     return sources[header].decode()

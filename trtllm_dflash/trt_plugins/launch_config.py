@@ -69,7 +69,9 @@ def _cache_scales(attributes: Fields) -> dict[str, float]:
     for name in ("key_scale", "value_scale"):
         scale = float(attributes.get(name, 0))
         if fp8 and not 0 < scale < inf:
-            raise EngineError(f"attention over FP8 caches needs their scales: {name} is {scale}")
+            raise EngineError(
+                f"attention over FP8 caches needs their scales: {name} is {scale}"
+            )
         if not fp8 and scale:
             raise EngineError(
                 f"attention over bfloat16 caches has no scales of them: {name} is {scale}"
@@ -117,7 +119,9 @@ def _attention(call: Call) -> list[Launch]:
     sizes = _attention_sizes(call.dims)
     head_dim = sizes["head_dim"]
     head_rows = prod(call.dims["q"][:3])
-    made = params.attention_plan(**sizes, processors=min(call.processors, params.MAX_PROCESSORS))
+    made = params.attention_plan(
+        **sizes, processors=min(call.processors, params.MAX_PROCESSORS)
+    )
     partial_out_bytes = 4 * made.splits * head_rows * head_dim
     kernel_params = params.AttentionParams(
         **{
@@ -187,7 +191,9 @@ _MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
 
 def _moe_kernels(key: KernelVariant) -> list[str]:
     suffix = _MOE_SUFFIXES[dict(key.sizes).get("weight_format", 0)]
-    tiles = [f"{part}_t{tile.tokens}" for tile in params.MOE_TILES for part in ("gate_up", "down")]
+    tiles = [
+        f"{part}_t{tile.tokens}" for tile in params.MOE_TILES for part in ("gate_up", "down")
+    ]
     return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
 
 
@@ -208,7 +214,9 @@ def _moe_sizes(dims: Dims, fields: Fields) -> dict[str, int]:
         )
     inner = dims["down"][2] * (8 if weight_format else 1)
     if inner != inner_size:
-        raise EngineError(f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows")
+        raise EngineError(
+            f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows"
+        )
     if not 1 <= top_k <= min(experts, params.MAX_TOP_K_EXPERTS) or experts > params.MAX_EXPERTS:
         raise EngineError(
             f"a token may have 1 to {params.MAX_TOP_K_EXPERTS} experts of at most"
@@ -276,7 +284,11 @@ def _moe(call: Call) -> list[Launch]:
             params.MOE_THREADS,
             made.shared_bytes,
         ),
-        f"down{tile}": ((made.down_blocks, made.groups, 1), params.MOE_THREADS, made.shared_bytes),
+        f"down{tile}": (
+            (made.down_blocks, made.groups, 1),
+            params.MOE_THREADS,
+            made.shared_bytes,
+        ),
         "sum": ((tokens, made.sum_blocks, 1), params.SUM_THREADS, 0),
     }
     return [

@@ -70,7 +70,9 @@ def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
         *(f"-DDFLASH_{name.upper()}={value}" for name, value in key.sizes),
         *(f"-I{folder}" for folder in cuda_header_folders().values()),
     ]
-    headers = {header: text for header, text in sources.items() if header.endswith((".h", ".cuh"))}
+    headers = {
+        header: text for header, text in sources.items() if header.endswith((".h", ".cuh"))
+    }
     ok, code, log = _nvrtc(name, sources[name], headers, options)
     if not ok:
         raise BuildError(f"the kernel {key} does not compile for {arch}:\n{log}")
@@ -80,7 +82,9 @@ def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
         if f".text.{kernel}\0".encode() not in code
     ]
     if missing:
-        raise BuildError(f"{name} compiled for {arch} ({key}) has no function {', '.join(missing)}")
+        raise BuildError(
+            f"{name} compiled for {arch} ({key}) has no function {', '.join(missing)}"
+        )
     return Cubin(key, arch, code, log)
 
 

@@ -167,7 +167,9 @@ def moe_plan(
     The workspace of a number of tokens suffices for every smaller one.
     """
     assignments = tokens * top_k
-    tile = MOE_TILES[0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2]
+    tile = MOE_TILES[
+        0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2
+    ]
     rows = 16 * tile.row_warps
     groups = min(assignments, experts)
     sizes = {
@@ -186,7 +188,11 @@ def moe_plan(
         parts[name] = end
         end += 16 * _ceil(size, 16)
     shared_bytes = 32 << 10 if weight_format else 8 << 10
-    blocks = _ceil(2 * inner_size, rows), _ceil(hidden, rows), _ceil(hidden, _MOE["kSumElements"])
+    blocks = (
+        _ceil(2 * inner_size, rows),
+        _ceil(hidden, rows),
+        _ceil(hidden, _MOE["kSumElements"]),
+    )
     return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
 
 

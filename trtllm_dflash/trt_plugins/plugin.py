@@ -232,7 +232,9 @@ class StepPlugin(
         Raises: EngineError: if the shapes, the memory of the caches or the driver are not as they
         must be. To TensorRT's Python classes that is how a status is returned.
         """
-        dims = self._dims([tensor.dims for tensor in inputs], [tensor.dims for tensor in outputs])
+        dims = self._dims(
+            [tensor.dims for tensor in inputs], [tensor.dims for tensor in outputs]
+        )
         addresses = dict(zip(dims, (*read, *written), strict=True))
         for tensor in self.spec.outputs:
             if tensor.aliases and addresses.pop(tensor.name) != addresses[tensor.aliases]:
@@ -249,7 +251,9 @@ class StepPlugin(
             self._module = load_module(self.cubin, self._operation.kernels(self._key()))
         return self._module
 
-    def _dims(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    def _dims(
+        self, inputs: Sequence[Any], outputs: Sequence[Any]
+    ) -> dict[str, tuple[int, ...]]:
         """Checked shapes by tensor name, inputs first."""
         tensors = [*present_inputs(self.spec, len(inputs)), *self.spec.outputs]
         found = {

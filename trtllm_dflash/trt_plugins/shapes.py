@@ -27,7 +27,9 @@ def present_inputs(spec: OpSpec, count: int) -> tuple[Tensor, ...]:
     return inputs[:count]
 
 
-def check_shapes(spec: OpSpec, dims: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> None:
+def check_shapes(
+    spec: OpSpec, dims: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
+) -> None:
     """Check dims by tensor name against the declaration; `sizes` by name are those that the kernel
     is compiled for.
 
@@ -38,9 +40,12 @@ def check_shapes(spec: OpSpec, dims: Mapping[str, Sequence[int]], sizes: Mapping
         EngineError: naming the tensor, its shape, the declared one, and what a symbol was before.
     """
     known = {
-        size.symbol: (sizes[size.name], f"the kernel's {size.name}") for size in spec.kernel.sizes
+        size.symbol: (sizes[size.name], f"the kernel's {size.name}")
+        for size in spec.kernel.sizes
     }
-    declared = [tensor for tensor in (*spec.plugin_inputs, *spec.outputs) if tensor.name in dims]
+    declared = [
+        tensor for tensor in (*spec.plugin_inputs, *spec.outputs) if tensor.name in dims
+    ]
     for tensor in declared:
         found = tuple(dims[tensor.name])
         if len(found) != len(tensor.axes):

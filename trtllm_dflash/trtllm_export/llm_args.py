@@ -32,7 +32,11 @@ TABLES: Mapping[str, Mapping[str, FieldType]] = {
         "cuda_graph_config": "CudaGraphConfig",
         "speculative_config": "DFlashDecodingConfig",
     },
-    "KvCacheConfig": {"enable_block_reuse": bool, "free_gpu_memory_fraction": float, "dtype": str},
+    "KvCacheConfig": {
+        "enable_block_reuse": bool,
+        "free_gpu_memory_fraction": float,
+        "dtype": str,
+    },
     "CudaGraphConfig": {"enable_padding": bool, "max_batch_size": int},
     "DFlashDecodingConfig": {
         "decoding_type": ("DFlash",),

@@ -62,10 +62,15 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         drafter=drafter_name,
         architecture=architectures[0] if architectures else "unknown",
         block_size=drafter_reader.read(
-            int, "dflash_config.block_size", "block_size", low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
+            int,
+            "dflash_config.block_size",
+            "block_size",
+            low=MIN_BLOCK_SIZE,
+            high=MAX_BLOCK_SIZE,
         ),
         heads=_heads({"target": target_reader, "drafter": drafter_reader}),
-        experts=_size(target_reader, "num_local_experts") or _size(target_reader, "num_experts"),
+        experts=_size(target_reader, "num_local_experts")
+        or _size(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
         drafter_variant=variant,
     )
@@ -164,7 +169,9 @@ def _size(reader: HfReader, name: str) -> int:
 
 def _quantization(reader: HfReader, quant_file: dict[str, Any] | None) -> str:
     if quant_file is not None:
-        reader = HfReader({"quantization_config": quant_file.get("quantization", {})}, reader.where)
+        reader = HfReader(
+            {"quantization_config": quant_file.get("quantization", {})}, reader.where
+        )
     method = reader.read(
         str, "quantization_config.quant_algo", "quantization_config.quant_method", default=None
     )

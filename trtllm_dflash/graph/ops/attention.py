@@ -157,7 +157,9 @@ def attend(
     if g.has_attribute(KEY_SCALE.name):
         scores = g.Mul(scores, g.attribute(KEY_SCALE.name, KEY_SCALE.onnx_type))
     scores = g.Where(visible, scores, float("-inf"))
-    weights = g.Softmax(scores, axis=-1) if sinks is None else _softmax_with_sinks(g, scores, sinks)
+    weights = (
+        g.Softmax(scores, axis=-1) if sinks is None else _softmax_with_sinks(g, scores, sinks)
+    )
     weights = g.Reshape(g.CastLike(weights, v), g.Concat([0, 0, -1], length, axis=0))
     out = g.MatMul(weights, v)
     if g.has_attribute(VALUE_SCALE.name):

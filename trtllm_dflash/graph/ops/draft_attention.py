@@ -31,7 +31,9 @@ def _body(
     total = g.size(k, 1)
     block = g.size(q, 1)
     block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
-    first, block_start = (g.Slice(x, [0], [1], [1]) for x in (positions, block_positions))  # [B, 1]
+    first, block_start = (
+        g.Slice(x, [0], [1], [1]) for x in (positions, block_positions)
+    )  # [B, 1]
     order = _contiguous_rows(g, total, block, g.Sub(block_start, first))
     start = g.Squeeze(first, [1])
     keys = write(g, key_cache, g.GatherND(k, order, batch_dims=1), start)

@@ -35,7 +35,9 @@ NORMALIZE = Attribute(
     "normalize", 1, "1: softmax over the chosen experts' logits; 0: over all of them"
 )
 INTERLEAVED = Attribute(
-    "interleaved", 0, "1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups"
+    "interleaved",
+    0,
+    "1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups",
 )
 LIMIT = Attribute("limit", 0.0, "gate is cut above it, up beyond ±it; 0: neither")
 ALPHA = Attribute("alpha", 1.0, "the gate's slope: gate · sigmoid(alpha · gate)")
@@ -64,7 +66,9 @@ def _body(
     columns = g.Transpose(x, perm=[1, 0])
     inner = _gated(g, g.Add(g.MatMul(gate_up, columns), g.Unsqueeze(gate_up_bias, [2])))
     out = g.Add(g.MatMul(down, inner), g.Unsqueeze(down_bias, [2]))
-    weights = g.Unsqueeze(g.Transpose(_weights(g, router_logits), perm=[1, 0]), [1])  # [E, 1, N]
+    weights = g.Unsqueeze(
+        g.Transpose(_weights(g, router_logits), perm=[1, 0]), [1]
+    )  # [E, 1, N]
     total = g.ReduceSum(g.Mul(g.cast(out, ir.DataType.FLOAT), weights), [0], keepdims=0)
     return (g.CastLike(g.Transpose(total, perm=[1, 0]), x),)
 

@@ -61,7 +61,9 @@ def _sample(
     cdf = g.CumSum(mass, -1)
     total = g.Slice(cdf, [-1], [2**31 - 1], [-1])
     # "< total" as well, because uniform · total may round up to total, and no token lies behind it.
-    passed = g.And(g.LessOrEqual(cdf, g.Mul(g.Unsqueeze(uniforms, [2]), total)), g.Less(cdf, total))
+    passed = g.And(
+        g.LessOrEqual(cdf, g.Mul(g.Unsqueeze(uniforms, [2]), total)), g.Less(cdf, total)
+    )
     return g.ReduceSum(g.cast(passed, ir.DataType.INT64), [-1], keepdims=0)
 
 
@@ -83,7 +85,11 @@ def _filtered(
 
 
 def _kept(
-    g: GraphBuilder, x: ir.Value, weight: ir.Value | float, limit: ir.Value, bisections: ir.Value
+    g: GraphBuilder,
+    x: ir.Value,
+    weight: ir.Value | float,
+    limit: ir.Value,
+    bisections: ir.Value,
 ) -> ir.Value:
     """True for every token before which (in order of falling x) lies less weight than `limit`; bool
     [B, R, V].

@@ -48,7 +48,9 @@ class Attribute:
 
     @property
     def onnx_type(self) -> ir.AttributeType:
-        return ir.AttributeType.FLOAT if isinstance(self.default, float) else ir.AttributeType.INT
+        return (
+            ir.AttributeType.FLOAT if isinstance(self.default, float) else ir.AttributeType.INT
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class OpSpec:
             )
         written = [a for a in self.attributes if a.name in attributes or not a.optional]
         resolved = {a.name: type(a.default)(attributes.get(a.name, a.default)) for a in written}
-        return g.emit(self.name, inputs, resolved, domain=OPS_DOMAIN, num_outputs=len(self.outputs))
+        return g.emit(
+            self.name, inputs, resolved, domain=OPS_DOMAIN, num_outputs=len(self.outputs)
+        )
 
     def function(
         self, num_inputs: int | None = None, optional: Collection[str] = ()
@@ -131,7 +135,9 @@ class OpSpec:
         Raises: GraphError: if some have an optional input and some do not: a model has one function
         of a name.
         """
-        ours = [node for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)]
+        ours = [
+            node for node in nodes if (node.domain, node.op_type) == (OPS_DOMAIN, self.name)
+        ]
         counts = {len(node.inputs) for node in ours}
         if len(counts) > 1:
             raise GraphError(
@@ -149,4 +155,8 @@ class OpSpec:
 
 
 def _with(attributes: Collection[str]) -> str:
-    return f"with {', '.join(attributes)}" if attributes else "with none of its optional attributes"
+    return (
+        f"with {', '.join(attributes)}"
+        if attributes
+        else "with none of its optional attributes"
+    )

@@ -208,7 +208,9 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
         options.profile_file_prefix = str(trace)
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.add_session_config_entry(
+        "session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS)
+    )
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:

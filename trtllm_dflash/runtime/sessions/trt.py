@@ -133,7 +133,9 @@ class TrtSession:
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight, and return what it decided."""
         if not self._in_flight:
-            raise EngineError(f"no step is in flight whose result could be collected. {CALLER_BUG}")
+            raise EngineError(
+                f"no step is in flight whose result could be collected. {CALLER_BUG}"
+            )
         self._cuda.make_current()
         step = self._in_flight.popleft()
         self._free.append(step)
@@ -178,7 +180,9 @@ class TrtSession:
         step.rows = rows
         return step
 
-    def _send_chunk(self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32) -> None:
+    def _send_chunk(
+        self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32
+    ) -> None:
         sampling = self._sampling[slot]
         if sampling is None:
             raise EngineError(f"slot {slot} has a prompt and was not opened. {CALLER_BUG}")

@@ -52,7 +52,10 @@ class TrtEngine:
         if config.plugins:
             trt_plugins.register()
         trt_plugins.pop_errors()  # of other engines
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
                 raise EngineError(self._load_error(data, versions))
@@ -121,7 +124,9 @@ class TrtContext:
         """Set the inputs' shapes and all addresses that have changed."""
         for name, shape in shapes.items():
             if self._shapes.get(name) != shape:
-                self._check(self._context.set_input_shape(name, shape), f"shape {shape} of {name}")
+                self._check(
+                    self._context.set_input_shape(name, shape), f"shape {shape} of {name}"
+                )
                 self._shapes[name] = shape
         for name, address in addresses.items():
             if self._addresses.get(name) != address:
