@@ -74,8 +74,8 @@ test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fr
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
 	$(PYTEST) -m 'not slow'
 
-test-all: test .venv/.test-all engines .venv-triton/.ready  ## and all the rest (15 minutes more)
-	DFLASH_REQUIRE_ALL=1 $(PYTEST) -m slow
+test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (15 minutes)
+	DFLASH_REQUIRE_ALL=1 $(PYTEST)
 
 lint: .venv/.test  ## style and types
 	$(BIN)/python -m ruff check .

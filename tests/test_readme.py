@@ -110,6 +110,7 @@ def test_readme_commands_run(place: Path) -> None:
     run_commands("README.md", place)
 
 
+@pytest.mark.slow
 @pytest.mark.demo("sm120")
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if runnable(page)])
 def test_docs_commands_run(page: str, place: Path) -> None:

@@ -104,6 +104,7 @@ def compiled(
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "variant"), CASES)
 def test_every_target_and_mask_variant_compiles_for_every_arch(
     model_type: str, variant: str, compiled: dict[tuple[str, str], Future[tuple[bytes, bytes]]]
@@ -118,10 +119,10 @@ def test_every_target_and_mask_variant_compiles_for_every_arch(
 @pytest.mark.parametrize(
     ("arch", "variant", "plugins"),
     [
-        ("sm89", "mixed", None),
+        pytest.param("sm89", "mixed", None, marks=pytest.mark.slow),
         ("sm120", "full", None),
-        ("sm120", "full", False),
-        ("sm121", PLAIN, True),
+        pytest.param("sm120", "full", False, marks=pytest.mark.slow),
+        pytest.param("sm121", PLAIN, True, marks=pytest.mark.slow),
     ],
 )
 def test_an_engine_directory_for_each_arch(
@@ -175,6 +176,7 @@ def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
     assert "0 bytes spill stores" in log
 
 
+@pytest.mark.slow
 def test_a_float32_checkpoint_is_converted(
     make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -336,6 +338,7 @@ def test_the_progress_of_compiling_is_shown() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plugin_compiles_in_the_builders_environment_alone() -> None:
     command = [sys.executable, "-m", "tests.builder.plugin_probe"]
     root = Path(__file__).parents[2]

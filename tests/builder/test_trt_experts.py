@@ -20,6 +20,8 @@ from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.build import BuildConfig
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorrt_rtx")
 SIZES = {"max_seq_len": 64, "max_num_tokens": 16}
 

@@ -19,6 +19,8 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.options.build import BuildConfig
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"max_seq_len": 64, "max_batch_size": 2}
 
 

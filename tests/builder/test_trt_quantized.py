@@ -39,6 +39,8 @@ from trtllm_dflash.builder.optimization_profiles import profiles
 from trtllm_dflash.builder.trt import Compiler
 from trtllm_dflash.builder.trt_callbacks import BuilderLog
 
+pytestmark = pytest.mark.slow
+
 LOG = BuilderLog()  # one, since TensorRT talks to the first that a process gives it
 CASES = list(product(("llama", "qwen3"), FORMATS))
 DOWN = "model.layers.1.mlp.down_proj"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DEMO, PAIR = ROOT / "demo", ROOT / "examples" / "demo_pair"
 NEW_TOKENS = 24
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
 
 @pytest.fixture(scope="module")

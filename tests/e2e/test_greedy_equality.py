@@ -55,6 +55,7 @@ def expected(targets: dict[str, Path]) -> dict[str, list[list[int]]]:
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_every_mask_variant(
@@ -118,6 +119,7 @@ def test_every_family_with_a_drafter(
     assert [item.token_ids for item in alone] == expected[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [2, 3, 7])
 @pytest.mark.parametrize("variant", DRAFTER_VARIANTS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -12,6 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face

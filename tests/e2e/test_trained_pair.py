@@ -23,6 +23,8 @@ from tests.fixtures.tiny_models import write_safetensors
 from tests.fixtures.trained_pair.make_pair import sentences
 from trtllm_dflash.checkpoint.loader import load_drafter
 
+pytestmark = pytest.mark.slow
+
 PAIR = Path(__file__).parents[1] / "fixtures" / "trained_pair"
 TARGET, DRAFTER = PAIR / "target", PAIR / "drafter"
 NEW_TOKENS, BLOCK = 60, 8

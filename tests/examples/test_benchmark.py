@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
 
 def _run(script: str, *arguments: str) -> str:

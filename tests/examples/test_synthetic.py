@@ -21,6 +21,8 @@ from trtllm_dflash.models.tensor_specs import (
     resolve_shape,
 )
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark" / "synthetic.py"
 # Small enough for a test, and divided into blocks as the real sizes are.
 SMALL = {

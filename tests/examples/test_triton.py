@@ -24,10 +24,11 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "examples" / "triton" / "README.md").read_text()
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.demo,
     pytest.mark.skipif(
         not (REQUIRE_ALL or local_server.packaged_servers()),
-        reason="no Triton server: run `make test`",
+        reason="no Triton server: run `make test-all`",
     ),
 ]
 

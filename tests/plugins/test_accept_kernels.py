@@ -16,6 +16,8 @@ from tests.plugins.accept_reference import EPS, accept_prefix, admissible, round
 from tests.plugins.library import PLUGINS, Library, poisoned
 from trtllm_dflash.graph.ops import OPS
 
+pytestmark = pytest.mark.slow
+
 INPUTS = tuple(t.name for t in OPS["DFlashAccept"].inputs)
 OUTPUTS = tuple(t.name for t in OPS["DFlashAccept"].outputs)
 CHUNK = 8192  # kScanElements: logits that one CTA of the first pass reads

@@ -29,6 +29,8 @@ from tests.plugins.attention_reference import (
 )
 from tests.plugins.library import Library
 
+pytestmark = pytest.mark.slow
+
 
 def _bits(array: np.ndarray) -> np.ndarray:
     """Comparable where it holds NaN."""

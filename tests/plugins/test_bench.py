@@ -13,6 +13,8 @@ import pytest
 
 from tests.plugins.library import PLUGINS
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 BENCH = PLUGINS / "bench"
 
@@ -143,9 +145,9 @@ def test_a_way_is_left_out_only_where_it_does_not_run_at_all(
     def fails(_: object) -> object:
         raise RuntimeError("no such GPU")
 
-    assert measure.why_not("grouped products", fails, {}) == "RuntimeError: no such GPU"
-    assert measure.why_not("grouped products", lambda _: None, {}) is None
-    assert measure.why_not(measure.EVERYWHERE, fails, {}) is None, (
+    assert measure.unusable_reason("grouped products", fails, {}) == "RuntimeError: no such GPU"
+    assert measure.unusable_reason("grouped products", lambda _: None, {}) is None
+    assert measure.unusable_reason(measure.EVERYWHERE, fails, {}) is None, (
         "its error is the measurement's"
     )
 

@@ -15,6 +15,8 @@ from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import assert_close, gpt_oss
 from tests.plugins.moe_reference import inputs as moe_inputs
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     Case((0, 17), 5, kv_heads=2, group=3),
     Case((40, 3, 9), 1, head_dim=96, kv_heads=1, group=2, sinks=True),

@@ -28,6 +28,8 @@ from tests.plugins.library import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 ORDERS = (0, 1, 2)  # forward, reverse, random
 Primitive = Callable[..., str | None]
 

@@ -32,6 +32,8 @@ from tests.plugins.library import (
     LibraryError,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["emulated", "real"])
 def checked(request: pytest.FixtureRequest) -> Library:

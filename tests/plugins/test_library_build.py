@@ -14,6 +14,8 @@ import pytest
 from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
 from trtllm_dflash.trt_plugins.params import MOE_TILES
 
+pytestmark = pytest.mark.slow
+
 FUNCTION = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"

@@ -13,6 +13,8 @@ import pytest
 from tests.plugins.library import BFLOAT16, FP8, GXX, GXX_WARNINGS, INCLUDES, run
 from tests.plugins.moe_reference import CODES
 
+pytestmark = pytest.mark.slow
+
 ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # of an eight, where the products want it
 Decode = Callable[..., np.ndarray]
 

@@ -22,6 +22,8 @@ from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.graph.plugin_nodes import kernel_variants
 
+pytestmark = pytest.mark.slow
+
 FAKE = {key: str(key).encode() * 100 for key in MOE_KEYS}
 
 

@@ -22,6 +22,8 @@ from tests.plugins.moe_reference import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 ORDERS = ("forward", "reverse", "random")
 
 

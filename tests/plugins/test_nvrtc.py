@@ -36,6 +36,8 @@ from trtllm_dflash.trt_plugins.nvrtc import (
     compile_kernel,
 )
 
+pytestmark = pytest.mark.slow
+
 # Bytes of shared memory that a CTA may have (CUDA programming guide, compute capabilities).
 SHARED_BYTES = {
     "sm80": 163 << 10,

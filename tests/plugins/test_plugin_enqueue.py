@@ -28,6 +28,8 @@ from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params, plugin
 
+pytestmark = pytest.mark.slow
+
 VERIFY, DRAFT, ACCEPT, MOE = (
     "DFlashVerifyAttention",
     "DFlashDraftAttention",

@@ -19,6 +19,8 @@ from tests.plugins.attention_reference import (
 from tests.plugins.library import HEAD_DIMS, Library
 from trtllm_dflash.engine_dir.ring_cache import rows_needed
 
+pytestmark = pytest.mark.slow
+
 CACHES = ("key_cache", "value_cache")
 
 

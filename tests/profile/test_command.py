@@ -22,6 +22,8 @@ from trtllm_dflash.profile import theme
 from trtllm_dflash.profile.formatting import COLUMNS
 from trtllm_dflash.profile.result import Profile
 
+pytestmark = pytest.mark.slow
+
 
 def test_profile_prints_tables_and_writes_files(
     run_profile: RunProfile, tmp_path: Path, engine: Path

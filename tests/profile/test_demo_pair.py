@@ -12,7 +12,7 @@ from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile.profiler import profile
 from trtllm_dflash.profile.prompts import PromptSet, builtin_prompts
 
-pytestmark = pytest.mark.demo
+pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
 
 def test_profile_agrees_with_a_stopwatch_and_all_systems(stopwatch: Stopwatch) -> None:

@@ -16,6 +16,8 @@ from trtllm_dflash.profile.external_systems import LOOKUP_DRAFTS, load_external_
 from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.systems import System
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def beside(make_profile: MakeProfile) -> Profile:

@@ -29,6 +29,8 @@ from trtllm_dflash.profile.ort_trace import (
 from trtllm_dflash.profile.result import Profile
 from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
 
+pytestmark = pytest.mark.slow
+
 TARGET_LAYERS, DRAFTER_LAYERS = 6, 2
 NOT_IN_BLOCKS = (
     "fc",

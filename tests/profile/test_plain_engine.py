@@ -17,6 +17,8 @@ from trtllm_dflash.log import ignore_progress
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.profile.plain_engine import plain_engine
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[..., Path]
 
 

@@ -17,6 +17,8 @@ from trtllm_dflash.profile.profiler import profile, split_into_rounds
 from trtllm_dflash.profile.prompts import Prompt, PromptSet
 from trtllm_dflash.profile.result import Profile, SystemResult
 
+pytestmark = pytest.mark.slow
+
 
 def by_name(found: Profile) -> dict[tuple[str, int], SystemResult]:
     """Results by system and batch size."""

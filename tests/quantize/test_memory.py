@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import DEMO
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("modelopt")
 
 

@@ -12,6 +12,8 @@ import torch
 
 from trtllm_dflash.quantize import nvfp4_cpu
 
+pytestmark = pytest.mark.slow
+
 GRID = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 

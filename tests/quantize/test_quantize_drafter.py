@@ -26,6 +26,8 @@ from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.pipeline import quantize
 
+pytestmark = pytest.mark.slow
+
 LAYERS = range(DRAFTER["layers"])
 SHARED = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -26,6 +26,8 @@ from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 
+pytestmark = pytest.mark.slow
+
 FORMS = ("fp8", "nvfp4", "w4a16_nvfp4")
 Q, KV, FFN = (
     TARGET["q_heads"] * TARGET["head_dim"],

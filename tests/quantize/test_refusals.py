@@ -24,6 +24,8 @@ from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import pipeline, quantize_target, requirements
 from trtllm_dflash.quantize.provenance import check_output
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., QuantizeConfig]
 
 

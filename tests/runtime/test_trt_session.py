@@ -26,6 +26,7 @@ from trtllm_dflash.trt.flavors import TensorRT
 __all__ = ["open_gpu"]  # a fixture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("eager", [False, True], ids=["late", "early"])
 @pytest.mark.parametrize("with_plugins", [True, False], ids=["plugins", "bodies"])
@@ -80,6 +81,7 @@ def test_plain_engine(open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Pa
     assert tokens_of(gpu.engine, PROMPTS, **SAMPLED) == tokens_of(cpu, PROMPTS, **SAMPLED)
 
 
+@pytest.mark.slow
 def test_fp8_caches_are_packed_in_one_byte(
     open_gpu: Callable[..., Gpu],
     build_tiny: Callable[..., Path],
@@ -93,6 +95,7 @@ def test_fp8_caches_are_packed_in_one_byte(
     assert tokens_of(gpu.engine, PROMPTS) == tokens_of(cpu, PROMPTS)
 
 
+@pytest.mark.slow
 def test_tensorrt_flavor(
     open_gpu: Callable[..., Gpu], built_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_shapes_and_addresses_of_a_step_are_constant(open_gpu: Callable[..., Gpu
         assert all(caches[name] == caches[name.removesuffix(".out")] for name in caches)
 
 
+@pytest.mark.slow
 def test_capture_can_be_switched_off(
     open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +181,7 @@ def test_capture_can_be_switched_off(
     )
 
 
+@pytest.mark.slow
 def test_engine_without_capture_is_launched(
     open_gpu: Callable[..., Gpu], caplog: pytest.LogCaptureFixture
 ) -> None:

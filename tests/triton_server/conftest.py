@@ -150,4 +150,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "server" in getattr(item, "fixturenames", ()) or "start" in getattr(
             item, "fixturenames", ()
         ):
-            item.add_marker(pytest.mark.skip(reason="no Triton server: run `make test`"))
+            item.add_marker(pytest.mark.skip(reason="no Triton server: run `make test-all`"))

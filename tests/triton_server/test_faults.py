@@ -19,6 +19,8 @@ from tests.triton_server.client import Client, Reply
 from tests.triton_server.conftest import NARROW_QUEUE, SLOTS, wait_for
 from trtllm_dflash.runtime.engine import Engine
 
+pytestmark = pytest.mark.slow
+
 LONG: dict[str, Any] = {"text_input": "Once upon a time", "max_tokens": 500, "ignore_eos": True}
 
 

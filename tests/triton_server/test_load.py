@@ -11,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.triton_server.client import Client, Reply
 from tests.triton_server.conftest import wait_for
 from trtllm_dflash.runtime.engine import Engine
+
+pytestmark = pytest.mark.slow
 
 REQUESTS, CONCURRENCY = 1000, 32
 # what a stub may grow by in the last three quarters; one lost array a request would be more

@@ -21,10 +21,13 @@ from trtllm_dflash.triton_server.export import export
 
 SCRIPT = local_server.ROOT / "examples" / "triton" / "serve.py"
 
-pytestmark = pytest.mark.skipif(
-    not (REQUIRE_ALL or local_server.packaged_servers()),
-    reason="no Triton server: run `make test`",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (REQUIRE_ALL or local_server.packaged_servers()),
+        reason="no Triton server: run `make test-all`",
+    ),
+]
 Serve = Callable[[tuple[int, ...]], "subprocess.Popen[str]"]
 
 

@@ -16,6 +16,8 @@ from tests.triton_server.conftest import local_server, wait_for
 from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.engine import Engine
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "The quick brown fox"
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "top_k": 20, "seed": 7}
 
@@ -201,7 +203,7 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
         [1, 2, 3],
         {"a": []},
     ]
-    assert len(names) == 18
+    assert len(names) == 19
     for name in names:
         for value in garbage:
             reply = client.generate(
