@@ -53,6 +53,7 @@ def test_quantize_options_are_the_fields() -> None:
     assert tuple(options["quant"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
 
 
+@pytest.mark.slow
 def test_quantize_writes_a_checkpoint_real(run: Quantize, tmp_path: Path) -> None:
     """Calibrated with our own set."""
     pytest.importorskip("modelopt")
@@ -77,6 +78,7 @@ def test_quantize_writes_a_checkpoint_real(run: Quantize, tmp_path: Path) -> Non
     assert "Inserted" not in result.stderr  # ModelOpt's own prints
 
 
+@pytest.mark.slow
 def test_quantize_with_the_drafter_real(
     run: Quantize,
     make_target: Callable[..., Path],

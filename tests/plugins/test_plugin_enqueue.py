@@ -204,11 +204,8 @@ def test_attention_over_rings(
         ring=True,
         processors=processors,
     )
-    for ours, theirs in {
-        "out": "out",
-        "key_cache_out": "key_cache",
-        "value_cache_out": "value_cache",
-    }.items():
+    names = {"out": "out", "key_cache_out": "key_cache", "value_cache_out": "value_cache"}
+    for ours, theirs in names.items():
         np.testing.assert_array_equal(got[ours].view(np.uint8), want[theirs].view(np.uint8))
 
     module.launched.clear()

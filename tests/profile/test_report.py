@@ -28,6 +28,8 @@ from trtllm_dflash.profile.curve import Curve, CurvePoint
 from trtllm_dflash.profile.curve_plot import throughput_against_interactivity
 from trtllm_dflash.profile.html_report import page
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "br", "path", "use"}
 
 
