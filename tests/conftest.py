@@ -20,11 +20,13 @@ REQUIRE_ALL = os.environ.get("DFLASH_REQUIRE_ALL") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `demo` whose engines of the demo pair are not built.
+    """Run slow tests first; skip tests marked `demo` whose engines are not built.
 
     `demo` needs the engines plain and cpu, which `make test` builds; `demo("sm120")` needs that
     one too, which `make demo` and `make test-all` build.
     """
+    # The long files first, so that no process of a parallel run ends with one.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if REQUIRE_ALL:
         return
     for item in items:

@@ -158,6 +158,7 @@ def test_what_does_not_fit_is_said(giant: dict[str, Any], tmp_path: Path) -> Non
     assert len(made.fits()) == len(gpus_of("sm120"))
 
 
+@pytest.mark.slow
 def test_formats_are_counted_apart(
     modelopt_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
-
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
@@ -134,6 +132,7 @@ def test_mxfp4_experts_are_what_hugging_face_dequantizes(directories: dict[str, 
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nvfp4", "w4a16_nvfp4"])
 def test_nvfp4_experts_multiply_activations_as_they_are(form: str, tmp_path: Path) -> None:
     """Attention rounds its inputs in NVFP4; the experts' input_scale is accepted, and their inputs
@@ -153,6 +152,7 @@ def test_nvfp4_experts_multiply_activations_as_they_are(form: str, tmp_path: Pat
     assert_same_but_for_boundaries(target_logits(quantized, IDS), forward(twin), unquantized)
 
 
+@pytest.mark.slow
 def test_modelopts_export_of_experts_equals_modelopt(tmp_path: Path) -> None:
     """Its forward before the export, of weights alone: there too activations are not rounded."""
     pytest.importorskip("modelopt")

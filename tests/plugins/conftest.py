@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.plugins.emulated_build import build_emulated
 from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
@@ -33,12 +35,29 @@ def no_gpu(reason: str) -> None:
     pytest.skip(f"needs a GPU: {reason}")
 
 
+def built_once(
+    factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
+) -> Path:
+    """Return what `build` makes in a folder that the processes of a parallel run share.
+
+    The first process builds; the others wait for it.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    made = folder / "path"
+    with FileLock(f"{folder}.lock"):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            made.write_text(str(build(folder)))
+    return Path(made.read_text())
+
+
 @pytest.fixture(scope="session")
 def emulated_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the emulated library, built once a session."""
+    """Return the emulated library, built once a run."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which compiles the kernels for the emulator")
-    return build_emulated(tmp_path_factory.mktemp("emulated"))
+    return built_once(tmp_path_factory, "emulated", build_emulated)
 
 
 @pytest.fixture
@@ -51,22 +70,19 @@ def emulated(emulated_path: Path) -> Library:
 
 @pytest.fixture(scope="session")
 def real_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the library for GPUs and its build.log, built with CMake once a session: for this
-    machine's GPU, or for sm_90.
+    """Return the library for GPUs beside its build.log, built with CMake once a run.
+
+    It is for this machine's GPU, or for sm_90.
     """
     if shutil.which("nvcc") is None or shutil.which("cmake") is None:
         pytest.skip("needs nvcc and cmake, which build plugins/CMakeLists.txt")
-    folder = tmp_path_factory.mktemp("real")
-    run(
-        [
-            "cmake",
-            "-S",
-            str(PLUGINS),
-            "-B",
-            str(folder),
-            f"-DCMAKE_CUDA_ARCHITECTURES={'native' if has_gpu() else 90}",
-        ]
-    )
+    return built_once(tmp_path_factory, "real", _build_real)
+
+
+def _build_real(folder: Path) -> Path:
+    arch = "native" if has_gpu() else 90
+    options = ["-S", str(PLUGINS), "-B", str(folder), f"-DCMAKE_CUDA_ARCHITECTURES={arch}"]
+    run(["cmake", *options])
     log = run(["cmake", "--build", str(folder), "--target", "dflash_kernels", "--parallel"])
     (folder / "build.log").write_text(log)
     return folder / "libdflash_kernels.so"
