@@ -116,6 +116,7 @@ def test_mxfp4_experts_stay_as_they_come(quant: str) -> None:
     assert peak_flops(form, gpu) == gpu.bf16_tflops * 1e12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quant", "experts"), [("fp8", "bf16"), ("nvfp4", "w4a16_nvfp4")])
 def test_activations_of_experts_are_never_quantized(
     quant: str, experts: str, stored: Stored

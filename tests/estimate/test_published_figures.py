@@ -40,6 +40,7 @@ def found() -> list[ClaimCase]:
     return claim_cases()
 
 
+@pytest.mark.slow
 def test_page_is_up_to_date(compared: list[Prediction], found: list[ClaimCase]) -> None:
     """Write it again with `make docs`."""
     assert PAGE.read_text() == generate.page(compared, found)
@@ -155,6 +156,7 @@ def test_claim_is_drawn(found: list[ClaimCase], tmp_path: Path) -> None:
         draw_claim(found, tmp_path / "a.txt")
 
 
+@pytest.mark.slow
 def test_validation_is_printed_in_the_repository() -> None:
     command = [sys.executable, "-m", "trtllm_dflash", "profile", "--validate-estimate"]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -100,6 +100,7 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
     return shapes | {name: array.shape for name, array in feeds.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY)
 def test_costs_equal_the_graphs(family: str, tmp_path: Path) -> None:
     """The kernels of plain steps, prompts and DFlash steps, node by node."""

@@ -190,6 +190,7 @@ def test_comparison_shows_a_changed_weight_in_its_linear(
     assert names[-1] == "lm_head"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp8", "nvfp4", "w4a16_nvfp4"])
 def test_comparison_of_a_quantized_engine_in_every_linear(
     name: str,

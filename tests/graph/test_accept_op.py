@@ -107,6 +107,7 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
     assert got["new_ids"].tolist() == [[0, 1, 3, 3]]  # 0.05, 0.2, 0.9, then 0.9 again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])

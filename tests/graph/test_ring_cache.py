@@ -163,6 +163,7 @@ def _prompts() -> list[np.ndarray]:
     return [random.integers(0, VOCAB, length) for length in (3, 8, 90)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("smallest_rings")
 @pytest.mark.parametrize(
     "variant", ["sliding", "sliding_bidirectional", "mixed", "mixed_bidirectional"]
