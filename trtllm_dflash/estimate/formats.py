@@ -72,9 +72,8 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
                 f"{option} {name}: {model.directory} is {algos_of(found)} already; leave the option"
                 " out, or give its unquantized original"
             )
-        asked = Quantization(
-            default=name, excluded=(HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4
-        )
+        excluded = (HEAD, *NEVER_QUANTIZED)
+        asked = Quantization(default=name, excluded=excluded, mxfp4=stored.mxfp4)
         model = checkpoint_of_config(model.config, asked, str(model.directory))
     formats, refused = {}, []
     for module, fmt in model.formats.items():

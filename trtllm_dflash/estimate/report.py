@@ -17,17 +17,14 @@ class StepEstimate(CurvePoint):
     """
 
     way: Annotated[str, "plain, DFlash or EAGLE-3"]
-    speedup: Annotated[
-        float, "tokens_per_second_per_user over that of plain decoding at this batch"
-    ]
+    speedup: Annotated[float, "tokens_per_second_per_user over plain decoding's"]
     seconds_by_limit: Annotated[dict[str, float], "step_seconds by what the GPU waits for"]
     seconds_by_part: Annotated[dict[str, float], "the same by target, accept, drafter and host"]
 
     def point(self) -> CurvePoint:
         """Return the step as no more than a point of a curve."""
-        return CurvePoint(
-            **{each.name: getattr(self, each.name) for each in fields(CurvePoint)}
-        )
+        values = {each.name: getattr(self, each.name) for each in fields(CurvePoint)}
+        return CurvePoint(**values)
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,8 @@ class EstimateReport:
     assumptions: Annotated[list[str], "in words, each with its value and reason"]
     steps: Annotated[list[StepEstimate], "ways of decoding by batch size"]
     curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]
-    equal_interactivity: Annotated[
-        list[EqualInteractivity], "on plain decoding's frontier, by growing interactivity"
-    ]
-    best_block_sizes: Annotated[
-        dict[str, int],
-        "batch size to the block size that an engine for it should be built with; 1: without"
-        " drafter",
-    ]
+    equal_interactivity: Annotated[list[EqualInteractivity], "by growing interactivity"]
+    best_block_sizes: Annotated[dict[str, int], "batch size to best block size; 1: no drafter"]
     left_out: Annotated[list[int], "batch sizes whose caches do not fit into memory"]
     advice: Annotated[Advice, "how many drafts pay in an engine of the drafter's whole block"]
 

@@ -15,9 +15,8 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.workload import KernelCost
 
 # The values that every estimate assumes, each with its meaning and reason.
-DATA: dict[str, Any] = tomllib.loads(
-    Path(__file__).with_name("constants.toml").read_text("utf-8")
-)
+_FILE = Path(__file__).with_name("constants.toml")
+DATA: dict[str, Any] = tomllib.loads(_FILE.read_text("utf-8"))
 WEIGHTS, CACHE, COMPUTE, HEAD = "weights", "KV cache", "compute", "head and logits"
 ACTIVATIONS, LAUNCHES = "activations", "launches"
 COMMUNICATION, HOST = "communication", "host"
@@ -74,9 +73,8 @@ def peak_flops(fmt: WeightFormat | None, gpu: GpuSpec) -> float:
     rate = gpu.fp8_tflops if is_fp8 else gpu.fp4_tflops
     if rate is None:
         multiplied_as = "fp8" if is_fp8 else "fp4"
-        raise UsageError(
-            f"{gpu.name} does not multiply {multiplied_as}, which {fmt.name} needs"
-        )
+        problem = f"does not multiply {multiplied_as}, which {fmt.name} needs"
+        raise UsageError(f"{gpu.name} {problem}")
     return rate * 1e12
 
 

@@ -57,9 +57,8 @@ class EstimateInputs:
             return []
         tokens, depth, branches, length = self.config.eagle_tree
         format_name = self.pair.usual_formats()[DRAFTER]
-        drafting = Eagle3Tree(tokens, depth, branches).costs(
-            self.pair.target.config, format_name
-        )
+        tree = Eagle3Tree(tokens, depth, branches)
+        drafting = tree.costs(self.pair.target.config, format_name)
         costs = (*self.pair.target_pass(tokens + 1, tokens + 1), *drafting)
         return self.steps("EAGLE-3", costs, tokens, length)
 

@@ -20,12 +20,8 @@ from trtllm_dflash.models.moe import MoEConfig
 ACTIVATION_BYTES, LOGIT_BYTES = 2, 4  # BF16 between kernels; logits in float32
 TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
 HEAD = "lm_head"
-_SUMMED = (
-    "o_proj",
-    "down_proj",
-    "fc",
-    "fusion",
-)  # tensor parallel: the outputs of all GPUs add up
+# Tensor parallel: the outputs of all GPUs add up.
+_SUMMED = ("o_proj", "down_proj", "fc", "fusion")
 _ROLES = {"linear": "linears", "experts": "experts", "head": "head"}
 
 
@@ -131,11 +127,8 @@ class ModelCosts:
 
         `kv_rows`: rows of keys and values where they are not those of the queries.
         """
-        config, hidden, inner = (
-            self.config,
-            self.config.hidden_size,
-            self.config.intermediate_size,
-        )
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size
         q_size = config.num_q_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
         own, attn = kv_rows is None, f"{name}.self_attn"
