@@ -9,25 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoint.quant_config_files import EXCLUDE, MIXED, read
 from tests.fixtures.quantized import ALGOS, quant_configs
 from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4, Quantization
-from trtllm_dflash.checkpoint.quant_config import MAX_PATTERNS, REFUSED_ALGOS, read_quantization
+from trtllm_dflash.checkpoint.quant_config import MAX_PATTERNS, REFUSED_ALGOS
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.hardware.archs import ARCHS
-
-WHERE = "target x"
-EXCLUDE = ("lm_head", "model.embed_tokens")
-MIXED = {
-    "model.layers.0.self_attn.q_proj": "fp8",
-    "model.layers.0.mlp.up_proj": "nvfp4",
-    "model.layers.1.mlp.up_proj": "w4a16_nvfp4",
-}
-
-
-def read(original: dict[str, Any] | None, flat: dict[str, Any] | None) -> Quantization:
-    return read_quantization(
-        {} if flat is None else {"quantization_config": flat}, original, WHERE
-    )
 
 
 @pytest.mark.parametrize("name", ALGOS)

@@ -6,24 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoint.quant_config_files import EXCLUDE, MIXED, read
 from tests.fixtures.quantized import quant_configs
-from trtllm_dflash.checkpoint.formats import MXFP4, Quantization
-from trtllm_dflash.checkpoint.quant_config import read_quantization
+from trtllm_dflash.checkpoint.formats import MXFP4
 from trtllm_dflash.errors import ConfigError
-
-WHERE = "target x"
-EXCLUDE = ("lm_head", "model.embed_tokens")
-MIXED = {
-    "model.layers.0.self_attn.q_proj": "fp8",
-    "model.layers.0.mlp.up_proj": "nvfp4",
-    "model.layers.1.mlp.up_proj": "w4a16_nvfp4",
-}
-
-
-def read(original: dict[str, Any] | None, flat: dict[str, Any] | None) -> Quantization:
-    return read_quantization(
-        {} if flat is None else {"quantization_config": flat}, original, WHERE
-    )
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,7 @@ def build_emulated(folder: Path) -> Path:
         "emulator/emulator",
         "emulator/instructions",
     ):
-        commands[Path(name).name.replace("moe", "moe_api") + ".o"] = (
-            str(PLUGINS / f"{name}.cpp"),
-        )
+        commands[f"{Path(name).name}.o"] = (str(PLUGINS / f"{name}.cpp"),)
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
         name, arguments = item
