@@ -34,7 +34,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return a checkpoint's config and tensors."""
     with safe_open(directory / "model.safetensors", "numpy") as file:
         names = list(file.keys())
-        return json.loads((directory / "config.json").read_text()), {
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")), {
             name: file.get_tensor(name) for name in names
         }
 
@@ -42,7 +42,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def write(directory: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
     """Write a checkpoint: the inverse of `read`."""
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors")
     return directory
 
@@ -125,7 +125,8 @@ def main(target: Path, arch: str, layers: str, json_file: Path | None) -> None:
             "date": time.strftime("%Y-%m-%d"),
         }
         json_file.write_text(
-            json.dumps({"provenance": provenance, "builds": rows}, indent=1) + "\n"
+            json.dumps({"provenance": provenance, "builds": rows}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

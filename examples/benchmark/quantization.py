@@ -65,7 +65,7 @@ class Commands:
         self.log.append("dflash-trt " + shlex.join(self._shortened(word) for word in words))
         click.echo(self.log[-1], err=True)
         peak = 0
-        with (self.directory / "commands.log").open("a") as log:
+        with (self.directory / "commands.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "trtllm_dflash", *words], stdout=log, stderr=log
             )
@@ -87,16 +87,15 @@ def family(pid: int) -> list[int]:
     members = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            members += [
-                member for child in task.read_text().split() for member in family(int(child))
-            ]
+            for child in task.read_text(encoding="utf-8").split():
+                members += family(int(child))
     return members
 
 
 def anonymous_bytes(pid: int) -> int:
     """Return the anonymous memory of a process; 0 once it is gone."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     return 0
@@ -138,12 +137,14 @@ def measure(
     result = directory / f"{label}.json"
     against = [] if label == "bf16" else ["--against", directory / "bf16"]
     run("eval", engine, *against, "--prompts", prompts, "--max-tokens", 64, "--json", result)
-    return row | _evaluated(json.loads(result.read_text())) | {"commands": run.log}
+    return (
+        row | _evaluated(json.loads(result.read_text(encoding="utf-8"))) | {"commands": run.log}
+    )
 
 
 def _share(checkpoint: Path) -> float | None:
     """Bytes of the quantized linears over what they took before."""
-    record = json.loads((checkpoint / "dflash_quantize.json").read_text())
+    record = json.loads((checkpoint / "dflash_quantize.json").read_text(encoding="utf-8"))
     before = record["original_bytes"]
     return record["linear_bytes"] / before if before else None
 
@@ -215,7 +216,9 @@ def main(
             "date": time.strftime("%Y-%m-%d"),
         }
         facts = {"provenance": provenance, "arch": arch, "checkpoint_bytes": size, "rows": rows}
-        json_file.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        json_file.write_text(
+            json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

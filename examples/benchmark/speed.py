@@ -118,7 +118,7 @@ def read_prompts(engine: Engine, limit: int | None) -> Iterator[tuple[str, str, 
     """Yield set, kind and token ids of the demo pair's prompts, in the chat format."""
     assert engine.tokenizer is not None
     for group in ("heldout", "unseen"):
-        lines = (PAIR / "prompts" / f"{group}.jsonl").read_text().splitlines()
+        lines = (PAIR / "prompts" / f"{group}.jsonl").read_text(encoding="utf-8").splitlines()
         for line in lines[:: max(1, len(lines) // limit) if limit else 1]:
             row = json.loads(line)
             yield group, row["kind"], list(engine.tokenizer.encode_chat(row["prompt"]))
@@ -207,7 +207,8 @@ def main(
             "date": time.strftime("%Y-%m-%d"),
         }
         json_file.write_text(
-            json.dumps({"provenance": provenance, "totals": figures}, indent=1) + "\n"
+            json.dumps({"provenance": provenance, "totals": figures}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

@@ -124,7 +124,7 @@ def write(directory: Path, config_json: dict[str, Any], config: Any) -> int:
     bytes.
     """
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config_json, indent=2))
+    (directory / "config.json").write_text(json.dumps(config_json, indent=2), encoding="utf-8")
     quantization = read_quantization(config_json, None, str(directory))
     infos = checkpoint_of_config(config, quantization, str(directory)).tensors
     layout = FileLayout.of({name: (info.dtype, info.shape) for name, info in infos.items()})

@@ -89,7 +89,7 @@ def answer(llm: Any, prompt: str, max_tokens: int) -> tuple[Generation, Timings]
 @click.option("--no-draft", is_flag=True, help="without the drafter: the baseline")
 def main(export: Path, prompt: str, max_tokens: int, no_draft: bool) -> None:
     """Answer PROMPT with the pair of EXPORT through TensorRT-LLM's Python API."""
-    facts = json.loads((export / "export.json").read_text())
+    facts = json.loads((export / "export.json").read_text(encoding="utf-8"))
     reason = missing(facts["written_for"], facts["oldest"])
     if reason is not None:
         raise click.ClickException(reason)

@@ -218,7 +218,9 @@ def prepare(
     scale = feature_rms(dataset, len(TARGET_LAYER_IDS) * config["hidden_size"])
     head = embedding[ids].to(torch.bfloat16)
     if args.save_vocab:
-        args.save_vocab.write_text(json.dumps(ids.tolist(), separators=(",", ":")) + "\n")
+        args.save_vocab.write_text(
+            json.dumps(ids.tolist(), separators=(",", ":")) + "\n", encoding="utf-8"
+        )
     return Frozen(embedding, head, to_reduced, scale, config), weights
 
 

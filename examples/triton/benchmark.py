@@ -98,7 +98,7 @@ def perf_analyzer(server: LocalServer, output: Path, max_tokens: int) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         inputs, libraries = Path(folder) / "inputs.json", Path(folder) / "libraries"
-        inputs.write_text(json.dumps(data))
+        inputs.write_text(json.dumps(data), encoding="utf-8")
         libraries.mkdir()
         (packaged,) = VENV.glob("lib/python3.*/site-packages/nvidia_pytriton.libs")
         for name, pattern in (("libb64.so.0d", "libb64-*"), ("libcudart.so.12", "libcudart-*")):
@@ -188,7 +188,9 @@ def main() -> None:
             "short while a long one runs": meanwhile,
         },
     }
-    (arguments.output / "serving.json").write_text(json.dumps(result, indent=2) + "\n")
+    (arguments.output / "serving.json").write_text(
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
+    )
     print(json.dumps(result, indent=2))
 
 

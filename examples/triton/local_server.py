@@ -92,7 +92,7 @@ class LocalServer:
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise RuntimeError(
-                    f"tritonserver ended with {self.process.returncode}:\n{self.log.read_text()}"
+                    f"tritonserver ended with {self.process.returncode}:\n{self._log_text()}"
                 )
             try:
                 urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5).close()
@@ -100,8 +100,11 @@ class LocalServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         raise RuntimeError(
-            f"tritonserver is not ready after {seconds:.0f} s:\n{self.log.read_text()}"
+            f"tritonserver is not ready after {seconds:.0f} s:\n{self._log_text()}"
         )
+
+    def _log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8")
 
     def stubs(self) -> list[int]:
         """Process ids of the model instances, also of a server that has ended without them."""
@@ -174,7 +177,7 @@ def _environment(site: Path) -> dict[str, str]:
     code = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
     python = VENV / "bin" / "python"
     libraries = subprocess.run(
-        [str(python), "-c", code], capture_output=True, text=True, check=True
+        [str(python), "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout.strip()
     inherited = {
         name: value

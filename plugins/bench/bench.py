@@ -169,7 +169,7 @@ def provenance(bandwidth: float) -> dict[str, Any]:
     def output(*command: str) -> str:
         try:
             return subprocess.run(
-                command, capture_output=True, text=True, check=True
+                command, capture_output=True, text=True, check=True, encoding="utf-8"
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
@@ -220,7 +220,7 @@ def main() -> None:
         run_accept(kernels, arguments, found["accept"])
         found["experts"] = run_experts(kernels, bandwidth, say)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def run_attention(

@@ -83,7 +83,9 @@ def build(folder: Path) -> Path:
     ]
     compile_all = ["cmake", "--build", str(folder), "--target", "dflash_kernels", "--parallel"]
     for command in (configure, compile_all):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, encoding="utf-8"
+        )
         if done.returncode:
             raise SystemExit(
                 f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"

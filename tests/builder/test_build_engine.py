@@ -37,7 +37,9 @@ def _files(directory: Path) -> set[str]:
 
 
 def _worker_pids() -> list[int]:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    children = (
+        Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
+    )
     return [
         int(pid)
         for pid in children
@@ -230,7 +232,7 @@ def test_a_killed_builder_leaves_nothing_but_its_log(config: Configure, tmp_path
     assert not list(tmp_path.iterdir())
     log = re.search(r"Its log is (\S+), and ends", str(caught.value))
     assert log
-    assert "building the engine with:" in Path(log[1]).read_text()
+    assert "building the engine with:" in Path(log[1]).read_text(encoding="utf-8")
 
 
 def test_an_interrupt_leaves_nothing_and_no_process(

@@ -115,7 +115,7 @@ def misdirected(path: Path, text: str) -> list[str]:
 
 def oversized(path: Path) -> list[str]:
     """List what in a file is longer or wider than the house allows."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     found = []
     if len(lines) > MAX_FILE_LINES:
@@ -137,7 +137,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 def dense_comprehensions(path: Path) -> list[str]:
     """List nested comprehensions of four lines and more: a loop with a name reads better."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, _COMPREHENSIONS):
             continue
         inner = [other for other in ast.walk(node) if isinstance(other, _COMPREHENSIONS)]
@@ -160,7 +160,10 @@ def _defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def private_words(path: Path) -> list[str]:
     """List names defined in a file, and the file's own, that use one of PRIVATE_WORDS."""
     found = []
-    for line, name in [(0, path.stem), *_defined_names(ast.parse(path.read_text()))]:
+    for line, name in [
+        (0, path.stem),
+        *_defined_names(ast.parse(path.read_text(encoding="utf-8"))),
+    ]:
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
         words = set(spaced.split("_")) & PRIVATE_WORDS.keys()
         found += [f"{path.name}:{line}: {name}: say {PRIVATE_WORDS[word]!r}" for word in words]
@@ -171,7 +174,7 @@ def long_test_names(path: Path) -> list[str]:
     """List test functions whose name has more than MAX_TEST_NAME characters."""
     return [
         f"{path.name}: {node.name}"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
         and node.name.startswith("test_")
         and len(node.name) > MAX_TEST_NAME
@@ -215,7 +218,7 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, int, str]]:
 def passive_docstrings(path: Path) -> list[str]:
     """List functions whose docstring does not begin with a verb."""
     found = []
-    for node, line, text in _docstrings(ast.parse(path.read_text())):
+    for node, line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         if node.name.startswith("test_"):
@@ -250,9 +253,12 @@ def long_sentences_in(text: str) -> list[str]:
 def long_sentences(path: Path) -> list[str]:
     """List the sentences that are too long in a page, or in a Python file's docstrings."""
     if path.suffix == ".md":
-        return [f"{path.name}: {found}" for found in long_sentences_in(path.read_text())]
+        return [
+            f"{path.name}: {found}"
+            for found in long_sentences_in(path.read_text(encoding="utf-8"))
+        ]
     lines = []
-    for _, line, text in _docstrings(ast.parse(path.read_text())):
+    for _, line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
         lines += [f"{path.name}:{line}: {found}" for found in long_sentences_in(text)]
     return lines
 

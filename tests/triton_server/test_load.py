@@ -83,7 +83,7 @@ def answer_of(oracle: Engine, kind: dict[str, Any]) -> tuple[str, int]:
 
 
 def resident_kb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(
         next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]
     )

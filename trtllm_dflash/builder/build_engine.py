@@ -135,7 +135,7 @@ def _log_file(models: ResolvedModels) -> Iterator[Path]:
         prefix=f"dflash-trt-build-{models.resolved.gpu_arch}-", suffix=".log"
     )
     log = Path(name)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(f"building the engine with:\n{table(summary_rows(models))}\n")
     try:
         yield log

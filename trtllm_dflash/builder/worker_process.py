@@ -98,7 +98,7 @@ def _describe_exit(status: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+    lines = log.read_text(errors="replace", encoding="utf-8").splitlines()[-_LAST_LINES:]
     return "\n".join(f"  {line}" for line in lines)
 
 

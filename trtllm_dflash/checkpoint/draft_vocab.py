@@ -28,7 +28,7 @@ def read_draft_vocab(path: Path, vocab_size: int) -> np.ndarray:
             raise CheckpointError(
                 f"{where}: {path.stat().st_size} bytes, expected at most {MAX_FILE_BYTES}."
             )
-        ids = json.loads(path.read_text())
+        ids = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: cannot be read as JSON ({error}). Give a file like [0, 1, 2, 17]."

@@ -84,7 +84,7 @@ class EngineContents:
 def write_engine_files(directory: Path, config: Mapping[str, Any], target: Path) -> None:
     """Write config.json, and copy the tokenizer files that the directory `target` has."""
     text = json.dumps(config, indent=2) + "\n"
-    (directory / CONFIG_FILE).write_text(text)
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
     copy_tokenizer_files(target, directory)
 
 

@@ -36,7 +36,9 @@ def write(
         progress("hashing the engine", done, total)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = {"schema": SCHEMA, "created": created, **facts, "files": files}
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / MANIFEST_FILE).write_text(
+        json.dumps(manifest, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def load(directory: Path) -> dict[str, Any]:

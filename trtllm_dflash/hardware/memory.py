@@ -14,7 +14,9 @@ def peak_memory() -> int:
     if status.exists():
         # Not ru_maxrss, which on Linux starts from the parent's size.
         peak = next(
-            line for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM:")
         )
         return int(peak.split()[1]) * 1024
     import resource

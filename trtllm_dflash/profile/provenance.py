@@ -43,7 +43,7 @@ def machine_facts(num_threads: int) -> dict[str, Any]:
 
 def processor_name(path: Path = _PROCESSORS) -> str:
     """Return the processor's name where the system knows it, else its architecture."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -72,5 +72,7 @@ def digest(value: Any) -> str:
 def _git(folder: Path, *arguments: str) -> str:
     """Return what a git command prints in `folder`."""
     command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8"
+    )
     return done.stdout.strip()

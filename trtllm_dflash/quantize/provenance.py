@@ -24,7 +24,7 @@ def write_record(directory: Path, facts: Mapping[str, Any]) -> None:
     files = {name: file_entry(directory / name) for name in _files(directory)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     record = {"schema": SCHEMA, "created": created, **facts, "files": files}
-    (directory / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    (directory / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:

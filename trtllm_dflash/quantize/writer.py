@@ -77,7 +77,7 @@ def write_tensors(
     if num_shards > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2)
-        (directory / INDEX).write_text(f"{text}\n")
+        (directory / INDEX).write_text(f"{text}\n", encoding="utf-8")
 
 
 def _shards(tensors: Mapping[str, TensorInfo], limit: int) -> Iterator[dict[str, _Entry]]:

@@ -43,7 +43,7 @@ def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
 
 def _core_of(processor: int, topology: Path) -> str:
     siblings = topology / f"cpu{processor}" / "topology" / "thread_siblings_list"
-    return siblings.read_text() if siblings.is_file() else str(processor)
+    return siblings.read_text(encoding="utf-8") if siblings.is_file() else str(processor)
 
 
 def _quota_of(path: Path) -> int | None:
@@ -53,5 +53,5 @@ def _quota_of(path: Path) -> int | None:
     """
     if not path.is_file():
         return None
-    microseconds, period = path.read_text().split()
+    microseconds, period = path.read_text(encoding="utf-8").split()
     return None if microseconds == "max" else max(1, int(microseconds) // int(period))

@@ -54,9 +54,11 @@ def export(config: TritonExportConfig, *, overwrite: bool = False) -> ExportRepo
     )
     with atomic_directory(directory) as staging:
         (staging / "1").mkdir()
-        (staging / "1" / "model.py").write_text(_model_file())
-        (staging / "config.pbtxt").write_text(config_pbtxt(config, engine_config, settings))
-        (staging / "README.md").write_text(page)
+        (staging / "1" / "model.py").write_text(_model_file(), encoding="utf-8")
+        (staging / "config.pbtxt").write_text(
+            config_pbtxt(config, engine_config, settings), encoding="utf-8"
+        )
+        (staging / "README.md").write_text(page, encoding="utf-8")
         if config.copy:
             shutil.copytree(engine, staging / ENGINE_COPY)
     return ExportReport(directory, engine_config)
@@ -132,7 +134,10 @@ def _check_model_directory(directory: Path, overwrite: bool) -> None:
             " that model."
         )
     model = directory / "1" / "model.py"
-    if not model.is_file() or model.read_text(errors="replace") != _model_file():
+    if (
+        not model.is_file()
+        or model.read_text(errors="replace", encoding="utf-8") != _model_file()
+    ):
         raise UsageError(
             f"--overwrite replaces a model that an export wrote, and {directory} is something else."
         )

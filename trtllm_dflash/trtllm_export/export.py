@@ -57,7 +57,7 @@ def export(config: TrtllmExportConfig) -> list[str]:
     files["README.md"] = export_page(config, facts, arguments, files)
     with atomic_directory(config.output_dir) as directory:
         for name, text in files.items():
-            (directory / name).write_text(text)
+            (directory / name).write_text(text, encoding="utf-8")
             if name.endswith(".sh"):
                 (directory / name).chmod(0o755)
     return list(files)
