@@ -96,6 +96,10 @@ def main(export: Path, prompt: str, max_tokens: int, no_draft: bool) -> None:
     from tensorrt_llm import LLM
 
     arguments = facts["llm_args"]
+    speculation = arguments["speculative_config"]
+    if "draft_len_schedule" in speculation:  # JSON has no integers as keys
+        rows = speculation["draft_len_schedule"].items()
+        speculation["draft_len_schedule"] = {int(batch): length for batch, length in rows}
     if no_draft:
         arguments.pop("speculative_config")
     width = 1 if no_draft else 1 + arguments["speculative_config"]["max_draft_len"]

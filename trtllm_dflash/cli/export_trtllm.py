@@ -12,7 +12,8 @@ from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 
 @click.command("export-trtllm", short_help="Write configuration and commands for TensorRT-LLM.")
 @options_from(TrtllmExportConfig)
-def export_trtllm(**options: Any) -> None:
+@click.option("--overwrite", is_flag=True, help="replace an export that is there")
+def export_trtllm(overwrite: bool, **options: Any) -> None:
     """Write what TensorRT-LLM needs to serve a pair with its own DFlash, on several GPUs.
 
     Reads configurations, no weights, and fetches nothing. TensorRT-LLM runs more targets than
@@ -21,9 +22,12 @@ def export_trtllm(**options: Any) -> None:
     config = TrtllmExportConfig(**options)
     from trtllm_dflash.trtllm_export.export import export
     from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
+    from trtllm_dflash.trtllm_export.readme import count
 
-    names = export(config)
+    written = export(config, overwrite=overwrite)
     version = f"TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer)"
-    click.echo(f"export: {config.output_dir} ({', '.join(names)})")
-    click.echo(f"for:    {version}, {config.gpus} GPUs, {config.nodes} nodes")
+    click.echo(f"export: {config.output_dir} ({', '.join(written.files)})")
+    click.echo(f"for:    {version}, {count(config.gpus, 'GPU')}, {count(config.nodes, 'node')}")
+    for note in written.notes:
+        click.echo(f"note:   {note}")
     click.echo(f"next:   {config.output_dir / 'README.md'}")

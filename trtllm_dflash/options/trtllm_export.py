@@ -8,7 +8,7 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.fields import check_fields, cli_option
 
-ARCHS = ("any", "sm90", "sm100", "sm103")
+ARCHS = ("any", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,13 @@ class TrtllmExportConfig:
     max_batch_size: int = field(
         default=32, metadata=cli_option("requests that generate together", low=1)
     )
-    max_seq_len: int = field(
-        default=8192, metadata=cli_option("tokens of prompt and answer together", low=1)
+    max_seq_len: int | None = field(
+        default=None,
+        metadata=cli_option(
+            "tokens of prompt and answer together [default: 8192, or less where the target ends"
+            " before]",
+            low=1,
+        ),
     )
     max_num_tokens: int = field(
         default=8192, metadata=cli_option("tokens of all requests in one step", low=1)
@@ -68,6 +73,19 @@ class TrtllmExportConfig:
         default=None,
         metadata=cli_option(
             "drafts verified in a step [default: all of the drafter's block]", low=1
+        ),
+    )
+    draft_len_schedule: Path | None = field(
+        default=None,
+        metadata=cli_option(
+            "drafts by batch size, as `profile --schedule` writes them", metavar="FILE"
+        ),
+    )
+    rejection_sampling: bool = field(
+        default=False,
+        metadata=cli_option(
+            "sampled requests: accept drafts by rejection sampling, not by equality with the"
+            " sampled token"
         ),
     )
 
@@ -82,6 +100,8 @@ class TrtllmExportConfig:
             raise UsageError(
                 f"--expert-parallel {self.expert_parallel} does not divide --gpus {self.gpus}"
             )
+        if self.draft_len is not None and self.draft_len_schedule is not None:
+            raise UsageError("give either --draft-len or --draft-len-schedule, not both.")
 
     @property
     def gpus_per_node(self) -> int:

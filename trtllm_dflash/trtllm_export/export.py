@@ -6,33 +6,48 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output_dir
 from trtllm_dflash.errors import BuildError, UsageError
+from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.templates import render
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, schema_errors
+from trtllm_dflash.trtllm_export.notes import notes_for
 from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
 from trtllm_dflash.trtllm_export.readme import export_page
 
 CONFIG_FILE = "trtllm.yaml"
 FACTS_FILE = "export.json"
-_PORT = 8000
+FILES = (CONFIG_FILE, FACTS_FILE, "serve.sh", "bench.sh", "README.md")
+PORT = 8000
+_DEFAULT_SEQ_LEN = 8192
 # The drafter's attention: kernels by GPU. VANILLA runs on all.
 _ATTENTION = {"sm90": "FA4", "sm100": "TRTLLM", "sm103": "TRTLLM"}
 
 
-def export(config: TrtllmExportConfig) -> list[str]:
+@dataclass(frozen=True)
+class HandOver:
+    """The files that were written, and what their reader has to know or to fill in."""
+
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
     """Write the directory and return the names of its files.
 
-    Reads configurations, no weights, and fetches nothing.
+    Reads configurations, no weights, and fetches nothing. `overwrite` replaces an earlier export,
+    and nothing else.
 
     Raises:
         DFlashError: for a pair or a size that TensorRT-LLM does not take, or a directory that is in
             the way.
     """
-    check_output_dir(config.output_dir)
+    check_replaceable(config.output_dir, overwrite=overwrite)
     facts = read_pair(config.target, config.drafter)
     check_split(config, facts)
     arguments = llm_arguments(config, facts)
@@ -54,17 +69,41 @@ def export(config: TrtllmExportConfig) -> list[str]:
         "serve.sh": _script(config, serve_command(config, facts)),
         "bench.sh": _script(config, bench_command(config, facts)),
     }
-    files["README.md"] = export_page(config, facts, arguments, files)
+    notes = notes_for(config, facts, arguments)
+    files["README.md"] = export_page(config, facts, arguments, files, notes)
     with atomic_directory(config.output_dir) as directory:
         for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8")
             if name.endswith(".sh"):
                 (directory / name).chmod(0o755)
-    return list(files)
+    return HandOver(tuple(files), tuple(notes))
+
+
+def check_replaceable(directory: Path, *, overwrite: bool) -> None:
+    """Check that an export can be written to `directory`.
+
+    With `overwrite` it may hold an earlier export, and no file that an export does not write.
+
+    Raises:
+        UsageError: saying what is in the way.
+    """
+    if check_output_dir(directory, overwrite=overwrite, what="an export"):
+        return
+    if not (directory / FACTS_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
+        raise UsageError(
+            f"--overwrite replaces an export, and nothing else is ever deleted: {directory} has no"
+            f" {FACTS_FILE} and {CONFIG_FILE}"
+        )
+    others = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
+    if others:
+        raise UsageError(
+            f"--overwrite replaces an export, and {directory} also holds files that no export"
+            f" wrote: {', '.join(others)}. Move them away"
+        )
 
 
 def check_split(config: TrtllmExportConfig, facts: PairFacts) -> None:
-    """Check that the models can be split as asked, and that the block has so many drafts.
+    """Check that the models can be split as asked.
 
     Raises:
         UsageError: for sizes that cannot be, with those that can.
@@ -85,12 +124,64 @@ def check_split(config: TrtllmExportConfig, facts: PairFacts) -> None:
             f"--expert-parallel {config.expert_parallel} does not divide the target's"
             f" {facts.experts} experts; {able} would"
         )
-    max_draft_len = facts.block_size - 1
-    if config.draft_len is not None and config.draft_len > max_draft_len:
+
+
+def sequence_length(config: TrtllmExportConfig, facts: PairFacts) -> int:
+    """Return the longest sequence: as asked, else the usual one or the target's own if shorter.
+
+    Raises:
+        UsageError: for more than the target was trained for.
+    """
+    longest = facts.max_seq_len
+    if config.max_seq_len is None:
+        return min(_DEFAULT_SEQ_LEN, longest or _DEFAULT_SEQ_LEN)
+    if longest is not None and config.max_seq_len > longest:
         raise UsageError(
-            f"--draft-len {config.draft_len} is more than {max_draft_len}: a block of"
-            f" {facts.block_size} has the anchor first"
+            f"--max-seq-len {config.max_seq_len} is more than {longest}, the target's"
+            " max_position_embeddings: it was never trained further"
         )
+    return config.max_seq_len
+
+
+def draft_lens(
+    config: TrtllmExportConfig, facts: PairFacts
+) -> tuple[int, dict[int, int] | None]:
+    """Return the most drafts of a step, and the schedule of drafts by batch size if one is given.
+
+    TensorRT-LLM wants the schedule's first row to have the most.
+
+    Raises:
+        UsageError: for more drafts than the block has, or where its size is needed and unknown.
+    """
+    name, longest, schedule = "--draft-len", config.draft_len, None
+    if config.draft_len_schedule is not None:
+        name = "--draft-len-schedule"
+        schedule = dict(DraftLenSchedule.load(config.draft_len_schedule).rows)
+        longest = max(schedule.values())
+        first = min(schedule)
+        if schedule[first] != longest:
+            raise UsageError(
+                f"{name} {config.draft_len_schedule}: it has {schedule[first]} drafts up to batch"
+                f" {first} and {longest} beyond, and TensorRT-LLM wants the most in the first row"
+            )
+        if longest == 0:
+            raise UsageError(
+                f"{name} {config.draft_len_schedule}: it drafts nothing at any batch"
+            )
+    if facts.block_size is None:
+        if longest is None:
+            raise UsageError(
+                f"drafter {facts.drafter}: its block size is not published. Give its directory, or"
+                " --draft-len: at most the block_size of its config.json minus 1."
+            )
+        return longest, schedule
+    most = facts.block_size - 1
+    if longest is not None and longest > most:
+        raise UsageError(
+            f"{name} {longest} is more than {most}: a block of {facts.block_size} has the anchor"
+            " first"
+        )
+    return longest or most, schedule
 
 
 def _divisors(number: int, largest: int) -> str:
@@ -99,14 +190,21 @@ def _divisors(number: int, largest: int) -> str:
 
 
 def llm_arguments(config: TrtllmExportConfig, facts: PairFacts) -> dict[str, Any]:
-    """Return TensorRT-LLM's `LLM(...)` arguments but for the model, for the YAML file."""
+    """Return TensorRT-LLM's `LLM(...)` arguments but for the model, for the YAML file.
+
+    Raises:
+        UsageError: for lengths that cannot be.
+    """
+    max_seq_len = sequence_length(config, facts)
     arguments: dict[str, Any] = {
         "tensor_parallel_size": config.gpus,
         "pipeline_parallel_size": 1,
         "gpus_per_node": config.gpus_per_node,
         "max_batch_size": config.max_batch_size,
-        "max_seq_len": config.max_seq_len,
+        "max_seq_len": max_seq_len,
         "max_num_tokens": config.max_num_tokens,
+        # Without it each prompt above max_num_tokens is refused.
+        "enable_chunked_prefill": max_seq_len > config.max_num_tokens,
         # A reused prefix has no context for the drafter, so that drafts after it are bad.
         "kv_cache_config": {
             "enable_block_reuse": False,
@@ -114,17 +212,45 @@ def llm_arguments(config: TrtllmExportConfig, facts: PairFacts) -> dict[str, Any
             "dtype": "auto",
         },
         "cuda_graph_config": {"enable_padding": True, "max_batch_size": config.max_batch_size},
-        "speculative_config": {
-            "decoding_type": "DFlash",
-            "max_draft_len": config.draft_len or facts.block_size - 1,
-            "speculative_model": facts.drafter,
-            "attention_backend": attention_backend(config, facts),
-        },
+        "speculative_config": speculative_config(config, facts),
     }
     if config.expert_parallel:
         arguments["moe_expert_parallel_size"] = config.expert_parallel
         arguments["moe_tensor_parallel_size"] = config.gpus // config.expert_parallel
     return arguments
+
+
+def speculative_config(config: TrtllmExportConfig, facts: PairFacts) -> dict[str, Any]:
+    """Return the arguments of DFlashDecodingConfig.
+
+    TensorRT-LLM reads taps and mask from the drafter's config.json where that exists when the
+    configuration is checked. Of a hub's name it does not exist then, so both are written.
+
+    Raises:
+        UsageError: for numbers of drafts that cannot be, or more than a step holds.
+    """
+    max_draft_len, schedule = draft_lens(config, facts)
+    rows = (schedule or {config.max_batch_size: max_draft_len}).items()
+    widest = max(min(batch, config.max_batch_size) * (1 + length) for batch, length in rows)
+    if widest > config.max_num_tokens:
+        raise UsageError(
+            f"--max-num-tokens {config.max_num_tokens} is less than the {widest} tokens that"
+            f" {config.max_batch_size} requests verify in one step; give at least {widest}"
+        )
+    arguments: dict[str, Any] = {
+        "decoding_type": "DFlash",
+        "max_draft_len": max_draft_len,
+        "speculative_model": facts.drafter,
+    }
+    if facts.target_layer_ids is not None:
+        arguments["target_layer_ids"] = list(facts.target_layer_ids)
+    if facts.mask_token_id is not None:
+        arguments["mask_token_id"] = facts.mask_token_id
+    if schedule is not None:
+        arguments["draft_len_schedule"] = schedule
+    if config.rejection_sampling:
+        arguments["use_rejection_sampling"] = True
+    return arguments | {"attention_backend": attention_backend(config, facts)}
 
 
 def attention_backend(config: TrtllmExportConfig, facts: PairFacts) -> str:
@@ -139,7 +265,7 @@ def attention_backend(config: TrtllmExportConfig, facts: PairFacts) -> str:
 
 def serve_command(config: TrtllmExportConfig, facts: PairFacts) -> list[str]:
     """Return the command of an OpenAI-compatible server."""
-    return ["trtllm-serve", facts.target, "--tp_size", str(config.gpus), "--port", str(_PORT)]
+    return ["trtllm-serve", facts.target, "--tp_size", str(config.gpus), "--port", str(PORT)]
 
 
 def bench_command(config: TrtllmExportConfig, facts: PairFacts) -> list[str]:

@@ -32,7 +32,12 @@ class PairFacts:
     target: str  # an absolute directory or a hub name
     drafter: str  # likewise
     architecture: str
-    block_size: int
+    block_size: int | None  # None: not published
+    target_layer_ids: tuple[int, ...] | None  # in the drafter's order; None: not published
+    mask_token_id: int | None  # None: not published
+    max_seq_len: int | None  # that the target was trained for; None: not published
+    draft_context_bytes: int | None  # of one position in the drafter's caches; None: unknown
+    draft_kv_heads: int  # among which those are split; 0: unknown
     heads: dict[str, int]  # query heads by model, as far as they are known
     experts: int  # 0: dense
     quantization: str  # of the target, in words
@@ -63,17 +68,76 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         architecture=architectures[0] if architectures else "unknown",
         block_size=drafter_reader.read(
             int,
-            "dflash_config.block_size",
-            "block_size",
+            *_either("block_size"),
+            default=None,
             low=MIN_BLOCK_SIZE,
             high=MAX_BLOCK_SIZE,
         ),
+        target_layer_ids=_read_taps(drafter_reader, target_reader),
+        mask_token_id=drafter_reader.read(int, *_either("mask_token_id"), default=None, low=0),
+        max_seq_len=longest_sequence(target_reader),
+        draft_context_bytes=_draft_context_bytes(drafter_reader),
+        draft_kv_heads=_size(drafter_reader, "num_key_value_heads"),
         heads=_heads({"target": target_reader, "drafter": drafter_reader}),
         experts=_size(target_reader, "num_local_experts")
         or _size(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
         drafter_variant=variant,
     )
+
+
+def _either(name: str) -> tuple[str, str]:
+    """Return both places in which published drafters keep a key."""
+    return f"dflash_config.{name}", name
+
+
+def _read_taps(drafter: HfReader, target: HfReader) -> tuple[int, ...] | None:
+    """Return the target layers that the drafter reads, counted from 0; None if not published."""
+    taps = drafter.read_list(int, *_either("target_layer_ids"), default=None)
+    if taps is None:
+        return None
+    num_layers = _size(drafter, "num_target_layers") or _size(target, "num_hidden_layers")
+    for tap in taps:
+        if tap < 0 or (num_layers and tap >= num_layers):
+            last = f"{num_layers - 1} (the last)" if num_layers else "the target's last layer"
+            drafter.fail(
+                "target_layer_ids", f"contains {tap}, expected 0 (the first layer) to {last}."
+            )
+    return taps
+
+
+def longest_sequence(reader: HfReader) -> int | None:
+    """Return the positions that a target was trained for, RoPE scaling included.
+
+    YaRN's documented length is its factor times the length before scaling. Some configurations
+    leave max_position_embeddings as it was. None if neither is published.
+    """
+    sections = ("", "text_config.")
+    positions = [f"{section}max_position_embeddings" for section in sections]
+    length = reader.read(int, *positions, default=None, low=1)
+    for section in sections:
+        for key in ("rope_scaling", "rope_parameters"):
+            scaling = reader.get(f"{section}{key}")
+            if isinstance(scaling, dict) and "yarn" in str(
+                scaling.get("rope_type", scaling.get("type"))
+            ):
+                scaled = _scaled_length(scaling)
+                length = max(length or 0, scaled) or None
+    return length
+
+
+def _scaled_length(scaling: dict[str, Any]) -> int:
+    before, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+    if isinstance(before, int) and isinstance(factor, int | float):
+        return int(before * factor)
+    return 0
+
+
+def _draft_context_bytes(reader: HfReader) -> int | None:
+    """Return the bytes of one position in all of the drafter's caches, in BF16."""
+    num_layers, head_dim = _size(reader, "num_hidden_layers"), _size(reader, "head_dim")
+    kv_heads = _size(reader, "num_key_value_heads")
+    return 2 * 2 * num_layers * kv_heads * head_dim or None
 
 
 def _variant(reader: HfReader) -> str | None:
@@ -115,11 +179,6 @@ def _drafter(target: str, name: str | None) -> tuple[str, HfReader]:
                 "--drafter is missing, and a target's directory selects none. Give the drafter's"
                 " directory or name."
             )
-    if pair.drafter.block_size is None:
-        raise UsageError(
-            f"drafter {pair.drafter.repository}: its block size is not published; give its"
-            " directory."
-        )
     drafter = pair.drafter
     published = {"architectures": [drafter.architecture], **drafter.config}
     return drafter.repository, HfReader(published, f"drafter {drafter.repository}")
@@ -175,4 +234,9 @@ def _quantization(reader: HfReader, quant_file: dict[str, Any] | None) -> str:
     method = reader.read(
         str, "quantization_config.quant_algo", "quantization_config.quant_method", default=None
     )
+    if quant_file is not None and method is None:
+        raise UsageError(
+            f"{reader.where}: {HF_QUANT_CONFIG} has no quant_algo, and TensorRT-LLM refuses such a"
+            " checkpoint. Give the original target, or one with quantized weights."
+        )
     return method or "none: the weights are as trained"

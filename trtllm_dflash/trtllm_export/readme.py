@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.templates import render
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
-from trtllm_dflash.trtllm_export.pair import SUPPORTED_VARIANTS, PairFacts
+from trtllm_dflash.trtllm_export.pair import PairFacts
+
+IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{WRITTEN_FOR}"
 
 
 def export_page(
@@ -17,8 +20,9 @@ def export_page(
     facts: PairFacts,
     arguments: Mapping[str, Any],
     files: Mapping[str, str],
+    notes: Sequence[str],
 ) -> str:
-    """Return the README in Markdown."""
+    """Return the README in Markdown; `notes` are its warnings."""
     return render(
         "trtllm_dflash.trtllm_export",
         "readme.md.j2",
@@ -29,10 +33,37 @@ def export_page(
         oldest=OLDEST,
         speculation=arguments["speculative_config"],
         split=_describe_split(config, facts),
-        is_uncertain=facts.drafter_variant not in (None, *SUPPORTED_VARIANTS),
+        taps=speculation_ids(arguments["speculative_config"]),
+        notes=notes,
+        gpus=count(config.gpus, "GPU"),
+        container=_container(facts),
         serve=_last_command(files["serve.sh"]),
         bench=_last_command(files["bench.sh"]),
     )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 GPU, 8 GPUs."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def speculation_ids(speculation: Mapping[str, Any]) -> str:
+    """Return taps and mask in words."""
+    taps = ", ".join(map(str, speculation.get("target_layer_ids", ()))) or "not published"
+    return (
+        f"target layers {taps}; mask token {speculation.get('mask_token_id', 'not published')}"
+    )
+
+
+def _container(facts: PairFacts) -> str:
+    """Return the command of NVIDIA's container, in which the server is reachable from outside."""
+    folders = [model for model in (facts.target, facts.drafter) if model.startswith("/")]
+    mounts = [f"-v {shlex.quote(f'{folder}:{folder}:ro')}" for folder in folders]
+    if len(folders) < 2:
+        mounts.append('-v "$HOME/.cache/huggingface":/root/.cache/huggingface')
+    return f"""docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \\
+  -p 8000:8000 -v "$PWD":/export:ro {" ".join(mounts)} \\
+  {IMAGE} /export/serve.sh --host 0.0.0.0"""
 
 
 def _describe_split(config: TrtllmExportConfig, facts: PairFacts) -> str:

@@ -1,0 +1,211 @@
+"""What an export's reader is told, what replaces what, and lengths that belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trtllm_export.conftest import command, page_of
+from trtllm_dflash.errors import DFlashError, UsageError
+from trtllm_dflash.models.hf_config import HfReader
+from trtllm_dflash.trtllm_export.llm_args import WRITTEN_FOR
+from trtllm_dflash.trtllm_export.pair import longest_sequence
+
+
+def test_uncertain_drafter_is_marked_in_both_places(tmp_path: Path) -> None:
+    words = "Uncertain: this drafter is of the variant 'Gemma 4'"
+    result = command(tmp_path / "e", "--target", "gemma-4-31B-it", "--gpus", "2")
+    assert f"note:   {words}" in result.stdout
+    assert f"> {words}" in (tmp_path / "e" / "README.md").read_text()
+
+
+def test_long_sequences_are_read_in_chunks(exported: Callable[..., dict[str, Any]]) -> None:
+    made = exported(max_seq_len=131072, max_num_tokens=131071, max_batch_size=1)
+    assert made["yaml"]["enable_chunked_prefill"] is True
+    assert "Prompts above max_num_tokens are read in chunks" in page_of(made)
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 40960}, 40960),
+        ({"text_config": {"max_position_embeddings": 100}}, 100),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            131072,
+        ),
+        (
+            {
+                "text_config": {
+                    "max_position_embeddings": 262144,
+                    "rope_parameters": {
+                        "rope_type": "deepseek_yarn",
+                        "factor": 64,
+                        "original_max_position_embeddings": 4096,
+                    },
+                }
+            },
+            262144,
+        ),
+    ],
+)
+def test_longest_sequence_counts_rope_scaling(
+    config: dict[str, Any], length: int | None
+) -> None:
+    assert longest_sequence(HfReader(config, "target")) == length
+
+
+def test_unpublished_ids_are_to_be_filled_in(tmp_path: Path) -> None:
+    """A drafter of which only the block is known."""
+    result = command(
+        tmp_path / "e",
+        *("--target", "Qwen3-8B", "--gpus", "2"),
+        *("--drafter", "RedHatAI/gemma-4-31B-it-speculator.dflash"),
+    )
+    words = "Fill in target_layer_ids and mask_token_id under speculative_config"
+    assert words in result.stdout
+    assert words in (tmp_path / "e" / "README.md").read_text()
+    assert "target_layer_ids" not in (tmp_path / "e" / "trtllm.yaml").read_text()
+
+
+def test_draft_len_stands_for_an_unpublished_block(
+    exported: Callable[..., dict[str, Any]],
+) -> None:
+    made = exported(target="MiniMax-M2.5", draft_len=7)
+    assert made["yaml"]["speculative_config"]["max_draft_len"] == 7
+    assert "max_draft_len = 7 is not checked" in page_of(made)
+
+
+def test_taps_outside_the_target_are_refused(
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    exported: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    target = make_target("llama")
+    drafter = shutil.copytree(make_drafter(target), tmp_path / "drafter")
+    path = drafter / "config.json"
+    config = json.loads(path.read_text())
+    section = config.get("dflash_config", config)
+    made = exported(target=str(target), drafter=str(drafter), gpus=1)
+    speculation = made["yaml"]["speculative_config"]
+    assert speculation["target_layer_ids"] == section["target_layer_ids"]
+    assert speculation["mask_token_id"] == section["mask_token_id"]
+    section["target_layer_ids"] = [0, 99]
+    path.write_text(json.dumps(config))
+    with pytest.raises(DFlashError, match="target_layer_ids contains 99, expected 0"):
+        exported(target=str(target), drafter=str(drafter), gpus=1, output_dir=tmp_path / "x")
+
+
+def test_checkpoint_without_quant_algo_is_refused(
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    exported: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """As one of which only the caches are quantized."""
+    target = shutil.copytree(make_target("llama"), tmp_path / "target")
+    quantization = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
+    (target / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    with pytest.raises(UsageError, match="has no quant_algo, and TensorRT-LLM refuses"):
+        exported(target=str(target), drafter=str(make_drafter(target)), gpus=1)
+
+
+def test_schedule_of_profile_is_exported(
+    exported: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    schedule = tmp_path / "schedule.json"
+    schedule.write_text('{"8": 2, "2": 7}')
+    made = exported(draft_len_schedule=schedule)
+    speculation = made["yaml"]["speculative_config"]
+    assert speculation["draft_len_schedule"] == {2: 7, 8: 2}
+    assert speculation["max_draft_len"] == 7
+    assert "ends at batch 8: from 9 to 32 requests nothing is drafted" in page_of(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"1": 3, "4": 7}', "it has 3 drafts up to batch 1 and 7 beyond, and TensorRT-LLM"),
+        ('{"4": 10}', "--draft-len-schedule 10 is more than 9"),
+        ('{"4": 0}', "it drafts nothing at any batch"),
+        ("[1]", "expected a JSON object from batch sizes to numbers of drafts"),
+        ("", "not JSON"),
+    ],
+)
+def test_schedule_that_cannot_be_is_refused(
+    text: str, words: str, exported: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    schedule = tmp_path / "schedule.json"
+    schedule.write_text(text)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        exported(draft_len_schedule=schedule)
+    assert not (tmp_path / "export").exists()
+
+
+def test_sampling_switch_is_exported(exported: Callable[..., dict[str, Any]]) -> None:
+    made = exported(rejection_sampling=True)
+    assert made["yaml"]["speculative_config"]["use_rejection_sampling"] is True
+    assert "accept drafts by rejection sampling" in page_of(made)
+
+
+def test_drafter_context_that_is_too_large_is_said(
+    exported: Callable[..., dict[str, Any]],
+) -> None:
+    long = {"gpus": 1, "arch": "sm100", "max_seq_len": 131072, "max_batch_size": 64}
+    assert "The drafter's context may take" in page_of(exported(**long))
+
+
+def test_page_starts_a_reachable_server_in_a_container(
+    exported: Callable[..., dict[str, Any]], make_target: Callable[..., Path]
+) -> None:
+    page = page_of(exported())
+    assert (
+        f"nvcr.io/nvidia/tensorrt-llm/release:{WRITTEN_FOR} /export/serve.sh --host 0.0.0.0"
+        in (page)
+    )
+    assert "-p 8000:8000" in page
+
+
+def test_one_gpu_is_singular(tmp_path: Path) -> None:
+    result = command(tmp_path / "e", "--target", "gpt-oss-20b", "--gpus", "1")
+    assert "1 GPU, 1 node\n" in result.stdout
+    assert (
+        (tmp_path / "e" / "README.md")
+        .read_text()
+        .startswith("# gpt-oss-20b with DFlash on 1 GPU\n")
+    )
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:
+    options = ("--target", "gpt-oss-20b", "--gpus", "1")
+    assert command(tmp_path / "e", *options).exit_code == 0
+    refused = command(tmp_path / "e", *options)
+    assert refused.exit_code == 2
+    assert "is not empty; give another, or --overwrite to replace an export" in refused.stderr
+    assert command(tmp_path / "e", *options, "--draft-len", "3", "--overwrite").exit_code == 0
+    assert "max_draft_len: 3" in (tmp_path / "e" / "trtllm.yaml").read_text()
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    stranger = command(tmp_path / "e", *options, "--overwrite")
+    assert stranger.exit_code == 2
+    assert "also holds files that no export wrote: notes.txt" in stranger.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    other = command(tmp_path / "mine", *options, "--overwrite")
+    assert other.exit_code == 2
+    assert "has no export.json and trtllm.yaml" in other.stderr
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
