@@ -289,8 +289,8 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
         ),
         (
             QWEN3_4B,
-            {"dflash__target_layer_ids": [1.0]},
-            r"target_layer_ids\[0\] is 1.0, expected an integer",
+            {"dflash__target_layer_ids": [1.5]},
+            r"target_layer_ids\[0\] is 1.5, expected an integer",
         ),
         (QWEN3_4B, {"dflash_config": [1]}, r"dflash_config is \[1\], expected an object"),
         (QWEN3_4B, {"architectures": None}, "the key architectures is missing"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.errors import ConfigError
+from trtllm_dflash.models.context import read_context_limit
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.rope import RopeConfig
 
@@ -128,15 +129,77 @@ def test_default_theta_only_where_the_family_has_one() -> None:
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions", "longest"),
+    [
+        (None, 512, 512),
+        ({"rope_type": "default", "factor": 1.0}, 512, 512),
+        ({"type": "linear", "factor": 4.0}, 512, 2048),
+        ({"rope_type": "dynamic", "factor": 4.0}, 512, 512),
+        (LLAMA3 | {"original_max_position_embeddings": 512}, 2048, 2048),
+        (LLAMA3 | {"original_max_position_embeddings": 512}, 512, 512),
+        ({"rope_type": "yarn", "factor": 4.0}, 512, 2048),
+        (YARN, 80, 256),
+        (YARN, 300, 300),
+        (YARN | {"original_max_position_embeddings": 64.0}, 80.0, 256),
+        (YARN | {"factor": 2.5, "original_max_position_embeddings": 33}, 33, 82),
+        (YARN | {"factor": None}, 320, 320),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_longest_context(
+    scaling: dict[str, Any] | None, positions: float, longest: int, key: str
+) -> None:
+    config = {"max_position_embeddings": positions, key: scaling}
+    assert read(**config).context_limit(int(positions)).tokens == longest
+    for whole in (config, {"text_config": config}):
+        limit = read_context_limit(HfReader(whole, "model"))
+        assert limit is not None
+        assert limit.tokens == longest
+
+
+def test_context_of_unsupported_targets() -> None:
+    deepseek = {"type": "deepseek_yarn", "factor": 64, "original_max_position_embeddings": 4096}
+    config = {"max_position_embeddings": 131072, "rope_scaling": deepseek}
+    limit = read_context_limit(HfReader({"text_config": config}, "model"))
+    assert limit is not None
+    assert limit.tokens == 262144
+    assert "factor 64 x original_max_position_embeddings 4096" in limit.reason
+    assert read_context_limit(HfReader({}, "model")) is None
+
+
+@pytest.mark.parametrize("name", ["yarn", "llama3"])
+def test_missing_original_length_is_the_positions(name: str) -> None:
+    scaling = {key: value for key, value in (SCALINGS[name] or {}).items() if "orig" not in key}
+    full = scaling | {"original_max_position_embeddings": 777}
+    assert read(rope_scaling=scaling, max_position_embeddings=777) == read(rope_scaling=full)
+    at_the_top = {"max_position_embeddings": 9, "original_max_position_embeddings": 777}
+    assert read(rope_scaling=scaling, **at_the_top) == read(rope_scaling=full)
+
+
+def test_yarn_without_factor_takes_the_ratio() -> None:
+    scaling = YARN | {"factor": None}
+    assert read(rope_scaling=scaling, max_position_embeddings=256) == read(rope_scaling=YARN)
+
+
+def test_factors_of_other_engines_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    read(rope_scaling=YARN | {"attn_factor": 1.0, "extrapolation_factor": 1})
+    assert not caplog.records
+    assert read(rope_scaling=YARN | {"attn_factor": 1.2}) == read(rope_scaling=YARN)
+    assert "rope_scaling.attn_factor is 1.2: Hugging Face does not read it" in caplog.text
+
+
+def test_an_empty_scaling_is_none() -> None:
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    assert read(rope_scaling={}, rope_parameters=new) == read(rope_scaling=new)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (
-            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-            'rope_type is "dynamic", and only default, linear',
-        ),
         ({"rope_scaling": {"type": "longrope"}}, 'rope_scaling.rope_type is "longrope"'),
         (
             {"rope_scaling": {"type": "deepseek_yarn"}},
@@ -153,7 +216,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ),
         (
             {"rope_scaling": {"factor": 2.0}},
-            "rope_scaling.factor is no parameter of default RoPE",
+            "rope_scaling.factor is 2.0, and default RoPE has none",
         ),
         (
             {"rope_scaling": YARN | {"mrope_section": [2, 3]}},
@@ -165,7 +228,23 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-            "original_max_position_embeddings is missing",
+            "the key max_position_embeddings is missing",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "default", "attention_factor": 1.2}},
+            "attention_factor is 1.2, and default RoPE has none: Hugging Face ignores it",
+        ),
+        (
+            {"rope_scaling": YARN | {"truncate": None}},
+            "rope_scaling.truncate is null, which engines read as true or as false",
+        ),
+        (
+            {"rope_scaling": YARN, "original_max_position_embeddings": 128},
+            "original_max_position_embeddings is 64 but 128 at the top level",
+        ),
+        (
+            {"rope_scaling": YARN | {"factor": None}, "max_position_embeddings": 32},
+            "max_position_embeddings is 32, less than the 64 of yarn RoPE",
         ),
         (
             {"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 8.0}},

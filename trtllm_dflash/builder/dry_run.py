@@ -94,7 +94,7 @@ class DryRun:
 
     def fits(self) -> list[GpuFit]:
         """Return what fits on each known GPU of the arch, for sequences up to the target's own."""
-        longest = self.models.target.config.max_position_embeddings
+        longest = self.models.target.config.longest_context
         lengths = sorted({min(tokens, longest) for tokens in _LENGTHS})
         sizes = {tokens: self._slot_bytes(tokens) for tokens in lengths}
         gpus = gpus_of(self.models.resolved.gpu_arch)

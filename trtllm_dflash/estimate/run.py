@@ -103,6 +103,11 @@ def read_inputs(config: EstimateConfig) -> EstimateInputs:
             f"the drafter {drafter.directory} does not fit the target {target.directory}:"
             f" {'; '.join(problems)}. Give the drafter that was trained for this target."
         )
+    limit = target.config.context_limit
+    if config.context > limit.tokens:
+        raise UsageError(
+            f"--context {config.context} is more than {limit.tokens}, {limit.reason}"
+        )
     pair = pair_as_asked(config, target, drafter)
     roofline = Roofline(config.device, config.gpus, RUNTIMES[config.runtime])
     draft_len = drafter.config.block_size - 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash.models.context import ContextLimit
 from trtllm_dflash.models.decoder import LayerOps
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader
 from trtllm_dflash.models.moe import MoEConfig
@@ -24,7 +25,15 @@ REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --quant fp8` (or 
 COMPRESSED = f"quantized checkpoints are read as ModelOpt writes them. {REQUANTIZE}"
 
 _ALLOWED = (
-    Allowed("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
+    Allowed("hidden_act", ("silu", "swish"), "the MLP is built as SwiGLU."),
+    Allowed(
+        "is_causal",
+        (True,),
+        "this target would see the tokens behind each position, and those are not known while"
+        " it generates.",
+    ),
+    Allowed("is_encoder_decoder", (False,), "only decoders are built."),
+    Allowed("per_layer_config", ({}, []), "every layer is built with the same sizes."),
     Allowed(
         "pretraining_tp",
         (1,),
@@ -119,6 +128,16 @@ class TargetConfig:
     def tensors(self) -> TensorTable:
         """Return the table of the family's tensors."""
         return self.family.tensors
+
+    @property
+    def context_limit(self) -> ContextLimit:
+        """Return how many positions a sequence may have, RoPE scaling included, and why."""
+        return self.rope.context_limit(self.max_position_embeddings)
+
+    @property
+    def longest_context(self) -> int:
+        """Return how many positions a sequence may have, RoPE scaling included."""
+        return self.context_limit.tokens
 
     def at_layer(self, index: int) -> TargetConfig:
         """Return the configuration as layer `index` sees it."""

@@ -153,7 +153,7 @@ class DrafterConfig:
             head_dim=head_dim,
             vocab_size=vocab_size,
             rms_norm_eps=reader.read(float, "rms_norm_eps", low=0.0, high=0.1),
-            rope=RopeConfig.from_hf(reader, head_dim),
+            rope=_read_rope(reader, head_dim),
             attention_bias=reader.read(bool, "attention_bias", default=False),
             block_size=reader.read(
                 int, *_either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
@@ -165,6 +165,14 @@ class DrafterConfig:
             num_target_layers=num_target_layers,
             layers=_read_masks(reader, num_layers),
         )
+
+
+def _read_rope(reader: HfReader, head_dim: int) -> RopeConfig:
+    rope = RopeConfig.from_hf(reader, head_dim)
+    if rope.rope_type == "dynamic":
+        path = "rope_parameters" if reader.get("rope_parameters") else "rope_scaling"
+        reader.fail(path, "is dynamic, whose positions change with the length. Use yarn.")
+    return rope
 
 
 def _either(name: str) -> tuple[str, str]:

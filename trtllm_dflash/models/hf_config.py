@@ -1,8 +1,8 @@
 """Typed reading of Hugging Face JSON: one call per key states its type, aliases and default.
 
-Three rules hold for every key. A JSON `null` is a missing key. A `bool` is never an int, an int is
-a valid float. Where several spellings of one key are present they must agree: engines differ in
-which one they read.
+Three rules hold for every key. A JSON `null` is a missing key. A `bool` is never an int; an int is
+a valid float, and a whole number like 32768.0 a valid int. Where several spellings of one key are
+present they must agree: engines differ in which one they read.
 """
 
 from __future__ import annotations
@@ -217,6 +217,8 @@ class HfReader:
             and abs(value) < 1 << 53
         ):
             value = float(value)
+        if value_type is int and isinstance(value, float) and value.is_integer():
+            value = int(value)
         if type(value) is not value_type or (value_type is float and not math.isfinite(value)):
             self.fail(path, f"is {quote(value)}, expected {_TYPE_NAMES[value_type]}.")
         return value

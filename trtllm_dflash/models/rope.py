@@ -1,4 +1,4 @@
-"""Rotary position embedding: the cos and sin tables of Hugging Face's four static types.
+"""Rotary position embedding: the cos and sin tables of Hugging Face's static types.
 
 The formulas run in float32, in Hugging Face's order of operations. "Mathematically equal" is not
 enough: at position 100,000 a last-bit difference in a frequency is 0.005 rad in the angle.
@@ -6,38 +6,39 @@ enough: at position 100,000 a last-bit difference in a frequency is 0.005 rad in
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_dflash.models.context import ContextLimit, context_limit
 from trtllm_dflash.models.hf_config import HfReader, quote
 
 Floats = npt.NDArray[np.float32]
 
+_LOG = logging.getLogger(__name__)
+
+_ORIGINAL = "original_max_position_embeddings"
 # rope_type -> (required parameters, optional ones). A key outside its row would change the tables,
 # so it is refused.
 _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "default": (frozenset(), frozenset()),
     "linear": (frozenset({"factor"}), frozenset()),
+    "dynamic": (frozenset({"factor"}), frozenset()),
     "llama3": (
+        frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
+        frozenset({_ORIGINAL}),
+    ),
+    "yarn": (
+        frozenset(),
         frozenset(
             {
                 "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            }
-        ),
-        frozenset(),
-    ),
-    "yarn": (
-        frozenset({"factor", "original_max_position_embeddings"}),
-        frozenset(
-            {
+                _ORIGINAL,
                 "attention_factor",
                 "beta_fast",
                 "beta_slow",
@@ -48,10 +49,20 @@ _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         ),
     ),
 }
+# Types that read the original length; where it is missing, it is max_position_embeddings.
+_WITH_ORIGINAL = ("llama3", "yarn")
 # Allowed for every type; some yarn configs carry `finetuned`, a remark that nothing reads.
 _COMMON_KEYS = frozenset(
-    {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+    {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned", _ORIGINAL}
 )
+# Factors that Hugging Face does not read in a type, though other engines may: 1 changes nothing.
+_FACTORS_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "default": ("factor", "attention_factor"),
+    "linear": ("attention_factor",),
+    "dynamic": ("attention_factor",),
+    "llama3": ("attention_factor",),
+    "yarn": ("attn_factor", "extrapolation_factor"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ class RopeConfig:
     head_dim: int
     theta: float
     rope_type: str = "default"
-    factor: float = 1.0
+    factor: float = 0.0
     original_max_position_embeddings: int = 0
     low_freq_factor: float = 0.0
     high_freq_factor: float = 0.0
@@ -79,7 +90,10 @@ class RopeConfig:
     def from_hf(
         cls, reader: HfReader, head_dim: int, *, default_theta: float | None = None
     ) -> RopeConfig:
-        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of transformers 4."""
+        """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of transformers 4.
+
+        Where the original length is missing, it is `max_position_embeddings`.
+        """
         if head_dim % 2:
             reader.fail(
                 "head_dim",
@@ -93,12 +107,7 @@ class RopeConfig:
                 f"is {quote(rope_type)}, and only {', '.join(_PARAMETERS)} are supported.",
             )
         required, optional = _PARAMETERS[rope_type]
-        strange = sorted(set(section.data) - required - optional - _COMMON_KEYS)
-        if any(section.data[key] is not None for key in strange):
-            section.fail(
-                quote(strange[0])[1:-1],
-                f"is no parameter of {rope_type} RoPE, whose are {sorted(required | optional)}.",
-            )
+        _check_strange_keys(section, rope_type)
         theta = _read_theta(reader, section, default_theta)
         for holder in (section, reader):
             if holder.read(float, "partial_rotary_factor", default=1.0) != 1.0:
@@ -110,7 +119,31 @@ class RopeConfig:
             head_dim=head_dim,
             theta=theta,
             rope_type=rope_type,
+            original_max_position_embeddings=_read_original_length(reader, section, rope_type),
             **_read_parameters(section, required, optional),
+        )._with_yarn_factor(reader)
+
+    def _with_yarn_factor(self, reader: HfReader) -> RopeConfig:
+        """Return yarn without a factor with that by which the positions exceed the original."""
+        if self.rope_type != "yarn" or self.factor:
+            return self
+        length = _positions(reader)
+        factor = length / self.original_max_position_embeddings
+        if factor < 1:
+            reader.fail(
+                "max_position_embeddings",
+                f"is {length}, less than the {self.original_max_position_embeddings} of yarn"
+                " RoPE, which has no factor of its own. Add the factor.",
+            )
+        return replace(self, factor=factor)
+
+    def context_limit(self, max_position_embeddings: int) -> ContextLimit:
+        """Return how many positions a model may have with this RoPE, and why."""
+        return context_limit(
+            max_position_embeddings,
+            self.rope_type,
+            factor=self.factor,
+            original=self.original_max_position_embeddings,
         )
 
     def inverse_frequencies(self) -> Floats:
@@ -149,9 +182,59 @@ class RopeConfig:
         return np.power(np.float64(self.theta), exponents.astype(np.float64)).astype(np.float32)
 
 
+def _check_strange_keys(section: HfReader, rope_type: str) -> None:
+    """Refuse keys that are no parameters of the type and that other engines may read."""
+    required, optional = _PARAMETERS[rope_type]
+    elsewhere = _FACTORS_ELSEWHERE[rope_type]
+    for key in sorted(set(section.data) - required - optional - _COMMON_KEYS):
+        value = section.data[key]
+        if value is None:
+            continue
+        if key not in elsewhere:
+            section.fail(
+                quote(key)[1:-1],
+                f"is no parameter of {rope_type} RoPE, whose are {sorted(required | optional)}.",
+            )
+        if section.read(float, key) == 1.0:
+            continue
+        if rope_type != "yarn":
+            section.fail(
+                key,
+                f"is {quote(value)}, and {rope_type} RoPE has none: Hugging Face ignores it, other"
+                " engines may not. Remove it, or name the rope_type that was meant.",
+            )
+        _LOG.warning(
+            "%s: %s%s is %s: Hugging Face does not read it, and neither does this build; vLLM does",
+            section.where,
+            section.prefix,
+            key,
+            value,
+        )
+
+
+def _positions(reader: HfReader) -> int:
+    return reader.read(int, "max_position_embeddings", low=1)
+
+
+def _read_original_length(reader: HfReader, section: HfReader, rope_type: str) -> int:
+    """Read the length before scaling, which some configs keep at the top level; 0: not read."""
+    if rope_type not in _WITH_ORIGINAL:
+        return 0
+    inner, outer = (
+        holder.read(int, _ORIGINAL, default=0, low=1) for holder in (section, reader)
+    )
+    if inner and outer and inner != outer:
+        section.fail(
+            _ORIGINAL, f"is {inner} but {outer} at the top level. Make them agree or drop one."
+        )
+    return inner or outer or _positions(reader)
+
+
 def _scaling_section(reader: HfReader) -> HfReader:
     new = reader.section("rope_parameters")
     old = reader.section("rope_scaling")
+    if old is not None and not old.data:
+        old = None  # Hugging Face takes an empty object for none
     if (
         new is not None
         and old is not None
@@ -188,14 +271,16 @@ def _read_parameters(
     section: HfReader, required: frozenset[str], optional: frozenset[str]
 ) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
+    if "truncate" in optional and section.data.get("truncate", True) is None:
+        section.fail(
+            "truncate", "is null, which engines read as true or as false. Write which."
+        )
     for key in sorted(required | optional):
         if key not in required and section.get(key) is None:
             continue
         if key == "truncate":
             parameters[key] = section.read(bool, key)
-        elif key == "original_max_position_embeddings":
-            parameters[key] = section.read(int, key, low=1)
-        else:
+        elif key != _ORIGINAL:
             parameters[key] = section.read(float, key, low=1.0 if key == "factor" else 0.0)
     if (
         "low_freq_factor" in parameters
@@ -261,6 +346,7 @@ def _mscale(factor: float, mscale: float) -> float:
 
 _FREQUENCIES: Mapping[str, Callable[[RopeConfig, Floats], Floats]] = {
     "default": _default,
+    "dynamic": _default,  # up to max_position_embeddings; longer sequences are refused
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

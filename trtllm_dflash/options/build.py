@@ -165,7 +165,7 @@ class BuildConfig:
             UsageError: for a size that this target or drafter cannot have.
         """
         block_size = self._block_size(drafter)
-        max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.max_position_embeddings)
+        max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.longest_context)
         max_input_len = self.max_input_len or max_seq_len - 1
         default_num_tokens = max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size)
         resolved = ResolvedBuild(

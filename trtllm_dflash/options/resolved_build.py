@@ -52,13 +52,12 @@ class ResolvedBuild:
 
     def check_against(self, target: TargetConfig) -> None:
         """Raise UsageError for two sizes that contradict each other; it names both."""
-        positions = target.max_position_embeddings
-        trained = "the target's max_position_embeddings: it was never trained further"
+        context = target.context_limit
         one_token = "max-seq-len - 1: a prompt must leave room for one token"
         no_wider = "max-seq-len: no step can be wider than a sequence"
         anchor = "block-size - 1: the block's first token is the anchor"
         limits = (
-            ("max_seq_len", positions, trained),
+            ("max_seq_len", context.tokens, context.reason),
             ("max_input_len", self.max_seq_len - 1, one_token),
             ("max_num_tokens", self.max_seq_len, no_wider),
             ("draft_len", self.block_size - 1, anchor),

@@ -131,7 +131,7 @@ def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list
     tokenizer = Tokenizer.find(target.directory)
     if tokenizer is None and config.calib_file is None and not config.reads_activations:
         return []  # weights alone need no text; there is only nothing to compare on
-    limit = min(config.calib_seq_len, target.config.max_position_embeddings)
+    limit = min(config.calib_seq_len, target.config.longest_context)
     samples = read_samples(config.calib_file)
     return encode_samples(
         samples,
