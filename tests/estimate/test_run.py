@@ -176,7 +176,7 @@ def test_estimate_flags_are_commands_of_their_own() -> None:
     runner = CliRunner()
     done = runner.invoke(main, ["profile", "--estimate", "--target", "gpt-oss-20b"])
     assert done.exit_code == 2
-    assert "Missing option '--arch'" in done.output
+    assert "give --arch ARCH|GPU, such as b200" in done.output
     pair = ["--target", "Qwen3-4B", "--drafter", "Qwen3-4B-DFlash-b16"]
     done = runner.invoke(
         main, ["profile", "--estimate", *pair, "--arch", "sm120", "--batch", "1"]
@@ -186,6 +186,40 @@ def test_estimate_flags_are_commands_of_their_own() -> None:
     assert (
         "published" in runner.invoke(main, ["profile", "--validate-estimate", "--help"]).output
     )
+
+
+@pytest.mark.parametrize(
+    ("arch", "gpu", "wanted"),
+    [
+        ("sm120", "5090", "RTX 5090"),
+        ("sm120", None, "RTX PRO 6000 Blackwell"),
+        ("5090", None, "RTX 5090"),
+        ("SM_100", "gb200", "GB200"),
+        ("spark", None, "GB10 (DGX Spark)"),
+        (None, "pro 6000", "RTX PRO 6000 Blackwell"),
+        ("b200", "gb200", "GB200"),
+    ],
+)
+def test_a_gpu_is_known_by_what_people_type(
+    arch: str | None, gpu: str | None, wanted: str
+) -> None:
+    assert config(arch=arch, gpu=gpu).device.name == wanted
+
+
+@pytest.mark.parametrize(
+    ("arch", "gpu", "words"),
+    [
+        ("sm120", "rtx", "--gpu 'rtx' fits RTX PRO 6000 Blackwell, RTX 5090"),
+        ("sm120", "b200", "--gpu 'b200' is sm100, and not sm120"),
+        ("rtx 3080", None, "--arch 'rtx 3080': the table has no figures of it. Of sm86"),
+        ("cpu", None, "no GPU of it is in the table"),
+        ("blackwel", None, "fits sm100, sm103, sm120, sm121"),
+    ],
+)
+def test_an_unclear_gpu_is_refused(arch: str, gpu: str | None, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(arch=arch, gpu=gpu)
+    assert words in str(caught.value)
 
 
 def test_published_acceptance_length_is_the_default() -> None:
@@ -241,9 +275,9 @@ def test_estimate_reads_models_in_directories(tmp_path: Path) -> None:
         ({"gpus": 0}, "--gpus is 0, expected an integer from 1 to 64"),
         (
             {"gpu": "RTX 5090"},
-            "--gpu 'RTX 5090' is no sm100 in the table, which has B200, GB200",
+            "--gpu 'RTX 5090' is sm120, and not sm100",
         ),
-        ({"arch": "sm86"}, "--arch sm86: no GPU of it is in the table"),
+        ({"arch": "cpu"}, "--arch cpu: no GPU of it is in the table"),
         ({"eagle": "60,7,10"}, "--eagle '60,7,10' is no TOKENS,DEPTH,BRANCHES,TAU"),
         ({"eagle": "60,7,10,9"}, "that yields 1 to depth"),
         (

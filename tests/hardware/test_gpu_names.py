@@ -73,6 +73,14 @@ def test_a_name_gives_its_arch(arch: str) -> None:
         ARCH_NAMES[arch], arch
     )
     assert arch_named(arch.upper()) == arch
+    assert not find_hardware(arch).is_unlisted
+
+
+@pytest.mark.parametrize("name", ["L40", "rtx 3080", "A10G", "gh200", "5060"])
+def test_a_product_outside_the_table_is_told(name: str) -> None:
+    found = find_hardware(name)
+    assert found.is_unlisted
+    assert found.gpus == ()
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -49,6 +50,15 @@ class CommandGroup(click.Group):
         if not any(option.name == "verbose" for option in command.params):
             command.params.append(_verbose_option())
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; for an unknown one say which was meant."""
+        near = get_close_matches(args[0], COMMANDS, n=2)
+        if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; a traceback is shown with --verbose only."""

@@ -39,6 +39,23 @@ class ConfigChoice(click.Choice[str]):
         return super().convert(self.old_values.get(value, value), param, ctx)
 
 
+class ParsedText(click.ParamType[str]):
+    """A text whose value is what `parse` makes of it, which raises UsageError where it cannot."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], str]) -> None:
+        """Make a type of values from the function of an option's declaration."""
+        self.parse = parse
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the value that a text stands for."""
+        del param, ctx
+        return self.parse(value)
+
+
 class ConfigOption(click.Option):
     """An option with older spellings, which work but are not shown."""
 
@@ -123,6 +140,8 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
 
 
 def _click_type(plain: type, metadata: Mapping[str, Any]) -> click.ParamType[Any]:
+    if "parse" in metadata:
+        return ParsedText(metadata["parse"])
     if "choices" in metadata:
         return ConfigChoice(metadata["choices"], metadata.get("old_values", {}))
     return _CLICK_TYPES[plain]

@@ -53,11 +53,13 @@ _OTHER_PRODUCTS = {
 class NamedHardware:
     """What a name stands for.
 
-    `gpus` are the GPUs of the table that it fits, () where it names an architecture alone.
+    `gpus` are the GPUs of the table that it fits, () where it names an architecture alone, or a
+    product that the table does not have (`is_unlisted`).
     """
 
     arch: Arch
     gpus: tuple[GpuSpec, ...] = ()
+    is_unlisted: bool = False
 
 
 def find_hardware(name: str, option: str = "--arch") -> NamedHardware:
@@ -70,7 +72,7 @@ def find_hardware(name: str, option: str = "--arch") -> NamedHardware:
     arch = _arch_of_number(name)
     if arch is not None:
         return NamedHardware(arch)
-    archs = _GENERATIONS.get("".join(_words(name)), ())
+    archs = _archs_of_generation(name)
     gpus = () if archs else _fitting(name, GPUS)
     archs = archs or tuple(dict.fromkeys(gpu.arch for gpu in gpus)) or _archs_of_product(name)
     if not archs:
@@ -81,7 +83,7 @@ def find_hardware(name: str, option: str = "--arch") -> NamedHardware:
             f"{option} {name!r} fits {', '.join(fits)}: give more of the name, or one of"
             f" {', '.join(archs)}"
         )
-    return NamedHardware(ARCHS[archs[0]], gpus)
+    return NamedHardware(ARCHS[archs[0]], gpus, is_unlisted=bool(_archs_of_product(name)))
 
 
 def arch_named(name: str, option: str = "--arch") -> str:
@@ -159,6 +161,15 @@ def _fitting(name: str, gpus: Sequence[GpuSpec]) -> tuple[GpuSpec, ...]:
     if len(part) < _MIN_PART or _archs_of_product(name):
         return ()
     return tuple(gpu for gpu in gpus if part in "".join(_words(gpu.name)))
+
+
+def _archs_of_generation(name: str) -> tuple[str, ...]:
+    """Return the archs of a generation's name or of its beginning, () for anything else."""
+    text = "".join(_words(name))
+    if text in _GENERATIONS or len(text) <= _MIN_PART:
+        return _GENERATIONS.get(text, ())
+    found = [archs for known, archs in _GENERATIONS.items() if known.startswith(text)]
+    return tuple(dict.fromkeys(arch for archs in found for arch in archs))
 
 
 def _archs_of_product(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.hardware.gpu_names import find_gpu, find_hardware
 from trtllm_dflash.options.fields import check_fields, cli_option
 
 RUNTIME_NAMES = ("engine", "serving")
@@ -35,22 +35,23 @@ class EstimateConfig:
             metavar="NAME|DIR",
         )
     )
-    arch: str = field(
-        metadata=cli_option(
-            "the GPU's architecture", choices=tuple(a for a in ARCHS if ARCHS[a].is_gpu)
-        )
-    )
     drafter: str | None = field(
         default=None,
         metadata=cli_option(
             "its drafter, likewise [default: a listed target's own]", metavar="NAME|DIR"
         ),
     )
+    arch: str | None = field(
+        default=None,
+        metadata=cli_option(
+            "the GPU's architecture, or its name [default: that of --gpu]", metavar="ARCH|GPU"
+        ),
+    )
     gpu: str | None = field(
         default=None,
         metadata=cli_option(
-            f"which GPU of that architecture: {', '.join(gpu.name for gpu in GPUS)} [default: the"
-            " first]",
+            "which GPU of that architecture, by a part of its name:"
+            f" {', '.join(gpu.name for gpu in GPUS)} [default: the first]",
             metavar="NAME",
         ),
     )
@@ -157,19 +158,22 @@ def _parse_batches(config: EstimateConfig) -> tuple[int, ...]:
 
 
 def _find_gpu(config: EstimateConfig) -> GpuSpec:
-    found = {gpu.name.lower(): gpu for gpu in gpus_of(config.arch)}
+    if config.arch is None and config.gpu is None:
+        raise UsageError("give --arch ARCH|GPU, such as b200 or sm120, or --gpu NAME")
+    if config.arch is None and config.gpu is not None:
+        return find_gpu(config.gpu)
+    meant = find_hardware(config.arch or "")
+    if config.gpu is not None:
+        return find_gpu(config.gpu, meant.arch.name)
+    if meant.is_unlisted:
+        return find_gpu(config.arch or "", option="--arch")  # says which GPUs there are
+    found = meant.gpus or gpus_of(meant.arch.name)
     if not found:
         archs = ", ".join(dict.fromkeys(gpu.arch for gpu in GPUS))
         raise UsageError(
             f"--arch {config.arch}: no GPU of it is in the table; choose one of {archs}"
         )
-    wanted = next(iter(found)) if config.gpu is None else config.gpu.lower()
-    if wanted not in found:
-        names = ", ".join(gpu.name for gpu in found.values())
-        raise UsageError(
-            f"--gpu {config.gpu!r} is no {config.arch} in the table, which has {names}"
-        )
-    return found[wanted]
+    return found[0]
 
 
 def _parse_tree(config: EstimateConfig) -> tuple[int, int, int, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -23,6 +23,7 @@ def cli_option(
     high: int | None = None,
     aliases: Sequence[str] = (),
     old_values: Mapping[str, str] | None = None,
+    parse: Callable[[str], str] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a field that is an option of a command.
 
@@ -34,6 +35,8 @@ def cli_option(
         high: The largest one; it needs `low`.
         aliases: Older spellings, which work and are not shown. `--no-...` turns a flag off.
         old_values: Older names of choices, which work on the command line and are not shown.
+        parse: Makes the value of what is typed on the command line, such as an architecture of a
+            GPU's name; it raises UsageError for what it does not know.
     """
     given = {
         "metavar": metavar,
@@ -41,6 +44,7 @@ def cli_option(
         "low": low,
         "high": high,
         "old_values": old_values,
+        "parse": parse,
     }
     return {
         "help": text,

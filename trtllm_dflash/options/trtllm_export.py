@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.hardware.gpu_names import arch_named
 from trtllm_dflash.options.fields import check_fields, cli_option
 
 ARCHS = ("any", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121")
@@ -43,8 +44,11 @@ class TrtllmExportConfig:
     arch: str = field(
         default="any",
         metadata=cli_option(
-            "architecture of the GPUs, which selects the drafter's attention kernels",
+            "architecture of the GPUs or one's name, which selects the drafter's attention kernels:"
+            f" {', '.join(ARCHS)}",
+            metavar="ARCH|GPU",
             choices=ARCHS,
+            parse=lambda name: name if name == "any" else arch_named(name),
         ),
     )
     expert_parallel: int | None = field(
