@@ -204,7 +204,7 @@ def test_stop_words_and_special_tokens(text_engine: Engine) -> None:
             UsageError, match="stop_words holds '', expected texts that are not empty"
         ):
             server.submit("ab", on_event=caller, stop_words=[""])
-        request = server._checked("ab", ["</s>", "x"], SamplingParams())
+        request = server._checked("ab", SamplingParams(stop_words=("</s>", "x")))
     assert caller.text == whole.text[:20]
     assert (end.finish_reason, end.output_tokens) == ("stop", len(caller.token_ids))
     assert caller.token_ids == whole.token_ids[: len(caller.token_ids)]
@@ -271,7 +271,7 @@ def test_bad_settings(
         (
             [1],
             {"stop_words": ["a"] * 65},
-            "stop_words holds 65 entries, and a request may have at most 64",
+            "stop_words holds more than 64 entries, and a request may have at most 64",
         ),
         (
             [1],
@@ -281,7 +281,7 @@ def test_bad_settings(
         (
             [1],
             {"stop_token_ids": [1] * 1025},
-            "stop_token_ids holds 1025 entries, and a request may have at most 1024",
+            "stop_token_ids holds more than 1024 entries, and a request may have at most 1024",
         ),
         ([1], {"temperature": -1}, "temperature is -1"),
         ([1], {"draft_len": 9}, "draft_len is 9, and this engine takes 0 to 3"),

@@ -6,13 +6,54 @@ Written by hand and not with pydantic: importing pydantic takes 0.12 s of CPU ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
 
 _MAX_DIGITS = 9
+_MAX_SHOWN = 120  # characters of a value in an error
+
+# Containers that would be taken apart into something else than was meant.
+NOT_SEQUENCES = (str, bytes, bytearray, memoryview, set, frozenset, Mapping)
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error: its `repr` in a short line, whatever the value is."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - it is a stranger's method, or an int of 4,300 digits
+        text = f"a value of type {type(value).__name__} that cannot be printed"
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -> list[Any]:
+    """Return the entries of a list, tuple, range, generator, or array or tensor of any library.
+
+    No more than `limit` + 1 entries are read, so that the caller sees a sequence that is too long.
+
+    Raises:
+        UsageError: for anything else, also for text, bytes, sets and mappings.
+    """
+    try:
+        if hasattr(value, "tolist") and not isinstance(value, memoryview):
+            value = value.tolist()
+        if isinstance(value, Iterable) and not isinstance(value, NOT_SEQUENCES):
+            return list(islice(value, None if limit is None else limit + 1))
+    except Exception as error:  # a stranger's code
+        raise UsageError(
+            f"{name} cannot be read ({type(error).__name__}: {error}), expected {expected}."
+        ) from error
+    raise UsageError(f"{name} is {shown(value)}, expected {expected}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise UsageError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} is {shown(value)}, expected True or False.")
 
 
 def check_integer(
@@ -28,7 +69,7 @@ def check_integer(
     if high is not None:
         bounds = f"from {low} to {high}"
     if not _is_integer(value) or not _is_within(value, low, high):
-        raise UsageError(f"{name} is {value!r}, expected an integer {bounds}.{advice}")
+        raise UsageError(f"{name} is {shown(value)}, expected an integer {bounds}.{advice}")
 
 
 def parse_integer(name: str, text: str, *, low: int, advice: str = "") -> int:
@@ -53,14 +94,14 @@ def check_real(
     """Raise UsageError unless `value` is a number that `accepts` takes; `expected` describes it."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not accepts(value):
-        raise UsageError(f"{name} is {value!r}, expected {expected}.")
+        raise UsageError(f"{name} is {shown(value)}, expected {expected}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise UsageError unless `value` is one of `choices`."""
     if value not in choices:
         known = ", ".join(choices)
-        raise UsageError(f"{name} {value!r} is not known; choose one of {known}")
+        raise UsageError(f"{name} {shown(value)} is not known; choose one of {known}")
 
 
 def parse_integers(name: str, text: str) -> tuple[int, ...]:

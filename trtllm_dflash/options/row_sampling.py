@@ -8,16 +8,18 @@ what it does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.fields import cli_option
 
 MAX_INT32 = 2**31 - 1
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
+MIN_FLOAT32 = 2.0**-126  # the smallest that no device takes for 0
 
 
 class RowSamplingOptions(TypedDict, total=False):
@@ -43,7 +45,7 @@ class RowSampling:
 
     temperature  0 is greedy, and all other fields are then unused; otherwise logits are divided by
                  it.
-    top_k        keep this many most likely tokens, before top_p; 0 is off.
+    top_k        keep this many most likely tokens, before top_p; 0 and -1 are off.
     top_p        keep the most likely tokens up to this mass, in (0, 1]; 1 is off.
     min_p        keep tokens of at least this part of the likeliest token's probability, after top_k
                  and top_p; 0 is off. This is the order of Hugging Face. vLLM begins with min_p,
@@ -56,7 +58,7 @@ class RowSampling:
     temperature: float = _row_input(
         0.0,
         "0: always the most likely token",
-        lambda value: 0 <= value < math.inf,
+        lambda value: 0 <= value <= MAX_FLOAT32,
         "0 (greedy) or a finite positive number",
     )
     top_p: float = _row_input(
@@ -68,7 +70,7 @@ class RowSampling:
     top_k: int = _row_input(
         0,
         "sample from this many tokens; 0: off",
-        lambda value: value >= 0,
+        lambda value: value >= -1,
         "an integer of at least 0",
     )
     min_p: float = _row_input(
@@ -81,6 +83,8 @@ class RowSampling:
     def __post_init__(self) -> None:
         for row in SAMPLING_INPUTS:
             row.check(getattr(self, row.name))
+        if self.top_k == -1:  # "off" of vLLM
+            object.__setattr__(self, "top_k", 0)
 
     def row_values(self) -> dict[str, Any]:
         """Return the fields by name, as numbers that their type in the step can hold."""
@@ -107,11 +111,16 @@ class SamplingInput:
         number_type = Integral if self.dtype == "int32" else Real
         is_number = isinstance(value, number_type) and not isinstance(value, bool)
         if not is_number or not self.accepts(value):
-            raise UsageError(f"{self.name} is {value!r}, expected {self.expected}.")
+            raise UsageError(f"{self.name} is {shown(value)}, expected {self.expected}.")
 
     def convert(self, value: float | int) -> float | int:
-        """Return a checked value as a number of its type; int32 ends at 2^31 - 1."""
-        return min(int(value), MAX_INT32) if self.dtype == "int32" else float(value)
+        """Return a checked value as a number of its type.
+
+        int32 ends at 2^31 - 1. A positive number that float32 would flush to 0 stays positive.
+        """
+        if self.dtype == "int32":
+            return min(int(value), MAX_INT32)
+        return max(float(value), MIN_FLOAT32) if value > 0 else 0.0
 
 
 SAMPLING_INPUTS = tuple(

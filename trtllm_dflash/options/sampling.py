@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer
+from trtllm_dflash.options.checks import as_list, check_flag, check_integer, shown
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
+
+MAX_SEED = 2**64 - 1
+FRESH_SEED_BITS = 53  # every JSON reader keeps such integers exact
+MAX_N = 1024
+MAX_LOGPROBS = 20
+MAX_STOP_WORDS = 64
+MAX_STOP_WORD_LENGTH = 256  # characters
+MAX_STOP_TOKEN_IDS = 1024
+_MAX_SEEDS = 2**20
 
 
 class SamplingOptions(RowSamplingOptions, total=False):
@@ -21,79 +34,146 @@ class SamplingOptions(RowSamplingOptions, total=False):
 
     max_tokens: int
     max_new_tokens: int  # another name of max_tokens
-    seed: int | Iterable[int]
+    min_tokens: int
+    seed: int | Iterable[int] | None
+    n: int
     draft: bool
     draft_len: int | None
     draft_len_schedule: DraftLenSchedule | Mapping[int, int] | None
     stop_token_ids: Iterable[int] | None
+    ignore_eos: bool
+    stop_words: str | Iterable[str]
+    skip_special_tokens: bool
+    logprobs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(RowSampling):
     """The options of one call: those of `RowSampling` and the following.
 
-    A value out of range raises UsageError.
+    A value of a wrong type or out of range raises UsageError.
 
     max_tokens           new tokens, at least 1. A sequence also ends, as "length", where prompt and
                          answer fill the engine's max_seq_len. `max_new_tokens` is another name.
-    seed                 one integer for every prompt, or one for each. A prompt's tokens depend on
-                         the prompt, these options and its seed alone: not on its batch, nor on
-                         drafts. Equal prompts with one seed get equal answers.
+    min_tokens           no stop token and no stop word ends an answer with its first `min_tokens`
+                         tokens. A stop token among them is kept, and the answer goes on behind it:
+                         tokens stay the model's own choice.
+    seed                 None: a fresh one for each answer. One integer: each prompt draws numbers
+                         of its own, derived from it and the prompt's index; the first prompt's
+                         seed is the integer itself. Or one integer for each prompt.
+                         `Generation.seed` is the one used, and repeats the answer alone.
+                         An answer depends on prompt, options and its seed: not on its batch, nor
+                         on drafts.
+    n                    answers to each prompt. Each has its own seed, as prompts have.
     draft                False verifies no drafts: plain decoding, the same tokens.
     draft_len            drafts verified in a step, 0 to block_size - 1; None: the engine's own.
     draft_len_schedule   draft_len by the number of sequences that generate together, as a
                          DraftLenSchedule or {batch size: draft_len}; not with draft_len.
     stop_token_ids       tokens that end a sequence and are its last token. None: the model's own;
                          empty: none.
+    ignore_eos           leave the model's own stop tokens out.
+    stop_words           texts that end an answer where the first of them begins; one string is one
+                         word. They are looked for in the text with its special tokens.
+    skip_special_tokens  False keeps special tokens in the text.
+    logprobs             None: off. k: with each token its log probability, and those of the k most
+                         likely tokens.
     """
 
     max_tokens: int = 128
-    seed: int | tuple[int, ...] = field(
-        default=0, metadata=cli_option("of the sampling, the same for every prompt")
+    min_tokens: int = field(
+        default=0,
+        metadata=cli_option(
+            "tokens before stop tokens and stop words can end an answer", low=0
+        ),
     )
+    seed: int | tuple[int, ...] | None = field(
+        default=None,
+        metadata=cli_option(
+            "of the sampling; each prompt's own is derived from it [default: fresh ones]", low=0
+        ),
+    )
+    n: int = field(default=1, metadata=cli_option("answers to each prompt", low=1))
     draft: bool = True
     draft_len: int | None = None
     draft_len_schedule: DraftLenSchedule | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    ignore_eos: bool = False
+    stop_words: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
     max_new_tokens: InitVar[int | None] = None
 
     def __post_init__(self, max_new_tokens: int | None) -> None:
         if max_new_tokens is not None:
-            object.__setattr__(self, "max_tokens", max_new_tokens)
+            self._set("max_tokens", max_new_tokens)
         check_integer("max_tokens", self.max_tokens, low=1)
+        check_integer("min_tokens", self.min_tokens, low=0)
+        if self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {shown(self.min_tokens)}, more than max_tokens,"
+                f" {shown(self.max_tokens)}."
+            )
         super().__post_init__()
-        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
-            check_integer("seed", seed, low=0)
-        if not isinstance(self.draft, bool):
-            raise UsageError(f"draft is {self.draft!r}, expected True or False.")
-        self._check_draft_lens()
-        self._check_stop_tokens()
+        check_integer("n", self.n, low=1, high=MAX_N)
+        if self.logprobs is not None:
+            check_integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
+        for name in ("draft", "ignore_eos", "skip_special_tokens"):
+            check_flag(name, getattr(self, name))
+        self._take_seeds()
+        self._take_draft_lens()
+        self._take_stop_tokens()
+        self._set("stop_words", checked_stop_words(self.stop_words))
 
-    def _check_draft_lens(self) -> None:
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _take_seeds(self) -> None:
+        given: Any = self.seed
+        if given is None:
+            return
+        if _is_scalar(given):
+            check_integer("seed", given, low=0, high=MAX_SEED)
+            self._set("seed", int(given))
+            return
+        expected = "an integer, one for each prompt, or None"
+        seeds = as_list("seed", given, expected=expected, limit=_MAX_SEEDS)
+        for seed in seeds:
+            check_integer("seed", seed, low=0, high=MAX_SEED)
+        self._set("seed", tuple(map(int, seeds)))
+
+    def _take_draft_lens(self) -> None:
+        if isinstance(self.draft_len_schedule, Mapping):
+            self._set(
+                "draft_len_schedule", DraftLenSchedule.from_mapping(self.draft_len_schedule)
+            )
         schedule = self.draft_len_schedule
         if self.draft_len is not None:
             check_integer("draft_len", self.draft_len, low=0)
         if not isinstance(schedule, DraftLenSchedule | None):
             raise UsageError(
-                f"draft_len_schedule is {schedule!r}, expected a mapping {{batch size: draft_len}}."
+                f"draft_len_schedule is {shown(schedule)}, expected a mapping"
+                " {batch size: draft_len}."
             )
         if self.draft_len is not None and schedule is not None:
             raise UsageError(
                 "draft_len and draft_len_schedule are both given. Give one of them."
             )
 
-    def _check_stop_tokens(self) -> None:
-        tokens = self.stop_token_ids
-        if not isinstance(tokens, tuple | None):
-            raise UsageError(
-                f"stop_token_ids is {tokens!r}, expected a list of token ids or None."
-            )
-        for token in tokens or ():
+    def _take_stop_tokens(self) -> None:
+        if self.stop_token_ids is None:
+            return
+        expected = "a list of token ids or None"
+        tokens = as_list(
+            "stop_token_ids", self.stop_token_ids, expected=expected, limit=MAX_STOP_TOKEN_IDS
+        )
+        _check_count("stop_token_ids", len(tokens), MAX_STOP_TOKEN_IDS)
+        for token in tokens:
             check_integer("stop_token_ids", token, low=0)
+        self._set("stop_token_ids", tuple(map(int, tokens)))
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
-        """Build from keyword arguments; lists become tuples.
+        """Build from keyword arguments, and warn of those without effect.
 
         Raises:
             UsageError: for an unknown name, with the known ones.
@@ -108,25 +188,108 @@ class SamplingParams(RowSampling):
                 raise UsageError(
                     f"unknown sampling option {name!r}. The options are: {', '.join(known)}."
                 )
-        return cls(**{name: _frozen(value) for name, value in options.items()})
+        params = cls(**options)
+        unused = unused_without_temperature(options)
+        if unused:
+            warnings.warn(no_effect_warning(unused), stacklevel=_depth_of_caller())
+        return params
 
-    def seed_of(self, index: int, num_prompts: int) -> int:
-        """Return the seed of prompt `index`.
+    def seed_of(self, index: int, num_prompts: int, sample: int = 0) -> int:
+        """Return the seed of answer `sample` to prompt `index`; without a seed a fresh one.
 
         Raises:
             UsageError: if there are several seeds, but not `num_prompts`.
         """
+        if self.seed is None:
+            return secrets.randbits(FRESH_SEED_BITS)
         if not isinstance(self.seed, tuple):
-            return self.seed
-        if len(self.seed) != num_prompts:
+            seed = _derived(self.seed, "prompt", index)
+        elif len(self.seed) == num_prompts:
+            seed = self.seed[index]
+        else:
             raise UsageError(
                 f"seed has {len(self.seed)} entries for {num_prompts} prompts. Give one integer, or"
                 " one each."
             )
-        return self.seed[index]
+        return _derived(seed, "sample", sample)
 
 
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return DraftLenSchedule.from_mapping(value)
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+def checked_stop_words(words: Any) -> tuple[str, ...]:
+    """Return stop words as a tuple; one string is one word, None is none.
+
+    Raises:
+        UsageError: for what is not text, is empty, is too long, or is too much.
+    """
+    if words is None:
+        return ()
+    if isinstance(words, str):
+        words = (words,)
+    expected = "a text or a list of texts"
+    words = as_list("stop_words", words, expected=expected, limit=MAX_STOP_WORDS)
+    _check_count("stop_words", len(words), MAX_STOP_WORDS)
+    for word in words:
+        if not isinstance(word, str) or not word:
+            raise UsageError(
+                f"stop_words holds {shown(word)}, expected texts that are not empty."
+            )
+        if len(word) > MAX_STOP_WORD_LENGTH:
+            raise UsageError(
+                f"stop_words holds a text of {len(word)} characters ({word[:40]!r}…), and one may"
+                f" have at most {MAX_STOP_WORD_LENGTH}."
+            )
+    return tuple(words)
+
+
+def unused_without_temperature(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of given options that do nothing because no temperature is given.
+
+    An explicit temperature, 0 included, is a choice: then there are none.
+    """
+    if options.get("temperature") is not None:
+        return []
+    off = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "seed": (None,), "n": (1,)}
+    return [
+        name
+        for name, values in off.items()
+        if name in options and not any(_equal(options[name], value) for value in values)
+    ]
+
+
+def no_effect_warning(names: Iterable[str], temperature: str = "a temperature") -> str:
+    """Return the sentence about options that do nothing in greedy decoding."""
+    *others, last = names
+    listed = f"{', '.join(others)} and {last}" if others else last
+    verb = "have" if others else "has"
+    return f"{listed} {verb} no effect without {temperature}: decoding is greedy by default."
+
+
+def _equal(given: Any, value: Any) -> bool:
+    return _is_scalar(given) and bool(given == value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, Iterable) or isinstance(value, str | bytes)
+
+
+def _check_count(name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise UsageError(
+            f"{name} holds more than {limit} entries, and a request may have at most {limit}."
+        )
+
+
+def _derived(seed: int, purpose: str, index: int) -> int:
+    """Return the seed of the prompt or sample with a number; the first one's is `seed` itself."""
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed} {purpose} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - FRESH_SEED_BITS)
+
+
+def _depth_of_caller() -> int:
+    """Return the stacklevel at which a warning names the first frame outside this package."""
+    package = __name__.partition(".")[0]
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(package):
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
@@ -32,7 +32,7 @@ from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.request_handle import RequestHandle
 from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sessions.base import Session
-from trtllm_dflash.runtime.text.stop_words import StopWordFilter, check_stops
+from trtllm_dflash.runtime.text.stop_words import StopWordFilter
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,6 @@ class EngineThread:
         *,
         on_event: OnEvent,
         is_alive: Callable[[], bool] = _always_alive,
-        stop_words: Sequence[str] = (),
         **options: Unpack[SamplingOptions],
     ) -> RequestHandle:
         """Check a request at once and put it into the queue; from any thread.
@@ -125,9 +124,6 @@ class EngineThread:
                     says how the request ended. Or called with an error. Steps wait for it, so it
                     should hand on and return.
         is_alive    polled by the engine thread now and then; False cancels.
-        stop_words  end the answer where the first of them begins. A special token's text stands for
-                    that token. `text/stop_words.py` has the limits: each token of the answer is
-                    compared with them, while other requests wait.
         options     as for `Engine.generate`.
 
         Raises:
@@ -136,7 +132,7 @@ class EngineThread:
             ClosedError: if it is being closed.
             EngineError: if the engine thread has failed.
         """
-        request, words = self._checked(prompt, stop_words, SamplingParams.from_options(options))
+        request, words = self._checked(prompt, SamplingParams.from_options(options))
         text = StopWordFilter(decoder_of(self._tokenizer), words)
         handle = RequestHandle(request, text, on_event, is_alive)
         with self._changed:
@@ -145,12 +141,9 @@ class EngineThread:
             self._changed.notify()
         return handle
 
-    def _checked(
-        self, prompt: Prompt, stop_words: Sequence[str], sampling: SamplingParams
-    ) -> tuple[Request, list[str]]:
+    def _checked(self, prompt: Prompt, sampling: SamplingParams) -> tuple[Request, list[str]]:
         """Return the request, and the stop words that are no special tokens."""
-        check_stops(stop_words, sampling.stop_token_ids or ())
-        words, sampling = split_stop_words(stop_words, sampling, self._config, self._tokenizer)
+        words, sampling = split_stop_words(sampling, self._config, self._tokenizer)
         input_ids = tokenize_prompt(prompt, self._tokenizer)
         try:
             (request,) = make_requests([input_ids], sampling, self._config)

@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from trtllm_dflash.errors import DFlashError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-class Chunk(NamedTuple):
-    """Tokens that one step added to one prompt's answer.
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms of probabilities at one place of an answer.
 
-    `text` may lag behind the tokens: it never ends inside a character.
+    They are the model's own: before temperature, top-k, top-p and min-p.
+    """
+
+    token_id: int  # the chosen token
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the k most likely tokens, the likeliest first
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that one step added to one answer; it unpacks into its first three fields.
+
+    `text` may lag behind the tokens: it never ends inside a character, nor inside what may become
+    a stop word. `reasoning` is what the step adds to `Generation.reasoning`. `logprobs` has an
+    entry for each token, if they were asked for.
     """
 
     prompt_index: int
     token_ids: list[int]
     text: str
+    reasoning: str = ""
+    sample_index: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.prompt_index, self.token_ids, self.text))
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One prompt's answer.
+    """One answer to one prompt.
 
     token_ids            all new tokens; a stop token that ended the sequence is the last one.
-    text                 their text without special tokens; "" for an engine without tokenizer.
+    text                 their text, which is that of the stream's chunks joined. Bytes that are no
+                         character are U+FFFD. Special tokens are left out unless asked for; "" for
+                         an engine without tokenizer.
     acceptance_lengths   tokens gained by each decode step, bonus included, after cutting at a
                          stop token or the limit. The prefill gives the first token, so
                          sum(acceptance_lengths) + 1 == len(token_ids).
-    finish_reason        "stop" (a stop token) or "length" (max_tokens or max_seq_len reached);
-                         "cancelled" occurs only with `Engine.serve`.
+    finish_reason        "stop" (a stop token or a stop word) or "length" (max_tokens or
+                         max_seq_len reached); "cancelled" occurs only with `Engine.serve`.
     prefill_seconds      time of the prompt's own steps, up to the first token.
     decode_seconds       time of the decode steps with this sequence; its batch shares them.
+    reasoning            what the model wrote outside its final answer, where its format tells them
+                         apart (gpt-oss); else "".
+    seed                 the one used: given alone, it repeats the answer. None for greedy decoding.
+    logprobs             an entry for each token, if they were asked for; else None.
+    sample_index         which of the prompt's `n` answers this is.
+    prompt_token_ids     the prompt's tokens.
     """
 
     token_ids: list[int]
@@ -43,6 +71,11 @@ class Generation:
     finish_reason: FinishReason
     prefill_seconds: float
     decode_seconds: float
+    reasoning: str = ""
+    seed: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    sample_index: int = 0
+    prompt_token_ids: list[int] = field(default_factory=list, repr=False)
 
     @property
     def acceptance_length(self) -> float:
@@ -63,18 +96,23 @@ class FinishInfo:
     queue_seconds: float  # from submit to a slot, or to the end if it got none
     first_token_seconds: float | None  # from submit
     seconds: float  # from submit
+    seed: int | None = None  # None for greedy decoding
 
 
 @dataclass(frozen=True)
 class RequestOutput:
     """What a step added to an answer: its tokens, and the text that they completed.
 
-    The last one has `finish_info`. The last one of a cancelled request holds nothing else.
+    The last one has `finish_info`. The last one of a cancelled request holds nothing else. Of
+    `n` answers each has its own outputs, its own last one, and its `sample_index`.
     """
 
     token_ids: list[int]
     text: str
     finish_info: FinishInfo | None = None
+    reasoning: str = ""
+    logprobs: list[TokenLogprobs] | None = None  # an entry for each token, if asked for
+    sample_index: int = 0
 
 
 Event = RequestOutput | DFlashError

@@ -59,7 +59,6 @@ def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> InputIds:
 
 
 def split_stop_words(
-    stop_words: Sequence[str],
     sampling: SamplingParams,
     config: EngineConfig,
     tokenizer: Tokenizer | None,
@@ -70,7 +69,7 @@ def split_stop_words(
     """
     special = set[int]()
     words = []
-    for word in stop_words:
+    for word in sampling.stop_words:
         if tokenizer is None:
             raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
         token = tokenizer.special_token_id(word)
@@ -101,11 +100,23 @@ def make_requests(
         input_ids = _checked_ids(prompt, index, config)
         max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
         num_uniforms = len(input_ids) + max_tokens + config.block_size
-        seed = sampling.seed_of(index, len(prompts))
-        uniforms = _uniforms(sampling, seed, num_uniforms)
+        seed: int | None = sampling.seed_of(index, len(prompts))
+        if sampling.temperature == 0:
+            seed = None
+        uniforms = _uniforms(seed, num_uniforms)
         slot_sampling = SlotSampling(**sampling.row_values(), uniforms=uniforms)
         requests.append(
-            Request(index, input_ids, max_tokens, stop_token_ids, widths, slot_sampling)
+            Request(
+                index,
+                input_ids,
+                max_tokens,
+                stop_token_ids,
+                widths,
+                slot_sampling,
+                seed=seed,
+                min_tokens=sampling.min_tokens,
+                logprobs=sampling.logprobs,
+            )
         )
     return requests
 
@@ -141,11 +152,12 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
 
 
 def _stop_token_ids(sampling: SamplingParams, config: EngineConfig) -> tuple[int, ...]:
-    own = sampling.stop_token_ids
-    return config.eos_token_ids if own is None else own
+    if sampling.stop_token_ids is not None:
+        return sampling.stop_token_ids
+    return () if sampling.ignore_eos else config.eos_token_ids
 
 
-def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
+def _uniforms(seed: int | None, count: int) -> Float32:
     """Return `count` numbers in [0, 1), multiples of 2⁻²⁴ and so exact in float32; zeros if greedy.
 
     Number p belongs to position p, and a longer series begins with the shorter one. So an answer
@@ -153,9 +165,9 @@ def _uniforms(sampling: SamplingParams, seed: int, count: int) -> Float32:
 
     They come from raw bits: NumPy promises those in every version, but not its distributions.
     """
-    if sampling.temperature == 0:
+    if seed is None:
         return np.zeros(count, np.float32)
-    bits = np.random.Philox(int(seed)).random_raw(count)
+    bits = np.random.Philox(seed).random_raw(count)
     return ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
 
 

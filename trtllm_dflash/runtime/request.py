@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
-from trtllm_dflash.runtime.outputs import FinishReason
+from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
 
 
@@ -37,6 +37,10 @@ class Request:
     stop_token_ids: frozenset[int]
     widths: StepWidths
     sampling: SlotSampling  # uniforms reach a block behind the last position of the sequence
+    seed: int | None = None  # None for greedy decoding
+    sample_index: int = 0  # which of the prompt's answers
+    min_tokens: int = 0  # as many tokens come before one that ends the answer
+    logprobs: int | None = None  # None: not wanted; else how many of the most likely tokens
 
     slot: int | None = None  # None while it waits
     admitted: float | None = None  # when it got its slot (perf_counter)
@@ -44,6 +48,7 @@ class Request:
     num_overtaken: int = 0  # prompt tokens of others that were let past this prompt
     num_steps_in_flight: int = 0  # decode steps
     output_ids: list[int] = field(default_factory=list)
+    output_logprobs: list[TokenLogprobs] = field(default_factory=list)  # if wanted, of each
     acceptance_lengths: list[int] = field(default_factory=list)
     num_draft_tokens: int = 0
     finish_reason: FinishReason | None = None
@@ -71,10 +76,16 @@ class Request:
         return self.finish_reason is None and self.remaining_tokens > self.num_steps_in_flight
 
     def commit(self, token_ids: list[int]) -> list[int]:
-        """Append a step's tokens up to a stop token or the limit, and return those kept."""
+        """Append a step's tokens up to a stop token or the limit, and return those kept.
+
+        A stop token among the first `min_tokens` of the answer is a token like others.
+        """
         limit = self.remaining_tokens
         kept = token_ids[:limit]
-        stops = [place for place, token in enumerate(kept) if token in self.stop_token_ids]
+        first = max(0, self.min_tokens - len(self.output_ids))
+        stops = [
+            place for place in range(first, len(kept)) if kept[place] in self.stop_token_ids
+        ]
         if stops:
             kept = kept[: stops[0] + 1]
             self.finish_reason = "stop"
@@ -83,10 +94,17 @@ class Request:
         self.output_ids += kept
         return kept
 
+    def last_logprobs(self, count: int) -> list[TokenLogprobs] | None:
+        """Return those of the last `count` tokens, if they are wanted."""
+        if self.logprobs is None:
+            return None
+        return self.output_logprobs[len(self.output_logprobs) - count :]
+
     def truncate(self, count: int) -> None:
         """Drop the last `count` tokens of the last step: they follow a stop word."""
         if count:
             del self.output_ids[-count:]
+            del self.output_logprobs[len(self.output_ids) :]
             self.acceptance_lengths[-1] -= count
 
 

@@ -63,4 +63,5 @@ class RequestHandle:
             queue_seconds=(request.admitted or now) - self.submitted,
             first_token_seconds=first_token_seconds,
             seconds=now - self.submitted,
+            seed=request.seed,
         )

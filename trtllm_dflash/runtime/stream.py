@@ -91,7 +91,13 @@ class Stream:
         if request.finish_reason is not None:
             text += self._texts[request.index].finish()
             self._finished[request.index] = self._generation(request)
-        return Chunk(request.index, token_ids, text)
+        return Chunk(
+            prompt_index=request.index,
+            token_ids=token_ids,
+            text=text,
+            sample_index=request.sample_index,
+            logprobs=request.last_logprobs(len(token_ids)),
+        )
 
     def _generation(self, request: Request) -> Generation:
         assert request.finish_reason is not None
@@ -102,4 +108,8 @@ class Stream:
             finish_reason=request.finish_reason,
             prefill_seconds=request.prefill_seconds,
             decode_seconds=request.decode_seconds,
+            seed=request.seed,
+            logprobs=None if request.logprobs is None else request.output_logprobs,
+            sample_index=request.sample_index,
+            prompt_token_ids=request.input_ids.tolist(),
         )

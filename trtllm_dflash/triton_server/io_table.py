@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
-from trtllm_dflash.runtime.text.stop_words import (
+from trtllm_dflash.options.sampling import (
     MAX_STOP_TOKEN_IDS,
     MAX_STOP_WORD_LENGTH,
     MAX_STOP_WORDS,

@@ -18,6 +18,7 @@ import numpy as np
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
+from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import engine_digest
@@ -72,12 +73,9 @@ class TritonPythonModel:
         self._check_size(request.text)
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))
+        options: SamplingOptions = {**request.options, "stop_words": request.stop_words}
         self._scheduler.submit(
-            prompt,
-            on_event=responses,
-            is_alive=responses.is_alive,
-            stop_words=request.stop_words,
-            **request.options,
+            prompt, on_event=responses, is_alive=responses.is_alive, **options
         )
 
     def _check_size(self, text: str) -> None:

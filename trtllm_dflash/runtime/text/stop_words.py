@@ -4,33 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
-
-MAX_STOP_WORDS = 64
-MAX_STOP_WORD_LENGTH = 256  # characters
-MAX_STOP_TOKEN_IDS = 1024
-
-
-def check_stops(stop_words: Sequence[str], stop_token_ids: Sequence[int]) -> None:
-    """Raise UsageError for stop words that are not text, are too long, or are too many."""
-    limits = {
-        "stop_words": (stop_words, MAX_STOP_WORDS),
-        "stop_token_ids": (stop_token_ids, MAX_STOP_TOKEN_IDS),
-    }
-    for name, (values, limit) in limits.items():
-        if len(values) > limit:
-            raise UsageError(
-                f"{name} holds {len(values)} entries, and a request may have at most {limit}."
-            )
-    for word in stop_words:
-        if not isinstance(word, str) or not word:
-            raise UsageError(f"stop_words holds {word!r}, expected texts that are not empty.")
-        if len(word) > MAX_STOP_WORD_LENGTH:
-            raise UsageError(
-                f"stop_words holds a text of {len(word)} characters ({word[:40]!r}…), and one may"
-                f" have at most {MAX_STOP_WORD_LENGTH}."
-            )
 
 
 class StopWordFilter:
