@@ -248,11 +248,11 @@ def unused_without_temperature(options: Mapping[str, Any]) -> list[str]:
     if options.get("temperature") is not None:
         return []
     off = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "seed": (None,), "n": (1,)}
-    return [
-        name
-        for name, values in off.items()
-        if name in options and not any(_equal(options[name], value) for value in values)
-    ]
+    unused = []
+    for name, values in off.items():
+        if name in options and not any(_equal(options[name], value) for value in values):
+            unused.append(name)
+    return unused
 
 
 def no_effect_warning(names: Iterable[str], temperature: str = "a temperature") -> str:

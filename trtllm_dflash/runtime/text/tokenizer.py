@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.runtime.text.byte_fallback import ByteRuns, byte_tokens_of
 
 
 class ChatError(UsageError):
@@ -78,33 +79,48 @@ class Tokenizer:
             ) from error
         return self._encode(text, add_special_tokens=False)  # the template writes them itself
 
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of token ids without special tokens.
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, without special tokens or with them.
 
-        Bytes that are not a whole character become U+FFFD.
+        Bytes that are not a whole character become U+FFFD, as in `bytes.decode`.
         """
+        hidden = self._special_ids if skip_special_tokens else frozenset[int]()
+        ids = self._byte_runs.mend(token_ids, hidden)
         with self._decoding:
             text: str = self._library_of_decoding.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
             )
         return text
 
     def special_token_id(self, text: str) -> int | None:
         """Return the id of the special token that is written so; None for any other text."""
-        return self._special_tokens.get(text)
+        return self.special_tokens.get(text)
 
     @cached_property
-    def longest_token(self) -> int:
-        """Return an upper bound of the characters that one token stands for."""
-        return max(map(len, self._library.get_vocab()))
-
-    @cached_property
-    def _special_tokens(self) -> dict[str, int]:
+    def special_tokens(self) -> Mapping[str, int]:
+        """Return the ids of all special tokens by their texts."""
         return {
             token.content: index
             for index, token in self._library.added_tokens_decoder.items()
             if token.special
         }
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special_tokens.values())
+
+    @cached_property
+    def _byte_runs(self) -> ByteRuns:
+        vocabulary = self._library.get_vocab()
+        decoder = self._library.backend_tokenizer.decoder
+        described = decoder.__getstate__().decode() if decoder is not None else ""
+        num_ids = max(vocabulary.values(), default=-1) + 1
+        return ByteRuns(byte_tokens_of(vocabulary, described), num_ids)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Return an upper bound of the characters that one token stands for."""
+        return max(map(len, self._library.get_vocab()))
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
