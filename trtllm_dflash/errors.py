@@ -53,6 +53,10 @@ class BusyError(DFlashError):
     """The engine has no room for the request now. The request is right and can be sent again."""
 
 
+class OutputError(DFlashError):
+    """A result could not be written, as on a full disk."""
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an optional part of this package, and where to run it."""
     return f"pip install '.[{extra}]' in the dflash-trt repository"

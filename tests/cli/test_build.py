@@ -66,7 +66,9 @@ def test_build_writes_an_engine_real(run: Build, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     engine = tmp_path / "engine"
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"engine: {engine} (cpu, float32, DFlash with 2 drafts a step, ")
+    assert first.startswith(
+        f"engine: {engine} (cpu, weights FP32, caches FP32, DFlash with 2 drafts a step, "
+    )
     assert second == f'next:   dflash-trt run {engine} "Why is the sky blue?"'
     assert "building the engine with:" in result.stderr
     assert "peak memory" in result.stderr
@@ -77,7 +79,10 @@ def test_build_without_a_drafter_real(run: Build, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--no-drafter")
     assert result.exit_code == 0, result.stderr
-    assert f"engine: {tmp_path / 'engine'} (cpu, float32, plain, " in result.stdout
+    assert (
+        f"engine: {tmp_path / 'engine'} (cpu, weights FP32, caches FP32, plain, "
+        in result.stdout
+    )
 
 
 def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path: Path) -> None:

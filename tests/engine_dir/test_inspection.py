@@ -67,7 +67,7 @@ def test_a_changed_config_is_a_difference_and_not_believed(engine: Path) -> None
 def test_an_engine_with_the_keys_of_2026_11_is_shown(engine: Path) -> None:
     path = engine / "config.json"
     config = json.loads(path.read_text())
-    config["build_config"]["arch"] = config["build_config"].pop("gpu_arch")
+    config["build_config"]["gpu_arch"] = config["build_config"].pop("arch")
     config["pretrained_config"]["architecture"] = config["pretrained_config"].pop("model_type")
     path.write_text(json.dumps(config))
     facts = manifest.load(engine)

@@ -262,7 +262,7 @@ def test_eval_refuses_an_engine_for_a_gpu(
     def for_gpu(text: str) -> str:
         data: dict[str, Any] = json.loads(text)
         data["build_config"] |= {
-            "gpu_arch": "sm120",
+            "arch": "sm120",
             "backend": "tensorrt_rtx",
             "dtype": "bfloat16",
         }
@@ -273,7 +273,7 @@ def test_eval_refuses_an_engine_for_a_gpu(
         result = run_eval(*arguments)
         assert result.exit_code == 1
         assert (
-            f"error: {gpu}: this engine was built with tensorrt_rtx for sm120 in bfloat16"
+            f"error: {gpu}: this engine was built with tensorrt_rtx for sm120 and cannot run here:"
             in result.stderr
         )
         assert "with --arch cpu" in result.stderr

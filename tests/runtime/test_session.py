@@ -166,7 +166,7 @@ def test_threads_come_from_argument_then_variable_then_cores() -> None:
     ("value", "quoted"), [("0", "0"), ("-1", "'-1'"), ("two", "'two'"), ("1.5", "'1.5'")]
 )
 def test_bad_thread_variable(value: str, quoted: str) -> None:
-    words = f"DFLASH_NUM_THREADS is {quoted}, expected an integer of at least 1"
+    words = f"DFLASH_NUM_THREADS is {quoted}, expected an integer from 1 to 1024"
     with pytest.raises(UsageError, match=words):
         resolve_num_threads(None, {"DFLASH_NUM_THREADS": value})
 
@@ -174,7 +174,7 @@ def test_bad_thread_variable(value: str, quoted: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, True])
 def test_bad_thread_argument(value: int) -> None:
     with pytest.raises(
-        UsageError, match=f"num_threads is {value}, expected an integer of at least 1"
+        UsageError, match=f"num_threads is {value}, expected an integer from 1 to 1024"
     ):
         resolve_num_threads(value, {})
 
@@ -210,7 +210,7 @@ def test_container_quota_limits_the_cores(
 
 def test_kernels_without_a_sampling_input_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel reads the address of every sampling input, so it must know the same ones."""
-    monkeypatch.setattr(base, "_unrunnable_reason", lambda _: None)
+    monkeypatch.setattr(base, "unrunnable_here", lambda _: None)
     config = replace(fake_config(), plugins=True)
     earlier = replace(config, io=config.io[:-1])
     with pytest.raises(EngineError, match=r"earlier version of dflash-trt.* Build it again"):

@@ -6,10 +6,13 @@ An error is one line on stderr. Exit codes are 0, 1 (it failed) and 2 (the reque
 from __future__ import annotations
 
 import errno
+import io
+import os
+import sys
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -30,10 +33,17 @@ COMMANDS = {
     "doctor": "doctor",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CommandGroup(click.Group):
     """The subcommands, and the handling of their errors."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; output that the terminal cannot show is replaced."""
+        for stream in (sys.stdout, sys.stderr):
+            _replace_unencodable(stream)
+        return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the subcommands in the order in which they are used."""
@@ -74,17 +84,47 @@ class CommandGroup(click.Group):
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # click ends quietly when the reader of our output has gone
-            text = f"{type(error).__name__}: {error}"
-            if not _is_verbose(ctx):
-                text += "\nThis should not happen; run with --verbose for the traceback."
-            _fail(ctx, text, 1)
+            _fail(ctx, _describe(error, verbose=_is_verbose(ctx)), 1)
+
+
+def _describe(error: Exception, *, verbose: bool) -> str:
+    """Return the text of an error that is no DFlashError."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        place = error.filename or "the output"
+        advice = "Free space there, or write elsewhere."
+        return f"{place}: cannot be written ({error.strerror}). {advice}"
+    if isinstance(error, MemoryError):
+        return (
+            "this machine has too little memory for it. Close other programs, or ask for less."
+        )
+    text = f"{type(error).__name__}: {error}"
+    if not verbose:
+        text += "\nThis should not happen; run with --verbose for the traceback."
+    return text
+
+
+def _replace_unencodable(stream: TextIO | None) -> None:
+    """Make a stream write "?" for characters that its encoding lacks, instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
     if _is_verbose(ctx):
         traceback.print_exc()
     click.echo(f"error: {text}", err=True)
+    _drop_what_cannot_be_written()
     ctx.exit(exit_code)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Forget buffered output of a full disk, which would end the process with another code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _is_verbose(ctx: click.Context) -> bool:

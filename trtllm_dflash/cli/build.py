@@ -9,6 +9,7 @@ import click
 
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
 from trtllm_dflash.cli.options import options_from
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.build import BuildConfig
@@ -83,5 +84,6 @@ def _summary(output: Path, report: BuildReport) -> str:
         if sizes.gpu_arch == "cpu"
         else f"inspect {output}"
     )
-    made = f"{sizes.gpu_arch}, {sizes.dtype}, {drafting}, {human_bytes(report.bytes)}"
+    formats = EngineConfig.load(output).formats
+    made = f"{sizes.gpu_arch}, {formats}, {drafting}, {human_bytes(report.bytes)}"
     return f"engine: {output} ({made})\nnext:   dflash-trt {advice}"

@@ -14,7 +14,7 @@ import click
 
 import trtllm_dflash
 from trtllm_dflash.cli.options import options_from
-from trtllm_dflash.cli.output_files import check_file, write_file
+from trtllm_dflash.cli.output_files import check_outputs, write_file
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import table
 from trtllm_dflash.options.estimate import EstimateConfig
@@ -55,8 +55,11 @@ def run_estimate(config: EstimateConfig) -> None:
     """Estimate, print, and write what the configuration asks for."""
     from trtllm_dflash.estimate.run import estimate as estimated
 
-    check_file("--json", config.json)
-    check_file("--plot", config.plot)
+    given = config.acceptance_length
+    check_outputs(
+        {"--json": config.json, "--plot": config.plot},
+        inputs={"--acceptance-length": None if given is None else Path(given)},
+    )
     if config.plot is not None:
         from trtllm_dflash.profile.curve_file import check_format, draw_curves
 

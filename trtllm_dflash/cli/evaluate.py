@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.cli.options import PATH, options_from, take
-from trtllm_dflash.cli.output_files import check_file, write_file
+from trtllm_dflash.cli.output_files import check_outputs, write_file
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.evaluate import EvaluateConfig
 from trtllm_dflash.options.prompt_options import PromptOptions, ResultFile
@@ -33,7 +33,11 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     if source.raw and source.prompts is None:
         raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
     config = EvaluateConfig(engine, **options)
-    check_file("--json", files.json)
+    check_outputs(
+        {"--json": files.json},
+        inputs={"--text": config.text, "--prompts": source.prompts},
+        engine=engine,
+    )
     from trtllm_dflash.cli.evaluation_table import print_evaluation
 
     found = _evaluate(config, source)

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.errors import OutputError, UsageError
+
+Files = Mapping[str, Path | None]  # by option
+
+
+def check_outputs(outputs: Files, *, inputs: Files, engine: Path | None = None) -> None:
+    """Check the files that a command writes, before it works; trying leaves nothing behind.
+
+    Raises:
+        UsageError: for one that cannot be written, that the command reads, that is part of the
+            engine, or that is given for two options.
+    """
+    read = {name: path for name, path in inputs.items() if path is not None}
+    if engine is not None and engine.is_dir():
+        read |= {f"the engine's {path.name}": path for path in engine.iterdir()}
+    written: dict[str, Path] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_file(option, path)
+        for other, known in [*read.items(), *written.items()]:
+            if _is_same(path, known):
+                raise UsageError(
+                    f"{option} {path}: this is also {other}, which would be overwritten. Give"
+                    " another path."
+                )
+        written[option] = path
 
 
 def check_file(option: str, path: Path | None) -> None:
@@ -19,16 +46,27 @@ def check_file(option: str, path: Path | None) -> None:
                 f"{option} {path}: this is a folder. Give a file, in this folder or elsewhere."
             )
         _try(path)
-    except OSError as error:
-        raise _refused(option, path, error) from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(_unwritable(option, path, reason)) from error
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write a text; raise UsageError if that fails."""
+    """Write a text; raise OutputError if that fails."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _refused(option, path, error) from error
+        raise OutputError(_unwritable(option, path, error.strerror)) from error
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Tell whether two paths are one regular file; devices and pipes may be shared."""
+    try:
+        if path.exists() and other.exists():
+            return path.is_file() and path.samefile(other)
+        return path.resolve() == other.resolve()
+    except OSError:  # what cannot be looked at cannot be overwritten
+        return False
 
 
 def _try(path: Path) -> None:
@@ -41,7 +79,5 @@ def _try(path: Path) -> None:
         new.unlink()
 
 
-def _refused(option: str, path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"{option} {path}: cannot be written ({error.strerror}). Give another path."
-    )
+def _unwritable(option: str, path: Path, reason: str | None) -> str:
+    return f"{option} {path}: cannot be written ({reason}). Give another path."

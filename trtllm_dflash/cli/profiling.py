@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from trtllm_dflash.cli.options import PATH, options_from, take
-from trtllm_dflash.cli.output_files import check_file, write_file
+from trtllm_dflash.cli.output_files import Files, check_outputs, write_file
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.profiling import ProfileConfig, ProfileFiles
 from trtllm_dflash.options.prompt_options import PromptOptions
@@ -78,7 +78,8 @@ def profile(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     files = take(ProfileFiles, options)
     prompts = take(PromptOptions, options)
     config = ProfileConfig(engine, **options)
-    _check_files(files)
+    inputs = {"ENGINE": engine if engine.is_file() else None, "--prompts": prompts.prompts}
+    _check_files(files, inputs, engine)
     from trtllm_dflash.cli.profile_table import print_profile
     from trtllm_dflash.profile.load import load
 
@@ -120,11 +121,10 @@ def _measure(config: ProfileConfig, source: PromptOptions) -> Profile:
         return profile(config, asked, progress=progress)
 
 
-def _check_files(files: ProfileFiles) -> None:
+def _check_files(files: ProfileFiles, inputs: Files, engine: Path) -> None:
     """Refuse what could not be written, before anything is measured."""
-    check_file("--json", files.json)
-    check_file("--schedule", files.schedule)
-    check_file("--html", files.html)
+    outputs = {"--json": files.json, "--schedule": files.schedule, "--html": files.html}
+    check_outputs(outputs, inputs=inputs, engine=engine)
     if files.html is not None:
         from trtllm_dflash.profile.theme import require_matplotlib
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.log import human_bytes
 from trtllm_dflash.runtime.outputs import Generation
+
+MAX_FILE_BYTES = 1_000_000_000
+_SHOWN = 60  # characters of a bad line in a message
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,33 @@ def read_prompts(path: Path) -> list[PromptLine]:
 
 
 def _lines(path: Path, name: str) -> list[str]:
-    try:
-        data = sys.stdin.buffer.read() if name == "stdin" else path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{name}: cannot be read ({error.strerror}). Give a file of prompts, or - for stdin."
-        ) from error
+    data = read_bounded(path, name)
     lines = data.removeprefix(b"\xef\xbb\xbf").splitlines()
     return [_text(line, f"{name}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_bounded(path: Path, name: str) -> bytes:
+    """Return the bytes of a file, or of stdin for "-".
+
+    Raises:
+        UsageError: if it cannot be read, or has more than MAX_FILE_BYTES.
+    """
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"{name}: cannot be read ({reason}). Give a file of prompts, or - for stdin."
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(
+            f"{name}: more than {human_bytes(MAX_FILE_BYTES)}. Split it, and run it in parts."
+        )
+    return data
 
 
 def _text(line: bytes, where: str) -> str:
@@ -70,19 +93,19 @@ def _text(line: bytes, where: str) -> str:
 def _from_json(line: str, where: str) -> PromptLine:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{where}: not JSON ({error}). A file of JSON lines has one object on every line."
         ) from error
     if not isinstance(row, dict) or "prompt" not in row:
         raise UsageError(
-            f'{where}: expected a JSON object with the key "prompt", got {line.strip()[:60]}'
+            f'{where}: expected a JSON object with the key "prompt", got {line.strip()[:_SHOWN]}'
         )
     prompt = row["prompt"]
     if not isinstance(prompt, str | list):
         raise UsageError(
-            f'{where}: "prompt" is {json.dumps(prompt)[:60]}, expected a string or a list of token'
-            " ids."
+            f'{where}: "prompt" is {json.dumps(prompt)[:_SHOWN]}, expected a string or a list of'
+            " token ids."
         )
     category = row.get("category", row.get("kind", ""))
     return PromptLine(prompt, where, category if isinstance(category, str) else "")

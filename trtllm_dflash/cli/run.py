@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from trtllm_dflash.cli.options import PATH, options_from, take
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.cli.output_files import check_outputs
+from trtllm_dflash.errors import OutputError, UsageError
 from trtllm_dflash.options.generation import RunConfig
 from trtllm_dflash.options.sampling import SamplingParams
 
@@ -36,6 +37,14 @@ def run(**options: Any) -> None:
     from trtllm_dflash.cli.run_summary import print_summary
     from trtllm_dflash.runtime.engine import Engine
 
+    check_outputs(
+        {"--output": config.output},
+        inputs={
+            "--prompts": config.prompts,
+            "--draft-len-schedule": config.draft_len_schedule,
+        },
+        engine=config.engine,
+    )
     lines = _prompt_lines(config)
     engine = Engine.load(config.engine, num_threads=config.num_threads)
     with (
@@ -97,8 +106,11 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
         raise UsageError(
             f"{output}: cannot be written ({error.strerror}). Give --output another path."
         ) from error
-    with file:
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # each answer was flushed, and a failure then was told
+            file.close()
 
 
 def _print_as_it_comes(engine: Engine, stream: Stream) -> None:
@@ -127,8 +139,14 @@ def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str]) -> None:
     with progress_bar() as progress:
         for index, answer in _in_order(stream):
             row = answer_row(index, lines[index], answer)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()  # so that an interrupted run keeps its answers
+            try:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()  # so that an interrupted run keeps its answers
+            except OSError as error:
+                raise OutputError(
+                    f"--output {file.name}: cannot be written ({error.strerror}) from answer"
+                    f" {index + 1} of {len(lines)} on. Those before it are there."
+                ) from error
             progress("answering", index + 1, len(lines))
 
 

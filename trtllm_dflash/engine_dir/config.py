@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
+
+_SHORT_DTYPES = {"float32": "FP32", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,45 @@ class EngineConfig:
     draft_len: int
     io: tuple[IoTensor, ...]
     kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
+    # The number of linears by format, as NVFP4, of the target and of the drafter.
+    quantized_linears: Mapping[str, int] = field(default_factory=dict)
+    quantized_drafter_linears: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def speculates(self) -> bool:
         """Tell whether the engine has a drafter."""
         return self.block_size > 1
+
+    @property
+    def formats(self) -> str:
+        """Return the formats by which engines differ: weights NVFP4 (210 linears), caches FP8."""
+        parts = [f"weights {self.weights}", f"caches {self.caches}"]
+        if self.quantized_drafter_linears:
+            parts.insert(1, f"drafter {self.drafter_weights}")
+        return ", ".join(parts)
+
+    @property
+    def weights(self) -> str:
+        """Return the formats of the target's weights."""
+        return self._linear_formats(self.quantized_linears)
+
+    @property
+    def drafter_weights(self) -> str:
+        """Return the formats of the drafter's weights."""
+        return self._linear_formats(self.quantized_drafter_linears)
+
+    @property
+    def caches(self) -> str:
+        """Return the format of the target's caches."""
+        return self.kv_cache_quant_algo or self._dtype
+
+    @property
+    def _dtype(self) -> str:
+        return _SHORT_DTYPES.get(self.dtype, self.dtype)
+
+    def _linear_formats(self, linears: Mapping[str, int]) -> str:
+        counts = [f"{name} ({count} linears)" for name, count in sorted(linears.items())]
+        return ", ".join(counts) or self._dtype
 
     @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:
@@ -83,7 +120,7 @@ class EngineConfig:
             ),
             vocab_size=reader.read(int, "pretrained_config.vocab_size", low=1),
             eos_token_ids=reader.read_list(int, "pretrained_config.eos_token_ids"),
-            gpu_arch=reader.read(str, "build_config.gpu_arch", "build_config.arch"),
+            gpu_arch=reader.read(str, "build_config.arch", "build_config.gpu_arch"),
             backend=reader.read(str, "build_config.backend"),
             dtype=reader.read(str, "build_config.dtype"),
             **build,
@@ -94,10 +131,23 @@ class EngineConfig:
             kv_cache_quant_algo=reader.read(
                 str, "pretrained_config.quantization.kv_cache_quant_algo", default=None
             ),
+            quantized_linears=_linears(reader, "pretrained_config"),
+            quantized_drafter_linears=_linears(reader, "dflash") if speculates else {},
         )
 
 
 _SIZES = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens", "cache_len")
+
+
+def _linears(reader: HfReader, section: str) -> dict[str, int]:
+    """Return the number of linears by format; earlier engines do not say it."""
+    path = f"{section}.quantization.quantized_linears"
+    counts = reader.get(path)
+    if counts is None:
+        return {}
+    if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+        reader.fail(path, f"is {counts!r}, expected numbers of linears by format.")
+    return dict(counts)
 
 
 def _io_tensors(reader: HfReader, where: str) -> tuple[IoTensor, ...]:

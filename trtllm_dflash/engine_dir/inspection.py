@@ -113,6 +113,7 @@ def _overview(
         ("target", ", ".join(target)),
         *_dflash_rows(config["dflash"], sources),
         ("built for", f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"),
+        *_format_rows(engine),
     ]
     if ARCHS[engine.gpu_arch].is_gpu:
         kernels = "ours, as plugins" if engine.plugins else "the compiler's own"
@@ -141,6 +142,20 @@ def _dflash_rows(dflash: Mapping[str, Any] | None, sources: Mapping[str, str]) -
         ("block", f"{dflash['block_size']} tokens; {verified}"),
         ("mask id", str(dflash["mask_token_id"])),
     ]
+
+
+def _format_rows(engine: EngineConfig) -> Rows:
+    rest = _rest_of(engine.quantized_linears, engine)
+    weights = f"{engine.weights}{rest}"
+    if engine.speculates:
+        rest = _rest_of(engine.quantized_drafter_linears, engine)
+        weights += f"; drafter {engine.drafter_weights}{rest}"
+    return [("weights", weights), ("caches", engine.caches)]
+
+
+def _rest_of(quantized: Mapping[str, int], engine: EngineConfig) -> str:
+    """Return what a model's other weights are, where some are quantized."""
+    return f", others {engine.dtype}" if quantized else ""
 
 
 def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:

@@ -55,7 +55,7 @@ def load(directory: Path) -> dict[str, Any]:
             f"{directory}: no {MANIFEST_FILE}, so this is not an engine directory; give the"
             " --output-dir of a build"
         ) from None
-    except (ValueError, NotADirectoryError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(
             f"{path}: not readable as JSON ({error}); build the engine again"
         ) from error

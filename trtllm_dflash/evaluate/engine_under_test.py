@@ -12,6 +12,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import CONFIG_FILE, TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.models.hf_config import parse_json
+from trtllm_dflash.runtime.engine import check_engine
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 _FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
@@ -32,19 +33,13 @@ class EvaluatedEngine:
         Raises:
             EngineError: for one that is damaged, or not a float32 engine for the CPU.
         """
-        config = EngineConfig.load(directory)
+        config = check_engine(directory)
         if config.backend != "onnxruntime" or config.dtype != "float32":
             raise EngineError(
                 f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} in"
                 f" {config.dtype}, and only the float32 graph of a CPU engine shows its logits and"
                 " linears. Build one of the same checkpoints with --arch cpu: it computes with the"
                 " same quantized weights."
-            )
-        differences = manifest.check(directory, deep=False)
-        if differences:
-            listed = "".join(f"\n  {difference}" for difference in differences)
-            raise EngineError(
-                f"{directory} is not what its build wrote:{listed}\nBuild the engine again."
             )
         return cls(directory, config, Tokenizer.find(directory))
 

@@ -14,6 +14,7 @@ from typing import Any
 from trtllm_dflash.errors import UsageError
 
 _MAX_DIGITS = 9
+_MAX_PARSED_DIGITS = 19  # beyond 64 bits no option has a meaning
 _MAX_SHOWN = 120  # characters of a value in an error
 
 # Containers that would be taken apart into something else than was meant.
@@ -72,16 +73,18 @@ def check_integer(
         raise UsageError(f"{name} is {shown(value)}, expected an integer {bounds}.{advice}")
 
 
-def parse_integer(name: str, text: str, *, low: int, advice: str = "") -> int:
+def parse_integer(
+    name: str, text: str, *, low: int, high: int | None = None, advice: str = ""
+) -> int:
     """Read an integer of at least `low` from a text.
 
     Raises:
         UsageError: for anything else.
     """
     value: int | str = text
-    if _is_decimal(text):
+    if _is_decimal(text) and len(text) <= _MAX_PARSED_DIGITS:
         value = int(text)
-    check_integer(name, value, low=low, advice=advice)
+    check_integer(name, value, low=low, high=high, advice=advice)
     return int(value)
 
 

@@ -61,6 +61,8 @@ class DraftLenSchedule:
     def from_mapping(cls, mapping: Mapping[Any, Any]) -> DraftLenSchedule:
         """Build from {batch size: draft_len} in any order; keys may be strings, as in JSON."""
         rows = [(_batch_size(batch), draft_len) for batch, draft_len in mapping.items()]
+        for batch, _ in rows:
+            check_integer("batch size in draft_len_schedule", batch, low=1, high=_MAX_INT)
         return cls(tuple(sorted(rows, key=lambda row: row[0])))
 
     @classmethod

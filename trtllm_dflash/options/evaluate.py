@@ -9,7 +9,7 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_real
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
-from trtllm_dflash.options.generation import NUM_THREADS_HELP
+from trtllm_dflash.options.generation import NUM_THREADS
 
 _DIFFERENCES = ("min_top1", "max_kl", "max_perplexity_increase")
 LIMITS = ("min_acceptance_length", *_DIFFERENCES)
@@ -69,7 +69,7 @@ class EvaluateConfig:
             "fail if the perplexity exceeds that of --against by more; 0.05: by 5 percent"
         ),
     )
-    num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
+    num_threads: int | None = field(default=None, metadata=NUM_THREADS)
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engines."""

@@ -12,7 +12,12 @@ from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import PromptOptions
 from trtllm_dflash.options.sampling import SamplingParams
 
-NUM_THREADS_HELP = "threads of a CPU engine [default: DFLASH_NUM_THREADS, else all cores]"
+MAX_NUM_THREADS = 1024  # ONNX Runtime starts every one of them, however few the cores are
+NUM_THREADS = cli_option(
+    "threads of a CPU engine [default: DFLASH_NUM_THREADS, else all cores]",
+    low=1,
+    high=MAX_NUM_THREADS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class RunConfig(PromptOptions):
             "write the answers there as JSON lines, not to the terminal", metavar="FILE"
         ),
     )
-    num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
+    num_threads: int | None = field(default=None, metadata=NUM_THREADS)
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engine."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_integer, parse_integers
 from trtllm_dflash.options.fields import check_fields, cli_option
-from trtllm_dflash.options.generation import NUM_THREADS_HELP
+from trtllm_dflash.options.generation import NUM_THREADS
 from trtllm_dflash.options.prompt_options import ResultFile
 from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.options.sampling import SamplingParams
@@ -97,7 +97,7 @@ class ProfileConfig(RowSampling):
             aliases=("--no-ignore-eos",),
         ),
     )
-    num_threads: int | None = field(default=None, metadata=cli_option(NUM_THREADS_HELP, low=1))
+    num_threads: int | None = field(default=None, metadata=NUM_THREADS)
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engines."""

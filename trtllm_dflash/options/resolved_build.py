@@ -74,4 +74,6 @@ class ResolvedBuild:
 
     def to_json(self) -> dict[str, Any]:
         """Return the `build_config` section of the engine's config.json."""
-        return {**asdict(self), "cache_len": self.cache_len}
+        sizes = asdict(self)
+        # As in the manifest and on the command line.
+        return {"arch": sizes.pop("gpu_arch"), **sizes, "cache_len": self.cache_len}

@@ -17,7 +17,20 @@ from trtllm_dflash.profile.result import HUGGING_FACE, REFERENCE
 from trtllm_dflash.profile.systems import Answer, InputIds, System, sequentially
 
 LOOKUP_DRAFTS = 10  # candidates of a prompt lookup, as in transformers' guide
+_REFERENCE_PACKAGE = ("dflash.model", "dflash", "pip install --no-deps dflash==0.1.0")
 _Respond = Callable[[InputIds, int], Answer]
+
+
+def require_packages(names: Collection[str]) -> None:
+    """Import the packages of "reference" and "hf", as far as named.
+
+    Raises:
+        EngineError: for one that cannot be imported, with what to install.
+    """
+    _import("torch", "torch", "pip install torch")
+    _import("transformers", "transformers", "pip install transformers")
+    if REFERENCE in names:
+        _import(*_REFERENCE_PACKAGE)
 
 
 def load_external_systems(
@@ -66,7 +79,7 @@ def _reference(
     torch: Any, model: Any, drafter: Path, block_size: int, stop_token_ids: Sequence[int]
 ) -> _Respond:
     """Return the reference package's decoding loop with blocks of `block_size`."""
-    reference = _import("dflash.model", "dflash", "pip install --no-deps dflash==0.1.0")
+    reference = _import(*_REFERENCE_PACKAGE)
     reference._cuda_time = perf_counter  # its own clock synchronizes a GPU
     draft_model = reference.DFlashDraftModel.from_pretrained(
         drafter, dtype=torch.float32

@@ -28,8 +28,9 @@ from trtllm_dflash.profile.result import DFLASH, PLAIN, REFERENCE, Profile, Step
 from trtllm_dflash.profile.summaries import SystemRun
 from trtllm_dflash.profile.sweep import Sweep
 from trtllm_dflash.profile.systems import BatchRun, System, engine_system
-from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.engine import Engine, check_engine
 from trtllm_dflash.runtime.preprocess import PromptError, make_requests
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
 # Enough steps for every shape to have been run, and to be captured on a GPU.
@@ -55,9 +56,13 @@ def profile(
             if all answers end before a step has its whole batch.
     """
     prompt_set = prompt_set or PromptSet.builtin()
-    engine_config = EngineConfig.load(config.engine)
+    engine_config = check_engine(config.engine)
     sweep = Sweep.resolve(config, engine_config)
     num_threads = resolve_num_threads(config.num_threads)
+    if config.plain is not None:
+        check_engine(config.plain)
+    prompts = _encode_prompts(config, prompt_set, engine_config)
+    _require_external_systems(config)
     facts = {"machine": machine_facts(num_threads)}
     with plain_engine(
         config.engine,
@@ -68,7 +73,7 @@ def profile(
     ) as plain_path:
         engine = Engine.load(config.engine, num_threads=config.num_threads)
         plain = Engine.load(plain_path, num_threads=config.num_threads)
-        prompts = _encode_prompts(config, prompt_set, (engine, plain), sweep)
+        _check_plain_fits(plain.config, sweep, prompts, config.max_tokens)
         systems = _systems(config, sweep, engine, plain)
         runs = _measure(config, sweep, systems, prompts, progress)
         breakdowns = _kernel_breakdowns(config, sweep, plain_path, prompts, progress)
@@ -84,29 +89,56 @@ def profile(
 
 
 def _encode_prompts(
-    config: ProfileConfig, prompt_set: PromptSet, engines: Sequence[Engine], sweep: Sweep
+    config: ProfileConfig, prompt_set: PromptSet, engine_config: EngineConfig
 ) -> list[EncodedPrompt]:
-    """Encode the prompts once all engines are known to take them."""
+    """Encode the prompts, and check that the DFlash engine takes them."""
     if not prompt_set.prompts:
         raise UsageError("there is no prompt to answer.")
     given = limit_per_category(prompt_set.prompts, config.per_category)
-    encoded = encode(given, engines[0].tokenizer, chat=prompt_set.chat)
+    encoded = encode(given, Tokenizer.find(config.engine), chat=prompt_set.chat)
     prompts = fit_length(encoded, config.input_len)
-    for engine in engines:
-        num_slots = engine.config.max_batch_size
-        if sweep.batches[-1] > num_slots:
-            raise UsageError(
-                f"--batch {sweep.batches[-1]}: the plain engine has {num_slots} slots (its"
-                " --max-batch-size). Leave --plain out, and one is built that has as many as the"
-                " DFlash engine."
-            )
-        sampling = SamplingParams(max_tokens=config.max_tokens)
-        try:
-            make_requests([prompt.input_ids for prompt in prompts], sampling, engine.config)
-        except PromptError as error:
-            where = given[error.index].where or f"prompt {error.index}"
-            raise UsageError(f"{where}: the prompt {error.problem}") from error
+    try:
+        _check_prompts(prompts, engine_config, config.max_tokens)
+    except PromptError as error:
+        where = given[error.index].where or f"prompt {error.index}"
+        raise UsageError(f"{where}: the prompt {error.problem}") from error
     return prompts
+
+
+def _check_plain_fits(
+    plain: EngineConfig, sweep: Sweep, prompts: Sequence[EncodedPrompt], max_tokens: int
+) -> None:
+    """Raise UsageError for a plain engine with too few slots, or too short for the prompts."""
+    slots = plain.max_batch_size
+    if sweep.batches[-1] > slots:
+        raise UsageError(
+            f"--batch {sweep.batches[-1]}: the plain engine has {slots} slots (its"
+            " --max-batch-size). Leave --plain out, and one is built that has as many as the"
+            " DFlash engine."
+        )
+    try:
+        _check_prompts(prompts, plain, max_tokens)
+    except PromptError as error:
+        raise UsageError(f"--plain: prompt {error.index} {error.problem}") from error
+
+
+def _check_prompts(
+    prompts: Sequence[EncodedPrompt], config: EngineConfig, max_tokens: int
+) -> None:
+    """Raise PromptError for the first prompt that an engine does not take."""
+    sampling = SamplingParams(max_tokens=max_tokens)
+    make_requests([prompt.input_ids for prompt in prompts], sampling, config)
+
+
+def _require_external_systems(config: ProfileConfig) -> None:
+    """Import what --against needs, and find the drafter's checkpoint, before the long work."""
+    if not config.external_baselines:
+        return
+    from trtllm_dflash.profile.external_systems import require_packages
+
+    require_packages(config.external_baselines)
+    if REFERENCE in config.external_baselines:
+        find_checkpoint(config.engine, "drafter", config.drafter)
 
 
 def _systems(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
@@ -21,7 +22,7 @@ from trtllm_dflash.runtime.preprocess import (
     tokenize_prompt,
 )
 from trtllm_dflash.runtime.scheduler import Scheduler, Step
-from trtllm_dflash.runtime.sessions.base import Session, open_session
+from trtllm_dflash.runtime.sessions.base import Session, check_runnable, open_session
 from trtllm_dflash.runtime.stream import Stream
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
@@ -55,9 +56,10 @@ class Engine:
             EngineError: for a directory that holds no engine, differs from its manifest, or cannot
                 run on this machine.
         """
+        if not isinstance(path, str | Path):
+            raise UsageError(f"path is {path!r}, expected the path of an engine directory.")
         directory = Path(path)
-        config = EngineConfig.load(directory)
-        _check_manifest(directory)
+        config = check_engine(directory)
         session = open_session(directory, config, num_threads=num_threads)
         return cls(config, session, Tokenizer.find(directory))
 
@@ -93,11 +95,10 @@ class Engine:
         stream is iterated. `slots` limits how many sequences run together. `on_step` is called with
         each decode step when its tokens are there.
         """
-        if slots is not None and not 1 <= slots <= self.config.max_batch_size:
-            raise UsageError(
-                f"slots is {slots}, and this engine has {self.config.max_batch_size}"
-                " (max_batch_size)."
-            )
+        if slots is not None:
+            high = self.config.max_batch_size
+            advice = " This engine has no more slots (max_batch_size)."
+            check_integer("slots", slots, low=1, high=high, advice=advice)
         sampling = SamplingParams.from_options(options)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)
@@ -144,6 +145,20 @@ class Engine:
             yield
         finally:
             self._turn.release()
+
+
+def check_engine(directory: Path) -> EngineConfig:
+    """Return an engine's config once its files are checked and it is known to run here.
+
+    This is all that `Engine.load` checks before it loads anything.
+
+    Raises:
+        EngineError: as `Engine.load`.
+    """
+    config = EngineConfig.load(directory)
+    _check_manifest(directory)
+    check_runnable(directory, config)
+    return config
 
 
 def _check_manifest(directory: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trtllm_dflash.options.checks import check_integer, parse_integer
+from trtllm_dflash.options.generation import MAX_NUM_THREADS
 
 VARIABLE = "DFLASH_NUM_THREADS"
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -18,12 +19,13 @@ def resolve_num_threads(
 ) -> int:
     """Return `requested`, else DFLASH_NUM_THREADS, else one thread for each core available."""
     if requested is not None:
-        check_integer("num_threads", requested, low=1)
+        check_integer("num_threads", requested, low=1, high=MAX_NUM_THREADS)
         return requested
     text = environment.get(VARIABLE, "")
     if not text:
         return available_cores()
-    return parse_integer(VARIABLE, text, low=1, advice=" Set a number or unset it.")
+    advice = " Set a number or unset it."
+    return parse_integer(VARIABLE, text, low=1, high=MAX_NUM_THREADS, advice=advice)
 
 
 def available_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:

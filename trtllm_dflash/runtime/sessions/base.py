@@ -139,7 +139,18 @@ def open_session(
     directory: Path, config: EngineConfig, *, num_threads: int | None = None
 ) -> Session:
     """Open the session for the engine's backend; one that cannot run here raises EngineError."""
-    reason = _unrunnable_reason(config)
+    check_runnable(directory, config)
+    if ARCHS[config.gpu_arch].is_gpu:
+        select_flavor(BACKENDS[config.backend].module)
+    module, name = SESSIONS[config.backend].split(":")
+    session: Any = getattr(import_module(module), name)
+    opened: Session = session(directory, config, num_threads=num_threads)
+    return opened
+
+
+def check_runnable(directory: Path, config: EngineConfig) -> None:
+    """Raise EngineError for an engine that cannot run on this machine; loads nothing."""
+    reason = unrunnable_here(config)
     if reason is not None:
         raise EngineError(
             f"{directory}: this engine was built with {config.backend} for {config.gpu_arch} and"
@@ -151,15 +162,9 @@ def open_session(
             f"{directory}: this engine's kernels are of an earlier version of dflash-trt, with"
             " other sampling inputs. Build it again."
         )
-    if ARCHS[config.gpu_arch].is_gpu:
-        select_flavor(BACKENDS[config.backend].module)
-    module, name = SESSIONS[config.backend].split(":")
-    session: Any = getattr(import_module(module), name)
-    opened: Session = session(directory, config, num_threads=num_threads)
-    return opened
 
 
-def _unrunnable_reason(config: EngineConfig) -> str | None:
+def unrunnable_here(config: EngineConfig) -> str | None:
     """Return why engines for this GPU architecture cannot run here, as `doctor` says it."""
     arch = ARCHS.get(config.gpu_arch)
     if arch is None or arch.backend != config.backend:
