@@ -57,6 +57,13 @@ class OutputError(DFlashError):
     """A result could not be written, as on a full disk."""
 
 
+def as_dflash_error(what: str, failure: BaseException) -> DFlashError:
+    """Return an error of foreign code as one of ours: "<what>: <its class>: <its text>"."""
+    if isinstance(failure, DFlashError):
+        return failure
+    return EngineError(f"{what}: {type(failure).__name__}: {failure}")
+
+
 def install_command(extra: str) -> str:
     """Return the command that installs an optional part of this package, and where to run it."""
     return f"pip install '.[{extra}]' in the dflash-trt repository"

@@ -133,7 +133,13 @@ class FakeSession:
             self._step_row(first + row, block, known, rows) for row, block in enumerate(blocks)
         ]
         new_ids, num_new = zip(*results, strict=True)
-        self.in_flight.append(StepResult(np.stack(new_ids), np.array(num_new, np.int32)))
+        states = self.slots[first : first + len(blocks)]
+        next_len = [state.past_len for state in states if state is not None]
+        self.in_flight.append(
+            StepResult(
+                np.stack(new_ids), np.array(num_new, np.int32), np.array(next_len, np.int32)
+            )
+        )
         assert len(self.in_flight) <= self.lookahead + 1
         self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
 

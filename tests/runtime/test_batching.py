@@ -47,7 +47,11 @@ def test_batched_tokens_equal_tokens_alone(
     if cancelled.
     """
     config = fake_config(max_batch_size=slots)
-    scheduler = Scheduler(FakeSession(config, lookahead=ahead), prompt_tokens_per_step=budget)
+    scheduler = Scheduler(
+        FakeSession(config, lookahead=ahead),
+        vocab_size=config.vocab_size,
+        prompt_tokens_per_step=budget,
+    )
     alone = Engine(config, FakeSession(config))
     chosen = [requests_of(data.draw, config) for _ in range(data.draw(st.integers(1, 7)))]
     arriving = list(chosen)
@@ -66,7 +70,7 @@ def test_batched_tokens_equal_tokens_alone(
         elif act == "end":
             scheduler.end(data.draw(st.sampled_from(sequences)), "cancelled")
         else:
-            for sequence, token_ids in scheduler.step():
+            for sequence, token_ids, _ in scheduler.step():
                 assert token_ids
                 got[sequence] += token_ids
             held = [
@@ -99,7 +103,9 @@ def test_prefill_stays_within_the_budget(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
-    scheduler = Scheduler(engine._session, prompt_tokens_per_step=4)
+    scheduler = Scheduler(
+        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=4
+    )
     scheduler.add(request(engine, 2, draft=False))
     scheduler.step()
     assert scheduler.step()
@@ -126,7 +132,9 @@ def test_prefill_without_decoding_takes_whole_chunks(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(engine._session, prompt_tokens_per_step=2)
+    scheduler = Scheduler(
+        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=2
+    )
     scheduler.add(request(engine, 12))
     while scheduler.busy and len(steps_of(engine)) < 4:
         scheduler.step()
@@ -135,7 +143,9 @@ def test_prefill_without_decoding_takes_whole_chunks(
 
 def test_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(engine._session, prompt_tokens_per_step=5)
+    scheduler = Scheduler(
+        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
+    )
     long = request(engine, 40)
     scheduler.add(long)
     scheduler.step()
@@ -152,7 +162,9 @@ def test_long_prompt_is_overtaken_by_its_length_at_most(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
-    scheduler = Scheduler(engine._session, prompt_tokens_per_step=5)
+    scheduler = Scheduler(
+        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
+    )
     long = request(engine, 40, max_tokens=1)
     scheduler.add(long)
     others = 0
@@ -175,7 +187,9 @@ def test_slots_of_prompts_overtaken_twice_differ(fake_engine: Callable[..., Engi
     one's.
     """
     engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
-    scheduler = Scheduler(engine._session, prompt_tokens_per_step=3)
+    scheduler = Scheduler(
+        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=3
+    )
     lengths = {
         "ending": (1, 4),
         "going on": (2, 30),

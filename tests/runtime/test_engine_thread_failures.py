@@ -78,6 +78,136 @@ def test_failed_text_fails_only_its_request(
     assert [caller.text for caller in others] == [expected.text] * 2
 
 
+class PanicError(BaseException):
+    """As a panic of the tokenizers library: no Exception."""
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, PanicError, MemoryError])
+@pytest.mark.parametrize("place", ["on_event", "is_alive", "text", "on_stats"])
+def test_foreign_code_ends_its_own_request_only(
+    text_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: type[BaseException],
+) -> None:
+    """Twice, since a second failure must not lock the engine either."""
+
+    def fail(*_: Any) -> Any:
+        raise error("foreign")
+
+    assert text_engine.tokenizer is not None
+    decode = text_engine.tokenizer.decode
+    panics = text_engine.generate([[9, 9]], max_tokens=4, stop_token_ids=())[0].token_ids
+    if place == "text":
+        monkeypatch.setattr(
+            text_engine.tokenizer,
+            "decode",
+            lambda ids: fail() if list(ids) == panics[: len(list(ids))] else decode(ids),
+        )
+    alone = text_engine.generate([[3, 4]], max_tokens=30, stop_token_ids=())[0].token_ids
+    with text_engine.serve(on_stats=fail if place == "on_stats" else lambda _: None) as server:
+        innocent = Caller()
+        server.submit([3, 4], on_event=innocent, max_tokens=30, stop_token_ids=())
+        for _ in range(2):
+            server.submit(
+                [9, 9],
+                on_event=fail if place == "on_event" else Caller(),
+                is_alive=fail if place == "is_alive" else lambda: True,
+                max_tokens=60,
+                stop_token_ids=(),
+            )
+        innocent.wait()
+        later = Caller()
+        server.submit([3, 4], on_event=later, max_tokens=30, stop_token_ids=())
+        later.wait()
+        assert server.alive
+        assert server.failed is None
+    assert not server.alive
+    assert innocent.token_ids == later.token_ids == alone
+    assert (
+        text_engine.generate([[3, 4]], max_tokens=30, stop_token_ids=())[0].token_ids == alone
+    )
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_failed_prefill_leaves_the_other_slots(
+    fake_engine: Callable[..., Engine], lookahead: int
+) -> None:
+    """The longest prompt of a machine short of memory must not end its neighbours."""
+    engine = fake_engine(lookahead=lookahead)
+    session: Any = engine._session
+    prefill = session.prefill
+
+    def short_of_memory(slot: int, input_ids: Any) -> None:
+        if 9 in input_ids:
+            raise MemoryError
+        prefill(slot, input_ids)
+
+    session.prefill = short_of_memory
+    (expected,) = fake_engine().generate([[4]], max_tokens=40, stop_token_ids=())
+    with engine.serve() as server:
+        good, bad, later = Caller(), Caller(), Caller()
+        with server._changed:  # both before the first step
+            server.submit([4], on_event=good, max_tokens=40, stop_token_ids=())
+            server.submit([5, 9], on_event=bad, max_tokens=40, stop_token_ids=())
+        assert bad.done.wait(WAIT)
+        assert "a step failed: MemoryError" in str(bad.end)
+        server.submit([4], on_event=later, max_tokens=40, stop_token_ids=())
+        good.wait()
+        later.wait()
+    assert good.token_ids == later.token_ids == expected.token_ids
+
+
+def test_failed_move_loses_no_request(fake_engine: Callable[..., Engine]) -> None:
+    """Slots are then in doubt: everyone in them hears of it, and the engine goes on."""
+    engine = fake_engine()
+    session: Any = engine._session
+    move, failures = session.move_slot, iter([True])
+
+    def fails_once(src: int, dst: int) -> None:
+        if next(failures, False):
+            raise RuntimeError("device lost")
+        move(src, dst)
+
+    session.move_slot = fails_once
+    with engine.serve() as server:
+        callers = [Caller() for _ in range(3)]
+        with server._changed:
+            for caller, max_tokens in zip(callers, (5, 60, 60), strict=True):
+                server.submit([4], on_event=caller, max_tokens=max_tokens, stop_token_ids=())
+        callers[0].wait()
+        for caller in callers[1:]:
+            assert caller.done.wait(WAIT)
+            assert "a step failed: RuntimeError: device lost" in str(caller.end)
+        later = Caller()
+        server.submit([4], on_event=later, max_tokens=7)
+        later.wait()
+
+
+def test_failed_engine_thread_gives_the_engine_back(
+    fake_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even by what is no Exception; its state tells that it is gone."""
+    engine = fake_engine()
+
+    def leave() -> None:
+        raise SystemExit("gone")
+
+    with engine.serve() as server:
+        assert server.alive
+        monkeypatch.setattr(server, "_sweep_cancelled", leave)
+        caller = Caller()
+        server.submit([3], on_event=caller)
+        assert caller.done.wait(WAIT)
+        assert str(caller.end) == "the engine thread failed: SystemExit: gone"
+        server._thread.join(WAIT)
+        assert not server.alive
+        assert str(server.failed) == "the engine thread failed: SystemExit: gone"
+        with pytest.raises(EngineError, match="load it again: the engine thread failed"):
+            server.submit([3], on_event=Caller())
+    assert engine.generate([[3]], max_tokens=2), "the engine is free again"
+
+
 def test_failed_engine_thread_says_why(
     fake_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,

@@ -102,7 +102,13 @@ class Engine:
         sampling = SamplingParams.from_options(options)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)
-        scheduler = Scheduler(self._session, requests, slots=slots, on_step=on_step)
+        scheduler = Scheduler(
+            self._session,
+            requests,
+            vocab_size=self.config.vocab_size,
+            slots=slots,
+            on_step=on_step,
+        )
         width = step_widths(sampling, self.config).max_width
         return Stream(scheduler, len(requests), self.tokenizer, self._take_turn(), width=width)
 

@@ -4,6 +4,11 @@
 
 Only the engine thread touches the session and calls the callers' functions. Between two steps it
 takes in new requests and drops cancelled ones.
+
+It is nobody's main thread, so nothing that foreign code raises is meant for it. That holds for
+SystemExit and for a tokenizer's panic, which is no Exception. Whatever comes out of a text or a
+caller's function ends that one request. A step that fails ends the requests in it. If the thread
+itself fails, it says so to everyone and gives the engine back.
 """
 
 from __future__ import annotations
@@ -17,7 +22,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
+from trtllm_dflash.errors import (
+    BusyError,
+    ClosedError,
+    DFlashError,
+    EngineError,
+    UsageError,
+    as_dflash_error,
+)
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
@@ -90,7 +102,9 @@ class EngineThread:
         self._max_waiting = max_waiting
         self._budget = budget
         self._on_stats = on_stats
-        self._scheduler = Scheduler(session, prompt_tokens_per_step=budget)
+        self._scheduler = Scheduler(
+            session, vocab_size=config.vocab_size, prompt_tokens_per_step=budget
+        )
         self._changed = threading.Condition()
         self._inbox: list[RequestHandle] = []  # these four under the condition's lock
         self._closing = False
@@ -168,6 +182,16 @@ class EngineThread:
             )
 
     @property
+    def failed(self) -> DFlashError | None:
+        """Return why the engine thread had to end, None if it did not; from any thread."""
+        return self._failure
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether requests are taken and answered; from any thread."""
+        return self._failure is None and not self._closing and self._thread.is_alive()
+
+    @property
     def stats(self) -> EngineStats:
         """Return how full the engine is now; from any thread."""
         slots = self._session.max_batch_size
@@ -205,14 +229,16 @@ class EngineThread:
             while self._drain_inbox():
                 self._sweep_cancelled()
                 self._run_step()
-        except Exception as failure:  # noqa: BLE001 - callers must hear of every error
-            error = self._failure = _as_engine_error("the engine thread failed", failure)
+        except BaseException as failure:  # noqa: BLE001 - callers must hear of every error
+            error = self._failure = _logged_error("the engine thread failed", failure)
         finally:
-            with self._changed:
-                self._closing = True
-            self._end_all(error)
-            self._report_stats()
-            self._turn.__exit__(None, None, None)
+            try:
+                with self._changed:
+                    self._closing = True
+                self._end_all(error)
+                self._report_stats()
+            finally:
+                self._turn.__exit__(None, None, None)
 
     def _drain_inbox(self) -> bool:
         """Wait for work and take in new requests; return False when the engine closes."""
@@ -258,7 +284,7 @@ class EngineThread:
     def _run_step(self) -> None:
         try:
             updates = self._scheduler.step()
-        except Exception as failure:  # noqa: BLE001 - callers must hear of every error
+        except BaseException as failure:  # noqa: BLE001 - callers must hear of every error
             self._after_failed_step(failure)
             return
         for update in updates:
@@ -272,17 +298,18 @@ class EngineThread:
             return
         event: Event
         try:
-            event = self._output_of(update, handle)
-        except Exception as failure:  # noqa: BLE001 - it concerns this answer alone
+            event = update.error or self._output_of(update, handle)
+        except BaseException as failure:  # noqa: BLE001 - it concerns this answer alone
             self._scheduler.end(request, "cancelled")
-            event = _as_engine_error("the text of this answer could not be made", failure)
+            event = _logged_error("the text of this answer could not be made", failure)
             self._served.pop(request, None)
         if request.finish_reason is not None:
             self._served.pop(request, None)
         self._notify(handle, event)
 
     def _output_of(self, update: Update, handle: RequestHandle) -> Event:
-        request, token_ids = update
+        request = update.request
+        token_ids = update.token_ids
         used, text = handle.push(token_ids)
         if handle.text.stopped:
             request.truncate(len(token_ids) - len(used))
@@ -302,19 +329,13 @@ class EngineThread:
     def _report_stats(self) -> None:
         _call_safely(lambda: self._on_stats(self.stats), otherwise=None)
 
-    def _after_failed_step(self, failure: Exception) -> None:
-        """Fail all running requests after an engine error and continue with the queued ones."""
-        error = _as_engine_error("a step failed", failure)
-        waiting = self._scheduler.waiting
-        failed = [handle for request, handle in self._served.items() if request not in waiting]
-        with self._changed:
-            self._scheduler = Scheduler(
-                self._session, waiting, prompt_tokens_per_step=self._budget
-            )
-            self._served = {request: self._served[request] for request in waiting}
-        for handle in failed:
-            self._notify(handle, error)
-        _call_safely(self._scheduler.discard, otherwise=None)
+    def _after_failed_step(self, failure: BaseException) -> None:
+        """Fail the requests of a step that failed, and go on with the others."""
+        error = _logged_error("a step failed", failure)
+        for request in self._scheduler.drop_failed():
+            handle = self._served.pop(request, None)
+            if handle is not None:
+                self._notify(handle, error)
 
     def _end_all(self, error: DFlashError) -> None:
         """Fail all requests, and leave nothing in the session."""
@@ -322,24 +343,26 @@ class EngineThread:
             handles = [*self._served.values(), *self._inbox]
             self._inbox = []
             self._served = {}
-            self._scheduler = Scheduler(self._session, prompt_tokens_per_step=self._budget)
+            self._scheduler = Scheduler(
+                self._session,
+                vocab_size=self._config.vocab_size,
+                prompt_tokens_per_step=self._budget,
+            )
         for handle in handles:
             self._notify(handle, error)
         _call_safely(self._scheduler.discard, otherwise=None)
 
 
-def _as_engine_error(what: str, failure: Exception) -> DFlashError:
+def _logged_error(what: str, failure: BaseException) -> DFlashError:
     """Log an error, and return what callers are told of it."""
     _LOG.error(what, exc_info=failure)
-    if isinstance(failure, DFlashError):
-        return failure
-    return EngineError(f"{what}: {type(failure).__name__}: {failure}")
+    return as_dflash_error(what, failure)
 
 
 def _call_safely(call: Callable[[], Result], *, otherwise: Result) -> Result:
     """Call a function whose errors must not end the engine thread: they are logged."""
     try:
         return call()
-    except Exception:  # noqa: BLE001 - it is the caller's function
+    except BaseException:  # noqa: BLE001 - it is the caller's function
         _LOG.exception("the engine thread goes on after an error")
         return otherwise

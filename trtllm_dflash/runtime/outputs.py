@@ -114,6 +114,11 @@ class RequestOutput:
     logprobs: list[TokenLogprobs] | None = None  # an entry for each token, if asked for
     sample_index: int = 0
 
+    @property
+    def ended(self) -> FinishInfo | None:
+        """Return `finish_info` under the name that it had before."""
+        return self.finish_info
+
 
 Event = RequestOutput | DFlashError
 OnEvent = Callable[[Event], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
@@ -109,7 +110,8 @@ class Request:
 
 
 class Update(NamedTuple):
-    """Tokens that a request has just gained."""
+    """Tokens that a request has just gained, or the error that has ended it."""
 
     request: Request
     token_ids: list[int]
+    error: DFlashError | None = None

@@ -25,28 +25,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
+from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.request import Request, Update
-from trtllm_dflash.runtime.sessions.base import Session, StepResult
+from trtllm_dflash.runtime.scheduled_step import ScheduledStep
+from trtllm_dflash.runtime.sessions.base import CALLER_BUG, Session, StepResult
 
 # Chunks of a prompt while nothing decodes, in budgets: wide enough to be quick, short enough to be
 # overtaken soon.
 IDLE_BUDGETS = 4
-
-
-@dataclass
-class _ScheduledStep:
-    """A step in flight: a prompt's chunk, or a decode step whose row i is request i."""
-
-    requests: list[Request]
-    width: int
-    started: float
-    is_prefill: bool
-    decides: bool = True  # False: a chunk that is not its prompt's last
 
 
 class Step(NamedTuple):
@@ -70,12 +60,14 @@ class Scheduler:
         session: Session,
         requests: Iterable[Request] = (),
         *,
+        vocab_size: int,
         prompt_tokens_per_step: int | None = None,
         slots: int | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> None:
         """Prepare to run `requests`; nothing runs yet.
 
+        vocab_size               tokens outside it are never taken from a step.
         prompt_tokens_per_step   budget of prompt tokens between two decode steps; None: no limit.
         slots                    use no more of the session's slots than these.
         on_step                  called with every decode step that gave a token.
@@ -83,13 +75,16 @@ class Scheduler:
         self.timings = Timings()
         self._session = session
         self._slots = min(slots or session.max_batch_size, session.max_batch_size)
+        self._vocab_size = vocab_size
         self._on_step = on_step
         self._budget = prompt_tokens_per_step
         self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
         self._waiting = deque(requests)
         self._prefilling: list[Request] = []  # the last one runs; it overtook those before it
         self._active: list[Request] = []  # entry i is in slot i
-        self._in_flight: deque[_ScheduledStep] = deque()
+        self._in_flight: deque[ScheduledStep] = deque()
+        self._num_steps = 0
+        self._launching: list[Request] | None = None  # the requests of a step that is launched
         self._collected = 0.0  # when the last step's tokens were there
 
     def __iter__(self) -> Iterator[Update]:
@@ -130,7 +125,11 @@ class Scheduler:
     def step(self) -> list[Update]:
         """Launch the steps that pay, wait for the oldest one, and return what it gave.
 
-        Slots are compacted first if no step is in flight.
+        Slots are compacted first if no step is in flight. After an error, call `drop_failed` before
+        the next step.
+
+        Raises:
+            EngineError: if a step's results cannot be right, or with what the session raises.
         """
         if not self._in_flight:
             self._compact_slots()
@@ -138,7 +137,28 @@ class Scheduler:
         while len(self._in_flight) <= lookahead and self._slots_are_stable():
             if not self._enqueue_step():
                 break
-        return self._collect() if self._in_flight else []
+        if self._in_flight:
+            return self._collect()
+        if self.busy and self._slots_are_stable():
+            raise EngineError(f"no step can be launched for the requests left. {CALLER_BUG}")
+        return []
+
+    def drop_failed(self) -> list[Request]:
+        """End the requests of a step that failed, and return them; the others can go on.
+
+        They are those of a step that could not be launched, which has touched no other slot. After
+        any other failure the slots are in doubt, and all requests in them end.
+        """
+        failed = self.in_slots if self._launching is None else list(self._launching)
+        if self._launching is None:
+            self._active.clear()
+            self._prefilling.clear()
+            self._in_flight.clear()
+            self.discard()
+        self._launching = None
+        for request in failed:
+            request.finish_reason = request.finish_reason or "cancelled"
+        return failed
 
     def _slots_are_stable(self) -> bool:
         """Tell whether the next step may come before a slot is opened, moved or given up."""
@@ -152,15 +172,17 @@ class Scheduler:
         # From the last slot down, so that what moves into a free slot is never itself finished.
         for slot in reversed(range(len(self._active))):
             if self._active[slot].finish_reason is not None:
-                last = self._active.pop()
-                if slot < len(self._active):
+                last = self._active[-1]
+                if slot < len(self._active) - 1:
                     self._move(last, slot)
                     self._active[slot] = last
+                self._active.pop()  # only now: a move that fails must not lose its request
         self._prefilling = [
             request for request in self._prefilling if request.finish_reason is None
         ]
         while self._prefilling and self._prefilling[-1].output_ids:
-            self._activate(self._prefilling.pop())
+            self._activate(self._prefilling[-1])
+            self._prefilling.pop()
         admitted = self._next_admission()
         if admitted is not None:
             self._admit(admitted)
@@ -217,10 +239,10 @@ class Scheduler:
                 self._move(other, last)
         self._waiting.remove(request)
         slot = len(self._active)
-        self._session.open_slot(slot, request.sampling)
         request.slot = slot
         request.admitted = start
         self._prefilling.append(request)
+        self._session.open_slot(slot, request.sampling)
         request.prefill_seconds = perf_counter() - start
         self.timings.prefill_seconds += request.prefill_seconds
 
@@ -251,20 +273,26 @@ class Scheduler:
         start = perf_counter()
         begin = request.num_prefilled
         chunk = request.input_ids[begin : begin + width]
+        self._launching = [request]
         self._session.prefill(request.slot, chunk)
+        self._launching = None
         request.num_prefilled += width
-        is_last = not request.num_to_prefill
-        self._in_flight.append(
-            _ScheduledStep([request], width, start, is_prefill=True, decides=is_last)
-        )
+        self._num_steps += 1
+        step = ScheduledStep([request], width, start, self._num_steps, is_prefill=True)
+        step.decides = not request.num_to_prefill
+        step.chunk_end = begin + width
+        self._in_flight.append(step)
         self._credit = max(0, self._credit - width)
 
     def _enqueue_decode(self) -> None:
         batch = len(self._active)
         width = max(request.widths.width_for(batch) for request in self._active)
-        step = _ScheduledStep(list(self._active), width, perf_counter(), is_prefill=False)
+        start = perf_counter()
+        self._launching = list(self._active)
         self._session.decode(batch, width)
-        self._in_flight.append(step)
+        self._launching = None
+        self._num_steps += 1
+        self._in_flight.append(ScheduledStep(list(self._active), width, start, self._num_steps))
         for request in self._active:
             request.num_steps_in_flight += 1
         self._credit = self._budget or 0
@@ -273,14 +301,19 @@ class Scheduler:
         result = self._session.collect()
         now = perf_counter()
         step = self._in_flight.popleft()
+        errors = step.check(result, self._vocab_size)
         seconds = now - max(step.started, self._collected)
         self._collected = now
         if step.is_prefill:
-            return self._after_prefill(step, result, seconds)
-        return self._after_decode(step, result, seconds)
+            return self._after_prefill(step, result, seconds, errors[0])
+        return self._after_decode(step, result, seconds, errors)
 
     def _after_prefill(
-        self, step: _ScheduledStep, result: StepResult, seconds: float
+        self,
+        step: ScheduledStep,
+        result: StepResult,
+        seconds: float,
+        error: EngineError | None,
     ) -> list[Update]:
         (request,) = step.requests
         request.prefill_seconds += seconds
@@ -288,6 +321,8 @@ class Scheduler:
         self.timings.prompt_tokens += step.width
         if not step.decides or request.finish_reason is not None:
             return []
+        if error is not None:
+            return [self._fail(request, error)]
         token_id = int(result.new_ids[0, 0])
         update = Update(request, request.commit([token_id]))
         if request.finish_reason is None and request.slot == len(self._active):
@@ -295,14 +330,26 @@ class Scheduler:
             self._activate(request)  # nothing moves, so that steps may be in flight
         return [update]
 
+    def _fail(self, request: Request, error: EngineError) -> Update:
+        """End a request that can have no next token."""
+        self.end(request, "cancelled")
+        return Update(request, [], error)
+
     def _after_decode(
-        self, step: _ScheduledStep, result: StepResult, seconds: float
+        self,
+        step: ScheduledStep,
+        result: StepResult,
+        seconds: float,
+        errors: list[EngineError | None],
     ) -> list[Update]:
         updates = []
-        for row, request in enumerate(step.requests):
+        for row, (request, error) in enumerate(zip(step.requests, errors, strict=True)):
             request.num_steps_in_flight -= 1
             if request.finish_reason is not None:
                 continue  # it ended when this step was already in flight
+            if error is not None:
+                updates.append(self._fail(request, error))
+                continue
             num_new = result.num_new[row]
             kept = request.commit(result.new_ids[row, :num_new].tolist())
             request.acceptance_lengths.append(len(kept))

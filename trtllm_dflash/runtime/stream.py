@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import AbstractContextManager
 
-from trtllm_dflash.errors import EngineError
+from trtllm_dflash.errors import EngineError, as_dflash_error
 from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduler import Scheduler
@@ -86,17 +86,25 @@ class Stream:
                 yield self._chunk(update)
 
     def _chunk(self, update: Update) -> Chunk:
-        request, token_ids = update
-        text = self._texts[request.index].push(token_ids)
-        if request.finish_reason is not None:
-            text += self._texts[request.index].finish()
-            self._finished[request.index] = self._generation(request)
+        request = update.request
+        if update.error is not None:
+            raise update.error
+        try:
+            text = self._texts[request.index].push(update.token_ids)
+            if request.finish_reason is not None:
+                text += self._texts[request.index].finish()
+                self._finished[request.index] = self._generation(request)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as failure:  # a tokenizer's panic is no Exception
+            what = f"the text of answer {request.index} could not be made"
+            raise as_dflash_error(what, failure) from failure
         return Chunk(
             prompt_index=request.index,
-            token_ids=token_ids,
+            token_ids=update.token_ids,
             text=text,
             sample_index=request.sample_index,
-            logprobs=request.last_logprobs(len(token_ids)),
+            logprobs=request.last_logprobs(len(update.token_ids)),
         )
 
     def _generation(self, request: Request) -> Generation:

@@ -51,6 +51,7 @@ class StepResult:
 
     new_ids: Int64  # [B, R]: num_new tokens, then -1
     num_new: Int32  # [B]
+    next_len: Int32 | None = None  # [B]: positions in the caches; None: the session cannot say
 
 
 class Session(Protocol):

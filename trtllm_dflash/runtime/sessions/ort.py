@@ -132,7 +132,7 @@ class OrtSession:
         past_len[...] = outputs["next_len"]
         new_ids = outputs["new_ids"].copy()
         num_new = outputs["num_new"].copy()
-        self._results.append(StepResult(new_ids, num_new))
+        self._results.append(StepResult(new_ids, num_new, past_len.copy()))
 
     def _binding_of(self, first_slot: int, count: int) -> _SlotBinding:
         key = (first_slot, count)

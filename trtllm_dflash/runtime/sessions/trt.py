@@ -143,9 +143,10 @@ class TrtSession:
         count = step.count
         rows = step.rows
         results = step.results
-        self._lengths[step.slots] = results["next_len"][:count]
+        next_len = results["next_len"][:count].copy()
+        self._lengths[step.slots] = next_len
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
-        return StepResult(new_ids.copy(), results["num_new"][:count].copy())
+        return StepResult(new_ids.copy(), results["num_new"][:count].copy(), next_len)
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""

@@ -1,0 +1,48 @@
+"""A step in flight: whose tokens it decides, and what its results must look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.sessions.base import StepResult
+from trtllm_dflash.runtime.step_checks import ExpectedRow, check_step
+
+
+@dataclass
+class ScheduledStep:
+    """A step in flight: a prompt's chunk, or a decode step whose row i is request i."""
+
+    requests: list[Request]
+    width: int
+    started: float
+    number: int  # of all steps of its scheduler
+    is_prefill: bool = False
+    decides: bool = True  # False: a chunk that is not its prompt's last
+    chunk_end: int = 0  # of a chunk: the positions that its slot holds behind it
+
+    def check(self, result: StepResult, vocab_size: int) -> list[EngineError | None]:
+        """Return an error for each row that can have no token, None for the others.
+
+        Raises:
+            EngineError: if no row of the result can be believed.
+        """
+        phase = "prefill" if self.is_prefill else "decode"
+        return check_step(
+            result,
+            self._expected_rows(),
+            columns=1 if self.is_prefill else self.width,
+            vocab_size=vocab_size,
+            step=f"{phase} step {self.number}",
+        )
+
+    def _expected_rows(self) -> list[ExpectedRow]:
+        if self.is_prefill:
+            (request,) = self.requests
+            is_used = request.finish_reason is None
+            return [ExpectedRow(request.slot or 0, self.chunk_end - 1, is_used)]
+        return [
+            ExpectedRow(slot, request.num_positions, request.finish_reason is None)
+            for slot, request in enumerate(self.requests)
+        ]
