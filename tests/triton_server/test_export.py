@@ -25,7 +25,7 @@ from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.triton_server.export import check_options, config_pbtxt, engine_digest
-from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS
 from trtllm_dflash.triton_server.metrics import METRICS
 from trtllm_dflash.triton_server.readme import model_page
 from trtllm_dflash.triton_server.settings import Settings
@@ -62,11 +62,13 @@ def test_export_writes_a_model(tiny_engine: Path, tmp_path: Path) -> None:
     assert f'key: "engine_dir" value {{ string_value: "{tiny_engine.resolve()}" }}' in config
     assert f'string_value: "{engine_digest(tiny_engine)}"' in config
     assert re.findall(r'name: "(\w+)" data_type', config) == [
-        field.name for field in (*INPUTS, *OUTPUTS)
+        field.name for field in (*ALL_INPUTS.values(), *OUTPUTS)
     ]
-    assert config.count("optional: true") == len(INPUTS) - 1
+    assert config.count("optional: true") == len(ALL_INPUTS) - 1
     page = (model / "README.md").read_text()
-    assert all(f"| `{field.name}` |" in page for field in (*INPUTS, *OUTPUTS, *METRICS))
+    assert all(
+        f"| `{field.name}` |" in page for field in (*ALL_INPUTS.values(), *OUTPUTS, *METRICS)
+    )
     assert f"-v {tiny_engine.resolve()}:{tiny_engine.resolve()}:ro" in page
     assert "--gpus" not in page
 
@@ -223,6 +225,14 @@ def test_export_needs_an_engine_and_a_tokenizer(
             {"engine_dir": "e", "engine_digest": "0", "num_threads": "0"},
             "num_threads is 0, expected an integer",
         ),
+        (
+            {"engine_dir": "e", "engine_digest": "0", "max_wating": "9"},
+            "parameter max_wating, which this model does not know; did you mean max_waiting",
+        ),
+        (
+            {"engine_dir": "e", "engine_digest": "0", "gpt_model_path": "x"},
+            "gpt_model_path, which this model does not know. Its parameters are: engine_dir",
+        ),
     ],
 )
 def test_settings_refuse_wrong_parameters(parameters: dict[str, str], words: str) -> None:
@@ -235,3 +245,5 @@ def test_settings_survive_config_pbtxt() -> None:
     settings = Settings("e", "0", max_waiting=3, num_threads=2)
     rows = {name: {"string_value": text} for name, text in settings.parameters().items()}
     assert Settings.from_config({"parameters": rows}) == settings
+    triton_own = {"EXECUTION_ENV_PATH": {"string_value": "/env"}}
+    assert Settings.from_config({"parameters": rows | triton_own}) == settings

@@ -15,6 +15,7 @@ from tests.triton_server.client import Client
 from tests.triton_server.conftest import local_server, wait_for
 from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +176,44 @@ def test_wrong_inputs_are_refused(client: Client, inputs: dict[str, Any], words:
     assert client.generate("tiny", text_input=PROMPT, max_tokens=3).status == 200
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "near"),
+    [
+        ("max_token", 5, "max_tokens"),
+        ("temprature", 1.5, "temperature"),
+        ("stop", "x", "stop_words"),
+        ("repetition_penality", 1.5, "repetition_penalty"),
+        ("parameters", {"top-p": 0.5}, "top_p"),
+    ],
+)
+def test_unknown_keys_are_refused(client: Client, key: str, value: object, near: str) -> None:
+    """JSON keys that are no inputs; each is one failure."""
+    failed = "dflash_failed_requests_total"
+    before = client.settled_metrics("tiny")[failed]
+    for ask in (client.generate, client.stream):
+        reply = ask("tiny", text_input=PROMPT, **{key: value})
+        assert reply.status == 400
+        assert f"is not an input of this model; did you mean {near}?" in reply.error
+    wait_for(lambda: client.metrics("tiny")[failed] == before + 2)
+
+
+def test_names_of_tensorrt_llm_are_taken(client: Client, oracle: Engine) -> None:
+    sampled = answer(oracle, max_tokens=12, temperature=1.5, seed=7).text
+    reply = client.generate(
+        "tiny",
+        text_input=PROMPT,
+        max_new_tokens=12,
+        temperature=1.5,
+        random_seed=7,
+        end_id=EOS_ID,
+        beam_width=1,
+        bad_words=[""],
+    )
+    assert (reply.error, reply.text) == ("", sampled)
+    refused = client.generate("tiny", text_input=PROMPT, bad_words=["no"])
+    assert "bad_words is ['no'], and this model takes only" in refused.error
+
+
 def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
     """Whatever JSON holds, the server answers with an error or the answer to what it took it for,
     and goes on.
@@ -203,17 +242,15 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
         [1, 2, 3],
         {"a": []},
     ]
-    assert len(names) == 19
+    assert names == list(ALL_INPUTS)
     for name in names:
         for value in garbage:
             reply = client.generate(
                 "tiny", **{"text_input": "ab", "max_tokens": 2} | {name: value}
             )
             assert reply.status in (200, 400, 500), (name, value)
-            if reply.status != 200 or (name, value) == (
-                "stream",
-                True,
-            ):  # which needs generate_stream
+            streams = name in ("stream", "streaming") and value is True
+            if reply.status != 200 or streams:  # which needs generate_stream
                 assert reply.error, (name, value)
                 continue
             options = taken_for.get((name, value)) if value.__hash__ else None
@@ -277,7 +314,11 @@ def test_metrics_add_up(client: Client) -> None:
     )
     assert 0 < now["dflash_queue_seconds_total"] < now["dflash_first_token_seconds_total"]
     assert now["dflash_later_token_seconds_total"] > 0
+    for name in ("queue_time", "time_to_first_token", "time_per_output_token"):
+        assert now[f"dflash_{name}_seconds_count"] == 3
+        assert now[f"dflash_{name}_seconds_bucket"] == 3  # the last one holds all
     shown = client.metrics("tiny")
+    assert shown["dflash_ready"] == 1
     tau = 1 + shown["dflash_draft_accepted_total"] / shown["dflash_steps_total"]
     assert shown["dflash_tokens_per_step"] == pytest.approx(tau)
     assert (shown["dflash_slots"], shown["dflash_cache_positions"]) == (8, 8 * 2000)

@@ -14,7 +14,7 @@ from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.templates import render
-from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, REQUIRED
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS, REQUIRED
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 from trtllm_dflash.triton_server.settings import Settings
 
@@ -81,7 +81,7 @@ def config_pbtxt(
         gpu_arch=engine_config.gpu_arch,
         instances=config.instances,
         gpus=config.gpu_indices,
-        inputs=INPUTS,
+        inputs=list(ALL_INPUTS.values()),
         outputs=OUTPUTS,
         required=REQUIRED,
         parameters=parameters,

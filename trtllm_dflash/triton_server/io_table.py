@@ -1,11 +1,13 @@
 """THE table of the model's inputs and outputs.
 
 config.pbtxt, the checks of requests and an export's README come from it. The names are those of
-TensorRT-LLM's and vLLM's Triton models, which Triton's OpenAI frontend and genai-perf send.
+TensorRT-LLM's and vLLM's Triton models, which Triton's OpenAI frontend and genai-perf send. Where
+TensorRT-LLM has another name, it is in the table too: as an alias, or with the values it may have.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
@@ -18,12 +20,19 @@ from trtllm_dflash.options.sampling import (
 
 @dataclass(frozen=True)
 class Field:
-    """One input or output. `size` is its number of elements, -1 any."""
+    """One input or output.
+
+    size       its number of elements, -1 any.
+    alias_of   the input that it is another name of.
+    only       the values that it may have, since the model has no other; None: any.
+    """
 
     name: str
     dtype: str  # Triton's, without TYPE_
     meaning: str
     size: int = 1
+    alias_of: str | None = None
+    only: tuple[object, ...] | None = None
 
 
 _DTYPES = {"float32": "FP32", "int32": "INT32"}
@@ -69,11 +78,43 @@ INPUTS = (
     Field(
         "frequency_penalty",
         "FP32",
-        "only 0, which OpenAI's clients send: penalties would not be lossless",
+        "only 0, which OpenAI's clients send: there are no penalties",
+        only=(0,),
     ),
-    Field("presence_penalty", "FP32", "only 0, likewise"),
+    Field("presence_penalty", "FP32", "only 0, likewise", only=(0,)),
 )
 REQUIRED = "text_input"
+
+
+def _alias(name: str, of: str) -> Field:
+    field = next(field for field in INPUTS if field.name == of)
+    return Field(name, field.dtype, f"`{of}`", field.size, alias_of=of)
+
+
+def _only(name: str, dtype: str, *values: object, size: int = 1) -> Field:
+    shown = " or ".join(json.dumps(value) for value in values)
+    return Field(name, dtype, f"only {shown}", size, only=values)
+
+
+TENSORRT_LLM_INPUTS = (
+    _alias("max_new_tokens", "max_tokens"),
+    _alias("streaming", "stream"),
+    _alias("random_seed", "seed"),
+    _alias("runtime_top_k", "top_k"),
+    _alias("runtime_top_p", "top_p"),
+    _alias("exclude_input_from_output", "exclude_input_in_output"),
+    Field("end_id", "INT32", "only a stop token of the model's own; -1: `ignore_eos`"),
+    Field("pad_id", "INT32", "without effect: nothing is padded"),
+    _only("beam_width", "INT32", 1),
+    _only("bad_words", "STRING", "", size=-1),
+    _only("repetition_penalty", "FP32", 1.0),
+    _only("length_penalty", "FP32", 0.0, 1.0),
+    _only("early_stopping", "BOOL", False),
+    _only("return_context_logits", "BOOL", False),
+    _only("return_generation_logits", "BOOL", False),
+    _only("return_perf_metrics", "BOOL", False),
+)
+ALL_INPUTS = {field.name: field for field in (*INPUTS, *TENSORRT_LLM_INPUTS)}
 
 OUTPUTS = (
     Field(

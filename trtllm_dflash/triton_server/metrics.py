@@ -16,12 +16,19 @@ from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: a counter, if its name ends in _total, or a gauge."""
+    """One metric: a counter, if its name ends in _total, a histogram, if it observes, or a gauge.
+
+    counts    what an answer adds to a counter.
+    shows     the value of a gauge.
+    observes  the value of an answer that a histogram takes in; None: it has none.
+    """
 
     name: str
     help: str
-    counts: Callable[[FinishInfo], float] | None = None  # what an answer adds to a counter
-    shows: Callable[[EngineStats], float] | None = None  # the value of a gauge
+    counts: Callable[[FinishInfo], float] | None = None
+    shows: Callable[[EngineStats], float] | None = None
+    observes: Callable[[FinishInfo], float | None] | None = None
+    buckets: tuple[float, ...] = ()
 
     @property
     def is_counter(self) -> bool:
@@ -29,11 +36,23 @@ class Metric:
         return self.name.endswith("_total")
 
 
+# Upper bounds in seconds: three a decade, as far as answers of engines differ.
+_TOKEN_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_WAIT_BUCKETS = (*_TOKEN_BUCKETS, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
+
+def _seconds_per_later_token(end: FinishInfo) -> float | None:
+    if end.first_token_seconds is None or end.output_tokens < 2:
+        return None
+    return (end.seconds - end.first_token_seconds) / (end.output_tokens - 1)
+
+
 REQUESTS = "dflash_requests_total"
 FAILED = "dflash_failed_requests_total"
 ACCEPTANCE_LENGTH = "dflash_tokens_per_step"
+READY = "dflash_ready"
 METRICS = (
-    Metric(REQUESTS, "requests that ended with an answer", counts=lambda _: 1),
+    Metric(REQUESTS, "requests that ended, answered or cancelled", counts=lambda _: 1),
     Metric(FAILED, "requests that were refused or failed"),
     Metric(
         "dflash_cancelled_requests_total",
@@ -71,6 +90,24 @@ METRICS = (
         ),
     ),
     Metric(
+        "dflash_queue_time_seconds",
+        "histogram of the time in the queue",
+        observes=lambda end: end.queue_seconds,
+        buckets=_WAIT_BUCKETS,
+    ),
+    Metric(
+        "dflash_time_to_first_token_seconds",
+        "histogram of the time from arrival to the first token (TTFT)",
+        observes=lambda end: end.first_token_seconds,
+        buckets=_WAIT_BUCKETS,
+    ),
+    Metric(
+        "dflash_time_per_output_token_seconds",
+        "histogram of each answer's mean time per token after the first",
+        observes=_seconds_per_later_token,
+        buckets=_TOKEN_BUCKETS,
+    ),
+    Metric(
         "dflash_steps_total",
         "generation steps, summed over the answers in them",
         counts=lambda end: end.steps,
@@ -88,6 +125,7 @@ METRICS = (
     Metric(
         ACCEPTANCE_LENGTH, "τ: tokens per step and sequence, bonus included, since the start"
     ),
+    Metric(READY, "1 while requests are taken and answered, else 0"),
     Metric(
         "dflash_waiting_requests", "requests without a slot", shows=lambda stats: stats.waiting
     ),
@@ -119,10 +157,15 @@ class Metrics:
         self._totals = {metric.name: 0.0 for metric in METRICS if metric.is_counter}
         self._published_totals = dict(self._totals)
         self._published_gauges: dict[str, float] = {}
-        self._families = [_register(triton, metric) for metric in METRICS]
+        self._observed: list[tuple[str, float]] = []
+        self._families: list[Any] = []  # Triton drops a family that nothing refers to
         self._metrics: dict[str, Any] = {}
-        for metric, family in zip(METRICS, self._families, strict=True):
-            self._metrics[metric.name] = family.Metric(labels=labels)
+        for metric in METRICS:
+            family = _register(triton, metric)
+            if family is not None:
+                options = {"buckets": list(metric.buckets)} if metric.buckets else {}
+                self._families.append(family)
+                self._metrics[metric.name] = family.Metric(labels=labels, **options)
 
     def add(self, finish: FinishInfo) -> None:
         """Count an answer; from any thread."""
@@ -130,30 +173,43 @@ class Metrics:
             for metric in METRICS:
                 if metric.counts is not None:
                     self._totals[metric.name] += metric.counts(finish)
+                value = None if metric.observes is None else metric.observes(finish)
+                if value is not None:
+                    self._observed.append((metric.name, value))
 
     def add_failure(self) -> None:
         """Count a request that was refused or failed; from any thread."""
         with self._lock:
             self._totals[FAILED] += 1
 
-    def publish(self, stats: EngineStats) -> None:
+    def publish(self, stats: EngineStats, *, ready: bool = True) -> None:
         """Pass everything to Triton; from the engine thread alone."""
         with self._lock:
             totals = dict(self._totals)
+            observed, self._observed = self._observed, []
+        for name, value in observed:
+            observe = getattr(self._metrics.get(name), "observe", None)
+            if observe is not None:
+                observe(value)
         for name, total in totals.items():
             if total > self._published_totals[name]:
                 self._metrics[name].increment(total - self._published_totals[name])
         self._published_totals = totals
-        gauges = _gauges(stats, totals)
+        gauges = _gauges(stats, totals) | {READY: float(ready)}
         for name, value in gauges.items():
             if self._published_gauges.get(name) != value:
                 self._metrics[name].set(value)
         self._published_gauges = gauges
 
 
-def _register(triton: Any, metric: Metric) -> Any:
+def _register(triton: Any, metric: Metric) -> Any | None:
+    """Return the metric's family; None for a histogram where the server has none."""
     family = triton.MetricFamily
     role = family.COUNTER if metric.is_counter else family.GAUGE
+    if metric.observes is not None:
+        if not hasattr(family, "HISTOGRAM"):
+            return None
+        role = family.HISTOGRAM
     return family(name=metric.name, description=metric.help, kind=role)
 
 

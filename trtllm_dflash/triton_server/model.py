@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
 from trtllm_dflash.triton_server.responses import Responses
 from trtllm_dflash.triton_server.settings import Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 class TritonPythonModel:
@@ -56,20 +59,41 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Queue each request, or answer it with what is wrong with it."""
         for request in requests:
-            responses = Responses(self._triton, request.get_response_sender(), self._metrics)
             try:
-                self._submit(request, responses)
-            except DFlashError as error:
-                responses.fail(error)
+                self._answer(request)
+            except BaseException:  # noqa: BLE001 - Triton would send it to every client here
+                _LOG.exception("a request could not even be answered")
 
     def finalize(self) -> None:
         """Let running requests end for a while, and the engine thread publish its last metrics."""
         self._scheduler.close(drain_seconds=self._drain_seconds)
 
+    def _answer(self, request: Any) -> None:
+        """Queue a request; whatever is wrong becomes an answer in words for its client alone.
+
+        Foreign code runs here, a tokenizer and a chat template, and may raise anything.
+        """
+        responses = Responses(self._triton, request.get_response_sender(), self._metrics)
+        try:
+            self._submit(request, responses)
+        except DFlashError as error:
+            responses.fail(error)
+        except BaseException as error:  # noqa: BLE001 - see above
+            _LOG.exception("a request failed before it was queued")
+            responses.fail(
+                EngineError(
+                    f"this request failed inside the server ({type(error).__name__}); its log says"
+                    " where."
+                )
+            )
+
     def _submit(self, triton_request: Any, responses: Responses) -> None:
         inputs = triton_request.inputs()
         tensors = {tensor.name(): tensor.as_numpy() for tensor in inputs}
-        request = GenerationRequest.from_tensors(tensors, self._engine.config.eos_token_ids)
+        parameters = json.loads(triton_request.parameters() or "{}")
+        request = GenerationRequest.from_tensors(
+            tensors, self._engine.config.eos_token_ids, parameters
+        )
         self._check_size(request.text)
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))

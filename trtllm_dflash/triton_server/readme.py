@@ -12,7 +12,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import markdown_table
 from trtllm_dflash.templates import render
-from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, Field
+from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, TENSORRT_LLM_INPUTS, Field
 from trtllm_dflash.triton_server.metrics import METRICS
 
 SERVER = "tritonserver --model-repository=/models"
@@ -45,6 +45,7 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
         frontend=_docker(config, engine, (9000,), frontend),
         question=json.dumps(question),
         inputs=_field_table("input", INPUTS),
+        tensorrt_llm_inputs=_field_table("TensorRT-LLM's name", TENSORRT_LLM_INPUTS),
         outputs=_field_table("output", OUTPUTS),
         metrics=markdown_table(
             ("metric", "meaning"), [(f"`{metric.name}`", metric.help) for metric in METRICS]

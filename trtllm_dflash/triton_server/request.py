@@ -13,9 +13,9 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingOptions
-from trtllm_dflash.triton_server.io_table import INPUTS, REQUIRED
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS, REQUIRED
+from trtllm_dflash.triton_server.parameters import resolve_aliases, unknown_input, values_of
 
-_SIZES = {field.name: field.size for field in INPUTS}
 # Inputs that are options of `Engine.generate` under the same name.
 _OPTION_NAMES = (*(row.name for row in SAMPLING_INPUTS), "seed", "draft", "draft_len")
 
@@ -35,24 +35,27 @@ class GenerationRequest:
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, NDArray[Any]], eos_token_ids: tuple[int, ...]
+        cls,
+        tensors: Mapping[str, NDArray[Any]],
+        eos_token_ids: tuple[int, ...],
+        parameters: Mapping[str, Any] | None = None,
     ) -> GenerationRequest:
-        """Read the tensors of the table in `io_table.py`.
+        """Read the tensors of the table in `io_table.py`, and request parameters of those names.
 
-        Triton has checked their types. It does not check which of them are there, how many values
-        a tensor has, or what texts hold.
+        Triton has checked the types of tensors. It does not check which of them are there, how
+        many values a tensor has, or what texts hold.
 
         Raises:
-            UsageError: for a wrong tensor, with its name.
+            UsageError: for a wrong tensor or an unknown parameter, with its name.
         """
-        values = {name: _values(name, tensor) for name, tensor in tensors.items()}
+        given = {name: _values(name, tensor) for name, tensor in tensors.items()}
+        for name, value in values_of(parameters or {}).items():
+            if name in given:
+                raise UsageError(f"{name} is both an input and a parameter of this request.")
+            given[name] = value
+        values = resolve_aliases(given)
         if REQUIRED not in values:
             raise UsageError(f"{REQUIRED} is missing: there is no prompt to continue.")
-        for name in ("frequency_penalty", "presence_penalty"):
-            if values.get(name, 0):
-                raise UsageError(
-                    f"{name} is {values[name]:g}, and this model takes only 0: it has no penalties."
-                )
         return cls(
             text=values[REQUIRED],
             chat=values.get("chat", False),
@@ -75,23 +78,28 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
     for name in _OPTION_NAMES:
         if name in values:
             options[name] = values[name]  # type: ignore[literal-required]
-    if values.get("ignore_eos") or values.get("stop_token_ids"):
-        own = () if values.get("ignore_eos") else eos_token_ids
+    ignores_eos = values.get("ignore_eos") or values.get("end_id") == -1
+    if "end_id" in values and values["end_id"] not in (-1, *eos_token_ids):
+        own_tokens = ", ".join(map(str, eos_token_ids)) or "none"
+        raise UsageError(
+            f"end_id is {values['end_id']}, and this model's own stop tokens are {own_tokens}. Send"
+            " stop_token_ids for more of them, and ignore_eos to leave its own out."
+        )
+    if ignores_eos or values.get("stop_token_ids"):
+        own = () if ignores_eos else eos_token_ids
         options["stop_token_ids"] = (*own, *values.get("stop_token_ids", ()))
     return options
 
 
 def _values(name: str, tensor: NDArray[Any]) -> Any:
     """Return the tensor's one value, or all of them if the table allows any number."""
-    if name not in _SIZES:
-        raise UsageError(
-            f"{name} is not an input of this model. Its inputs are: {', '.join(_SIZES)}."
-        )
+    if name not in ALL_INPUTS:
+        raise UsageError(unknown_input(name))
     values = [
         _text(name, value) if isinstance(value, bytes) else value
         for value in np.ravel(tensor).tolist()
     ]
-    if _SIZES[name] == -1:
+    if ALL_INPUTS[name].size == -1:
         return values
     if len(values) != 1:
         raise UsageError(f"{name} has {len(values)} values, expected one.")

@@ -30,6 +30,7 @@ class Responses:
         self._metrics = metrics
         self._request: GenerationRequest | None = None
         self._num_input_tokens = 0
+        self._ended = False
         # What has not been sent yet.
         self._text = ""
         self._num_tokens = 0
@@ -47,6 +48,8 @@ class Responses:
 
     def __call__(self, event: Event) -> None:
         """Send a response for an event, if there is anything to send."""
+        if self._ended:
+            return
         if not isinstance(event, RequestOutput):
             self.fail(event)
             return
@@ -59,7 +62,10 @@ class Responses:
             self._send(self._take())
 
     def fail(self, error: DFlashError) -> None:
-        """Send the error and its text as the last response."""
+        """Send the error and its text as the last response; a second one is nothing new."""
+        if self._ended:
+            return
+        self._ended = True
         self._metrics.add_failure()
         triton_error = self._triton.TritonError
         code = triton_error.INTERNAL
@@ -70,6 +76,7 @@ class Responses:
         self._send_error(str(error), code)
 
     def _end(self, finish: FinishInfo) -> None:
+        self._ended = True
         self._metrics.add(finish)
         if finish.finish_reason == "cancelled":
             code = self._triton.TritonError.CANCELLED

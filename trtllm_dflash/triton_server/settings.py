@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from trtllm_dflash.errors import EngineError, UsageError
@@ -14,6 +15,8 @@ from trtllm_dflash.runtime.engine_thread import MAX_WAITING
 # --exit-timeout-secs of 30.
 DRAIN_SECONDS = 20
 _TEXTS = ("engine_dir", "engine_digest")
+# Parameters that Triton's Python backend reads itself.
+_OF_TRITON = ("EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS")
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,19 @@ class Settings:
         """Read the parameters of a parsed model configuration.
 
         Raises:
-            EngineError: for missing or wrong ones.
+            EngineError: for missing, wrong or unknown ones.
         """
         parameters = config.get("parameters", {})
-        given = {name: row["string_value"] for name, row in parameters.items()}
+        given = {name: row.get("string_value", "") for name, row in parameters.items()}
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in (*known, *_OF_TRITON):
+                near = get_close_matches(name, known, n=1)
+                advice = f"; did you mean {near[0]}?" if near else "."
+                raise EngineError(
+                    f"config.pbtxt has the parameter {name}, which this model does not know{advice}"
+                    f" Its parameters are: {', '.join(known)}."
+                )
         for name in _TEXTS:
             if not given.get(name):
                 raise EngineError(
