@@ -22,7 +22,7 @@ MAX_TEST_NAME, MAX_WORDS = 60, 25
 FLOORS = (
     ("errors", "log", "templates"),
     ("catalog",),
-    ("hardware", "trt"),
+    ("hardware", "trt", "tokenizing"),
     ("models",),
     ("checkpoint",),
     ("options",),
@@ -41,7 +41,7 @@ BACKEND_IMPORTERS = {
     "tensorrt_rtx": {"trt", "builder", "trt_plugins", "runtime"},
     "tensorrt": {"trt"},
     "onnxruntime": {"builder", "runtime", "evaluate"},
-    "transformers": {"runtime", "quantize", "profile"},
+    "transformers": {"tokenizing", "quantize", "profile"},
     "matplotlib": {"profile"},
     "torch": {"quantize", "profile"},
     "modelopt": {"quantize"},

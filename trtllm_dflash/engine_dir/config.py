@@ -42,6 +42,8 @@ class EngineConfig:
     # The number of linears by format, as NVFP4, of the target and of the drafter.
     quantized_linears: Mapping[str, int] = field(default_factory=dict)
     quantized_drafter_linears: Mapping[str, int] = field(default_factory=dict)
+    # Options of the chat template, for chats that give no others.
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def speculates(self) -> bool:
@@ -133,6 +135,7 @@ class EngineConfig:
             ),
             quantized_linears=_linears(reader, "pretrained_config"),
             quantized_drafter_linears=_linears(reader, "dflash") if speculates else {},
+            chat_template_kwargs=_template_options(reader),
         )
 
 
@@ -148,6 +151,14 @@ def _linears(reader: HfReader, section: str) -> dict[str, int]:
     if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
         reader.fail(path, f"is {counts!r}, expected numbers of linears by format.")
     return dict(counts)
+
+
+def _template_options(reader: HfReader) -> dict[str, Any]:
+    """Return the options of the chat template; earlier engines have none."""
+    options = reader.get("chat_template_kwargs")
+    if options is not None and not isinstance(options, dict):
+        reader.fail("chat_template_kwargs", f"is {options!r}, expected an object.")
+    return dict(options or {})
 
 
 def _io_tensors(reader: HfReader, where: str) -> tuple[IoTensor, ...]:

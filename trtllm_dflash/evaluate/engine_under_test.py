@@ -41,7 +41,7 @@ class EvaluatedEngine:
                 " linears. Build one of the same checkpoints with --arch cpu: it computes with the"
                 " same quantized weights."
             )
-        return cls(directory, config, Tokenizer.find(directory))
+        return cls(directory, config, Tokenizer.of_engine(directory, config))
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Return the token ids of a text; `chat`: in the model's chat format.

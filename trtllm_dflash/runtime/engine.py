@@ -60,8 +60,11 @@ class Engine:
             raise UsageError(f"path is {path!r}, expected the path of an engine directory.")
         directory = Path(path)
         config = check_engine(directory)
+        tokenizer = Tokenizer.of_engine(directory, config)
+        if tokenizer is not None:
+            tokenizer.start()  # its files are read while the engine loads
         session = open_session(directory, config, num_threads=num_threads)
-        return cls(config, session, Tokenizer.find(directory))
+        return cls(config, session, tokenizer)
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]

@@ -1,18 +1,33 @@
-"""The engine directory's tokenizer, through transformers; this needs no torch."""
+"""The engine directory's tokenizer. Its foreign code runs in the processes of `tokenizing`."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.runtime.text.byte_fallback import ByteRuns, byte_tokens_of
+from trtllm_dflash.runtime.text.chat_messages import (
+    Messages,
+    as_messages,
+    check_template_options,
+)
+from trtllm_dflash.tokenizing.limits import (
+    MAX_CHARACTERS,
+    RENDERING,
+    CallLimits,
+    decoding_limits,
+    encoding_limits,
+)
+from trtllm_dflash.tokenizing.tokenizer_process import (
+    TokenizerError,
+    TokenizerFacts,
+    TokenizerProcess,
+)
 
 
 class ChatError(UsageError):
@@ -26,84 +41,126 @@ class ChatError(UsageError):
 class Tokenizer:
     """Text to token ids and back, from any thread.
 
-    The first use imports transformers and reads the files. Encoding changes the library's state,
-    which decoding reads, so each has its own object and lock. Decoding, which running answers need
-    at each step, then never waits for a long prompt.
+    The files are foreign code, and so is a chat template. They run in processes of their own, with
+    limits of time, memory and output. Encoding, chats and decoding each have one, so running
+    answers never wait for a long prompt.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        max_input_len: int | None = None,
+    ) -> None:
+        """Take a directory with a tokenizer.json; nothing is read yet.
+
+        Args:
+            directory: the directory.
+            chat_template_kwargs: options of the chat template, for chats that give no others.
+            max_input_len: tokens of the longest prompt. Longer rendered chats are refused.
+        """
         self._directory = directory
-        self._encoding = threading.Lock()
-        self._decoding = threading.Lock()
+        self._process = TokenizerProcess(directory)
+        self._max_input_len = max_input_len
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
 
     @classmethod
     def find(cls, directory: Path) -> Tokenizer | None:
-        """Return the tokenizer of an engine directory, None without a tokenizer.json."""
+        """Return the tokenizer of a directory, None without a tokenizer.json."""
         return cls(directory) if (directory / TOKENIZER_FILE).is_file() else None
+
+    @classmethod
+    def of_engine(cls, directory: Path, config: EngineConfig) -> Tokenizer | None:
+        """Return an engine's tokenizer with its template options; None without a tokenizer.json."""
+        if not (directory / TOKENIZER_FILE).is_file():
+            return None
+        return cls(
+            directory,
+            chat_template_kwargs=config.chat_template_kwargs,
+            max_input_len=config.max_input_len,
+        )
+
+    def start(self) -> None:
+        """Begin to read the files, without waiting."""
+        self._process.start()
+
+    def close(self) -> None:
+        """End the processes; a later call starts them again."""
+        self._process.close()
 
     @property
     def has_chat_template(self) -> bool:
-        """Tell whether the model has a chat format."""
-        return bool(self._library.chat_template)
+        """Tell whether the model has a chat format that needs no choice."""
+        return self._facts.has_chat_template or "chat_template" in self.chat_template_kwargs
 
-    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """Return the text's token ids, with the special tokens that the tokenizer adds or without.
-
-        No BOS token is added if the text already starts with one, as a rendered chat template may.
-        """
-        begun = bool(self._library.bos_token) and text.startswith(self._library.bos_token)
-        return self._encode(text, add_special_tokens=special_tokens and not begun)
-
-    def encode_chat(self, messages: str | Sequence[dict[str, str]]) -> list[int]:
-        """Return a conversation's token ids in the model's chat format, up to the answer.
-
-        A string is one user message.
-
-        Raises:
-            ChatError: if the model has no chat template, or its template refuses the messages.
-        """
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        if not self.has_chat_template:
-            advice = ". Give the text as it is: run --raw, or engine.generate with a string."
-            raise ChatError(self._directory, "this model has no chat template", advice)
-        from jinja2 import TemplateError
-
-        try:
-            text = self._library.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise ChatError(
-                self._directory, f"the model's chat template refuses these messages: {error}"
-            ) from error
-        return self._encode(text, add_special_tokens=False)  # the template writes them itself
-
-    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids, without special tokens or with them.
-
-        Bytes that are not a whole character become U+FFFD, as in `bytes.decode`.
-        """
-        hidden = self._special_ids if skip_special_tokens else frozenset[int]()
-        ids = self._byte_runs.mend(token_ids, hidden)
-        with self._decoding:
-            text: str = self._library_of_decoding.decode(
-                ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-            )
-        return text
+    @property
+    def longest_token(self) -> int:
+        """Return an upper bound of the characters that one token stands for."""
+        return self._facts.longest_token
 
     def special_token_id(self, text: str) -> int | None:
         """Return the id of the special token that is written so; None for any other text."""
         return self.special_tokens.get(text)
 
-    @cached_property
+    @property
     def special_tokens(self) -> Mapping[str, int]:
         """Return the ids of all special tokens by their texts."""
-        return {
-            token.content: index
-            for index, token in self._library.added_tokens_decoder.items()
-            if token.special
-        }
+        return self._facts.special_tokens
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Return the text's token ids, with the special tokens that the tokenizer adds or without.
+
+        No BOS token is added if the text already starts with one, as a rendered chat template may.
+
+        Raises:
+            UsageError: for what is no text, or too long.
+            EngineError: if the tokenizer cannot.
+        """
+        _check_text(text)
+        limits = encoding_limits(len(text))
+        ids: list[int] = self._call("encode", "encode", limits, text, special_tokens)
+        return ids
+
+    def encode_chat(self, messages: Messages, /, **template_options: Any) -> list[int]:
+        """Return a conversation's token ids in the model's chat format, up to the answer.
+
+        A string is one user message. `template_options` are variables that the template reads, such
+        as enable_thinking. They replace the engine's own, key by key.
+
+        Raises:
+            ChatError: if the model has no chat template, or its template fails with these messages
+                or lacks such an option.
+            UsageError: for messages that are none.
+            EngineError: if the tokenizer cannot.
+        """
+        conversation = as_messages(messages)
+        options = self.chat_template_kwargs | check_template_options(template_options)
+        self._require_template(options)
+        limits = CallLimits(RENDERING.seconds + encoding_limits(_length(conversation)).seconds)
+        try:
+            ids: list[int] = self._process.call(
+                "chat", "encode_chat", limits, conversation, options, self._max_characters
+            )
+        except TokenizerError as error:
+            raise ChatError(
+                self._directory, f"the model's chat template {_fails(error)}"
+            ) from error
+        return ids
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, without special tokens or with them.
+
+        Bytes that are not a whole character become U+FFFD, as in `bytes.decode`.
+
+        Raises:
+            EngineError: if the tokenizer cannot.
+        """
+        hidden = self._special_ids if skip_special_tokens else frozenset[int]()
+        ids = self._byte_runs.mend(map(int, token_ids), hidden)
+        limits = decoding_limits(len(ids))
+        text: str = self._call("decode", "decode", limits, ids, skip_special_tokens)
+        return text
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -111,51 +168,53 @@ class Tokenizer:
 
     @cached_property
     def _byte_runs(self) -> ByteRuns:
-        vocabulary = self._library.get_vocab()
-        decoder = self._library.backend_tokenizer.decoder
-        described = decoder.__getstate__().decode() if decoder is not None else ""
-        num_ids = max(vocabulary.values(), default=-1) + 1
-        return ByteRuns(byte_tokens_of(vocabulary, described), num_ids)
+        facts = self._facts
+        byte_tokens = byte_tokens_of(facts.byte_tokens, facts.decoder)
+        return ByteRuns(byte_tokens, facts.largest_id + 1)
 
-    @cached_property
-    def longest_token(self) -> int:
-        """Return an upper bound of the characters that one token stands for."""
-        return max(map(len, self._library.get_vocab()))
-
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    @property
+    def _facts(self) -> TokenizerFacts:
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the text has half a surrogate pair at place {error.start}, which is no character:"
-                f" {text[:60]!r}"
-            ) from error
-        with self._encoding:
-            ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens)
-        return ids
+            return self._process.facts
+        except TokenizerError as error:
+            self._unreadable(error)
 
-    @cached_property
-    def _library_of_decoding(self) -> Any:
-        library = self._library
-        with self._encoding:
-            return copy.deepcopy(library)
+    @property
+    def _max_characters(self) -> int:
+        if self._max_input_len is None:
+            return MAX_CHARACTERS
+        return min(MAX_CHARACTERS, self._max_input_len * self.longest_token)
 
-    @cached_property
-    def _library(self) -> Any:
-        # Without torch, transformers warns on every import that it has no models. Its tokenizers
-        # work without.
-        logging.getLogger("transformers").addFilter(_is_not_about_torch)
-        from transformers import PreTrainedTokenizerFast
-
+    def _call(self, role: str, do: str, limits: CallLimits, *arguments: Any) -> Any:
+        _ = self._facts
         try:
-            return PreTrainedTokenizerFast.from_pretrained(
-                self._directory, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # tokenizers raises no narrower class
+            return self._process.call(role, do, limits, *arguments)
+        except TokenizerError as error:
             raise EngineError(
-                f"{self._directory}: the tokenizer files cannot be read ({error}). "
-                "Build the engine again from an intact checkpoint, or give prompts as token ids."
+                f"{self._directory / TOKENIZER_FILE}: the tokenizer cannot {role} this:"
+                f" {error.problem}"
             ) from error
+
+    def _require_template(self, options: Mapping[str, Any]) -> None:
+        facts = self._facts
+        if facts.has_chat_template or "chat_template" in options:
+            return
+        if facts.template_names:
+            example = f'{{"chat_template": "{facts.template_names[0]}"}}'
+            raise ChatError(
+                self._directory,
+                f"this model has the chat templates {', '.join(facts.template_names)}, and none is"
+                " the default",
+                f". Choose one: --chat-template-kwargs '{example}'.",
+            )
+        advice = ". Give the text as it is: run --raw, or engine.generate with a string."
+        raise ChatError(self._directory, "this model has no chat template", advice)
+
+    def _unreadable(self, error: TokenizerError) -> NoReturn:
+        raise EngineError(
+            f"{self._directory}: the tokenizer files cannot be read ({error.problem}). "
+            "Build the engine again from an intact checkpoint, or give prompts as token ids."
+        ) from error
 
 
 def decoder_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
@@ -163,5 +222,25 @@ def decoder_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
     return tokenizer.decode if tokenizer else lambda _: ""
 
 
-def _is_not_about_torch(record: logging.LogRecord) -> bool:
-    return "PyTorch was not found" not in record.getMessage()
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"the text is a {type(text).__name__}, expected a string.")
+    if len(text) > MAX_CHARACTERS:
+        raise UsageError(
+            f"the text has {len(text)} characters, and at most {MAX_CHARACTERS} are encoded."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text has half a surrogate pair at place {error.start}, which is no character:"
+            f" {text[:60]!r}"
+        ) from error
+
+
+def _length(conversation: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(message.get("content") or "") for message in conversation)
+
+
+def _fails(error: TokenizerError) -> str:
+    return error.problem if error.refused else f"cannot be used: {error.problem}"

@@ -1,0 +1,8 @@
+"""A checkpoint's tokenizer and chat template, which are foreign code, in processes of their own.
+
+fork_server.py   the process that imports transformers once and forks the others
+library.py       what the forked processes do: encode, render, decode
+processes.py     the near side: starts them, asks them, gives them up at a limit
+limits.py        the limits of time, memory and size
+framing.py       messages between the two sides
+"""

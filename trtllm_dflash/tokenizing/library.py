@@ -1,0 +1,173 @@
+"""What a tokenizer process does with its files, through transformers.
+
+Only `fork_server` imports this.Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import transformers
+from jinja2 import TemplateError, meta
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from trtllm_dflash.tokenizing.limits import MAX_CHARACTERS
+
+DEFAULT_TEMPLATE = "default"
+# What a template is given that is no option of the caller.
+_NO_OPTIONS = {"messages", "add_generation_prompt"}
+
+
+class RefusalError(Exception):
+    """What was asked cannot be done, and the text says why; nothing is broken."""
+
+
+class Library:
+    """A tokenizer as transformers reads it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, directory: Path) -> Library:
+        """Read the files of a directory; whatever the library raises is let through."""
+        return cls(
+            PreTrainedTokenizerFast.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the near side keeps, as plain types."""
+        tokenizer = self._tokenizer
+        specials = {}
+        for index, token in tokenizer.added_tokens_decoder.items():
+            if token.special:
+                specials[token.content] = index
+        templates = tokenizer.chat_template
+        names = sorted(templates) if isinstance(templates, dict) else []
+        vocabulary = tokenizer.get_vocab()
+        byte_tokens = {text: i for text, i in vocabulary.items() if text.startswith("<0x")}
+        decoder = tokenizer.backend_tokenizer.decoder
+        eos = tokenizer.eos_token
+        return {
+            "special_tokens": specials,
+            "longest_token": max(map(len, vocabulary), default=1),
+            "largest_id": max(vocabulary.values(), default=-1),
+            "has_chat_template": bool(templates) and (not names or DEFAULT_TEMPLATE in names),
+            "template_names": names,
+            "eos_token": eos,
+            "eos_token_id": tokenizer.convert_tokens_to_ids(eos) if eos else None,
+            "byte_tokens": byte_tokens,
+            "decoder": decoder.__getstate__().decode() if decoder is not None else "",
+            "library": f"transformers {transformers.__version__}",
+        }
+
+    def encode(self, text: str, special_tokens: bool) -> list[int]:
+        """Return a text's token ids; no BOS token is added to a text that begins with one."""
+        bos = self._tokenizer.bos_token
+        begun = bool(bos) and text.startswith(bos)
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=special_tokens and not begun
+        )
+        return ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        max_characters: int,
+    ) -> list[int]:
+        """Return the token ids of a rendered conversation."""
+        text = self.render(messages, options, max_characters)
+        return self.encode(text, special_tokens=False)  # the template writes them itself
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+        max_characters: int = MAX_CHARACTERS,
+        answer_follows: bool = True,
+    ) -> str:
+        """Return a conversation in the model's chat format.
+
+        Raises:
+            RefusalError: if the template fails, writes more than `max_characters`, or has no such
+                option.
+        """
+        self._check_options(options)
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=answer_follows,
+                **options,
+            )
+        except TemplateError as error:
+            raise RefusalError(f"refuses these messages: {_text(error)}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RefusalError(
+                f"fails with these messages: {type(error).__name__}: {_text(error)}"
+            ) from error
+        if len(text) > max_characters:
+            raise RefusalError(
+                f"makes a text of {len(text)} characters of these messages, and a prompt has at"
+                f" most {max_characters}"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RefusalError("writes half a surrogate pair, which is no character") from error
+        return text
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Return the text of token ids."""
+        text: str = self._tokenizer.decode(
+            token_ids,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+        return text
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise RefusalError for an option that the template does not look at."""
+        unknown = sorted(options.keys() - self._known_options - {"chat_template"})
+        name = options.get("chat_template")
+        if name is not None and name not in self._template_names:
+            raise RefusalError(
+                f"can be chosen by name only, and {json.dumps(name)[:60]} is not among the"
+                f" model's: {', '.join(self._template_names) or 'it has just one'}"
+            )
+        if unknown:
+            known = ", ".join(sorted(self._known_options)) or "none"
+            raise RefusalError(f"has no option {unknown[0]!r}; its options: {known}")
+
+    @property
+    def _template_names(self) -> list[str]:
+        templates = self._tokenizer.chat_template
+        return sorted(templates) if isinstance(templates, dict) else []
+
+    @cached_property
+    def _known_options(self) -> set[str]:
+        """Return the variables that the templates read, but for those that are always there."""
+        templates = self._tokenizer.chat_template
+        sources = templates.values() if isinstance(templates, dict) else [templates]
+        found = set[str]()
+        for source in sources:
+            try:
+                compiled = _compile_jinja_template(source)
+                found |= meta.find_undeclared_variables(compiled.environment.parse(source))
+            except TemplateError as error:
+                raise RefusalError(f"is not valid: {_text(error)}") from error
+        return found - _NO_OPTIONS - set(compiled.environment.globals)
+
+
+def _text(error: BaseException) -> str:
+    return str(error)[:300]
