@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash.environment import set_defaults
+
 if TYPE_CHECKING:
     from trtllm_dflash.options.sampling import SamplingParams
     from trtllm_dflash.runtime.engine import Engine
@@ -17,6 +19,8 @@ _HOMES = {
     "Generation": "trtllm_dflash.runtime.outputs",
     "SamplingParams": "trtllm_dflash.options.sampling",
 }
+
+set_defaults()  # before any module of ours imports a dependency
 
 
 def __getattr__(name: str) -> Any:

@@ -70,8 +70,8 @@ def digest(value: Any) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Return what a git command prints in `folder`."""
-    command = ["git", "-C", str(folder), *arguments]
+    """Return what a git command prints in `folder`, which stays as it is, its index included."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=60, encoding="utf-8"
     )

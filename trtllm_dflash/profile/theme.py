@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash.environment import matplotlib_without_traces
 from trtllm_dflash.errors import UsageError, install_command
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans
 def require_matplotlib() -> None:
     """Raise UsageError where matplotlib is not installed."""
     try:
-        import matplotlib as _  # noqa: F401
+        with matplotlib_without_traces():
+            import matplotlib.font_manager as _  # noqa: F401 - it looks for fonts here
     except ImportError as error:
         raise UsageError(
             f"plots need matplotlib ({error}): {install_command('profile')}"
