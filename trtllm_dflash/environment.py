@@ -43,7 +43,7 @@ def matplotlib_without_traces(
     with tempfile.TemporaryDirectory(prefix="dflash-matplotlib-") as folder:
         no_fonts = Path(folder) / "fonts.conf"
         no_fonts.write_text("<fontconfig></fontconfig>")
-        environment |= {"MPLCONFIGDIR": folder, "FONTCONFIG_FILE": str(no_fonts)}
+        environment.update({"MPLCONFIGDIR": folder, "FONTCONFIG_FILE": str(no_fonts)})
         try:
             yield
         finally:

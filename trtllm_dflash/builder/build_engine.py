@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -19,10 +18,17 @@ from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output, check_space
+from trtllm_dflash.engine_dir.atomic import (
+    atomic_directory,
+    check_output,
+    check_space,
+    recognize_engine,
+    write_error,
+)
 from trtllm_dflash.engine_dir.config_writer import write_engine_files
 from trtllm_dflash.engine_dir.files import LOG_FILE
-from trtllm_dflash.errors import BuildError, DFlashError, UsageError
+from trtllm_dflash.engine_dir.work_folder import keep_only, work_folder
+from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
@@ -112,7 +118,8 @@ def build_engine(
     begun = time.monotonic()
     directory = models.config.output_dir
     started(_LOG, "building the engine", summary_rows(models))
-    with _log_file(models) as log, atomic_directory(directory) as staging:
+    replaces = recognize_engine if overwrite else None
+    with _log_file(models) as log, atomic_directory(directory, replaces=replaces) as staging:
         result = run(_request(models, staging), log=log, progress=progress)
         write_engine_files(staging, models.engine_contents.to_json(), models.target.directory)
         shutil.copyfile(log, staging / LOG_FILE)
@@ -129,27 +136,21 @@ def build_engine(
 def _log_file(models: ResolvedModels) -> Iterator[Path]:
     """Yield the builder's log, outside the engine directory.
 
-    It is kept after a build that fails, since the error names it.
+    It is kept after a build whose error names it.
     """
-    descriptor, name = tempfile.mkstemp(
-        prefix=f"dflash-trt-build-{models.resolved.gpu_arch}-", suffix=".log"
-    )
-    log = Path(name)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"building the engine with:\n{table(summary_rows(models))}\n")
     try:
-        yield log
-    except DFlashError:
-        raise
+        with work_folder("dflash-trt-build-") as folder:
+            log = folder / LOG_FILE
+            text = f"building the engine with:\n{table(summary_rows(models))}\n"
+            log.write_bytes(text.encode(errors="surrogateescape"))  # paths need not be UTF-8
+            try:
+                yield log
+            except DFlashError as error:
+                if str(log) in str(error):
+                    keep_only(folder, LOG_FILE)
+                raise
     except OSError as error:
-        log.unlink()
-        raise BuildError(
-            f"cannot write the engine {models.config.output_dir}: {error}"
-        ) from error
-    except BaseException:
-        log.unlink()
-        raise
-    log.unlink()
+        raise write_error(Path(tempfile.gettempdir()), error) from error
 
 
 def _request(models: ResolvedModels, staging: Path) -> BuildRequest:

@@ -23,7 +23,9 @@ from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.finite import check_finite_with_progress
+from trtllm_dflash.engine_dir.atomic import write_error
 from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
+from trtllm_dflash.engine_dir.work_folder import abandon
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.hardware.archs import ARCHS
@@ -45,7 +47,7 @@ def main() -> None:
         events.error(error, type(error))
         sys.exit(1)
     except OSError as error:
-        events.error(error, BuildError)
+        events.error(write_error(request.config.output_dir, error), BuildError)
         sys.exit(1)
 
 
@@ -115,7 +117,7 @@ def _log(text: str) -> None:
 
 
 def _exit_with_parent(directory: Path) -> None:
-    """Delete `directory` and stop as soon as the parent is gone.
+    """Delete the work folder of `directory` and stop as soon as the parent is gone.
 
     The parent keeps our stdin open as long as it lives.
     """
@@ -124,7 +126,7 @@ def _exit_with_parent(directory: Path) -> None:
         # os.read, since a thread inside sys.stdin would block the interpreter's own exit.
         while os.read(0, 1):
             pass
-        shutil.rmtree(directory, ignore_errors=True)
+        abandon(directory)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any
 
 from trtllm_dflash import errors
 from trtllm_dflash.builder.job import BuildRequest
+from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.log import Progress
 
@@ -110,18 +110,20 @@ def worker_environment() -> Iterator[dict[str, str]]:
     allocator returns memory, unless the user has set it. LD_LIBRARY_PATH is read once, at the start
     of a process, so it is set for the new one.
     """
-    with tempfile.TemporaryDirectory(prefix="dflash-trt-lib-") as folder:
+    with work_folder("dflash-trt-lib-") as folder:
         # PYTHONSAFEPATH, since `python -m` would also import from the working directory.
         modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         environment = _MALLOC | dict(os.environ) | modules
+        found = False
         for module, name in _WHEEL_LIBRARIES.items():
             spec = find_spec(module)
             for home in (spec and spec.submodule_search_locations) or ():
                 for library in sorted(Path(home).glob(f"{name}.[0-9]*"))[:1]:
-                    (Path(folder) / name).symlink_to(library)
-        if any(Path(folder).iterdir()):
+                    (folder / name).symlink_to(library)
+                    found = True
+        if found:
             known = environment.get("LD_LIBRARY_PATH")
             environment["LD_LIBRARY_PATH"] = (
-                folder if not known else f"{folder}{os.pathsep}{known}"
+                f"{folder}{os.pathsep}{known}" if known else str(folder)
             )
         yield environment

@@ -18,6 +18,7 @@ import click
 
 from trtllm_dflash import __version__, log
 from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.termination import termination_as_exit
 
 # Command name -> module of this package; the function there has the command's name.
 COMMANDS = {
@@ -73,7 +74,8 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; a traceback is shown with --verbose only."""
         try:
-            return super().invoke(ctx)
+            with termination_as_exit():
+                return super().invoke(ctx)
         except DFlashError as error:
             _fail(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:

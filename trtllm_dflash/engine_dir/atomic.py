@@ -1,22 +1,39 @@
 """Directories that appear whole or not at all, and checks of where they are to be.
 
-A directory is written beside its final place, then renamed into it.
+A directory is written in a work folder beside its final place, then renamed into it. What is there
+by then is looked at again: a long work may lie between. Nothing is deleted that no command of ours
+wrote.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.errors import BuildError, EngineError, UsageError
+from trtllm_dflash.engine_dir.file_lock import LockedError, existing_lock, file_lock
+from trtllm_dflash.engine_dir.files import MANIFEST_FILE
+from trtllm_dflash.engine_dir.swap import Written, delete_files, files_below, swap
+from trtllm_dflash.engine_dir.work_folder import remove_leftovers, work_folder
+from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.log import human_bytes
+from trtllm_dflash.termination import termination_as_exit
+
+# Returns what of a directory a command wrote, or raises a DFlashError if it wrote none of it.
+Recognize = Callable[[Path], Written]
+_LOG = logging.getLogger(__name__)
+_MOUNTS = Path("/proc/self/mountinfo")
+_NAME_BYTES = 200  # of a name that is part of another one; file systems allow 255
+# What a rename of a directory says where something else has come to be.
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def check_output_dir(
@@ -29,20 +46,76 @@ def check_output_dir(
     `what` is what the command's --overwrite replaces, None for a command without that option.
 
     Raises:
-        UsageError: for a file, for a place where no directory can be made, or for a directory with
-            something in it and no `overwrite`.
+        UsageError: for a file, for a place where no directory can be made or replaced, for one that
+            another command is writing, or for a directory with something in it and no `overwrite`.
     """
-    if not os.path.lexists(directory):
-        check_creatable("--output-dir", directory)
-        return True
-    if not directory.is_dir():
+    directory = Path(os.path.realpath(directory))
+    try:
+        exists = _exists(directory)
+        is_empty = not exists or (directory.is_dir() and not any(directory.iterdir()))
+    except OSError as error:
+        raise UsageError(f"--output-dir {directory}: {error.strerror}; give another") from error
+    if exists and not directory.is_dir():
         raise UsageError(f"--output-dir {directory} is a file; give the name of a directory")
-    if not any(directory.iterdir()):
-        check_creatable("--output-dir", directory)
-        return True
-    if not overwrite:
+    if not is_empty and not overwrite:
         instead = f", or --overwrite to replace {what}" if what else ""
         raise UsageError(f"--output-dir {directory} is not empty; give another{instead}")
+    check_creatable("--output-dir", directory)
+    if exists:
+        _check_movable(directory)
+    with existing_lock(_lock_path(directory)) as state:
+        if state == "held":
+            raise _busy(directory)
+    return is_empty
+
+
+def _exists(path: Path) -> bool:
+    """Return whether something has that name, also a link to nothing.
+
+    Raises:
+        OSError: for a name that cannot be, as one of 300 letters.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _busy(directory: Path) -> UsageError:
+    return UsageError(
+        f"--output-dir {directory}: another build writes there; wait until it has ended, or give"
+        " another"
+    )
+
+
+def _check_movable(directory: Path) -> None:
+    """Check that a directory may be replaced by one of the same name.
+
+    Raises:
+        UsageError: for a mount point, which cannot be, and for the current directory, which a shell
+            would go on to see as it was.
+    """
+    mounts = set()
+    with suppress(OSError):
+        for line in _MOUNTS.read_bytes().splitlines():
+            mounts.add(line.split()[4])  # with octal escapes for blanks
+    escaped = os.fsencode(directory).replace(b"\\", b"\\134").replace(b" ", b"\\040")
+    if directory.is_mount() or escaped in mounts:
+        reason = "is a mount point"
+    elif _is_current(directory):
+        reason = "is the current directory or has it inside"
+    else:
+        return
+    raise UsageError(
+        f"--output-dir {directory} {reason}, and the output appears by a rename; give a new folder"
+        " in it"
+    )
+
+
+def _is_current(directory: Path) -> bool:
+    with suppress(OSError):  # of a current directory that has been deleted
+        return Path.cwd().is_relative_to(directory)
     return False
 
 
@@ -77,19 +150,43 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: saying what is in the way.
     """
-    if check_output_dir(directory, overwrite=overwrite, what="an engine"):
-        return
+    if not check_output_dir(directory, overwrite=overwrite, what="an engine"):
+        check_replaceable(directory, recognize_engine, what="an engine")
+
+
+def recognize_engine(directory: Path) -> Written:
+    """Return what a build wrote into an engine directory.
+
+    Raises:
+        EngineError: if it has no manifest that this version can read.
+    """
+    listed = manifest.load(directory).get("files")
+    names = listed.keys() if isinstance(listed, dict) else ()
+    identity = manifest.file_digest(directory / MANIFEST_FILE)
+    return Written(identity, frozenset({MANIFEST_FILE, *names}))
+
+
+def check_replaceable(directory: Path, recognize: Recognize, *, what: str) -> Written:
+    """Return what a command wrote into a directory, if that is all that is in it.
+
+    `what` is what --overwrite replaces, as "an engine".
+
+    Raises:
+        UsageError: if there is something else.
+    """
     try:
-        unlisted = manifest.unlisted_files(directory)
-    except EngineError as error:
+        found = recognize(directory)
+    except (DFlashError, OSError) as error:
         raise UsageError(
-            f"--overwrite replaces an engine, and nothing else is ever deleted: {error}"
+            f"--overwrite replaces {what}, and nothing else is ever deleted: {error}"
         ) from error
-    if unlisted:
+    others = sorted(files_below(directory) - found.files)
+    if others:
         raise UsageError(
-            f"--overwrite replaces an engine, and {directory} also holds files that no build wrote:"
-            f" {', '.join(unlisted)}. Move them away"
+            f"--overwrite replaces {what}, and {directory} also holds files that no build wrote:"
+            f" {', '.join(others[:8])}. Move them away"
         )
+    return found
 
 
 def check_space(directory: Path, needed: int, *, what: str = "the engine") -> None:
@@ -108,60 +205,152 @@ def check_space(directory: Path, needed: int, *, what: str = "the engine") -> No
 
 
 @contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path, *, replaces: Recognize | None = None) -> Iterator[Path]:
     """Yield an empty directory that becomes `directory` if the block succeeds, else is deleted.
 
-    An engine directory already there is replaced at the same moment. SIGTERM counts as a failure of
-    the block.
+    A directory already there is replaced at the same moment, if `replaces` recognizes it now and
+    then, and it holds nothing else. SIGTERM and SIGHUP count as failures of the block.
 
     Raises:
-        UsageError: if no directory can be made there.
+        UsageError: if no directory can be made there, or another command is writing it.
+        BuildError: if something else is there in the end, or a file cannot be written.
     """
-    created = [parent for parent in directory.parents if not parent.exists()]
-    staging = directory.parent / f".{directory.name}.building-{os.getpid()}"
+    directory = Path(os.path.realpath(directory))
+    with termination_as_exit(), ExitStack() as stack:
+        try:
+            stack.enter_context(_parents(directory))
+            stack.enter_context(file_lock(_lock_path(directory)))
+            found = _found(directory, replaces)
+            _name_leftovers(directory)
+            folder = stack.enter_context(work_folder(_work_prefix(directory), directory.parent))
+            new = folder / "new"
+            new.mkdir()
+        except LockedError:
+            raise _busy(directory) from None
+        except OSError as error:
+            raise UsageError(
+                f"{directory}: no directory can be made there ({error.strerror}); give another"
+            ) from error
+        try:
+            yield new
+            if found is None or replaces is None or not os.path.lexists(directory):
+                _move(new, directory)
+            else:
+                _replace(new, directory, found, replaces)
+        except BrokenPipeError:
+            raise  # of what the command prints, not of a file
+        except OSError as error:
+            raise write_error(directory, error) from error
+
+
+def write_error(path: Path, error: OSError) -> BuildError:
+    """Return the error of an output that could not be written or moved."""
+    reason = str(error)
+    if error.errno in _FULL:
+        reason = f"the disk of {_existing(path.absolute())} is full"
+    elif error.errno == errno.EFBIG:
+        what = error.filename or "a file"
+        reason = f"{what} is larger than this file system or `ulimit -f` allows"
+    return BuildError(f"{path} was not written: {reason}")
+
+
+def _found(directory: Path, replaces: Recognize | None) -> Written | None:
+    """Return what is there to be replaced, None if there is nothing."""
+    if not os.path.lexists(directory):
+        return None
+    if directory.is_dir() and not any(directory.iterdir()):
+        return None
+    if replaces is None or not directory.is_dir():
+        raise UsageError(f"--output-dir {directory} is not empty; give another")
+    return check_replaceable(directory, replaces, what="what the same command wrote")
+
+
+def _move(new: Path, directory: Path) -> None:
+    """Rename onto nothing or an empty directory; the system refuses anything else."""
     try:
-        staging.mkdir(parents=True)
+        new.rename(directory)
     except OSError as error:
-        raise UsageError(
-            f"{directory}: no directory can be made there ({error.strerror}); give another"
+        if error.errno not in _OCCUPIED:
+            raise
+        there = "a file"
+        if directory.is_dir() and not directory.is_symlink():
+            there = f"a directory with {_first(path.name for path in directory.iterdir())}"
+        raise BuildError(
+            f"{directory}: {there} has come to be there meanwhile, and stays. What was made for it"
+            " is removed; give another --output-dir"
         ) from error
-    try:
-        with _termination_as_exit():
-            yield staging
-            _replace(directory, staging)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in created:
-            parent.rmdir()
+
+
+def _replace(new: Path, directory: Path, found: Written, replaces: Recognize) -> None:
+    _check_unchanged(directory, directory, found, replaces)
+    old = new.with_name("old")
+    swap(new, directory, old)
+    try:  # in the last moment something may have come into it
+        _check_unchanged(old, directory, found, replaces)
+    except BuildError:
+        swap(old, directory, new)
         raise
+    delete_files(old, found.files)
+    if old.exists():
+        kept = Path(tempfile.mkdtemp(prefix=f"{directory.name}.old-", dir=directory.parent))
+        old.rename(kept)
+        _LOG.warning("%s has files that no build wrote, from the replaced %s", kept, directory)
 
 
-def _replace(directory: Path, staging: Path) -> None:
-    if not directory.exists():
-        staging.rename(directory)
+def _check_unchanged(place: Path, directory: Path, found: Written, replaces: Recognize) -> None:
+    """Check that `place` still holds what `directory` held in the beginning, and no more."""
+    try:
+        is_same = replaces(place) == found
+        others = files_below(place) - found.files
+    except (DFlashError, OSError):
+        is_same, others = False, set()
+    if is_same and not others:
         return
-    old = staging.with_name(f"{staging.name}-old")
-    directory.rename(old)
-    try:
-        staging.rename(directory)
-    except BaseException:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old)
+    what = f"{_first(others)} has come into it" if others else "it is another one"
+    raise BuildError(
+        f"{directory} was to be replaced, and has changed meanwhile: {what}. It stays as it is, and"
+        " what was made for it is removed"
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more
 
 
 @contextmanager
-def _termination_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, so that cleaning up runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread only
-        return
-
-    def leave(number: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler has both
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
+def _parents(directory: Path) -> Iterator[None]:
+    """Make the directories above, and remove those again if the block fails."""
+    created = [parent for parent in directory.parents if not parent.exists()]
+    directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except BaseException:
+        for parent in created:
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+        raise
+
+
+def _name_leftovers(directory: Path) -> None:
+    """Remove what killed commands have left of this output, and name what may be left of one."""
+    for folder in remove_leftovers(_work_prefix(directory), directory.parent):
+        _LOG.warning("%s looks like the rest of a killed command; remove it if it is", folder)
+
+
+def _work_prefix(directory: Path) -> str:
+    return f".{_short_name(directory)}.building-"
+
+
+def _lock_path(directory: Path) -> Path:
+    return directory.with_name(f".{_short_name(directory)}.building.lock")
+
+
+def _short_name(directory: Path) -> str:
+    """Return the directory's name, cut where nothing could be added to it."""
+    name = os.fsencode(directory.name)
+    if len(name) <= _NAME_BYTES:
+        return directory.name
+    digest = hashlib.sha256(name).hexdigest()[:16]
+    return f"{name[:_NAME_BYTES].decode(errors='ignore')}-{digest}"

@@ -23,7 +23,7 @@ from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, ignore_progress, started
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
-from trtllm_dflash.quantize.provenance import write_record
+from trtllm_dflash.quantize.provenance import recognize_checkpoint, write_record
 from trtllm_dflash.quantize.report import QuantizeReport
 
 DRAFTER_FOLDER = "drafter"
@@ -50,15 +50,11 @@ def quantize(
     begun = time.monotonic()
     started(_LOG, "quantizing", plan.rows())
     check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
-    try:
-        with atomic_directory(plan.config.output_dir) as staging:
-            facts = _quantize_into(staging, plan, progress)
-            write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
-            size = sum(path.stat().st_size for path in staging.rglob("*"))
-    except OSError as error:
-        raise QuantizeError(
-            f"cannot write the checkpoint {plan.config.output_dir}: {error}"
-        ) from error
+    replaces = recognize_checkpoint if overwrite else None
+    with atomic_directory(plan.config.output_dir, replaces=replaces) as staging:
+        facts = _quantize_into(staging, plan, progress)
+        write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
+        size = sum(path.stat().st_size for path in staging.rglob("*"))
     report = QuantizeReport(
         plan.config.output_dir,
         time.monotonic() - begun,

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import atomic_directory, check_creatable
+from trtllm_dflash.engine_dir.atomic import (
+    atomic_directory,
+    check_output_dir,
+    check_replaceable,
+    recognize_engine,
+)
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MANIFEST_FILE, TOKENIZER_FILE
+from trtllm_dflash.engine_dir.swap import Written
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
@@ -17,6 +23,9 @@ from trtllm_dflash.templates import render
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS, REQUIRED
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 from trtllm_dflash.triton_server.settings import Settings
+
+CONFIG_FILE = "config.pbtxt"
+PAGE_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,13 @@ def export(config: TritonExportConfig, *, overwrite: bool = False) -> ExportRepo
         engine=None if config.copy else engine.resolve(),
         chat=Tokenizer(engine).has_chat_template,
     )
-    with atomic_directory(directory) as staging:
+    replaces = recognize_model if overwrite else None
+    with atomic_directory(directory, replaces=replaces) as staging:
         (staging / "1").mkdir()
+        pbtxt = config_pbtxt(config, engine_config, settings)
         (staging / "1" / "model.py").write_text(_model_file(), encoding="utf-8")
-        (staging / "config.pbtxt").write_text(
-            config_pbtxt(config, engine_config, settings), encoding="utf-8"
-        )
-        (staging / "README.md").write_text(page, encoding="utf-8")
+        (staging / CONFIG_FILE).write_text(pbtxt, encoding="utf-8")
+        (staging / PAGE_FILE).write_text(page, encoding="utf-8")
         if config.copy:
             shutil.copytree(engine, staging / ENGINE_COPY)
     return ExportReport(directory, engine_config)
@@ -125,19 +134,26 @@ def _load_engine_config(engine: Path) -> EngineConfig:
 
 
 def _check_model_directory(directory: Path, overwrite: bool) -> None:
-    if not directory.exists():
-        check_creatable("--output-dir", directory)
+    if check_output_dir(directory, overwrite=overwrite, what="that model"):
         return
-    if not overwrite:
-        raise UsageError(
-            f"{directory} exists. Give another --name or --output-dir, or --overwrite to replace"
-            " that model."
-        )
+    check_replaceable(directory, recognize_model, what="a model that an export wrote")
+
+
+def recognize_model(directory: Path) -> Written:
+    """Return what an export wrote into a model's directory, and what Python has cached there.
+
+    Raises:
+        EngineError: if it is something else.
+    """
     model = directory / "1" / "model.py"
     if (
         not model.is_file()
         or model.read_text(errors="replace", encoding="utf-8") != _model_file()
     ):
-        raise UsageError(
-            f"--overwrite replaces a model that an export wrote, and {directory} is something else."
-        )
+        raise EngineError(f"{directory} is something else")
+    files = {"1/model.py", CONFIG_FILE, PAGE_FILE}
+    files |= {f"1/__pycache__/{path.name}" for path in model.parent.glob("__pycache__/*.pyc")}
+    copy = directory / ENGINE_COPY
+    if copy.is_dir():
+        files |= {f"{ENGINE_COPY}/{name}" for name in recognize_engine(copy).files}
+    return Written(manifest.file_digest(directory / CONFIG_FILE), frozenset(files))
