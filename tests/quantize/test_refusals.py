@@ -324,7 +324,7 @@ class TestOverwrite:
         (old / "drafter" / "notes.txt").write_text("mine")
         with pytest.raises(
             UsageError,
-            match=r"also has files that do not belong to it: drafter/notes.txt. Move them away",
+            match=r"also holds files that do not belong to it: drafter/notes.txt. Move them away",
         ):
             check_output(old, overwrite=True)
 

@@ -202,7 +202,7 @@ def test_overwrite_replaces_an_export_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "e" / "notes.txt").write_text("mine")
     stranger = command(tmp_path / "e", *options, "--overwrite")
     assert stranger.exit_code == 2
-    assert "also holds files that no export wrote: notes.txt" in stranger.stderr
+    assert "also holds files that do not belong to it: notes.txt" in stranger.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     other = command(tmp_path / "mine", *options, "--overwrite")

@@ -46,8 +46,8 @@ def check_output_dir(
     `what` is what the command's --overwrite replaces, None for a command without that option.
 
     Raises:
-        UsageError: for a file, for a place where no directory can be made or replaced, for one that
-            another command is writing, or for a directory with something in it and no `overwrite`.
+        UsageError: for a file, and for a directory with something in it and no `overwrite`. Also
+            for a place where none can be made or replaced, or that another command is writing.
     """
     directory = Path(os.path.realpath(directory))
     try:
@@ -183,8 +183,8 @@ def check_replaceable(directory: Path, recognize: Recognize, *, what: str) -> Wr
     others = sorted(files_below(directory) - found.files)
     if others:
         raise UsageError(
-            f"--overwrite replaces {what}, and {directory} also holds files that no build wrote:"
-            f" {', '.join(others[:8])}. Move them away"
+            f"--overwrite replaces {what}, and {directory} also holds files that do not belong"
+            f" to it: {', '.join(others[:8])}. Move them away"
         )
     return found
 

@@ -72,8 +72,11 @@ def swap(new: Path, directory: Path, old: Path) -> None:
 
 
 def delete_files(directory: Path, files: frozenset[str]) -> None:
-    """Delete these files of a directory, and the folders that are empty then, itself included."""
-    for name in files:
+    """Delete these files of a directory, and the folders that are empty then, itself included.
+
+    A record may list anything, so only what is really in the directory is deleted.
+    """
+    for name in files_below(directory) & files:
         with suppress(OSError):
             (directory / name).unlink()
     for folder, _, _ in os.walk(directory, topdown=False):

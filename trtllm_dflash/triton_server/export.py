@@ -134,7 +134,12 @@ def _load_engine_config(engine: Path) -> EngineConfig:
 
 
 def _check_model_directory(directory: Path, overwrite: bool) -> None:
-    if check_output_dir(directory, overwrite=overwrite, what="that model"):
+    if directory.exists() and not overwrite:
+        raise UsageError(
+            f"{directory} exists. Give another --name or --output-dir, or --overwrite to replace"
+            " that model."
+        )
+    if check_output_dir(directory, overwrite=overwrite):
         return
     check_replaceable(directory, recognize_model, what="a model that an export wrote")
 

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import atomic_directory, check_output_dir
-from trtllm_dflash.errors import BuildError, UsageError
+from trtllm_dflash.engine_dir.atomic import (
+    atomic_directory,
+    check_output_dir,
+    check_replaceable,
+)
+from trtllm_dflash.engine_dir.manifest import file_digest
+from trtllm_dflash.engine_dir.swap import Written
+from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.templates import render
@@ -47,7 +53,8 @@ def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
         DFlashError: for a pair or a size that TensorRT-LLM does not take, or a directory that is in
             the way.
     """
-    check_replaceable(config.output_dir, overwrite=overwrite)
+    if not check_output_dir(config.output_dir, overwrite=overwrite, what="an export"):
+        check_replaceable(config.output_dir, recognize_export, what="an export")
     facts = read_pair(config.target, config.drafter)
     check_split(config, facts)
     arguments = llm_arguments(config, facts)
@@ -71,7 +78,8 @@ def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
     }
     notes = notes_for(config, facts, arguments)
     files["README.md"] = export_page(config, facts, arguments, files, notes)
-    with atomic_directory(config.output_dir) as directory:
+    replaces = recognize_export if overwrite else None
+    with atomic_directory(config.output_dir, replaces=replaces) as directory:
         for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8")
             if name.endswith(".sh"):
@@ -79,27 +87,16 @@ def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
     return HandOver(tuple(files), tuple(notes))
 
 
-def check_replaceable(directory: Path, *, overwrite: bool) -> None:
-    """Check that an export can be written to `directory`.
-
-    With `overwrite` it may hold an earlier export, and no file that an export does not write.
+def recognize_export(directory: Path) -> Written:
+    """Return what an export wrote into a directory.
 
     Raises:
-        UsageError: saying what is in the way.
+        EngineError: if it is no export.
     """
-    if check_output_dir(directory, overwrite=overwrite, what="an export"):
-        return
-    if not (directory / FACTS_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
-        raise UsageError(
-            f"--overwrite replaces an export, and nothing else is ever deleted: {directory} has no"
-            f" {FACTS_FILE} and {CONFIG_FILE}"
-        )
-    others = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
-    if others:
-        raise UsageError(
-            f"--overwrite replaces an export, and {directory} also holds files that no export"
-            f" wrote: {', '.join(others)}. Move them away"
-        )
+    missing = [name for name in (FACTS_FILE, CONFIG_FILE) if not (directory / name).is_file()]
+    if missing:
+        raise EngineError(f"{directory} has no {' and '.join(missing)}")
+    return Written(file_digest(directory / FACTS_FILE), frozenset(FILES))
 
 
 def check_split(config: TrtllmExportConfig, facts: PairFacts) -> None:
