@@ -40,6 +40,9 @@ def test_the_loader_says_the_same_of_every_row(pair: Pair, tmp_path: Path) -> No
         ("target", load_target, target_json(pair.target)),
         ("drafter", load_drafter, drafter_json(pair.drafter)),
     ):
+        if not config:
+            reasons.append("its config.json could not be read for the table of pairs")
+            continue
         directory = tmp_path / half
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(config))
@@ -60,7 +63,8 @@ def test_a_refusal_is_not_for_a_gap_in_the_row(
     for reason in status.refusals:
         assert "is missing" not in reason
     if status.pair.target.architecture not in TARGET_FAMILIES:
-        assert any("architectures" in reason or "quant" in reason for reason in status.refusals)
+        whys = ("architectures", "quant", "could not be read")
+        assert any(why in reason for reason in status.refusals for why in whys)
 
 
 def test_what_fits_is_checked_too() -> None:

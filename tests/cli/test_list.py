@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from trtllm_dflash.builder import build_engine
 from trtllm_dflash.catalog.pairs import PAIRS, UNLISTED
+from trtllm_dflash.catalog.published import Pair
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.build import build
 from trtllm_dflash.options.build import BuildConfig
@@ -46,20 +47,39 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
 def test_list_shows_every_pair() -> None:
     result = CliRunner().invoke(main, ["list"])
     assert result.exit_code == 0, result.output
-    others = ", ".join(UNLISTED)
     table, _, reasons = result.stdout.partition("\nwhy not\n")
-    lines = table.splitlines()[1:]
+    lines = [line for line in table.splitlines()[1:] if not line.startswith(" ")]
     assert [line.split()[0] for line in lines] == [pair.name for pair in PAIRS]
     for pair, line in zip(PAIRS, lines, strict=True):
-        assert pair.target.repository in line
-        assert pair.drafter.repository in line
-        builds = line.split()[4:] != ["no"]
-        assert builds or pair.name in reasons
-    assert "its convolutions and candidate selector are not supported" in reasons
-    assert result.stdout.endswith(
-        "\npublished too, but not in this table, since too little of them could be read\n"
-        f"  {others}\n"
-    )
+        assert f"  {pair.target.repository}" in table
+        assert f"> {pair.drafter.repository}\n" in f"{table}\n"
+        builds = line.split()[2]
+        assert builds == "every" or pair.name in reasons
+        assert (builds == "hand-over") == bool(pair.handover)
+    flat = " ".join(reasons.split())
+    assert "its convolutions and candidate selector are not supported" in flat
+    assert "CC BY-NC-ND 4.0, research and evaluation only (SGLang, pull request 37392)" in flat
+    assert "two revisions of its Qwen3.5 drafters, and this row is the second" in flat
+    assert flat.endswith("; ".join(UNLISTED))
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("80", 80), ("100", 100), ("200", 100)])
+def test_list_fits_the_terminal(columns: str, widest: int) -> None:
+    shown = CliRunner().invoke(main, ["list"], env={"COLUMNS": columns}).stdout
+    assert max(map(len, shown.splitlines())) <= widest
+
+
+@pytest.mark.parametrize(
+    "pair", [pair for pair in PAIRS if pair.handover], ids=lambda pair: pair.name
+)
+def test_a_handed_over_pair_can_be_exported(pair: Pair, tmp_path: Path) -> None:
+    options = ["--gpus", "8", "--max-seq-len", "4096", "--output-dir", str(tmp_path / "out")]
+    if pair.drafter.block_size is None:  # then the user has to know it
+        options += ["--draft-len", "7"]
+    options += ["--target", pair.name, "--drafter", pair.drafter.repository]
+    done = CliRunner().invoke(main, ["export-trtllm", *options])
+    assert done.exit_code == 0, done.output
+    assert pair.drafter.repository in (tmp_path / "out" / "trtllm.yaml").read_text()
 
 
 def test_list_prints_the_same_as_json() -> None:
@@ -69,6 +89,10 @@ def test_list_prints_the_same_as_json() -> None:
     assert by_name["Qwen3-8B"]["archs"][0] == "cpu"
     assert by_name["Qwen3-8B"]["block_size"] == 16
     assert by_name["Qwen3.8-27B"]["archs"] == []
+    assert by_name["Kimi-K2.5"]["handover"]
+    assert by_name["Kimi-K2.5"]["licence"] == "unknown"
+    assert by_name["GLM-5.3-Flash"]["licence"].startswith("CC BY-NC-ND 4.0")
+    assert by_name["GLM-5.3-Flash"]["licence_source"] == "SGLang, pull request 37392"
     assert all(row["source"] and bool(row["archs"]) != bool(row["refusals"]) for row in rows)
 
 

@@ -226,7 +226,7 @@ def test_drafter_of_another_decoding_type_is_refused(
     )
     with pytest.raises(
         UsageError,
-        match="variant 'DSpark or Domino', for which TensorRT-LLM has another decoding_type",
+        match="variant 'DSpark', for which TensorRT-LLM has another decoding_type",
     ):
         exported(target=str(make_target("llama")), drafter=str(tmp_path), gpus=1)
 

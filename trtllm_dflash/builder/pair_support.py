@@ -26,7 +26,7 @@ from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
 from trtllm_dflash.checkpoint.quant_config import read_quantization
-from trtllm_dflash.errors import BuildError, DFlashError
+from trtllm_dflash.errors import BuildError, ConfigError, DFlashError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -43,9 +43,9 @@ class PairSupport:
 
     @property
     def builds(self) -> str:
-        """Return the archs as text."""
+        """Return the archs as text; "hand-over" where TensorRT-LLM serves the pair instead."""
         if not self.archs:
-            return "no"
+            return "hand-over" if self.pair.handover else "no"
         return "every --arch" if len(self.archs) == len(ARCHS) else ", ".join(self.archs)
 
     @property
@@ -69,6 +69,12 @@ class PairSupport:
             "block_size": drafter.block_size,
             "archs": list(self.archs),
             "refusals": list(self.refusals),
+            "handover": self.pair.handover,
+            "licence": drafter.licence or "unknown",
+            "licence_source": drafter.licence_source,
+            "acceptance_length": drafter.acceptance_length,
+            "acceptance_source": drafter.acceptance_source,
+            "note": drafter.note,
             "source": self.pair.source,
         }
 
@@ -142,6 +148,8 @@ def _read_target(target: KnownTarget) -> tuple[TargetConfig, Quantization]:
     """Return both configurations, read in the loader's order."""
     config_json = target_json(target)
     where = f"target {target.repository}"
+    if not config_json:
+        raise ConfigError(f"{where}: its config.json could not be read for the table of pairs")
     quantization = read_quantization(config_json, None, where)
     return read_target_config(config_json, None, where), quantization
 

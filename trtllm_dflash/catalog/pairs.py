@@ -50,6 +50,15 @@ def pair_of(name: str, role: Role = "target") -> Pair | None:
     return None
 
 
+def drafter_licence(name: str) -> str:
+    """Return the licence of the drafter that a repository's name stands for, on one line.
+
+    Of a directory, and of a repository that is not listed, nothing is known.
+    """
+    pair = pair_of(name, "drafter")
+    return KnownDrafter(name, {}).licence_text if pair is None else pair.drafter.licence_text
+
+
 def _names_of(pair: Pair, role: Role) -> tuple[str, ...]:
     if role == "target":
         repository = pair.target.repository.casefold()

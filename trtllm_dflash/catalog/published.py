@@ -24,6 +24,15 @@ _ANY_DRAFTER = {
     "mask_token_id": 0,
     "target_layer_ids": [1],
 }
+# The keys without which a drafter cannot be planned.
+_SIZES = {
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "block_size",
+    "target_layer_ids",
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class _PublishedModel:
 
     @property
     def architecture(self) -> str:
-        """Return the model's class in Hugging Face."""
-        name: str = self.config["architectures"][0]
+        """Return the model's class in Hugging Face, "unknown" if its config.json was not read."""
+        name: str = self.config.get("architectures", ["unknown"])[0]
         return name
 
 
@@ -50,11 +59,15 @@ class KnownDrafter(_PublishedModel):
     """A published drafter. Its keys include those that tell an unsupported drafter from others.
 
     `acceptance_length`: published tokens a step with the whole block, the bonus included, and
-    `acceptance_source` where and on what.
+    `acceptance_source` where and on what. `licence` is "" where no source states it. `note`: what a
+    user of the row must know besides.
     """
 
     acceptance_length: float | None = None
     acceptance_source: str = ""
+    licence: str = ""
+    licence_source: str = ""
+    note: str = ""
 
     @property
     def block_size(self) -> int | None:
@@ -63,22 +76,31 @@ class KnownDrafter(_PublishedModel):
         return size
 
     @property
+    def licence_text(self) -> str:
+        """Return its licence and who states it, or that it is not known, on one line."""
+        if not self.licence:
+            return "unknown: read its model card"
+        return f"{self.licence} ({self.licence_source})"
+
+    @property
     def has_sizes(self) -> bool:
-        """Return whether its layers, width and block size are published, as estimates need."""
-        return {"num_hidden_layers", "hidden_size", "block_size"} <= self.config.keys()
+        """Return whether everything is published that estimates and plans need."""
+        return self.config.keys() >= _SIZES
 
 
 @dataclass(frozen=True)
 class Pair:
     """A target with a drafter trained for it.
 
-    `name` is what --target takes. `source` says where the facts are published.
+    `name` is what --target takes. `source` says where the facts are published. `handover`: why
+    TensorRT-LLM serves the pair and `build` does not, "" for other pairs.
     """
 
     name: str
     target: KnownTarget
     drafter: KnownDrafter
     source: str
+    handover: str = ""
 
 
 def target_json(target: KnownTarget) -> dict[str, Any]:

@@ -53,8 +53,8 @@ _OTHER_PRODUCTS = {
 class NamedHardware:
     """What a name stands for.
 
-    `gpus` are the GPUs of the table that it fits, () where it names an architecture alone, or a
-    product that the table does not have (`is_unlisted`).
+    `gpus` are the GPUs of the table that it fits. There are none where it names an architecture, or
+    a product outside the table (`is_unlisted`).
     """
 
     arch: Arch

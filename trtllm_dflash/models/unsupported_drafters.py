@@ -7,33 +7,56 @@ checked three times: against the file names, config.json and the tensor names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from trtllm_dflash.errors import CheckpointError, ConfigError
 from trtllm_dflash.models.hf_config import HfReader
 
 ARCHITECTURE = "DFlashDraftModel"
+_USE_V1 = "Use a DFlash v1 drafter."
 
 
 @dataclass(frozen=True)
 class ConfigMarker:
     """A config key that gives a variant away, by any value outside `neutral`.
 
-    If `equals` is given, only these values do.
+    If `equals` is given, only these values do; if `contains` is, only texts with that part. A path
+    that ends with "*" stands for every key that begins so.
     """
 
     path: str
     neutral: tuple[object, ...] = ()
     equals: tuple[object, ...] = ()
+    contains: str = ""
+
+    def evidence(self, reader: HfReader) -> str | None:
+        """Return the path of the key that is present with a telling value, None without one."""
+        for path in self._paths(reader):
+            value = reader.get(path)
+            if value is not None and self._tells(value):
+                return path
+        return None
 
     def matches(self, reader: HfReader) -> bool:
         """Tell whether the key is present with a telling value."""
-        value = reader.get(self.path)
-        if value is None:
-            return False
+        return self.evidence(reader) is not None
+
+    def _paths(self, reader: HfReader) -> list[str]:
+        if not self.path.endswith("*"):
+            return [self.path]
+        section, _, start = self.path.removesuffix("*").rpartition(".")
+        found = reader.get(section) if section else reader.data
+        if not isinstance(found, Mapping):
+            return []
+        names = sorted(name for name in found if name.startswith(start))
+        return [f"{section}.{name}" if section else name for name in names]
+
+    def _tells(self, value: object) -> bool:
+        entries = value if isinstance(value, list) else [value]
+        if self.contains:
+            return any(self.contains in entry for entry in entries if isinstance(entry, str))
         if self.equals:
-            entries = value if isinstance(value, list) else [value]
             return any(entry in self.equals for entry in entries)
         return value not in self.neutral
 
@@ -54,6 +77,15 @@ class UnsupportedDrafter:
 
 def _architectures(*names: str) -> ConfigMarker:
     return ConfigMarker("architectures", equals=names)
+
+
+def _architectures_of(name: str) -> tuple[ConfigMarker, ...]:
+    """Return markers for every class of a method, and for the method as a projector."""
+    projector = name.lower()
+    return (
+        ConfigMarker("architectures", contains=name),
+        *(replace(marker, equals=(projector,)) for marker in _either("projector_type")),
+    )
 
 
 def _either(name: str, *, neutral: tuple[object, ...] = ()) -> tuple[ConfigMarker, ...]:
@@ -100,15 +132,46 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         tensors=(r"^(d2t|t2d)$",),
     ),
     UnsupportedDrafter(
-        "DSpark or Domino",
-        "its correction head is not supported. Use a DFlash v1 drafter.",
+        "LiLiCorr",
+        f"its correction head is not supported. {_USE_V1}",
         markers=(
-            _architectures("Qwen3DSparkModel", "DSparkDraftModel", "DominoDraftModel"),
-            *_either("projector_type", neutral=("dflash",)),
-            *_either("markov_rank"),
-            ConfigMarker("dspark_markov_rank"),
+            *_architectures_of("LiLiCorr"),
+            *_either("lilicorr_*"),
         ),
-        tensors=(r"(^|\.)(markov\w*|confidence_head|gru)\.",),
+        tensors=(r"(^|\.)lilicorr",),
+    ),
+    UnsupportedDrafter(
+        "XPress",
+        f"its own layers are not supported. {_USE_V1}",
+        markers=_architectures_of("XPress"),
+    ),
+    UnsupportedDrafter(
+        "DSpark",
+        f"its Markov head and its confidence head are not supported. {_USE_V1}",
+        markers=(
+            *_architectures_of("DSpark"),
+            ConfigMarker("architectures", contains="MuseSpark"),
+            *_either("markov_rank"),
+            *_either("dspark_*"),
+        ),
+        tensors=(r"(^|\.)(markov\w*|confidence_head)\.",),
+    ),
+    UnsupportedDrafter(
+        "Domino",
+        f"its correction head is not supported. {_USE_V1}",
+        markers=(*_architectures_of("Domino"), *_either("domino_*")),
+        tensors=(r"(^|\.)(domino\w*|gru)\.",),
+    ),
+    UnsupportedDrafter(
+        "AdaFlash",
+        f"its threshold head is not supported. {_USE_V1}",
+        markers=(*_architectures_of("AdaFlash"), *_either("thresh_head_*")),
+        tensors=(r"(^|\.)thresh_head",),
+    ),
+    UnsupportedDrafter(
+        "another correction head",
+        f"its projector is none of DFlash v1. {_USE_V1}",
+        markers=_either("projector_type", neutral=("dflash",)),
     ),
     UnsupportedDrafter(
         "MiMo",
@@ -167,8 +230,9 @@ def refuse_unsupported_in_config(reader: HfReader) -> None:
     """Raise ConfigError naming the variant that config.json gives away."""
     for unsupported in UNSUPPORTED_DRAFTERS:
         for marker in unsupported.markers:
-            if marker.matches(reader):
-                raise ConfigError(_refusal(reader.where, marker.path, unsupported))
+            path = marker.evidence(reader)
+            if path is not None:
+                raise ConfigError(_refusal(reader.where, path, unsupported))
 
 
 def refuse_unsupported_in_names(names: Iterable[str], where: str) -> None:

@@ -35,8 +35,8 @@ def cli_option(
         high: The largest one; it needs `low`.
         aliases: Older spellings, which work and are not shown. `--no-...` turns a flag off.
         old_values: Older names of choices, which work on the command line and are not shown.
-        parse: Makes the value of what is typed on the command line, such as an architecture of a
-            GPU's name; it raises UsageError for what it does not know.
+        parse: Makes the value of what is typed on the command line: an architecture of a GPU's
+            name. It raises UsageError for what it does not know.
     """
     given = {
         "metavar": metavar,

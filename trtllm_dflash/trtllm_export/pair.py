@@ -22,7 +22,7 @@ from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
 # Variants of drafters that TensorRT-LLM's DFlash has code for.
 SUPPORTED_VARIANTS = ("DFlash 2", "Laguna")
 # Variants with a decoding_type of their own. Its pages do not mention the others.
-_OTHER_DECODING_TYPES = ("DSpark or Domino", "EAGLE-3")
+_OTHER_DECODING_TYPES = ("DSpark", "EAGLE-3")
 
 
 @dataclass(frozen=True)
