@@ -136,8 +136,8 @@ def config_with_bool_size(model: BadCheckpoint) -> None:
 
 
 @bad(
-    r"q_proj.weight is BF16, not FP8, and has no scales, nor have 7 more linears: packed"
-    r" weights may have been saved as plain ones"
+    r"q_proj.weight is BF16, not FP8, and has no scales, nor have 7 more linears: the"
+    r" description may be left over"
 )
 def quantized_target(model: BadCheckpoint) -> None:
     model.files["hf_quant_config.json"] = b'{"quantization": {"quant_algo": "FP8"}}'

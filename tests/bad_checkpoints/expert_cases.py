@@ -206,7 +206,10 @@ def experts_as_modelopt_quantizes_gpt_oss(model: BadCheckpoint) -> None:
     )
 
 
-@bad("quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored")
+@bad(
+    "quant_method is mxfp4, in which only the experts of GptOssForCausalLM can be stored",
+    base="fp8 target",
+)
 def mxfp4_of_a_dense_model(model: BadCheckpoint) -> None:
     model.config["quantization_config"] = {"quant_method": "mxfp4"}
 

@@ -195,6 +195,23 @@ def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
         if not name.endswith("_scale")
     }
     model.weights = pack(shapes)
+    values = np.frombuffer(model.weights.data, ml_dtypes.bfloat16)
+    codes = values.astype(ml_dtypes.float8_e4m3fn).astype(ml_dtypes.bfloat16)
+    model.weights.data = bytearray(codes.tobytes())
+
+
+@bad(
+    "(?s)q_proj.weight is BF16, not FP8, and has no scales, nor have 6 more linears: the"
+    " description may be left over. .*remove quantization_config from config.json",
+    base="fp8 target",
+)
+def description_left_over_plain_weights(model: BadCheckpoint) -> None:
+    shapes = {
+        name: entry["shape"]
+        for name, entry in model.weights.header.items()
+        if not name.endswith("_scale")
+    }
+    model.weights = pack(shapes)
 
 
 @bad(
@@ -323,7 +340,8 @@ def cache_scale_without_a_scheme(model: BadCheckpoint) -> None:
 
 
 @bad(
-    'hf_quant_config.json and config.json contradict each other about the format: "nvfp4" against'
+    "hf_quant_config.json's quant_algo and config.json's quant_algo contradict each other about the"
+    ' format: "nvfp4" against'
     ' "fp8"',
     base="fp8 target",
 )

@@ -190,11 +190,6 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         ),
         (
             LLAMA31_8B,
-            {"compression_config": {"format": "x"}},
-            "compression_config is .* read as ModelOpt writes them",
-        ),
-        (
-            LLAMA31_8B,
             {"num_key_value_heads": 7},
             "num_key_value_heads is 7, and does not divide num_attention_heads = 32",
         ),

@@ -312,11 +312,6 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
         ),
         (
             QWEN3_4B,
-            {"compression_config": {"format": "x"}},
-            "compression_config is .* read as ModelOpt writes them",
-        ),
-        (
-            QWEN3_4B,
             {"layer_types": ["full_attention"]},
             "layer_types has 1 entries, expected num_hidden_layers = 5",
         ),

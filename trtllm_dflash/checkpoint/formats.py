@@ -79,12 +79,26 @@ MXFP4 = WeightFormat(
 
 
 @dataclass(frozen=True)
+class UnreadMethod:
+    """A method of quantization whose tensors are not read: its key and name, and the refusal."""
+
+    key: str
+    name: str
+    refusal: str
+
+    def describe(self) -> str:
+        """Return what the configuration says, for people."""
+        return f'{self.key} is "{self.name}"' if self.name else f"{self.key} is there"
+
+
+@dataclass(frozen=True)
 class Quantization:
     """The formats of a checkpoint's linears: by name in `modules`, else `default`.
 
     `excluded` modules have none: names, which cover what is inside of them, and patterns with `*`.
     `kv_cache` is "fp8" if keys and values are stored so. `mxfp4` concerns fused experts only. An
-    unquantized checkpoint has no format anywhere.
+    unquantized checkpoint has no format anywhere. `doubtful` are exclusions that not every
+    description has, and `unread_method` may be left over: `settle_quantization` decides both.
     """
 
     default: str | None = None
@@ -92,6 +106,8 @@ class Quantization:
     excluded: tuple[str, ...] = ()
     kv_cache: str | None = None
     mxfp4: bool = False
+    doubtful: tuple[str, ...] = ()
+    unread_method: UnreadMethod | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -111,7 +127,7 @@ class Quantization:
 
     def excluded_by(self, module: str) -> str | None:
         """Return the first entry of `excluded` that covers the module."""
-        return next((pattern for pattern in self.excluded if _covers(pattern, module)), None)
+        return next((pattern for pattern in self.excluded if covers(pattern, module)), None)
 
 
 def algos_of(formats: Iterable[WeightFormat]) -> str:
@@ -119,7 +135,8 @@ def algos_of(formats: Iterable[WeightFormat]) -> str:
     return ", ".join(dict.fromkeys(fmt.algo for fmt in formats))
 
 
-def _covers(pattern: str, module: str) -> bool:
+def covers(pattern: str, module: str) -> bool:
+    """Tell whether an exclusion covers a module: a name, or a pattern with `*`."""
     if "*" in pattern or "?" in pattern:
         return fnmatchcase(module, pattern)
     return module == pattern or module.startswith(f"{pattern}.")

@@ -38,6 +38,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
+from trtllm_dflash.checkpoint.settle import settle_quantization
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -132,12 +133,13 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     where = f"target {directory}"
     config_json = _config_json(directory)
     quantization = read_quantization(
-        config_json, read_json_in(directory, HF_QUANT_CONFIG), where
+        config_json, read_json_in(directory, HF_QUANT_CONFIG), where, has_weights=True
     )
     config = read_target_config(
         config_json, read_json_in(directory, "generation_config.json"), where
     )
     infos = read_all_tensor_infos(directory)
+    quantization = settle_quantization(quantization, infos, where)
     config = _with_own_head(config, infos, quantization, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     stored_head = checkpoint.ignored.get("lm_head.weight")
@@ -161,10 +163,11 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     config_json = _config_json(directory)
     config = DrafterConfig.from_hf(config_json, where)
     quantization = read_quantization(
-        config_json, read_json_in(directory, HF_QUANT_CONFIG), where
+        config_json, read_json_in(directory, HF_QUANT_CONFIG), where, has_weights=True
     )
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
+    quantization = settle_quantization(quantization, infos, where)
     return _match_tensors(directory, where, config, infos, quantization)
 
 

@@ -1,13 +1,14 @@
 """Reading of ModelOpt's quantization settings, from both files that may have them.
 
 ModelOpt writes them into hf_quant_config.json and again, spelled differently, into config.json's
-`quantization_config`; engines differ in which they read. Here both are read, and they must agree.
-Formats that cannot be built are refused by name: under the wrong format, a weight is noise.
+`quantization_config`; engines differ in which they read. Here both are read: quant_statements.py
+says what they mean together. Formats that cannot be built are refused by name: under the wrong
+format, a weight is noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trtllm_dflash.checkpoint.config_groups import (
@@ -17,7 +18,14 @@ from trtllm_dflash.checkpoint.config_groups import (
     read_element_type,
     read_group_format,
 )
-from trtllm_dflash.checkpoint.formats import FORMATS, HF_QUANT_CONFIG, MXFP4, Quantization
+from trtllm_dflash.checkpoint.formats import (
+    FORMATS,
+    HF_QUANT_CONFIG,
+    MXFP4,
+    Quantization,
+    UnreadMethod,
+)
+from trtllm_dflash.checkpoint.quant_statements import Exactness, Statement, combine
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.base import REQUANTIZE
 from trtllm_dflash.models.hf_config import HfReader, quote
@@ -52,90 +60,117 @@ REFUSED_ALGOS: Mapping[str, str] = {
     "W4A16_GPTQ": _INTEGER,
 }
 _KV_ALGOS: Mapping[str, str] = {"FP8": "fp8"}
-_MEANINGS = {
-    "default": "the format",
-    "modules": "the formats of single modules",
-    "excluded": "the excluded modules",
-    "kv_cache": "the type of the caches",
-}
+_SECTIONS = ("quantization_config", "compression_config")  # the second is an older spelling
 
 
 def read_quantization(
-    config_json: dict[str, Any], hf_quant_config: dict[str, Any] | None, where: str
+    config_json: dict[str, Any],
+    hf_quant_config: dict[str, Any] | None,
+    where: str,
+    *,
+    has_weights: bool = False,
 ) -> Quantization:
     """Read both files' quantization; none in both is an unquantized checkpoint.
 
-    Raises: ConfigError: for a format that cannot be built, by its name, and for two files that
-    contradict each other.
+    With `has_weights`, a method that is not read is returned and not raised, since it may be left
+    over: the caller settles it by the tensors.
+
+    Raises: ConfigError: for a format that cannot be built, by its name, and for two descriptions
+    that contradict each other.
     """
-    readings: dict[str, Quantization] = {}
+    reader = HfReader(config_json, where)
+    unread = next(filter(None, (_unread_method(reader, key) for key in _SECTIONS)), None)
+    if unread is not None:
+        if not has_weights:
+            raise ConfigError(unread.refusal)
+        return Quantization(unread_method=unread)
+    statements: list[Statement] = []
     if hf_quant_config is not None:
-        name = f"{where} ({HF_QUANT_CONFIG})"
-        readings[HF_QUANT_CONFIG] = _read_original(HfReader(hf_quant_config, name))
-    section = HfReader(config_json, where).section("quantization_config")
+        original = HfReader(hf_quant_config, f"{where} ({HF_QUANT_CONFIG})")
+        statements += _read_original(original, HF_QUANT_CONFIG)
+    section = reader.section(_SECTIONS[0])
     if section is not None and section.data:
-        readings["config.json"] = _read_flat(section)
-    if len(readings) == 2:
-        first, second = readings.values()
-        _require_same(first, second, tuple(readings), where)
-    return next(iter(readings.values()), Quantization())
+        statements += _read_flat(section)
+    return combine(statements, where)
 
 
-def _read_original(reader: HfReader) -> Quantization:
+def _unread_method(reader: HfReader, key: str) -> UnreadMethod | None:
+    """Return the method of a section of config.json if its tensors are not read."""
+    section = reader.section(key)
+    if section is None or not section.data:
+        return None
+    if key != _SECTIONS[0]:
+        name, path = section.read(str, "quant_method", default="compressed-tensors"), key
+    else:
+        name = section.read(str, "quant_method", default="modelopt")
+        path = f"{key}.quant_method"
+        if name.startswith("modelopt") or name == MXFP4.name:
+            return None
+    refusal = (
+        f"{reader.where}: {path} is {quote(name)}, and quantized checkpoints are read as ModelOpt"
+        f" writes them: others store other scales. {REQUANTIZE}"
+    )
+    return UnreadMethod(path, name, refusal)
+
+
+def _read_original(reader: HfReader, source: str) -> list[Statement]:
     """Read hf_quant_config.json, in which everything is in `quantization`."""
     section = reader.section("quantization")
     if section is None:
         reader.fail("quantization", "is missing. It has no safe default; add it.")
-    return _read_algo(section, excluded="exclude_modules")
+    return list(_read_algo(section, source, excluded="exclude_modules"))
 
 
-def _read_flat(reader: HfReader) -> Quantization:
+def _read_flat(reader: HfReader) -> list[Statement]:
     """Read config.json's quantization_config.
 
     An exported drafter may have hf_quant_config.json's layout in there.
     """
+    source = "config.json"
     if reader.get("quant_method") == MXFP4.name:
-        return Quantization(
-            excluded=_read_patterns(reader, "modules_to_not_convert"), mxfp4=True
-        )
-    _refuse_methods(reader)
+        kept = _read_patterns(reader, "modules_to_not_convert")
+        return [Statement(source, Exactness.ALGO, excluded=kept, mxfp4=True)]
     if reader.get("quantization") is not None:
-        return _read_original(reader)
+        return _read_original(reader, source)
     groups = reader.section("config_groups")
-    keys = ("quant_algo", "config_groups", "kv_cache_scheme")
+    keys = ("quant_algo", "config_groups", "kv_cache_scheme", "quantized_layers")
     if all(reader.get(key) is None for key in keys):
         reader.fail(
             "quant_algo",
             "is missing, and so are config_groups: nothing says how weights are stored. Add it.",
         )
-    if groups is None:
-        return _read_algo(reader, excluded="ignore")
-    if reader.get("quant_algo") is None:
-        return _read_groups(reader, groups)
-    # quant_algo first: it is refused by name, groups by their element types.
-    by_algo = _read_algo(reader, excluded="ignore")
-    names = ("quant_algo", "config_groups")
-    _require_same(by_algo, _read_groups(reader, groups), names, reader.where)
-    return by_algo
+    statements: list[Statement] = []
+    if groups is None or reader.get("quant_algo") is not None or reader.get(keys[-1]):
+        # First, since quant_algo is refused by name, groups by their element types.
+        statements += _read_algo(reader, source, excluded="ignore")
+    if groups is not None:
+        statements.append(_read_groups(reader, groups))
+    return statements
 
 
-def _read_algo(reader: HfReader, *, excluded: str) -> Quantization:
+def _read_algo(reader: HfReader, source: str, *, excluded: str) -> Iterator[Statement]:
     """Read the layout around `quant_algo`; only the name of the exclusions differs by file."""
     algo = reader.read(str, "quant_algo", default=None)
     layers = reader.section("quantized_layers")
-    default = None
-    modules = {}
-    if algo == _MIXED:
-        if layers is None or not layers.data:
-            reader.fail(
-                "quantized_layers",
-                f"is missing, and quant_algo {_MIXED} needs it: no layer has a format.",
-            )
-        modules = {name: _format_of_layer(layers, name) for name in layers.data}
-    elif algo is not None:
-        default = _format_of_algo(reader, algo)
-    return Quantization(
-        default, modules, _read_patterns(reader, excluded), _read_kv_cache(reader)
+    modules = {name: _format_of_layer(layers, name) for name in layers.data} if layers else {}
+    if algo == _MIXED and not modules:
+        reader.fail(
+            "quantized_layers",
+            f"is missing, and quant_algo {_MIXED} needs it: no layer has a format.",
+        )
+    if modules:
+        yield Statement(
+            f"{source}'s quantized_layers",
+            Exactness.LAYERS,
+            modules=modules,
+            is_complete=algo in (_MIXED, None),
+        )
+    yield Statement(
+        f"{source}'s quant_algo",
+        Exactness.ALGO,
+        default=None if algo in (_MIXED, None) else _format_of_algo(reader, algo),
+        excluded=_read_patterns(reader, excluded),
+        kv_cache=_read_kv_cache(reader),
     )
 
 
@@ -161,7 +196,7 @@ def _format_of_algo(reader: HfReader, algo: str) -> str:
     return name
 
 
-def _read_groups(reader: HfReader, groups: HfReader) -> Quantization:
+def _read_groups(reader: HfReader, groups: HfReader) -> Statement:
     default = None
     modules = dict[str, str]()
     for key in groups.data:
@@ -179,19 +214,14 @@ def _read_groups(reader: HfReader, groups: HfReader) -> Quantization:
                     "targets",
                     f"contains {quote(target)}, which another group stores as {known}. Drop one.",
                 )
-    return Quantization(
-        default, modules, _read_patterns(reader, "ignore"), _read_kv_cache(reader)
+    return Statement(
+        "config_groups",
+        Exactness.GROUPS,
+        default,
+        modules,
+        _read_patterns(reader, "ignore"),
+        _read_kv_cache(reader),
     )
-
-
-def _refuse_methods(reader: HfReader) -> None:
-    method = reader.read(str, "quant_method", default="modelopt")
-    if not method.startswith("modelopt"):
-        reader.fail(
-            "quant_method",
-            f"is {quote(method)}, and quantized checkpoints are read as ModelOpt writes them:"
-            f" others store other scales. {REQUANTIZE}",
-        )
 
 
 def _read_patterns(reader: HfReader, name: str) -> tuple[str, ...]:
@@ -224,34 +254,3 @@ def _read_kv_cache(reader: HfReader) -> str | None:
             " without it.",
         )
     return _KV_ALGOS[algo] if algo else None
-
-
-def _require_same(
-    first: Quantization, second: Quantization, names: tuple[str, ...], where: str
-) -> None:
-    for key in ("default", "modules", "excluded", "kv_cache"):
-        ours = getattr(first, key)
-        theirs = getattr(second, key)
-        if ours != theirs:
-            raise ConfigError(
-                f"{where}: {names[0]} and {names[1]} contradict each other about {_MEANINGS[key]}:"
-                f" {_difference(ours, theirs)}. Engines differ in which one they read; get an"
-                " intact copy, or make them agree."
-            )
-
-
-def _difference(first: Any, second: Any) -> str:
-    """Return both values; of collections only what differs."""
-    if isinstance(first, tuple):
-        return (
-            f"{quote(sorted(set(first) - set(second)))} against"
-            f" {quote(sorted(set(second) - set(first)))}"
-        )
-    if isinstance(first, Mapping):
-        names = sorted(
-            name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
-        )
-        return (
-            f"{names[0]} is {quote(first.get(names[0]))} against {quote(second.get(names[0]))}"
-        )
-    return f"{quote(first)} against {quote(second)}"

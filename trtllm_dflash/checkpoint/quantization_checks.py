@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+import ml_dtypes
+import numpy as np
+
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, WeightFormat
 from trtllm_dflash.checkpoint.mxfp4 import expert_errors
@@ -23,6 +26,7 @@ _MAX_LISTED = 8
 # Linears that an export may have left unquantized and not excluded; with more, another cause is
 # likelier.
 _MAX_NAMED = 3
+_SAMPLED = 4096  # values of a weight
 # Endings of tensors that only other methods or other tools store -> what they show.
 _FOREIGN: Mapping[str, str] = {
     r"_quantizer\.": (
@@ -50,6 +54,11 @@ _FOREIGN: Mapping[str, str] = {
         "the published MXFP4 checkpoint, whose values are kept as they are"
     ),
 }
+
+
+def shows_other_method(name: str) -> bool:
+    """Tell whether only another method, or an unfinished export, stores a tensor of that name."""
+    return any(re.search(pattern, name) for pattern in _FOREIGN)
 
 
 def check_foreign_formats(infos: Collection[str], where: str) -> None:
@@ -180,10 +189,24 @@ def _unscaled_errors(
             f"{error}, {advice.format(name)}"
             for name, error in zip(modules, found, strict=True)
         ]
+    error = f"{found[0]}, and has no scales, nor have {len(modules) - 1} more linears"
+    if _may_be_codes(infos[f"{modules[0]}.weight"]):
+        return [
+            f"{error}: packed weights may have been saved as plain ones, without their scales. Take"
+            " the original export"
+        ]
     return [
-        f"{found[0]}, and has no scales, nor have {len(modules) - 1} more linears: packed weights"
-        " may have been saved as plain ones, without their scales. Take the original export"
+        f"{error}: the description may be left over. If these weights were never quantized, remove"
+        f" quantization_config from config.json, and {HF_QUANT_CONFIG}"
     ]
+
+
+def _may_be_codes(weight: TensorInfo) -> bool:
+    """Tell whether the first values of a plain weight are E4M3 numbers, as trained ones are not."""
+    values = weight.array().reshape(-1)[:_SAMPLED].astype(np.float32)
+    with np.errstate(all="ignore"):
+        codes = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return bool((codes == values).all())
 
 
 def _quantized_errors(

@@ -39,6 +39,8 @@ class TensorInfo:
 
     def array(self) -> npt.NDArray[Any]:
         """Return a read-only view of the file's bytes, of `shape`; see `numpy_dtype`."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.numpy_dtype)  # nothing cannot be mapped
         return np.memmap(
             self.path, dtype=self.numpy_dtype, mode="r", offset=self.offset, shape=self.shape
         )

@@ -22,7 +22,6 @@ MAX_LAYERS = 1024
 MAX_EXPERTS_IN_ALL = 1 << 15  # with tensors of their own
 
 REQUANTIZE = "Quantize the BF16 original: `dflash-trt quantize --quant fp8` (or nvfp4)."
-COMPRESSED = f"quantized checkpoints are read as ModelOpt writes them. {REQUANTIZE}"
 
 _ALLOWED = (
     Allowed("hidden_act", ("silu", "swish"), "the MLP is built as SwiGLU."),
@@ -39,7 +38,6 @@ _ALLOWED = (
         (1,),
         "sliced projections of tensor-parallel pretraining sum in another order.",
     ),
-    Allowed("compression_config", ({},), COMPRESSED),
     Allowed("final_logit_softcapping", (0, 0.0), "the logits are not capped."),
     Allowed("attn_logit_softcapping", (0, 0.0), "the attention scores are not capped."),
 )

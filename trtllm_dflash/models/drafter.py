@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.models.base import COMPRESSED, MAX_LAYERS, read_kv_heads
+from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
 from trtllm_dflash.models.decoder import (
     EMBEDDING_SHAPE,
     ROPE_BUFFER,
@@ -41,7 +41,6 @@ _ALLOWED = (
     ),
     Allowed("hidden_act", ("silu",), "the MLP is built as SwiGLU."),
     Allowed("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
-    Allowed("compression_config", ({},), COMPRESSED),
 )
 
 
