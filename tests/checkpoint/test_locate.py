@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from trtllm_dflash.checkpoint import locate
-from trtllm_dflash.checkpoint.locate import file_in, find_directory, read_json_in
+from trtllm_dflash.checkpoint.locate import (
+    file_in,
+    find_directory,
+    following_links,
+    read_json_in,
+)
 from trtllm_dflash.errors import CheckpointError, ConfigError
 
 
@@ -188,6 +193,53 @@ def test_the_hub_cache_links_to_its_blobs(tmp_path: Path) -> None:
     assert read_json_in(snapshot, "config.json") == {}
     with pytest.raises(CheckpointError, match="outside the checkpoint's directory"):
         read_json_in(snapshot, "escape.json")
+
+
+def _cache(tmp_path: Path) -> Path:
+    """Return a snapshot in a hub cache whose config.json is a link to a blob."""
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots" / "0123"
+    (snapshot / "part").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "one").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/one")
+    (snapshot / "part" / "config.json").symlink_to("../../../blobs/one")
+    return snapshot
+
+
+def test_a_folder_of_a_snapshot_links_to_the_blobs(tmp_path: Path) -> None:
+    assert read_json_in(_cache(tmp_path) / "part", "config.json") == {}
+
+
+def test_blobs_may_lie_on_another_disk(tmp_path: Path) -> None:
+    snapshot = _cache(tmp_path)
+    blob = snapshot.parent.parent / "blobs" / "one"
+    blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(tmp_path / "elsewhere")
+    assert read_json_in(snapshot, "config.json") == {}
+    assert read_json_in(snapshot / "part", "config.json") == {}
+
+
+def test_a_snapshot_links_to_nothing_but_blobs(tmp_path: Path) -> None:
+    snapshot = _cache(tmp_path)
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "other.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="outside the checkpoint's directory"):
+        file_in(snapshot, "other.json")
+
+
+def test_links_are_followed_where_the_user_allows_it(tmp_path: Path) -> None:
+    checkpoint, store = tmp_path / "checkpoint", tmp_path / "store"
+    checkpoint.mkdir()
+    store.mkdir()
+    (store / "config.json").write_text("{}")
+    (checkpoint / "config.json").symlink_to(store / "config.json")
+    with following_links(allowed=True):
+        assert read_json_in(checkpoint, "config.json") == {}
+        with pytest.raises(CheckpointError, match="no plain file name"):
+            file_in(checkpoint, "../store/config.json")
+    with pytest.raises(CheckpointError, match="If the link is your own, give --allow-links"):
+        read_json_in(checkpoint, "config.json")
 
 
 def test_json_that_is_a_directory(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.worker_process import run_worker
+from trtllm_dflash.checkpoint.locate import honouring_allow_links
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.atomic import (
     atomic_directory,
@@ -71,6 +72,7 @@ class BuildReport:
         ]
 
 
+@honouring_allow_links
 def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModels:
     """Resolve a build and check that it can run, before anything is written.
 
@@ -98,6 +100,7 @@ def _check_timing_cache(path: str | None) -> None:
         )
 
 
+@honouring_allow_links
 def build_engine(
     config: BuildConfig,
     *,

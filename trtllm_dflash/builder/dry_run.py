@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.catalog.gpus import GpuSpec, gpus_of
+from trtllm_dflash.checkpoint.locate import honouring_allow_links
 from trtllm_dflash.engine_dir.atomic import check_output, check_space
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -150,6 +151,7 @@ class DryRun:
         ]
 
 
+@honouring_allow_links
 def preview_build(config: BuildConfig, *, overwrite: bool = False) -> DryRun:
     """Resolve a build for any arch without building it; reads headers, no weights.
 

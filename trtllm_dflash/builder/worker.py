@@ -24,6 +24,7 @@ from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.finite import check_finite_with_progress
 from trtllm_dflash.engine_dir.atomic import write_error
+from trtllm_dflash.checkpoint.locate import following_links
 from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
 from trtllm_dflash.engine_dir.work_folder import abandon
 from trtllm_dflash.errors import BuildError, DFlashError
@@ -56,7 +57,8 @@ def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
 
     Returns what the manifest says of their origin, and the peak memory in bytes.
     """
-    models = resolve_models(request.config)
+    with following_links(allowed=request.config.allow_links):
+        models = resolve_models(request.config)
     sources = _check_weights(models, progress)
     sizes = models.resolved
     num_files = sum(len(source["files"]) for source in sources)

@@ -121,6 +121,14 @@ class BuildConfig:
         ),
     )
 
+    allow_links: bool = field(
+        default=False,
+        metadata=cli_option(
+            "follow links in a checkpoint's directory that lead out of it; only for links of your"
+            " own making"
+        ),
+    )
+
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         check_fields(self)

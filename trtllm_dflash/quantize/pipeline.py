@@ -14,7 +14,7 @@ from typing import Any
 from trtllm_dflash.checkpoint.finite import check_finite, check_finite_with_progress
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
-from trtllm_dflash.checkpoint.locate import file_in, read_json_in
+from trtllm_dflash.checkpoint.locate import file_in, honouring_allow_links, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_space
 from trtllm_dflash.errors import QuantizeError
@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _PACKAGES = ("torch", "nvidia-modelopt", "transformers")
 
 
+@honouring_allow_links
 def quantize(
     config: QuantizeConfig,
     *,
