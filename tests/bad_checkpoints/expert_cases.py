@@ -215,12 +215,12 @@ def mxfp4_of_a_dense_model(model: BadCheckpoint) -> None:
 
 
 @bad(
-    r"experts.down_proj \(2 such tensors\) shows experts in one tensor, which only gpt-oss has",
+    r"experts.gate_up_proj \(1 such tensors\) shows experts in one tensor of another shape",
     base=QWEN,
 )
-def fused_experts_of_qwen3_moe(model: BadCheckpoint) -> None:
+def fused_experts_in_gpt_oss_order(model: BadCheckpoint) -> None:
     changes: dict[str, tuple[str, list[int]] | None] = {
-        f"{EXPERTS}.gate_up_proj": ("BF16", [COUNT, 2 * QWEN_SIZE, HIDDEN]),
+        f"{EXPERTS}.gate_up_proj": ("BF16", [COUNT, HIDDEN, 2 * QWEN_SIZE]),
         f"{EXPERTS}.down_proj": ("BF16", [COUNT, HIDDEN, QWEN_SIZE]),
     }
     changes |= {name: None for name in model.weights.header if ".experts." in name}

@@ -39,6 +39,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
 from trtllm_dflash.checkpoint.settle import settle_quantization
+from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -140,6 +141,7 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     )
     infos = read_all_tensor_infos(directory)
     quantization = settle_quantization(quantization, infos, where)
+    infos = in_usual_layout(infos, config)
     config = _with_own_head(config, infos, quantization, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     stored_head = checkpoint.ignored.get("lm_head.weight")

@@ -46,8 +46,9 @@ _FOREIGN: Mapping[str, str] = {
     r"\.(absmax|quant_map|quant_state\.\w+)$": "a bitsandbytes checkpoint",
     r"_proj_(blocks|scales)$": "MXFP4 experts as gpt-oss has them",
     r"\.experts\.(gate_up|down)_proj$": (
-        "experts in one tensor, which only gpt-oss has; Qwen3-MoE's are published as linears of"
-        " each, and save_pretrained of transformers 5 writes them so"
+        "experts in one tensor of another shape than config.json's, or beside linears of each."
+        " Qwen3-MoE's are linears of each, or [experts, 2 x moe_intermediate_size, hidden_size]"
+        " with gate before up, and [experts, hidden_size, moe_intermediate_size]"
     ),
     r"\.experts\.\w+_weight_scale$": (
         "gpt-oss's experts as ModelOpt quantizes them, in blocks along another axis; use "
