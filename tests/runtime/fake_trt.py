@@ -28,6 +28,13 @@ from trtllm_dflash.engine_dir.io_tensors import FP8, IoTensor
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 SCRATCH_BYTES = 1000
+DTYPES = {
+    "float32": real.DataType.FLOAT,
+    "bfloat16": real.DataType.BF16,
+    FP8: real.DataType.FP8,
+    "int32": real.DataType.INT32,
+    "int64": real.DataType.INT64,
+}
 
 
 class Run(NamedTuple):
@@ -102,6 +109,7 @@ class FakeEngine:
         self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
         known = {field.name for field in fields(ResolvedBuild)}
         sizes = json.loads((directory / "config.json").read_text())["build_config"]
+        sizes.setdefault("gpu_arch", sizes.get("arch"))
         self.profiles = profiles(
             self.io, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
         )
@@ -117,6 +125,27 @@ class FakeEngine:
 
     def get_tensor_name(self, index: int) -> str:
         return self.io[index].name
+
+    num_optimization_profiles = 2
+
+    def _tensor(self, name: str) -> IoTensor:
+        return next(tensor for tensor in self.io if tensor.name == name)
+
+    def get_tensor_mode(self, name: str) -> Any:
+        is_input = self._tensor(name).direction == "input"
+        return real.TensorIOMode.INPUT if is_input else real.TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DTYPES[self._tensor(name).dtype]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if isinstance(size, str) else size for size in self._tensor(name).shape)
+
+    def get_aliased_input_tensor(self, name: str) -> str:
+        return self._tensor(name).aliases or ""
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        return list(self.profiles[profile][name])
 
     def create_runtime_config(self) -> SimpleNamespace:
         return SimpleNamespace(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.engine_dir.config_checks import check_format, check_io_table, check_sizes
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
@@ -109,10 +110,20 @@ class EngineConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> EngineConfig:
-        """Take the runtime's part of the parsed config.json; `where` names it in errors
-        (ConfigError).
+        """Take the runtime's part of the parsed config.json; `where` names it in errors.
+
+        Raises:
+            ConfigError: for what is missing, of a wrong type, of a newer version, or at odds with
+                the rest.
         """
-        reader = HfReader(data, where)
+        check_format(data, where)
+        config = cls._read(HfReader(data, where), where)
+        check_sizes(config, where)
+        check_io_table(config, where)
+        return config
+
+    @classmethod
+    def _read(cls, reader: HfReader, where: str) -> EngineConfig:
         build = {name: reader.read(int, f"build_config.{name}", low=1) for name in _SIZES}
         speculates = reader.section("dflash") is not None
         return cls(
@@ -177,7 +188,7 @@ def _io_tensor(row: Any, where: str) -> IoTensor:
             f"{where}: expected an object with keys among {', '.join(sorted(known))}, got {row!r}."
         )
     if not isinstance(row["shape"], list) or not all(
-        isinstance(size, int | str) for size in row["shape"]
+        type(size) in (int, str) for size in row["shape"]
     ):
         raise ConfigError(
             f"{where}.shape: expected a list of sizes and symbols, got {row['shape']!r}."

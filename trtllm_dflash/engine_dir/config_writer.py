@@ -12,6 +12,7 @@ from typing import Any
 from trtllm_dflash import __version__
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
+from trtllm_dflash.engine_dir.config_checks import FORMAT
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.models.base import TargetConfig
@@ -59,6 +60,7 @@ class EngineContents:
         pretrained["quantization"] = _quantization(self.target)
         pretrained["quantization"]["kv_cache_quant_algo"] = "FP8" if self.fp8_kv else None
         return {
+            "format": FORMAT,
             "version": __version__,
             "pretrained_config": pretrained,
             "build_config": self.sizes.to_json(),

@@ -17,6 +17,8 @@ BATCH = "batch"
 WIDTH = "width"
 ROWS = "rows"
 CONTEXT = "context"
+SYMBOLS = (BATCH, WIDTH, ROWS, CONTEXT)
+LOGITS = "logits"
 FP8 = "float8e4m3fn"
 _ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
 
@@ -53,9 +55,11 @@ def step_io(
     plugins: bool = False,
     kv_cache_dtype: str | None = None,
     ring_width: int | None = None,
+    gather_logits: bool = False,
 ) -> tuple[IoTensor, ...]:
     """Return all inputs and outputs of a step, inputs first, each group in graph order.
 
+    With `gather_logits` the logits that decide the tokens are an output, for `logprobs`.
     A plain step has no drafter and block_size 1. With plugins there is no input of symbol CONTEXT:
     plugins read on the device how far attention must look. The target's caches are of
     `kv_cache_dtype` if it is given, all else of `dtype`. Layers with a window have rings
@@ -87,9 +91,10 @@ def step_io(
         for c in caches
     )
     controls = tuple(
-        port for port in _control_inputs(cache_len) if not (plugins and CONTEXT in port.shape)
+        port for port in control_inputs(cache_len) if not (plugins and CONTEXT in port.shape)
     )
-    return (*controls, *caches, *_control_outputs(block_size), *outputs)
+    logits = (logits_output(target.vocab_size),) if gather_logits else ()
+    return (*controls, *caches, *control_outputs(block_size), *logits, *outputs)
 
 
 def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
@@ -97,7 +102,13 @@ def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
     return FP8 if plugins else dtype
 
 
-def _control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
+def dtype_names() -> tuple[str, ...]:
+    """Return the types that an input or output can have."""
+    return tuple(_ITEM_BYTES)
+
+
+def control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
+    """Return the inputs that are no caches, of a step without plugins."""
     known = "the first num_known are decided, the rest drafts to verify"
     return (
         IoTensor("input_ids", "input", "int64", (BATCH, WIDTH), known),
@@ -137,7 +148,8 @@ def _control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
     )
 
 
-def _control_outputs(block_size: int) -> tuple[IoTensor, ...]:
+def control_outputs(block_size: int) -> tuple[IoTensor, ...]:
+    """Return the outputs that every step has besides its caches."""
     return (
         IoTensor(
             "next_ids",
@@ -151,12 +163,23 @@ def _control_outputs(block_size: int) -> tuple[IoTensor, ...]:
             "output",
             "int64",
             (BATCH, ROWS),
-            "committed by this step: num_new tokens, then -1",
+            "committed by this step: num_new tokens, then -1; -1 too where logits are not finite",
         ),
         IoTensor("num_new", "output", "int32", (BATCH,), "accepted drafts + 1 (the bonus)"),
         IoTensor(
             "next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"
         ),
+    )
+
+
+def logits_output(vocab_size: int) -> IoTensor:
+    """Return the output of the logits that decide tokens, before the temperature."""
+    return IoTensor(
+        LOGITS,
+        "output",
+        "float32",
+        (BATCH, ROWS, vocab_size),
+        "the logits of the decided rows, before the temperature",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
+from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.runtime.threads import resolve_num_threads
 
 # How long an idle worker thread spins before it sleeps: long enough for the gaps between a step's
@@ -43,6 +46,13 @@ _LOAD_ERRORS = (
 )
 # A slot's own tensors besides its caches; a step finds and leaves them in the slot's memory.
 _SLOT_TENSORS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
+_DTYPES = {  # of the table by ONNX Runtime's names
+    "tensor(float)": "float32",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float8e4m3fn)": "float8e4m3fn",
+}
 _COUNTING_TENSORS = ("kv_positions", "decided")  # 0, 1, 2, …
 
 
@@ -72,7 +82,7 @@ class OrtSession:
         for tensor in config.io:
             if tensor.name in _SLOT_TENSORS or (tensor.cache and tensor.direction == "input"):
                 shape = (config.max_batch_size, *_resolve(tensor.shape[1:], {}))
-                self._slots[tensor.name] = np.zeros(shape, tensor.dtype)
+                self._slots[tensor.name] = _zeros(shape, tensor, directory)
         self._bindings: dict[tuple[int, int], _SlotBinding] = {}
         self._results: deque[StepResult] = deque()
 
@@ -197,6 +207,17 @@ class _SlotBinding:
             self._binding.bind_ortvalue_output(tensor.name, value)
 
 
+def _zeros(shape: tuple[int, ...], tensor: IoTensor, directory: Path) -> NDArray[Any]:
+    try:
+        return np.zeros(shape, tensor.dtype)
+    except (MemoryError, ValueError) as error:
+        size = human_bytes(prod(shape) * tensor.item_bytes)
+        raise EngineError(
+            f"{directory}: this machine has no {size} for {tensor.name} of {shape[0]} slots. Build"
+            " with a smaller --max-batch-size or --max-seq-len."
+        ) from error
+
+
 def _resolve(shape: Iterable[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
 
@@ -222,12 +243,13 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
 
 
 def _check_io(directory: Path, io_tensors: Iterable[IoTensor], session: Any) -> None:
-    described = {(tensor.direction, tensor.name) for tensor in io_tensors}
-    present = {("input", node.name) for node in session.get_inputs()}
-    present |= {("output", node.name) for node in session.get_outputs()}
-    if described != present:
-        differing = ", ".join(sorted(name for _, name in described ^ present))
-        raise EngineError(
-            f"{directory}: config.json and {MODEL_FILE} disagree on the inputs and outputs"
-            f" {differing}. Build the engine again."
-        )
+    """Compare the table in config.json with the graph's own inputs and outputs."""
+    present = {}
+    for direction, nodes in (
+        ("input", session.get_inputs()),
+        ("output", session.get_outputs()),
+    ):
+        for node in nodes:
+            dtype = _DTYPES.get(node.type, node.type)
+            present[node.name] = PresentTensor(direction, dtype, tuple(node.shape))
+    check_present(io_tensors, present, where=f"{directory}: {MODEL_FILE}")

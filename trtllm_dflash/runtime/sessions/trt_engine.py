@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash import trt_plugins
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.trt.loader import flavor, import_tensorrt
 
 if TYPE_CHECKING:
@@ -90,15 +92,58 @@ class TrtEngine:
         )
 
     def _check_io(self) -> None:
-        described = {tensor.name for tensor in self._config.io}
-        present = {
-            self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)
-        }
-        if described != present:
+        """Compare the engine's inputs, outputs and profiles with config.json."""
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        present = {name: _present_tensor(engine, name) for name in names}
+        check_present(self._config.io, present, where=str(self._path))
+        widest = {BATCH: 1, WIDTH: self._config.max_num_tokens, ROWS: 1}
+        self._check_profile(PREFILL_PROFILE, widest)
+        block = self._config.block_size
+        decode = {BATCH: self._config.max_batch_size, WIDTH: block, ROWS: block}
+        self._check_profile(DECODE_PROFILE, decode)
+
+    def _check_profile(self, profile: int, largest: Mapping[str, int]) -> None:
+        """Check that the engine was compiled for the largest shapes that a session asks for."""
+        if profile >= self._engine.num_optimization_profiles:
             raise EngineError(
-                f"{self._path}: config.json and this engine disagree on the inputs and outputs "
-                f"{', '.join(sorted(described ^ present))}. Build the engine again."
+                f"{self._path}: the engine has {self._engine.num_optimization_profiles}"
+                " optimization profiles, expected 2. Build it again."
             )
+        sizes = {**largest, CONTEXT: self._config.cache_len}
+        for tensor in self._config.io:
+            if tensor.direction == "output":
+                continue
+            limits = tuple(self._engine.get_tensor_profile_shape(tensor.name, profile)[2])
+            for symbol, limit in zip(tensor.shape, limits, strict=True):
+                wanted = sizes[symbol] if isinstance(symbol, str) else symbol
+                if wanted > limit:
+                    raise EngineError(
+                        f"{self._path}: {tensor.name} has at most the shape {list(limits)} in"
+                        f" profile {profile}, and config.json asks for {symbol} {wanted}. The"
+                        " directory was put together from two engines: build it again."
+                    )
+
+
+def _present_tensor(engine: Any, name: str) -> PresentTensor:
+    mode = engine.get_tensor_mode(name)
+    dtype = engine.get_tensor_dtype(name)
+    shape = tuple(None if size < 0 else size for size in engine.get_tensor_shape(name))
+    is_input = mode == trt.TensorIOMode.INPUT
+    # Empty where outputs share no memory, and where TensorRT leaves that to the bindings.
+    aliases = None if is_input else engine.get_aliased_input_tensor(name) or None
+    return PresentTensor("input" if is_input else "output", _dtype_name(dtype), shape, aliases)
+
+
+def _dtype_name(dtype: Any) -> str:
+    names = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.BF16: "bfloat16",
+        trt.DataType.FP8: "float8e4m3fn",
+        trt.DataType.INT32: "int32",
+        trt.DataType.INT64: "int64",
+    }
+    return names.get(dtype, str(dtype))
 
 
 class TrtContext:

@@ -1,0 +1,213 @@
+"""Checks of an engine's config.json against itself: format, sizes, table of inputs and outputs.
+
+An engine directory may come from a copy that went wrong, from an editor, or from a newer version.
+The sessions compare the same table with the inputs and outputs that the engine itself states.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash.engine_dir.io_tensors import (
+    BATCH,
+    CONTEXT,
+    LOGITS,
+    SYMBOLS,
+    IoTensor,
+    control_inputs,
+    control_outputs,
+    dtype_names,
+    logits_output,
+)
+from trtllm_dflash.errors import ConfigError
+from trtllm_dflash.models.hf_config import quote
+from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+
+if TYPE_CHECKING:
+    from trtllm_dflash.engine_dir.config import EngineConfig
+
+# Raised when an engine of this version means something else to earlier versions.
+FORMAT = 1
+SECTIONS = (
+    "format",
+    "version",
+    "pretrained_config",
+    "build_config",
+    "dflash",
+    "io",
+    "chat_template_kwargs",
+)
+MAX_SLOTS = 1 << 16
+MAX_POSITIONS = 1 << 24
+MAX_BLOCK = 1 << 12
+_CACHE_NAME = re.compile(r"(target|draft)_(key|value)\.(0|[1-9][0-9]{0,4})")
+
+
+def check_format(data: Mapping[str, Any], where: str) -> None:
+    """Refuse a config.json that a newer version wrote.
+
+    Raises:
+        ConfigError: for a format number above `FORMAT`, or a section that this version lacks.
+    """
+    version = quote(data.get("version"))
+    number = data.get("format", FORMAT)
+    if type(number) is not int or number < 1:
+        raise ConfigError(f"{where}: format is {quote(number)}, expected {FORMAT}.")
+    newer = f"It was written by a newer dflash-trt (its version is {version}): use that one."
+    if number > FORMAT:
+        raise ConfigError(
+            f"{where}: the directory has format {quote(number)}, and this version reads formats"
+            f" up to {FORMAT}. {newer}"
+        )
+    unknown = [name for name in data if name not in SECTIONS]
+    if unknown:
+        raise ConfigError(f"{where}: the section {quote(unknown[0])} is unknown. {newer}")
+
+
+def check_sizes(config: EngineConfig, where: str) -> None:
+    """Raise ConfigError for two sizes that contradict each other; it names both."""
+    limits = (
+        ("max_batch_size", MAX_SLOTS, "the most slots that an engine can have"),
+        ("cache_len", MAX_POSITIONS, "the most positions that a cache can have"),
+        ("block_size", MAX_BLOCK, "the longest block"),
+        ("max_seq_len", config.cache_len, "cache_len: a sequence must fit into its caches"),
+        ("max_input_len", config.max_seq_len - 1, "max_seq_len - 1: a prompt leaves room"),
+        ("max_num_tokens", config.max_seq_len, "max_seq_len: no step is wider than a sequence"),
+        ("block_size", config.max_num_tokens, "max_num_tokens: a block is one step"),
+        ("draft_len", config.block_size - 1, "block_size - 1: the first token is the anchor"),
+    )
+    for name, limit, reason in limits:
+        value = getattr(config, name)
+        if value > limit:
+            raise ConfigError(
+                f"{where}: {name} is {value}, expected at most {limit}, {reason}."
+            )
+    for token in config.eos_token_ids:
+        if token < 0:
+            raise ConfigError(f"{where}: eos_token_ids has {token}, expected token ids.")
+
+
+def check_io_table(config: EngineConfig, where: str) -> None:
+    """Compare the table of inputs and outputs with what a step of these sizes has.
+
+    Raises:
+        ConfigError: for a row that a step of this version does not have, or has otherwise; for a
+            missing row; for a cache that is not updated in place.
+    """
+    rows = {}
+    for tensor in config.io:
+        place = f"{where}: io: {quote(tensor.name)}"
+        _check_types(tensor, place)
+        if tensor.name in rows:
+            raise ConfigError(f"{place} appears twice.")
+        rows[tensor.name] = tensor
+    controls = (*control_inputs(config.cache_len), *control_outputs(config.block_size))
+    for expected in controls:
+        _check_control(rows.pop(expected.name, None), expected, config, where)
+    logits = rows.pop(LOGITS, None)
+    if logits is not None:
+        _check_same(logits, logits_output(config.vocab_size), f"{where}: io: {LOGITS}")
+    _check_caches(rows, config, where)
+
+
+def _check_types(tensor: IoTensor, place: str) -> None:
+    """Check a row by itself: its fields come from JSON and may be anything."""
+    texts = (tensor.name, tensor.direction, tensor.dtype, tensor.meaning)
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{place}: name, direction, dtype and meaning must be texts.")
+    for field, value, accepted in (
+        ("direction", tensor.direction, ("input", "output")),
+        ("dtype", tensor.dtype, dtype_names()),
+        ("cache", tensor.cache, (None, "target", "drafter")),
+    ):
+        if value not in accepted:
+            raise ConfigError(
+                f"{place}: {field} is {quote(value)}, expected {_any_of(accepted)}."
+            )
+    for size in tensor.shape:
+        fits = type(size) is int and 0 < size <= MAX_POSITIONS
+        if not fits and size not in SYMBOLS:
+            raise ConfigError(
+                f"{place}: the shape has {quote(size)}, expected a size or {_any_of(SYMBOLS)}."
+            )
+
+
+def _check_control(
+    found: IoTensor | None, expected: IoTensor, config: EngineConfig, where: str
+) -> None:
+    place = f"{where}: io: {expected.name}"
+    if found is not None:
+        _check_same(found, expected, place)
+        return
+    may_lack = {row.name for row in SAMPLING_INPUTS}  # engines of earlier versions lack some
+    if config.plugins and CONTEXT in expected.shape:
+        return
+    if expected.name not in may_lack:
+        raise ConfigError(f"{place} is missing: every step has this {expected.direction}.")
+
+
+def _check_same(found: IoTensor, expected: IoTensor, place: str) -> None:
+    for field in ("direction", "dtype", "shape", "aliases", "cache"):
+        value, wanted = getattr(found, field), getattr(expected, field)
+        if value != wanted:
+            raise ConfigError(f"{place}: {field} is {quote(value)}, expected {quote(wanted)}.")
+
+
+def _check_caches(rows: Mapping[str, IoTensor], config: EngineConfig, where: str) -> None:
+    """Check that every row left is a cache, and that each cache is one input and one output."""
+    layers: Counter[str] = Counter()
+    for name, tensor in rows.items():
+        place = f"{where}: io: {quote(name)}"
+        source = name.removesuffix(".out")
+        match = _CACHE_NAME.fullmatch(source)
+        if match is None:
+            raise ConfigError(f"{place} is no input or output that this version knows.")
+        owner = "target" if match[1] == "target" else "drafter"
+        twin = rows.get(f"{source}.out" if name == source else source)
+        if twin is None:
+            raise ConfigError(f"{place} is a cache that is not both an input and an output.")
+        layers[owner] += 1
+        expected = _expected_cache(tensor, owner, source, config, place)
+        _check_same(tensor, expected, place)
+        if name != source:
+            _check_same(
+                replace(twin, name=name, direction="output", aliases=source), tensor, place
+            )
+    if not layers["target"] or bool(layers["drafter"]) != config.speculates:
+        raise ConfigError(
+            f"{where}: io has {layers['target']} rows of target caches and {layers['drafter']} of"
+            f" drafter caches, and block_size is {config.block_size}."
+        )
+
+
+def _expected_cache(
+    tensor: IoTensor, owner: str, source: str, config: EngineConfig, place: str
+) -> IoTensor:
+    is_output = tensor.name != source
+    sizes = tensor.shape[1:]
+    if (
+        tensor.shape[:1] != (BATCH,)
+        or len(sizes) != 3
+        or not all(isinstance(s, int) for s in sizes)
+    ):
+        raise ConfigError(
+            f"{place}: the shape is {quote(list(tensor.shape))}, expected that of a cache."
+        )
+    if int(sizes[1]) > config.cache_len:
+        raise ConfigError(
+            f"{place} has {sizes[1]} rows, expected at most cache_len, {config.cache_len}."
+        )
+    return replace(
+        tensor,
+        direction="output" if is_output else "input",
+        aliases=source if is_output else None,
+        cache=owner,
+    )
+
+
+def _any_of(values: Iterable[Any]) -> str:
+    return " or ".join("nothing" if value is None else str(value) for value in values)
