@@ -90,12 +90,17 @@ def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", r"manifest.json: not readable as JSON \(.*\); build the engine again"),
+        ("{", r"manifest.json: this is not valid JSON \(.*\)\. Get an intact copy"),
         (
             '{"schema": 99}',
-            r"manifest.json: schema 99, expected 1; build the engine again with this version",
+            r"manifest.json: schema 99, expected 1; it was written by a newer dflash-trt: use that",
         ),
-        ("[]", r"manifest.json: schema 'list', expected 1"),
+        ('{"schema": "1"}', r'manifest.json: schema "1", expected 1; build the engine again'),
+        ('{"schema": true}', r"manifest.json: schema true, expected 1; build the engine again"),
+        ("[]", r"manifest.json: expected a JSON object, got list"),
+        ('{"schema": 1, "versions": [1]}', "versions is not versions by package; build"),
+        ('{"schema": 1, "kernels": [{}]}', "kernels is not a list of objects with kernel,"),
+        ('{"schema": 1, "created": 7}', "created is not a text"),
     ],
 )
 def test_an_unreadable_manifest_is_an_error(directory: Path, text: str, words: str) -> None:

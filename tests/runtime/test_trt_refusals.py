@@ -12,10 +12,67 @@ pytest.importorskip("tensorrt_rtx")
 
 from tests.runtime.fake_cuda import FakeDriver, real
 from tests.runtime.fake_gpu import GREEDY, Gpu, open_gpu
+from tests.runtime.fake_trt import FakeEngine
+from tests.runtime.fake_trt import real as real_trt
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.sessions import trt_engine
 
 __all__ = ["open_gpu"]  # a fixture
+
+
+class TestTable:
+    """The table in config.json is compared with what TensorRT says of the engine."""
+
+    @pytest.mark.parametrize(
+        ("method", "name", "answer", "words"),
+        [
+            (
+                "get_tensor_dtype",
+                "num_new",
+                real_trt.DataType.INT64,
+                "the type int64, .* int32",
+            ),
+            ("get_tensor_mode", "num_new", real_trt.TensorIOMode.INPUT, "the direction input"),
+            ("get_tensor_shape", "uniforms", (-1, 7), r"the shape \[None, 7\]"),
+            ("get_tensor_shape", "past_len", (-1, -1), r"the shape \[None, None\]"),
+            ("get_aliased_input_tensor", "num_new", "past_len", "the alias past_len"),
+            (
+                "get_aliased_input_tensor",
+                "target_key.0.out",
+                "target_value.0",
+                "the alias target_value.0, and config.json says target_key.0",
+            ),
+            (
+                "get_tensor_profile_shape",
+                "input_ids",
+                [(1, 1), (1, 4), (2, 4)],
+                r"at most the shape \[2, 4\] in profile 0, .* asks for width 8",
+            ),
+        ],
+    )
+    def test_differences_are_refused(
+        self,
+        open_gpu: Callable[..., Gpu],
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        name: str,
+        answer: Any,
+        words: str,
+    ) -> None:
+        right = getattr(FakeEngine, method)
+
+        def wrong(engine: FakeEngine, asked: str, *rest: int) -> Any:
+            return answer if asked == name else right(engine, asked, *rest)
+
+        monkeypatch.setattr(FakeEngine, method, wrong)
+        with pytest.raises(EngineError, match=rf"rank0\.engine: {name} has {words}"):
+            open_gpu()
+
+    def test_engine_may_leave_aliases_to_the_bindings(
+        self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(FakeEngine, "get_aliased_input_tensor", lambda *_: None)
+        open_gpu()
 
 
 class TestMisuse:

@@ -95,8 +95,8 @@ def check_io_table(config: EngineConfig, where: str) -> None:
     """Compare the table of inputs and outputs with what a step of these sizes has.
 
     Raises:
-        ConfigError: for a row that a step of this version does not have, or has otherwise; for a
-            missing row; for a cache that is not updated in place.
+        ConfigError: for a row that is missing, unknown or otherwise than in a step, and for a
+            cache that is not updated in place.
     """
     rows = {}
     for tensor in config.io:

@@ -12,11 +12,12 @@ from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
+from trtllm_dflash.engine_dir.manifest import is_entry
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, human_bytes, table
 from trtllm_dflash.models.drafter import DraftLayerConfig
-from trtllm_dflash.models.hf_config import parse_json
+from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
 
 _DIGEST_CHARACTERS = 16  # of a sha256, for people
 
@@ -37,7 +38,8 @@ class Inspection:
 
     def sections(self) -> list[tuple[str, list[str]]]:
         """Return the inspection for people: titles and lines."""
-        files = self.manifest["files"]
+        listed = self.manifest.get("files") or {}
+        files = {name: entry for name, entry in listed.items() if is_entry(name, entry)}
         size = human_bytes(sum(int(entry["bytes"]) for entry in files.values()))
         title = f"{self.directory}: {size}, built {self.manifest.get('created')}"
         overview, io_tensors = self._config_tables()
@@ -60,7 +62,7 @@ class Inspection:
             return [], []
         path = self.directory / CONFIG_FILE
         engine = EngineConfig.from_json(dict(self.config), str(path))
-        overview = _overview(engine, self.config, self.manifest)
+        overview = _overview(engine, HfReader(self.config, str(path)), self.manifest)
         tensors = map(_io_cells, _merge_layers(engine.io))
         return _lines(overview), _lines(tensors)
 
@@ -72,10 +74,11 @@ def inspect_engine(directory: Path) -> Inspection:
         EngineError: if it has no manifest that this version can read.
     """
     facts = manifest.load(directory)
-    differences = manifest.check(directory, deep=True)
+    differences = manifest.check(directory, deep=True, backend=facts.get("backend"))
     path = directory / CONFIG_FILE
     # A config.json that the build did not write is a difference. Nothing else is read from it.
-    intact = not any(text.startswith(CONFIG_FILE) for text in differences)
+    intact = CONFIG_FILE in (facts.get("files") or ())
+    intact = intact and not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
     return Inspection(
         directory, config, facts, differences, manifest.version_differences(facts)
@@ -96,26 +99,25 @@ def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:
     return ", ".join(runs)
 
 
-def _overview(
-    engine: EngineConfig, config: Mapping[str, Any], facts: Mapping[str, Any]
-) -> Rows:
-    model = config["pretrained_config"]
+def _overview(engine: EngineConfig, config: HfReader, facts: Mapping[str, Any]) -> Rows:
+    num_layers = config.read(int, "pretrained_config.num_hidden_layers")
+    hidden_size = config.read(int, "pretrained_config.hidden_size")
     weights = facts.get("weights", ())
     sources = {source["model"]: source["directory"] for source in weights}
     target = (
         engine.model_type,
-        f"{model['num_hidden_layers']} layers",
-        f"hidden size {model['hidden_size']}",
+        f"{num_layers} layers",
+        f"hidden size {hidden_size}",
         f"vocabulary {engine.vocab_size}",
         f"from {sources.get('target')}",
     )
     rows = [
         ("target", ", ".join(target)),
-        *_dflash_rows(config["dflash"], sources),
+        *_dflash_rows(config.section("dflash"), sources),
         ("built for", f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"),
         *_format_rows(engine),
     ]
-    if ARCHS[engine.gpu_arch].is_gpu:
+    if engine.gpu_arch in ARCHS and ARCHS[engine.gpu_arch].is_gpu:
         kernels = "ours, as plugins" if engine.plugins else "the compiler's own"
         rows.append(("kernels", kernels))
     steps = f"in steps of up to {engine.max_num_tokens}"
@@ -129,18 +131,18 @@ def _overview(
     return rows
 
 
-def _dflash_rows(dflash: Mapping[str, Any] | None, sources: Mapping[str, str]) -> Rows:
+def _dflash_rows(dflash: HfReader | None, sources: Mapping[str, str]) -> Rows:
     if dflash is None:
         return [("drafter", "none: a plain engine, one token a step")]
-    layers = [DraftLayerConfig(**layer) for layer in dflash["layers"]]
-    taps = ", ".join(map(str, dflash["target_layer_ids"]))
-    verified = f"run verifies {dflash['draft_len']} drafts"
+    layers = _draft_layers(dflash)
+    taps = ", ".join(map(str, dflash.read_list(int, "target_layer_ids")))
+    verified = f"run verifies {dflash.read(int, 'draft_len')} drafts"
     return [
         ("drafter", f"{len(layers)} layers, from {sources.get('drafter')}"),
         ("masks", describe_masks(layers)),
         ("taps", f"outputs of target layers {taps}"),
-        ("block", f"{dflash['block_size']} tokens; {verified}"),
-        ("mask id", str(dflash["mask_token_id"])),
+        ("block", f"{dflash.read(int, 'block_size')} tokens; {verified}"),
+        ("mask id", str(dflash.read(int, "mask_token_id"))),
     ]
 
 
@@ -156,6 +158,18 @@ def _format_rows(engine: EngineConfig) -> Rows:
 def _rest_of(quantized: Mapping[str, int], engine: EngineConfig) -> str:
     """Return what a model's other weights are, where some are quantized."""
     return f", others {engine.dtype}" if quantized else ""
+
+
+def _draft_layers(dflash: HfReader) -> list[DraftLayerConfig]:
+    rows = dflash.get("layers")
+    if not isinstance(rows, list):
+        dflash.fail("layers", f"is {quote(rows)}, expected a list of masks.")
+    layers = []
+    for index, row in enumerate(rows):
+        mask = HfReader({"layer": row}, dflash.where, f"{dflash.prefix}layers[{index}].")
+        causal = mask.read(bool, "layer.causal")
+        layers.append(DraftLayerConfig(causal, mask.read(int, "layer.window", low=0)))
+    return layers
 
 
 def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from trtllm_dflash.engine_dir.files import MANIFEST_FILE
+from trtllm_dflash.checkpoint.tokenizer_files import TOKENIZER_FILES
+from trtllm_dflash.engine_dir.files import ENGINE_FILES, MANIFEST_FILE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, ignore_progress
+from trtllm_dflash.models.hf_config import parse_json, quote
 
 SCHEMA = 1
 # Files below this size are hashed on every load, in less than 0.1 s. Larger ones are compared by
@@ -49,38 +52,78 @@ def load(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        manifest = parse_json(path.read_bytes(), str(path), error=EngineError)
+    except (FileNotFoundError, NotADirectoryError):
         raise EngineError(
             f"{directory}: no {MANIFEST_FILE}, so this is not an engine directory; give the"
             " --output-dir of a build"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise EngineError(
-            f"{path}: not readable as JSON ({error}); build the engine again"
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = (
-            manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        )
-        raise EngineError(
-            f"{path}: schema {found!r}, expected {SCHEMA}; build the engine again with this version"
-        )
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}") from error
+    schema = manifest.get("schema")
+    if schema != SCHEMA or type(schema) is not int:
+        newer = type(schema) is int and schema > SCHEMA
+        advice = "it was written by a newer dflash-trt: use that one" if newer else _BUILD_AGAIN
+        raise EngineError(f"{path}: schema {quote(schema)}, expected {SCHEMA}; {advice}")
+    _check_facts(manifest, str(path))
     return manifest
 
 
-def check(directory: Path, *, deep: bool) -> list[str]:
+_BUILD_AGAIN = "build the engine again with this version"
+_TEXTS = ("created", "arch", "backend", "graph")
+_KERNEL = {"kernel": str, "bytes": int, "sha256": str, "source_sha256": str}
+_WEIGHTS = {"model": str, "directory": str, "files": dict}
+
+
+def _check_facts(manifest: Mapping[str, Any], where: str) -> None:
+    """Raise EngineError for a fact of a wrong type; rows of files are compared one by one."""
+    for name in _TEXTS:
+        if not isinstance(manifest.get(name), str | None):
+            _fail(where, name, "a text")
+    versions = manifest.get("versions", {})
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        _fail(where, "versions", "versions by package")
+    argv = manifest.get("argv", [])
+    if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
+        _fail(where, "argv", "a list of words")
+    for name, fields in (("kernels", _KERNEL), ("weights", _WEIGHTS)):
+        rows = manifest.get(name, [])
+        if not isinstance(rows, list) or not all(_has_fields(row, fields) for row in rows):
+            _fail(where, name, f"a list of objects with {', '.join(fields)}")
+
+
+def _has_fields(row: Any, fields: Mapping[str, type]) -> bool:
+    return isinstance(row, dict) and all(
+        type(row.get(name)) is expected for name, expected in fields.items()
+    )
+
+
+def _fail(where: str, name: str, expected: str) -> NoReturn:
+    raise EngineError(f"{where}: {name} is not {expected}; {_BUILD_AGAIN}")
+
+
+def check(directory: Path, *, deep: bool, backend: str | None = None) -> list[str]:
     """Return every difference between a directory and its manifest, as sentences.
 
-    All sizes are compared, and the hashes of files below 64 MB, or of all files if `deep`.
+    All sizes are compared, and the hashes of files below 64 MB, or of all files if `deep`. What an
+    engine of `backend` reads must be listed: its own files, and a tokenizer where there is one.
 
     Raises:
-        EngineError: if there is no readable manifest.
+        EngineError: if there is no readable manifest, or a file cannot be read.
     """
     files = load(directory).get("files")
     if not isinstance(files, dict) or not files:
         return [f"{MANIFEST_FILE} lists no files"]
-    differences = []
+    differences = [
+        f"{MANIFEST_FILE} does not list {name}, which an engine of {backend} needs"
+        for name in ENGINE_FILES.get(backend or "", ())
+        if name not in files
+    ]
+    differences += [
+        f"{name} was added after the build: {MANIFEST_FILE} does not list it"
+        for name in TOKENIZER_FILES
+        if name not in files and os.path.lexists(directory / name)
+    ]
     for name, entry in files.items():
         difference = _difference(directory, name, entry, deep=deep)
         if difference is not None:
@@ -88,25 +131,28 @@ def check(directory: Path, *, deep: bool) -> list[str]:
     return differences
 
 
-def _is_entry(name: str, entry: Any) -> bool:
+def is_entry(name: str, entry: Any) -> bool:
     """Return whether a row is well-formed and names a file in the directory itself."""
-    is_inside = Path(name).name == name
-    return is_inside and isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+    is_inside = Path(name).name == name and "\0" not in name and name.isprintable()
+    return is_inside and _has_fields(entry, {"bytes": int, "sha256": str})
 
 
 def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | None:
-    if not _is_entry(name, entry):
+    if not is_entry(name, entry):
         return f"{MANIFEST_FILE} has a row that this version cannot read: {name!r}"
     path = directory / name
     size = entry["bytes"]
-    if not path.is_file():
-        return f"{name} is missing; the build wrote {size} bytes"
-    actual = path.stat().st_size
-    if actual != size:
-        return f"{name} has {actual} bytes; the build wrote {size}"
-    if not deep and actual >= SHALLOW_BYTES:
-        return None
-    digest = file_digest(path)
+    try:
+        if not path.is_file():
+            return f"{name} is missing; the build wrote {size} bytes"
+        actual = path.stat().st_size
+        if actual != size:
+            return f"{name} has {actual} bytes; the build wrote {size}"
+        if not deep and actual >= SHALLOW_BYTES:
+            return None
+        digest = file_digest(path)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}") from error
     expected = entry["sha256"]
     if digest == expected:
         return None

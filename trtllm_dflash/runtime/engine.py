@@ -165,15 +165,15 @@ def check_engine(directory: Path) -> EngineConfig:
         EngineError: as `Engine.load`.
     """
     config = EngineConfig.load(directory)
-    _check_manifest(directory)
+    _check_manifest(directory, config.backend)
     check_runnable(directory, config)
     return config
 
 
-def _check_manifest(directory: Path) -> None:
+def _check_manifest(directory: Path, backend: str) -> None:
     from trtllm_dflash.engine_dir import manifest
 
-    differences = manifest.check(directory, deep=False)
+    differences = manifest.check(directory, deep=False, backend=backend)
     if differences:
         listed = "".join(f"\n  {difference}" for difference in differences)
         raise EngineError(

@@ -72,7 +72,7 @@ class TrtSession:
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
         self._cuda = Cuda(devices.first_gpu_index(config.gpu_arch))
-        versions = manifest.load(directory)["versions"]
+        versions = manifest.load(directory).get("versions", {})
         self._engine = TrtEngine(directory / ENGINE_FILE, config, self._cuda, versions=versions)
         self._slots = TrtSlots(config, self._cuda)
         self._buffers = StepBuffers(config, self._cuda)
