@@ -14,6 +14,7 @@ from trtllm_dflash.cli.options import ConfigOption
 # Command, older spelling, its value, the parameter, and the parameter's value.
 ALIASES = [
     ("run", "--input-file", ["p.txt"], "prompts", "p.txt"),
+    ("run", "--stop", ["x"], "stop_words", ["x"]),
     ("profile", "--input-file", ["p.txt"], "prompts", "p.txt"),
     ("profile", "--output-len", ["9"], "max_tokens", "9"),
     ("profile", "--per-kind", ["2"], "per_category", "2"),

@@ -215,7 +215,7 @@ def test_token_ids_without_a_tokenizer(run: Run, engines: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
-        ((), None, "give either a PROMPT or --prompts FILE."),
+        ((), None, "stdin is empty. Give a PROMPT, --prompts FILE or --messages FILE"),
         (("hi", "--prompts", "-"), "hi", "give either a PROMPT or --prompts FILE, not both."),
         (
             ("hi", "--no-draft", "--draft-len", "2"),

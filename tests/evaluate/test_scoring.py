@@ -27,6 +27,7 @@ from trtllm_dflash.options.evaluate import EvaluateConfig
 
 WINDOW = 80  # max_seq_len of the engines
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from trtllm_dflash.evaluate.engine_under_test import AS_THEY_ARE
 
 
 def measured(engine: Path, text: Path, **options: object) -> Evaluation:
@@ -238,7 +239,7 @@ def test_acceptance_length_is_the_mean_of_all_steps(
     config = EvaluateConfig(
         engine, against=other_engine, text=text_file, max_tokens=25, num_threads=1
     )
-    found = evaluate(config, EvalPrompts("some", prompts, chat=False))
+    found = evaluate(config, EvalPrompts("some", prompts, AS_THEY_ARE))
     answers = Engine.load(engine, num_threads=1).generate(prompts, max_tokens=25)
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     assert found.engine.acceptance is not None

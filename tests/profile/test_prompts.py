@@ -34,6 +34,7 @@ CATEGORIES = {
     "qa",
     "multilingual",
 }
+from trtllm_dflash.runtime.text.chat_format import ChatFormat
 
 
 def test_builtin_prompts_have_equal_categories() -> None:
@@ -81,8 +82,8 @@ def test_fit_length_cuts_or_fills_the_beginning() -> None:
 
 
 def test_encode_refuses_text_without_a_tokenizer() -> None:
-    assert encode([Prompt([1, 2], "a")], None, chat=True) == [EncodedPrompt("a", [1, 2])]
+    assert encode([Prompt([1, 2], "a")], None, ChatFormat()) == [EncodedPrompt("a", [1, 2])]
     with pytest.raises(
         UsageError, match=r"no tokenizer.json, .* Give --prompts with token ids"
     ):
-        encode([Prompt("text")], None, chat=True)
+        encode([Prompt("text")], None, ChatFormat())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
+from trtllm_dflash.cli.engine_folders import default_output_dir
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
@@ -41,6 +42,8 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **options: Any) -> N
             if no_drafter
             else "give --drafter DIR|NAME, or pass --no-drafter to build a plain engine"
         )
+    if options["output_dir"] is None:
+        options["output_dir"] = default_output_dir(options["target"], options["arch"])
     config = BuildConfig(**options)
     if dry_run:
         from trtllm_dflash.builder.dry_run import preview_build

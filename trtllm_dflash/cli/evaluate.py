@@ -30,12 +30,19 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     """
     source = take(PromptOptions, options)
     files = take(ResultFile, options)
-    if source.raw and source.prompts is None:
-        raise UsageError("--raw is for --prompts FILE; a text is always read as it is")
+    without_prompts = ["--raw"] * source.raw + source.given_chat_options
+    if without_prompts and source.source is None:
+        raise UsageError(
+            f"{without_prompts[0]} is for --prompts FILE; a text is always read as it is"
+        )
     config = EvaluateConfig(engine, **options)
     check_outputs(
         {"--json": files.json},
-        inputs={"--text": config.text, "--prompts": source.prompts},
+        inputs={
+            "--text": config.text,
+            "--prompts": source.prompts,
+            "--messages": source.messages,
+        },
         engine=engine,
     )
     from trtllm_dflash.cli.evaluation_table import print_evaluation
@@ -54,14 +61,18 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
 
 
 def _evaluate(config: EvaluateConfig, source: PromptOptions) -> Evaluation:
-    from trtllm_dflash.cli.prompts import read_prompts
+    from trtllm_dflash.cli.prompts import read_source
     from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
     from trtllm_dflash.log import progress_bar
     from trtllm_dflash.runtime.preprocess import PromptError
+    from trtllm_dflash.runtime.text.chat_format import ChatFormat
 
-    lines = read_prompts(source.prompts) if source.prompts else []
-    texts = tuple(line.prompt for line in lines)
-    prompts = EvalPrompts(str(source.prompts), texts, chat=not source.raw) if lines else None
+    lines = read_source(source)
+    prompts = None
+    if lines:
+        chat_format = ChatFormat.from_options(source, raw=source.raw)
+        texts = tuple(line.prompt for line in lines)
+        prompts = EvalPrompts(str(source.source), texts, chat_format)
     try:
         with progress_bar() as progress:
             return evaluate(config, prompts, progress=progress)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from trtllm_dflash.options.fields import option_name
+from trtllm_dflash.options.sampling import no_effect_warning, unused_without_temperature
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config")
@@ -115,6 +117,23 @@ def take(config: type[Config], options: dict[str, Any]) -> Config:
     return config(**values)
 
 
+def given_options(ctx: click.Context) -> dict[str, Any]:
+    """Return the options that were typed, by parameter."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+
+
+def warn_of_unused(ctx: click.Context) -> None:
+    """Say on stderr which sampling options have no effect, since no temperature was typed."""
+    unused = unused_without_temperature(given_options(ctx))
+    if unused:
+        names = [option_name(name) for name in unused]
+        click.echo(f"warning: {no_effect_warning(names, '--temperature')}", err=True)
+
+
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     metadata = field.metadata
     spelling = option_name(field.name)
@@ -123,10 +142,13 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
         "help": metadata["help"],
         "aliases": metadata.get("aliases", ()),
     }
-    if field.default is MISSING:
-        settings["required"] = True
-    else:
+    if field.default is not MISSING:
         settings["default"] = field.default
+    elif not metadata["derived"]:
+        settings["required"] = True
+    if get_origin(hint) is tuple:
+        settings |= {"multiple": True, "type": _CLICK_TYPES[get_args(hint)[0]]}
+        return click.option(spelling, field.name, metavar=metadata.get("metavar"), **settings)
     plain, is_optional = _plain(hint)
     if plain is not bool:
         settings["type"] = _click_type(plain, metadata)

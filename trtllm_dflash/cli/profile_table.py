@@ -18,6 +18,7 @@ from trtllm_dflash.profile.formatting import (
     milliseconds,
 )
 from trtllm_dflash.profile.result import Profile, StepBreakdown, SystemResult
+from trtllm_dflash.runtime.text.chat_format import describe_format
 
 
 def print_profile(profile: Profile) -> None:
@@ -51,8 +52,9 @@ def _title(profile: Profile) -> str:
     machine = profile.machine
     return (
         f"{profile.engine['directory']}: {prompts['count']} prompts of"
-        f" {len(prompts['categories'])} categories, at most {profile.settings['max_tokens']} new"
-        f" tokens each, {machine['threads']} threads of {machine['processor']}"
+        f" {len(prompts['categories'])} categories ({describe_format(prompts)}), at most"
+        f" {profile.settings['max_tokens']} new tokens each, {machine['threads']} threads of"
+        f" {machine['processor']}"
     )
 
 

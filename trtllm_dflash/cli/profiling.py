@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from trtllm_dflash.cli.options import PATH, options_from, take
+from trtllm_dflash.cli.options import PATH, options_from, take, warn_of_unused
 from trtllm_dflash.cli.output_files import Files, check_outputs, write_file
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.profiling import ProfileConfig, ProfileFiles
@@ -75,10 +75,15 @@ def profile(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     """
     if engine.is_file():
         _refuse_measuring(ctx, engine)
+    warn_of_unused(ctx)
     files = take(ProfileFiles, options)
     prompts = take(PromptOptions, options)
     config = ProfileConfig(engine, **options)
-    inputs = {"ENGINE": engine if engine.is_file() else None, "--prompts": prompts.prompts}
+    inputs = {
+        "ENGINE": engine if engine.is_file() else None,
+        "--prompts": prompts.prompts,
+        "--messages": prompts.messages,
+    }
     _check_files(files, inputs, engine)
     from trtllm_dflash.cli.profile_table import print_profile
     from trtllm_dflash.profile.load import load
@@ -105,18 +110,20 @@ def _refuse_measuring(ctx: click.Context, path: Path) -> None:
 
 
 def _measure(config: ProfileConfig, source: PromptOptions) -> Profile:
-    from trtllm_dflash.cli.prompts import read_prompts
+    from trtllm_dflash.cli.prompts import read_source
     from trtllm_dflash.log import progress_bar
     from trtllm_dflash.profile.profiler import profile
     from trtllm_dflash.profile.prompts import NO_CATEGORY, Prompt, PromptSet
+    from trtllm_dflash.runtime.text.chat_format import ChatFormat
 
-    asked = PromptSet.builtin(chat=not source.raw)
-    if source.prompts is not None:
+    chat_format = ChatFormat.from_options(source, raw=source.raw)
+    asked = PromptSet.builtin(chat_format)
+    if source.source is not None:
         prompts = (
             Prompt(line.prompt, line.category or NO_CATEGORY, line.where)
-            for line in read_prompts(source.prompts)
+            for line in read_source(source)
         )
-        asked = PromptSet(str(source.prompts), tuple(prompts), chat=not source.raw)
+        asked = PromptSet(str(source.source), tuple(prompts), chat_format)
     with progress_bar() as progress:
         return profile(config, asked, progress=progress)
 

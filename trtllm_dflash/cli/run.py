@@ -1,16 +1,18 @@
-"""dflash-trt run: answers of an engine, on the terminal or in a file."""
+"""dflash-trt run: answers of an engine, on the terminal or in a file, or a conversation."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from trtllm_dflash.cli.options import PATH, options_from, take
+from trtllm_dflash.cli.options import PATH, given_options, options_from, take, warn_of_unused
 from trtllm_dflash.cli.output_files import check_outputs
 from trtllm_dflash.errors import OutputError, UsageError
 from trtllm_dflash.options.generation import RunConfig
@@ -21,61 +23,159 @@ if TYPE_CHECKING:
     from trtllm_dflash.runtime.engine import Engine
     from trtllm_dflash.runtime.outputs import Generation
     from trtllm_dflash.runtime.stream import Stream
+    from trtllm_dflash.runtime.text.chat_format import ChatFormat
 
 
 _MAX_SHOWN_PROMPT = 100  # characters
 
 
-@click.command(short_help="Generate answers with an engine.")
-@click.argument("engine", type=PATH)
+@click.command(short_help="Generate answers with an engine, or talk to it.")
+@click.argument("engine", type=PATH, required=False)
 @click.argument("prompt", required=False)
 @options_from(RunConfig, SamplingParams)
-def run(**options: Any) -> None:
-    """Generate answers with the ENGINE directory: to one PROMPT, or to all of --prompts."""
-    config = take(RunConfig, options)
-    sampling = config.sampling_options() | options
-    from trtllm_dflash.cli.run_summary import print_summary
-    from trtllm_dflash.runtime.engine import Engine
+@click.pass_context
+def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **options: Any) -> None:
+    """Generate answers with the ENGINE directory: to one PROMPT, or to all of --prompts.
 
+    Without a PROMPT, a terminal becomes a conversation, and otherwise stdin is the prompt. Without
+    an ENGINE, the newest one under engines/ is taken that this machine can run, else the demo's.
+    """
+    warn_of_unused(ctx)
+    options["engine"], options["prompt"] = _engine_and_prompt(engine, prompt)
+    config = take(RunConfig, options)
+    is_conversation = config.prompt is None and config.source is None and _is_terminal()
+    if is_conversation:
+        _check_conversation(config, options)
+    elif config.prompt is None and config.source is None:
+        config = replace(config, prompt=_prompt_on_stdin())
     check_outputs(
         {"--output": config.output},
         inputs={
             "--prompts": config.prompts,
+            "--messages": config.messages,
             "--draft-len-schedule": config.draft_len_schedule,
         },
         engine=config.engine,
     )
-    lines = _prompt_lines(config)
-    engine = Engine.load(config.engine, num_threads=config.num_threads)
-    with (
-        _open_stream(engine, lines, config.raw, sampling) as stream,
-        _open_output(config.output) as file,
-    ):
-        if file is not None:
-            _write(lines, stream, file)
-        elif len(lines) == 1:
-            _print_as_it_comes(engine, stream)
-        else:
-            _print_in_order(engine, lines, stream)
-        answers = stream.generations()
-    print_summary(answers, stream.timings, width=stream.width)
+    lines = [] if is_conversation else _prompt_lines(config)
+    sampling = config.sampling_options() | options
+    loaded = _load(config)
+    if is_conversation:
+        from trtllm_dflash.cli.conversation import converse
+
+        if "max_tokens" not in given_options(ctx):
+            sampling.pop("max_tokens")
+        converse(loaded, _format_for(loaded, config), sampling, config.show_reasoning)
+    else:
+        _answer(loaded, lines, config, sampling)
+
+
+def _engine_and_prompt(engine: Path | None, prompt: str | None) -> tuple[Path, str | None]:
+    """Return the engine and the prompt; a single argument with blanks is a prompt, if no path."""
+    from trtllm_dflash.cli.engine_folders import find_engine
+
+    if engine is not None and prompt is None and len(str(engine).split()) > 1:
+        with suppress(OSError):  # a name that is too long exists nowhere
+            if engine.exists():
+                return engine, None
+        return find_engine(), str(engine)
+    return (find_engine() if engine is None else engine), prompt
+
+
+def _is_terminal() -> bool:
+    """Tell whether somebody types and reads here."""
+    streams = (sys.stdin, sys.stdout)
+    return all(stream is not None and stream.isatty() for stream in streams)
+
+
+def _check_conversation(config: RunConfig, options: dict[str, Any]) -> None:
+    """Raise UsageError for options that a conversation cannot follow."""
+    given = {
+        "--output": config.output is not None,
+        "--n": options["n"] != 1,
+        "--logprobs": options["logprobs"] is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{name} needs a PROMPT, --prompts FILE or --messages FILE.")
+
+
+def _prompt_on_stdin() -> str:
+    from trtllm_dflash.cli.prompts import read_stdin
+
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError(
+            "give a PROMPT, --prompts FILE or --messages FILE: stdout is no terminal, so this is no"
+            " conversation."
+        )
+    return read_stdin()
 
 
 def _prompt_lines(config: RunConfig) -> list[PromptLine]:
-    from trtllm_dflash.cli.prompts import PromptLine, read_prompts
+    from trtllm_dflash.cli.prompts import PromptLine, read_source
 
-    if config.prompts is not None:
-        return read_prompts(config.prompts)
-    assert config.prompt is not None
-    return [PromptLine(config.prompt)]
+    if config.prompt is not None:
+        return [PromptLine(config.prompt)]
+    return read_source(config)
+
+
+def _load(config: RunConfig) -> Engine:
+    """Name the engine in the first line, and load it."""
+    from trtllm_dflash.engine_dir.config import EngineConfig
+    from trtllm_dflash.runtime.engine import Engine
+
+    found = EngineConfig.load(config.engine)
+    click.echo(f"engine: {config.engine} ({found.gpu_arch}, {found.formats})", err=True)
+    return Engine.load(config.engine, num_threads=config.num_threads)
+
+
+def _format_for(engine: Engine, config: RunConfig) -> ChatFormat:
+    """Return how texts are put; without a chat template as they are, which is said."""
+    from trtllm_dflash.runtime.text.chat_format import ChatFormat
+
+    chat_format = ChatFormat.from_options(config, raw=config.raw)
+    has_template = engine.tokenizer is not None and engine.tokenizer.has_chat_template
+    if config.raw or has_template or config.given_chat_options or engine.tokenizer is None:
+        return chat_format
+    click.echo(
+        "note: this model has no chat template, so it gets the text as it is (--raw)", err=True
+    )
+    return replace(chat_format, chat=False)
+
+
+def _answer(
+    engine: Engine, lines: Sequence[PromptLine], config: RunConfig, sampling: dict[str, Any]
+) -> None:
+    """Answer the prompts, on the terminal or into a file, and print the summary."""
+    from trtllm_dflash.cli.run_summary import print_logprobs, print_summary
+
+    with (
+        _open_stream(engine, lines, config, sampling) as stream,
+        _open_output(config.output) as file,
+    ):
+        count = len(lines) * sampling["n"]
+        if file is not None:
+            _write(lines, stream, file, sampling["n"])
+        elif count == 1:
+            _print_as_it_comes(engine, stream, show_reasoning=config.show_reasoning)
+        else:
+            _print_in_order(engine, lines, stream, config, sampling["n"])
+        answers = stream.generations()
+    if count == 1 and answers[0].logprobs is not None and file is None:
+        print_logprobs(answers[0].logprobs, engine.tokenizer)
+    print_summary(answers, stream.timings, width=stream.width)
 
 
 def _open_stream(
-    engine: Engine, lines: Sequence[PromptLine], raw: bool, sampling: dict[str, Any]
+    engine: Engine, lines: Sequence[PromptLine], config: RunConfig, sampling: dict[str, Any]
 ) -> Stream:
     from trtllm_dflash.runtime.preprocess import PromptError
+    from trtllm_dflash.runtime.text.chat_format import is_token_ids
 
-    prompts = [_model_input(engine, line.prompt, raw) for line in lines]
+    prompts: list[Any] = [line.prompt for line in lines]
+    if engine.tokenizer is not None and not all(map(is_token_ids, prompts)):
+        chat_format = _format_for(engine, config)
+        prompts = [_encode(engine, line, chat_format) for line in lines]
     try:
         return engine.stream(prompts, **sampling)
     except PromptError as error:
@@ -84,14 +184,14 @@ def _open_stream(
         raise UsageError(f"{prefix}the prompt {error.problem}") from error
 
 
-def _model_input(engine: Engine, prompt: str | list[int], raw: bool) -> str | list[int]:
-    """Put a text into the model's chat format, unless `raw`.
-
-    Without a tokenizer it stays a text, which the engine refuses.
-    """
-    if raw or not isinstance(prompt, str) or engine.tokenizer is None:
-        return prompt
-    return engine.tokenizer.encode_chat(prompt)
+def _encode(engine: Engine, line: PromptLine, chat_format: ChatFormat) -> list[int]:
+    assert engine.tokenizer is not None
+    try:
+        return chat_format.encode(line.prompt, engine.tokenizer)
+    except UsageError as error:
+        if not line.where:
+            raise
+        raise UsageError(f"{line.where}: {error}") from error
 
 
 @contextmanager
@@ -101,7 +201,8 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
         yield None
         return
     try:
-        file = output.open("w", encoding="utf-8")
+        # Half a surrogate pair becomes \udXXX, which is how JSON writes it.
+        file = output.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             f"{output}: cannot be written ({error.strerror}). Give --output another path."
@@ -113,41 +214,57 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
             file.close()
 
 
-def _print_as_it_comes(engine: Engine, stream: Stream) -> None:
+def _print_as_it_comes(engine: Engine, stream: Stream, *, show_reasoning: bool) -> str:
+    """Print the one answer of a stream; return its text."""
+    printed = ""
+    in_reasoning = False
     for chunk in stream:
+        if show_reasoning and chunk.reasoning:
+            click.secho(chunk.reasoning, nl=False, dim=True)
+            in_reasoning = True
         text = chunk.text
         if engine.tokenizer is None:
             text = "".join(f"{token} " for token in chunk.token_ids)
+        if text and in_reasoning:
+            click.echo("\n")
+            in_reasoning = False
         click.echo(text, nl=False)
+        printed += text
     click.echo()
+    return printed
 
 
-def _print_in_order(engine: Engine, lines: Sequence[PromptLine], stream: Stream) -> None:
+def _print_in_order(
+    engine: Engine, lines: Sequence[PromptLine], stream: Stream, config: RunConfig, n: int
+) -> None:
     for index, answer in _in_order(stream):
         text = answer.text
         if engine.tokenizer is None:
             text = " ".join(map(str, answer.token_ids))
-        prompt = str(lines[index].prompt)[:_MAX_SHOWN_PROMPT]
-        click.secho(f"[{index + 1}/{len(lines)}] {prompt}", bold=True)
+        prompt = str(lines[index // n].prompt)[:_MAX_SHOWN_PROMPT]
+        click.secho(f"[{index + 1}/{len(lines) * n}] {prompt}", bold=True)
+        if config.show_reasoning and answer.reasoning:
+            click.secho(f"{answer.reasoning}\n", dim=True)
         click.echo(f"{text}\n")
 
 
-def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str]) -> None:
+def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str], n: int) -> None:
     from trtllm_dflash.cli.prompts import answer_row
     from trtllm_dflash.log import progress_bar
 
+    count = len(lines) * n
     with progress_bar() as progress:
         for index, answer in _in_order(stream):
-            row = answer_row(index, lines[index], answer)
+            row = answer_row(index // n, lines[index // n], answer)
             try:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()  # so that an interrupted run keeps its answers
             except OSError as error:
                 raise OutputError(
                     f"--output {file.name}: cannot be written ({error.strerror}) from answer"
-                    f" {index + 1} of {len(lines)} on. Those before it are there."
+                    f" {index + 1} of {count} on. Those before it are there."
                 ) from error
-            progress("answering", index + 1, len(lines))
+            progress("answering", index + 1, count)
 
 
 def _in_order(stream: Stream) -> Iterator[tuple[int, Generation]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trtllm_dflash.runtime.outputs import Generation, Timings, mean
+from trtllm_dflash.log import table as text_table
+from trtllm_dflash.runtime.outputs import Generation, Timings, TokenLogprobs, mean
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BAR_WIDTH = 40
 Row = tuple[str, RenderableType]
@@ -24,6 +27,10 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
     rows = [_prefill_row(answers, timings)]
     if timings.decode_steps:
         rows += _decode_rows(timings)
+    seeds = [answer.seed for answer in answers if answer.seed is not None]
+    if seeds:
+        more = f" and {len(seeds) - 1} more" if len(seeds) > 1 else ""
+        rows.append(("seed", f"{seeds[0]}{more}"))
     if width > 1 and lengths:
         rows += _acceptance_rows(lengths, width)
     table = Table.grid(padding=(0, 2))
@@ -31,6 +38,19 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
         table.add_row(name, value)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(Group(Text(), table))
+
+
+def print_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -> None:
+    """Print a line on stdout for each token of an answer, with the most likely ones beside it."""
+
+    def shown(token: int) -> str:
+        return str(token) if tokenizer is None else repr(tokenizer.decode([token]))
+
+    rows: list[Sequence[str]] = [("token", "log probability", "most likely")]
+    for one in logprobs:
+        others = "  ".join(f"{shown(token)} {value:.4f}" for token, value in one.top)
+        rows.append((shown(one.token_id), f"{one.logprob:.4f}", others))
+    click.echo(f"\n{text_table(rows, indent='', align='<>')}")
 
 
 def _prefill_row(answers: Sequence[Generation], timings: Timings) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE, TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.models.hf_config import parse_json
 from trtllm_dflash.runtime.engine import check_engine
+from trtllm_dflash.runtime.text.chat_format import ChatFormat, PromptContent
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
+AS_THEY_ARE = ChatFormat(chat=False)
 _FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
 
 
@@ -43,18 +45,20 @@ class EvaluatedEngine:
             )
         return cls(directory, config, Tokenizer.of_engine(directory, config))
 
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Return the token ids of a text; `chat`: in the model's chat format.
+    def encode(
+        self, content: PromptContent, chat_format: ChatFormat = AS_THEY_ARE
+    ) -> list[int]:
+        """Return the token ids of a text or a conversation, put in a format.
 
         Raises:
-            UsageError: without a tokenizer.
+            UsageError: without a tokenizer, or for messages that the template does not take.
         """
         if self.tokenizer is None:
             raise UsageError(
                 f"{self.directory}: this engine has no {TOKENIZER_FILE}, so it cannot read text. "
                 "Build it from a checkpoint with its tokenizer files."
             )
-        return self.tokenizer.encode_chat(text) if chat else self.tokenizer.encode(text)
+        return chat_format.encode(content, self.tokenizer)
 
     @property
     def weights(self) -> str:
@@ -92,7 +96,10 @@ class EvaluatedEngine:
 
 
 def check_same_vocabulary(
-    ours: EvaluatedEngine, other: EvaluatedEngine, texts: Mapping[str, list[int]], *, chat: bool
+    ours: EvaluatedEngine,
+    other: EvaluatedEngine,
+    texts: Sequence[tuple[PromptContent, list[int]]],
+    chat_format: ChatFormat = AS_THEY_ARE,
 ) -> None:
     """Check that token ids have the same meaning in both engines.
 
@@ -111,9 +118,10 @@ def check_same_vocabulary(
         )
     if other.tokenizer is None:
         return
-    for text, token_ids in texts.items():
-        if other.encode(text, chat=chat) != token_ids:
+    for text, token_ids in texts:
+        if other.encode(text, chat_format) != token_ids:
             raise UsageError(
                 f"{ours.directory} and {other.directory} have different tokenizers: they make"
-                f" different tokens of {text[:40]!r}. Give --against an engine of the same target."
+                f" different tokens of {str(text)[:40]!r}. Give --against an engine of the same"
+                " target."
             )

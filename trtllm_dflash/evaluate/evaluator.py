@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from trtllm_dflash.engine_dir.manifest import bytes_digest
 from trtllm_dflash.errors import UsageError
@@ -23,20 +23,19 @@ from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, ignore_progress
 from trtllm_dflash.options.evaluate import LIMITS, EvaluateConfig
 from trtllm_dflash.runtime.sessions.base import Int64
+from trtllm_dflash.runtime.text.chat_format import ChatFormat, PromptContent, is_token_ids
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class EvalPrompts:
-    """Prompts on which acceptance is measured, as text or token ids.
-
-    `chat`: texts go into the model's chat format. `name` is their file.
-    """
+    """Prompts on which acceptance is measured, and how they are put; `name` is their file."""
 
     name: str
-    prompts: tuple[str | list[int], ...]
-    chat: bool = True
+    prompts: tuple[PromptContent, ...]
+    chat_format: ChatFormat = field(default_factory=ChatFormat)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def evaluate(
         against=results[1] if len(results) > 1 else None,
         comparison=scores.comparison,
         failures=tuple(failures),
-        facts=_facts(config, inputs, prompts, argv),
+        facts=_facts(config, inputs, prompts, engines[0].tokenizer, argv),
     )
 
 
@@ -112,11 +111,11 @@ def _encode_inputs(
     token_ids = first.encode(text.text)
     encoded = _encode_prompts(first, prompts)
     for other in engines[1:]:
-        check_same_vocabulary(first, other, {text.text: token_ids}, chat=False)
+        check_same_vocabulary(first, other, [(text.text, token_ids)])
         if prompts is not None:
             pairs = zip(prompts.prompts, encoded, strict=True)
-            texts = {prompt: ids for prompt, ids in pairs if isinstance(prompt, str)}
-            check_same_vocabulary(first, other, texts, chat=prompts.chat)
+            texts = [(prompt, ids) for prompt, ids in pairs if not is_token_ids(prompt)]
+            check_same_vocabulary(first, other, texts, prompts.chat_format)
     for engine in engines:
         check_prompts(encoded, engine.config, config.max_tokens)
     size = min(engine.config.max_seq_len for engine in engines)
@@ -129,7 +128,9 @@ def _encode_prompts(engine: EvaluatedEngine, prompts: EvalPrompts | None) -> lis
     if prompts is None:
         return []
     return [
-        engine.encode(prompt, chat=prompts.chat) if isinstance(prompt, str) else prompt
+        cast("list[int]", prompt)
+        if is_token_ids(prompt)
+        else engine.encode(prompt, prompts.chat_format)
         for prompt in prompts.prompts
     ]
 
@@ -168,6 +169,7 @@ def _facts(
     config: EvaluateConfig,
     inputs: _EvalInputs,
     prompts: EvalPrompts | None,
+    tokenizer: Tokenizer | None,
     argv: Sequence[str],
 ) -> Mapping[str, Any]:
     """Return the provenance of an evaluation."""
@@ -182,13 +184,16 @@ def _facts(
             "tokens": inputs.num_tokens,
             "windows": len(inputs.windows),
         },
-        "prompts": _prompt_facts(config, inputs, prompts),
+        "prompts": _prompt_facts(config, inputs, prompts, tokenizer),
         "limits": {name: given[name] for name in LIMITS if given[name] is not None},
     }
 
 
 def _prompt_facts(
-    config: EvaluateConfig, inputs: _EvalInputs, prompts: EvalPrompts | None
+    config: EvaluateConfig,
+    inputs: _EvalInputs,
+    prompts: EvalPrompts | None,
+    tokenizer: Tokenizer | None,
 ) -> Mapping[str, Any] | None:
     """Return the facts of the prompts; None without."""
     if prompts is None:
@@ -196,7 +201,7 @@ def _prompt_facts(
     return {
         "name": prompts.name,
         "token_ids_sha256": bytes_digest(repr(inputs.prompts).encode()),
-        "chat": prompts.chat,
+        **prompts.chat_format.facts(tokenizer),
         "count": len(inputs.prompts),
         "max_tokens": config.max_tokens,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
+from trtllm_dflash.hardware.gpu_names import arch_named
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
@@ -36,7 +37,11 @@ class BuildConfig:
         )
     )
     output_dir: Path = field(
-        metadata=cli_option("the engine directory to write", metavar="DIR")
+        metadata=cli_option(
+            "the engine directory to write [default: engines/TARGET-ARCH]",
+            metavar="DIR",
+            derived=True,
+        )
     )
     drafter: str | None = field(
         default=None,
@@ -46,7 +51,13 @@ class BuildConfig:
         ),
     )
     arch: str = field(
-        default="cpu", metadata=cli_option("what the engine runs on", choices=tuple(ARCHS))
+        default="cpu",
+        metadata=cli_option(
+            f"what the engine runs on: {', '.join(ARCHS)}, or a GPU's name, as b200",
+            metavar="ARCH|GPU",
+            choices=tuple(ARCHS),
+            parse=arch_named,
+        ),
     )
     dtype: str = field(
         default="auto",

@@ -24,6 +24,7 @@ def cli_option(
     aliases: Sequence[str] = (),
     old_values: Mapping[str, str] | None = None,
     parse: Callable[[str], str] | None = None,
+    derived: bool = False,
 ) -> dict[str, Any]:
     """Return the metadata of a field that is an option of a command.
 
@@ -37,6 +38,7 @@ def cli_option(
         old_values: Older names of choices, which work on the command line and are not shown.
         parse: Makes the value of what is typed on the command line: an architecture of a GPU's
             name. It raises UsageError for what it does not know.
+        derived: The command line does not require it, and makes it from the other options.
     """
     given = {
         "metavar": metavar,
@@ -49,6 +51,7 @@ def cli_option(
     return {
         "help": text,
         "aliases": tuple(aliases),
+        "derived": derived,
         **{name: value for name, value in given.items() if value is not None},
     }
 

@@ -24,6 +24,8 @@ NUM_THREADS = cli_option(
 class RunConfig(PromptOptions):
     """What to generate with an engine, and where the answers go.
 
+    Without prompt, prompts and messages there is a conversation on the terminal.
+
     Raises:
         UsageError: for options that contradict each other.
     """
@@ -50,8 +52,15 @@ class RunConfig(PromptOptions):
             metavar="FILE",
         ),
     )
-    ignore_eos: bool = field(
-        default=False, metadata=cli_option("do not stop at the model's stop tokens")
+    special_tokens: bool = field(
+        default=False, metadata=cli_option("show the special tokens in the text")
+    )
+    show_reasoning: bool = field(
+        default=False,
+        metadata=cli_option(
+            "show what the model writes before its final answer, where its format tells the two"
+            " apart"
+        ),
     )
     output: Path | None = field(
         default=None,
@@ -63,10 +72,11 @@ class RunConfig(PromptOptions):
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engine."""
+        super().__post_init__()
         check_fields(self)
-        if (self.prompt is None) == (self.prompts is None):
-            end = "." if self.prompt is None else ", not both."
-            raise UsageError(f"give either a PROMPT or --prompts FILE{end}")
+        if self.prompt is not None and self.source is not None:
+            other = "--messages" if self.prompts is None else "--prompts"
+            raise UsageError(f"give either a PROMPT or {other} FILE, not both.")
         given = {
             "--no-draft": self.no_draft,
             "--draft-len": self.draft_len is not None,
@@ -82,9 +92,8 @@ class RunConfig(PromptOptions):
             "max_tokens": self.max_tokens,
             "draft": not self.no_draft,
             "draft_len": self.draft_len,
+            "skip_special_tokens": not self.special_tokens,
         }
         if self.draft_len_schedule is not None:
             options["draft_len_schedule"] = DraftLenSchedule.load(self.draft_len_schedule)
-        if self.ignore_eos:
-            options["stop_token_ids"] = ()
         return options

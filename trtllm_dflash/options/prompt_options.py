@@ -1,21 +1,88 @@
-"""Where the prompts of a command come from, and where its results go."""
+"""Where the prompts of a command come from, how they are put, and where its results go."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from trtllm_dflash.options.fields import cli_option
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.fields import cli_option, option_name
 
 
-@dataclass(frozen=True)
-class PromptOptions:
-    """The file of the prompts, and how they are encoded."""
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Conversations, and how they are put into the model's chat format.
+
+    Raises:
+        UsageError: for template options that are no JSON object.
+    """
+
+    messages: Path | None = field(
+        default=None,
+        metadata=cli_option(
+            'file of conversations: a JSON list of messages with "role" and "content", or one such'
+            " list a line; -: stdin",
+            metavar="FILE",
+        ),
+    )
+    system: str | None = field(
+        default=None,
+        metadata=cli_option(
+            "system message of every conversation that has none of its own", metavar="TEXT"
+        ),
+    )
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata=cli_option(
+            'options of the chat template, as {"enable_thinking": false}'
+            " [default: the engine's own]",
+            metavar="JSON",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Check the template options."""
+        _ = self.template_options
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Return the template options that are given."""
+        if self.chat_template_kwargs is None:
+            return {}
+        name = "--chat-template-kwargs"
+        expected = 'expected a JSON object, as {"enable_thinking": false}.'
+        try:
+            options = json.loads(self.chat_template_kwargs)
+        except (ValueError, RecursionError) as error:
+            given = shown(self.chat_template_kwargs)
+            raise UsageError(f"{name} {given} is not JSON ({error}): {expected}") from error
+        if not isinstance(options, dict):
+            raise UsageError(f"{name} is {shown(options)}, {expected}")
+        return options
+
+    @property
+    def given_chat_options(self) -> list[str]:
+        """Return those options that only a chat format can follow, as they are typed."""
+        names = ("messages", "system", "chat_template_kwargs")
+        return [option_name(name) for name in names if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(ChatOptions):
+    """The file of the prompts, and how they are encoded.
+
+    Raises:
+        UsageError: for options that contradict each other.
+    """
 
     prompts: Path | None = field(
         default=None,
         metadata=cli_option(
-            'file of prompts: one a line, or JSON lines with "prompt" (and "category"); -: stdin',
+            'file of prompts: one a line, or JSON lines with "prompt" or "messages" (and'
+            ' "category"); -: stdin',
             metavar="FILE",
             aliases=("--input-file",),
         ),
@@ -24,6 +91,22 @@ class PromptOptions:
         default=False,
         metadata=cli_option("give prompts to the model as they are, without its chat template"),
     )
+
+    def __post_init__(self) -> None:
+        """Check everything that can be judged without the engine."""
+        super().__post_init__()
+        if self.raw and self.given_chat_options:
+            raise UsageError(
+                f"{self.given_chat_options[0]} is for the chat format, and --raw leaves that out."
+                " Leave one of them out."
+            )
+        if self.prompts is not None and self.messages is not None:
+            raise UsageError("give either --prompts or --messages, not both.")
+
+    @property
+    def source(self) -> Path | None:
+        """Return the file of prompts or of conversations."""
+        return self.prompts or self.messages
 
 
 @dataclass(frozen=True)

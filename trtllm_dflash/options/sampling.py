@@ -97,10 +97,27 @@ class SamplingParams(RowSampling):
     draft_len: int | None = None
     draft_len_schedule: DraftLenSchedule | None = None
     stop_token_ids: tuple[int, ...] | None = None
-    ignore_eos: bool = False
-    stop_words: tuple[str, ...] = ()
+    ignore_eos: bool = field(
+        default=False, metadata=cli_option("do not stop at the model's stop tokens")
+    )
+    stop_words: tuple[str, ...] = field(
+        default=(),
+        metadata=cli_option(
+            "end an answer where this text begins; may be given several times",
+            metavar="TEXT",
+            aliases=("--stop",),
+        ),
+    )
     skip_special_tokens: bool = True
-    logprobs: int | None = None
+    logprobs: int | None = field(
+        default=None,
+        metadata=cli_option(
+            "show the log probability of each token, and of the K most likely ones",
+            metavar="K",
+            low=0,
+            high=MAX_LOGPROBS,
+        ),
+    )
     max_new_tokens: InitVar[int | None] = None
 
     def __post_init__(self, max_new_tokens: int | None) -> None:

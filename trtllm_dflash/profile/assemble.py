@@ -28,6 +28,7 @@ from trtllm_dflash.profile.result import (
 from trtllm_dflash.profile.step_breakdown import breakdown_by_differences
 from trtllm_dflash.profile.summaries import SystemRun, curve_point, system_result
 from trtllm_dflash.profile.sweep import Sweep
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 CLOCK = {
     "ttft_seconds": (
@@ -84,11 +85,13 @@ def assemble(
     )
 
 
-def prompt_facts(prompt_set: PromptSet, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
-    """Describe the prompts that are answered."""
+def prompt_facts(
+    prompt_set: PromptSet, prompts: Sequence[EncodedPrompt], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """Describe the prompts that are answered, and how they were put: τ depends on it."""
     return {
         "name": prompt_set.name,
-        "chat": prompt_set.chat,
+        **prompt_set.chat_format.facts(tokenizer),
         "token_ids_sha256": provenance.digest([prompt.input_ids for prompt in prompts]),
         "count": len(prompts),
         "tokens": sum(len(prompt.input_ids) for prompt in prompts),

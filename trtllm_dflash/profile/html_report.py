@@ -30,6 +30,7 @@ from trtllm_dflash.profile.formatting import (
 )
 from trtllm_dflash.profile.result import DFLASH, Profile, StepBreakdown, SystemResult
 from trtllm_dflash.profile.theme import FONTS, css_variables, inline_svg
+from trtllm_dflash.runtime.text.chat_format import describe_format
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,8 +119,8 @@ def _subtitle(profile: Profile) -> str:
                 "1 thread" if threads == 1 else f"{threads} threads",
             ]
         ),
-        f"{prompts['count']} prompts of {len(prompts['categories'])} categories, at most"
-        f" {profile.settings['max_tokens']} new tokens each",
+        f"{prompts['count']} prompts of {len(prompts['categories'])} categories"
+        f" ({describe_format(prompts)}), at most {profile.settings['max_tokens']} new tokens each",
         profile.created[:10],
     ]
     return " · ".join(parts)

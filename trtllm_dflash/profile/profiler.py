@@ -61,7 +61,8 @@ def profile(
     num_threads = resolve_num_threads(config.num_threads)
     if config.plain is not None:
         check_engine(config.plain)
-    prompts = _encode_prompts(config, prompt_set, engine_config)
+    tokenizer = Tokenizer.find(config.engine)
+    prompts = _encode_prompts(config, prompt_set, engine_config, tokenizer)
     _require_external_systems(config)
     facts = {"machine": machine_facts(num_threads)}
     with plain_engine(
@@ -80,7 +81,7 @@ def profile(
         facts |= {
             "engine": engine_facts(config.engine, engine.config),
             "plain": engine_facts(plain_path, plain.config),
-            "prompts": prompt_facts(prompt_set, prompts),
+            "prompts": prompt_facts(prompt_set, prompts, tokenizer),
         }
     if config.plain is None:
         facts["plain"]["directory"] = None  # it was temporary
@@ -89,13 +90,16 @@ def profile(
 
 
 def _encode_prompts(
-    config: ProfileConfig, prompt_set: PromptSet, engine_config: EngineConfig
+    config: ProfileConfig,
+    prompt_set: PromptSet,
+    engine_config: EngineConfig,
+    tokenizer: Tokenizer | None,
 ) -> list[EncodedPrompt]:
     """Encode the prompts, and check that the DFlash engine takes them."""
     if not prompt_set.prompts:
         raise UsageError("there is no prompt to answer.")
     given = limit_per_category(prompt_set.prompts, config.per_category)
-    encoded = encode(given, Tokenizer.find(config.engine), chat=prompt_set.chat)
+    encoded = encode(given, tokenizer, prompt_set.chat_format)
     prompts = fit_length(encoded, config.input_len)
     try:
         _check_prompts(prompts, engine_config, config.max_tokens)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from typing import cast
 
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.text.chat_format import ChatFormat, PromptContent, is_token_ids
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BUILTIN_NAME = "the prompts that come with dflash-trt"
@@ -21,23 +23,23 @@ NO_CATEGORY = "other"
 class Prompt:
     """One prompt as it was given; `where` is its file and line."""
 
-    content: str | list[int]
+    content: PromptContent
     category: str = NO_CATEGORY
     where: str = ""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The prompts of a profile; `chat`: texts go into the model's chat format."""
+    """The prompts of a profile, and how they are put."""
 
     name: str
     prompts: tuple[Prompt, ...]
-    chat: bool = True
+    chat_format: ChatFormat = field(default_factory=ChatFormat)
 
     @classmethod
-    def builtin(cls, *, chat: bool = True) -> PromptSet:
+    def builtin(cls, chat_format: ChatFormat | None = None) -> PromptSet:
         """Return the prompts that come with the package."""
-        return cls(BUILTIN_NAME, tuple(builtin_prompts()), chat)
+        return cls(BUILTIN_NAME, tuple(builtin_prompts()), chat_format or ChatFormat())
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,39 @@ def limit_per_category(prompts: Sequence[Prompt], limit: int | None) -> list[Pro
 
 
 def encode(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer | None, *, chat: bool
+    prompts: Sequence[Prompt], tokenizer: Tokenizer | None, chat_format: ChatFormat
 ) -> list[EncodedPrompt]:
-    """Return the prompts' token ids; `chat`: in the model's chat format.
+    """Return the prompts' token ids.
 
     Raises:
-        UsageError: for text without a tokenizer.
+        UsageError: for text without a tokenizer, or messages that the template does not take; it
+            names the prompt's place.
     """
-    return [
-        EncodedPrompt(prompt.category, _encode_one(prompt.content, tokenizer, chat))
-        for prompt in prompts
-    ]
+    encoded = []
+    for prompt in prompts:
+        try:
+            input_ids = _encode_one(prompt.content, tokenizer, chat_format)
+        except UsageError as error:
+            if not prompt.where:
+                raise
+            raise UsageError(f"{prompt.where}: {error}") from error
+        encoded.append(EncodedPrompt(prompt.category, input_ids))
+    return encoded
 
 
-def _encode_one(content: str | list[int], tokenizer: Tokenizer | None, chat: bool) -> list[int]:
+def _encode_one(
+    content: PromptContent, tokenizer: Tokenizer | None, chat_format: ChatFormat
+) -> list[int]:
     """Return the token ids of one prompt."""
-    if not isinstance(content, str):
-        return list(content)
-    if tokenizer is None:
-        raise UsageError(
-            f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with"
-            ' token ids ({"prompt": [1, 2]}), or build it from a checkpoint with its'
-            " tokenizer files."
-        )
-    return tokenizer.encode_chat(content) if chat else tokenizer.encode(content)
+    if tokenizer is not None:
+        return chat_format.encode(content, tokenizer)
+    if is_token_ids(content):
+        return list(cast("Sequence[int]", content))
+    raise UsageError(
+        f"this engine has no {TOKENIZER_FILE}, so it cannot read text. Give --prompts with"
+        ' token ids ({"prompt": [1, 2]}), or build it from a checkpoint with its'
+        " tokenizer files."
+    )
 
 
 def fit_length(prompts: Sequence[EncodedPrompt], length: int | None) -> list[EncodedPrompt]:
