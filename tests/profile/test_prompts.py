@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_dflash.cli.prompts import read_prompts
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.prompts import (
     EncodedPrompt,
@@ -18,6 +17,7 @@ from trtllm_dflash.profile.prompts import (
     fit_length,
     limit_per_category,
 )
+from trtllm_dflash.runtime.text.prompt_files import read_prompts
 
 # Of SPEED-Bench's categories and MT-Bench's, by their names there.
 CATEGORIES = {

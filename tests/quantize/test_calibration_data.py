@@ -11,6 +11,7 @@ import pytest
 from tests.fixtures.tiny_models import VOCAB
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.quantize.calibration_data import Sample, encode_samples, read_samples
+from trtllm_dflash.runtime.text.chat_format import ChatFormat
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
@@ -24,7 +25,9 @@ def tokenizer(make_target: Callable[..., Path]) -> Tokenizer:
 def encode(
     samples: list[Sample], tokenizer: Tokenizer | None, *, seq_len: int = 512, limit: int = 99
 ) -> list[list[int]]:
-    return encode_samples(samples, tokenizer, vocab_size=VOCAB, seq_len=seq_len, limit=limit)
+    return encode_samples(
+        samples, tokenizer, ChatFormat(), vocab_size=VOCAB, seq_len=seq_len, limit=limit
+    )
 
 
 def test_builtin_set_is_varied_and_fits_a_chat_model(tokenizer: Tokenizer) -> None:

@@ -19,11 +19,11 @@ from trtllm_dflash.options.generation import RunConfig
 from trtllm_dflash.options.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from trtllm_dflash.cli.prompts import PromptLine
     from trtllm_dflash.runtime.engine import Engine
     from trtllm_dflash.runtime.outputs import Generation
     from trtllm_dflash.runtime.stream import Stream
     from trtllm_dflash.runtime.text.chat_format import ChatFormat
+    from trtllm_dflash.runtime.text.prompt_files import PromptLine
 
 
 _MAX_SHOWN_PROMPT = 100  # characters
@@ -112,7 +112,8 @@ def _prompt_on_stdin() -> str:
 
 
 def _prompt_lines(config: RunConfig) -> list[PromptLine]:
-    from trtllm_dflash.cli.prompts import PromptLine, read_source
+    from trtllm_dflash.cli.prompts import read_source
+    from trtllm_dflash.runtime.text.prompt_files import PromptLine
 
     if config.prompt is not None:
         return [PromptLine(config.prompt)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from trtllm_dflash.checkpoint.formats import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.prompt_options import ChatOptions
 
 KV_CACHE_DTYPES = ("fp8",)
 KEEP_WEIGHTS = "none"
@@ -17,7 +18,7 @@ _CHOICES = (*FORMATS, KEEP_WEIGHTS)
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
+class QuantizeConfig(ChatOptions):
     """What to quantize, and how; a `drafter` is quantized into `output_dir`/drafter.
 
     Raises:
@@ -90,7 +91,12 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
+        super().__post_init__()
         check_fields(self)
+        if self.messages is not None and self.calib_file is not None:
+            raise UsageError(
+                "give either --calib-file or --messages to calibrate with, not both"
+            )
         if self.weight_format is None and self.kv_cache_dtype is None:
             raise UsageError(
                 f"--quant {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8"
@@ -100,6 +106,11 @@ class QuantizeConfig:
                 f"--quant {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches"
                 f" stay as they are; give --quant {' or '.join(FORMATS)}, or no drafter"
             )
+
+    @property
+    def calibration_text(self) -> Path | None:
+        """Return the file of the text to calibrate with; None: the package's own."""
+        return self.calib_file or self.messages
 
     @property
     def weight_format(self) -> WeightFormat | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.text.chat_format import ChatFormat, Conversation
+from trtllm_dflash.runtime.text.prompt_files import read_conversations
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BUILTIN_SET = "calibration.jsonl"
@@ -20,12 +22,14 @@ _LENGTH_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class Sample:
-    """One text: a prompt (or its token ids), its answer, or both; or text without a prompt.
+    """One text: a prompt, its answer, or both; or text without a prompt.
+
+    The prompt is a text, token ids, or a conversation.
 
     `where` is its file and line.
     """
 
-    prompt: str | tuple[int, ...] | None
+    prompt: str | tuple[int, ...] | Conversation | None
     text: str
     where: str
 
@@ -58,6 +62,24 @@ def read_samples(path: Path | None) -> list[Sample]:
     return samples
 
 
+def read_conversation_samples(path: Path) -> list[Sample]:
+    """Return a sample for each conversation of a file; a last message of the assistant is text.
+
+    Raises:
+        UsageError: for what is no conversation, with its line.
+    """
+    samples = []
+    for line in read_conversations(path):
+        messages: Any = line.prompt
+        text = ""
+        last = messages[-1]
+        is_answer = last["role"] == "assistant" and isinstance(last.get("content"), str)
+        if is_answer and len(messages) > 1:
+            messages, text = messages[:-1], last["content"]
+        samples.append(Sample(messages, text, line.where))
+    return samples
+
+
 def _read_json_lines(text: str, path: Path) -> list[Sample]:
     """Return the samples of a file of JSON lines."""
     samples = []
@@ -70,6 +92,7 @@ def _read_json_lines(text: str, path: Path) -> list[Sample]:
 def encode_samples(
     samples: Iterable[Sample],
     tokenizer: Tokenizer | None,
+    chat_format: ChatFormat,
     *,
     vocab_size: int,
     seq_len: int,
@@ -85,7 +108,7 @@ def encode_samples(
     """
     sequences: list[list[int]] = []
     for sample in samples:
-        ids = _encode(sample, tokenizer)
+        ids = _encode(sample, tokenizer, chat_format)
         wrong = [token for token in ids if not 0 <= token < vocab_size]
         if wrong:
             raise UsageError(
@@ -98,7 +121,7 @@ def encode_samples(
     return sequences[:limit]
 
 
-def _encode(sample: Sample, tokenizer: Tokenizer | None) -> list[int]:
+def _encode(sample: Sample, tokenizer: Tokenizer | None, chat_format: ChatFormat) -> list[int]:
     """Return the token ids of a sample."""
     if isinstance(sample.prompt, tuple) and not sample.text:
         return list(sample.prompt)
@@ -112,13 +135,24 @@ def _encode(sample: Sample, tokenizer: Tokenizer | None) -> list[int]:
         return tokenizer.encode(sample.text)
     if isinstance(sample.prompt, tuple):
         ids = list(sample.prompt)
-    elif tokenizer.has_chat_template:
-        ids = tokenizer.encode_chat(sample.prompt)
     else:
-        ids = tokenizer.encode(sample.prompt)
+        asks_for_format = chat_format.system is not None or chat_format.template_options
+        has_format = tokenizer.has_chat_template or asks_for_format
+        is_plain = isinstance(sample.prompt, str) and not has_format
+        put = replace(chat_format, chat=not is_plain)
+        ids = _put(sample, put, tokenizer)
     if sample.text:
         ids += tokenizer.encode(sample.text, special_tokens=False)
     return ids
+
+
+def _put(sample: Sample, chat_format: ChatFormat, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of a prompt that is a text or a conversation."""
+    assert isinstance(sample.prompt, str | list)
+    try:
+        return chat_format.encode(sample.prompt, tokenizer)
+    except UsageError as error:
+        raise UsageError(f"{sample.where}: {error}") from error
 
 
 def _pieces(ids: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -14,9 +14,14 @@ from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
-from trtllm_dflash.quantize.calibration_data import encode_samples, read_samples
+from trtllm_dflash.quantize.calibration_data import (
+    encode_samples,
+    read_conversation_samples,
+    read_samples,
+)
 from trtllm_dflash.quantize.provenance import check_output
 from trtllm_dflash.quantize.requirements import require_packages, require_reference
+from trtllm_dflash.runtime.text.chat_format import ChatFormat
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
@@ -66,7 +71,7 @@ class QuantizationPlan:
 
     def calibration_facts(self) -> dict[str, Any]:
         """Return the facts of the calibration text for the record."""
-        file = self.config.calib_file
+        file = self.config.calibration_text
         return {
             "file": str(file) if file else None,
             "sequences": len(self.sequences),
@@ -129,13 +134,18 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
 def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list[list[int]]:
     """Return the calibration text as token ids; [] where none is needed and none can be read."""
     tokenizer = Tokenizer.find(target.directory)
-    if tokenizer is None and config.calib_file is None and not config.reads_activations:
+    if tokenizer is None and config.calibration_text is None and not config.reads_activations:
         return []  # weights alone need no text; there is only nothing to compare on
     limit = min(config.calib_seq_len, target.config.longest_context)
-    samples = read_samples(config.calib_file)
+    samples = (
+        read_samples(config.calib_file)
+        if config.messages is None
+        else read_conversation_samples(config.messages)
+    )
     return encode_samples(
         samples,
         tokenizer,
+        ChatFormat.from_options(config),
         vocab_size=target.config.vocab_size,
         seq_len=limit,
         limit=config.calib_size,
