@@ -141,7 +141,7 @@ def test_an_engine_directory_for_each_arch(
     }
     assert manifest.check(report.directory, deep=True) == []
     assert manifest.load(report.directory)["backend"] == "tensorrt_rtx"
-    assert "tensorrt-rtx-cu13" in manifest.load(report.directory)["versions"]
+    assert "tensorrt_rtx" in manifest.load(report.directory)["versions"]
     written = json.loads((report.directory / "config.json").read_text())
     assert written["build_config"]["dtype"] == "bfloat16"
     assert written["build_config"]["plugins"] == (plugins is not False)

@@ -75,15 +75,46 @@ def test_copy_beyond_its_memory_is_an_error(driver: FakeDriver) -> None:
 
 
 def test_every_thread_gets_the_context(driver: FakeDriver) -> None:
+    """Four in turn: the system uses the identities of threads that have ended again."""
     gpu = Cuda()
-    gpu.make_current()
-    assert driver.calls["cuCtxSetCurrent"] == 1
-    thread = threading.Thread(target=gpu.make_current)
-    thread.start()
-    thread.join()
-    gpu.make_current()
-    gpu.make_current()
-    assert driver.calls["cuCtxSetCurrent"] == 3
+    failures: list[BaseException] = []
+
+    def allocate() -> None:
+        try:
+            gpu.make_current()
+            gpu.allocate(8, "a test")
+        except EngineError as error:
+            failures.append(error)
+
+    for _ in range(4):
+        thread = threading.Thread(target=allocate)
+        thread.start()
+        thread.join()
+    assert failures == []
+
+
+def test_each_gpus_work_happens_in_its_own_context(driver: FakeDriver) -> None:
+    """Two GPUs in turn in one thread, and another library that makes its own context current."""
+    first, second = Cuda(0), Cuda(1)
+    driver.used.clear()
+    for gpu in (first, second, first):
+        gpu.make_current()
+        gpu.allocate(8, "a test")
+    driver.cuCtxSetCurrent("somebody else's")
+    second.make_current()
+    second.allocate(8, "a test")
+    assert [context for name, context in driver.used if name == "cuMemAlloc"] == [
+        "context 0",
+        "context 1",
+        "context 0",
+        "context 1",
+    ]
+    driver.cuCtxSetCurrent("somebody else's")
+    driver.used.clear()
+    del first, gpu
+    freed = {context for name, context in driver.used if name == "cuMemFree"}
+    assert freed == {"context 0"}
+    assert driver.cuCtxGetCurrent()[1] == "somebody else's"
 
 
 def test_everything_is_freed_at_the_end(driver: FakeDriver) -> None:

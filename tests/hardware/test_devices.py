@@ -22,6 +22,10 @@ class FakeLibrary:
     def cuInit(self, _: int) -> int:  # noqa: N802 - the driver's names, here and below
         return self.status
 
+    def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = 12040
+        return 0
+
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
         count._obj.value = 1
         return 0
@@ -96,6 +100,38 @@ def test_gpus_are_listed_without_bindings(library: FakeLibrary) -> None:
     assert devices.cuda_gpus() == [RTX_5090]
 
 
+def test_version_of_the_driver(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.driver_cuda_version() == (12, 4)
+    monkeypatch.delattr(FakeLibrary, "cuDriverGetVersion")
+    assert devices.driver_cuda_version() is None
+    assert devices.format_driver((12, 4)) == "for CUDA 12.4"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "kernel module are of different drivers"),
+        ("CUDA_ERROR_STUB_LIBRARY", "take it out"),
+        ("CUDA_ERROR_SYSTEM_NOT_READY", "nvidia-fabricmanager must run"),
+        ("CUDA_ERROR_NO_DEVICE", "CUDA_VISIBLE_DEVICES"),
+        ("CUDA_ERROR_UNKNOWN", "nvidia-uvm"),
+    ],
+)
+def test_errors_of_the_driver_have_names_and_advice(
+    monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    pytest.importorskip("cuda.bindings.driver")
+    from tests.runtime.fake_cuda import FakeDriver, real
+
+    fake = FakeDriver()
+    fake.fail["cuInit"] = getattr(real.CUresult, name)
+    monkeypatch.setattr(cuda_driver, "_bindings", lambda: fake)
+    found = devices.cuda_gpus()
+    assert isinstance(found, str)
+    assert name in found
+    assert words in found
+
+
 def test_a_device_is_chosen_without_bindings(library: FakeLibrary) -> None:
     devices.set_current_device(3)
     assert library.current == (77 << 40) + 3
@@ -104,13 +140,17 @@ def test_a_device_is_chosen_without_bindings(library: FakeLibrary) -> None:
 def test_a_driver_that_fails(library: FakeLibrary) -> None:
     library.status = 100
     problem = "cuInit failed: CUDA_ERROR_NO_DEVICE (100: no CUDA-capable device is detected)"
-    assert devices.cuda_gpus() == f"none: {problem}"
+    advice = "No GPU is visible: look at nvidia-smi, and at CUDA_VISIBLE_DEVICES."
+    assert devices.cuda_gpus() == f"none: {problem}. {advice}"
     with pytest.raises(
         BuildError, match="GPU 3 cannot be used: cuInit failed: CUDA_ERROR_NO_DEV"
     ):
         devices.set_current_device(3)
     library.status = 999
-    assert devices.cuda_gpus() == "none: cuInit failed: CUDA_ERROR_UNKNOWN (999)"
+    found = devices.cuda_gpus()
+    assert isinstance(found, str)
+    assert found.startswith("none: cuInit failed: CUDA_ERROR_UNKNOWN (999). ")
+    assert "nvidia-uvm" in found
 
 
 def test_gpus_are_listed_with_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +163,10 @@ def test_gpus_are_listed_with_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     devices.set_current_device(0)
     assert fake.calls["cuCtxSetCurrent"] == 1
     fake.fail["cuDeviceGetCount"] = fake.CUresult.CUDA_ERROR_UNKNOWN
-    assert devices.cuda_gpus() == "none: cuDeviceGetCount failed: CUDA_ERROR_UNKNOWN (999: " + (
-        "cuda_error_unknown)"
+    found = devices.cuda_gpus()
+    assert isinstance(found, str)
+    assert found.startswith(
+        "none: cuDeviceGetCount failed: CUDA_ERROR_UNKNOWN (999: cuda_error_unknown). Mostly"
     )
 
 

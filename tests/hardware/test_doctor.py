@@ -60,6 +60,41 @@ def test_a_gpu_engine_needs_its_gpu(
     assert unrunnable_reason(ARCHS["sm120"], gpus, {"tensorrt_rtx"}) == reason
 
 
+@pytest.mark.parametrize(
+    ("version", "owner", "reason"),
+    [
+        ((13, 0), "tensorrt-rtx-cu13", None),
+        ((14, 1), "tensorrt-rtx-cu13", None),
+        (None, "tensorrt-rtx-cu13", None),
+        ((12, 4), "a_vendors_wheel", None),
+        ((12, 4), "tensorrt_rtx_cu12", None),
+        (
+            (12, 4),
+            "tensorrt-rtx-cu13",
+            "the driver is for CUDA 12.4, and tensorrt-rtx-cu13 needs a driver for CUDA 13.0 or"
+            " newer, R580: install a newer driver",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+    version: tuple[int, int] | None,
+    owner: str,
+    reason: str | None,
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    monkeypatch.setattr(doctor, "driver_cuda_version", lambda: version)
+    monkeypatch.setattr(doctor, "owner_of", lambda _: owner)
+    assert unrunnable_reason(ARCHS["sm120"], [RTX_5090], {"tensorrt_rtx"}) == reason
+    assert unrunnable_reason(ARCHS["cpu"], [RTX_5090], {"onnxruntime"}) is None
+
+
+def test_the_drivers_version_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "driver_cuda_version", lambda: (12, 4))
+    machine = dict(diagnose_machine(SESSIONS).sections())["machine"]
+    assert any(line.split() == ["driver", "for", "CUDA", "12.4"] for line in machine)
+
+
 def test_the_first_gpu_of_an_arch_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu("L4", "sm89", 24_000_000_000), RTX_5090, RTX_5090]
     monkeypatch.setattr(devices, "cuda_gpus", lambda: gpus)

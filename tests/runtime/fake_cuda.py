@@ -11,6 +11,7 @@ one, a session that reads it too late with the other.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -31,8 +32,15 @@ ALIGNMENT = 256
 Work = Callable[[], None]
 
 
+# What needs no context that is current in the calling thread.
+NO_CONTEXT = ("cuInit", "cuDriver", "cuDevice", "cuCtx", "cuGetError")
+
+
 class FakeDriver:
-    """`calls[name]` counts the calls; `to_host` has the size of every copy to the host."""
+    """`calls[name]` counts the calls; `to_host` has the size of every copy to the host.
+
+    `used` has the context of every call that needs one; without one such a call fails.
+    """
 
     def __init__(
         self,
@@ -40,10 +48,15 @@ class FakeDriver:
         eager: bool = False,
         capability: tuple[int, int] = (12, 0),
         memory: int = 1 << 30,
+        version: int = 13000,
     ) -> None:
         self.eager = eager
         self.calls: Counter[str] = Counter()
         self.to_host: list[int] = []
+        self.used: list[tuple[str, str]] = []
+        self.version = version
+        self.thread = threading.local()
+        self.pushed: list[Any] = []
         self.fail: dict[str, Any] = {}  # function -> the status that it answers with
         self.free = memory
         self._total = memory
@@ -65,6 +78,11 @@ class FakeDriver:
         self.calls[name] += 1
         if name in self.fail:
             return lambda *_: (self.fail[name], *[None] * 2)
+        if not name.startswith(NO_CONTEXT):
+            context = getattr(self.thread, "context", None)
+            if context is None:
+                return lambda *_: (real.CUresult.CUDA_ERROR_INVALID_CONTEXT, *[None] * 2)
+            self.used.append((name, context))
         return object.__getattribute__(self, name)
 
     # What the device would do
@@ -130,11 +148,27 @@ class FakeDriver:
     def cuDeviceTotalMem(self, _: int) -> Any:  # noqa: N802
         return OK, self._total
 
-    def cuDevicePrimaryCtxRetain(self, _: int) -> Any:  # noqa: N802
-        return OK, "context"
+    def cuDriverGetVersion(self) -> Any:  # noqa: N802
+        return OK, self.version
 
-    def cuCtxSetCurrent(self, _: str) -> Any:  # noqa: N802
+    def cuDevicePrimaryCtxRetain(self, ordinal: int) -> Any:  # noqa: N802
+        return OK, f"context {ordinal}"
+
+    def cuCtxSetCurrent(self, context: str) -> Any:  # noqa: N802
+        self.thread.context = context
         return (OK,)
+
+    def cuCtxGetCurrent(self) -> Any:  # noqa: N802
+        return OK, getattr(self.thread, "context", None)
+
+    def cuCtxPushCurrent(self, context: str) -> Any:  # noqa: N802
+        self.pushed.append(getattr(self.thread, "context", None))
+        self.thread.context = context
+        return (OK,)
+
+    def cuCtxPopCurrent(self) -> Any:  # noqa: N802
+        popped, self.thread.context = self.thread.context, self.pushed.pop()
+        return OK, popped
 
     def cuDeviceGetAttribute(self, attribute: Any, _: int) -> Any:  # noqa: N802
         return OK, self._capability[attribute.name.endswith("MINOR")]
@@ -231,7 +265,6 @@ class FakeDriver:
     def _forget(self, *_: Any) -> Any:
         return (OK,)
 
-    cuCtxPushCurrent = cuCtxPopCurrent = _forget  # noqa: N815
     cuStreamDestroy = cuEventDestroy = cuGraphDestroy = cuGraphExecDestroy = _forget  # noqa: N815
 
 

@@ -64,12 +64,13 @@ def open_gpu(
         capture: bool | None = None,
         capturable: bool = True,
         invalid: int = 0,
+        built_with: str = "1.6.0",
         **driver_options: Any,
     ) -> Gpu:
         shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
         (tmp_path / "engine" / "rank0.engine").write_text(str(tmp_path / "engine"))
         facts = json.loads((source / "manifest.json").read_text())
-        facts["versions"]["tensorrt-rtx-cu13"] = "1.6.0"
+        facts["versions"]["tensorrt-rtx-cu13"] = built_with
         (tmp_path / "engine" / "manifest.json").write_text(json.dumps(facts))
         if with_plugins:
             (tmp_path / "engine" / "with_plugins").touch()

@@ -12,7 +12,7 @@ pytest.importorskip("tensorrt_rtx")
 
 from tests.runtime.fake_cuda import FakeDriver, real
 from tests.runtime.fake_gpu import GREEDY, Gpu, open_gpu
-from tests.runtime.fake_trt import FakeEngine
+from tests.runtime.fake_trt import FakeEngine, FakeRuntime
 from tests.runtime.fake_trt import real as real_trt
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.sessions import trt_engine
@@ -168,6 +168,38 @@ class TestFailures:
             match=r"\(version mismatch\).*, or pip install tensorrt-rtx-cu13==1\.6\.0",
         ):
             open_gpu(invalid=int(reasons.VERSION_MISMATCH.value))
+
+    @pytest.mark.parametrize(
+        ("log", "version", "words"),
+        [
+            (
+                "(cudaError 35: CUDA driver version is insufficient)",
+                13000,
+                "older than the CUDA",
+            ),
+            ("(cudaError 803: system has unsupported)", 13000, "are of different drivers"),
+            ("CUDA error 999", 13000, "nvidia-uvm"),
+            ("no such engine", 12040, "the driver is for CUDA 12.4, .* needs .* 13.0 or newer"),
+            ("no such engine", 13000, "Both agree, so the file or the driver is at fault"),
+        ],
+    )
+    def test_same_arch_and_version_point_elsewhere(
+        self,
+        open_gpu: Callable[..., Gpu],
+        monkeypatch: pytest.MonkeyPatch,
+        log: str,
+        version: int,
+        words: str,
+    ) -> None:
+        def fail(runtime: FakeRuntime, _: Any) -> None:
+            runtime._log.log(real_trt.ILogger.ERROR, log)
+
+        monkeypatch.setattr(FakeRuntime, "deserialize_cuda_engine", fail)
+        with pytest.raises(EngineError, match=words) as caught:
+            open_gpu(version=version, built_with=real_trt.__version__)
+        assert "pip install" not in str(caught.value)
+        assert "uild it again here" not in str(caught.value)
+        assert "river" in str(caught.value).split(log)[0]
 
     def test_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()

@@ -33,7 +33,7 @@ from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
-from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.hardware.versions import owners_of, versions_of
 from trtllm_dflash.log import (
     Progress,
     Rows,
@@ -177,7 +177,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Return what the manifest says of how and from what the engine was built."""
     backend = BACKENDS[models.resolved.backend]
-    packages = [*_GRAPH_PACKAGES, backend.package]
+    packages = [*_GRAPH_PACKAGES, backend.module]
     if models.resolved.plugins:
         packages += KERNEL_PACKAGES
     return {
@@ -185,6 +185,7 @@ def _facts(
         "backend": backend.name,
         "argv": list(argv),
         "versions": versions_of(packages) | result["versions"],
+        "distributions": owners_of(packages),
         "graph": result["graph"],
         "kernels": result["kernels"],
         "weights": result["weights"],

@@ -54,7 +54,7 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     with (job.directory / ENGINE_FILE).open("wb") as file:
         compiler.compile(archs, shapes, file, job.progress, timings=job.timings)
     kernels = [cubin.facts() for cubin in cubins]
-    return BuildResult(compiler.graph, kernels, {flavor().package: trt.__version__})
+    return BuildResult(compiler.graph, kernels, {flavor().module: trt.__version__})
 
 
 def _parse(model: ir.Model, job: BuildJob) -> tuple[Compiler, list[Cubin]]:

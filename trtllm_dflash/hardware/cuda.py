@@ -10,7 +10,6 @@ compiled code, so that no test could put another driver in its place.
 from __future__ import annotations
 
 import ctypes
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +37,6 @@ class Cuda:
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", ordinal)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._thread: int | None = None
         self._held: list[tuple[str, Any]] = []  # what frees a handle, and the handle
         self.make_current()
         flags = self._types.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -53,10 +51,12 @@ class Cuda:
         return arch_of(self._driver, self._device)
 
     def make_current(self) -> None:
-        """Make this GPU the calling thread's; callers come from any thread."""
-        if self._thread != threading.get_ident():
-            self._call("cuCtxSetCurrent", self._context)
-            self._thread = threading.get_ident()
+        """Make this GPU the calling thread's; callers come from any thread.
+
+        What is current is set and never remembered: another engine or library may have changed it,
+        and the system uses the identities of threads again. It is a write to the thread's memory.
+        """
+        self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, nbytes: int, purpose: str) -> int:
         """Return the address of zeroed device memory; `purpose` is for the error's text."""

@@ -16,8 +16,31 @@ from trtllm_dflash.errors import EngineError, install_command
 LIBRARY = "libcuda.so.1"
 NO_DRIVER = f"there is no NVIDIA driver ({LIBRARY})"
 _BAD_KERNEL = "A kernel is at fault, and this process can use the GPU no more: start it again."
+_NEWER_DRIVER = "The driver is too old for this CUDA: install a newer one."
 _ADVICE = {
     "CUDA_ERROR_NO_DEVICE": "No GPU is visible: look at nvidia-smi, and at CUDA_VISIBLE_DEVICES.",
+    "CUDA_ERROR_INVALID_DEVICE": "Look at CUDA_VISIBLE_DEVICES.",
+    "CUDA_ERROR_STUB_LIBRARY": (
+        "A stub of libcuda is in LD_LIBRARY_PATH before the driver's own: take it out."
+    ),
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": (
+        "libcuda and the loaded kernel module are of different drivers: restart the machine, or"
+        " take a compat library out of LD_LIBRARY_PATH."
+    ),
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": (
+        "This GPU takes no compat library: take it out of LD_LIBRARY_PATH, and install a newer"
+        " driver."
+    ),
+    "CUDA_ERROR_SYSTEM_NOT_READY": (
+        "The driver is not ready: on machines with NVSwitch nvidia-fabricmanager must run."
+    ),
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "Another process has the GPU for itself: see nvidia-smi.",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _NEWER_DRIVER,
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "This was compiled for another GPU: build the engine again.",
+    "CUDA_ERROR_UNKNOWN": (
+        "Mostly the kernel module nvidia-uvm is not loaded, or /dev/nvidia-uvm is not in the"
+        " container: try nvidia-modprobe -u -c=0, or restart the machine."
+    ),
     "CUDA_ERROR_OUT_OF_MEMORY": (
         "Free GPU memory, or build with a smaller --max-batch-size or --max-seq-len."
     ),
@@ -34,6 +57,11 @@ class CudaError(EngineError):
         super().__init__(f"{problem}. {advice}")
         self.problem = problem
         self.advice = advice
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether the advice is about this error, and not the general one."""
+        return self.advice != _DEFAULT_ADVICE
 
 
 class CudaDriver:
@@ -140,6 +168,7 @@ class _QueryFunctions:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         symbol, result_type = {
+            "cuDriverGetVersion": ("cuDriverGetVersion", ctypes.c_int),
             "cuDeviceGetCount": ("cuDeviceGetCount", ctypes.c_int),
             "cuDeviceGet": ("cuDeviceGet", ctypes.c_int),
             "cuDeviceGetAttribute": ("cuDeviceGetAttribute", ctypes.c_int),

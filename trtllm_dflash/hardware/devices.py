@@ -48,7 +48,22 @@ def cuda_gpus() -> list[Gpu] | str:
         count = driver.call("cuDeviceGetCount")
         return [_gpu(driver, index) for index in range(count)]
     except CudaError as error:
-        return f"none: {error.problem}"
+        advice = f". {error.advice}" if error.is_known else ""
+        return f"none: {error.problem}{advice}"
+
+
+def driver_cuda_version() -> tuple[int, int] | None:
+    """Return the version of CUDA that the driver is for, None without a driver."""
+    try:
+        version = load_query_driver().call("cuDriverGetVersion")
+    except (CudaError, AttributeError):  # no driver, or one so old that it lacks the function
+        return None
+    return version // 1000, version % 1000 // 10
+
+
+def format_driver(version: tuple[int, int] | None) -> str:
+    """Return the driver's version as text."""
+    return "none" if version is None else f"for CUDA {version[0]}.{version[1]}"
 
 
 def set_current_device(index: int) -> None:

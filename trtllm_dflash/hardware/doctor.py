@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtllm_dflash.hardware.archs import ARCHS, Arch
-from trtllm_dflash.hardware.backends import BACKENDS, unbuildable_reason
-from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
-from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.hardware.backends import BACKENDS, Backend, unbuildable_reason
+from trtllm_dflash.hardware.devices import (
+    Gpu,
+    cuda_gpus,
+    driver_cuda_version,
+    format_driver,
+    format_gpus,
+    has_gpu,
+)
+from trtllm_dflash.hardware.versions import owner_of, owners_of, versions_of
 from trtllm_dflash.log import human_bytes, table
 
+DRIVER_RELEASES = {12: 525, 13: 580}  # the first driver of each major version of CUDA
 PACKAGES = (
     "numpy",
     "onnx",
     "onnx-ir",
     "onnxruntime",
-    "tensorrt-rtx-cu13",
-    "tensorrt-cu13",
+    "tensorrt_rtx",
     "tensorrt",
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
@@ -53,6 +61,8 @@ class MachineReport:
     memory: str
     system: str
     versions: dict[str, str]
+    distributions: dict[str, str]  # who brought those of them that are modules
+    driver: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain types."""
@@ -70,10 +80,11 @@ class MachineReport:
             ("cpu", self.cpu),
             ("memory", self.memory),
             ("gpu", gpus),
+            ("driver", self.driver),
             ("system", self.system),
         ]
         packages = [
-            *self.versions.items(),
+            *((name, self._origin(name, found)) for name, found in self.versions.items()),
             *((package, "not installed") for package in missing),
         ]
         return [
@@ -82,6 +93,11 @@ class MachineReport:
             ("machine", table(hardware, "").splitlines()),
             ("packages", table(packages, "").splitlines()),
         ]
+
+    def _origin(self, name: str, version: str) -> str:
+        owner = self.distributions.get(name, name)
+        same = owner.replace("_", "-") == name.replace("_", "-")
+        return version if same else f"{version} (of {owner})"
 
 
 def _arch_cells(report: ArchReport) -> tuple[str, ...]:
@@ -118,6 +134,8 @@ def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
         ),
         system=_probe(platform.platform),
         versions=versions_of(PACKAGES),
+        distributions=owners_of(PACKAGES),
+        driver=_probe(lambda: format_driver(driver_cuda_version())),
     )
 
 
@@ -135,7 +153,26 @@ def unrunnable_reason(
         return f"{backend.title} is not installed: {backend.install}"
     if arch.is_gpu and not has_gpu(arch.name, gpus):
         return f"it needs a GPU of {arch.name}, and here is: {format_gpus(gpus)}"
-    return None
+    return driver_reason(backend) if arch.is_gpu else None
+
+
+def driver_reason(backend: Backend) -> str | None:
+    """Return why this machine's driver is too old for a backend, None if it is not.
+
+    A driver runs what was made for its CUDA or an older one, and within one major version newer
+    ones too.
+    """
+    here = driver_cuda_version()
+    owner = owner_of(backend.module) or backend.package
+    needed = re.search(r"-cu(\d+)$", owner.replace("_", "-"))
+    if here is None or needed is None or here[0] >= int(needed[1]):
+        return None
+    release = DRIVER_RELEASES.get(int(needed[1]))
+    newer = f"CUDA {needed[1]}.0 or newer{f', R{release}' if release else ''}"
+    return (
+        f"the driver is for CUDA {here[0]}.{here[1]}, and {owner} needs a driver for {newer}:"
+        " install a newer driver"
+    )
 
 
 def _probe(look: Callable[[], Any]) -> Any:

@@ -17,7 +17,7 @@ from trtllm_dflash.runtime.threads import available_cores
 PACKAGES = (
     "numpy",
     "onnxruntime",
-    "tensorrt-rtx-cu13",
+    "tensorrt_rtx",
     "cuda-bindings",
     "tokenizers",
     "transformers",

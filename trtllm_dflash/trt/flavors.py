@@ -30,7 +30,7 @@ class Flavor(Protocol):
     """TensorRT or TensorRT-RTX; all TensorRT objects come from its module."""
 
     title: str
-    package: str  # its name for pip
+    module: str
 
     def configure_builder(
         self, config: Any, archs: Sequence[str], timings: Path | None
@@ -62,7 +62,7 @@ class TensorRTRTX:
     """TensorRT-RTX, for sm80, sm86, sm89, sm120 and sm121."""
 
     title = "TensorRT-RTX"
-    package = "tensorrt-rtx-cu13"
+    module = "tensorrt_rtx"
 
     @contextmanager
     def configure_builder(
@@ -121,7 +121,7 @@ class TensorRT:
     """TensorRT, for sm90, sm100 and sm103; it builds on the GPU that runs the engine."""
 
     title = "TensorRT"
-    package = "tensorrt-cu13"
+    module = "tensorrt"
 
     @contextmanager
     def configure_builder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,10 @@ from trtllm_dflash import trt_plugins
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.hardware.doctor import driver_reason
+from trtllm_dflash.hardware.versions import pip_line, version_of_module
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.trt.loader import flavor, import_tensorrt
 
@@ -28,6 +32,17 @@ PREFILL_PROFILE = 0
 DECODE_PROFILE = 1
 _LOG = logging.getLogger(__name__)
 _MAX_KEPT_ERRORS = 8
+# What CUDA's runtime inside TensorRT says of the driver, by the number in TensorRT's log.
+_DRIVER_ERRORS = {
+    34: "a stub of libcuda is in LD_LIBRARY_PATH before the driver's own",
+    35: "it is older than the CUDA that this TensorRT was made for, so install a newer one",
+    36: "it is older than the CUDA that this TensorRT was made for, so install a newer one",
+    100: "it shows no GPU, so look at nvidia-smi and CUDA_VISIBLE_DEVICES",
+    500: "it lacks a symbol, so libcuda is of an older driver",
+    803: "libcuda and the loaded kernel module are of different drivers, so restart the machine",
+    804: "this GPU takes no compat library, so take it out of LD_LIBRARY_PATH",
+    999: "mostly the kernel module nvidia-uvm is not loaded",
+}
 
 
 class TrtEngine:
@@ -79,16 +94,35 @@ class TrtEngine:
         return made
 
     def _load_error(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
+        """Return why the engine does not load, and advice that follows from what differs."""
         title = self._flavor.title
-        package = self._flavor.package
         reasons = self._flavor.diagnose_engine(self._runtime, data)
-        built_with = versions.get(package)
-        install = f", or pip install {package}=={built_with}" if built_with else ""
+        built_with = version_of_module(versions, self._flavor.module)
+        errors = self._log.errors()
         return (
             f"{self._path}: {title} {trt.__version__} cannot load this"
             f" engine{f' ({reasons})' if reasons else ''}. It was built for {self._config.gpu_arch}"
             f" with {title} {built_with or '(version unknown)'}, and this GPU is {self._cuda.arch}."
-            f" Build it again here{install}:{self._log.errors()}"
+            f" {self._load_advice(built_with, errors)}:{errors}"
+        )
+
+    def _load_advice(self, built_with: str | None, errors: str) -> str:
+        arch = self._config.gpu_arch
+        found = None
+        for number, words in _DRIVER_ERRORS.items():
+            if re.search(rf"(cudaError|CUDA error|error code) {number}\b", errors):
+                found = words
+        driver = driver_reason(BACKENDS[self._config.backend])
+        if found is not None or driver is not None:
+            return f"The driver is at fault: {driver or found}"
+        if self._cuda.arch != arch:
+            return f"Build it for {self._cuda.arch}, or run it on a GPU of {arch}"
+        if built_with is not None and built_with != trt.__version__:
+            install = pip_line(self._flavor.module, built_with)
+            return f"Build it again here, or {install or f'use version {built_with}'}"
+        return (
+            "Both agree, so the file or the driver is at fault: dflash-trt inspect compares the"
+            " file with its manifest, and dflash-trt doctor shows the driver"
         )
 
     def _check_io(self) -> None:
