@@ -26,7 +26,12 @@ from trtllm_dflash.builder.pair_support import (
 )
 from trtllm_dflash.catalog.pairs import Role
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
-from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
+from trtllm_dflash.checkpoint.loader import (
+    Checkpoint,
+    load_drafter,
+    load_target,
+    warn_of_unmet_settings,
+)
 from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.engine_dir.config_writer import EngineContents
@@ -163,6 +168,7 @@ def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels
     """
     reject_unsupported_pair(config.target, config.drafter)
     target = _load("target", config.target, load_target, published_target, fetch=fetch)
+    warn_of_unmet_settings(target)
     drafter = None
     if config.drafter:
         drafter = _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch)

@@ -43,6 +43,7 @@ from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.generation_config import unmet_settings
 from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, expand_specs, resolve_shape
 from trtllm_dflash.models.unsupported_drafters import (
@@ -155,6 +156,14 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
             " false.",
         )
     return checkpoint
+
+
+def warn_of_unmet_settings(target: Checkpoint[TargetConfig]) -> None:
+    """Name what the target's files ask of Hugging Face's generate and an engine does not do."""
+    config_json = read_json_in(target.directory, "config.json") or {}
+    generation_config = read_json_in(target.directory, "generation_config.json")
+    for warning in unmet_settings(generation_config, config_json):
+        _LOG.warning("target %s: %s", target.directory, warning)
 
 
 def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
