@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_known_name_is_its_repository(
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    def fetch(name: str, *, fetch: bool) -> Path:
+    def fetch(name: str, files: Sequence[str], *, fetch: bool) -> Path:
         asked.append((name, fetch))
         return tmp_path
 
@@ -96,6 +97,27 @@ def test_a_known_name_is_its_repository(
         ("Qwen/Qwen3-8B", False),
         ("z-lab/Qwen3-8B-DFlash-b16", True),
     ]
+
+
+def test_configuration_is_checked_before_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    def fetch(name: str, files: Sequence[str], *, fetch: bool) -> Path:
+        asked.append(files)
+        return tmp_path
+
+    def refuse(directory: Path) -> None:
+        assert directory == tmp_path
+        raise CheckpointError("it has experts")
+
+    monkeypatch.setattr(locate, "_fetch", fetch)
+    with pytest.raises(CheckpointError, match="it has experts"):
+        find_directory("org/unlisted", check=refuse)
+    assert asked == [("config.json", "generation_config.json", "hf_quant_config.json")]
+    find_directory("org/unlisted", check=lambda _: None)
+    assert "*.safetensors" in asked[-1]
 
 
 def test_a_directory_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,10 +113,9 @@ def test_quantize_with_the_drafter_real(
             ("--quant", "fp8", "--drafter", "d"),
             "error: --drafter is for --quantize-drafter; a drafter that stays",
         ),
-        pytest.param(
+        (
             ("--quant", "fp8", "--calib-file", "none.jsonl"),
             "error: --calib-file none.jsonl: cannot be read",
-            marks=pytest.mark.slow,  # ModelOpt's absence would be reported first
         ),
     ],
 )
@@ -129,9 +128,7 @@ def test_quantize_refuses_wrong_options(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
 def test_quantize_refuses_a_missing_target(tmp_path: Path) -> None:
-    pytest.importorskip("modelopt")
     options = [
         "--target",
         str(tmp_path / "none"),

@@ -18,22 +18,26 @@ from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 
 
-def find_target(name: str) -> Checkpoint[TargetConfig]:
+def find_target(name: str, *, has_weights: bool = False) -> Checkpoint[TargetConfig]:
     """Return the target whose config.json is in the directory `name`, or the listed one.
+
+    With `has_weights`, a quantization that only its tensors can settle is not refused.
 
     Raises:
         UsageError: for an unknown name, with the nearest ones.
         ConfigError: for a configuration that is not supported.
     """
     if Path(name).is_dir():
-        return _read_directory(name, "target")
+        return _read_directory(name, "target", has_weights=has_weights)
     found = published_target(name)
     if found is None:
         raise UsageError(f"{unknown_name_message(name, 'target')}. Give its directory.")
     return found
 
 
-def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterConfig]:
+def find_drafter(
+    name: str | None, *, target: str = "", has_weights: bool = False
+) -> Checkpoint[DrafterConfig]:
     """Return the drafter `name` likewise; without a name that of the listed `target`.
 
     Raises:
@@ -41,7 +45,7 @@ def find_drafter(name: str | None, *, target: str = "") -> Checkpoint[DrafterCon
         ConfigError: for a configuration that is not supported.
     """
     if name is not None and Path(name).is_dir():
-        return _read_directory(name, "drafter")
+        return _read_directory(name, "drafter", has_weights=has_weights)
     if name is not None:
         pair, missing = pair_of(name, "drafter"), unknown_name_message(name, "drafter")
     else:
@@ -66,14 +70,14 @@ def source_of(model: Checkpoint[Any]) -> str:
     return name if pair is None else pair.source
 
 
-def _read_directory(name: str, role: Role) -> Checkpoint[Any]:
+def _read_directory(name: str, role: Role, *, has_weights: bool) -> Checkpoint[Any]:
     config_json, where = read_json_in(Path(name), "config.json"), f"{role} {name}"
     if config_json is None:
         raise UsageError(
             f"{name}: there is no config.json in it. Give the directory of a checkpoint."
         )
     quant_file = read_json_in(Path(name), HF_QUANT_CONFIG)
-    quantization = read_quantization(config_json, quant_file, where)
+    quantization = read_quantization(config_json, quant_file, where, has_weights=has_weights)
     if role == "target":
         target = read_target_config(config_json, None, where)
         return checkpoint_of_config(target, quantization, name)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.builder.format_support import (
     check_format_support,
     check_fp8_kv,
@@ -210,7 +211,10 @@ def _load(
     If there are none here and none may be fetched, its published sizes stand for them.
     """
     try:
-        directory = find_directory(name, role=role, fetch=fetch)
+        check = find_target if role == "target" else find_drafter
+        directory = find_directory(
+            name, role=role, fetch=fetch, check=lambda path: check(str(path), has_weights=True)
+        )
     except CheckpointError:
         known = None if fetch else published(name)
         if known is None:

@@ -7,7 +7,7 @@ could name any file of this machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -21,6 +21,7 @@ from trtllm_dflash.models.hf_config import MAX_CONFIG_BYTES, parse_json, quote
 # What a checkpoint needs and no more: not the pickles, ONNX files or images that many repositories
 # also hold, nor the same weights again in a folder (gpt-oss has them three times).
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+CONFIG_FILES = ("config.json", "generation_config.json", "hf_quant_config.json")
 _HUB_FOLDERS = ("*/*",)
 _HUB_NAME = re.compile(r"[a-z0-9][\w.-]*(/[a-z0-9][\w.-]*)?", re.ASCII | re.IGNORECASE)
 _MAX_HOPS = 8
@@ -32,13 +33,19 @@ _PLAIN_NAME = re.compile(r"(?!\.{1,2}$)[\w.+ -]{1,200}", re.ASCII)
 
 
 def find_directory(
-    path_or_name: str | Path, *, role: Role = "target", fetch: bool = True
+    path_or_name: str | Path,
+    *,
+    role: Role = "target",
+    fetch: bool = True,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Return the local directory meant by a path, else a published name, else a hub name.
 
-    Names are looked up in the hub's cache and, if `fetch`, fetched into it.
+    Names are looked up in the hub's cache and, if `fetch`, fetched into it. Before the weights are
+    fetched, `check` is called with a directory that has the configuration files alone.
 
-    Raises: CheckpointError: if there is none; it has the nearest published names.
+    Raises: CheckpointError: if there is none; it has the nearest published names. And what `check`
+    raises.
     """
     name = str(path_or_name)
     path = Path(name)
@@ -63,7 +70,9 @@ def find_directory(
         )
     if pair is not None:
         name = (pair.target if role == "target" else pair.drafter).repository
-    return _fetch(name, fetch=fetch)
+    if fetch and check is not None:
+        check(_fetch(name, CONFIG_FILES, fetch=True))
+    return _fetch(name, HUB_FILES, fetch=fetch)
 
 
 @contextmanager
@@ -161,14 +170,14 @@ def read_json_in(directory: Path, name: str) -> dict[str, Any] | None:
     return parse_json(data, str(path))
 
 
-def _fetch(name: str, *, fetch: bool) -> Path:
+def _fetch(name: str, files: Sequence[str], *, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
                 name,
-                allow_patterns=list(HUB_FILES),
+                allow_patterns=list(files),
                 ignore_patterns=list(_HUB_FOLDERS),
                 local_files_only=not fetch,
             )

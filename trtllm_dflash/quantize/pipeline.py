@@ -17,7 +17,6 @@ from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_targe
 from trtllm_dflash.checkpoint.locate import file_in, honouring_allow_links, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_space
-from trtllm_dflash.errors import QuantizeError
 from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, ignore_progress, started
@@ -123,16 +122,10 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
 
 
 def _device(config: QuantizeConfig, torch: Any) -> str:
-    """Return the device to compute on, or raise QuantizeError."""
-    has_gpu = bool(torch.cuda.is_available())
-    if config.device == "cuda" and not has_gpu:
-        raise QuantizeError(
-            "--device cuda: torch sees no GPU here. Install a CUDA build of torch, or use --device"
-            " cpu."
-        )
+    """Return the device to compute on."""
     if config.device != "auto":
         return config.device
-    return "cuda" if has_gpu else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _write(
@@ -146,6 +139,7 @@ def _write(
 
     write_tensors(directory, original.tensors | quantized.tensors, progress)
     config = read_json_in(original.directory, "config.json") or {}
+    config.pop("compression_config", None)  # left over, else the original could not be read
     _write_json(
         directory / "config.json",
         config | {"quantization_config": quantized.quantization_config},

@@ -5,22 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.builder.config_models import find_drafter, find_target
+from trtllm_dflash.builder.pair_support import published_target, reject_unsupported_pair
+from trtllm_dflash.catalog.pairs import Role, pair_of
+from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
+from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.calibration_data import (
+    Sample,
     encode_samples,
     read_conversation_samples,
     read_samples,
 )
 from trtllm_dflash.quantize.provenance import check_output
-from trtllm_dflash.quantize.requirements import require_packages, require_reference
+from trtllm_dflash.quantize.requirements import (
+    require_device,
+    require_packages,
+    require_reference,
+)
 from trtllm_dflash.runtime.text.chat_format import ChatFormat
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
@@ -114,34 +126,84 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
     Raises:
         DFlashError: for a package, output directory, model or text that cannot work.
     """
-    require_packages()
     config = replace(config, output_dir=config.output_dir.expanduser().resolve())
     check_output(config.output_dir, overwrite=overwrite)
-    target = load_target(config.target)
-    _check_dense(target)
-    _check_cache_scales(target, config)
-    drafter = load_drafter(config.drafter) if config.drafter else None
-    if drafter is not None:
-        require_reference()
+    samples = _read_samples(config)
+    _check_published(config)
+    target = load_target(_directory("target", config.target, config))
+    _check_target(target, config)
+    drafter = None
+    if config.drafter is not None:
+        drafter = load_drafter(_directory("drafter", config.drafter, config))
+        _check_model("drafter", drafter, config)
         check_pair(target, drafter)
-    plan = QuantizationPlan(config, target, drafter, ())
-    for role, checkpoint in plan.checkpoints.items():
-        _check_unquantized(role, checkpoint)
-        _check_shapes(role, checkpoint, config)
-    return replace(plan, sequences=_sequences(config, target))
+    _require(config)
+    sequences = _sequences(samples, config, target)
+    return QuantizationPlan(config, target, drafter, sequences)
 
 
-def _sequences(config: QuantizeConfig, target: Checkpoint[TargetConfig]) -> list[list[int]]:
+def _read_samples(config: QuantizeConfig) -> list[Sample]:
+    if config.messages is not None:
+        return read_conversation_samples(config.messages)
+    return read_samples(config.calib_file)
+
+
+def _check_published(config: QuantizeConfig) -> None:
+    """Refuse listed models by what is published of them, before anything is fetched."""
+    reject_unsupported_pair(config.target, config.drafter)
+    pair = None if Path(config.target).is_dir() else pair_of(config.target)
+    if pair is None:
+        return
+    repository = pair.target.repository
+    where = f"target {repository}"
+    _check_dense(read_target_config(target_json(pair.target), None, where), repository)
+    known = published_target(repository)
+    if known is not None:
+        _check_target(known, config)
+
+
+def _directory(role: Role, name: str, config: QuantizeConfig) -> Path:
+    """Return a model's directory; a hub's config.json is fetched and checked first, alone."""
+
+    def check(directory: Path) -> None:
+        if role == "target":
+            _check_target(find_target(str(directory)), config)
+        else:
+            _check_model(role, find_drafter(str(directory)), config)
+        _require(config)
+
+    return find_directory(name, role=role, check=check)
+
+
+def _require(config: QuantizeConfig) -> None:
+    """Raise QuantizeError for a package or device that is missing."""
+    require_packages()
+    require_device(config.device)
+    if config.drafter is not None:
+        require_reference()
+
+
+def _check_target(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
+    """Raise CheckpointError for a target that cannot be quantized so."""
+    _check_dense(target.config, target.directory)
+    _check_cache_scales(target, config)
+    _check_model("target", target, config)
+
+
+def _check_model(role: Role, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
+    """Raise CheckpointError for a model that is quantized, or whose linears cannot be."""
+    _check_unquantized(role, checkpoint)
+    _check_shapes(role, checkpoint, config)
+
+
+def _sequences(
+    samples: Sequence[Sample], config: QuantizeConfig, target: Checkpoint[TargetConfig]
+) -> list[list[int]]:
     """Return the calibration text as token ids; [] where none is needed and none can be read."""
     tokenizer = Tokenizer.find(target.directory)
     if tokenizer is None and config.calibration_text is None and not config.reads_activations:
         return []  # weights alone need no text; there is only nothing to compare on
     limit = min(config.calib_seq_len, target.config.longest_context)
-    samples = (
-        read_samples(config.calib_file)
-        if config.messages is None
-        else read_conversation_samples(config.messages)
-    )
     return encode_samples(
         samples,
         tokenizer,
@@ -161,11 +223,11 @@ def _check_unquantized(role: str, checkpoint: Checkpoint[Any]) -> None:
         )
 
 
-def _check_dense(target: Checkpoint[TargetConfig]) -> None:
+def _check_dense(target: TargetConfig, directory: Path | str) -> None:
     """Raise CheckpointError for a target with experts."""
-    if target.config.moe is not None:
+    if target.moe is not None:
         raise CheckpointError(
-            f"target {target.directory}: it has experts, and this command quantizes dense models."
+            f"target {directory}: it has experts, and this command quantizes dense models."
             " `build` takes gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts"
             " ModelOpt has exported in NVFP4."
         )

@@ -22,6 +22,19 @@ def require_packages() -> None:
         )
 
 
+def require_device(device: str) -> None:
+    """Raise QuantizeError for a GPU that torch does not see; only then is torch imported."""
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise QuantizeError(
+            "--device cuda: torch sees no GPU here. Install a CUDA build of torch, or use --device"
+            " cpu."
+        )
+
+
 def require_reference() -> None:
     """Raise QuantizeError if the reference package is missing; it runs the drafter."""
     if find_spec(_REFERENCE) is None:

@@ -1,0 +1,150 @@
+"""What `quantize` refuses before anything is fetched, imported or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_dflash.checkpoint import locate
+from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError, UsageError
+from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize import requirements
+from trtllm_dflash.quantize.plan import plan_quantization
+
+EXPERTS = "it has experts, and this command quantizes dense models"
+
+
+@pytest.fixture(autouse=True)
+def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
+    """Record what would be fetched; an unlisted repository's config.json is `hub/config.json`."""
+    asked: list[tuple[str, ...]] = []
+
+    def fetch(name: str, files: tuple[str, ...], *, fetch: bool) -> Path:
+        asked.append(files)
+        if files == locate.HUB_FILES:
+            raise CheckpointError("the weights were fetched")
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(locate, "_fetch", fetch)
+    return asked
+
+
+def plan(target: str, tmp_path: Path, **options: Any) -> None:
+    quant = options.pop("quant", "fp8")
+    plan_quantization(QuantizeConfig(target, tmp_path / "out", quant, **options))
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "openai/gpt-oss-120b", "Qwen3-Coder-30B-A3B"])
+def test_listed_targets_with_experts(
+    name: str, tmp_path: Path, fetched: list[tuple[str, ...]]
+) -> None:
+    with pytest.raises(DFlashError, match=EXPERTS):
+        plan(name, tmp_path)
+    assert not fetched
+
+
+def test_listed_targets_that_are_quantized(
+    tmp_path: Path, fetched: list[tuple[str, ...]]
+) -> None:
+    with pytest.raises(DFlashError, match="nothing was fetched, since"):
+        plan("Qwen/Qwen3-32B-FP8", tmp_path)
+    assert not fetched
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["FalconForCausalLM"]}, "supported targets are"),
+        ({"quantization_config": {"quant_method": "awq"}}, 'quant_method is "awq"'),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}},
+            "it is already quantized",
+        ),
+        ({"hidden_size": 40}, "a scale for every 16 inputs of a linear"),
+    ],
+)
+def test_unlisted_target_by_its_configuration_alone(
+    changes: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    llama: Path,
+    fetched: list[tuple[str, ...]],
+) -> None:
+    config = json.loads((llama / "config.json").read_text()) | changes
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    with pytest.raises((CheckpointError, ConfigError), match=words):
+        plan("org/unlisted", tmp_path, quant="nvfp4")
+    assert fetched == [locate.CONFIG_FILES]
+
+
+def test_missing_packages_before_the_weights(
+    tmp_path: Path,
+    llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fetched: list[tuple[str, ...]],
+) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda _: None)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text((llama / "config.json").read_text())
+    with pytest.raises(DFlashError, match="quantizing needs ModelOpt and torch"):
+        plan("org/unlisted", tmp_path)
+    assert fetched == [locate.CONFIG_FILES]
+
+
+def _empty(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "empty.jsonl").touch()
+    return {"calib_file": tmp_path / "empty.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (lambda path: {"calib_file": path / "none.txt"}, "cannot be read"),
+        (lambda path: {"calib_file": path}, "cannot be read"),
+        (_empty, "is empty"),
+    ],
+)
+def test_calibration_file_before_the_target(
+    options: Callable[[Path], dict[str, Any]],
+    words: str,
+    tmp_path: Path,
+    fetched: list[tuple[str, ...]],
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan("org/unlisted", tmp_path, **options(tmp_path))
+    assert not fetched
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "full"])
+def test_output_before_the_target(
+    place: str, tmp_path: Path, fetched: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(UsageError, match=r"output-dir|no directory"):
+        plan_quantization(QuantizeConfig("org/unlisted", tmp_path / place, "fp8"))
+    assert not fetched
+
+
+def test_unknown_name(tmp_path: Path, fetched: list[tuple[str, ...]]) -> None:
+    with pytest.raises(CheckpointError, match="the nearest are Qwen3-8B"):
+        plan("Qwen3-8X", tmp_path)
+    assert not fetched
+
+
+def test_packages_are_asked_after_the_files(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "find_spec", lambda _: None)
+    config = json.loads((llama / "config.json").read_text()) | {"num_hidden_layers": 9}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "t" / "model.safetensors").symlink_to(llama / "model.safetensors")
+    with pytest.raises(CheckpointError, match="give --allow-links"):
+        plan(str(tmp_path / "t"), tmp_path)
