@@ -53,7 +53,7 @@ def test_max_new_tokens_is_an_alias() -> None:
         ("seed", 2**64, "seed is 18446744073709551616, expected an integer from 0"),
         ("seed", b"12", "seed is b'12', expected an integer from 0"),
         ("seed", {1, 2}, "seed is {1, 2}, expected an integer, one for each prompt, or None"),
-        ("n", 0, "n is 0, expected an integer from 1 to 1024"),
+        ("n", 0, "n is 0, expected an integer from 1 to 128"),
         ("n", None, "n is None, expected an integer"),
         ("min_tokens", -1, "min_tokens is -1, expected an integer of at least 0"),
         ("min_tokens", 129, "min_tokens is 129, more than max_tokens, 128"),

@@ -178,7 +178,9 @@ def test_fewer_slots_than_there_are(fake_engine: Callable[..., Engine]) -> None:
     assert len(steps) == stream.timings.decode_steps
     assert {step.slots for step in steps} == {1, 2}
     for slots in (0, 4):
-        with pytest.raises(UsageError, match=f"slots is {slots}, and this engine has 3"):
+        with pytest.raises(
+            UsageError, match=f"slots is {slots}, expected an integer from 1 to 3"
+        ):
             engine.stream(PROMPTS, slots=slots)
 
 

@@ -164,9 +164,9 @@ def test_window_stays_short(byte_fallback: Tokenizer, token: int) -> None:
         return byte_fallback.decode(token_ids)
 
     stream = IncrementalDetokenizer(decode)
-    for token_id in [tiny.VOCAB_SIZE + 1, *[token] * 40]:
+    for token_id in [tiny.VOCAB_SIZE + 1, *[token] * 80]:
         stream.push([token_id])
-    assert most <= 3
+    assert most <= 32
 
 
 def test_decoding_does_not_wait_for_a_long_prompt(byte_level: Tokenizer) -> None:

@@ -31,6 +31,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
+def plain(value: Any) -> Any:
+    """Return an array or tensor of any library as Python numbers and lists; others as they are."""
+    if isinstance(value, memoryview) or not hasattr(value, "tolist"):
+        return value
+    return value.tolist()
+
+
 def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -> list[Any]:
     """Return the entries of a list, tuple, range, generator, or array or tensor of any library.
 
@@ -40,8 +47,7 @@ def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -
         UsageError: for anything else, also for text, bytes, sets and mappings.
     """
     try:
-        if hasattr(value, "tolist") and not isinstance(value, memoryview):
-            value = value.tolist()
+        value = plain(value)
         if isinstance(value, Iterable) and not isinstance(value, NOT_SEQUENCES):
             return list(islice(value, None if limit is None else limit + 1))
     except Exception as error:  # a stranger's code

@@ -18,7 +18,7 @@ from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
 
 MAX_SEED = 2**64 - 1
 FRESH_SEED_BITS = 53  # every JSON reader keeps such integers exact
-MAX_N = 1024
+MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP_WORDS = 64
 MAX_STOP_WORD_LENGTH = 256  # characters

@@ -14,16 +14,12 @@ from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
-from trtllm_dflash.runtime.preprocess import (
-    Prompt,
-    as_prompts,
-    make_requests,
-    step_widths,
-    tokenize_prompt,
-)
+from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests, step_widths
+from trtllm_dflash.runtime.prompt_inputs import Prompt, as_prompts, tokenize_prompt
 from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions.base import Session, check_runnable, open_session
 from trtllm_dflash.runtime.stream import Stream
+from trtllm_dflash.runtime.text.answer_text import AnswerTexts
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +39,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self._session = session
+        self._texts = AnswerTexts(tokenizer, config.model_type)
         self._turn = threading.Lock()
 
     @classmethod
@@ -103,8 +100,10 @@ class Engine:
             advice = " This engine has no more slots (max_batch_size)."
             check_integer("slots", slots, low=1, high=high, advice=advice)
         sampling = SamplingParams.from_options(options)
+        check_stop_words(sampling, self.tokenizer)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)
+        texts = [self._texts.make(request.input_ids.tolist(), sampling) for request in requests]
         scheduler = Scheduler(
             self._session,
             requests,
@@ -113,7 +112,7 @@ class Engine:
             on_step=on_step,
         )
         width = step_widths(sampling, self.config).max_width
-        return Stream(scheduler, len(requests), self.tokenizer, self._take_turn(), width=width)
+        return Stream(scheduler, requests, texts, self._take_turn(), width=width)
 
     def serve(
         self,

@@ -33,19 +33,14 @@ from trtllm_dflash.errors import (
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
-from trtllm_dflash.runtime.preprocess import (
-    Prompt,
-    PromptError,
-    make_requests,
-    split_stop_words,
-    tokenize_prompt,
-)
+from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests
+from trtllm_dflash.runtime.prompt_inputs import Prompt, PromptError, tokenize_prompt
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.request_handle import RequestHandle
 from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sessions.base import Session
-from trtllm_dflash.runtime.text.stop_words import StopWordFilter
-from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
+from trtllm_dflash.runtime.text.answer_text import AnswerTexts
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,6 +93,7 @@ class EngineThread:
         self._config = config
         self._session = session
         self._tokenizer = tokenizer
+        self._texts = AnswerTexts(tokenizer, config.model_type)
         self._turn = turn
         self._max_waiting = max_waiting
         self._budget = budget
@@ -133,10 +129,12 @@ class EngineThread:
     ) -> RequestHandle:
         """Check a request at once and put it into the queue; from any thread.
 
+        The handle that comes back cancels all `n` answers.
+
         prompt      text, or token ids.
         on_event    called by the engine thread with a `RequestOutput` for each step; the last one
                     says how the request ended. Or called with an error. Steps wait for it, so it
-                    should hand on and return.
+                    should hand on and return. With n > 1 each answer ends by itself.
         is_alive    polled by the engine thread now and then; False cancels.
         options     as for `Engine.generate`.
 
@@ -146,26 +144,29 @@ class EngineThread:
             ClosedError: if it is being closed.
             EngineError: if the engine thread has failed.
         """
-        request, words = self._checked(prompt, SamplingParams.from_options(options))
-        text = StopWordFilter(decoder_of(self._tokenizer), words)
-        handle = RequestHandle(request, text, on_event, is_alive)
+        sampling = SamplingParams.from_options(options)
+        handles = []
+        for request in self._requests(prompt, sampling):
+            text = self._texts.make(request.input_ids.tolist(), sampling)
+            handles.append(RequestHandle(request, text, on_event, is_alive))
+        first, *others = handles
+        first.others = others
         with self._changed:
-            self._check_open()
-            self._inbox.append(handle)
+            self._check_open(len(handles))
+            self._inbox += handles
             self._changed.notify()
-        return handle
+        return first
 
-    def _checked(self, prompt: Prompt, sampling: SamplingParams) -> tuple[Request, list[str]]:
-        """Return the request, and the stop words that are no special tokens."""
-        words, sampling = split_stop_words(sampling, self._config, self._tokenizer)
-        input_ids = tokenize_prompt(prompt, self._tokenizer)
+    def _requests(self, prompt: Prompt, sampling: SamplingParams) -> list[Request]:
+        """Return a request for each of the prompt's answers."""
+        check_stop_words(sampling, self._tokenizer)
         try:
-            (request,) = make_requests([input_ids], sampling, self._config)
+            input_ids = tokenize_prompt(prompt, self._tokenizer)
+            return make_requests([input_ids], sampling, self._config)
         except PromptError as error:
             raise UsageError(f"the prompt {error.problem}") from error
-        return request, words
 
-    def _check_open(self) -> None:
+    def _check_open(self, num_requests: int) -> None:
         if self._failure is not None:
             raise EngineError(
                 f"this engine takes no more requests, load it again: {self._failure}"
@@ -175,7 +176,12 @@ class EngineThread:
                 "this engine is being closed and takes no more requests. It may be sent again."
             )
         slots = self._session.max_batch_size
-        if len(self._inbox) + len(self._served) >= self._max_waiting + slots:
+        if num_requests > self._max_waiting + slots:
+            raise UsageError(
+                f"n is {num_requests}, and this engine has {slots} slots and a queue of"
+                f" {self._max_waiting}. Ask for fewer answers."
+            )
+        if len(self._inbox) + len(self._served) + num_requests > self._max_waiting + slots:
             raise BusyError(
                 f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and"
                 " its queue holds no more. Try again later."
@@ -270,7 +276,7 @@ class EngineThread:
             if handle.cancelled:
                 self._scheduler.end(request, "cancelled")
                 del self._served[request]
-                self._notify(handle, handle.output([], ""))
+                self._notify(handle, handle.output([]))
 
     def _to_poll(self) -> list[RequestHandle]:
         """Return those in slots, and of those that wait the few polled longest ago."""
@@ -310,13 +316,10 @@ class EngineThread:
     def _output_of(self, update: Update, handle: RequestHandle) -> Event:
         request = update.request
         token_ids = update.token_ids
-        used, text = handle.push(token_ids)
+        used, delta = handle.push(token_ids)
         if handle.text.stopped:
-            request.truncate(len(token_ids) - len(used))
-            # The stop word comes first, whatever the last tokens of the block say.
-            request.finish_reason = None
-            self._scheduler.end(request, "stop")
-        return handle.output(used, text)
+            self._scheduler.end_at_stop_word(request, len(token_ids) - len(used))
+        return handle.output(used, delta)
 
     def _notify(self, handle: RequestHandle, event: Event) -> None:
         def notify() -> bool:

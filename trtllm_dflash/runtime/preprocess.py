@@ -2,91 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from numbers import Integral, Real
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.runtime.prompt_inputs import InputIds, PromptError, read_tokens
 from trtllm_dflash.runtime.request import Request, StepWidths
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
-InputIds: TypeAlias = "Iterable[int] | Int64"
-Prompt: TypeAlias = "str | InputIds"
+__all__ = ["PromptError", "check_stop_words", "make_requests", "step_widths"]
 
 
-class PromptError(UsageError):
-    """A prompt that this engine cannot take.
-
-    `index` is its number, `problem` the rest of a sentence that begins with "prompt <index>".
-    """
-
-    def __init__(self, index: int, problem: str) -> None:
-        super().__init__(f"prompt {index} {problem}")
-        self.index = index
-        self.problem = problem
-
-
-def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """Return a list of prompts; one string or one sequence of token ids is one prompt."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Iterable):
-        raise UsageError(
-            f"prompts is {prompts!r}, expected a list of strings or of token-id lists."
-        )
-    items: list[Any] = list(prompts)
-    return [items] if items and isinstance(items[0], Real) else items
-
-
-def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> InputIds:
-    """Return a prompt's token ids; text without a tokenizer raises UsageError."""
-    if not isinstance(prompt, str):
-        return prompt
-    if tokenizer is None:
-        raise UsageError(
-            f"a prompt is text, and this engine has no {TOKENIZER_FILE}. Give lists of token ids,"
-            " or build the engine from a checkpoint with its tokenizer files."
-        )
-    return tokenizer.encode(prompt)
-
-
-def split_stop_words(
-    sampling: SamplingParams,
-    config: EngineConfig,
-    tokenizer: Tokenizer | None,
-) -> tuple[list[str], SamplingParams]:
-    """Return the stop words that are text, and `sampling` with the special tokens among them.
-
-    Decoding leaves special tokens out, so they can only be found as tokens.
-    """
-    special = set[int]()
-    words = []
-    for word in sampling.stop_words:
-        if tokenizer is None:
-            raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
-        token = tokenizer.special_token_id(word)
-        if token is None:
-            words.append(word)
-        else:
-            special.add(token)
-    if not special:
-        return words, sampling
-    stop_token_ids = (*_stop_token_ids(sampling, config), *special)
-    return words, replace(sampling, stop_token_ids=stop_token_ids)
+def check_stop_words(sampling: SamplingParams, tokenizer: Tokenizer | None) -> None:
+    """Raise UsageError for stop words without a tokenizer: answers have no text."""
+    if sampling.stop_words and tokenizer is None:
+        raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
 
 
 def make_requests(
     prompts: Sequence[InputIds], sampling: SamplingParams, config: EngineConfig
 ) -> list[Request]:
-    """Return a request for each prompt.
+    """Return `n` requests for each prompt, prompt by prompt.
 
     Raises:
         PromptError: for the first prompt that does not fit the engine.
@@ -100,24 +44,23 @@ def make_requests(
         input_ids = _checked_ids(prompt, index, config)
         max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
         num_uniforms = len(input_ids) + max_tokens + config.block_size
-        seed: int | None = sampling.seed_of(index, len(prompts))
-        if sampling.temperature == 0:
-            seed = None
-        uniforms = _uniforms(seed, num_uniforms)
-        slot_sampling = SlotSampling(**sampling.row_values(), uniforms=uniforms)
-        requests.append(
-            Request(
+        for sample in range(sampling.n):
+            seed: int | None = sampling.seed_of(index, len(prompts), sample)
+            if sampling.temperature == 0:
+                seed = None
+            request = Request(
                 index,
                 input_ids,
                 max_tokens,
                 stop_token_ids,
                 widths,
-                slot_sampling,
+                SlotSampling(**sampling.row_values(), uniforms=_uniforms(seed, num_uniforms)),
                 seed=seed,
+                sample_index=sample,
                 min_tokens=sampling.min_tokens,
                 logprobs=sampling.logprobs,
             )
-        )
+            requests.append(request)
     return requests
 
 
@@ -172,9 +115,7 @@ def _uniforms(seed: int | None, count: int) -> Float32:
 
 
 def _checked_ids(prompt: InputIds, index: int, config: EngineConfig) -> Int64:
-    if not isinstance(prompt, Iterable):
-        raise PromptError(index, f"is {prompt!r}, expected a string or a list of token ids.")
-    tokens = list(prompt)
+    tokens = read_tokens(prompt, index)
     problem = _token_problem(tokens, config.vocab_size) or _length_problem(len(tokens), config)
     if problem is not None:
         raise PromptError(index, problem)
@@ -185,12 +126,12 @@ def _token_problem(tokens: list[Any], vocab_size: int) -> str | None:
     for place, token in enumerate(tokens):
         if isinstance(token, bool) or not isinstance(token, Integral):
             return (
-                f"has at place {place} {token!r}, a {type(token).__name__}: expected an integer"
-                " token id."
+                f"has at place {place} {shown(token)}, a {type(token).__name__}: expected an"
+                " integer token id."
             )
         if not 0 <= int(token) < vocab_size:
             return (
-                f"has at place {place} the id {token}, outside the vocabulary (0 to"
+                f"has at place {place} the id {shown(token)}, outside the vocabulary (0 to"
                 f" {vocab_size - 1})."
             )
     return None

@@ -8,7 +8,8 @@ from time import perf_counter
 
 from trtllm_dflash.runtime.outputs import FinishInfo, OnEvent, RequestOutput
 from trtllm_dflash.runtime.request import Request
-from trtllm_dflash.runtime.text.stop_words import StopWordFilter
+from trtllm_dflash.runtime.text.answer_text import AnswerText
+from trtllm_dflash.runtime.text.pieces import NOTHING, Delta
 
 
 @dataclass(eq=False)
@@ -16,7 +17,7 @@ class RequestHandle:
     """A submitted request; `cancel` ends it between two steps."""
 
     request: Request
-    text: StopWordFilter
+    text: AnswerText
     on_event: OnEvent
     is_alive: Callable[[], bool]
     cancelled: bool = False
@@ -24,26 +25,36 @@ class RequestHandle:
     polled: float = 0.0  # when `is_alive` was called last
     first_token: float | None = None
     num_output_tokens: int = 0
+    others: list[RequestHandle] = field(default_factory=list)  # of the prompt's other answers
 
     def cancel(self) -> None:
         """End it with what it has by then, as "cancelled"; from any thread, at any time."""
-        self.cancelled = True
+        for handle in (self, *self.others):
+            handle.cancelled = True
 
-    def push(self, token_ids: list[int]) -> tuple[list[int], str]:
+    def push(self, token_ids: list[int]) -> tuple[list[int], Delta]:
         """Return the tokens up to a stop word, which is a reason to stop, and their text."""
         if self.first_token is None:
             self.first_token = perf_counter()
-        used, text = self.text.push(token_ids)
+        used, delta = self.text.push(token_ids)
         self.num_output_tokens += len(used)
-        return used, text
+        return used, delta
 
-    def output(self, token_ids: list[int], text: str) -> RequestOutput:
+    def output(self, token_ids: list[int], delta: Delta = NOTHING) -> RequestOutput:
         """Return what the caller is told; it has `finish_info` once the request has ended."""
-        if self.request.finish_reason is None:
-            return RequestOutput(token_ids, text)
-        if self.request.finish_reason != "cancelled":
-            text += self.text.finish()
-        return RequestOutput(token_ids, text, self._finish_info())
+        request = self.request
+        has_ended = request.finish_reason is not None
+        if has_ended and request.finish_reason != "cancelled":
+            last = self.text.finish()
+            delta = Delta(delta.text + last.text, delta.reasoning + last.reasoning)
+        return RequestOutput(
+            token_ids,
+            delta.text,
+            self._finish_info() if has_ended else None,
+            reasoning=delta.reasoning,
+            logprobs=request.last_logprobs(len(token_ids)),
+            sample_index=request.sample_index,
+        )
 
     def _finish_info(self) -> FinishInfo:
         request = self.request

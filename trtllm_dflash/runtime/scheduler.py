@@ -122,6 +122,13 @@ class Scheduler:
             if request.slot is None:
                 self._waiting.remove(request)
 
+    def end_at_stop_word(self, request: Request, num_dropped: int) -> None:
+        """End a request before the last `num_dropped` tokens of its last step."""
+        request.truncate(num_dropped)
+        # The stop word comes first, whatever the last tokens of the block say.
+        request.finish_reason = None
+        self.end(request, "stop")
+
     def step(self) -> list[Update]:
         """Launch the steps that pay, wait for the oldest one, and return what it gave.
 

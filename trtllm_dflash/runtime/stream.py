@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 
 from trtllm_dflash.errors import EngineError, as_dflash_error
 from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduler import Scheduler
-from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
-from trtllm_dflash.runtime.text.tokenizer import Tokenizer, decoder_of
+from trtllm_dflash.runtime.text.answer_text import AnswerText
+from trtllm_dflash.runtime.text.pieces import NOTHING
+
+Turn = AbstractContextManager[None]
 
 
 class Stream:
     """Iterator over `Chunk(prompt_index, token_ids, text)`.
 
-    The chunks of one prompt, joined, are its `Generation`. The engine works only while the next
-    chunk is asked for, and on one stream at a time. Exhaust a stream or `close` it before the next
-    call; leaving a `with` block closes it.
+    The chunks of one answer, joined, are its `Generation`. The engine works only while the next
+    chunk is asked for, and on one stream at a time. Exhaust a stream, `close` it or drop it before
+    the next call; leaving a `with` block closes it.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        num_prompts: int,
-        tokenizer: Tokenizer | None,
-        turn: AbstractContextManager[None],
+        requests: Sequence[Request],
+        texts: Sequence[AnswerText],
+        turn: Turn,
         *,
         width: int,
     ) -> None:
         """Prepare the stream; the first chunk enters `turn`, which holds the session to the end."""
         # The most tokens that a slot has in a decode step: the anchor and its drafts.
         self.width = width
-        self._scheduler = scheduler
-        self._decode = decoder_of(tokenizer)
-        self._texts = [IncrementalDetokenizer(self._decode) for _ in range(num_prompts)]
-        self._finished: dict[int, Generation] = {}
-        self._chunks = self._run(turn)
+        self._answers = _Answers(scheduler, requests, texts)
+        # The generator must not refer to this stream. Dropping the last reference to the stream
+        # then closes it at once, and the engine is free.
+        self._chunks = _run(self._answers, turn)
 
     @property
     def timings(self) -> Timings:
         """Return where the time went so far, all prompts together."""
-        return self._scheduler.timings
+        return self._answers.scheduler.timings
 
     @property
     def finished(self) -> dict[int, Generation]:
-        """Return the answers that are complete so far, by prompt index."""
-        return self._finished
+        """Return the answers that are complete so far.
+
+        They are numbered as `generations` lists them: by prompt index, if `n` is 1.
+        """
+        return self._answers.finished
 
     def __iter__(self) -> Stream:
         return self
@@ -66,58 +70,85 @@ class Stream:
         self._chunks.close()
 
     def generations(self) -> list[Generation]:
-        """Run to the end and return all answers in the order of the prompts.
+        """Run to the end and return all answers, prompt by prompt.
 
         Raises:
             EngineError: if the stream was closed before.
         """
         for _ in self._chunks:
             pass
-        if len(self._finished) < len(self._texts):
+        total = len(self._answers.texts)
+        if len(self.finished) < total:
             raise EngineError(
-                f"this stream was closed with {len(self._finished)} of {len(self._texts)} answers"
+                f"this stream was closed with {len(self.finished)} of {total} answers"
                 " complete. Take those from its `finished`, or ask again."
             )
-        return [self._finished[index] for index in range(len(self._texts))]
+        return [self.finished[number] for number in range(total)]
 
-    def _run(self, turn: AbstractContextManager[None]) -> Generator[Chunk, None, None]:
-        with turn:
-            for update in self._scheduler:
-                yield self._chunk(update)
 
-    def _chunk(self, update: Update) -> Chunk:
+class _Answers:
+    """The answers of a stream on their way."""
+
+    def __init__(
+        self, scheduler: Scheduler, requests: Sequence[Request], texts: Sequence[AnswerText]
+    ) -> None:
+        self.scheduler = scheduler
+        self.texts = list(texts)
+        self.finished: dict[int, Generation] = {}
+        self._number_of = {request: number for number, request in enumerate(requests)}
+
+    def chunk(self, update: Update) -> Chunk:
+        """Return what a step has added to an answer."""
         request = update.request
         if update.error is not None:
             raise update.error
+        number = self._number_of[request]
         try:
-            text = self._texts[request.index].push(update.token_ids)
-            if request.finish_reason is not None:
-                text += self._texts[request.index].finish()
-                self._finished[request.index] = self._generation(request)
+            return self._chunk(request, update.token_ids, number)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as failure:  # a tokenizer's panic is no Exception
-            what = f"the text of answer {request.index} could not be made"
+            what = f"the text of answer {number} could not be made"
             raise as_dflash_error(what, failure) from failure
+
+    def _chunk(self, request: Request, token_ids: list[int], number: int) -> Chunk:
+        text = self.texts[number]
+        used, delta = text.push(token_ids)
+        if text.stopped:
+            self.scheduler.end_at_stop_word(request, len(token_ids) - len(used))
+        last = NOTHING
+        if request.finish_reason is not None:
+            last = text.finish()
+            self.finished[number] = generation(request, text)
         return Chunk(
             prompt_index=request.index,
-            token_ids=update.token_ids,
-            text=text,
+            token_ids=used,
+            text=delta.text + last.text,
+            reasoning=delta.reasoning + last.reasoning,
             sample_index=request.sample_index,
-            logprobs=request.last_logprobs(len(update.token_ids)),
+            logprobs=request.last_logprobs(len(used)),
         )
 
-    def _generation(self, request: Request) -> Generation:
-        assert request.finish_reason is not None
-        return Generation(
-            token_ids=request.output_ids,
-            text=self._decode(request.output_ids),
-            acceptance_lengths=request.acceptance_lengths,
-            finish_reason=request.finish_reason,
-            prefill_seconds=request.prefill_seconds,
-            decode_seconds=request.decode_seconds,
-            seed=request.seed,
-            logprobs=None if request.logprobs is None else request.output_logprobs,
-            sample_index=request.sample_index,
-            prompt_token_ids=request.input_ids.tolist(),
-        )
+
+def _run(answers: _Answers, turn: Turn) -> Generator[Chunk, None, None]:
+    with turn:
+        for update in answers.scheduler:
+            yield answers.chunk(update)
+
+
+def generation(request: Request, text: AnswerText) -> Generation:
+    """Return the answer of a request that has ended."""
+    assert request.finish_reason is not None
+    return Generation(
+        token_ids=request.output_ids,
+        text=text.text,
+        acceptance_lengths=request.acceptance_lengths,
+        finish_reason=request.finish_reason,
+        prefill_seconds=request.prefill_seconds,
+        decode_seconds=request.decode_seconds,
+        reasoning=text.reasoning,
+        seed=request.seed,
+        logprobs=None if request.logprobs is None else request.output_logprobs,
+        sample_index=request.sample_index,
+        prompt_token_ids=request.input_ids.tolist(),
+    )
