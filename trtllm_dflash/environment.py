@@ -28,6 +28,25 @@ def set_defaults(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 @contextmanager
+def torch_caches_in(
+    folder: Path, environment: MutableMapping[str, str] = os.environ
+) -> Iterator[None]:
+    """Let torch make its cache of compiled code in `folder` during the block, or where it is set.
+
+    ModelOpt makes torch open it when it is imported.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name in environment:
+        yield
+        return
+    environment[name] = str(folder)
+    try:
+        yield
+    finally:
+        environment.pop(name, None)
+
+
+@contextmanager
 def matplotlib_without_traces(
     environment: MutableMapping[str, str] = os.environ,
 ) -> Iterator[None]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_dflash.cli.output_files import check_file
-from trtllm_dflash.errors import UsageError
+from trtllm_dflash.cli.output_files import check_file, write_file
+from trtllm_dflash.errors import OutputError, UsageError
 
 
 def test_check_file_changes_nothing(tmp_path: Path) -> None:
@@ -50,6 +50,46 @@ def test_check_file_refuses_a_read_only_folder() -> None:
         Path(folder).chmod(0o555)
         with as_nobody(), pytest.raises(UsageError, match="Permission denied"):
             check_file("--json", Path(folder) / "x")
+
+
+def test_a_file_is_written_whole_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, link = tmp_path / "old", tmp_path / "link"
+    old.write_text("as it was")
+    old.chmod(0o640)
+    link.symlink_to(old)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(
+            OutputError, match=r"--json .*old: cannot be written \(No space left"
+        ):
+            write_file("--json", old, "new")
+    assert old.read_text() == "as it was"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["link", "old"]
+    write_file("--json", link, "new")
+    assert link.is_symlink()
+    assert old.read_text() == "new"
+    assert old.stat().st_mode & 0o777 == 0o640
+    write_file("--json", Path(os.devnull), "new")
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_file_that_others_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    for name, before in (("new.json", None), ("old.json", "as it was")):
+        path = tmp_path / name
+        if before is not None:
+            path.write_text(before)
+        check_file("--json", path)
+        path.write_text("theirs")
+        with pytest.raises(OutputError, match="somebody else has written it meanwhile") as told:
+            write_file("--json", path, "ours")
+        assert path.read_text() == "theirs"
+        assert Path(str(told.value).split()[-1]).read_text(encoding="utf-8") == "ours"
 
 
 @contextmanager

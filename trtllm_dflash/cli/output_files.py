@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from trtllm_dflash.engine_dir.atomic_file import (
+    FileState,
+    file_state,
+    write_beside,
+    write_whole,
+)
 from trtllm_dflash.errors import OutputError, UsageError
 
 Files = Mapping[str, Path | None]  # by option
+_checked: dict[Path, FileState | None] = {}  # what `check_file` found
 
 
 def check_outputs(outputs: Files, *, inputs: Files, engine: Path | None = None) -> None:
@@ -46,17 +53,31 @@ def check_file(option: str, path: Path | None) -> None:
                 f"{option} {path}: this is a folder. Give a file, in this folder or elsewhere."
             )
         _try(path)
+        _checked[path] = file_state(path)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(_unwritable(option, path, reason)) from error
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write a text; raise OutputError if that fails."""
+    """Write a text in one step.
+
+    A file that somebody else has written since `check_file` stays, and the text goes beside it.
+
+    Raises:
+        OutputError: saying where the text is, or why it is nowhere.
+    """
     try:
-        path.write_text(text, encoding="utf-8")
+        if not path.is_file() or file_state(path) == _checked.get(path, file_state(path)):
+            write_whole(path, text)
+            return
+        beside = write_beside(path, text)
     except OSError as error:
         raise OutputError(_unwritable(option, path, error.strerror)) from error
+    raise OutputError(
+        f"{option} {path}: somebody else has written it meanwhile, and it stays. What this command"
+        f" found is in {beside}"
+    )
 
 
 def _is_same(path: Path, other: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from trtllm_dflash.engine_dir.atomic_file import write_whole
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.curve import Curve
 from trtllm_dflash.profile.curve_plot import throughput_against_interactivity
@@ -35,8 +37,11 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, title: str) -> None:
 
     # No date and no random ids inside: the same estimate is the same file.
     metadata = {"Date": None} if path.suffix == ".svg" else None
+    drawn = io.BytesIO()
     try:
         with mpl.rc_context({"svg.hashsalt": "dflash-trt"}):
-            figure.savefig(path, dpi=130, facecolor="white", metadata=metadata)
+            ending = path.suffix.lower().removeprefix(".")
+            figure.savefig(drawn, format=ending, dpi=130, facecolor="white", metadata=metadata)
+        write_whole(path, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise UsageError(f"--plot {path}: {error}") from error

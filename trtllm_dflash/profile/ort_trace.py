@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.profile.kernel_layers import KERNEL_SUFFIX, PARTS, layer_times, layers_of
 from trtllm_dflash.profile.result import StepBreakdown
@@ -73,10 +73,8 @@ def trace_step_breakdowns(
     Raises:
         EngineError: if the trace lacks steps.
     """
-    with TemporaryDirectory(prefix="dflash-trace-") as folder:
-        traced = OrtSession(
-            directory, config, num_threads=num_threads, trace=Path(folder) / "trace"
-        )
+    with work_folder("dflash-trace-") as folder:
+        traced = OrtSession(directory, config, num_threads=num_threads, trace=folder / "trace")
         untraced = OrtSession(directory, config, num_threads=num_threads)
         steps: list[_PairedRun] = []
         for batch in batches:

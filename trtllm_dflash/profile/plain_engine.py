@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.options.build import FP8_CACHE, BuildConfig
@@ -39,8 +39,8 @@ def plain_engine(
     from trtllm_dflash.builder.build_engine import build_engine
 
     checkpoint = find_checkpoint(directory, "target", target)
-    with TemporaryDirectory(prefix="dflash-plain-") as folder:
-        output_dir = Path(folder) / "plain"
+    with work_folder("dflash-plain-") as folder:
+        output_dir = folder / "plain"
         build_config = BuildConfig(
             str(checkpoint),
             output_dir,

@@ -17,6 +17,7 @@ from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_targe
 from trtllm_dflash.checkpoint.locate import file_in, honouring_allow_links, read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.engine_dir.atomic import atomic_directory, check_space
+from trtllm_dflash.environment import torch_caches_in
 from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, ignore_progress, started
@@ -51,7 +52,10 @@ def quantize(
     started(_LOG, "quantizing", plan.rows())
     check_space(plan.config.output_dir, plan.needed_space, what="the checkpoint")
     replaces = recognize_checkpoint if overwrite else None
-    with atomic_directory(plan.config.output_dir, replaces=replaces) as staging:
+    with (
+        atomic_directory(plan.config.output_dir, replaces=replaces) as staging,
+        torch_caches_in(staging.with_name("torch")),
+    ):
         facts = _quantize_into(staging, plan, progress)
         write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
         size = sum(path.stat().st_size for path in staging.rglob("*"))
