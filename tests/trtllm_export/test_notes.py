@@ -13,9 +13,7 @@ import pytest
 
 from tests.trtllm_export.conftest import command, page_of
 from trtllm_dflash.errors import DFlashError, UsageError
-from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.trtllm_export.llm_args import WRITTEN_FOR
-from trtllm_dflash.trtllm_export.pair import longest_sequence
 
 
 def test_uncertain_drafter_is_marked_in_both_places(tmp_path: Path) -> None:
@@ -31,42 +29,23 @@ def test_long_sequences_are_read_in_chunks(exported: Callable[..., dict[str, Any
     assert "Prompts above max_num_tokens are read in chunks" in page_of(made)
 
 
-@pytest.mark.parametrize(
-    ("config", "length"),
-    [
-        ({}, None),
-        ({"max_position_embeddings": 40960}, 40960),
-        ({"text_config": {"max_position_embeddings": 100}}, 100),
-        (
-            {
-                "max_position_embeddings": 32768,
-                "rope_scaling": {
-                    "type": "yarn",
-                    "factor": 4.0,
-                    "original_max_position_embeddings": 32768,
-                },
-            },
-            131072,
-        ),
-        (
-            {
-                "text_config": {
-                    "max_position_embeddings": 262144,
-                    "rope_parameters": {
-                        "rope_type": "deepseek_yarn",
-                        "factor": 64,
-                        "original_max_position_embeddings": 4096,
-                    },
-                }
-            },
-            262144,
-        ),
-    ],
-)
-def test_longest_sequence_counts_rope_scaling(
-    config: dict[str, Any], length: int | None
+def test_yarn_reaches_its_documented_length(
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    exported: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
-    assert longest_sequence(HfReader(config, "target")) == length
+    target = shutil.copytree(make_target("llama"), tmp_path / "target")
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    positions = config["max_position_embeddings"]
+    scaling = {"rope_type": "yarn", "factor": 4.0}
+    scaling["original_max_position_embeddings"] = positions
+    path.write_text(json.dumps(config | {"rope_scaling": scaling}))
+    pair = {"target": str(target), "drafter": str(make_drafter(target)), "gpus": 1}
+    assert exported(**pair, max_seq_len=4 * positions)["yaml"]["max_seq_len"] == 4 * positions
+    with pytest.raises(UsageError, match=f"is more than {4 * positions}, the reach of"):
+        exported(**pair, max_seq_len=4 * positions + 1, output_dir=tmp_path / "x")
 
 
 def test_unpublished_ids_are_to_be_filled_in(tmp_path: Path) -> None:

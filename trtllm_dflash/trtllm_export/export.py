@@ -129,13 +129,12 @@ def sequence_length(config: TrtllmExportConfig, facts: PairFacts) -> int:
     Raises:
         UsageError: for more than the target was trained for.
     """
-    longest = facts.max_seq_len
+    limit = facts.context_limit
     if config.max_seq_len is None:
-        return min(_DEFAULT_SEQ_LEN, longest or _DEFAULT_SEQ_LEN)
-    if longest is not None and config.max_seq_len > longest:
+        return _DEFAULT_SEQ_LEN if limit is None else min(_DEFAULT_SEQ_LEN, limit.tokens)
+    if limit is not None and config.max_seq_len > limit.tokens:
         raise UsageError(
-            f"--max-seq-len {config.max_seq_len} is more than {longest}, the target's"
-            " max_position_embeddings: it was never trained further"
+            f"--max-seq-len {config.max_seq_len} is more than {limit.tokens}, {limit.reason}"
         )
     return config.max_seq_len
 

@@ -15,6 +15,7 @@ from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.models.context import ContextLimit, read_context_limit
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
@@ -35,7 +36,7 @@ class PairFacts:
     block_size: int | None  # None: not published
     target_layer_ids: tuple[int, ...] | None  # in the drafter's order; None: not published
     mask_token_id: int | None  # None: not published
-    max_seq_len: int | None  # that the target was trained for; None: not published
+    context_limit: ContextLimit | None  # of the target; None: not published
     draft_context_bytes: int | None  # of one position in the drafter's caches; None: unknown
     draft_kv_heads: int  # among which those are split; 0: unknown
     heads: dict[str, int]  # query heads by model, as far as they are known
@@ -75,7 +76,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         ),
         target_layer_ids=_read_taps(drafter_reader, target_reader),
         mask_token_id=drafter_reader.read(int, *_either("mask_token_id"), default=None, low=0),
-        max_seq_len=longest_sequence(target_reader),
+        context_limit=read_context_limit(target_reader),
         draft_context_bytes=_draft_context_bytes(drafter_reader),
         draft_kv_heads=_size(drafter_reader, "num_key_value_heads"),
         heads=_heads({"target": target_reader, "drafter": drafter_reader}),
@@ -104,33 +105,6 @@ def _read_taps(drafter: HfReader, target: HfReader) -> tuple[int, ...] | None:
                 "target_layer_ids", f"contains {tap}, expected 0 (the first layer) to {last}."
             )
     return taps
-
-
-def longest_sequence(reader: HfReader) -> int | None:
-    """Return the positions that a target was trained for, RoPE scaling included.
-
-    YaRN's documented length is its factor times the length before scaling. Some configurations
-    leave max_position_embeddings as it was. None if neither is published.
-    """
-    sections = ("", "text_config.")
-    positions = [f"{section}max_position_embeddings" for section in sections]
-    length = reader.read(int, *positions, default=None, low=1)
-    for section in sections:
-        for key in ("rope_scaling", "rope_parameters"):
-            scaling = reader.get(f"{section}{key}")
-            if isinstance(scaling, dict) and "yarn" in str(
-                scaling.get("rope_type", scaling.get("type"))
-            ):
-                scaled = _scaled_length(scaling)
-                length = max(length or 0, scaled) or None
-    return length
-
-
-def _scaled_length(scaling: dict[str, Any]) -> int:
-    before, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
-    if isinstance(before, int) and isinstance(factor, int | float):
-        return int(before * factor)
-    return 0
 
 
 def _draft_context_bytes(reader: HfReader) -> int | None:
