@@ -25,10 +25,16 @@ TYPES: dict[str, Any] = {
     "draft_len": np.int32,
     "stop_token_ids": np.int32,
     "seed": np.uint64,
+    "n": np.int32,
+    "logprobs": np.int32,
+    "min_tokens": np.int32,
     **{row.name: row.dtype for row in SAMPLING_INPUTS},
     "frequency_penalty": np.float32,
     "presence_penalty": np.float32,
     "text_input": np.object_,
+    "system": np.object_,
+    "messages": np.object_,
+    "chat_template_kwargs": np.object_,
     "stop_words": np.object_,
 }
 

@@ -64,7 +64,7 @@ def test_export_writes_a_model(tiny_engine: Path, tmp_path: Path) -> None:
     assert re.findall(r'name: "(\w+)" data_type', config) == [
         field.name for field in (*ALL_INPUTS.values(), *OUTPUTS)
     ]
-    assert config.count("optional: true") == len(ALL_INPUTS) - 1
+    assert config.count("optional: true") == len(ALL_INPUTS)
     page = (model / "README.md").read_text()
     assert all(
         f"| `{field.name}` |" in page for field in (*ALL_INPUTS.values(), *OUTPUTS, *METRICS)

@@ -75,11 +75,17 @@ def test_parameters_of_triton_pass() -> None:
     [
         ({"max_tokens": 5}, {"max_tokens": 5}),
         ({"max_new_tokens": 5}, {"max_tokens": 5}),
-        ({"random_seed": 7}, {"seed": 7}),
-        ({"runtime_top_p": 0.5, "runtime_top_k": 3}, {"top_p": 0.5, "top_k": 3}),
+        ({"random_seed": 7}, {"seed": 7, "temperature": 0.0}),
+        (
+            {"runtime_top_p": 0.5, "runtime_top_k": 3, "temperature": 0},
+            {"top_p": 0.5, "top_k": 3, "temperature": 0.0},
+        ),
+        ({"min_length": 2}, {"min_tokens": 2}),
+        ({"return_log_probs": True}, {"logprobs": 0}),
+        ({"return_log_probs": False}, {}),
         ({"end_id": 95, "pad_id": 0, "beam_width": 1}, {}),
         ({"end_id": -1}, {"stop_token_ids": ()}),
-        ({"seed": 3, "random_seed": 3}, {"seed": 3}),
+        ({"seed": 3, "random_seed": 3}, {"seed": 3, "temperature": 0.0}),
         ({"repetition_penalty": 1.0, "bad_words": "", "early_stopping": False}, {}),
         ({"temperature": 1}, {"temperature": 1.0}),
     ],
@@ -108,6 +114,11 @@ def test_names_of_tensorrt_llm_have_their_meaning(
         ({"stream": 1}, "stream is 1, expected true or false"),
         ({"stop_words": 1}, "stop_words is 1, expected a text"),
         ({"text_input": "x"}, "text_input is both an input and a parameter"),
+        ({"top_p": 0.5}, "top_p has no effect without temperature: send it as well"),
+        ({"top_k": 3, "n": 2}, "top_k and n have no effect without temperature"),
+        ({"n": 0, "temperature": 1.0}, "n is 0, expected an integer from 1"),
+        ({"logprobs": 21}, "logprobs is 21, expected an integer from 0 to 20"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens is 9, more than max_tokens"),
     ],
 )
 def test_wish_that_cannot_be_is_refused(given: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,16 +30,14 @@ def read(**inputs: Any) -> GenerationRequest:
         name: np.array([value if isinstance(value, list) else [value]])
         for name, value in inputs.items()
     }
-    for name in ("text_input", "stop_words"):
+    for name in ("text_input", "stop_words", "system", "messages", "chat_template_kwargs"):
         if name in tensors:
             tensors[name] = tensors[name].astype(np.object_)
     return GenerationRequest.from_tensors(tensors, EOS)
 
 
 def test_prompt_alone_is_a_request() -> None:
-    assert read(text_input=b"ab") == GenerationRequest(
-        "ab", False, False, False, False, False, (), {}
-    )
+    assert read(text_input=b"ab") == GenerationRequest("ab")
 
 
 def test_every_input_arrives() -> None:
@@ -52,6 +51,12 @@ def test_every_input_arrives() -> None:
         top_k=3,
         min_p=np.float32(0.125),
         seed=np.uint64(2**63),
+        n=3,
+        logprobs=2,
+        min_tokens=1,
+        skip_special_tokens=False,
+        system=b"Be.",
+        chat_template_kwargs=b'{"enable_thinking": false}',
         stop_words=[b"x", "日".encode()],
         stop_token_ids=[4, 5],
         ignore_eos=False,
@@ -69,11 +74,23 @@ def test_every_input_arrives() -> None:
         "top_k": 3,
         "min_p": 0.125,
         "seed": 2**63,
+        "logprobs": 2,
+        "min_tokens": 1,
+        "skip_special_tokens": False,
         "draft_len": 2,
+        "stop_words": ["x", "日"],
+        "stop_token_ids": (95, 4, 5),
     }
-    options |= {"stop_token_ids": (95, 4, 5)}
     assert read_all == GenerationRequest(
-        "é", True, True, True, True, True, ("x", "日"), options
+        "é",
+        [{"role": "system", "content": "Be."}, {"role": "user", "content": "é"}],
+        {"enable_thinking": False},
+        stream=True,
+        echo=True,
+        counts_input=True,
+        counts_output=True,
+        options=options,
+        num_samples=3,
     )
     assert read(text_input=b"a", ignore_eos=True, stop_token_ids=[4]).options == {
         "stop_token_ids": (4,)
@@ -88,7 +105,25 @@ def test_every_input_arrives() -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"max_tokens": 3}, "text_input is missing"),
+        ({"max_tokens": 3}, "text_input is missing, and so is messages"),
+        ({"text_input": b"a", "messages": b"[]"}, "give either text_input or messages"),
+        ({"text_input": b"a", "chat": False, "system": b"b"}, "system is for chats"),
+        ({"messages": b"{}"}, "messages is {}, expected a list of messages in JSON"),
+        ({"messages": b"[" * 99_999}, "messages: the JSON is nested too deeply"),
+        ({"messages": b"['a']"}, "messages is not JSON"),
+        ({"text_input": b"a", "chat_template_kwargs": b"[1]"}, "expected an object in JSON"),
+        (
+            {"text_input": b"a", "chat_template_kwargs": b'{"a": 1, "a": 2}'},
+            "chat_template_kwargs: a key stands in it twice",
+        ),
+        (
+            {"system": b"b", "messages": b'[{"role": "system", "content": "c"}]'},
+            "messages begin with a system message",
+        ),
+        (
+            {"messages": b"[]", "exclude_input_in_output": False},
+            "exclude_input_in_output: false is for text_input",
+        ),
         ({"text_input": [b"a", b"b"]}, "text_input has 2 values, expected one"),
         ({"text_input": []}, "text_input has 0 values, expected one"),
         ({"text_input": b"a\xff"}, "text_input is not UTF-8: byte 1 begins no character"),
@@ -115,14 +150,28 @@ def test_chat_errors_are_for_clients(tmp_path: Path) -> None:
         encode_prompt(read(text_input=b"ab", chat=True), plain)
     assert str(error.value) == "chat: this model has no chat format; send chat: false."
     picky = Tokenizer(tiny_tokenizer.write_byte_level(tmp_path / "picky"))
-    assert encode_prompt(read(text_input=b"ab", chat=True), picky) == picky.encode_chat("ab")
-    picky._library.chat_template = "{{ raise_exception('only in pairs') }}"
+    chat = picky.encode_chat("ab")
+    assert encode_prompt(read(text_input=b"ab", chat=True), picky) == chat
+    messages = b'[{"role": "user", "content": "ab"}]'
+    assert encode_prompt(read(messages=messages), picky) == chat
+    path = tmp_path / "picky" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = "{{ raise_exception('only in pairs') }}"
+    path.write_text(json.dumps(config))
     with pytest.raises(UsageError) as error:
-        encode_prompt(read(text_input=b"ab", chat=True), picky)
-    assert (
-        str(error.value)
-        == "chat: the model's chat template refuses these messages: only in pairs"
-    )
+        encode_prompt(read(text_input=b"ab", chat=True), Tokenizer(tmp_path / "picky"))
+    assert "only in pairs" in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_each_sample_has_a_seed_of_its_own() -> None:
+    sampled = read(text_input=b"a", temperature=1.0, seed=5, n=3)
+    seeds = [options["seed"] for options in sampled.sample_options()]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 3
+    assert [options.get("seed") for options in read(text_input=b"a").sample_options()] == [None]
+    fresh = read(text_input=b"a", temperature=1.0, n=2)
+    assert [options.get("seed") for options in fresh.sample_options()] == [None, None]
 
 
 class Exported:

@@ -222,8 +222,15 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
     taken_for: dict[tuple[str, Any], dict[str, Any]] = {
         ("text_input", "NaN"): {"prompt": "NaN"},
         ("chat", True): {"prompt": chat},
-        ("temperature", 2**63): {"temperature": 2.0**63},
+        ("temperature", 2**63): {"temperature": 2.0**63, "seed": 0},
     }
+    for text in ("", "\x00", "NaN"):
+        messages = [
+            {"role": "system", "content": text},
+            {"role": "user", "content": "ab"},
+        ]
+        prompt = oracle.tokenizer.encode_chat(messages)  # type: ignore[union-attr]
+        taken_for["system", text] = {"prompt": prompt}
     plain = answer(oracle, "ab", max_tokens=2).text
     names = [port["name"] for port in json.loads(_config(client))["input"]]
     garbage = [
@@ -246,7 +253,7 @@ def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
     for name in names:
         for value in garbage:
             reply = client.generate(
-                "tiny", **{"text_input": "ab", "max_tokens": 2} | {name: value}
+                "tiny", **{"text_input": "ab", "max_tokens": 2, "seed": 0} | {name: value}
             )
             assert reply.status in (200, 400, 500), (name, value)
             streams = name in ("stream", "streaming") and value is True

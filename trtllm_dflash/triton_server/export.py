@@ -20,7 +20,7 @@ from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.templates import render
-from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS, REQUIRED
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 from trtllm_dflash.triton_server.settings import Settings
 
@@ -92,7 +92,6 @@ def config_pbtxt(
         gpus=config.gpu_indices,
         inputs=list(ALL_INPUTS.values()),
         outputs=OUTPUTS,
-        required=REQUIRED,
         parameters=parameters,
     )
 

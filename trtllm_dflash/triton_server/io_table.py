@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import (
+    MAX_LOGPROBS,
+    MAX_N,
     MAX_STOP_TOKEN_IDS,
     MAX_STOP_WORD_LENGTH,
     MAX_STOP_WORDS,
@@ -38,19 +40,59 @@ class Field:
 _DTYPES = {"float32": "FP32", "int32": "INT32"}
 
 INPUTS = (
-    Field("text_input", "STRING", "the prompt; the only input that every request needs"),
+    Field("text_input", "STRING", "the prompt; every request needs it, or messages"),
     Field(
         "chat",
         "BOOL",
-        "text_input is a user's message: put it into the model's chat format (default: false)",
+        "text_input is a user's message: put it into the model's chat format (default: false;"
+        " true with system or chat_template_kwargs)",
+    ),
+    Field("system", "STRING", "the system message of the chat"),
+    Field(
+        "messages",
+        "STRING",
+        "instead of text_input: a conversation as JSON in a string, a list of objects with role"
+        " and content",
+    ),
+    Field(
+        "chat_template_kwargs",
+        "STRING",
+        "options of the chat template as JSON in a string, such as an object with"
+        " enable_thinking; they replace the engine's own, key by key",
     ),
     Field("max_tokens", "INT32", "new tokens at most (default: 128)"),
+    Field(
+        "min_tokens",
+        "INT32",
+        "new tokens before stop tokens and stop words can end the answer (default: 0)",
+    ),
     Field("stream", "BOOL", "a response for each step, not one at the end (default: false)"),
     *(
         Field(row.name, _DTYPES[row.dtype], f"{row.help} (default: {row.default:g})")
         for row in SAMPLING_INPUTS
     ),
-    Field("seed", "UINT64", "of the sampling; one seed, one answer (default: 0)"),
+    Field(
+        "seed",
+        "UINT64",
+        "of the sampling; one seed, one answer (default: a fresh one each time)",
+    ),
+    Field(
+        "n",
+        "INT32",
+        f"answers to the prompt, at most {MAX_N}; each output then has a value for each, and in a"
+        " stream sample_index (default: 1)",
+    ),
+    Field(
+        "logprobs",
+        "INT32",
+        "send logprobs: of the chosen tokens, and of this many of the most likely ones, at most"
+        f" {MAX_LOGPROBS} (default: none)",
+    ),
+    Field(
+        "skip_special_tokens",
+        "BOOL",
+        "false: special tokens are in the text (default: true)",
+    ),
     Field(
         "stop_words",
         "STRING",
@@ -83,7 +125,6 @@ INPUTS = (
     ),
     Field("presence_penalty", "FP32", "only 0, likewise", only=(0,)),
 )
-REQUIRED = "text_input"
 
 
 def _alias(name: str, of: str) -> Field:
@@ -103,6 +144,8 @@ TENSORRT_LLM_INPUTS = (
     _alias("runtime_top_k", "top_k"),
     _alias("runtime_top_p", "top_p"),
     _alias("exclude_input_from_output", "exclude_input_in_output"),
+    _alias("min_length", "min_tokens"),
+    Field("return_log_probs", "BOOL", "true: `logprobs` 0, those of the chosen tokens alone"),
     Field("end_id", "INT32", "only a stop token of the model's own; -1: `ignore_eos`"),
     Field("pad_id", "INT32", "without effect: nothing is padded"),
     _only("beam_width", "INT32", 1),
@@ -121,19 +164,43 @@ OUTPUTS = (
         "text_output",
         "STRING",
         "the answer's text; in a stream, what is new of it, always whole characters",
+        size=-1,
+    ),
+    Field(
+        "reasoning",
+        "STRING",
+        "what the model wrote outside its final answer, where its format tells them apart; in a"
+        " stream, what is new of it",
+        size=-1,
     ),
     Field("num_input_tokens", "INT32", "the prompt's tokens, with every response"),
     Field(
-        "num_output_tokens", "INT32", "new tokens of this response; those of a stream add up"
+        "num_output_tokens",
+        "INT32",
+        "new tokens of this response; those of a stream add up",
+        size=-1,
     ),
-    Field("finish_reason", "STRING", "last response: stop or length"),
+    Field(
+        "logprobs",
+        "STRING",
+        "if asked for: a JSON list with an object for each token of this response: token_id,"
+        " logprob, and top, a list of pairs",
+        size=-1,
+    ),
+    Field("sample_index", "INT32", "with n above 1: which of the answers this is", size=-1),
+    Field("seed", "UINT64", "last response of a sampled answer: the seed used", size=-1),
+    Field("finish_reason", "STRING", "last response: stop or length", size=-1),
     Field(
         "acceptance_rate",
         "FP32",
         "last response: accepted ÷ verified drafts, 0 where there were none",
+        size=-1,
     ),
     Field(
-        "total_accepted_draft_tokens", "INT32", "last response: drafts that the target accepted"
+        "total_accepted_draft_tokens",
+        "INT32",
+        "last response: drafts that the target accepted",
+        size=-1,
     ),
-    Field("total_draft_tokens", "INT32", "last response: drafts that were verified"),
+    Field("total_draft_tokens", "INT32", "last response: drafts that were verified", size=-1),
 )

@@ -1,7 +1,8 @@
 """The model of an exported repository, between Triton's Python backend and the scheduler.
 
-`execute` runs in Triton's thread: it checks a request and puts it into the scheduler's queue. From
-then on the engine thread alone sends responses, counts, and calls Triton.
+`execute` runs in Triton's thread: it checks a request. A thread of `intake.py` makes a prompt of
+it and puts it into the scheduler's queue. From then on the engine thread alone sends responses,
+counts, and calls Triton.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import ctypes
 import json
 import logging
 import os
-from collections.abc import MutableMapping
+import re
+import threading
+from collections.abc import Callable, MutableMapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +23,19 @@ import numpy as np
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
-from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.engine_thread import EngineThread
+from trtllm_dflash.runtime.outputs import EngineStats
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import engine_digest
+from trtllm_dflash.triton_server.intake import Intake
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
 from trtllm_dflash.triton_server.responses import Responses
 from trtllm_dflash.triton_server.settings import Settings
 
 _LOG = logging.getLogger(__name__)
+_MAX_ANCESTORS = 4
 
 
 class TritonPythonModel:
@@ -37,6 +44,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the engine; an error means that the model is not ready."""
         configure(verbose=False)
+        self._name = args["model_name"]
+        self._leaving = False
+        self._scheduler: EngineThread | None = (
+            None  # the engine thread may report before it is set
+        )
         self._triton = _utilities()
         check_dlpack_roundtrip(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))
@@ -50,57 +62,63 @@ class TritonPythonModel:
             "instance": args["model_instance_name"],
         }
         self._metrics = Metrics(self._triton, labels)
+        self._intake = Intake(settings.max_waiting + self._engine.config.max_batch_size)
         self._scheduler = self._engine.serve(
             max_waiting=settings.max_waiting,
             prompt_tokens_per_step=settings.prompt_tokens_per_step,
-            on_stats=self._metrics.publish,
+            on_stats=self._on_stats,
         )
 
     def execute(self, requests: list[Any]) -> None:
-        """Queue each request, or answer it with what is wrong with it."""
+        """Take in each request, or answer it with what is wrong with it."""
         for request in requests:
             try:
-                self._answer(request)
+                self._take_in(request)
             except BaseException:  # noqa: BLE001 - Triton would send it to every client here
                 _LOG.exception("a request could not even be answered")
 
+    def is_ready(self) -> bool:
+        """Return whether requests are taken and answered; Triton asks, from 26.03 on."""
+        return self._scheduler is not None and self._scheduler.alive
+
     def finalize(self) -> None:
         """Let running requests end for a while, and the engine thread publish its last metrics."""
-        self._scheduler.close(drain_seconds=self._drain_seconds)
+        self._intake.close()
+        if self._scheduler is not None:
+            self._scheduler.close(drain_seconds=self._drain_seconds)
+        self._tokenizer.close()
 
-    def _answer(self, request: Any) -> None:
-        """Queue a request; whatever is wrong becomes an answer in words for its client alone.
+    def _take_in(self, triton_request: Any) -> None:
+        """Check a request, and hand it to the thread that makes a prompt of it."""
+        sender = triton_request.get_response_sender()
+        responses = Responses(self._triton, sender, self._metrics)
 
-        Foreign code runs here, a tokenizer and a chat template, and may raise anything.
-        """
-        responses = Responses(self._triton, request.get_response_sender(), self._metrics)
-        try:
-            self._submit(request, responses)
-        except DFlashError as error:
-            responses.fail(error)
-        except BaseException as error:  # noqa: BLE001 - see above
-            _LOG.exception("a request failed before it was queued")
-            responses.fail(
-                EngineError(
-                    f"this request failed inside the server ({type(error).__name__}); its log says"
-                    " where."
-                )
+        def check() -> None:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in triton_request.inputs()}
+            parameters = json.loads(triton_request.parameters() or "{}")
+            request = GenerationRequest.from_tensors(
+                tensors, self._engine.config.eos_token_ids, parameters
             )
+            self._check_size(request.text)
+            role = "encode" if request.messages is None else "chat"
+            self._intake.put(role, lambda: answer(responses, lambda: submit(request)))
 
-    def _submit(self, triton_request: Any, responses: Responses) -> None:
-        inputs = triton_request.inputs()
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in inputs}
-        parameters = json.loads(triton_request.parameters() or "{}")
-        request = GenerationRequest.from_tensors(
-            tensors, self._engine.config.eos_token_ids, parameters
-        )
-        self._check_size(request.text)
+        def submit(request: GenerationRequest) -> None:
+            self._submit(request, responses)
+
+        answer(responses, check)
+
+    def _submit(self, request: GenerationRequest, responses: Responses) -> None:
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))
-        options: SamplingOptions = {**request.options, "stop_words": request.stop_words}
-        self._scheduler.submit(
-            prompt, on_event=responses, is_alive=responses.is_alive, **options
-        )
+        assert self._scheduler is not None
+        for index, options in enumerate(request.sample_options()):
+            self._scheduler.submit(
+                prompt,
+                on_event=responses.of_sample(index),
+                is_alive=responses.is_alive,
+                **options,
+            )
 
     def _check_size(self, text: str) -> None:
         """Refuse a text that cannot fit: tokenizing megabytes would make others wait."""
@@ -113,17 +131,81 @@ class TritonPythonModel:
                 " Shorten it."
             )
 
+    def _on_stats(self, stats: EngineStats) -> None:
+        """Publish the metrics; from the engine thread, which calls it a last time when it ends."""
+        failed = None if self._scheduler is None else self._scheduler.failed
+        self._metrics.publish(stats, ready=failed is None)
+        if failed is not None and not self._leaving:
+            self._leaving = True
+            threading.Thread(target=self._leave, args=(failed,), daemon=True).start()
+
+    def _leave(self, failed: DFlashError) -> None:
+        """Make the model not ready: requests would be refused one by one for ever.
+
+        A server that loads and unloads on demand can unload it. Another one aborts if a model asks.
+        """
+        _LOG.error("%s takes no more requests: %s", self._name, failed)
+        if unloads_on_demand(os.getppid()):
+            self._triton.unload_model(model_name=self._name)
+
+
+def answer(responses: Responses, work: Callable[[], None]) -> None:
+    """Do a part of a request; whatever is wrong becomes an answer in words for its client alone.
+
+    Foreign code runs here, a tokenizer and a chat template, and may raise anything.
+    """
+    try:
+        work()
+    except DFlashError as error:
+        responses.fail(error)
+    except BaseException as error:  # noqa: BLE001 - see above
+        _LOG.exception("a request failed before it was queued")
+        responses.fail(
+            EngineError(
+                f"this request failed inside the server ({type(error).__name__}); its log says"
+                " where."
+            )
+        )
+
 
 def encode_prompt(request: GenerationRequest, tokenizer: Tokenizer) -> list[int]:
     """Return the prompt's token ids; errors are for clients and name no files of the server."""
-    if not request.chat:
-        return tokenizer.encode(request.text)
-    if not tokenizer.has_chat_template:
-        raise UsageError("chat: this model has no chat format; send chat: false.")
     try:
-        return tokenizer.encode_chat(request.text)
+        if request.messages is None:
+            return tokenizer.encode(request.text)
+        return tokenizer.encode_chat(request.messages, **request.template_options)
     except ChatError as error:
+        if not tokenizer.has_chat_template:
+            raise UsageError(
+                "chat: this model has no chat format; send chat: false."
+            ) from error
         raise UsageError(f"chat: {error.problem}") from error
+    except EngineError as error:
+        _LOG.error("a prompt could not be made: %s", error)
+        problem = getattr(error.__cause__, "problem", "the server's log says why")
+        raise EngineError(f"the tokenizer cannot read this text: {problem}") from error
+
+
+def unloads_on_demand(process: int) -> bool:
+    """Return whether the server above a model's process has the explicit model control mode.
+
+    `process` is the nearest one above. A shell may stand between the two.
+    """
+    for _ in range(_MAX_ANCESTORS):
+        try:
+            words = _proc_file(process, "cmdline").split("\0")
+            parent = re.search(r"^PPid:\s*(\d+)", _proc_file(process, "status"), re.MULTILINE)
+        except OSError:
+            return False
+        option = "--model-control-mode"
+        if f"{option}=explicit" in words or (option, "explicit") in pairwise(words):
+            return True
+        process = int(parent[1]) if parent else 0
+    return False
+
+
+def _proc_file(process: int, name: str) -> str:
+    return Path(f"/proc/{process}/{name}").read_bytes().decode(errors="replace")
 
 
 def restrict_to_gpu(device: int, environment: MutableMapping[str, str]) -> None:

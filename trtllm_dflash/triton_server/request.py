@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
-from trtllm_dflash.options.sampling import SamplingOptions
-from trtllm_dflash.triton_server.io_table import ALL_INPUTS, REQUIRED
+from trtllm_dflash.options.sampling import (
+    SamplingOptions,
+    SamplingParams,
+    unused_without_temperature,
+)
+from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 from trtllm_dflash.triton_server.parameters import resolve_aliases, unknown_input, values_of
 
 # Inputs that are options of `Engine.generate` under the same name.
-_OPTION_NAMES = (*(row.name for row in SAMPLING_INPUTS), "seed", "draft", "draft_len")
+_OPTION_NAMES = (
+    *(row.name for row in SAMPLING_INPUTS),
+    "max_tokens",
+    "min_tokens",
+    "seed",
+    "n",
+    "logprobs",
+    "skip_special_tokens",
+    "stop_words",
+    "draft",
+    "draft_len",
+)
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request in plain Python: `options` are those of `Engine.generate`."""
+    """A request in plain Python.
+
+    text              the prompt; "" for a conversation.
+    messages          the conversation, None for a prompt that is taken as it is.
+    template_options  of the chat template.
+    options           those of `Engine.generate`, without `n`.
+    num_samples       answers to this prompt.
+    """
 
     text: str
-    chat: bool
-    stream: bool
-    echo: bool
-    counts_input: bool
-    counts_output: bool
-    stop_words: tuple[str, ...]
-    options: SamplingOptions
+    messages: Sequence[Any] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    echo: bool = False
+    counts_input: bool = False
+    counts_output: bool = False
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    num_samples: int = 1
 
     @classmethod
     def from_tensors(
@@ -54,30 +77,102 @@ class GenerationRequest:
                 raise UsageError(f"{name} is both an input and a parameter of this request.")
             given[name] = value
         values = resolve_aliases(given)
-        if REQUIRED not in values:
-            raise UsageError(f"{REQUIRED} is missing: there is no prompt to continue.")
+        messages = _conversation(values)
+        options = _options(values, eos_token_ids)
+        num_samples = options.pop("n", 1)
+        echo = not values.get("exclude_input_in_output", True)
+        if echo and "messages" in values:
+            raise UsageError("exclude_input_in_output: false is for text_input, not messages.")
         return cls(
-            text=values[REQUIRED],
-            chat=values.get("chat", False),
+            text=values.get("text_input", ""),
+            messages=messages,
+            template_options=_template_options(values),
             stream=values.get("stream", False),
-            echo=not values.get("exclude_input_in_output", True),
+            echo=echo,
             counts_input=values.get("return_num_input_tokens", False),
             counts_output=values.get("return_num_output_tokens", False),
-            stop_words=tuple(values.get("stop_words", ())),
-            options=_options(values, eos_token_ids),
+            options=options,
+            num_samples=num_samples,
         )
+
+    def sample_options(self) -> list[SamplingOptions]:
+        """Return the options of each answer: a seed of its own, if the request gave one."""
+        if self.num_samples == 1 or self.options.get("seed") is None:
+            return [self.options] * self.num_samples
+        seed: Any = self.options["seed"]
+        params = SamplingParams(seed=seed)
+        samples = []
+        for index in range(self.num_samples):
+            own: SamplingOptions = {**self.options, "seed": params.seed_of(0, 1, index)}
+            samples.append(own)
+        return samples
+
+
+def _conversation(values: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Return the messages that a request gives in one way or another, None for a plain prompt."""
+    if ("text_input" in values) == ("messages" in values):
+        if "messages" in values:
+            raise UsageError("give either text_input or messages, not both.")
+        raise UsageError("text_input is missing, and so is messages: there is no prompt.")
+    for name in ("system", "chat_template_kwargs", "messages"):
+        if name in values and values.get("chat") is False:
+            raise UsageError(f"{name} is for chats, and this request says chat: false.")
+    messages: list[Any] = []
+    if "messages" in values:
+        messages = _json("messages", values["messages"], list, "a list of messages")
+    elif values.get("chat") or "system" in values or "chat_template_kwargs" in values:
+        messages = [{"role": "user", "content": values["text_input"]}]
+    else:
+        return None
+    if "system" not in values:
+        return messages
+    first = messages[0] if messages else None
+    if isinstance(first, dict) and first.get("role") == "system":
+        raise UsageError("system is given, and messages begin with a system message. Drop one.")
+    return [{"role": "system", "content": values["system"]}, *messages]
+
+
+def _template_options(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = "chat_template_kwargs"
+    if name not in values:
+        return {}
+    options: Mapping[str, Any] = _json(name, values[name], dict, "an object")
+    return options
+
+
+def _json(name: str, text: str, wanted: type, expected: str) -> Any:
+    """Parse an input that is JSON.
+
+    Raises:
+        UsageError: for a text that is none, or something else than `wanted`.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise UsageError(f"{name}: a key stands in it twice.")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise UsageError(f"{name}: the JSON is nested too deeply.") from None
+    except ValueError as error:
+        raise UsageError(f"{name} is not JSON ({error}), expected {expected}.") from None
+    if not isinstance(value, wanted):
+        raise UsageError(f"{name} is {text[:60]}, expected {expected} in JSON.")
+    return value
 
 
 def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> SamplingOptions:
     if values.get("draft", True) is False and "draft_len" in values:
         raise UsageError("give either draft: false or draft_len, not both.")
     options = SamplingOptions()
-    if "max_tokens" in values:
-        check_integer("max_tokens", values["max_tokens"], low=1)
-        options["max_tokens"] = values["max_tokens"]
     for name in _OPTION_NAMES:
         if name in values:
             options[name] = values[name]  # type: ignore[literal-required]
+    if values.get("return_log_probs"):
+        options.setdefault("logprobs", 0)
     ignores_eos = values.get("ignore_eos") or values.get("end_id") == -1
     if "end_id" in values and values["end_id"] not in (-1, *eos_token_ids):
         own_tokens = ", ".join(map(str, eos_token_ids)) or "none"
@@ -88,7 +183,26 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
     if ignores_eos or values.get("stop_token_ids"):
         own = () if ignores_eos else eos_token_ids
         options["stop_token_ids"] = (*own, *values.get("stop_token_ids", ()))
+    given: Any = options
+    SamplingParams(**given)  # before foreign code makes a prompt of the text
+    _check_effect(options)
+    if "seed" in options:
+        options.setdefault("temperature", SamplingParams.temperature)
     return options
+
+
+def _check_effect(options: SamplingOptions) -> None:
+    """Raise UsageError for options that do nothing in greedy decoding, which is the default.
+
+    A seed alone promises an answer that can be repeated, and a greedy one can.
+    """
+    unused = [name for name in unused_without_temperature(options) if name != "seed"]
+    if unused:
+        verb = "has" if len(unused) == 1 else "have"
+        raise UsageError(
+            f"{' and '.join(unused)} {verb} no effect without temperature: send it as well, 0 for"
+            " the likeliest tokens."
+        )
 
 
 def _values(name: str, tensor: NDArray[Any]) -> Any:

@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+import json
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
-from trtllm_dflash.runtime.outputs import Event, FinishInfo, RequestOutput
+from trtllm_dflash.runtime.outputs import (
+    Event,
+    FinishInfo,
+    OnEvent,
+    RequestOutput,
+    TokenLogprobs,
+)
 from trtllm_dflash.triton_server.io_table import OUTPUTS
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
 
-_NUMPY_TYPES: dict[str, Any] = {"STRING": np.object_, "INT32": np.int32, "FP32": np.float32}
+_NUMPY_TYPES: dict[str, Any] = {
+    "STRING": np.object_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+}
 _OUTPUT_TYPES = {field.name: _NUMPY_TYPES[field.dtype] for field in OUTPUTS}
+
+
+@dataclass
+class _Sample:
+    """One answer of a request: what has not been sent of it yet, and how it ended."""
+
+    text: str = ""
+    reasoning: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_tokens: int = 0
+    finish: FinishInfo | None = None
+
+    def take_in(self, output: RequestOutput) -> None:
+        self.text += output.text
+        self.reasoning += output.reasoning
+        self.logprobs += output.logprobs or []
+        self.num_tokens += len(output.token_ids)
+        self.finish = output.finish_info
+
+    def clear(self) -> None:
+        self.text = self.reasoning = ""
+        self.logprobs = []
+        self.num_tokens = 0
 
 
 class Responses:
     """The responses to one request: if it streams, one for each step with text; and the last one.
 
     The last one carries data and the final flag, so that a client needs no empty response to know
-    the end.
+    the end. A request has one end: an answer for each sample, or one error.
     """
 
     def __init__(self, triton: Any, sender: Any, metrics: Metrics) -> None:
@@ -28,86 +67,97 @@ class Responses:
         self._triton = triton
         self._sender = sender
         self._metrics = metrics
-        self._request: GenerationRequest | None = None
+        self._request = GenerationRequest("")
         self._num_input_tokens = 0
+        self._samples = [_Sample()]
+        self._failed = False
         self._ended = False
-        # What has not been sent yet.
-        self._text = ""
-        self._num_tokens = 0
+        # The engine thread tells of one sample while another is still being queued.
+        self._lock = threading.RLock()
 
     def begin(self, request: GenerationRequest, *, num_input_tokens: int) -> None:
         """Set what the request asks of its responses, before the first event."""
         self._request = request
         self._num_input_tokens = num_input_tokens
-        if request.echo:
-            self._text = request.text
+        echo = request.text if request.echo else ""
+        self._samples = [_Sample(echo) for _ in range(request.num_samples)]
 
     def is_alive(self) -> bool:
-        """Return whether the client is still there."""
-        return not self._sender.is_cancelled()
+        """Return whether anybody waits for the rest."""
+        return not self._ended and not self._sender.is_cancelled()
 
-    def __call__(self, event: Event) -> None:
-        """Send a response for an event, if there is anything to send."""
-        if self._ended:
-            return
+    def of_sample(self, index: int) -> OnEvent:
+        """Return what takes the events of one answer."""
+
+        def on_event(event: Event) -> None:
+            with self._lock:
+                self._take_in(event, index)
+
+        return on_event
+
+    def _take_in(self, event: Event, index: int) -> None:
         if not isinstance(event, RequestOutput):
             self.fail(event)
             return
-        self._text += event.text
-        self._num_tokens += len(event.token_ids)
-        request = self._request
-        if event.finish_info is not None:
-            self._end(event.finish_info)
-        elif self._text and request is not None and request.stream:
-            self._send(self._take())
-
-    def fail(self, error: DFlashError) -> None:
-        """Send the error and its text as the last response; a second one is nothing new."""
+        if event.finish_info is not None and not self._failed:
+            self._metrics.add(event.finish_info)
         if self._ended:
             return
-        self._ended = True
-        self._metrics.add_failure()
-        triton_error = self._triton.TritonError
-        code = triton_error.INTERNAL
-        if isinstance(error, UsageError):
-            code = triton_error.INVALID_ARG
-        elif isinstance(error, BusyError | ClosedError):
-            code = triton_error.UNAVAILABLE
-        self._send_error(str(error), code)
-
-    def _end(self, finish: FinishInfo) -> None:
-        self._ended = True
-        self._metrics.add(finish)
-        if finish.finish_reason == "cancelled":
+        sample = self._samples[index]
+        sample.take_in(event)
+        finish = sample.finish
+        if finish is not None and finish.finish_reason == "cancelled":
+            self._ended = True
             code = self._triton.TritonError.CANCELLED
             self._send_error("the request was cancelled", code)
             return
-        rate = 0.0
-        if finish.num_draft_tokens:
-            rate = finish.num_accepted_draft_tokens / finish.num_draft_tokens
-        outputs = self._take()
-        outputs["finish_reason"] = finish.finish_reason
-        outputs["acceptance_rate"] = rate
-        outputs["total_accepted_draft_tokens"] = finish.num_accepted_draft_tokens
-        outputs["total_draft_tokens"] = finish.num_draft_tokens
-        self._send(outputs, last=True)
+        is_last = all(each.finish is not None for each in self._samples)
+        if self._request.stream:
+            if finish is not None or sample.text or sample.reasoning:
+                self._ended = is_last
+                self._send([index], last=is_last)
+        elif is_last:
+            self._ended = True
+            self._send(range(len(self._samples)), last=True)
 
-    def _take(self) -> dict[str, Any]:
-        """Return the outputs that have not been sent yet."""
-        outputs: dict[str, Any] = {"text_output": self._text}
+    def fail(self, error: DFlashError) -> None:
+        """Send the error and its text as the last response; a second one is nothing new."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = self._failed = True
+            self._metrics.add_failure()
+            triton_error = self._triton.TritonError
+            code = triton_error.INTERNAL
+            if isinstance(error, UsageError):
+                code = triton_error.INVALID_ARG
+            elif isinstance(error, BusyError | ClosedError):
+                code = triton_error.UNAVAILABLE
+            self._send_error(str(error), code)
+
+    def _send(self, indices: Sequence[int], *, last: bool) -> None:
+        """Send what has not been sent of some samples: each output has a value for each."""
+        samples = [self._samples[index] for index in indices]
         request = self._request
-        if request is not None and request.counts_input:
-            outputs["num_input_tokens"] = self._num_input_tokens
-        if request is not None and request.counts_output:
-            outputs["num_output_tokens"] = self._num_tokens
-        self._text = ""
-        self._num_tokens = 0
-        return outputs
-
-    def _send(self, outputs: dict[str, Any], *, last: bool = False) -> None:
+        outputs: dict[str, list[Any]] = {"text_output": [sample.text for sample in samples]}
+        if any(sample.reasoning for sample in samples):
+            outputs["reasoning"] = [sample.reasoning for sample in samples]
+        if request.counts_input:
+            outputs["num_input_tokens"] = [self._num_input_tokens]
+        if request.counts_output:
+            outputs["num_output_tokens"] = [sample.num_tokens for sample in samples]
+        if request.options.get("logprobs") is not None:
+            outputs["logprobs"] = [_logprobs_json(sample.logprobs) for sample in samples]
+        if request.num_samples > 1:
+            outputs["sample_index"] = list(indices)
+        ends = [sample.finish for sample in samples if sample.finish is not None]
+        if len(ends) == len(samples):
+            outputs |= _outputs_of_ends(ends)
+        for sample in samples:
+            sample.clear()
         tensors = []
-        for name, value in outputs.items():
-            array = np.array([[_bytes(value)]], _OUTPUT_TYPES[name])
+        for name, values in outputs.items():
+            array = np.array([list(map(_bytes, values))], _OUTPUT_TYPES[name])
             tensors.append(self._triton.Tensor(name, array))
         response = self._triton.InferenceResponse(output_tensors=tensors)
         self._send_response(response, last=last)
@@ -121,6 +171,36 @@ class Responses:
         if last:
             flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         self._sender.send(response, flags=flags)
+
+
+def _outputs_of_ends(ends: Sequence[FinishInfo]) -> dict[str, list[Any]]:
+    accepted = [end.num_accepted_draft_tokens for end in ends]
+    drafted = [end.num_draft_tokens for end in ends]
+    rates = [some / all_ if all_ else 0.0 for some, all_ in zip(accepted, drafted, strict=True)]
+    outputs: dict[str, list[Any]] = {
+        "finish_reason": [end.finish_reason for end in ends],
+        "acceptance_rate": rates,
+        "total_accepted_draft_tokens": accepted,
+        "total_draft_tokens": drafted,
+    }
+    seeds = [end.seed for end in ends]
+    if None not in seeds:
+        outputs["seed"] = seeds
+    return outputs
+
+
+def _logprobs_json(logprobs: Sequence[TokenLogprobs]) -> str:
+    """Return log probabilities in JSON, which has no number for that of an impossible token."""
+    rows = []
+    for entry in logprobs:
+        top = [[token_id, _finite(value)] for token_id, value in entry.top]
+        logprob = _finite(entry.logprob)
+        rows.append({"token_id": entry.token_id, "logprob": logprob, "top": top})
+    return json.dumps(rows)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _bytes(value: Any) -> Any:
