@@ -13,58 +13,12 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
+from tests.cli.conftest import Run
 from trtllm_dflash import Engine, SamplingParams
-from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.run import run as run_command
-from trtllm_dflash.options.build import BuildConfig
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def engines(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_target: Callable[..., Path],
-    make_drafter: Callable[..., Path],
-) -> Callable[..., Path]:
-    """`engines("dflash" | "plain" | "no_tokenizer")`: engine directories of the tiny Llama."""
-    built: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        if kind not in built:
-            target = make_target("llama", tokenizer=kind != "no_tokenizer", eos_token_ids=(95,))
-            drafter = None if kind == "plain" else str(make_drafter(target))
-            built[kind] = tmp_path_factory.mktemp("engine") / kind
-            sizes: dict[str, int] = {
-                "max_batch_size": 2,
-                "max_seq_len": 128,
-                "max_input_len": 60,
-                "max_num_tokens": 16,
-            }
-            build_engine(BuildConfig(str(target), built[kind], drafter=drafter, **sizes))
-        return built[kind]
-
-    return get
-
-
-@pytest.fixture
-def run(engines: Callable[..., Path]) -> Run:
-    """`run("hello", "--raw", kind="dflash", stdin=None)`: the result of `dflash-trt run ENGINE ...`
-    on one thread.
-    """
-
-    def invoke(
-        *arguments: str | Path, kind: str = "dflash", stdin: str | bytes | None = None
-    ) -> Result:
-        fixed = ["run", str(engines(kind)), "--num-threads", "1"]
-        return CliRunner().invoke(
-            main, [*fixed, *(str(argument) for argument in arguments)], input=stdin
-        )
-
-    return invoke
 
 
 def generated(directory: Path, prompts: Any, **options: Any) -> list[Any]:

@@ -98,12 +98,13 @@ class _Conversation:
         if text.startswith("/") and not text.startswith("//"):
             self._command(text.strip())
             return
+        before = list(self._messages)
         self._messages.append({"role": "user", "content": text.removeprefix("/")})
         try:
             self._answer()
         except UsageError as error:  # the text does not fit: what was before goes on
             click.echo(f"error: {error}", err=True)
-            self._messages.pop()
+            self._messages = before
 
     def _command(self, text: str) -> None:
         if text == "/reset":
@@ -156,7 +157,7 @@ class _Conversation:
                 break
             del self._messages[:2]  # a question and its answer
             forgotten += 1
-        if forgotten:
+        if forgotten and len(input_ids) <= self._engine.config.max_input_len:
             turns = "turn was" if forgotten == 1 else f"{forgotten} turns were"
             click.echo(f"(the oldest {turns} forgotten: no more room)", err=True)
         return input_ids

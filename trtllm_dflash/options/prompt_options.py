@@ -97,8 +97,8 @@ class PromptOptions(ChatOptions):
         super().__post_init__()
         if self.raw and self.given_chat_options:
             raise UsageError(
-                f"{self.given_chat_options[0]} is for the chat format, and --raw leaves that out."
-                " Leave one of them out."
+                f"{self.given_chat_options[0]} is for the chat format, and --raw leaves it out."
+                " Give one of the two."
             )
         if self.prompts is not None and self.messages is not None:
             raise UsageError("give either --prompts or --messages, not both.")
