@@ -16,6 +16,7 @@ from typing import Any
 from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.summary import summary_rows
+from trtllm_dflash.builder.text_settings import decide_text_settings
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.checkpoint.locate import honouring_allow_links
 from trtllm_dflash.engine_dir import manifest
@@ -55,6 +56,7 @@ class BuildReport:
     """What a build made and cost.
 
     `seconds` are wall-clock, `bytes` those of the directory, `peak_memory` the builder process's.
+    `takes_text` tells whether prompts can be text.
     """
 
     directory: Path
@@ -62,6 +64,7 @@ class BuildReport:
     seconds: float
     bytes: int
     peak_memory: int
+    takes_text: bool = True
 
     def rows(self) -> Rows:
         """Return the costs as rows of name and text."""
@@ -118,19 +121,32 @@ def build_engine(
         DFlashError: if it cannot be built; the builder's log is kept and named.
     """
     models = plan_build(config, overwrite=overwrite)
+    text = decide_text_settings(models.config, models.target.directory, models.target.config)
+    for warning in text.warnings:
+        _LOG.warning("warning: %s", warning)
+    for note in text.notes:
+        _LOG.info("%s", note)
     begun = time.monotonic()
     directory = models.config.output_dir
     started(_LOG, "building the engine", summary_rows(models))
     replaces = recognize_engine if overwrite else None
     with _log_file(models) as log, atomic_directory(directory, replaces=replaces) as staging:
         result = run(_request(models, staging), log=log, progress=progress)
-        write_engine_files(staging, models.engine_contents.to_json(), models.target.directory)
+        contents = replace(models.engine_contents, text=text.to_json())
+        write_engine_files(staging, contents.to_json(), models.target.directory)
         shutil.copyfile(log, staging / LOG_FILE)
         facts = _facts(models, result, sys.argv if argv is None else argv)
         manifest.write(staging, facts, progress=progress)
         size = sum(path.stat().st_size for path in staging.iterdir())
     seconds = time.monotonic() - begun
-    report = BuildReport(directory, models.resolved, seconds, size, result["peak_memory"])
+    report = BuildReport(
+        directory,
+        models.resolved,
+        seconds,
+        size,
+        result["peak_memory"],
+        takes_text=text.has_tokenizer,
+    )
     finished(_LOG, "built the engine", report.rows())
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 DFLASH = "DFlashDraftModel"
@@ -65,6 +65,8 @@ class KnownDrafter(_PublishedModel):
 
     acceptance_length: float | None = None
     acceptance_source: str = ""
+    # Options of the target's chat template with which it was trained.
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     licence_source: str = ""
     note: str = ""

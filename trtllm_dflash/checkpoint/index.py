@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.locate import file_in, read_json_in
 from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
@@ -37,7 +38,8 @@ def read_all_tensor_infos(directory: Path) -> dict[str, TensorInfo]:
             f"{directory}: the weights are pickled ({quote(pickles[:3])}), and reading a pickle can"
             " run code. Convert them to safetensors."
         )
-    raise CheckpointError(f"{directory}: there is neither {SINGLE} nor {INDEX} in it.")
+    others = "".join(f" It has {other}" for other in other_models_in(directory))
+    raise CheckpointError(f"{directory}: there is neither {SINGLE} nor {INDEX} in it.{others}")
 
 
 def _read_shards(directory: Path) -> dict[str, TensorInfo]:

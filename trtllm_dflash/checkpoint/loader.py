@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
+from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
     Quantization,
@@ -185,9 +186,10 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
 def _config_json(directory: Path) -> dict[str, Any]:
     config_json = read_json_in(directory, "config.json")
     if config_json is None:
+        others = "".join(f" It has {other}" for other in other_models_in(directory))
         raise CheckpointError(
             f"{directory}: there is no config.json in it. Pass the directory of a Hugging Face"
-            " checkpoint."
+            f" checkpoint.{others}"
         )
     return config_json
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from trtllm_dflash.catalog.pairs import Role, nearest_names, pair_of
+from trtllm_dflash.checkpoint.file_types import check_file_type
 from trtllm_dflash.errors import CheckpointError, ConfigError
 from trtllm_dflash.models.hf_config import MAX_CONFIG_BYTES, parse_json, quote
 
@@ -164,6 +165,7 @@ def read_json_in(directory: Path, name: str) -> dict[str, Any] | None:
                 f"{path}: the file has {size} bytes, and a configuration at most"
                 f" {MAX_CONFIG_BYTES}."
             )
+        check_file_type(path)
         data = path.read_bytes()
     except OSError as cause:
         raise ConfigError(f"{path}: cannot be read ({cause.strerror}).") from cause

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from trtllm_dflash.checkpoint.damage import find_damage, find_oddity
 from trtllm_dflash.checkpoint.dtypes import NUMPY_DTYPES
+from trtllm_dflash.checkpoint.file_types import check_file_type
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.hf_config import parse_json
 
@@ -90,6 +91,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise CheckpointError(
                 f"{path}: this is not a regular file, and weights are read from nothing else."
             )
+        check_file_type(path)
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:

@@ -84,7 +84,7 @@ def _summary(output: Path, report: BuildReport) -> str:
     )
     advice = (
         f'run {output} "Why is the sky blue?"'
-        if sizes.gpu_arch == "cpu"
+        if sizes.gpu_arch == "cpu" and report.takes_text
         else f"inspect {output}"
     )
     formats = EngineConfig.load(output).formats

@@ -52,6 +52,7 @@ class EngineContents:
     io: Sequence[IoTensor]
     draft_vocab_size: int
     fp8_kv: bool
+    text: Mapping[str, Any] | None = None  # what `builder.text_settings` decides
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of config.json."""
@@ -59,10 +60,13 @@ class EngineContents:
         pretrained["dtype"] = self.sizes.dtype
         pretrained["quantization"] = _quantization(self.target)
         pretrained["quantization"]["kv_cache_quant_algo"] = "FP8" if self.fp8_kv else None
+        text = dict(self.text or {})
+        pretrained["eos_token_ids"] = text.pop("eos_token_ids", pretrained["eos_token_ids"])
         return {
             "format": FORMAT,
             "version": __version__,
             "pretrained_config": pretrained,
+            **text,
             "build_config": self.sizes.to_json(),
             "dflash": self._dflash(self.drafter) if self.drafter else None,
             "io": [tensor.to_json() for tensor in self.io],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -13,6 +14,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.engine_dir.manifest import is_entry
+from trtllm_dflash.engine_dir.stop_tokens import missed_ends, turn_ends_of
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, human_bytes, table
@@ -126,8 +128,21 @@ def _overview(engine: EngineConfig, config: HfReader, facts: Mapping[str, Any]) 
         ("slots", str(engine.max_batch_size)),
         ("prompt", f"up to {engine.max_input_len} tokens, {steps}"),
         ("sequence", f"up to {engine.max_seq_len} tokens, {caches}"),
-        ("stop tokens", ", ".join(map(str, engine.eos_token_ids)) or "none"),
+        *_text_rows(engine, config),
     ]
+    return rows
+
+
+def _text_rows(engine: EngineConfig, config: HfReader) -> Rows:
+    """Return the stop tokens, and the options of the chat template where there are any."""
+    ends = turn_ends_of(config.get("turn_ends"))
+    names = {end.token_id: str(end) for end in ends}
+    stops = [names.get(token, str(token)) for token in engine.eos_token_ids]
+    rows = [("stop tokens", ", ".join(stops) or "none")]
+    missed = missed_ends(engine.eos_token_ids, ends, advice="build with --eos-token-ids")
+    rows += [("", sentence) for sentence in missed]
+    if engine.chat_template_kwargs:
+        rows.append(("chats", f"with {json.dumps(engine.chat_template_kwargs)}, unless given"))
     return rows
 
 

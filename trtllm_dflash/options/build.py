@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.gpu_names import arch_named
+from trtllm_dflash.options.checks import parse_integers, parse_json_object
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
@@ -140,9 +141,27 @@ class BuildConfig:
         ),
     )
 
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata=cli_option(
+            "options of the chat template for all chats that give no others [default: as a"
+            " published drafter was trained]",
+            metavar="JSON",
+        ),
+    )
+    eos_token_ids: str | None = field(
+        default=None,
+        metadata=cli_option(
+            "token ids that end an answer, with commas between [default: those of the"
+            " checkpoint's configuration, else the tokenizer's eos_token]",
+            metavar="IDS",
+        ),
+    )
+
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         check_fields(self)
+        _ = self.template_options, self.stop_token_ids
         self._check_dtypes(ARCHS[self.arch])
         if self.plugins and not ARCHS[self.arch].is_gpu:
             raise UsageError(
@@ -161,6 +180,20 @@ class BuildConfig:
                         f"{option_name(name)} is about drafts: it needs a drafter, and this"
                         " build has none"
                     )
+
+    @property
+    def template_options(self) -> dict[str, Any] | None:
+        """Return the options of the chat template, None where none were given."""
+        if self.chat_template_kwargs is None:
+            return None
+        return parse_json_object("--chat-template-kwargs", self.chat_template_kwargs)
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...] | None:
+        """Return the stop tokens, None where none were given."""
+        if self.eos_token_ids is None:
+            return None
+        return parse_integers("--eos-token-ids", self.eos_token_ids)
 
     @property
     def with_plugins(self) -> bool:

@@ -6,6 +6,7 @@ Written by hand and not with pydantic: importing pydantic takes 0.12 s of CPU ti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from numbers import Integral, Real
@@ -111,6 +112,22 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         known = ", ".join(choices)
         raise UsageError(f"{name} {shown(value)} is not known; choose one of {known}")
+
+
+def parse_json_object(name: str, text: str) -> dict[str, Any]:
+    """Read a JSON object from a text.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    advice = """Give an object such as '{"enable_thinking": false}'."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is {shown(text)}, which is no JSON. {advice}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{name} is {shown(text)}, expected a JSON object. {advice}")
+    return value
 
 
 def parse_integers(name: str, text: str) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 fork_server.py   the process that imports transformers once and forks the others
 library.py       what the forked processes do: encode, render, decode
-processes.py     the near side: starts them, asks them, gives them up at a limit
+trial.py         what `build` tries out on a tokenizer before it builds
+tokenizer_process.py   a tokenizer seen from outside, with a process for each role
+processes.py     starts and asks processes, and gives them up at a limit
 limits.py        the limits of time, memory and size
 framing.py       messages between the two sides
 """

@@ -39,11 +39,11 @@ ForkedMain = Callable[[socket.socket, dict[str, Any]], None]
 def main() -> NoReturn:
     """Serve forks to the process at the other end of the socket, until it closes it."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    from trtllm_dflash.tokenizing import library  # imports transformers
+    from trtllm_dflash.tokenizing.trial import Trial  # imports transformers
 
     gc.collect()
     gc.freeze()  # what is never collected stays shared between the forked processes
-    _serve_forks(control, partial(_run_tokenizer, library.Library))
+    _serve_forks(control, partial(_run_tokenizer, Trial))
 
 
 def _serve_forks(control: socket.socket, forked_main: ForkedMain) -> NoReturn:

@@ -16,8 +16,6 @@ from jinja2 import TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from trtllm_dflash.tokenizing.limits import MAX_CHARACTERS
-
 DEFAULT_TEMPLATE = "default"
 # What a template is given that is no option of the caller.
 _NO_OPTIONS = {"messages", "add_generation_prompt"}
@@ -45,10 +43,6 @@ class Library:
     def facts(self) -> dict[str, Any]:
         """Return what the near side keeps, as plain types."""
         tokenizer = self._tokenizer
-        specials = {}
-        for index, token in tokenizer.added_tokens_decoder.items():
-            if token.special:
-                specials[token.content] = index
         templates = tokenizer.chat_template
         names = sorted(templates) if isinstance(templates, dict) else []
         vocabulary = tokenizer.get_vocab()
@@ -56,7 +50,7 @@ class Library:
         decoder = tokenizer.backend_tokenizer.decoder
         eos = tokenizer.eos_token
         return {
-            "special_tokens": specials,
+            "special_tokens": self.special_tokens(),
             "longest_token": max(map(len, vocabulary), default=1),
             "largest_id": max(vocabulary.values(), default=-1),
             "has_chat_template": bool(templates) and (not names or DEFAULT_TEMPLATE in names),
@@ -68,6 +62,14 @@ class Library:
             "library": f"transformers {transformers.__version__}",
         }
 
+    def special_tokens(self) -> dict[str, int]:
+        """Return the ids of the special tokens by their texts."""
+        found = {}
+        for index, token in self._tokenizer.added_tokens_decoder.items():
+            if token.special:
+                found[token.content] = index
+        return found
+
     def encode(self, text: str, special_tokens: bool) -> list[int]:
         """Return a text's token ids; no BOS token is added to a text that begins with one."""
         bos = self._tokenizer.bos_token
@@ -77,21 +79,11 @@ class Library:
         )
         return ids
 
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        options: Mapping[str, Any],
-        max_characters: int,
-    ) -> list[int]:
-        """Return the token ids of a rendered conversation."""
-        text = self.render(messages, options, max_characters)
-        return self.encode(text, special_tokens=False)  # the template writes them itself
-
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
-        max_characters: int = MAX_CHARACTERS,
+        max_characters: int,
         answer_follows: bool = True,
     ) -> str:
         """Return a conversation in the model's chat format.

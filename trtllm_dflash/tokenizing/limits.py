@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Largest sizes of the files that make a tokenizer; the largest published ones have 35 MB.
-MAX_TOKENIZER_BYTES = 256 << 20
-MAX_TEXT_FILE_BYTES = 32 << 20
+# Largest file that makes a tokenizer; the largest published ones have 35 MB.
+MAX_FILE_BYTES = 256_000_000
 # Characters of a prompt, or of a rendered chat.
 MAX_CHARACTERS = 32 << 20
 # Bytes of a message; a token id takes up to 8, and a character up to 12.
 MAX_MESSAGE_BYTES = 12 * MAX_CHARACTERS + (1 << 20)
 _WALL_FACTOR = 10  # a machine may be so much busier than this process
 # Address space of a process beyond what it begins with.
-MEMORY_BYTES = 3 << 30
+MEMORY_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,12 @@ class CallLimits:
 
 
 LOADING = CallLimits(seconds=30)
-RENDERING = CallLimits(seconds=5)
+TRIAL = CallLimits(seconds=15)
+
+
+def rendering_limits(num_characters: int) -> CallLimits:
+    """Return the limits of rendering messages of so many characters."""
+    return CallLimits(seconds=3 + num_characters / 200_000)
 
 
 def encoding_limits(num_characters: int) -> CallLimits:

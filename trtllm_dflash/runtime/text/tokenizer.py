@@ -18,10 +18,10 @@ from trtllm_dflash.runtime.text.chat_messages import (
 )
 from trtllm_dflash.tokenizing.limits import (
     MAX_CHARACTERS,
-    RENDERING,
     CallLimits,
     decoding_limits,
     encoding_limits,
+    rendering_limits,
 )
 from trtllm_dflash.tokenizing.tokenizer_process import (
     TokenizerError,
@@ -137,16 +137,16 @@ class Tokenizer:
         conversation = as_messages(messages)
         options = self.chat_template_kwargs | check_template_options(template_options)
         self._require_template(options)
-        limits = CallLimits(RENDERING.seconds + encoding_limits(_length(conversation)).seconds)
+        limits = rendering_limits(_length(conversation))
         try:
-            ids: list[int] = self._process.call(
-                "chat", "encode_chat", limits, conversation, options, self._max_characters
+            text: str = self._process.call(
+                "render", "render", limits, conversation, options, self._max_characters
             )
         except TokenizerError as error:
             raise ChatError(
                 self._directory, f"the model's chat template {_fails(error)}"
             ) from error
-        return ids
+        return self.encode(text, special_tokens=False)  # the template writes them itself
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, without special tokens or with them.
