@@ -40,6 +40,7 @@ SECTIONS = (
     "dflash",
     "io",
     "chat_template_kwargs",
+    "turn_ends",
 )
 MAX_SLOTS = 1 << 16
 MAX_POSITIONS = 1 << 24
