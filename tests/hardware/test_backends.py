@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from tests.house.rules import ROOT
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
@@ -18,6 +20,7 @@ from trtllm_dflash.hardware import backends, kernel_compiler
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import require_buildable, unbuildable_reason
 from trtllm_dflash.hardware.devices import Gpu
+from trtllm_dflash.hardware.module_probe import ImportedModule, probe_module
 from trtllm_dflash.options.build import BuildConfig
 
 
@@ -46,6 +49,82 @@ def test_an_arch_of_the_full_tensorrt_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def pretend_installed(
+    monkeypatch: pytest.MonkeyPatch, version: str = "", failure: str | None = None
+) -> None:
+    """Let every backend be installed, by default in the release that it needs."""
+    releases = {backend.module: backend.release for backend in backends.BACKENDS.values()}
+    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    monkeypatch.setattr(
+        backends,
+        "probe_module",
+        lambda name: ImportedModule(version or f"{releases[name]}.1", failure),
+    )
+
+
+def test_a_backend_of_another_release_is_refused_first(
+    config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.6.1", "1.70.0", "2.7.0", "11.2.0"):
+        pretend_installed(monkeypatch, version)
+        words = rf"it needs TensorRT-RTX 1.7, and here is {version}: pip install"
+        with pytest.raises(BuildError, match=words):
+            build_engine(config(target="nowhere", arch="sm120", plugins=False))
+    assert unbuildable_reason(ARCHS["cpu"]) is None  # ONNX Runtime's release is open
+    for version in ("1.7", "1.7.1.116"):
+        pretend_installed(monkeypatch, version)
+        assert unbuildable_reason(ARCHS["sm120"], plugins=False) is None
+
+
+def test_a_backend_that_cannot_be_imported_is_refused_first(
+    config: Callable[..., BuildConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_installed(monkeypatch, failure="ImportError: libx.so: cannot open")
+    words = (
+        r"tensorrt_rtx of TensorRT-RTX is installed and cannot be imported \(ImportError: libx"
+    )
+    with pytest.raises(BuildError, match=words):
+        build_engine(config(target="nowhere", arch="sm120"))
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("__version__ = '1.7.1'; print('noise')", ("1.7.1", None)),
+        ("", ("", None)),
+        ("raise ImportError('libx.so is missing')", ("", "ImportError: libx.so is missing")),
+        ("import os; os.abort()", ("", "its process said nothing (it ended with SIGABRT)")),
+        ("raise SystemExit(3)", ("", "its process said nothing (it ended with status 3)")),
+    ],
+)
+def test_a_module_is_tried_in_a_process_of_its_own(
+    code: str, found: tuple[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tried.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    probe_module.cache_clear()
+    assert probe_module("tried") == ImportedModule(*found)
+
+
+def test_releases_are_those_that_the_extras_ask_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for backend in backends.BACKENDS.values():
+        if backend.extra:
+            wanted = project["optional-dependencies"][backend.extra]
+            assert f"{backend.package}=={backend.release}.*" in wanted
+
+
+def test_another_module_named_cuda_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shadowed(_: str) -> None:
+        raise ModuleNotFoundError("__path__ attribute not found on 'cuda'")
+
+    monkeypatch.setattr(kernel_compiler, "find_spec", shadowed)
+    reason = kernel_compiler.uncompilable_reason()
+    assert reason is not None
+    assert "cannot be imported (ModuleNotFoundError: __path__ attribute" in reason
+    assert "If another module is named cuda" in reason
+
+
 H200, H100 = (
     Gpu("NVIDIA H200", "sm90", 150_000_000_000),
     Gpu("NVIDIA H100", "sm90", 85_000_000_000),
@@ -64,7 +143,7 @@ H200, H100 = (
 def test_tensorrt_builds_only_for_the_gpu_that_is_here(
     arch: str, gpus: list[Gpu] | str, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    pretend_installed(monkeypatch)
     monkeypatch.setattr(backends, "cuda_gpus", lambda: gpus)
     reason = unbuildable_reason(ARCHS[arch], plugins=False)
     if words is None:
@@ -81,7 +160,7 @@ def test_tensorrt_builds_only_for_the_gpu_that_is_here(
 def test_an_unwritable_timing_cache_is_refused_first(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda _: object())
+    pretend_installed(monkeypatch)
     monkeypatch.setattr(backends, "cuda_gpus", lambda: [H200])
     config = BuildConfig(
         "nowhere", tmp_path / "e", arch="sm90", plugins=False, timing_cache=str(tmp_path / path)

@@ -59,16 +59,17 @@ def work(request: BuildRequest, progress: Progress) -> dict[str, Any]:
     """
     with following_links(allowed=request.config.allow_links):
         models = resolve_models(request.config)
-    sources = _check_weights(models, progress)
     sizes = models.resolved
+    backend = BACKENDS[sizes.backend]
+    if sizes.gpu_arch != "cpu":
+        select_flavor(backend.module)
+    builder = import_module(backend.builder)  # before the weights: it may be what fails
+    sources = _check_weights(models, progress)
     num_files = sum(len(source["files"]) for source in sources)
     _log(f"building the graph, {num_files} weight files checked")
     timings = Path(request.config.timing_cache) if request.config.timing_cache else None
     job = BuildJob(sizes, models.io, request.directory, progress, timings)
-    backend = BACKENDS[sizes.backend]
-    if sizes.gpu_arch != "cpu":
-        select_flavor(backend.module)
-    built: BuildResult = import_module(backend.builder).build(partial(_make_model, models), job)
+    built: BuildResult = builder.build(partial(_make_model, models), job)
     shutil.rmtree(job.scratch, ignore_errors=True)
     _log("done")
     return {

@@ -9,6 +9,7 @@ from trtllm_dflash.errors import BuildError, install_command
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.devices import Gpu, cuda_gpus, format_gpus, has_gpu
 from trtllm_dflash.hardware.kernel_compiler import uncompilable_reason
+from trtllm_dflash.hardware.module_probe import probe_module
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,29 @@ class Backend:
     needs_gpu: bool  # it compiles only for the GPU that it runs on
     extra: str = ""
     install_note: str = ""
+    release: str = ""  # of the module, as "1.7": what the extra asks for; "": any
 
     def is_installed(self) -> bool:
         """Return whether its Python module can be found, without importing it."""
         return find_spec(self.module) is not None
+
+    def unusable_reason(self) -> str | None:
+        """Return why its installed module cannot be used, None if it can.
+
+        The module is imported in a process of its own, once for all calls.
+        """
+        found = probe_module(self.module)
+        if found.failure is not None:
+            return (
+                f"the module {self.module} of {self.title} is installed and cannot be imported"
+                f" ({found.failure}): {self.install}"
+            )
+        if self.release and not f"{found.version}.".startswith(f"{self.release}."):
+            return (
+                f"it needs {self.title} {self.release}, and here is"
+                f" {found.version or 'one without a version'}: {self.install}"
+            )
+        return None
 
     @property
     def install(self) -> str:
@@ -56,6 +76,7 @@ BACKENDS = {
             module="tensorrt_rtx",
             package="tensorrt-rtx-cu13",
             extra="rtx",
+            release="1.7",
             builder="trtllm_dflash.builder.trt",
             needs_gpu=False,
         ),
@@ -65,6 +86,7 @@ BACKENDS = {
             module="tensorrt",
             package="tensorrt-cu13",
             extra="tensorrt",
+            release="11",
             install_note=(
                 " (its libraries come from NVIDIA's own index), or NVIDIA's container"
                 " nvcr.io/nvidia/tensorrt"
@@ -91,6 +113,8 @@ def unbuildable_reason(
             f"it needs {backend.title}, which is not installed here (no module {backend.module}):"
             f" {backend.install}"
         )
+    elif (unusable := backend.unusable_reason()) is not None:
+        reasons.append(unusable)
     if backend.needs_gpu:
         here = cuda_gpus() if gpus is None else gpus
         if not has_gpu(arch.name, here):

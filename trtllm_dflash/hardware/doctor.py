@@ -121,6 +121,7 @@ def diagnose_machine(runnable_backends: Collection[str]) -> MachineReport:
 
     def report(arch: Arch) -> ArchReport:
         cannot_run = unrunnable_reason(arch, gpus, runnable_backends)
+        cannot_run = cannot_run or BACKENDS[arch.backend].unusable_reason()
         return ArchReport(
             arch.name, arch.hardware, unbuildable_reason(arch, gpus=gpus), cannot_run
         )

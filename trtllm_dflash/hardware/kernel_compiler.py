@@ -18,10 +18,18 @@ _HEADERS = {
 
 def uncompilable_reason() -> str | None:
     """Return why no kernel can be compiled on this machine and what to do, None if one can."""
-    missing = _missing_part()
+    install = install_command("rtx")
+    try:
+        missing = _missing_part()
+    except Exception as error:  # noqa: BLE001 - another module of that name can raise anything
+        return (
+            f"NVRTC needs cuda-bindings, which cannot be imported ({type(error).__name__}:"
+            f" {error}). If another module is named cuda, remove it from Python's path; else:"
+            f" {install}"
+        )
     if missing is None:
         return None
-    return f"NVRTC needs {missing}, which is not installed here: {install_command('rtx')}"
+    return f"NVRTC needs {missing}, which is not installed here: {install}"
 
 
 def _missing_part() -> str | None:
