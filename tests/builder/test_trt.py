@@ -34,7 +34,7 @@ from trtllm_dflash.options.build import BuildConfig
 
 pytest.importorskip("tensorrt_rtx")
 from trtllm_dflash.builder.optimization_profiles import profiles
-from trtllm_dflash.builder.trt import Compiler
+from trtllm_dflash.builder.trt import Compiler, distinct_bytes
 from trtllm_dflash.builder.trt_callbacks import BuilderLog, EngineWriter
 
 ARCHS = ("sm80", "sm86", "sm89", "sm120", "sm121")
@@ -314,6 +314,48 @@ def test_a_full_disk_is_reported_and_not_thrown_at_tensorrt() -> None:
         )
     writer = EngineWriter(Full())
     assert writer.write(b"x") == 0
+
+
+class TooShort:
+    """A builder that reports success and writes `count` bytes."""
+
+    def __init__(self, builder: Any, count: int) -> None:
+        self._builder = builder
+        self._count = count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+    def build_serialized_network_to_stream(self, _: Any, __: Any, writer: EngineWriter) -> bool:
+        writer.write(bytes(self._count))
+        return True
+
+
+def _with_weight(values: np.ndarray) -> ir.Model:
+    """Return a graph that adds a float32 constant [N, 8]."""
+    weight = ir.tensor(values.astype(np.float32), name="w")
+    model = _unary("Relu")
+    value = ir.Value(name="w", shape=ir.Shape(weight.shape), const_value=weight)
+    value.dtype = weight.dtype
+    model.graph.initializers["w"] = value
+    return model
+
+
+@pytest.mark.parametrize("count", [0, 63, 64 + 64_000 // 2 - 1])
+def test_an_engine_too_small_for_its_weights_is_an_error(count: int) -> None:
+    compiler = _compiler(_with_weight(np.arange(16_000).reshape(-1, 8)))
+    compiler._builder = TooShort(compiler._builder, count)
+    words = (
+        rf"reports success for sm120 and has written {count} bytes, where header and weights"
+    )
+    with pytest.raises(BuildError, match=words):
+        compiler.compile(["sm120"], [{"x": ((1, 8),) * 3}], io.BytesIO(), lambda *_: None)
+
+
+def test_weights_that_look_the_same_count_once() -> None:
+    ones, twos = np.ones(1000, np.uint8), np.full(1000, 2, np.uint8)
+    assert distinct_bytes([ones, ones.copy(), twos, ones[:500]]) == 2500
+    assert distinct_bytes([]) == 0
 
 
 def test_the_log_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:

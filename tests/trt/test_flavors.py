@@ -95,6 +95,27 @@ def test_timings_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["timings"]
 
 
+def test_timings_that_are_empty_replace_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "timings"
+    file.write_bytes(b"old timings")
+    for nothing in (b"", None):
+        config = Config()
+        monkeypatch.setattr(
+            config,
+            "create_timing_cache",
+            lambda _, said=nothing: SimpleNamespace(serialize=lambda: said),
+        )
+        with (
+            pytest.raises(BuildError, match="has returned no timings, so the file stays as it"),
+            flavors.TensorRT().configure_builder(config, ["sm100"], file),
+        ):
+            pass
+    assert file.read_bytes() == b"old timings"
+    assert [path.name for path in tmp_path.iterdir()] == ["timings"]
+
+
 def test_timings_of_a_build_that_fails_are_not(tmp_path: Path) -> None:
     def fail() -> None:
         with flavors.TensorRT().configure_builder(Config(), ["sm100"], tmp_path / "timings"):

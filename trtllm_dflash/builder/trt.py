@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 else:
     trt = import_tensorrt()
+
+
+# Of the weights that differ, an engine holds at least this share. Most hold all.
+_KEPT_SHARE = 0.5
+_ENDS = 256  # bytes
+_LAST_MESSAGES = 5
 
 
 def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
@@ -180,7 +186,37 @@ class Compiler:
             raise BuildError(
                 f"{self._flavor.title} could not compile the step for {names}:{_listed(errors)}"
             )
+        self._check_size(writer.written, archs)
         self._refuse(self._log.dropped_inputs())
+
+    def _check_size(self, written: int, archs: Sequence[str]) -> None:
+        """Check that an engine of `written` bytes can hold what went in.
+
+        TensorRT's own success is no proof: bindings over another version's library report it and
+        write nothing.
+        """
+        header = self._flavor.header_bytes(self._log)
+        least = header + int(_KEPT_SHARE * distinct_bytes(self._weights.values()))
+        if written < least:
+            raise BuildError(
+                f"{self._flavor.title} reports success for {', '.join(archs)} and has written"
+                f" {written} bytes, where header and weights take at least {least}. Its bindings"
+                " and its library may be of different versions; install it again. It said last:"
+                f"{_listed([*self._log.errors, *self._log.warnings][-_LAST_MESSAGES:])}"
+            )
+
+
+def distinct_bytes(weights: Iterable[np.ndarray]) -> int:
+    """Return the bytes of all weights, each uint8 [N]; those that look the same count once.
+
+    TensorRT stores equal constants once. Weights look the same if they have one size and begin and
+    end alike.
+    """
+    sizes = {}
+    for data in weights:
+        ends = data[:_ENDS].tobytes(), data[-_ENDS:].tobytes()
+        sizes[data.nbytes, *ends] = data.nbytes
+    return sum(sizes.values())
 
 
 def _parser_error(error: Any) -> str:

@@ -61,6 +61,7 @@ class EngineWriter(trt.IStreamWriter):  # type: ignore[misc]
     def __init__(self, file: BinaryIO) -> None:
         trt.IStreamWriter.__init__(self)
         self._file = file
+        self.written = 0  # bytes
         self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
@@ -69,7 +70,9 @@ class EngineWriter(trt.IStreamWriter):  # type: ignore[misc]
         `failure` then has the exception, which must not reach TensorRT.
         """
         try:
-            return self._file.write(data)
+            count = self._file.write(data)
+            self.written += count
+            return count
         except OSError as error:
             self.failure = error
             return 0

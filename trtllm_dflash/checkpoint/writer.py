@@ -73,7 +73,7 @@ def write_file(path: Path, layout: FileLayout, buffers: Iterable[Buffer]) -> Non
         file.write(layout.header)
         for buffer in buffers:
             file.write(buffer)
-        written = file.tell()
+    written = path.stat().st_size  # what the system has, once the file is closed
     if written != layout.nbytes:
         raise OSError(f"{path}: {written} bytes were written, expected {layout.nbytes}")
 

@@ -7,6 +7,7 @@ All other code is shared, and tests/trt type-checks it against the bindings of b
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,6 +40,10 @@ class Flavor(Protocol):
 
         Tactic timings are read from and written to the file `timings`, if given.
         """
+        ...
+
+    def header_bytes(self, log: Any) -> int:
+        """Return the bytes of an engine's header, without which nothing is an engine."""
         ...
 
     def context_factory(self, engine: Any) -> Callable[[bool], Any]:
@@ -76,6 +81,10 @@ class TensorRTRTX:
         for index, arch in enumerate(archs):
             config.set_compute_capability(getattr(rtx.ComputeCapability, arch.upper()), index)
         yield
+
+    def header_bytes(self, log: rtx.ILogger) -> int:
+        """Return the size that TensorRT-RTX states."""
+        return int(rtx.Runtime(log).engine_header_size)
 
     def context_factory(
         self, engine: rtx.ICudaEngine
@@ -130,7 +139,8 @@ class TensorRT:
         """Set up a build for the GPU at hand, which the caller has checked against `archs`.
 
         Raises:
-            BuildError: for several architectures, or a timing cache of another GPU or version.
+            BuildError: for several architectures, or a timing cache of another GPU or version. Also
+                if TensorRT returns none in the end, or it cannot be written.
         """
         if len(archs) != 1:
             raise BuildError(
@@ -147,9 +157,12 @@ class TensorRT:
                 " another file, or remove it"
             )
         yield
-        fresh = timings.with_name(f"{timings.name}.new")
-        fresh.write_bytes(memoryview(cache.serialize()))
-        fresh.replace(timings)
+        _write_timings(timings, cache.serialize())
+
+    def header_bytes(self, log: full.ILogger) -> int:
+        """Return 1: TensorRT does not state the size."""
+        del log
+        return 1
 
     def context_factory(
         self, engine: full.ICudaEngine
@@ -176,3 +189,20 @@ class TensorRT:
         """Return "", since TensorRT gives the reason only in its log."""
         del runtime, data
         return ""
+
+
+def _write_timings(path: Path, timings: Any) -> None:
+    """Write a timing cache in one step. Several builds may share the file."""
+    data = memoryview(timings).tobytes() if timings is not None else b""
+    if not data:
+        raise BuildError(
+            f"--timing-cache {path}: TensorRT has returned no timings, so the file stays as it was."
+            " Build without the option"
+        )
+    fresh = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise BuildError(f"--timing-cache {path}: cannot be written: {error}") from error
