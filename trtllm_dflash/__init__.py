@@ -8,13 +8,15 @@ from trtllm_dflash.environment import set_defaults
 
 if TYPE_CHECKING:
     from trtllm_dflash.options.sampling import SamplingParams
+    from trtllm_dflash.runtime.async_engine import AsyncEngine
     from trtllm_dflash.runtime.engine import Engine
     from trtllm_dflash.runtime.outputs import Generation
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Generation", "SamplingParams", "__version__"]
+__all__ = ["AsyncEngine", "Engine", "Generation", "SamplingParams", "__version__"]
 
 _HOMES = {
+    "AsyncEngine": "trtllm_dflash.runtime.async_engine",
     "Engine": "trtllm_dflash.runtime.engine",
     "Generation": "trtllm_dflash.runtime.outputs",
     "SamplingParams": "trtllm_dflash.options.sampling",

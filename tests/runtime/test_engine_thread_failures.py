@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.callers import WAIT, Caller, Gate
 from trtllm_dflash.errors import ClosedError, EngineError
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.engine_thread import EngineThread
+from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.outputs import Event
 
 
@@ -73,7 +73,7 @@ def test_failed_text_fails_only_its_request(
         for caller in others:
             server.submit("ab", on_event=caller, max_tokens=9, stop_token_ids=())
         assert [caller.wait().output_tokens for caller in others] == [9, 9]
-        assert (server.stats.waiting, len(server._served)) == (0, 0)
+        assert (server.stats.waiting, len(server._engine_thread._served)) == (0, 0)
     (expected,) = text_engine.generate(["ab"], max_tokens=9, stop_token_ids=())
     assert [caller.text for caller in others] == [expected.text] * 2
 
@@ -147,7 +147,7 @@ def test_failed_prefill_leaves_the_other_slots(
     (expected,) = fake_engine().generate([[4]], max_tokens=40, stop_token_ids=())
     with engine.serve() as server:
         good, bad, later = Caller(), Caller(), Caller()
-        with server._changed:  # both before the first step
+        with server._engine_thread._changed:  # both before the first step
             server.submit([4], on_event=good, max_tokens=40, stop_token_ids=())
             server.submit([5, 9], on_event=bad, max_tokens=40, stop_token_ids=())
         assert bad.done.wait(WAIT)
@@ -172,7 +172,7 @@ def test_failed_move_loses_no_request(fake_engine: Callable[..., Engine]) -> Non
     session.move_slot = fails_once
     with engine.serve() as server:
         callers = [Caller() for _ in range(3)]
-        with server._changed:
+        with server._engine_thread._changed:
             for caller, max_tokens in zip(callers, (5, 60, 60), strict=True):
                 server.submit([4], on_event=caller, max_tokens=max_tokens, stop_token_ids=())
         callers[0].wait()
@@ -195,12 +195,12 @@ def test_failed_engine_thread_gives_the_engine_back(
 
     with engine.serve() as server:
         assert server.alive
-        monkeypatch.setattr(server, "_sweep_cancelled", leave)
+        monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", leave)
         caller = Caller()
         server.submit([3], on_event=caller)
         assert caller.done.wait(WAIT)
         assert str(caller.end) == "the engine thread failed: SystemExit: gone"
-        server._thread.join(WAIT)
+        server._engine_thread._thread.join(WAIT)
         assert not server.alive
         assert str(server.failed) == "the engine thread failed: SystemExit: gone"
         with pytest.raises(EngineError, match="load it again: the engine thread failed"):
@@ -215,14 +215,14 @@ def test_failed_engine_thread_says_why(
 ) -> None:
     engine = fake_engine()
     with engine.serve() as server:
-        monkeypatch.setattr(server, "_sweep_cancelled", lambda: 1 // 0)
+        monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", lambda: 1 // 0)
         caller = Caller()
         server.submit([3], on_event=caller)
         assert caller.done.wait(WAIT)
         assert "the engine thread failed: ZeroDivisionError: integer division" in str(
             caller.end
         )
-        server._thread.join(WAIT)
+        server._engine_thread._thread.join(WAIT)
         with pytest.raises(
             EngineError,
             match="takes no more requests, load it again: the engine thread failed: Zero",
@@ -246,7 +246,7 @@ def test_failing_caller_does_not_stop_others(fake_engine: Callable[..., Engine])
 def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1)
     gate = Gate(engine)
-    server: EngineThread = engine.serve()
+    server: EngineServer = engine.serve()
     callers = [Caller(), Caller()]
     for caller in callers:
         server.submit([3], on_event=caller)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.conversations import Conversation, encode_conversations
+from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
 from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests, step_widths
@@ -26,10 +29,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_CLOSED = "this engine is closed. Load it again with Engine.load."
+
+
 class Engine:
     """A loaded engine: `Engine.load(path).generate(["Once upon a time"], max_tokens=64)`.
 
-    Not for concurrent use: a second call while a stream is open raises EngineError.
+    Not for concurrent use: a second call while a stream is open raises EngineError. `serve` is for
+    many callers, and `AsyncEngine` for coroutines. Leave its `with` block or `close` it to free
+    its memory.
     """
 
     def __init__(
@@ -38,9 +46,11 @@ class Engine:
         """Join the parts of an engine; users call `Engine.load`."""
         self.config = config
         self.tokenizer = tokenizer
-        self._session = session
+        self._session: Any = session
         self._texts = AnswerTexts(tokenizer, config.model_type)
         self._turn = threading.Lock()
+        self._closed = False
+        self._users = WeakSet[Stream | EngineServer]()  # they hold the session
 
     @classmethod
     def load(cls, path: str | Path, *, num_threads: int | None = None) -> Engine:
@@ -63,23 +73,77 @@ class Engine:
         session = open_session(directory, config, num_threads=num_threads)
         return cls(config, session, tokenizer)
 
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the engine's model and where it runs."""
+        config = self.config
+        state = "closed" if self._closed else f"{config.max_batch_size} slots"
+        return f"<Engine of a {config.model_type} for {config.gpu_arch}, {state}>"
+
+    def close(self) -> None:
+        """End streams and engine threads, and free the memory. A second call changes nothing.
+
+        Raises:
+            EngineError: if another thread is inside a stream's step. Nothing is closed then.
+        """
+        if self._closed:
+            return
+        for user in list(self._users):
+            user.close()
+        self._closed = True
+        session, self._session = self._session, _ClosedSession()
+        end_session = getattr(session, "close", None)
+        if end_session is not None:
+            end_session()
+        if self.tokenizer is not None:
+            self.tokenizer.close()
+
     def generate(
         self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
     ) -> list[Generation]:
-        """Answer all prompts and return one Generation for each, in order.
+        """Answer all prompts and return `n` Generations for each, prompt by prompt.
 
         As many prompts run together as the engine has slots.
 
-        prompts   a list of strings (raw text; `tokenizer.encode_chat` has the chat format) or of
-                  token-id sequences, mixed if wanted; one string or one sequence is one prompt.
-        options   the fields of `SamplingParams`, by default max_tokens=128, temperature=0.0 and
-                  the others of `RowSampling`, seed=0, draft=True, draft_len=None,
-                  draft_len_schedule=None, stop_token_ids=None.
+        prompts   a list of strings (raw text; `chat` has the chat format) or of token-id sequences,
+                  mixed if wanted; one string or one sequence is one prompt. Arrays and tensors of
+                  any library are sequences, and so is what a Hugging Face tokenizer returns.
+        options   the fields of `SamplingParams`, which says what they mean.
 
         Raises:
             UsageError: for a bad option or prompt, before any step runs.
+            EngineError: if the engine is closed or in use, or a step or the tokenizer fails.
         """
         return self.stream(prompts, **options).generations()
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Generation]:
+        """Answer a conversation, or a list of them, in the model's chat format.
+
+        messages              a list of {"role": …, "content": …}, or a text, which is one message
+                              of the user. A content may be a list of text parts, as OpenAI has
+                              them.
+        chat_template_kwargs  options of the chat template, such as {"enable_thinking": False}. They
+                              replace the engine's own, key by key.
+        options               as for `generate`.
+
+        Raises:
+            UsageError: for messages or options that cannot be used.
+            EngineError: as for `generate`.
+        """
+        self._check_open()
+        prompts = encode_conversations(self.tokenizer, messages, chat_template_kwargs)
+        return self.generate(prompts, **options)
 
     def stream(
         self,
@@ -95,6 +159,7 @@ class Engine:
         stream is iterated. `slots` limits how many sequences run together. `on_step` is called with
         each decode step when its tokens are there.
         """
+        self._check_open()
         if slots is not None:
             high = self.config.max_batch_size
             advice = " This engine has no more slots (max_batch_size)."
@@ -112,7 +177,9 @@ class Engine:
             on_step=on_step,
         )
         width = step_widths(sampling, self.config).max_width
-        return Stream(scheduler, requests, texts, self._take_turn(), width=width)
+        stream = Stream(scheduler, requests, texts, self._take_turn(), width=width)
+        self._users.add(stream)
+        return stream
 
     def serve(
         self,
@@ -120,7 +187,7 @@ class Engine:
         max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
         on_stats: Callable[[EngineStats], None] = lambda _: None,
-    ) -> EngineThread:
+    ) -> EngineServer:
         """Start a thread that answers requests from any threads, together, until it is closed.
 
         max_waiting             requests that may wait for a slot; more raise BusyError.
@@ -131,7 +198,8 @@ class Engine:
 
         Meanwhile `generate` and `stream` raise EngineError.
         """
-        return EngineThread(
+        self._check_open()
+        engine_thread = EngineThread(
             self.config,
             self._session,
             self.tokenizer,
@@ -140,6 +208,13 @@ class Engine:
             prompt_tokens_per_step=prompt_tokens_per_step,
             on_stats=on_stats,
         )
+        server = EngineServer(engine_thread)
+        self._users.add(server)
+        return server
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(_CLOSED)
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:
@@ -153,6 +228,13 @@ class Engine:
             yield
         finally:
             self._turn.release()
+
+
+class _ClosedSession:
+    """Stands in for the session of a closed engine."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EngineError(_CLOSED)
 
 
 def check_engine(directory: Path) -> EngineConfig:

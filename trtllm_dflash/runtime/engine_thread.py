@@ -127,23 +127,7 @@ class EngineThread:
         is_alive: Callable[[], bool] = _always_alive,
         **options: Unpack[SamplingOptions],
     ) -> RequestHandle:
-        """Check a request at once and put it into the queue; from any thread.
-
-        The handle that comes back cancels all `n` answers.
-
-        prompt      text, or token ids.
-        on_event    called by the engine thread with a `RequestOutput` for each step; the last one
-                    says how the request ended. Or called with an error. Steps wait for it, so it
-                    should hand on and return. With n > 1 each answer ends by itself.
-        is_alive    polled by the engine thread now and then; False cancels.
-        options     as for `Engine.generate`.
-
-        Raises:
-            UsageError: for a bad prompt or option.
-            BusyError: if the queue is full.
-            ClosedError: if it is being closed.
-            EngineError: if the engine thread has failed.
-        """
+        """Check a request at once and put it into the queue, as `EngineServer.submit` says."""
         sampling = SamplingParams.from_options(options)
         handles = []
         for request in self._requests(prompt, sampling):

@@ -43,7 +43,7 @@ class Stream:
     @property
     def timings(self) -> Timings:
         """Return where the time went so far, all prompts together."""
-        return self._answers.scheduler.timings
+        return self._answers.timings
 
     @property
     def finished(self) -> dict[int, Generation]:
@@ -66,8 +66,18 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Stop early; unfinished sequences are dropped."""
-        self._chunks.close()
+        """Stop early; unfinished sequences are dropped.
+
+        Raises:
+            EngineError: if another thread is inside a step of it.
+        """
+        try:
+            self._chunks.close()
+        except ValueError as error:  # "generator already executing"
+            raise EngineError(
+                "this stream is generating in another thread. Close it there, or wait for it."
+            ) from error
+        self._answers.scheduler = None
 
     def generations(self) -> list[Generation]:
         """Run to the end and return all answers, prompt by prompt.
@@ -92,7 +102,9 @@ class _Answers:
     def __init__(
         self, scheduler: Scheduler, requests: Sequence[Request], texts: Sequence[AnswerText]
     ) -> None:
-        self.scheduler = scheduler
+        # None once the stream has ended: it must not keep the session's memory.
+        self.scheduler: Scheduler | None = scheduler
+        self.timings = scheduler.timings
         self.texts = list(texts)
         self.finished: dict[int, Generation] = {}
         self._number_of = {request: number for number, request in enumerate(requests)}
@@ -115,6 +127,7 @@ class _Answers:
         text = self.texts[number]
         used, delta = text.push(token_ids)
         if text.stopped:
+            assert self.scheduler is not None
             self.scheduler.end_at_stop_word(request, len(token_ids) - len(used))
         last = NOTHING
         if request.finish_reason is not None:
@@ -132,8 +145,10 @@ class _Answers:
 
 def _run(answers: _Answers, turn: Turn) -> Generator[Chunk, None, None]:
     with turn:
+        assert answers.scheduler is not None
         for update in answers.scheduler:
             yield answers.chunk(update)
+    answers.scheduler = None
 
 
 def generation(request: Request, text: AnswerText) -> Generation:

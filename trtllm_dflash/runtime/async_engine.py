@@ -1,0 +1,113 @@
+"""Generation for coroutines, on an engine thread that answers many of them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.async_stream import AsyncStream, Room
+from trtllm_dflash.runtime.conversations import Conversation, encode_conversations
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.engine_thread import MAX_WAITING
+from trtllm_dflash.runtime.outputs import EngineStats, Generation
+from trtllm_dflash.runtime.preprocess import check_stop_words
+from trtllm_dflash.runtime.prompt_inputs import Prompt, as_prompts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class AsyncEngine:
+    """An engine for coroutines, whose requests run together:
+
+        async with AsyncEngine.load(path) as engine:
+            async for chunk in engine.stream("Once upon a time", max_tokens=64):
+                print(chunk.text, end="")
+
+    Cancelling the task that waits for an answer cancels the request, and so does dropping the
+    stream. One event loop may use it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = MAX_WAITING,
+        prompt_tokens_per_step: int | None = None,
+        on_stats: Callable[[EngineStats], None] = lambda _: None,
+    ) -> None:
+        """Start an engine thread on `engine`, which is used by nobody else until `close`.
+
+        The options are those of `Engine.serve`. Requests beyond `max_waiting` wait here.
+        """
+        self.engine = engine
+        self._server = engine.serve(
+            max_waiting=max_waiting,
+            prompt_tokens_per_step=prompt_tokens_per_step,
+            on_stats=on_stats,
+        )
+        self._room = Room(max_waiting + engine.config.max_batch_size)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, num_threads: int | None = None, max_waiting: int = MAX_WAITING
+    ) -> AsyncEngine:
+        """Open an engine directory as `Engine.load` does, and start its engine thread."""
+        return cls(Engine.load(path, num_threads=num_threads), max_waiting=max_waiting)
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def generate(
+        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+    ) -> list[Generation]:
+        """Answer all prompts and return what `Engine.generate` would."""
+        return await self.stream(prompts, **options).generations()
+
+    def stream(
+        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+    ) -> AsyncStream:
+        """Return an asynchronous iterator of the chunks of `Engine.stream`.
+
+        Options are checked at once. Prompts are sent when the first chunk is asked for; one that
+        cannot be used raises UsageError then.
+        """
+        sampling = SamplingParams.from_options(options)
+        check_stop_words(sampling, self.engine.tokenizer)
+        given = as_prompts(prompts)
+        # Not the caller's own values: a generator can be read once.
+        checked = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        submits = []
+        for index, prompt in enumerate(given):
+            own: dict[str, Any] = dict(checked)
+            if sampling.seed is not None:
+                own["seed"] = sampling.seed_of(index, len(given))
+            submits.append(partial(self._server.submit, prompt, **own))
+        return AsyncStream(submits, sampling.n, self._room)
+
+    async def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Generation]:
+        """Answer conversations and return what `Engine.chat` would."""
+        encode = partial(
+            encode_conversations, self.engine.tokenizer, messages, chat_template_kwargs
+        )
+        prompts = await asyncio.to_thread(encode)
+        return await self.generate(prompts, **options)
+
+    async def close(self, *, drain_seconds: float = 0.0) -> None:
+        """End the engine thread, after `drain_seconds` at most, and close the engine."""
+        await asyncio.to_thread(self._server.close, drain_seconds=drain_seconds)
+        await asyncio.to_thread(self.engine.close)
