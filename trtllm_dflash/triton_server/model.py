@@ -24,7 +24,7 @@ from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.engine_thread import EngineThread
+from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.outputs import EngineStats
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import engine_digest
@@ -46,7 +46,7 @@ class TritonPythonModel:
         configure(verbose=False)
         self._name = args["model_name"]
         self._leaving = False
-        self._scheduler: EngineThread | None = (
+        self._scheduler: EngineServer | None = (
             None  # the engine thread may report before it is set
         )
         self._triton = _utilities()
