@@ -39,8 +39,10 @@ class Reply:
 class Client:
     """Talks to one server."""
 
-    def __init__(self, port: int, metrics_port: int) -> None:
+    def __init__(self, port: int, metrics_port: int, *, seconds: float = SECONDS) -> None:
+        """Take the server's ports, and how long a client waits for anything."""
         self.port, self.metrics_port = port, metrics_port
+        self.seconds = seconds
 
     def generate(self, model: str, **inputs: Any) -> Reply:
         """Return the one response."""
@@ -54,7 +56,7 @@ class Client:
     def post(self, path: str, body: bytes) -> Reply:
         """Send a body and return the answer, from JSON or from a stream of JSON."""
         with closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.seconds)
         ) as connection:
             connection.request("POST", path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -70,7 +72,7 @@ class Client:
     def open_stream(self, model: str, **inputs: Any) -> Iterator[Iterator[dict[str, Any]]]:
         """Yield the responses as they come; leaving the block disconnects."""
         with closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.seconds)
         ) as connection:
             body = json.dumps({"stream": True, **inputs})
             connection.request("POST", f"/v2/models/{model}/generate_stream", body)
@@ -81,7 +83,7 @@ class Client:
     def sent(self, model: str, **inputs: Any) -> Iterator[None]:
         """Send the request of a stream, and wait for nothing; leaving the block disconnects."""
         with closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.seconds)
         ) as connection:
             connection.request(
                 "POST",
@@ -101,7 +103,7 @@ class Client:
     def is_ready(self, model: str) -> bool:
         """Return whether the server calls a model ready."""
         with closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.seconds)
         ) as connection:
             connection.request("GET", f"/v2/models/{model}/ready")
             return connection.getresponse().status == 200
@@ -128,7 +130,7 @@ class Client:
 
     def _metric_rows(self, model: str) -> list[tuple[str, str, float]]:
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=SECONDS) as response:
+        with urllib.request.urlopen(url, timeout=self.seconds) as response:
             text = response.read().decode()
         rows = re.findall(
             r'^(dflash_\w+)\{instance="([^"]*)",model="([^"]*)",.*\} (\S+)$', text, re.MULTILINE

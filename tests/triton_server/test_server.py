@@ -15,7 +15,6 @@ from tests.triton_server.client import Client
 from tests.triton_server.conftest import local_server, wait_for
 from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 
 pytestmark = pytest.mark.slow
 
@@ -212,83 +211,6 @@ def test_names_of_tensorrt_llm_are_taken(client: Client, oracle: Engine) -> None
     assert (reply.error, reply.text) == ("", sampled)
     refused = client.generate("tiny", text_input=PROMPT, bad_words=["no"])
     assert "bad_words is ['no'], and this model takes only" in refused.error
-
-
-def test_random_values_in_every_input(client: Client, oracle: Engine) -> None:
-    """Whatever JSON holds, the server answers with an error or the answer to what it took it for,
-    and goes on.
-    """
-    chat = oracle.tokenizer.encode_chat("ab")  # type: ignore[union-attr]
-    taken_for: dict[tuple[str, Any], dict[str, Any]] = {
-        ("text_input", "NaN"): {"prompt": "NaN"},
-        ("chat", True): {"prompt": chat},
-        ("temperature", 2**63): {"temperature": 2.0**63, "seed": 0},
-    }
-    for text in ("", "\x00", "NaN"):
-        messages = [
-            {"role": "system", "content": text},
-            {"role": "user", "content": "ab"},
-        ]
-        prompt = oracle.tokenizer.encode_chat(messages)  # type: ignore[union-attr]
-        taken_for["system", text] = {"prompt": prompt}
-    plain = answer(oracle, "ab", max_tokens=2).text
-    names = [port["name"] for port in json.loads(_config(client))["input"]]
-    garbage = [
-        None,
-        {},
-        [],
-        [[]],
-        "",
-        "\x00",
-        "NaN",
-        -1,
-        1e308,
-        2**63,
-        True,
-        ["a", 1],
-        [1, 2, 3],
-        {"a": []},
-    ]
-    assert names == list(ALL_INPUTS)
-    for name in names:
-        for value in garbage:
-            reply = client.generate(
-                "tiny", **{"text_input": "ab", "max_tokens": 2, "seed": 0} | {name: value}
-            )
-            assert reply.status in (200, 400, 500), (name, value)
-            streams = name in ("stream", "streaming") and value is True
-            if reply.status != 200 or streams:  # which needs generate_stream
-                assert reply.error, (name, value)
-                continue
-            options = taken_for.get((name, value)) if value.__hash__ else None
-            expected = (
-                answer(oracle, **{"prompt": "ab", "max_tokens": 2} | options).text
-                if options
-                else plain
-            )
-            assert reply.text == expected, (name, value)
-    for body in (
-        b"",
-        b"{",
-        b"[]",
-        b"\xff\xfe",
-        b'{"text_input": "\\ud800"}',
-        b'{"max_tokens": 4}',
-    ):
-        reply = client.post("/v2/models/tiny/generate", body)
-        assert reply.status in (400, 500), body
-        assert reply.error, body
-    assert client.generate("tiny", text_input=PROMPT, max_tokens=3).status == 200
-
-
-def _config(client: Client) -> str:
-    import urllib.request
-
-    return (
-        urllib.request.urlopen(f"http://127.0.0.1:{client.port}/v2/models/tiny/config")
-        .read()
-        .decode()
-    )
 
 
 def test_metrics_add_up(client: Client) -> None:
