@@ -162,6 +162,11 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
             'hidden_act is "gelu", and only "silu" or "swish" is supported: the MLP is built as',
         ),
         (LLAMA31_8B, {"is_causal": False}, "is_causal is false, and only true is supported"),
+        (
+            LLAMA31_8B,
+            {"is_causal": None},
+            "is_causal is null, which Hugging Face reads as false",
+        ),
         (LLAMA31_8B, {"is_encoder_decoder": True}, "is_encoder_decoder is true, .*decoders"),
         (LLAMA31_8B, {"per_layer_config": {"0": {"head_dim": 64}}}, "per_layer_config is"),
         (LLAMA31_8B, {"pretraining_tp": 2}, "pretraining_tp is 2, and only 1 is supported"),

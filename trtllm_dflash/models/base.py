@@ -150,6 +150,8 @@ class TargetConfig:
     ) -> TargetConfig:
         """Read config.json as one of `family`; see `registry.read_target_config`."""
         reader.check_allowed((*_ALLOWED, *family.allowed))
+        if reader.data.get("is_causal", True) is None:
+            reader.fail("is_causal", "is null, which Hugging Face reads as false. Remove it.")
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
         hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)

@@ -1,0 +1,35 @@
+"""Mutated checkpoints end in our words or load; none of them raises, aborts or hangs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.fuzz.checkpoints import load_mutant
+from tests.fuzz.outcomes import FAULTS, FuzzWorker, outcome_of
+
+MUTANTS = 4000
+FEW = 100
+
+
+def test_some_mutants_end_in_our_words() -> None:
+    outcomes = [outcome_of(load_mutant, number) for number in range(FEW)]
+    assert [outcome for outcome in outcomes if outcome.kind in FAULTS] == []
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    assert kinds["refused"] > FEW / 2
+    assert kinds["accepted"] > 5
+
+
+@pytest.mark.slow
+def test_all_mutants_end_in_our_words() -> None:
+    faults = []
+    kinds = Counter[str]()
+    with FuzzWorker(load_mutant, seconds=20) as worker:
+        for number in range(MUTANTS):
+            outcome = worker.outcome(number)
+            kinds[outcome.kind] += 1
+            if outcome.kind in FAULTS:
+                faults.append((number, *outcome))
+    assert faults == []
+    assert kinds["accepted"] > MUTANTS / 20

@@ -1,0 +1,78 @@
+"""What we accept means what it means in transformers: no silent difference."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.fixtures.engines import build_here
+from tests.fuzz import transformers_twin
+from tests.fuzz.outcomes import FAULTS, outcome_of
+from trtllm_dflash import Engine
+from trtllm_dflash.options.build import BuildConfig
+
+pytestmark = pytest.mark.slow
+
+Compare = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bases")
+    transformers_twin.write_bases(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+    logging.set_verbosity_warning()
+
+
+def run(
+    compare: Compare, numbers: range, bases: Path, tmp_path: Path, *more: Any
+) -> Counter[str]:
+    """Return how often each outcome came; fail for any fault."""
+    counts = Counter[str]()
+    faults = []
+    for number in numbers:
+        directory = tmp_path / "mutant"
+        outcome = outcome_of(lambda n: compare(bases, n, directory, *more), number)  # noqa: B023
+        shutil.rmtree(directory, ignore_errors=True)
+        accepted = outcome.kind == "accepted"
+        counts[outcome.detail if accepted else outcome.kind] += 1
+        if outcome.kind in FAULTS:
+            faults.append((number, *outcome))
+    assert faults == []
+    return counts
+
+
+def test_logits_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
+    counts = run(transformers_twin.compare_logits, range(300), bases, tmp_path)
+    assert counts["equal"] > 100
+    assert counts["refused"] > 50
+
+
+def test_tokens_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
+    counts = run(transformers_twin.compare_tokens, range(1000, 1240), bases, tmp_path)
+    assert counts["equal"] >= 100
+
+
+def test_settings_of_generate_are_followed_or_named(bases: Path, tmp_path: Path) -> None:
+    output = build_here(BuildConfig(str(bases / "llama"), tmp_path / "e", max_seq_len=128))
+    engine = Engine.load(output, num_threads=1)
+    counts = run(transformers_twin.compare_generation, range(150), bases, tmp_path, engine)
+    assert counts["equal"] > 60
+    assert counts["named"] > 10

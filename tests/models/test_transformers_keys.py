@@ -1,0 +1,82 @@
+"""Every key of config.json that transformers' models read is read here, or has no effect."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.tiny_models import tiny_target
+from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from trtllm_dflash.models.hf_config import HfReader
+from trtllm_dflash.models.registry import TARGET_FAMILIES, read_target_config
+
+# Shared code that reads a configuration, beside modeling_*.py of each family.
+_SHARED = ("masking_utils.py", "modeling_rope_utils.py")
+_READS = re.compile(r"""config\.(\w+)|getattr\((?:self\.)?config, "(\w+)\"""")
+# Methods and private names of the configuration class, and keys of other models in shared code.
+_NOT_KEYS = re.compile(
+    r"_.*|get_text_config|standardize_rope_params|validate_rope|default_theta|json"
+    r"|per_layer_config|is_heterogeneous|num_labels"
+)
+WITHOUT_EFFECT = {
+    "attention_dropout": "of training",
+    "initializer_range": "of training",
+    "pad_token_id": "a row of the embedding like others",
+    "use_cache": "how it is computed",
+    "output_router_logits": "what is returned",
+    "router_aux_loss_coef": "of training",
+    "rope_theta": "read as a parameter of RoPE",
+    "sliding_window": "read where a layer slides",
+    "attention_chunk_size": "of Llama 4, whose masks no family here asks for",
+    "block_size": "of block masks, which no family here asks for",
+    "problem_type": "of classifiers",
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("configs")
+    made: dict[str, Path] = {
+        name: tiny_target(root / name, name) for name in ("llama", "mistral", "qwen2", "qwen3")
+    }
+    made["qwen3_moe"] = tiny_qwen3_moe(root / "qwen3_moe")
+    made["gpt_oss"] = tiny_gpt_oss(root / "gpt_oss", mxfp4=False)
+    return {name: json.loads((path / "config.json").read_text()) for name, path in made.items()}
+
+
+def _keys_of_transformers(folder: Path, model_type: str) -> set[str]:
+    files = [folder / name for name in _SHARED]
+    files.append(folder / "models" / model_type / f"modeling_{model_type}.py")
+    found = set()
+    for file in files:
+        for groups in _READS.findall(file.read_text(encoding="utf-8")):
+            found.update(name for name in groups if name and not _NOT_KEYS.fullmatch(name))
+    return found
+
+
+@pytest.mark.parametrize(
+    "model_type", sorted(family.model_type for family in TARGET_FAMILIES.values())
+)
+def test_no_key_of_transformers_is_overlooked(
+    model_type: str, configs: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        pytest.skip("transformers is not installed")
+    read = set[str]()
+    get = HfReader.get
+
+    def recorded(reader: HfReader, path: str) -> Any:
+        read.add(path.split(".")[0])
+        return get(reader, path)
+
+    monkeypatch.setattr(HfReader, "get", recorded)
+    read_target_config(configs[model_type], None, "tiny")
+    theirs = _keys_of_transformers(Path(spec.origin).parent, model_type)
+    assert {"hidden_size", "rms_norm_eps", "is_causal", "rope_parameters"} <= theirs
+    assert theirs - read - WITHOUT_EFFECT.keys() == set()
