@@ -25,7 +25,11 @@ POISON = -7
 
 
 def fake_config(
-    *, block_size: int = 4, draft_len: int | None = None, **sizes: int
+    *,
+    block_size: int = 4,
+    draft_len: int | None = None,
+    model_type: str = "fake",
+    **sizes: int,
 ) -> EngineConfig:
     """Return an engine configuration for the fake; sizes are pairwise different."""
     chosen = {
@@ -36,7 +40,7 @@ def fake_config(
         "vocab_size": 23,
     } | sizes
     return EngineConfig(
-        model_type="fake",
+        model_type=model_type,
         eos_token_ids=(2,),
         gpu_arch="cpu",
         backend="fake",

@@ -150,7 +150,7 @@ class HarmonyReader:
             return []
         written = header.token_ids[header.num_in_prompt :] + token_ids[room:]
         self._header = None
-        self._open_body(self._role_of(header))
+        self._open_body(self._role_of(header) if header.has_channel else "text")
         return self._visible(self._body.push(written))
 
     def _hidden_header(self) -> list[Piece]:
