@@ -88,7 +88,7 @@ class ProfileConfig(RowSampling):
         ),
     )
     seed: int = field(
-        default=0, metadata=cli_option("of the sampling, the same for every prompt")
+        default=0, metadata=cli_option("of the sampling; each prompt's own is derived from it")
     )
     ignore_eos: bool = field(
         default=False,

@@ -8,11 +8,13 @@ for another prompt's prefill.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.scheduler import Step
 
@@ -65,13 +67,24 @@ class System:
 
 
 def engine_system(
-    name: str, implementation: str, engine: Engine, draft_len: int, **sampling: Any
+    name: str,
+    implementation: str,
+    engine: Engine,
+    draft_len: int,
+    *,
+    seed: int,
+    **sampling: Any,
 ) -> System:
-    """Return an engine of this package as a system, with fixed options of `SamplingParams`."""
+    """Return an engine of this package as a system, with fixed options of `SamplingParams`.
+
+    Each prompt has a seed of its own, derived from `seed` and its tokens. So it is answered alike
+    in any round and batch.
+    """
 
     def run(prompts: Sequence[InputIds], batch: int, max_tokens: int) -> BatchRun:
         steps: list[Step] = []
-        options = {**sampling, "draft_len": draft_len, "max_tokens": max_tokens}
+        seeds = [_seed_of(seed, prompt) for prompt in prompts]
+        options = {**sampling, "seed": seeds, "draft_len": draft_len, "max_tokens": max_tokens}
         start = perf_counter()
         with engine.stream(prompts, slots=batch, on_step=steps.append, **options) as stream:
             generations = stream.generations()
@@ -85,6 +98,11 @@ def engine_system(
         return BatchRun(answers, steps, seconds)
 
     return System(name, implementation, draft_len, run)
+
+
+def _seed_of(seed: int, prompt: InputIds) -> int:
+    number = zlib.crc32(",".join(map(str, prompt)).encode())
+    return SamplingParams(seed=seed).seed_of(number, 1)
 
 
 def sequentially(answer: Callable[[InputIds, int], Answer], width: int) -> Run:
