@@ -269,6 +269,8 @@ def test_eval_refuses_an_engine_for_a_gpu(
         return json.dumps(data)
 
     gpu = changed_copy(engine, tmp_path / "gpu", "config.json", for_gpu)
+    (gpu / "rank0.engine").touch()
+    manifest.write(gpu, {})
     for arguments in ((gpu,), (engine, "--against", gpu)):
         result = run_eval(*arguments)
         assert result.exit_code == 1

@@ -327,3 +327,28 @@ def test_fakes_have_only_names_of_the_real_modules(open_gpu: Callable[..., Gpu])
         assert {name for name in names if not name.startswith("_")} <= {*dir(stub)}, stub
     assert {name for name in vars(FakeDriver) if name.startswith("cu")} <= {*dir(real)}
     assert context.config.cuda_graph_strategy in trt.CudaGraphStrategy.__members__.values()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_logprobs_are_the_cpu_sessions(
+    open_gpu: Callable[..., Gpu], built_engine: Path, eager: bool
+) -> None:
+    """Fetched for the slots that ask alone: without one nothing of that size goes to the host."""
+    gpu = open_gpu(eager=eager)
+    cpu = Engine.load(built_engine, num_threads=1)
+    options: dict[str, Any] = {"max_tokens": 9, "stop_token_ids": ()}
+    gpu.engine.generate(PROMPTS[:3], **options)
+    assert len(set(gpu.driver.to_host)) == 1  # the results alone
+    for ours, theirs in zip(
+        gpu.engine.generate(PROMPTS[:4], logprobs=2, **options),
+        cpu.generate(PROMPTS[:4], logprobs=2, **options),
+        strict=True,
+    ):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.logprobs is not None
+        assert theirs.logprobs is not None
+        for here, there in zip(ours.logprobs, theirs.logprobs, strict=True):
+            np.testing.assert_allclose(here.top, there.top, atol=2e-5)
+    gpu.driver.to_host.clear()
+    gpu.engine.generate(PROMPTS[:3], **options)
+    assert len(set(gpu.driver.to_host)) == 1  # the results alone

@@ -176,6 +176,8 @@ def _step_bytes(models: ResolvedModels, slots: int) -> int:
     sizes = models.resolved
     target = models.target.config
     verify_logits = sizes.block_size * target.vocab_size
+    if sizes.gather_generation_logits:  # once as a result of the step, once as its output
+        verify_logits *= 2
     draft_logits = (sizes.block_size - 1) * models.draft_vocab_size
     logits_bytes = (verify_logits + draft_logits) * DTYPE_BYTES["float32"]
     taps = models.drafter.config.num_taps if models.drafter else 0

@@ -97,6 +97,7 @@ class ResolvedModels:
             plugins=sizes.plugins,
             kv_cache_dtype=self._kv_cache_dtype,
             ring_width=sizes.ring_width,
+            gather_logits=sizes.gather_generation_logits,
         )
 
     @property

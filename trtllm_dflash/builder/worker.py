@@ -93,6 +93,7 @@ def _make_model(models: ResolvedModels) -> ir.Model:
         plugins=sizes.plugins,
         kv_scales=models.kv_scales,
         ring_width=sizes.ring_width,
+        gather_logits=sizes.gather_generation_logits,
         fp4=ARCHS[sizes.gpu_arch].has_fp4,
     )
     _log(f"handing {len(list(model.graph))} nodes to {sizes.backend}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from trtllm_dflash.engine_dir.config_checks import check_format, check_io_table, check_sizes
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
-from trtllm_dflash.engine_dir.io_tensors import IoTensor
+from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
@@ -81,6 +81,11 @@ class EngineConfig:
     def _linear_formats(self, linears: Mapping[str, int]) -> str:
         counts = [f"{name} ({count} linears)" for name, count in sorted(linears.items())]
         return ", ".join(counts) or self._dtype
+
+    @property
+    def has_logits(self) -> bool:
+        """Tell whether the logits are an output, for `logprobs`."""
+        return any(tensor.name == LOGITS for tensor in self.io)
 
     @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:

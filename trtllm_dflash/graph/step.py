@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
+from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.ring_cache import ring_flags
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.drafter import DrafterBuilder
@@ -46,6 +46,7 @@ def build_step(
     fp4: bool = False,
     kv_scales: KvScales | None = None,
     ring_width: int | None = None,
+    gather_logits: bool = False,
 ) -> ir.Model:
     """Build the step of a target with a drafter, or of a target alone (then block_size is 1).
 
@@ -64,6 +65,8 @@ def build_step(
 
         ring_width: the widest step; layers with a window then have ring caches.
 
+        gather_logits: the logits that decide tokens are an output too.
+
     Raises:
         GraphError: for scales that no cache can have, or FP8 caches without our kernels.
     """
@@ -80,6 +83,7 @@ def build_step(
         block_size=block_size,
         kv_cache_dtype=kv_cache_dtype,
         ring_width=ring_width,
+        gather_logits=gather_logits,
     )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
@@ -158,6 +162,7 @@ class _Step:
                 self.inputs["uniforms"],
             )
         results = {
+            LOGITS: logits,
             "new_ids": new_ids,
             "num_new": num_new,
             "next_len": next_len,

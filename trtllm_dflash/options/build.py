@@ -157,6 +157,13 @@ class BuildConfig:
             metavar="IDS",
         ),
     )
+    gather_generation_logits: bool | None = field(
+        default=None,
+        metadata=cli_option(
+            "make the logits an output, so that `logprobs` can be asked for; on a GPU this takes"
+            " memory for all slots' [default: on cpu]"
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
@@ -200,6 +207,12 @@ class BuildConfig:
         """Return `plugins`, or its default for the arch."""
         return ARCHS[self.arch].is_gpu if self.plugins is None else self.plugins
 
+    @property
+    def with_logits(self) -> bool:
+        """Return `gather_generation_logits`, or its default for the arch."""
+        asked = self.gather_generation_logits
+        return not ARCHS[self.arch].is_gpu if asked is None else asked
+
     def _check_dtypes(self, arch: Arch) -> None:
         """Raise UsageError for a plain dtype that the arch does not compute with."""
         for name in ("dtype", "kv_cache_dtype"):
@@ -231,6 +244,7 @@ class BuildConfig:
             block_size=block_size,
             draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
             plugins=self.with_plugins,
+            gather_generation_logits=self.with_logits,
         )
         resolved.check_against(target)
         return resolved

@@ -29,6 +29,7 @@ class ResolvedBuild:
     block_size: int
     draft_len: int
     plugins: bool
+    gather_generation_logits: bool = False
 
     @property
     def cache_len(self) -> int:

@@ -37,6 +37,7 @@ def make_requests(
         UsageError: for sampling options, drafts or seeds that do not fit.
     """
     _check_sampling_inputs(sampling, config)
+    _check_logits(sampling, config)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
     requests = []
@@ -48,13 +49,18 @@ def make_requests(
             seed: int | None = sampling.seed_of(index, len(prompts), sample)
             if sampling.temperature == 0:
                 seed = None
+            slot_sampling = SlotSampling(
+                **sampling.row_values(),
+                uniforms=_uniforms(seed, num_uniforms),
+                wants_logits=sampling.logprobs is not None,
+            )
             request = Request(
                 index,
                 input_ids,
                 max_tokens,
                 stop_token_ids,
                 widths,
-                SlotSampling(**sampling.row_values(), uniforms=_uniforms(seed, num_uniforms)),
+                slot_sampling,
                 seed=seed,
                 sample_index=sample,
                 min_tokens=sampling.min_tokens,
@@ -62,6 +68,15 @@ def make_requests(
             )
             requests.append(request)
     return requests
+
+
+def _check_logits(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Raise UsageError for `logprobs` of an engine whose logits are no output."""
+    if sampling.logprobs is not None and not config.has_logits:
+        raise UsageError(
+            "logprobs needs the engine's logits, and this engine was built without them. Build it"
+            " with --gather-generation-logits."
+        )
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:

@@ -29,6 +29,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.logprobs import token_logprobs
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduled_step import ScheduledStep
@@ -330,8 +331,9 @@ class Scheduler:
             return []
         if error is not None:
             return [self._fail(request, error)]
-        token_id = int(result.new_ids[0, 0])
-        update = Update(request, request.commit([token_id]))
+        kept = request.commit([int(result.new_ids[0, 0])])
+        _add_logprobs(request, result, 0, kept)
+        update = Update(request, kept)
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
             self._activate(request)  # nothing moves, so that steps may be in flight
@@ -359,6 +361,7 @@ class Scheduler:
                 continue
             num_new = result.num_new[row]
             kept = request.commit(result.new_ids[row, :num_new].tolist())
+            _add_logprobs(request, result, row, kept)
             request.acceptance_lengths.append(len(kept))
             request.num_draft_tokens += step.width - 1
             request.decode_seconds += seconds
@@ -371,3 +374,12 @@ class Scheduler:
             slots = len(step.requests)
             self._on_step(Step(slots, step.width, seconds, tokens))
         return updates
+
+
+def _add_logprobs(request: Request, result: StepResult, row: int, token_ids: list[int]) -> None:
+    """Add the log probabilities of a step's tokens to a request that wants them."""
+    if request.logprobs is None:
+        return
+    if result.logits is None:
+        raise EngineError(f"the session gave no logits for slot {row}. {CALLER_BUG}")
+    request.output_logprobs += token_logprobs(result.logits[row], token_ids, request.logprobs)

@@ -43,6 +43,7 @@ class SlotSampling(RowSampling):
     """How a slot's tokens are chosen."""
 
     uniforms: Float32  # [at most cache_len]; number p decides the token at position p
+    wants_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class StepResult:
     new_ids: Int64  # [B, R]: num_new tokens, then -1
     num_new: Int32  # [B]
     next_len: Int32 | None = None  # [B]: positions in the caches; None: the session cannot say
+    logits: Float32 | None = None  # [B, R, V] if one of the slots wants them
 
 
 class Session(Protocol):

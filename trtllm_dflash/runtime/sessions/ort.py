@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, LOGITS, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
@@ -83,7 +83,8 @@ class OrtSession:
             if tensor.name in _SLOT_TENSORS or (tensor.cache and tensor.direction == "input"):
                 shape = (config.max_batch_size, *_resolve(tensor.shape[1:], {}))
                 self._slots[tensor.name] = _zeros(shape, tensor, directory)
-        self._bindings: dict[tuple[int, int], _SlotBinding] = {}
+        self._bindings: dict[tuple[int, int, bool], _SlotBinding] = {}
+        self._wants_logits = [False] * config.max_batch_size
         self._results: deque[StepResult] = deque()
 
     @property
@@ -102,6 +103,7 @@ class OrtSession:
         for row in self._config.sampling_inputs:
             self._slots[row.name][slot] = getattr(sampling, row.name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
+        self._wants_logits[slot] = sampling.wants_logits
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
         """Append tokens [S] to those that one slot holds."""
@@ -118,6 +120,7 @@ class OrtSession:
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
         used = int(self._slots["past_len"][src])
+        self._wants_logits[dst] = self._wants_logits[src]
         for name, array in self._slots.items():
             if name in _SLOT_TENSORS:
                 array[dst] = array[src]
@@ -136,20 +139,25 @@ class OrtSession:
         count, width = input_ids.shape
         past_len = self._slots["past_len"][first_slot : first_slot + count]
         context = context_length(past_len, width, self._config)
-        binding = self._binding_of(first_slot, count)
+        with_logits = any(self._wants_logits[first_slot : first_slot + count])
+        binding = self._binding_of(first_slot, count, with_logits=with_logits)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
         outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
         past_len[...] = outputs["next_len"]
         new_ids = outputs["new_ids"].copy()
         num_new = outputs["num_new"].copy()
-        self._results.append(StepResult(new_ids, num_new, past_len.copy()))
+        logits = outputs[LOGITS].copy() if with_logits else None
+        self._results.append(StepResult(new_ids, num_new, past_len.copy(), logits))
 
-    def _binding_of(self, first_slot: int, count: int) -> _SlotBinding:
-        key = (first_slot, count)
+    def _binding_of(self, first_slot: int, count: int, *, with_logits: bool) -> _SlotBinding:
+        key = (first_slot, count, with_logits)
         if key not in self._bindings:
             end = first_slot + count
             slots = {name: array[first_slot:end] for name, array in self._slots.items()}
-            self._bindings[key] = _SlotBinding(self._session, self._config, slots)
+            # An output that is not bound is not fetched either.
+            io_tensors = [t for t in self._config.io if with_logits or t.name != LOGITS]
+            counting = np.arange(self._config.cache_len, dtype=np.int64)
+            self._bindings[key] = _SlotBinding(self._session, io_tensors, slots, counting)
         return self._bindings[key]
 
 
@@ -160,16 +168,20 @@ class _SlotBinding:
     """
 
     def __init__(
-        self, session: Any, config: EngineConfig, slots: Mapping[str, NDArray[Any]]
+        self,
+        session: Any,
+        io_tensors: Iterable[IoTensor],
+        slots: Mapping[str, NDArray[Any]],
+        counting: Int64,
     ) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._counting = np.arange(config.cache_len, dtype=np.int64)
+        self._counting = counting
         self._small_tensors: list[IoTensor] = []
         self._sizes: dict[str, int] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
         self._bound: dict[str, Any] = {}  # keeps alive what ONNX Runtime only points to
-        for tensor in config.io:
+        for tensor in io_tensors:
             owner = tensor.aliases or tensor.name
             if owner in slots:
                 self._bind(tensor, slots[owner])

@@ -32,6 +32,7 @@ from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.env import CUDA_GRAPH, env_flag
 from trtllm_dflash.runtime.sessions.base import (
     CALLER_BUG,
+    Float32,
     Int32,
     Int64,
     SlotSampling,
@@ -101,6 +102,8 @@ class TrtSession:
         self._expect_idle("a slot is opened")
         self._slots.open(slot, sampling)
         self._sampling[slot] = sampling
+        if sampling.wants_logits:
+            self._allocate_logits()
         self._lengths[slot] = 0
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
@@ -146,7 +149,8 @@ class TrtSession:
         next_len = results["next_len"][:count].copy()
         self._lengths[step.slots] = next_len
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
-        return StepResult(new_ids.copy(), results["num_new"][:count].copy(), next_len)
+        logits = self._logits_of(step) if step.has_logits else None
+        return StepResult(new_ids.copy(), results["num_new"][:count].copy(), next_len, logits)
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use."""
@@ -199,8 +203,28 @@ class TrtSession:
         """Copy the results to the host behind the step, and record the event of their arrival."""
         memory = step.results_memory
         self._cuda.copy(memory.ctypes.data, self._buffers.results, memory.nbytes)
+        sampling = self._sampling[step.slots]
+        step.has_logits = any(s is not None and s.wants_logits for s in sampling)
+        if step.has_logits and step.logits_memory is not None:
+            nbytes = step.count * step.rows * self._buffers.logits_bytes
+            self._cuda.copy(step.logits_memory.ctypes.data, self._buffers.logits, nbytes)
         self._cuda.record_event(step.event)
         self._in_flight.append(self._free.popleft())
+
+    def _allocate_logits(self) -> None:
+        """Allocate the host's memory for logits when the first slot wants them; none is in use."""
+        rows = self._config.max_batch_size * self._config.block_size
+        for step in self._free:
+            if step.logits_memory is None:
+                nbytes = rows * self._buffers.logits_bytes
+                step.logits_memory = self._cuda.allocate_pinned(nbytes, "logits")
+
+    def _logits_of(self, step: InFlightStep) -> Float32:
+        """Return a collected step's logits [count, rows, V]."""
+        assert step.logits_memory is not None
+        nbytes = step.count * step.rows * self._buffers.logits_bytes
+        logits: Float32 = step.logits_memory[:nbytes].view(np.float32).copy()
+        return logits.reshape(step.count, step.rows, -1)
 
     def _max_lengths(self, first: int, count: int) -> Int32:
         """Return the most positions that slots can hold after the steps in flight.

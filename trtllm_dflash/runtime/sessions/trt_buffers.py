@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import LOGITS
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
@@ -41,6 +42,10 @@ class StepBuffers:
         )
         self.results = cuda.allocate(self.results_layout.nbytes, "results")
         self._chunk = cuda.allocate(self.chunk_layout.nbytes, "a prompt chunk")
+        self.vocab_size = config.vocab_size
+        self.logits = 0
+        if config.has_logits:
+            self.logits = cuda.allocate(slots * block * self.logits_bytes, "logits")
         constants = self._constants(slots, config.cache_len)
         blocks = scratch.addresses(cuda.allocate(scratch.nbytes, "a block"))
         # A decode step's tensors by name.
@@ -50,11 +55,17 @@ class StepBuffers:
             "kv_positions": constants["counting"],
             "decided": constants["counting"],
             "input_ids": blocks["input_ids"],
+            LOGITS: self.logits,
         }
         # A prompt chunk brings its own small inputs: parts of the slots' arrays are not aligned as
         # TensorRT wants it.
         self.chunk_addresses = self.chunk_layout.addresses(self._chunk)
         self.chunk_addresses["next_ids"] = blocks["next_ids"]
+
+    @property
+    def logits_bytes(self) -> int:
+        """Return the bytes of one row's logits, float32."""
+        return 4 * self.vocab_size
 
     def send_chunk(self, memory: NDArray[np.uint8], num_tokens: int) -> None:
         """Copy a chunk of so many tokens to the device."""
@@ -84,6 +95,8 @@ class InFlightStep:
         self.chunk = chunk.views(self.chunk_memory)
         self.results_memory = cuda.allocate_pinned(results.nbytes, "results")
         self.results = results.views(self.results_memory)
+        self.logits_memory: NDArray[np.uint8] | None = None  # once a slot has wanted logits
+        self.has_logits = False
         self.event = cuda.new_event()
 
     @property
