@@ -72,8 +72,8 @@ def read_quantization(
 ) -> Quantization:
     """Read both files' quantization; none in both is an unquantized checkpoint.
 
-    With `has_weights`, a method that is not read is returned and not raised, since it may be left
-    over: the caller settles it by the tensors.
+    With `has_weights`, a method that is not read is returned and not raised. It may be left over:
+    the caller settles it by the tensors.
 
     Raises: ConfigError: for a format that cannot be built, by its name, and for two descriptions
     that contradict each other.

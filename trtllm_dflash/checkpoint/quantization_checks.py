@@ -191,7 +191,7 @@ def _unscaled_errors(
             for name, error in zip(modules, found, strict=True)
         ]
     error = f"{found[0]}, and has no scales, nor have {len(modules) - 1} more linears"
-    if _may_be_codes(infos[f"{modules[0]}.weight"]):
+    if _may_be_packed(infos[f"{modules[0]}.weight"]):
         return [
             f"{error}: packed weights may have been saved as plain ones, without their scales. Take"
             " the original export"
@@ -202,12 +202,12 @@ def _unscaled_errors(
     ]
 
 
-def _may_be_codes(weight: TensorInfo) -> bool:
+def _may_be_packed(weight: TensorInfo) -> bool:
     """Tell whether the first values of a plain weight are E4M3 numbers, as trained ones are not."""
     values = weight.array().reshape(-1)[:_SAMPLED].astype(np.float32)
     with np.errstate(all="ignore"):
-        codes = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    return bool((codes == values).all())
+        rounded = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return bool((rounded == values).all())
 
 
 def _quantized_errors(

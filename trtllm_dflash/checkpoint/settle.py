@@ -65,12 +65,9 @@ def _without_wrong_exclusions(
         for name, info in infos.items()
         if name.endswith(".weight") and info.dtype not in WEIGHT_DTYPES
     ]
-    wrong = {
-        pattern
-        for pattern in quantization.doubtful
-        if any(
-            covers(pattern, module) and module not in quantization.modules for module in packed
-        )
-    }
+    wrong = set()
+    for module in packed:
+        if module not in quantization.modules:
+            wrong.update(row for row in quantization.doubtful if covers(row, module))
     kept = tuple(pattern for pattern in quantization.excluded if pattern not in wrong)
     return replace(quantization, excluded=kept, doubtful=())

@@ -23,10 +23,9 @@ def in_usual_layout(
 ) -> dict[str, TensorInfo]:
     """Return a target's tensors by the names of its table.
 
-    A tied model may store its one table as the head. Experts that are linears each may be stored
-    as one tensor of a layer, as transformers 5 keeps them in memory: gate_up_proj [experts,
-    2·intermediate, hidden] with the rows of gate first, and down_proj [experts, hidden,
-    intermediate].
+    A tied model may store its one table as the head. All experts of a layer may be one tensor, as
+    transformers 5 keeps them. gate_up_proj is [experts, 2·intermediate, hidden] with the rows of
+    gate first, down_proj [experts, hidden, intermediate].
     """
     found = dict(infos)
     head = infos.get(HEAD)
