@@ -65,7 +65,7 @@ def _without_wrong_exclusions(
         for name, info in infos.items()
         if name.endswith(".weight") and info.dtype not in WEIGHT_DTYPES
     ]
-    wrong = set()
+    wrong = set[str]()
     for module in packed:
         if module not in quantization.modules:
             wrong.update(row for row in quantization.doubtful if covers(row, module))

@@ -24,8 +24,8 @@ def in_usual_layout(
     """Return a target's tensors by the names of its table.
 
     A tied model may store its one table as the head. All experts of a layer may be one tensor, as
-    transformers 5 keeps them. gate_up_proj is [experts, 2·intermediate, hidden] with the rows of
-    gate first, down_proj [experts, hidden, intermediate].
+    transformers 5 keeps them. Its gate_up_proj is [experts, 2·intermediate, hidden], the rows of
+    gate first. Its down_proj is [experts, hidden, intermediate].
     """
     found = dict(infos)
     head = infos.get(HEAD)
