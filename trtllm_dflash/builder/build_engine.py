@@ -28,7 +28,7 @@ from trtllm_dflash.engine_dir.atomic import (
     write_error,
 )
 from trtllm_dflash.engine_dir.config_writer import write_engine_files
-from trtllm_dflash.engine_dir.files import LOG_FILE
+from trtllm_dflash.engine_dir.files import LOG_FILE, TOKENIZER_FILE
 from trtllm_dflash.engine_dir.work_folder import keep_only, work_folder
 from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -48,6 +48,7 @@ from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 _LOG = logging.getLogger(__name__)
+_TEXT_PACKAGES = ("transformers", "tokenizers", "jinja2")
 _GRAPH_PACKAGES = ("numpy", "onnx", "onnx-ir")
 
 
@@ -196,6 +197,8 @@ def _facts(
     packages = [*_GRAPH_PACKAGES, backend.module]
     if models.resolved.plugins:
         packages += KERNEL_PACKAGES
+    if (models.target.directory / TOKENIZER_FILE).is_file():
+        packages += _TEXT_PACKAGES
     return {
         "arch": models.resolved.gpu_arch,
         "backend": backend.name,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trtllm_dflash.tokenizing import framing
+from trtllm_dflash.tokenizing.framing import reason
 from trtllm_dflash.tokenizing.limits import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _MAX_STDERR_BYTES = 1 << 20
-_MAX_REASON = 600  # characters of an error's text
 
 ForkedMain = Callable[[socket.socket, dict[str, Any]], None]
 
@@ -168,20 +168,6 @@ def _limit_memory(memory_bytes: int) -> None:
     if most != resource.RLIM_INFINITY:
         limit = min(limit, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's text as one line of bounded length, with its type where that says more."""
-    try:
-        text = " ".join(str(error)[: 4 * _MAX_REASON].split())
-    except Exception:  # noqa: BLE001 - foreign code has written __str__ too
-        text = ""
-    if len(text) > _MAX_REASON:
-        text = f"{text[:_MAX_REASON]}…"
-    name = type(error).__name__
-    if name in ("Exception", "TemplateError", "RefusalError", "ValueError"):
-        return text or name
-    return f"{name}: {text}" if text else name
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 16
+_MAX_REASON = 600  # characters of an error's text
 
 
 class FramingError(Exception):
@@ -97,3 +98,17 @@ def _limit(connection: socket.socket, deadline: float | None) -> None:
         if remaining <= 0:
             raise TimeoutError
         connection.settimeout(remaining)
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's text as one line of bounded length, with its type where that says more."""
+    try:
+        text = " ".join(str(error)[: 4 * _MAX_REASON].split())
+    except Exception:  # noqa: BLE001 - foreign code has written __str__ too
+        text = ""
+    if len(text) > _MAX_REASON:
+        text = f"{text[:_MAX_REASON]}…"
+    name = type(error).__name__
+    if name in ("Exception", "TemplateError", "RefusalError", "ValueError"):
+        return text or name
+    return f"{name}: {text}" if text else name

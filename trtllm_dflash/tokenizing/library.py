@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from jinja2 import TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from trtllm_dflash.tokenizing.framing import reason
+
 DEFAULT_TEMPLATE = "default"
+OLDEST_MAJOR = 5  # of transformers
 # What a template is given that is no option of the caller.
 _NO_OPTIONS = {"messages", "add_generation_prompt"}
 
@@ -33,12 +37,27 @@ class Library:
 
     @classmethod
     def load(cls, directory: Path) -> Library:
-        """Read the files of a directory; whatever the library raises is let through."""
-        return cls(
-            PreTrainedTokenizerFast.from_pretrained(
+        """Read the files of a directory.
+
+        Raises:
+            RefusalError: for whatever the library raises, with its version; and for a version that
+                reads files of others wrongly.
+        """
+        version = transformers.__version__
+        if int(version.partition(".")[0]) < OLDEST_MAJOR:
+            raise RefusalError(
+                f"transformers {version} is installed, which reads files of later versions wrongly:"
+                f" pip install 'transformers>={OLDEST_MAJOR},<6'"
+            )
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-        )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RefusalError(f"{reason(error)}; read by {_versions(directory)}") from error
+        return cls(tokenizer)
 
     def facts(self) -> dict[str, Any]:
         """Return what the near side keeps, as plain types."""
@@ -159,6 +178,15 @@ class Library:
             except TemplateError as error:
                 raise RefusalError(f"is not valid: {_text(error)}") from error
         return found - _NO_OPTIONS - set(compiled.environment.globals)
+
+
+def _versions(directory: Path) -> str:
+    """Return which version has read the files, and which has written them if they say so."""
+    text = f"transformers {transformers.__version__}"
+    with suppress(Exception):
+        config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
+        text += f", written by {str(config['transformers_version'])[:20]}"
+    return text
 
 
 def _text(error: BaseException) -> str:
