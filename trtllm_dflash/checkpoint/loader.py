@@ -41,6 +41,7 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
 from trtllm_dflash.checkpoint.settle import settle_quantization
 from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
+from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -141,6 +142,7 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     config = read_target_config(
         config_json, read_json_in(directory, "generation_config.json"), where
     )
+    check_tokenizer_files(directory)
     infos = read_all_tensor_infos(directory)
     quantization = settle_quantization(quantization, infos, where)
     infos = in_usual_layout(infos, config)
