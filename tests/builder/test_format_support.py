@@ -4,17 +4,21 @@ built.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
 
-from tests.fixtures.quantized import quantized_copy
-from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from tests.fixtures.quantized import quantized_copy, read_tensors
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target, write_safetensors
 from trtllm_dflash.builder.build_engine import plan_build
+from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
-from trtllm_dflash.errors import BuildError
+from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.options.build import BuildConfig
 
 FORMATS = ("fp8", "nvfp4", "w4a16_nvfp4")
@@ -119,3 +123,44 @@ def test_the_plan_says_what_is_quantized(
         }
         | caches
     )
+
+
+@pytest.mark.parametrize("plugins", [None, False])
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(100, 4), (36, 4), (20, 4)])
+def test_heads_that_the_compiler_cannot_compile(
+    head_dim: int, kv_heads: int, plugins: bool | None, tmp_path: Path
+) -> None:
+    target = _target_of_heads(tmp_path, head_dim, kv_heads)
+    config = BuildConfig(str(target), tmp_path / "engine", arch="sm120", plugins=plugins)
+    with pytest.raises(UsageError, match=f"head_dim {head_dim} is no multiple of 8") as caught:
+        resolve_models(config)
+    assert "--no-plugins" not in str(caught.value)
+    resolve_models(replace(config, arch="cpu", plugins=None))
+
+
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(72, 4), (100, 2), (16, 2)])
+def test_heads_that_the_compiler_compiles_itself(
+    head_dim: int, kv_heads: int, tmp_path: Path
+) -> None:
+    target = _target_of_heads(tmp_path, head_dim, kv_heads)
+    config = BuildConfig(str(target), tmp_path / "engine", arch="sm120")
+    with pytest.raises(UsageError, match=f"head_dim {head_dim}, only for .*--no-plugins"):
+        resolve_models(config)
+    resolve_models(replace(config, plugins=False))
+
+
+def _target_of_heads(path: Path, head_dim: int, kv_heads: int) -> Path:
+    """Write a one-layer Llama of 4 query heads."""
+    source = tiny_target(path / "source", num_layers=1, head_dim=head_dim)
+    config = json.loads((source / "config.json").read_text())
+    tensors = read_tensors(source / "model.safetensors")
+    if kv_heads == 4:
+        for name in ("k_proj", "v_proj"):
+            weight = f"model.layers.0.self_attn.{name}.weight"
+            tensors[weight] = np.concatenate([tensors[weight]] * 2)
+    directory = path / "target"
+    directory.mkdir()
+    write_safetensors(directory / "model.safetensors", tensors)
+    config["num_key_value_heads"] = kv_heads
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

@@ -17,6 +17,7 @@ from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 from trtllm_dflash.trt_plugins.params import MAX_TOP_K_EXPERTS, moe_unit
 
+HEAD_UNIT = 8  # tried with TensorRT-RTX 1.7: 8 to 512, and 36, 68, 100, with and without GQA
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 
 
@@ -59,6 +60,23 @@ def check_fp8_kv(resolved: ResolvedBuild) -> None:
             f"FP8 KV caches need our kernels: {BACKENDS[arch.backend].title} by itself updates only"
             f" caches of float32, float16 and bfloat16 in place; leave --no-plugins out. {_INSTEAD}"
         )
+
+
+def check_heads(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
+    """Check that TensorRT-RTX compiles the attention of these models, by role.
+
+    With as many key heads as query heads it stops in an internal check, unless 8 divides head_dim.
+
+    Raises:
+        UsageError: naming the sizes.
+    """
+    for role, config in configs.items():
+        if config.head_dim % HEAD_UNIT and config.num_q_heads == config.num_kv_heads:
+            raise UsageError(
+                f"the {role}'s head_dim {config.head_dim} is no multiple of {HEAD_UNIT}, and it has"
+                f" as many key heads as query heads ({config.num_q_heads}): the compiler cannot"
+                " compile that attention, with our kernels or without. --arch cpu can"
+            )
 
 
 def check_kernels(

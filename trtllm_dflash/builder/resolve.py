@@ -18,6 +18,7 @@ from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.builder.format_support import (
     check_format_support,
     check_fp8_kv,
+    check_heads,
     check_kernels,
 )
 from trtllm_dflash.builder.pair_support import (
@@ -178,8 +179,10 @@ def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels
     models = _by_role(target, drafter)
     check_format_support(models, ARCHS[config.arch])
     resolved = config.resolve(target.config, drafter.config if drafter else None)
+    configs = {role: model.config for role, model in models.items()}
+    if ARCHS[config.arch].is_gpu:
+        check_heads(configs)
     if resolved.plugins:
-        configs = {role: model.config for role, model in models.items()}
         check_kernels(configs, quantized_experts=_has_quantized_experts(target))
     vocab = None
     if config.draft_vocab:
