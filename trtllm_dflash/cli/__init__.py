@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": "doctor",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_MAX_SHOWN_PATH = 200  # characters
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -91,10 +92,8 @@ class CommandGroup(click.Group):
 
 def _describe(error: Exception, *, verbose: bool) -> str:
     """Return the text of an error that is no DFlashError."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        place = error.filename or "the output"
-        advice = "Free space there, or write elsewhere."
-        return f"{place}: cannot be written ({error.strerror}). {advice}"
+    if isinstance(error, OSError) and error.strerror:
+        return _describe_os_error(error)
     if isinstance(error, MemoryError):
         return (
             "this machine has too little memory for it. Close other programs, or ask for less."
@@ -103,6 +102,17 @@ def _describe(error: Exception, *, verbose: bool) -> str:
     if not verbose:
         text += "\nThis should not happen; run with --verbose for the traceback."
     return text
+
+
+def _describe_os_error(error: OSError) -> str:
+    """Return the text of an error of the operating system that nothing else has told."""
+    place = str(error.filename or "the output")
+    if len(place) > _MAX_SHOWN_PATH:
+        place = f"{place[:_MAX_SHOWN_PATH]}…"
+    if error.errno in _NO_ROOM:
+        advice = "Free space there, or write elsewhere."
+        return f"{place}: cannot be written ({error.strerror}). {advice}"
+    return f"{place}: {error.strerror}."
 
 
 def _replace_unencodable(stream: TextIO | None) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from trtllm_dflash.profile.looks import Look
 from trtllm_dflash.profile.result import CategoryResult, SystemResult
 from trtllm_dflash.profile.theme import LIGHT, NARROW, annotate, label, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_DOT = 5  # points
+_ROW = 0.8  # of a category's row, for the systems in it
+
 
 def acceptance_length_by_category(
-    results: Sequence[SystemResult], colours: Mapping[str, str]
+    results: Sequence[SystemResult], looks: Mapping[str, Look]
 ) -> Figure:
-    """Draw a row for each category of prompts, with a dot for each system's acceptance length.
+    """Draw a row for each category of prompts, with a marker for each system's acceptance length.
 
-    Rows are sorted by the first system's; dots of later systems are smaller.
+    Rows are sorted by the first system's. Within a row every system has a height of its own, so
+    that equal values are all seen.
     """
 
     def length(row: CategoryResult) -> float:
@@ -27,23 +32,25 @@ def acceptance_length_by_category(
     categories = [row.category for row in ordered]
     places = {name: place for place, name in enumerate(categories)}
     longest = dict.fromkeys(categories, 1.0)
-    figure, axes = new_figure(NARROW, 0.9 + 0.3 * len(categories))
+    height = max(0.3, 0.09 * len(results))  # inches, of a row
+    figure, axes = new_figure(NARROW, 0.9 + height * len(categories))
     for index, result in enumerate(results):
         rows = result.by_category
         for row in rows:
             longest[row.category] = max(longest[row.category], length(row))
-        colour = colours[result.system]
+        look = looks[result.system]
+        points = look.points() | {"markersize": _DOT, "markeredgewidth": 1.2}
+        above = _ROW * ((index + 0.5) / len(results) - 0.5)
         axes.plot(
             [length(row) for row in rows],
-            [places[row.category] for row in rows],
-            "o",
-            color=colour,
-            markersize=max(4, 10 - 2.5 * index),
+            [places[row.category] - above for row in rows],
+            linestyle="",
             label=result.system,
             zorder=3 + index,
+            **points,
         )
         mean = result.acceptance.acceptance_length
-        axes.axvline(mean, color=colour, linewidth=1, linestyle=":", zorder=1)
+        axes.axvline(mean, color=look.colour, linewidth=1, linestyle=look.dashes, zorder=1)
     for name, place in places.items():
         axes.plot(
             [1, longest[name]], [place, place], color=LIGHT["grid"], linewidth=3, zorder=2
@@ -51,18 +58,23 @@ def acceptance_length_by_category(
     axes.set_yticks(list(places.values()), categories, color=LIGHT["ink"])
     axes.grid(visible=False, axis="y")
     axes.set_xlim(left=0.93)
-    label(axes, "τ: tokens a step, bonus included (dotted: all prompts)", "")
-    legend(axes, loc="lower right")
+    label(axes, "τ: tokens a step, bonus included (vertical lines: all prompts)", "")
+    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 
-def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> Figure:
+def acceptance_by_position(result: SystemResult, looks: Mapping[str, Look]) -> Figure:
     """Draw how often each draft was accepted: over all prompts, and the range of categories."""
     shares = result.acceptance.by_position
     figure, axes = new_figure(NARROW, 3.4)
     places = range(1, len(shares) + 1)
     axes.bar(
-        places, shares, color=colours[result.system], width=0.62, label="all prompts", zorder=2
+        places,
+        shares,
+        color=looks[result.system].colour,
+        width=0.62,
+        label="all prompts",
+        zorder=2,
     )
     by_category = [row.acceptance.by_position for row in result.by_category]
     by_draft = list(zip(*filter(None, by_category), strict=True))
@@ -86,7 +98,7 @@ def acceptance_by_position(result: SystemResult, colours: Mapping[str, str]) -> 
     return figure
 
 
-def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> Figure:
+def step_yields(results: Sequence[SystemResult], looks: Mapping[str, Look]) -> Figure:
     """Draw the histogram of acceptance lengths: the share of steps that yielded 1, 2, … tokens."""
     figure, axes = new_figure(NARROW, 3.2)
     longest = max(len(result.acceptance.histogram) for result in results)
@@ -101,12 +113,12 @@ def step_yields(results: Sequence[SystemResult], colours: Mapping[str, str]) -> 
             places,
             shares,
             width=width * 0.9,
-            color=colours[result.system],
             label=result.system,
             zorder=2,
+            **looks[result.system].bar(),
         )
     axes.set_xticks(range(1, longest))
     axes.grid(visible=False, axis="x")
     label(axes, "tokens of a step", "share of steps")
-    legend(axes, loc="upper right")
+    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure

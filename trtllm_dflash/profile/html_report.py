@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trtllm_dflash.profile import acceptance_plots, time_plots
-from trtllm_dflash.profile.curve_plot import colours_by_name, throughput_against_interactivity
+from trtllm_dflash.profile.curve_plot import throughput_against_interactivity
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     PROMPT_COLUMNS,
@@ -28,6 +28,7 @@ from trtllm_dflash.profile.formatting import (
     prompt_cells,
     recommended_result,
 )
+from trtllm_dflash.profile.looks import looks_by_name
 from trtllm_dflash.profile.result import DFLASH, Profile, StepBreakdown, SystemResult
 from trtllm_dflash.profile.theme import FONTS, css_variables, inline_svg
 from trtllm_dflash.runtime.text.chat_format import describe_format
@@ -168,24 +169,24 @@ def _results_table(profile: Profile) -> _TableView:
 
 def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str, Any]:
     """Return the figures and tables about acceptance, by their names in the template."""
-    colours = colours_by_name([result.system for result in profile.results])
+    looks = looks_by_name([result.system for result in profile.results])
     widest = max(
         drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH)
     )
     recommended = recommended_result(profile)
     return {
         "by_category": _figure(
-            acceptance_plots.acceptance_length_by_category(drafting, colours),
+            acceptance_plots.acceptance_length_by_category(drafting, looks),
             "τ by category of prompt",
             f"τ by category of prompt, at batch {widest.batch}.",
         ),
         "by_position": _figure(
-            acceptance_plots.acceptance_by_position(widest, colours),
+            acceptance_plots.acceptance_by_position(widest, looks),
             "acceptance by position in the block",
             f"{widest.system}: a draft counts as accepted when all before it are.",
         ),
         "step_yields": _figure(
-            acceptance_plots.step_yields(drafting, colours),
+            acceptance_plots.step_yields(drafting, looks),
             "histogram of tokens a step",
             "How many tokens a step yielded.",
         ),

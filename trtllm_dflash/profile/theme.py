@@ -31,6 +31,10 @@ LIGHT: Mapping[str, str] = {
     "series4": "#8a4fd8",
     "series5": "#d13b7f",
     "series6": "#b08900",
+    "series7": "#c42b2b",
+    "series8": "#7a5230",
+    "series9": "#4d7c0f",
+    "series10": "#0e7ca8",
 }
 DARK: Mapping[str, str] = {
     "surface": "#12161f",
@@ -44,6 +48,10 @@ DARK: Mapping[str, str] = {
     "series4": "#b992ff",
     "series5": "#ff85b8",
     "series6": "#e3be45",
+    "series7": "#ff7b72",
+    "series8": "#c99b6d",
+    "series9": "#a5d14e",
+    "series10": "#58c7ef",
 }
 SERIES = tuple(LIGHT[name] for name in LIGHT if name.startswith("series"))
 WIDE = 9.6

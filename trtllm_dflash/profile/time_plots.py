@@ -11,12 +11,12 @@ from trtllm_dflash.profile.theme import LIGHT, NARROW, SERIES, label, legend, ne
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Part of a step -> field of StepBreakdown, colour.
+# Part of a step -> field of StepBreakdown, colour, hatch.
 _PARTS = {
-    "verify": ("verify_seconds", SERIES[0]),
-    "draft": ("draft_seconds", SERIES[1]),
-    "accept": ("accept_seconds", SERIES[2]),
-    "host": ("host_seconds", LIGHT["plain"]),
+    "verify": ("verify_seconds", SERIES[0], ""),
+    "draft": ("draft_seconds", SERIES[1], "///"),
+    "accept": ("accept_seconds", SERIES[2], "..."),
+    "host": ("host_seconds", LIGHT["plain"], "xxx"),
 }
 _GRAPH_PARTS = ("verify", "accept", "draft")  # in the graph's order
 _WITHOUT_LAYER = {"verify": "head", "accept": "accept", "draft": "fc, head"}
@@ -27,11 +27,12 @@ def where_time_goes(breakdowns: Sequence[StepBreakdown]) -> Figure:
     figure, axes = new_figure(NARROW, 0.9 + 0.34 * len(breakdowns))
     names = [f"{one.system}, batch {one.batch}" for one in breakdowns]
     lefts = [0.0] * len(breakdowns)
-    for part, (field, colour) in _PARTS.items():
+    for part, (field, colour, hatch) in _PARTS.items():
         seconds = [getattr(one, field) or 0.0 for one in breakdowns]
         widths = [1000 * value for value in seconds]
         if any(widths):
-            bars = {"left": lefts, "color": colour, "height": 0.66, "label": part}
+            style = {"color": colour, "hatch": hatch, "edgecolor": LIGHT["surface"]}
+            bars = {"left": lefts, "height": 0.66, "linewidth": 0, "label": part, **style}
             axes.barh(names, widths, zorder=2, **bars)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
     axes.invert_yaxis()
@@ -62,8 +63,9 @@ def time_by_layer(breakdown: StepBreakdown) -> Figure:
     for part in _GRAPH_PARTS:
         places = [place for place, bar in enumerate(bars) if bar.part == part]
         heights = [bars[place].milliseconds for place in places]
-        _, colour = _PARTS[part]
-        axes.bar(places, heights, color=colour, label=part, zorder=2)
+        _, colour, hatch = _PARTS[part]
+        style = {"color": colour, "hatch": hatch, "edgecolor": LIGHT["surface"]}
+        axes.bar(places, heights, label=part, linewidth=0, zorder=2, **style)
     num_layers = sum(bar.is_layer for bar in bars)
     ticks = _layer_ticks(bars, every=max(1, num_layers // 12))
     axes.set_xticks(ticks, [bars[place].name for place in ticks])
