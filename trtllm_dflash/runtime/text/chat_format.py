@@ -60,7 +60,7 @@ class ChatFormat:
         """Return the format in plain types, with the options that the template has seen."""
         if not self.chat:
             return {"chat": False}
-        own = getattr(tokenizer, "chat_template_kwargs", {})
+        own = tokenizer.chat_template_kwargs if tokenizer else {}
         return {
             "chat": True,
             "chat_template_kwargs": {**own, **self.template_options},

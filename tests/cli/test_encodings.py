@@ -1,0 +1,84 @@
+"""Output and files do not depend on the terminal's encoding or the locale."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.cli import main
+
+
+def told(encoding: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> bytes:
+    """Return what a command writes to a stdout of an encoding."""
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == 0
+    sys.stdout.flush()
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437", "utf-8"])
+def test_output_replaces_what_it_cannot_show(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("profile", "--estimate", "--target", "gpt-oss-20b", "--arch", "sm103")
+    shown = told(encoding, monkeypatch, *arguments)
+    assert b"drafts to verify" in shown
+    assert ("τ".encode() in shown) == (
+        encoding in ("utf-8", "ascii")
+    )  # click takes ascii for UTF-8
+
+
+@pytest.mark.slow
+def test_commands_work_in_the_c_locale(engines: Callable[..., Path], tmp_path: Path) -> None:
+    """What cannot be encoded as ASCII is in the tables and in the exported pages."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    engine = str(engines("dflash"))
+    pair = ("--target", "gpt-oss-20b", "--arch", "sm100", "--gpus", "1")
+    for arguments in (
+        ("eval", engine, "--text-tokens", "20"),
+        ("run", engine, "hi", "--max-tokens", "2"),
+        ("inspect", engine),
+        ("export-triton", engine, "--output-dir", "models"),
+        ("export-trtllm", *pair, "--output-dir", "handover"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-X", "warn_default_encoding", "-m", "trtllm_dflash", *arguments],
+            cwd=tmp_path,
+            env=os.environ | locale,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        ours = [line for line in done.stderr.splitlines() if b"EncodingWarning" in line]
+        assert [line for line in ours if b"/trtllm_dflash/" in line] == []
+    for page in ("models/dflash/README.md", "handover/README.md"):
+        (tmp_path / page).read_text(encoding="utf-8")
+
+
+def test_closed_pipe_ends_quietly() -> None:
+    command = f"{sys.executable} -m trtllm_dflash list | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] in ("0", "1")  # 0: it had written all of it before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_stdout_is_told(engines: Callable[..., Path]) -> None:
+    command = [sys.executable, "-m", "trtllm_dflash", "inspect", str(engines("dflash"))]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    words = "error: the output: cannot be written (No space left on device). Free space there"
+    assert done.stderr.startswith(words)
+    assert len(done.stderr.splitlines()) == 1
