@@ -63,7 +63,7 @@ def test_batch_equals_alone_equals_plain(built_engine: Path, sampling: dict[str,
     together = engine.generate(PROMPTS, **options)
     plain = engine.generate(PROMPTS, draft=False, **options)
     for prompt, batched, undrafted in zip(PROMPTS, together, plain, strict=True):
-        (alone,) = engine.generate([prompt], **options)
+        (alone,) = engine.generate([prompt], **options | {"seed": batched.seed})
         assert batched.token_ids == alone.token_ids == undrafted.token_ids
         assert batched.acceptance_lengths == alone.acceptance_lengths
         assert batched.finish_reason == alone.finish_reason

@@ -126,7 +126,7 @@ def test_logits_not_finite_end_one_request_alone(
     (expected,) = fake_engine().generate([[4]], max_tokens=40, stop_token_ids=())
     with engine.serve() as server:
         bad, good, later = Caller(), Caller(), Caller()
-        with server._changed:  # both before the first step
+        with server._engine_thread._changed:  # both before the first step
             server.submit([3], on_event=bad, max_tokens=40, stop_token_ids=())
             server.submit([4], on_event=good, max_tokens=40, stop_token_ids=())
         assert bad.done.wait(WAIT)

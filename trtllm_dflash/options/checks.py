@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import IOBase
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any
@@ -19,7 +20,7 @@ _MAX_PARSED_DIGITS = 19  # beyond 64 bits no option has a meaning
 _MAX_SHOWN = 120  # characters of a value in an error
 
 # Containers that would be taken apart into something else than was meant.
-NOT_SEQUENCES = (str, bytes, bytearray, memoryview, set, frozenset, Mapping)
+NOT_SEQUENCES = (str, bytes, bytearray, memoryview, set, frozenset, Mapping, IOBase)
 
 
 def shown(value: Any) -> str:
@@ -45,7 +46,7 @@ def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -
     No more than `limit` + 1 entries are read, so that the caller sees a sequence that is too long.
 
     Raises:
-        UsageError: for anything else, also for text, bytes, sets and mappings.
+        UsageError: for anything else, also for text, bytes, sets, mappings and files.
     """
     try:
         value = plain(value)
@@ -56,6 +57,12 @@ def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -
             f"{name} cannot be read ({type(error).__name__}: {error}), expected {expected}."
         ) from error
     raise UsageError(f"{name} is {shown(value)}, expected {expected}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise UsageError unless `value` can be called."""
+    if not callable(value):
+        raise UsageError(f"{name} is {shown(value)}, expected a function.")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -189,6 +189,25 @@ class SamplingParams(RowSampling):
         self._set("stop_token_ids", tuple(map(int, tokens)))
 
     @classmethod
+    def of_call(
+        cls, given: SamplingParams | None, options: Mapping[str, Any]
+    ) -> SamplingParams:
+        """Return what a call was given: either `given`, or one from keyword arguments.
+
+        Raises:
+            UsageError: for both, or what is no SamplingParams.
+        """
+        if given is None:
+            return cls.from_options(options)
+        if not isinstance(given, cls):
+            raise UsageError(f"sampling_params is {shown(given)}, expected a SamplingParams.")
+        if options:
+            raise UsageError(
+                f"give either sampling_params or options ({', '.join(options)}), not both."
+            )
+        return given
+
+    @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> SamplingParams:
         """Build from keyword arguments, and warn of those without effect.
 

@@ -67,20 +67,26 @@ class AsyncEngine:
         await self.close()
 
     async def generate(
-        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer all prompts and return what `Engine.generate` would."""
-        return await self.stream(prompts, **options).generations()
+        return await self.stream(prompts, sampling_params, **options).generations()
 
     def stream(
-        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """Return an asynchronous iterator of the chunks of `Engine.stream`.
 
         Options are checked at once. Prompts are sent when the first chunk is asked for; one that
         cannot be used raises UsageError then.
         """
-        sampling = SamplingParams.from_options(options)
+        sampling = SamplingParams.of_call(sampling_params, options)
         check_stop_words(sampling, self.engine.tokenizer)
         given = as_prompts(prompts)
         # Not the caller's own values: a generator can be read once.
@@ -96,6 +102,7 @@ class AsyncEngine:
     async def chat(
         self,
         messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
@@ -105,7 +112,7 @@ class AsyncEngine:
             encode_conversations, self.engine.tokenizer, messages, chat_template_kwargs
         )
         prompts = await asyncio.to_thread(encode)
-        return await self.generate(prompts, **options)
+        return await self.generate(prompts, sampling_params, **options)
 
     async def close(self, *, drain_seconds: float = 0.0) -> None:
         """End the engine thread, after `drain_seconds` at most, and close the engine."""

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.options.checks import check_integer
+from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.conversations import Conversation, encode_conversations
 from trtllm_dflash.runtime.engine_server import EngineServer
@@ -104,7 +104,10 @@ class Engine:
             self.tokenizer.close()
 
     def generate(
-        self, prompts: Prompt | Iterable[Prompt], **options: Unpack[SamplingOptions]
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer all prompts and return `n` Generations for each, prompt by prompt.
 
@@ -113,17 +116,19 @@ class Engine:
         prompts   a list of strings (raw text; `chat` has the chat format) or of token-id sequences,
                   mixed if wanted; one string or one sequence is one prompt. Arrays and tensors of
                   any library are sequences, and so is what a Hugging Face tokenizer returns.
-        options   the fields of `SamplingParams`, which says what they mean.
+        options   the fields of `SamplingParams`, which says what they mean. Or give such an object
+                  as `sampling_params`.
 
         Raises:
             UsageError: for a bad option or prompt, before any step runs.
             EngineError: if the engine is closed or in use, or a step or the tokenizer fails.
         """
-        return self.stream(prompts, **options).generations()
+        return self.stream(prompts, sampling_params, **options).generations()
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
@@ -143,11 +148,12 @@ class Engine:
         """
         self._check_open()
         prompts = encode_conversations(self.tokenizer, messages, chat_template_kwargs)
-        return self.generate(prompts, **options)
+        return self.generate(prompts, sampling_params, **options)
 
     def stream(
         self,
         prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | None = None,
         *,
         slots: int | None = None,
         on_step: Callable[[Step], None] | None = None,
@@ -156,15 +162,17 @@ class Engine:
         """Return an iterator of (prompt index, new token ids, new text) for each prompt and step.
 
         Prompts and options are those of `generate` and are checked at once; steps run while the
-        stream is iterated. `slots` limits how many sequences run together. `on_step` is called with
-        each decode step when its tokens are there.
+        stream is iterated. `Chunk` has more fields. `slots` limits how many sequences run together.
+        `on_step` is called with each decode step when its tokens are there.
         """
         self._check_open()
         if slots is not None:
             high = self.config.max_batch_size
             advice = " This engine has no more slots (max_batch_size)."
             check_integer("slots", slots, low=1, high=high, advice=advice)
-        sampling = SamplingParams.from_options(options)
+        if on_step is not None:
+            check_callable("on_step", on_step)
+        sampling = SamplingParams.of_call(sampling_params, options)
         check_stop_words(sampling, self.tokenizer)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.options.checks import check_callable
 from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.runtime.engine_thread import EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, OnEvent
@@ -68,6 +69,8 @@ class EngineServer:
             ClosedError: if it is being closed.
             EngineError: if the engine thread has failed, or the tokenizer cannot be used.
         """
+        check_callable("on_event", on_event)
+        check_callable("is_alive", is_alive)
         return self._engine_thread.submit(
             prompt, on_event=on_event, is_alive=is_alive, **options
         )

@@ -40,6 +40,7 @@ def make_requests(
     _check_logits(sampling, config)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
+    _check_stop_tokens(sampling, config)
     requests = []
     for index, prompt in enumerate(prompts):
         input_ids = _checked_ids(prompt, index, config)
@@ -104,7 +105,7 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
             why = f"a block of {config.block_size} holds {limit} drafts"
         given = "draft_len is" if widths.schedule is None else "draft_len_schedule goes up to"
         raise UsageError(
-            f"{given} {widths.max_width - 1}, and this engine takes 0 to {limit}: {why}."
+            f"{given} {shown(widths.max_width - 1)}, and this engine takes 0 to {limit}: {why}."
         )
     return widths
 
@@ -113,6 +114,16 @@ def _stop_token_ids(sampling: SamplingParams, config: EngineConfig) -> tuple[int
     if sampling.stop_token_ids is not None:
         return sampling.stop_token_ids
     return () if sampling.ignore_eos else config.eos_token_ids
+
+
+def _check_stop_tokens(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Raise UsageError for a stop token that can never come."""
+    for token in sampling.stop_token_ids or ():
+        if token >= config.vocab_size and token not in config.eos_token_ids:
+            raise UsageError(
+                f"stop_token_ids has {shown(token)}, outside the vocabulary (0 to"
+                f" {config.vocab_size - 1})."
+            )
 
 
 def _uniforms(seed: int | None, count: int) -> Float32:
