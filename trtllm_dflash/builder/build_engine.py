@@ -129,7 +129,7 @@ def build_engine(
         _LOG.info("%s", note)
     begun = time.monotonic()
     directory = models.config.output_dir
-    started(_LOG, "building the engine", summary_rows(models))
+    started(_LOG, "building the engine", [*summary_rows(models), *text.rows()])
     replaces = recognize_engine if overwrite else None
     with _log_file(models) as log, atomic_directory(directory, replaces=replaces) as staging:
         result = run(_request(models, staging), log=log, progress=progress)

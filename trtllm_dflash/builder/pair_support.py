@@ -75,6 +75,7 @@ class PairSupport:
             "acceptance_length": drafter.acceptance_length,
             "acceptance_source": drafter.acceptance_source,
             "note": drafter.note,
+            "chat_template_kwargs": dict(drafter.chat_template_kwargs),
             "source": self.pair.source,
         }
 

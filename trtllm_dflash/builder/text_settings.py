@@ -19,6 +19,7 @@ from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.engine_dir.stop_tokens import TurnEnd, missed_ends
 from trtllm_dflash.errors import CheckpointError, UsageError
+from trtllm_dflash.log import Rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.tokenizing.limits import MAX_CHARACTERS, TRIAL, rendering_limits
@@ -52,6 +53,15 @@ class TextSettings:
     turn_ends: tuple[TurnEnd, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def rows(self) -> Rows:
+        """Return the decisions as rows of name and text."""
+        names = {end.token_id: str(end) for end in self.turn_ends}
+        stops = ", ".join(names.get(token, str(token)) for token in self.eos_token_ids)
+        rows = [("stop tokens", stops or "none: answers end at their limit")]
+        if self.chat_template_kwargs:
+            rows.append(("chats", f"with {json.dumps(dict(self.chat_template_kwargs))}"))
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """Return what the engine's config.json says of it."""

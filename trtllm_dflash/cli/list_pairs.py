@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _TITLES = ("--target", "block", "builds", "drafter's licence")
 _MIN_WIDTH, _MAX_WIDTH, _LICENCE_WIDTH = 60, 100, 18
 _HANDOVER = "hand-over: not built, but `export-trtllm` writes what TensorRT-LLM needs for them"
+_TRAINED = (
+    "drafters trained with options of the chat template, which are their engines' default"
+)
 _UNLISTED = "published too, but not in this table, since too little of them could be read"
 
 
@@ -41,6 +44,7 @@ def list(as_json: bool) -> None:
         "why not": _names_by_reason(pairs),
         _HANDOVER: _names_by(pairs, lambda row: row.pair.handover),
         "licences": _names_by(pairs, _licence),
+        _TRAINED: _names_by(pairs, _template_options),
         "notes": _names_by(pairs, lambda row: row.pair.drafter.note),
     }
     for title, groups in sections.items():
@@ -87,6 +91,11 @@ def _short_licence(row: PairSupport) -> str:
 def _licence(row: PairSupport) -> str:
     drafter = row.pair.drafter
     return drafter.licence_text if drafter.licence else ""
+
+
+def _template_options(row: PairSupport) -> str:
+    options = row.pair.drafter.chat_template_kwargs
+    return json.dumps(dict(options)) if options else ""
 
 
 def _wrapped(text: str, width: int, *, indent: int) -> str:

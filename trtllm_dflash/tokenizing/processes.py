@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "USE_TORCH": "0",
+    "RUST_BACKTRACE": "0",  # of a panic, whose text is enough
 }
 
 
