@@ -89,7 +89,8 @@ from trtllm_dflash.triton_server.model import TritonPythonModel as Model
 class TritonPythonModel(Model):
     def initialize(self, args):
         super().initialize(args)
-        sweep, chat = self._scheduler._sweep_cancelled, self._tokenizer.encode_chat
+        thread = self._scheduler._engine_thread
+        sweep, chat = thread._sweep_cancelled, self._tokenizer.encode_chat
         self._dies = threading.Event()
 
         def dies():
@@ -103,7 +104,7 @@ class TritonPythonModel(Model):
             threading.Event().wait(2.0)
             return chat(messages, **options)
 
-        self._scheduler._sweep_cancelled = dies
+        thread._sweep_cancelled = dies
         self._tokenizer.encode_chat = slow
 """
 

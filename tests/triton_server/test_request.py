@@ -74,6 +74,7 @@ def test_every_input_arrives() -> None:
         "top_k": 3,
         "min_p": 0.125,
         "seed": 2**63,
+        "n": 3,
         "logprobs": 2,
         "min_tokens": 1,
         "skip_special_tokens": False,
@@ -90,7 +91,6 @@ def test_every_input_arrives() -> None:
         counts_input=True,
         counts_output=True,
         options=options,
-        num_samples=3,
     )
     assert read(text_input=b"a", ignore_eos=True, stop_token_ids=[4]).options == {
         "stop_token_ids": (4,)
@@ -162,16 +162,6 @@ def test_chat_errors_are_for_clients(tmp_path: Path) -> None:
         encode_prompt(read(text_input=b"ab", chat=True), Tokenizer(tmp_path / "picky"))
     assert "only in pairs" in str(error.value)
     assert str(tmp_path) not in str(error.value)
-
-
-def test_each_sample_has_a_seed_of_its_own() -> None:
-    sampled = read(text_input=b"a", temperature=1.0, seed=5, n=3)
-    seeds = [options["seed"] for options in sampled.sample_options()]
-    assert seeds[0] == 5
-    assert len(set(seeds)) == 3
-    assert [options.get("seed") for options in read(text_input=b"a").sample_options()] == [None]
-    fresh = read(text_input=b"a", temperature=1.0, n=2)
-    assert [options.get("seed") for options in fresh.sample_options()] == [None, None]
 
 
 class Exported:

@@ -86,7 +86,7 @@ class TritonPythonModel:
         self._intake.close()
         if self._scheduler is not None:
             self._scheduler.close(drain_seconds=self._drain_seconds)
-        self._tokenizer.close()
+        self._engine.close()
 
     def _take_in(self, triton_request: Any) -> None:
         """Check a request, and hand it to the thread that makes a prompt of it."""
@@ -112,13 +112,9 @@ class TritonPythonModel:
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))
         assert self._scheduler is not None
-        for index, options in enumerate(request.sample_options()):
-            self._scheduler.submit(
-                prompt,
-                on_event=responses.of_sample(index),
-                is_alive=responses.is_alive,
-                **options,
-            )
+        self._scheduler.submit(
+            prompt, on_event=responses, is_alive=responses.is_alive, **request.options
+        )
 
     def _check_size(self, text: str) -> None:
         """Refuse a text that cannot fit: tokenizing megabytes would make others wait."""

@@ -42,8 +42,7 @@ class GenerationRequest:
     text              the prompt; "" for a conversation.
     messages          the conversation, None for a prompt that is taken as it is.
     template_options  of the chat template.
-    options           those of `Engine.generate`, without `n`.
-    num_samples       answers to this prompt.
+    options           those of `Engine.generate`.
     """
 
     text: str
@@ -54,7 +53,6 @@ class GenerationRequest:
     counts_input: bool = False
     counts_output: bool = False
     options: SamplingOptions = field(default_factory=SamplingOptions)
-    num_samples: int = 1
 
     @classmethod
     def from_tensors(
@@ -79,7 +77,6 @@ class GenerationRequest:
         values = resolve_aliases(given)
         messages = _conversation(values)
         options = _options(values, eos_token_ids)
-        num_samples = options.pop("n", 1)
         echo = not values.get("exclude_input_in_output", True)
         if echo and "messages" in values:
             raise UsageError("exclude_input_in_output: false is for text_input, not messages.")
@@ -92,20 +89,12 @@ class GenerationRequest:
             counts_input=values.get("return_num_input_tokens", False),
             counts_output=values.get("return_num_output_tokens", False),
             options=options,
-            num_samples=num_samples,
         )
 
-    def sample_options(self) -> list[SamplingOptions]:
-        """Return the options of each answer: a seed of its own, if the request gave one."""
-        if self.num_samples == 1 or self.options.get("seed") is None:
-            return [self.options] * self.num_samples
-        seed: Any = self.options["seed"]
-        params = SamplingParams(seed=seed)
-        samples = []
-        for index in range(self.num_samples):
-            own: SamplingOptions = {**self.options, "seed": params.seed_of(0, 1, index)}
-            samples.append(own)
-        return samples
+    @property
+    def num_samples(self) -> int:
+        """Return the answers to this prompt."""
+        return self.options.get("n", 1)
 
 
 def _conversation(values: Mapping[str, Any]) -> Sequence[Any] | None:

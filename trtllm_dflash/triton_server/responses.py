@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
 from trtllm_dflash.runtime.outputs import (
     Event,
     FinishInfo,
-    OnEvent,
     RequestOutput,
     TokenLogprobs,
 )
@@ -72,8 +70,6 @@ class Responses:
         self._samples = [_Sample()]
         self._failed = False
         self._ended = False
-        # The engine thread tells of one sample while another is still being queued.
-        self._lock = threading.RLock()
 
     def begin(self, request: GenerationRequest, *, num_input_tokens: int) -> None:
         """Set what the request asks of its responses, before the first event."""
@@ -86,16 +82,8 @@ class Responses:
         """Return whether anybody waits for the rest."""
         return not self._ended and not self._sender.is_cancelled()
 
-    def of_sample(self, index: int) -> OnEvent:
-        """Return what takes the events of one answer."""
-
-        def on_event(event: Event) -> None:
-            with self._lock:
-                self._take_in(event, index)
-
-        return on_event
-
-    def _take_in(self, event: Event, index: int) -> None:
+    def __call__(self, event: Event) -> None:
+        """Send a response for an event, if there is anything to send."""
         if not isinstance(event, RequestOutput):
             self.fail(event)
             return
@@ -103,6 +91,7 @@ class Responses:
             self._metrics.add(event.finish_info)
         if self._ended:
             return
+        index = event.sample_index
         sample = self._samples[index]
         sample.take_in(event)
         finish = sample.finish
@@ -122,18 +111,17 @@ class Responses:
 
     def fail(self, error: DFlashError) -> None:
         """Send the error and its text as the last response; a second one is nothing new."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = self._failed = True
-            self._metrics.add_failure()
-            triton_error = self._triton.TritonError
-            code = triton_error.INTERNAL
-            if isinstance(error, UsageError):
-                code = triton_error.INVALID_ARG
-            elif isinstance(error, BusyError | ClosedError):
-                code = triton_error.UNAVAILABLE
-            self._send_error(str(error), code)
+        if self._ended:
+            return
+        self._ended = self._failed = True
+        self._metrics.add_failure()
+        triton_error = self._triton.TritonError
+        code = triton_error.INTERNAL
+        if isinstance(error, UsageError):
+            code = triton_error.INVALID_ARG
+        elif isinstance(error, BusyError | ClosedError):
+            code = triton_error.UNAVAILABLE
+        self._send_error(str(error), code)
 
     def _send(self, indices: Sequence[int], *, last: bool) -> None:
         """Send what has not been sent of some samples: each output has a value for each."""
