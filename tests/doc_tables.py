@@ -13,9 +13,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import click
+from click.testing import CliRunner
 
 from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.cli import COMMANDS, main
+from trtllm_dflash.triton_server.readme import io_tables, metrics_table
 
 ROOT = Path(__file__).parents[1]
 ESTIMATE = "profile --estimate"
@@ -102,7 +104,18 @@ def _commands() -> dict[str, Callable[[], str]]:
     return {name: partial(command, name) for name in (*COMMANDS, ESTIMATE)}
 
 
+def b200() -> str:
+    """Return the sizes of gpt-oss-120b on a B200: those of the page's own dry run."""
+    options = "--target gpt-oss-120b --arch b200 --max-batch-size 32 --max-seq-len 8192"
+    arguments = ["build", *options.split(), "--output-dir", "engine", "--dry-run"]
+    shown = CliRunner().invoke(main, arguments).stdout
+    sizes = shown.split("\nmemory:\n")[1].split("\nthis machine:")[0]
+    return f"```text\nmemory:\n{sizes}\n```"
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/deploy.md": {"b200": b200},
+    "docs/serving.md": {"inputs and outputs": io_tables, "metrics": metrics_table},
     "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
     "docs/quantization.md": {"quantization": quantization},
     "docs/cli.md": _commands(),

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.cli import main
+from trtllm_dflash.cli.export_triton import _summary
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -24,10 +26,15 @@ from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
-from trtllm_dflash.triton_server.export import check_options, config_pbtxt, engine_digest
+from trtllm_dflash.triton_server.export import (
+    ExportReport,
+    check_options,
+    config_pbtxt,
+    engine_digest,
+)
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS
 from trtllm_dflash.triton_server.metrics import METRICS
-from trtllm_dflash.triton_server.readme import model_page
+from trtllm_dflash.triton_server.readme import IMAGE, model_page
 from trtllm_dflash.triton_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -81,26 +88,26 @@ def commands(page: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_readme_commands_fit_the_backend(tiny_engine: Path, arch: str) -> None:
-    """Two containers, each with our package and what the engine's backend needs, each with its
-    port; and a question.
-    """
+    """An image with what running needs; two containers of it, each with its port; a question."""
     backend = BACKENDS[ARCHS[arch].backend]
     config = replace(EngineConfig.load(tiny_engine), gpu_arch=arch, backend=backend.name)
-    server, question, frontend = commands(
+    image, server, question, frontend = commands(
         model_page("llm", config, engine=Path("/an engine"), chat=True)
     )
-    wanted = "'/dflash[" + backend.extra + "]'" if backend.extra else "/dflash"
+    assert image[:2] == ["docker", "build"]
+    assert f"EXTRA={backend.run_extra}" in image
     for command, port in ((server, "8000:8000"), (frontend, "9000:9000")):
         assert command[:3] == ["docker", "run", "--rm"]
         assert ("--gpus" in command) == ARCHS[arch].is_gpu
+        assert IMAGE in command
         options = list(pairwise(command))
         assert ("-p", port) in options
         mounted = [value for option, value in options if option == "-v"]
-        assert mounted == ["$PWD:/models:ro", "$DFLASH:/dflash", "/an engine:/an engine:ro"]
-        assert command[-1].startswith(f"pip install {wanted} && ")
-    assert frontend[-1].endswith("--model-repository /models --tokenizer '/an engine'")
-    copied = commands(model_page("llm", config, engine=None, chat=True))[2]
-    assert copied[-1].endswith("--tokenizer /models/llm/1/engine")
+        assert mounted == ["$PWD:/models:ro", "/an engine:/an engine:ro"]
+    assert ("--tokenizer", "/an engine") in list(pairwise(frontend))
+    assert ("--default-max-tokens", "2048") in list(pairwise(frontend))
+    copied = commands(model_page("llm", config, engine=None, chat=True))[3]
+    assert ("--tokenizer", "/models/llm/1/engine") in list(pairwise(copied))
     assert json.loads(question[-1])["chat"] is True
 
 
@@ -109,9 +116,10 @@ def test_extras_are_those_of_the_package() -> None:
         "optional-dependencies"
     ]
     for backend in BACKENDS.values():
-        assert not backend.extra or any(
-            row.startswith(backend.package) for row in extras[backend.extra]
-        )
+        for extra in filter(None, (backend.extra, backend.run_extra)):
+            assert any(row.startswith(backend.package) for row in extras[extra])
+        if backend.run_extra:  # the compiler is left out, and nothing else is added
+            assert set(extras[backend.run_extra]) < set(extras[backend.extra])
 
 
 def test_readme_asks_for_chat_only_with_a_template(
@@ -120,7 +128,7 @@ def test_readme_asks_for_chat_only_with_a_template(
     for has_template in (True, False):
         monkeypatch.setattr(Tokenizer, "has_chat_template", has_template)
         assert run(tiny_engine, "--output-dir", tmp_path, "--overwrite").exit_code == 0
-        question = json.loads(commands((tmp_path / "dflash" / "README.md").read_text())[1][-1])
+        question = json.loads(commands((tmp_path / "dflash" / "README.md").read_text())[2][-1])
         assert question.get("chat", False) is has_template
 
 
@@ -142,6 +150,25 @@ def test_config_of_engines_on_gpus(tiny_engine: Path) -> None:
     assert 'string_value: "/a \\"b\\"\\\\c"' in text
     one = TritonExportConfig(tiny_engine, Path("models"))
     assert "KIND_GPU } ]" in config_pbtxt(one, config, Settings("e", "0"))
+
+
+@pytest.mark.parametrize(
+    ("options", "arch", "words"),
+    [
+        ({}, "cpu", "1 instance"),
+        ({"instances": 2}, "sm120", "2 instances on each GPU"),
+        ({"gpu_ids": "3"}, "sm120", "1 instance on GPU 3"),
+        ({"gpu_ids": "0,1"}, "sm120", "1 instance on each of the GPUs 0, 1: 2 in all"),
+    ],
+)
+def test_summary_counts_instances(
+    tiny_engine: Path, options: dict[str, Any], arch: str, words: str
+) -> None:
+    config = TritonExportConfig(tiny_engine, Path("models"), **options)
+    report = ExportReport(
+        Path("models/dflash"), replace(EngineConfig.load(tiny_engine), gpu_arch=arch)
+    )
+    assert f"8 sequences at a time, {words})" in _summary(config, report)
 
 
 def test_export_overwrites_only_its_own_models(tiny_engine: Path, tmp_path: Path) -> None:

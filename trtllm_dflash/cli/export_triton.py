@@ -29,7 +29,23 @@ def export_triton(engine: Path, overwrite: bool, **options: Any) -> None:
 def _summary(config: TritonExportConfig, report: ExportReport) -> str:
     engine = report.engine_config
     directory = report.model_directory
-    instances = f"{config.instances} instance{'' if config.instances == 1 else 's'}"
+    instances = _count_instances(config, on_gpus=engine.gpu_arch != "cpu")
     size = f"{engine.gpu_arch}, {engine.max_batch_size} sequences at a time, {instances}"
     command = f"tritonserver --model-repository={config.output_dir}"
     return f"model:  {directory} ({size})\nnext:   {command}   (see {directory / 'README.md'})"
+
+
+def _count_instances(config: TritonExportConfig, *, on_gpus: bool) -> str:
+    """Return the number of instances in words: Triton makes as many on each GPU."""
+    number = config.instances
+    words = f"{number} instance{'' if number == 1 else 's'}"
+    if not on_gpus:
+        return words
+    gpus = config.gpu_indices
+    if not gpus:
+        return f"{words} on each GPU"
+    if len(gpus) == 1:
+        return f"{words} on GPU {gpus[0]}"
+    return (
+        f"{words} on each of the GPUs {', '.join(map(str, gpus))}: {number * len(gpus)} in all"
+    )

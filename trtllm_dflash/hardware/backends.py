@@ -27,6 +27,7 @@ class Backend:
     builder: str
     needs_gpu: bool  # it compiles only for the GPU that it runs on
     extra: str = ""
+    run_extra: str = ""  # what running an engine needs: `extra` without the compiler
     install_note: str = ""
     release: str = ""  # of the module, as "1.7": what the extra asks for; "": any
 
@@ -76,6 +77,7 @@ BACKENDS = {
             module="tensorrt_rtx",
             package="tensorrt-rtx-cu13",
             extra="rtx",
+            run_extra="run",
             release="1.7",
             builder="trtllm_dflash.builder.trt",
             needs_gpu=False,
@@ -86,6 +88,7 @@ BACKENDS = {
             module="tensorrt",
             package="tensorrt-cu13",
             extra="tensorrt",
+            run_extra="run-tensorrt",
             release="11",
             install_note=(
                 " (its libraries come from NVIDIA's own index), or NVIDIA's container"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from trtllm_dflash.errors import BusyError
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 ROLES = ("chat", "encode")  # each has a process of its own in `tokenizing`
 
 
