@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fixtures.engines import build_here
 from tests.fixtures.tiny_models import write_safetensors
 from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.engine_dir.work_folder import LOCK_FILE
 from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
@@ -31,6 +33,7 @@ from trtllm_dflash.options.build import BuildConfig
 
 Configure = Callable[..., BuildConfig]
 ort = pytest.importorskip("onnxruntime")
+from trtllm_dflash.runtime.sessions.ort import OrtSession
 
 
 def _files(directory: Path) -> set[str]:
@@ -184,6 +187,20 @@ def test_the_report_and_the_log_say_what_it_cost(
     ]
 
 
+def test_folders_whose_names_are_no_text_are_built_and_run(
+    pair: dict[str, str], config: Configure, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    target = shutil.copytree(pair["target"], tmp_path / f"t{name}")
+    directory = build_here(
+        config(target=str(target), drafter=None, output_dir=tmp_path / f"e{name}")
+    )
+    assert manifest.check(directory, deep=True) == []
+    (source,) = manifest.load(directory)["weights"]
+    assert source["directory"] == str(target)
+    OrtSession(directory, EngineConfig.load(directory), num_threads=1)
+
+
 def test_overwrite_replaces_an_engine(config: Configure) -> None:
     first = build_engine(config())
     with pytest.raises(UsageError, match=r"engine is not empty; give another, or --overwrite"):
@@ -250,10 +267,10 @@ def test_an_interrupt_leaves_nothing_and_no_process(
 def test_a_directory_that_cannot_be_written_is_an_error(
     config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fail)
+    monkeypatch.setattr(manifest, "write", fail)
     with pytest.raises(
         BuildError,
         match=r"engine was not written: the disk of .* is full$",

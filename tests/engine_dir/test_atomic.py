@@ -266,6 +266,15 @@ def test_a_write_that_fails_is_told_in_words(tmp_path: Path, number: int, words:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_copy_that_fails_is_told_in_words(tmp_path: Path) -> None:
+    why = f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'"
+    with (
+        pytest.raises(BuildError, match=r"engine was not written: the disk of .* is full$"),
+        atomic.atomic_directory(tmp_path / "engine"),
+    ):
+        raise shutil.Error([("a", "b", why)])
+
+
 def test_a_clean_up_that_fails_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from trtllm_dflash.builder.external_weights import move_weights, weights_of
 from trtllm_dflash.builder.job import BuildResult
 from trtllm_dflash.engine_dir.files import MODEL_FILE, WEIGHTS_FILE
 from trtllm_dflash.errors import BuildError
+from trtllm_dflash.utf8_path import utf8_path
 
 if TYPE_CHECKING:
     from trtllm_dflash.builder.job import BuildJob
@@ -49,8 +50,9 @@ def _check(path: Path) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        onnx.checker.check_model(path)
-        ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        with utf8_path(path) as name:
+            onnx.checker.check_model(name)
+            ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # both libraries raise many unrelated classes
         raise BuildError(
             f"{path.name} was written, but ONNX Runtime does not take it: {error}"

@@ -7,7 +7,6 @@ an error or a warning there, and not at the first prompt.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import KnownDrafter
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
+from trtllm_dflash.engine_dir.atomic import write_error
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.engine_dir.stop_tokens import TurnEnd, missed_ends
+from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.log import Rows
 from trtllm_dflash.models.base import TargetConfig
@@ -133,9 +134,12 @@ class _Trial:
             self.notes.append(self._missing())
             self._drop_options("there is no tokenizer, so there is no chat template")
             return
-        with tempfile.TemporaryDirectory(prefix="dflash-trt-tokenizer-") as folder:
-            copy_tokenizer_files(self._directory, Path(folder))
-            process = TokenizerProcess(Path(folder))
+        with work_folder("dflash-trt-tokenizer-") as folder:
+            try:
+                copy_tokenizer_files(self._directory, folder)
+            except OSError as error:
+                raise write_error(folder, error) from error
+            process = TokenizerProcess(folder)
             try:
                 self._try_texts(process)
                 self._try_template(process)

@@ -30,7 +30,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A path that is not UTF-8 gets JSON's own escapes.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     is_special = path.is_relative_to("/dev") or (path.exists() and not path.is_file())
     path = Path(os.path.realpath(path))
     if is_special or not os.access(path.parent, os.W_OK | os.X_OK):

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from trtllm_dflash.engine_dir.file_lock import existing_lock, file_lock
+from trtllm_dflash.errors import BuildError
 from trtllm_dflash.log import human_bytes
 
 # Its presence says that a command of ours made the folder, its lock that the command still runs.
@@ -30,11 +31,12 @@ def work_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
 
     Raises:
         OSError: if no folder can be made there.
+        BuildError: if none can be made in TMPDIR.
     """
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
-    remove_leftovers(prefix, parent)
     with ExitStack() as stack:
-        folder = _make(prefix, parent, stack)
+        folder = (
+            _make_temporary(prefix, stack) if parent is None else _make(prefix, parent, stack)
+        )
         try:
             yield folder
         finally:
@@ -42,8 +44,20 @@ def work_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
                 _remove(folder)
 
 
+def _make_temporary(prefix: str, stack: ExitStack) -> Path:
+    try:
+        return _make(prefix, Path(tempfile.gettempdir()), stack)
+    except OSError as error:
+        place = os.environ.get("TMPDIR", "/tmp")
+        raise BuildError(
+            f"{place}: no temporary folder can be made there ({error.strerror}); set TMPDIR to a"
+            " folder that can be written"
+        ) from error
+
+
 def _make(prefix: str, parent: Path, stack: ExitStack) -> Path:
     """Return a new folder whose lock is held until `stack` ends."""
+    remove_leftovers(prefix, parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:

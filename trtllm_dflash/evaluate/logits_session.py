@@ -16,13 +16,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, context_length
 from trtllm_dflash.runtime.threads import resolve_num_threads
+from trtllm_dflash.utf8_path import utf8_path
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SETTINGS = {"num_known": 1, "uniforms": 0} | {row.name: row.default for row in SAMPLING_INPUTS}
 _COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
 
@@ -143,11 +146,11 @@ def _load(directory: Path, model: bytes, num_threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(directory.resolve())
-    )
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with utf8_path(directory.resolve() / MODEL_FILE) as name:
+            folder = str(Path(name).parent)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, folder)
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no class in common
         raise EngineError(
             f"{directory}: ONNX Runtime {ort.__version__} cannot load this engine's graph with its"

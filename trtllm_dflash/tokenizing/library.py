@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from trtllm_dflash.tokenizing.framing import reason
+from trtllm_dflash.utf8_path import utf8_path
 
 DEFAULT_TEMPLATE = "default"
 OLDEST_MAJOR = 5  # of transformers
@@ -50,9 +51,10 @@ class Library:
                 f" pip install 'transformers>={OLDEST_MAJOR},<6'"
             )
         try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
+            with utf8_path(directory / "tokenizer.json") as name:
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                    Path(name).parent, local_files_only=True, trust_remote_code=False
+                )
         except MemoryError:
             raise
         except Exception as error:

@@ -23,6 +23,7 @@ from trtllm_dflash.templates import render
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS
 from trtllm_dflash.triton_server.readme import ENGINE_COPY, model_page
 from trtllm_dflash.triton_server.settings import Settings
+from trtllm_dflash.utf8_path import require_utf8
 
 CONFIG_FILE = "config.pbtxt"
 PAGE_FILE = "README.md"
@@ -51,6 +52,8 @@ def export(config: TritonExportConfig, *, overwrite: bool = False) -> ExportRepo
     engine_config = _load_engine_config(engine)
     check_options(config, engine_config)
     directory = config.output_dir / config.name
+    if not config.copy:
+        require_utf8("ENGINE", engine.resolve())
     _check_model_directory(directory, overwrite)
     settings = Settings(
         ENGINE_COPY if config.copy else str(engine.resolve()), engine_digest(engine)

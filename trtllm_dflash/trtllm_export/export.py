@@ -25,6 +25,7 @@ from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, schema_err
 from trtllm_dflash.trtllm_export.notes import notes_for
 from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
 from trtllm_dflash.trtllm_export.readme import export_page
+from trtllm_dflash.utf8_path import require_utf8
 
 CONFIG_FILE = "trtllm.yaml"
 FACTS_FILE = "export.json"
@@ -55,6 +56,9 @@ def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
     """
     if not check_output_dir(config.output_dir, overwrite=overwrite, what="an export"):
         check_replaceable(config.output_dir, recognize_export, what="an export")
+    for option, name in (("--target", config.target), ("--drafter", config.drafter)):
+        if name is not None:
+            require_utf8(option, Path(name).resolve())
     facts = read_pair(config.target, config.drafter)
     check_split(config, facts)
     arguments = llm_arguments(config, facts)

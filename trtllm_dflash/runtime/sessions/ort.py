@@ -28,6 +28,7 @@ from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.runtime.threads import resolve_num_threads
+from trtllm_dflash.utf8_path import utf8_path
 
 # How long an idle worker thread spins before it sleeps: long enough for the gaps between a step's
 # kernels, short enough to leave the core to others. Tokens/s of SmolLM2-135M without drafter with 2
@@ -245,7 +246,8 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
         "session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS)
     )
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with utf8_path(path) as name:
+            return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except _LOAD_ERRORS as error:
         raise EngineError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load this graph ({error}). dflash-trt"
