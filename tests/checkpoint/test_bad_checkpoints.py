@@ -126,6 +126,7 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
     return bytes(damaged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_random_damage_never_escapes_the_error_family(

@@ -107,6 +107,14 @@ def test_generation_config_decides_the_stop_tokens() -> None:
     assert read(QWEN3_4B, eos_token_id=None).eos_token_ids == ()
 
 
+@pytest.mark.parametrize("stated", [{}, {"eos_token_id": None}, {"eos_token_id": 5}])
+def test_stop_tokens_of_old_llama_configs(stated: dict[str, Any]) -> None:
+    old = {key: value for key, value in LLAMA31_8B.items() if key != "eos_token_id"}
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.LlamaConfig(**old, **{"eos_token_id": 2} | stated).eos_token_id
+    assert read(old | stated).eos_token_ids == (() if theirs is None else (theirs,))
+
+
 def test_old_llama_config_uses_hugging_face_defaults() -> None:
     old = {
         key: LLAMA31_8B[key]

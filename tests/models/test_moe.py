@@ -122,7 +122,7 @@ def test_a_dense_target_has_neither() -> None:
 
 def test_what_gpt_oss_fills_in() -> None:
     """Hugging Face's own defaults, and its two names for one number."""
-    missing = ("attention_bias", "swiglu_limit", "num_experts_per_tok")
+    missing = ("attention_bias", "swiglu_limit", "num_experts_per_tok", "layer_types")
     assert read(
         {key: value for key, value in GPT_OSS_120B.items() if key not in missing}
     ) == read(GPT_OSS_120B)
@@ -150,7 +150,6 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("base", "changes", "words"),
     [
-        (GPT_OSS_120B, {"layer_types": None}, "the key layer_types is missing"),
         (
             GPT_OSS_120B,
             {"layer_types": ["full_attention"]},

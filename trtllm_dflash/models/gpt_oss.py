@@ -7,7 +7,7 @@ from trtllm_dflash.models.decoder import TARGET_LAYER, attention_specs, moe_laye
 from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader
 from trtllm_dflash.models.moe import MoEConfig, read_expert_counts
 from trtllm_dflash.models.tensor_specs import TensorSpec
-from trtllm_dflash.models.windows import read_layer_types, windows_of
+from trtllm_dflash.models.windows import FULL, SLIDING, read_layer_types, windows_of
 
 
 def read_experts(reader: HfReader) -> MoEConfig:
@@ -31,8 +31,9 @@ def read_experts(reader: HfReader) -> MoEConfig:
 
 
 def read_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:
-    """Read each layer's window from `layer_types`, which must be there."""
-    layer_types = read_layer_types(reader, num_layers, "gpt_oss")
+    """Read each layer's window from `layer_types`; by default every second one slides."""
+    default = tuple(FULL if layer % 2 else SLIDING for layer in range(num_layers))
+    layer_types = read_layer_types(reader, num_layers, "gpt_oss", default=default)
     return windows_of(reader, layer_types)
 
 
@@ -64,5 +65,5 @@ FAMILY = TargetFamily(
     read_experts=read_experts,
     read_windows=read_windows,
     sinks=True,
-    defaults={"attention_bias": True},
+    defaults={"attention_bias": True, "num_key_value_heads": 8, "sliding_window": 128},
 )

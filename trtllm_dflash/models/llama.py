@@ -20,6 +20,7 @@ FAMILY = TargetFamily(
     layer=dense_layer,
     reads_mlp_bias=True,
     # Configs older than a key rely on LlamaConfig's default for it.
+    defaults={"bos_token_id": 1, "eos_token_id": 2},
     head_dim_from_hidden=True,
     default_rope_theta=10000.0,
 )

@@ -34,7 +34,12 @@ FAMILY = TargetFamily(
     layer=dense_layer,
     read_windows=read_windows,
     allowed=(),
-    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    defaults={
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     attention_bias=False,
     head_dim_from_hidden=True,
     default_rope_theta=10000.0,
