@@ -16,8 +16,9 @@
 //   dflash_accept_finish  grid (B), one warp: the prefix
 // None waits for the host, and none asks it for a length.
 //
-// Not handled: NaN and +infinity among the logits. A NaN is never chosen before a number, and a row whose largest logit
-// is not finite is not sampled. Whatever comes in, a token of the vocabulary comes out, and nothing else is read.
+// A row with a NaN, or whose largest logit is not finite, decides no token: its new id is -1, and it confirms no draft.
+// It is not sampled, and its choice is stored as ~token. The bonus is a token of the vocabulary whatever comes in, since
+// the drafter reads its embedding.
 #include "accept_params.h"
 #include "accept_sample.cuh"
 #include "device.cuh"
@@ -30,6 +31,8 @@ constexpr int kScanLoads = kScanElements / (4 * kScanThreads);  // of 16 bytes f
 static_assert(kScanElements == 4 * kScanThreads * kScanLoads, "the loads of a chunk are the same for every thread");
 static_assert(kWarp % kScanWarps == 0, "one warp reads what every warp of the CTA found");
 static_assert(kFinishThreads == kWarp, "the prefix is found by one warp");
+
+__device__ __forceinline__ bool is_nan(float x) { return x != x; }
 
 struct Best {
   float value;
@@ -60,7 +63,8 @@ __device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int 
   const int tail = head + 4 * vectors;
   const float4* vectors_gmem = reinterpret_cast<const float4*>(row_gmem + head);
 
-  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it.
+  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it. A NaN that was loaded makes
+  // the row's largest logit infinite.
   const float none = __int_as_float(0x7fffffff);
   float4 loaded[kScanLoads];
 #pragma unroll
@@ -70,10 +74,13 @@ __device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int 
   }
   const float before = begin + thread < head ? row_gmem[begin + thread] : none;
   const float behind = tail + thread < end ? row_gmem[tail + thread] : none;
+  bool bad = (begin + thread < head && is_nan(before)) || (tail + thread < end && is_nan(behind));
   float largest = fmaxf(-kInfinity, fmaxf(before, behind));
 #pragma unroll
   for (int i = 0; i < kScanLoads; ++i) {
     largest = fmaxf(largest, fmaxf(fmaxf(loaded[i].x, loaded[i].y), fmaxf(loaded[i].z, loaded[i].w)));
+    const bool any = is_nan(loaded[i].x) || is_nan(loaded[i].y) || is_nan(loaded[i].z) || is_nan(loaded[i].w);
+    bad = bad || (any && i * kScanThreads + thread < vectors);
   }
   largest = lanes_max(largest);
 
@@ -88,7 +95,7 @@ __device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int 
     if (loaded[i].x == largest) index = first;
   }
   if (before == largest) index = begin + thread;
-  return lanes_best({largest, index});
+  return lanes_best({bad ? kInfinity : largest, index});
 }
 
 __device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, int row) {
@@ -135,8 +142,9 @@ extern "C" __global__ void __launch_bounds__(dflash::kChooseThreads)
     best = better(best, {p.chunk_max[index * p.chunks + chunk], p.chunk_argmax[index * p.chunks + chunk]});
   }
   best = lanes_best(best);
-  int choice = best.index;
-  if (p.temperature[slot] > 0.f && fabsf(best.value) < kInfinity) {
+  const bool finite = fabsf(best.value) < kInfinity;
+  int choice = finite ? best.index : ~best.index;
+  if (p.temperature[slot] > 0.f && finite) {
     choice = sample(p, &smem, best, slot, static_cast<int>(blockIdx.x) % p.rows);
   }
   if (threadIdx.x == 0) p.choice[index] = choice;
@@ -153,17 +161,19 @@ extern "C" __global__ void __launch_bounds__(dflash::kFinishThreads)
   for (int first = 0; first < p.rows - 1; first += kWarp) {
     const int row = first + lane_of_thread();
     const bool drafted = static_cast<unsigned>(known + row) < static_cast<unsigned>(p.width);
-    const bool hit = row >= p.rows - 1 || (drafted && ids_gmem[known + row] == choice_gmem[row]);
+    const bool valid = row >= p.rows - 1 || choice_gmem[row] >= 0;
+    const bool hit = row >= p.rows - 1 || (drafted && valid && ids_gmem[known + row] == choice_gmem[row]);
     const unsigned missed = ~__ballot_sync(kAllLanes, hit);
     if (missed == 0) continue;
     accepted = first + __ffs(static_cast<int>(missed)) - 1;
     break;
   }
   for (int row = lane_of_thread(); row < p.rows; row += kWarp) {
-    p.new_ids[1LL * slot * p.rows + row] = row <= accepted ? choice_gmem[row] : -1;
+    p.new_ids[1LL * slot * p.rows + row] = row <= accepted ? max(choice_gmem[row], -1) : -1;
   }
   if (lane_of_thread() > 0) return;
   p.num_new[slot] = accepted + 1;
   p.next_len[slot] = p.past_len[slot] + known + accepted;
-  p.bonus[slot] = choice_gmem[accepted];
+  const int choice = choice_gmem[accepted];
+  p.bonus[slot] = choice < 0 ? ~choice : choice;
 }

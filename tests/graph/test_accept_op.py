@@ -196,3 +196,36 @@ def test_min_p_out_of_range_is_off_or_one(min_p: float, kept: int) -> None:
     settings = {"temperature": np.ones(8), "min_p": np.full(8, min_p)}
     got = _accept(logits, np.zeros((8, 1)), np.ones(8), uniforms=uniforms, **settings)
     assert len(set(got["bonus"][:, 0].tolist())) == kept
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", ["nan", "all nan", "inf", "all -inf"])
+def test_row_that_is_not_finite_decides_no_token(bad: str, temperature: float) -> None:
+    """Rows before it are committed, and drafts behind it are not; the bonus is still a token."""
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((2, 4, 13)) - 50 * (np.arange(13) != 5)  # sampled as greedy: 5
+    if bad.startswith("all"):
+        logits[0, 1] = float(bad.split()[1])
+    else:
+        logits[0, 1, 9] = float(bad)
+    ids = np.array([[3, 5, 5, 5], [3, 5, 5, 7]])
+    got = _accept(
+        logits,
+        ids,
+        np.array([1, 1]),
+        temperature=np.full(2, temperature),
+        uniforms=np.full((2, 4), 0.5),
+    )
+    assert got["new_ids"].tolist() == [[5, -1, -1, -1], [5, 5, 5, -1]]
+    assert got["num_new"].tolist() == [2, 3]
+    assert got["next_len"].tolist() == [2, 13]
+    assert ((got["bonus"] >= 0) & (got["bonus"] < 13)).all()
+
+
+def test_masked_tokens_are_no_fault() -> None:
+    """-infinity beside finite logits is a token that is never chosen; so are huge ones."""
+    logits = np.full((1, 2, 7), -np.inf)
+    logits[0, 0, 3] = -5
+    logits[0, 1, 2:] = 1e37
+    got = _accept(logits, np.array([[1, 3]]), np.array([1]))
+    assert got["new_ids"].tolist() == [[3, 2]]

@@ -364,27 +364,50 @@ def test_masked_logits(library: Library) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("vocab", [1, 6, CHUNK + 2])
-def test_bad_logits_give_a_token_all_the_same(
-    any_order: Library, vocab: int, bad: float
-) -> None:
-    """A row of nothing else, and rows with some among them: every choice is in the vocabulary; a
-    number beats NaN.
+def test_bad_logits_give_no_token(any_order: Library, vocab: int, bad: float) -> None:
+    """A row of nothing else, rows with some among them, and one place: the new id is -1, and the
+    bonus is in the vocabulary all the same. -infinity beside numbers is only never chosen.
     """
-    logits = np.random.default_rng(0).standard_normal((6, 1, vocab))
+    logits = np.random.default_rng(0).standard_normal((8, 1, vocab))
     logits[:2] = bad
     logits[2:4, :, vocab // 2 :] = bad
-    logits[4:, :, : vocab // 2] = bad
+    logits[4:6, :, : vocab // 2] = bad
+    logits[6:, :, vocab - 1] = bad
     filters = {
-        "temperature": [0, 1, 0, 1, 0, 1],
-        "top_p": [0.5, 0.5, 0.5, 1, 1, 1],
-        "top_k": [0, 0, 0, 3, 0, 0],
+        "temperature": [0, 1, 0, 1, 0, 1, 0, 1],
+        "top_p": [0.5, 0.5, 0.5, 1, 1, 1, 1, 1],
+        "top_k": [0, 0, 0, 3, 0, 0, 0, 0],
     }
-    got = _accept(any_order, _case(logits, uniforms=np.full((6, 1), 0.6), **filters))["bonus"][
-        :, 0
-    ]
-    assert ((got >= 0) & (got < vocab)).all()
-    if np.isnan(bad):
-        assert not np.isnan(logits[np.arange(2, 6), 0, got[2:]]).any() or vocab == 1
+    arrays = _case(logits, uniforms=np.full((8, 1), 0.6), **filters)
+    got = _accept(any_order, arrays)
+    expected = run_op("DFlashAccept", arrays)
+    for name in ("num_new", "next_len"):
+        np.testing.assert_array_equal(got[name], expected[name])
+    decided = np.isfinite(logits.max(-1))[:, 0]
+    assert not decided[:2].any()
+    np.testing.assert_array_equal(got["new_ids"][:, 0] >= 0, decided)
+    np.testing.assert_array_equal(expected["new_ids"][:, 0] >= 0, decided)
+    bonus = got["bonus"][:, 0]
+    assert ((bonus >= 0) & (bonus < vocab)).all()
+    np.testing.assert_array_equal(got["new_ids"][decided, 0], bonus[decided])
+
+
+def test_bad_row_confirms_no_draft(any_order: Library) -> None:
+    """Of the rows around it nothing changes; the body says the same."""
+    logits = np.random.default_rng(3).standard_normal((3, 5, 40))
+    choice = logits.argmax(-1)
+    ids = np.concatenate([np.zeros((3, 1)), choice[:, :4]], axis=1)
+    logits[0, 2, 39 - choice[0, 2]] = np.nan
+    logits[1, 4, 0] = np.inf
+    arrays = _case(logits, input_ids=ids)
+    got = _accept(any_order, arrays)
+    assert got["num_new"].tolist() == [3, 5, 5]
+    assert got["new_ids"][0].tolist() == [*choice[0, :2], -1, -1, -1]
+    assert got["new_ids"][1].tolist() == [*choice[1, :4], -1]
+    assert got["new_ids"][2].tolist() == choice[2].tolist()
+    expected = run_op("DFlashAccept", arrays)
+    for name in ("num_new", "next_len", "new_ids"):
+        np.testing.assert_array_equal(got[name], expected[name])
 
 
 def test_a_real_vocabulary(library: Library) -> None:

@@ -36,15 +36,27 @@ def _body(
     choice = sample_tokens(g, logits, settings, of_rows)  # [B, R]
 
     draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
-    hit = g.And(g.Less(behind, width), g.Equal(draft, choice))
+    valid = _is_finite(g, logits)  # [B, R]
+    hit = g.And(g.And(g.Less(behind, width), valid), g.Equal(draft, choice))
     first_miss = g.ReduceMin(g.Where(hit, rows, row), [1], keepdims=1)
     accepted = g.Min(first_miss, g.Sub(rows, 1))  # [B, 1]
 
-    new_ids = g.Where(g.LessOrEqual(row, accepted), choice, -1)
+    # The bonus stays in the vocabulary, since the drafter's embedding of it is read all the same.
+    new_ids = g.Where(g.And(g.LessOrEqual(row, accepted), valid), choice, -1)
     bonus = g.GatherElements(choice, accepted, axis=1)
     accepted = g.cast(g.Squeeze(accepted, [1]), ir.DataType.INT32)
     num_new = g.Add(accepted, g.Cast(1, to=int(ir.DataType.INT32)))
     return new_ids, num_new, g.Add(g.Add(past_len, num_known), accepted), bonus
+
+
+def _is_finite(g: GraphBuilder, logits: ir.Value) -> ir.Value:
+    """Tell which rows decide a token, bool [B, R]: no NaN, and a largest logit that is finite.
+
+    A sum is NaN if a summand is, whatever ReduceMax and ArgMax make of NaN.
+    """
+    total = g.ReduceSum(logits, [-1], keepdims=0)
+    largest = g.Abs(g.ReduceMax(logits, [-1], keepdims=0))
+    return g.And(g.Not(g.IsNaN(total)), g.Less(largest, float("inf")))
 
 
 ACCEPT = OpSpec(
@@ -74,10 +86,16 @@ ACCEPT = OpSpec(
         ),
     ),
     outputs=(
-        Tensor("new_ids", "int64", "[B, R]", "the choices 0 … accepted, then -1"),
+        Tensor(
+            "new_ids",
+            "int64",
+            "[B, R]",
+            "the choices 0 … accepted, then -1; -1 too where a row's logits have NaN, or no finite"
+            " largest; such a row confirms no draft",
+        ),
         Tensor("num_new", "int32", "[B]", "accepted + 1"),
         Tensor("next_len", "int32", "[B]", "past_len + num_known + accepted"),
-        Tensor("bonus", "int64", "[B, 1]", "the last of the new tokens, the next anchor"),
+        Tensor("bonus", "int64", "[B, 1]", "the choice of row accepted, the next anchor"),
     ),
     attributes=(),
     reference_body=_body,
