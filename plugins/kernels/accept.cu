@@ -17,8 +17,8 @@
 // None waits for the host, and none asks it for a length.
 //
 // A row with a NaN, or whose largest logit is not finite, decides no token: its new id is -1, and it confirms no draft.
-// It is not sampled, and its choice is stored as ~token. The bonus is a token of the vocabulary whatever comes in, since
-// the drafter reads its embedding.
+// It is not sampled, and its choice is stored as ~token. The bonus is a token of the vocabulary whatever comes in,
+// since the drafter reads its embedding.
 #include "accept_params.h"
 #include "accept_sample.cuh"
 #include "device.cuh"
@@ -63,8 +63,8 @@ __device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int 
   const int tail = head + 4 * vectors;
   const float4* vectors_gmem = reinterpret_cast<const float4*>(row_gmem + head);
 
-  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it. A NaN that was loaded makes
-  // the row's largest logit infinite.
+  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it. A NaN that was loaded
+  // makes the row's largest logit infinite.
   const float none = __int_as_float(0x7fffffff);
   float4 loaded[kScanLoads];
 #pragma unroll

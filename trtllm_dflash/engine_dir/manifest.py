@@ -86,6 +86,8 @@ def _check_facts(manifest: Mapping[str, Any], where: str) -> None:
     argv = manifest.get("argv", [])
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
         _fail(where, "argv", "a list of words")
+    if not isinstance(manifest.get("files", {}), dict):
+        _fail(where, "files", "sizes and hashes by name")
     for name, fields in (("kernels", _KERNEL), ("weights", _WEIGHTS)):
         rows = manifest.get(name, [])
         if not isinstance(rows, list) or not all(_has_fields(row, fields) for row in rows):

@@ -1,0 +1,36 @@
+"""Mutated engine directories are refused in our words, or answer as the engine does."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.fuzz.engines import try_mutant
+from tests.fuzz.outcomes import FAULTS, FuzzWorker, outcome_of
+
+MUTANTS = 700
+FEW = 15
+
+
+def test_some_mutants_end_in_our_words_or_right() -> None:
+    pytest.importorskip("onnxruntime")
+    outcomes = [outcome_of(try_mutant, number) for number in range(FEW)]
+    assert [outcome for outcome in outcomes if outcome.kind in FAULTS] == []
+    assert Counter(outcome.kind for outcome in outcomes)["refused"] > FEW / 2
+
+
+@pytest.mark.slow
+def test_all_mutants_end_in_our_words_or_right() -> None:
+    pytest.importorskip("onnxruntime")
+    faults = []
+    kinds = Counter[str]()
+    with FuzzWorker(try_mutant, seconds=60) as worker:
+        for number in range(MUTANTS):
+            outcome = worker.outcome(number)
+            kinds[outcome.kind] += 1
+            if outcome.kind in FAULTS:
+                faults.append((number, *outcome))
+    assert faults == []
+    assert kinds["refused"] > MUTANTS / 2
+    assert kinds["accepted"] > 10
