@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtllm_dflash.engine_dir.io_tensors import _control_inputs, _control_outputs
+from trtllm_dflash.engine_dir.io_tensors import control_inputs, control_outputs, logits_output
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.graph.ops.spec import Tensor
 
@@ -16,9 +16,10 @@ PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 def ports() -> str:
     """Return the step's inputs and outputs but the caches."""
     rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
-    inputs = _control_inputs("cache_len")  # type: ignore[arg-type]
-    outputs = _control_outputs("block_size")  # type: ignore[arg-type]
-    for port in (*inputs, *outputs):
+    inputs = control_inputs("cache_len")  # type: ignore[arg-type]
+    outputs = control_outputs("block_size")  # type: ignore[arg-type]
+    logits = logits_output("vocab_size")  # type: ignore[arg-type]
+    for port in (*inputs, *outputs, logits):
         shape = ", ".join(map(str, port.shape))
         rows.append(
             f"| `{port.name}` | {port.direction} | {port.dtype} | [{shape}] | {port.meaning} |"

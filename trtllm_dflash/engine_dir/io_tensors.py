@@ -179,7 +179,7 @@ def logits_output(vocab_size: int) -> IoTensor:
         "output",
         "float32",
         (BATCH, ROWS, vocab_size),
-        "the logits of the decided rows, before the temperature",
+        "the logits of the decided rows, before the temperature; optional",
     )
 
 

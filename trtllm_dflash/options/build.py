@@ -160,8 +160,8 @@ class BuildConfig:
     gather_generation_logits: bool | None = field(
         default=None,
         metadata=cli_option(
-            "make the logits an output, so that `logprobs` can be asked for; on a GPU this takes"
-            " memory for all slots' [default: on cpu]"
+            "make the logits an output, so that `logprobs` can be asked for; on a GPU they take"
+            " memory in every slot [default: on cpu]"
         ),
     )
 
