@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.builder.host_costs import HostCosts
 from trtllm_dflash.builder.job import BuildRequest
+from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
+from trtllm_dflash.builder.scratch_limit import scratch_refusal
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.text_settings import decide_text_settings
 from trtllm_dflash.builder.worker_process import run_worker
@@ -30,7 +33,7 @@ from trtllm_dflash.engine_dir.atomic import (
 from trtllm_dflash.engine_dir.config_writer import write_engine_files
 from trtllm_dflash.engine_dir.files import LOG_FILE, TOKENIZER_FILE
 from trtllm_dflash.engine_dir.work_folder import keep_only, work_folder
-from trtllm_dflash.errors import DFlashError, UsageError
+from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
@@ -88,7 +91,11 @@ def plan_build(config: BuildConfig, *, overwrite: bool = False) -> ResolvedModel
     check_output(config.output_dir, overwrite=overwrite)
     _check_timing_cache(config.timing_cache)
     models = resolve_models(config)
-    check_space(config.output_dir, models.weight_bytes)
+    plan = MemoryPlan.of(models)
+    refusal = scratch_refusal(plan)
+    if refusal is not None:
+        raise BuildError(f"{refusal}. Nothing was written")
+    check_space(config.output_dir, HostCosts(plan).disk_bytes)
     return models
 
 
@@ -208,4 +215,5 @@ def _facts(
         "graph": result["graph"],
         "kernels": result["kernels"],
         "weights": result["weights"],
+        "drafter_licence": models.drafter_licence or None,
     }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,8 @@ from trtllm_dflash.builder.pair_support import (
     published_target,
     reject_unsupported_pair,
 )
-from trtllm_dflash.catalog.pairs import Role
+from trtllm_dflash.builder.what_if import UNQUANTIZED, as_if_quantized, supposition
+from trtllm_dflash.catalog.pairs import Role, drafter_licence, pair_of
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
 from trtllm_dflash.checkpoint.loader import (
     Checkpoint,
@@ -35,6 +37,7 @@ from trtllm_dflash.checkpoint.loader import (
     warn_of_unmet_settings,
 )
 from trtllm_dflash.checkpoint.locate import find_directory
+from trtllm_dflash.checkpoint.model_card import stated_licence
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
@@ -47,6 +50,7 @@ from trtllm_dflash.options.build import DTYPE_BYTES, FP8_CACHE, BuildConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 Model = TypeVar("Model")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -60,6 +64,8 @@ class ResolvedModels:
     resolved: ResolvedBuild
     draft_vocab: np.ndarray | None = None  # int64, the token ids that may be drafted; None: all
     kv_scales: KvScales | None = None  # makes the target's caches FP8
+    supposed: str = ""  # what a dry run supposes that is not so, for people
+    stored_target: Checkpoint[TargetConfig] | None = None  # as it is, where another is supposed
 
     @property
     def checkpoints(self) -> dict[str, Checkpoint[Any]]:
@@ -72,6 +78,18 @@ class ResolvedModels:
         if self.draft_vocab is None:
             return self.target.config.vocab_size
         return len(self.draft_vocab)
+
+    @property
+    def drafter_licence(self) -> str:
+        """Return the drafter's licence and who states it, on one line; "" without a drafter."""
+        name = self.config.drafter
+        if self.drafter is None or name is None:
+            return ""
+        if Path(name).is_dir() or pair_of(name, "drafter") is None:
+            stated = stated_licence(self.drafter.directory)
+            if stated is not None:
+                return f"{stated} (its README.md)"
+        return drafter_licence(name)
 
     @property
     def engine_contents(self) -> EngineContents:
@@ -117,7 +135,7 @@ class ResolvedModels:
         size = DTYPE_BYTES[self.resolved.dtype]
         for model in self.checkpoints.values():
             weights += model.weight_bytes(size, keeps_packed=self.stays_packed(model))
-        if self.draft_vocab is not None:  # its rows of the head, once more
+        if self.draft_vocab_size < self.target.config.vocab_size:  # its rows of the head again
             weights += self.draft_vocab_size * self.target.config.hidden_size * size
         return weights
 
@@ -160,11 +178,14 @@ class ResolvedModels:
         return found
 
 
-def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels:
+def resolve_models(
+    config: BuildConfig, *, fetch: bool = True, quant: str = UNQUANTIZED
+) -> ResolvedModels:
     """Load and check the models, and resolve every size; reads headers, no weights.
 
     With `fetch`, a model that is not on this machine is fetched from the hub. Without, the
-    published sizes of a model in the catalog stand for its files.
+    published sizes of a model in the catalog, or its config.json alone, stand for its files. Then
+    the target may be supposed to be quantized to `quant`, and to have scales of FP8 caches.
 
     Raises:
         DFlashError: for a model or a size that cannot be built.
@@ -172,6 +193,7 @@ def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels
     reject_unsupported_pair(config.target, config.drafter)
     target = _load("target", config.target, load_target, published_target, fetch=fetch)
     warn_of_unmet_settings(target)
+    stored_target, target = target, as_if_quantized(target, quant)
     drafter = None
     if config.drafter:
         drafter = _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch)
@@ -187,10 +209,16 @@ def resolve_models(config: BuildConfig, *, fetch: bool = True) -> ResolvedModels
     vocab = None
     if config.draft_vocab:
         vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size)
-    kv_scales = _kv_scales(config, target)
+    kv_scales = _kv_scales(config, target, must_exist=fetch)
     if kv_scales is not None:
         check_fp8_kv(resolved)
-    return ResolvedModels(config, target, drafter, resolved, vocab, kv_scales)
+    found = ResolvedModels(config, target, drafter, resolved, vocab, kv_scales)
+    fp8_caches = kv_scales is not None and stored_target.quantization.kv_cache is None
+    if quant == UNQUANTIZED and not fp8_caches:
+        return found
+    has_experts = target.config.moe is not None
+    supposed = supposition(quant, fp8_caches=fp8_caches, has_experts=has_experts)
+    return replace(found, supposed=supposed, stored_target=stored_target)
 
 
 def _by_role(
@@ -214,29 +242,44 @@ def _load(
 
     If there are none here and none may be fetched, its published sizes stand for them.
     """
+    by_config: Callable[..., Any] = find_target if role == "target" else find_drafter
+    check = partial(by_config, has_weights=True)
     try:
-        check = find_target if role == "target" else find_drafter
         directory = find_directory(
-            name, role=role, fetch=fetch, check=lambda path: check(str(path), has_weights=True)
+            name, role=role, fetch=fetch, check=lambda path: check(str(path))
         )
     except CheckpointError:
         known = None if fetch else published(name)
         if known is None:
             raise
         return known
+    if not fetch and not _has_weights(directory):
+        planned: Model = by_config(str(directory))
+        return planned
     return load(directory)
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(path.suffix in _WEIGHT_SUFFIXES for path in directory.iterdir())
 
 
 def _has_quantized_experts(target: Checkpoint[TargetConfig]) -> bool:
     return any(".experts." in name for name in target.formats)
 
 
-def _kv_scales(config: BuildConfig, target: Checkpoint[TargetConfig]) -> KvScales | None:
-    """Return the scales of the target's caches, None where they are not FP8."""
+def _kv_scales(
+    config: BuildConfig, target: Checkpoint[TargetConfig], *, must_exist: bool
+) -> KvScales | None:
+    """Return the scales of the target's caches, None where they are not FP8.
+
+    Where they need not exist, scales of 1 stand for those that are asked for and missing.
+    """
     if config.kv_cache_dtype not in ("auto", FP8_CACHE):
         return None
     scales = read_kv_scales(target)
     if scales is None and config.kv_cache_dtype == FP8_CACHE:
+        if not must_exist:
+            return dict.fromkeys(range(target.config.num_layers), (1.0, 1.0))
         raise UsageError(
             f"--kv-cache-dtype fp8 needs scales for the caches, and {target.directory} has none;"
             " make them with `dflash-trt quantize --kv-cache-dtype fp8`"

@@ -7,6 +7,7 @@ from typing import Any
 
 from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
 from trtllm_dflash.checkpoint.formats import WeightFormat, algos_of
+from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
@@ -56,11 +57,11 @@ def _sizes_rows(models: ResolvedModels) -> Rows:
 
 def _describe(checkpoint: Checkpoint[Any]) -> str:
     config = checkpoint.config
-    source = (
-        ""
-        if checkpoint.directory.is_dir()
-        else "; no file of it is here: as its config.json is published"
-    )
+    source = ""
+    if not checkpoint.directory.is_dir():
+        source = "; no file of it is here: as its config.json is published"
+    elif not has_files(checkpoint):
+        source = "; its weights are not here: as its config.json says"
     facts = (
         getattr(config, "model_type", "DFlash"),
         f"{config.num_layers} layers",
@@ -103,6 +104,7 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
     taps = ", ".join(map(str, config.target_layer_ids))
     return [
         ("drafter", _describe(models.drafter)),
+        ("licence", f"of the drafter: {models.drafter_licence}"),
         ("masks", describe_masks(config.layers)),
         ("taps", f"outputs of target layers {taps}"),
         ("block", f"{block}; run verifies {sizes.draft_len} drafts"),
@@ -137,7 +139,7 @@ def _caches_text(models: ResolvedModels) -> str:
     if not ARCHS[models.resolved.gpu_arch].is_gpu:
         dtype = f"FP8 numbers, held in {models.resolved.dtype}"
     scale = ""
-    if not stores_kv_scales(models.target):
+    if not (stores_kv_scales(models.target) or models.supposed):
         scale = " with scale 1, since the checkpoint has no scales for them"
     return f"{size}, the target's in {dtype}{scale}"
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from trtllm_dflash import log
 from trtllm_dflash.catalog.json_rows import make_row, read_json
 
+_SHARED_PART = 0.9
+
 
 @dataclass(frozen=True)
 class GpuSpec:
@@ -32,15 +34,17 @@ class GpuSpec:
     fp4_tflops: float | None
     source: str
     note: str = ""  # how the figures follow from the source
+    shared_memory: bool = False  # with the CPU
 
     @property
     def memory_bytes(self) -> int:
         """Return the memory to plan with.
 
         Drivers report nearly `memory_gb` GiB. What lies above 10^9 bytes a GB is left to the driver
-        and the CUDA context.
+        and the CUDA context. Of shared memory a tenth is left to the system.
         """
-        return int(self.memory_gb * 10**9)
+        share = _SHARED_PART if self.shared_memory else 1.0
+        return int(self.memory_gb * share * 10**9)
 
 
 GPUS: tuple[GpuSpec, ...] = tuple(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS
 from trtllm_dflash.checkpoint.formats import Quantization
@@ -34,6 +35,11 @@ def checkpoint_of_config(
         for name, stored in expected_tensors(rows, config, formats, quantization).items()
     }
     return Checkpoint(directory, config, tensors, "BF16", {}, quantization, formats)
+
+
+def has_files(checkpoint: Checkpoint[Any]) -> bool:
+    """Return whether a checkpoint was read from files, and not made of a configuration alone."""
+    return all(info.path.name != _NO_FILE for info in checkpoint.tensors.values())
 
 
 def _info(path: Path, name: str, stored: StoredSpec) -> TensorInfo:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
+from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.cli.engine_folders import default_output_dir
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.engine_dir.config import EngineConfig
@@ -32,8 +33,19 @@ if TYPE_CHECKING:
     is_flag=True,
     help="show what would be built, what it needs and where it fits; fetches and writes nothing",
 )
-def build(no_drafter: bool, overwrite: bool, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--quant",
+    type=click.Choice(("none", *FORMATS)),
+    default="none",
+    help="with --dry-run: plan as if the target were quantized so. --kv-cache-dtype fp8 likewise",
+)
+def build(no_drafter: bool, overwrite: bool, dry_run: bool, quant: str, **options: Any) -> None:
     """Build an engine from a target and its DFlash drafter."""
+    if quant != "none" and not dry_run:
+        raise UsageError(
+            f"--quant {quant} is a what-if of --dry-run; `dflash-trt quantize --quant {quant}`"
+            " makes a checkpoint to build from"
+        )
     if not no_drafter and options["drafter"] is None:
         options["drafter"] = _listed_drafter(options["target"])
     if no_drafter == (options["drafter"] is not None):
@@ -49,7 +61,7 @@ def build(no_drafter: bool, overwrite: bool, dry_run: bool, **options: Any) -> N
         from trtllm_dflash.builder.dry_run import preview_build
         from trtllm_dflash.log import table
 
-        for title, rows in preview_build(config, overwrite=overwrite).sections():
+        for title, rows in preview_build(config, overwrite=overwrite, quant=quant).sections():
             click.echo(f"{title}:\n{table(rows)}")
         return
     from trtllm_dflash.builder.build_engine import build_engine

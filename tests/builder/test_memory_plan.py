@@ -1,0 +1,213 @@
+"""The plan of an engine's memory: its arithmetic, and real engines beside it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import DEMO
+from tests.fixtures.tiny_models import HIDDEN
+from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.builder.dry_run import DryRun, preview_build
+from trtllm_dflash.builder.memory_plan import MemoryPlan
+from trtllm_dflash.builder.scratch_limit import scratch_refusal
+from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
+from trtllm_dflash.catalog.pairs import PAIRS, pair_of
+from trtllm_dflash.errors import BuildError
+from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.trt_plugins.params import attention_workspace
+
+PAIRS_THAT_BUILD = ("Qwen3-4B", "Qwen3-8B", "Llama-3.1-8B-Instruct", "gpt-oss-20b")
+EXAMPLE_PAIR = DEMO.parent / "examples" / "demo_pair" / "drafter"
+
+
+@cache
+def dry_run(name: str, arch: str, *, drafter: bool = True, **options: Any) -> DryRun:
+    """Return the dry run of a pair of the catalog, from its published sizes."""
+    pair = pair_of(name)
+    assert pair is not None
+    other = pair.drafter.repository if drafter else None
+    return preview_build(BuildConfig(name, Path("no-engine"), other, arch=arch, **options))
+
+
+def plan(name: str, arch: str = "sm120", **options: Any) -> MemoryPlan:
+    """Return the memory plan of a pair of the catalog."""
+    return dry_run(name, arch, **options).plan
+
+
+@pytest.mark.parametrize("trials", [6, pytest.param(120, marks=pytest.mark.slow)])
+def test_fits_and_at_most_are_one_rule(trials: int) -> None:
+    """For random pairs, cards, lengths and batches, "fits" is "at most that batch or more"."""
+    chosen = random.Random(trials)
+    for _ in range(trials):
+        gpu = chosen.choice(GPUS)
+        has_drafter = chosen.random() < 0.7
+        found = dry_run(chosen.choice(PAIRS_THAT_BUILD), gpu.arch, drafter=has_drafter)
+        tokens = chosen.choice([chosen.randrange(600, 40000), 2048, 8192])
+        asked = found.plan.with_length(tokens)
+        most = asked.most_slots(gpu.memory_bytes)
+        batches = {1, 2, most - 1, most, most + 1, chosen.randrange(1, 3 * most + 3)}
+        for batch in sorted(batch for batch in batches if batch > 0):
+            fits = asked.with_slots(batch).fits(gpu.memory_bytes)
+            assert fits == (batch <= most), (gpu.name, tokens, batch, most)
+        shown = replace(found, models=asked.with_slots(batch).models)
+        fit = next(fit for fit in shown.fits() if fit.gpu == gpu)
+        assert (fit.as_asked, fit.slots.get(tokens, 0)) == (fits, most)
+
+
+def test_longer_sequences_never_fit_more() -> None:
+    fits = dry_run("Qwen3-8B", "sm120").fits()
+    assert [fit.gpu for fit in fits] == list(gpus_of("sm120"))
+    for fit in fits:
+        counts = list(fit.slots.values())
+        assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(("vocab", "copies"), [(64, 0), (65, 1)])
+def test_a_tied_head_is_twice_where_its_size_is_odd(
+    vocab: int, copies: int, make_target: Callable[..., Path], tmp_path: Path
+) -> None:
+    target = str(make_target("qwen3", tied=True, vocab_size=vocab))
+    made = preview_build(BuildConfig(target, tmp_path / "e", arch="sm120", plugins=False))
+    assert made.plan.engine_parts().get("head again", 0) == copies * vocab * HIDDEN * 2
+    on_cpu = preview_build(BuildConfig(target, tmp_path / "e"))
+    assert "head again" not in on_cpu.plan.engine_parts()
+    untied = str(make_target("qwen3", vocab_size=vocab))
+    other = preview_build(BuildConfig(untied, tmp_path / "e", arch="sm120", plugins=False))
+    assert "head again" not in other.plan.engine_parts()
+
+
+def test_scores_count_where_no_kernel_avoids_them() -> None:
+    ours, compilers = plan("Qwen3-8B"), plan("Qwen3-8B", plugins=False)
+    scores = 512 * 32 * 32832 * 4
+    assert compilers.with_length(32768).step_bytes() > scores
+    assert ours.with_length(32768).step_bytes() < scores / 8
+    on_cpu = plan("Qwen3-8B", "cpu").with_length(32768)
+    assert on_cpu.step_bytes() > 4 * scores
+    attention = attention_workspace(
+        batch=1, rows=512, q_heads=32, kv_heads=8, head_dim=128, cache_len=32832
+    )
+    assert ours.with_length(32768).step_bytes() > attention
+
+
+def test_a_plain_engine_of_one_slot_has_linears_twice() -> None:
+    """Measured of TensorRT-RTX 1.7.1: q, k, v, gate and up; not with a drafter or two slots."""
+    one = plan("Qwen3-8B", drafter=False)
+    again = 36 * 4096 * (4096 + 2 * 1024 + 2 * 12288) * 2
+    assert one.engine_parts()["linears again"] == again
+    assert "linears again" not in one.with_slots(2).engine_parts()
+    assert "linears again" not in plan("Qwen3-8B").engine_parts()
+    # Two slots that fit do not promise one.
+    assert not one.with_slots(2).fits(one.total_bytes() - 1)
+    assert one.with_slots(2).fits(one.total_bytes())
+
+
+def test_steps_beyond_the_compilers_pool_are_refused() -> None:
+    big = plan("Llama-3.1-8B-Instruct", plugins=False, max_batch_size=64, max_seq_len=131072)
+    text = scratch_refusal(big)
+    assert text is not None
+    assert "TensorRT-RTX compiles steps of up to 68.7 GB; leave --no-plugins out, or" in text
+    assert (
+        text
+        in dry_run(
+            "Llama-3.1-8B-Instruct",
+            "sm120",
+            plugins=False,
+            max_batch_size=64,
+            max_seq_len=131072,
+        ).obstacles
+    )
+    assert scratch_refusal(plan("Llama-3.1-8B-Instruct", max_seq_len=131072)) is None
+    assert scratch_refusal(plan("Llama-3.1-8B-Instruct", "sm100", plugins=False)) is None
+
+
+def test_such_steps_are_refused_before_the_build(
+    make_target: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("trtllm_dflash.builder.scratch_limit._POOL_BYTES", 1000)
+    target = str(make_target("llama"))
+    config = BuildConfig(target, tmp_path / "e", arch="sm120", plugins=False)
+    with pytest.raises(BuildError, match=r"compiles steps of up to 1\.0 kB"):
+        build_engine(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_memory_is_not_planned_whole() -> None:
+    (spark,) = gpus_of("sm121")
+    assert spark.memory_bytes == int(0.9 * 128e9)
+    others: list[GpuSpec] = [gpu for gpu in GPUS if gpu != spark]
+    assert all(gpu.memory_bytes == int(gpu.memory_gb * 1e9) for gpu in others)
+
+
+def test_every_pair_that_builds_is_planned() -> None:
+    for pair in PAIRS:
+        if pair.name in PAIRS_THAT_BUILD:
+            parts = plan(pair.name).engine_parts()
+            assert set(parts) == {"weights", "positions", "kernels"}
+
+
+def _check(config: BuildConfig, directory: Path) -> None:
+    """Compare a plan with the engine: weights and tables within 3 %, the rest more roughly."""
+    made = preview_build(replace(config, output_dir=directory / "not-there")).plan
+    parts = made.engine_parts()
+    kernels = parts.pop("kernels", 0)
+    exact = sum(parts.values())
+    if config.arch == "cpu":
+        real = (directory / "rank0.safetensors").stat().st_size
+        assert abs(real - exact) < 0.03 * exact
+        return
+    real = (directory / "rank0.engine").stat().st_size
+    assert exact < real < 1.03 * exact + 1.6 * kernels
+    log = (directory / "build.log").read_text()
+    steps = max(map(int, re.findall(r"Total Activation Memory: (\d+)", log)))
+    assert 0.6 * steps < made.step_bytes() < 1.6 * steps
+
+
+@pytest.mark.demo("sm120")
+@pytest.mark.parametrize("arch", ["cpu", "sm120"])
+def test_the_plan_is_near_the_demo_engines(arch: str) -> None:
+    config = BuildConfig(
+        str(DEMO / "target"),
+        DEMO,
+        str(EXAMPLE_PAIR),
+        arch=arch,
+        draft_vocab=str(EXAMPLE_PAIR / "draft_vocab.json"),
+        max_batch_size=4,
+    )
+    _check(config, DEMO / arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "sizes", "drafts"),
+    [
+        ({"vocab_size": 4001, "tied": True}, {"max_seq_len": 1024}, False),
+        ({"vocab_size": 4000, "tied": True}, {"max_seq_len": 1024, "plugins": False}, False),
+        ({}, {"max_seq_len": 2048, "max_batch_size": 4}, True),
+        ({}, {"max_seq_len": 2048, "max_batch_size": 16, "plugins": False}, True),
+    ],
+)
+def test_the_plan_is_near_real_engines(
+    options: dict[str, Any],
+    sizes: dict[str, Any],
+    drafts: bool,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    target = make_target("qwen3", dtype="BF16", head_dim=64, **options)
+    drafter = make_drafter(target, dtype="BF16", head_dim=64) if drafts else None
+    config = BuildConfig(
+        str(target), tmp_path / "e", str(drafter) if drafter else None, arch="sm120", **sizes
+    )
+    build_engine(config)
+    _check(config, config.output_dir)

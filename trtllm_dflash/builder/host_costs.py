@@ -1,0 +1,180 @@
+"""What a build takes of the machine that makes it: download, disk, memory, time.
+
+The figures behind memory and time are measured: examples/benchmark/README.md. They are ranges,
+since they were measured on two cores and on engines of up to 11 GB.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from trtllm_dflash.builder.memory_plan import MemoryPlan
+from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
+from trtllm_dflash.checkpoint.from_config import has_files
+from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.checkpoint.quantized_tensors import is_scale
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.log import Rows, human_bytes
+from trtllm_dflash.options.build import DTYPE_BYTES
+
+_BF16_BYTES = 2
+# TensorRT-RTX's own memory: a part that every build takes, and copies of each weight. Pages of the
+# mapped checkpoint come on top, and can be given back.
+_GPU_BASE_BYTES, _GPU_COPIES = 700_000_000, (1.4, 2.0)
+# ONNX Runtime's: the largest tensor as it is converted.
+_CPU_BASE_BYTES, _CPU_COPIES = 200_000_000, 1
+# Seconds a GB of the engine and seconds a layer, at best and at worst.
+_GPU_SECONDS = {True: ((4.0, 0.2), (10.0, 0.4)), False: ((4.0, 0.4), (10.0, 1.0))}
+
+
+@dataclass(frozen=True)
+class HostCosts:
+    """The costs of the build that a memory plan is for."""
+
+    plan: MemoryPlan
+
+    @property
+    def _is_gpu(self) -> bool:
+        return ARCHS[self.plan.models.resolved.gpu_arch].is_gpu
+
+    def downloads(self) -> dict[str, int]:
+        """Return about the bytes to fetch by repository; {} where all files are here."""
+        found = {}
+        for role, model in self.plan.models.checkpoints.items():
+            if model.directory.is_dir():
+                continue
+            stored = self.plan.models.stored_target if role == "target" else None
+            found[str(model.directory)] = (stored or model).nbytes
+        return found
+
+    @property
+    def converted_bytes(self) -> int:
+        """Return the bytes of weights that a build for a GPU converts into a file of its own.
+
+        It lies beside the engine until that is complete.
+        """
+        if not self._is_gpu:
+            return 0
+        models = self.plan.models
+        size = DTYPE_BYTES[models.resolved.dtype]
+        converted = 0
+        for model in models.checkpoints.values():
+            keeps = models.stays_packed(model)
+            stored = {"BF16"} if size == _BF16_BYTES else {"F32"}
+            for name, info in model.tensors.items():
+                is_packed = info.dtype not in WEIGHT_DTYPES
+                is_kept = info.dtype in stored or (is_packed and keeps)
+                if not is_kept and not is_scale(name):
+                    converted += prod(info.shape) * size
+        return converted
+
+    @property
+    def disk_bytes(self) -> int:
+        """Return the bytes that the output's disk must have free."""
+        return self.plan.engine_bytes + self.converted_bytes
+
+    def memory_range(self) -> tuple[int, int]:
+        """Return about the bytes of memory that the build takes, mapped files aside."""
+        if not self._is_gpu:
+            largest = max(map(_largest_tensor, self.plan.models.checkpoints.values()))
+            need = _CPU_BASE_BYTES + _CPU_COPIES * largest
+            return need, need
+        weights = self.plan.weight_bytes
+        low, high = (_GPU_BASE_BYTES + int(copies * weights) for copies in _GPU_COPIES)
+        return low, high
+
+    def seconds_range(self) -> tuple[float, float] | None:
+        """Return about the seconds of the build on two cores; None where none was measured."""
+        resolved = self.plan.models.resolved
+        if resolved.backend != "tensorrt_rtx":
+            return None
+        layers = sum(model.config.num_layers for model in self.plan.models.checkpoints.values())
+        gigabytes = self.plan.engine_bytes / 1e9
+        low, high = (
+            each_gb * gigabytes + each_layer * layers
+            for each_gb, each_layer in _GPU_SECONDS[resolved.plugins]
+        )
+        return low, high
+
+    def rows(self) -> Rows:
+        """Return the costs for people."""
+        return [
+            ("download", self._download_text()),
+            ("disk", self._disk_text()),
+            ("memory", self._memory_text()),
+            ("time", self._time_text()),
+        ]
+
+    def _download_text(self) -> str:
+        downloads = self.downloads()
+        if downloads:
+            parts = [f"{human_bytes(size)} {name}" for name, size in downloads.items()]
+            return f"about {', '.join(parts)}"
+        if all(map(has_files, self.plan.models.checkpoints.values())):
+            return "nothing: the files are here"
+        return "unknown: the weights of a directory with config.json alone are not here"
+
+    def _disk_text(self) -> str:
+        parts = [f"{human_bytes(self.plan.engine_bytes)} for the engine"]
+        if self.converted_bytes:
+            converted = human_bytes(self.converted_bytes)
+            parts.append(f"{converted} for converted weights until it is built")
+        downloads = sum(self.downloads().values())
+        if downloads:
+            parts.append(f"{human_bytes(downloads)} for the download")
+        if len(parts) == 1:
+            return f"about {parts[0]}"
+        return f"about {human_bytes(self.disk_bytes + downloads)}: {', '.join(parts)}"
+
+    def _memory_text(self) -> str:
+        low, high = self.memory_range()
+        if not self._is_gpu:
+            return f"about {human_bytes(high)}"
+        text = f"about {human_bytes(low)} to {human_bytes(high)}"
+        if self.plan.models.resolved.backend != "tensorrt_rtx":
+            text = f"unknown; of builds by TensorRT-RTX {text}"
+        return f"{text}; mapped files come on top, and can be given back"
+
+    def _time_text(self) -> str:
+        found = self.seconds_range()
+        if found is None:
+            is_cpu = self.plan.models.resolved.gpu_arch == "cpu"
+            return (
+                "that of reading and writing the weights" if is_cpu else "unknown: not measured"
+            )
+        return f"about {_duration(found[0])} to {_duration(found[1])} on two cores"
+
+
+def hub_cache() -> Path:
+    """Return the folder that models of the hub are fetched into."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that a path is, or will be, on."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def same_disk(path: Path, other: Path) -> bool:
+    """Return whether two paths are, or will be, on one disk."""
+    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    """Return the path itself, or the nearest one above it that exists."""
+    whole = path.absolute()
+    return next(each for each in (whole, *whole.parents) if each.exists())
+
+
+def _largest_tensor(model: Checkpoint[Any]) -> int:
+    return max(prod(info.shape) for info in model.tensors.values()) * DTYPE_BYTES["float32"]
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"

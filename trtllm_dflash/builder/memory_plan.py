@@ -1,0 +1,297 @@
+"""The memory of the device that an engine needs: the engine itself, its steps, its caches.
+
+Weights and caches are counted exactly. The engine's kernels and the intermediate results of its
+steps are formulas, fitted to what TensorRT-RTX 1.7.1 reported of engines for sm120. Tests compare
+them with real engines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from trtllm_dflash.builder.resolve import ResolvedModels
+from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
+from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.build import DTYPE_BYTES
+from trtllm_dflash.trt_plugins.params import accept_plan, attention_workspace, moe_plan
+
+_ROWS = 64  # by which caches grow
+_ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
+# Code of an engine for a GPU: a part for each model, and one for each layer. With our kernels, and
+# with the compiler's own.
+_KERNEL_BYTES = {True: (2_000_000, 2_000_000), False: (8_000_000, 1_100_000)}
+# Linears that read the same input, in the order of their names in a layer.
+_SAME_INPUT = (
+    "q_proj.weight",
+    "k_proj.weight",
+    "v_proj.weight",
+    "gate_proj.weight",
+    "up_proj.weight",
+)
+# TensorRT-RTX's scratch of a step, however small: of the target, and again of the drafter.
+_SCRATCH_BYTES = 8_200_000
+_CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
+_ONNXRUNTIME_COPIES = 4  # of scores at a time
+_MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
+# The experts' formats as the kernel counts them, by their bits a weight.
+_BF16_EXPERTS, _PACKED_EXPERTS = 0, 1
+
+
+@dataclass(frozen=True)
+class _StepShape:
+    """The largest shape of one optimization profile: slots, and rows of each."""
+
+    slots: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What an engine of resolved models takes on its device, in bytes.
+
+    `weight_bytes` are of all weights, `same_input_bytes` of those that read the input of another,
+    and `slot_bytes` of the caches of one slot. They are counted once, since that takes a while.
+    """
+
+    models: ResolvedModels
+    weight_bytes: int
+    same_input_bytes: int
+    slot_bytes: int
+
+    @classmethod
+    def of(cls, models: ResolvedModels) -> MemoryPlan:
+        """Return the plan of resolved models."""
+        size = DTYPE_BYTES[models.resolved.dtype]
+        same_input = 0
+        for name, info in models.target.tensors.items():
+            if name.endswith(_SAME_INPUT) and ".experts." not in name:
+                is_packed = info.dtype not in WEIGHT_DTYPES
+                same_input += info.nbytes if is_packed else prod(info.shape) * size
+        return cls(models, models.weight_bytes, same_input, models.cache_bytes_per_slot)
+
+    @property
+    def _dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.models.resolved.dtype]
+
+    @property
+    def _is_gpu(self) -> bool:
+        return ARCHS[self.models.resolved.gpu_arch].is_gpu
+
+    @property
+    def _has_kernels(self) -> bool:
+        return self._is_gpu and self.models.resolved.plugins
+
+    @property
+    def _configs(self) -> tuple[TargetConfig | DrafterConfig, ...]:
+        return tuple(model.config for model in self.models.checkpoints.values())
+
+    def engine_parts(self) -> dict[str, int]:
+        """Return the bytes of the engine by part.
+
+        The parts are weights, tables of positions, what is stored twice, and kernels.
+        """
+        parts = {
+            "weights": self.weight_bytes,
+            "positions": self._table_bytes,
+            "head again": self._second_head_bytes,
+            "linears again": self._second_linear_bytes,
+            "kernels": self._kernel_bytes,
+        }
+        return {name: size for name, size in parts.items() if size}
+
+    @property
+    def engine_bytes(self) -> int:
+        """Return about the bytes of the engine's file, or of both files of a CPU engine."""
+        return sum(self.engine_parts().values())
+
+    @property
+    def _table_bytes(self) -> int:
+        """Return the bytes of RoPE's tables: half a head of cosines and of sines a position."""
+        positions = self.models.resolved.cache_len
+        return sum(positions * config.head_dim * _ANGLE_BYTES for config in self._configs)
+
+    @property
+    def _second_head_bytes(self) -> int:
+        """Return the bytes of a tied head that TensorRT stores apart from the embedding.
+
+        It does so where the vocabulary is odd; other tied heads are there once.
+        """
+        target = self.models.target.config
+        if not (self._is_gpu and target.tie_word_embeddings and target.vocab_size % 2):
+            return 0
+        return target.vocab_size * target.hidden_size * self._dtype_bytes
+
+    @property
+    def _second_linear_bytes(self) -> int:
+        """Return the bytes of linears that TensorRT-RTX stores twice.
+
+        In an engine that decodes one token of one sequence, products of one input are one kernel in
+        decoding and several in prefill. Each has its own weights.
+        """
+        sizes = self.models.resolved
+        if not self._is_gpu or sizes.max_batch_size * sizes.block_size > 1:
+            return 0
+        return self.same_input_bytes
+
+    @property
+    def _kernel_bytes(self) -> int:
+        if not self._is_gpu:
+            return 0
+        common, each = _KERNEL_BYTES[self.models.resolved.plugins]
+        return sum(common + each * config.num_layers for config in self._configs)
+
+    def cache_bytes_per_token(self) -> dict[str, int]:
+        """Return the bytes that one more token takes in a slot's caches, by model."""
+        sizes = self.models.resolved
+        longer = replace(sizes, max_seq_len=sizes.max_seq_len + _ROWS)
+        now = self.models.cache_bytes_by_role()
+        then = replace(self.models, resolved=longer).cache_bytes_by_role()
+        return {role: (then[role] - size) // _ROWS for role, size in now.items()}
+
+    def step_bytes(self) -> int:
+        """Return about the bytes of intermediate results of the widest steps.
+
+        A step of a prompt and a step of all slots share them.
+        """
+        sizes = self.models.resolved
+        slots = sizes.max_batch_size
+        prompt = _StepShape(1, sizes.max_num_tokens)
+        decode = _StepShape(slots, sizes.block_size)
+        if not self._is_gpu:  # there a step takes any prompts together with any slots
+            return self._shape_bytes(prompt, slots) + self._shape_bytes(decode, slots)
+        return max(self._shape_bytes(prompt, 1), self._shape_bytes(decode, slots))
+
+    def _shape_bytes(self, shape: _StepShape, slots: int) -> int:
+        scratch = max(self._attention_bytes(shape), self._expert_bytes(shape))
+        if self._is_gpu:
+            models = len(self._configs)
+            scratch = max(scratch, models * _SCRATCH_BYTES, self._choice_scratch(slots))
+        return scratch + self._row_bytes(shape) + self._logits_bytes(slots)
+
+    def _row_bytes(self, shape: _StepShape) -> int:
+        """Return the bytes of the rows between the layers' operations, and of the taps."""
+        target = self.models.target.config
+        taps = self.models.drafter.config.num_taps if self.models.drafter else 0
+        heads = 2 * target.num_q_heads + 2 * target.num_kv_heads
+        row = 3 * target.intermediate_size + (4 + taps) * target.hidden_size
+        row += heads * target.head_dim
+        return shape.slots * shape.rows * row * self._dtype_bytes
+
+    def _logits_bytes(self, slots: int) -> int:
+        """Return the bytes of the logits of the verified and the drafted rows."""
+        block = self.models.resolved.block_size
+        verified = block * self.models.target.config.vocab_size
+        drafted = (block - 1) * self.models.draft_vocab_size
+        logits = slots * (verified + drafted) * _CHOICE_BYTES
+        if self.models.resolved.gather_generation_logits:  # once more, as the step's output
+            logits += slots * verified * DTYPE_BYTES["float32"]
+        return logits
+
+    def _choice_scratch(self, slots: int) -> int:
+        rows, vocab = self.models.resolved.block_size, self.models.target.config.vocab_size
+        return accept_plan(batch=slots, rows=rows, vocab=vocab).workspace_bytes
+
+    def _attention_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of the attention that needs most; layers come one by one."""
+        found = [0]
+        for config in self._configs:
+            rows = shape.rows
+            if isinstance(config, DrafterConfig):
+                rows = self.models.resolved.block_size
+            of_model = self._kernel_scratch if self._has_kernels else self._score_bytes
+            found.append(of_model(config, _StepShape(shape.slots, rows)))
+        return max(found)
+
+    def _kernel_scratch(self, config: TargetConfig | DrafterConfig, shape: _StepShape) -> int:
+        return attention_workspace(
+            batch=shape.slots,
+            rows=shape.rows,
+            q_heads=config.num_q_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            cache_len=self.models.resolved.cache_len,
+        )
+
+    def _score_bytes(self, config: TargetConfig | DrafterConfig, shape: _StepShape) -> int:
+        """Return the bytes of attention by the operator's body.
+
+        They are the scores of every row with every position of the caches, in float32, a mask, and
+        copies of the keys and values.
+        """
+        positions = self.models.resolved.cache_len
+        pairs = shape.slots * shape.rows * positions
+        scores = pairs * config.num_q_heads
+        keys = shape.slots * positions * config.num_kv_heads * config.head_dim
+        if not self._is_gpu:
+            copies = _ONNXRUNTIME_COPIES * scores + keys
+            return copies * DTYPE_BYTES["float32"] + pairs
+        score_bytes = 6 if scores > _MANY_SCORES else 4
+        is_grouped = config.num_kv_heads < config.num_q_heads
+        copies = 4 if is_grouped and shape.slots > 1 else 2
+        return scores * score_bytes + pairs + copies * keys * self._dtype_bytes
+
+    def _expert_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of a layer's experts; their body computes all for every row."""
+        target = self.models.target.config
+        moe = target.moe
+        if moe is None:
+            return 0
+        rows = shape.slots * shape.rows
+        if not self._has_kernels:
+            widest = max(3 * moe.intermediate_size, moe.intermediate_size + target.hidden_size)
+            return rows * moe.num_experts * widest * self._dtype_bytes
+        is_packed = any(".experts." in name for name in self.models.target.formats)
+        return moe_plan(
+            tokens=rows,
+            hidden=target.hidden_size,
+            inner_size=moe.intermediate_size,
+            experts=moe.num_experts,
+            top_k=moe.top_k,
+            weight_format=_PACKED_EXPERTS if is_packed else _BF16_EXPERTS,
+        ).workspace_bytes
+
+    def total_bytes(self) -> int:
+        """Return the bytes of engine, steps and caches for all slots."""
+        slots = self.models.resolved.max_batch_size
+        caches = slots * self.slot_bytes
+        return self.engine_bytes + self.step_bytes() + caches
+
+    def fits(self, memory: int) -> bool:
+        """Return whether `memory` bytes hold this engine, and one of fewer slots.
+
+        An engine of one slot may be larger than one of two; see `_second_linear_bytes`.
+        """
+        return max(self.total_bytes(), self.with_slots(1).total_bytes()) <= memory
+
+    def most_slots(self, memory: int) -> int:
+        """Return the most slots that fit into `memory` bytes, 0 if not even one does."""
+        if not self.with_slots(1).fits(memory):
+            return 0
+        low, high = 1, 2
+        while self.with_slots(high).fits(memory):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if self.with_slots(middle).fits(memory) else (low, middle)
+            )
+        return low
+
+    def with_slots(self, slots: int) -> MemoryPlan:
+        """Return the plan of the same engine for so many sequences."""
+        resolved = replace(self.models.resolved, max_batch_size=slots)
+        return replace(self, models=replace(self.models, resolved=resolved))
+
+    def with_length(self, tokens: int) -> MemoryPlan:
+        """Return the plan of the same engine for sequences of `tokens` tokens."""
+        sizes = self.models.resolved
+        resolved = replace(
+            sizes,
+            max_seq_len=tokens,
+            max_num_tokens=max(min(sizes.max_num_tokens, tokens), sizes.block_size),
+        )
+        models = replace(self.models, resolved=resolved)
+        return replace(self, models=models, slot_bytes=models.cache_bytes_per_slot)
