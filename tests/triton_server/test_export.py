@@ -111,6 +111,20 @@ def test_readme_commands_fit_the_backend(tiny_engine: Path, arch: str) -> None:
     assert json.loads(question[-1])["chat"] is True
 
 
+def test_page_says_licence_and_template_options(tiny_engine: Path) -> None:
+    config = replace(
+        EngineConfig.load(tiny_engine), chat_template_kwargs={"enable_thinking": False}
+    )
+    page = model_page("llm", config, engine=None, chat=True, licence="MIT (its card)")
+    assert "- the drafter's licence, and that of its weights in the engine: MIT (its card)" in (
+        page
+    )
+    assert 'chats have the template options {"enable_thinking": false}' in page
+    plain = model_page("llm", EngineConfig.load(tiny_engine), engine=None, chat=True)
+    assert "licence" not in plain
+    assert "template options" not in plain
+
+
 def test_extras_are_those_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.trtllm_export.conftest import command, page_of
+from trtllm_dflash.catalog.pairs import PAIRS
+from trtllm_dflash.catalog.published import Pair
 from trtllm_dflash.errors import DFlashError, UsageError
 from trtllm_dflash.trtllm_export.llm_args import WRITTEN_FOR
 
@@ -158,6 +161,37 @@ def test_page_starts_a_reachable_server_in_a_container(
         in (page)
     )
     assert "-p 8000:8000" in page
+
+
+@pytest.mark.parametrize(
+    "pair", [pair for pair in PAIRS if pair.handover], ids=lambda p: p.name
+)
+def test_every_handed_over_pair_is_exported_by_name(pair: Pair, tmp_path: Path) -> None:
+    """What is not published is said; the licence is in both places."""
+    block = pair.drafter.block_size
+    draft_len = ("--draft-len", "3") if block is None else ()
+    result = command(tmp_path / "e", "--target", pair.name, "--gpus", "8", *draft_len)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "e" / "README.md").read_text()
+    assert f"drafter's licence: {pair.drafter.licence_text}" in result.stdout
+    assert f"- the drafter's licence: {pair.drafter.licence_text}" in page
+    speculation = yaml.safe_load((tmp_path / "e" / "trtllm.yaml").read_text())[
+        "speculative_config"
+    ]
+    assert speculation["max_draft_len"] == (3 if block is None else block - 1)
+    for name in ("target_layer_ids", "mask_token_id"):
+        published = pair.drafter.config.get(name)
+        assert speculation.get(name) == published
+        assert (f"Fill in {name}" in page or f"and {name} under" in page) is (published is None)
+
+
+def test_template_options_of_the_drafter_are_said(
+    exported: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    page = page_of(exported(target="Qwen3-8B"))
+    assert 'was trained with chat_template_kwargs {"enable_thinking": false}' in page
+    other = exported(target="gpt-oss-20b", output_dir=tmp_path / "other")
+    assert "chat_template_kwargs" not in page_of(other)
 
 
 def test_one_gpu_is_singular(tmp_path: Path) -> None:

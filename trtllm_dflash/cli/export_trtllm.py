@@ -28,6 +28,7 @@ def export_trtllm(overwrite: bool, **options: Any) -> None:
     version = f"TensorRT-LLM {WRITTEN_FOR} ({OLDEST} or newer)"
     click.echo(f"export: {config.output_dir} ({', '.join(written.files)})")
     click.echo(f"for:    {version}, {count(config.gpus, 'GPU')}, {count(config.nodes, 'node')}")
+    click.echo(f"drafter's licence: {written.drafter_licence}")
     for note in written.notes:
         click.echo(f"note:   {note}")
     click.echo(f"next:   {config.output_dir / 'README.md'}")

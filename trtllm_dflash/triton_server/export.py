@@ -62,7 +62,8 @@ def export(config: TritonExportConfig, *, overwrite: bool = False) -> ExportRepo
         config.name,
         engine_config,
         engine=None if config.copy else engine.resolve(),
-        chat=Tokenizer(engine).has_chat_template,
+        chat=_has_chat_template(engine, engine_config),
+        licence=manifest.load(engine).get("drafter_licence"),
     )
     replaces = recognize_model if overwrite else None
     with atomic_directory(directory, replaces=replaces) as staging:
@@ -97,6 +98,16 @@ def config_pbtxt(
         outputs=OUTPUTS,
         parameters=parameters,
     )
+
+
+def _has_chat_template(engine: Path, engine_config: EngineConfig) -> bool:
+    tokenizer = Tokenizer.of_engine(engine, engine_config)
+    if tokenizer is None:
+        return False
+    try:
+        return tokenizer.has_chat_template
+    finally:
+        tokenizer.close()
 
 
 def _model_file() -> str:

@@ -23,12 +23,20 @@ FRONTEND_MAX_TOKENS = 2048
 ENGINE_COPY = "1/engine"  # in the model's directory
 
 
-def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bool) -> str:
+def model_page(
+    name: str,
+    config: EngineConfig,
+    *,
+    engine: Path | None,
+    chat: bool,
+    licence: object = None,
+) -> str:
     """Return the README of the model `name`.
 
     Args:
         engine: the engine's path; None where the repository holds a copy.
         chat: whether its tokenizer has a chat template.
+        licence: of the drafter, as the engine's manifest has it; None: not recorded.
     """
     inside = str(engine or Path("/models") / name / ENGINE_COPY)
     frontend = (
@@ -44,6 +52,8 @@ def model_page(name: str, config: EngineConfig, *, engine: Path | None, chat: bo
         name=name,
         config=config,
         version=__version__,
+        licence=licence if isinstance(licence, str) else None,
+        template_options=json.dumps(dict(config.chat_template_kwargs)),
         image=_image_command(config),
         server=_docker(config, engine, (8000, 8001, 8002), ""),
         frontend=_docker(config, engine, (9000,), frontend),

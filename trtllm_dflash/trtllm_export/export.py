@@ -42,6 +42,7 @@ class HandOver:
 
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    drafter_licence: str
 
 
 def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
@@ -88,7 +89,7 @@ def export(config: TrtllmExportConfig, *, overwrite: bool = False) -> HandOver:
             (directory / name).write_text(text, encoding="utf-8")
             if name.endswith(".sh"):
                 (directory / name).chmod(0o755)
-    return HandOver(tuple(files), tuple(notes))
+    return HandOver(tuple(files), tuple(notes), facts.drafter_licence)
 
 
 def recognize_export(directory: Path) -> Written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ def notes_for(
         _unpublished(facts, speculation),
         _unchecked_block(facts, speculation),
         _uncertain_variant(facts),
+        _template_options(facts),
         _draft_context(config, facts, arguments),
         _chunked_prefill(arguments),
         _batch_beyond_schedule(config, speculation),
@@ -56,6 +58,16 @@ def _uncertain_variant(facts: PairFacts) -> str | None:
         f"Uncertain: this drafter is of the variant '{facts.drafter_variant}', and TensorRT-LLM's"
         " pages do not say that its DFlash takes it. If it loads, compare τ with the drafter's"
         " model card before anything else."
+    )
+
+
+def _template_options(facts: PairFacts) -> str | None:
+    if not facts.chat_template_kwargs:
+        return None
+    options = json.dumps(dict(facts.chat_template_kwargs))
+    return (
+        f"The drafter was trained with chat_template_kwargs {options}, and other prompts accept"
+        " fewer drafts. Send them with each chat request: trtllm-serve has no default for them."
     )
 
 

@@ -6,11 +6,12 @@ used here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
+from trtllm_dflash.catalog.pairs import drafter_licence, pair_of, unknown_name_message
 from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.locate import read_json_in
@@ -43,6 +44,8 @@ class PairFacts:
     experts: int  # 0: dense
     quantization: str  # of the target, in words
     drafter_variant: str | None  # of the drafter, where it is not DFlash v1
+    drafter_licence: str  # in words
+    chat_template_kwargs: Mapping[str, Any]  # with which the drafter was trained, if published
 
 
 def read_pair(target: str, drafter: str | None) -> PairFacts:
@@ -84,7 +87,14 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         or _size(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
         drafter_variant=variant,
+        drafter_licence=drafter_licence(drafter_name),
+        chat_template_kwargs=_template_options(drafter_name),
     )
+
+
+def _template_options(drafter: str) -> Mapping[str, Any]:
+    pair = pair_of(drafter, "drafter")
+    return {} if pair is None else pair.drafter.chat_template_kwargs
 
 
 def _either(name: str) -> tuple[str, str]:
