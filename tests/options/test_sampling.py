@@ -180,3 +180,12 @@ def test_numbers_too_long_to_print_are_refused() -> None:
     for name in ("max_tokens", "seed", "top_k", "n", "draft_len"):
         with pytest.raises(UsageError, match=f"{name} is a value of type int that cannot"):
             SamplingParams.from_options({name: -(10**5000)})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("stop", "stop_words"), ("temprature", "temperature"), ("min_new_tokens", "min_tokens")],
+)
+def test_an_unknown_name_may_be_near_a_known_one(name: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=rf"option '{name}' \(did you mean {meant}\?\)\."):
+        SamplingParams.from_options({name: 1})

@@ -6,8 +6,9 @@ import hashlib
 import secrets
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
@@ -24,6 +25,19 @@ MAX_STOP_WORDS = 64
 MAX_STOP_WORD_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 1024
 _MAX_SEEDS = 2**20
+# What other libraries call our options.
+_OTHER_NAMES = {
+    "stop": "stop_words",
+    "stop_strings": "stop_words",
+    "eos_token_id": "stop_token_ids",
+    "end_id": "stop_token_ids",
+    "random_seed": "seed",
+    "do_sample": "temperature",
+    "num_return_sequences": "n",
+    "best_of": "n",
+    "max_completion_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+}
 
 
 class SamplingOptions(RowSamplingOptions, total=False):
@@ -222,7 +236,8 @@ class SamplingParams(RowSampling):
         for name in options:
             if name not in (*known, "max_new_tokens"):
                 raise UsageError(
-                    f"unknown sampling option {name!r}. The options are: {', '.join(known)}."
+                    f"unknown sampling option {shown(name)}{_meant(name, known)}. The options"
+                    f" are: {', '.join(known)}."
                 )
         params = cls(**options)
         unused = unused_without_temperature(options)
@@ -297,6 +312,13 @@ def no_effect_warning(names: Iterable[str], temperature: str = "a temperature") 
     listed = f"{', '.join(others)} and {last}" if others else last
     verb = "have" if others else "has"
     return f"{listed} {verb} no effect without {temperature}: decoding is greedy by default."
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """Return which known option a name of another library, or a misspelled one, may stand for."""
+    near = get_close_matches(name, known, n=1)
+    meant = _OTHER_NAMES.get(name) or (near[0] if near else None)
+    return f" (did you mean {meant}?)" if meant else ""
 
 
 def _equal(given: Any, value: Any) -> bool:
