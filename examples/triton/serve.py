@@ -44,7 +44,13 @@ def main() -> None:
         signal.signal(number, stop)
     log = Path(tempfile.gettempdir()) / f"tritonserver-{arguments.ports[0]}.log"
     try:
-        with LocalServer(arguments.repository, log, ports=tuple(arguments.ports)) as server:
+        with LocalServer(
+            arguments.repository,
+            log,
+            ports=tuple(arguments.ports),
+            # Explicit: a model whose engine has failed can be unloaded, and is then not ready.
+            arguments=("--model-control-mode=explicit", "--load-model=*"),
+        ) as server:
             server.wait_until_ready()
             body = (
                 '{"text_input": "Name three fruits.", "chat": true, "max_tokens": 48, "stream":'

@@ -56,7 +56,8 @@ def as_json(array: np.ndarray) -> Any:
 async def ask(client: grpc.InferenceServerClient, request: dict[str, Any]) -> dict[str, Any]:
     async def one() -> Any:
         inputs = [as_input(name, value) for name, value in request["inputs"].items()]
-        yield {"model_name": request["model"], "inputs": inputs}
+        parameters = request.get("parameters")
+        yield {"model_name": request["model"], "inputs": inputs, "parameters": parameters}
 
     result: dict[str, Any] = {"responses": [], "final": [], "error": None}
     stream = client.stream_infer(one())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, INPUTS, TENSORRT_LLM_INPUTS
 from trtllm_dflash.triton_server.metrics import METRICS, Metrics
-from trtllm_dflash.triton_server.model import TritonPythonModel
+from trtllm_dflash.triton_server.model import TritonPythonModel, unloads_on_demand
 from trtllm_dflash.triton_server.parameters import nearest_input
 from trtllm_dflash.triton_server.request import GenerationRequest
 
@@ -171,6 +172,23 @@ def test_histograms_observe_each_answer_once() -> None:
     for metric in METRICS:
         assert list(metric.buckets) == sorted(set(metric.buckets))
         assert bool(metric.buckets) == (metric.observes is not None)
+
+
+@pytest.mark.parametrize(
+    ("words", "unloads"),
+    [
+        (("--model-control-mode=explicit",), True),
+        (("--model-control-mode", "explicit"), True),
+        (("--model-control-mode=poll",), False),
+        (("explicit",), False),
+        ((), False),
+    ],
+)
+def test_model_knows_if_its_server_unloads(words: tuple[str, ...], unloads: bool) -> None:
+    """From the command line of the server, or of one above it."""
+    server = subprocess.Popen(["sh", "-c", "read _", "sh", *words], stdin=subprocess.PIPE)
+    with server:
+        assert unloads_on_demand(server.pid) is unloads
 
 
 def test_any_exception_is_told_in_words(caplog: pytest.LogCaptureFixture) -> None:

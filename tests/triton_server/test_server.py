@@ -297,17 +297,29 @@ def test_grpc_streams_as_the_openai_frontend_sends_them(
         assert len(pair[1]["responses"]) == 1
 
 
-def test_grpc_errors_and_cancellation(server: Any, client: Client) -> None:
+def test_grpc_errors_and_cancellation(server: Any, client: Client, oracle: Engine) -> None:
     endless = {"text_input": PROMPT, "max_tokens": 1900, "stream": True, "ignore_eos": True}
     before = client.settled_metrics("tiny")["dflash_cancelled_requests_total"]
-    wrong, cancelled = ask_by_grpc(
+    wrong, unknown, named, cancelled = ask_by_grpc(
         server,
         [
             {"model": "tiny", "inputs": {"text_input": PROMPT, "temperature": -1.0}},
+            {"model": "tiny", "inputs": {"text_input": PROMPT}, "parameters": {"max_token": 5}},
+            {
+                "model": "tiny",
+                "inputs": {"text_input": PROMPT},
+                "parameters": {"max_tokens": 5},
+            },
             {"model": "tiny", "inputs": endless, "cancel_after": 3},
         ],
     )
     assert "temperature is -1.0, expected 0 (greedy)" in wrong["error"]
+    assert (
+        "max_token is not an input of this model; did you mean max_tokens?"
+        in (unknown["error"])
+    )
+    (whole,) = named["responses"]
+    assert whole["text_output"] == answer(oracle, max_tokens=5).text
     assert len(cancelled["responses"]) == 3
     wait_for(lambda: client.metrics("tiny")["dflash_cancelled_requests_total"] == before + 1)
 

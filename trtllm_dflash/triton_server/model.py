@@ -78,7 +78,7 @@ class TritonPythonModel:
                 _LOG.exception("a request could not even be answered")
 
     def is_ready(self) -> bool:
-        """Return whether requests are taken and answered; Triton asks, from 26.03 on."""
+        """Return whether requests are taken and answered; newer servers ask."""
         return self._scheduler is not None and self._scheduler.alive
 
     def finalize(self) -> None:
