@@ -66,6 +66,7 @@ def test_an_engine_directory_is_complete_and_checked(cpu_engine: Path) -> None:
     assert facts["arch"] == "cpu"
     assert facts["backend"] == "onnxruntime"
     assert facts["argv"] == ["dflash-trt", "build"]
+    assert facts["platform"].keys() == {"machine", "system", "libc"}
     assert {"dflash-trt", "python", "onnx", "onnx-ir", "onnxruntime"} <= facts[
         "versions"
     ].keys()

@@ -101,6 +101,7 @@ def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
         ('{"schema": 1, "versions": [1]}', "versions is not versions by package; build"),
         ('{"schema": 1, "kernels": [{}]}', "kernels is not a list of objects with kernel,"),
         ('{"schema": 1, "created": 7}', "created is not a text"),
+        ('{"schema": 1, "platform": {"machine": 7}}', "platform is not facts of a machine"),
     ],
 )
 def test_an_unreadable_manifest_is_an_error(directory: Path, text: str, words: str) -> None:
@@ -116,7 +117,15 @@ def test_other_versions_are_told_apart_from_other_files(directory: Path) -> None
     assert missing == "no-such-package is not installed here; the engine was built with 2.0"
 
 
-def test_unlisted_files_are_found(directory: Path) -> None:
-    assert manifest.unlisted_files(directory) == []
-    (directory / "notes.txt").touch()
-    assert manifest.unlisted_files(directory) == ["notes.txt"]
+def test_another_platform_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"machine": "x86_64", "system": "Linux", "libc": "glibc 2.36"}
+    monkeypatch.setattr(manifest, "platform_facts", lambda: here)
+    for built in ({}, here, here | {"libc": "glibc 2.39"}):
+        assert manifest.platform_difference({"platform": built}) is None
+    assert manifest.platform_difference({}) is None
+    told = manifest.platform_difference({"platform": here | {"machine": "aarch64"}})
+    assert told is not None
+    assert told.startswith(
+        "the engine was built on Linux aarch64, and this is Linux x86_64: whether such an engine"
+        " runs here is not known"
+    )

@@ -37,7 +37,7 @@ from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES as KERNEL_PACKAGES
-from trtllm_dflash.hardware.versions import owners_of, versions_of
+from trtllm_dflash.hardware.versions import owners_of, platform_facts, versions_of
 from trtllm_dflash.log import (
     Progress,
     Rows,
@@ -212,6 +212,7 @@ def _facts(
         "argv": list(argv),
         "versions": versions_of(packages) | result["versions"],
         "distributions": owners_of(packages),
+        "platform": platform_facts(),
         "graph": result["graph"],
         "kernels": result["kernels"],
         "weights": result["weights"],

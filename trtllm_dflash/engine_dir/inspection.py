@@ -53,7 +53,7 @@ class Inspection:
             ("inputs and outputs", io_tensors),
             ("kernels", _lines(kernels, "<>")),
             ("files", _lines(map(_file_cells, files.items()), "<>")),
-            ("built with", [built_with]),
+            ("built with", [built_with, *_built_on(self.manifest)]),
             ("other versions here", self.version_differences),
             ("check", self.differences or ["every file is what the build wrote"]),
         ]
@@ -69,6 +69,12 @@ class Inspection:
         return _lines(overview), _lines(tensors)
 
 
+def _built_on(facts: Mapping[str, Any]) -> list[str]:
+    """Return a line on the machine of the build, none for an engine that does not say it."""
+    built_on = facts.get("platform", {})
+    return [f"on {', '.join(built_on.values())}"] if built_on else []
+
+
 def inspect_engine(directory: Path) -> Inspection:
     """Read an engine directory and compare every byte of it with its manifest.
 
@@ -82,9 +88,9 @@ def inspect_engine(directory: Path) -> Inspection:
     intact = CONFIG_FILE in (facts.get("files") or ())
     intact = intact and not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
-    return Inspection(
-        directory, config, facts, differences, manifest.version_differences(facts)
-    )
+    elsewhere = manifest.platform_difference(facts)
+    others = manifest.version_differences(facts) + ([elsewhere] if elsewhere else [])
+    return Inspection(directory, config, facts, differences, others)
 
 
 def describe_masks(layers: Sequence[DraftLayerConfig]) -> str:

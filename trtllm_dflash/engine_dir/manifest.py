@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from trtllm_dflash.checkpoint.tokenizer_files import TOKENIZER_FILES
 from trtllm_dflash.engine_dir.files import ENGINE_FILES, MANIFEST_FILE
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.hardware.versions import platform_facts, versions_of
 from trtllm_dflash.log import Progress, ignore_progress
 from trtllm_dflash.models.hf_config import parse_json, quote
 
@@ -83,6 +83,9 @@ def _check_facts(manifest: Mapping[str, Any], where: str) -> None:
     versions = manifest.get("versions", {})
     if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
         _fail(where, "versions", "versions by package")
+    built_on = manifest.get("platform", {})
+    if not isinstance(built_on, dict) or not all(isinstance(v, str) for v in built_on.values()):
+        _fail(where, "platform", "facts of a machine by name")
     argv = manifest.get("argv", [])
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
         _fail(where, "argv", "a list of words")
@@ -176,10 +179,22 @@ def version_differences(manifest: Mapping[str, Any]) -> list[str]:
     return differences
 
 
-def unlisted_files(directory: Path) -> list[str]:
-    """Return the names in an engine directory that its build did not write."""
-    listed = {MANIFEST_FILE, *load(directory).get("files", {})}
-    return sorted(path.name for path in directory.iterdir() if path.name not in listed)
+def platform_difference(manifest: Mapping[str, Any]) -> str | None:
+    """Return a sentence if the engine was built on another processor or system than this one.
+
+    Another C library makes no difference to an engine, and is not compared. An engine of an earlier
+    version does not say where it was built.
+    """
+    built: Mapping[str, str] = manifest.get("platform", {})
+    here = platform_facts()
+    compared = [name for name in ("system", "machine") if built.get(name)]
+    if all(built[name] == here[name] for name in compared):
+        return None
+    there = " ".join(built[name] for name in compared)
+    return (
+        f"the engine was built on {there}, and this is {here['system']} {here['machine']}: whether"
+        " such an engine runs here is not known; if it does not load, build it here"
+    )
 
 
 def file_entry(path: Path) -> dict[str, int | str]:

@@ -47,6 +47,16 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def platform_facts() -> dict[str, str]:
+    """Return the processor's architecture, the system and the C library of this machine."""
+    library, version = platform.libc_ver()
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "libc": f"{library} {version}".strip(),
+    }
+
+
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of this package, of Python and of the installed `packages` by name."""
     found = {package: installed_version(package) for package in packages}

@@ -73,7 +73,11 @@ class TrtSession:
         self._config = config
         self._capture = env_flag(CUDA_GRAPH, default=True) if capture is None else capture
         self._cuda = Cuda(devices.first_gpu_index(config.gpu_arch))
-        versions = manifest.load(directory).get("versions", {})
+        facts = manifest.load(directory)
+        versions = facts.get("versions", {})
+        elsewhere = manifest.platform_difference(facts)
+        if elsewhere is not None:
+            _LOG.warning("%s: %s", directory, elsewhere)
         self._engine = TrtEngine(directory / ENGINE_FILE, config, self._cuda, versions=versions)
         self._slots = TrtSlots(config, self._cuda)
         self._buffers = StepBuffers(config, self._cuda)
