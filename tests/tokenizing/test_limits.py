@@ -122,6 +122,22 @@ def test_a_text_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tokenizer.encode("a" * 101)
 
 
+def test_a_pipe_among_the_files_is_not_read(tmp_path: Path) -> None:
+    tiny.write_byte_level(tmp_path)
+    os.mkfifo(tmp_path / "special_tokens_map.json")
+    with pytest.raises(EngineError, match=r"special_tokens_map.json is neither a file nor"):
+        Tokenizer(tmp_path).encode("a")
+
+
+def test_errors_of_foreign_code_are_printable(tmp_path: Path) -> None:
+    """A terminal would obey escape sequences."""
+    write(tmp_path, template="{{ raise_exception('\\x1b[2J' + 'no ' * 9000) }}")
+    with pytest.raises(ChatError) as raised:
+        Tokenizer(tmp_path).encode_chat("hi")
+    assert str(raised.value).isprintable()
+    assert len(raised.value.problem) < 1000
+
+
 @pytest.mark.parametrize("ids", [[-1], [1 << 40], [97, 1 << 70]])
 def test_ids_that_no_tokenizer_has(tmp_path: Path, ids: list[int]) -> None:
     tokenizer = Tokenizer(tiny.write_byte_level(tmp_path))

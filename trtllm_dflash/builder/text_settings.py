@@ -34,6 +34,7 @@ _CONVERT = (
     "python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('{path}')"
     ".save_pretrained('{path}')\""
 )
+_OTHER_TOKENIZERS = ("tokenizer.model", "tekken.json", "tiktoken.model", "vocab.json")
 _GREETING = [{"role": "user", "content": "Hello."}]
 
 
@@ -148,9 +149,12 @@ class _Trial:
 
     def _missing(self) -> str:
         text = f"{self._directory} has no {TOKENIZER_FILE}: prompts are token ids"
-        if (self._directory / "tokenizer.model").is_file():
+        others = [name for name in _OTHER_TOKENIZERS if (self._directory / name).is_file()]
+        if others:
             how = _CONVERT.format(path=self._directory)
-            text += f". Its tokenizer.model can be converted (needs sentencepiece): {how}"
+            text += (
+                f". Its {others[0]} can be converted, as far as transformers knows it: {how}"
+            )
         return text
 
     def _try_texts(self, process: TokenizerProcess) -> None:

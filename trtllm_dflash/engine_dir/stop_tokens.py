@@ -17,7 +17,8 @@ class TurnEnd:
 
     def __str__(self) -> str:
         """Return text and id for people."""
-        return f"{self.text} ({self.token_id})"
+        text = self.text if self.text.isprintable() else ascii(self.text)
+        return f"{text[:40]} ({self.token_id})"
 
 
 def turn_ends_of(rows: Any) -> list[TurnEnd]:

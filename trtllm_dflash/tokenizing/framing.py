@@ -101,14 +101,22 @@ def _limit(connection: socket.socket, deadline: float | None) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's text as one line of bounded length, with its type where that says more."""
+    """Return an error's text, with its type where that says more; see `one_line`."""
     try:
-        text = " ".join(str(error)[: 4 * _MAX_REASON].split())
+        text = one_line(str(error))
     except Exception:  # noqa: BLE001 - foreign code has written __str__ too
         text = ""
-    if len(text) > _MAX_REASON:
-        text = f"{text[:_MAX_REASON]}…"
     name = type(error).__name__
     if name in ("Exception", "TemplateError", "RefusalError", "ValueError"):
         return text or name
     return f"{name}: {text}" if text else name
+
+
+def one_line(text: str) -> str:
+    """Return a foreign text for a terminal: a bounded line without control characters."""
+    line = " ".join(text[: 4 * _MAX_REASON].split())
+    if len(line) > _MAX_REASON:
+        line = f"{line[:_MAX_REASON]}…"
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+    )

@@ -17,7 +17,7 @@ from jinja2 import TemplateError, meta
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from trtllm_dflash.tokenizing.framing import reason
+from trtllm_dflash.tokenizing.framing import one_line, reason
 from trtllm_dflash.utf8_path import utf8_path
 
 DEFAULT_TEMPLATE = "default"
@@ -44,6 +44,10 @@ class Library:
             RefusalError: for whatever the library raises, with its version; and for a version that
                 reads files of others wrongly.
         """
+        for path in directory.iterdir():
+            is_other = path.exists() and not path.is_file() and not path.is_dir()
+            if is_other:  # reading a pipe would never end
+                raise RefusalError(f"{path.name} is neither a file nor a folder")
         version = transformers.__version__
         if int(version.partition(".")[0]) < OLDEST_MAJOR:
             raise RefusalError(
@@ -122,12 +126,12 @@ class Library:
                 **options,
             )
         except TemplateError as error:
-            raise RefusalError(f"refuses these messages: {_text(error)}") from error
+            raise RefusalError(f"refuses these messages: {one_line(str(error))}") from error
         except MemoryError:
             raise
         except Exception as error:
             raise RefusalError(
-                f"fails with these messages: {type(error).__name__}: {_text(error)}"
+                f"fails with these messages: {type(error).__name__}: {one_line(str(error))}"
             ) from error
         if len(text) > max_characters:
             raise RefusalError(
@@ -178,7 +182,7 @@ class Library:
                 compiled = _compile_jinja_template(source)
                 found |= meta.find_undeclared_variables(compiled.environment.parse(source))
             except TemplateError as error:
-                raise RefusalError(f"is not valid: {_text(error)}") from error
+                raise RefusalError(f"is not valid: {one_line(str(error))}") from error
         return found - _NO_OPTIONS - set(compiled.environment.globals)
 
 
@@ -189,7 +193,3 @@ def _versions(directory: Path) -> str:
         config = json.loads((directory / "tokenizer_config.json").read_text("utf-8"))
         text += f", written by {str(config['transformers_version'])[:20]}"
     return text
-
-
-def _text(error: BaseException) -> str:
-    return str(error)[:300]
