@@ -25,16 +25,15 @@ def told(encoding: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> byt
     return written.getvalue()
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "cp437", "utf-8"])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_output_replaces_what_it_cannot_show(
     encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("profile", "--estimate", "--target", "gpt-oss-20b", "--arch", "sm103")
     shown = told(encoding, monkeypatch, *arguments)
     assert b"drafts to verify" in shown
-    assert ("τ".encode() in shown) == (
-        encoding in ("utf-8", "ascii")
-    )  # click takes ascii for UTF-8
+    # click takes ASCII for UTF-8 that nobody has told.
+    assert ("τ".encode() in shown) == (encoding in ("utf-8", "ascii"))
 
 
 @pytest.mark.slow
@@ -64,6 +63,7 @@ def test_commands_work_in_the_c_locale(engines: Callable[..., Path], tmp_path: P
         (tmp_path / page).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_closed_pipe_ends_quietly() -> None:
     command = f"{sys.executable} -m trtllm_dflash list | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
@@ -71,6 +71,7 @@ def test_closed_pipe_ends_quietly() -> None:
     assert done.stdout.splitlines()[-1] in ("0", "1")  # 0: it had written all of it before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_stdout_is_told(engines: Callable[..., Path]) -> None:
     command = [sys.executable, "-m", "trtllm_dflash", "inspect", str(engines("dflash"))]

@@ -105,7 +105,7 @@ def test_python_m_is_the_same_command() -> None:
     [
         ("buld", "build"),
         ("profle", "profile"),
-        ("export-trt", "export-triton"),
+        ("export-trton", "export-triton"),
         ("runn", "run"),
     ],
 )
