@@ -31,6 +31,31 @@ LABELS = {"gpu", "built", "cpu", "paper", "no"}
 RUN_ELSEWHERE = ("make ", "pip install ")
 NEEDS = {"dflash-trt quantize": "modelopt"}
 TRITON_OPTIONS = {"--model-control-mode"}
+# The modules that an extra of pyproject.toml brings.
+MODULES = {
+    "demo": {"gguf"},
+    "profile": {"matplotlib"},
+    "quantize": {"modelopt", "torch"},
+    "rtx": {"tensorrt_rtx", "cuda"},
+    "run": {"tensorrt_rtx", "cuda"},
+    "run-tensorrt": {"tensorrt", "cuda"},
+    "tensorrt": {"tensorrt", "cuda"},
+    "test": {"hypothesis", "pytest", "torch"},
+}
+_HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    find_distributions = PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        hidden = name.partition(".")[0] in {hidden!r}
+        return None if hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Finder if one is PathFinder else one for one in sys.meta_path]
+"""
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -87,14 +112,39 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def extras_of_make_demo() -> set[str]:
+    """Return the extras that `make demo` installs, which is all that a reader has."""
+    rule = (ROOT / "Makefile").read_text().split(".venv/.demo:")[1].split("\n\n")[0]
+    found = re.search(r"--editable '\.\[([\w,]+)\]'", rule)
+    assert found is not None
+    return set(found[1].split(","))
+
+
+def modules_hidden_from(page: str) -> set[str]:
+    """Return what `make demo` does not install, but for what a command of the page asks for."""
+    installed = extras_of_make_demo()
+    for start, module in NEEDS.items():
+        if any(command.startswith(start) for command in commands(page)):
+            installed |= {extra for extra, modules in MODULES.items() if module in modules}
+    missing = set().union(*(MODULES[extra] for extra in MODULES.keys() - installed))
+    return missing - set().union(*(MODULES[extra] for extra in installed))
+
+
 def run_commands(page: str, place: Path) -> None:
-    """Run the commands of a page in order, and compare what it shows of their output."""
+    """Run the commands of a page in order, and compare what it shows of their output.
+
+    Packages are hidden from them that the reader does not have.
+    """
     for command in runnable(page):
         for start, module in NEEDS.items():
             if command.startswith(start):
                 pytest.importorskip(module)
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    hiding = place / "hiding"
+    hiding.mkdir()
+    (hiding / "sitecustomize.py").write_text(_HIDE.format(hidden=modules_hidden_from(page)))
+    environment["PYTHONPATH"] = str(hiding)
     shown = shown_outputs(page)
     for command in runnable(page):
         done = subprocess.run(
@@ -104,6 +154,13 @@ def run_commands(page: str, place: Path) -> None:
         printed = without_figures(done.stdout + done.stderr)
         for line in without_figures(shown.get(command, "")):
             assert line in printed, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_extra_has_its_modules() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"].keys() == MODULES.keys()
+    assert {"torch", "modelopt"} <= modules_hidden_from("README.md")
+    assert "matplotlib" not in modules_hidden_from("docs/cli.md")
 
 
 @pytest.mark.demo
