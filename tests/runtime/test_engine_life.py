@@ -106,13 +106,16 @@ def test_closing_frees_the_session(fake_engine: EngineFactory) -> None:
     session = weakref.ref(engine._session)
     finished, begun, untouched = (engine.stream([[1]], **LONG) for _ in range(3))
     finished.generations()
-    next(begun)
+    begun.close()
+    server = engine.serve()
     with engine:
         assert session() is not None
     assert session() is None
     assert len(finished.generations()) == 1, "what was complete stays"
     assert not begun.finished
     assert not untouched.finished
+    assert not server.alive
+    assert server.stats.slots_in_use == 0
 
 
 def test_closing_ends_the_engine_thread(fake_engine: EngineFactory) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trtllm_dflash.runtime.text.answer_text import AnswerText
@@ -50,6 +50,7 @@ def before_first(text: str, stop_words: Sequence[str]) -> str:
     ]
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     text=st.text("abcé", max_size=30),
     widths=st.lists(st.integers(1, 5), max_size=12),
@@ -73,6 +74,7 @@ def test_text_ends_before_the_first_stop_word(
     assert "".join(pieces) == before_first(shown, stop_words) == answer.text
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     tokens=st.lists(st.sampled_from([*b"ab<", END]), max_size=14),
     widths=st.lists(st.integers(1, 5), max_size=9),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.errors import ClosedError, DFlashError
 from trtllm_dflash.options.checks import check_callable
 from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.runtime.engine_thread import EngineThread
@@ -31,7 +31,9 @@ class EngineServer:
 
     def __init__(self, engine_thread: EngineThread) -> None:
         """Take the engine thread, which nobody else may hold."""
-        self._engine_thread = engine_thread
+        self._thread: EngineThread | None = engine_thread
+        self._last_stats = engine_thread.stats
+        self._last_failure: DFlashError | None = None
 
     def __enter__(self) -> EngineServer:
         return self
@@ -41,7 +43,7 @@ class EngineServer:
 
     def __del__(self) -> None:
         # At the interpreter's end the thread has stopped wherever it was.
-        if not sys.is_finalizing() and hasattr(self, "_engine_thread"):
+        if not sys.is_finalizing() and hasattr(self, "_last_failure"):
             self.close()
 
     def submit(
@@ -76,23 +78,37 @@ class EngineServer:
         )
 
     @property
+    def _engine_thread(self) -> EngineThread:
+        if self._thread is None:
+            raise ClosedError(
+                "this engine is being closed and takes no more requests. It may be sent again."
+            )
+        return self._thread
+
+    @property
     def failed(self) -> DFlashError | None:
         """Return why the engine thread had to end, None if it did not; from any thread."""
-        return self._engine_thread.failed
+        return self._last_failure if self._thread is None else self._thread.failed
 
     @property
     def alive(self) -> bool:
         """Tell whether requests are taken and answered; from any thread."""
-        return self._engine_thread.alive
+        return self._thread is not None and self._thread.alive
 
     @property
     def stats(self) -> EngineStats:
         """Return how full the engine is now; from any thread."""
-        return self._engine_thread.stats
+        return self._last_stats if self._thread is None else self._thread.stats
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Take no more requests, give the others `drain_seconds`, and wait for the engine thread.
 
         Requests that have not ended by then fail. A second call changes nothing.
         """
-        self._engine_thread.close(drain_seconds=drain_seconds)
+        thread = self._thread
+        if thread is None:
+            return
+        thread.close(drain_seconds=drain_seconds)
+        self._last_stats = thread.stats
+        self._last_failure = thread.failed
+        self._thread = None  # it must not keep the session's memory
