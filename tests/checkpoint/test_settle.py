@@ -101,6 +101,16 @@ def test_an_exclusion_of_both_files_contradicts_tensors(tmp_path: Path) -> None:
         load_target(path)
 
 
+def test_a_plan_of_a_directory_asks_its_tensors(tmp_path: Path) -> None:
+    from trtllm_dflash.builder.config_models import find_target
+
+    path = write(good_target(), tmp_path / "t", **LABELS["awq"])
+    assert not find_target(str(path)).quantization.is_quantized
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match='quant_method is "awq"'):
+        find_target(str(path))
+
+
 def test_a_drafter_with_a_left_over_label(tmp_path: Path) -> None:
     from tests.bad_checkpoints.make_bad import good_drafter
 

@@ -136,7 +136,7 @@ def _load_theirs(directory: Path) -> Any:
 def compare_tokens(root: Path, number: int, directory: Path) -> str:
     """Build a CPU engine of a mutant; return "equal" if its greedy tokens are transformers'.
 
-    Raises: WrongAnswerError: if they are not.
+    Raises: WrongAnswerError: if they are not, and no warning names a setting of generate.
     """
     config = write_twin(root, number, directory)
     output = directory / "engine"
@@ -145,10 +145,13 @@ def compare_tokens(root: Path, number: int, directory: Path) -> str:
     if isinstance(model, str):
         return model
     (answer,) = Engine.load(output, num_threads=1).generate(IDS.tolist(), max_tokens=NEW_TOKENS)
-    stops = load_target(directory).config.eos_token_ids
-    if answer.token_ids != greedy(model, IDS[0].tolist(), NEW_TOKENS, list(stops) or None):
+    target = load_target(directory)
+    stops = list(target.config.eos_token_ids) or None
+    if answer.token_ids == greedy(model, IDS[0].tolist(), NEW_TOKENS, stops):
+        return "equal"
+    if not _warnings_of(target):
         raise WrongAnswerError(f"other tokens: {json.dumps(config)}")
-    return "equal"
+    return "named"
 
 
 class _Records(logging.Handler):
@@ -158,6 +161,18 @@ class _Records(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
+
+
+def _warnings_of(target: Any) -> list[str]:
+    """Return what `build` warns of in a target's settings of generate."""
+    records = _Records()
+    logger = logging.getLogger("trtllm_dflash")
+    logger.addHandler(records)
+    try:
+        warn_of_unmet_settings(target)
+    finally:
+        logger.removeHandler(records)
+    return records.texts
 
 
 def compare_generation(root: Path, number: int, directory: Path, engine: Any) -> str:
@@ -175,13 +190,7 @@ def compare_generation(root: Path, number: int, directory: Path, engine: Any) ->
     shutil.copytree(root / "llama", directory)
     (directory / "generation_config.json").write_text(json.dumps(settings))
     target = load_target(directory)
-    records = _Records()
-    logger = logging.getLogger("trtllm_dflash")
-    logger.addHandler(records)
-    try:
-        warn_of_unmet_settings(target)
-    finally:
-        logger.removeHandler(records)
+    warnings = _warnings_of(target)
     model = _load_theirs(directory)
     ids = torch.from_numpy(IDS)[:, :12]
     lengths = (
@@ -203,6 +212,6 @@ def compare_generation(root: Path, number: int, directory: Path, engine: Any) ->
     )
     if answer.token_ids == theirs:
         return "equal"
-    if not any(f"{key} " in text for key in keys for text in records.texts):
+    if not any(f"{key} " in text for key in keys for text in warnings):
         raise WrongAnswerError(f"{answer.token_ids} for {theirs}: {json.dumps(settings)}")
     return "named"

@@ -9,9 +9,11 @@ from trtllm_dflash.builder.pair_support import published_drafter, published_targ
 from trtllm_dflash.catalog.pairs import Role, pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
+from trtllm_dflash.checkpoint.index import has_weights_in, read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quant_config import read_quantization
+from trtllm_dflash.checkpoint.settle import settle_quantization
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -77,7 +79,13 @@ def _read_directory(name: str, role: Role, *, has_weights: bool) -> Checkpoint[A
             f"{name}: there is no config.json in it. Give the directory of a checkpoint."
         )
     quant_file = read_json_in(Path(name), HF_QUANT_CONFIG)
-    quantization = read_quantization(config_json, quant_file, where, has_weights=has_weights)
+    stored = has_weights_in(Path(name))
+    quantization = read_quantization(
+        config_json, quant_file, where, has_weights=has_weights or stored
+    )
+    if stored and quantization.unread_method is not None:
+        infos = read_all_tensor_infos(Path(name))
+        quantization = settle_quantization(quantization, infos, where)
     if role == "target":
         target = read_target_config(config_json, None, where)
         return checkpoint_of_config(target, quantization, name)

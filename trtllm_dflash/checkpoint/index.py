@@ -15,6 +15,11 @@ INDEX = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
+def has_weights_in(directory: Path) -> bool:
+    """Tell whether there are weights to look at, in one file or in shards."""
+    return any((directory / name).exists() for name in (SINGLE, INDEX))
+
+
 def read_all_tensor_infos(directory: Path) -> dict[str, TensorInfo]:
     """Return every tensor of the directory by name.
 

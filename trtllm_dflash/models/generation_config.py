@@ -94,7 +94,7 @@ def unmet_settings(
 ) -> list[str]:
     """List warnings that name every setting of `generate` that an engine does not follow.
 
-    Without a generation_config.json the keys of config.json count, as in transformers 4.
+    Without a generation_config.json the keys of config.json count, as in Hugging Face.
     """
     file = "config.json" if generation_config is None else "generation_config.json"
     settings = config_json if generation_config is None else generation_config
