@@ -126,7 +126,8 @@ def file_in(directory: Path, name: str) -> Path:
         return path
     raise CheckpointError(
         f"{path} links to {target}, outside the checkpoint's directory. If the link is your own,"
-        " give --allow-links (`build` and `quantize` have it); else copy the file into the directory."
+        " give --allow-links (`build` and `quantize` have it); else copy the file into the"
+        " directory."
     )
 
 
