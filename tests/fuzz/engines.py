@@ -1,7 +1,7 @@
 """Mutated engine directories, and what loading, inspecting and answering makes of each.
 
-Half of the mutants have a manifest that agrees with the damage, as after an edit or a copy out of
-two engines: there the checks of config.json and of the graph are all that is left.
+Most mutants have a manifest that agrees with the damage, as after an edit or a copy out of two
+engines. There the checks of config.json and of the graph are all that is left.
 """
 
 from __future__ import annotations

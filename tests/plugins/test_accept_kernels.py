@@ -26,7 +26,7 @@ LISTED = 4096  # kListed: tokens of a filtered row that are gathered in shared m
 Arrays = dict[str, np.ndarray]
 
 
-def _case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
+def accept_case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
     """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms`
     [B, R] is by row.
     """
@@ -50,7 +50,7 @@ def _case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
     }
 
 
-def _accept(library: Library, arrays: Arrays) -> Arrays:
+def run_accept(library: Library, arrays: Arrays) -> Arrays:
     batch, rows, vocab = arrays["logits"].shape
     outputs = {
         "new_ids": poisoned((batch, rows), np.int64),
@@ -76,7 +76,7 @@ def _assert_same(got: Arrays, expected: Arrays) -> None:
 
 def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndarray:
     """Check one row a slot: every token is admissible, and rounding decides at most `unclear`."""
-    got = _accept(library, arrays)["bonus"][:, 0]
+    got = run_accept(library, arrays)["bonus"][:, 0]
     logits = arrays["logits"][:, 0]
     slack, open_to_rounding = rounding(logits.shape[1]), 0
     for b, token in enumerate(got):
@@ -117,8 +117,8 @@ def test_greedy_is_the_body(any_order: Library, vocab: int) -> None:
     logits = rng.integers(-3, 4, (2, 3, vocab))
     ids = np.concatenate([[[0], [0]], logits.argmax(-1)[:, :2]], axis=1)
     ids[1, 2] = -1  # slot 0 accepts all, slot 1 one
-    arrays = _case(logits, input_ids=ids)
-    got = _accept(any_order, arrays)
+    arrays = accept_case(logits, input_ids=ids)
+    got = run_accept(any_order, arrays)
     assert got["num_new"].tolist() == [3, 2]
     _assert_same(got, run_op("DFlashAccept", arrays))
 
@@ -131,7 +131,7 @@ def test_the_largest_logit_anywhere(library: Library, at: int) -> None:
     vocab = 3 * CHUNK + 3
     logits = np.random.default_rng(at).standard_normal((4, 1, vocab))
     logits[:, :, [at, -1]] = 9
-    np.testing.assert_array_equal(_accept(library, _case(logits))["bonus"], [[at]] * 4)
+    np.testing.assert_array_equal(run_accept(library, accept_case(logits))["bonus"], [[at]] * 4)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 31, 32, 33, 34, 65, 70])
@@ -151,8 +151,8 @@ def test_prefix(any_order: Library, rows: int) -> None:
         ids[b, known[b] :] = choice[b, : width - known[b]]
         if place is not None and known[b] + place < width:
             ids[b, known[b] + place] = -1
-    arrays = _case(logits, input_ids=ids, num_known=known)
-    got = _accept(any_order, arrays)
+    arrays = accept_case(logits, input_ids=ids, num_known=known)
+    got = run_accept(any_order, arrays)
     _assert_same(got, accept_prefix(arrays, choice))
     _assert_same(got, run_op("DFlashAccept", arrays))
 
@@ -161,10 +161,10 @@ def test_prompt_rows_decide_one_token(library: Library) -> None:
     """All S positions are decided and R = 1: what stands in input_ids is not looked at."""
     logits = np.random.default_rng(0).standard_normal((3, 1, 50))
     best = logits[:, 0].argmax(-1)
-    arrays = _case(
+    arrays = accept_case(
         logits, input_ids=np.repeat(best[:, None], 9, axis=1), num_known=np.array([9, 9, 4])
     )
-    got = _accept(library, arrays)
+    got = run_accept(library, arrays)
     assert got["num_new"].tolist() == [1, 1, 1]
     assert got["next_len"].tolist() == [9, 12, 10]
     np.testing.assert_array_equal(got["bonus"][:, 0], best)
@@ -178,7 +178,9 @@ def test_sampled(any_order: Library, vocab: int) -> None:
     slots = len(filters)
     settings = dict(zip(("top_p", "top_k", "min_p"), filters.T, strict=True))
     settings["temperature"] = rng.uniform(0.3, 2, slots)
-    arrays = _case(_language(rng, slots, vocab), uniforms=rng.random((slots, 1)), **settings)
+    arrays = accept_case(
+        _language(rng, slots, vocab), uniforms=rng.random((slots, 1)), **settings
+    )
     _check_samples(any_order, arrays, unclear=1)
 
 
@@ -209,10 +211,10 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
         choice[b, r] = tokens[0]
     ids = np.concatenate([np.zeros((batch, 2)), choice], axis=1)
     ids[np.arange(batch), 2 + np.arange(batch) % rows] += 1
-    arrays = _case(
+    arrays = accept_case(
         logits, input_ids=ids, num_known=np.full(batch, 2), uniforms=uniforms, **settings
     )
-    got = _accept(library, arrays)
+    got = run_accept(library, arrays)
     assert got["num_new"].tolist() == [1, 2, 3, 4] * 3
     _assert_same(got, accept_prefix(arrays, choice))
     _assert_same(got, run_op("DFlashAccept", arrays))
@@ -220,9 +222,9 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
 
 def test_rows_behind_the_table_take_its_last_number(library: Library) -> None:
     logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (1, 4, 1)))
-    arrays = _case(logits, input_ids=np.array([[9, 1, 3, 0]]), temperature=1.0)
+    arrays = accept_case(logits, input_ids=np.array([[9, 1, 3, 0]]), temperature=1.0)
     arrays["uniforms"] = np.array([[np.nan, 0.2, 0.9, 0.05]], np.float32)
-    assert _accept(library, arrays)["new_ids"].tolist() == [[1, 3, 0, 0]]
+    assert run_accept(library, arrays)["new_ids"].tolist() == [[1, 3, 0, 0]]
 
 
 @pytest.mark.parametrize("vocab", [LISTED, LISTED + 1, 20011])
@@ -236,7 +238,7 @@ def test_cuts_of_every_size(library: Library, vocab: int) -> None:
     )
     top_p = np.array([1e-9, 0.3, 0.9, 0.99, 0.999, 0.9999, 0.8])
     slots = len(top_k) + len(top_p)
-    arrays = _case(
+    arrays = accept_case(
         rng.standard_normal(
             (slots, 1, vocab)
         ),  # flat: many tokens are needed for most of the mass
@@ -259,9 +261,10 @@ def test_number_of_tokens_kept_is_exact(library: Library) -> None:
     uniforms = (np.arange(slots) + 0.5)[
         :, None
     ] / top_k  # one beyond: behind the last token stands none
-    arrays = _case(logits, temperature=1e4, top_k=top_k, uniforms=np.minimum(uniforms, 1 - EPS))
+    below = np.minimum(uniforms, 1 - EPS)
+    arrays = accept_case(logits, temperature=1e4, top_k=top_k, uniforms=below)
     kept = np.flatnonzero(logits[0, 0] >= vocab - top_k)
-    assert _accept(library, arrays)["bonus"][:, 0].tolist() == [*kept, kept[-1]]
+    assert run_accept(library, arrays)["bonus"][:, 0].tolist() == [*kept, kept[-1]]
 
 
 @pytest.mark.parametrize("vocab", [40, 9001])
@@ -270,10 +273,10 @@ def test_equal_logits(library: Library, vocab: int) -> None:
     slots = 12
     uniforms = (np.arange(slots) + 0.5)[:, None] / slots
     filters = {"top_k": np.arange(slots) % 3 * 5, "top_p": 1 - np.arange(slots) % 2 * 0.9}
-    arrays = _case(
+    arrays = accept_case(
         np.full((slots, 1, vocab), 3.25), temperature=0.7, uniforms=uniforms, **filters
     )
-    got = _accept(library, arrays)["bonus"][:, 0]
+    got = run_accept(library, arrays)["bonus"][:, 0]
     np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
 
 
@@ -286,7 +289,7 @@ def test_extreme_temperatures(library: Library, temperature: float) -> None:
     """
     rng = np.random.default_rng(0)
     filters = {"top_k": [0, 0, 7, 0, 0, 7], "top_p": [1, 0.9, 0.9, 1, 0.9, 0.9]}
-    arrays = _case(
+    arrays = accept_case(
         _language(rng, 6, 300), temperature=temperature, uniforms=rng.random((6, 1)), **filters
     )
     got = _check_samples(library, arrays, unclear=1)
@@ -303,7 +306,7 @@ def test_logits_of_a_few_denormals(library: Library) -> None:
     logits = rng.integers(0, 40, (slots, 1, vocab)) * tiny
     top_k = vocab - 40 * np.arange(1, slots + 1)  # too many for the list
     uniforms = np.full((slots, 1), 1 - EPS)
-    arrays = _case(logits, temperature=tiny, uniforms=uniforms, top_k=top_k)
+    arrays = accept_case(logits, temperature=tiny, uniforms=uniforms, top_k=top_k)
     _check_samples(library, arrays, unclear=slots)
 
 
@@ -311,7 +314,7 @@ def test_logits_of_a_few_denormals(library: Library) -> None:
 def test_extreme_top_p(library: Library, top_p: float) -> None:
     """Up to 0 it keeps the likeliest token alone, from 1 on (and as NaN) all of them."""
     rng = np.random.default_rng(7)
-    arrays = _case(
+    arrays = accept_case(
         _language(rng, 8, 700), temperature=1.5, top_p=top_p, uniforms=rng.random((8, 1))
     )
     got = _check_samples(library, arrays, unclear=1)
@@ -325,7 +328,7 @@ def test_min_p(library: Library, min_p: float, vocab: int) -> None:
     """Up to 0 (and as NaN) it keeps all, from 1 on the likeliest token alone."""
     rng = np.random.default_rng(11)
     settings = {"temperature": 1.5, "min_p": min_p, "top_p": [1, 1, 1, 1, 0.8, 0.8, 0.8, 0.8]}
-    arrays = _case(_language(rng, 8, vocab), uniforms=rng.random((8, 1)), **settings)
+    arrays = accept_case(_language(rng, 8, vocab), uniforms=rng.random((8, 1)), **settings)
     got = _check_samples(library, arrays, unclear=1)
     if min_p >= 1:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
@@ -339,7 +342,7 @@ def test_extreme_uniforms(any_order: Library, uniform: float, vocab: int) -> Non
     logits = _language(rng, 8, vocab)
     logits[:, :, :10] = logits[:, :, -90:] = -1e30  # both ends are impossible
     filters = {"top_k": [0, 0, 0, 0, 5, 5, 5, 5], "top_p": [1, 1, 0.9, 0.9, 1, 1, 0.9, 0.9]}
-    arrays = _case(logits, temperature=1.3, uniforms=np.full((8, 1), uniform), **filters)
+    arrays = accept_case(logits, temperature=1.3, uniforms=np.full((8, 1), uniform), **filters)
     got = _check_samples(any_order, arrays, unclear=8)
     assert ((got >= 10) & (got < vocab - 90)).all()
     if uniform == 0:
@@ -356,58 +359,10 @@ def test_masked_logits(library: Library) -> None:
     logits[0] = -np.inf
     logits[0, 0, 4321] = -5
     filters = {"temperature": [1, 1, 1, 1, 1, 1, 1, 0], "top_k": [0, 0, 3, 3, 4000, 0, 60, 0]}
-    arrays = _case(
+    arrays = accept_case(
         logits, uniforms=rng.random((8, 1)), top_p=[0.9, 0.9, 1, 0.9, 1, 1, 0.4, 1], **filters
     )
     assert _check_samples(library, arrays, unclear=1)[0] == 4321
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("vocab", [1, 6, CHUNK + 2])
-def test_bad_logits_give_no_token(any_order: Library, vocab: int, bad: float) -> None:
-    """A row of nothing else, rows with some among them, and one place: the new id is -1, and the
-    bonus is in the vocabulary all the same. -infinity beside numbers is only never chosen.
-    """
-    logits = np.random.default_rng(0).standard_normal((8, 1, vocab))
-    logits[:2] = bad
-    logits[2:4, :, vocab // 2 :] = bad
-    logits[4:6, :, : vocab // 2] = bad
-    logits[6:, :, vocab - 1] = bad
-    filters = {
-        "temperature": [0, 1, 0, 1, 0, 1, 0, 1],
-        "top_p": [0.5, 0.5, 0.5, 1, 1, 1, 1, 1],
-        "top_k": [0, 0, 0, 3, 0, 0, 0, 0],
-    }
-    arrays = _case(logits, uniforms=np.full((8, 1), 0.6), **filters)
-    got = _accept(any_order, arrays)
-    expected = run_op("DFlashAccept", arrays)
-    for name in ("num_new", "next_len"):
-        np.testing.assert_array_equal(got[name], expected[name])
-    decided = np.isfinite(logits.max(-1))[:, 0]
-    assert not decided[:2].any()
-    np.testing.assert_array_equal(got["new_ids"][:, 0] >= 0, decided)
-    np.testing.assert_array_equal(expected["new_ids"][:, 0] >= 0, decided)
-    bonus = got["bonus"][:, 0]
-    assert ((bonus >= 0) & (bonus < vocab)).all()
-    np.testing.assert_array_equal(got["new_ids"][decided, 0], bonus[decided])
-
-
-def test_bad_row_confirms_no_draft(any_order: Library) -> None:
-    """Of the rows around it nothing changes; the body says the same."""
-    logits = np.random.default_rng(3).standard_normal((3, 5, 40))
-    choice = logits.argmax(-1)
-    ids = np.concatenate([np.zeros((3, 1)), choice[:, :4]], axis=1)
-    logits[0, 2, 39 - choice[0, 2]] = np.nan
-    logits[1, 4, 0] = np.inf
-    arrays = _case(logits, input_ids=ids)
-    got = _accept(any_order, arrays)
-    assert got["num_new"].tolist() == [3, 5, 5]
-    assert got["new_ids"][0].tolist() == [*choice[0, :2], -1, -1, -1]
-    assert got["new_ids"][1].tolist() == [*choice[1, :4], -1]
-    assert got["new_ids"][2].tolist() == choice[2].tolist()
-    expected = run_op("DFlashAccept", arrays)
-    for name in ("num_new", "next_len", "new_ids"):
-        np.testing.assert_array_equal(got[name], expected[name])
 
 
 def test_a_real_vocabulary(library: Library) -> None:
@@ -418,5 +373,5 @@ def test_a_real_vocabulary(library: Library) -> None:
         "top_k": [0, 20, 0, 0],
         "top_p": [1, 0.95, 0.95, 1],
     }
-    arrays = _case(_language(rng, 4, 151936), uniforms=rng.random((4, 1)), **filters)
+    arrays = accept_case(_language(rng, 4, 151936), uniforms=rng.random((4, 1)), **filters)
     _check_samples(library, arrays, unclear=1)

@@ -57,7 +57,11 @@ class Inspection:
             ("other versions here", self.version_differences),
             ("check", self.differences or ["every file is what the build wrote"]),
         ]
-        return [(title, lines) for title, lines in sections if lines]
+        return [
+            (_printable(title), [_printable(line) for line in lines])
+            for title, lines in sections
+            if lines
+        ]
 
     def _config_tables(self) -> tuple[list[str], list[str]]:
         if not self.config:
@@ -206,6 +210,11 @@ def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:
             tensor = replace(tensor, name=name, meaning="a layer's cache, updated in place")
         merged.setdefault((tensor.name, tensor.shape), tensor)
     return list(merged.values())
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters: files from elsewhere may hold escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(rows: Iterable[Sequence[str]], align: str = "") -> list[str]:

@@ -70,14 +70,14 @@ def build_step(
     Raises:
         GraphError: for scales that no cache can have, or FP8 caches without our kernels.
     """
-    config = drafter.config if drafter else None
     kv_cache_dtype = None
     if kv_scales is not None:
         check_kv_scales(kv_scales, target.config.num_layers, dtype=dtype, plugins=plugins)
         kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
+    experts_as = _expert_storage(dtype, plugins, fp4)
     ports = step_io(
         target.config,
-        config,
+        drafter.config if drafter else None,
         dtype=dtype,
         cache_len=cache_len,
         block_size=block_size,
@@ -87,14 +87,12 @@ def build_step(
     )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    experts_as = _expert_storage(dtype, plugins, fp4)
     step = _Step(
         g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
     )
     results = step.emit(target, drafter)
-    outputs = [
-        _graph_output(port, results[port.name]) for port in ports if port.direction == "output"
-    ]
+    written = [port for port in ports if port.direction == "output"]
+    outputs = [_graph_output(port, results[port.name]) for port in written]
     return _as_model(g, list(inputs.values()), outputs, plugins)
 
 

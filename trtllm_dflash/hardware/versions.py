@@ -43,7 +43,10 @@ def installed_version(package: str) -> str | None:
         return module_version(module)
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    except (
+        metadata.PackageNotFoundError,
+        ValueError,
+    ):  # ValueError: it is no name of a package
         return None
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
@@ -36,15 +35,6 @@ from trtllm_dflash.utf8_path import utf8_path
 # 100 µs 61 / 19, 500 µs 64 / 16, ONNX Runtime's default 57 / 14; one thread 36 / 25.
 SPIN_MICROSECONDS = 100
 
-_LOAD_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 # A slot's own tensors besides its caches; a step finds and leaves them in the slot's memory.
 _SLOT_TENSORS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
 _DTYPES = {  # of the table by ONNX Runtime's names
@@ -197,7 +187,15 @@ class _SlotBinding:
             self._resize(sizes)
         for name, values in inputs.items():
             self._buffers[name][...] = values
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except MemoryError:
+            raise
+        except Exception as error:  # its errors have no class in common
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} cannot run this engine's step: {error}. dflash-trt"
+                " inspect shows whether the directory is intact; if it is, build the engine again."
+            ) from error
         return self._buffers
 
     def _resize(self, sizes: dict[str, int]) -> None:
@@ -247,8 +245,14 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
     )
     try:
         with utf8_path(path) as name:
-            return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
-    except _LOAD_ERRORS as error:
+            # It would try the same provider again, and print that.
+            once = {"enable_fallback": 0}
+            return ort.InferenceSession(
+                name, options, providers=["CPUExecutionProvider"], **once
+            )
+    except (
+        Exception
+    ) as error:  # its own classes, and Python's for a graph whose names are no text
         raise EngineError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load this graph ({error}). dflash-trt"
             " inspect shows whether the directory is intact; if it is, build it again with what is"
