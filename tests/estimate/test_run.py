@@ -61,6 +61,13 @@ def test_equal_interactivity_is_on_both_frontiers(
     found: EstimateReport, inputs: EstimateInputs
 ) -> None:
     rows, plain = found.equal_interactivity, found.steps_of("plain")
+    assert [row.plain_batch for row in rows] == [256, 16, 1]
+    for row in rows[:-1]:
+        assert row.ratio == pytest.approx(row.dflash_per_gpu / row.plain_per_gpu)
+        # Where every user gets the same, throughput is that of so many of them.
+        users = row.dflash_per_gpu / row.tokens_per_second_per_user
+        assert row.dflash_batch == pytest.approx(min(users, 256))
+    assert rows[-1].ratio is None
     assert [(row.tokens_per_second_per_user, row.plain_per_gpu) for row in rows] == sorted(
         (step.tokens_per_second_per_user, step.tokens_per_second_per_gpu) for step in plain
     )
@@ -93,6 +100,51 @@ def test_advice_is_the_best_number_of_drafts(
     schedule = DraftLenSchedule.from_mapping(found.advice.draft_len_schedule)
     for row in found.advice.batches:
         assert schedule.draft_len(row.batch) == row.draft_len
+
+
+def test_the_table_has_the_drafts_of_the_advice(found: EstimateReport) -> None:
+    """On a DGX Spark the whole block of 9 loses at batch 2, and 3 drafts win: one answer."""
+    pair = {"target": "gpt-oss-120b", "drafter": None, "acceptance_length": None}
+    spark = estimate(config(**pair, arch="spark", batch="1,2,4"))
+    for report in (found, spark):
+        for best, row in zip(report.best_steps, report.advice.batches, strict=True):
+            assert (best.batch, best.draft_len) == (row.batch, row.draft_len)
+            assert best.speedup == pytest.approx(row.speedup)
+            assert best.speedup >= 1
+    assert spark.steps_of("DFlash")[1].speedup < 1 < spark.best_steps[1].speedup
+    assert spark.advice.stops_paying_at is None
+
+
+def test_time_to_first_token_grows_with_the_prompt() -> None:
+    short, long = (estimate(config(context=each, batch="1")) for each in (1000, 32768))
+    for report in (short, long):
+        assert 0 < report.ttft_seconds["plain"] < report.ttft_seconds["DFlash"]
+    ratio = long.ttft_seconds["plain"] / short.ttft_seconds["plain"]
+    assert 32.768 < ratio < 4 * 32.768  # attention grows with the square
+    one_chunk = read_inputs(config(context=512, batch="1"))
+    time = one_chunk.roofline.time(
+        one_chunk.pair.target_pass(512, 1), batch=1, context=256, drafts=False
+    )
+    assert one_chunk.ttft_seconds()["plain"] == pytest.approx(time.seconds)
+
+
+def test_printed_lines_have_no_padding(capsys: pytest.CaptureFixture[str]) -> None:
+    run_estimate(config())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    assert any("no bound from here: plain is at batch 1" in line for line in lines)
+    assert any(line.startswith("time to first token: plain ") for line in lines)
+
+
+@pytest.mark.parametrize("context", [40961, 131072])
+def test_a_context_beyond_the_model_is_refused(context: int) -> None:
+    pair = {"target": "Qwen3-8B", "drafter": None}
+    words = (
+        f"--context {context} is more than 40960, the target's max_position_embeddings 40960"
+    )
+    with pytest.raises(UsageError, match=words):
+        estimate(config(**pair, context=context))
+    assert estimate(config(**pair, context=40960, batch="1")).context == 40960
 
 
 def test_hopeless_drafts_are_switched_off() -> None:

@@ -80,13 +80,12 @@ def print_estimate(report: EstimateReport) -> None:
     click.echo(f"{_title(report)}: an estimate\n")
     click.echo("\n".join(f"- {line}" for line in report.assumptions))
     click.echo()
-    drafts = report.steps_of("DFlash")[0].draft_len
-    click.echo(f"plain decoding > DFlash with the whole block, {drafts} drafts")
+    click.echo("plain decoding > DFlash with the best number of drafts at each batch size")
     click.echo(_steps_table(report))
     click.echo()
-    click.echo(
-        "at equal interactivity, with the best number of drafts and the batch sizes above"
-    )
+    click.echo(_ttft_line(report))
+    click.echo()
+    click.echo("at equal interactivity: plain > DFlash with the best number of drafts")
     click.echo(_interactivity_table(report))
     click.echo()
     click.echo(_advice_table(report))
@@ -100,40 +99,67 @@ def _title(report: EstimateReport) -> str:
 
 
 def _steps_table(report: EstimateReport) -> str:
-    names = ["batch", "step, ms", "tokens/s a user", "tokens/s a GPU", "speedup", "waits for"]
+    whole = {step.batch: step for step in report.steps_of("DFlash")}
+    block = f"all {next(iter(whole.values())).draft_len} drafts"
+    names = [
+        "batch",
+        "drafts",
+        "step, ms",
+        "tokens/s a user",
+        "tokens/s a GPU",
+        "speedup",
+        block,
+    ]
     eagle = {step.batch: step for step in report.steps_of("EAGLE-3")}
     if eagle:
-        names.insert(5, "EAGLE-3")
-    rows: list[Sequence[str]] = [names]
-    for plain, dflash in zip(report.steps_of("plain"), report.steps_of("DFlash"), strict=True):
-        cells = _step_cells(plain, dflash)
+        names.append("EAGLE-3")
+    rows: list[Sequence[str]] = [[*names, "waits for"]]
+    for plain, best in zip(report.steps_of("plain"), report.best_steps, strict=True):
+        cells = [*_step_cells(plain, best), f"{whole[plain.batch].speedup:.2f}x"]
         if eagle:
-            cells.insert(5, f"{eagle[plain.batch].speedup:.2f}x")
-        rows.append(cells)
+            cells.append(f"{eagle[plain.batch].speedup:.2f}x")
+        rows.append([*cells, f"{plain.limited_by} > {best.limited_by}"])
     return table(rows, indent="")
 
 
-def _step_cells(plain: StepEstimate, dflash: StepEstimate) -> list[str]:
-    users = [step.tokens_per_second_per_user for step in (plain, dflash)]
-    gpus = [step.tokens_per_second_per_gpu for step in (plain, dflash)]
+def _step_cells(plain: StepEstimate, best: StepEstimate) -> list[str]:
+    users = [step.tokens_per_second_per_user for step in (plain, best)]
+    gpus = [step.tokens_per_second_per_gpu for step in (plain, best)]
     return [
         f"{plain.batch}",
-        f"{plain.step_seconds * 1e3:.2f} > {dflash.step_seconds * 1e3:.2f}",
+        f"{best.draft_len}",
+        f"{plain.step_seconds * 1e3:.2f} > {best.step_seconds * 1e3:.2f}",
         f"{users[0]:.0f} > {users[1]:.0f}",
         f"{gpus[0]:.0f} > {gpus[1]:.0f}",
-        f"{dflash.speedup:.2f}x",
-        f"{plain.limited_by} > {dflash.limited_by}",
+        f"{best.speedup:.2f}x",
     ]
 
 
+def _ttft_line(report: EstimateReport) -> str:
+    times = [f"{way} {_duration(seconds)}" for way, seconds in report.ttft_seconds.items()]
+    return (
+        f"time to first token: {', '.join(times)}, for a prompt of {report.context} tokens alone,"
+        f" in chunks of {report.prompt_chunk}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def _interactivity_table(report: EstimateReport) -> str:
-    names = ("tokens/s a user", "tokens/s a GPU", "ratio")
-    rows: list[Sequence[str]] = [names]
+    rows: list[Sequence[str]] = [("tokens/s a user", "batch", "tokens/s a GPU", "ratio")]
     for row in report.equal_interactivity:
-        plain = row.plain_per_gpu
-        dflash = row.dflash_per_gpu
-        speed = f"{row.tokens_per_second_per_user:.0f}"
-        rows.append((speed, f"{plain:.0f} > {dflash:.0f}", f"{dflash / plain:.2f}x"))
+        ratio = "no bound from here: plain is at batch 1"
+        if row.ratio is not None:
+            ratio = f"{row.ratio:.2f}x"
+        cells = (
+            f"{row.tokens_per_second_per_user:.0f}",
+            f"{row.plain_batch} > {row.dflash_batch:.0f}",
+            f"{row.plain_per_gpu:.0f} > {row.dflash_per_gpu:.0f}",
+            ratio,
+        )
+        rows.append(cells)
     return table(rows, indent="")
 
 
@@ -147,7 +173,7 @@ def _advice_table(report: EstimateReport) -> str:
     rows = [
         ("drafts to verify", ", ".join(lengths)),
         ("block to build with", ", ".join(sizes)),
-        ("DFlash stops paying", f"{stops} in these batch sizes"),
+        ("DFlash stops paying", f"{stops} of these batch sizes, with these drafts"),
         ("draft_len_schedule", json.dumps(advice.draft_len_schedule)),
     ]
     return table(rows, indent="")

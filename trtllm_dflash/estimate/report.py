@@ -29,18 +29,25 @@ class StepEstimate(CurvePoint):
 
 @dataclass(frozen=True)
 class EqualInteractivity:
-    """Throughput where every user gets the same, on the frontier of plain decoding."""
+    """Throughput where every user gets the same, on the frontier of plain decoding.
+
+    Plain decoding serves no user faster than alone. As interactivity nears that, the ratio of both
+    throughputs grows without a bound and means nothing, so it is not stated for a batch of 1.
+    """
 
     tokens_per_second_per_user: Annotated[float, "what one sequence gets"]
+    plain_batch: Annotated[int, "sequences without drafts"]
+    dflash_batch: Annotated[float, "sequences with drafts, between two batch sizes"]
     plain_per_gpu: Annotated[float, "tokens a second of a GPU without drafts"]
     dflash_per_gpu: Annotated[float, "the same with the best number of drafts"]
+    ratio: Annotated[float | None, "dflash_per_gpu over plain_per_gpu; null where unbounded"]
 
 
 @dataclass(frozen=True)
 class EstimateReport:
     """Everything that one estimate says."""
 
-    schema: Annotated[int, "2"]
+    schema: Annotated[int, "3"]
     version: Annotated[str, "of dflash-trt"]
     target: Annotated[str, "as asked for"]
     drafter: Annotated[str, "as asked for, or the listed target's own"]
@@ -48,7 +55,17 @@ class EstimateReport:
     gpus: Annotated[int, "how many share every layer"]
     context: Annotated[int, "positions of every sequence"]
     assumptions: Annotated[list[str], "in words, each with its value and reason"]
-    steps: Annotated[list[StepEstimate], "ways of decoding by batch size"]
+    ttft_seconds: Annotated[
+        dict[str, float], "way to time to first token: a prompt of `context` tokens, alone"
+    ]
+    prompt_chunk: Annotated[int, "tokens of a prompt in one step"]
+    steps: Annotated[
+        list[StepEstimate], "ways of decoding by batch size, DFlash with the whole block"
+    ]
+    best_steps: Annotated[
+        list[StepEstimate],
+        "by batch size with the best number of drafts, of which `advice` speaks",
+    ]
     curves: Annotated[list[Curve], "the same as curves of throughput against interactivity"]
     equal_interactivity: Annotated[list[EqualInteractivity], "by growing interactivity"]
     best_block_sizes: Annotated[dict[str, int], "batch size to best block size; 1: no drafter"]

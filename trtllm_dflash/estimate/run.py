@@ -19,7 +19,11 @@ from trtllm_dflash.estimate.workload import DRAFTER, KernelCost, ModelPair
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier, throughput_at
+from trtllm_dflash.profile.result import Advice
 from trtllm_dflash.templates import render
+
+# Tokens of a prompt in one step: what `build` takes by default, and servers by theirs.
+PROMPT_CHUNKS = {"engine": 512, "serving": 8192}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,32 @@ class EstimateInputs:
         drafting = tree.costs(self.pair.target.config, format_name)
         costs = (*self.pair.target_pass(tokens + 1, tokens + 1), *drafting)
         return self.steps("EAGLE-3", costs, tokens, length)
+
+    def ttft_seconds(self) -> dict[str, float]:
+        """Return the time to first token by way: of a prompt of `context` tokens, alone.
+
+        A prompt runs in chunks, each of which sees all before it.
+        """
+        chunk, total = PROMPT_CHUNKS[self.config.runtime], self.config.context
+        seconds = {}
+        for way, drafts in (("plain", False), ("DFlash", True)):
+            widths = {min(chunk, total), total % chunk} - {0}
+            costs = {width: self.pair.prompt_pass(width, drafts=drafts) for width in widths}
+            seconds[way] = 0.0
+            for start in range(0, total, chunk):
+                width = min(chunk, total - start)
+                time = self.roofline.time(
+                    costs[width], batch=1, context=start + width / 2, drafts=False
+                )
+                seconds[way] += time.seconds
+        return seconds
+
+    def best_steps(
+        self, advice: Advice, drafted: Sequence[StepEstimate], plain: Sequence[StepEstimate]
+    ) -> list[StepEstimate]:
+        """Return each batch size's step with the number of drafts that the advice names."""
+        known = {(step.batch, step.draft_len): step for step in (*drafted, *plain)}
+        return [known[row.batch, row.draft_len] for row in advice.batches]
 
     def steps(
         self, way: str, costs: Sequence[KernelCost], draft_len: int, length: float
@@ -137,8 +167,9 @@ def estimate(config: EstimateConfig) -> EstimateReport:
         drafted += inputs.dflash_steps(block_size, draft_len)
     whole_block = drafted[-len(plain) :]
     ways = [steps for steps in (plain, whole_block, inputs.eagle3_steps()) if steps]
+    advice = advise([*drafted, *plain], plain)
     return EstimateReport(
-        schema=2,
+        schema=3,
         version=__version__,
         target=config.target,
         drafter=config.drafter or str(inputs.pair.drafter.directory),
@@ -146,12 +177,15 @@ def estimate(config: EstimateConfig) -> EstimateReport:
         gpus=config.gpus,
         context=config.context,
         assumptions=_assumptions(inputs),
+        ttft_seconds=inputs.ttft_seconds(),
+        prompt_chunk=PROMPT_CHUNKS[config.runtime],
         steps=[step for steps in ways for step in steps],
+        best_steps=inputs.best_steps(advice, drafted, plain),
         curves=[_curve(steps) for steps in ways],
-        equal_interactivity=_equal_interactivity(plain, drafted),
+        equal_interactivity=_equal_interactivity(plain, drafted, config.gpus),
         best_block_sizes=_best_block_sizes(inputs),
         left_out=[batch for batch in config.batches if batch not in inputs.batches],
-        advice=advise([*drafted, *plain], plain),
+        advice=advice,
     )
 
 
@@ -192,11 +226,21 @@ def _best_block_sizes(inputs: EstimateInputs) -> dict[str, int]:
 
 
 def _equal_interactivity(
-    plain: Sequence[CurvePoint], drafted: Sequence[CurvePoint]
+    plain: Sequence[CurvePoint], drafted: Sequence[CurvePoint], gpus: int
 ) -> list[EqualInteractivity]:
     best, rows = frontier(drafted), []
     for point in frontier(plain):
         user = point.tokens_per_second_per_user
-        with_drafts = throughput_at(best, user)
-        rows.append(EqualInteractivity(user, point.tokens_per_second_per_gpu, with_drafts))
+        plain_per_gpu = point.tokens_per_second_per_gpu
+        dflash_per_gpu = throughput_at(best, user)
+        row = EqualInteractivity(
+            tokens_per_second_per_user=user,
+            plain_batch=point.batch,
+            # A GPU of the largest batch may give each of its users more than is asked for.
+            dflash_batch=min(gpus * dflash_per_gpu / user, float(best[0].batch)),
+            plain_per_gpu=plain_per_gpu,
+            dflash_per_gpu=dflash_per_gpu,
+            ratio=None if point.batch == 1 else dflash_per_gpu / plain_per_gpu,
+        )
+        rows.append(row)
     return rows

@@ -221,6 +221,30 @@ class ModelPair:
             costs.choice(block_size - 1, vocab_size),
         )
 
+    def prompt_pass(self, width: int, *, drafts: bool) -> tuple[KernelCost, ...]:
+        """Return the kernels for `width` tokens of a prompt, whose last row may be decided.
+
+        With drafts their features become keys and values of the drafter.
+        """
+        kernels = self.target_pass(width, 1)
+        if not drafts:
+            return kernels
+        config = self.drafter.config
+        costs = ModelCosts(DRAFTER, config, self.drafter.formats)
+        features, kv_size = (
+            config.num_taps * config.hidden_size,
+            config.num_kv_heads * config.head_dim,
+        )
+        context = [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
+        for index in range(config.num_layers):
+            name = f"layers.{index}.self_attn"
+            context.append(costs.linear(f"{name}.k_proj", width, config.hidden_size, kv_size))
+            context.append(
+                costs.linear(f"{name}.v_proj", width, config.hidden_size, kv_size, fused=True)
+            )
+            context.append(costs.elementwise(width, 2 * kv_size * ACTIVATION_BYTES))
+        return (*kernels, *context)
+
     def whole_step(self) -> tuple[KernelCost, ...]:
         """Return the kernels of the step with the drafter's whole block."""
         block_size = self.drafter.config.block_size
