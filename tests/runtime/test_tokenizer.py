@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -189,3 +190,19 @@ def test_tokenizing_does_not_import_torch(byte_level: Tokenizer) -> None:
     maps = Path(f"/proc/{encoder}/maps").read_text("utf-8")
     assert "tokenizers" in maps
     assert "libtorch" not in maps
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("12", "token_ids is '12', expected a list of token ids"),
+        (b"ab", "token_ids is b'ab', expected a list of token ids"),
+        ({1, 2}, r"token_ids is \{1, 2\}, expected a list of token ids"),
+        (65, "token_ids is 65, expected a list of token ids"),
+        ([1.5], "token_ids is 1.5, expected an integer of at least 0"),
+        ([-1], "token_ids is -1, expected an integer of at least 0"),
+    ],
+)
+def test_what_is_no_token_ids(byte_level: Tokenizer, given: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        byte_level.decode(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.options.checks import as_list, check_integer
 from trtllm_dflash.runtime.text.byte_fallback import ByteRuns, byte_tokens_of
 from trtllm_dflash.runtime.text.chat_messages import (
     Messages,
@@ -154,10 +155,15 @@ class Tokenizer:
         Bytes that are not a whole character become U+FFFD, as in `bytes.decode`.
 
         Raises:
+            UsageError: for what is no sequence of token ids.
             EngineError: if the tokenizer cannot.
         """
+        given = as_list("token_ids", token_ids, expected="a list of token ids")
+        for token in given:
+            if type(token) is not int or token < 0:
+                check_integer("token_ids", token, low=0)
         hidden = self._special_ids if skip_special_tokens else frozenset[int]()
-        ids = self._byte_runs.mend(map(int, token_ids), hidden)
+        ids = self._byte_runs.mend(map(int, given), hidden)
         limits = decoding_limits(len(ids))
         text: str = self._call("decode", "decode", limits, ids, skip_special_tokens)
         return text
@@ -215,11 +221,6 @@ class Tokenizer:
             f"{self._directory}: the tokenizer files cannot be read ({error.problem}). "
             "Build the engine again from an intact checkpoint, or give prompts as token ids."
         ) from error
-
-
-def decoder_of(tokenizer: Tokenizer | None) -> Callable[[Sequence[int]], str]:
-    """Return what turns token ids into text; without a tokenizer every text is empty."""
-    return tokenizer.decode if tokenizer else lambda _: ""
 
 
 def _check_text(text: str) -> None:
