@@ -86,10 +86,17 @@ def _look_at(directory: Path) -> _Found:
     return _Found(directory, str(facts.get("created")), config.speculates, problem)
 
 
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long
+        return False
+
+
 def _model_name(target: str) -> str:
     """Return a model's name as a part of a folder's name."""
     path = Path(target)
-    if path.is_dir():
+    if _is_dir(path):
         path = path.resolve()
         # A snapshot in a hub cache: models--OWNER--NAME/snapshots/HASH.
         if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
