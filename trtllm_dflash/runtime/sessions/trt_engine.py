@@ -148,7 +148,8 @@ class TrtEngine:
         for tensor in self._config.io:
             if tensor.direction == "output":
                 continue
-            limits = tuple(self._engine.get_tensor_profile_shape(tensor.name, profile)[2])
+            largest_shape: Any = self._engine.get_tensor_profile_shape(tensor.name, profile)[2]
+            limits: tuple[int, ...] = tuple(largest_shape)
             for symbol, limit in zip(tensor.shape, limits, strict=True):
                 wanted = sizes[symbol] if isinstance(symbol, str) else symbol
                 if wanted > limit:
