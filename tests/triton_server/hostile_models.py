@@ -22,8 +22,8 @@ TRAPS = {
     "include": "{% include 'x' %}",
     "deep": "{{ raise_exception('not with me') }}",
 }
-# A prompt or an answer with such a row of one letter makes the regular expression panic.
-PANIC = {"x": "(x+x+)+y", "z": "(z+z+)+y"}
+# They match nothing, and panic for a long row of one letter in a prompt or an answer.
+PANIC = {"x": "(x+x+)+\u0001", "z": "(z+z+)+\u0001"}
 PANIC_LENGTH = 40
 
 FAILING_STEPS = """

@@ -175,7 +175,7 @@ def test_innocents_are_served_among_random_faults(crowd: Crowd) -> None:
         list(pool.map(work, range(CLIENTS)))
     seen, wrong = crowd.tally.seen, crowd.tally.wrong
     print(f"{SECONDS:.0f} s, seed {SEED}: {json.dumps(dict(sorted(seen.items())))}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong[:20])
     client = crowd.client
     for model in MODELS:
         ended = seen[f"{model} answered"] + seen[f"{model} left"]
