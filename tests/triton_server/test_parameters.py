@@ -186,8 +186,11 @@ def test_histograms_observe_each_answer_once() -> None:
 )
 def test_model_knows_if_its_server_unloads(words: tuple[str, ...], unloads: bool) -> None:
     """From the command line of the server, or of one above it."""
-    server = subprocess.Popen(["sh", "-c", "read _", "sh", *words], stdin=subprocess.PIPE)
-    with server:
+    command = ["sh", "-c", "echo up; read _", "sh", *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
         assert unloads_on_demand(server.pid) is unloads
 
 
