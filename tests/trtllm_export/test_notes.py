@@ -185,6 +185,19 @@ def test_every_handed_over_pair_is_exported_by_name(pair: Pair, tmp_path: Path) 
         assert (f"Fill in {name}" in page or f"and {name} under" in page) is (published is None)
 
 
+def test_licence_of_a_directory_is_its_cards(
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    exported: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    target = make_target("llama")
+    drafter = shutil.copytree(make_drafter(target), tmp_path / "drafter")
+    (drafter / "README.md").write_text("---\nlicense: mit\n---\n# A drafter\n")
+    page = page_of(exported(target=str(target), drafter=str(drafter), gpus=1))
+    assert "- the drafter's licence: mit (its README.md)" in page
+
+
 def test_template_options_of_the_drafter_are_said(
     exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from trtllm_dflash.catalog.pairs import drafter_licence, pair_of, unknown_name_m
 from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.locate import read_json_in
+from trtllm_dflash.checkpoint.model_card import stated_licence
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.context import ContextLimit, read_context_limit
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
@@ -87,9 +88,15 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         or _size(target_reader, "num_experts"),
         quantization=_quantization(target_reader, quant_file),
         drafter_variant=variant,
-        drafter_licence=drafter_licence(drafter_name),
+        drafter_licence=_licence(drafter_name),
         chat_template_kwargs=_template_options(drafter_name),
     )
+
+
+def _licence(drafter: str) -> str:
+    """Return a drafter's licence and who states it; a directory's model card states its own."""
+    stated = stated_licence(Path(drafter)) if drafter.startswith("/") else None
+    return drafter_licence(drafter) if stated is None else f"{stated} (its README.md)"
 
 
 def _template_options(drafter: str) -> Mapping[str, Any]:
