@@ -97,6 +97,18 @@ def test_without_kernels(
     assert (_packed(targets["gpt_oss"]) in engine) == (name == "gpt_oss" and arch == "sm120")
 
 
+def test_experts_are_stored_once_where_a_step_is_one_token(tmp_path: Path) -> None:
+    sizes = {"hidden": 512, "layers": 1, "q_heads": 8, "head_dim": 64}
+    sizes |= {"experts": 16, "expert_size": 512}
+    target = tiny_qwen3_moe(tmp_path / "target", dtype="BF16", sizes=sizes)
+    config = BuildConfig(
+        str(target), tmp_path / "engine", arch="sm120", plugins=False, max_seq_len=64
+    )
+    engine = build_engine(config).directory / "rank0.engine"
+    weights = (target / "model.safetensors").stat().st_size
+    assert engine.stat().st_size < 1.7 * weights  # 1.5 with the code; stored twice 2.4
+
+
 @pytest.mark.parametrize(("name", "arch"), WITH)
 def test_with_our_kernels(
     name: str, arch: str, targets: dict[str, Path], reports: dict[Case, Future[BuildReport]]
