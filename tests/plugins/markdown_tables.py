@@ -35,7 +35,7 @@ def _row(spec: OpSpec) -> str:
         "; ".join([spec.kernel.dtype, *types, *sizes]),
         ", ".join([*required, *optional]),
         ", ".join(in_place) or "nothing",
-        ", ".join([*fields, "cubin (bytes)"]),
+        ", ".join([*fields, "cubin_sha256 (bytes)", "[cubin (bytes)]"]),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -4,6 +4,7 @@ message, not an exit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from itertools import product
@@ -153,12 +154,16 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
     expected = _expected_fields(variant, fp8)
     assert list(layers) == list(expected)
     kernels = [compiled(key, arch).code for key in (target, ACCEPT, DRAFTER)]
+    seen: list[bytes] = []
     for name, fields in expected.items():
         layer, operator = layers[name], name.split("/")[-1]
         assert layer.plugin == (operator, "1", "trtllm_dflash")
         is_accept = operator == "DFlashAccept"
         kernel = kernels[1 if is_accept else 0 if "target" in name else 2]
-        assert layer.fields == {**fields, "cubin": kernel}
+        held = {} if kernel in seen else {"cubin": kernel}
+        seen.append(kernel)
+        digest = hashlib.sha256(kernel).digest()
+        assert layer.fields == {**fields, "cubin_sha256": digest, **held}
         num_inputs = len(OPS["DFlashAccept"].inputs) if is_accept else 6
         assert (layer.num_inputs, layer.num_outputs) == (num_inputs, 4 if is_accept else 3)
         assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))

@@ -4,6 +4,7 @@ refuses.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from itertools import product
@@ -53,6 +54,7 @@ def test_an_engine_of_every_format(
     assert layer.plugin == ("DFlashMoE", "1", "trtllm_dflash")
     assert layer.fields == {
         **{k: np.float32(v).item() for k, v in case.fields.items()},
+        "cubin_sha256": hashlib.sha256(code).digest(),
         "cubin": code,
     }
     stored = inputs(case).keys() - {"x", "router_logits"}

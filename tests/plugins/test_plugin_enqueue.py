@@ -108,7 +108,7 @@ def enqueue(
     def descs(dims: Sequence[tuple[int, ...]]) -> list[Any]:
         return [SimpleNamespace(dims=d, max=d, min=d) for d in dims]
 
-    made = plugin.StepPlugin(spec, numbers, KERNELS).attach_to_context(None)
+    made = plugin.StepPlugin(spec, numbers, b"digest", KERNELS).attach_to_context(None)
     outside = [tuple(axes[axis] for axis in tensor.axes) for tensor in spec.outputs]
     described = descs([arrays[tensor.name].shape for tensor in kept]), descs(outside)
     workspace = Placed(memory, poisoned([made.get_workspace_size(*described)], np.int8))
@@ -329,7 +329,7 @@ def test_experts_that_do_not_hold_together_are_refused(
 def test_experts_at_an_odd_address_are_refused(module: EmulatedModule) -> None:
     spec, case = OPS[MOE], MOE_CASES[0]
     given = moe_inputs(case)
-    made = plugin.StepPlugin(spec, case.fields, KERNELS).attach_to_context(None)
+    made = plugin.StepPlugin(spec, case.fields, b"digest", KERNELS).attach_to_context(None)
     inside = [SimpleNamespace(dims=array.shape) for array in given.values()]
     with pytest.raises(
         EngineError, match="16 bytes at a time: down must begin at a multiple of 16"
@@ -342,7 +342,7 @@ def test_a_cache_that_is_not_written_in_place_is_refused(module: EmulatedModule)
     spec, case = OPS[VERIFY], CASES[0]
     given = inputs(case)
     made = plugin.StepPlugin(
-        spec, {"scale": 1.0, "window_size": 0, "head_dim": 64}, KERNELS
+        spec, {"scale": 1.0, "window_size": 0, "head_dim": 64}, b"digest", KERNELS
     ).attach_to_context(None)
     inside = [
         SimpleNamespace(dims=given[tensor.name].shape)

@@ -4,6 +4,7 @@ plugin again.
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from trtllm_dflash.trt_plugins.shapes import check_shapes, present_inputs
 BUILD, RUNTIME = trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME
 LOG = trt.Logger(trt.Logger.ERROR)
 CUBIN = bytes(range(256)) * 40
+DIGEST = hashlib.sha256(CUBIN).digest()
 FLOAT, INT = (np.float32, trt.PluginFieldType.FLOAT32), (np.int32, trt.PluginFieldType.INT32)
 NUMBERS: dict[str, dict[str, float]] = {
     "DFlashVerifyAttention": {
@@ -88,8 +90,8 @@ def test_creator_names_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     )
     assert (
         [field.name for field in creator.field_names]
-        == list(declared)
-        == list(NUMBERS[spec.name])
+        == [*declared, "holds_kernel"]
+        == [*NUMBERS[spec.name], "holds_kernel"]
     )
 
 
@@ -98,7 +100,7 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     creator, numbers = _creator(spec), NUMBERS[spec.name]
     built = creator.create_plugin(spec.name, _fields(numbers), BUILD).clone()
     serialized = built.get_fields_to_serialize()
-    assert [field.name for field in serialized] == [*numbers, "cubin"]
+    assert [field.name for field in serialized] == [*numbers, "cubin_sha256", "cubin"]
     creator.cubins = {}  # an engine brings its kernels
     loaded = creator.create_plugin(spec.name, serialized, RUNTIME)
     assert loaded.fields == numbers
@@ -113,6 +115,42 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
     )
 
 
+@pytest.mark.parametrize("holder_is_last", [False, True])
+def test_plugins_share_the_kernel_that_one_of_them_holds(
+    holder_is_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order of loading, and beside another engine with another kernel of that name."""
+    spec = OPS["DFlashAccept"]
+    serialized = []
+    for cubin in (CUBIN, CUBIN[::-1]):
+        creator = StepPluginCreator(spec)
+        creator.cubins = {kernel_variant(spec, {}): cubin}
+        for holds in (1, 0, 0):
+            made = creator.create_plugin("", _fields({"holds_kernel": holds}), BUILD)
+            fields = made.clone().get_fields_to_serialize()
+            names = [field.name for field in fields]
+            assert names == ["cubin_sha256", *(["cubin"] if holds else [])]
+            serialized.append((cubin, made, fields))
+    if holder_is_last:
+        serialized.reverse()
+    monkeypatch.setattr(plugin, "_cubins", {})
+    creator = StepPluginCreator(spec)
+    loaded = [
+        (cubin, creator.create_plugin("", fields, RUNTIME)) for cubin, _, fields in serialized
+    ]
+    used: list[bytes] = []
+    monkeypatch.setattr(plugin, "load_module", lambda cubin, _: used.append(cubin))
+    for cubin, made in loaded:
+        made.clone()._load()
+        assert used.pop() == cubin
+    plugin._cubins.clear()
+    lonely = next(made for _, made in loaded if made.cubin is None)
+    with pytest.raises(
+        EngineError, match="no plugin of the engine holds the kernel accept; build"
+    ):
+        lonely._load()
+
+
 @pytest.mark.parametrize(
     ("name", "other_type"),
     [
@@ -125,7 +163,7 @@ def test_fields_come_back_from_an_engine(spec: OpSpec) -> None:
 def test_inputs_outputs_and_types_are_the_declarations(name: str, other_type: int) -> None:
     spec = OPS[name]
     made = StepPlugin(
-        spec, NUMBERS[name] | {kind.name: other_type for kind in spec.kernel.types}, CUBIN
+        spec, NUMBERS[name] | {kind.name: other_type for kind in spec.kernel.types}, DIGEST
     )
     assert made.num_outputs == len(spec.outputs)
     names = [tensor.name for tensor in spec.plugin_inputs]
@@ -181,7 +219,8 @@ def test_registered_once_and_found_by_name(spec: OpSpec) -> None:
             RUNTIME,
             "scale",
             (
-                "DFlashVerifyAttention: its field scale is missing, got cubin, fp8_cache, head_dim,"
+                "DFlashVerifyAttention: its field scale is missing, got cubin, cubin_sha256,"
+                " fp8_cache, head_dim,"
                 " key_scale, ring, value_scale, window_size"
             ),
         ),
@@ -200,7 +239,8 @@ def test_a_missing_field_is_an_error_in_words_and_kept(
     fields = _fields(NUMBERS[spec.name])
     if phase == RUNTIME:
         fields = creator.create_plugin(spec.name, fields, BUILD).get_fields_to_serialize()
-    kept = trt.PluginFieldCollection([field for field in fields if field.name != leave_out])
+    left_out = {leave_out, "cubin_sha256"} if leave_out == "cubin" else {leave_out}
+    kept = trt.PluginFieldCollection([field for field in fields if field.name not in left_out])
     trt_plugins.pop_errors()
     with pytest.raises(EngineError, match=words):
         creator.create_plugin(spec.name, kept, phase)
@@ -218,7 +258,7 @@ def test_launch_without_gpu_says_why() -> None:
     except RuntimeError:
         pass
     spec = OPS["DFlashAccept"]
-    made = StepPlugin(spec, {}, CUBIN).attach_to_context(None)
+    made = StepPlugin(spec, {}, DIGEST, CUBIN).attach_to_context(None)
     assert isinstance(made, StepPlugin)
     descs = [SimpleNamespace(dims=_dims(t.axes)) for t in (*spec.plugin_inputs, *spec.outputs)]
     count = len(spec.plugin_inputs)

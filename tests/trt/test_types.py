@@ -20,6 +20,7 @@ SHARED = (
     "builder/trt.py",
     "builder/trt_callbacks.py",
     "runtime/sessions/trt_engine.py",
+    "trt_plugins/fields.py",
     "trt_plugins/plugin.py",
 )
 PARTICULAR = "trt/flavors.py"
@@ -59,18 +60,19 @@ WRONG = {
 
 
 SCRIPT = """
+import hashlib
 from trtllm_dflash.trt import loader
 loader.select_flavor("tensorrt")
 import trtllm_dflash.builder.trt as builder
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.runtime.sessions import trt_engine
-from trtllm_dflash.trt_plugins.plugin import CUBIN, StepPlugin, StepPluginCreator, field_types
+from trtllm_dflash.trt_plugins.plugin import StepPlugin, StepPluginCreator, field_types
 trt = loader.import_tensorrt()
 builder.BuilderLog(), builder.ProgressMonitor(print), builder.EngineWriter(None), trt_engine._Log()
 spec = OPS["DFlashVerifyAttention"]
 creator = StepPluginCreator(spec)
 fields = {name: make(64) for name, (make, _) in field_types(spec).items()} | {"fp8_cache": 0}
-made = StepPlugin(spec, fields, b"cubin of 17 bytes")
+made = StepPlugin(spec, fields, hashlib.sha256(b"a cubin").digest(), b"a cubin")
 again = creator.create_plugin("", made.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
 assert (again.cubin, again.fields) == (made.cubin, made.fields)
 print(trt.__version__, loader.flavor().title)

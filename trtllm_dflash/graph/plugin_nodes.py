@@ -15,6 +15,9 @@ from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = OPS_DOMAIN
+# A node's attribute: 1 where its plugin brings the kernel into the engine, for all others that use
+# the same one.
+HOLDS_KERNEL = "holds_kernel"
 
 
 def lower_to_plugins(model: ir.Model) -> None:
@@ -31,11 +34,25 @@ def lower_to_plugins(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain == OPS_DOMAIN:
             _use_plugin(node, OPS[node.op_type])
+    _choose_holders(model)
     model.functions.clear()
     kept = [
         value for value in model.graph.inputs if value.uses() or value.name in unused_before
     ]
     model.graph.inputs[:] = kept
+
+
+def _choose_holders(model: ir.Model) -> None:
+    """Let the first node of each kernel hold it.
+
+    A kernel of 250 kB in every layer is a good part of an engine's code.
+    """
+    held = set()
+    for node in model.graph:
+        if node.domain == OPS_DOMAIN:
+            key = _variant_of(node)
+            node.attributes[HOLDS_KERNEL] = ir.AttrInt64(HOLDS_KERNEL, int(key not in held))
+            held.add(key)
 
 
 def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
@@ -47,12 +64,14 @@ def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
     bodies = {function.name for function in model.functions.values()}
     for node in model.graph:
         if node.domain == OPS_DOMAIN and node.op_type not in bodies:
-            key = kernel_variant(
-                OPS[node.op_type],
-                {name: int(a.value) for name, a in node.attributes.items() if _int(a)},
-            )
+            key = _variant_of(node)
             counts[key] = counts.get(key, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def _variant_of(node: ir.Node) -> KernelVariant:
+    numbers = {name: int(a.value) for name, a in node.attributes.items() if _int(a)}
+    return kernel_variant(OPS[node.op_type], numbers)
 
 
 def kernel_variant(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:

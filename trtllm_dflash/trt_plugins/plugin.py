@@ -8,6 +8,7 @@ the error is stored, and `pop_errors` returns it to the caller of TensorRT.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -18,9 +19,15 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
-from trtllm_dflash.graph.plugin_nodes import PLUGIN_NAMESPACE, PLUGIN_VERSION, kernel_variant
+from trtllm_dflash.graph.plugin_nodes import (
+    HOLDS_KERNEL,
+    PLUGIN_NAMESPACE,
+    PLUGIN_VERSION,
+    kernel_variant,
+)
 from trtllm_dflash.hardware.cuda_module import CudaModule, load_module
 from trtllm_dflash.trt.loader import import_tensorrt
+from trtllm_dflash.trt_plugins.fields import bytes_field, field_types, number_field
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
 from trtllm_dflash.trt_plugins.shapes import (
     aliased_input,
@@ -36,7 +43,10 @@ else:
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+# Fields of a plugin in an engine. All have the kernel's hash, and one of them the kernel.
 CUBIN = "cubin"
+CUBIN_DIGEST = "cubin_sha256"
+_cubins: dict[bytes, bytes] = {}  # of this process's engines, by hash
 _refusals: list[str] = []
 
 _TYPES = {
@@ -45,10 +55,6 @@ _TYPES = {
     "float8e4m3fn": trt.DataType.FP8,
     "int32": trt.DataType.INT32,
     "int64": trt.DataType.INT64,
-}
-_FIELD_TYPES = {
-    int: (np.int32, trt.PluginFieldType.INT32),
-    float: (np.float32, trt.PluginFieldType.FLOAT32),
 }
 
 
@@ -59,6 +65,13 @@ def pop_errors() -> list[str]:
     taken = list(dict.fromkeys(_refusals))
     _refusals.clear()
     return taken
+
+
+def _keep(cubin: bytes) -> bytes:
+    """Keep a kernel for all plugins of this process that use it; return its sha256."""
+    digest = hashlib.sha256(cubin).digest()
+    _cubins[digest] = cubin
+    return digest
 
 
 def _records_and_raises(method: Method) -> Method:
@@ -99,10 +112,16 @@ class StepPlugin(
     trt.IPluginV3OneRuntime,  # type: ignore[misc]
 ):
     """An operator of ours. `fields`: its attributes and its kernel's sizes and types by name;
-    `cubin`: that kernel.
+    `digest`: the sha256 of that kernel; `cubin`: the kernel, where this plugin holds it.
     """
 
-    def __init__(self, spec: OpSpec, fields: Mapping[str, int | float], cubin: bytes) -> None:
+    def __init__(
+        self,
+        spec: OpSpec,
+        fields: Mapping[str, int | float],
+        digest: bytes,
+        cubin: bytes | None = None,
+    ) -> None:
         for base in StepPlugin.__bases__:
             base.__init__(self)
         self.plugin_name = spec.name
@@ -111,6 +130,7 @@ class StepPlugin(
         self.num_outputs = len(spec.outputs)
         self.spec = spec
         self.fields = dict(fields)
+        self.digest = digest
         self.cubin = cubin
         self._operation = OPERATIONS[spec.kernel.source]
         self._module: CudaModule | None = None
@@ -121,7 +141,7 @@ class StepPlugin(
 
     def clone(self) -> StepPlugin:
         """Another plugin of the same kernel, which both share."""
-        return StepPlugin(self.spec, self.fields, self.cubin)
+        return StepPlugin(self.spec, self.fields, self.digest, self.cubin)
 
     # While an engine is built
 
@@ -192,10 +212,11 @@ class StepPlugin(
         """There is one way to run it."""
 
     def get_fields_to_serialize(self) -> Any:
-        """Return the fields from which the creator makes it again, the kernel included."""
-        self._serialized = [_number_field(name, value) for name, value in self.fields.items()]
-        code = np.frombuffer(self.cubin, np.int8)
-        self._serialized.append(trt.PluginField(CUBIN, code, trt.PluginFieldType.CHAR))
+        """Return the fields from which the creator makes it again, with the kernel it holds."""
+        self._serialized = [number_field(name, value) for name, value in self.fields.items()]
+        self._serialized.append(bytes_field(CUBIN_DIGEST, self.digest))
+        if self.cubin is not None:
+            self._serialized.append(bytes_field(CUBIN, self.cubin))
         return trt.PluginFieldCollection(self._serialized)
 
     # While an engine runs
@@ -248,8 +269,18 @@ class StepPlugin(
 
     def _load(self) -> CudaModule:
         if self._module is None:
-            self._module = load_module(self.cubin, self._operation.kernels(self._key()))
+            self._module = load_module(self._kernel(), self._operation.kernels(self._key()))
         return self._module
+
+    def _kernel(self) -> bytes:
+        """Return the kernel. All plugins of an engine are made before one is attached."""
+        cubin = _cubins.get(self.digest) if self.cubin is None else self.cubin
+        if cubin is None:
+            raise EngineError(
+                f"{self.spec.name}: no plugin of the engine holds the kernel {self._key()};"
+                " build it again"
+            )
+        return cubin
 
     def _dims(
         self, inputs: Sequence[Any], outputs: Sequence[Any]
@@ -286,6 +317,9 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             trt.PluginField(name, np.empty(0), field_type)
             for name, (_, field_type) in field_types(spec).items()
         ]
+        self._fields.append(
+            trt.PluginField(HOLDS_KERNEL, np.empty(0), trt.PluginFieldType.INT32)
+        )
         self.field_names = trt.PluginFieldCollection(self._fields)
 
     @_records_and_raises
@@ -305,14 +339,30 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             values[name] = python_type(np.asarray(given[name].data).item())
         key = kernel_variant(self.spec, _sizes(values))
         if phase == trt.TensorRTPhase.RUNTIME:
-            if CUBIN not in given:
-                raise EngineError(
-                    f"{self.name}: the engine has no kernel in the field {CUBIN}; build it again"
-                )
-            return StepPlugin(self.spec, values, np.asarray(given[CUBIN].data).tobytes())
+            return StepPlugin(self.spec, values, *self._kernel_of_engine(given))
         if key not in self.cubins:
             raise EngineError(f"{self.name}: no kernel was compiled for {key}")
-        return StepPlugin(self.spec, values, self.cubins[key])
+        cubin = self.cubins[key]
+        holder = given.get(HOLDS_KERNEL)
+        holds = holder is None or bool(np.asarray(holder.data).item())
+        digest = _keep(cubin)
+        return StepPlugin(self.spec, values, digest, cubin if holds else None)
+
+    def _kernel_of_engine(self, given: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
+        """Return the hash of a plugin's kernel, and the kernel if this plugin holds it.
+
+        In engines of before 2026-12 every plugin does.
+        """
+        cubin = np.asarray(given[CUBIN].data).tobytes() if CUBIN in given else None
+        if cubin is not None:
+            digest = _keep(cubin)
+        elif CUBIN_DIGEST in given:
+            digest = np.asarray(given[CUBIN_DIGEST].data).tobytes()
+        else:
+            raise EngineError(
+                f"{self.name}: the engine has no kernel in the field {CUBIN}; build it again"
+            )
+        return digest, cubin
 
 
 def _known_sizes(shape: Any) -> list[int]:
@@ -320,24 +370,9 @@ def _known_sizes(shape: Any) -> list[int]:
     return [size.get_constant_value() if size.is_constant() else -1 for size in shape]
 
 
-def field_types(spec: OpSpec) -> dict[str, tuple[type, Any]]:
-    """Return the fields of an operator's node, its attributes and its kernel's sizes and types:
-    Python type and field type.
-    """
-    return {
-        name: (python_type, _FIELD_TYPES[python_type][1])
-        for name, python_type in spec.plugin_fields.items()
-    }
-
-
 def _sizes(fields: Mapping[str, int | float]) -> dict[str, int]:
     """Return the integers among a plugin's fields, the sizes and types of its kernel included."""
     return {name: value for name, value in fields.items() if isinstance(value, int)}
-
-
-def _number_field(name: str, value: int | float) -> Any:
-    dtype, field_type = _FIELD_TYPES[type(value)]
-    return trt.PluginField(name, np.array([value], dtype), field_type)
 
 
 _creators: dict[str, StepPluginCreator] = {}
