@@ -105,6 +105,17 @@ def test_entry_of_a_module_wins_over_groups(
     assert record.levelname == "WARNING"
 
 
+@pytest.mark.parametrize("source", ["hf_quant_config.json", "config_groups"])
+def test_mixed_precision_whose_layers_are_listed_elsewhere(source: str) -> None:
+    original, flat = quant_configs("nvfp4", MIXED, ())
+    del flat["quantized_layers"]
+    if source == "hf_quant_config.json":
+        del flat["config_groups"]
+    quantization = read(original if source == "hf_quant_config.json" else None, flat)
+    assert quantization.modules == MIXED
+    assert quantization.default is None
+
+
 def test_entry_of_a_module_beside_a_format_of_all() -> None:
     _, flat = quant_configs("fp8", None, ("lm_head",))
     flat["quantized_layers"] = {"lm_head": {"quant_algo": "W4A16_NVFP4", "group_size": None}}

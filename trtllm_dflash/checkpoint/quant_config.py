@@ -153,11 +153,10 @@ def _read_algo(reader: HfReader, source: str, *, excluded: str) -> Iterator[Stat
     algo = reader.read(str, "quant_algo", default=None)
     layers = reader.section("quantized_layers")
     modules = {name: _format_of_layer(layers, name) for name in layers.data} if layers else {}
-    if algo == _MIXED and not modules:
-        reader.fail(
-            "quantized_layers",
-            f"is missing, and quant_algo {_MIXED} needs it: no layer has a format.",
-        )
+    lacking = (
+        f"{reader.where}: {reader.prefix}quantized_layers is missing, and quant_algo {_MIXED}"
+        " needs it: no layer has a format."
+    )
     if modules:
         yield Statement(
             f"{source}'s quantized_layers",
@@ -169,6 +168,8 @@ def _read_algo(reader: HfReader, source: str, *, excluded: str) -> Iterator[Stat
         f"{source}'s quant_algo",
         Exactness.ALGO,
         default=None if algo in (_MIXED, None) else _format_of_algo(reader, algo),
+        is_complete=algo == _MIXED,
+        lacking=lacking if algo == _MIXED and not modules else None,
         excluded=_read_patterns(reader, excluded),
         kv_cache=_read_kv_cache(reader),
     )

@@ -33,7 +33,8 @@ class Statement:
     """One description: the format of all linears and of single `modules`, and what is excluded.
 
     `source` is for people. An `excluded` of None says nothing. `is_complete`: modules that are not
-    named have no format, whatever a less exact description says.
+    named have no format, whatever a less exact description says. `lacking`: the error if no
+    description names any.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Statement:
     kv_cache: str | None = None
     mxfp4: bool = False
     is_complete: bool = False
+    lacking: str | None = None
 
 
 def combine(statements: Sequence[Statement], where: str) -> Quantization:
@@ -54,6 +56,9 @@ def combine(statements: Sequence[Statement], where: str) -> Quantization:
     ordered = sorted(statements, key=lambda statement: statement.exactness)
     default = _combine_defaults(ordered, where)
     modules = _combine_modules(ordered, where)
+    lacking = next((row.lacking for row in ordered if row.lacking), None)
+    if lacking is not None and not modules:
+        raise ConfigError(lacking)
     excluded, doubtful = _combine_exclusions(ordered)
     listed = [row for row in ordered if row.exactness is Exactness.GROUPS and row.modules]
     if default is not None and listed and all(row.default is None for row in listed):
