@@ -316,7 +316,7 @@ def no_effect_warning(names: Iterable[str], temperature: str = "a temperature") 
 
 def _meant(name: str, known: Sequence[str]) -> str:
     """Return which known option a name of another library, or a misspelled one, may stand for."""
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name, known, n=1, cutoff=0.8)
     meant = _OTHER_NAMES.get(name) or (near[0] if near else None)
     return f" (did you mean {meant}?)" if meant else ""
 
