@@ -114,6 +114,7 @@ def test_engine_without_logits_says_what_to_build(built_engine: Path) -> None:
     assert engine.generate([[3]], max_tokens=1)
 
 
+@pytest.mark.slow
 def test_build_option(build_tiny: Callable[..., Path]) -> None:
     without = build_tiny(draft=False, gather_generation_logits=False)
     assert not EngineConfig.load(without).has_logits

@@ -329,7 +329,7 @@ def test_fakes_have_only_names_of_the_real_modules(open_gpu: Callable[..., Gpu])
     assert context.config.cuda_graph_strategy in trt.CudaGraphStrategy.__members__.values()
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_logprobs_are_the_cpu_sessions(
     open_gpu: Callable[..., Gpu], built_engine: Path, eager: bool
 ) -> None:

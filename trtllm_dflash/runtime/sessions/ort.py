@@ -238,6 +238,7 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace)
+    options.log_severity_level = 4  # its errors are raised, and then in ours
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry(
