@@ -32,7 +32,7 @@ class EqualInteractivity:
     """Throughput where every user gets the same, on the frontier of plain decoding.
 
     Plain decoding serves no user faster than alone. As interactivity nears that, the ratio of both
-    throughputs grows without a bound and means nothing, so it is not stated for a batch of 1.
+    throughputs grows without a bound. It means nothing for a batch of 1 and is not stated.
     """
 
     tokens_per_second_per_user: Annotated[float, "what one sequence gets"]
