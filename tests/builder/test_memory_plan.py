@@ -140,6 +140,15 @@ def test_such_steps_are_refused_before_the_build(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_step_too_large_to_compile_is_told_in_words() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from trtllm_dflash.builder.trt import memory_advice
+
+    errors = ["[x.cpp::f::1] Error Code 2: OutOfMemory (Requested size was 68990094848 bytes.)"]
+    assert "lower --max-batch-size, --max-seq-len or --max-num-tokens" in memory_advice(errors)
+    assert memory_advice(["another"]) == memory_advice([]) == ""
+
+
 def test_shared_memory_is_not_planned_whole() -> None:
     (spark,) = gpus_of("sm121")
     assert spark.memory_bytes == int(0.9 * 128e9)

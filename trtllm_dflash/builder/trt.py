@@ -185,6 +185,7 @@ class Compiler:
             errors = [*refusals, *self._log.errors]
             raise BuildError(
                 f"{self._flavor.title} could not compile the step for {names}:{_listed(errors)}"
+                f"{memory_advice(errors)}"
             )
         self._check_size(writer.written, archs)
         self._refuse(self._log.dropped_inputs())
@@ -221,6 +222,17 @@ def distinct_bytes(weights: Iterable[np.ndarray]) -> int:
 
 def _parser_error(error: Any) -> str:
     return f"{error.node_operator()} (node {error.node_name()}): {error.desc()}"
+
+
+def memory_advice(errors: Sequence[str]) -> str:
+    """Return what helps against a step whose intermediate results are too large, else ""."""
+    if not any("OutOfMemory" in error for error in errors):
+        return ""
+    return (
+        "\nThe intermediate results of a step are larger than its pool of memory. Leave"
+        " --no-plugins out, or lower --max-batch-size, --max-seq-len or --max-num-tokens;"
+        " --dry-run shows what a step needs"
+    )
 
 
 def _listed(messages: Sequence[str]) -> str:
