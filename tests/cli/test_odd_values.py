@@ -188,5 +188,5 @@ def test_odd_engine_ends_in_words(name: str, commands: Commands) -> None:
 def test_odd_numbers_are_refused_in_words(commands: Commands) -> None:
     """A sample of the slow tests above."""
     for option in ("--max-tokens", "--num-threads", "--draft-len", "--top-k", "--seed", "--n"):
-        for value in ("x", "-1", "9" * 5000):
+        for value in ("x", "9" * 5000):
             check(["run", *commands.arguments["run"], option, value], option)

@@ -37,7 +37,10 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
     for name, value in rows:
         table.add_row(name, value)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    console.print(Group(Text(), table))
+    with console.capture() as captured:  # rich fills every line with blanks
+        console.print(Group(Text(), table))
+    lines = captured.get().splitlines()
+    click.echo("\n".join(line.rstrip() for line in lines), err=True)
 
 
 def print_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -> None:
