@@ -70,8 +70,8 @@ def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:
 
 
 def _variant_of(node: ir.Node) -> KernelVariant:
-    numbers = {name: int(a.value) for name, a in node.attributes.items() if _int(a)}
-    return kernel_variant(OPS[node.op_type], numbers)
+    sizes = {name: int(a.value) for name, a in node.attributes.items() if _int(a)}
+    return kernel_variant(OPS[node.op_type], sizes)
 
 
 def kernel_variant(spec: OpSpec, sizes: Mapping[str, int]) -> KernelVariant:
