@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test test-all lint format docs bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,6 +77,18 @@ test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fr
 test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (15 minutes)
 	DFLASH_REQUIRE_ALL=1 $(PYTEST)
 
+.venv-oldest/.ready: pyproject.toml .ci/oldest.py
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python .ci/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable . \
+		'pytest>=8' 'pytest-xdist>=3.6' 'filelock>=3' 'hypothesis>=6'
+	@touch $@
+
+OLDEST := options catalog engine_dir tokenizing runtime cli builder estimate
+
+test-oldest: .venv-oldest/.ready  ## quick tests that need no torch, with the oldest dependencies that are allowed
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(OLDEST:%=tests/%)
+
 lint: .venv/.test  ## style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -117,4 +129,4 @@ bench-quantization: .venv/.test-all demo/target/config.json  ## what FP8 and NVF
 		--json examples/benchmark/quantization.json
 
 clean:  ## remove engines and environments
-	rm -rf demo .venv .venv-triton
+	rm -rf demo .venv .venv-triton .venv-oldest

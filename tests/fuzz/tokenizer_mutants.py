@@ -151,7 +151,7 @@ def _change(directory: Path, random: Random) -> None:
         path = directory / "tokenizer.json"
         try:
             change(path, {part: random.choice(_PIECES[part])})
-        except (OSError, ValueError):  # of an earlier change
+        except (OSError, ValueError, RecursionError):  # of an earlier change
             return
         return
     names = [name for name in _JSON_FILES if (directory / name).is_file()]
@@ -164,7 +164,7 @@ def _change(directory: Path, random: Random) -> None:
         path = directory / random.choice(names)
         try:
             path.write_bytes(_mutated_json(path.read_text("utf-8"), random))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return
 
 

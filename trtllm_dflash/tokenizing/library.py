@@ -69,7 +69,8 @@ class Library:
         """Return what the near side keeps, as plain types."""
         tokenizer = self._tokenizer
         templates = tokenizer.chat_template
-        names = sorted(templates) if isinstance(templates, dict) else []
+        names = self._template_names
+        is_chosen = not isinstance(templates, dict) or DEFAULT_TEMPLATE in names
         vocabulary = tokenizer.get_vocab()
         byte_tokens = {text: i for text, i in vocabulary.items() if text.startswith("<0x")}
         decoder = tokenizer.backend_tokenizer.decoder
@@ -78,7 +79,7 @@ class Library:
             "special_tokens": self.special_tokens(),
             "longest_token": max(map(len, vocabulary), default=1),
             "largest_id": max(vocabulary.values(), default=-1),
-            "has_chat_template": bool(templates) and (not names or DEFAULT_TEMPLATE in names),
+            "has_chat_template": bool(templates) and is_chosen,
             "template_names": names,
             "eos_token": eos,
             "eos_token_id": tokenizer.convert_tokens_to_ids(eos) if eos else None,
@@ -169,7 +170,9 @@ class Library:
     @property
     def _template_names(self) -> list[str]:
         templates = self._tokenizer.chat_template
-        return sorted(templates) if isinstance(templates, dict) else []
+        if not isinstance(templates, dict):
+            return []
+        return sorted(name for name in templates if isinstance(name, str))
 
     @cached_property
     def _known_options(self) -> set[str]:
