@@ -80,6 +80,10 @@ def test_downloads_and_disk_are_by_repository() -> None:
     assert texts["disk"].endswith("18.6 GB for the engine, 18.5 GB for the download")
     low, high = costs.memory_range()
     assert 1.4 * 18.5e9 < low < high < 2.2 * 18.5e9
+    seconds = costs.seconds_range()
+    assert seconds is not None
+    # 4 to 9 s a GB were measured.
+    assert seconds[0] < 4.5 * 18.6 + 10 < 9 * 18.6 < seconds[1]
 
 
 def test_what_was_not_measured_is_unknown() -> None:

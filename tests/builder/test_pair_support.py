@@ -118,6 +118,15 @@ def test_what_is_refused_is_not_fetched(
         pair_support.reject_unsupported_pair("Qwen3-8B", "qwen3.8-27b-dflash2")
 
 
+def test_a_refusal_names_the_hand_over() -> None:
+    words = "`dflash-trt export-trtllm --target Kimi-K2.5` writes what it needs"
+    with pytest.raises(BuildError, match=words):
+        pair_support.reject_unsupported_pair("Kimi-K2.5", None)
+    with pytest.raises(BuildError) as caught:
+        pair_support.reject_unsupported_pair("Qwen3.5-4B", None)
+    assert "export-trtllm" not in str(caught.value)
+
+
 def test_the_table_has_a_row_for_each_pair() -> None:
     lines = markdown_table(list_support()).splitlines()
     assert len(lines) == len(PAIRS) + 2

@@ -27,6 +27,7 @@ _BF16_BYTES = 2
 _GPU_BASE_BYTES, _GPU_COPIES = 700_000_000, (1.4, 2.0)
 # ONNX Runtime's: the largest tensor as it is converted.
 _CPU_BASE_BYTES, _CPU_COPIES = 200_000_000, 1
+_START_SECONDS = 3.0
 # Seconds a GB of the engine and seconds a layer, at best and at worst.
 _GPU_SECONDS = {True: ((4.0, 0.2), (10.0, 0.4)), False: ((4.0, 0.4), (10.0, 1.0))}
 
@@ -95,7 +96,7 @@ class HostCosts:
         layers = sum(model.config.num_layers for model in self.plan.models.checkpoints.values())
         gigabytes = self.plan.engine_bytes / 1e9
         low, high = (
-            each_gb * gigabytes + each_layer * layers
+            _START_SECONDS + each_gb * gigabytes + each_layer * layers
             for each_gb, each_layer in _GPU_SECONDS[resolved.plugins]
         )
         return low, high
@@ -177,4 +178,4 @@ def _largest_tensor(model: Checkpoint[Any]) -> int:
 
 
 def _duration(seconds: float) -> str:
-    return f"{max(seconds, 1):.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"

@@ -171,10 +171,15 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
     Raises:
         BuildError: with every reason.
     """
-    refusals = []
+    refusals, instead = [], ""
     pair = _catalog_pair(target, "target")
     if pair is not None:
         refusals += _try(_read_target, pair.target)[1]
+        if pair.handover:
+            instead = (
+                f"; {pair.handover}: `dflash-trt export-trtllm --target {pair.name}` writes what it"
+                " needs"
+            )
     pair = _catalog_pair(drafter, "drafter")
     if pair is not None:
         refusals += _try(_read_drafter, pair.drafter)[1]
@@ -183,7 +188,7 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
         raise BuildError(
             "nothing was fetched, since this version cannot build it by what is published of its"
             f" config.json:{reasons}\n`dflash-trt list` shows the pairs that can be built; files"
-            " that differ can be given as directories"
+            f" that differ can be given as directories{instead}"
         )
 
 
