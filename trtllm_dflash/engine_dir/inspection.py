@@ -57,11 +57,11 @@ class Inspection:
             ("other versions here", self.version_differences),
             ("check", self.differences or ["every file is what the build wrote"]),
         ]
-        return [
-            (_printable(title), [_printable(line) for line in lines])
-            for title, lines in sections
-            if lines
-        ]
+        found = []
+        for title, lines in sections:
+            if lines:
+                found.append((_printable(title), list(map(_printable, lines))))
+        return found
 
     def _config_tables(self) -> tuple[list[str], list[str]]:
         if not self.config:
