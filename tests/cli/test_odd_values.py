@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from trtllm_dflash.cli import COMMANDS, main
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 ESTIMATE = "profile --estimate"
 NUMBERS = (
@@ -120,8 +122,22 @@ def commands(
     monkeypatch.setattr("trtllm_dflash.profile.profiler.plain_engine", stop)
     monkeypatch.setattr("trtllm_dflash.evaluate.evaluator.score", stop)
     monkeypatch.setattr("trtllm_dflash.quantize.pipeline._quantize_into", stop)
-    monkeypatch.setattr("trtllm_dflash.runtime.engine.Engine.stream", stop)
+    monkeypatch.setattr("trtllm_dflash.runtime.engine.Scheduler", stop)
+    monkeypatch.setattr(Engine, "load", remembering(Engine.load))
+    monkeypatch.setattr(Tokenizer, "of_engine", remembering(Tokenizer.of_engine))
     return Commands(engines, make_target("llama", tokenizer=True), tmp_path)
+
+
+def remembering(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that makes one thing for each first argument, which saves minutes."""
+    made: dict[str, Any] = {}
+
+    def get(path: Any, *rest: Any, **options: Any) -> Any:
+        if str(path) not in made:
+            made[str(path)] = make(path, *rest, **options)
+        return made[str(path)]
+
+    return get
 
 
 def odd_values(parameter: click.Parameter) -> Iterator[str]:
