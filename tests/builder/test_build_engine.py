@@ -115,6 +115,7 @@ def test_config_json_has_the_sizes_and_the_io_table(
         cache_len=128,
         block_size=4,
         ring_width=sizes["max_num_tokens"],
+        gather_logits=True,
     )
     assert data["io"] == [json.loads(json.dumps(tensor.to_json())) for tensor in tensors]
 
