@@ -215,7 +215,6 @@ def test_eval_passes_against_the_same_engine(run_eval: Evaluate, engine: Path) -
         ),
         (("--text-tokens", "1"), "--text-tokens is 1, expected an integer of at least 2"),
         (("--max-tokens", "1"), "--max-tokens is 1, expected an integer of at least 2"),
-        (("--raw",), "--raw is for --prompts FILE"),
         (
             ("--json", "nowhere/report.json"),
             "--json nowhere/report.json: there is no folder nowhere",
@@ -232,6 +231,13 @@ def test_eval_refuses_senseless_options(
     result = run_eval(engine, *options)
     assert result.exit_code == 2
     assert f"error: {message}" in result.stderr
+
+
+def test_eval_says_that_a_text_has_no_chat_format(run_eval: Evaluate, engine: Path) -> None:
+    options = ("--text-tokens", "40", "--raw")
+    result = run_eval(engine, *options)
+    assert result.exit_code == 0, result.output
+    assert "warning: --raw: no effect without --prompts or --messages" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,10 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     files = take(ResultFile, options)
     without_prompts = ["--raw"] * source.raw + source.given_chat_options
     if without_prompts and source.source is None:
-        raise UsageError(
-            f"{without_prompts[0]} is for --prompts FILE; a text is always read as it is"
+        click.echo(
+            f"warning: {', '.join(without_prompts)}: no effect without --prompts or --messages;"
+            " a text is always read as it is",
+            err=True,
         )
     config = EvaluateConfig(engine, **options)
     check_outputs(
