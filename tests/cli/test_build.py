@@ -51,7 +51,8 @@ def test_build_options_are_the_fields() -> None:
     for field in dataclasses.fields(BuildConfig):
         option = options[field.name]
         assert option.opts == [f"--{field.name.replace('_', '-')}"]
-        assert option.secondary_opts == (["--no-plugins"] if field.name == "plugins" else [])
+        is_switch = field.name in ("plugins", "gather_generation_logits")
+        assert option.secondary_opts == ([option.opts[0].replace("--", "--no-", 1)] * is_switch)
         assert option.help == field.metadata["help"]
         has_default = field.default is not dataclasses.MISSING
         assert option.required == (not has_default and field.name != "output_dir")

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime import tiny_tokenizer as tiny
 from tests.tokenizing.process_table import pid_of
 from tests.tokenizing.tokenizer_files import write
-from trtllm_dflash.errors import EngineError, UsageError
+from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.runtime.text import tokenizer as module
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.tokenizing import limits
@@ -138,10 +138,17 @@ def test_errors_of_foreign_code_are_printable(tmp_path: Path) -> None:
     assert len(raised.value.problem) < 1000
 
 
-@pytest.mark.parametrize("ids", [[-1], [1 << 40], [97, 1 << 70]])
-def test_ids_that_no_tokenizer_has(tmp_path: Path, ids: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([-1], "token_ids is -1, expected an integer of at least 0"),
+        ([1 << 40], "the tokenizer cannot decode this: OverflowError"),
+        ([97, 1 << 70], "the tokenizer cannot decode this: OverflowError"),
+    ],
+)
+def test_ids_that_no_tokenizer_has(tmp_path: Path, ids: list[int], words: str) -> None:
     tokenizer = Tokenizer(tiny.write_byte_level(tmp_path))
-    with pytest.raises(EngineError, match="the tokenizer cannot decode this: OverflowError"):
+    with pytest.raises(DFlashError, match=words):
         tokenizer.decode(ids)
     assert tokenizer.decode([97]) == "a"
 
