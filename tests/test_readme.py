@@ -176,7 +176,14 @@ def test_docs_commands_run(page: str, place: Path) -> None:
 
 
 @pytest.mark.demo
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow)
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
 def test_python_runs(page: str, place: Path) -> None:
     for block in blocks(page, "python"):
         done = subprocess.run(

@@ -51,6 +51,7 @@ def _chi_square(counts: Counter[int], expected: np.ndarray) -> tuple[float, floa
     return statistic, freedom + SIGMAS * np.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 def test_first_three_tokens(engine: EngineFactory) -> None:
     """The first token comes from the prompt's step, the next two from drafts or the bonus."""
     generations = engine(TARGET, DRAFTER).generate(
