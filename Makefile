@@ -84,7 +84,7 @@ test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (15 min
 		'pytest>=8' 'pytest-xdist>=3.6' 'filelock>=3' 'hypothesis>=6'
 	@touch $@
 
-OLDEST := options catalog engine_dir tokenizing runtime cli builder estimate
+OLDEST := atomic options catalog engine_dir tokenizing runtime cli builder estimate
 
 test-oldest: .venv-oldest/.ready  ## quick tests that need no torch, with the oldest dependencies that are allowed
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(OLDEST:%=tests/%)

@@ -21,6 +21,7 @@ import pytest
 
 from tests.fixtures.engines import build_here
 from tests.fixtures.tiny_models import write_safetensors
+from trtllm_dflash.atomic.work_folder import LOCK_FILE
 from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.summary import summary_rows
@@ -28,7 +29,6 @@ from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import step_io
-from trtllm_dflash.engine_dir.work_folder import LOCK_FILE
 from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
 from trtllm_dflash.options.build import BuildConfig
 

@@ -13,6 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.atomic.output_directory import (
+    atomic_directory,
+    check_space,
+    write_error,
+)
+from trtllm_dflash.atomic.work_folder import keep_only, work_folder
 from trtllm_dflash.builder.host_costs import HostCosts
 from trtllm_dflash.builder.job import BuildRequest
 from trtllm_dflash.builder.memory_plan import MemoryPlan
@@ -23,16 +29,9 @@ from trtllm_dflash.builder.text_settings import decide_text_settings
 from trtllm_dflash.builder.worker_process import run_worker
 from trtllm_dflash.checkpoint.locate import honouring_allow_links
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import (
-    atomic_directory,
-    check_output,
-    check_space,
-    recognize_engine,
-    write_error,
-)
 from trtllm_dflash.engine_dir.config_writer import write_engine_files
 from trtllm_dflash.engine_dir.files import LOG_FILE, TOKENIZER_FILE
-from trtllm_dflash.engine_dir.work_folder import keep_only, work_folder
+from trtllm_dflash.engine_dir.replacing import check_output, recognize_engine
 from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS, require_buildable

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from trtllm_dflash.atomic.output_directory import check_space
 from trtllm_dflash.builder.host_costs import HostCosts, free_bytes, hub_cache, same_disk
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
@@ -16,7 +17,7 @@ from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.what_if import UNQUANTIZED
 from trtllm_dflash.catalog.gpus import GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.locate import honouring_allow_links
-from trtllm_dflash.engine_dir.atomic import check_output, check_space
+from trtllm_dflash.engine_dir.replacing import check_output
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import unbuildable_reason

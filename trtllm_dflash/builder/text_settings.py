@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trtllm_dflash.atomic.output_directory import write_error
+from trtllm_dflash.atomic.work_folder import work_folder
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import KnownDrafter
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
-from trtllm_dflash.engine_dir.atomic import write_error
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.engine_dir.stop_tokens import TurnEnd, missed_ends
-from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.log import Rows
 from trtllm_dflash.models.base import TargetConfig

@@ -19,14 +19,14 @@ from typing import Any
 import onnx_ir as ir
 
 from trtllm_dflash import log
+from trtllm_dflash.atomic.output_directory import write_error
+from trtllm_dflash.atomic.work_folder import abandon
 from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.finite import check_finite_with_progress
 from trtllm_dflash.checkpoint.locate import following_links
-from trtllm_dflash.engine_dir.atomic import write_error
 from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
-from trtllm_dflash.engine_dir.work_folder import abandon
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.hardware.archs import ARCHS

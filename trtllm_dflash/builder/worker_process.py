@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash import errors
+from trtllm_dflash.atomic.work_folder import work_folder
 from trtllm_dflash.builder.job import BuildRequest
-from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.log import Progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from trtllm_dflash.engine_dir.atomic_file import (
+from trtllm_dflash.atomic.whole_file import (
     FileState,
     file_state,
     write_beside,

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtllm_dflash.engine_dir.atomic_file import write_whole
+from trtllm_dflash.atomic.whole_file import write_whole
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.profile.curve import Curve
 from trtllm_dflash.profile.curve_plot import throughput_against_interactivity

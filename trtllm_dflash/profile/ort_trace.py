@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_dflash.atomic.work_folder import work_folder
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.profile.kernel_layers import KERNEL_SUFFIX, PARTS, layer_times, layers_of
 from trtllm_dflash.profile.result import StepBreakdown

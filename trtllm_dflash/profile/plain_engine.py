@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trtllm_dflash.atomic.work_folder import work_folder
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.work_folder import work_folder
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.options.build import FP8_CACHE, BuildConfig

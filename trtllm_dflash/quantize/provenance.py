@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import check_output_dir, check_replaceable
+from trtllm_dflash.atomic.output_directory import check_output_dir, check_replaceable
+from trtllm_dflash.atomic.swap import Written, files_below
 from trtllm_dflash.engine_dir.manifest import file_digest, file_entry
-from trtllm_dflash.engine_dir.swap import Written, files_below
 from trtllm_dflash.errors import QuantizeError
 
 RECORD_FILE = "dflash_quantize.json"

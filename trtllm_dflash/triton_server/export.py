@@ -6,16 +6,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.atomic import (
+from trtllm_dflash.atomic.output_directory import (
     atomic_directory,
     check_output_dir,
     check_replaceable,
-    recognize_engine,
 )
+from trtllm_dflash.atomic.swap import Written
+from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MANIFEST_FILE, TOKENIZER_FILE
-from trtllm_dflash.engine_dir.swap import Written
+from trtllm_dflash.engine_dir.replacing import recognize_engine
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer

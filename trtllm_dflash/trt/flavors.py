@@ -7,12 +7,12 @@ All other code is shared, and tests/trt type-checks it against the bindings of b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trtllm_dflash.atomic.whole_file import write_whole
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.trt.loader import import_tensorrt
 
@@ -199,10 +199,7 @@ def _write_timings(path: Path, timings: Any) -> None:
             f"--timing-cache {path}: TensorRT has returned no timings, so the file stays as it was."
             " Build without the option"
         )
-    fresh = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
-        fresh.write_bytes(data)
-        fresh.replace(path)
+        write_whole(path, data)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise BuildError(f"--timing-cache {path}: cannot be written: {error}") from error

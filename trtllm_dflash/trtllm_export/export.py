@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_dflash.engine_dir.atomic import (
+from trtllm_dflash.atomic.output_directory import (
     atomic_directory,
     check_output_dir,
     check_replaceable,
 )
+from trtllm_dflash.atomic.swap import Written
 from trtllm_dflash.engine_dir.manifest import file_digest
-from trtllm_dflash.engine_dir.swap import Written
 from trtllm_dflash.errors import BuildError, EngineError, UsageError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.trtllm_export import TrtllmExportConfig

@@ -17,11 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.file_lock import LockedError, existing_lock, file_lock
-from trtllm_dflash.engine_dir.files import MANIFEST_FILE
-from trtllm_dflash.engine_dir.swap import Written, delete_files, files_below, swap
-from trtllm_dflash.engine_dir.work_folder import remove_leftovers, work_folder
+from trtllm_dflash.atomic.file_lock import LockedError, existing_lock, file_lock
+from trtllm_dflash.atomic.swap import Written, delete_files, files_below, swap
+from trtllm_dflash.atomic.work_folder import remove_leftovers, work_folder
 from trtllm_dflash.errors import BuildError, DFlashError, UsageError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.termination import termination_as_exit
@@ -140,30 +138,6 @@ def check_creatable(option: str, directory: Path) -> None:
 def _existing(path: Path) -> Path:
     """Return the path itself, or the nearest one above it that exists."""
     return next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
-
-
-def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Check that an engine can be written to `directory`.
-
-    With `overwrite` it may hold an engine, and no file that a build has not written.
-
-    Raises:
-        UsageError: saying what is in the way.
-    """
-    if not check_output_dir(directory, overwrite=overwrite, what="an engine"):
-        check_replaceable(directory, recognize_engine, what="an engine")
-
-
-def recognize_engine(directory: Path) -> Written:
-    """Return what a build wrote into an engine directory.
-
-    Raises:
-        EngineError: if it has no manifest that this version can read.
-    """
-    listed = manifest.load(directory).get("files")
-    names = listed.keys() if isinstance(listed, dict) else ()
-    identity = manifest.file_digest(directory / MANIFEST_FILE)
-    return Written(identity, frozenset({MANIFEST_FILE, *names}))
 
 
 def check_replaceable(directory: Path, recognize: Recognize, *, what: str) -> Written:

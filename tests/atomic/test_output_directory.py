@@ -15,8 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from trtllm_dflash.engine_dir import atomic, manifest, swap
-from trtllm_dflash.engine_dir.work_folder import LOCK_FILE, work_folder
+from trtllm_dflash.atomic import swap
+from trtllm_dflash.atomic.output_directory import (
+    atomic_directory,
+    check_output_dir,
+    check_space,
+)
+from trtllm_dflash.atomic.work_folder import LOCK_FILE, work_folder
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.replacing import check_output, recognize_engine
 from trtllm_dflash.errors import BuildError, UsageError
 
 
@@ -28,7 +35,7 @@ def _engine(directory: Path, text: str = "old") -> Path:
 
 
 def _replacing(engine: Path) -> AbstractContextManager[Path]:
-    return atomic.atomic_directory(engine, replaces=atomic.recognize_engine)
+    return atomic_directory(engine, replaces=recognize_engine)
 
 
 def _names(directory: Path) -> set[str]:
@@ -36,7 +43,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def test_a_block_that_succeeds_leaves_the_directory_alone(tmp_path: Path) -> None:
-    with atomic.atomic_directory(tmp_path / "a" / "engine") as directory:
+    with atomic_directory(tmp_path / "a" / "engine") as directory:
         (directory / "file").write_text("x")
         assert not (tmp_path / "a" / "engine").exists()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["engine"]
@@ -48,7 +55,7 @@ def test_a_block_that_fails_leaves_nothing_not_even_parents(
     tmp_path: Path, failure: type[BaseException]
 ) -> None:
     def fail() -> None:
-        with atomic.atomic_directory(tmp_path / "a" / "b" / "engine") as directory:
+        with atomic_directory(tmp_path / "a" / "b" / "engine") as directory:
             (directory / "sub").mkdir()
             raise failure
 
@@ -59,7 +66,10 @@ def test_a_block_that_fails_leaves_nothing_not_even_parents(
 
 def test_sigterm_is_a_failure_of_the_block(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, atomic.atomic_directory(tmp_path / "engine"):
+    with (
+        pytest.raises(SystemExit) as caught,
+        atomic_directory(tmp_path / "engine"),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.code == 143
     assert not list(tmp_path.iterdir())
@@ -77,12 +87,15 @@ def test_an_engine_is_replaced_in_one_moment(tmp_path: Path) -> None:
 
 def test_sighup_ends_a_block_unless_it_was_ignored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGHUP)
-    with pytest.raises(SystemExit) as caught, atomic.atomic_directory(tmp_path / "engine"):
+    with (
+        pytest.raises(SystemExit) as caught,
+        atomic_directory(tmp_path / "engine"),
+    ):
         os.kill(os.getpid(), signal.SIGHUP)
     assert caught.value.code == 129
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with atomic.atomic_directory(tmp_path / "engine"):
+        with atomic_directory(tmp_path / "engine"):
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -114,7 +127,7 @@ def test_what_appears_during_the_block_is_not_touched(tmp_path: Path, what: str)
     theirs.mkdir()
 
     def make() -> None:
-        with atomic.atomic_directory(output) as directory:
+        with atomic_directory(output) as directory:
             (directory / "config.json").touch()
             if what == "a directory":
                 output.mkdir()
@@ -191,11 +204,14 @@ def test_a_manifest_can_list_no_file_elsewhere(tmp_path: Path) -> None:
 def test_the_second_writer_of_an_output_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "engine"
     words = r"--output-dir .*engine: another build writes there; wait until"
-    with atomic.atomic_directory(output), atomic.atomic_directory(tmp_path / "other"):
+    with (
+        atomic_directory(output),
+        atomic_directory(tmp_path / "other"),
+    ):
         with pytest.raises(UsageError, match=words):
-            atomic.check_output(output, overwrite=False)
+            check_output(output, overwrite=False)
         with pytest.raises(UsageError, match=words):
-            atomic.atomic_directory(output).__enter__()
+            atomic_directory(output).__enter__()
     assert _names(tmp_path) == {"engine", "other"}
 
 
@@ -211,7 +227,7 @@ def test_leftovers_are_removed_and_look_alikes_are_named(
     for folder in (dead, other):
         (folder / LOCK_FILE).touch()
     (tmp_path / ".engine.building-empty").mkdir()
-    with atomic.atomic_directory(tmp_path / "engine"):
+    with atomic_directory(tmp_path / "engine"):
         pass
     assert _names(tmp_path) == {"engine", mine.name, other.name}
     assert re.search(r"removed .*building-dead \(5.0 kB\), which a killed command", caplog.text)
@@ -227,11 +243,11 @@ def test_a_work_folder_of_the_living_is_left_alone(tmp_path: Path) -> None:
 
 def test_long_names_and_names_that_are_no_text(tmp_path: Path) -> None:
     for name in ("x" * 255, os.fsdecode(b"caf\xe9"), "\n", "a b:c"):
-        with atomic.atomic_directory(tmp_path / name) as directory:
+        with atomic_directory(tmp_path / name) as directory:
             (directory / "config.json").touch()
         assert _names(tmp_path / name) == {"config.json"}
     with pytest.raises(UsageError, match="File name too long; give another"):
-        atomic.check_output(tmp_path / ("x" * 256), overwrite=False)
+        check_output(tmp_path / ("x" * 256), overwrite=False)
 
 
 def test_a_place_that_cannot_be_renamed_is_refused_first(
@@ -244,11 +260,11 @@ def test_a_place_that_cannot_be_renamed_is_refused_first(
         (Path("/"), "is not empty"),
     ):
         with pytest.raises(UsageError, match=words):
-            atomic.check_output(output, overwrite=False)
+            check_output(output, overwrite=False)
     monkeypatch.setattr(Path, "is_mount", lambda _: True)
     (tmp_path / "volume").mkdir()
     with pytest.raises(UsageError, match="volume is a mount point, and the output appears by"):
-        atomic.check_output(tmp_path / "volume", overwrite=False)
+        check_output(tmp_path / "volume", overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +277,10 @@ def test_a_place_that_cannot_be_renamed_is_refused_first(
     ],
 )
 def test_a_write_that_fails_is_told_in_words(tmp_path: Path, number: int, words: str) -> None:
-    with pytest.raises(BuildError, match=words), atomic.atomic_directory(tmp_path / "engine"):
+    with (
+        pytest.raises(BuildError, match=words),
+        atomic_directory(tmp_path / "engine"),
+    ):
         raise OSError(number, os.strerror(number), "half")
     assert not list(tmp_path.iterdir())
 
@@ -270,7 +289,7 @@ def test_a_copy_that_fails_is_told_in_words(tmp_path: Path) -> None:
     why = f"[Errno 28] {os.strerror(errno.ENOSPC)}: 'a' -> 'b'"
     with (
         pytest.raises(BuildError, match=r"engine was not written: the disk of .* is full$"),
-        atomic.atomic_directory(tmp_path / "engine"),
+        atomic_directory(tmp_path / "engine"),
     ):
         raise shutil.Error([("a", "b", why)])
 
@@ -284,7 +303,7 @@ def test_a_clean_up_that_fails_hides_nothing(
     monkeypatch.setattr(shutil, "rmtree", fail)
 
     def make() -> None:
-        with atomic.atomic_directory(tmp_path / "a" / "engine"):
+        with atomic_directory(tmp_path / "a" / "engine"):
             (tmp_path / "a" / "theirs").touch()
             raise ValueError("the first error")
 
@@ -294,8 +313,8 @@ def test_a_clean_up_that_fails_hides_nothing(
 
 
 def test_an_empty_or_new_output_is_accepted(tmp_path: Path) -> None:
-    atomic.check_output(tmp_path, overwrite=False)
-    atomic.check_output(tmp_path / "new", overwrite=False)
+    check_output(tmp_path, overwrite=False)
+    check_output(tmp_path / "new", overwrite=False)
 
 
 def test_a_file_as_output_is_refused(tmp_path: Path) -> None:
@@ -303,7 +322,7 @@ def test_a_file_as_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"--output-dir .*file is a file; give the name of a directory"
     ):
-        atomic.check_output(tmp_path / "file", overwrite=True)
+        check_output(tmp_path / "file", overwrite=True)
 
 
 def test_a_place_where_no_directory_can_be_made_is_refused(
@@ -315,12 +334,12 @@ def test_a_place_where_no_directory_can_be_made_is_refused(
             UsageError,
             match=rf"--output-dir {output}: .*/file is a file, and nothing can be in it",
         ):
-            atomic.check_output(output, overwrite=False)
+            check_output(output, overwrite=False)
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
     with pytest.raises(
         UsageError, match=rf"new/engine: {tmp_path} may not be written; give another"
     ):
-        atomic.check_output(tmp_path / "new" / "engine", overwrite=False)
+        check_output(tmp_path / "new" / "engine", overwrite=False)
 
 
 def test_a_file_system_that_takes_nothing_is_one_clear_error() -> None:
@@ -328,13 +347,13 @@ def test_a_file_system_that_takes_nothing_is_one_clear_error() -> None:
     with pytest.raises(
         UsageError, match=r"/proc/engine: no directory can be made there \(.*\); give another"
     ):
-        atomic.atomic_directory(Path("/proc/engine")).__enter__()
+        atomic_directory(Path("/proc/engine")).__enter__()
 
 
 def test_the_advice_is_the_commands_own(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"is not empty; give another$"):
-        atomic.check_output_dir(tmp_path)
+        check_output_dir(tmp_path)
 
 
 def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:
@@ -343,8 +362,8 @@ def test_a_full_output_is_refused_without_overwrite(tmp_path: Path) -> None:
         UsageError,
         match=r"engine is not empty; give another, or --overwrite to replace an engine",
     ):
-        atomic.check_output(engine, overwrite=False)
-    atomic.check_output(engine, overwrite=True)
+        check_output(engine, overwrite=False)
+    check_output(engine, overwrite=True)
 
 
 def test_overwrite_refuses_a_directory_that_is_no_engine(tmp_path: Path) -> None:
@@ -353,7 +372,7 @@ def test_overwrite_refuses_a_directory_that_is_no_engine(tmp_path: Path) -> None
         UsageError,
         match=r"--overwrite replaces an engine, and nothing else is ever deleted: .* no manifest",
     ):
-        atomic.check_output(tmp_path, overwrite=True)
+        check_output(tmp_path, overwrite=True)
 
 
 def test_overwrite_refuses_an_engine_among_other_files(tmp_path: Path) -> None:
@@ -363,7 +382,7 @@ def test_overwrite_refuses_an_engine_among_other_files(tmp_path: Path) -> None:
         UsageError,
         match=r"engine also holds files that do not belong to it: thesis.tex. Move them away",
     ):
-        atomic.check_output(engine, overwrite=True)
+        check_output(engine, overwrite=True)
 
 
 def test_a_disk_that_is_too_small_is_refused_with_both_numbers(
@@ -375,4 +394,4 @@ def test_a_disk_that_is_too_small_is_refused_with_both_numbers(
         BuildError,
         match=r"needs about 1.0 MB, and the disk of .* has 5.0 kB free; give another --output",
     ):
-        atomic.check_space(tmp_path / "not" / "yet", 1_000_000)
+        check_space(tmp_path / "not" / "yet", 1_000_000)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from trtllm_dflash.engine_dir.file_lock import existing_lock, file_lock
+from trtllm_dflash.atomic.file_lock import existing_lock, file_lock
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.log import human_bytes
 
