@@ -7,13 +7,13 @@ from typing import Any
 
 from trtllm_dflash.builder.pair_support import published_drafter, published_target
 from trtllm_dflash.catalog.pairs import Role, pair_of, unknown_name_message
+from trtllm_dflash.checkpoint.actual_quantization import settle_quantization
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.index import has_weights_in, read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quant_config import read_quantization
-from trtllm_dflash.checkpoint.settle import settle_quantization
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig

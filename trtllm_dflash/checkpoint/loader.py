@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from trtllm_dflash.checkpoint.actual_quantization import settle_quantization
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
@@ -39,7 +40,6 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
-from trtllm_dflash.checkpoint.settle import settle_quantization
 from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
 from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError

@@ -9,7 +9,7 @@ import click
 
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import FORMATS
-from trtllm_dflash.cli.engine_folders import default_output_dir
+from trtllm_dflash.cli.default_engine import default_output_dir
 from trtllm_dflash.cli.options import options_from
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtllm_dflash.cli.live_answer import print_live
 from trtllm_dflash.cli.run_summary import print_summary
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.runtime.outputs import Generation, Timings
+from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
 
 if TYPE_CHECKING:
     from trtllm_dflash.runtime.engine import Engine
@@ -127,7 +128,8 @@ class _Conversation:
         options = {"max_tokens": max(1, room), **self._sampling}
         stream = self._engine.stream([input_ids], **options)
         with stream, _interrupts() as interrupt:
-            text = _print(stream, interrupt, show_reasoning=self._show_reasoning)
+            chunks = _until_pressed(stream, interrupt)
+            text = print_live(chunks, show_reasoning=self._show_reasoning)
         self._width = stream.width
         self._count(stream)
         answer = stream.finished.get(0)
@@ -200,20 +202,9 @@ def _interrupts() -> Iterator[_Interrupt]:
         signal.signal(signal.SIGINT, before)
 
 
-def _print(stream: Stream, interrupt: _Interrupt, *, show_reasoning: bool) -> str:
-    """Print an answer as it comes, until it ends or is interrupted; return its text."""
-    text = ""
-    reasons = False
+def _until_pressed(stream: Stream, interrupt: _Interrupt) -> Iterator[Chunk]:
+    """Yield the chunks of a stream; none follows once Ctrl-C was pressed."""
     for chunk in stream:
-        if show_reasoning and chunk.reasoning:
-            click.secho(chunk.reasoning, nl=False, dim=True)
-            reasons = True
-        if chunk.text and reasons:
-            click.echo("\n")
-            reasons = False
-        click.echo(chunk.text, nl=False)
-        text += chunk.text
+        yield chunk
         if interrupt.pressed:
-            break
-    click.echo()
-    return text
+            return

@@ -72,7 +72,7 @@ def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **option
 
 def _engine_and_prompt(engine: Path | None, prompt: str | None) -> tuple[Path, str | None]:
     """Return the engine and the prompt; a single argument with blanks is a prompt, if no path."""
-    from trtllm_dflash.cli.engine_folders import find_engine
+    from trtllm_dflash.cli.default_engine import find_engine
 
     if engine is not None and prompt is None and len(str(engine).split()) > 1:
         with suppress(OSError):  # a name that is too long exists nowhere
@@ -148,6 +148,7 @@ def _answer(
     engine: Engine, lines: Sequence[PromptLine], config: RunConfig, sampling: dict[str, Any]
 ) -> None:
     """Answer the prompts, on the terminal or into a file, and print the summary."""
+    from trtllm_dflash.cli.live_answer import ids_of, print_live, text_of
     from trtllm_dflash.cli.run_summary import print_logprobs, print_summary
 
     with (
@@ -158,7 +159,8 @@ def _answer(
         if file is not None:
             _write(lines, stream, file, sampling["n"])
         elif count == 1:
-            _print_as_it_comes(engine, stream, show_reasoning=config.show_reasoning)
+            show = ids_of if engine.tokenizer is None else text_of
+            print_live(stream, show_reasoning=config.show_reasoning, show=show)
         else:
             _print_in_order(engine, lines, stream, config, sampling["n"])
         answers = stream.generations()
@@ -213,26 +215,6 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
     finally:
         with suppress(OSError):  # each answer was flushed, and a failure then was told
             file.close()
-
-
-def _print_as_it_comes(engine: Engine, stream: Stream, *, show_reasoning: bool) -> str:
-    """Print the one answer of a stream; return its text."""
-    printed = ""
-    in_reasoning = False
-    for chunk in stream:
-        if show_reasoning and chunk.reasoning:
-            click.secho(chunk.reasoning, nl=False, dim=True)
-            in_reasoning = True
-        text = chunk.text
-        if engine.tokenizer is None:
-            text = "".join(f"{token} " for token in chunk.token_ids)
-        if text and in_reasoning:
-            click.echo("\n")
-            in_reasoning = False
-        click.echo(text, nl=False)
-        printed += text
-    click.echo()
-    return printed
 
 
 def _print_in_order(

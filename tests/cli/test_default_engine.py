@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from trtllm_dflash.cli import main
-from trtllm_dflash.cli.engine_folders import default_output_dir
+from trtllm_dflash.cli.default_engine import default_output_dir
 
 
 @pytest.mark.parametrize(

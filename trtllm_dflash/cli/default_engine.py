@@ -1,4 +1,4 @@
-"""Where engines are that nobody named: under engines/, else the demo's."""
+"""The engine that nobody named: where `build` puts one, and which one `run` takes."""
 
 from __future__ import annotations
 
