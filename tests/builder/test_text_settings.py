@@ -176,7 +176,7 @@ def test_template_options_of_the_user(tmp_path: Path) -> None:
     ):
         decide(tmp_path, chat_template_kwargs='{"thinking": false}')
     with pytest.raises(
-        UsageError, match=r"--chat-template-kwargs is '\[1\]', expected a JSON obj"
+        UsageError, match=r"--chat-template-kwargs is \[1\], expected a JSON obj"
     ):
         decide(tmp_path, chat_template_kwargs="[1]")
 

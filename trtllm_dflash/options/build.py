@@ -12,6 +12,7 @@ from trtllm_dflash.hardware.gpu_names import arch_named
 from trtllm_dflash.options.checks import parse_integers, parse_json_object
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
 from trtllm_dflash.options.resolved_build import ResolvedBuild
+from trtllm_dflash.options.shared import ALLOW_LINKS
 
 if TYPE_CHECKING:
     from trtllm_dflash.models.base import TargetConfig
@@ -133,13 +134,7 @@ class BuildConfig:
         ),
     )
 
-    allow_links: bool = field(
-        default=False,
-        metadata=cli_option(
-            "follow links in a checkpoint's directory that lead out of it; only for links of your"
-            " own making"
-        ),
-    )
+    allow_links: bool = field(default=False, metadata=ALLOW_LINKS)
 
     chat_template_kwargs: str | None = field(
         default=None,

@@ -131,9 +131,9 @@ def parse_json_object(name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is {shown(text)}, which is no JSON. {advice}") from error
+        raise UsageError(f"{name} {shown(text)} is not JSON ({error}). {advice}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{name} is {shown(text)}, expected a JSON object. {advice}")
+        raise UsageError(f"{name} is {shown(value)}, expected a JSON object. {advice}")
     return value
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_real
 from trtllm_dflash.options.fields import check_fields, cli_option, option_name
-from trtllm_dflash.options.generation import NUM_THREADS
+from trtllm_dflash.options.shared import NUM_THREADS
 
 _DIFFERENCES = ("min_top1", "max_kl", "max_perplexity_increase")
 LIMITS = ("min_acceptance_length", *_DIFFERENCES)

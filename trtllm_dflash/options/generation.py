@@ -11,13 +11,7 @@ from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import PromptOptions
 from trtllm_dflash.options.sampling import SamplingParams
-
-MAX_NUM_THREADS = 1024  # ONNX Runtime starts every one of them, however few the cores are
-NUM_THREADS = cli_option(
-    "threads of a CPU engine [default: DFLASH_NUM_THREADS, else all cores]",
-    low=1,
-    high=MAX_NUM_THREADS,
-)
+from trtllm_dflash.options.shared import NUM_THREADS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_integer, parse_integers
 from trtllm_dflash.options.fields import check_fields, cli_option
-from trtllm_dflash.options.generation import NUM_THREADS
 from trtllm_dflash.options.prompt_options import ResultFile
 from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.options.shared import NUM_THREADS
 
 EXTERNAL_SYSTEMS = ("reference", "hf")
 AGAINST = ("plain", *EXTERNAL_SYSTEMS)

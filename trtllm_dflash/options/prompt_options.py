@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.checks import parse_json_object
 from trtllm_dflash.options.fields import cli_option, option_name
 
 
@@ -52,16 +51,7 @@ class ChatOptions:
         """Return the template options that are given."""
         if self.chat_template_kwargs is None:
             return {}
-        name = "--chat-template-kwargs"
-        expected = 'expected a JSON object, as {"enable_thinking": false}.'
-        try:
-            options = json.loads(self.chat_template_kwargs)
-        except (ValueError, RecursionError) as error:
-            given = shown(self.chat_template_kwargs)
-            raise UsageError(f"{name} {given} is not JSON ({error}): {expected}") from error
-        if not isinstance(options, dict):
-            raise UsageError(f"{name} is {shown(options)}, {expected}")
-        return options
+        return parse_json_object("--chat-template-kwargs", self.chat_template_kwargs)
 
     @property
     def given_chat_options(self) -> list[str]:

@@ -9,6 +9,7 @@ from trtllm_dflash.checkpoint.formats import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import ChatOptions
+from trtllm_dflash.options.shared import ALLOW_LINKS
 
 KV_CACHE_DTYPES = ("fp8",)
 KEEP_WEIGHTS = "none"
@@ -81,13 +82,7 @@ class QuantizeConfig(ChatOptions):
         metadata=cli_option("where to compute; auto: the GPU if there is one", choices=DEVICES),
     )
 
-    allow_links: bool = field(
-        default=False,
-        metadata=cli_option(
-            "follow links in a checkpoint's directory that lead out of it; only for links of your"
-            " own making"
-        ),
-    )
+    allow_links: bool = field(default=False, metadata=ALLOW_LINKS)
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""

@@ -26,17 +26,21 @@ MAX_STOP_WORD_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 1024
 _MAX_SEEDS = 2**20
 # What other libraries call our options.
-_OTHER_NAMES = {
-    "stop": "stop_words",
-    "stop_strings": "stop_words",
-    "eos_token_id": "stop_token_ids",
-    "end_id": "stop_token_ids",
-    "random_seed": "seed",
-    "do_sample": "temperature",
-    "num_return_sequences": "n",
+OTHER_NAMES = {
     "best_of": "n",
+    "do_sample": "temperature",
+    "end_id": "stop_token_ids",
+    "eos_token_id": "stop_token_ids",
     "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
+    "num_return_sequences": "n",
+    "random_seed": "seed",
+    "sampling_seed": "seed",
+    "stop": "stop_words",
+    "stop_sequences": "stop_words",
+    "stop_strings": "stop_words",
+    "top_logprobs": "logprobs",
 }
 
 
@@ -317,7 +321,7 @@ def no_effect_warning(names: Iterable[str], temperature: str = "a temperature") 
 def _meant(name: str, known: Sequence[str]) -> str:
     """Return which known option a name of another library, or a misspelled one, may stand for."""
     near = get_close_matches(name, known, n=1, cutoff=0.8)
-    meant = _OTHER_NAMES.get(name) or (near[0] if near else None)
+    meant = OTHER_NAMES.get(name) or (near[0] if near else None)
     return f" (did you mean {meant}?)" if meant else ""
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.async_stream import AsyncStream, Room
-from trtllm_dflash.runtime.conversations import Conversation, encode_conversations
+from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
 from trtllm_dflash.runtime.preprocess import check_stop_words
 from trtllm_dflash.runtime.prompt_inputs import Prompt, as_prompts
+from trtllm_dflash.runtime.text.chat_messages import Messages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -101,7 +102,7 @@ class AsyncEngine:
 
     async def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
+        messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,

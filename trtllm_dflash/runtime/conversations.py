@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import as_list, shown
 from trtllm_dflash.runtime.prompt_inputs import MAX_PROMPTS
+from trtllm_dflash.runtime.text.chat_messages import Messages
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
-
-Conversation: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
 _EXPECTED = 'a list of {"role": …, "content": …}, or a list of such lists'
 
 
 def encode_conversations(
     tokenizer: Tokenizer | None,
-    messages: Conversation | Sequence[Conversation],
+    messages: Messages | Sequence[Messages],
     chat_template_kwargs: Mapping[str, Any] | None,
 ) -> list[list[int]]:
     """Return the token ids of one conversation, or of each in a list.

@@ -13,7 +13,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
-from trtllm_dflash.runtime.conversations import Conversation, encode_conversations
+from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
@@ -23,6 +23,7 @@ from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions.base import Session, check_runnable, open_session
 from trtllm_dflash.runtime.stream import Stream
 from trtllm_dflash.runtime.text.answer_text import AnswerTexts
+from trtllm_dflash.runtime.text.chat_messages import Messages
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Engine:
 
     def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
+        messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,

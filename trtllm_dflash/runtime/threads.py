@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trtllm_dflash.options.checks import check_integer, parse_integer
-from trtllm_dflash.options.generation import MAX_NUM_THREADS
+from trtllm_dflash.options.shared import MAX_NUM_THREADS
 
 VARIABLE = "DFLASH_NUM_THREADS"
 _TOPOLOGY = Path("/sys/devices/system/cpu")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.sampling import OTHER_NAMES
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, INPUTS, Field
 
 # What Triton adds by itself, and headers that a server forwards if it was told to.
@@ -21,24 +22,13 @@ _PREFIXES_OF_TRITON = ("triton_", "sequence_")
 _HEADERS = "accept authorization connection cookie forwarded from host origin referer te"
 _HEADERS += " traceparent tracestate trailer upgrade via"
 # Names of the same wish elsewhere, which look like no name of ours.
-_SYNONYMS = {
-    "best_of": "n",
-    "do_sample": "temperature",
+_SYNONYMS = OTHER_NAMES | {
     "echo": "exclude_input_in_output",
     "input": "text_input",
     "inputs": "text_input",
-    "max_completion_tokens": "max_tokens",
     "max_length": "max_tokens",
-    "max_output_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
     "num_beams": "beam_width",
-    "num_return_sequences": "n",
     "prompt": "text_input",
-    "sampling_seed": "seed",
-    "stop": "stop_words",
-    "stop_sequences": "stop_words",
-    "stop_strings": "stop_words",
-    "top_logprobs": "logprobs",
 }
 _EXPECTED: dict[str, tuple[Any, str]] = {
     "STRING": (str, "a text"),
@@ -76,11 +66,10 @@ def unknown_input(name: str) -> str:
 def nearest_input(name: str) -> str | None:
     """Return the input whose name is most like `name`, None if none is."""
     plain = _normalized(name)
-    if plain in _SYNONYMS:
-        synonym = _SYNONYMS[plain]
-        return synonym if synonym in ALL_INPUTS else None
     if plain in ALL_INPUTS:
         return plain
+    if plain in _SYNONYMS:
+        return _SYNONYMS[plain]
     found = get_close_matches(plain, ALL_INPUTS, n=1, cutoff=0.7)
     return found[0] if found else None
 

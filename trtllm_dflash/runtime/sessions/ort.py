@@ -253,9 +253,8 @@ def _load(path: Path, num_threads: int, trace: Path | None) -> Any:
             return ort.InferenceSession(
                 name, options, providers=["CPUExecutionProvider"], **once
             )
-    except (
-        Exception
-    ) as error:  # its own classes, and Python's for a graph whose names are no text
+    # Its own classes, and Python's for a graph whose names are no text.
+    except Exception as error:
         raise EngineError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load this graph ({error}). dflash-trt"
             " inspect shows whether the directory is intact; if it is, build it again with what is"
