@@ -220,10 +220,10 @@ def atomic_directory(directory: Path, *, replaces: Recognize | None = None) -> I
 def write_error(path: Path, error: OSError) -> BuildError:
     """Return the error of an output that could not be written or moved."""
     reason = str(error)
-    if isinstance(
-        error, shutil.Error
-    ):  # of copytree, with (source, destination, why) of each file
-        reason = str(error.args[0][0][-1])
+    if isinstance(error, shutil.Error):
+        reason = str(
+            error.args[0][0][-1]
+        )  # of copytree: (source, destination, why) of each file
     if error.errno in _FULL or os.strerror(errno.ENOSPC) in reason:
         reason = f"the disk of {_existing(path.absolute())} is full"
     elif error.errno == errno.EFBIG:

@@ -62,10 +62,8 @@ def combine(statements: Sequence[Statement], where: str) -> Quantization:
     excluded, doubtful = _combine_exclusions(ordered)
     listed = [row for row in ordered if row.exactness is Exactness.GROUPS and row.modules]
     if default is not None and listed and all(row.default is None for row in listed):
-        doubtful = (
-            *doubtful,
-            "*",
-        )  # groups that name linears leave others out; quant_algo has all
+        # Groups that name linears leave others out; quant_algo has all.
+        doubtful = (*doubtful, "*")
     return Quantization(
         default,
         modules,

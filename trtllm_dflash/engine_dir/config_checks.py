@@ -190,11 +190,8 @@ def _expected_cache(
 ) -> IoTensor:
     is_output = tensor.name != source
     sizes = tensor.shape[1:]
-    if (
-        tensor.shape[:1] != (BATCH,)
-        or len(sizes) != 3
-        or not all(isinstance(s, int) for s in sizes)
-    ):
+    is_cache = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)
+    if tensor.shape[:1] != (BATCH,) or not is_cache:
         raise ConfigError(
             f"{place}: the shape is {quote(list(tensor.shape))}, expected that of a cache."
         )

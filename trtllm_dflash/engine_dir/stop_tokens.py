@@ -47,11 +47,9 @@ def missed_ends(
         if end.token_id in told:
             continue
         told.add(end.token_id)
-        whose = (
-            "the tokenizer's eos_token" if end.origin == "eos_token" else "which the template"
-        )
-        if end.origin != "eos_token":
-            whose += " writes behind an answer"
+        whose = "which the template writes behind an answer"
+        if end.origin == "eos_token":
+            whose = "the tokenizer's eos_token"
         stops = ", ".join(map(str, stop_token_ids))
         wanted = ",".join(map(str, (*stop_token_ids, end.token_id)))
         sentences.append(

@@ -231,10 +231,8 @@ class ModelPair:
             return kernels
         config = self.drafter.config
         costs = ModelCosts(DRAFTER, config, self.drafter.formats)
-        features, kv_size = (
-            config.num_taps * config.hidden_size,
-            config.num_kv_heads * config.head_dim,
-        )
+        features = config.num_taps * config.hidden_size
+        kv_size = config.num_kv_heads * config.head_dim
         context = [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
         for index in range(config.num_layers):
             name = f"layers.{index}.self_attn"

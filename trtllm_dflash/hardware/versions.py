@@ -43,10 +43,7 @@ def installed_version(package: str) -> str | None:
         return module_version(module)
     try:
         return metadata.version(package)
-    except (
-        metadata.PackageNotFoundError,
-        ValueError,
-    ):  # ValueError: it is no name of a package
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name of a package
         return None
 
 

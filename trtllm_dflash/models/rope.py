@@ -220,9 +220,8 @@ def _read_original_length(reader: HfReader, section: HfReader, rope_type: str) -
     """Read the length before scaling, which some configs keep at the top level; 0: not read."""
     if rope_type not in _WITH_ORIGINAL:
         return 0
-    inner, outer = (
-        holder.read(int, _ORIGINAL, default=0, low=1) for holder in (section, reader)
-    )
+    inner = section.read(int, _ORIGINAL, default=0, low=1)
+    outer = reader.read(int, _ORIGINAL, default=0, low=1)
     if inner and outer and inner != outer:
         section.fail(
             _ORIGINAL, f"is {inner} but {outer} at the top level. Make them agree or drop one."

@@ -2,7 +2,7 @@
 
 The first one, `python -m trtllm_dflash.tokenizing.fork_server DESCRIPTOR`, imports transformers and
 reads no foreign file. It forks a process for each tokenizer. That one reads the files, and forks a
-process for each role: encode, chat, decode. So one that dies is replaced in milliseconds.
+process for each role: encode, render, decode. So one that dies is replaced in milliseconds.
 
 Each ends as soon as the other end of its socket is closed, or the process that forked it is gone.
 """

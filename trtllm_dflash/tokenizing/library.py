@@ -1,6 +1,6 @@
 """What a tokenizer process does with its files, through transformers.
 
-Only `fork_server` imports this.Nothing here needs torch.
+Only `fork_server` imports this. Nothing here needs torch.
 """
 
 from __future__ import annotations

@@ -46,9 +46,8 @@ class TritonPythonModel:
         configure(verbose=False)
         self._name = args["model_name"]
         self._leaving = False
-        self._scheduler: EngineServer | None = (
-            None  # the engine thread may report before it is set
-        )
+        # None until the engine thread is there, which may report before this is set.
+        self._scheduler: EngineServer | None = None
         self._triton = _utilities()
         check_dlpack_roundtrip(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))

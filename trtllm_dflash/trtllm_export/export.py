@@ -24,13 +24,12 @@ from trtllm_dflash.templates import render
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, schema_errors
 from trtllm_dflash.trtllm_export.notes import notes_for
 from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
-from trtllm_dflash.trtllm_export.readme import export_page
+from trtllm_dflash.trtllm_export.readme import PORT, export_page
 from trtllm_dflash.utf8_path import require_utf8
 
 CONFIG_FILE = "trtllm.yaml"
 FACTS_FILE = "export.json"
 FILES = (CONFIG_FILE, FACTS_FILE, "serve.sh", "bench.sh", "README.md")
-PORT = 8000
 _DEFAULT_SEQ_LEN = 8192
 # The drafter's attention: kernels by GPU. VANILLA runs on all.
 _ATTENTION = {"sm90": "FA4", "sm100": "TRTLLM", "sm103": "TRTLLM"}

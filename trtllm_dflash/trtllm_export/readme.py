@@ -12,6 +12,7 @@ from trtllm_dflash.templates import render
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR
 from trtllm_dflash.trtllm_export.pair import PairFacts
 
+PORT = 8000
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{WRITTEN_FOR}"
 
 
@@ -62,7 +63,7 @@ def _container(facts: PairFacts) -> str:
     if len(folders) < 2:
         mounts.append('-v "$HOME/.cache/huggingface":/root/.cache/huggingface')
     return f"""docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \\
-  -p 8000:8000 -v "$PWD":/export:ro {" ".join(mounts)} \\
+  -p {PORT}:{PORT} -v "$PWD":/export:ro {" ".join(mounts)} \\
   {IMAGE} /export/serve.sh --host 0.0.0.0"""
 
 
