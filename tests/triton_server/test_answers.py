@@ -89,7 +89,7 @@ from trtllm_dflash.triton_server.model import TritonPythonModel as Model
 class TritonPythonModel(Model):
     def initialize(self, args):
         super().initialize(args)
-        thread = self._scheduler._engine_thread
+        thread = self._server._engine_thread
         sweep, chat = thread._sweep_cancelled, self._tokenizer.encode_chat
         self._dies = threading.Event()
 

@@ -47,7 +47,7 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._leaving = False
         # None until the engine thread is there, which may report before this is set.
-        self._scheduler: EngineServer | None = None
+        self._server: EngineServer | None = None
         self._triton = _utilities()
         check_dlpack_roundtrip(self._triton)
         settings = Settings.from_config(json.loads(args["model_config"]))
@@ -62,7 +62,7 @@ class TritonPythonModel:
         }
         self._metrics = Metrics(self._triton, labels)
         self._intake = Intake(settings.max_waiting + self._engine.config.max_batch_size)
-        self._scheduler = self._engine.serve(
+        self._server = self._engine.serve(
             max_waiting=settings.max_waiting,
             prompt_tokens_per_step=settings.prompt_tokens_per_step,
             on_stats=self._on_stats,
@@ -78,13 +78,13 @@ class TritonPythonModel:
 
     def is_ready(self) -> bool:
         """Return whether requests are taken and answered; newer servers ask."""
-        return self._scheduler is not None and self._scheduler.alive
+        return self._server is not None and self._server.alive
 
     def finalize(self) -> None:
         """Let running requests end for a while, and the engine thread publish its last metrics."""
         self._intake.close()
-        if self._scheduler is not None:
-            self._scheduler.close(drain_seconds=self._drain_seconds)
+        if self._server is not None:
+            self._server.close(drain_seconds=self._drain_seconds)
         self._engine.close()
 
     def _take_in(self, triton_request: Any) -> None:
@@ -110,8 +110,8 @@ class TritonPythonModel:
     def _submit(self, request: GenerationRequest, responses: Responses) -> None:
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))
-        assert self._scheduler is not None
-        self._scheduler.submit(
+        assert self._server is not None
+        self._server.submit(
             prompt, on_event=responses, is_alive=responses.is_alive, **request.options
         )
 
@@ -128,7 +128,7 @@ class TritonPythonModel:
 
     def _on_stats(self, stats: EngineStats) -> None:
         """Publish the metrics; from the engine thread, which calls it a last time when it ends."""
-        failed = None if self._scheduler is None else self._scheduler.failed
+        failed = None if self._server is None else self._server.failed
         self._metrics.publish(stats, ready=failed is None)
         if failed is not None and not self._leaving:
             self._leaving = True
