@@ -20,12 +20,12 @@ from tests.fuzz.mutate import (
     mutate_json_text,
 )
 from trtllm_dflash.checkpoint.finite import check_finite
+from trtllm_dflash.checkpoint.links import following_links
 from trtllm_dflash.checkpoint.loader import (
     load_drafter,
     load_target,
     warn_of_unmet_settings,
 )
-from trtllm_dflash.checkpoint.locate import following_links
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}

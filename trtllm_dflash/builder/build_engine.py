@@ -27,7 +27,7 @@ from trtllm_dflash.builder.scratch_limit import scratch_refusal
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.text_settings import decide_text_settings
 from trtllm_dflash.builder.worker_process import run_worker
-from trtllm_dflash.checkpoint.locate import honouring_allow_links
+from trtllm_dflash.checkpoint.links import honouring_allow_links
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config_writer import write_engine_files
 from trtllm_dflash.engine_dir.files import LOG_FILE, TOKENIZER_FILE

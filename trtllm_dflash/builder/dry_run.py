@@ -16,7 +16,7 @@ from trtllm_dflash.builder.scratch_limit import scratch_refusal
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.builder.what_if import UNQUANTIZED
 from trtllm_dflash.catalog.gpus import GpuSpec, gpus_of
-from trtllm_dflash.checkpoint.locate import honouring_allow_links
+from trtllm_dflash.checkpoint.links import honouring_allow_links
 from trtllm_dflash.engine_dir.replacing import check_output
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.hardware.archs import ARCHS

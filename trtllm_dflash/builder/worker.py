@@ -25,7 +25,7 @@ from trtllm_dflash.builder.job import BuildJob, BuildRequest, BuildResult
 from trtllm_dflash.builder.progress_protocol import EventStream
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.checkpoint.finite import check_finite_with_progress
-from trtllm_dflash.checkpoint.locate import following_links
+from trtllm_dflash.checkpoint.links import following_links
 from trtllm_dflash.engine_dir.manifest import bytes_digest, file_entry
 from trtllm_dflash.errors import BuildError, DFlashError
 from trtllm_dflash.graph.step import build_step

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtllm_dflash.checkpoint.file_types import other_models_in
-from trtllm_dflash.checkpoint.locate import file_in, read_json_in
+from trtllm_dflash.checkpoint.links import file_in
+from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.safetensors import TensorInfo, read_tensor_infos
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.hf_config import quote

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trtllm_dflash.checkpoint.file_types import check_file_type
-from trtllm_dflash.checkpoint.locate import file_in
+from trtllm_dflash.checkpoint.links import file_in
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.tokenizing.limits import MAX_FILE_BYTES

@@ -22,6 +22,11 @@ SCHEMA = 1
 # size, and hashed by `inspect`.
 SHALLOW_BYTES = 64_000_000
 _CHUNK_BYTES = 1 << 22
+# What a manifest must hold, by type.
+_TEXTS = ("created", "arch", "backend", "graph")
+_KERNEL = {"kernel": str, "bytes": int, "sha256": str, "source_sha256": str}
+_WEIGHTS = {"model": str, "directory": str, "files": dict}
+_BUILD_AGAIN = "build the engine again with this version"
 
 
 def write(
@@ -67,12 +72,6 @@ def load(directory: Path) -> dict[str, Any]:
         raise EngineError(f"{path}: schema {quote(schema)}, expected {SCHEMA}; {advice}")
     _check_facts(manifest, str(path))
     return manifest
-
-
-_BUILD_AGAIN = "build the engine again with this version"
-_TEXTS = ("created", "arch", "backend", "graph")
-_KERNEL = {"kernel": str, "bytes": int, "sha256": str, "source_sha256": str}
-_WEIGHTS = {"model": str, "directory": str, "files": dict}
 
 
 def _check_facts(manifest: Mapping[str, Any], where: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from trtllm_dflash.atomic.output_directory import atomic_directory, check_space
 from trtllm_dflash.checkpoint.finite import check_finite, check_finite_with_progress
 from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
+from trtllm_dflash.checkpoint.links import file_in, honouring_allow_links
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
-from trtllm_dflash.checkpoint.locate import file_in, honouring_allow_links, read_json_in
+from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.environment import torch_caches_in
 from trtllm_dflash.hardware.memory import peak_memory

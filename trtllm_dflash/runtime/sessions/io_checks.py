@@ -9,6 +9,10 @@ from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.errors import EngineError
 
 Size = int | str | None  # a symbol or None: it varies, or is unknown
+_ADVICE = (
+    "The directory was put together from two engines, or config.json was edited: build the engine"
+    " again, or copy it again intact."
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,6 @@ def check_present(
             _disagree(where, name, "type", found.dtype, tensor.dtype)
         if found.aliases is not None and found.aliases != tensor.aliases:
             _disagree(where, name, "alias", found.aliases, tensor.aliases)
-
-
-_ADVICE = (
-    "The directory was put together from two engines, or config.json was edited: build the engine"
-    " again, or copy it again intact."
-)
 
 
 def _agree(found: Size, expected: int | str) -> bool:

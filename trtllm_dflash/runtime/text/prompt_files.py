@@ -16,6 +16,7 @@ from trtllm_dflash.runtime.text.chat_format import PromptContent
 
 MAX_FILE_BYTES = 1_000_000_000
 _SHOWN = 60  # characters of a bad line in a message
+_CONVERSATION = 'Write a JSON list of messages, as [{"role": "user", "content": "Hello"}].'
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ def read_conversations(path: Path) -> list[PromptLine]:
     if not lines:
         raise UsageError(f"{name}: there is no conversation in it. {_CONVERSATION}")
     return [_conversation(line, where) for where, line in lines.items()]
-
-
-_CONVERSATION = 'Write a JSON list of messages, as [{"role": "user", "content": "Hello"}].'
 
 
 def _conversation(line: str, where: str) -> PromptLine:
