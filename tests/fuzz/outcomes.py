@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -85,6 +86,25 @@ class FuzzWorker:
             self._process.join()
             self._pipe.close()
             self._process = None
+
+
+def counts_without_faults(
+    function: Callable[[Any], str], num_mutants: int, *, seconds: float
+) -> Counter[str]:
+    """Call a function with each mutant's number in a process of its own; count what becomes of it.
+
+    A call may take `seconds`. A fault fails the test, with all of them in its message.
+    """
+    faults = []
+    counts = Counter[str]()
+    with FuzzWorker(function, seconds=seconds) as worker:
+        for number in range(num_mutants):
+            outcome = worker.outcome(number)
+            counts[outcome.kind] += 1
+            if outcome.kind in FAULTS:
+                faults.append((number, *outcome))
+    assert faults == []
+    return counts
 
 
 def _answer(pipe: Any, function: Callable[[Any], str]) -> None:
