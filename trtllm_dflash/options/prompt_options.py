@@ -37,7 +37,7 @@ class ChatOptions:
         default=None,
         metadata=cli_option(
             'options of the chat template, as {"enable_thinking": false}'
-            " [default: the engine's own]",
+            " [default: the engine's own; for quantize none]",
             metavar="JSON",
         ),
     )
