@@ -85,3 +85,23 @@ def test_one_spelling_for_one_thing() -> None:
                 shared[option.name].add(tuple(option.opts))
     for field, spellings in shared.items():
         assert spellings == {(f"--{field.replace('_', '-')}",)}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "typed", "value"),
+    [
+        ("build", "kv_cache_dtype", "fp8_e4m3", "fp8"),
+        ("build", "dtype", "BF16", "bfloat16"),
+        ("build", "dtype", "FP32", "float32"),
+        ("build", "quant", "NVFP4", "nvfp4"),
+        ("quantize", "quant", "FP8", "fp8"),
+        ("quantize", "kv_cache_dtype", "FP8", "fp8"),
+        ("profile --estimate", "kv_cache_dtype", "bf16", "bfloat16"),
+    ],
+)
+def test_values_as_others_write_them(command: str, option: str, typed: str, value: str) -> None:
+    found = find_command(command)
+    (parameter,) = (row for row in found.params if row.name == option)
+    assert parameter.type.convert(typed, parameter, None) == value
+    with pytest.raises(click.BadParameter):
+        parameter.type.convert("fp17", parameter, None)

@@ -6,12 +6,14 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from trtllm_dflash.cli import main
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import typed_text
 
 
 def told(encoding: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> bytes:
@@ -73,8 +75,11 @@ def test_closed_pipe_ends_quietly() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_stdout_is_told(engines: Callable[..., Path]) -> None:
-    command = [sys.executable, "-m", "trtllm_dflash", "inspect", str(engines("dflash"))]
+@pytest.mark.parametrize("arguments", [("inspect", "ENGINE"), ("--help",), ("--version",)])
+def test_full_stdout_is_told(arguments: Sequence[str], engines: Callable[..., Path]) -> None:
+    engine = str(engines("dflash"))
+    typed = [engine if argument == "ENGINE" else argument for argument in arguments]
+    command = [sys.executable, "-m", "trtllm_dflash", *typed]
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
@@ -83,3 +88,11 @@ def test_full_stdout_is_told(engines: Callable[..., Path]) -> None:
     words = "error: the output: cannot be written (No space left on device). Free space there"
     assert done.stderr.startswith(words)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_typed_text_is_utf8_in_every_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_ascii = "h\udcc3\udca9"  # as Python reads the bytes of "hé" in the C locale
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    assert [typed_text("hé"), typed_text(in_ascii)] == ["hé", "hé"]
+    with pytest.raises(UsageError, match=r"the text 'caf\\udce9' is not UTF-8"):
+        typed_text("caf\udce9")

@@ -19,6 +19,7 @@ from tests.cli.conftest import Run
 from trtllm_dflash import Engine, SamplingParams
 from trtllm_dflash.cli import main
 from trtllm_dflash.cli.run import run as run_command
+from trtllm_dflash.errors import EngineError
 
 
 def generated(directory: Path, prompts: Any, **options: Any) -> list[Any]:
@@ -155,6 +156,21 @@ def test_refused_prompt_leaves_the_output_alone(run: Run, tmp_path: Path) -> Non
     output = tmp_path / "answers.jsonl"
     output.write_text("earlier answers\n")
     assert run("x" * 61, "--raw", "--output", output).exit_code == 2
+    assert output.read_text() == "earlier answers\n"
+
+
+def test_failing_first_step_leaves_the_output_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trtllm_dflash.cli import run as module
+
+    def failing(_: Any) -> Iterator[Any]:
+        raise EngineError("no step")
+
+    monkeypatch.setattr(module, "_in_order", failing)
+    output = tmp_path / "answers.jsonl"
+    output.write_text("earlier answers\n")
+    assert run("a", "--output", output).exit_code == 1
     assert output.read_text() == "earlier answers\n"
 
 

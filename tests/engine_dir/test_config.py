@@ -110,3 +110,14 @@ def test_no_json(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(EngineError, match="not valid JSON"):
         EngineConfig.load(tmp_path)
+
+
+def test_a_checkpoint_is_no_engine(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "hidden_size": 48}')
+    with pytest.raises(EngineError, match=r"is a model's checkpoint.* build --target"):
+        EngineConfig.load(tmp_path)
+
+
+def test_a_name_that_no_system_takes() -> None:
+    with pytest.raises(EngineError, match="x…: File name too long"):
+        EngineConfig.load(Path("x" * 5000))

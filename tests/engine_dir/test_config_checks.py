@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from trtllm_dflash import __version__
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.errors import ConfigError
 
 Change = Callable[[dict[str, Any]], object]
@@ -169,3 +171,13 @@ def test_engines_of_earlier_versions_are_read(written: dict[str, Any], missing: 
     else:
         drop_row(missing)(config)
     assert EngineConfig.from_json(config, "config.json").vocab_size == 97
+
+
+@pytest.mark.parametrize("version", ["99.0.0", f"{__version__}.1", "1" + __version__])
+def test_a_newer_version_is_told(version: str) -> None:
+    assert f'written by a newer dflash-trt ("{version}"' in (newer_version(version) or "")
+
+
+@pytest.mark.parametrize("version", [__version__, "0.0.9", "", "dev", f"{__version__}+local"])
+def test_other_versions_need_no_word(version: str) -> None:
+    assert newer_version(version) is None

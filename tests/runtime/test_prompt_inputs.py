@@ -96,6 +96,7 @@ def test_batches_in_any_container() -> None:
         ),
         (Tensor(3), "prompts is 3, expected a list"),
         (np.array(3), "prompts is 3, expected a list"),
+        (np.zeros(2, [("id", int)]), "prompts cannot be read .*its entries are records"),
         (itertools.count, "prompts is <class 'itertools.count'>, expected a list"),
     ],
 )

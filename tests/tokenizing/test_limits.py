@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.tokenizing.tokenizer_files import write
 from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.runtime.text import tokenizer as module
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
-from trtllm_dflash.tokenizing import limits
+from trtllm_dflash.tokenizing import fork_server, limits
 from trtllm_dflash.tokenizing.limits import CallLimits
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -162,6 +163,16 @@ def test_reading_the_files_is_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     write(tmp_path, model={"type": "BPE", "vocab": vocabulary, "merges": merges})
     with pytest.raises(EngineError, match=r"files cannot be read .it takes more than 0.01 s"):
         Tokenizer(tmp_path).encode("a")
+
+
+@pytest.mark.parametrize("most", [1 << 18, resource.RLIM_INFINITY])
+def test_a_smaller_file_limit_stays(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raising it above what `ulimit -f` gave would fail."""
+    limited = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limited.append(limit))
+    fork_server._limit_file_size()
+    assert limited == [(1 << 18, 1 << 18) if most > 0 else (1 << 20, 1 << 20)]
 
 
 def test_ordinary_limits_are_generous() -> None:

@@ -32,9 +32,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     # A path that is not UTF-8 gets JSON's own escapes.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    is_special = path.is_relative_to("/dev") or (path.exists() and not path.is_file())
+    is_in_place = is_written_in_place(path)
     path = Path(os.path.realpath(path))
-    if is_special or not os.access(path.parent, os.W_OK | os.X_OK):
+    if is_in_place:
         path.write_bytes(data)
         return
     descriptor, name = tempfile.mkstemp(prefix=".dflash-trt-", dir=path.parent)
@@ -42,7 +42,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-        new.chmod(_mode_for(path))
+        new.chmod(mode_for(path))
         new.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -60,7 +60,14 @@ def write_beside(path: Path, text: str) -> Path:
     return Path(name)
 
 
-def _mode_for(path: Path) -> int:
+def is_written_in_place(path: Path) -> bool:
+    """Tell whether a file cannot be replaced: no plain one, or in a folder that takes no new."""
+    if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+        return True
+    return not os.access(Path(os.path.realpath(path)).parent, os.W_OK | os.X_OK)
+
+
+def mode_for(path: Path) -> int:
     """Return the mode of the file, or that of a new one."""
     with suppress(OSError):
         return stat.S_IMODE(path.stat().st_mode)

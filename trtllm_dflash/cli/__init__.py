@@ -45,7 +45,12 @@ class CommandGroup(click.Group):
         """Run the command line; output that the terminal cannot show is replaced."""
         for stream in (sys.stdout, sys.stderr):
             _replace_unencodable(stream)
-        return super().main(*args, **extra)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of --help and --version: no subcommand has been invoked
+            click.echo(f"error: {_describe_os_error(error)}", err=True)
+            _drop_what_cannot_be_written()
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the subcommands in the order in which they are used."""

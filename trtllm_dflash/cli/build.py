@@ -10,7 +10,7 @@ import click
 from trtllm_dflash.catalog.pairs import pair_of, unknown_name_message
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.cli.default_engine import default_output_dir
-from trtllm_dflash.cli.options import options_from
+from trtllm_dflash.cli.options import ConfigChoice, options_from
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--quant",
-    type=click.Choice(("none", *FORMATS)),
+    type=ConfigChoice(("none", *FORMATS), {}),
     default="none",
     help="with --dry-run: plan as if the target were quantized so. --kv-cache-dtype fp8 likewise",
 )

@@ -27,18 +27,18 @@ _CLICK_TYPES: dict[type, click.ParamType[Any]] = {
 
 
 class ConfigChoice(click.Choice[str]):
-    """A choice with older names of values, which work but are not shown."""
+    """A choice in upper or lower case, with other names of values, which are not shown."""
 
-    def __init__(self, choices: Sequence[str], old_values: Mapping[str, str]) -> None:
-        """Make a choice as click does, with the present names of `old_values`."""
-        super().__init__(choices)
-        self.old_values = old_values
+    def __init__(self, choices: Sequence[str], other_values: Mapping[str, str]) -> None:
+        """Make a choice as click does, with the present names of `other_values`."""
+        super().__init__(choices, case_sensitive=False)
+        self.other_values = other_values
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         """Return the present name of a value that is one of the choices."""
-        return super().convert(self.old_values.get(value, value), param, ctx)
+        return super().convert(self.other_values.get(value.lower(), value), param, ctx)
 
 
 class ParsedText(click.ParamType[str]):
@@ -147,7 +147,7 @@ def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     elif not metadata["derived"]:
         settings["required"] = True
     if get_origin(hint) is tuple:
-        settings |= {"multiple": True, "type": _CLICK_TYPES[get_args(hint)[0]]}
+        settings |= {"multiple": True, "type": _click_type(get_args(hint)[0], metadata)}
         return click.option(spelling, field.name, metavar=metadata.get("metavar"), **settings)
     plain, is_optional = _plain(hint)
     if plain is not bool:
@@ -165,7 +165,7 @@ def _click_type(plain: type, metadata: Mapping[str, Any]) -> click.ParamType[Any
     if "parse" in metadata:
         return ParsedText(metadata["parse"])
     if "choices" in metadata:
-        return ConfigChoice(metadata["choices"], metadata.get("old_values", {}))
+        return ConfigChoice(metadata["choices"], metadata.get("other_values", {}))
     return _CLICK_TYPES[plain]
 
 

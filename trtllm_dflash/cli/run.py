@@ -8,13 +8,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trtllm_dflash.cli.options import PATH, given_options, options_from, take, warn_of_unused
+from trtllm_dflash.atomic.growing_file import GrowingFile
+from trtllm_dflash.cli.options import (
+    PATH,
+    ParsedText,
+    given_options,
+    options_from,
+    take,
+    warn_of_unused,
+)
 from trtllm_dflash.cli.output_files import check_outputs
 from trtllm_dflash.errors import OutputError, UsageError
+from trtllm_dflash.options.checks import typed_text
 from trtllm_dflash.options.generation import RunConfig
 from trtllm_dflash.options.sampling import SamplingParams
 
@@ -31,7 +40,7 @@ _MAX_SHOWN_PROMPT = 100  # characters
 
 @click.command(short_help="Generate answers with an engine, or talk to it.")
 @click.argument("engine", type=PATH, required=False)
-@click.argument("prompt", required=False)
+@click.argument("prompt", type=ParsedText(typed_text), required=False)
 @options_from(RunConfig, SamplingParams)
 @click.pass_context
 def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **options: Any) -> None:
@@ -78,7 +87,7 @@ def _engine_and_prompt(engine: Path | None, prompt: str | None) -> tuple[Path, s
         with suppress(OSError):  # a name that is too long exists nowhere
             if engine.exists():
                 return engine, None
-        return find_engine(), str(engine)
+        return find_engine(), typed_text(str(engine))
     return (find_engine() if engine is None else engine), prompt
 
 
@@ -157,7 +166,7 @@ def _answer(
     ):
         count = len(lines) * sampling["n"]
         if file is not None:
-            _write(lines, stream, file, sampling["n"])
+            _write(lines, stream, file, config, sampling["n"])
         elif count == 1:
             show = ids_of if engine.tokenizer is None else text_of
             print_live(stream, show_reasoning=config.show_reasoning, show=show)
@@ -198,14 +207,13 @@ def _encode(engine: Engine, line: PromptLine, chat_format: ChatFormat) -> list[i
 
 
 @contextmanager
-def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
+def _open_output(output: Path | None) -> Iterator[GrowingFile | None]:
     """Open the file of --output, before the first step and after all checks; None: the terminal."""
     if output is None:
         yield None
         return
     try:
-        # Half a surrogate pair becomes \udXXX, which is how JSON writes it.
-        file = output.open("w", encoding="utf-8", errors="backslashreplace")
+        file = GrowingFile(output)
     except OSError as error:
         raise UsageError(
             f"{output}: cannot be written ({error.strerror}). Give --output another path."
@@ -213,8 +221,7 @@ def _open_output(output: Path | None) -> Iterator[IO[str] | None]:
     try:
         yield file
     finally:
-        with suppress(OSError):  # each answer was flushed, and a failure then was told
-            file.close()
+        file.close()
 
 
 def _print_in_order(
@@ -231,7 +238,9 @@ def _print_in_order(
         click.echo(f"{text}\n")
 
 
-def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str], n: int) -> None:
+def _write(
+    lines: Sequence[PromptLine], stream: Stream, file: GrowingFile, config: RunConfig, n: int
+) -> None:
     from trtllm_dflash.cli.prompts import answer_row
     from trtllm_dflash.log import progress_bar
 
@@ -240,11 +249,10 @@ def _write(lines: Sequence[PromptLine], stream: Stream, file: IO[str], n: int) -
         for index, answer in _in_order(stream):
             row = answer_row(index // n, lines[index // n], answer)
             try:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()  # so that an interrupted run keeps its answers
+                file.write_line(json.dumps(row, ensure_ascii=False))
             except OSError as error:
                 raise OutputError(
-                    f"--output {file.name}: cannot be written ({error.strerror}) from answer"
+                    f"--output {config.output}: cannot be written ({error.strerror}) from answer"
                     f" {index + 1} of {count} on. Those before it are there."
                 ) from error
             progress("answering", index + 1, count)

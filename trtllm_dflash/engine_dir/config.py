@@ -12,8 +12,10 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
 
+_BUILD_AGAIN = " The engine directory is damaged or of another version: build it again."
 _SHORT_DTYPES = {"float32": "FP32", "bfloat16": "BF16"}
 
 
@@ -45,6 +47,7 @@ class EngineConfig:
     quantized_drafter_linears: Mapping[str, int] = field(default_factory=dict)
     # Options of the chat template, for chats that give no others.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""  # of the dflash-trt that built it; empty: it does not say
 
     @property
     def speculates(self) -> bool:
@@ -101,17 +104,26 @@ class EngineConfig:
             EngineError: if there is none, or something in it is missing or has a wrong type.
         """
         path = directory / CONFIG_FILE
-        if not path.is_file():
+        try:
+            if not path.is_file():
+                raise EngineError(
+                    f"{directory}: no config.json, so this is not an engine directory. "
+                    "Give the --output-dir of a dflash-trt build."
+                )
+            data = parse_json(path.read_bytes(), str(path))
+        except OSError as error:
+            raise EngineError(f"{shown(directory)}: {error.strerror}.") from error
+        except ConfigError as error:
+            raise EngineError(f"{error}{_BUILD_AGAIN}") from error
+        if "build_config" not in data and "hidden_size" in data:
             raise EngineError(
-                f"{directory}: no config.json, so this is not an engine directory. "
-                "Give the --output-dir of a dflash-trt build."
+                f"{directory} is a model's checkpoint, and no engine. Build one:"
+                f" dflash-trt build --target {directory}"
             )
         try:
-            return cls.from_json(parse_json(path.read_bytes(), str(path)), str(path))
+            return cls.from_json(data, str(path))
         except ConfigError as error:
-            raise EngineError(
-                f"{error} The engine directory is damaged or of another version: build it again."
-            ) from error
+            raise EngineError(f"{error}{_BUILD_AGAIN}") from error
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> EngineConfig:
@@ -152,6 +164,7 @@ class EngineConfig:
             quantized_linears=_linears(reader, "pretrained_config"),
             quantized_drafter_linears=_linears(reader, "dflash") if speculates else {},
             chat_template_kwargs=_template_options(reader),
+            version=str(reader.get("version") or ""),
         )
 
 

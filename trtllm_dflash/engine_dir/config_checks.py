@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash import __version__
 from trtllm_dflash.engine_dir.io_tensors import (
     BATCH,
     CONTEXT,
@@ -67,6 +68,25 @@ def check_format(data: Mapping[str, Any], where: str) -> None:
     unknown = [name for name in data if name not in SECTIONS]
     if unknown:
         raise ConfigError(f"{where}: the section {quote(unknown[0])} is unknown. {newer}")
+
+
+def newer_version(version: str) -> str | None:
+    """Return a sentence for an engine that a newer version built, None for others.
+
+    It has no unknown part, so it can be used; what its numbers mean may have changed.
+    """
+    if _release(version) <= _release(__version__):
+        return None
+    return (
+        f"the engine was written by a newer dflash-trt ({quote(version)}; this is {__version__})."
+        " Where it does not do as it should, use that one."
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with, none for a text without."""
+    found = re.match(r"[0-9]{1,9}(\.[0-9]{1,9}){0,3}", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def check_sizes(config: EngineConfig, where: str) -> None:

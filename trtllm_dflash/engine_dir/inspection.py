@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.engine_dir.manifest import is_entry
@@ -93,7 +94,9 @@ def inspect_engine(directory: Path) -> Inspection:
     intact = intact and not any(text.startswith(CONFIG_FILE) for text in differences)
     config = parse_json(path.read_bytes(), str(path), error=EngineError) if intact else {}
     elsewhere = manifest.platform_difference(facts)
-    others = manifest.version_differences(facts) + ([elsewhere] if elsewhere else [])
+    newer = newer_version(str(config.get("version", "")))
+    others = manifest.version_differences(facts)
+    others += [line for line in (elsewhere, newer) if line]
     return Inspection(directory, config, facts, differences, others)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.gpu_names import arch_named
-from trtllm_dflash.options.checks import parse_integers, parse_json_object
-from trtllm_dflash.options.fields import check_fields, cli_option, option_name
+from trtllm_dflash.options.checks import parse_integers, parse_json_object, typed_text
+from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option, option_name
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 from trtllm_dflash.options.shared import ALLOW_LINKS
 
@@ -66,6 +66,7 @@ class BuildConfig:
         metadata=cli_option(
             "type of weights and caches; auto: float32 on cpu, bfloat16 on sm*",
             choices=("auto", *DTYPE_BYTES),
+            other_values=DTYPE_NAMES,
         ),
     )
     kv_cache_dtype: str = field(
@@ -73,6 +74,7 @@ class BuildConfig:
         metadata=cli_option(
             "type of the target's caches; auto: fp8 where its checkpoint says so, else --dtype",
             choices=("auto", FP8_CACHE, *DTYPE_BYTES),
+            other_values=DTYPE_NAMES,
         ),
     )
     max_batch_size: int = field(
@@ -142,6 +144,7 @@ class BuildConfig:
             "options of the chat template for all chats that give no others [default: as a"
             " published drafter was trained]",
             metavar="JSON",
+            parse=typed_text,
         ),
     )
     eos_token_ids: str | None = field(

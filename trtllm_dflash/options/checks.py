@@ -7,6 +7,7 @@ Written by hand and not with pydantic: importing pydantic takes 0.12 s of CPU ti
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import IOBase
 from itertools import islice
@@ -34,9 +35,15 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return an array or tensor of any library as Python numbers and lists; others as they are."""
+    """Return an array or tensor of any library as Python numbers and lists; others as they are.
+
+    Raises:
+        TypeError: for NumPy's records, whose fields may mean anything.
+    """
     if isinstance(value, memoryview) or not hasattr(value, "tolist"):
         return value
+    if getattr(getattr(value, "dtype", None), "names", None):
+        raise TypeError("its entries are records")
     return value.tolist()
 
 
@@ -119,6 +126,26 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         known = ", ".join(choices)
         raise UsageError(f"{name} {shown(value)} is not known; choose one of {known}")
+
+
+def typed_text(text: str) -> str:
+    """Return a text of the command line as it was typed, whatever the locale is.
+
+    Where the locale is not UTF-8, Python leaves the bytes of other characters as they are.
+
+    Raises:
+        UsageError: if it is not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except (UnicodeError, ValueError):
+            raise UsageError(
+                f"the text {shown(text)} is not UTF-8. Write it in UTF-8, or give a file of it."
+            ) from None
+    return text
 
 
 def parse_json_object(name: str, text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.gpu_names import find_gpu, find_hardware
-from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option
 
 RUNTIME_NAMES = ("engine", "serving")
 MAX_BATCH = 1 << 16
@@ -79,7 +79,7 @@ class EstimateConfig:
             "the target's caches; auto: fp8 where its checkpoint has scales for it, else bfloat16",
             choices=("auto", "bfloat16", "fp8"),
             aliases=("--kv-cache",),
-            old_values={"bf16": "bfloat16"},
+            other_values=DTYPE_NAMES,
         ),
     )
     batch: str = field(

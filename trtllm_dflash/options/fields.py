@@ -8,6 +8,15 @@ from typing import Any
 
 from trtllm_dflash.options.checks import check_choice, check_integer
 
+# What others call the types of weights and caches.
+DTYPE_NAMES = {
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "f32": "float32",
+    "fp8_e4m3": "fp8",
+    "e4m3": "fp8",
+}
+
 
 def option_name(field_name: str) -> str:
     """Return the option of a field as it is typed: `--max-tokens` of `max_tokens`."""
@@ -22,7 +31,7 @@ def cli_option(
     low: int | None = None,
     high: int | None = None,
     aliases: Sequence[str] = (),
-    old_values: Mapping[str, str] | None = None,
+    other_values: Mapping[str, str] | None = None,
     parse: Callable[[str], str] | None = None,
     derived: bool = False,
 ) -> dict[str, Any]:
@@ -35,7 +44,7 @@ def cli_option(
         low: The smallest integer that is accepted.
         high: The largest one; it needs `low`.
         aliases: Older spellings, which work and are not shown. `--no-...` turns a flag off.
-        old_values: Older names of choices, which work on the command line and are not shown.
+        other_values: Other names of choices, which work on the command line and are not shown.
         parse: Makes the value of what is typed on the command line: an architecture of a GPU's
             name. It raises UsageError for what it does not know.
         derived: The command line does not require it, and makes it from the other options.
@@ -45,7 +54,7 @@ def cli_option(
         "choices": choices,
         "low": low,
         "high": high,
-        "old_values": old_values,
+        "other_values": other_values,
         "parse": parse,
     }
     return {

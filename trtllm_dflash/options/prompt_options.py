@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import parse_json_object
+from trtllm_dflash.options.checks import parse_json_object, typed_text
 from trtllm_dflash.options.fields import cli_option, option_name
 
 
@@ -30,7 +30,9 @@ class ChatOptions:
     system: str | None = field(
         default=None,
         metadata=cli_option(
-            "system message of every conversation that has none of its own", metavar="TEXT"
+            "system message of every conversation that has none of its own",
+            metavar="TEXT",
+            parse=typed_text,
         ),
     )
     chat_template_kwargs: str | None = field(
@@ -39,6 +41,7 @@ class ChatOptions:
             'options of the chat template, as {"enable_thinking": false}'
             " [default: the engine's own; for quantize none]",
             metavar="JSON",
+            parse=typed_text,
         ),
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtllm_dflash.checkpoint.formats import FORMATS, WeightFormat
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option
 from trtllm_dflash.options.prompt_options import ChatOptions
 from trtllm_dflash.options.shared import ALLOW_LINKS
 
@@ -55,6 +55,7 @@ class QuantizeConfig(ChatOptions):
         metadata=cli_option(
             "also calibrate scales for keys and values in 8 bits [default: none]",
             choices=KV_CACHE_DTYPES,
+            other_values=DTYPE_NAMES,
         ),
     )
     calib_file: Path | None = field(

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import as_list, check_flag, check_integer, shown
+from trtllm_dflash.options.checks import as_list, check_flag, check_integer, shown, typed_text
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
@@ -124,6 +124,7 @@ class SamplingParams(RowSampling):
             "end an answer where this text begins; may be given several times",
             metavar="TEXT",
             aliases=("--stop",),
+            parse=typed_text,
         ),
     )
     skip_special_tokens: bool = True

@@ -19,6 +19,7 @@ from trtllm_dflash.profile.kernel_layers import KERNEL_SUFFIX, PARTS, layer_time
 from trtllm_dflash.profile.result import StepBreakdown
 from trtllm_dflash.runtime.sessions.base import Int32, SlotSampling
 from trtllm_dflash.runtime.sessions.ort import OrtSession
+from trtllm_dflash.utf8_path import utf8_path
 
 # Steps tried for each breakdown, of which the fastest counts. One more of every new shape runs
 # before.
@@ -73,8 +74,11 @@ def trace_step_breakdowns(
     Raises:
         EngineError: if the trace lacks steps.
     """
-    with work_folder("dflash-trace-") as folder:
-        traced = OrtSession(directory, config, num_threads=num_threads, trace=folder / "trace")
+    with (
+        work_folder("dflash-trace-") as folder,
+        utf8_path(folder / "trace") as trace,
+    ):
+        traced = OrtSession(directory, config, num_threads=num_threads, trace=Path(trace))
         untraced = OrtSession(directory, config, num_threads=num_threads)
         steps: list[_PairedRun] = []
         for batch in batches:

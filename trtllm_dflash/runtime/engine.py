@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_LOG = logging.getLogger(__name__)
 _CLOSED = "this engine is closed. Load it again with Engine.load."
 
 
@@ -257,6 +260,9 @@ def check_engine(directory: Path) -> EngineConfig:
     config = EngineConfig.load(directory)
     check_runnable(directory, config)
     _check_manifest(directory, config.backend)
+    newer = newer_version(config.version)
+    if newer:
+        _LOG.warning("warning: %s: %s", directory, newer)
     return config
 
 

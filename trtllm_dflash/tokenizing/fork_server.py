@@ -115,7 +115,7 @@ def _run_tokenizer(
 ) -> None:
     """Read a tokenizer's files, tell its facts, then fork a process for each role."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_STDERR_BYTES, _MAX_STDERR_BYTES))
+    _limit_file_size()
     loaded: list[Library] = []
 
     def load() -> Any:
@@ -159,6 +159,14 @@ def _within_limits(work: Callable[[], Any], message: dict[str, Any]) -> dict[str
         return {"problem": reason(error), "type": type(error).__name__, "broken": True}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _limit_file_size() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = _MAX_STDERR_BYTES
+    if most != resource.RLIM_INFINITY:
+        limit = min(limit, most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def _limit_memory(memory_bytes: int) -> None:
