@@ -11,10 +11,8 @@ import ctypes
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, MutableMapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +28,12 @@ from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import engine_digest
 from trtllm_dflash.triton_server.intake import Intake
 from trtllm_dflash.triton_server.metrics import Metrics
+from trtllm_dflash.triton_server.model_control import unloads_on_demand
 from trtllm_dflash.triton_server.request import GenerationRequest
 from trtllm_dflash.triton_server.responses import Responses
 from trtllm_dflash.triton_server.settings import Settings
 
 _LOG = logging.getLogger(__name__)
-_MAX_ANCESTORS = 4
 
 
 class TritonPythonModel:
@@ -179,28 +177,6 @@ def encode_prompt(request: GenerationRequest, tokenizer: Tokenizer) -> list[int]
         _LOG.error("a prompt could not be made: %s", error)
         problem = getattr(error.__cause__, "problem", "the server's log says why")
         raise EngineError(f"the tokenizer cannot read this text: {problem}") from error
-
-
-def unloads_on_demand(process: int) -> bool:
-    """Return whether the server above a model's process has the explicit model control mode.
-
-    `process` is the nearest one above. A shell may stand between the two.
-    """
-    for _ in range(_MAX_ANCESTORS):
-        try:
-            words = _proc_file(process, "cmdline").split("\0")
-            parent = re.search(r"^PPid:\s*(\d+)", _proc_file(process, "status"), re.MULTILINE)
-        except OSError:
-            return False
-        option = "--model-control-mode"
-        if f"{option}=explicit" in words or (option, "explicit") in pairwise(words):
-            return True
-        process = int(parent[1]) if parent else 0
-    return False
-
-
-def _proc_file(process: int, name: str) -> str:
-    return Path(f"/proc/{process}/{name}").read_bytes().decode(errors="replace")
 
 
 def restrict_to_gpu(device: int, environment: MutableMapping[str, str]) -> None:
