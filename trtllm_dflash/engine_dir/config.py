@@ -112,7 +112,7 @@ class EngineConfig:
                 )
             data = parse_json(path.read_bytes(), str(path))
         except OSError as error:
-            raise EngineError(f"{shown(directory)}: {error.strerror}.") from error
+            raise EngineError(f"{shown(str(directory))}: {error.strerror}.") from error
         except ConfigError as error:
             raise EngineError(f"{error}{_BUILD_AGAIN}") from error
         if "build_config" not in data and "hidden_size" in data:
