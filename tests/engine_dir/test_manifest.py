@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def test_a_row_that_points_outside_is_not_followed(directory: Path) -> None:
 def test_a_manifest_without_files_is_a_difference(directory: Path) -> None:
     _edit(directory, lambda data: data.update(files={}))
     assert manifest.check(directory, deep=True) == ["manifest.json lists no files"]
+
+
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(EngineError, match=r"manifest.json is no file; build the engine again"):
+        manifest.load(tmp_path)
 
 
 def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:

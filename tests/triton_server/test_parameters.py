@@ -55,6 +55,12 @@ def test_unknown_parameter_is_refused(name: str, near: str | None) -> None:
     assert all(field.name in text for field in INPUTS)
 
 
+@pytest.mark.parametrize("name", ["max_tokens" * 100_000, "max\ntokens"])
+def test_an_odd_name_is_one_short_line(name: str) -> None:
+    with pytest.raises(UsageError, match=r"^'max.{,130}' is not an input|^'max.{,130}… is not"):
+        read(**{name: 1})
+
+
 def test_parameters_of_triton_pass() -> None:
     given = {
         "triton_enable_empty_final_response": True,

@@ -57,6 +57,8 @@ def load(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST_FILE
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would never end
+            raise EngineError(f"{path} is no file; {_BUILD_AGAIN}")
         manifest = parse_json(path.read_bytes(), str(path), error=EngineError)
     except (FileNotFoundError, NotADirectoryError):
         raise EngineError(

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.sampling import OTHER_NAMES
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, INPUTS, Field
 
+_MAX_NAME = 100  # characters: a longer one is like no input's, and comparing it takes long
 # What Triton adds by itself, and headers that a server forwards if it was told to.
 _OF_TRITON = frozenset({"id", "priority", "timeout", "binary_data_output", "headers"})
 _PREFIXES_OF_TRITON = ("triton_", "sequence_")
@@ -60,11 +62,14 @@ def unknown_input(name: str) -> str:
     near = nearest_input(name)
     advice = f"; did you mean {near}?" if near else "."
     known = ", ".join(field.name for field in INPUTS)
-    return f"{name} is not an input of this model{advice} Its inputs are: {known}."
+    told = name if name.isprintable() and len(name) <= _MAX_NAME else shown(name)
+    return f"{told} is not an input of this model{advice} Its inputs are: {known}."
 
 
 def nearest_input(name: str) -> str | None:
     """Return the input whose name is most like `name`, None if none is."""
+    if len(name) > _MAX_NAME:
+        return None
     plain = _normalized(name)
     if plain in ALL_INPUTS:
         return plain
@@ -95,7 +100,7 @@ def _typed(field: Field, value: Any) -> Any:
     wanted, expected = _EXPECTED[field.dtype]
     is_flag = isinstance(value, bool)
     if not isinstance(value, wanted) or (is_flag and field.dtype != "BOOL"):
-        raise UsageError(f"{field.name} is {value!r}, expected {expected}.")
+        raise UsageError(f"{field.name} is {shown(value)}, expected {expected}.")
     if field.dtype == "FP32":
         value = float(np.float32(value))
     return [value] if field.size == -1 else value
