@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -59,7 +60,9 @@ def _make(prefix: str, parent: Path, stack: ExitStack) -> Path:
     """Return a new folder whose lock is held until `stack` ends."""
     remove_leftovers(prefix, parent)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder = parent / f"{prefix}{secrets.token_hex(8)}"
+        stack.callback(_remove_empty, folder)  # first: SIGTERM may come between any two lines
+        folder.mkdir(mode=0o700)
         try:
             stack.enter_context(file_lock(folder / LOCK_FILE))
         except FileNotFoundError:
@@ -68,6 +71,11 @@ def _make(prefix: str, parent: Path, stack: ExitStack) -> Path:
             _remove(folder)
             raise
         return folder
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it is gone already, or what is in it is to be kept
+        folder.rmdir()
 
 
 def abandon(path: Path) -> None:
