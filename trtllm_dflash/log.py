@@ -61,6 +61,11 @@ def finished(logger: logging.Logger, title: str, rows: Rows) -> None:
     logger.info("%s: %s", title, ", ".join(f"{name} {value}" for name, value in rows))
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun: 1 token, 2 tokens."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def human_bytes(count: int) -> str:
     """Return a byte count in decimal units, as in 561.3 MB."""
     if count < 1000:

@@ -81,6 +81,12 @@ def test_help_lists_every_command() -> None:
         assert f"\n  {name} " in result.output
 
 
+def test_help_has_a_short_name() -> None:
+    for command in ([], ["run"]):
+        short, long = (CliRunner().invoke(main, [*command, name]) for name in ("-h", "--help"))
+        assert (short.exit_code, short.stdout) == (0, long.stdout)
+
+
 def test_help_shows_whole_summaries() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
     assert "..." not in shown.split("Commands:")[1]
@@ -107,6 +113,8 @@ def test_python_m_is_the_same_command() -> None:
         ("profle", "profile"),
         ("export-trton", "export-triton"),
         ("runn", "run"),
+        ("estimate", "profile --estimate?"),
+        ("serve", "export-triton?"),
     ],
 )
 def test_unknown_command_names_the_nearest(typed: str, meant: str) -> None:
@@ -130,9 +138,9 @@ def test_error_of_the_system_is_told_in_words(failing: Invoke) -> None:
 
 
 def test_unknown_command_is_a_usage_error() -> None:
-    result = CliRunner().invoke(main, ["serve"])
+    result = CliRunner().invoke(main, ["qqqq"])
     assert result.exit_code == 2
-    assert "No such command 'serve'" in result.stderr
+    assert "No such command 'qqqq'" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,40 @@ def test_text_needs_a_tokenizer(run: Run) -> None:
     assert "this engine has no tokenizer.json. Give lists of token ids" in result.stderr
 
 
+def test_prompt_without_quotes_is_told_of_them() -> None:
+    result = CliRunner().invoke(main, ["run", "hello", "world"])
+    assert result.exit_code == 2
+    assert "ENGINE 'hello': there is no such directory." in result.stderr
+    assert "A PROMPT of several words needs quotes" in result.stderr
+    model = CliRunner().invoke(main, ["run", "Qwen3-4B"])
+    assert "It is a model: build its engine with `dflash-trt build --target" in model.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--temperature", "-1"), "error: --temperature is -1.0"),
+        (("--stop-words", ""), "error: --stop-words holds ''"),
+        (("--min-tokens", "200"), "error: --min-tokens is 200, more than --max-tokens, 128."),
+        (("--logprobs", "21"), "error: --logprobs is 21, expected an integer from 0 to 20."),
+        (("--n", "0"), "error: --n is 0"),
+    ],
+)
+def test_numbers_are_judged_before_the_engine(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    result = CliRunner().invoke(main, ["run", str(tmp_path), "hi", *arguments])
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_cut_answers_are_told(run: Run) -> None:
+    one = run("abc", "--raw", "--max-tokens", "1", "--ignore-eos")
+    assert "(cut at 1 token, --max-tokens)\n" in one.stderr
+    two = ("--n", "2", "--temperature", "1", "--max-tokens", "1", "--ignore-eos")
+    assert "(cut 2 of 2 answers, --max-tokens)\n" in run("abc", "--raw", *two).stderr
+
+
 def test_run_needs_an_engine(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["run", str(tmp_path), "hi"])
     assert result.exit_code == 1

@@ -220,7 +220,8 @@ def test_newest_engine_is_the_default(
     assert second.exit_code == 0, second.stderr
     assert second.stderr.startswith("engine: engines/a (cpu")
     typo = CliRunner().invoke(main, ["run", "engines/c", *options], input="hi")
-    assert "engines/c: no config.json, so this is not an engine directory" in typo.stderr
+    assert typo.exit_code == 2
+    assert "engines/c': there is no such directory" in typo.stderr
 
 
 def test_output_must_not_replace_an_input(

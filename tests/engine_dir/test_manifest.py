@@ -89,7 +89,7 @@ def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
 
 def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
     with pytest.raises(
-        EngineError, match=r"no manifest.json, so this is not an engine directory; give the"
+        EngineError, match=r"no manifest.json, so this is not an engine directory. Give the"
     ):
         manifest.check(tmp_path, deep=False)
 

@@ -112,7 +112,7 @@ def test_profile_refuses_unwritable_files_first(
             assert result.exit_code == 2
             assert f"{option} {path}: {words}" in result.stderr
     result = run_profile("--json", tmp_path / "out.json", engine=nothing)
-    assert "no config.json" in result.stderr
+    assert "there is no such directory" in result.stderr
     assert not (tmp_path / "out.json").exists()
 
 

@@ -44,6 +44,10 @@ def test_content_of_none_is_empty_unless_tools_are_called() -> None:
         (3, "messages is a int, expected a text or a list"),
         (["hi"], r"messages\[0\] is a str, expected an object"),
         ([{"content": "a"}], r"messages\[0\]: its role is None, expected a text"),
+        (
+            [{"role": "user", "text": "a"}],
+            r"""has no "content".* keys are \['role', 'text'\]""",
+        ),
         ([{"role": "user", "content": 3}], r"messages\[0\]: its content is a int"),
         ([{"role": "user", "content": [3]}], r"messages\[0\], part 0 is a int"),
         (

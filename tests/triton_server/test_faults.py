@@ -192,7 +192,7 @@ def _bad_setting(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_no_engine, "no config.json, so this is not an engine directory"),
+        (_no_engine, "there is no such directory"),
         (_no_tokenizer, "tokenizer.json is missing"),
         (_other_weights, "rank0.safetensors was changed after the build"),
         (_another_build, "it was built again since. Export it again: dflash-trt export-triton"),

@@ -66,10 +66,14 @@ def _describe(checkpoint: Checkpoint[Any]) -> str:
         getattr(config, "model_type", "DFlash"),
         f"{config.num_layers} layers",
         f"hidden size {config.hidden_size}",
-        f"{checkpoint.num_parameters / 1e6:.1f} M parameters",
+        f"{_human_count(checkpoint.num_parameters)} parameters",
         f"{checkpoint.stored_as}{source}",
     )
     return f"{checkpoint.directory} ({', '.join(facts)})"
+
+
+def _human_count(count: int) -> str:
+    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def _layers_rows(models: ResolvedModels) -> Rows:

@@ -33,6 +33,22 @@ COMMANDS = {
     "export-trtllm": "export_trtllm",
     "doctor": "doctor",
 }
+# What other tools, and older habits, call a command.
+_OTHER_NAMES = {
+    "bench": "profile",
+    "benchmark": "profile",
+    "chat": "run",
+    "convert": "build",
+    "estimate": "profile --estimate",
+    "evaluate": "eval",
+    "export": "export-triton or export-trtllm",
+    "generate": "run",
+    "help": "--help",
+    "info": "inspect",
+    "models": "list",
+    "serve": "export-triton",
+    "version": "--version",
+}
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _MAX_SHOWN_PATH = 200  # characters
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -73,8 +89,9 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand; for an unknown one say which was meant."""
         near = get_close_matches(args[0], COMMANDS, n=2)
-        if near and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(near)}?")
+        meant = _OTHER_NAMES.get(args[0]) or " or ".join(near)
+        if meant and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {meant}?")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -165,7 +182,9 @@ def _verbose_option() -> click.Option:
 
 
 @click.command(
-    cls=CommandGroup, params=[_verbose_option()], context_settings={"show_default": True}
+    cls=CommandGroup,
+    params=[_verbose_option()],
+    context_settings={"show_default": True, "help_option_names": ["--help", "-h"]},
 )
 @click.version_option(__version__, prog_name="dflash-trt", message="%(prog)s %(version)s")
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trtllm_dflash.cli.live_answer import print_live
-from trtllm_dflash.cli.run_summary import print_summary
+from trtllm_dflash.cli.run_summary import print_cuts, print_summary
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
 
@@ -135,9 +135,8 @@ class _Conversation:
         answer = stream.finished.get(0)
         if answer is None:
             click.echo("(stopped)", err=True)
-        elif answer.finish_reason == "length":
-            why = "--max-tokens" if len(answer.token_ids) < room else "the engine's max_seq_len"
-            click.echo(f"(cut at {len(answer.token_ids)} tokens, {why})", err=True)
+        else:
+            print_cuts([answer], self._sampling.get("max_tokens", room + 1))
         if not self._format.chat:
             self._messages.clear()  # without a chat format nothing tells the turns apart
             return

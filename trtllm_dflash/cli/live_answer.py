@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
@@ -31,7 +31,7 @@ def print_live(
     """
     printed = ""
     in_reasoning = False
-    for chunk in chunks:
+    for chunk in _with_line_end(chunks):
         if show_reasoning and chunk.reasoning:
             click.secho(chunk.reasoning, nl=False, dim=True)
             in_reasoning = True
@@ -43,3 +43,12 @@ def print_live(
         printed += text
     click.echo()
     return printed
+
+
+def _with_line_end(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Yield the chunks; end the line that Ctrl-C leaves half printed."""
+    try:
+        yield from chunks
+    except KeyboardInterrupt:
+        click.echo()
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
@@ -11,8 +13,16 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 import click
 from click.core import ParameterSource
 
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.fields import option_name
-from trtllm_dflash.options.sampling import no_effect_warning, unused_without_temperature
+from trtllm_dflash.options.sampling import (
+    SamplingParams,
+    no_effect_warning,
+    unused_without_temperature,
+)
+
+# A field's name where the checks of SamplingParams put it.
+_FIELD_IN_TEXT = re.compile(r"(?P<before>^|more than )(?P<name>[a-z_]+)(?= is | holds |,)")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config")
@@ -132,6 +142,26 @@ def warn_of_unused(ctx: click.Context) -> None:
     if unused:
         names = [option_name(name) for name in unused]
         click.echo(f"warning: {no_effect_warning(names, '--temperature')}", err=True)
+
+
+def check_sampling(options: Mapping[str, Any]) -> None:
+    """Check keyword arguments of `Engine.stream`, before an engine is loaded for them.
+
+    Without max_tokens there is no limit yet that min_tokens could exceed.
+
+    Raises:
+        UsageError: for a value out of range; the option is named as it is typed.
+    """
+    try:
+        SamplingParams(**{"max_tokens": sys.maxsize, **options})
+    except UsageError as error:
+        raise UsageError(_FIELD_IN_TEXT.sub(_as_typed, str(error))) from error
+
+
+def _as_typed(match: re.Match[str]) -> str:
+    name = match["name"]
+    is_option = name in {field.name for field in fields(SamplingParams)}
+    return match["before"] + (option_name(name) if is_option else name)
 
 
 def _option(field: Field[Any], hint: Any) -> Callable[[Function], Function]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from trtllm_dflash.log import table
+from trtllm_dflash.log import counted, table
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     advice_sentences,
@@ -50,11 +50,11 @@ def _title(profile: Profile) -> str:
     """Return the line above the tables."""
     prompts = profile.prompts
     machine = profile.machine
+    threads = counted(machine["threads"], "thread")
     return (
         f"{profile.engine['directory']}: {prompts['count']} prompts of"
         f" {len(prompts['categories'])} categories ({describe_format(prompts)}), at most"
-        f" {profile.settings['max_tokens']} new tokens each, {machine['threads']} threads of"
-        f" {machine['processor']}"
+        f" {profile.settings['max_tokens']} new tokens each, {threads} of {machine['processor']}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from trtllm_dflash.atomic.growing_file import GrowingFile
 from trtllm_dflash.cli.options import (
     PATH,
     ParsedText,
+    check_sampling,
     given_options,
     options_from,
     take,
@@ -23,7 +24,7 @@ from trtllm_dflash.cli.options import (
 )
 from trtllm_dflash.cli.output_files import check_outputs
 from trtllm_dflash.errors import OutputError, UsageError
-from trtllm_dflash.options.checks import typed_text
+from trtllm_dflash.options.checks import shown, typed_text
 from trtllm_dflash.options.generation import RunConfig
 from trtllm_dflash.options.sampling import SamplingParams
 
@@ -68,12 +69,13 @@ def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **option
     )
     lines = [] if is_conversation else _prompt_lines(config)
     sampling = config.sampling_options() | options
+    if is_conversation and "max_tokens" not in given_options(ctx):
+        sampling.pop("max_tokens")
+    check_sampling(sampling)
     loaded = _load(config)
     if is_conversation:
         from trtllm_dflash.cli.conversation import converse
 
-        if "max_tokens" not in given_options(ctx):
-            sampling.pop("max_tokens")
         converse(loaded, _format_for(loaded, config), sampling, config.show_reasoning)
     else:
         _answer(loaded, lines, config, sampling)
@@ -83,12 +85,33 @@ def _engine_and_prompt(engine: Path | None, prompt: str | None) -> tuple[Path, s
     """Return the engine and the prompt; a single argument with blanks is a prompt, if no path."""
     from trtllm_dflash.cli.default_engine import find_engine
 
-    if engine is not None and prompt is None and len(str(engine).split()) > 1:
-        with suppress(OSError):  # a name that is too long exists nowhere
-            if engine.exists():
-                return engine, None
+    is_text = engine is not None and prompt is None and len(str(engine).split()) > 1
+    if is_text and not _exists(engine):
         return find_engine(), typed_text(str(engine))
+    if engine is not None and not _exists(engine):
+        raise UsageError(f"ENGINE {_no_such_engine(str(engine))}")
     return (find_engine() if engine is None else engine), prompt
+
+
+def _no_such_engine(typed: str) -> str:
+    from trtllm_dflash.catalog.pairs import pair_of
+
+    text = f"{shown(typed)}: there is no such directory."
+    if pair_of(typed):
+        return (
+            f"{text} It is a model: build its engine with `dflash-trt build --target {typed}`."
+        )
+    return (
+        f"{text} Build it, or name another. A PROMPT of several words needs quotes, and one of a"
+        " single word an ENGINE before it."
+    )
+
+
+def _exists(path: Path | None) -> bool:
+    try:
+        return path is not None and path.exists()
+    except OSError:  # a name that is too long exists nowhere
+        return False
 
 
 def _is_terminal() -> bool:
@@ -158,7 +181,7 @@ def _answer(
 ) -> None:
     """Answer the prompts, on the terminal or into a file, and print the summary."""
     from trtllm_dflash.cli.live_answer import ids_of, print_live, text_of
-    from trtllm_dflash.cli.run_summary import print_logprobs, print_summary
+    from trtllm_dflash.cli.run_summary import print_cuts, print_logprobs, print_summary
 
     with (
         _open_stream(engine, lines, config, sampling) as stream,
@@ -175,6 +198,7 @@ def _answer(
         answers = stream.generations()
     if count == 1 and answers[0].logprobs is not None and file is None:
         print_logprobs(answers[0].logprobs, engine.tokenizer)
+    print_cuts(answers, sampling["max_tokens"])
     print_summary(answers, stream.timings, width=stream.width)
 
 

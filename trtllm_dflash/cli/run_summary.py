@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from trtllm_dflash.log import counted
 from trtllm_dflash.log import table as text_table
 from trtllm_dflash.runtime.outputs import Generation, Timings, TokenLogprobs, mean
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
@@ -43,6 +44,21 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
     click.echo("\n".join(line.rstrip() for line in lines), err=True)
 
 
+def print_cuts(answers: Sequence[Generation], max_tokens: int) -> None:
+    """Say on stderr how many answers did not end by themselves, and at which limit."""
+    lengths = [len(answer.token_ids) for answer in answers if answer.finish_reason == "length"]
+    if not lengths:
+        return
+    limits = {
+        "--max-tokens" if length >= max_tokens else "the engine's max_seq_len"
+        for length in lengths
+    }
+    which = f"at {counted(lengths[0], 'token')}"
+    if len(answers) > 1:
+        which = f"{len(lengths)} of {len(answers)} answers"
+    click.echo(f"(cut {which}, {' or '.join(sorted(limits))})", err=True)
+
+
 def print_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -> None:
     """Print a line on stdout for each token of an answer, with the most likely ones beside it."""
 
@@ -61,15 +77,15 @@ def _prefill_row(answers: Sequence[Generation], timings: Timings) -> Row:
     if len(answers) > 1:
         name = f"{len(answers)} prompts"
     first_token = mean([answer.prefill_seconds for answer in answers])
-    seconds = f"{timings.prompt_tokens} tokens in {timings.prefill_seconds:.2f} s"
+    seconds = f"{counted(timings.prompt_tokens, 'token')} in {timings.prefill_seconds:.2f} s"
     return name, f"{seconds}; first token after {first_token:.2f} s"
 
 
 def _decode_rows(timings: Timings) -> list[Row]:
-    seconds = f"{timings.generated_tokens} tokens in {timings.decode_seconds:.2f} s"
+    seconds = f"{counted(timings.generated_tokens, 'token')} in {timings.decode_seconds:.2f} s"
     rate = f"{timings.decode_tokens_per_second:.1f} tokens/s"
     per_step = 1000 * timings.decode_seconds / timings.decode_steps
-    steps = f"{timings.decode_steps} steps of {per_step:.1f} ms"
+    steps = f"{counted(timings.decode_steps, 'step')} of {per_step:.1f} ms"
     clock = "(a clock of these steps alone: no loading, prompts or tokenizing)"
     return [("generation", f"{seconds}: {rate} ({steps})"), ("", clock)]
 
@@ -87,6 +103,8 @@ def _histogram(lengths: Sequence[int], width: int) -> Table:
     bars = Table.grid(padding=(0, 1))
     for length in range(1, width + 1):
         count = counts[length]
-        bar = ProgressBar(total=most, completed=count, width=BAR_WIDTH)
+        bar = ProgressBar(
+            total=most, completed=count, width=BAR_WIDTH, finished_style="bar.complete"
+        )
         bars.add_row(f"{length}", bar, f"{count}", f"{count / len(lengths):.0%}")
     return bars

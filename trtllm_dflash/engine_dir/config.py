@@ -10,6 +10,7 @@ from typing import Any
 from trtllm_dflash.engine_dir.config_checks import check_format, check_io_table, check_sizes
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor
+from trtllm_dflash.engine_dir.other_directories import describe_other, is_checkpoint
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 from trtllm_dflash.options.checks import shown
@@ -106,20 +107,14 @@ class EngineConfig:
         path = directory / CONFIG_FILE
         try:
             if not path.is_file():
-                raise EngineError(
-                    f"{directory}: no config.json, so this is not an engine directory. "
-                    "Give the --output-dir of a dflash-trt build."
-                )
+                raise EngineError(describe_other(directory, CONFIG_FILE))
             data = parse_json(path.read_bytes(), str(path))
         except OSError as error:
             raise EngineError(f"{shown(str(directory))}: {error.strerror}.") from error
         except ConfigError as error:
             raise EngineError(f"{error}{_BUILD_AGAIN}") from error
-        if "build_config" not in data and "hidden_size" in data:
-            raise EngineError(
-                f"{directory} is a model's checkpoint, and no engine. Build one:"
-                f" dflash-trt build --target {directory}"
-            )
+        if is_checkpoint(data):
+            raise EngineError(describe_other(directory, CONFIG_FILE))
         try:
             return cls.from_json(data, str(path))
         except ConfigError as error:

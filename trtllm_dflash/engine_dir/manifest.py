@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from trtllm_dflash.checkpoint.tokenizer_files import TOKENIZER_FILES
 from trtllm_dflash.engine_dir.files import ENGINE_FILES, MANIFEST_FILE
+from trtllm_dflash.engine_dir.other_directories import describe_other
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.versions import platform_facts, versions_of
 from trtllm_dflash.log import Progress, ignore_progress
@@ -61,10 +62,7 @@ def load(directory: Path) -> dict[str, Any]:
             raise EngineError(f"{path} is no file; {_BUILD_AGAIN}")
         manifest = parse_json(path.read_bytes(), str(path), error=EngineError)
     except (FileNotFoundError, NotADirectoryError):
-        raise EngineError(
-            f"{directory}: no {MANIFEST_FILE}, so this is not an engine directory; give the"
-            " --output-dir of a build"
-        ) from None
+        raise EngineError(describe_other(directory, MANIFEST_FILE)) from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}") from error
     schema = manifest.get("schema")

@@ -28,7 +28,9 @@ class RunConfig(PromptOptions):
     prompt: str | None = None
     max_tokens: int = field(
         default=SamplingParams.max_tokens,
-        metadata=cli_option("new tokens for each prompt, at most", low=1),
+        metadata=cli_option(
+            "new tokens for each prompt, at most; a conversation has no limit by default", low=1
+        ),
     )
     no_draft: bool = field(
         default=False,

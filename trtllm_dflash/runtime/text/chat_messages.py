@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.checks import shown
 
 Message: TypeAlias = "Mapping[str, Any]"
 Messages: TypeAlias = "str | Sequence[Message]"
@@ -83,6 +84,10 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise UsageError(f"{where}: its role is {role!r}, expected a text such as 'user'.")
     found = dict(message)
+    if "content" not in found and not found.get("tool_calls"):
+        raise UsageError(
+            f'{where} has no "content", expected a text; its keys are {shown(list(found))}.'
+        )
     content = found.get("content")
     if content is None and not found.get("tool_calls"):
         found["content"] = ""
