@@ -155,6 +155,11 @@ def test_reads_what_transformers_reads(base: dict[str, Any]) -> None:
         ),
         (
             LLAMA31_8B,
+            {"build_config": {"arch": "cpu"}},
+            "build_config is of an engine, not of a model",
+        ),
+        (
+            LLAMA31_8B,
             {"architectures": ["MixtralForCausalLM"]},
             "supported targets are GptOssForCausalLM, LlamaForCausalLM, .*Qwen3MoeForCausalLM",
         ),

@@ -49,6 +49,10 @@ def read_target_config(
 
 
 def _family(reader: HfReader) -> TargetFamily:
+    if reader.get("build_config.arch") is not None:
+        reader.fail(
+            "build_config", "is of an engine, not of a model. Give the model's checkpoint."
+        )
     names = reader.read_list(str, "architectures")
     family = TARGET_FAMILIES.get(names[0]) if len(names) == 1 else None
     if family is None:
