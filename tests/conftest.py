@@ -5,7 +5,7 @@ tests/fixtures/tiny_models.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not all((DEMO / engine / "manifest.json").exists() for engine in engines):
                 reason = "the demo engines are not built: run `make demo`"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let what a test has captured reach pytest-xdist, which sends UTF-8 alone.
+
+    Names that are no UTF-8 come in logs and in parameters of tests.
+    """
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sendable(entry) for entry in value)
+    return value
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ left.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -191,12 +190,8 @@ def test_the_report_and_the_log_say_what_it_cost(
 
 
 def test_folders_whose_names_are_no_text_are_built_and_run(
-    pair: dict[str, str],
-    config: Configure,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    pair: dict[str, str], config: Configure, tmp_path: Path
 ) -> None:
-    caplog.set_level(logging.WARNING, "trtllm_dflash")  # pytest-xdist sends no such names
     name = os.fsdecode(b"caf\xe9")
     target = shutil.copytree(pair["target"], tmp_path / f"t{name}")
     directory = build_here(
