@@ -6,6 +6,8 @@ that nobody expected.
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -61,6 +63,8 @@ FILES = {
     "rows.jsonl": b'{"prompt": null}\n{"prompt": [1.5]}\n{"messages": [{"role": 1}]}\n',
 }
 STOP = "this is as far as the test goes"
+# Of each command, in a fixed random order; DFLASH_ODD_CALLS=1000 tries them all.
+MOST_CALLS = int(os.environ.get("DFLASH_ODD_CALLS", "80"))
 SKIPPED = {"help", "version", "verbose", "estimate", "validate_estimate"}
 
 
@@ -172,24 +176,19 @@ def odd_calls(command: click.Command) -> Iterator[tuple[str, list[str]]]:
 def check(arguments: list[str], what: str) -> None:
     result = CliRunner().invoke(main, arguments, input="hi")
     told = f"{what}: {arguments[-1][:60]!r}: {result.exit_code}, {result.output[-400:]}"
-    if (
-        result.exit_code not in (0, 1, 2)
-        or "should not happen" in result.output
-        or not (result.exception is None or isinstance(result.exception, SystemExit))
-        or len(result.stderr) >= 20000
-    ):
-        print("ODD", told)
-        return
     assert result.exit_code in (0, 1, 2), told
     assert "should not happen" not in result.output, told
     assert result.exception is None or isinstance(result.exception, SystemExit), told
+    assert len(result.stderr) < 20000, told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMMANDS, ESTIMATE])
 def test_odd_option_ends_in_words(name: str, commands: Commands) -> None:
     words = name.split()
-    for option, arguments in odd_calls(commands.command(name)):
+    calls = list(odd_calls(commands.command(name)))
+    random.Random(0).shuffle(calls)
+    for option, arguments in calls[:MOST_CALLS]:
         check([*words, *commands.arguments[name], *arguments], f"{name} {option}")
 
 
