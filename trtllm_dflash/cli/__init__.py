@@ -51,6 +51,7 @@ _OTHER_NAMES = {
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _MAX_SHOWN_PATH = 200  # characters
+_MAX_SHOWN_TEXT = 8000  # characters: a table of all that differs still fits
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -104,6 +105,10 @@ class CommandGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(_INTERRUPTED)
+        except click.UsageError as error:
+            if len(error.message) <= _MAX_SHOWN_TEXT:
+                raise
+            raise click.UsageError(_shortened(error.message), error.ctx) from error
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
@@ -137,6 +142,14 @@ def _describe_os_error(error: OSError) -> str:
     return f"{place}: {error.strerror}."
 
 
+def _shortened(text: str) -> str:
+    """Return a message without the middle of a value that fills pages."""
+    if len(text) <= _MAX_SHOWN_TEXT:
+        return text
+    half = _MAX_SHOWN_TEXT // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
 def _replace_unencodable(stream: TextIO | None) -> None:
     """Make a stream write "?" for characters that its encoding lacks, instead of failing."""
     if isinstance(stream, io.TextIOWrapper):
@@ -146,7 +159,7 @@ def _replace_unencodable(stream: TextIO | None) -> None:
 def _fail(ctx: click.Context, text: str, exit_code: int) -> None:
     if _is_verbose(ctx):
         traceback.print_exc()
-    click.echo(f"error: {text}", err=True)
+    click.echo(f"error: {_shortened(text)}", err=True)
     _drop_what_cannot_be_written()
     ctx.exit(exit_code)
 

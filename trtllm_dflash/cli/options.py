@@ -27,7 +27,20 @@ _FIELD_IN_TEXT = re.compile(r"(?P<before>^|more than )(?P<name>[a-z_]+)(?= is | 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Config = TypeVar("Config")
 
-PATH = click.Path(path_type=Path)
+
+class PathWithoutNul(click.Path):
+    """A path; what no file system takes is refused before it is looked for."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """Return the path that a text stands for."""
+        if "\0" in str(value):
+            self.fail("a path cannot hold the character NUL", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = PathWithoutNul(path_type=Path)
 _CLICK_TYPES: dict[type, click.ParamType[Any]] = {
     int: click.INT,
     float: click.FLOAT,
