@@ -71,20 +71,19 @@ def test_batches_and_sampling_are_lossless_with_high_acceptance(
     gets alone.
     """
     speculative, plain = engine(TARGET, DRAFTER), engine(TARGET, None)
+    seeds = list(range(7, 7 + len(prompts)))
     for options in (
-        {},
-        {"temperature": 1.0, "seed": 7},
-        {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "min_p": 0.02, "seed": 8},
+        {"temperature": 0},
+        {"temperature": 1.0},
+        {"temperature": 1.5, "top_p": 0.9, "top_k": 20, "min_p": 0.02},
     ):
-        alone = [
-            speculative.generate([prompt], max_tokens=40, **options)[0].token_ids
-            for prompt in prompts
-        ]
-        together = speculative.generate(prompts, max_tokens=40, **options)
-        assert [item.token_ids for item in together] == alone
-        assert [
-            item.token_ids for item in plain.generate(prompts, max_tokens=40, **options)
-        ] == alone
+        alone = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            answers = speculative.generate([prompt], max_tokens=40, seed=seed, **options)
+            alone.append(answers[0].token_ids)
+        for engine_of_all in (speculative, plain):
+            together = engine_of_all.generate(prompts, max_tokens=40, seed=seeds, **options)
+            assert [item.token_ids for item in together] == alone
 
 
 def _with_taps(taps: list[int]) -> Callable[[dict[str, Any]], None]:

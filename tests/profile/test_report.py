@@ -176,7 +176,7 @@ def test_save_writes_svg_and_png(estimated: bool, tmp_path: Path) -> None:
     text = (tmp_path / "curve.svg").read_text()
     assert text.startswith("<svg ")
     assert "@media (prefers-color-scheme: dark)" in text
-    assert ("stroke-dasharray: 7" in text) == estimated
+    assert ("DFlash (estimated)" in text) == estimated
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match=r"a plot is written as \.svg or \.png"):
         theme.save(figure, tmp_path / "curve.gif")

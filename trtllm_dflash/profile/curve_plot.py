@@ -23,7 +23,8 @@ def throughput_against_interactivity(
     """Draw every curve with its batch sizes; up and to the right is better.
 
     `log` is for throughputs that span several orders of magnitude. Markers are hollow and of
-    different sizes, so that points at one place are all seen.
+    different sizes, so that points at one place are all seen. The legend says which curves are
+    estimated.
     """
     figure, axes = new_figure(WIDE, 4.8)
     looks = looks_by_name([curve.name for curve in curves])
@@ -31,7 +32,8 @@ def throughput_against_interactivity(
         look = looks[curve.name]
         x = [point.tokens_per_second_per_user for point in curve.points]
         y = [point.tokens_per_second_per_gpu for point in curve.points]
-        axes.plot(x, y, label=curve.name, zorder=3 + index, **look.line())
+        name = f"{curve.name} (estimated)" if curve.estimated else curve.name
+        axes.plot(x, y, label=name, zorder=3 + index, **look.line())
         offset = _OFFSETS[index % len(_OFFSETS)]
         for point, place in zip(curve.points, zip(x, y, strict=True), strict=True):
             annotate(axes, str(point.batch), place, color=look.colour, xytext=offset)
