@@ -74,7 +74,7 @@ test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fr
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
 	$(PYTEST) -m 'not slow'
 
-test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (15 minutes)
+test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (about 25 minutes)
 	DFLASH_REQUIRE_ALL=1 $(PYTEST)
 
 .venv-oldest/.ready: pyproject.toml .ci/oldest.py
