@@ -323,8 +323,8 @@ def test_a_kernel_or_field_that_is_not_there_is_told(pool: Executor) -> None:
     assert f"{VERIFY}: no kernel was compiled for attention, head_dim 64" in told
     told = pool.submit(refusal, VERIFY, {}, FAKE, {}, "window_size").result(timeout=600)
     assert (
-        f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, key_scale, ring,"
-        " scale, value_scale" in told
+        f"{VERIFY}: its field window_size is missing, got fp8_cache, head_dim, holds_kernel,"
+        " key_scale, ring, scale, value_scale" in told
     )
 
 

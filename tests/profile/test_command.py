@@ -35,7 +35,8 @@ def test_profile_prints_tables_and_writes_files(
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith(
-        f"{engine}: 6 prompts of 2 categories, at most 12 new tokens each, 1 threads of "
+        f"{engine}: 6 prompts of 2 categories (chat format), at most 12 new tokens each,"
+        " 1 thread of "
     )
     titles = [line.split() for line in lines if line.startswith("system")]
     assert titles == [" ".join(COLUMNS).split()]
@@ -242,13 +243,14 @@ def test_profile_refuses_a_plain_engine_with_fewer_slots(
 
 def test_profile_refuses_another_checkpoint(engine: Path, tmp_path: Path) -> None:
     other = tiny_target(tmp_path / "target", "qwen3")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": [1, 2]}\n')
     for folder, words in (
         (other, "model.safetensors is not the file that"),
         (tmp_path / "gone", "no such folder"),
     ):
-        result = CliRunner().invoke(
-            main, ["profile", str(engine), "--target", str(folder), "--raw"]
-        )
+        options = ["--target", str(folder), "--prompts", str(prompts), "--raw"]
+        result = CliRunner().invoke(main, ["profile", str(engine), *options])
         assert result.exit_code == 2
         assert words in result.stderr
         assert "--target DIR" in result.stderr
