@@ -61,7 +61,7 @@ def _container(facts: PairFacts) -> str:
     folders = [model for model in (facts.target, facts.drafter) if model.startswith("/")]
     mounts = [f"-v {shlex.quote(f'{folder}:{folder}:ro')}" for folder in folders]
     if len(folders) < 2:
-        mounts.append('-v "$HOME/.cache/huggingface":/root/.cache/huggingface')
+        mounts.append('-v "$HOME/.cache/huggingface":/huggingface -e HF_HOME=/huggingface')
     return f"""docker run --rm --gpus all --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 \\
   -p {PORT}:{PORT} -v "$PWD":/export:ro {" ".join(mounts)} \\
   {IMAGE} /export/serve.sh --host 0.0.0.0"""
