@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REQUIRE_ALL
 from tests.fixtures.builds import cpu_engine, logs, pair
 
 __all__ = ["cpu_engine", "logs", "pair"]
+RUN = "run e hello --max-tokens 3"
+PROFILE = "profile e --max-tokens 2 --prompts prompts --batch 1 --html made/page.html"
 STRACE = shutil.which("strace")
 WRITES = re.compile(r'(?:open|creat|mkdir|rename)[a-z0-9]*\((?:AT_FDCWD, )?"([^"]*)"(.*)')
 
@@ -31,33 +34,30 @@ def place(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-@pytest.mark.parametrize("home", ["empty", "missing"])
+@pytest.mark.skipif(STRACE is None and not REQUIRE_ALL, reason="strace is not installed")
 @pytest.mark.parametrize(
-    ("command", "needs"),
+    ("home", "command", "needs"),
     [
-        ("build --target t --drafter d --output-dir made/cpu", "onnxruntime"),
+        ("empty", "build --target t --drafter d --output-dir made/cpu", "onnxruntime"),
         (
+            "empty",
             "build --target t --no-drafter --arch sm120 --no-plugins --output-dir made/gpu",
             "tensorrt_rtx",
         ),
-        ("run e hello --max-tokens 3", "onnxruntime"),
-        ("eval e --text-tokens 40 --json made/eval.json", "onnxruntime"),
-        (
-            "profile e --max-tokens 2 --prompts prompts --batch 1 --html made/page.html",
-            "matplotlib",
-        ),
-        ("export-triton e --output-dir made/models", "onnxruntime"),
-        ("quantize --target t --quant fp8 --output-dir made/fp8", "modelopt"),
-        ("doctor", "onnxruntime"),
+        ("empty", RUN, "onnxruntime"),
+        ("missing", RUN, "onnxruntime"),
+        ("empty", "eval e --text-tokens 40 --json made/eval.json", "onnxruntime"),
+        ("empty", PROFILE, "matplotlib"),
+        ("missing", PROFILE, "matplotlib"),
+        ("empty", "export-triton e --output-dir made/models", "onnxruntime"),
+        ("empty", "quantize --target t --quant fp8 --output-dir made/fp8", "modelopt"),
+        ("empty", "doctor", "onnxruntime"),
     ],
 )
 def test_commands_leave_nothing_and_call_nobody(
-    command: str, needs: str, home: str, place: Path, tmp_path: Path
+    home: str, command: str, needs: str, place: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip(needs)
-    if home != "empty" and command.split()[0] not in ("run", "profile"):
-        pytest.skip("one HOME is enough for this command")
     (place / "made").mkdir()
     (tmp_path / "tmp").mkdir()
     environment = {
