@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from trtllm_dflash.atomic.disk import existing_above, free_bytes
 from trtllm_dflash.atomic.file_lock import LockedError, existing_lock, file_lock
 from trtllm_dflash.atomic.swap import Written, delete_files, files_below, swap
 from trtllm_dflash.atomic.work_folder import remove_leftovers, work_folder
@@ -126,7 +127,7 @@ def check_creatable(option: str, directory: Path) -> None:
     Raises:
         UsageError: naming the path that is in the way.
     """
-    above = _existing(directory.absolute().parent)
+    above = _nearest_entry(directory.absolute().parent)
     if not above.is_dir():
         raise UsageError(
             f"{option} {directory}: {above} is a file, and nothing can be in it; give another"
@@ -135,8 +136,8 @@ def check_creatable(option: str, directory: Path) -> None:
         raise UsageError(f"{option} {directory}: {above} may not be written; give another")
 
 
-def _existing(path: Path) -> Path:
-    """Return the path itself, or the nearest one above it that exists."""
+def _nearest_entry(path: Path) -> Path:
+    """Return the path itself, or the nearest one above it, be it a link to nothing."""
     return next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
 
 
@@ -169,12 +170,11 @@ def check_space(directory: Path, needed: int, *, what: str = "the engine") -> No
     Raises:
         BuildError: naming both sizes.
     """
-    existing = _existing(directory.absolute())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(directory)
     if free < needed:
         raise BuildError(
-            f"{what} needs about {human_bytes(needed)}, and the disk of {existing} has"
-            f" {human_bytes(free)} free; give another --output-dir"
+            f"{what} needs about {human_bytes(needed)}, and the disk of"
+            f" {existing_above(directory)} has {human_bytes(free)} free; give another --output-dir"
         )
 
 
@@ -225,7 +225,7 @@ def write_error(path: Path, error: OSError) -> BuildError:
             error.args[0][0][-1]
         )  # of copytree: (source, destination, why) of each file
     if error.errno in _FULL or os.strerror(errno.ENOSPC) in reason:
-        reason = f"the disk of {_existing(path.absolute())} is full"
+        reason = f"the disk of {existing_above(path)} is full"
     elif error.errno == errno.EFBIG:
         what = error.filename or "a file"
         reason = f"{what} is larger than this file system or `ulimit -f` allows"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from trtllm_dflash.atomic.disk import free_bytes, same_disk
 from trtllm_dflash.atomic.output_directory import check_space
-from trtllm_dflash.builder.host_costs import HostCosts, free_bytes, hub_cache, same_disk
+from trtllm_dflash.builder.host_costs import HostCosts, hub_cache
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.scratch_limit import scratch_refusal

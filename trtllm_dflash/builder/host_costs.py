@@ -6,7 +6,6 @@ since they were measured on two cores and on engines of up to 11 GB.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -155,22 +154,6 @@ def hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that a path is, or will be, on."""
-    return shutil.disk_usage(_existing(path)).free
-
-
-def same_disk(path: Path, other: Path) -> bool:
-    """Return whether two paths are, or will be, on one disk."""
-    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
-
-
-def _existing(path: Path) -> Path:
-    """Return the path itself, or the nearest one above it that exists."""
-    whole = path.absolute()
-    return next(each for each in (whole, *whole.parents) if each.exists())
 
 
 def _largest_tensor(model: Checkpoint[Any]) -> int:
