@@ -40,11 +40,7 @@ def eval(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     config = EvaluateConfig(engine, **options)
     check_outputs(
         {"--json": files.json},
-        inputs={
-            "--text": config.text,
-            "--prompts": source.prompts,
-            "--messages": source.messages,
-        },
+        inputs={"--text": config.text, **source.input_files},
         engine=engine,
     )
     from trtllm_dflash.cli.evaluation_table import print_evaluation

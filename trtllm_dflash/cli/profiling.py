@@ -79,11 +79,7 @@ def profile(ctx: click.Context, /, engine: Path, **options: Any) -> None:
     files = take(ProfileFiles, options)
     prompts = take(PromptOptions, options)
     config = ProfileConfig(engine, **options)
-    inputs = {
-        "ENGINE": engine if engine.is_file() else None,
-        "--prompts": prompts.prompts,
-        "--messages": prompts.messages,
-    }
+    inputs = {"ENGINE": engine if engine.is_file() else None, **prompts.input_files}
     _check_files(files, inputs, engine)
     from trtllm_dflash.cli.profile_table import print_profile
     from trtllm_dflash.profile.load import load

@@ -61,8 +61,7 @@ def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **option
     check_outputs(
         {"--output": config.output},
         inputs={
-            "--prompts": config.prompts,
-            "--messages": config.messages,
+            **config.input_files,
             "--draft-len-schedule": config.draft_len_schedule,
         },
         engine=config.engine,

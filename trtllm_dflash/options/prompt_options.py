@@ -97,6 +97,11 @@ class PromptOptions(ChatOptions):
             raise UsageError("give either --prompts or --messages, not both.")
 
     @property
+    def input_files(self) -> dict[str, Path | None]:
+        """Return the files that are read, by the options that name them."""
+        return {"--prompts": self.prompts, "--messages": self.messages}
+
+    @property
     def source(self) -> Path | None:
         """Return the file of prompts or of conversations."""
         return self.prompts or self.messages
