@@ -113,12 +113,6 @@ class EngineThread:
         self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> EngineThread:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def submit(
         self,
         prompt: Prompt,
