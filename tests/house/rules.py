@@ -121,14 +121,21 @@ def oversized(path: Path) -> list[str]:
     found = []
     if len(lines) > MAX_FILE_LINES:
         found.append(f"{path.name}: {len(lines)} lines")
-    for number, line in enumerate(lines, 1):
-        if len(line) > MAX_COLUMNS:
-            found.append(f"{path.name}:{number}: {len(line)} columns")
+    found += wide_lines(path)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 found.append(f"{path.name}: {node.name} has {length} lines")
+    return found
+
+
+def wide_lines(path: Path) -> list[str]:
+    """List the lines of a file that have more columns than the house allows."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if len(line) > MAX_COLUMNS:
+            found.append(f"{path.name}:{number}: {len(line)} columns")
     return found
 
 

@@ -20,6 +20,7 @@ from tests.house.rules import (
     repeated_file_names,
     shadowing_files,
     sources,
+    wide_lines,
 )
 
 FOLDERS = ("trtllm_dflash", "examples", "plugins", "tests")
@@ -28,6 +29,12 @@ FOLDERS = ("trtllm_dflash", "examples", "plugins", "tests")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_sizes(folder: str) -> None:
     assert [line for path in sources(ROOT / folder) for line in oversized(path)] == []
+
+
+def test_templates_are_as_narrow_as_code() -> None:
+    templates = [*PACKAGE.rglob("*.j2"), *PACKAGE.rglob("*.toml")]
+    assert len(templates) > 5
+    assert [line for path in sorted(templates) for line in wide_lines(path)] == []
 
 
 def test_sizes_are_really_checked(tmp_path: Path) -> None:
