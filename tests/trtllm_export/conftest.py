@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -35,6 +36,30 @@ def exported(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+class LocalPair(NamedTuple):
+    """Directories of a tiny target and its drafter, which a test may change."""
+
+    target: Path
+    drafter: Path
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options that export it for one GPU."""
+        return {"target": str(self.target), "drafter": str(self.drafter), "gpus": 1}
+
+
+@pytest.fixture
+def local_pair(
+    make_target: Callable[..., Path], make_drafter: Callable[..., Path], tmp_path: Path
+) -> LocalPair:
+    """Copies of a tiny pair."""
+    target = make_target("llama")
+    return LocalPair(
+        shutil.copytree(target, tmp_path / "target"),
+        shutil.copytree(make_drafter(target), tmp_path / "drafter"),
+    )
 
 
 def command(directory: Path, *options: str) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.trtllm_export.conftest import command, page_of
+from tests.trtllm_export.conftest import LocalPair, command, page_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import Pair
 from trtllm_dflash.errors import DFlashError, UsageError
@@ -33,19 +32,15 @@ def test_long_sequences_are_read_in_chunks(exported: Callable[..., dict[str, Any
 
 
 def test_yarn_reaches_its_documented_length(
-    make_target: Callable[..., Path],
-    make_drafter: Callable[..., Path],
-    exported: Callable[..., dict[str, Any]],
-    tmp_path: Path,
+    local_pair: LocalPair, exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    target = shutil.copytree(make_target("llama"), tmp_path / "target")
-    path = target / "config.json"
+    path = local_pair.target / "config.json"
     config = json.loads(path.read_text())
     positions = config["max_position_embeddings"]
     scaling = {"rope_type": "yarn", "factor": 4.0}
     scaling["original_max_position_embeddings"] = positions
     path.write_text(json.dumps(config | {"rope_scaling": scaling}))
-    pair = {"target": str(target), "drafter": str(make_drafter(target)), "gpus": 1}
+    pair = local_pair.options
     assert exported(**pair, max_seq_len=4 * positions)["yaml"]["max_seq_len"] == 4 * positions
     with pytest.raises(UsageError, match=f"is more than {4 * positions}, the reach of"):
         exported(**pair, max_seq_len=4 * positions + 1, output_dir=tmp_path / "x")
@@ -73,38 +68,31 @@ def test_draft_len_stands_for_an_unpublished_block(
 
 
 def test_taps_outside_the_target_are_refused(
-    make_target: Callable[..., Path],
-    make_drafter: Callable[..., Path],
-    exported: Callable[..., dict[str, Any]],
-    tmp_path: Path,
+    local_pair: LocalPair, exported: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    target = make_target("llama")
-    drafter = shutil.copytree(make_drafter(target), tmp_path / "drafter")
-    path = drafter / "config.json"
+    path = local_pair.drafter / "config.json"
     config = json.loads(path.read_text())
     section = config.get("dflash_config", config)
-    made = exported(target=str(target), drafter=str(drafter), gpus=1)
+    made = exported(**local_pair.options)
     speculation = made["yaml"]["speculative_config"]
     assert speculation["target_layer_ids"] == section["target_layer_ids"]
     assert speculation["mask_token_id"] == section["mask_token_id"]
     section["target_layer_ids"] = [0, 99]
     path.write_text(json.dumps(config))
     with pytest.raises(DFlashError, match="target_layer_ids contains 99, expected 0"):
-        exported(target=str(target), drafter=str(drafter), gpus=1, output_dir=tmp_path / "x")
+        exported(**local_pair.options, output_dir=tmp_path / "x")
 
 
 def test_checkpoint_without_quant_algo_is_refused(
-    make_target: Callable[..., Path],
-    make_drafter: Callable[..., Path],
-    exported: Callable[..., dict[str, Any]],
-    tmp_path: Path,
+    local_pair: LocalPair, exported: Callable[..., dict[str, Any]]
 ) -> None:
     """As one of which only the caches are quantized."""
-    target = shutil.copytree(make_target("llama"), tmp_path / "target")
     quantization = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
-    (target / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    (local_pair.target / "hf_quant_config.json").write_text(
+        json.dumps({"quantization": quantization})
+    )
     with pytest.raises(UsageError, match="has no quant_algo, and TensorRT-LLM refuses"):
-        exported(target=str(target), drafter=str(make_drafter(target)), gpus=1)
+        exported(**local_pair.options)
 
 
 def test_schedule_of_profile_is_exported(
@@ -186,15 +174,11 @@ def test_every_handed_over_pair_is_exported_by_name(pair: Pair, tmp_path: Path) 
 
 
 def test_licence_of_a_directory_is_its_cards(
-    make_target: Callable[..., Path],
-    make_drafter: Callable[..., Path],
-    exported: Callable[..., dict[str, Any]],
-    tmp_path: Path,
+    local_pair: LocalPair, exported: Callable[..., dict[str, Any]]
 ) -> None:
-    target = make_target("llama")
-    drafter = shutil.copytree(make_drafter(target), tmp_path / "drafter")
-    (drafter / "README.md").write_text("---\nlicense: mit\n---\n# A drafter\n")
-    page = page_of(exported(target=str(target), drafter=str(drafter), gpus=1))
+    card = local_pair.drafter / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# A drafter\n")
+    page = page_of(exported(**local_pair.options))
     assert "- the drafter's licence: mit (its README.md)" in page
 
 
