@@ -141,7 +141,7 @@ def test_drafter_context_that_is_too_large_is_said(
 
 
 def test_page_starts_a_reachable_server_in_a_container(
-    exported: Callable[..., dict[str, Any]], make_target: Callable[..., Path]
+    exported: Callable[..., dict[str, Any]],
 ) -> None:
     page = page_of(exported())
     assert (
