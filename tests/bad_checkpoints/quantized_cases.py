@@ -181,6 +181,15 @@ def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
     _exclude(model)
 
 
+def _leave_plain_tensors(model: BadCheckpoint) -> None:
+    shapes = {
+        name: entry["shape"]
+        for name, entry in model.weights.header.items()
+        if not name.endswith("_scale")
+    }
+    model.weights = pack(shapes)
+
+
 @bad(
     "(?s)q_proj.weight is BF16, not FP8, and has no scales, nor have 6 more linears: packed weights"
     r" may have been saved as plain ones, without their scales. Take the original export\n"
@@ -189,12 +198,7 @@ def plain_head_that_is_not_excluded(model: BadCheckpoint) -> None:
 )
 def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
     """Beside the configuration, as save_pretrained of another tool leaves them."""
-    shapes = {
-        name: entry["shape"]
-        for name, entry in model.weights.header.items()
-        if not name.endswith("_scale")
-    }
-    model.weights = pack(shapes)
+    _leave_plain_tensors(model)
     values = np.frombuffer(model.weights.data, ml_dtypes.bfloat16)
     codes = values.astype(ml_dtypes.float8_e4m3fn).astype(ml_dtypes.bfloat16)
     model.weights.data = bytearray(codes.tobytes())
@@ -206,12 +210,7 @@ def codes_saved_as_bf16_without_scales(model: BadCheckpoint) -> None:
     base="fp8 target",
 )
 def description_left_over_plain_weights(model: BadCheckpoint) -> None:
-    shapes = {
-        name: entry["shape"]
-        for name, entry in model.weights.header.items()
-        if not name.endswith("_scale")
-    }
-    model.weights = pack(shapes)
+    _leave_plain_tensors(model)
 
 
 @bad(

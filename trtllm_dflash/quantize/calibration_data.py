@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,11 @@ from typing import Any
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.runtime.text.chat_format import ChatFormat, Conversation
-from trtllm_dflash.runtime.text.prompt_files import read_conversations
+from trtllm_dflash.runtime.text.prompt_files import (
+    parse_json_line,
+    read_conversations,
+    utf8_text,
+)
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 BUILTIN_SET = "calibration.jsonl"
@@ -166,23 +169,15 @@ def _pieces(ids: Sequence[int], size: int) -> Iterator[list[int]]:
 def _read(path: Path) -> str:
     """Return the text of a file, or raise UsageError."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"--calib-file {path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--calib-file {path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
-        ) from error
+    return utf8_text(data, f"--calib-file {path}").removeprefix("\N{BYTE ORDER MARK}")
 
 
 def _from_json(line: str, where: str) -> Sample:
     """Return the sample of one JSON line, or raise UsageError."""
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{where}: not JSON ({error}). A file of JSON lines has one object on every line."
-        ) from error
+    row = parse_json_line(line, where)
     row = row if isinstance(row, dict) else {}
     prompt = row.get("prompt")
     text = row.get("text")

@@ -73,7 +73,7 @@ def read_conversations(path: Path) -> list[PromptLine]:
 
 
 def _conversation(line: str, where: str) -> PromptLine:
-    row = _parse(line, where)
+    row = parse_json_line(line, where)
     messages = row.get("messages") if isinstance(row, dict) else row
     if not isinstance(messages, list) or not messages:
         raise UsageError(
@@ -141,7 +141,8 @@ def utf8_text(line: bytes, where: str) -> str:
         ) from error
 
 
-def _parse(line: str, where: str) -> Any:
+def parse_json_line(line: str, where: str) -> Any:
+    """Return what a line of JSON holds, or raise UsageError."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -151,7 +152,7 @@ def _parse(line: str, where: str) -> Any:
 
 
 def _from_json(line: str, where: str) -> PromptLine:
-    row = _parse(line, where)
+    row = parse_json_line(line, where)
     if isinstance(row, dict) and "messages" in row and "prompt" not in row:
         return _conversation(line, where)
     if not isinstance(row, dict) or "prompt" not in row:
