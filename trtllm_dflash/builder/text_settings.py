@@ -163,9 +163,8 @@ class _Trial:
             self.facts = process.facts
             odd = process.call("trial", "try_texts", TRIAL, self._vocab_size)
         except TokenizerError as error:
-            what = "the tokenizer" if error.refused else "the tokenizer cannot be used:"
             raise CheckpointError(
-                f"{path}: {what} {error.problem}. Get intact files; or build without"
+                f"{path}: the tokenizer {error.describe()}. Get intact files; or build without"
                 " them, for prompts as token ids: move the tokenizer's files away."
             ) from error
         self.warnings += [f"{path}: the tokenizer {text}" for text in odd]
@@ -208,7 +207,7 @@ class _Trial:
             process.call("trial", "encode", TRIAL, text, False)
             end = process.call("trial", "end_of_turn", limits, options, MAX_CHARACTERS)
         except TokenizerError as error:
-            return error.problem if error.refused else f"cannot be used: {error.problem}"
+            return error.describe()
         if end is not None:
             self.turn_ends.append(TurnEnd(end[0], end[1], "chat template"))
         return None

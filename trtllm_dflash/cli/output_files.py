@@ -54,9 +54,8 @@ def check_file(option: str, path: Path | None) -> None:
             )
         _try(path)
         _checked[path] = file_state(path)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(_unwritable(option, path, reason)) from error
+    except OSError as error:
+        raise UsageError(_unwritable(option, path, error.strerror)) from error
 
 
 def write_file(option: str, path: Path, text: str) -> None:

@@ -100,10 +100,7 @@ class Engine:
         for user in list(self._users):
             user.close()
         self._closed = True
-        session, self._session = self._session, _ClosedSession()
-        end_session = getattr(session, "close", None)
-        if end_session is not None:
-            end_session()
+        self._session = _ClosedSession()
         if self.tokenizer is not None:
             self.tokenizer.close()
 

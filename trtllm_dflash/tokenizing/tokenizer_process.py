@@ -36,6 +36,10 @@ class TokenizerError(DFlashError):
         self.problem = problem
         self.refused = refused
 
+    def describe(self) -> str:
+        """Return what is wrong, as the rest of a sentence that begins with what failed."""
+        return self.problem if self.refused else f"cannot be used: {self.problem}"
+
 
 @dataclass(frozen=True)
 class TokenizerFacts:

@@ -145,7 +145,7 @@ class Tokenizer:
             )
         except TokenizerError as error:
             raise ChatError(
-                self._directory, f"the model's chat template {_fails(error)}"
+                self._directory, f"the model's chat template {error.describe()}"
             ) from error
         return self.encode(text, special_tokens=False)  # the template writes them itself
 
@@ -241,7 +241,3 @@ def _check_text(text: str) -> None:
 
 def _length(conversation: Sequence[Mapping[str, Any]]) -> int:
     return sum(len(message.get("content") or "") for message in conversation)
-
-
-def _fails(error: TokenizerError) -> str:
-    return error.problem if error.refused else f"cannot be used: {error.problem}"
