@@ -7,7 +7,7 @@ The sessions compare the same table with the inputs and outputs that the engine 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,10 @@ SECTIONS = (
 MAX_SLOTS = 1 << 16
 MAX_POSITIONS = 1 << 24
 MAX_BLOCK = 1 << 12
-_CACHE_NAME = re.compile(r"(target|draft)_(key|value)\.(0|[1-9][0-9]{0,4})")
+_CACHE_NAME = re.compile(
+    r"(?P<owner>target|draft)_(?P<part>key|value|window|state)\.(?P<layer>0|[1-9][0-9]{0,4})"
+)
+_STATE_PARTS = ("window", "state")  # of a target's layer with linear attention
 
 
 def check_format(data: Mapping[str, Any], where: str) -> None:
@@ -126,7 +129,11 @@ def check_io_table(config: EngineConfig, where: str) -> None:
         if tensor.name in rows:
             raise ConfigError(f"{place} appears twice.")
         rows[tensor.name] = tensor
-    controls = (*control_inputs(config.cache_len), *control_outputs(config.block_size))
+    has_states = any(tensor.recurrent for tensor in config.io)
+    controls = (
+        *control_inputs(config.cache_len, has_states=has_states),
+        *control_outputs(config.block_size, has_states=has_states),
+    )
     for expected in controls:
         _check_control(rows.pop(expected.name, None), expected, config, where)
     logits = rows.pop(LOGITS, None)
@@ -149,6 +156,10 @@ def _check_types(tensor: IoTensor, place: str) -> None:
             raise ConfigError(
                 f"{place}: {field} is {quote(value)}, expected {_any_of(accepted)}."
             )
+    if tensor.recurrent not in (None, True) or type(tensor.recurrent) is int:
+        raise ConfigError(
+            f"{place}: recurrent is {quote(tensor.recurrent)}, expected true or nothing."
+        )
     for size in tensor.shape:
         fits = type(size) is int and 0 < size <= MAX_POSITIONS
         if not fits and size not in SYMBOLS:
@@ -172,7 +183,7 @@ def _check_control(
 
 
 def _check_same(found: IoTensor, expected: IoTensor, place: str) -> None:
-    for field in ("direction", "dtype", "shape", "aliases", "cache"):
+    for field in ("direction", "dtype", "shape", "aliases", "cache", "recurrent"):
         value, wanted = getattr(found, field), getattr(expected, field)
         if value != wanted:
             raise ConfigError(f"{place}: {field} is {quote(value)}, expected {quote(wanted)}.")
@@ -181,20 +192,24 @@ def _check_same(found: IoTensor, expected: IoTensor, place: str) -> None:
 def _check_caches(rows: Mapping[str, IoTensor], config: EngineConfig, where: str) -> None:
     """Check that every row left is a cache, and that each cache is one input and one output."""
     layers: Counter[str] = Counter()
+    parts: defaultdict[str, dict[str, IoTensor]] = defaultdict(dict)
     for name, tensor in rows.items():
         place = f"{where}: io: {quote(name)}"
         source = name.removesuffix(".out")
         match = _CACHE_NAME.fullmatch(source)
-        if match is None:
+        if match is None or (match["owner"] == "draft" and match["part"] in _STATE_PARTS):
             raise ConfigError(f"{place} is no input or output that this version knows.")
-        owner = "target" if match[1] == "target" else "drafter"
+        owner = "target" if match["owner"] == "target" else "drafter"
         twin = rows.get(f"{source}.out" if name == source else source)
         if twin is None:
             raise ConfigError(f"{place} is a cache that is not both an input and an output.")
         layers[owner] += 1
+        recurrent = True if match["part"] in _STATE_PARTS else None
         expected = _expected_cache(tensor, owner, source, config, place)
-        _check_same(tensor, expected, place)
-        if name != source:
+        _check_same(tensor, replace(expected, recurrent=recurrent), place)
+        if name == source:
+            parts[f"{match['owner']} layer {match['layer']}"][match["part"]] = tensor
+        else:
             _check_same(
                 replace(twin, name=name, direction="output", aliases=source), tensor, place
             )
@@ -203,6 +218,42 @@ def _check_caches(rows: Mapping[str, IoTensor], config: EngineConfig, where: str
             f"{where}: io has {layers['target']} rows of target caches and {layers['drafter']} of"
             f" drafter caches, and block_size is {config.block_size}."
         )
+    for layer, found in parts.items():
+        _check_layer(found, config, f"{where}: io: {layer}")
+
+
+def _check_layer(parts: Mapping[str, IoTensor], config: EngineConfig, place: str) -> None:
+    """Check that a layer has either keys and values or a window and a state, of sizes that fit."""
+    if parts.keys() not in ({"key", "value"}, {"window", "state"}):
+        raise ConfigError(
+            f"{place} has the caches {', '.join(parts)}, expected key and value, or window and"
+            " state."
+        )
+    if "state" not in parts:
+        return
+    window = parts["window"]
+    state = parts["state"]
+    for tensor, dtype in ((window, config.dtype), (state, "float32")):
+        if tensor.dtype != dtype:
+            raise ConfigError(f"{place}: {tensor.name} is of {tensor.dtype}, expected {dtype}.")
+    _, count, rows, columns = map(_size, window.shape)
+    _, heads, key_dim, value_dim = map(_size, state.shape)
+    if count != 1 or rows < config.block_size:
+        raise ConfigError(
+            f"{place}: {window.name} has {count} × {rows} rows, expected 1 × at least"
+            f" {config.block_size}: a block's drafts, and what its convolution sees before them."
+        )
+    keys = columns - 2 * heads - heads * value_dim  # queries and keys, beside values and gates
+    if keys <= 0 or keys % (2 * key_dim):
+        raise ConfigError(
+            f"{place}: {window.name} has {columns} columns, and no number of key heads of"
+            f" {key_dim} gives those beside {state.name} of {heads} heads of {value_dim}."
+        )
+
+
+def _size(size: int | str) -> int:
+    """Return a size that is no symbol, 0 for one."""
+    return size if isinstance(size, int) else 0
 
 
 def _expected_cache(
@@ -215,7 +266,7 @@ def _expected_cache(
         raise ConfigError(
             f"{place}: the shape is {quote(list(tensor.shape))}, expected that of a cache."
         )
-    if int(sizes[1]) > config.cache_len:
+    if int(sizes[1]) > config.cache_len and not tensor.recurrent:
         raise ConfigError(
             f"{place} has {sizes[1]} rows, expected at most cache_len, {config.cache_len}."
         )

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from trtllm_dflash.engine_dir.ring_cache import cache_rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 BATCH = "batch"
@@ -34,15 +36,37 @@ class IoTensor:
     meaning: str
     aliases: str | None = None  # an output cache: the input whose memory it shares
     cache: str | None = None  # "target" | "drafter"
+    recurrent: bool | None = None  # a cache that is a state, not rows by position: moved whole
 
     @property
     def item_bytes(self) -> int:
         """Bytes of an element."""
         return _ITEM_BYTES[self.dtype]
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot, of a port whose sizes are fixed but for the batch."""
+        return prod(map(int, self.shape[1:])) * self.item_bytes
+
     def to_json(self) -> dict[str, Any]:
         """Return the port as it is written in the engine's config.json."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+_STATE_LEN = IoTensor(
+    "state_len",
+    "input",
+    "int32",
+    (BATCH,),
+    "positions already in the states, 0: a new sequence; only targets with linear attention",
+)
+_NEXT_STATE_LEN = IoTensor(
+    "next_state_len",
+    "output",
+    "int32",
+    (BATCH,),
+    "past_len + num_known: drafts stay in the window; only targets with linear attention",
+)
 
 
 def step_io(
@@ -64,16 +88,16 @@ def step_io(
     plugins read on the device how far attention must look. The target's caches are of
     `kv_cache_dtype` if it is given, all else of `dtype`. Layers with a window have rings
     (`engine_dir.ring_cache`) for steps of up to `ring_width` tokens. None: every cache has
-    cache_len rows, for any step.
+    cache_len rows, for any step. A layer of linear attention has a window and a state instead of
+    keys and values, and the step then has `state_len` and `next_state_len`.
     """
     rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)
-    caches = _cache_ports("target", target, kv_cache_dtype or dtype, rows)
+    caches = _target_ports(target, dtype, kv_cache_dtype or dtype, rows, block_size=block_size)
     if drafter is not None:
         written = (
             None if ring_width is None else ring_width + block_size
         )  # the next block, behind the step's tokens
-        caches += _cache_ports(
-            "draft",
+        caches += _drafter_ports(
             drafter,
             dtype,
             cache_rows(drafter.windows, cache_len=cache_len, written=written),
@@ -87,14 +111,19 @@ def step_io(
             f"{c.name} after the step",
             aliases=c.name,
             cache=c.cache,
+            recurrent=c.recurrent,
         )
         for c in caches
     )
+    has_states = target.has_linear_layers
     controls = tuple(
-        port for port in control_inputs(cache_len) if not (plugins and CONTEXT in port.shape)
+        port
+        for port in control_inputs(cache_len, has_states=has_states)
+        if not (plugins and CONTEXT in port.shape)
     )
     logits = (logits_output(target.vocab_size),) if gather_logits else ()
-    return (*controls, *caches, *control_outputs(block_size), *logits, *outputs)
+    results = control_outputs(block_size, has_states=has_states)
+    return (*controls, *caches, *results, *logits, *outputs)
 
 
 def fp8_cache_dtype(dtype: str, *, plugins: bool) -> str:
@@ -107,8 +136,11 @@ def dtype_names() -> tuple[str, ...]:
     return tuple(_ITEM_BYTES)
 
 
-def control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
-    """Return the inputs that are no caches, of a step without plugins."""
+def control_inputs(cache_len: int, *, has_states: bool = True) -> tuple[IoTensor, ...]:
+    """Return the inputs that are no caches, of a step without plugins.
+
+    Without `has_states`, those of a target whose layers all have keys and values.
+    """
     known = "the first num_known are decided, the rest drafts to verify"
     return (
         IoTensor("input_ids", "input", "int64", (BATCH, WIDTH), known),
@@ -120,6 +152,7 @@ def control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
             "decided tokens of the row: 1 (the anchor) to width (a prompt)",
         ),
         IoTensor("past_len", "input", "int32", (BATCH,), "positions already in the caches"),
+        *((_STATE_LEN,) if has_states else ()),
         IoTensor(
             "kv_positions",
             "input",
@@ -148,8 +181,11 @@ def control_inputs(cache_len: int) -> tuple[IoTensor, ...]:
     )
 
 
-def control_outputs(block_size: int) -> tuple[IoTensor, ...]:
-    """Return the outputs that every step has besides its caches."""
+def control_outputs(block_size: int, *, has_states: bool = True) -> tuple[IoTensor, ...]:
+    """Return the outputs that a step has besides its caches.
+
+    Without `has_states`, those of a target whose layers all have keys and values.
+    """
     return (
         IoTensor(
             "next_ids",
@@ -169,6 +205,7 @@ def control_outputs(block_size: int) -> tuple[IoTensor, ...]:
         IoTensor(
             "next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"
         ),
+        *((_NEXT_STATE_LEN,) if has_states else ()),
     )
 
 
@@ -183,16 +220,79 @@ def logits_output(vocab_size: int) -> IoTensor:
     )
 
 
-def _cache_ports(
-    prefix: str, model: TargetConfig | DrafterConfig, dtype: str, rows: Sequence[int]
+def window_rows(linear: LinearAttentionConfig, block_size: int) -> int:
+    """Return the rows of a layer's window.
+
+    Its next step needs the positions that the convolution sees before its first row, and the drafts
+    of the last step, of which it does not know yet how many were accepted.
+    """
+    return linear.conv_kernel - 1 + block_size - 1
+
+
+def _target_ports(
+    target: TargetConfig,
+    dtype: str,
+    kv_cache_dtype: str,
+    rows: Sequence[int],
+    *,
+    block_size: int,
+) -> tuple[IoTensor, ...]:
+    ports: tuple[IoTensor, ...] = ()
+    for layer in range(target.num_layers):
+        config = target.at_layer(layer)
+        if config.is_linear and config.linear_attention is not None:
+            ports += _state_ports(config.linear_attention, layer, dtype, block_size)
+        else:
+            ports += _kv_ports("target", config, layer, kv_cache_dtype, rows[layer])
+    return ports
+
+
+def _drafter_ports(
+    drafter: DrafterConfig, dtype: str, rows: Sequence[int]
+) -> tuple[IoTensor, ...]:
+    ports: tuple[IoTensor, ...] = ()
+    for layer in range(drafter.num_layers):
+        ports += _kv_ports("draft", drafter.at_layer(layer), layer, dtype, rows[layer])
+    return ports
+
+
+def _kv_ports(
+    prefix: str, config: TargetConfig | DrafterConfig, layer: int, dtype: str, rows: int
 ) -> tuple[IoTensor, ...]:
     owner = "target" if prefix == "target" else "drafter"
-    caches = []
-    for layer in range(model.num_layers):
-        config = model.at_layer(layer)
-        shape = (BATCH, config.num_kv_heads, rows[layer], config.head_dim)
-        for part in ("key", "value"):
-            meaning = f"{owner} layer {layer}'s {part} cache"
-            name = f"{prefix}_{part}.{layer}"
-            caches.append(IoTensor(name, "input", dtype, shape, meaning, cache=owner))
-    return tuple(caches)
+    shape = (BATCH, config.num_kv_heads, rows, config.head_dim)
+    ports = []
+    for part in ("key", "value"):
+        meaning = f"{owner} layer {layer}'s {part} cache"
+        name = f"{prefix}_{part}.{layer}"
+        ports.append(IoTensor(name, "input", dtype, shape, meaning, cache=owner))
+    return tuple(ports)
+
+
+def _state_ports(
+    linear: LinearAttentionConfig, layer: int, dtype: str, block_size: int
+) -> tuple[IoTensor, ...]:
+    """Return a layer's window of rows before the convolution, and its state, which is float32."""
+    window = (BATCH, 1, window_rows(linear, block_size), linear.window_columns)
+    state = (BATCH, linear.num_value_heads, linear.key_dim, linear.value_dim)
+    return (
+        IoTensor(
+            f"target_window.{layer}",
+            "input",
+            dtype,
+            window,
+            f"target layer {layer}'s rows before its convolution, of the positions from"
+            f" state_len - {linear.conv_kernel - 1} on",
+            cache="target",
+            recurrent=True,
+        ),
+        IoTensor(
+            f"target_state.{layer}",
+            "input",
+            "float32",
+            state,
+            f"target layer {layer}'s state after state_len positions",
+            cache="target",
+            recurrent=True,
+        ),
+    )

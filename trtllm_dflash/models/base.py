@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trtllm_dflash.models.context import ContextLimit
 from trtllm_dflash.models.decoder import LayerOps
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.models.rope import RopeConfig
 from trtllm_dflash.models.tensor_specs import TensorTable
@@ -91,7 +92,8 @@ class TargetConfig:
     `qk_norm` adds an RMSNorm per head on q and k. `attention_bias` puts biases on q, k and v, and
     on o where the family has one; `mlp_bias` on gate, up and down. `windows`: how far back each
     layer sees, its own token counted; 0 is everything. `sinks`: one learned logit per query head is
-    added to the softmax denominator. `eos_token_ids` may be empty. `by_layer` holds the values of
+    added to the softmax denominator. `linear_attention`: of the layers that are `is_linear`, which
+    have it instead of GQA attention. `eos_token_ids` may be empty. `by_layer` holds the values of
     fields that differ by layer; the fields themselves then have one of these values.
     """
 
@@ -116,6 +118,18 @@ class TargetConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     by_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
+    linear_attention: LinearAttentionConfig | None = None
+    is_linear: bool = False
+
+    @property
+    def linear_layers(self) -> tuple[bool, ...]:
+        """Return which layers have linear attention."""
+        return self.by_layer.get("is_linear", (self.is_linear,) * self.num_layers)
+
+    @property
+    def has_linear_layers(self) -> bool:
+        """Return whether a layer has linear attention."""
+        return any(self.linear_layers)
 
     @property
     def model_type(self) -> str:
