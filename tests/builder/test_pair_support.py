@@ -5,6 +5,7 @@ uses.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ BY_NAME = {pair.name: pair for pair in PAIRS}
 
 
 def test_a_drafter_whose_sizes_are_not_published_is_not_made_up() -> None:
-    assert pair_support.published_drafter("z-lab/Qwen3.5-397B-A17B-DFlash") is None
+    assert pair_support.published_drafter("z-lab/MiniMax-M2.5-DFlash") is None
     found = pair_support.published_drafter("GPT-OSS-120B-DFlash")
     assert found is not None
     assert found.config.hidden_size == 2880
@@ -125,6 +126,25 @@ def test_a_refusal_names_the_hand_over() -> None:
     with pytest.raises(BuildError) as caught:
         pair_support.reject_unsupported_pair("Qwen3.5-4B", None)
     assert "export-trtllm" not in str(caught.value)
+
+
+def test_a_pair_beyond_one_gpu_is_planned_and_not_fetched(tmp_path: Path) -> None:
+    status = check_support(BY_NAME["Qwen3.5-397B-A17B"])
+    assert status.builds == "hand-over"
+    with pytest.raises(BuildError, match=r"larger than one GPU.*--dry-run plans this build"):
+        pair_support.reject_handed_over("qwen3.5-397b-a17b")
+    pair_support.reject_handed_over("Qwen3.5-4B")
+    pair_support.reject_handed_over(str(tmp_path))
+
+
+def test_inferred_sizes_are_for_plans_alone() -> None:
+    """1.3 billion parameters as published, with fc, 6 layers, norms left out."""
+    drafter = BY_NAME["Qwen3.5-397B-A17B"].drafter
+    assert "target_layer_ids" not in drafter.config
+    found = pair_support.published_drafter(drafter.repository)
+    assert found is not None
+    total = sum(math.prod(info.shape) for info in found.tensors.values())
+    assert total * 2 / 2**30 == pytest.approx(2.41, abs=0.005)
 
 
 def test_the_table_has_a_row_for_each_pair() -> None:

@@ -43,9 +43,14 @@ class PairSupport:
 
     @property
     def builds(self) -> str:
-        """Return the archs as text; "hand-over" where TensorRT-LLM serves the pair instead."""
+        """Return the archs as text; "hand-over" where TensorRT-LLM serves the pair instead.
+
+        A pair that is handed over for its size can be planned all the same.
+        """
+        if self.pair.handover:
+            return "hand-over"
         if not self.archs:
-            return "hand-over" if self.pair.handover else "no"
+            return "no"
         return "every --arch" if len(self.archs) == len(ARCHS) else ", ".join(self.archs)
 
     @property
@@ -189,6 +194,21 @@ def reject_unsupported_pair(target: str, drafter: str | None) -> None:
             "nothing was fetched, since this version cannot build it by what is published of its"
             f" config.json:{reasons}\n`dflash-trt list` shows the pairs that can be built; files"
             f" that differ can be given as directories{instead}"
+        )
+
+
+def reject_handed_over(target: str) -> None:
+    """Refuse to fetch a target of the catalog that TensorRT-LLM serves instead.
+
+    Raises:
+        BuildError: with the reason, and what plans or exports it.
+    """
+    pair = _catalog_pair(target, "target")
+    if pair is not None and pair.handover:
+        raise BuildError(
+            f"--target {target}: nothing was fetched, since {pair.handover}. `dflash-trt"
+            f" export-trtllm --target {pair.name}` writes what it needs, and --dry-run plans this"
+            " build; a quantized checkpoint that fits on one GPU can be given as a directory"
         )
 
 

@@ -25,6 +25,7 @@ from trtllm_dflash.builder.format_support import (
 from trtllm_dflash.builder.pair_support import (
     published_drafter,
     published_target,
+    reject_handed_over,
     reject_unsupported_pair,
 )
 from trtllm_dflash.builder.what_if import UNQUANTIZED, as_if_quantized, supposition
@@ -191,6 +192,8 @@ def resolve_models(
         DFlashError: for a model or a size that cannot be built.
     """
     reject_unsupported_pair(config.target, config.drafter)
+    if fetch:
+        reject_handed_over(config.target)
     target = _load("target", config.target, load_target, published_target, fetch=fetch)
     warn_of_unmet_settings(target)
     stored_target, target = target, as_if_quantized(target, quant)

@@ -60,7 +60,8 @@ class KnownDrafter(_PublishedModel):
 
     `acceptance_length`: published tokens a step with the whole block, the bonus included, and
     `acceptance_source` where and on what. `licence` is "" where no source states it. `note`: what a
-    user of the row must know besides.
+    user of the row must know besides. `inferred` keys are not published, but follow from its size
+    and its siblings: plans and estimates use them, exports leave them to the user.
     """
 
     acceptance_length: float | None = None
@@ -70,6 +71,7 @@ class KnownDrafter(_PublishedModel):
     licence: str = ""
     licence_source: str = ""
     note: str = ""
+    inferred: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def block_size(self) -> int | None:
@@ -86,8 +88,8 @@ class KnownDrafter(_PublishedModel):
 
     @property
     def has_sizes(self) -> bool:
-        """Return whether everything is published that estimates and plans need."""
-        return self.config.keys() >= _SIZES
+        """Return whether everything is published or inferred that estimates and plans need."""
+        return self.config.keys() | self.inferred.keys() >= _SIZES
 
 
 @dataclass(frozen=True)
@@ -111,5 +113,8 @@ def target_json(target: KnownTarget) -> dict[str, Any]:
 
 
 def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
-    """Return the drafter's config.json; keys that are not published have a value of any drafter."""
-    return _ANY_DRAFTER | dict(drafter.config)
+    """Return the drafter's config.json.
+
+    A key that is not published has its inferred value, else a value of any drafter.
+    """
+    return _ANY_DRAFTER | dict(drafter.inferred) | dict(drafter.config)
