@@ -92,6 +92,11 @@ class EngineConfig:
         return any(tensor.name == LOGITS for tensor in self.io)
 
     @property
+    def has_states(self) -> bool:
+        """Tell whether layers of the target have a state instead of keys and values."""
+        return any(tensor.recurrent for tensor in self.io)
+
+    @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:
         """Return those rows of the sampling table that this engine has an input for."""
         names = {tensor.name for tensor in self.io}

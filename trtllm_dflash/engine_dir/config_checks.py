@@ -129,10 +129,9 @@ def check_io_table(config: EngineConfig, where: str) -> None:
         if tensor.name in rows:
             raise ConfigError(f"{place} appears twice.")
         rows[tensor.name] = tensor
-    has_states = any(tensor.recurrent for tensor in config.io)
     controls = (
-        *control_inputs(config.cache_len, has_states=has_states),
-        *control_outputs(config.block_size, has_states=has_states),
+        *control_inputs(config.cache_len, has_states=config.has_states),
+        *control_outputs(config.block_size, has_states=config.has_states),
     )
     for expected in controls:
         _check_control(rows.pop(expected.name, None), expected, config, where)

@@ -223,8 +223,8 @@ def logits_output(vocab_size: int) -> IoTensor:
 def window_rows(linear: LinearAttentionConfig, block_size: int) -> int:
     """Return the rows of a layer's window.
 
-    Its next step needs the positions that the convolution sees before its first row, and the drafts
-    of the last step, of which it does not know yet how many were accepted.
+    They are the positions that the convolution sees before a step's first row, then the drafts of
+    the step before. Those that were accepted are not in the state yet.
     """
     return linear.conv_kernel - 1 + block_size - 1
 

@@ -42,8 +42,10 @@ def check_step(
     """
     _check_shape("new_ids", result.new_ids, (len(rows), columns), step)
     _check_shape("num_new", result.num_new, (len(rows),), step)
-    if result.next_len is not None:
-        _check_shape("next_len", result.next_len, (len(rows),), step)
+    for name in ("next_len", "next_state_len"):
+        lengths = getattr(result, name)
+        if lengths is not None:
+            _check_shape(name, lengths, (len(rows),), step)
     errors: list[EngineError | None] = []
     for index, row in enumerate(rows):
         where = f"slot {row.slot}, {step}"
@@ -55,7 +57,11 @@ def check_step(
             raise EngineError(
                 f"{where}: num_new is {num_new}, expected 1 to {columns}. {_ADVICE}"
             )
-        _check_length(result.next_len, index, row.past_len + num_new, where)
+        for name, expected in (
+            ("next_len", row.past_len + num_new),
+            ("next_state_len", row.past_len + 1),  # all decided tokens of the step, no drafts
+        ):
+            _check_length(name, getattr(result, name), index, expected, where)
         ids = result.new_ids[index, :num_new]
         bad = np.flatnonzero((ids < 0) | (ids >= vocab_size))
         if not len(bad):
@@ -83,8 +89,10 @@ def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...], step: 
         )
 
 
-def _check_length(lengths: Int32 | None, index: int, expected: int, where: str) -> None:
+def _check_length(
+    name: str, lengths: Int32 | None, index: int, expected: int, where: str
+) -> None:
     if lengths is not None and int(lengths[index]) != expected:
         raise EngineError(
-            f"{where}: next_len is {int(lengths[index])}, expected {expected}. {_ADVICE}"
+            f"{where}: {name} is {int(lengths[index])}, expected {expected}. {_ADVICE}"
         )

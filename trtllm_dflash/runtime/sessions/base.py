@@ -1,7 +1,9 @@
 """Sessions: what runs steps on the slots of one engine and keeps their state.
 
 A slot's state is its caches, how far they reach, its next block, and how its tokens are chosen. All
-of it stays in the session, on the device if there is one. A decode step goes on from what the step
+of it stays in the session, on the device if there is one. A state of linear attention is such a
+cache. It reaches as far as the tokens that were known when a step began; the accepted drafts wait
+in its window for the next step. A decode step goes on from what the step
 before has left there, so it can be launched before that step's result is read. Scheduling is in
 `scheduler.py`.
 """
@@ -36,6 +38,9 @@ Float32 = NDArray[np.float32]
 # shapes small.
 CONTEXT_BUCKET = 64
 CALLER_BUG = "This is a bug in dflash-trt."
+# A slot's lengths, and the outputs that they are after a step; an engine without states has no
+# state_len.
+LENGTHS = {"past_len": "next_len", "state_len": "next_state_len"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class StepResult:
     num_new: Int32  # [B]
     next_len: Int32 | None = None  # [B]: positions in the caches; None: the session cannot say
     logits: Float32 | None = None  # [B, R, V] if one of the slots wants them
+    next_state_len: Int32 | None = None  # [B]: positions in the states; None: there are none
 
 
 class Session(Protocol):

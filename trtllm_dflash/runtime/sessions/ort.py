@@ -24,7 +24,13 @@ from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, LOGITS, ROWS, WI
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
-from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult, context_length
+from trtllm_dflash.runtime.sessions.base import (
+    LENGTHS,
+    Int64,
+    SlotSampling,
+    StepResult,
+    context_length,
+)
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
 from trtllm_dflash.runtime.threads import resolve_num_threads
 from trtllm_dflash.utf8_path import utf8_path
@@ -38,7 +44,12 @@ SPIN_MICROSECONDS = 100
 LOG_SEVERITY = 4
 
 # A slot's own tensors besides its caches; a step finds and leaves them in the slot's memory.
-_SLOT_TENSORS = ("past_len", *(row.name for row in SAMPLING_INPUTS), "uniforms", "next_ids")
+_SLOT_TENSORS = (
+    *LENGTHS,
+    *(row.name for row in SAMPLING_INPUTS),
+    "uniforms",
+    "next_ids",
+)
 _DTYPES = {  # of the table by ONNX Runtime's names
     "tensor(float)": "float32",
     "tensor(int32)": "int32",
@@ -72,10 +83,14 @@ class OrtSession:
         self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
         _check_io(directory, config.io, self._session)
         self._slots: dict[str, NDArray[Any]] = {}
+        # Caches that are no rows by position.
+        self._recurrent = {tensor.name for tensor in config.io if tensor.recurrent}
         for tensor in config.io:
             if tensor.name in _SLOT_TENSORS or (tensor.cache and tensor.direction == "input"):
                 shape = (config.max_batch_size, *_resolve(tensor.shape[1:], {}))
                 self._slots[tensor.name] = _zeros(shape, tensor, directory)
+        # By the input, the output that it is after a step.
+        self._lengths = {name: out for name, out in LENGTHS.items() if name in self._slots}
         self._bindings: dict[tuple[int, int, bool], _SlotBinding] = {}
         self._wants_logits = [False] * config.max_batch_size
         self._results: deque[StepResult] = deque()
@@ -92,7 +107,8 @@ class OrtSession:
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
         """Empty a slot for a new sequence."""
-        self._slots["past_len"][slot] = 0
+        for name in self._lengths:
+            self._slots[name][slot] = 0
         for row in self._config.sampling_inputs:
             self._slots[row.name][slot] = getattr(sampling, row.name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
@@ -111,11 +127,11 @@ class OrtSession:
         return self._results.popleft()
 
     def move_slot(self, src: int, dst: int) -> None:
-        """Copy a slot's state, and of its caches the rows in use."""
+        """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
         used = int(self._slots["past_len"][src])
         self._wants_logits[dst] = self._wants_logits[src]
         for name, array in self._slots.items():
-            if name in _SLOT_TENSORS:
+            if name in _SLOT_TENSORS or name in self._recurrent:
                 array[dst] = array[src]
             else:  # of a ring that has wrapped around, all rows
                 array[dst, :, :used] = array[src, :, :used]
@@ -136,11 +152,14 @@ class OrtSession:
         binding = self._binding_of(first_slot, count, with_logits=with_logits)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
         outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
-        past_len[...] = outputs["next_len"]
+        after = {}
+        for name, output in self._lengths.items():
+            self._slots[name][first_slot : first_slot + count] = outputs[output]
+            after[output] = outputs[output].copy()
         new_ids = outputs["new_ids"].copy()
         num_new = outputs["num_new"].copy()
         logits = outputs[LOGITS].copy() if with_logits else None
-        self._results.append(StepResult(new_ids, num_new, past_len.copy(), logits))
+        self._results.append(StepResult(new_ids, num_new, logits=logits, **after))
 
     def _binding_of(self, first_slot: int, count: int, *, with_logits: bool) -> _SlotBinding:
         key = (first_slot, count, with_logits)

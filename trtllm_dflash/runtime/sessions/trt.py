@@ -49,7 +49,7 @@ from trtllm_dflash.runtime.sessions.trt_engine import (
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 
 _LOG = logging.getLogger(__name__)
-_LENGTH_BYTES = 4  # of past_len and next_len
+_LENGTH_BYTES = 4  # of past_len, state_len and what they are after a step
 
 
 class TrtSession:
@@ -116,14 +116,20 @@ class TrtSession:
         step = self._next_step(slot, 1, width=width, rows=1)
         past_len = self._max_lengths(slot, 1)
         self._send_chunk(step, slot, input_ids, past_len)
-        addresses = self._addresses(slot) | self._buffers.chunk_addresses
+        addresses = self._addresses(slot, self._slots.align(slot))
+        addresses |= self._buffers.chunk_addresses
+        if self._config.has_states:  # what the slot's last step has left, on the device
+            state_len_address = self._slots.address("state_len", slot)
+            self._cuda.copy(addresses["state_len"], state_len_address, _LENGTH_BYTES)
         context = context_length(past_len, width, self._config)
         sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
         self._prefill_context.bind(_input_shapes(self._config.io, sizes), addresses)
         self._prefill_context.run()
         block_bytes = self._config.block_size * ID_BYTES
-        past_len_address = self._slots.address("past_len", slot)
-        self._cuda.copy(past_len_address, addresses["next_len"], _LENGTH_BYTES)
+        self._slots.put_back(slot)
+        for name, output in self._slots.lengths.items():
+            length_address = self._slots.address(name, slot)
+            self._cuda.copy(length_address, addresses[output], _LENGTH_BYTES)
         next_ids_address = self._slots.address("next_ids", slot)
         self._cuda.copy(next_ids_address, addresses["next_ids"], block_bytes)
         self._enqueue_step(step)
@@ -150,14 +156,15 @@ class TrtSession:
         count = step.count
         rows = step.rows
         results = step.results
-        next_len = results["next_len"][:count].copy()
-        self._lengths[step.slots] = next_len
+        lengths = {name: results[name][:count].copy() for name in self._slots.lengths.values()}
+        self._lengths[step.slots] = lengths["next_len"]
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
         logits = self._logits_of(step) if step.has_logits else None
-        return StepResult(new_ids.copy(), results["num_new"][:count].copy(), next_len, logits)
+        num_new = results["num_new"][:count].copy()
+        return StepResult(new_ids.copy(), num_new, logits=logits, **lengths)
 
     def move_slot(self, src: int, dst: int) -> None:
-        """Copy a slot's state, and of its caches the rows in use."""
+        """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
         self._expect_idle("a slot is moved")
         self._slots.move(src, dst, int(self._lengths[src]))
         self._sampling[dst] = self._sampling[src]
@@ -240,12 +247,19 @@ class TrtSession:
             lengths[step.slots] += step.width
         return lengths[first : first + count]
 
-    def _addresses(self, first_slot: int) -> dict[str, int]:
-        """Return all tensors' addresses for a decode step whose first slot is `first_slot`."""
+    def _addresses(
+        self, first_slot: int, elsewhere: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
+        """Return all tensors' addresses for a decode step whose first slot is `first_slot`.
+
+        Caches that are `elsewhere` have those addresses.
+        """
         addresses = {}
         for tensor in self._config.io:
             owner = tensor.aliases or tensor.name
-            if self._slots.owns(owner):
+            if elsewhere and owner in elsewhere:
+                addresses[tensor.name] = elsewhere[owner]
+            elif self._slots.owns(owner):
                 addresses[tensor.name] = self._slots.address(owner, first_slot)
             else:
                 addresses[tensor.name] = self._buffers.addresses[owner]
@@ -262,13 +276,15 @@ class TrtSession:
         block = self._config.block_size * ID_BYTES
         input_ids = addresses["input_ids"]
         next_ids = addresses["next_ids"]
+        lengths = self._slots.lengths
 
         def run() -> None:
             # next_ids is both input and output. The input is a copy, since it is still read when
-            # the output is already written. past_len, too, is read to the end of the step.
+            # the output is already written. Lengths, too, are read to the end of the step.
             cuda.copy_rows(input_ids, row, next_ids, block, row_bytes=row, rows=count)
             context.run()
-            cuda.copy(addresses["past_len"], addresses["next_len"], count * _LENGTH_BYTES)
+            for name, output in lengths.items():
+                cuda.copy(addresses[name], addresses[output], count * _LENGTH_BYTES)
 
         return _DecodeStep(context, run, cuda, capture=self._capture)
 

@@ -26,6 +26,7 @@ class StepBuffers:
                 "new_ids": ("int64", slots * block),
                 "num_new": ("int32", slots),
                 "next_len": ("int32", slots),
+                **({"next_state_len": ("int32", slots)} if config.has_states else {}),
             }
         )
         self.chunk_layout = PackedBuffer(
@@ -38,7 +39,11 @@ class StepBuffers:
             }
         )
         scratch = PackedBuffer(
-            {"input_ids": ("int64", slots * block), "next_ids": ("int64", block)}
+            {
+                "input_ids": ("int64", slots * block),
+                "next_ids": ("int64", block),
+                "state_len": ("int32", 1),
+            }
         )
         self.results = cuda.allocate(self.results_layout.nbytes, "results")
         self._chunk = cuda.allocate(self.chunk_layout.nbytes, "a prompt chunk")
@@ -61,6 +66,8 @@ class StepBuffers:
         # TensorRT wants it.
         self.chunk_addresses = self.chunk_layout.addresses(self._chunk)
         self.chunk_addresses["next_ids"] = blocks["next_ids"]
+        if config.has_states:
+            self.chunk_addresses["state_len"] = blocks["state_len"]
 
     @property
     def logits_bytes(self) -> int:

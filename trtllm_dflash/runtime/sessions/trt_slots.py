@@ -6,8 +6,8 @@ from math import prod
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
-from trtllm_dflash.hardware.cuda import Cuda
-from trtllm_dflash.runtime.sessions.base import SlotSampling
+from trtllm_dflash.hardware.cuda import ALIGNMENT, Cuda
+from trtllm_dflash.runtime.sessions.base import LENGTHS, SlotSampling
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 
@@ -18,24 +18,30 @@ class TrtSlots:
         """Allocate it, zeroed: attention without plugins multiplies unwritten rows by 0."""
         self._cuda = cuda
         self._sampling_names = [row.name for row in config.sampling_inputs]
-        opening = ("past_len", *self._sampling_names, "uniforms")  # sent when a slot is opened
+        # Sent when a slot is opened.
+        opening = (*LENGTHS, *self._sampling_names, "uniforms")
         self._caches: dict[str, IoTensor] = {}
         self._base: dict[str, int] = {}
         self._slot_bytes: dict[str, int] = {}
+        # Caches of which only the first slot's begin where TensorRT takes an address, and memory
+        # that does.
+        self._aligned: dict[str, int] = {}
         fields: dict[str, tuple[str, int]] = {}
         for tensor in config.io:
             is_cache = bool(tensor.cache) and tensor.direction == "input"
             if not is_cache and tensor.name not in (*opening, "next_ids"):
                 continue
-            num_elements = prod(map(int, tensor.shape[1:]))
-            slot_bytes = num_elements * tensor.item_bytes
             purpose = f"{config.max_batch_size} × {tensor.name}"
-            self._slot_bytes[tensor.name] = slot_bytes
-            self._base[tensor.name] = cuda.allocate(slot_bytes * config.max_batch_size, purpose)
+            nbytes = tensor.slot_bytes * config.max_batch_size
+            self._slot_bytes[tensor.name] = tensor.slot_bytes
+            self._base[tensor.name] = cuda.allocate(nbytes, purpose)
             if is_cache:
                 self._caches[tensor.name] = tensor
+                if tensor.recurrent and tensor.slot_bytes % ALIGNMENT:
+                    self._aligned[tensor.name] = cuda.allocate(tensor.slot_bytes, purpose)
             elif tensor.name in opening:
-                fields[tensor.name] = (tensor.dtype, num_elements)
+                fields[tensor.name] = (tensor.dtype, prod(map(int, tensor.shape[1:])))
+        self.lengths = {name: out for name, out in LENGTHS.items() if name in fields}
         self._new = PackedBuffer(fields)
         self._new_memory = cuda.allocate_pinned(self._new.nbytes, "a new slot")
 
@@ -50,7 +56,8 @@ class TrtSlots:
     def open(self, slot: int, sampling: SlotSampling) -> None:
         """Empty a slot for a new sequence; done when this returns."""
         new = self._new.views(self._new_memory)
-        new["past_len"][0] = 0
+        for name in self.lengths:
+            new[name][0] = 0
         for name in self._sampling_names:
             new[name][0] = getattr(sampling, name)
         new["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
@@ -58,16 +65,38 @@ class TrtSlots:
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
         self._cuda.synchronize()  # all slots share the host's memory
 
+    def align(self, slot: int) -> dict[str, int]:
+        """Return addresses of copies of the slot's caches that begin where TensorRT takes none.
+
+        `put_back` writes the copies to the slot.
+        """
+        if slot == 0:
+            return {}
+        for name, address in self._aligned.items():
+            self._cuda.copy(address, self.address(name, slot), self._slot_bytes[name])
+        return dict(self._aligned)
+
+    def put_back(self, slot: int) -> None:
+        """Write the slot's caches that `align` has copied."""
+        if slot == 0:
+            return
+        for name, address in self._aligned.items():
+            self._cuda.copy(self.address(name, slot), address, self._slot_bytes[name])
+
     def move(self, src: int, dst: int, used: int) -> None:
-        """Copy a slot's state, and of its caches the rows of its `used` positions."""
+        """Copy a slot's state, and of its caches the rows of its `used` positions.
+
+        Recurrent caches are no rows by position, so they are copied whole.
+        """
         for name, nbytes in self._slot_bytes.items():
             src_address = self.address(name, src)
             dst_address = self.address(name, dst)
-            if name not in self._caches:
+            cache = self._caches.get(name)
+            if cache is None or cache.recurrent:
                 self._cuda.copy(dst_address, src_address, nbytes)
                 continue
-            heads, length, head_dim = map(int, self._caches[name].shape[1:])
-            row = head_dim * self._caches[name].item_bytes
+            heads, length, head_dim = map(int, cache.shape[1:])
+            row = head_dim * cache.item_bytes
             in_use = min(used, length) * row  # a ring may have wrapped around
             pitch = length * row
             self._cuda.copy_rows(
