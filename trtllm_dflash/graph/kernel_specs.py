@@ -86,3 +86,12 @@ class KernelVariant:
 
 
 ATTENTION = Kernel("attention", "bfloat16", (KernelSize("head_dim", "D", (64, 96, 128, 256)),))
+GATED_DELTA_KERNEL = Kernel(
+    "gated_delta",
+    "bfloat16",
+    (
+        KernelSize("key_dim", "Dk", (128,)),
+        KernelSize("value_dim", "Dv", (128,)),
+        KernelSize("conv_kernel", "Kc", (4,)),
+    ),
+)

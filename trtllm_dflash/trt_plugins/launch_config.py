@@ -297,9 +297,76 @@ def _moe(call: Call) -> list[Launch]:
     ]
 
 
+_DELTA_KERNELS = ["dflash_gated_delta_rows", "dflash_gated_delta_rule"]
+
+
+def _delta_sizes(dims: Dims, fields: Fields) -> dict[str, int]:
+    """Return the sizes of a plan, if the kernels can work on them and they hold together."""
+    batch, rows = dims["qkv"][:2]
+    value_heads = dims["a_log"][0]
+    window_rows = dims["window"][2]
+    key_heads = int(fields["num_key_heads"])
+    key_dim, value_dim = int(fields["key_dim"]), int(fields["value_dim"])
+    if key_heads < 1 or value_heads % key_heads:
+        raise EngineError(
+            f"gated delta needs value heads in groups: got {value_heads} of them for"
+            f" {key_heads} key heads"
+        )
+    wanted = {
+        "qkv": 2 * key_heads * key_dim + value_heads * value_dim,
+        "gates": 2 * value_heads,
+    }
+    wanted["window"] = wanted["qkv"] + wanted["gates"]
+    for name, columns in wanted.items():
+        if dims[name][-1] != columns:
+            raise EngineError(
+                f"gated delta of {key_heads} key heads and {value_heads} value heads needs"
+                f" {columns} columns in {name}: it is {list(dims[name])}"
+            )
+    sizes = {"batch": batch, "rows": rows, "window_rows": window_rows}
+    sizes |= {"key_heads": key_heads, "value_heads": value_heads}
+    if window_rows < params.DELTA_HISTORY:
+        raise EngineError(
+            f"gated delta needs a window of at least {params.DELTA_HISTORY} rows, those before a"
+            f" row that its convolution sees: it has {window_rows}"
+        )
+    shared_bytes = params.gated_delta_plan(**sizes).shared_bytes
+    if shared_bytes > params.DELTA_MAX_SHARED_BYTES:
+        raise EngineError(
+            f"gated delta with a window of {window_rows} rows and {value_heads} value heads needs"
+            f" {shared_bytes} bytes of shared memory, and has {params.DELTA_MAX_SHARED_BYTES}:"
+            " build with --no-plugins, or for smaller blocks"
+        )
+    return sizes
+
+
+def _delta_workspace(dims: Dims, fields: Fields) -> int:
+    return params.gated_delta_plan(**_delta_sizes(dims, fields)).workspace_bytes
+
+
+def _delta(call: Call) -> list[Launch]:
+    sizes = _delta_sizes(call.dims, call.attributes)
+    made = params.gated_delta_plan(**sizes)
+    kernel_params = params.GatedDeltaParams(
+        **call.addresses,
+        **{name: call.workspace + begin for name, begin in made.parts.items()},
+        **sizes,
+        row_limit=made.row_limit,
+    )
+    rows_kernel, rule_kernel = _DELTA_KERNELS
+    rows_grid = (made.row_vectors, made.row_chunks, sizes["batch"])
+    rule_grid = (made.rule_blocks, sizes["value_heads"], sizes["batch"])
+    threads = params.DELTA_ROW_THREADS, params.DELTA_RULE_THREADS
+    return [
+        Launch(rows_kernel, rows_grid, threads[0], made.shared_bytes, kernel_params),
+        Launch(rule_kernel, rule_grid, threads[1], 0, kernel_params),
+    ]
+
+
 OPERATIONS = {
     "attention": Operation(_attention_kernels, _attention_workspace, _attention),
     "accept": Operation(lambda _: _ACCEPT_KERNELS, _accept_workspace, _accept),
     "moe": Operation(_moe_kernels, _moe_workspace, _moe),
+    "gated_delta": Operation(lambda _: _DELTA_KERNELS, _delta_workspace, _delta),
 }
 """By kernel source."""

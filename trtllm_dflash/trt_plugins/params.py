@@ -13,9 +13,11 @@ from trtllm_dflash.trt_plugins.kernel_sources import constants, structure
 AttentionParams = structure("attention_params.h", "AttentionParams")
 AcceptParams = structure("accept_params.h", "AcceptParams")
 MoeParams = structure("moe_params.h", "MoeParams")
+GatedDeltaParams = structure("gated_delta_params.h", "GatedDeltaParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
+_DELTA = constants("gated_delta_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
@@ -31,6 +33,10 @@ LIST_THREADS = _MOE["kListThreads"]
 SUM_THREADS = _MOE["kSumThreads"]
 MAX_EXPERTS = _MOE["kMaxExperts"]
 MAX_TOP_K_EXPERTS = _MOE["kMaxTopKExperts"]
+DELTA_ROW_THREADS = _DELTA["kDeltaRowThreads"]
+DELTA_RULE_THREADS = _DELTA["kDeltaRuleThreads"]
+DELTA_HISTORY = _DELTA["kDeltaHistory"]
+DELTA_MAX_SHARED_BYTES = _DELTA["kDeltaMaxSharedBytes"]
 _PLAIN_UNIT = 8
 _QUANTIZED_UNIT = 32  # of experts' sizes: what a thread reads at once
 _WARP = 32
@@ -93,6 +99,21 @@ class MoePlan:
     gate_up_blocks: int
     down_blocks: int
     sum_blocks: int
+    shared_bytes: int
+    parts: dict[str, int]
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class GatedDeltaPlan:
+    """CTAs of both launches, `row_limit` rows of a slot in the workspace, shared memory of a CTA in
+    bytes; where each part of the workspace begins, and its bytes.
+    """
+
+    row_limit: int
+    row_vectors: int
+    row_chunks: int
+    rule_blocks: int
     shared_bytes: int
     parts: dict[str, int]
     workspace_bytes: int
@@ -194,6 +215,40 @@ def moe_plan(
         _ceil(hidden, _MOE["kSumElements"]),
     )
     return MoePlan(tile, groups, *blocks, shared_bytes, parts, end)
+
+
+def gated_delta_plan(
+    *, batch: int, rows: int, window_rows: int, key_heads: int, value_heads: int
+) -> GatedDeltaPlan:
+    """Return the plan of one call of `rows` rows a slot.
+
+    The workspace of a batch and a number of rows suffices for all smaller ones.
+    """
+    head_dim = _DELTA["kDeltaHeadDim"]
+    unit = _DELTA["kRuleRows"]
+    row_limit = unit * _ceil(window_rows - DELTA_HISTORY + rows, unit)
+    sizes = {
+        "q_rows": 4 * batch * key_heads * row_limit * head_dim,
+        "k_rows": 4 * batch * key_heads * row_limit * head_dim,
+        "v_rows": 4 * batch * value_heads * row_limit * head_dim,
+        "gate_rows": 8 * batch * value_heads * row_limit,
+    }
+    parts = {}
+    end = 0
+    for name, size in sizes.items():
+        parts[name] = end
+        end += size
+    chunk = _DELTA["kDeltaChunkRows"]
+    columns = max(head_dim, 2 * value_heads)
+    return GatedDeltaPlan(
+        row_limit=row_limit,
+        row_vectors=2 * key_heads + value_heads + 1,
+        row_chunks=_ceil(rows, chunk),
+        rule_blocks=head_dim // _DELTA["kRuleColumns"],
+        shared_bytes=(window_rows + chunk) * columns * 2,
+        parts=parts,
+        workspace_bytes=end,
+    )
 
 
 def moe_unit(*, quantized: bool) -> int:
