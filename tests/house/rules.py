@@ -276,6 +276,8 @@ def violations(paths: Iterable[Path]) -> Iterator[str]:
     for given in paths:
         files = [given] if given.is_file() else [*sources(given), *sorted(given.rglob("*.md"))]
         for path in files:
+            if path.suffix not in (".py", ".md"):
+                continue
             yield from long_sentences(path)
             if path.suffix != ".py":
                 continue
