@@ -60,6 +60,8 @@ class TargetBuilder:
         A layer may have a window, and its heads sinks: the configuration says it.
         """
         c = self.config.at_layer(layer)
+        if c.gated_attention:
+            raise GraphError(f"{name}: gated attention is not built")
         m = self.model
         g = self.model.g
         q_shape = (c.num_q_heads, c.head_dim)
@@ -86,6 +88,18 @@ class TargetBuilder:
             **self._cache_scales(layer),
         )
         return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+
+    def is_linear(self, layer: int) -> bool:
+        """Tell whether a layer is a gated delta net."""
+        return self.config.linear_layers[layer]
+
+    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
+        """Refuse gated delta nets, which this graph does not have yet."""
+        raise GraphError(f"{name}: gated delta nets are not built")
+
+    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:
+        """Refuse shared experts, which this graph does not have yet."""
+        raise GraphError(f"{name}: shared experts are not built")
 
     def experts(self, x: ir.Value, name: str) -> ir.Value:
         """Return the mixture of experts `name` of x [B·S, hidden]."""

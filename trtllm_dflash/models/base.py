@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trtllm_dflash.models.context import ContextLimit
 from trtllm_dflash.models.decoder import LayerOps
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader
-from trtllm_dflash.models.linear_attention import LinearAttentionConfig
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig, read_linear_layers
 from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.models.rope import RopeConfig
 from trtllm_dflash.models.tensor_specs import TensorTable
@@ -42,7 +42,7 @@ _ALLOWED = (
     Allowed("final_logit_softcapping", (0, 0.0), "the logits are not capped."),
     Allowed("attn_logit_softcapping", (0, 0.0), "the attention scores are not capped."),
 )
-_NO_WINDOW_SWITCH = Allowed(
+NO_WINDOW_SWITCH = Allowed(
     "use_sliding_window",
     (False,),
     "which layers slide is in layer_types, and only gpt-oss has such targets.",
@@ -67,6 +67,12 @@ class TargetFamily:
     sinks                attention sinks
     head_dim_from_hidden hidden_size / num_attention_heads where head_dim is missing
     default_rope_theta   where the key is missing; None: it is required
+    default_partial_rotary_factor  where the key is missing; None: the whole head is rotated
+    ignored_rope_keys    parameters of RoPE that change nothing here
+    read_linear_attention  reads the sizes of gated delta nets; None: every layer has attention
+    gated_attention      q_proj also gives a gate for what attention returns
+    norm_offset          what is added to the weights of norms, in float32
+    text_in              the section of config.json with the decoder's keys; "": the top level
     """
 
     architecture: str
@@ -75,7 +81,7 @@ class TargetFamily:
     layer: Callable[[LayerOps, ir.Value, int], ir.Value]
     read_windows: Callable[[HfReader, int], tuple[int, ...]] = no_windows
     read_experts: Callable[[HfReader], MoEConfig] | None = None
-    allowed: tuple[Allowed, ...] = (_NO_WINDOW_SWITCH,)
+    allowed: tuple[Allowed, ...] = (NO_WINDOW_SWITCH,)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     attention_bias: bool | None = None
     reads_mlp_bias: bool = False
@@ -83,6 +89,12 @@ class TargetFamily:
     sinks: bool = False
     head_dim_from_hidden: bool = False
     default_rope_theta: float | None = None
+    default_partial_rotary_factor: float | None = None
+    ignored_rope_keys: tuple[str, ...] = ()
+    read_linear_attention: Callable[[HfReader], LinearAttentionConfig] | None = None
+    gated_attention: bool = False
+    norm_offset: float = 0.0
+    text_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,13 @@ class TargetConfig:
     `qk_norm` adds an RMSNorm per head on q and k. `attention_bias` puts biases on q, k and v, and
     on o where the family has one; `mlp_bias` on gate, up and down. `windows`: how far back each
     layer sees, its own token counted; 0 is everything. `sinks`: one learned logit per query head is
-    added to the softmax denominator. `linear_attention`: of the layers that are `is_linear`, which
-    have it instead of GQA attention. `eos_token_ids` may be empty. `by_layer` holds the values of
+    added to the softmax denominator. `eos_token_ids` may be empty. `by_layer` holds the values of
     fields that differ by layer; the fields themselves then have one of these values.
+
+    A layer that `is_linear` is a gated delta net of `linear_attention`'s sizes in the place of
+    attention. `gated_attention`: q_proj has for each head a query, then a gate whose sigmoid
+    multiplies what attention returns. `norm_offset` is added to the weight of every norm, in
+    float32, but to that inside of gated delta nets. `intermediate_size` may be 0 with experts.
     """
 
     family: TargetFamily = field(repr=False)
@@ -120,16 +136,8 @@ class TargetConfig:
     by_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     linear_attention: LinearAttentionConfig | None = None
     is_linear: bool = False
-
-    @property
-    def linear_layers(self) -> tuple[bool, ...]:
-        """Return which layers have linear attention."""
-        return self.by_layer.get("is_linear", (self.is_linear,) * self.num_layers)
-
-    @property
-    def has_linear_layers(self) -> bool:
-        """Return whether a layer has linear attention."""
-        return any(self.linear_layers)
+    gated_attention: bool = False
+    norm_offset: float = 0.0
 
     @property
     def model_type(self) -> str:
@@ -150,6 +158,16 @@ class TargetConfig:
     def longest_context(self) -> int:
         """Return how many positions a sequence may have, RoPE scaling included."""
         return self.context_limit.tokens
+
+    @property
+    def linear_layers(self) -> tuple[bool, ...]:
+        """Return for each layer whether it is a gated delta net."""
+        return self.by_layer.get("is_linear", (self.is_linear,) * self.num_layers)
+
+    @property
+    def has_linear_layers(self) -> bool:
+        """Return whether any layer is a gated delta net."""
+        return any(self.linear_layers)
 
     def at_layer(self, index: int) -> TargetConfig:
         """Return the configuration as layer `index` sees it."""
@@ -173,17 +191,24 @@ class TargetConfig:
         attention_bias = family.attention_bias
         if attention_bias is None:
             attention_bias = reader.read(bool, "attention_bias", default=False)
+        moe = _read_experts(reader, num_layers, family)
         return cls(
             family=family,
             hidden_size=hidden_size,
-            intermediate_size=reader.read(int, "intermediate_size", low=1, high=MAX_SIZE),
+            intermediate_size=_read_intermediate_size(reader, moe),
             num_layers=num_layers,
             num_q_heads=num_q_heads,
             num_kv_heads=read_kv_heads(reader, num_q_heads),
             head_dim=head_dim,
             vocab_size=reader.read(int, "vocab_size", low=2, high=MAX_SIZE),
             rms_norm_eps=reader.read(float, "rms_norm_eps", low=0.0, high=0.1),
-            rope=RopeConfig.from_hf(reader, head_dim, default_theta=family.default_rope_theta),
+            rope=RopeConfig.from_hf(
+                reader,
+                head_dim,
+                default_theta=family.default_rope_theta,
+                default_partial_factor=family.default_partial_rotary_factor,
+                ignored=family.ignored_rope_keys,
+            ),
             max_position_embeddings=reader.read(int, "max_position_embeddings", low=1),
             tie_word_embeddings=reader.read(bool, "tie_word_embeddings", default=False),
             attention_bias=attention_bias,
@@ -191,9 +216,12 @@ class TargetConfig:
             qk_norm=family.qk_norm,
             windows=family.read_windows(reader, num_layers),
             sinks=family.sinks,
-            moe=_read_experts(reader, num_layers, family),
+            moe=moe,
             eos_token_ids=_read_stop_tokens(reader, generation_config),
             bos_token_id=reader.read(int, "bos_token_id", default=None, low=0),
+            gated_attention=family.gated_attention,
+            norm_offset=family.norm_offset,
+            **_read_linear(reader, num_layers, family),
         )
 
 
@@ -229,6 +257,24 @@ def _read_experts(reader: HfReader, num_layers: int, family: TargetFamily) -> Mo
         sizes = f"{moe.num_experts} in each of {num_layers} layers"
         reader.fail("num_experts", f"is {sizes}, expected at most {MAX_EXPERTS_IN_ALL} in all.")
     return moe
+
+
+def _read_intermediate_size(reader: HfReader, moe: MoEConfig | None) -> int:
+    """Read the size of the MLP; 0 where every layer has experts and the key is missing."""
+    if moe is None:
+        return reader.read(int, "intermediate_size", low=1, high=MAX_SIZE)
+    return reader.read(int, "intermediate_size", default=0, low=1, high=MAX_SIZE)
+
+
+def _read_linear(reader: HfReader, num_layers: int, family: TargetFamily) -> dict[str, Any]:
+    """Return the fields of linear attention; none if no layer is linear."""
+    if family.read_linear_attention is None:
+        return {}
+    layers = read_linear_layers(reader, num_layers)
+    sizes = family.read_linear_attention(reader)
+    if not any(layers):
+        return {}
+    return {"linear_attention": sizes, "by_layer": {"is_linear": layers}}
 
 
 def _read_stop_tokens(

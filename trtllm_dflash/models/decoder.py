@@ -39,11 +39,20 @@ class LayerOps(Protocol):
     def attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
         """Return the self-attention `name` of x over the layer's cache."""
 
+    def is_linear(self, layer: int) -> bool:
+        """Tell whether a layer is a gated delta net."""
+
+    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
+        """Return the gated delta net `name` of x over the layer's state."""
+
     def swiglu(self, x: ir.Value, name: str) -> ir.Value:
         """Return the gated MLP `name` of x."""
 
     def experts(self, x: ir.Value, name: str) -> ir.Value:
         """Return the mixture of experts `name` of x."""
+
+    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:
+        """Return the expert of `name` that every token uses, times the sigmoid of its gate."""
 
 
 def dense_layer(ops: LayerOps, x: ir.Value, index: int) -> ir.Value:
@@ -62,10 +71,23 @@ def moe_layer(ops: LayerOps, x: ir.Value, index: int) -> ir.Value:
         return ops.add(x, ops.experts(normed, f"{name}.mlp"))
 
 
+def shared_moe_layer(ops: LayerOps, x: ir.Value, index: int) -> ir.Value:
+    """Build decoder layer `index` of x [B·S, hidden], with experts, one of which all tokens use."""
+    name = f"model.layers.{index}"
+    with ops.scope(f"layers.{index}"):
+        x, normed = _attend(ops, x, index, name)
+        chosen = ops.experts(normed, f"{name}.mlp")
+        return ops.add(x, ops.add(chosen, ops.shared_expert(normed, f"{name}.mlp")))
+
+
 def _attend(ops: LayerOps, x: ir.Value, index: int, name: str) -> tuple[ir.Value, ir.Value]:
-    """Add attention to the stream; return it, and its norm for what follows."""
+    """Add attention to the stream, full or linear; return it, and its norm for what follows."""
     normed = ops.rms_norm(x, f"{name}.input_layernorm")
-    x = ops.add(x, ops.attention(normed, index, f"{name}.self_attn"))
+    if ops.is_linear(index):
+        mixed = ops.linear_attention(normed, index, f"{name}.linear_attn")
+    else:
+        mixed = ops.attention(normed, index, f"{name}.self_attn")
+    x = ops.add(x, mixed)
     return x, ops.rms_norm(x, f"{name}.post_attention_layernorm")
 
 
@@ -112,6 +134,19 @@ def mlp_specs(prefix: str, *, bias_when: str | None = None) -> tuple[TensorSpec,
         *linear_specs(f"{mlp}gate_proj", inner, hidden, bias_when),
         *linear_specs(f"{mlp}up_proj", inner, hidden, bias_when),
         *linear_specs(f"{mlp}down_proj", hidden, inner, bias_when),
+    )
+
+
+def expert_specs(prefix: str) -> tuple[TensorSpec, ...]:
+    """List a layer's router, and the linears of each of its experts."""
+    mlp = f"{prefix}mlp."
+    size = "moe.intermediate_size"
+    hidden = "hidden_size"
+    return (
+        TensorSpec(f"{mlp}gate.weight", ("moe.num_experts", hidden)),
+        *linear_specs(f"{mlp}experts.{{j}}.gate_proj", size, hidden),
+        *linear_specs(f"{mlp}experts.{{j}}.up_proj", size, hidden),
+        *linear_specs(f"{mlp}experts.{{j}}.down_proj", hidden, size),
     )
 
 

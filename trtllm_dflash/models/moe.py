@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_dflash.models.hf_config import HfReader
+from trtllm_dflash.models.hf_config import HfReader, quote
 
 MAX_EXPERTS = 1024
 
@@ -18,6 +18,8 @@ class MoEConfig:
     experts if `normalize`, else over all. `fused`, as in gpt-oss: all experts of a layer are one
     tensor, in which the rows of gate and up alternate. They and the router then have biases.
     Otherwise there are no biases, and each expert's three linears are tensors of their own.
+    Every token also uses a shared expert of `shared_intermediate_size` (0: there is none), times
+    the sigmoid of a gate.
     """
 
     num_experts: int
@@ -28,6 +30,7 @@ class MoEConfig:
     limit: float = 0.0
     alpha: float = 1.0
     shift: float = 0.0
+    shared_intermediate_size: int = 0
 
 
 def read_expert_counts(reader: HfReader, *names: str) -> tuple[int, int]:
@@ -37,3 +40,15 @@ def read_expert_counts(reader: HfReader, *names: str) -> tuple[int, int]:
         int, "num_experts_per_tok", "experts_per_token", low=1, high=num_experts
     )
     return num_experts, top_k
+
+
+def require_experts_everywhere(reader: HfReader) -> None:
+    """Refuse a config.json in which a layer has no experts."""
+    every = "a layer without experts is not supported: all layers must have them."
+    if reader.read(int, "decoder_sparse_step", default=1) != 1:
+        step = quote(reader.get("decoder_sparse_step"))
+        reader.fail("decoder_sparse_step", f"is {step}, and {every}")
+    if reader.read_list(int, "mlp_only_layers", default=()):
+        reader.fail(
+            "mlp_only_layers", f"is {quote(reader.get('mlp_only_layers'))}, and {every}"
+        )

@@ -1,4 +1,4 @@
-"""The supported targets: every module of this package that defines a FAMILY is one of them."""
+"""The supported targets: every FAMILY and all FAMILIES that modules of this package define."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ def _discover() -> dict[str, TargetFamily]:
     for module in pkgutil.iter_modules(models.__path__, f"{models.__name__}."):
         if module.name == __name__:
             continue
-        family = getattr(importlib.import_module(module.name), "FAMILY", None)
-        if family is not None:
+        content = importlib.import_module(module.name)
+        one = getattr(content, "FAMILY", None)
+        for family in getattr(content, "FAMILIES", () if one is None else (one,)):
             families[family.architecture] = family
     return families
 
 
 TARGET_FAMILIES: Mapping[str, TargetFamily] = _discover()
-_WITH_EXPERTS = [name for name, family in TARGET_FAMILIES.items() if family.read_experts]
 _NO_EXPERTS = tuple(
-    Allowed(name, (0, 1), f"only {' and '.join(_WITH_EXPERTS)} have experts here.")
+    Allowed(name, (0, 1), "this architecture has no experts.")
     for name in ("num_experts", "num_local_experts")
 )
+# The first letters of architectures that look like a supported one -> why they are another.
+_OTHERS: Mapping[str, str] = {
+    "Qwen4Exp": "Qwen3.8-Flash-Next and its like compute other layers than Qwen3.5's",
+}
 
 
 def read_target_config(
@@ -39,10 +43,15 @@ def read_target_config(
 
     Stop tokens in generation_config.json replace config.json's, as in `generate`.
     """
-    family = _family(HfReader(config_json, where))
+    outer = HfReader(config_json, where)
+    family = _family(outer)
+    text = _text_section(outer, family)
     # As in Hugging Face, a missing key has the config class's default, and a null has not.
-    keys = {**family.defaults, **config_json, "model_type": family.model_type}
-    reader = HfReader(keys, where)
+    keys = {**family.defaults, **text.data, "model_type": family.model_type}
+    tied = outer.read(bool, "tie_word_embeddings", default=None)
+    if tied is not None:
+        keys["tie_word_embeddings"] = tied  # the head is the outer model's
+    reader = HfReader(keys, where, text.prefix)
     if family.read_experts is None:
         reader.check_allowed(_NO_EXPERTS)
     return TargetConfig.from_hf(reader, family, generation_config)
@@ -56,6 +65,11 @@ def _family(reader: HfReader) -> TargetFamily:
     names = reader.read_list(str, "architectures")
     family = TARGET_FAMILIES.get(names[0]) if len(names) == 1 else None
     if family is None:
+        for start, reason in _OTHERS.items():
+            if names and names[0].startswith(start):
+                reader.fail(
+                    "architectures", f"is {quote(names)}, which is not built: {reason}."
+                )
         supported = ", ".join(TARGET_FAMILIES)
         reader.fail(
             "architectures", f"is {quote(names)}, and supported targets are {supported}."
@@ -65,3 +79,23 @@ def _family(reader: HfReader) -> TargetFamily:
         expected = f"but {family.architecture} goes with {family.model_type!r}."
         reader.fail("model_type", f"is {quote(model_type)}, {expected}")
     return family
+
+
+def _text_section(outer: HfReader, family: TargetFamily) -> HfReader:
+    """Return the reader of the keys of the decoder, which models with images keep in a section."""
+    if not family.text_in:
+        return outer
+    text = outer.section(family.text_in)
+    if text is None:
+        outer.fail(
+            family.text_in, f"is missing, and {family.architecture} has its sizes in there."
+        )
+    expected = f"{family.model_type}_text"
+    model_type = text.read(str, "model_type", default=expected)
+    if model_type != expected:
+        text.fail("model_type", f"is {quote(model_type)}, expected {expected!r}.")
+    if text.get("quantization_config"):
+        text.fail(
+            "quantization_config", "is not read there. Move it to the top level of config.json."
+        )
+    return text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,9 +67,10 @@ _FACTORS_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotate-half RoPE over the whole head: `theta`, the scaling `rope_type` and its parameters.
+    """Rotate-half RoPE: `theta`, the scaling `rope_type` and its parameters.
 
-    Parameters of other types are unused.
+    Parameters of other types are unused. `partial_rotary_factor`: the share of a head that is
+    rotated, its first dimensions.
     """
 
     head_dim: int
@@ -85,14 +86,27 @@ class RopeConfig:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    partial_rotary_factor: float = 1.0
+
+    @property
+    def rotary_dim(self) -> int:
+        """Return how many dimensions of a head are rotated."""
+        return int(self.head_dim * self.partial_rotary_factor)
 
     @classmethod
     def from_hf(
-        cls, reader: HfReader, head_dim: int, *, default_theta: float | None = None
+        cls,
+        reader: HfReader,
+        head_dim: int,
+        *,
+        default_theta: float | None = None,
+        default_partial_factor: float | None = None,
+        ignored: Collection[str] = (),
     ) -> RopeConfig:
         """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of transformers 4.
 
-        Where the original length is missing, it is `max_position_embeddings`.
+        Where the original length is missing, it is `max_position_embeddings`. A part of the head is
+        rotated only where there is a `default_partial_factor`. Keys of `ignored` are not read.
         """
         if head_dim % 2:
             reader.fail(
@@ -107,19 +121,16 @@ class RopeConfig:
                 f"is {quote(rope_type)}, and only {', '.join(_PARAMETERS)} are supported.",
             )
         required, optional = _PARAMETERS[rope_type]
-        _check_strange_keys(section, rope_type)
+        _check_strange_keys(section, rope_type, ignored)
         theta = _read_theta(reader, section, default_theta)
-        for holder in (section, reader):
-            if holder.read(float, "partial_rotary_factor", default=1.0) != 1.0:
-                holder.fail(
-                    "partial_rotary_factor",
-                    "is not 1, and RoPE over a part of the head is not supported.",
-                )
         return cls(
             head_dim=head_dim,
             theta=theta,
             rope_type=rope_type,
             original_max_position_embeddings=_read_original_length(reader, section, rope_type),
+            partial_rotary_factor=_read_partial_factor(
+                reader, section, head_dim, default_partial_factor
+            ),
             **_read_parameters(section, required, optional),
         )._with_yarn_factor(reader)
 
@@ -147,7 +158,7 @@ class RopeConfig:
         )
 
     def inverse_frequencies(self) -> Floats:
-        """Return the angle per position of each pair of dimensions, float32 [head_dim / 2]."""
+        """Return the angle per position of each pair of dimensions, float32 [rotary_dim / 2]."""
         return _FREQUENCIES[self.rope_type](self, self._powers())
 
     @property
@@ -164,7 +175,7 @@ class RopeConfig:
     def cos_sin(self, num_positions: int) -> tuple[Floats, Floats]:
         """Return cos and sin of positions 0 … num_positions-1.
 
-        Both are float32 [num_positions, head_dim / 2].
+        Both are float32 [num_positions, rotary_dim / 2].
         """
         angles = (
             np.arange(num_positions, dtype=np.float32)[:, None] * self.inverse_frequencies()
@@ -177,16 +188,17 @@ class RopeConfig:
         )
 
     def _powers(self) -> Floats:
-        """Return theta ** (2i / head_dim): exponents in float32, the power rounded once."""
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        """Return theta ** (2i / rotary_dim): exponents in float32, the power rounded once."""
+        size = self.rotary_dim
+        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
         return np.power(np.float64(self.theta), exponents.astype(np.float64)).astype(np.float32)
 
 
-def _check_strange_keys(section: HfReader, rope_type: str) -> None:
+def _check_strange_keys(section: HfReader, rope_type: str, ignored: Collection[str]) -> None:
     """Refuse keys that are no parameters of the type and that other engines may read."""
     required, optional = _PARAMETERS[rope_type]
     elsewhere = _FACTORS_ELSEWHERE[rope_type]
-    for key in sorted(set(section.data) - required - optional - _COMMON_KEYS):
+    for key in sorted(set(section.data) - required - optional - _COMMON_KEYS - set(ignored)):
         value = section.data[key]
         if value is None:
             continue
@@ -266,6 +278,30 @@ def _read_theta(reader: HfReader, section: HfReader, default_theta: float | None
     return theta
 
 
+def _read_partial_factor(
+    reader: HfReader, section: HfReader, head_dim: int, default: float | None
+) -> float:
+    """Read the share of the head that is rotated; without a `default` it is all of it.
+
+    As in Hugging Face, a null at the top level is 1.
+    """
+    key = "partial_rotary_factor"
+    inner, outer = (holder.read(float, key, default=None) for holder in (section, reader))
+    if inner is not None and outer is not None and inner != outer:
+        problem = f"is {inner} but {key} at the top level is {outer}. Make them agree."
+        section.fail(key, problem)
+    holder = reader if inner is None else section
+    missing = 1.0 if default is None or key in reader.data else default
+    factor = next((value for value in (inner, outer) if value is not None), missing)
+    if default is None and factor != 1.0:
+        holder.fail(key, "is not 1, and RoPE over a part of the head is not supported.")
+    size = int(head_dim * factor) if 0 < factor <= 1 else 0
+    if size < 2 or size % 2:
+        expected = f"expected a share of head_dim = {head_dim} that is an even number"
+        holder.fail(key, f"is {factor}, {expected}: RoPE rotates pairs of dimensions.")
+    return factor
+
+
 def _read_parameters(
     section: HfReader, required: frozenset[str], optional: frozenset[str]
 ) -> dict[str, Any]:
@@ -318,7 +354,7 @@ def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
     def dimension_of(turns: float) -> float:
         length = rope.original_max_position_embeddings
         return (
-            rope.head_dim
+            rope.rotary_dim
             * math.log(length / (turns * 2 * math.pi))
             / (2 * math.log(rope.theta))
         )
@@ -328,10 +364,10 @@ def _yarn(rope: RopeConfig, powers: Floats) -> Floats:
     high = dimension_of(rope.beta_slow or 1.0)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.head_dim - 1)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
     if low == high:
         high += 0.001
-    dimensions = np.arange(rope.head_dim // 2, dtype=np.float32)
+    dimensions = np.arange(rope.rotary_dim // 2, dtype=np.float32)
     ramp: Floats = (dimensions - np.float32(low)) / np.float32(high - low)
     kept: Floats = np.float32(1.0) - np.clip(ramp, np.float32(0.0), np.float32(1.0))
     slowed: Floats = np.float32(1.0) / (np.float32(rope.factor) * powers)

@@ -58,11 +58,24 @@ Row = TypeVar("Row", bound=TensorSpec)
 
 
 @dataclass(frozen=True)
+class IgnoredPrefix:
+    """Tensors with names that begin so: they may be in the files and are not used, for `reason`."""
+
+    prefix: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class TensorTable:
-    """All tensors of one architecture's checkpoints."""
+    """All tensors of one architecture's checkpoints.
+
+    `stored_under`: in the files a name may begin with this in the place of "model.".
+    """
 
     used: tuple[TensorSpec, ...]
     ignored: tuple[IgnoredSpec, ...]
+    ignored_prefixes: tuple[IgnoredPrefix, ...] = ()
+    stored_under: str = ""
 
 
 def expand_specs(rows: Iterable[Row], config: Any) -> dict[str, Row]:
