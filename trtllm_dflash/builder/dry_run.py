@@ -109,12 +109,14 @@ class DryRun:
         token = human_bytes(sum(caches.values()))
         roles = [f"{role} {human_bytes(size)}" for role, size in caches.items()]
         slot = human_bytes(self.models.cache_bytes_per_slot)
+        states = self.models.slot_memory.describe_states()
         asked = f"{sizes.max_batch_size} x {sizes.max_seq_len} tokens"
         return [
             ("weights", ", ".join(weights)),
             *((name, f"about {human_bytes(size)}") for name, size in others),
             ("engine", f"about {human_bytes(plan.engine_bytes)}"),
             ("caches", f"{token} a token ({', '.join(roles)}), {slot} a slot"),
+            *((("states", f"{states}; they are part of a slot"),) if states else ()),
             ("steps", f"about {human_bytes(plan.step_bytes())}"),
             ("in all", f"about {human_bytes(plan.total_bytes())} for {asked}"),
         ]

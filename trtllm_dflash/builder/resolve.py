@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +41,7 @@ from trtllm_dflash.checkpoint.model_card import stated_licence
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
+from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
@@ -174,9 +174,13 @@ class ResolvedModels:
         found = Counter[str]()
         for tensor in self.io:
             if tensor.cache and tensor.direction == "input":
-                sizes = (size for size in tensor.shape if isinstance(size, int))
-                found[tensor.cache] += prod(sizes) * tensor.item_bytes
+                found[tensor.cache] += tensor.slot_bytes
         return found
+
+    @property
+    def slot_memory(self) -> SlotMemory:
+        """Return the bytes of one slot's caches, by what they hold."""
+        return SlotMemory.of(self.io, cache_len=self.resolved.cache_len)
 
 
 def resolve_models(
@@ -282,7 +286,7 @@ def _kv_scales(
     scales = read_kv_scales(target)
     if scales is None and config.kv_cache_dtype == FP8_CACHE:
         if not must_exist:
-            return dict.fromkeys(range(target.config.num_layers), (1.0, 1.0))
+            return dict.fromkeys(target.config.key_value_layers, (1.0, 1.0))
         raise UsageError(
             f"--kv-cache-dtype fp8 needs scales for the caches, and {target.directory} has none;"
             " make them with `dflash-trt quantize --kv-cache-dtype fp8`"

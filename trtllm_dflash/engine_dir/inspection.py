@@ -15,6 +15,7 @@ from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.engine_dir.manifest import is_entry
+from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.engine_dir.stop_tokens import missed_ends, turn_ends_of
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
@@ -180,7 +181,12 @@ def _format_rows(engine: EngineConfig) -> Rows:
     if engine.speculates:
         rest = _rest_of(engine.quantized_drafter_linears, engine)
         weights += f"; drafter {engine.drafter_weights}{rest}"
-    return [("weights", weights), ("caches", engine.caches)]
+    memory = SlotMemory.of(engine.io, cache_len=engine.cache_len)
+    caches = f"{engine.caches}, {human_bytes(memory.token_bytes)} a token of a slot"
+    rows = [("weights", weights), ("caches", caches)]
+    if engine.has_states:
+        rows.append(("states", f"float32, {memory.describe_states()}"))
+    return rows
 
 
 def _rest_of(quantized: Mapping[str, int], engine: EngineConfig) -> str:
@@ -210,7 +216,8 @@ def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:
         if tensor.cache is not None:
             stem, _, layer = tensor.name.partition(".")
             name = f"{stem}.*.out" if layer.endswith(".out") else f"{stem}.*"
-            tensor = replace(tensor, name=name, meaning="a layer's cache, updated in place")
+            kind = stem.rpartition("_")[2] if tensor.recurrent else "cache"
+            tensor = replace(tensor, name=name, meaning=f"a layer's {kind}, updated in place")
         merged.setdefault((tensor.name, tensor.shape), tensor)
     return list(merged.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 
 from trtllm_dflash.checkpoint.dequantize import scalar
@@ -23,13 +23,14 @@ def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
     if target.quantization.kv_cache is None:
         return None
     if not stores_kv_scales(target):
-        return dict.fromkeys(range(target.config.num_layers), (1.0, 1.0))
-    names = [f"model.layers.{layer}.self_attn" for layer in range(target.config.num_layers)]
-    pairs = [(f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale") for name in names]
-    return {
-        layer: (scalar(target.tensors[key]), scalar(target.tensors[value]))
-        for layer, (key, value) in enumerate(pairs)
-    }
+        return dict.fromkeys(target.config.key_value_layers, (1.0, 1.0))
+    scales = {}
+    for layer in target.config.key_value_layers:
+        name = f"model.layers.{layer}.self_attn"
+        key = target.tensors[f"{name}.k_proj.k_scale"]
+        value = target.tensors[f"{name}.v_proj.v_scale"]
+        scales[layer] = (scalar(key), scalar(value))
+    return scales
 
 
 def stores_kv_scales(target: Checkpoint[TargetConfig]) -> bool:
@@ -37,9 +38,11 @@ def stores_kv_scales(target: Checkpoint[TargetConfig]) -> bool:
     return any(map(is_cache_scale, target.tensors))
 
 
-def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: bool) -> None:
-    """Check that every layer has its scales, each a number that can be one, and that something can
-    run such caches.
+def check_kv_scales(
+    scales: KvScales, layers: Collection[int], *, dtype: str, plugins: bool
+) -> None:
+    """Check that `layers`, all with keys and values, have their scales, each a number that can be
+    one, and that something can run such caches.
 
     Raises:
         GraphError: naming the layer, or what cannot run them.
@@ -49,12 +52,12 @@ def check_kv_scales(scales: KvScales, num_layers: int, *, dtype: str, plugins: b
             "FP8 caches need our plugins: TensorRT updates only caches of float32, float16 and"
             " bfloat16 in place"
         )
-    if scales.keys() != set(range(num_layers)):
-        missing = sorted(set(range(num_layers)) - scales.keys())
-        surplus = sorted(scales.keys() - set(range(num_layers)))
+    if scales.keys() != set(layers):
+        missing = sorted(set(layers) - scales.keys())
+        surplus = sorted(scales.keys() - set(layers))
         raise GraphError(
-            f"FP8 caches need the scales of layers 0 to {num_layers - 1}: missing are {missing},"
-            f" unknown {surplus}"
+            "FP8 caches need the scales of every layer with keys and values: missing are"
+            f" {missing}, unknown {surplus}"
         )
     for layer, pair in scales.items():
         for role, scale in zip(("key", "value"), pair, strict=True):

@@ -140,6 +140,11 @@ class TargetConfig:
     norm_offset: float = 0.0
 
     @property
+    def key_value_layers(self) -> tuple[int, ...]:
+        """Return the indices of the layers that have keys and values."""
+        return tuple(i for i, is_linear in enumerate(self.linear_layers) if not is_linear)
+
+    @property
     def model_type(self) -> str:
         """Return the family's `model_type`."""
         return self.family.model_type
