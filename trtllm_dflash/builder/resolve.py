@@ -286,7 +286,7 @@ def _kv_scales(
     scales = read_kv_scales(target)
     if scales is None and config.kv_cache_dtype == FP8_CACHE:
         if not must_exist:
-            return dict.fromkeys(target.config.key_value_layers, (1.0, 1.0))
+            return dict.fromkeys(target.config.kv_layers, (1.0, 1.0))
         raise UsageError(
             f"--kv-cache-dtype fp8 needs scales for the caches, and {target.directory} has none;"
             " make them with `dflash-trt quantize --kv-cache-dtype fp8`"

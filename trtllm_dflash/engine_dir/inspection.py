@@ -216,8 +216,8 @@ def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:
         if tensor.cache is not None:
             stem, _, layer = tensor.name.partition(".")
             name = f"{stem}.*.out" if layer.endswith(".out") else f"{stem}.*"
-            kind = stem.rpartition("_")[2] if tensor.recurrent else "cache"
-            tensor = replace(tensor, name=name, meaning=f"a layer's {kind}, updated in place")
+            part = stem.rpartition("_")[2] if tensor.recurrent else "cache"
+            tensor = replace(tensor, name=name, meaning=f"a layer's {part}, updated in place")
         merged.setdefault((tensor.name, tensor.shape), tensor)
     return list(merged.values())
 

@@ -23,9 +23,9 @@ def read_kv_scales(target: Checkpoint[TargetConfig]) -> KvScales | None:
     if target.quantization.kv_cache is None:
         return None
     if not stores_kv_scales(target):
-        return dict.fromkeys(target.config.key_value_layers, (1.0, 1.0))
+        return dict.fromkeys(target.config.kv_layers, (1.0, 1.0))
     scales = {}
-    for layer in target.config.key_value_layers:
+    for layer in target.config.kv_layers:
         name = f"model.layers.{layer}.self_attn"
         key = target.tensors[f"{name}.k_proj.k_scale"]
         value = target.tensors[f"{name}.v_proj.v_scale"]

@@ -72,8 +72,7 @@ def build_step(
     """
     kv_cache_dtype = None
     if kv_scales is not None:
-        layers = target.config.key_value_layers
-        check_kv_scales(kv_scales, layers, dtype=dtype, plugins=plugins)
+        check_kv_scales(kv_scales, target.config.kv_layers, dtype=dtype, plugins=plugins)
         kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
     experts_as = _expert_storage(dtype, plugins, fp4)
     ports = step_io(

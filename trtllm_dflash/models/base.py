@@ -140,7 +140,7 @@ class TargetConfig:
     norm_offset: float = 0.0
 
     @property
-    def key_value_layers(self) -> tuple[int, ...]:
+    def kv_layers(self) -> tuple[int, ...]:
         """Return the indices of the layers that have keys and values."""
         return tuple(i for i, is_linear in enumerate(self.linear_layers) if not is_linear)
 
