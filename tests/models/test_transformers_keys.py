@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.tiny_hybrid import HYBRIDS, tiny_hybrid
 from tests.fixtures.tiny_models import tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.models.hf_config import HfReader
@@ -18,6 +19,10 @@ from trtllm_dflash.models.registry import TARGET_FAMILIES, read_target_config
 # Shared code that reads a configuration, beside modeling_*.py of each family.
 _SHARED = ("masking_utils.py", "modeling_rope_utils.py")
 _READS = re.compile(r"""config\.(\w+)|getattr\((?:self\.)?config, "(\w+)\"""")
+# The encoder of images, whose configuration is not the decoder's.
+_VISION_CLASS = re.compile(
+    r"^class \w+(?:Vision|PatchMerger)\w*\(.*?(?=^\S)", re.MULTILINE | re.DOTALL
+)
 # Methods and private names of the configuration class, and keys of other models in shared code.
 _NOT_KEYS = re.compile(
     r"_.*|get_text_config|standardize_rope_params|validate_rope|default_theta|json"
@@ -35,6 +40,10 @@ WITHOUT_EFFECT = {
     "attention_chunk_size": "of Llama 4, whose masks no family here asks for",
     "block_size": "of block masks, which no family here asks for",
     "problem_type": "of classifiers",
+    "text_config": "read where a model also takes images",
+    "vision_config": "of the encoder of images",
+    "image_token_id": "a token like others where no image is given",
+    "video_token_id": "a token like others where no video is given",
 }
 
 
@@ -46,15 +55,19 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     }
     made["qwen3_moe"] = tiny_qwen3_moe(root / "qwen3_moe")
     made["gpt_oss"] = tiny_gpt_oss(root / "gpt_oss", mxfp4=False)
+    for name, family in HYBRIDS.items():
+        made[family.model_type] = tiny_hybrid(root / name, name)
     return {name: json.loads((path / "config.json").read_text()) for name, path in made.items()}
 
 
 def _keys_of_transformers(folder: Path, model_type: str) -> set[str]:
     files = [folder / name for name in _SHARED]
-    files.append(folder / "models" / model_type / f"modeling_{model_type}.py")
+    name = model_type.removesuffix("_text")
+    files.append(folder / "models" / name / f"modeling_{name}.py")
     found = set()
     for file in files:
-        for groups in _READS.findall(file.read_text(encoding="utf-8")):
+        text = _VISION_CLASS.sub("", file.read_text(encoding="utf-8"))
+        for groups in _READS.findall(text):
             found.update(name for name in groups if name and not _NOT_KEYS.fullmatch(name))
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import Quantization, covers
+from trtllm_dflash.checkpoint.formats import Quantization
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, SCALES
 from trtllm_dflash.checkpoint.quantization_checks import shows_other_method
 from trtllm_dflash.checkpoint.quantized_tensors import is_scale
@@ -68,6 +68,8 @@ def _without_wrong_exclusions(
     wrong = set[str]()
     for module in packed:
         if module not in quantization.modules:
-            wrong.update(row for row in quantization.doubtful if covers(row, module))
+            wrong.update(
+                row for row in quantization.doubtful if quantization.covers(row, module)
+            )
     kept = tuple(pattern for pattern in quantization.excluded if pattern not in wrong)
     return replace(quantization, excluded=kept, doubtful=())

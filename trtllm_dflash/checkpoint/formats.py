@@ -99,6 +99,7 @@ class Quantization:
     `kv_cache` is "fp8" if keys and values are stored so. `mxfp4` concerns fused experts only. An
     unquantized checkpoint has no format anywhere. `doubtful` are exclusions that not every
     description has, and `unread_method` may be left over: `settle_quantization` decides both.
+    `stored_under`: in exclusions, a module's name may begin with the first instead of the second.
     """
 
     default: str | None = None
@@ -108,6 +109,7 @@ class Quantization:
     mxfp4: bool = False
     doubtful: tuple[str, ...] = ()
     unread_method: UnreadMethod | None = None
+    stored_under: tuple[str, str] | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -127,7 +129,16 @@ class Quantization:
 
     def excluded_by(self, module: str) -> str | None:
         """Return the first entry of `excluded` that covers the module."""
-        return next((pattern for pattern in self.excluded if covers(pattern, module)), None)
+        return next((entry for entry in self.excluded if self.covers(entry, module)), None)
+
+    def covers(self, pattern: str, module: str) -> bool:
+        """Tell whether an exclusion covers a module under either of its names."""
+        if covers(pattern, module):
+            return True
+        if self.stored_under is None:
+            return False
+        stored, ours = self.stored_under
+        return module.startswith(ours) and covers(pattern, stored + module.removeprefix(ours))
 
 
 def algos_of(formats: Iterable[WeightFormat]) -> str:

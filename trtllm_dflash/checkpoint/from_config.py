@@ -14,6 +14,7 @@ from trtllm_dflash.checkpoint.formats import Quantization
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
 from trtllm_dflash.checkpoint.quantized_tensors import Quantizable, StoredSpec, expected_tensors
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.checkpoint.text_part import text_quantization
 from trtllm_dflash.models.tensor_specs import expand_specs
 
 _NO_FILE = "no-such-file.safetensors"
@@ -28,6 +29,7 @@ def checkpoint_of_config(
     What is not quantized is BF16.
     """
     directory = Path(name)
+    quantization = text_quantization(quantization, config.tensors)
     rows = expand_specs(config.tensors.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {

@@ -41,6 +41,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
 from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
+from trtllm_dflash.checkpoint.text_part import text_part, text_quantization
 from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
@@ -143,11 +144,14 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
         config_json, read_json_in(directory, "generation_config.json"), where
     )
     check_tokenizer_files(directory)
-    infos = read_all_tensor_infos(directory)
-    quantization = settle_quantization(quantization, infos, where)
-    infos = in_usual_layout(infos, config)
+    text = text_part(read_all_tensor_infos(directory), config.tensors, where)
+    quantization = text_quantization(quantization, config.tensors)
+    quantization = settle_quantization(quantization, text.infos, where)
+    infos = in_usual_layout(text.infos, config)
     config = _with_own_head(config, infos, quantization, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
+    others = {name: IgnoredTensor(*row) for name, row in text.ignored.items()}
+    checkpoint = replace(checkpoint, ignored={**checkpoint.ignored, **others})
     stored_head = checkpoint.ignored.get("lm_head.weight")
     if stored_head is not None:
         check_same_values(

@@ -93,11 +93,11 @@ class TargetBuilder:
         """Tell whether a layer is a gated delta net."""
         return self.config.linear_layers[layer]
 
-    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
+    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:  # noqa: ARG002
         """Refuse gated delta nets, which this graph does not have yet."""
         raise GraphError(f"{name}: gated delta nets are not built")
 
-    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:
+    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:  # noqa: ARG002
         """Refuse shared experts, which this graph does not have yet."""
         raise GraphError(f"{name}: shared experts are not built")
 

@@ -17,6 +17,7 @@ from trtllm_dflash.models.decoder import (
     target_table,
 )
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader
+from trtllm_dflash.models.linear_attention import read_linear_layers
 from trtllm_dflash.models.moe import MoEConfig, read_expert_counts
 from trtllm_dflash.models.tensor_specs import IgnoredPrefix, TensorSpec, TensorTable
 
@@ -43,6 +44,12 @@ MROPE_KEYS = ("mrope_section", "mrope_interleaved")
 _SIZES = "linear_attention"  # the field of TargetConfig that holds a LinearAttentionConfig
 
 
+def read_windows(reader: HfReader, num_layers: int) -> tuple[int, ...]:
+    """Return a window of 0 for each layer, of whichever type it is."""
+    read_linear_layers(reader, num_layers)
+    return (0,) * num_layers
+
+
 def hybrid_family(
     architecture: str, model_type: str, *, allowed: tuple[Allowed, ...] = ALLOWED, **more: Any
 ) -> TargetFamily:
@@ -50,6 +57,7 @@ def hybrid_family(
     return TargetFamily(
         architecture,
         model_type,
+        read_windows=read_windows,
         allowed=allowed,
         attention_bias=False,
         qk_norm=True,

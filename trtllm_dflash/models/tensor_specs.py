@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+TABLE_PREFIX = "model."
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -76,6 +78,23 @@ class TensorTable:
     ignored: tuple[IgnoredSpec, ...]
     ignored_prefixes: tuple[IgnoredPrefix, ...] = ()
     stored_under: str = ""
+
+    def ignored_reason(self, name: str) -> str | None:
+        """Return why a tensor of another part of the model is not used; None: it is of no other."""
+        rows = (row for row in self.ignored_prefixes if name.startswith(row.prefix))
+        return next((row.reason for row in rows), None)
+
+    def canonical_name(self, name: str) -> str:
+        """Return a name in the files as the table has it."""
+        if self.stored_under and name.startswith(self.stored_under):
+            return TABLE_PREFIX + name.removeprefix(self.stored_under)
+        return name
+
+    def stored_name(self, name: str) -> str:
+        """Return the other name that a tensor or module of the table may have in the files."""
+        if self.stored_under and name.startswith(TABLE_PREFIX):
+            return self.stored_under + name.removeprefix(TABLE_PREFIX)
+        return name
 
 
 def expand_specs(rows: Iterable[Row], config: Any) -> dict[str, Row]:
