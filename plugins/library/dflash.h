@@ -66,6 +66,17 @@ typedef struct DFlashMoePlan {
   int64_t workspace_bytes;
 } DFlashMoePlan;
 
+/* The options of a gated delta rule: see plugins/kernels/gated_delta.cu. */
+typedef struct DFlashGatedDeltaOptions {
+  int32_t key_heads; /* divides the value heads, whose number is a_log's size */
+} DFlashGatedDeltaOptions;
+
+typedef struct DFlashGatedDeltaPlan {
+  int32_t row_limit, row_vectors, row_chunks, rule_blocks, shared_bytes;
+  int32_t reserved; /* 0 */
+  int64_t workspace_bytes;
+} DFlashGatedDeltaPlan;
+
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
  * null: a logit for each head in the softmax denominator only. Floats are bfloat16. D is 64, 96, 128 or 256.
@@ -109,20 +120,34 @@ int dflash_moe(const DFlashTensor* x, const DFlashTensor* router_logits, const D
                const DFlashTensor* down_scale_2, const DFlashTensor* out, const DFlashMoeOptions* options,
                void* workspace, int64_t workspace_bytes, void* stream);
 
+/* out [B, S, Hv, 128] is the gated delta rule over the rows of qkv [B, S, C] and gates [B, S, 2 Hv] (b, then a) behind
+ * a convolution over four rows, conv_weight [C, 1, 4]; a_log and dt_bias [Hv] are float32, other floats bfloat16. C is
+ * (2 key_heads + Hv) 128. state [B, Hv, 128, 128] float32 holds state_len [B] positions, and window [B, 1, R, C+2 Hv]
+ * the rows of qkv and gates from position state_len-3 on. Both are brought to position past_len+num_known in place; the
+ * lengths are int32. At most R-3 rows lie between state_len and past_len. */
+int dflash_gated_delta(const DFlashTensor* qkv, const DFlashTensor* gates, const DFlashTensor* conv_weight,
+                       const DFlashTensor* a_log, const DFlashTensor* dt_bias, const DFlashTensor* window,
+                       const DFlashTensor* state, const DFlashTensor* past_len, const DFlashTensor* state_len,
+                       const DFlashTensor* num_known, const DFlashTensor* out, const DFlashGatedDeltaOptions* options,
+                       void* workspace, int64_t workspace_bytes, void* stream);
+
 /* The plan of a launch on a GPU of `processors` multiprocessors; its workspace_bytes are what the operation needs. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
                           int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan);
 int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptPlan* plan);
 int dflash_moe_plan(int32_t tokens, int32_t hidden, int32_t inner_size, int32_t experts, int32_t top_k,
                     int32_t weight_format, DFlashMoePlan* plan);
+int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, int32_t key_heads, int32_t value_heads,
+                            DFlashGatedDeltaPlan* plan);
 
 /* Multiprocessors of the current device. The emulated library has `processors` of an H200: 132. */
 int dflash_processors(int32_t* processors);
 
-/* sizeof(AttentionParams), sizeof(AcceptParams) and sizeof(MoeParams), for those who fill them themselves. */
+/* sizeof(AttentionParams) and of the others, for those who fill them themselves. */
 int64_t dflash_attention_params_bytes(void);
 int64_t dflash_accept_params_bytes(void);
 int64_t dflash_moe_params_bytes(void);
+int64_t dflash_gated_delta_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

@@ -1,4 +1,4 @@
-// The launcher of DFlashMoE: check, plan, launch (library.cpp has the others).
+// The launcher of DFlashMoE: check, plan, launch (library.cpp has those of attention and acceptance).
 
 #include "dflash.h"
 #include "guard.h"

@@ -20,10 +20,12 @@ def build_emulated(folder: Path) -> Path:
     for weight_format in range(3):
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
-    commands["accept.o"] = (*as_cpp, str(kernels / "accept.cu"))
+    for source in ("accept", "gated_delta"):
+        commands[f"{source}_kernel.o"] = (*as_cpp, str(kernels / f"{source}.cu"))
     for name in (
         "library/library",
         "library/moe",
+        "library/gated_delta",
         "emulator/emulator",
         "emulator/instructions",
     ):

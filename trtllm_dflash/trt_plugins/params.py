@@ -106,8 +106,8 @@ class MoePlan:
 
 @dataclass(frozen=True)
 class GatedDeltaPlan:
-    """CTAs of both launches, `row_limit` rows of a slot in the workspace, shared memory of a CTA in
-    bytes; where each part of the workspace begins, and its bytes.
+    """CTAs of both launches, shared memory of a CTA in bytes; where each part of the workspace
+    begins, and its bytes. The workspace holds `row_limit` rows of a slot.
     """
 
     row_limit: int
