@@ -16,9 +16,12 @@ pytest.importorskip("tensorrt_rtx")
 from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target, write_safetensors
 from trtllm_dflash.builder.build_engine import plan_build
+from trtllm_dflash.builder.format_support import check_kernels
+from trtllm_dflash.builder.pair_support import published_target
 from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.errors import BuildError, UsageError
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.options.build import BuildConfig
 
 FORMATS = ("fp8", "nvfp4", "w4a16_nvfp4")
@@ -164,3 +167,28 @@ def _target_of_heads(path: Path, head_dim: int, kv_heads: int) -> Path:
     config["num_key_value_heads"] = kv_heads
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+DELTA = LinearAttentionConfig(16, 48, 128, 128, 4, fused_projections=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "block_size", "words"),
+    [
+        ({"key_dim": 64}, 16, "key_dim is 64, expected 128; give --no-plugins"),
+        ({"value_dim": 96}, 16, "value_dim is 96, expected 128; give --no-plugins"),
+        ({"conv_kernel": 3}, 16, "conv_kernel is 3, expected 4; give --no-plugins"),
+        ({}, 400, r"a block of 400 tokens and 48 value heads need \d+ bytes of shared memory"),
+    ],
+)
+def test_gated_delta_nets_without_a_kernel(
+    changes: dict[str, int], block_size: int, words: str
+) -> None:
+    """The operator's body takes them all, so --no-plugins is the way out."""
+    found = published_target("Qwen/Qwen3.6-27B")
+    assert found is not None
+    sizes = {"quantized_experts": False, "block_size": 16}
+    check_kernels({"target": replace(found.config, linear_attention=DELTA)}, **sizes)
+    other = replace(found.config, linear_attention=replace(DELTA, **changes))
+    with pytest.raises(UsageError, match=f"no kernel for the target's gated delta .* {words}"):
+        check_kernels({"target": other}, **sizes | {"block_size": block_size})

@@ -220,3 +220,44 @@ def test_the_plan_is_near_real_engines(
     )
     build_engine(config)
     _check(config, config.output_dir)
+
+
+def test_states_do_not_grow_with_the_sequence() -> None:
+    """Qwen3.6-27B: 64 KB a token of keys and values, and 169 MB a slot that no length changes."""
+    plans = [plan("Qwen3.6-27B").with_length(tokens) for tokens in (2048, 32768)]
+    assert [made.cache_bytes_per_token()["target"] for made in plans] == [1 << 16] * 2
+    short, long = (made.models.slot_memory for made in plans)
+    assert short.fixed_bytes == long.fixed_bytes
+    assert round(short.fixed_bytes / 1e6) == 169
+    for made in plans:
+        rows = made.models.resolved.cache_len
+        target = made.models.cache_bytes_by_role()["target"]
+        assert target == rows * (1 << 16) + short.fixed_bytes
+        more = made.with_slots(3).total_bytes() - made.with_slots(2).total_bytes()
+        assert more > target
+
+
+def test_fp8_caches_halve_keys_and_values_alone() -> None:
+    found = dry_run("Qwen3.6-27B", "sm120").plan
+    fp8 = preview_build(
+        replace(found.models.config, kv_cache_dtype="fp8"), quant="nvfp4"
+    ).models
+    assert fp8.slot_memory.fixed_bytes == found.models.slot_memory.fixed_bytes
+    assert fp8.cache_bytes_by_role()["target"] - fp8.slot_memory.fixed_bytes == (
+        fp8.resolved.cache_len * 32768
+    )
+    assert fp8.kv_scales is not None
+    assert list(fp8.kv_scales) == list(range(3, 64, 4))
+
+
+def test_a_dry_run_says_the_traffic_of_states() -> None:
+    sections = dict(dry_run("Qwen3.6-27B", "sm121").sections())
+    memory = dict(sections["memory"])
+    assert memory["states"] == (
+        "151.0 MB a slot at any length, and 17.9 MB of windows; a step reads and writes 337.7 MB"
+        " of both"
+    )
+    built = dict(sections["would build"])
+    assert built["states"] == "48 of 64 layers keep a state of 48 x 128 x 128 numbers"
+    assert "168.9 MB of it states and their windows" in built["caches"]
+    assert "states" not in dict(dict(dry_run("Qwen3-8B", "sm121").sections())["memory"])

@@ -116,7 +116,7 @@ class DryRun:
             *((name, f"about {human_bytes(size)}") for name, size in others),
             ("engine", f"about {human_bytes(plan.engine_bytes)}"),
             ("caches", f"{token} a token ({', '.join(roles)}), {slot} a slot"),
-            *((("states", f"{states}; they are part of a slot"),) if states else ()),
+            *((("states", states),) if states else ()),
             ("steps", f"about {human_bytes(plan.step_bytes())}"),
             ("in all", f"about {human_bytes(plan.total_bytes())} for {asked}"),
         ]

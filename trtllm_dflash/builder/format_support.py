@@ -7,15 +7,22 @@ from typing import Any
 
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import BuildError, UsageError
-from trtllm_dflash.graph.kernel_specs import ATTENTION
+from trtllm_dflash.graph.kernel_specs import ATTENTION, GATED_DELTA_KERNEL
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
-from trtllm_dflash.trt_plugins.params import MAX_TOP_K_EXPERTS, moe_unit
+from trtllm_dflash.trt_plugins.params import (
+    DELTA_MAX_SHARED_BYTES,
+    MAX_TOP_K_EXPERTS,
+    gated_delta_plan,
+    moe_unit,
+)
 
 HEAD_UNIT = 8  # tried with TensorRT-RTX 1.7: 8 to 512, and 36, 68, 100, with and without GQA
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
@@ -80,7 +87,10 @@ def check_heads(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
 
 
 def check_kernels(
-    configs: Mapping[str, TargetConfig | DrafterConfig], *, quantized_experts: bool
+    configs: Mapping[str, TargetConfig | DrafterConfig],
+    *,
+    quantized_experts: bool,
+    block_size: int,
 ) -> None:
     """Check that our kernels exist for the sizes of these models, by role.
 
@@ -95,10 +105,40 @@ def check_kernels(
                 f" for {', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler"
                 " makes its own"
             )
-        if isinstance(config, TargetConfig) and config.moe is not None:
+        if not isinstance(config, TargetConfig):
+            continue
+        if config.moe is not None:
             _check_expert_kernel(
                 config.hidden_size, config.moe, moe_unit(quantized=quantized_experts)
             )
+        if config.linear_attention is not None:
+            _check_delta_kernel(config.linear_attention, block_size)
+
+
+def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int) -> None:
+    problems = []
+    for size in GATED_DELTA_KERNEL.sizes:
+        value = getattr(linear, size.name)
+        if value not in size.values:
+            accepted = " or ".join(map(str, size.values))
+            problems.append(f"{size.name} is {value}, expected {accepted}")
+    plan = gated_delta_plan(
+        batch=1,
+        rows=block_size,
+        window_rows=window_rows(linear, block_size),
+        key_heads=linear.num_key_heads,
+        value_heads=linear.num_value_heads,
+    )
+    if plan.shared_bytes > DELTA_MAX_SHARED_BYTES:
+        problems.append(
+            f"a block of {block_size} tokens and {linear.num_value_heads} value heads need"
+            f" {plan.shared_bytes} bytes of shared memory, more than {DELTA_MAX_SHARED_BYTES}"
+        )
+    if problems:
+        raise UsageError(
+            "there is no kernel for the target's gated delta nets:"
+            f" {'; '.join(problems)}; give --no-plugins, and the compiler makes its own"
+        )
 
 
 def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:

@@ -12,11 +12,17 @@ from math import prod
 
 from trtllm_dflash.builder.resolve import ResolvedModels
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
+from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
-from trtllm_dflash.trt_plugins.params import accept_plan, attention_workspace, moe_plan
+from trtllm_dflash.trt_plugins.params import (
+    accept_plan,
+    attention_workspace,
+    gated_delta_plan,
+    moe_plan,
+)
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -35,6 +41,7 @@ _SAME_INPUT = (
 _SCRATCH_BYTES = 8_200_000
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
+_RULE_COPIES = 3  # of a gated delta net's rows at a time, in the operator's body
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
 # The experts' formats as the kernel counts them, by their bits a weight.
 _BF16_EXPERTS, _PACKED_EXPERTS = 0, 1
@@ -165,7 +172,9 @@ class MemoryPlan:
         return max(self._shape_bytes(prompt, 1), self._shape_bytes(decode, slots))
 
     def _shape_bytes(self, shape: _StepShape, slots: int) -> int:
-        scratch = max(self._attention_bytes(shape), self._expert_bytes(shape))
+        scratch = max(
+            self._attention_bytes(shape), self._linear_bytes(shape), self._expert_bytes(shape)
+        )
         if self._is_gpu:
             models = len(self._configs)
             scratch = max(scratch, models * _SCRATCH_BYTES, self._choice_scratch(slots))
@@ -175,9 +184,16 @@ class MemoryPlan:
         """Return the bytes of the rows between the layers' operations, and of the taps."""
         target = self.models.target.config
         taps = self.models.drafter.config.num_taps if self.models.drafter else 0
-        heads = 2 * target.num_q_heads + 2 * target.num_kv_heads
-        row = 3 * target.intermediate_size + (4 + taps) * target.hidden_size
-        row += heads * target.head_dim
+        gates = target.num_q_heads * target.gated_attention
+        heads = 2 * target.num_q_heads + 2 * target.num_kv_heads + gates
+        mixed = heads * target.head_dim
+        if target.linear_attention is not None:
+            linear = target.linear_attention
+            values = linear.num_value_heads * linear.value_dim
+            mixed = max(mixed, linear.window_columns + 3 * values)
+        shared = target.moe.shared_intermediate_size if target.moe else 0
+        row = 3 * max(target.intermediate_size, shared) + (4 + taps) * target.hidden_size
+        row += mixed
         return shape.slots * shape.rows * row * self._dtype_bytes
 
     def _logits_bytes(self, slots: int) -> int:
@@ -232,6 +248,28 @@ class MemoryPlan:
         is_grouped = config.num_kv_heads < config.num_q_heads
         copies = 4 if is_grouped and shape.slots > 1 else 2
         return scores * score_bytes + pairs + copies * keys * self._dtype_bytes
+
+    def _linear_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of a gated delta net's rule, which the layers share.
+
+        The operator's body has queries and keys for every value head, and the corrected values.
+        """
+        linear = self.models.target.config.linear_attention
+        if linear is None:
+            return 0
+        open_rows = window_rows(linear, self.models.resolved.block_size)
+        heads = linear.num_value_heads
+        if not self._has_kernels:
+            rows = shape.slots * (shape.rows + open_rows)
+            numbers = rows * heads * _RULE_COPIES * (linear.key_dim + linear.value_dim)
+            return numbers * DTYPE_BYTES["float32"]
+        return gated_delta_plan(
+            batch=shape.slots,
+            rows=shape.rows,
+            window_rows=open_rows,
+            key_heads=linear.num_key_heads,
+            value_heads=heads,
+        ).workspace_bytes
 
     def _expert_bytes(self, shape: _StepShape) -> int:
         """Return the scratch of a layer's experts; their body computes all for every row."""

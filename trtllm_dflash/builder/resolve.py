@@ -212,7 +212,11 @@ def resolve_models(
     if ARCHS[config.arch].is_gpu:
         check_heads(configs)
     if resolved.plugins:
-        check_kernels(configs, quantized_experts=_has_quantized_experts(target))
+        check_kernels(
+            configs,
+            quantized_experts=_has_quantized_experts(target),
+            block_size=resolved.block_size,
+        )
     vocab = None
     if config.draft_vocab:
         vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size)

@@ -77,9 +77,16 @@ def _human_count(count: int) -> str:
 
 
 def _layers_rows(models: ResolvedModels) -> Rows:
-    """Return rows on what only some targets have: windows, sinks, experts."""
+    """Return rows on what only some targets have: gated delta nets, windows, sinks, experts."""
     config = models.target.config
     rows = []
+    linear = config.linear_attention
+    if linear is not None:
+        state = f"{linear.num_value_heads} x {linear.key_dim} x {linear.value_dim} numbers"
+        text = (
+            f"{sum(config.linear_layers)} of {config.num_layers} layers keep a state of {state}"
+        )
+        rows.append(("states", text))
     sliding = [window for window in config.windows if window]
     if sliding:
         sizes = ", ".join(map(str, sorted(set(sliding))))
@@ -91,6 +98,8 @@ def _layers_rows(models: ResolvedModels) -> Rows:
         stored = algos_of(fmt for name, fmt in formats if ".experts." in name)
         weights = f"{stored}, their activations as they are" if stored else "not quantized"
         experts = f"{config.moe.num_experts} a layer, {config.moe.top_k} a token"
+        if config.moe.shared_intermediate_size:
+            experts += " and a shared one"
         rows.append(("experts", f"{experts}; {weights}"))
     return rows
 
@@ -137,6 +146,9 @@ def _weights_text(models: ResolvedModels) -> str:
 
 def _caches_text(models: ResolvedModels) -> str:
     size = f"{human_bytes(models.cache_bytes_per_slot)} a slot"
+    fixed = models.slot_memory.fixed_bytes
+    if fixed:
+        size += f", {human_bytes(fixed)} of it states and their windows"
     if models.kv_scales is None:
         return size
     dtype = "FP8"
@@ -145,7 +157,8 @@ def _caches_text(models: ResolvedModels) -> str:
     scale = ""
     if not (stores_kv_scales(models.target) or models.supposed):
         scale = " with scale 1, since the checkpoint has no scales for them"
-    return f"{size}, the target's in {dtype}{scale}"
+    holder = "the target's keys and values" if fixed else "the target's"
+    return f"{size}, {holder} in {dtype}{scale}"
 
 
 def _rings_rows(models: ResolvedModels) -> Rows:

@@ -61,7 +61,7 @@ class SlotMemory:
         if not self.state_bytes:
             return ""
         return (
-            f"{human_bytes(self.state_bytes)} a slot of any length, and"
-            f" {human_bytes(self.window_bytes)} of windows;"
-            f" {human_bytes(self.state_traffic)} read and written a step"
+            f"{human_bytes(self.state_bytes)} a slot at any length, and"
+            f" {human_bytes(self.window_bytes)} of windows; a step reads and writes"
+            f" {human_bytes(self.state_traffic)} of both"
         )
