@@ -15,6 +15,7 @@ from tests.trtllm_export.conftest import LocalPair, command, page_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import Pair
 from trtllm_dflash.errors import DFlashError, UsageError
+from trtllm_dflash.log import human_bytes
 from trtllm_dflash.trtllm_export.llm_args import WRITTEN_FOR
 
 
@@ -23,6 +24,41 @@ def test_uncertain_drafter_is_marked_in_both_places(tmp_path: Path) -> None:
     result = command(tmp_path / "e", "--target", "gemma-4-31B-it", "--gpus", "2")
     assert f"note:   {words}" in result.stdout
     assert f"> {words}" in (tmp_path / "e" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "state"),
+    [
+        ("Qwen3.5-397B-A17B", 45 * 64 * 128 * 128 * 4),
+        ("Qwen3.6-27B", 48 * 48 * 128 * 128 * 4),
+        ("Qwen3-Coder-Next", 36 * 32 * 128 * 128 * 4),
+    ],
+)
+def test_recurrent_states_are_counted(
+    target: str, state: int, exported: Callable[..., dict[str, Any]]
+) -> None:
+    page = page_of(exported(target=target, draft_len=7, max_batch_size=3, gpus=2))
+    assert "takes such targets since its pull request 13782" in page
+    assert f"a state for each of 14 draft positions: {human_bytes(state)} each" in page
+    assert f"for 3 requests up to {human_bytes(3 * 14 * state)} over all GPUs" in page
+
+
+def test_layer_types_decide_which_layers_have_states(
+    local_pair: LocalPair, exported: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    path = local_pair.target / "config.json"
+    heads = {"linear_num_value_heads": 3, "linear_key_head_dim": 5, "linear_value_head_dim": 7}
+    types = ["linear_attention", "full_attention", "linear_attention"]
+    config = json.loads(path.read_text()) | heads | {"layer_types": types}
+    path.write_text(json.dumps(config))
+    page = page_of(exported(**local_pair.options))
+    assert f"draft positions: {human_bytes(2 * 3 * 5 * 7 * 4)} each in float32" in page
+
+
+def test_a_target_without_states_has_no_note_of_them(
+    exported: Callable[..., dict[str, Any]],
+) -> None:
+    assert "linear attention" not in page_of(exported(target="Qwen3-8B"))
 
 
 def test_long_sequences_are_read_in_chunks(exported: Callable[..., dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ def notes_for(
         _uncertain_variant(facts),
         _template_options(facts),
         _draft_context(config, facts, arguments),
+        _recurrent_states(config, facts, speculation),
         _chunked_prefill(arguments),
         _batch_beyond_schedule(config, speculation),
     ]
@@ -94,6 +95,28 @@ def _draft_context(
         f" positions), and free_gpu_memory_fraction {fraction} leaves at most"
         f" {human_bytes(left)} of a {smallest.name}. Lower max_batch_size, max_seq_len or that"
         " fraction."
+    )
+
+
+def _recurrent_states(
+    config: TrtllmExportConfig, facts: PairFacts, speculation: Mapping[str, Any]
+) -> str | None:
+    """State what its pull requests say of targets with linear attention.
+
+    Sources: NVIDIA/TensorRT-LLM 13782, 15132, 16914 (DFlash on such targets), 16464 and 16768.
+    """
+    if not facts.state_bytes:
+        return None
+    states = 2 * speculation["max_draft_len"]
+    taken = human_bytes(config.max_batch_size * states * facts.state_bytes)
+    return (
+        "Not run here: the target has linear attention. TensorRT-LLM's DFlash takes such targets"
+        " since its pull request 13782, and its tests name Qwen3.5-4B, Qwen3.5-35B-A3B and"
+        " Qwen3.6-35B-A3B. By that request it keeps a state for each of"
+        f" {states} draft positions: {human_bytes(facts.state_bytes)} each in float32, for"
+        f" {config.max_batch_size} requests up to {taken} over all GPUs, beside the KV cache. Its"
+        " replay of states (16464, 16768) is for MTP. Lower max_batch_size or max_draft_len if that"
+        " does not fit."
     )
 
 

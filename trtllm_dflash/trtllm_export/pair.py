@@ -43,6 +43,7 @@ class PairFacts:
     draft_kv_heads: int  # among which those are split; 0: unknown
     heads: dict[str, int]  # query heads by model, as far as they are known
     experts: int  # 0: dense
+    state_bytes: int  # of one sequence's recurrent states, float32; 0: no linear attention
     quantization: str  # of the target, in words
     drafter_variant: str | None  # of the drafter, where it is not DFlash v1
     drafter_licence: str  # in words
@@ -86,6 +87,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         heads=_heads({"target": target_reader, "drafter": drafter_reader}),
         experts=_size(target_reader, "num_local_experts")
         or _size(target_reader, "num_experts"),
+        state_bytes=_state_bytes(target_reader),
         quantization=_quantization(target_reader, quant_file),
         drafter_variant=variant,
         drafter_licence=_licence(drafter_name),
@@ -129,6 +131,22 @@ def _draft_context_bytes(reader: HfReader) -> int | None:
     num_layers, head_dim = _size(reader, "num_hidden_layers"), _size(reader, "head_dim")
     kv_heads = _size(reader, "num_key_value_heads")
     return 2 * 2 * num_layers * kv_heads * head_dim or None
+
+
+def _state_bytes(reader: HfReader) -> int:
+    """Return the bytes of one sequence's states in gated delta nets, as Qwen3.5 and Next have them.
+
+    Without layer_types every fourth layer, or what full_attention_interval says, is another.
+    """
+    heads = _size(reader, "linear_num_value_heads")
+    size = _size(reader, "linear_key_head_dim") * _size(reader, "linear_value_head_dim")
+    num_layers = _size(reader, "num_hidden_layers")
+    types = reader.read_list(str, "layer_types", "text_config.layer_types", default=None)
+    interval = _size(reader, "full_attention_interval") or 4
+    linear = num_layers - num_layers // interval
+    if types is not None:
+        linear = types.count("linear_attention")
+    return linear * heads * size * 4
 
 
 def _variant(reader: HfReader) -> str | None:
