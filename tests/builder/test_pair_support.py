@@ -124,7 +124,7 @@ def test_a_refusal_names_the_hand_over() -> None:
     with pytest.raises(BuildError, match=words):
         pair_support.reject_unsupported_pair("Kimi-K2.5", None)
     with pytest.raises(BuildError) as caught:
-        pair_support.reject_unsupported_pair("Qwen3.5-4B", None)
+        pair_support.reject_unsupported_pair("gemma-4-12B-it", None)
     assert "export-trtllm" not in str(caught.value)
 
 

@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from docs.estimate.prediction import stored_pair
 from tests.estimate.graph_costs import GraphCounter, counted_nodes
 from tests.fixtures.tiny_models import DENSE_FAMILIES, tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
-from trtllm_dflash.builder.config_models import find_target
+from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.workload import KernelCost, ModelCosts, ModelPair
 from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
 
 CONTEXT, BLOCK = 7, 4
@@ -185,6 +188,82 @@ def test_workload_has_the_stated_parameters(drafter: str, stated: float) -> None
     config = pair.target.config
     total += 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     assert total / 1e9 == pytest.approx(stated, rel=0.004)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("drafter", "stated"),
+    [
+        # Hybrid targets, without images and multi-token prediction: by the names and shapes of
+        # their tensors, computed apart from this project's tables.
+        ("Qwen3-Coder-Next-DFlash", 79.674391296),
+        ("Qwen3.5-4B-DFlash", 4.21),
+        ("Qwen3.5-9B-DFlash", 8.95),
+        ("Qwen3.5-27B-DFlash", 26.90),
+        ("Qwen3.5-35B-A3B-DFlash", 34.66),
+        ("Qwen3.5-122B-A10B-DFlash", 122.1),
+        ("Qwen3.5-397B-A17B-DFlash", 396.4),
+        ("Qwen3.6-27B-DFlash", 26.90),
+        ("Qwen3.6-35B-A3B-DFlash", 34.66),
+    ],
+)
+def test_workload_has_the_parameters_of_hybrids(drafter: str, stated: float) -> None:
+    test_workload_has_the_stated_parameters(drafter, stated)
+
+
+@pytest.mark.slow
+def test_a_hybrid_target_has_every_parameter() -> None:
+    """79,674,391,296, as others count Qwen3-Coder-Next; 851 tensors of text in Qwen3.5-27B."""
+    tensors = find_target("Qwen3-Coder-Next").tensors.values()
+    assert sum(prod(info.shape) for info in tensors) == 79_674_391_296
+    assert len(find_target("Qwen3.5-27B").tensors) == 851
+
+
+def test_workload_of_linear_attention_by_hand() -> None:
+    """3 key and 6 value heads of 12 by 10, a convolution over 4 positions, blocks of 5."""
+    sizes = LinearAttentionConfig(3, 6, 12, 10, conv_kernel=4, fused_projections=False)
+    config = replace(find_target("Qwen3.5-4B").config, linear_attention=sizes, is_linear=True)
+    cost = ModelCosts("target", config, {}, block_size=5).linear_attention(7, sizes)
+    channels = 3 * 12 * 2 + 6 * 10
+    assert (cost.rows, cost.kernels) == (7, 2)
+    assert cost.state_bytes == 6 * 12 * 10 * 4 + (3 + 4) * (channels + 12) * 2
+    assert cost.row_flops == 6 * 6 * 12 * 10 + 2 * 4 * channels
+    assert cost.row_bytes == 2 * (channels + 12 + 60)
+    assert cost.weight_bytes == 2 * 4 * channels
+    assert cost.position_bytes == cost.position_flops == 0
+    alone = ModelCosts("target", config, {}).linear_attention(7, sizes)
+    assert alone.state_bytes == 6 * 12 * 10 * 4 + 3 * (channels + 12) * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Qwen3.6-27B", "Qwen3.5-35B-A3B", "Qwen3-Coder-Next"])
+def test_states_are_those_of_the_ports(name: str) -> None:
+    """A step reads and writes each once, and keys and values are of the other layers alone."""
+    target, drafter = find_target(name), find_drafter(None, target=name)
+    ports = step_io(
+        target.config, drafter.config, dtype="bfloat16", cache_len=1024, block_size=16
+    )
+    states = sum(port.slot_bytes for port in ports if port.recurrent and port.aliases is None)
+    step = ModelPair(target, drafter).whole_step()
+    assert sum(cost.state_bytes for cost in step) == states
+    full = [cost for cost in step if cost.part == "target" and cost.operation == "attention"]
+    assert len(full) == target.config.linear_layers.count(False)
+
+
+def test_traffic_of_states_of_qwen36_27b() -> None:
+    """Its states are 151 MB, and 18 MB are windows: 338 MB a step, and 64 KB a token beside."""
+    step = ModelPair(find_target("Qwen3.6-27B"), find_drafter(None, target="Qwen3.6-27B"))
+    costs = step.dflash_step(16, 15)
+    kept = sum(cost.state_bytes for cost in costs)
+    states = 48 * 48 * 128 * 128 * 4
+    assert kept - states == pytest.approx(17.9e6, rel=0.005)
+    assert 2 * kept == pytest.approx(338e6, rel=0.001)
+    target = [cost for cost in costs if cost.part == "target"]
+    assert sum(cost.position_bytes for cost in target) == 64 * 1024
+    short, long = (step.memory_bytes(2, context) for context in (1000, 3000))
+    drafter = sum(cost.position_bytes for cost in costs if cost.part == "drafter")
+    windowed = drafter * 4 / 5  # four of its layers see 2048 positions
+    assert long - short == 2 * (2000 * 64 * 1024 + 2000 * drafter / 5 + 1048 * windowed)
 
 
 def test_workload_of_gpt_oss_has_the_active_parameters() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
-from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import quantized_to
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 
 UNQUANTIZED = "none"
-_HEAD = "lm_head"
 
 
 def as_if_quantized(
@@ -18,8 +17,8 @@ def as_if_quantized(
 ) -> Checkpoint[Config]:
     """Return the model as if its linears, and its experts, were quantized to the format `name`.
 
-    "none" leaves it as it is stored. Its head and the drafter's `fc` are never quantized. `option`
-    is for errors.
+    "none" leaves it as it is stored. Its head, the drafter's `fc` and what ModelOpt leaves out are
+    never quantized. `option` is for errors.
 
     Raises:
         UsageError: for a model that is quantized already, and for FP8 experts.
@@ -39,7 +38,7 @@ def as_if_quantized(
             f"{option} {name}: {model.directory} has experts, and of experts only 4-bit formats are"
             " computed; nvfp4 and w4a16_nvfp4 are such"
         )
-    asked = Quantization(default=name, excluded=(_HEAD, *NEVER_QUANTIZED), mxfp4=stored.mxfp4)
+    asked = quantized_to(name, mxfp4=stored.mxfp4)
     return checkpoint_of_config(model.config, asked, str(model.directory))
 
 

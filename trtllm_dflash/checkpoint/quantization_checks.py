@@ -22,6 +22,10 @@ from trtllm_dflash.errors import CheckpointError
 # The drafter's projection of features, whose values 8 bits do not hold; every draft depends on it.
 NEVER_QUANTIZED = ("fc",)
 
+# Projections of linear attention that decide what a state forgets and takes: one number a head.
+# ModelOpt leaves them as they are, and so do the checkpoints that are published.
+GATES_OF_STATES = ("*.linear_attn.in_proj_a", "*.linear_attn.in_proj_b*")
+
 _MAX_LISTED = 8
 # Linears that an export may have left unquantized and not excluded; with more, another cause is
 # likelier.
@@ -55,6 +59,15 @@ _FOREIGN: Mapping[str, str] = {
         "the published MXFP4 checkpoint, whose values are kept as they are"
     ),
 }
+
+
+def quantized_to(name: str, *, mxfp4: bool = False) -> Quantization:
+    """Return what a target quantized to the format `name` states: its head and gates are left out.
+
+    `mxfp4`: its fused experts are stored so.
+    """
+    excluded = ("lm_head", *NEVER_QUANTIZED, *GATES_OF_STATES)
+    return Quantization(default=name, excluded=excluded, mxfp4=mxfp4)
 
 
 def shows_other_method(name: str) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
+from trtllm_dflash.checkpoint.formats import FORMATS, algos_of
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED, quantized_to
 from trtllm_dflash.errors import CheckpointError, UsageError
-from trtllm_dflash.estimate.workload import HEAD, ModelPair
+from trtllm_dflash.estimate.workload import ModelPair
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.estimate import EstimateConfig
@@ -72,8 +72,7 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
                 f"{option} {name}: {model.directory} is {algos_of(found)} already; leave the option"
                 " out, or give its unquantized original"
             )
-        excluded = (HEAD, *NEVER_QUANTIZED)
-        asked = Quantization(default=name, excluded=excluded, mxfp4=stored.mxfp4)
+        asked = quantized_to(name, mxfp4=stored.mxfp4)
         model = checkpoint_of_config(model.config, asked, str(model.directory))
     formats, refused = {}, []
     for module, fmt in model.formats.items():

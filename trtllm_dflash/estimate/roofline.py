@@ -21,7 +21,14 @@ WEIGHTS, CACHE, COMPUTE, HEAD = "weights", "KV cache", "compute", "head and logi
 ACTIVATIONS, LAUNCHES = "activations", "launches"
 COMMUNICATION, HOST = "communication", "host"
 LIMITS = (WEIGHTS, CACHE, COMPUTE, HEAD, ACTIVATIONS, LAUNCHES, COMMUNICATION, HOST)
-_LIMITED_BY = {"attention": CACHE, "linear": WEIGHTS, "experts": WEIGHTS, "head": HEAD}
+STATE = "recurrent state"  # of targets with linear attention alone
+_LIMITED_BY = {
+    "attention": CACHE,
+    "linear attention": STATE,
+    "linear": WEIGHTS,
+    "experts": WEIGHTS,
+    "head": HEAD,
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class Roofline:
             if self.gpus > 1 and cost.reduced_bytes:
                 moved = shared * batch * cost.rows * cost.reduced_bytes
                 summing = self.constants.sum_latency + moved / link
-            limits[limit] += working
+            limits[limit] = limits.get(limit, 0.0) + working
             limits[LAUNCHES] += launching
             limits[COMMUNICATION] += summing
             parts[cost.part] += working + launching + summing
@@ -151,6 +158,7 @@ class Roofline:
         positions = batch * min(context, cost.window or context)
         weights = cost.weight_bytes * expected_active(cost.num_experts, cost.top_k, tokens)
         moved = weights + rows * cost.row_bytes + positions * cost.position_bytes
+        moved += 2 * batch * cost.state_bytes  # read and written
         flops = rows * cost.row_flops + positions * cost.position_flops
         bandwidth = self.gpu.bandwidth_gbs * 1e9 * self.constants.bandwidth_fraction
         rate = peak_flops(cost.format, self.gpu) * self.constants.compute_fraction

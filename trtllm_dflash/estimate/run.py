@@ -63,7 +63,8 @@ class EstimateInputs:
         format_name = self.pair.usual_formats()[DRAFTER]
         tree = Eagle3Tree(tokens, depth, branches)
         drafting = tree.costs(self.pair.target.config, format_name)
-        costs = (*self.pair.target_pass(tokens + 1, tokens + 1), *drafting)
+        width = tokens + 1
+        costs = (*self.pair.target_pass(width, width, block_size=width), *drafting)
         return self.steps("EAGLE-3", costs, tokens, length)
 
     def ttft_seconds(self) -> dict[str, float]:

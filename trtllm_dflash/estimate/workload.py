@@ -15,13 +15,17 @@ from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
 
-ACTIVATION_BYTES, LOGIT_BYTES = 2, 4  # BF16 between kernels; logits in float32
+# BF16 between kernels; logits and recurrent states in float32.
+ACTIVATION_BYTES, LOGIT_BYTES, STATE_BYTES = 2, 4, 4
 TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
 HEAD = "lm_head"
 # Tensor parallel: the outputs of all GPUs add up.
-_SUMMED = ("o_proj", "down_proj", "fc", "fusion")
+_SUMMED = ("o_proj", "out_proj", "down_proj", "fc", "fusion")
+# Linears that no format is asked of.
+_PLAIN = ("fc", "router", "in_proj_a", "in_proj_b", "in_proj_ba", "shared_expert_gate")
 _ROLES = {"linear": "linears", "experts": "experts", "head": "head"}
 
 
@@ -30,7 +34,8 @@ class KernelCost:
     """The cost of one operation for one sequence; experts' weights and operations are of one."""
 
     part: str
-    operation: str  # "linear", "experts", "head", "attention" or "elementwise"
+    # "linear", "experts", "head", "attention", "linear attention" or "elementwise"
+    operation: str
     rows: int
     format: WeightFormat | None = None  # of weights or cached keys; None: BF16
     module: str = ""
@@ -39,6 +44,9 @@ class KernelCost:
     row_flops: float = 0.0
     position_bytes: float = 0.0  # keys and values of one position
     position_flops: float = 0.0  # of all rows on one position
+    state_bytes: float = (
+        0.0  # of a sequence's recurrent state and window, read and written once
+    )
     window: int = 0  # positions that an attention sees at most; 0: all
     num_experts: int = 1
     top_k: int = 1  # experts that a row uses
@@ -56,12 +64,14 @@ class ModelCosts:
     """The costs of one model's operations; `part` is its part of the step.
 
     `formats` are those of quantized modules, and `kv_cache` is that of keys and values.
+    `block_size` is the engine's, 1 without a drafter: windows of linear attention keep its drafts.
     """
 
     part: str
     config: TargetConfig | DrafterConfig
     formats: Mapping[str, WeightFormat]
     kv_cache: WeightFormat | None = None
+    block_size: int = 1
 
     def elementwise(self, rows: int, row_bytes: float, kernels: int = 1) -> KernelCost:
         """Return a kernel that moves `row_bytes` for each row."""
@@ -120,33 +130,98 @@ class ModelCosts:
             kernels=3,
         )
 
+    def linear_attention(self, rows: int, sizes: LinearAttentionConfig) -> KernelCost:
+        """Return two kernels: convolve the rows and move the window; run the rule on the state.
+
+        A step reads and writes the state and the window once. For each row a head takes its state
+        times the key, adds key times correction, and takes it times the query. Each is a product
+        and a sum for every number of the state.
+        """
+        out_size = sizes.num_value_heads * sizes.value_dim
+        state = out_size * sizes.key_dim * STATE_BYTES
+        kept_rows = sizes.conv_kernel - 1 + self.block_size - 1
+        window = kept_rows * sizes.window_columns * ACTIVATION_BYTES
+        convolution = sizes.conv_size * sizes.conv_kernel
+        return KernelCost(
+            self.part,
+            "linear attention",
+            rows,
+            weight_bytes=convolution * ACTIVATION_BYTES,
+            row_bytes=(sizes.window_columns + out_size) * ACTIVATION_BYTES,
+            row_flops=6 * out_size * sizes.key_dim + 2 * convolution,
+            state_bytes=state + window,
+            kernels=2,
+        )
+
     def layer(
         self, name: str, rows: int, window: int, kv_rows: int | None = None
     ) -> Iterator[KernelCost]:
-        """Yield a layer's attention, and its gated MLP or experts.
+        """Yield a layer's attention, full or linear, and its gated MLP or experts.
 
         `kv_rows`: rows of keys and values where they are not those of the queries.
         """
         config = self.config
-        hidden, inner = config.hidden_size, config.intermediate_size
+        yield self.norm(rows)
+        sizes = config.linear_attention if isinstance(config, TargetConfig) else None
+        if sizes is not None and isinstance(config, TargetConfig) and config.is_linear:
+            yield from self._gated_delta_net(f"{name}.linear_attn", rows, sizes)
+        else:
+            yield from self._full_attention(f"{name}.self_attn", rows, window, kv_rows)
+        yield self.norm(rows)
+        if isinstance(config, TargetConfig) and config.moe is not None:
+            yield self.linear(
+                f"{name}.mlp.router", rows, config.hidden_size, config.moe.num_experts
+            )
+            yield self.experts(f"{name}.mlp.experts", rows, config.moe)
+            if config.moe.shared_intermediate_size:
+                yield from self._shared_expert(f"{name}.mlp.shared_expert", rows, config.moe)
+            return
+        yield from self._swiglu(f"{name}.mlp", rows, config.intermediate_size)
+
+    def _full_attention(
+        self, attn: str, rows: int, window: int, kv_rows: int | None
+    ) -> Iterator[KernelCost]:
+        config = self.config
+        hidden, own = config.hidden_size, kv_rows is None
         q_size = config.num_q_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        own, attn = kv_rows is None, f"{name}.self_attn"
-        yield self.norm(rows)
-        yield self.linear(f"{attn}.q_proj", rows, hidden, q_size)
+        is_gated = isinstance(config, TargetConfig) and config.gated_attention
+        yield self.linear(f"{attn}.q_proj", rows, hidden, q_size * (2 if is_gated else 1))
         yield self.linear(f"{attn}.k_proj", kv_rows or rows, hidden, kv_size, fused=own)
         yield self.linear(f"{attn}.v_proj", kv_rows or rows, hidden, kv_size, fused=True)
         yield self.attention(rows, window)
+        if is_gated:
+            yield self.elementwise(rows, 2 * q_size * ACTIVATION_BYTES)
         yield self.linear(f"{attn}.o_proj", rows, q_size, hidden)
-        yield self.norm(rows)
-        if isinstance(config, TargetConfig) and config.moe is not None:
-            yield self.linear(f"{name}.mlp.router", rows, hidden, config.moe.num_experts)
-            yield self.experts(f"{name}.mlp.experts", rows, config.moe)
-            return
-        yield self.linear(f"{name}.mlp.gate_proj", rows, hidden, inner)
-        yield self.linear(f"{name}.mlp.up_proj", rows, hidden, inner, fused=True)
+
+    def _gated_delta_net(
+        self, attn: str, rows: int, sizes: LinearAttentionConfig
+    ) -> Iterator[KernelCost]:
+        """Yield the projections around linear attention, and the gated norm of its heads."""
+        hidden, heads = self.config.hidden_size, sizes.num_value_heads
+        out_size = heads * sizes.value_dim
+        if sizes.fused_projections:
+            inputs = {"qkvz": sizes.conv_size + out_size, "ba": 2 * heads}
+        else:
+            inputs = {"qkv": sizes.conv_size, "z": out_size, "b": heads, "a": heads}
+        for number, (leaf, size) in enumerate(inputs.items()):
+            yield self.linear(f"{attn}.in_proj_{leaf}", rows, hidden, size, fused=number > 0)
+        yield self.linear_attention(rows, sizes)
+        yield self.elementwise(rows, 2 * out_size * ACTIVATION_BYTES)
+        yield self.linear(f"{attn}.out_proj", rows, out_size, hidden)
+
+    def _swiglu(self, mlp: str, rows: int, inner: int) -> Iterator[KernelCost]:
+        hidden = self.config.hidden_size
+        yield self.linear(f"{mlp}.gate_proj", rows, hidden, inner)
+        yield self.linear(f"{mlp}.up_proj", rows, hidden, inner, fused=True)
         yield self.elementwise(rows, 2 * inner * ACTIVATION_BYTES)
-        yield self.linear(f"{name}.mlp.down_proj", rows, inner, hidden)
+        yield self.linear(f"{mlp}.down_proj", rows, inner, hidden)
+
+    def _shared_expert(self, name: str, rows: int, moe: MoEConfig) -> Iterator[KernelCost]:
+        """Yield the expert of every token; its output is summed over GPUs with the others'."""
+        yield self.linear(f"{name}_gate", rows, self.config.hidden_size, 1)
+        for cost in self._swiglu(name, rows, moe.shared_intermediate_size):
+            yield replace(cost, reduced_bytes=0.0)
 
     def experts(self, module: str, rows: int, moe: MoEConfig) -> KernelCost:
         """Return the experts of a layer: gate, up and down projection of each."""
@@ -179,16 +254,21 @@ class ModelPair:
         """Return the kernels of a step of the target alone: one token."""
         return self.target_pass(1, 1)
 
-    def target_pass(self, width: int, rows: int) -> tuple[KernelCost, ...]:
+    def target_pass(
+        self, width: int, rows: int, *, block_size: int = 1
+    ) -> tuple[KernelCost, ...]:
         """Return the target's kernels for `width` tokens, of which the last `rows` are decided.
 
-        A prompt decides one row, the tree of an EAGLE-3 drafter all of them.
+        A prompt decides one row, the tree of an EAGLE-3 drafter all of them. `block_size` is the
+        engine's, 1 without a drafter.
         """
         config, formats = self.target.config, self.target.formats
         costs = ModelCosts(TARGET, config, formats)
         kernels = [costs.norm(width)]  # the embedding
         for index, window in enumerate(config.windows):
-            layer = ModelCosts(TARGET, config.at_layer(index), formats, self.kv_cache)
+            layer = ModelCosts(
+                TARGET, config.at_layer(index), formats, self.kv_cache, block_size
+            )
             kernels += layer.layer(f"model.layers.{index}", width, window)
         # The gather of the rows that are decided, and the last norm.
         kernels += [costs.norm(rows), costs.norm(rows), costs.head(rows, config.vocab_size)]
@@ -216,7 +296,7 @@ class ModelPair:
             kernels += costs.layer(f"layers.{index}", block_size, window, width + block_size)
         kernels += [costs.norm(block_size), costs.head(block_size - 1, vocab_size)]
         return (
-            *self.target_pass(width, width),
+            *self.target_pass(width, width, block_size=block_size),
             *kernels,
             costs.choice(block_size - 1, vocab_size),
         )
@@ -226,10 +306,10 @@ class ModelPair:
 
         With drafts their features become keys and values of the drafter.
         """
-        kernels = self.target_pass(width, 1)
         if not drafts:
-            return kernels
+            return self.target_pass(width, 1)
         config = self.drafter.config
+        kernels = self.target_pass(width, 1, block_size=config.block_size)
         costs = ModelCosts(DRAFTER, config, self.drafter.formats)
         features = config.num_taps * config.hidden_size
         kv_size = config.num_kv_heads * config.head_dim
@@ -248,6 +328,10 @@ class ModelPair:
         block_size = self.drafter.config.block_size
         return self.dflash_step(block_size, block_size - 1)
 
+    def state_bytes(self) -> float:
+        """Return the size of one sequence's recurrent states and windows."""
+        return sum(cost.state_bytes for cost in self.whole_step())
+
     def memory_bytes(self, batch: int, context: int) -> float:
         """Return the size of weights and caches. The drafter uses the target's two tables."""
         config, total = self.target.config, 0.0
@@ -257,7 +341,7 @@ class ModelPair:
             if cost.operation != "head" or cost.part != DRAFTER:
                 total += cost.weight_bytes * cost.num_experts
             positions = min(context, cost.window or context)
-            total += batch * positions * cost.position_bytes
+            total += batch * (positions * cost.position_bytes + cost.state_bytes)
         return total
 
     def format_counts(self) -> dict[str, Counter[str]]:
@@ -265,8 +349,8 @@ class ModelPair:
         counts = {role: Counter[str]() for role in (*_ROLES.values(), DRAFTER)}
         for cost in self.whole_step():
             is_drafter = cost.part == DRAFTER
-            if cost.module.endswith(("fc", "router")) or cost.operation not in _ROLES:
-                continue  # never quantized
+            if cost.module.endswith(_PLAIN) or cost.operation not in _ROLES:
+                continue
             if not is_drafter or cost.operation == "linear":
                 name = "bf16" if cost.format is None else cost.format.name
                 counts[DRAFTER if is_drafter else _ROLES[cost.operation]][name] += 1

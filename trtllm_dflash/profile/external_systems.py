@@ -44,7 +44,8 @@ def load_external_systems(
 ) -> list[System]:
     """Load the systems of "reference" and "hf", as far as named, on one target in memory.
 
-    `drafter` is for the reference.
+    `drafter` is for the reference. Of a target with recurrent states `generate` runs alone:
+    transformers does not take drafts back there, so it has no prompt lookup for it.
 
     Raises:
         EngineError: for a Python package that cannot be imported.
@@ -61,6 +62,7 @@ def load_external_systems(
         add(REFERENCE, REFERENCE, block_size - 1, respond)
     if "hf" in names:
         add("hf", HUGGING_FACE, 0, _generate(torch, model, stop_token_ids))
+    if "hf" in names and not model._is_stateful:
         lookup = _generate(torch, model, stop_token_ids, prompt_lookup_num_tokens=LOOKUP_DRAFTS)
         systems.append(
             System(

@@ -21,8 +21,12 @@ from trtllm_dflash.profile.result import LayerTime
 PARTS = {"target": "verify", "accept": "accept", "drafter": "draft"}
 KERNEL_SUFFIX = "_kernel_time"
 _INLINED = re.compile(r"_inlfunc_(?P<call>(?P<function>[A-Za-z0-9]+?)(?:_token_\d+)?)_/")
-# Functions with one call in each layer of a scope.
-_ATTENTION = {"DFlashVerifyAttention": "target", "DFlashDraftAttention": "drafter"}
+# Functions of which each layer of a scope has one call.
+_ATTENTION = {
+    "DFlashVerifyAttention": "target",
+    "DFlashGatedDelta": "target",
+    "DFlashDraftAttention": "drafter",
+}
 _ACCEPT = "DFlashAccept"
 
 
@@ -111,9 +115,9 @@ def _layers_by_call(
     layers = {}
     for call in sorted(last_kernels, key=last_kernels.__getitem__):
         if call.function in _ATTENTION:
-            number = num_calls[call.function]
-            layer = f"{_ATTENTION[call.function]}/layers.{number}"
-            num_calls[call.function] += 1
+            scope = _ATTENTION[call.function]
+            layer = f"{scope}/layers.{num_calls[scope]}"
+            num_calls[scope] += 1
         elif call.function == _ACCEPT:
             layer = "accept"
         else:

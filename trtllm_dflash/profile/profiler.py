@@ -63,7 +63,7 @@ def profile(
         check_engine(config.plain)
     tokenizer = Tokenizer.of_engine(config.engine, engine_config)
     prompts = _encode_prompts(config, prompt_set, engine_config, tokenizer)
-    _require_external_systems(config)
+    _require_external_systems(config, engine_config)
     facts = {"machine": machine_facts(num_threads)}
     with plain_engine(
         config.engine,
@@ -134,10 +134,20 @@ def _check_prompts(
     make_requests([prompt.input_ids for prompt in prompts], sampling, config)
 
 
-def _require_external_systems(config: ProfileConfig) -> None:
-    """Import what --against needs, and find the drafter's checkpoint, before the long work."""
+def _require_external_systems(config: ProfileConfig, engine_config: EngineConfig) -> None:
+    """Import what --against needs, and find the drafter's checkpoint, before the long work.
+
+    Raises:
+        UsageError: for the reference beside a target whose state it cannot take back.
+    """
     if not config.external_baselines:
         return
+    if REFERENCE in config.external_baselines and engine_config.has_states:
+        raise UsageError(
+            "--against reference: this target has linear attention. The package dflash 0.1.0 takes"
+            " rejected drafts back with `crop` of the cache, which leaves a recurrent state as it"
+            " is, so that its texts are wrong. Use --against plain,hf"
+        )
     from trtllm_dflash.profile.external_systems import require_packages
 
     require_packages(config.external_baselines)
