@@ -261,8 +261,8 @@ class MemoryPlan:
         heads = linear.num_value_heads
         if not self._has_kernels:
             rows = shape.slots * (shape.rows + open_rows)
-            numbers = rows * heads * _RULE_COPIES * (linear.key_dim + linear.value_dim)
-            return numbers * DTYPE_BYTES["float32"]
+            elements = rows * heads * _RULE_COPIES * (linear.key_dim + linear.value_dim)
+            return elements * DTYPE_BYTES["float32"]
         return gated_delta_plan(
             batch=shape.slots,
             rows=shape.rows,

@@ -1,7 +1,8 @@
 """A session that reads a given text, for the logits at every position and the linears' outputs.
 
-The text enters as drafts after one known token, so that every row has logits. Acceptance is not
-computed.
+The text enters as a prompt, all of it known, so that states take it in at once. Every row has
+logits all the same: those that decide are counted from the last known one, back to the first.
+Acceptance is not computed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from trtllm_dflash.runtime.threads import resolve_num_threads
 from trtllm_dflash.utf8_path import utf8_path
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_SETTINGS = {"num_known": 1, "uniforms": 0} | {row.name: row.default for row in SAMPLING_INPUTS}
-_COUNTING = ("kv_positions", "decided")  # 0, 1, 2, …
+_SETTINGS = {"uniforms": 0} | {row.name: row.default for row in SAMPLING_INPUTS}
+_LENGTHS = ("past_len", "state_len")  # the same, where all tokens are known
 
 
 class LogitsSession:
@@ -102,8 +103,13 @@ class LogitsSession:
     ) -> Any:
         """Bind an input of the step that is no cache."""
         shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
-        if tensor.name in _COUNTING:
+        width = len(token_ids)
+        if tensor.name == "kv_positions":
             array: NDArray[Any] = np.arange(shape[0], dtype=tensor.dtype)
+        elif tensor.name == "decided":
+            array = np.arange(1 - width, 1, dtype=tensor.dtype)
+        elif tensor.name == "num_known":
+            array = np.full(shape, width, tensor.dtype)
         elif tensor.name in _SETTINGS:
             array = np.full(shape, _SETTINGS[tensor.name], tensor.dtype)
         elif tensor.name == "input_ids":
@@ -132,7 +138,7 @@ class LogitsSession:
     def _known_input(self, directory: Path, name: str) -> IoTensor:
         """Return the description of an input, or raise EngineError."""
         tensor = self._io_tensors.get(name)
-        known = {*_COUNTING, *_SETTINGS, "input_ids", "past_len"}
+        known = {"input_ids", "num_known", "kv_positions", "decided", *_LENGTHS, *_SETTINGS}
         if tensor is None or not (tensor.cache or name in known):
             raise EngineError(
                 f"{directory}: this version of dflash-trt does not know the input {name!r} of the"
