@@ -45,6 +45,17 @@ WITHOUT_EFFECT = {
     "image_token_id": "a token like others where no image is given",
     "video_token_id": "a token like others where no video is given",
 }
+# Fields that every configuration class has: of its files, of classifiers, or of what is returned.
+_OF_EVERY_CLASS = {
+    *(
+        "_name_or_path",
+        "architectures",
+        "transformers_version",
+        "dtype",
+        "chunk_size_feed_forward",
+    ),
+    *("id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +92,26 @@ def test_no_key_of_transformers_is_overlooked(
     spec = find_spec("transformers")
     if spec is None or spec.origin is None:
         pytest.skip("transformers is not installed")
+    read = _keys_read(configs[model_type], monkeypatch)
+    theirs = _keys_of_transformers(Path(spec.origin).parent, model_type)
+    assert {"hidden_size", "rms_norm_eps", "is_causal", "rope_parameters"} <= theirs
+    assert theirs - read - WITHOUT_EFFECT.keys() == set()
+
+
+@pytest.mark.parametrize("model_type", sorted(row.model_type for row in HYBRIDS.values()))
+def test_no_field_of_a_hybrids_class_is_overlooked(
+    model_type: str, configs: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field of the class is read, or is in the table of those without effect."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.for_model(model_type).get_text_config().to_dict().keys()
+    assert {"linear_num_key_heads", "layer_types", "attention_bias"} <= theirs
+    read = _keys_read(configs[model_type], monkeypatch)
+    assert theirs - read - WITHOUT_EFFECT.keys() - _OF_EVERY_CLASS == set()
+
+
+def _keys_read(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the keys that are looked at when a config.json is read."""
     read = set[str]()
     get = HfReader.get
 
@@ -89,7 +120,5 @@ def test_no_key_of_transformers_is_overlooked(
         return get(reader, path)
 
     monkeypatch.setattr(HfReader, "get", recorded)
-    read_target_config(configs[model_type], None, "tiny")
-    theirs = _keys_of_transformers(Path(spec.origin).parent, model_type)
-    assert {"hidden_size", "rms_norm_eps", "is_causal", "rope_parameters"} <= theirs
-    assert theirs - read - WITHOUT_EFFECT.keys() == set()
+    read_target_config(config, None, "tiny")
+    return read

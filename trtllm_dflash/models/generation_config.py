@@ -97,7 +97,7 @@ def unmet_settings(
     Without a generation_config.json the keys of config.json count, as in Hugging Face.
     """
     file = "config.json" if generation_config is None else "generation_config.json"
-    settings = config_json if generation_config is None else generation_config
+    settings = _in_config(config_json) if generation_config is None else generation_config
     warnings = []
     changed = _named(settings, CHANGES_TOKENS)
     if changed:
@@ -112,6 +112,13 @@ def unmet_settings(
             " a request gives a temperature"
         )
     return warnings
+
+
+def _in_config(config_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of config.json, those of a decoder's section where they are not outside."""
+    text = config_json.get("text_config")
+    outer = {key: value for key, value in config_json.items() if value is not None}
+    return {**text, **outer} if isinstance(text, dict) else outer
 
 
 def _named(settings: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> str:

@@ -48,13 +48,24 @@ def read_target_config(
     text = _text_section(outer, family)
     # As in Hugging Face, a missing key has the config class's default, and a null has not.
     keys = {**family.defaults, **text.data, "model_type": family.model_type}
-    tied = outer.read(bool, "tie_word_embeddings", default=None)
-    if tied is not None:
-        keys["tie_word_embeddings"] = tied  # the head is the outer model's
+    if family.text_in:
+        keys |= _read_outer(outer)
     reader = HfReader(keys, where, text.prefix)
     if family.read_experts is None:
         reader.check_allowed(_NO_EXPERTS)
     return TargetConfig.from_hf(reader, family, generation_config)
+
+
+def _read_outer(outer: HfReader) -> dict[str, Any]:
+    """Return the keys that count around the decoder's section rather than in it.
+
+    As in Hugging Face, the head and the stop tokens are the outer model's.
+    """
+    stated = {
+        "tie_word_embeddings": outer.read(bool, "tie_word_embeddings", default=None),
+        "eos_token_id": list(outer.read_list(int, "eos_token_id", default=(), scalar=True)),
+    }
+    return {key: value for key, value in stated.items() if value not in (None, [])}
 
 
 def _family(reader: HfReader) -> TargetFamily:
