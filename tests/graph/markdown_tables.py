@@ -48,6 +48,7 @@ def operators() -> str:
             kind, default = (
                 ("attribute, optional", "") if a.optional else ("attribute", f"= {a.default}")
             )
+            kind += ", body only" * a.body_only
             rows.append(
                 f"| {kind} | `{a.name}` | {a.onnx_type.name.lower()} | {default} | {a.meaning} |"
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
@@ -116,6 +117,20 @@ class GraphBuilder:
         It also serves as the conditional (`times` 0 or 1): TensorRT-RTX 1.7 cannot compile a Loop
         inside an If.
         """
+        return self.loop(times, state, lambda _, *carried: body(*carried))
+
+    def loop(
+        self,
+        times: ir.Value,
+        state: Sequence[ir.Value],
+        body: Callable[..., Sequence[ir.Value]],
+        num_stacked: int = 0,
+    ) -> tuple[ir.Value, ...]:
+        """Emit a Loop: `*state, *rest = body(iteration, *state)`, `times` (an int64 scalar) times.
+
+        Return the state behind the last iteration, then each of the `num_stacked` values of rest,
+        those of all iterations stacked along a new first axis.
+        """
         names = [self._unique(f"state_{index}") for index in range(len(state))]
         carried = [
             ir.Value(name=name, type=value.type)
@@ -135,11 +150,18 @@ class GraphBuilder:
         with self.scope("body"):
             # A body may not return its own input or a value of the enclosing graph, hence the
             # Identity.
-            outputs = [self.Identity(value) for value in (go_on, *body(*carried))]
+            outputs = [self.Identity(value) for value in (go_on, *body(iteration, *carried))]
         graph = ir.Graph(inputs, outputs, nodes=self.nodes, name=self._unique("body"))
         self._constants.pop()
         self.nodes = outer
-        return self.emit("Loop", [times, True, *state], {"body": graph}, num_outputs=len(state))
+        num_outputs = len(state) + num_stacked
+        return self.emit(
+            "Loop", [times, True, *state], {"body": graph}, num_outputs=num_outputs
+        )
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """Return a constant of an array's values, type and shape."""
+        return self.emit("Constant", [], {"value": ir.tensor(array)})[0]
 
     def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Convert to `dtype`."""

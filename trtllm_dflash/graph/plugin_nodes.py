@@ -91,7 +91,9 @@ def _int(attribute: ir.Attr) -> bool:
 
 def _use_plugin(node: ir.Node, spec: OpSpec) -> None:
     for attribute in spec.attributes:
-        if attribute.name not in node.attributes:
+        if attribute.body_only:
+            node.attributes.pop(attribute.name, None)
+        elif attribute.name not in node.attributes:
             node.attributes[attribute.name] = ir.Attr(
                 attribute.name, attribute.onnx_type, attribute.default
             )

@@ -6,12 +6,21 @@ from __future__ import annotations
 
 from trtllm_dflash.graph.ops.accept import ACCEPT
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
+from trtllm_dflash.graph.ops.gated_delta import GATED_DELTA
 from trtllm_dflash.graph.ops.moe import MOE
 from trtllm_dflash.graph.ops.spec import OpSpec
 from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
-__all__ = ["ACCEPT", "DRAFT_ATTENTION", "MOE", "OPS", "VERIFY_ATTENTION", "OpSpec"]
+__all__ = [
+    "ACCEPT",
+    "DRAFT_ATTENTION",
+    "GATED_DELTA",
+    "MOE",
+    "OPS",
+    "VERIFY_ATTENTION",
+    "OpSpec",
+]
 
 OPS: dict[str, OpSpec] = {
-    spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE)
+    spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE, GATED_DELTA)
 }

@@ -38,13 +38,15 @@ class Attribute:
     """A number fixed in the graph; its default's type is its type.
 
     An optional one may be left out. The body then has no such attribute (`g.has_attribute`), and a
-    plugin finds the default, which means the same.
+    plugin finds the default, which means the same. A plugin has no field for one that is
+    `body_only`.
     """
 
     name: str
     default: int | float
     meaning: str
     optional: bool = False
+    body_only: bool = False
 
     @property
     def onnx_type(self) -> ir.AttributeType:
@@ -77,7 +79,9 @@ class OpSpec:
     @property
     def plugin_fields(self) -> dict[str, type]:
         """Return a plugin's fields by name: attributes, and its kernel's sizes and types."""
-        attributes: dict[str, type] = {a.name: type(a.default) for a in self.attributes}
+        attributes: dict[str, type] = {
+            a.name: type(a.default) for a in self.attributes if not a.body_only
+        }
         sizes = self.kernel.sizes
         types = self.kernel.types
         return (
