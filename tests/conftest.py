@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 
@@ -17,6 +18,15 @@ DEMO = Path(__file__).parent.parent / "demo"
 # `make test` has made the engines and the server's environment: there, what needs them fails
 # without them.
 REQUIRE_ALL = os.environ.get("DFLASH_REQUIRE_ALL") == "1"
+
+# The same examples in every run, and no limits that a busy machine breaks.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

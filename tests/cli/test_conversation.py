@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtllm_dflash import Engine
-from trtllm_dflash.cli import conversation, main
+from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.stream import Stream
 
 Talk = Callable[..., Result]
@@ -121,7 +124,7 @@ def test_interrupt_stops_an_answer_alone(
 
     def signal_once() -> None:
         if next(presses, False):
-            os.kill(os.getpid(), conversation.signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Stream, "__next__", press)
     result = talk("hi", "/reset", "hi")
@@ -161,33 +164,62 @@ def test_what_a_conversation_cannot(
 def test_terminal_conversation(engines: Callable[..., Path]) -> None:
     """On a real pseudo-terminal: text, Ctrl-C at the prompt, Ctrl-D."""
     command = [sys.executable, "-m", "trtllm_dflash", "run", str(engines("dflash"))]
-    pid, terminal = pty.fork()
+    pid, descriptor = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
         os.execvp(command[0], [*command, "--max-tokens", "5", "--num-threads", "1"])
-    shown = b""
-    for typed in (b"hi\n", b"half a line\x03", b"/stats\n", b"\x04"):
-        shown = _read_until(terminal, shown, b"> ")
-        os.write(terminal, typed)
-    shown = _read_until(terminal, shown, None)
+    terminal = _Terminal(descriptor)
+    terminal.wait_for(b"> ")
+    terminal.type(b"hi\n", b"> ")
+    terminal.type(b"half a line", b"half a line")  # Ctrl-C forgets what was not read before it
+    terminal.type_until(b"\x03", rb"\(Ctrl-D ends\).*> ")
+    terminal.type_until(b"/stats\n", b"generation  ")
+    terminal.type_until(b"\x04", None)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    text = shown.decode()
+    text = terminal.shown.decode()
     assert f"engine: {engines('dflash')} (cpu" in text
     assert answers_in_turn(engines("dflash"), "hi")[0][:4] in text
-    assert "(Ctrl-D ends)" in text
-    assert "generation  " in text
 
 
-def _read_until(terminal: int, before: bytes, wanted: bytes | None) -> bytes:
-    """Return what a terminal shows up to `wanted`, or to its end."""
-    shown = before
-    until = time.monotonic() + 120
-    while wanted is None or wanted not in shown[len(before) :]:
-        assert time.monotonic() < until, shown
-        if not select.select([terminal], [], [], 1)[0]:
-            continue
-        try:
-            read = os.read(terminal, 4096)
-        except OSError:  # its other end was closed
-            return shown
-        shown += read
-    return shown
+class _Terminal:
+    """The user's side of a pseudo-terminal, and what it has shown."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.shown = b""
+
+    def type(self, keys: bytes, wanted: bytes) -> None:
+        """Press keys and wait for what they bring."""
+        before = len(self.shown)
+        os.write(self._descriptor, keys)
+        assert self._shows(wanted, before, 120), self.shown
+
+    def wait_for(self, wanted: bytes) -> None:
+        """Wait for what comes without a key."""
+        self.type(b"", wanted)
+
+    def type_until(self, keys: bytes, wanted: bytes | None) -> None:
+        """Press keys every two seconds until `wanted` is shown; None: until the other end closes.
+
+        Python notices a Ctrl-C between its prompt and the wait for a key only at the next key.
+        """
+        before = len(self.shown)
+        for _ in range(60):
+            with suppress(OSError):  # the other end is closed already
+                os.write(self._descriptor, keys)
+            if self._shows(wanted, before, 2):
+                return
+        raise AssertionError(self.shown)
+
+    def _shows(self, wanted: bytes | None, before: int, seconds: float) -> bool:
+        """Read until `wanted` matches behind the first `before` bytes, or time is over."""
+        until = time.monotonic() + seconds
+        while wanted is None or not re.search(wanted, self.shown[before:], re.DOTALL):
+            left = max(0, until - time.monotonic())
+            if not select.select([self._descriptor], [], [], left)[0]:
+                return False
+            try:
+                self.shown += os.read(self._descriptor, 4096)
+            except OSError:  # its other end was closed
+                return wanted is None
+        return True
