@@ -8,6 +8,7 @@ to find, and starts and stops the server. `make .venv-triton/.ready` makes the e
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,10 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = Path(os.environ.get("DFLASH_TRITON_VENV", ROOT / ".venv-triton"))
+# Below the ports that Linux gives to clients, who could take one before the server does.
+_PORTS = range(20_000, 32_000)
 EXIT_SECONDS = 30  # the server gives its models so long to end when it is told to stop
 
 
@@ -84,7 +88,7 @@ class LocalServer:
         """Return the address of HTTP requests."""
         return f"http://127.0.0.1:{self.http}"
 
-    def wait_until_ready(self, seconds: float = 120.0) -> None:
+    def wait_until_ready(self, seconds: float = 300.0) -> None:
         """Wait until every model is loaded; a server that ends or does not get there raises
         RuntimeError with its log.
         """
@@ -167,7 +171,10 @@ def _backends(site: Path, python: str) -> Path:
         stub = "triton_python_backend_stub"
         shutil.copy(server / "python_backend_stubs" / python / stub, staging / "python" / stub)
         (staging / "python" / stub).chmod(0o755)
-        staging.rename(made)
+        try:
+            staging.rename(made)
+        except OSError:  # another process was faster
+            shutil.rmtree(staging)
     return made
 
 
@@ -192,26 +199,24 @@ def _environment(site: Path) -> dict[str, str]:
 
 def _require_free(ports: tuple[int, ...]) -> None:
     for port in ports:
-        with closing(socket.socket()) as one:
-            one.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # a port that is only being given up is free
-            try:
-                one.bind(("127.0.0.1", port))
-            except OSError as error:
-                sys.exit(
-                    f"port {port}: {error.strerror}. Stop what serves there, or give other ports."
-                )
+        if problem := _problem_of(port):
+            sys.exit(f"port {port}: {problem}. Stop what serves there, or give other ports.")
+
+
+def _problem_of(port: int) -> str | None:
+    """Return why a server cannot have a port, None if it can."""
+    with closing(socket.socket()) as one:
+        # A port that is only being given up is free.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.strerror
+    return None
 
 
 def free_ports() -> tuple[int, int, int]:
-    """Three loopback ports that nobody has now."""
-    with (
-        closing(socket.socket()) as a,
-        closing(socket.socket()) as b,
-        closing(socket.socket()) as c,
-    ):
-        for one in (a, b, c):
-            one.bind(("127.0.0.1", 0))
-        http, grpc, metrics = (one.getsockname()[1] for one in (a, b, c))
+    """Return three loopback ports that nobody has now."""
+    shuffled = random.sample(_PORTS, len(_PORTS))
+    http, grpc, metrics = islice((port for port in shuffled if _problem_of(port) is None), 3)
     return http, grpc, metrics

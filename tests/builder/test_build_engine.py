@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 
 from tests.fixtures.engines import build_here
 from tests.fixtures.tiny_models import write_safetensors
+from tests.patience import PATIENCE
 from trtllm_dflash.atomic.work_folder import LOCK_FILE
 from trtllm_dflash.builder.build_engine import build_engine, plan_build
 from trtllm_dflash.builder.job import BuildRequest
@@ -41,14 +43,13 @@ def _files(directory: Path) -> set[str]:
 
 
 def _worker_pids() -> list[int]:
-    children = (
-        Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
-    )
-    return [
-        int(pid)
-        for pid in children
-        if b"builder.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8")
+    found = []
+    for pid in children.split():
+        with suppress(FileNotFoundError):  # it has just ended
+            if b"builder.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def test_an_engine_directory_is_complete_and_checked(cpu_engine: Path) -> None:
@@ -296,7 +297,7 @@ def test_a_worker_whose_parent_vanishes_cleans_up_and_stops(
         stderr=subprocess.DEVNULL,
     )
     request = BuildRequest(config(), staging).to_json()
-    worker.communicate(request.encode() + b"\n", timeout=60)  # and closes its stdin
+    worker.communicate(request.encode() + b"\n", timeout=PATIENCE)  # and closes its stdin
     assert worker.returncode == 1
     assert not folder.exists()
 
@@ -306,11 +307,11 @@ def test_sigterm_of_the_caller_leaves_nothing(pair: dict[str, str], tmp_path: Pa
     command = [sys.executable, "-m", "trtllm_dflash", "build"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert not list(tmp_path.iterdir())
 

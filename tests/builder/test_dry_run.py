@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import seconds_of_children
 from trtllm_dflash.builder.dry_run import preview_build
 from trtllm_dflash.builder.host_costs import HostCosts
 from trtllm_dflash.builder.summary import summary_rows
@@ -102,9 +102,9 @@ def test_a_huge_checkpoint_takes_seconds_and_megabytes(
         "atexit.register(lambda: print('peak', peak_memory()))\n"
         f"main({arguments})\n"
     )
-    begun = time.monotonic()
+    begun = seconds_of_children()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert time.monotonic() - begun < 30  # 2 s on an idle machine; reading 227 GB takes minutes
+    assert seconds_of_children() - begun < 30  # 2 on an idle machine; to read 227 GB takes more
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "engine").exists()
     assert f"{giant['bytes'] / 1e9:.1f} GB BF16" in done.stdout

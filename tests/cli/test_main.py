@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.patience import seconds_of_children
 from trtllm_dflash import __version__
 from trtllm_dflash.cli import COMMANDS, build, doctor, main
 from trtllm_dflash.errors import BuildError, UsageError
@@ -56,22 +56,16 @@ finally:
         ["--help"],
         *([command, "--help"] for command in COMMANDS),
     ):
-        begun = _cpu_seconds_of_children()
+        begun = seconds_of_children()
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments],
             capture_output=True,
             text=True,
             check=True,
         )
-        assert _cpu_seconds_of_children() - begun < 1.5  # 0.2 on an idle machine
+        assert seconds_of_children() - begun < 1.5  # 0.2 on an idle machine
         assert done.stdout.endswith("loaded []\n")
         assert "Usage: " in done.stdout
-
-
-def _cpu_seconds_of_children() -> float:
-    """Return the processor time of ended children, which a busy machine hardly changes."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_lists_every_command() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REQUIRE_ALL
+from tests.patience import PATIENCE
 from tests.triton_server.conftest import local_server
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,8 @@ def in_background() -> Iterator[list[subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
 
 
 def test_triton_page_commands_work(
@@ -81,7 +82,7 @@ def test_triton_page_commands_work(
             assert in_background[0].stdout is not None
             advice = [in_background[0].stdout.readline() for _ in range(3)][2]
             continue
-        done = subprocess.run(command, timeout=120, check=True, **options)
+        done = subprocess.run(command, timeout=PATIENCE, check=True, **options)
         shown.append(done.stdout)
     whole, stream, metrics = shown[-3:]
     text = json.loads(whole)["text_output"]
@@ -111,7 +112,7 @@ def test_triton_benchmark_writes_its_figures(tmp_path: Path) -> None:
         str(tmp_path),
         *sample,
     ]
-    subprocess.run(command, check=True, timeout=240)
+    subprocess.run(command, check=True, timeout=PATIENCE)
     result = json.loads((tmp_path / "serving.json").read_text())
     assert result["slots"] == 4
     assert result["ratio"] > 0

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fuzz.checkpoints import load_mutant
 from tests.fuzz.outcomes import FAULTS, counts_without_faults, outcome_of
+from tests.patience import PATIENCE
 
 MUTANTS = 4000
 FEW = 100
@@ -23,5 +24,5 @@ def test_some_mutants_end_in_our_words() -> None:
 
 @pytest.mark.slow
 def test_all_mutants_end_in_our_words() -> None:
-    kinds = counts_without_faults(load_mutant, MUTANTS, seconds=20)
+    kinds = counts_without_faults(load_mutant, MUTANTS, seconds=PATIENCE)
     assert kinds["accepted"] > MUTANTS / 20

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fuzz.engines import try_mutant
 from tests.fuzz.outcomes import FAULTS, counts_without_faults, outcome_of
+from tests.patience import PATIENCE
 
 MUTANTS = 700
 FEW = 8
@@ -23,6 +24,6 @@ def test_some_mutants_end_in_our_words_or_right() -> None:
 @pytest.mark.slow
 def test_all_mutants_end_in_our_words_or_right() -> None:
     pytest.importorskip("onnxruntime")
-    kinds = counts_without_faults(try_mutant, MUTANTS, seconds=60)
+    kinds = counts_without_faults(try_mutant, MUTANTS, seconds=PATIENCE)
     assert kinds["refused"] > MUTANTS / 2
     assert kinds["accepted"] > 10

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from tests.patience import PATIENCE
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.outputs import Event, FinishInfo, RequestOutput
-
-WAIT = 20.0  # seconds that a test waits for what should take milliseconds
 
 
 class Caller:
@@ -37,7 +36,7 @@ class Caller:
         return "".join(piece.text for piece in self.pieces)
 
     def wait(self) -> FinishInfo:
-        assert self.done.wait(WAIT), "no end came"
+        assert self.done.wait(PATIENCE), "no end came"
         assert isinstance(self.end, FinishInfo), self.end
         return self.end
 
@@ -52,7 +51,7 @@ class Gate:
 
         def held(*arguments: Any) -> None:
             self.reached.set()
-            assert self._permits.acquire(timeout=WAIT)
+            assert self._permits.acquire(timeout=PATIENCE)
             go_on(*arguments)
 
         setattr(engine._session, method, held)

@@ -33,7 +33,7 @@ def requests_of(draw: Any, config: Any) -> Any:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     data=st.data(),
     slots=st.integers(1, 7),

@@ -34,7 +34,7 @@ def check_stream(name: str, numbers: list[int], widths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(numbers=IDS, widths=WIDTHS)
 @example(numbers=[0xE6, 0x97, 0xA5, 0xC3], widths=[1])
 @example(numbers=[0x80] * 100, widths=[1])
@@ -45,7 +45,7 @@ def test_joined_stream_is_the_text(name: str, numbers: list[int], widths: list[i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(numbers=IDS, widths=WIDTHS)
 def test_joined_stream_of_many_ids(name: str, numbers: list[int], widths: list[int]) -> None:
     check_stream(name, numbers, widths)

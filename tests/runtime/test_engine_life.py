@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.callers import WAIT, Caller, Gate
+from tests.patience import PATIENCE
+from tests.runtime.callers import Caller, Gate
 from trtllm_dflash.errors import ClosedError, EngineError
 from trtllm_dflash.runtime.engine import Engine
 
@@ -75,10 +76,10 @@ def test_a_dropped_server_tells_its_callers(fake_engine: EngineFactory) -> None:
     server = engine.serve()
     caller = Caller()
     server.submit([3], on_event=caller, **LONG)
-    assert gate.reached.wait(WAIT)
+    assert gate.reached.wait(PATIENCE)
     threading.Timer(0.05, gate.let).start()
     del server
-    assert caller.done.wait(WAIT)
+    assert caller.done.wait(PATIENCE)
     assert isinstance(caller.end, ClosedError)
 
 
@@ -134,10 +135,10 @@ def test_no_closing_inside_a_step(fake_engine: EngineFactory) -> None:
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.extend(stream.generations()))
     thread.start()
-    assert gate.reached.wait(WAIT)
+    assert gate.reached.wait(PATIENCE)
     with pytest.raises(EngineError, match="generating in another thread"):
         engine.close()
     gate.let()
-    thread.join(WAIT)
+    thread.join(PATIENCE)
     assert len(answers[0].token_ids) == 80
     engine.close()

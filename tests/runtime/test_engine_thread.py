@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.runtime import tiny_tokenizer as tiny
-from tests.runtime.callers import WAIT, Caller, Gate
+from tests.runtime.callers import Caller, Gate
 from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.errors import BusyError, UsageError
 from trtllm_dflash.runtime.engine import Engine
@@ -104,7 +105,7 @@ def test_stats_do_not_count_a_slot_as_waiting(fake_engine: Callable[..., Engine]
     with engine.serve(max_waiting=1) as server:
         running, waiting = Caller(), Caller()
         server.submit([3], on_event=running)
-        assert gate.reached.wait(WAIT)
+        assert gate.reached.wait(PATIENCE)
         assert (server.stats.waiting, server.stats.slots_in_use) == (0, 1)
         server.submit([3], on_event=waiting)
         assert server.stats.waiting == 1

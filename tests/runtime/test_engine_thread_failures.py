@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.callers import WAIT, Caller, Gate
+from tests.patience import PATIENCE
+from tests.runtime.callers import Caller, Gate
 from trtllm_dflash.errors import ClosedError, EngineError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_server import EngineServer
@@ -25,7 +26,7 @@ def test_failed_step_fails_only_its_requests(
     go_on, failing = getattr(engine._session, method), threading.Event()
 
     def fails_once(*arguments: Any) -> Any:
-        assert failing.wait(WAIT)
+        assert failing.wait(PATIENCE)
         if next(failures, False):
             raise RuntimeError("device lost")
         return go_on(*arguments)
@@ -37,7 +38,7 @@ def test_failed_step_fails_only_its_requests(
         server.submit([3], on_event=first, stop_token_ids=())
         server.submit([3], on_event=waiting, max_tokens=6)
         failing.set()
-        assert first.done.wait(WAIT)
+        assert first.done.wait(PATIENCE)
         assert isinstance(first.end, EngineError)
         assert "a step failed: RuntimeError: device lost" in str(first.end)
         waiting.wait()
@@ -65,7 +66,7 @@ def test_failed_text_fails_only_its_request(
     with text_engine.serve() as server:
         broken, others = Caller(), [Caller(), Caller()]
         server.submit("ab", on_event=broken, stop_token_ids=())
-        assert broken.done.wait(WAIT)
+        assert broken.done.wait(PATIENCE)
         assert isinstance(broken.end, EngineError)
         assert "the text of this answer could not be made: KeyError: 'no such piece'" in str(
             broken.end
@@ -150,7 +151,7 @@ def test_failed_prefill_leaves_the_other_slots(
         with server._engine_thread._changed:  # both before the first step
             server.submit([4], on_event=good, max_tokens=40, stop_token_ids=())
             server.submit([5, 9], on_event=bad, max_tokens=40, stop_token_ids=())
-        assert bad.done.wait(WAIT)
+        assert bad.done.wait(PATIENCE)
         assert "a step failed: MemoryError" in str(bad.end)
         server.submit([4], on_event=later, max_tokens=40, stop_token_ids=())
         good.wait()
@@ -177,7 +178,7 @@ def test_failed_move_loses_no_request(fake_engine: Callable[..., Engine]) -> Non
                 server.submit([4], on_event=caller, max_tokens=max_tokens, stop_token_ids=())
         callers[0].wait()
         for caller in callers[1:]:
-            assert caller.done.wait(WAIT)
+            assert caller.done.wait(PATIENCE)
             assert "a step failed: RuntimeError: device lost" in str(caller.end)
         later = Caller()
         server.submit([4], on_event=later, max_tokens=7)
@@ -198,9 +199,9 @@ def test_failed_engine_thread_gives_the_engine_back(
         monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", leave)
         caller = Caller()
         server.submit([3], on_event=caller)
-        assert caller.done.wait(WAIT)
+        assert caller.done.wait(PATIENCE)
         assert str(caller.end) == "the engine thread failed: SystemExit: gone"
-        server._engine_thread._thread.join(WAIT)
+        server._engine_thread._thread.join(PATIENCE)
         assert not server.alive
         assert str(server.failed) == "the engine thread failed: SystemExit: gone"
         with pytest.raises(EngineError, match="load it again: the engine thread failed"):
@@ -218,11 +219,11 @@ def test_failed_engine_thread_says_why(
         monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", lambda: 1 // 0)
         caller = Caller()
         server.submit([3], on_event=caller)
-        assert caller.done.wait(WAIT)
+        assert caller.done.wait(PATIENCE)
         assert "the engine thread failed: ZeroDivisionError: integer division" in str(
             caller.end
         )
-        server._engine_thread._thread.join(WAIT)
+        server._engine_thread._thread.join(PATIENCE)
         with pytest.raises(
             EngineError,
             match="takes no more requests, load it again: the engine thread failed: Zero",
@@ -255,10 +256,10 @@ def test_closing_ends_everything(fake_engine: Callable[..., Engine]) -> None:
     closing = threading.Thread(target=server.close)
     closing.start()
     gate.let()
-    closing.join(WAIT)
+    closing.join(PATIENCE)
     assert not closing.is_alive()
     for caller in callers:
-        assert caller.done.wait(WAIT)
+        assert caller.done.wait(PATIENCE)
     assert isinstance(callers[1].end, ClosedError)
     assert "the engine was closed before this request had ended" in str(callers[1].end)
     with pytest.raises(ClosedError, match="is being closed and takes no more requests"):
@@ -274,5 +275,5 @@ def test_closing_may_let_requests_end(
     callers = [Caller() for _ in range(4)]
     for caller in callers:
         server.submit([3], on_event=caller, max_tokens=20)
-    server.close(drain_seconds=WAIT)
+    server.close(drain_seconds=PATIENCE)
     assert all(caller.wait().finish_reason != "cancelled" for caller in callers)

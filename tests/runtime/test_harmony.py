@@ -151,7 +151,7 @@ def test_stop_words_see_marks_and_headers(
 TOKENS = st.lists(st.sampled_from([*SPECIAL, *b"ab ", *b"final"[:2], 0xE6, 0x97]), max_size=60)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tokens=TOKENS, prompt=TOKENS, widths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_steps_do_not_change_any_answer(
     tokens: list[int], prompt: list[int], widths: list[int]

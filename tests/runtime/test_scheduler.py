@@ -59,7 +59,7 @@ def test_tokens_are_the_targets_own(
         assert answer.text == ""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prompts=st.lists(
         st.lists(st.integers(0, 22), min_size=1, max_size=30), min_size=1, max_size=9

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.callers import WAIT, Caller
+from tests.patience import PATIENCE
+from tests.runtime.callers import Caller
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions.base import StepResult
@@ -129,7 +130,7 @@ def test_logits_not_finite_end_one_request_alone(
         with server._engine_thread._changed:  # both before the first step
             server.submit([3], on_event=bad, max_tokens=40, stop_token_ids=())
             server.submit([4], on_event=good, max_tokens=40, stop_token_ids=())
-        assert bad.done.wait(WAIT)
+        assert bad.done.wait(PATIENCE)
         assert "are not finite" in str(bad.end)
         good.wait()
         server.submit([4], on_event=later, max_tokens=40, stop_token_ids=())

@@ -50,7 +50,7 @@ def before_first(text: str, stop_words: Sequence[str]) -> str:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     text=st.text("abcé", max_size=30),
     widths=st.lists(st.integers(1, 5), max_size=12),
@@ -74,7 +74,7 @@ def test_text_ends_before_the_first_stop_word(
     assert "".join(pieces) == before_first(shown, stop_words) == answer.text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     tokens=st.lists(st.sampled_from([*b"ab<", END]), max_size=14),
     widths=st.lists(st.integers(1, 5), max_size=9),

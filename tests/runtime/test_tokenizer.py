@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.patience import PATIENCE
 from tests.runtime import tiny_tokenizer as tiny
 from tests.tokenizing.process_table import pid_of
 from trtllm_dflash.errors import EngineError, UsageError
@@ -80,7 +81,7 @@ def test_damaged_tokenizer_files(tmp_path: Path) -> None:
         tokenizer.encode("hi")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.text(max_size=20),
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=20),
@@ -140,7 +141,7 @@ SHOW_NOTHING = [
 ]  # a special token, and a space, which is cut off at the beginning of a text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ids=st.lists(
         st.sampled_from([*SHOW_NOTHING, tiny.VOCAB_SIZE + 1, tiny.VOCAB_SIZE + 2, *b"ab"]),
@@ -177,11 +178,11 @@ def test_decoding_does_not_wait_for_a_long_prompt(byte_level: Tokenizer) -> None
     with ThreadPoolExecutor(2) as pool:
         encoding = pool.submit(byte_level.encode, "a long prompt")
         try:
-            assert pool.submit(byte_level.decode, [65]).result(timeout=20) == "A"
+            assert pool.submit(byte_level.decode, [65]).result(timeout=PATIENCE) == "A"
             assert not encoding.done()
         finally:
             os.kill(encoder, signal.SIGCONT)
-        assert encoding.result(timeout=20) == list(b"a long prompt")
+        assert encoding.result(timeout=PATIENCE) == list(b"a long prompt")
 
 
 def test_tokenizing_does_not_import_torch(byte_level: Tokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
@@ -15,7 +16,7 @@ def pid_of(tokenizer: Tokenizer, role: str) -> int:
     return process.pid
 
 
-def wait_until_gone(pid: int, seconds: float = 20.0) -> None:
+def wait_until_gone(pid: int, seconds: float = PATIENCE) -> None:
     """Fail unless a process ends in time; one that nobody has waited for has ended."""
     until = time.monotonic() + seconds
     while is_running(pid):

@@ -27,12 +27,12 @@ DOUBLES = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"} for 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every call a fraction of a second."""
     for name in ("rendering_limits", "encoding_limits", "decoding_limits"):
-        monkeypatch.setattr(module, name, lambda _: CallLimits(seconds=0.1))
+        monkeypatch.setattr(module, name, lambda _: CallLimits(seconds=0.3))
 
 
 def test_a_template_without_end(impatient: None, tmp_path: Path) -> None:
     tokenizer = Tokenizer(write(tmp_path, template=LOOPS))
-    with pytest.raises(ChatError, match=r"chat template .* takes more than 0.1 s of processor"):
+    with pytest.raises(ChatError, match=r"chat template .* takes more than 0.3 s of processor"):
         tokenizer.encode_chat("hi")
     assert tokenizer.decode(tokenizer.encode("ab")) == "ab"
 
@@ -40,7 +40,7 @@ def test_a_template_without_end(impatient: None, tmp_path: Path) -> None:
 def test_a_template_that_counts_too_far(impatient: None, tmp_path: Path) -> None:
     """A power is computed in one step of the interpreter, which no Python thread could end."""
     tokenizer = Tokenizer(write(tmp_path, template="{{ 7 ** (10 ** 9) }}"))
-    with pytest.raises(ChatError, match=r"takes more than 0.1 s of processor time"):
+    with pytest.raises(ChatError, match=r"takes more than 0.3 s of processor time"):
         tokenizer.encode_chat("hi")
 
 
@@ -100,10 +100,11 @@ def test_a_library_that_aborts(tmp_path: Path) -> None:
 def test_a_process_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(tiny.write_byte_level(tmp_path))
     tokenizer.decode([97])
-    monkeypatch.setattr(CallLimits, "wall_seconds", 0.1)
     os.kill(pid_of(tokenizer, "decode"), signal.SIGSTOP)
-    with pytest.raises(EngineError, match="has no usable answer after 0 s"):
-        tokenizer.decode([97])
+    with monkeypatch.context() as patch:
+        patch.setattr(CallLimits, "wall_seconds", 0.1)
+        with pytest.raises(EngineError, match="has no usable answer after 0 s"):
+            tokenizer.decode([97])
     assert tokenizer.decode([97]) == "a"
 
 

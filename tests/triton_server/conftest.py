@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import DEMO, REQUIRE_ALL
 from tests.fixtures.tiny_models import EOS_ID
+from tests.patience import PATIENCE
 from tests.triton_server.client import Client
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.options.build import BuildConfig
@@ -134,7 +135,7 @@ def client(server: Any) -> Iterator[Client]:
     wait_for(lambda: client.metrics("tiny")["dflash_slots_in_use"] == 0)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Fail unless the condition comes true in time."""
     until = time.monotonic() + seconds
     while not condition():

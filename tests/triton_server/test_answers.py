@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +82,8 @@ def test_conversation_equals_python(client: Client, oracle: Engine) -> None:
 
 SPECIAL_MODEL = """
 import threading
+import time
+from pathlib import Path
 from trtllm_dflash.triton_server.model import TritonPythonModel as Model
 
 
@@ -91,6 +92,7 @@ class TritonPythonModel(Model):
         super().initialize(args)
         thread = self._server._engine_thread
         sweep, chat = thread._sweep_cancelled, self._tokenizer.encode_chat
+        folder = Path(__file__).parent
         self._dies = threading.Event()
 
         def dies():
@@ -101,7 +103,10 @@ class TritonPythonModel(Model):
         def slow(messages, **options):
             if messages[0]["content"] == "die":
                 self._dies.set()
-            threading.Event().wait(2.0)
+                threading.Event().wait(2.0)
+            (folder / "begun").touch()
+            while messages[0]["content"] != "die" and not (folder / "go on").exists():
+                time.sleep(0.01)
             return chat(messages, **options)
 
         thread._sweep_cancelled = dies
@@ -129,12 +134,11 @@ def test_slow_chats_make_only_chats_wait(client: Client, special: Path, oracle: 
             pool.submit(client.generate, "special", text_input="ab", chat=True, max_tokens=3)
             for _ in range(3)
         ]
-        time.sleep(0.3)
-        begun = time.monotonic()
+        wait_for((special / "1" / "begun").exists)
         plain = client.generate("special", text_input="ab", max_tokens=3)
-        assert time.monotonic() - begun < 1.5
-        assert plain.text == expected.text
         assert not any(chat.done() for chat in chats)
+        (special / "1" / "go on").touch()
+        assert plain.text == expected.text
         assert {chat.result().status for chat in chats} == {200}
 
 

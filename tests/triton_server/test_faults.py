@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.triton_server.client import Client, Reply
 from tests.triton_server.conftest import NARROW_QUEUE, SLOTS, wait_for
 from trtllm_dflash.runtime.engine import Engine
@@ -102,7 +103,7 @@ def test_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
         "text_input has 8000000 characters, and a prompt of this engine has at most 1500 tokens"
         in reply.error
     )
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30  # less than one on an idle machine
 
 
 def test_unload_under_load(client: Client, long_text: str) -> None:
@@ -229,7 +230,7 @@ def test_killed_stub_ends_its_requests(start: Callable[..., Any], repository: Pa
         assert client.generate("tiny", text_input="ab", max_tokens=2).error
     server.stop()
     for future in futures:
-        future.result(timeout=10)
+        future.result(timeout=PATIENCE)
     assert server.process.poll() is not None
 
 
@@ -240,9 +241,9 @@ def test_sigterm_lets_streams_end(
     stubs = server.stubs()
     futures = streams_in_flight(Client(server.http, server.metrics), "tiny")
     assert server.stop(signal.SIGTERM) == 0
-    assert [future.result(timeout=10).text_shown for future in futures] == [long_text] * len(
-        futures
-    )
+    assert [future.result(timeout=PATIENCE).text_shown for future in futures] == [
+        long_text
+    ] * len(futures)
     assert server.left_behind == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
 
@@ -278,7 +279,7 @@ def streams_in_flight(client: Client, model: str, count: int = 5) -> list[Future
     futures = [pool.submit(stream) for _ in range(count)]
     pool.shutdown(wait=False)
     for _ in range(min(count, SLOTS)):
-        assert begun.acquire(timeout=30)
+        assert begun.acquire(timeout=PATIENCE)
     if count > SLOTS:
         wait_for(lambda: client.metrics(model)["dflash_waiting_requests"] == count - SLOTS)
     return futures
@@ -290,4 +291,4 @@ def in_the_middle_of_streams(
     """Return what streams get while `act` runs."""
     futures = streams_in_flight(client, model, count)
     act()
-    return [future.result(timeout=60) for future in futures]
+    return [future.result(timeout=PATIENCE) for future in futures]

@@ -4,6 +4,7 @@ worth.
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -89,10 +90,15 @@ def resident_kb(pid: int) -> int:
     )
 
 
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_short_prompt_overtakes_a_long_one(client: Client) -> None:
     """It overtakes: the long prompt's first token comes after its own."""
     overtook = []
-    for _ in range(5):
+    for _ in range(9):
         with ThreadPoolExecutor(1) as pool:
             before = client.settled_metrics("tiny")["dflash_input_tokens_total"]
             long = pool.submit(client.generate, "tiny", text_input="a" * 1500, max_tokens=1)
@@ -110,16 +116,19 @@ def test_short_prompt_overtakes_a_long_one(client: Client) -> None:
     )
 
 
-def test_batching_is_faster_than_one_by_one(client: Client) -> None:
+def test_batching_is_faster_than_one_by_one(client: Client, server: Any) -> None:
+    """In processor time, which is the engine's whole time on an idle machine."""
     inputs = {"text_input": "Once upon a time", "max_tokens": 60, "ignore_eos": True}
 
     def seconds(concurrency: int) -> float:
-        start = time.perf_counter()
+        start = processor_seconds(stub)
         with ThreadPoolExecutor(concurrency) as pool:
             replies = list(pool.map(lambda _: client.stream("tiny", **inputs), range(24)))
         assert len({reply.text for reply in replies}) == 1
-        return time.perf_counter() - start
+        client.settled_metrics("tiny")
+        return processor_seconds(stub) - start
 
+    (stub,) = server.stubs()
     ratios = [seconds(1) / seconds(8) for _ in range(3)]
     assert statistics.median(ratios) > 1.3, ratios
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REQUIRE_ALL
+from tests.patience import PATIENCE
 from tests.triton_server.conftest import local_server
 from trtllm_dflash.options.triton_export import TritonExportConfig
 from trtllm_dflash.triton_server.export import export
@@ -88,14 +89,14 @@ def test_signal_stops_the_script_and_its_server(serve: Serve, number: signal.Sig
     wait_until_it_serves(serving)
     assert sorted(processes_of(serving).values()) == ["triton_python_b", "tritonserver"]
     second = serve(ports)
-    assert second.wait(30) == 1
+    assert second.wait(PATIENCE) == 1
     assert second.stderr is not None
     assert (
         f"port {ports[0]}: Address already in use. Stop what serves there"
         in second.stderr.read()
     )
     serving.send_signal(number)
-    assert serving.wait(60) == 0
+    assert serving.wait(PATIENCE) == 0
     assert (processes_of(serving), shared_memory_of(serving)) == ({}, [])
 
 
@@ -104,7 +105,7 @@ def test_server_that_ends_by_itself_is_an_error(serve: Serve) -> None:
     wait_until_it_serves(serving)
     (server,) = [pid for pid, name in processes_of(serving).items() if name == "tritonserver"]
     os.kill(server, signal.SIGKILL)
-    assert serving.wait(60) == 1
+    assert serving.wait(PATIENCE) == 1
     assert serving.stderr is not None
     assert "tritonserver ended by itself with -9: see " in serving.stderr.read()
     assert shared_memory_of(serving) == []

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from tests.conftest import DEMO
 from tests.fixtures.tiny_models import EOS_ID
+from tests.patience import PATIENCE
 from tests.triton_server.client import Client
 from tests.triton_server.conftest import local_server, wait_for
 from trtllm_dflash.cli import main
@@ -332,7 +333,7 @@ def ask_by_grpc(server: Any, requests: list[dict[str, Any]]) -> list[dict[str, A
         input=json.dumps(requests),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=local_server.ROOT,
     )
     assert done.returncode == 0, done.stderr
