@@ -19,6 +19,9 @@ KEYS = (
 FP8_KEYS = tuple(
     KernelVariant("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
 )
+DELTA_KEY = KernelVariant(
+    "gated_delta", (("key_dim", 128), ("value_dim", 128), ("conv_kernel", 4))
+)
 MOE_KEYS = (
     KernelVariant("moe"),
     *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2)),

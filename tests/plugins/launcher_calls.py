@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.fixtures.sampling import sampling_arrays
+from tests.plugins import gated_delta_reference as gated_delta
 from tests.plugins.library import (
     BFLOAT16,
     MOE_INPUTS,
@@ -60,11 +61,13 @@ def accept_arrays() -> dict[str, np.ndarray]:
     }
 
 
+DELTA = gated_delta.Case((gated_delta.Slot(5, 2, 1), gated_delta.Slot(0, 0, 3)), 4, group=2)
 MOE_CASES = {"moe": 0, "moe_mxfp4": 1, "moe_nvfp4": 2}  # by operation: the weights' format
 FUNCTIONS = {
     "verify": "dflash_verify_attention",
     "draft": "dflash_draft_attention",
     "accept": "dflash_accept",
+    "delta": "dflash_gated_delta",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
@@ -83,7 +86,19 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
         }
     if operation == "accept":
         return {**accept_arrays()}
+    if operation == "delta":
+        shape = (len(DELTA.slots), DELTA.rows, DELTA.value_heads, gated_delta.HEAD_DIM)
+        return {**gated_delta.inputs(DELTA), "out": poisoned(shape, BFLOAT16)}
     return {**attention_arrays(C if operation == "draft" else 0)}
+
+
+def operation_options(operation: str) -> ctypes.Structure:
+    """Return the options of an operation; acceptance has none, and takes no notice."""
+    if operation in MOE_CASES:
+        return moe_case(operation).options
+    if operation == "delta":
+        return gated_delta.GatedDeltaOptions(DELTA.key_heads)
+    return AttentionOptions(0.1, causal=1, processors=8)
 
 
 def call_operation(library: Library, operation: str, change: Change) -> None:
@@ -97,12 +112,7 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     }
     space = Placed(memory, np.zeros(1 << 20, np.uint8).view(np.float32))
     given: dict[str, Any] = {name: array and array.tensor() for name, array in placed.items()}
-    options = (
-        moe_case(operation).options
-        if operation in MOE_CASES
-        else AttentionOptions(0.1, causal=1, processors=8)
-    )
-    given["options"] = options
+    given["options"] = operation_options(operation)
     given["workspace"], given["workspace_bytes"] = space.address, 1 << 20
     change(given)
     options, workspace, size = (

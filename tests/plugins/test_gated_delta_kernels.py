@@ -125,8 +125,8 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> None:
 def test_speculation_is_plain_decoding_bit_for_bit(
     kind: str, seed: int, library: Library
 ) -> None:
-    """A prompt in pieces, then blocks of any width of which any number of drafts is accepted: the
-    outputs of what counts, and every state, are those of one row after another.
+    """A prompt comes in pieces, then blocks of any width, of which any number of drafts is
+    accepted. The outputs of what counts, and every state, are those of one row after another.
     """
     rng = np.random.default_rng(seed)
     case = Case((), 0, key_heads=1, group=2, most_open=9, kind=kind, seed=seed)
@@ -166,8 +166,8 @@ def test_a_prompt_cut_anywhere_gives_the_same_bits(library: Library) -> None:
 
 
 def test_a_step_in_vain_changes_nothing_that_counts(library: Library) -> None:
-    """Of an ended sequence, or of a slot that another's step takes along: the state goes on, and
-    after it a new sequence of that slot begins at 0 as in fresh memory.
+    """Such steps are those of an ended sequence. A new sequence of that slot begins at 0 as in
+    fresh memory.
     """
     case = Case((), 0, key_heads=1, group=1, most_open=5)
     rows = raw_rows(case, np.random.default_rng(5), 14)

@@ -257,6 +257,47 @@ REFUSED = [
         moved("down", 8),
         r"down: got an address 8 bytes behind a multiple of 16, expected a multiple",
     ),
+    (
+        "delta",
+        sets("conv_weight", shape_2=3),
+        r"conv_weight.shape\[2\] \(Kc\): got 3, expected 4",
+    ),
+    (
+        "delta",
+        sets("state", shape_2=64),
+        r"state.shape\[2\] \(head_dim\): got 64, expected 128",
+    ),
+    ("delta", sets("state", dtype=0), r"state: got bfloat16, expected float32"),
+    ("delta", sets("state_len", dtype=3), r"state_len: got int64, expected int32"),
+    (
+        "delta",
+        sets("gates", shape_2=6),
+        r"gates.shape\[2\] \(2Hv\): got 6 columns, expected 4",
+    ),
+    (
+        "delta",
+        sets("window", shape_3=500),
+        r"window.shape\[3\] \(C\+2Hv\): got 500 columns, expected 516",
+    ),
+    (
+        "delta",
+        sets("window", shape_2=2),
+        r"window.shape\[2\] \(R\): got 2, expected at least 3",
+    ),
+    (
+        "delta",
+        sets("window", shape_2=161),
+        r"window.shape\[2\] \(R\): got 161 rows, .* 49408 bytes of shared memory, .* most 49152",
+    ),
+    ("delta", sets("options", key_heads=3), r"key_heads: got 3, expected a divisor of Hv, 2"),
+    (
+        "delta",
+        sets("options", key_heads=2),
+        r"qkv.shape\[2\] \(C\): got 512 columns, expected 768",
+    ),
+    ("delta", without("options"), r"options: got null"),
+    ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
+    ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
 ]
 
 
@@ -269,7 +310,7 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    words = rf"{FUNCTIONS[operation]}: {message}.* \[(library|moe).cpp:\d+\]$"
+    words = rf"{FUNCTIONS[operation]}: {message}.* \[(library|moe|gated_delta).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
     assert caught.value.status == INVALID_ARGUMENT
@@ -281,6 +322,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("verify", both()),
         ("draft", both()),
         ("accept", both()),
+        ("delta", both()),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

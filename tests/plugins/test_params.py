@@ -15,15 +15,18 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.errors import BuildError
+from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE
 from trtllm_dflash.models.moe import MAX_EXPERTS
 from trtllm_dflash.trt_plugins import kernel_sources, params
 from trtllm_dflash.trt_plugins.params import (
     AcceptParams,
     AttentionParams,
+    GatedDeltaParams,
     MoeParams,
     accept_plan,
     attention_plan,
     attention_workspace,
+    gated_delta_plan,
     moe_plan,
 )
 
@@ -32,6 +35,7 @@ STRUCTURES = {
     "AttentionParams": AttentionParams,
     "AcceptParams": AcceptParams,
     "MoeParams": MoeParams,
+    "GatedDeltaParams": GatedDeltaParams,
 }
 CONSTANTS = {
     "kAttentionThreads": params.ATTENTION_THREADS,
@@ -45,6 +49,10 @@ CONSTANTS = {
     "kSumThreads": params.SUM_THREADS,
     "kMaxExperts": params.MAX_EXPERTS,
     "kMaxTopKExperts": params.MAX_TOP_K_EXPERTS,
+    "kDeltaRowThreads": params.DELTA_ROW_THREADS,
+    "kDeltaRuleThreads": params.DELTA_RULE_THREADS,
+    "kDeltaHistory": params.DELTA_HISTORY,
+    "kDeltaMaxSharedBytes": params.DELTA_MAX_SHARED_BYTES,
 }
 ATTENTION_SIZES = (
     "batch",
@@ -56,6 +64,7 @@ ATTENTION_SIZES = (
     "processors",
 )
 ACCEPT_SIZES = ("batch", "rows", "vocab")
+DELTA_SIZES = ("batch", "rows", "window_rows", "key_heads", "value_heads")
 MOE_SIZES = ("tokens", "hidden", "inner_size", "experts", "top_k", "weight_format")
 
 # Reads sizes from stdin, a plan a line; prints a line of numbers for each.
@@ -64,6 +73,7 @@ PROGRAM = r"""
 #include <cstdio>
 #include "accept_params.h"
 #include "attention_params.h"
+#include "gated_delta_params.h"
 #include "moe_params.h"
 using namespace dflash;
 int main() {
@@ -84,6 +94,13 @@ int main() {
       printf("%%d %%d %%d ", p.down_blocks, p.sum_blocks, p.shared_bytes);
       printf("%%lld %%lld %%lld %%lld %%lld ", w.shares, w.chosen, w.order, w.rows, w.groups);
       printf("%%lld %%lld %%lld %%lld\n", w.ordered_x, w.inner, w.partial, w.bytes);
+    } else if (kind == 'd') {
+      scanf("%%d %%d %%d %%d %%d", &a, &b, &c, &d, &e);
+      const GatedDeltaPlan p = gated_delta_plan(a, b, c, d, e);
+      printf("%%d %%d %%d ", p.row_limit, p.row_vectors, p.row_chunks);
+      printf("%%d %%d ", p.rule_blocks, p.shared_bytes);
+      printf("%%lld %%lld %%lld %%lld ", p.q_rows, p.k_rows, p.v_rows, p.gate_rows);
+      printf("%%lld\n", p.workspace_bytes);
     } else {
       scanf("%%d %%d %%d", &a, &b, &c);
       const AcceptPlan p = accept_plan(a, b, c);
@@ -146,6 +163,14 @@ MOE_CASES = [
 ]
 
 
+DELTA_CASES = [
+    dict(zip(DELTA_SIZES, (batch, rows, window, *heads), strict=True))
+    for batch, rows, window, heads in product(
+        (1, 3, 32), (1, 8, 16, 33, 8192), (3, 18, 66), ((1, 1), (16, 16), (16, 64), (2, 96))
+    )
+]
+
+
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return what C++ says: `facts` by name, and a row of numbers for each case."""
@@ -180,6 +205,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     asked = [f"t {' '.join(map(str, case.values()))}" for case in ATTENTION_CASES]
     asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
+    asked += [f"d {' '.join(map(str, case.values()))}" for case in DELTA_CASES]
     asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
     done = subprocess.run(
         [folder / "plan"], input="\n".join(asked), capture_output=True, text=True, check=True
@@ -189,6 +215,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, cases in (
         ("attention", ATTENTION_CASES),
         ("accept", ACCEPT_CASES),
+        ("gated_delta", DELTA_CASES),
         ("moe", MOE_CASES),
     ):
         found[name], rows = rows[: len(cases)], rows[len(cases) :]
@@ -243,6 +270,31 @@ def test_moe_plans(cpp: dict[str, Any]) -> None:
     assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(
         params.MOE_TILES
     )
+
+
+def test_gated_delta_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(DELTA_CASES, cpp["gated_delta"], strict=True):
+        p = gated_delta_plan(**case)
+        launches = [p.row_limit, p.row_vectors, p.row_chunks, p.rule_blocks, p.shared_bytes]
+        assert [*launches, *p.parts.values(), p.workspace_bytes] == expected, json.dumps(case)
+        assert all(begin % 16 == 0 for begin in p.parts.values())
+
+
+def test_the_workspace_of_gated_delta_grows_with_slots_and_rows() -> None:
+    sizes = {"window_rows": 18, "key_heads": 16, "value_heads": 48}
+    for batch in (1, 2):
+        plans = [gated_delta_plan(batch=batch, rows=rows, **sizes) for rows in range(1, 80)]
+        needed = [made.workspace_bytes for made in plans]
+        assert needed == sorted(needed)
+        assert needed[-1] < gated_delta_plan(batch=batch + 1, rows=79, **sizes).workspace_bytes
+
+
+def test_the_largest_block_and_published_heads_fit_the_kernels() -> None:
+    window_rows = params.DELTA_HISTORY + MAX_BLOCK_SIZE - 1
+    made = gated_delta_plan(
+        batch=1, rows=1, window_rows=window_rows, key_heads=16, value_heads=64
+    )
+    assert made.shared_bytes <= params.DELTA_MAX_SHARED_BYTES
 
 
 def test_experts_of_a_config_fit_the_kernels() -> None:
