@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
 from tests.plugins.emulated_build import build_emulated
-from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
+from tests.plugins.library import GXX, INCLUDES, PLUGINS, GpuMemory, HostMemory, Library, run
 
 
 def has_gpu() -> bool:
@@ -96,3 +97,31 @@ def library(request: pytest.FixtureRequest) -> Library:
     if not has_gpu():
         no_gpu("torch.cuda.is_available() is False")
     return Library(request.getfixturevalue("real_path"), GpuMemory(), emulated=False)
+
+
+@pytest.fixture(scope="module")
+def starter(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a library that starts kernels of the emulated one by address."""
+    path = tmp_path_factory.mktemp("starter") / "libstarter.so"
+    source = str(Path(__file__).with_name("emulated_launch.cpp"))
+    run([*GXX, *INCLUDES, "-shared", source, str(emulated_path), "-o", str(path)])
+    return path
+
+
+@pytest.fixture
+def module(emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return what a plugin loads its kernels into; `module.processors` may be changed."""
+    from tests.plugins.emulated_plugin import KERNELS, EmulatedModule
+    from trtllm_dflash.trt_plugins import plugin
+
+    made = EmulatedModule(emulated, starter, 132)
+
+    def load(cubin: bytes, kernels: Sequence[str]) -> Any:
+        assert cubin == KERNELS
+        assert all(hasattr(emulated.c, kernel) for kernel in kernels)
+        return made
+
+    monkeypatch.setattr(plugin, "load_module", load)
+    plugin.pop_errors()
+    yield made
+    plugin.pop_errors()

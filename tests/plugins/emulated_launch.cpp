@@ -2,7 +2,14 @@
 #include "accept_params.h"
 #include "attention_params.h"
 #include "emulator.h"
+#include "gated_delta_params.h"
 #include "moe_params.h"
+
+using namespace dflash;
+// The size of a kernel's parameters says whose they are.
+static_assert(sizeof(AttentionParams) != sizeof(MoeParams) && sizeof(AttentionParams) != sizeof(GatedDeltaParams) &&
+              sizeof(AttentionParams) != sizeof(AcceptParams) && sizeof(MoeParams) != sizeof(GatedDeltaParams) &&
+              sizeof(MoeParams) != sizeof(AcceptParams) && sizeof(GatedDeltaParams) != sizeof(AcceptParams));
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -14,12 +21,14 @@ static void start(void* kernel, const unsigned* grid, int threads, int shared_by
 extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params,
                             int params_bytes) {
   try {
-    if (params_bytes == sizeof(dflash::AttentionParams)) {
-      start<dflash::AttentionParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(dflash::MoeParams)) {
-      start<dflash::MoeParams>(kernel, grid, threads, shared_bytes, params);
+    if (params_bytes == sizeof(AttentionParams)) {
+      start<AttentionParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(MoeParams)) {
+      start<MoeParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(GatedDeltaParams)) {
+      start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
     } else {
-      start<dflash::AcceptParams>(kernel, grid, threads, shared_bytes, params);
+      start<AcceptParams>(kernel, grid, threads, shared_bytes, params);
     }
     return 0;
   } catch (const emulator::Failure&) {

@@ -41,6 +41,13 @@ SIZES = {
     "V": 97,
     "U": 32,
     "L": 16,
+    # of DFlashGatedDelta, with two key heads for four value heads
+    "C": 1024,
+    "2Hv": 8,
+    "Hv": 4,
+    "Dk": 128,
+    "Dv": 128,
+    "Kc": 4,
 }
 Shape = tuple[int | str, ...]
 _ENGINE_LAYER = re.compile(r"^Layer\((\w+)\): ([^,\n]*)", re.MULTILINE)
@@ -188,9 +195,7 @@ def op_model(
     ]
     inputs = []
     for tensor in required:
-        declared = tuple(
-            sum(SIZES[symbol] for symbol in axis.split("+")) for axis in tensor.axes
-        )
+        declared = tuple(map(_size, tensor.axes))
         dtype = (dtypes or {}).get(tensor.name, spec.kernel.element_type(tensor.dtype, {}))
         shape = ir.Shape((shapes or {}).get(tensor.name, declared))
         inputs.append(
@@ -209,6 +214,11 @@ def op_model(
     model = ir.Model(graph, ir_version=11)
     lower_to_plugins(model)
     return model
+
+
+def _size(axis: str) -> int:
+    """Return the size of an axis as it is declared: a number, a symbol or a sum of symbols."""
+    return int(axis) if axis.isdecimal() else sum(SIZES[symbol] for symbol in axis.split("+"))
 
 
 def refusal(
