@@ -278,6 +278,7 @@ def write_all(directory: Path) -> None:
         directory_cases,
         expert_cases,
         file_cases,
+        hybrid_cases,
         quantized_cases,
         tensor_cases,
     )

@@ -16,6 +16,7 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     directory_cases,
     expert_cases,
     file_cases,
+    hybrid_cases,
     quantized_cases,
     tensor_cases,
 )
@@ -127,7 +128,9 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["target", "drafter", "nvfp4 target", "gpt_oss target"])
+@pytest.mark.parametrize(
+    "base", ["target", "drafter", "nvfp4 target", "gpt_oss target", "nvfp4 qwen3_5 target"]
+)
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_random_damage_never_escapes_the_error_family(
     tmp_path: Path, base: str, file: str

@@ -10,7 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.bad_checkpoints import expert_cases  # noqa: F401  (it registers good checkpoints)
+from tests.bad_checkpoints import (  # noqa: F401  (they register good checkpoints)
+    expert_cases,
+    hybrid_bases,
+)
 from tests.bad_checkpoints.make_bad import GOOD, SINGLE, BadCheckpoint, good_target
 from tests.fuzz.mutate import (
     ODD_VALUES,

@@ -51,7 +51,7 @@ _FOREIGN: Mapping[str, str] = {
     r"_proj_(blocks|scales)$": "MXFP4 experts as gpt-oss has them",
     r"\.experts\.(gate_up|down)_proj$": (
         "experts in one tensor of another shape than config.json's, or beside linears of each."
-        " Qwen3-MoE's are linears of each, or [experts, 2 x moe_intermediate_size, hidden_size]"
+        " They are linears of each, or [experts, 2 x moe_intermediate_size, hidden_size]"
         " with gate before up, and [experts, hidden_size, moe_intermediate_size]"
     ),
     r"\.experts\.\w+_weight_scale$": (
