@@ -14,7 +14,8 @@ class Stepper:
     """Greedy decoding in `slots` sequences by the graph of `build_step`; all shapes are the graph's
     own.
 
-    Caches are full of 1e3 at first: a row that nobody has written must not be seen.
+    Caches are full of 1e3 at first, windows and states of NaN: what nobody has written must not be
+    seen.
     """
 
     def __init__(self, model: ir.Model, slots: int) -> None:
@@ -32,15 +33,14 @@ class Stepper:
         )
         self._names = [output.name for output in self._session.get_outputs()]
         shapes = {port.name: port.shape for port in self._session.get_inputs()}
-        caches = {
-            name: shape[1:]
-            for name, shape in shapes.items()
-            if "_key." in name or "_value." in name
-        }
-        self.caches = {
-            name: np.full([slots, *shape], 1e3, np.float32) for name, shape in caches.items()
-        }
+        fills = {"key": 1e3, "value": 1e3, "window": np.nan, "state": np.nan}
+        self.caches = {}
+        for name, shape in shapes.items():
+            fill = fills.get(name.split(".")[0].rpartition("_")[2]) if "." in name else None
+            if fill is not None:
+                self.caches[name] = np.full([slots, *shape[1:]], fill, np.float32)
         self.past = np.zeros(slots, np.int32)
+        self.state_len = np.zeros(slots, np.int32) if "state_len" in shapes else None
         self._uniforms = shapes["uniforms"][1]
         self._next = [np.zeros(0, np.int64)] * slots
 
@@ -77,11 +77,15 @@ class Stepper:
             **sampling_arrays(batch),
             "uniforms": np.zeros((batch, self._uniforms), np.float32),
         }
+        if self.state_len is not None:
+            feeds["state_len"] = self.state_len[slots]
         feeds |= {name: cache[slots] for name, cache in self.caches.items()}
         found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         for name, cache in self.caches.items():
             cache[slots] = found.pop(f"{name}.out")
         self.past[slots] = found["next_len"]
+        if self.state_len is not None:
+            self.state_len[slots] = found["next_state_len"]
         return found
 
 

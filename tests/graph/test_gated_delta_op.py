@@ -123,6 +123,7 @@ def test_repeated_keys_and_strong_decays(decay: float, row_order: bool) -> None:
     _close(state[0], states[-1], "state")
 
 
+@pytest.mark.slow
 def test_every_width_gives_the_same_bits_row_by_row() -> None:
     """Plain decoding, blocks with rejected drafts and prompts of any cut: no bit of difference."""
     sizes = Sizes(key_heads=2, value_heads=6, key_dim=11, value_dim=13, pending=7)

@@ -22,16 +22,33 @@ class LayerBuilder:
     weights: WeightSource
     dtype: ir.DataType
     norm_eps: float
+    norm_offset: float = 0.0  # added to the weights of norms
 
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
-        """x / rms(x) · weight over the last axis; computed in float32."""
-        return self.g.RMSNormalization(
-            x,
-            self.weights.value(self.g, f"{name}.weight"),
-            axis=-1,
-            epsilon=self.norm_eps,
-            stash_type=1,
-        )
+        """x / rms(x) · (weight + norm_offset) over the last axis; computed in float32."""
+        g = self.g
+        if not self.norm_offset:
+            return self._rms_norm(x, self.weights.value(g, f"{name}.weight"))
+        weight = self.weights.wide(g, f"{name}.weight", self.norm_offset)
+        return self.narrow(self._rms_norm(self.wide(x), weight))
+
+    def gated_norm(self, x: ir.Value, gate: ir.Value, name: str) -> ir.Value:
+        """x / rms(x) · weight · silu(gate) over the last axis; computed in float32."""
+        g = self.g
+        normed = self._rms_norm(self.wide(x), self.weights.wide(g, f"{name}.weight"))
+        gate = self.wide(gate)
+        return self.narrow(g.Mul(normed, g.Mul(gate, g.Sigmoid(gate))))
+
+    def _rms_norm(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        return self.g.RMSNormalization(x, weight, axis=-1, epsilon=self.norm_eps, stash_type=1)
+
+    def wide(self, x: ir.Value) -> ir.Value:
+        """Return x as float32."""
+        return x if self.dtype == ir.DataType.FLOAT else self.g.cast(x, ir.DataType.FLOAT)
+
+    def narrow(self, x: ir.Value) -> ir.Value:
+        """Return float32 x in the model's type."""
+        return x if self.dtype == ir.DataType.FLOAT else self.g.cast(x, self.dtype)
 
     @cached_property
     def _quantized(self) -> QuantizedLinears:
@@ -77,12 +94,15 @@ class LayerBuilder:
 class Rotary:
     """RoPE over fixed tables, rotate-half convention, applied in float32 whatever the model's
     type.
+
+    Of each head only the first `dim` dimensions are rotated; 0: all.
     """
 
     g: GraphBuilder
     cos: ir.Value
     sin: ir.Value
     dtype: ir.DataType
+    dim: int = 0
 
     @classmethod
     def from_config(
@@ -97,17 +117,19 @@ class Rotary:
         cos, sin = rope.cos_sin(num_positions)
         cos_table = g.initializer(f"{name}.rotary_cos", lambda: ir.Tensor(cos))
         sin_table = g.initializer(f"{name}.rotary_sin", lambda: ir.Tensor(sin))
-        return cls(g, cos_table, sin_table, dtype)
+        dim = rope.rotary_dim if rope.rotary_dim < rope.head_dim else 0
+        return cls(g, cos_table, sin_table, dtype, dim)
 
     def __call__(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
         """Rotate x [B, N, heads·D] to `positions` [B, N]."""
         g = self.g
-        if self.dtype == ir.DataType.FLOAT:
-            return g.RotaryEmbedding(x, self.cos, self.sin, positions, num_heads=num_heads)
-        wide = g.RotaryEmbedding(
-            g.cast(x, ir.DataType.FLOAT), self.cos, self.sin, positions, num_heads=num_heads
+        part = {"rotary_embedding_dim": self.dim} if self.dim else {}
+        is_wide = self.dtype == ir.DataType.FLOAT
+        wide = x if is_wide else g.cast(x, ir.DataType.FLOAT)
+        rotated = g.RotaryEmbedding(
+            wide, self.cos, self.sin, positions, num_heads=num_heads, **part
         )
-        return g.cast(wide, self.dtype)
+        return rotated if is_wide else g.cast(rotated, self.dtype)
 
 
 def project_heads(
@@ -124,11 +146,32 @@ def project_heads(
     """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads,
     D].
     """
+    return shape_heads(
+        m,
+        m.linear(x, f"{name}_proj"),
+        heads_and_dim,
+        batch_and_rows,
+        rotary=rotary,
+        positions=positions,
+        norm=f"{name}_norm" if norm else None,
+    )
+
+
+def shape_heads(
+    m: LayerBuilder,
+    x: ir.Value,
+    heads_and_dim: tuple[int, int],
+    batch_and_rows: ir.Value,
+    *,
+    rotary: Rotary | None,
+    positions: ir.Value,
+    norm: str | None,
+) -> ir.Value:
+    """x [B·N, heads·D] through the norm of that name (per head) and RoPE, as [B, N, heads, D]."""
     g = m.g
     (heads, head_dim) = heads_and_dim
-    x = m.linear(x, f"{name}_proj")
-    if norm:
-        x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), f"{name}_norm")
+    if norm is not None:
+        x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), norm)
     if rotary is not None:
         x = rotary(
             g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0)), positions, heads

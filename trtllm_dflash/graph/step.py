@@ -47,6 +47,7 @@ def build_step(
     kv_scales: KvScales | None = None,
     ring_width: int | None = None,
     gather_logits: bool = False,
+    row_order: bool = False,
 ) -> ir.Model:
     """Build the step of a target with a drafter, or of a target alone (then block_size is 1).
 
@@ -61,39 +62,47 @@ def build_step(
 
         fp4: the compiler has 4-bit weights, so quantized experts stay 4-bit without plugins.
 
-        kv_scales: of every target layer; they make the target's caches FP8.
+        kv_scales: of every target layer that has keys; they make the target's caches FP8.
 
         ring_width: the widest step; layers with a window then have ring caches.
 
         gather_logits: the logits that decide tokens are an output too.
 
+        row_order: gated delta nets go row by row, slower: every width then gives the same bits.
+
     Raises:
         GraphError: for scales that no cache can have, or FP8 caches without our kernels.
     """
-    kv_cache_dtype = None
-    if kv_scales is not None:
-        check_kv_scales(kv_scales, target.config.kv_layers, dtype=dtype, plugins=plugins)
-        kv_cache_dtype = fp8_cache_dtype(dtype, plugins=plugins)
-    experts_as = _expert_storage(dtype, plugins, fp4)
     ports = step_io(
         target.config,
         drafter.config if drafter else None,
         dtype=dtype,
         cache_len=cache_len,
         block_size=block_size,
-        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_dtype=_kv_cache_dtype(target, kv_scales, dtype, plugins),
         ring_width=ring_width,
         gather_logits=gather_logits,
     )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
+    element, experts_as = DTYPES[dtype], _expert_storage(dtype, plugins, fp4)
     step = _Step(
-        g, inputs, DTYPES[dtype], cache_len, block_size, draft_vocab, experts_as, kv_scales
+        g, inputs, element, cache_len, block_size, draft_vocab, experts_as, kv_scales, row_order
     )
     results = step.emit(target, drafter)
     written = [port for port in ports if port.direction == "output"]
     outputs = [_graph_output(port, results[port.name]) for port in written]
     return _as_model(g, list(inputs.values()), outputs, plugins)
+
+
+def _kv_cache_dtype(
+    target: Checkpoint[TargetConfig], kv_scales: KvScales | None, dtype: str, plugins: bool
+) -> str | None:
+    """Return the type of FP8 caches, None where the target has no such; check their scales."""
+    if kv_scales is None:
+        return None
+    check_kv_scales(kv_scales, target.config.kv_layers, dtype=dtype, plugins=plugins)
+    return fp8_cache_dtype(dtype, plugins=plugins)
 
 
 def _expert_storage(dtype: str, plugins: bool, fp4: bool) -> ExpertStorage:
@@ -135,6 +144,7 @@ class _Step:
     draft_vocab: np.ndarray | None
     experts_as: ExpertStorage
     kv_scales: KvScales | None
+    row_order: bool
 
     def emit(
         self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None
@@ -143,7 +153,8 @@ class _Step:
         g = self.g
         ids = self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
-        verifier = LayerBuilder(g, weights, self.dtype, target.config.rms_norm_eps)
+        config = target.config
+        verifier = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps, config.norm_offset)
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
             hidden, features, written = self._target(verifier, target.config, tap_ids)
@@ -173,6 +184,10 @@ class _Step:
                 )
             written |= draft_written
             results["next_ids"] = g.Concat(bonus, drafts, axis=1)
+        if config.has_linear_layers:
+            # The known rows are in the states, the accepted drafts not yet.
+            known = self.inputs["num_known"]
+            results["next_state_len"] = g.Add(self.inputs["past_len"], known)
         return results | {f"{name}.out": value for name, value in written.items()}
 
     def _target(
@@ -184,6 +199,7 @@ class _Step:
         g = self.g
         ids = self.inputs["input_ids"]
         past = self.inputs["past_len"]
+        names = ("past_len", "state_len", "num_known") if config.has_linear_layers else ()
         context = TargetBuilder(
             model=m,
             config=config,
@@ -192,9 +208,11 @@ class _Step:
             positions=self._positions(past, g.size(ids, 1)),
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
+            lengths=tuple(self.inputs[name] for name in names),
             experts_as=self.experts_as,
             kv_scales=self.kv_scales,
             rings=self._rings("target_key", config.num_layers),
+            row_order=self.row_order,
         )
         x = _embed(m, ids, config.hidden_size)
         outputs = []
@@ -286,10 +304,16 @@ class _Step:
         return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
-        """Return which layers' caches are rings, by the rows of their inputs."""
-        shapes = (self.inputs[f"{name}.{layer}"].shape for layer in range(num_layers))
-        rows = [shape[2] for shape in shapes if shape is not None]
-        return ring_flags([count for count in rows if isinstance(count, int)], self.cache_len)
+        """Return which layers' caches are rings, by the rows of their inputs.
+
+        A layer without keys has none, as one whose caches have all rows.
+        """
+        rows = []
+        for layer in range(num_layers):
+            cache = self.inputs.get(f"{name}.{layer}")
+            count = None if cache is None or cache.shape is None else cache.shape[2]
+            rows.append(count if isinstance(count, int) else self.cache_len)
+        return ring_flags(rows, self.cache_len)
 
     def _positions(self, start: ir.Value, count: ir.Value | list[int]) -> ir.Value:
         """start [B] + 0 … count-1, int64 [B, count]."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from trtllm_dflash.errors import GraphError
+from trtllm_dflash.graph.gated_delta_net import GatedDeltaNet, Memory
 from trtllm_dflash.graph.kv_scales import KvScales
-from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads
+from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads, shape_heads
 from trtllm_dflash.graph.moe_layer import Experts, ExpertStorage
 from trtllm_dflash.graph.ops import VERIFY_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
@@ -29,9 +30,11 @@ class TargetBuilder:
     positions: ir.Value  # int64 [B, S]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
+    lengths: tuple[ir.Value, ...]  # past_len, state_len, num_known; empty without states
     experts_as: ExpertStorage
     kv_scales: KvScales | None = None  # where the caches are FP8
     rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
+    row_order: bool = False  # of gated delta nets' bodies
     written: dict[str, ir.Value] = field(default_factory=dict)
 
     def scope(self, name: str) -> AbstractContextManager[None]:
@@ -54,19 +57,16 @@ class TargetBuilder:
         """Self-attention of x [B·S, hidden] over layer's cache.
 
         x ─┬─ q_proj (q_norm) rope ─┐
-           ├─ k_proj (k_norm) rope ─┼─ DFlashVerifyAttention ─ o_proj
+           ├─ k_proj (k_norm) rope ─┼─ DFlashVerifyAttention (· sigmoid(gate)) ─ o_proj
            └─ v_proj ───────────────┘
 
-        A layer may have a window, and its heads sinks: the configuration says it.
+        A layer may have a window, its heads sinks, and q_proj gates: the configuration says it.
         """
         c = self.config.at_layer(layer)
-        if c.gated_attention:
-            raise GraphError(f"{name}: gated attention is not built")
         m = self.model
         g = self.model.g
-        q_shape = (c.num_q_heads, c.head_dim)
         kv_shape = (c.num_kv_heads, c.head_dim)
-        q = self._projected(x, f"{name}.q", q_shape, norm=c.qk_norm, rotate=True)
+        q, gate = self._queries(x, name)
         k = self._projected(x, f"{name}.k", kv_shape, norm=c.qk_norm, rotate=True)
         v = self._projected(x, f"{name}.v", kv_shape, norm=False, rotate=False)
         key = f"target_key.{layer}"
@@ -87,19 +87,59 @@ class TargetBuilder:
             **ring_attribute(self.rings, layer),
             **self._cache_scales(layer),
         )
-        return m.linear(g.Reshape(out, [-1, c.num_q_heads * c.head_dim]), f"{name}.o_proj")
+        out = g.Reshape(out, [-1, c.num_q_heads * c.head_dim])
+        if gate is not None:
+            out = g.Mul(out, g.Sigmoid(gate))
+        return m.linear(out, f"{name}.o_proj")
+
+    def _queries(self, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value | None]:
+        """Return the queries [B, S, Hq, D], and the gate [B·S, Hq·D] if q_proj has one.
+
+        It then has the rows of a head's query, those of its gate, and the next head's.
+        """
+        c = self.config
+        g = self.model.g
+        x = self.model.linear(x, f"{name}.q_proj")
+        gate = None
+        if c.gated_attention:
+            by_head = g.Reshape(x, [-1, c.num_q_heads, 2 * c.head_dim])
+            sizes = [c.head_dim, c.head_dim]
+            x, gate = g.emit("Split", [by_head, sizes], {"axis": 2}, num_outputs=2)
+            gate = g.Reshape(gate, [-1, c.num_q_heads * c.head_dim])
+        queries = shape_heads(
+            self.model,
+            x,
+            (c.num_q_heads, c.head_dim),
+            self.batch_and_width,
+            rotary=self.rotary,
+            positions=self.positions,
+            norm=f"{name}.q_norm" if c.qk_norm else None,
+        )
+        return queries, gate
 
     def is_linear(self, layer: int) -> bool:
         """Tell whether a layer is a gated delta net."""
         return self.config.linear_layers[layer]
 
-    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:  # noqa: ARG002
-        """Refuse gated delta nets, which this graph does not have yet."""
-        raise GraphError(f"{name}: gated delta nets are not built")
+    def linear_attention(self, x: ir.Value, layer: int, name: str) -> ir.Value:
+        """Return the gated delta net `name` of x [B·S, hidden] over layer's window and state."""
+        config = self.config.linear_attention
+        if config is None:
+            raise GraphError(f"{name}: {self.config.model_type} has no linear attention")
+        window = f"target_window.{layer}"
+        state = f"target_state.{layer}"
+        memory = Memory(self.caches[window], self.caches[state], *self.lengths)
+        net = GatedDeltaNet(self.model, config, self.batch_and_width, name, self.row_order)
+        out, self.written[window], self.written[state] = net(x, memory)
+        return out
 
-    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:  # noqa: ARG002
-        """Refuse shared experts, which this graph does not have yet."""
-        raise GraphError(f"{name}: shared experts are not built")
+    def shared_expert(self, x: ir.Value, name: str) -> ir.Value:
+        """Return the expert of `name` that every token uses, times the sigmoid of its gate."""
+        m = self.model
+        g = self.model.g
+        gate = g.Sigmoid(m.linear(x, f"{name}.shared_expert_gate"))
+        with g.scope("shared_expert"):
+            return g.Mul(m.swiglu(x, f"{name}.shared_expert"), gate)
 
     def experts(self, x: ir.Value, name: str) -> ir.Value:
         """Return the mixture of experts `name` of x [B·S, hidden]."""

@@ -59,6 +59,22 @@ class WeightSource:
             f"{self._model}.{name}", lambda: _tensor(self.tensors[name], self._dtype)
         )
 
+    def wide(self, g: GraphBuilder, name: str, offset: float = 0.0) -> ir.Value:
+        """Return tensor `name` plus `offset` as a float32 initializer, whatever the model's type.
+
+        A sum is made when it is read: in a narrow type it would be another weight.
+        """
+        info = self.tensors[name]
+        if not offset:
+            called = f"{self._model}.{name}"
+            return g.initializer(called, lambda: _tensor(info, ir.DataType.FLOAT))
+
+        def add() -> np.ndarray:
+            total: np.ndarray = info.array().astype(np.float32) + np.float32(offset)
+            return total
+
+        return self.lazy(g, name, ir.DataType.FLOAT, info.shape, add)
+
     def packed(
         self, g: GraphBuilder, name: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
