@@ -38,7 +38,12 @@ static_assert(DFLASH_CONV_KERNEL == dflash::kDeltaConvKernel && dflash::kDeltaHi
 extern "C" __global__ void __launch_bounds__(dflash::kDeltaRowThreads)
     dflash_gated_delta_rows(const __grid_constant__ dflash::GatedDeltaParams params) {
   DFLASH_SHARED_MEMORY(smem);
-  dflash::write_rows(params, reinterpret_cast<unsigned*>(smem));
+  unsigned* raw_smem = reinterpret_cast<unsigned*>(smem);
+  if (static_cast<int>(blockIdx.x) < 2 * params.key_heads + params.value_heads) {
+    dflash::write_rows<true>(params, raw_smem);
+  } else {
+    dflash::write_rows<false>(params, raw_smem);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(dflash::kDeltaRuleThreads)

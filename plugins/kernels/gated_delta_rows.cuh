@@ -6,6 +6,8 @@
 
 namespace dflash {
 
+constexpr int kHeadWords = kDeltaHeadDim / 2;  // of two bfloat16
+
 // A slot's rows by number: its open ones, then the step's. Lengths that cannot be are cut to some that can.
 struct SlotRows {
   int begin;  // the position of row 0
@@ -29,12 +31,11 @@ struct RawRows {
   int step_stride, window_stride;
   int words;
 
-  // Row r >= -kDeltaHistory: the open ones and those before them from the window, the step's from its input. Before
-  // position 0 there is nothing, which is 0.
-  __device__ __forceinline__ unsigned load(const SlotRows& slot, int row, int word) const {
-    if (row >= slot.open) return step_gmem[index_t(row - slot.open) * step_stride + word];
-    if (slot.begin + row < 0) return 0;
-    return window_gmem[index_t(row + kDeltaHistory) * window_stride + word];
+  // Row r >= -kDeltaHistory: the open ones and those before them are in the window, the step's in its input. Null
+  // before position 0, where there is nothing.
+  __device__ __forceinline__ const unsigned* row(const SlotRows& slot, int r) const {
+    if (r >= slot.open) return step_gmem + index_t(r - slot.open) * step_stride;
+    return slot.begin + r < 0 ? nullptr : window_gmem + index_t(r + kDeltaHistory) * window_stride;
   }
 };
 
@@ -44,10 +45,10 @@ __device__ __forceinline__ RawRows raw_rows(const GatedDeltaParams& p, int vecto
   const int channel_words = heads * kDeltaHeadDim / 2;
   RawRows raw;
   raw.window_stride = channel_words + p.value_heads;
-  raw.window_gmem = static_cast<unsigned*>(p.window) + index_t(slot) * p.window_rows * raw.window_stride +
-                    vector * (kDeltaHeadDim / 2);
+  raw.window_gmem =
+      static_cast<unsigned*>(p.window) + index_t(slot) * p.window_rows * raw.window_stride + vector * kHeadWords;
   if (vector < heads) {
-    raw.words = kDeltaHeadDim / 2;
+    raw.words = kHeadWords;
     raw.step_stride = channel_words;
     raw.step_gmem = static_cast<const unsigned*>(p.qkv) + index_t(slot) * p.rows * channel_words + vector * raw.words;
   } else {
@@ -96,7 +97,6 @@ struct Convolution {
 __device__ inline void write_head(const GatedDeltaParams& p, int vector, int slot, int first, int end,
                                   const unsigned* raw_smem) {
   constexpr float kEpsilon = 1e-6f, kQueryScale = 0.08838834764831845f;  // 128^-0.5
-  constexpr int kStride = kDeltaHeadDim / 2;
   static_assert(kDeltaHeadDim == 4 * kWarp, "four channels a lane; and the scale of q is written out");
   const int lane = threadIdx.x % kWarp;
   const bool is_key = vector < 2 * p.key_heads;
@@ -107,7 +107,7 @@ __device__ inline void write_head(const GatedDeltaParams& p, int vector, int slo
   float4* to_gmem = reinterpret_cast<float4*>(part) + (index_t(slot) * heads + head) * p.row_limit * kWarp + lane;
   const Convolution convolution(p, vector * kDeltaHeadDim + 4 * lane);
   for (int row = first + static_cast<int>(threadIdx.x) / kWarp; row < end; row += kDeltaRowThreads / kWarp) {
-    float4 x = convolution.apply(raw_smem + (row - first) * kStride + 2 * lane, kStride);
+    float4 x = convolution.apply(raw_smem + (row - first) * kHeadWords + 2 * lane, kHeadWords);
     if (is_key) {
       const float squares = fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, x.x * x.x)));
       const float scale = (is_query ? kQueryScale : 1.f) / sqrtf(lanes_sum(squares) + kEpsilon);
@@ -136,36 +136,58 @@ __device__ inline void write_gates(const GatedDeltaParams& p, int slot, int firs
   }
 }
 
+// Rows first-kDeltaHistory … end-1 into shared memory, a row for each warp; 0 before position 0.
+template <bool kIsHead>
+__device__ __forceinline__ void stage_rows(const RawRows& raw, const SlotRows& slot, int first, int end,
+                                           unsigned* raw_smem) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int begin = first - kDeltaHistory;
+#pragma unroll(kIsHead ? 4 : 1)
+  for (int row = begin + warp; row < end; row += kDeltaRowThreads / kWarp) {
+    const unsigned* from = raw.row(slot, row);
+    if (kIsHead) {
+      unsigned* to_smem = raw_smem + (row - begin) * kHeadWords + lane;
+      const unsigned low = from ? from[lane] : 0, high = from ? from[lane + kWarp] : 0;
+      to_smem[0] = low, to_smem[kWarp] = high;
+    } else {
+#pragma unroll 1
+      for (int word = lane; word < raw.words; word += kWarp) {
+        raw_smem[(row - begin) * raw.words + word] = from ? from[word] : 0;
+      }
+    }
+  }
+}
+
 // The window moves on to kDeltaHistory rows before the certain ones' end. What lies behind the step's last row stays.
+// Rows from `staged_end` on are none of the window's.
 __device__ inline void move_window(const GatedDeltaParams& p, const SlotRows& slot, const RawRows& raw, int staged_end,
                                    const unsigned* raw_smem) {
-  const int from = slot.commit - kDeltaHistory;  // the row that becomes the window's first
-  const int moved = min(p.window_rows, slot.count - from);
-  for (int i = threadIdx.x; i < moved * raw.words; i += kDeltaRowThreads) {
-    const int row = from + i / raw.words, word = i % raw.words;
-    const unsigned pair =
-        row < staged_end ? raw_smem[(row + kDeltaHistory) * raw.words + word] : raw.load(slot, row, word);
-    raw.window_gmem[index_t(i / raw.words) * raw.window_stride + word] = pair;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int begin = slot.commit - kDeltaHistory;  // the row that becomes the window's first
+  const int moved = min(p.window_rows, slot.count - begin);
+  for (int i = warp; i < moved; i += kDeltaRowThreads / kWarp) {
+    const int row = begin + i;
+    unsigned* to_gmem = raw.window_gmem + index_t(i) * raw.window_stride;
+    const unsigned* from = row < staged_end ? raw_smem + (row + kDeltaHistory) * raw.words : raw.row(slot, row);
+#pragma unroll 2
+    for (int word = lane; word < raw.words; word += kWarp) to_gmem[word] = from[word];
   }
 }
 
 // CTA (x, y, z) takes the columns x and the chunk y of the rows of slot z. It keeps the raw rows in shared memory. The
 // first chunk has all rows that come from the window, so it alone reads those columns of the window. Behind its barrier
 // it may write them.
-__device__ inline void write_rows(const GatedDeltaParams& p, unsigned* raw_smem) {
+template <bool kIsHead>
+__device__ void write_rows(const GatedDeltaParams& p, unsigned* raw_smem) {
   static_assert(kDeltaChunkRows >= kDeltaHistory, "no other chunk reads the window");
   const int vector = blockIdx.x, chunk = blockIdx.y, slot_index = blockIdx.z;
   const SlotRows slot(p, slot_index);
   const int first = chunk == 0 ? 0 : slot.open + chunk * kDeltaChunkRows;
   const int end = min(slot.open + (chunk + 1) * kDeltaChunkRows, slot.count);
   const RawRows raw = raw_rows(p, vector, slot_index);
-  const int staged = (kDeltaHistory + end - first) * raw.words;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < staged; i += kDeltaRowThreads) {
-    raw_smem[i] = raw.load(slot, first - kDeltaHistory + i / raw.words, i % raw.words);
-  }
+  stage_rows<kIsHead>(raw, slot, first, end, raw_smem);
   __syncthreads();
-  if (vector < 2 * p.key_heads + p.value_heads) {
+  if (kIsHead) {
     write_head(p, vector, slot_index, first, end, raw_smem);
   } else {
     write_gates(p, slot_index, first, end, raw_smem);

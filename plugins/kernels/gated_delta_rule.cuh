@@ -26,6 +26,7 @@ class DeltaRule {
     column_ = warp * 8 + lane % 8;
     slot_index_ = blockIdx.z;
     head_ = blockIdx.y;
+    key_head_ = head_ / (p.value_heads / p.key_heads);
     first_column_ = blockIdx.x * kRuleColumns;
     const index_t state = (index_t(slot_index_) * p.value_heads + head_) * kDeltaHeadDim * kDeltaHeadDim;
     state_gmem_ = p.state + state + quarter_ * 4 * kDeltaHeadDim + first_column_ + column_;
@@ -50,23 +51,25 @@ class DeltaRule {
   __device__ void fetch(int first) {
     if (first < slot_.count) {
       RuleStage& stage = stages_[first / kRuleRows % 2];
-      const int key_head = head_ / (p_.value_heads / p_.key_heads);
-      const index_t key_row = (index_t(slot_index_) * p_.key_heads + key_head) * p_.row_limit + first;
+      const index_t key_row = (index_t(slot_index_) * p_.key_heads + key_head_) * p_.row_limit + first;
       const index_t row = (index_t(slot_index_) * p_.value_heads + head_) * p_.row_limit + first;
-      copy(stage.k, p_.k_rows + key_row * kDeltaHeadDim, kDeltaHeadDim, kDeltaHeadDim);
-      copy(stage.q, p_.q_rows + key_row * kDeltaHeadDim, kDeltaHeadDim, kDeltaHeadDim);
-      copy(stage.v, p_.v_rows + row * kDeltaHeadDim + first_column_, kRuleColumns, kDeltaHeadDim);
-      copy(stage.gates, p_.gate_rows + row * 2, 2 * kRuleRows, 0, 1);
+      copy<kRuleRows, kDeltaHeadDim>(stage.k, p_.k_rows + key_row * kDeltaHeadDim);
+      copy<kRuleRows, kDeltaHeadDim>(stage.q, p_.q_rows + key_row * kDeltaHeadDim);
+      copy<kRuleRows, kRuleColumns>(stage.v, p_.v_rows + row * kDeltaHeadDim + first_column_);
+      copy<1, 2 * kRuleRows>(stage.gates, p_.gate_rows + row * 2);
     }
     copy_async_commit();
   }
 
-  // `rows` rows of `width` floats, `stride` floats apart; their last ones may not be there, but the workspace has them.
-  __device__ __forceinline__ static void copy(void* to_smem, const float* from_gmem, int width, int stride,
-                                              int rows = kRuleRows) {
-    const int chunks = width / 4;
-    for (int i = threadIdx.x; i < rows * chunks; i += kDeltaRuleThreads) {
-      copy_async_16(static_cast<float4*>(to_smem) + i, from_gmem + i / chunks * index_t(stride) + i % chunks * 4, true);
+  // kRows rows of kWidth floats out of a part of the workspace. It has kRuleRows rows even where a slot has fewer left.
+  template <int kRows, int kWidth>
+  __device__ __forceinline__ static void copy(void* to_smem, const float* from_gmem) {
+    constexpr int kChunks = kWidth / 4;
+#pragma unroll
+    for (int begin = 0; begin < kRows * kChunks; begin += kDeltaRuleThreads) {
+      const int i = begin + static_cast<int>(threadIdx.x);
+      if (kRows * kChunks - begin < kDeltaRuleThreads && i >= kRows * kChunks) break;
+      copy_async_16(static_cast<float4*>(to_smem) + i, from_gmem + i / kChunks * kDeltaHeadDim + i % kChunks * 4, true);
     }
   }
 
@@ -140,7 +143,7 @@ class DeltaRule {
   SlotRows slot_;
   float* state_gmem_;
   float s_[kGroups][4];
-  int slot_index_, head_, first_column_, column_, quarter_;
+  int slot_index_, head_, key_head_, first_column_, column_, quarter_;
 };
 
 }  // namespace dflash
