@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.builder.memory_plan import MemoryPlan
-from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantized_tensors import is_scale
@@ -66,8 +65,7 @@ class HostCosts:
             keeps = models.stays_packed(model)
             stored = {"BF16"} if size == _BF16_BYTES else {"F32"}
             for name, info in model.tensors.items():
-                is_packed = info.dtype not in WEIGHT_DTYPES
-                is_kept = info.dtype in stored or (is_packed and keeps)
+                is_kept = info.dtype in stored or (keeps and model.stays_packed(name))
                 if not is_kept and not is_scale(name):
                     converted += prod(info.shape) * size
         return converted

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from trtllm_dflash.builder.resolve import ResolvedModels
-from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -73,9 +72,10 @@ class MemoryPlan:
         """Return the plan of resolved models."""
         size = DTYPE_BYTES[models.resolved.dtype]
         same_input = 0
-        for name, info in models.target.tensors.items():
+        target = models.target
+        for name, info in target.tensors.items():
             if name.endswith(_SAME_INPUT) and ".experts." not in name:
-                is_packed = info.dtype not in WEIGHT_DTYPES
+                is_packed = target.stays_packed(name)
                 same_input += info.nbytes if is_packed else prod(info.shape) * size
         return cls(models, models.weight_bytes, same_input, models.cache_bytes_per_slot)
 
@@ -281,7 +281,7 @@ class MemoryPlan:
         if not self._has_kernels:
             widest = max(3 * moe.intermediate_size, moe.intermediate_size + target.hidden_size)
             return rows * moe.num_experts * widest * self._dtype_bytes
-        is_packed = any(".experts." in name for name in self.models.target.formats)
+        is_packed = self.models.target.has_packed_experts
         return moe_plan(
             tokens=rows,
             hidden=target.hidden_size,

@@ -21,7 +21,7 @@ from trtllm_dflash.catalog.published import (
     drafter_json,
     target_json,
 )
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization
+from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS, Quantization
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
@@ -110,7 +110,9 @@ def check_support(pair: Pair) -> PairSupport:
         return PairSupport(pair, (), tuple(refusals))
     config, quantization = target
     refusals += pair_mismatches(config, drafter)
-    check = partial(check_kernels, quantized_experts=quantization.is_quantized)
+    formats = [LINEAR_FORMATS[name] for name in quantization.names]
+    is_packed = any(fmt.stays_packed(experts=True) for fmt in formats)
+    check = partial(check_kernels, quantized_experts=is_packed or quantization.mxfp4)
     _, more = _try(check, {"target": config, "drafter": drafter})
     refusals += more
     return PairSupport(pair, () if refusals else _archs_for(quantization), tuple(refusals))
@@ -118,8 +120,7 @@ def check_support(pair: Pair) -> PairSupport:
 
 def _archs_for(quantization: Quantization) -> tuple[str, ...]:
     """Return the archs that compute all formats of a checkpoint."""
-    names = {quantization.default, *quantization.modules.values()}
-    formats = [FORMATS[name] for name in names if name]
+    formats = [LINEAR_FORMATS[name] for name in quantization.names]
     return tuple(arch for arch in ARCHS if all(arch in fmt.archs for fmt in formats))
 
 

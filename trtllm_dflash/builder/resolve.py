@@ -214,7 +214,7 @@ def resolve_models(
     if resolved.plugins:
         check_kernels(
             configs,
-            quantized_experts=_has_quantized_experts(target),
+            quantized_experts=target.has_packed_experts,
             block_size=resolved.block_size,
         )
     vocab = None
@@ -272,10 +272,6 @@ def _load(
 
 def _has_weights(directory: Path) -> bool:
     return any(path.suffix in _WEIGHT_SUFFIXES for path in directory.iterdir())
-
-
-def _has_quantized_experts(target: Checkpoint[TargetConfig]) -> bool:
-    return any(".experts." in name for name in target.formats)
 
 
 def _kv_scales(

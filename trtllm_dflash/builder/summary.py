@@ -9,8 +9,6 @@ from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
 from trtllm_dflash.checkpoint.formats import WeightFormat, algos_of
 from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES
-from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.engine_dir.inspection import describe_masks
 from trtllm_dflash.graph.kv_scales import stores_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
@@ -126,22 +124,19 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
 
 
 def _weights_text(models: ResolvedModels) -> str:
-    checkpoints = models.checkpoints.values()
-    infos: list[TensorInfo] = []
-    used_formats: list[WeightFormat] = []
-    for checkpoint in checkpoints:
-        infos += checkpoint.tensors.values()
-        used_formats += checkpoint.formats.values()
-    formats = algos_of(used_formats)
     dtype = models.resolved.dtype
-    unconverted = {STORED_DTYPES[dtype]}
-    stored_as = dtype
-    if formats and all(map(models.stays_packed, checkpoints)):
-        unconverted |= set(PACKED_DTYPES)
-        stored_as = f"{formats} and {dtype}"
-    converted = sum(info.dtype not in unconverted for info in infos)
+    packed: list[WeightFormat] = []
+    count, converted = 0, 0
+    for checkpoint in models.checkpoints.values():
+        keeps = models.stays_packed(checkpoint)
+        for name, info in checkpoint.tensors.items():
+            is_packed = keeps and checkpoint.stays_packed(name)
+            packed += [checkpoint.format_of(name)] if is_packed else []
+            converted += info.dtype != STORED_DTYPES[dtype] and not is_packed
+        count += len(checkpoint.tensors)
+    stored_as = f"{algos_of(packed)} and {dtype}" if packed else dtype
     size = human_bytes(models.weight_bytes)
-    return f"{len(infos)} tensors, {size} as {stored_as}; {converted} converted"
+    return f"{count} tensors, {size} as {stored_as}; {converted} converted"
 
 
 def _caches_text(models: ResolvedModels) -> str:

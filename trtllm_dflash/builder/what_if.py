@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, algos_of
+from trtllm_dflash.checkpoint.formats import (
+    FORMATS,
+    LINEAR_FORMATS,
+    Quantization,
+    algos_of,
+)
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint, Config
 from trtllm_dflash.checkpoint.quantization_checks import quantized_to
@@ -26,7 +31,7 @@ def as_if_quantized(
     if name == UNQUANTIZED:
         return model
     stored: Quantization = model.quantization
-    found = [FORMATS[each] for each in {stored.default, *stored.modules.values()} if each]
+    found = [LINEAR_FORMATS[each] for each in sorted(stored.names)]
     if found:
         raise UsageError(
             f"{option} {name}: {model.directory} is {algos_of(found)} already; leave the option"

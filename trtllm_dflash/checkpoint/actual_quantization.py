@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import Quantization
+from trtllm_dflash.checkpoint.formats import FP8_BLOCK_SIZE, Layout, Quantization
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, SCALES
 from trtllm_dflash.checkpoint.quantization_checks import shows_other_method
 from trtllm_dflash.checkpoint.quantized_tensors import is_scale
@@ -30,10 +30,34 @@ def settle_quantization(
             raise ConfigError(label.refusal)
         _warn_left_over(label.describe(), where)
         return Quantization()
-    if quantization.mxfp4 and not is_quantized(infos):
-        _warn_left_over('quantization_config.quant_method is "mxfp4"', where)
+    method = "mxfp4" if quantization.mxfp4 else quantization.layout.value
+    if method != Layout.MODELOPT.value and not is_quantized(infos):
+        _warn_left_over(f'quantization_config.quant_method is "{method}"', where)
         return Quantization()
     return _without_wrong_exclusions(quantization, infos)
+
+
+def without_unfit_blocks(
+    quantization: Quantization, infos: Mapping[str, TensorInfo]
+) -> Quantization:
+    """Return the quantization without plain weights that blocks of 128 x 128 do not divide.
+
+    transformers leaves these as they are, and names them nowhere. `infos` are by ModelOpt's names.
+    """
+    if quantization.layout is not Layout.FINE_GRAINED_FP8:
+        return quantization
+    plain = set(quantization.excluded)
+    for name, info in infos.items():
+        module = name.removesuffix(".weight")
+        is_unfit = any(size % FP8_BLOCK_SIZE for size in info.shape)
+        if (
+            name != module
+            and info.dtype in WEIGHT_DTYPES
+            and is_unfit
+            and f"{module}.weight_scale" not in infos
+        ):
+            plain.add(module)
+    return replace(quantization, excluded=tuple(sorted(plain)))
 
 
 def is_quantized(infos: Mapping[str, TensorInfo]) -> bool:

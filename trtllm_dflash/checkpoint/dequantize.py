@@ -1,6 +1,7 @@
 """Dequantized weights: float32, each product rounded as the formats' definition rounds it.
 
-FP8: E4M3(weight) · weight_scale. NVFP4: E2M1(weight) · (E4M3(weight_scale) · weight_scale_2).
+FP8: E4M3(weight) · weight_scale, which is one number, one for each row, or one for each block of
+128 x 128. NVFP4: E2M1(weight) · (E4M3(weight_scale) · weight_scale_2).
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ _CHUNK_BYTES = 1 << 18  # packed bytes at a time: numpy needs 16 bytes and more 
 
 
 def scalar(info: TensorInfo) -> float:
-    """Return the value of a scale tensor with one element."""
-    return float(info.array().reshape(-1)[0])
+    """Return the value of a scale tensor with one element, by which codes are multiplied.
+
+    A stored divisor is inverted in float32.
+    """
+    value = np.float32(info.array().reshape(-1)[0])
+    return float(np.float32(1) / value if info.is_divisor else value)
+
+
+def row_scales(info: TensorInfo, num_rows: int) -> npt.NDArray[np.float32]:
+    """Return the scale of each row of a weight, float32 [num_rows], from one or as many."""
+    scales = info.array().reshape(-1).astype(np.float32)
+    return np.ascontiguousarray(np.broadcast_to(scales, (num_rows,)))
 
 
 def dequantized(
@@ -36,12 +47,18 @@ def dequantized(
 
     Memory: the result and some MiB.
     """
+    stored = tensors[f"{module}.weight"].array()
     chosen: Any = slice(None) if rows is None else rows
-    packed = tensors[f"{module}.weight"].array()[chosen]
+    packed = stored[chosen]
     scale = tensors[f"{module}.weight_scale"]
     if fmt.group_size is None:
         whole: npt.NDArray[np.float32] = packed.astype(np.float32)
-        whole *= np.float32(scalar(scale))
+        if fmt.block_size is not None:
+            _scale_blocks(whole, scale, np.arange(len(stored))[chosen], fmt.block_size)
+        elif fmt.has_row_scales:
+            whole *= row_scales(scale, len(stored))[chosen, None]
+        else:
+            whole *= np.float32(scalar(scale))
         return whole
     block_scales = scale.array()[chosen]
     scale_2 = np.float32(scalar(tensors[f"{module}.weight_scale_2"]))
@@ -54,3 +71,20 @@ def dequantized(
         blocks = values.reshape(*scales.shape, fmt.group_size)
         weight[part] = (blocks * scales[:, :, None]).reshape(len(scales), -1)
     return weight
+
+
+def _scale_blocks(
+    values: npt.NDArray[np.float32],
+    scale: TensorInfo,
+    rows: npt.NDArray[np.int64],
+    size: int,
+) -> None:
+    """Multiply `values`, which are `rows` of a weight, by the scales of its blocks [size, size].
+
+    The last blocks of both axes may be partial.
+    """
+    scales = scale.array().astype(np.float32)
+    columns = values.shape[1]
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        values[part] *= np.repeat(scales[rows[part] // size], size, axis=1)[:, :columns]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 from trtllm_dflash.checkpoint import scan
+from trtllm_dflash.checkpoint.dequantize import scalar
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.mxfp4 import MAX_EXPONENT_BYTE
 from trtllm_dflash.checkpoint.quantized_tensors import PACKED_DTYPES, is_e8m0_scale, is_scale
@@ -48,6 +50,8 @@ def check_finite(
         index = scan.first_nonfinite(info, progress=progress)
         if index is None and scales:
             index = scan.first_nonpositive(info)
+        if index is None and info.is_divisor and not isfinite(scalar(info)):
+            index = (0,) * len(info.shape)
         if index is None:
             continue
         problem = (

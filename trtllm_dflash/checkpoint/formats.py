@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from trtllm_dflash.hardware.archs import ARCHS, archs_with
 
 HF_QUANT_CONFIG = "hf_quant_config.json"
 NVFP4_GROUP_SIZE = 16  # the only size that Blackwell multiplies
+FP8_BLOCK_SIZE = 128  # rows and columns that share a scale in published FP8 checkpoints
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,14 @@ class WeightFormat:
     """How one linear is stored and computed.
 
     name             our name of it
-    algo             ModelOpt's name of it
+    algo             ModelOpt's name of it, or the field's
     meaning          for people
-    group_size       elements along `in` that share a block scale; None: one scale a tensor
+    group_size       elements along `in` that share a block scale; None: no such scales
     has_input_scale  whether activations are quantized too
     archs            those with the arithmetic; the CPU engine emulates it
     hardware         these archs, for people
+    has_row_scales   whether each row of the weight may have its own scale
+    block_size       rows and columns that share a scale; None: no such blocks
     """
 
     name: str
@@ -32,10 +37,19 @@ class WeightFormat:
     has_input_scale: bool
     archs: tuple[str, ...]
     hardware: str
+    has_row_scales: bool = False
+    block_size: int | None = None
 
     def weight_bits(self) -> float:
         """Return the bits of one weight, its share of block scales included."""
         return 8.0 if self.group_size is None else 4.0 + 8.0 / self.group_size
+
+    def stays_packed(self, *, experts: bool) -> bool:
+        """Return whether an engine for a GPU may hold the codes, of a linear or of `experts`.
+
+        Otherwise it holds the dequantized numbers, in its own type.
+        """
+        return self.group_size is not None or (self.block_size is None and not experts)
 
 
 _FP8 = WeightFormat(
@@ -65,7 +79,35 @@ _W4A16_NVFP4 = WeightFormat(
     archs=archs_with("w4a16_nvfp4"),
     hardware="Blackwell",
 )
+# What `quantize` makes. ModelOpt writes all of these.
 FORMATS: Mapping[str, WeightFormat] = {fmt.name: fmt for fmt in (_FP8, _NVFP4, _W4A16_NVFP4)}
+W8A16_FP8 = WeightFormat(
+    "w8a16_fp8",
+    "W8A16_FP8",
+    "E4M3 weights with a scale for each row, activations as they are",
+    group_size=None,
+    has_input_scale=False,
+    archs=archs_with("fp8"),
+    hardware="sm89 (Ada), sm90 (Hopper) and Blackwell",
+    has_row_scales=True,
+)
+# Held as numbers of the engine's type, so that every arch computes with it.
+FP8_BLOCK = WeightFormat(
+    "fp8_block",
+    "FP8_BLOCK",
+    "E4M3 weights in blocks of 128 x 128 that share a scale, activations as they are",
+    group_size=None,
+    has_input_scale=False,
+    archs=tuple(ARCHS),
+    hardware="every GPU",
+    block_size=FP8_BLOCK_SIZE,
+)
+# All that a linear may have: what is published counts as well.
+LINEAR_FORMATS: Mapping[str, WeightFormat] = {
+    **FORMATS,
+    W8A16_FP8.name: W8A16_FP8,
+    FP8_BLOCK.name: FP8_BLOCK,
+}
 # The format of fused experts, and of nothing else; every arch can dequantize it.
 MXFP4 = WeightFormat(
     "mxfp4",
@@ -76,6 +118,14 @@ MXFP4 = WeightFormat(
     archs=tuple(ARCHS),
     hardware="every GPU",
 )
+
+
+class Layout(Enum):
+    """Who wrote a quantized checkpoint: names of tensors and the types of scales differ."""
+
+    MODELOPT = "modelopt"
+    FINE_GRAINED_FP8 = "fp8"
+    COMPRESSED_TENSORS = "compressed-tensors"
 
 
 @dataclass(frozen=True)
@@ -93,13 +143,15 @@ class UnreadMethod:
 
 @dataclass(frozen=True)
 class Quantization:
-    """The formats of a checkpoint's linears: by name in `modules`, else `default`.
+    """The formats of a checkpoint's linears: by name in `modules`, by `targets`, else `default`.
 
-    `excluded` modules have none: names, which cover what is inside of them, and patterns with `*`.
-    `kv_cache` is "fp8" if keys and values are stored so. `mxfp4` concerns fused experts only. An
-    unquantized checkpoint has no format anywhere. `doubtful` are exclusions that not every
-    description has, and `unread_method` may be left over: `settle_quantization` decides both.
+    `targets` are patterns with a format each, of which the first counts. `excluded` modules have
+    none: names, which cover what is inside of them, and patterns with `*`. `kv_cache` is "fp8" if
+    keys and values are stored so. `mxfp4` concerns fused experts only. An unquantized checkpoint
+    has no format anywhere. `doubtful` are exclusions that not every description has, and
+    `unread_method` may be left over: `settle_quantization` decides both.
     `stored_under`: in exclusions, a module's name may begin with the first instead of the second.
+    `layout` says under which names the tensors are stored.
     """
 
     default: str | None = None
@@ -110,44 +162,79 @@ class Quantization:
     doubtful: tuple[str, ...] = ()
     unread_method: UnreadMethod | None = None
     stored_under: tuple[str, str] | None = None
+    layout: Layout = Layout.MODELOPT
+    targets: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_quantized(self) -> bool:
         """Tell whether any linear can have a format."""
-        return self.default is not None or bool(self.modules) or self.mxfp4
+        return bool(self.names) or self.mxfp4
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of all formats that linears have."""
+        stated = (self.default, *self.modules.values(), *(name for _, name in self.targets))
+        return {name for name in stated if name}
 
     def format_of(self, module: str) -> WeightFormat | None:
         """Return the format of the linear `module`, None if it is not quantized."""
         name = self.modules.get(module)
-        if name is None and self.default is not None and self.excluded_by(module) is None:
-            name = self.default
-        return FORMATS[name] if name else None
+        if name is None and self.excluded_by(module) is None:
+            name = self._target_format(module) or self.default
+        return LINEAR_FORMATS[name] if name else None
+
+    def _target_format(self, module: str) -> str | None:
+        return next((fmt for row, fmt in self.targets if self.covers(row, module)), None)
 
     def format_of_experts(self, name: str) -> WeightFormat | None:
         """Return the format of the fused experts `name`, None if they are not quantized."""
         return MXFP4 if self.mxfp4 and self.excluded_by(name) is None else None
 
     def excluded_by(self, module: str) -> str | None:
-        """Return the first entry of `excluded` that covers the module."""
-        return next((entry for entry in self.excluded if self.covers(entry, module)), None)
+        """Return an entry of `excluded` that covers the module, under either of its names."""
+        patterns, names = self._exclusions
+        for name in self._names_of(module):
+            inside_of = name
+            while inside_of:
+                if inside_of in names:
+                    return inside_of
+                inside_of = inside_of.rpartition(".")[0]
+            found = next((row for row in patterns if fnmatchcase(name, row)), None)
+            if found is not None:
+                return found
+        return None
 
     def covers(self, pattern: str, module: str) -> bool:
-        """Tell whether an exclusion covers a module under either of its names."""
-        if covers(pattern, module):
-            return True
+        """Tell whether a pattern covers a module under either of its names."""
+        return any(covers(pattern, name) for name in self._names_of(module))
+
+    def _names_of(self, module: str) -> tuple[str, ...]:
+        """Return a module's name, and the one that it has in the files if that is another."""
         if self.stored_under is None:
-            return False
+            return (module,)
         stored, ours = self.stored_under
-        return module.startswith(ours) and covers(pattern, stored + module.removeprefix(ours))
+        if not module.startswith(ours):
+            return (module,)
+        return module, stored + module.removeprefix(ours)
+
+    @cached_property
+    def _exclusions(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        """Return the patterns and the names of `excluded`: names are looked up, not tried."""
+        patterns = tuple(filter(_is_pattern, self.excluded))
+        return patterns, frozenset(self.excluded) - set(patterns)
 
 
 def algos_of(formats: Iterable[WeightFormat]) -> str:
-    """Join ModelOpt's names of some formats, each once."""
+    """Join the names of some formats, each once."""
     return ", ".join(dict.fromkeys(fmt.algo for fmt in formats))
 
 
 def covers(pattern: str, module: str) -> bool:
     """Tell whether an exclusion covers a module: a name, or a pattern with `*`."""
-    if "*" in pattern or "?" in pattern:
+    if _is_pattern(pattern):
         return fnmatchcase(module, pattern)
     return module == pattern or module.startswith(f"{pattern}.")
+
+
+def _is_pattern(text: str) -> bool:
+    return "*" in text or "?" in text

@@ -13,11 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from trtllm_dflash.checkpoint.actual_quantization import settle_quantization
+from trtllm_dflash.checkpoint.actual_quantization import (
+    settle_quantization,
+    without_unfit_blocks,
+)
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
+    W8A16_FP8,
     Quantization,
     WeightFormat,
     algos_of,
@@ -29,6 +33,12 @@ from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantization_checks import (
     check_foreign_formats,
     check_quantization,
+    may_have_input_scale,
+)
+from trtllm_dflash.checkpoint.quantized_layouts import (
+    by_modelopts_names,
+    stored_name,
+    with_experts_apart,
 )
 from trtllm_dflash.checkpoint.quantized_tensors import (
     PACKED_DTYPES,
@@ -58,6 +68,7 @@ _LOG = logging.getLogger(__name__)
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 _MAX_LISTED = 8
+_ROW_SCALE_BYTES = 4  # float32 in an engine, however they are stored
 
 
 @dataclass(frozen=True)
@@ -112,23 +123,46 @@ class Checkpoint(Generic[Config]):
         """
         return sum(self.bytes_by_format(bytes_per_weight, keeps_packed=keeps_packed).values())
 
-    def _format_of(self, name: str) -> WeightFormat:
+    def format_of(self, name: str) -> WeightFormat:
         """Return the format whose packed weight or scales a tensor is."""
         return (
             self.formats.get(name.rpartition(".")[0])
             or self.formats[name.removesuffix(BLOCKS).removesuffix(SCALES)]
         )
 
+    def stays_packed(self, name: str) -> bool:
+        """Return whether an engine that keeps packed weights holds this tensor as it is stored."""
+        if self.tensors[name].dtype in WEIGHT_DTYPES:
+            return False
+        return self.format_of(name).stays_packed(experts=".experts." in name)
+
+    @property
+    def has_packed_experts(self) -> bool:
+        """Return whether an engine that keeps packed weights holds codes of experts."""
+        return any(
+            ".experts." in name and fmt.stays_packed(experts=True)
+            for name, fmt in self.formats.items()
+        )
+
+    def _is_row_scale(self, name: str) -> bool:
+        """Return whether an engine that keeps packed weights holds a number for each row."""
+        module, _, last = name.rpartition(".")
+        fmt = self.formats.get(module)
+        is_kept = fmt is not None and fmt.has_row_scales and ".experts." not in module
+        return is_kept and last == "weight_scale" and prod(self.tensors[name].shape) > 1
+
     def bytes_by_format(self, bytes_per_weight: int, *, keeps_packed: bool) -> dict[str, int]:
-        """Return `weight_bytes` by ModelOpt's name of the format; "": not quantized (any more)."""
+        """Return `weight_bytes` by the name of the format; "": not quantized (any more)."""
         if not keeps_packed:
             return {"": self.num_parameters * bytes_per_weight}
         found = Counter[str]()
         for name, info in self.tensors.items():
-            if info.dtype not in WEIGHT_DTYPES:
-                found[self._format_of(name).algo] += info.nbytes
+            if self.stays_packed(name):
+                found[self.format_of(name).algo] += info.nbytes
             elif not is_scale(name):
                 found[""] += prod(info.shape) * bytes_per_weight
+            elif self._is_row_scale(name):
+                found[W8A16_FP8.algo] += prod(info.shape) * _ROW_SCALE_BYTES
         return dict(found)
 
 
@@ -147,7 +181,9 @@ def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
     text = text_part(read_all_tensor_infos(directory), config.tensors, where)
     quantization = text_quantization(quantization, config.tensors)
     quantization = settle_quantization(quantization, text.infos, where)
-    infos = in_usual_layout(text.infos, config)
+    infos = by_modelopts_names(text.infos, quantization.layout, where)
+    infos = with_experts_apart(infos, config, where)
+    infos = in_usual_layout(infos, config)
     config = _with_own_head(config, infos, quantization, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     others = {name: IgnoredTensor(*row) for name, row in text.ignored.items()}
@@ -186,6 +222,7 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
     quantization = settle_quantization(quantization, infos, where)
+    infos = by_modelopts_names(infos, quantization.layout, where)
     return _match_tensors(directory, where, config, infos, quantization)
 
 
@@ -234,14 +271,15 @@ def _match_tensors(
 
     One error lists all that are missing, unexpected or of a wrong shape or dtype.
     """
+    quantization = without_unfit_blocks(quantization, infos)
     rows = expand_specs(config.tensors.used, config)
     ignorable = expand_specs(config.tensors.ignored, config)
     quantizable = Quantizable.from_rows(rows, config)
     formats = quantizable.formats(quantization)
-    for module in quantizable.expert_linears:
-        if module in formats:
+    for module in quantizable.linears.keys() & formats.keys():
+        if not formats[module].has_input_scale and may_have_input_scale(module, quantization):
             name = f"{module}.input_scale"
-            reason = "experts multiply their activations as they are."
+            reason = "activations are multiplied as they are."
             ignorable[name] = IgnoredSpec(name, reason=reason)
     expected = without_unit_scales(expected_tensors(rows, config, formats, quantization), infos)
     check_foreign_formats(
@@ -252,7 +290,13 @@ def _match_tensors(
         name: StoredSpec(tuple(resolve_shape(row, config)), row.shape)
         for name, row in ignorable.items()
     }
-    _refuse_mismatch(where, infos, expected, allowed)
+    names = {
+        name: stored_name(
+            name, quantization.layout, is_packed=_is_packed(formats.get(name.rpartition(".")[0]))
+        )
+        for name in expected
+    }
+    _refuse_mismatch(where, infos, expected, allowed, names)
     tensors = {name: infos[name] for name in expected}
     ignored = {
         name: IgnoredTensor(infos[name], row.reason)
@@ -274,25 +318,29 @@ def _refuse_mismatch(
     infos: Mapping[str, TensorInfo],
     expected: dict[str, StoredSpec],
     allowed: dict[str, StoredSpec],
+    names: Mapping[str, str],
 ) -> None:
+    """Raise CheckpointError for all differences; `names` are those that the files should have."""
     present = {name: stored for name, stored in (allowed | expected).items() if name in infos}
     problems = {
         "missing": [
-            f"{name} {list(stored.shape)}"
+            f"{names[name]} {list(stored.shape)}"
             for name, stored in expected.items()
             if name not in infos
         ],
         "unexpected": [
-            f"{name} {list(info.shape)}" for name, info in infos.items() if name not in present
+            f"{info.name} {list(info.shape)}"
+            for name, info in infos.items()
+            if name not in present
         ],
         "wrong shape": [
-            f"{name} has {list(infos[name].shape)}, expected {list(stored.shape)} ="
+            f"{infos[name].name} has {list(infos[name].shape)}, expected {list(stored.shape)} ="
             f" [{', '.join(stored.symbols)}]"
             for name, stored in present.items()
             if (stored.symbols or name in expected) and not stored.admits(infos[name].shape)
         ],
         "wrong dtype": [
-            f"{name} is {infos[name].dtype} (supported: {', '.join(stored.dtypes)})"
+            f"{infos[name].name} is {infos[name].dtype} (supported: {', '.join(stored.dtypes)})"
             for name, stored in expected.items()
             if name in infos and infos[name].dtype not in stored.dtypes
         ],
@@ -303,6 +351,10 @@ def _refuse_mismatch(
     if lines:
         text = "\n".join([f"{where}: the tensors do not match config.json:", *lines])
         raise CheckpointError(f"{text}\nPass the config.json that belongs to these weights.")
+
+
+def _is_packed(fmt: WeightFormat | None) -> bool:
+    return fmt is not None and fmt.group_size is not None
 
 
 def _num_weights(info: TensorInfo) -> int:

@@ -1,9 +1,10 @@
-"""Reading of ModelOpt's quantization settings, from both files that may have them.
+"""Reading of a checkpoint's quantization settings, ModelOpt's from both files that may have them.
 
 ModelOpt writes them into hf_quant_config.json and again, spelled differently, into config.json's
 `quantization_config`; engines differ in which they read. Here both are read: quant_statements.py
-says what they mean together. Formats that cannot be built are refused by name: under the wrong
-format, a weight is noise.
+says what they mean together. Hugging Face's FP8 and compressed-tensors have only the second, and
+modules of their own. Formats that cannot be built are refused by name: under the wrong format, a
+weight is noise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trtllm_dflash.checkpoint.compressed_tensors import SIBLING, read_compressed_tensors
 from trtllm_dflash.checkpoint.config_groups import (
     AWQ,
     check_group_size,
@@ -18,13 +20,16 @@ from trtllm_dflash.checkpoint.config_groups import (
     read_element_type,
     read_group_format,
 )
+from trtllm_dflash.checkpoint.fine_grained_fp8 import read_fine_grained_fp8
 from trtllm_dflash.checkpoint.formats import (
     FORMATS,
     HF_QUANT_CONFIG,
     MXFP4,
+    Layout,
     Quantization,
     UnreadMethod,
 )
+from trtllm_dflash.checkpoint.module_patterns import patterns_of
 from trtllm_dflash.checkpoint.quant_statements import Exactness, Statement, combine
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.base import REQUANTIZE
@@ -59,6 +64,14 @@ REFUSED_ALGOS: Mapping[str, str] = {
     "INT8_WO": _INTEGER,
     "W4A16_GPTQ": _INTEGER,
 }
+# Methods of others whose tensors are not read -> why.
+REFUSED_METHODS: Mapping[str, str] = {
+    "gptq": "its 4-bit weights are integers with zero points, which are not built",
+    "awq": "its 4-bit weights are integers with zero points, which are not built",
+    "bitsandbytes": "its weights are indices into a table, which are not built",
+    "fbgemm_fp8": "its scales are stored for another engine",
+    "gguf": "its blocks have scales of their own kinds, which are not built",
+}
 _KV_ALGOS: Mapping[str, str] = {"FP8": "fp8"}
 _SECTIONS = ("quantization_config", "compression_config")  # the second is an older spelling
 
@@ -79,11 +92,18 @@ def read_quantization(
     that contradict each other.
     """
     reader = HfReader(config_json, where)
-    unread = next(filter(None, (_unread_method(reader, key) for key in _SECTIONS)), None)
-    if unread is not None:
-        if not has_weights:
-            raise ConfigError(unread.refusal)
-        return Quantization(unread_method=unread)
+    for key in _SECTIONS:
+        section = reader.section(key)
+        method = _method(section, key)
+        if section is None or method is None:
+            continue
+        try:
+            return _read_method(section, method, hf_quant_config)
+        except ConfigError as refusal:
+            if not has_weights:
+                raise
+            path = f"{key}.quant_method" if key == _SECTIONS[0] else key
+            return Quantization(unread_method=UnreadMethod(path, method, str(refusal)))
     statements: list[Statement] = []
     if hf_quant_config is not None:
         original = HfReader(hf_quant_config, f"{where} ({HF_QUANT_CONFIG})")
@@ -94,23 +114,37 @@ def read_quantization(
     return combine(statements, where)
 
 
-def _unread_method(reader: HfReader, key: str) -> UnreadMethod | None:
-    """Return the method of a section of config.json if its tensors are not read."""
-    section = reader.section(key)
+def _method(section: HfReader | None, key: str) -> str | None:
+    """Return the method of a section of config.json; None if it is empty or as ModelOpt writes."""
     if section is None or not section.data:
         return None
-    if key != _SECTIONS[0]:
-        name, path = section.read(str, "quant_method", default="compressed-tensors"), key
-    else:
-        name = section.read(str, "quant_method", default="modelopt")
-        path = f"{key}.quant_method"
-        if name.startswith("modelopt") or name == MXFP4.name:
-            return None
-    refusal = (
-        f"{reader.where}: {path} is {quote(name)}, and quantized checkpoints are read as ModelOpt"
-        f" writes them: others store other scales. {REQUANTIZE}"
+    default = Layout.MODELOPT if key == _SECTIONS[0] else Layout.COMPRESSED_TENSORS
+    name = section.read(str, "quant_method", default=default.value)
+    return None if name.startswith(Layout.MODELOPT.value) or name == MXFP4.name else name
+
+
+def _read_method(
+    section: HfReader, method: str, hf_quant_config: dict[str, Any] | None
+) -> Quantization:
+    """Read a section of another method than ModelOpt's."""
+    if method not in (Layout.FINE_GRAINED_FP8.value, Layout.COMPRESSED_TENSORS.value):
+        why = REFUSED_METHODS.get(method, "it is none of modelopt, compressed-tensors and fp8")
+        section.fail(
+            "quant_method", f"is {quote(method)}, which cannot be built: {why}. {SIBLING}"
+        )
+    if hf_quant_config is not None:
+        section.fail(
+            "quant_method",
+            f"is {quote(method)}, and {HF_QUANT_CONFIG} is there, which ModelOpt writes: one of"
+            " them is left over. Get an intact copy of the checkpoint.",
+        )
+    if method == Layout.COMPRESSED_TENSORS.value:
+        return read_compressed_tensors(section, _as_patterns)
+    spelled = ("modules_to_not_convert", "ignored_layers")
+    stated = section.read_list(str, *spelled, default=None)
+    return read_fine_grained_fp8(
+        section, None if stated is None else _as_patterns(section, spelled[0], stated)
     )
-    return UnreadMethod(path, name, refusal)
 
 
 def _read_original(reader: HfReader, source: str) -> list[Statement]:
@@ -226,16 +260,24 @@ def _read_groups(reader: HfReader, groups: HfReader) -> Statement:
 
 
 def _read_patterns(reader: HfReader, name: str) -> tuple[str, ...]:
-    patterns = reader.read_list(str, name, default=())
-    if len(patterns) > MAX_PATTERNS:
-        reader.fail(name, f"has {len(patterns)} entries, expected at most {MAX_PATTERNS}.")
-    for pattern in patterns:
-        if pattern.startswith("re:"):
-            reader.fail(
+    return tuple(sorted(_as_patterns(reader, name, reader.read_list(str, name, default=()))))
+
+
+def _as_patterns(reader: HfReader, name: str, entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names and patterns of modules; regular expressions ("re:") become patterns."""
+    if len(entries) > MAX_PATTERNS:
+        reader.fail(name, f"has {len(entries)} entries, expected at most {MAX_PATTERNS}.")
+    found = dict[str, None]()
+    for entry in entries:
+        patterns = [entry]
+        if entry.startswith("re:"):
+            patterns = patterns_of(entry.removeprefix("re:")) or reader.fail(
                 name,
-                f"contains {quote(pattern)}: regular expressions are not read. Write names, or x.*",
+                f"contains {quote(entry)}: of regular expressions, names with .* and (a|b) are"
+                " read. Write names, or x.*",
             )
-    return tuple(sorted(set(patterns)))
+        found |= dict.fromkeys(patterns)
+    return tuple(found)
 
 
 def _read_kv_cache(reader: HfReader) -> str | None:

@@ -9,7 +9,12 @@ import ml_dtypes
 import numpy as np
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, Quantization, WeightFormat
+from trtllm_dflash.checkpoint.formats import (
+    HF_QUANT_CONFIG,
+    Layout,
+    Quantization,
+    WeightFormat,
+)
 from trtllm_dflash.checkpoint.mxfp4 import expert_errors
 from trtllm_dflash.checkpoint.quantized_tensors import (
     LINEAR_SCALES,
@@ -44,9 +49,11 @@ _FOREIGN: Mapping[str, str] = {
     ),
     r"svdquant_lora_[ab]$": "an SVDQuant checkpoint, which adds a low-rank matrix to every linear",
     r"\.(weight_packed|weight_global_scale|input_global_scale)$": (
-        "a compressed-tensors checkpoint, whose global scales are the inverse of ModelOpt's"
+        "a compressed-tensors checkpoint, and config.json's quant_method is not compressed-tensors"
     ),
-    r"\.weight_scale_inv$": "FP8 weights with a scale for each block of 128 x 128",
+    r"\.weight_scale_inv$": (
+        "fine-grained FP8 weights, and config.json's quant_method is not fp8"
+    ),
     r"\.(absmax|quant_map|quant_state\.\w+)$": "a bitsandbytes checkpoint",
     r"_proj_(blocks|scales)$": "MXFP4 experts as gpt-oss has them",
     r"\.experts\.(gate_up|down)_proj$": (
@@ -111,15 +118,10 @@ def check_quantization(
                 f"{module} is {fmt.algo}, and it must not be quantized: exclude it and quantize"
                 " again"
             )
-        elif module in model.expert_linears and fmt.group_size is None:
-            errors.append(
-                f"{module} is {fmt.algo}, and experts can be NVFP4 or unquantized: exclude it"
-            )
         elif _is_plain(infos, module):
             unscaled.append(module)
         else:
-            # Stated NVFP4 quantizes activations too; those of experts are not quantized here.
-            if fmt is quantization.format_of(module):
+            if fmt.has_input_scale or not may_have_input_scale(module, quantization):
                 errors += _input_scale_errors(infos, module, fmt)
             errors += _quantized_errors(infos, module, fmt, shape)
     errors += _unscaled_errors(infos, unscaled, formats)
@@ -132,6 +134,16 @@ def check_quantization(
             f" states:{lines}{more}\nPass the configuration that belongs to these weights, or"
             " quantize the original again."
         )
+
+
+def may_have_input_scale(module: str, quantization: Quantization) -> bool:
+    """Tell whether a scale of a linear's activations may be stored, whatever is computed here.
+
+    Stated formats quantize activations of experts too, and so do formats of other makers.
+    """
+    stated = quantization.format_of(module)
+    is_modelopt = quantization.layout is Layout.MODELOPT
+    return stated is not None and (stated.has_input_scale or not is_modelopt)
 
 
 def _plain_errors(
@@ -230,7 +242,8 @@ def _quantized_errors(
     scale = infos.get(f"{module}.weight_scale")
     errors = []
     if fmt.group_size is None:
-        if scale is not None and scale.shape not in ((), (1,)):
+        is_one = fmt.block_size is None and not fmt.has_row_scales
+        if is_one and scale is not None and scale.shape not in ((), (1,)):
             errors.append(
                 f"{module}.weight_scale has {list(scale.shape)}, expected a scalar for the whole"
                 " tensor"

@@ -3,10 +3,13 @@
 | format | weight | weight_scale | weight_scale_2 | input_scale |
 |---|---|---|---|---|
 | FP8 | F8_E4M3 [out, in] | F32 [] | | F32 [] |
+| W8A16_FP8 | F8_E4M3 [out, in] | F32 or BF16 [out, 1], or [] | | |
+| FP8_BLOCK | F8_E4M3 [out, in] | F32 or BF16 [out/128, in/128], rounded up | | |
 | NVFP4 | U8 [out, in/2] | F8_E4M3 [out, in/16] | F32 [] | F32 [] |
 | W4A16_NVFP4 | U8 [out, in/2] | F8_E4M3 [out, in/16] | F32 [] | |
 
-A byte of an NVFP4 weight packs two E2M1 values along `in`, the first one in its low half. See
+These are ModelOpt's names; quantized_layouts.py has those of others, whose single numbers may be
+BF16 as well. A byte of an NVFP4 weight packs two E2M1 values along `in`, the first one in its low half. See
 dequantize.py for the values, mxfp4.py for fused experts and quantization_checks.py for errors.
 """
 
@@ -17,7 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
-from trtllm_dflash.checkpoint.formats import FORMATS, Quantization, WeightFormat
+from trtllm_dflash.checkpoint.formats import (
+    FORMATS,
+    W8A16_FP8,
+    Layout,
+    Quantization,
+    WeightFormat,
+)
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MXFP4_GROUP_SIZE, SCALES
 from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shape
 
@@ -29,18 +38,26 @@ ALL_SCALES = (*LINEAR_SCALES, *CACHE_SCALES.values())
 
 @dataclass(frozen=True)
 class StoredSpec:
-    """What a stored tensor must be: its sizes, the same in symbols, and the dtypes it may have."""
+    """What a stored tensor must be: its sizes, the same in symbols, and the dtypes it may have.
+
+    `others` are further shapes of the same numbers.
+    """
 
     shape: tuple[int, ...]
     symbols: tuple[str, ...]
     dtypes: tuple[str, ...] = WEIGHT_DTYPES
+    others: tuple[tuple[int, ...], ...] = ()
 
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Tell whether a tensor may have this shape; a scalar may also be stored as [1]."""
-        return shape == self.shape or (not self.shape and shape == (1,))
+        return shape in (self.shape, *self.others) or (not self.shape and shape == (1,))
 
 
-_SCALAR = StoredSpec((), (), ("F32",))
+
+def _scalar(quantization: Quantization) -> StoredSpec:
+    """Return what a scale of a whole tensor must be: other makers than ModelOpt use BF16 too."""
+    is_modelopt = quantization.layout is Layout.MODELOPT
+    return StoredSpec((), (), ("F32",) if is_modelopt else WEIGHT_DTYPES)
 
 
 def expected_tensors(
@@ -60,12 +77,12 @@ def expected_tensors(
         if row.are_experts and name in formats:
             expected |= _tensors_of_experts(name, plain)
         elif part == "weight" and module in formats:
-            expected |= _tensors_of(module, formats[module], plain)
+            expected |= tensors_of_linear(module, formats[module], plain, quantization)
         else:
             expected[name] = plain
         scale = CACHE_SCALES.get(module.rpartition(".")[2])
         if quantization.kv_cache and scale and part == "weight":
-            expected[f"{module}.{scale}"] = _SCALAR
+            expected[f"{module}.{scale}"] = _scalar(quantization)
     return expected
 
 
@@ -82,21 +99,39 @@ def without_unit_scales(
     return {name: stored for name, stored in expected.items() if not is_cache_scale(name)}
 
 
-def _tensors_of(module: str, fmt: WeightFormat, plain: StoredSpec) -> dict[str, StoredSpec]:
+def tensors_of_linear(
+    module: str, fmt: WeightFormat, plain: StoredSpec, quantization: Quantization
+) -> dict[str, StoredSpec]:
+    """Return the tensors by name of a linear in a format; `plain` is its weight without one."""
+    scalar = _scalar(quantization)
     if fmt.group_size is None:
+        scale = scalar
+        if fmt.block_size is not None:
+            scale = _block_scales(plain, fmt.block_size)
+        elif fmt.has_row_scales:
+            rows = plain.shape[0]
+            symbols = (plain.symbols[0], "1")
+            scale = StoredSpec((rows, 1), symbols, WEIGHT_DTYPES, ((rows,), (), (1,)))
         tensors = {
             "weight": StoredSpec(plain.shape, plain.symbols, ("F8_E4M3",)),
-            "weight_scale": _SCALAR,
+            "weight_scale": scale,
         }
     else:
         tensors = {
             "weight": _divided(plain, 2, "U8"),
             "weight_scale": _divided(plain, fmt.group_size, "F8_E4M3"),
-            "weight_scale_2": _SCALAR,
+            "weight_scale_2": scalar,
         }
     if fmt.has_input_scale:
-        tensors["input_scale"] = _SCALAR
+        tensors["input_scale"] = scalar
     return {f"{module}.{name}": stored for name, stored in tensors.items()}
+
+
+def _block_scales(plain: StoredSpec, size: int) -> StoredSpec:
+    """Return a scale for each block [size, size]; the last ones may be partial."""
+    shape = tuple(-(-length // size) for length in plain.shape)
+    symbols = tuple(f"ceil({symbol}/{size})" for symbol in plain.symbols)
+    return StoredSpec(shape, symbols, WEIGHT_DTYPES)
 
 
 def _divided(plain: StoredSpec, size: int, dtype: str) -> StoredSpec:
@@ -171,9 +206,15 @@ class Quantizable:
         """Return the formats of what is quantized; a single expert's is of its weights alone."""
         found = {module: quantization.format_of(module) for module in self.linears}
         found |= {name: quantization.format_of_experts(name) for name in self.experts}
-        weights_only = FORMATS["w4a16_nvfp4"]
         return {
-            module: weights_only if module in self.expert_linears and fmt.group_size else fmt
+            module: _of_weights_alone(fmt) if module in self.expert_linears else fmt
             for module, fmt in found.items()
             if fmt is not None
         }
+
+
+def _of_weights_alone(fmt: WeightFormat) -> WeightFormat:
+    """Return the format of the same weights whose activations are left as they are."""
+    if not fmt.has_input_scale:
+        return fmt
+    return FORMATS["w4a16_nvfp4"] if fmt.group_size else W8A16_FP8

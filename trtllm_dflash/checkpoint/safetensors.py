@@ -28,7 +28,7 @@ MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 class TensorInfo:
     """Where one tensor lies: `offset` is absolute in the file `path`.
 
-    `nbytes` equals shape times dtype.
+    `nbytes` equals shape times dtype. `is_divisor`: a scale that divides, where others multiply.
     """
 
     name: str
@@ -37,6 +37,7 @@ class TensorInfo:
     path: Path
     offset: int
     nbytes: int
+    is_divisor: bool = False
 
     def array(self) -> npt.NDArray[Any]:
         """Return a read-only view of the file's bytes, of `shape`; see `numpy_dtype`."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trtllm_dflash.checkpoint.formats import FORMATS, algos_of
+from trtllm_dflash.checkpoint.formats import FORMATS, LINEAR_FORMATS, algos_of
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED, quantized_to
-from trtllm_dflash.errors import CheckpointError, UsageError
+from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.workload import ModelPair
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -61,12 +61,11 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
     `name`: the format to quantize to, "none" for what is stored; `option` is for errors.
 
     Raises:
-        CheckpointError: for experts that are stored in FP8.
         UsageError: for a format that is asked of a quantized model.
     """
     stored = model.quantization
     if name != "none":
-        found = [FORMATS[each] for each in {stored.default, *stored.modules.values()} if each]
+        found = [LINEAR_FORMATS[each] for each in sorted(stored.names)]
         if found:
             raise UsageError(
                 f"{option} {name}: {model.directory} is {algos_of(found)} already; leave the option"
@@ -74,17 +73,10 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
             )
         asked = quantized_to(name, mxfp4=stored.mxfp4)
         model = checkpoint_of_config(model.config, asked, str(model.directory))
-    formats, refused = {}, []
+    formats = {}
     for module, fmt in model.formats.items():
         layer, is_expert, _ = module.partition(".experts.")
-        # Experts are stored in 4 bits, or not quantized: no other format has a kernel.
-        if is_expert and fmt.group_size is None:
-            refused.append(module)
-        elif module not in NEVER_QUANTIZED:
+        # What has no kernel is held as numbers of the engine's type.
+        if fmt.stays_packed(experts=bool(is_expert)) and module not in NEVER_QUANTIZED:
             formats[f"{layer}.experts" if is_expert else module] = fmt
-    if refused and name == "none":
-        raise CheckpointError(
-            f"{model.directory}: {min(refused)} is FP8, and experts can be NVFP4 or unquantized:"
-            " exclude it"
-        )
     return replace(model, formats=formats)

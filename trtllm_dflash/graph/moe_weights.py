@@ -139,11 +139,9 @@ class PerExpertLinears(ExpertWeight):
 
     @property
     def weight_format(self) -> int:
-        return (
-            2
-            if all(linear in self.weights.formats for group in self.linears for linear in group)
-            else 0
-        )
+        formats = (self.weights.formats.get(name) for group in self.linears for name in group)
+        is_packed = all(fmt and fmt.stays_packed(experts=True) for fmt in formats)
+        return 2 if is_packed else 0
 
     def no_fp4_reason(self) -> str | None:
         scales = self._scales_2

@@ -13,6 +13,10 @@ DequantizeLinear:
             (input_scale)           └─ E4M3 scales ─ DQ ─┘           ├─ Gemm
         weight E2M1, its E4M3 scales ─ DQ ─ DQ ─ cast ───────────────┘
 
+W8A16_FP8 is the lower half of FP8, with one scale or one for each row. TensorRT-RTX 1.7 compiles
+it to one kernel that reads a byte a weight. FP8 weights with scales of blocks of 128 x 128 have no
+such kernel: their numbers are rounded to the engine's type.
+
 Only weights are 4-bit in W4A16_NVFP4: x goes to Gemm as it is. TensorRT-RTX 1.7 fuses nothing
 there. Its engine writes the BF16 weight into memory before every product, so that format makes an
 engine small and not fast.
@@ -63,7 +67,7 @@ class QuantizedLinears:
             if key not in self._rounded:
                 self._rounded[key] = self._activation(x, weight_format.group_size, scale)
             x = self._rounded[key]
-        if self._emulates:
+        if self._emulates or not weight_format.stays_packed(experts=False):
             return x, self.weights.dequantized(self.g, module, rows, alias)
         return x, self._weight(module, weight_format.group_size, rows, alias)
 
@@ -94,8 +98,9 @@ class QuantizedLinears:
         g = self.g
         packed = self.weights.packed(g, f"{module}.weight", rows, alias)
         if group_size is None:
-            scale = self.weights.scalar(f"{module}.weight_scale")
-            return g.DequantizeLinear(packed, scale, output_dtype=int(self.dtype))
+            scale = self.weights.row_scales(g, module, rows, alias)
+            axis = {"axis": 0} if isinstance(scale, ir.Value) else {}
+            return g.DequantizeLinear(packed, scale, output_dtype=int(self.dtype), **axis)
         block_scales = self.weights.packed(g, f"{module}.weight_scale", rows, f"{alias}_scale")
         return self._from_blocks(
             packed, block_scales, self.weights.scalar(f"{module}.weight_scale_2"), group_size

@@ -4,12 +4,13 @@ read where not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.checkpoint.dequantize import dequantized, scalar
+from trtllm_dflash.checkpoint.dequantize import dequantized, row_scales, scalar
 from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.graph.builder import GraphBuilder
@@ -127,10 +128,32 @@ class WeightSource:
             return dequantized(self.tensors, module, self.formats[module])
         return self.tensors[f"{module}.weight"].array()
 
+    def row_scales(
+        self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
+    ) -> ir.Value | float:
+        """Return the scale of a quantized linear, or float32 [out] where its rows have their own."""
+        name = f"{module}.weight_scale"
+        info = self.tensors[name]
+        if math.prod(info.shape) == 1:
+            return self.scalar(name)
+        num_rows = self.tensors[f"{module}.weight"].shape[0]
+        chosen = np.arange(num_rows) if rows is None else rows
+        called = name if rows is None else f"{alias}_scale"
+        return self.lazy(
+            g,
+            called,
+            ir.DataType.FLOAT,
+            (len(chosen),),
+            lambda: row_scales(info, num_rows)[chosen],
+        )
+
     def dequantized(
         self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value:
-        """Return a quantized linear's weight [out, in] as float32, converted when read."""
+        """Return a quantized linear's weight [out, in], converted when read.
+
+        The numbers are computed in float32 and rounded to the initializers' type.
+        """
         name = f"{module}.weight"
         row = self.formats[module]
         num_rows, columns = _logical(self.tensors[name])
@@ -139,9 +162,11 @@ class WeightSource:
         return self.lazy(
             g,
             called,
-            ir.DataType.FLOAT,
+            self._dtype,
             shape,
-            lambda: dequantized(self.tensors, module, row, rows),
+            lambda: dequantized(self.tensors, module, row, rows).astype(
+                self._dtype.numpy(), copy=False
+            ),
         )
 
     def _rows(
