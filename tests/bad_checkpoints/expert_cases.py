@@ -242,10 +242,9 @@ def quantized_router(model: BadCheckpoint) -> None:
     _repack(model, {f"{LAYER}mlp.gate.weight": ("U8", [COUNT, HIDDEN])})
 
 
-@bad(
-    "experts.1.down_proj is FP8, and experts can be NVFP4 or unquantized: exclude it", base=QWEN
-)
-def experts_in_fp8(model: BadCheckpoint) -> None:
+@bad(r"missing: .*experts.1.down_proj.weight_scale \[32, 1\]", base=QWEN)
+def experts_in_fp8_without_scales(model: BadCheckpoint) -> None:
+    _repack(model, {f"{EXPERTS}.1.down_proj.weight": ("F8_E4M3", [HIDDEN, QWEN_SIZE])})
     layers = {f"{EXPERTS}.1.down_proj": {"quant_algo": "FP8"}}
     model.config["quantization_config"] = {
         "quant_algo": "MIXED_PRECISION",

@@ -364,7 +364,7 @@ _FOREIGN = {
     "compressed_tensors": ("weight_packed", "a compressed-tensors checkpoint"),
     "deepseek_fp8": (
         "weight_scale_inv",
-        "FP8 weights with a scale for each block of 128 x 128",
+        "fine-grained FP8 weights, and config.json's quant_method is not fp8",
     ),
     "bitsandbytes": ("weight.absmax", "a bitsandbytes checkpoint"),
 }

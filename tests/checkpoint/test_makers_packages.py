@@ -21,10 +21,10 @@ from tests.fixtures.published import SCHEMES, quantization_config, store_weight
 from tests.fixtures.quantized import write_tensors
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS
+from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantized_layouts import by_modelopts_names
 from trtllm_dflash.checkpoint.quantized_tensors import StoredSpec, tensors_of_linear
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
-from trtllm_dflash.checkpoint.quant_config import read_quantization
 
 pytestmark = pytest.mark.slow
 

@@ -148,7 +148,9 @@ def test_blocks_that_cross_from_gate_to_up(tmp_path: Path) -> None:
     target = _experts(tmp_path, "fine_grained", fused=True)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 64}))
-    with pytest.raises(CheckpointError, match=r"gate_up_proj_scale_inv has .* cross from gate to"):
+    with pytest.raises(
+        CheckpointError, match=r"gate_up_proj_scale_inv has .* cross from gate to"
+    ):
         load_target(target)
 
 
@@ -298,14 +300,18 @@ def test_refused_by_name(name: str, path: str, value: Any, words: str) -> None:
 
 def test_two_groups_of_all_linears() -> None:
     config = quantization_config("fp8")
-    config["config_groups"]["group_1"] = quantization_config("nvfp4")["config_groups"]["group_0"]
-    with pytest.raises(ConfigError, match='group_1.targets contains "Linear", which another'):
+    config["config_groups"]["group_1"] = quantization_config("nvfp4")["config_groups"][
+        "group_0"
+    ]
+    with pytest.raises(ConfigError, match=r'group_1\.targets contains "Linear", which another'):
         _read(config)
 
 
 def test_modelopts_file_beside_another_method() -> None:
     config = {"quantization_config": quantization_config("fp8")}
-    with pytest.raises(ConfigError, match=r"hf_quant_config.json is there, which ModelOpt writes"):
+    with pytest.raises(
+        ConfigError, match=r"hf_quant_config.json is there, which ModelOpt writes"
+    ):
         read_quantization(config, {"quantization": {"quant_algo": "FP8"}}, "x")
 
 

@@ -161,8 +161,8 @@ def test_groups_that_list_linears_leave_the_others_open() -> None:
     ],
 )
 def test_other_methods_are_left_to_the_tensors(section: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="read as ModelOpt writes them"):
+    with pytest.raises(ConfigError, match="cannot be built: its weights are"):
         read_quantization(section, None, WHERE)
     unread = read_quantization(section, None, WHERE, has_weights=True).unread_method
     assert unread is not None
-    assert "read as ModelOpt writes them" in unread.refusal
+    assert "cannot be built: its weights are" in unread.refusal

@@ -25,7 +25,6 @@ STORED = {
     "weight.absmax": ("F32", "bitsandbytes"),
     "qweight": ("I32", "gptq"),
     "qzeros": ("I32", "awq"),
-    "weight_scale_inv": ("F32", "fp8"),
 }
 UP = "model.layers.0.mlp.up_proj"
 
@@ -58,12 +57,19 @@ def test_a_label_over_other_weights_is_refused(ending: str, tmp_path: Path) -> N
         "data_offsets": [end, end + 8],
     }
     model.weights.data += bytes(8)
-    with pytest.raises(ConfigError, match=f'quant_method is "{label}", and .* as ModelOpt'):
+    with pytest.raises(ConfigError, match=f'quant_method is "{label}", which cannot be built'):
         load_target(write(model, tmp_path / "t", **LABELS[label]))
 
 
 def test_a_label_over_packed_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='quant_method is "fp8", and quantized checkpoints'):
+    with pytest.raises(ConfigError, match='quant_method is "awq", which cannot be built'):
+        load_target(write(good_quantized("FP8"), tmp_path / "t", **LABELS["awq"]))
+
+
+def test_a_label_of_another_maker_over_modelopts_weights(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"wrong shape: .*weight_scale has \[\], expected"
+    ):
         load_target(write(good_quantized("FP8"), tmp_path / "t", **LABELS["fp8"]))
 
 

@@ -52,9 +52,7 @@ def read_compressed_tensors(reader: HfReader, read_patterns: ReadPatterns) -> Qu
     _check_transforms(reader)
     _check_format(reader)
     found = Quantization(
-        excluded=read_patterns(
-            reader, "ignore", reader.read_list(str, "ignore", default=())
-        ),
+        excluded=read_patterns(reader, "ignore", reader.read_list(str, "ignore", default=())),
         kv_cache=_read_kv_cache(reader),
         layout=Layout.COMPRESSED_TENSORS,
     )
@@ -126,20 +124,20 @@ def _read_group(group: HfReader) -> str:
         )
     if weights.get("dynamic") not in (None, False):
         weights.fail("dynamic", f"is true, and weights have their scales stored. {SIBLING}")
-    kind, bits = weights.read(str, "type", default="int"), weights.read(int, "num_bits")
+    number, bits = weights.read(str, "type", default="int"), weights.read(int, "num_bits")
     strategy = weights.read(str, "strategy", default="tensor")
-    if kind == "float" and bits == 8 and strategy in ("tensor", "channel", "block"):
+    if number == "float" and bits == 8 and strategy in ("tensor", "channel", "block"):
         return _read_fp8(weights, group.section("input_activations"), strategy)
     size = weights.read(int, "group_size", default=None)
-    if kind == "float" and bits == 4 and size == NVFP4_GROUP_SIZE:
-        return _read_fp4(group.section("input_activations"))
-    groups = f", groups of {size}" if size and size > 0 else ""
-    why = "only E4M3 weights with a scale a tensor, row or block, and NVFP4's are built"
-    weights.fail(
-        "num_bits",
-        f"is {bits}, of {quote(kind)}, strategy {quote(strategy)}{groups}, which cannot be built:"
-        f" {why}. {SIBLING}",
-    )
+    if (number, bits, size) != ("float", 4, NVFP4_GROUP_SIZE):
+        groups = f", groups of {size}" if size and size > 0 else ""
+        weights.fail(
+            "num_bits",
+            f"is {bits}, of {quote(number)}, strategy {quote(strategy)}{groups}, which cannot be"
+            " built: only E4M3 weights with a scale a tensor, row or block, and NVFP4's are."
+            f" {SIBLING}",
+        )
+    return _read_fp4(group.section("input_activations"))
 
 
 def _read_fp8(weights: HfReader, inputs: HfReader | None, strategy: str) -> str:
@@ -176,14 +174,14 @@ def _read_kv_cache(reader: HfReader) -> str | None:
     scheme = reader.section("kv_cache_scheme")
     if scheme is None:
         return None
-    kind, bits = scheme.read(str, "type", default="int"), scheme.read(int, "num_bits")
+    number, bits = scheme.read(str, "type", default="int"), scheme.read(int, "num_bits")
     strategy = scheme.read(str, "strategy", default="tensor")
     is_static = scheme.get("dynamic") in (None, False)
-    if (kind, bits, strategy) != ("float", 8, "tensor") or not is_static:
+    if (number, bits, strategy) != ("float", 8, "tensor") or not is_static:
         when = "static" if is_static else "dynamic"
         reader.fail(
             "kv_cache_scheme",
-            f"is {bits}-bit {kind}, {strategy}, {when}, and caches can be 8-bit float with one"
+            f"is {bits}-bit {number}, {strategy}, {when}, and caches can be 8-bit float with one"
             " scale a layer that is in the checkpoint. Remove it.",
         )
     return "fp8"

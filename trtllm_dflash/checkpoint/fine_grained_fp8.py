@@ -24,7 +24,7 @@ def read_fine_grained_fp8(reader: HfReader, exclusions: tuple[str, ...] | None) 
 
     Raises: ConfigError: for what cannot be built, by its name.
     """
-    _check_numbers(reader)
+    _check_types(reader)
     if reader.read_list(str, "modules_to_convert", default=()):
         listed = quote(reader.get("modules_to_convert"))
         reader.fail(
@@ -41,7 +41,7 @@ def read_fine_grained_fp8(reader: HfReader, exclusions: tuple[str, ...] | None) 
     )
 
 
-def _check_numbers(reader: HfReader) -> None:
+def _check_types(reader: HfReader) -> None:
     """Check the types of weights, scales and activations."""
     for key, usual, what in (
         ("fmt", "e4m3", "weights in another type are not read"),
@@ -50,7 +50,9 @@ def _check_numbers(reader: HfReader) -> None:
     ):
         found = reader.read(str, key, default=usual)
         if found != usual:
-            reader.fail(key, f"is {quote(found)}, expected {quote(usual)}: {what}. {REQUANTIZE}")
+            reader.fail(
+                key, f"is {quote(found)}, expected {quote(usual)}: {what}. {REQUANTIZE}"
+            )
     scheme = reader.read(str, "activation_scheme", default="dynamic")
     if scheme not in ("dynamic", "static"):
         reader.fail("activation_scheme", f"is {quote(scheme)}, expected dynamic or static.")

@@ -292,7 +292,9 @@ def _match_tensors(
     }
     names = {
         name: stored_name(
-            name, quantization.layout, is_packed=_is_packed(formats.get(name.rpartition(".")[0]))
+            name,
+            quantization.layout,
+            is_packed=_is_packed(formats.get(name.rpartition(".")[0])),
         )
         for name in expected
     }

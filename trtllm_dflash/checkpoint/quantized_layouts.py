@@ -92,7 +92,9 @@ def with_experts_apart(
         blocks = {name: _blocks(shape) for name, shape in linears.items()}
         parts = {
             **dict(_experts_of(weight, match[1], "weight", linears, config.moe.num_experts)),
-            **dict(_experts_of(scale, match[1], "weight_scale", blocks, config.moe.num_experts)),
+            **dict(
+                _experts_of(scale, match[1], "weight_scale", blocks, config.moe.num_experts)
+            ),
         }
         if len(parts) == 2 * len(linears) * config.moe.num_experts:
             del found[name], found[weight.name]

@@ -9,8 +9,9 @@
 | W4A16_NVFP4 | U8 [out, in/2] | F8_E4M3 [out, in/16] | F32 [] | |
 
 These are ModelOpt's names; quantized_layouts.py has those of others, whose single numbers may be
-BF16 as well. A byte of an NVFP4 weight packs two E2M1 values along `in`, the first one in its low half. See
-dequantize.py for the values, mxfp4.py for fused experts and quantization_checks.py for errors.
+BF16 as well. A byte of an NVFP4 weight packs two E2M1 values along `in`, the first one in its low
+half. See dequantize.py for the values, mxfp4.py for fused experts and quantization_checks.py for
+errors.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class StoredSpec:
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Tell whether a tensor may have this shape; a scalar may also be stored as [1]."""
         return shape in (self.shape, *self.others) or (not self.shape and shape == (1,))
-
 
 
 def _scalar(quantization: Quantization) -> StoredSpec:

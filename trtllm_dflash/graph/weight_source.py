@@ -131,7 +131,7 @@ class WeightSource:
     def row_scales(
         self, g: GraphBuilder, module: str, rows: np.ndarray | None = None, alias: str = ""
     ) -> ir.Value | float:
-        """Return the scale of a quantized linear, or float32 [out] where its rows have their own."""
+        """Return a quantized linear's scale: a number, or float32 [out] of rows with their own."""
         name = f"{module}.weight_scale"
         info = self.tensors[name]
         if math.prod(info.shape) == 1:
