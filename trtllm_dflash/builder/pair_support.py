@@ -112,7 +112,11 @@ def check_support(pair: Pair) -> PairSupport:
     refusals += pair_mismatches(config, drafter)
     formats = [LINEAR_FORMATS[name] for name in quantization.names]
     is_packed = any(fmt.stays_packed(experts=True) for fmt in formats)
-    check = partial(check_kernels, quantized_experts=is_packed or quantization.mxfp4)
+    check = partial(
+        check_kernels,
+        quantized_experts=is_packed or quantization.mxfp4,
+        block_size=drafter.block_size,
+    )
     _, more = _try(check, {"target": config, "drafter": drafter})
     refusals += more
     return PairSupport(pair, () if refusals else _archs_for(quantization), tuple(refusals))
