@@ -1,4 +1,4 @@
-"""Speed of the kernels on a GPU: attention and experts against PyTorch's best, and accept.
+"""Speed of the kernels on a GPU: attention, experts and gated delta against PyTorch, and accept.
 
     python plugins/bench/bench.py --json plugins/bench/h200.json
 
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from kernels import Kernels, Tensors, build
 from measure_experts import run_experts
+from measure_gated_delta import run_gated_delta
 from timing import copy_bandwidth, seconds, set_count
 from workload import SHAPES, Work, check, torch_candidates, write_caches
 
@@ -219,6 +220,7 @@ def main() -> None:
         run_attention(kernels, arguments, bandwidth, found["attention"])
         run_accept(kernels, arguments, found["accept"])
         found["experts"] = run_experts(kernels, bandwidth, say)
+        found["gated_delta"] = run_gated_delta(kernels, bandwidth, say)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

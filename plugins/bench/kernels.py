@@ -24,6 +24,10 @@ MOE_TENSORS = (
     *("x", "router_logits", "gate_up", "gate_up_bias", "down", "down_bias"),
     *("gate_up_scale", "down_scale", "gate_up_scale_2", "down_scale_2", "out"),
 )
+GATED_DELTA_TENSORS = (
+    *("qkv", "gates", "conv_weight", "a_log", "dt_bias", "window", "state"),
+    *("past_len", "state_len", "num_known", "out"),
+)
 Tensors = dict[str, torch.Tensor]  # by the names above; without sinks where there are none
 
 
@@ -61,6 +65,10 @@ class _MoeOptions(ctypes.Structure):
 
 class _MoePlan(ctypes.Structure):
     _fields_ = (("numbers", ctypes.c_int32 * 8), ("workspace_bytes", ctypes.c_int64))
+
+
+class _GatedDeltaPlan(ctypes.Structure):
+    _fields_ = (("numbers", ctypes.c_int32 * 6), ("workspace_bytes", ctypes.c_int64))
 
 
 class _AttentionPlan(ctypes.Structure):
@@ -168,6 +176,22 @@ class Kernels:
                 *self._references(tensors, MOE_TENSORS), options, *self._end(workspace)
             )
         )
+
+    def gated_delta_workspace(self, tensors: Tensors, key_heads: int) -> torch.Tensor:
+        """Allocate the workspace of gated delta on these tensors."""
+        plan, (batch, rows, _) = _GatedDeltaPlan(), tensors["qkv"].shape
+        sizes = (batch, rows, tensors["window"].shape[2], key_heads, len(tensors["a_log"]))
+        self._check(
+            self._c.dflash_gated_delta_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan))
+        )
+        device = tensors["qkv"].device
+        return torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+
+    def gated_delta(self, tensors: Tensors, workspace: torch.Tensor, *, key_heads: int) -> None:
+        """Run a step's rows; the result is "out", and "window" and "state" go on."""
+        options = ctypes.byref(ctypes.c_int32(key_heads))
+        arguments = [*self._references(tensors, GATED_DELTA_TENSORS), options]
+        self._check(self._c.dflash_gated_delta(*arguments, *self._end(workspace)))
 
     @staticmethod
     def _references(tensors: Tensors, names: Iterable[str]) -> list[object]:

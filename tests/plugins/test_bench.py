@@ -111,6 +111,43 @@ def test_experts_are_checked(bench: ModuleType, emulated_path: Path, tokens: int
         experts.check_experts(work, tensors)
 
 
+@pytest.mark.parametrize(("rows", "known", "open_rows"), [(4, 1, 3), (6, 6, 0)])
+def test_gated_delta_is_checked(
+    bench: ModuleType, emulated_path: Path, rows: int, known: int, open_rows: int
+) -> None:
+    """Our kernels (emulated) pass the check; nothing written, or another's gates, do not."""
+    delta, measure = (
+        importlib.import_module(name) for name in ("gated_delta", "measure_gated_delta")
+    )
+    work = delta.DeltaWork(delta.DeltaHeads("small", 1, 2), rows, known, open_rows, batch=2)
+    tensors = work.tensors("cpu", 1)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    wanted = delta.delta_by_rows(work, tensors, torch.float64)
+    with pytest.raises(SystemExit, match=r"WRONG RESULT: DeltaWork.*: out is off by inf"):
+        delta.check_delta(work, wanted, tensors)
+    measure.delta_launcher(bench.Kernels(emulated_path), work, tensors)(tensors)
+    delta.check_delta(work, wanted, tensors)
+    in_float32 = delta.delta_by_rows(work, before, torch.float32)
+    tensors |= dict(zip(("out", "state"), in_float32, strict=True))
+    delta.check_delta(work, wanted, tensors)
+    before["gates"] = before["gates"].flip(-1)
+    with pytest.raises(SystemExit, match="WRONG RESULT"):
+        delta.check_delta(work, delta.delta_by_rows(work, before, torch.float64), tensors)
+    assert work.bytes > 2 * 2 * 4 * 2 * 128 * 128
+
+
+def test_a_row_of_the_table_of_gated_delta(bench: ModuleType) -> None:
+    measure = importlib.import_module("measure_gated_delta")
+    row = {"heads": "h", "rows": 16, "open_rows": 15, "batch": 8, "megabytes": 60.04}
+    row |= {"microseconds": 20.04, "share_of_copy_bandwidth": 0.7}
+    slow = row | {"torch_microseconds": 900.0, "ratio_to_torch": 45.0}
+    row |= {"torch_microseconds": None, "ratio_to_torch": None}
+    assert measure.delta_line(slow) == "| h | 16 | 15 | 8 | 60.0 | 20.0 | 70 | 900.0 | 45.00 |"
+    assert measure.delta_line(row).endswith("| 70 | - | - |")
+    assert measure.HEAD.count("|") == measure.delta_line(row).count("|")
+    assert len(list(measure.works())) == 14
+
+
 def test_a_row_of_the_table_of_experts(bench: ModuleType) -> None:
     measure = importlib.import_module("measure_experts")
     row = {

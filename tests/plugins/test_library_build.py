@@ -51,7 +51,8 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
     experts = {
         f"dflash_moe_{part}{suffix}" for part in parts for suffix in ("", "_mxfp4", "_nvfp4")
     }
-    assert set(frames) == attention | accept | experts
+    delta = {f"dflash_gated_delta_{part}" for part in ("rows", "rule")}
+    assert set(frames) == attention | accept | experts | delta
     assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
 
 
