@@ -4,17 +4,25 @@ compared with.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 
 def load_target(directory: Path, num_threads: int = 1) -> PreTrainedModel:
-    """Load the target in float32; more than one thread only slows a tiny one."""
+    """Load the target in float32; more than one thread only slows a tiny one.
+
+    A model with a vision part is loaded as such. The text model alone would go by the inner
+    config's `tie_word_embeddings`, which may be another than the outer one's.
+    """
     torch.set_num_threads(num_threads)
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    (architecture,) = json.loads((directory / "config.json").read_text())["architectures"]
+    with_vision = architecture.endswith("ForConditionalGeneration")
+    auto = AutoModelForImageTextToText if with_vision else AutoModelForCausalLM
+    return auto.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def load_drafter(directory: Path) -> Any:
@@ -53,6 +61,27 @@ def choices(target: PreTrainedModel, prompt: list[int], answer: list[int]) -> li
             torch.tensor([[*prompt, *answer[:-1]]]), logits_to_keep=len(answer)
         ).logits
     return logits[0].argmax(-1).tolist()
+
+
+def drafts_without_caches(
+    drafter: Any, target: PreTrainedModel, text: list[int], mask_id: int, block_size: int
+) -> list[int]:
+    """Return the drafts behind a text that ends with its anchor, from whole passes over it.
+
+    The target's features of all tokens before the anchor, then the reference package's drafter.
+    """
+    *cached, anchor = text
+    with torch.inference_mode():
+        states = target(torch.tensor([cached]), output_hidden_states=True).hidden_states
+        block = torch.tensor([[anchor] + [mask_id] * (block_size - 1)])
+        hidden = drafter(
+            target_hidden=torch.cat(
+                [states[layer + 1] for layer in drafter.target_layer_ids], dim=-1
+            ),
+            noise_embedding=target.get_input_embeddings()(block),
+            position_ids=torch.arange(len(cached) + block_size)[None],
+        )
+        return target.get_output_embeddings()(hidden[0, 1:]).argmax(-1).tolist()
 
 
 def reference_generate(
