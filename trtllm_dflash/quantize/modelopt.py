@@ -33,6 +33,7 @@ _PACKED_SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
 # Linears that read the same input, in a decoder layer.
 _SHARED_INPUT = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
     ("mlp.gate_proj", "mlp.up_proj"),
 )
 
@@ -103,8 +104,10 @@ def share_scales(layer: Any) -> None:
     """Share the input scale and the global weight scale among linears with the same input."""
     from modelopt.torch.export.quant_utils import preprocess_linear_fusion
 
+    modules = dict(layer.named_modules())
     for names in _SHARED_INPUT:
-        preprocess_linear_fusion([layer.get_submodule(name) for name in names])
+        if all(name in modules for name in names):
+            preprocess_linear_fusion([modules[name] for name in names])
 
 
 def with_rounded_weights(layer: Any) -> Any:

@@ -28,6 +28,7 @@ from trtllm_dflash.quantize.calibration_data import (
     read_samples,
 )
 from trtllm_dflash.quantize.provenance import check_output
+from trtllm_dflash.quantize.quantized_weights import quantized_weights
 from trtllm_dflash.quantize.requirements import (
     require_device,
     require_packages,
@@ -96,18 +97,23 @@ class QuantizationPlan:
         if fmt is None:
             return 0
         num_weights = 0
+        quantized = quantized_weights(checkpoint)
         for name, info in checkpoint.tensors.items():
-            if _is_quantized(name):
+            if name in quantized:
                 num_weights += prod(info.shape)
         return round(num_weights * fmt.weight_bits() / 8)
 
     def _plain_bytes(self, checkpoint: Checkpoint[Any]) -> int:
-        """Return the bytes of a model's other tensors."""
+        """Return the bytes of a model's other tensors, those of other parts included."""
         keeps_linears = self.config.weight_format is None
+        quantized = quantized_weights(checkpoint)
         nbytes = 0
         for name, info in checkpoint.tensors.items():
-            if keeps_linears or not _is_quantized(name):
+            if keeps_linears or name not in quantized:
                 nbytes += info.nbytes
+        for name, kept in checkpoint.ignored.items():
+            if checkpoint.config.tensors.ignored_reason(name) is not None:
+                nbytes += kept.info.nbytes
         return nbytes
 
     def _calibration_row(self) -> str:
@@ -228,7 +234,7 @@ def _check_dense(target: TargetConfig, directory: Path | str) -> None:
     if target.moe is not None:
         raise CheckpointError(
             f"target {directory}: it has experts, and this command quantizes dense models."
-            " `build` takes gpt-oss in MXFP4, as it is published, and a Qwen3-MoE whose experts"
+            " `build` takes gpt-oss in MXFP4, as it is published, and Qwen targets whose experts"
             " ModelOpt has exported in NVFP4."
         )
 
@@ -248,10 +254,11 @@ def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig
     size = config.group_size
     if size is None:
         return
+    quantized = quantized_weights(checkpoint)
     wrong = [
         f"{name.removesuffix('.weight')} has {info.shape[1]}"
         for name, info in checkpoint.tensors.items()
-        if _is_quantized(name) and info.shape[1] % size
+        if name in quantized and info.shape[1] % size
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -260,11 +267,3 @@ def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig
             f" inputs of a linear, so their number must be a multiple of {size}:"
             f" {', '.join(wrong[:4])}{more}. Use --quant fp8."
         )
-
-
-def _is_quantized(name: str) -> bool:
-    """Return whether a tensor is the weight of a linear in a decoder layer.
-
-    Heads, embeddings and the drafter's `fc` are not quantized.
-    """
-    return name.endswith("_proj.weight")

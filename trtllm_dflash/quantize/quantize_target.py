@@ -21,6 +21,7 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
 from trtllm_dflash.quantize.agreement import count_agreement, count_sequences
+from trtllm_dflash.quantize.quantized_weights import quantized_weights
 from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows, read_tensor
 from trtllm_dflash.quantize.writer import SpillFolder
 
@@ -137,10 +138,11 @@ def _load(
 ) -> None:
     """Read a layer's weights, or raise CheckpointError for one that is zero."""
     weights = {}
+    quantized = quantized_weights(checkpoint) if config.weight_format else ()
     for name, info in checkpoint.tensors.items():
         if name.startswith(prefix):
             weight = read_tensor(info)
-            if config.weight_format and name.endswith("_proj.weight") and not weight.any():
+            if name in quantized and not weight.any():
                 raise CheckpointError(
                     f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
                     " ModelOpt would write NaN. Get an intact copy of the checkpoint."
