@@ -6,15 +6,19 @@ import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
-from tests.plugins.cubins import DELTA_KEY, compiled
+from tests.fixtures.tiny_hybrid import PATTERN, tiny_hybrid
+from tests.fixtures.tiny_models import tiny_drafter
+from tests.plugins.cubins import DELTA_KEY, KEYS, compiled
 from tests.plugins.plugin_graphs import (
     Layer,
+    compile_pair,
     layer_log,
     op_model,
     parser_processes,
@@ -118,3 +122,30 @@ def test_what_the_parser_gives_it_wrongly_is_told(
 def test_heads_that_make_no_groups_are_told(pool: Executor) -> None:
     told = pool.submit(refusal, DELTA, {"num_key_heads": 3}, FAKE, {}).result(timeout=600)
     assert "gated delta needs value heads in groups: got 4 of them for 3 key heads" in told
+
+
+def test_the_gated_delta_nets_of_a_target_share_one_kernel(
+    pool: Executor, tmp_path: Path
+) -> None:
+    """The first brings it into the engine; every state and window is written in place."""
+    sizes = {"key_dim": 128, "value_dim": 128, "head_dim": 64}
+    target = tiny_hybrid(tmp_path / "target", "qwen3_5", dtype="BF16", sizes=sizes)
+    drafter = tiny_drafter(
+        tmp_path / "drafter", target, taps=(0, 3), num_layers=1, dtype="BF16", head_dim=64
+    )
+    keys = (DELTA_KEY, *KEYS[:2])
+    cubins = {key: compiled(key, "sm120").code for key in keys}
+    models = {"target": str(target), "drafter": str(drafter)}
+    found = pool.submit(compile_pair, models, tmp_path, "sm120", cubins).result(timeout=600)
+    count = PATTERN.count("linear_attention")
+    assert found.kernels == {DELTA_KEY: count, keys[1]: 1, keys[2]: len(PATTERN) - count + 1}
+    assert found.cubins_in_engine
+    layers = [layer for layer in found.layers if layer.plugin[0] == DELTA]
+    assert [layer.fields.get("cubin") for layer in layers] == [
+        cubins[DELTA_KEY],
+        *[None] * (count - 1),
+    ]
+    assert {layer.aliased_inputs for layer in layers} == {(-1, 5, 6)}
+    types = {name: kind for name, kind in found.inputs.items() if "target_" in name}
+    assert types["target_state.0"] == "FLOAT"
+    assert types["target_window.0"] == "BF16"
