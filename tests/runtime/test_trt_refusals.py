@@ -155,8 +155,8 @@ class TestFailures:
         reasons = trt_engine.trt.EngineInvalidityDiagnostics
         words = (
             r"rank0\.engine: TensorRT-RTX [\d.]+ cannot load this engine \(unsupported cc\)\. It"
-            r" was built for sm120 "
-            r"with TensorRT-RTX 1\.6\.0, and this GPU is sm90\.(.|\n)*no such engine here"
+            r" was built for sm120 with TensorRT-RTX 1\.6\.0, and this GPU is sm90\. Build it for"
+            r" sm90, or run it on a GPU of sm120:(.|\n)*no such engine here"
         )
         with pytest.raises(EngineError, match=words):
             open_gpu(invalid=int(reasons.UNSUPPORTED_CC.value), capability=(9, 0))
