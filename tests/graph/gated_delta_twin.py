@@ -97,7 +97,7 @@ class Slots:
     sizes: Sizes
     weights: dict[str, np.ndarray]
     count: int
-    row_order: bool = False
+    form: str | None = None  # row_order, short_chunks; None: chunks
     past: np.ndarray = field(init=False)
     state_len: np.ndarray = field(init=False)
     memory: dict[str, np.ndarray] = field(init=False)
@@ -111,7 +111,7 @@ class Slots:
             name: np.resize(GARBAGE, (self.count, *shape)) for name, shape in shapes.items()
         }
         attributes = {"num_key_heads": self.sizes.key_heads}
-        attributes |= {"row_order": 1} if self.row_order else {}
+        attributes |= {self.form: 1} if self.form else {}
         arrays = self._arrays(np.zeros((self.count, 1, self.sizes.window[2]), np.float32))
         model = op_model("DFlashGatedDelta", arrays, **attributes)
         options = onnxruntime.SessionOptions()

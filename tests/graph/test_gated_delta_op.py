@@ -9,12 +9,12 @@ import pytest
 
 from tests.graph.gated_delta_twin import Sizes, Slots, random_weights, twin
 from trtllm_dflash.graph.ops import GATED_DELTA
-from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER
+from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER, SHORT_CHUNKS
 
 # float32 sums of some hundred products of order 1 between whole sequences
 TOLERANCE = 2e-5
 SLOTS = 3
-FORMS = pytest.mark.parametrize("row_order", [False, True], ids=["chunks", "rows"])
+FORMS = pytest.mark.parametrize("form", [None, "short_chunks", "row_order"], ids=str)
 
 
 def _close(got: np.ndarray, want: np.ndarray, what: str) -> None:
@@ -26,14 +26,14 @@ def _close(got: np.ndarray, want: np.ndarray, what: str) -> None:
 class _Run:
     """Sequences of random rows in slots, every step compared with the twin."""
 
-    def __init__(self, sizes: Sizes, length: int, *, row_order: bool, seed: int = 0) -> None:
+    def __init__(self, sizes: Sizes, length: int, *, form: str | None, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
         self.sizes = sizes
         weights = random_weights(self.rng, sizes)
         self.rows = self._random(SLOTS, length)
         pairs = [twin(rows, weights, sizes) for rows in self.rows]
         self.outs, self.states = (np.stack(part) for part in zip(*pairs, strict=True))
-        self.slots = Slots(sizes, weights, SLOTS, row_order=row_order)
+        self.slots = Slots(sizes, weights, SLOTS, form=form)
 
     def _random(self, *shape: int) -> np.ndarray:
         shape = (*shape, self.sizes.window[2])
@@ -84,18 +84,18 @@ class _Run:
     ],
     ids=str,
 )
-def test_steps_equal_the_rule_over_the_whole_sequence(sizes: Sizes, row_order: bool) -> None:
+def test_steps_equal_the_rule_over_the_whole_sequence(sizes: Sizes, form: str | None) -> None:
     """Prompts in chunks, slots at different lengths, drafts that are accepted or not."""
-    run = _Run(sizes, 340, row_order=row_order, seed=sizes.pending)
+    run = _Run(sizes, 340, form=form, seed=sizes.pending)
     for slot, (length, chunks) in enumerate([(5, [5]), (41, [40, 1]), (23, [1, 2, 7])]):
         run.prompt(slot, length, chunks)
     run.random_blocks(16, sizes.pending + 1)
 
 
 @FORMS
-def test_a_step_of_many_chunks(row_order: bool) -> None:
+def test_a_step_of_many_chunks(form: str | None) -> None:
     """The kept rows may end in any chunk, with drafts behind them."""
-    run = _Run(Sizes(pending=15), 280, row_order=row_order)
+    run = _Run(Sizes(pending=15), 280, form=form)
     for known in ([70, 64, 63], [33, 60, 65]):
         run.block(79, np.array(known), np.array([9, 15, 14]))
     run.block(1, np.array([1, 1, 1]), np.array([0, 0, 0]))
@@ -104,7 +104,7 @@ def test_a_step_of_many_chunks(row_order: bool) -> None:
 
 @FORMS
 @pytest.mark.parametrize("decay", [0.0, 0.02, 80.0, 1e4])
-def test_repeated_keys_and_strong_decays(decay: float, row_order: bool) -> None:
+def test_repeated_keys_and_strong_decays(decay: float, form: str | None) -> None:
     """A key that repeats makes the rows' system of equations as ill-conditioned as it gets."""
     sizes = Sizes(pending=15)
     rng = np.random.default_rng(3)
@@ -117,7 +117,7 @@ def test_repeated_keys_and_strong_decays(decay: float, row_order: bool) -> None:
     rows[..., -sizes.value_heads :] = np.log(np.e - 1)  # softplus of it is 1
     rows[:, ::5, -sizes.value_heads :] = -9.0  # and here hardly any decay
     outs, states = twin(rows[0], weights, sizes)
-    slots = Slots(sizes, weights, 1, row_order=row_order)
+    slots = Slots(sizes, weights, 1, form=form)
     out, state = slots.step(rows, 64)
     _close(out[0], outs, "out")
     _close(state[0], states[-1], "state")
@@ -128,14 +128,14 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
     """Plain decoding, blocks with rejected drafts and prompts of any cut: no bit of difference."""
     sizes = Sizes(key_heads=2, value_heads=6, key_dim=11, value_dim=13, pending=7)
     length = 90
-    plain = _Run(replace(sizes, pending=0), length, row_order=True)
+    plain = _Run(replace(sizes, pending=0), length, form="row_order")
     outs, states = [], []
     for position in range(length):
         out, state = plain.slots.step(plain.rows[:, position : position + 1], 1)
         outs.append(out[:, 0])
         states.append(state)
     for cut in ([90], [1], [7, 31, 2]):
-        prompts = _Run(sizes, length, row_order=True)
+        prompts = _Run(sizes, length, form="row_order")
         turn = 0
         while (past := int(prompts.slots.past[0])) < length:
             part = prompts.rows[:, past : past + cut[turn % len(cut)]]
@@ -145,7 +145,7 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
             )
             np.testing.assert_array_equal(state, states[past + part.shape[1] - 1])
             turn += 1
-    blocks = _Run(sizes, length, row_order=True)
+    blocks = _Run(sizes, length, form="row_order")
     rejected = 0
     while blocks.slots.past.max() < length - 8:
         past = blocks.slots.past.copy()
@@ -165,5 +165,5 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
 
 
 def test_a_kernel_has_no_field_for_the_order() -> None:
-    assert ROW_ORDER in GATED_DELTA.attributes
-    assert ROW_ORDER.name not in GATED_DELTA.plugin_fields
+    assert {ROW_ORDER, SHORT_CHUNKS} < set(GATED_DELTA.attributes)
+    assert not {ROW_ORDER.name, SHORT_CHUNKS.name} & set(GATED_DELTA.plugin_fields)

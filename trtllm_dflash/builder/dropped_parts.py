@@ -6,6 +6,7 @@ whole engine only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ else:
 
 # Layers that leave an output unused by design: ArgMax becomes a TopK whose values have no reader.
 _HALF_USED = (trt.LayerType.TOPK,)
+# A function's values have their names once for each node that calls it: the parser adds numbers.
+_NUMBER_ADDED = re.compile(r"_\d+$")
 
 
 def dropped_parts(network: Any, unused: Collection[str]) -> list[str]:
@@ -37,9 +40,13 @@ def dropped_parts(network: Any, unused: Collection[str]) -> list[str]:
         if layer.type in _HALF_USED:
             continue
         results = _names(layer.num_outputs, layer.get_output)
-        dropped = [name for name in results if name not in read and name not in unused]
+        dropped = [name for name in results if name not in read and not _is_in(unused, name)]
         found += [f"result {name} of {layer.name}" for name in dropped]
     return found
+
+
+def _is_in(unused: Collection[str], name: str) -> bool:
+    return name in unused or _NUMBER_ADDED.sub("", name) in unused
 
 
 def _names(count: int, get: Callable[[int], Any]) -> list[str]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.ops import GATED_DELTA
-from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER
+from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER, SHORT_CHUNKS
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 
 
@@ -64,11 +64,18 @@ class GatedDeltaNet:
             memory.state_len,
             memory.num_known,
             num_key_heads=c.num_key_heads,
-            **({ROW_ORDER.name: 1} if self.row_order else {}),
+            **self._form(),
         )
         out, z = (g.Reshape(value, [-1, c.value_dim]) for value in (out, z))
         normed = g.Reshape(m.gated_norm(out, z, f"{self.name}.norm"), [-1, c.value_size])
         return m.linear(normed, f"{self.name}.out_proj"), window, state
+
+    def _form(self) -> dict[str, int]:
+        """Return the attributes that say how the operator's body takes its rows."""
+        if self.row_order:
+            return {ROW_ORDER.name: 1}
+        is_for_cpu = self.model.dtype == ir.DataType.FLOAT
+        return {SHORT_CHUNKS.name: 1} if is_for_cpu else {}
 
     def _projections(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return qkv [B·S, C], z [B·S, Hv·Dv] and the gates b, then a [B·S, 2·Hv]."""

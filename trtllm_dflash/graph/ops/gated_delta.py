@@ -13,10 +13,7 @@ and the window the raw rows behind it. A step first brings the state to its own 
 that were accepted meanwhile go through the rule again. It is called lazy commit. The raw rows are
 the same, so they change the state as they did when they were verified.
 
-The body takes rows in chunks of CHUNK_ROWS. In a chunk the corrections u of all rows follow from
-(I + N) u = r, where N is lower triangular (WY form, arXiv 2406.06484). The inverse of I + N is
-built from those of its diagonal blocks. A series of powers of N would be shorter, but its terms
-cancel badly where keys repeat.
+The body takes rows in chunks, in closed form (`ops.delta_rule`).
 
 Memory: one buffer may be bound to an input and its output. ONNX Runtime then writes the output as
 soon as it has the values, whoever else still reads the input. Window and state are therefore
@@ -27,11 +24,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import GATED_DELTA_KERNEL
+from trtllm_dflash.graph.ops.delta_rule import END, DeltaRule, Heads
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
 CHUNK_ROWS = 32
@@ -45,6 +42,14 @@ ROW_ORDER = Attribute(
     0,
     "1: the body takes row by row, so that every width gives the same bits; left out: in chunks,"
     " whose rounding depends on the width. A kernel always goes row by row",
+    optional=True,
+    body_only=True,
+)
+SHORT_CHUNKS = Attribute(
+    "short_chunks",
+    0,
+    "1: the body's chunks have no more rows than there are, which is quicker in ONNX Runtime; left"
+    " out: all have 32, which TensorRT compiles in less time",
     optional=True,
     body_only=True,
 )
@@ -77,20 +82,6 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Heads:
-    """n rows of a chunk, float32, ready for the rule.
-
-    qk [B, Hk, 1, 2n, Dk] (queries, then keys), v [B, Hk, r, n, Dv], decay (its logarithm) and beta
-    [B, Hk, r, n].
-    """
-
-    qk: ir.Value
-    v: ir.Value
-    decay: ir.Value
-    beta: ir.Value
-
-
-@dataclass(frozen=True)
 class _Layer:
     """A layer's sizes, int64 [1] each, and weights; Hv / Hk value heads share a key head."""
 
@@ -104,7 +95,7 @@ class _Layer:
 
     def heads(
         self, raw: ir.Value, history: ir.Value, taps: ir.Value, weight: ir.Value
-    ) -> _Heads:
+    ) -> Heads:
         """Return the heads of the last n of raw rows [B, Kc-1+n, C + 2·Hv].
 
         history is Kc-1; taps [Kc, n] is the row of each tap, weight [Kc, 1, C].
@@ -120,10 +111,10 @@ class _Layer:
             g.Concat([0], [0], self.key_heads, [-1], self.value_dim, axis=0),
         )
         behind = g.Concat(history, channels, axis=0)
-        gates = g.Slice(raw, behind, [2**31 - 1, 2**31 - 1], [1, 2])
+        gates = g.Slice(raw, behind, [END, END], [1, 2])
         b, a = g.emit("Split", [gates], {"axis": 2, "num_outputs": 2}, num_outputs=2)
         decay = g.Mul(g.Neg(g.Exp(self.a_log)), g.Softplus(g.Add(a, self.dt_bias)))
-        return _Heads(
+        return Heads(
             self._unit_heads(g.Slice(x, [0], keys, [2])),
             g.Transpose(v, perm=[0, 2, 3, 1, 4]),
             self._by_head(g.Max(decay, LOWEST_DECAY)),
@@ -144,110 +135,6 @@ class _Layer:
         g = self.g
         by_key_head = g.Concat([0], self.key_heads, [-1], g.size(x, 1), axis=0)
         return g.Reshape(g.Transpose(x, perm=[0, 2, 1]), by_key_head)
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """The gated delta rule over `count` rows at once."""
-
-    g: GraphBuilder
-    count: int
-    lower: ir.Value  # [n, n], 1 on and below the diagonal
-    strict: ir.Value  # [n, n], 1 below it
-    ends: ir.Value  # [1, 1, 1, n + 1, n]: lower, and a row of ones
-    starts: ir.Value  # [n, n + 1]: a column of ones, and strict
-    identity: ir.Value
-    blocks: tuple[ir.Value, ...]  # for blocks of 1, 2, 4, … rows: those below the diagonal ones
-
-    @classmethod
-    def of(cls, g: GraphBuilder, count: int) -> _Rule:
-        """Return the rule with the masks of `count` rows, a power of two, as constants."""
-        ones = np.ones((count, count), np.float32)
-        lower, strict = np.tril(ones), np.tril(ones, -1)
-        row = np.arange(count)
-        blocks, size = [], 1
-        while size < count:
-            block = row // size
-            is_below = (block[:, None] % 2 == 1) & (block[:, None] - 1 == block[None, :])
-            blocks.append(g.constant(is_below.astype(np.float32)))
-            size *= 2
-        return cls(
-            g,
-            count,
-            lower=g.constant(lower),
-            strict=g.constant(strict),
-            ends=g.constant(np.concatenate([lower, ones[:1]])[None, None, None]),
-            starts=g.constant(np.concatenate([ones[:, :1], strict], axis=1)),
-            identity=g.constant(np.eye(count, dtype=np.float32)),
-            blocks=tuple(blocks),
-        )
-
-    def __call__(
-        self, heads: _Heads, kept: ir.Value, state: ir.Value
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Return the states behind all rows and behind the kept ones, and the rows' results.
-
-        kept float32 [B, n], 1 for some first rows; state [B, Hk, r, Dk, Dv]; results
-        [B, Hk, r, n, Dv], not yet scaled.
-        """
-        g = self.g
-        n = self.count
-        kept = g.Unsqueeze(kept, [1, 2, 3])  # [B, 1, 1, 1, n]
-        decays = self._decays(heads.decay, kept)
-        from_start = g.Slice(decays, [0, 0], [n, 1], [3, 4])
-        between = g.Mul(g.Slice(decays, [0, 1], [n, n + 1], [3, 4]), self.lower)
-        beta = g.Unsqueeze(heads.beta, [4])
-
-        k = g.Slice(heads.qk, [n], [2 * n], [3])
-        q_of_k, k_of_k = self._halves(g.MatMul(heads.qk, g.Transpose(k, perm=[0, 1, 2, 4, 3])))
-        q_of_state, k_of_state = self._halves(g.MatMul(heads.qk, state))
-        inverse = self._inverse(g.Mul(g.Mul(g.Mul(k_of_k, between), beta), self.strict))
-        wanted = g.Mul(g.Sub(heads.v, g.Mul(k_of_state, from_start)), beta)
-        u = g.MatMul(inverse, wanted)
-        out = g.Add(g.Mul(q_of_state, from_start), g.MatMul(g.Mul(q_of_k, between), u))
-
-        keys = g.Transpose(k, perm=[0, 1, 2, 4, 3])
-
-        def behind(row: int, mask: ir.Value | None) -> ir.Value:
-            """Return the state behind the rows of a mask, whose decays are in `row`."""
-            of_state = g.Slice(decays, [row, 0], [row + 1, 1], [3, 4])
-            weight = g.Slice(decays, [row, 1], [row + 1, n + 1], [3, 4])
-            weight = weight if mask is None else g.Mul(weight, mask)
-            weighted = g.Mul(u, g.Transpose(weight, perm=[0, 1, 2, 4, 3]))
-            return g.Add(g.Mul(state, of_state), g.MatMul(keys, weighted))
-
-        return behind(n, None), behind(n + 1, kept), out
-
-    def _decays(self, decay: ir.Value, kept: ir.Value) -> ir.Value:
-        """Return what is left of a state, [B, Hk, r, n + 2, n + 1].
-
-        Columns: from the start, then from behind row j. Rows: to behind row i, to the end, to
-        behind the last kept row. Each is e to a sum of just the decays between, so that nothing
-        cancels.
-        """
-        g = self.g
-        batch = g.Concat(g.size(kept, 0), [1, 1, 1, 1], axis=0)
-        ends = g.Concat(g.Expand(self.ends, batch), kept, axis=3)
-        return g.Exp(g.MatMul(g.Mul(ends, g.Unsqueeze(decay, [3])), self.starts))
-
-    def _halves(self, x: ir.Value) -> tuple[ir.Value, ...]:
-        """Return the first and the last n rows of x [B, Hk, r, 2n, …]."""
-        n = self.count
-        return self.g.emit("Split", [x, [n, n]], {"axis": 3}, num_outputs=2)
-
-    def _inverse(self, n: ir.Value) -> ir.Value:
-        """Return (I + n)^-1 of strictly lower triangular n [..., rows, rows].
-
-        (A 0; C D)^-1 is (A^-1 0; -D^-1 C A^-1  D^-1), for all blocks of a size at once.
-        """
-        g = self.g
-        inverse = self.identity
-        for size, mask in enumerate(self.blocks):
-            below = g.Mul(n, mask)
-            if size:
-                below = g.MatMul(g.MatMul(inverse, below), inverse)
-            inverse = g.Sub(inverse, below)
-        return inverse
 
 
 def _body(
@@ -320,20 +207,24 @@ def _run(
 
     num_rows int64 [1], num_kept int64 [B, 1]; start [B, Hk, r, Dk, Dv].
     """
-    count = 1 if g.has_attribute(ROW_ORDER.name) else CHUNK_ROWS
-    trips = g.Squeeze(g.Div(g.Add(num_rows, count - 1), count))
+    limit = 1 if g.has_attribute(ROW_ORDER.name) else CHUNK_ROWS
+    count = g.as_value([limit])
+    if g.has_attribute(SHORT_CHUNKS.name):
+        count = g.Min(num_rows, count)
+    trips = g.Squeeze(g.Div(g.Add(num_rows, g.Sub(count, 1)), count))
     history = g.Sub(g.size(layer.conv_weight, 2), 1)
+    chunk_rows = g.arange(count)
     reach = g.Unsqueeze(g.arange(g.Add(history, count)), [0])
-    taps = g.Add(g.Unsqueeze(g.arange(g.Add(history, 1)), [1]), list(range(count)))
+    taps = g.Add(g.Unsqueeze(g.arange(g.Add(history, 1)), [1]), chunk_rows)
     weight = g.cast(g.Transpose(layer.conv_weight, perm=[2, 1, 0]), _FLOAT)  # [Kc, 1, C]
-    rule = _Rule.of(g, count)
+    rule = DeltaRule.of(g, count, limit)
 
     def chunk(iteration: ir.Value, running: ir.Value, kept: ir.Value) -> tuple[ir.Value, ...]:
         offset = g.Mul(iteration, count)
         heads = layer.heads(
             g.cast(rows.take(g.Add(offset, reach)), _FLOAT), history, taps, weight
         )
-        is_kept = g.Less(g.Add(offset, list(range(count))), num_kept)  # [B, n]
+        is_kept = g.Less(g.Add(offset, chunk_rows), num_kept)  # [B, n]
         running, stopped, out = rule(heads, g.cast(is_kept, _FLOAT), running)
         any_kept = g.Unsqueeze(g.Less(offset, num_kept), [2, 3, 4])
         return running, g.Where(any_kept, stopped, kept), out
@@ -389,7 +280,7 @@ GATED_DELTA = OpSpec(
             aliases="state",
         ),
     ),
-    attributes=(NUM_KEY_HEADS, ROW_ORDER),
+    attributes=(NUM_KEY_HEADS, ROW_ORDER, SHORT_CHUNKS),
     reference_body=_body,
     kernel=GATED_DELTA_KERNEL,
 )
