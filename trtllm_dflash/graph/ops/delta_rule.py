@@ -110,8 +110,9 @@ class DeltaRule:
     def _decays(self, decay: ir.Value, kept: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return what is left of the state, and of row j's part of it.
 
-        They are [B, Hk, r, n + 2, 1] and [B, Hk, r, n + 2, n]. So much is left behind row i, behind all rows (row -2) and behind the last kept one (row -1).
-        Each is e to a sum of just the decays between, so that nothing cancels.
+        They are [B, Hk, r, n + 2, 1] and [B, Hk, r, n + 2, n]. So much is left behind row i, behind
+        all rows (row -2) and behind the last kept one (row -1). Each is e to a sum of just the
+        decays between, so that nothing cancels.
         """
         g = self.g
         batch = g.Concat(g.size(kept, 0), [1, 1, 1, 1], axis=0)
