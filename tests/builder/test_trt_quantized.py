@@ -22,7 +22,7 @@ from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.builder.build_engine import BuildReport, build_engine
 from trtllm_dflash.builder.external_weights import move_weights, weights_of
 from trtllm_dflash.builder.resolve import resolve_models
-from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.formats import FORMATS, LINEAR_FORMATS
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.config import EngineConfig
@@ -179,10 +179,11 @@ class Linear:
         codes = random.integers(0, 126, (self.rows, self.columns), dtype=np.uint8)
         scale = ("F32", np.float32(0.002))
         tensors = {"weight": ("BF16", codes / 64), "input_scale": scale}
-        if name == "fp8":
+        if name in ("fp8", "w8a16_fp8"):
+            scales = np.full((self.rows, 1), 0.002) if name == "w8a16_fp8" else scale[1]
             tensors |= {
                 "weight": ("F8_E4M3", codes.view(ml_dtypes.float8_e4m3fn)),
-                "weight_scale": scale,
+                "weight_scale": ("F32", scales),
             }
         elif name != "plain":
             block_scales = random.random((self.rows, self.columns // 16)) + 1
@@ -198,7 +199,7 @@ class Linear:
             shape=ir.Shape(["n", self.columns]),
             type=ir.TensorType(ir.DataType.BFLOAT16),
         )
-        formats = {} if name == "plain" else {"m": FORMATS[name]}
+        formats = {} if name == "plain" else {"m": LINEAR_FORMATS[name]}
         weights = WeightSource(
             "model", read_tensor_infos(directory / "x"), ir.DataType.BFLOAT16, formats
         )
@@ -225,7 +226,8 @@ class Linear:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_most"), [("fp8", 0.52), ("nvfp4", 0.30), ("w4a16_nvfp4", 0.30)]
+    ("name", "at_most"),
+    [("fp8", 0.52), ("w8a16_fp8", 0.52), ("nvfp4", 0.30), ("w4a16_nvfp4", 0.30)],
 )
 def test_what_a_large_linear_takes_of_its_bf16_bytes(
     name: str, at_most: float, tmp_path: Path
@@ -238,12 +240,13 @@ def test_what_a_large_linear_takes_of_its_bf16_bytes(
 
 
 @pytest.mark.parametrize(
-    ("name", "arch"), [("nvfp4", "sm89"), ("w4a16_nvfp4", "sm89"), ("fp8", "sm80")]
+    ("name", "arch"),
+    [("nvfp4", "sm89"), ("w4a16_nvfp4", "sm89"), ("fp8", "sm80"), ("w8a16_fp8", "sm80")],
 )
 def test_who_has_the_arithmetic_is_what_the_builder_says(
     name: str, arch: str, tmp_path: Path
 ) -> None:
     """The table that refuses a build beforehand agrees with TensorRT-RTX."""
-    assert arch not in FORMATS[name].archs
+    assert arch not in LINEAR_FORMATS[name].archs
     with pytest.raises(BuildError, match="HW-specific datatypes"):
         Linear(64, 48).engine(tmp_path, name, (arch,))

@@ -80,12 +80,12 @@ def rounding_twin(quantized: Path, directory: Path, load: Callable[[Path], Any])
     model = load(directory)
     for module, rounder in rounders.items():
         model.get_submodule(module).register_forward_pre_hook(
-            partial(_rounded_input, rounder=rounder)
+            partial(rounded_input, rounder=rounder)
         )
     return model
 
 
-def _rounded_input(
+def rounded_input(
     _: Any, inputs: tuple[Any], *, rounder: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[Any]:
     return (torch.from_numpy(rounder(inputs[0].numpy())),)
