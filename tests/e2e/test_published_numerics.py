@@ -21,9 +21,9 @@ from tests.e2e import hugging_face
 from tests.e2e.logits import target_logits
 from tests.e2e.test_quantized_numerics import (
     IDS,
-    rounded_input,
     assert_same_but_for_boundaries,
     forward,
+    rounded_input,
 )
 from tests.fixtures.published import SCHEMES, input_rounder, published_copy, twin_of
 from tests.fixtures.quantized import read_tensors
@@ -61,9 +61,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_logits_are_those_of_the_makers_numbers(
-    family: str, name: str, tmp_path: Path
-) -> None:
+def test_logits_are_those_of_the_makers_numbers(family: str, name: str, tmp_path: Path) -> None:
     source = tiny_target(tmp_path / "source", family, dtype="BF16", tied=family == "qwen3")
     directory = published_copy(source, tmp_path / "q", name, scale_dtype="BF16")
     theirs = forward(reference(directory, name))

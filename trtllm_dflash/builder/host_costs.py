@@ -65,9 +65,10 @@ class HostCosts:
             keeps = models.stays_packed(model)
             stored = {"BF16"} if size == _BF16_BYTES else {"F32"}
             for name, info in model.tensors.items():
-                is_kept = info.dtype in stored or (keeps and model.stays_packed(name))
-                if not is_kept and not is_scale(name):
-                    converted += prod(info.shape) * size
+                is_packed = keeps and model.stays_packed(name)
+                is_in_place = is_packed or (info.dtype in stored and not is_scale(name))
+                if not is_in_place or _is_stacked(name, model):
+                    converted += model.engine_bytes(name, size, keeps_packed=keeps)
         return converted
 
     @property
@@ -152,6 +153,12 @@ def hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
+
+
+def _is_stacked(name: str, model: Checkpoint[Any]) -> bool:
+    """Return whether a tensor is of one expert, which an engine has in a tensor of all."""
+    moe = getattr(model.config, "moe", None)
+    return moe is not None and not moe.fused and ".experts." in name
 
 
 def _largest_tensor(model: Checkpoint[Any]) -> int:

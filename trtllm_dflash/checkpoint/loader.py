@@ -21,7 +21,6 @@ from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
-    W8A16_FP8,
     Quantization,
     WeightFormat,
     algos_of,
@@ -153,17 +152,22 @@ class Checkpoint(Generic[Config]):
 
     def bytes_by_format(self, bytes_per_weight: int, *, keeps_packed: bool) -> dict[str, int]:
         """Return `weight_bytes` by the name of the format; "": not quantized (any more)."""
-        if not keeps_packed:
-            return {"": self.num_parameters * bytes_per_weight}
         found = Counter[str]()
-        for name, info in self.tensors.items():
-            if self.stays_packed(name):
-                found[self.format_of(name).algo] += info.nbytes
-            elif not is_scale(name):
-                found[""] += prod(info.shape) * bytes_per_weight
-            elif self._is_row_scale(name):
-                found[W8A16_FP8.algo] += prod(info.shape) * _ROW_SCALE_BYTES
-        return dict(found)
+        for name in self.tensors:
+            is_kept = keeps_packed and (self.stays_packed(name) or self._is_row_scale(name))
+            algo = self.format_of(name).algo if is_kept else ""
+            found[algo] += self.engine_bytes(name, bytes_per_weight, keeps_packed=keeps_packed)
+        return {algo: size for algo, size in found.items() if size}
+
+    def engine_bytes(self, name: str, bytes_per_weight: int, *, keeps_packed: bool) -> int:
+        """Return the bytes of one tensor in an engine; scales of whole tensors are attributes."""
+        info = self.tensors[name]
+        if keeps_packed and self.stays_packed(name):
+            return info.nbytes
+        if not is_scale(name):
+            return _num_weights(info) * bytes_per_weight
+        is_kept = keeps_packed and self._is_row_scale(name)
+        return prod(info.shape) * _ROW_SCALE_BYTES if is_kept else 0
 
 
 def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
