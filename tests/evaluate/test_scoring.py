@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ torch = pytest.importorskip("torch")
 from tests.e2e import hugging_face
 from tests.evaluate.conftest import TEXT
 from tests.fixtures.quantized import quantized_copy, read_tensors, write_tensors
+from tests.fixtures.tiny_hybrid import tiny_hybrid
+from tests.fixtures.tiny_models import tiny_drafter
 from trtllm_dflash import Engine
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
@@ -113,6 +116,31 @@ def test_logits_are_hugging_faces_at_every_position(
     np.testing.assert_allclose(
         np.concatenate(rows), expected.numpy(), rtol=0, atol=1e-5 * float(expected.abs().max())
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5", "qwen3_5_moe_vl"])
+def test_logits_of_hybrids_are_hugging_faces(
+    build_cpu: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """In chunks of different widths, and of a second text after the first.
+
+    The limit is wide: the rule in other chunks differs by more than other layers do.
+    """
+    target = tiny_hybrid(tmp_path / name, name)
+    drafter = tiny_drafter(tmp_path / "drafter", target)
+    directory = build_cpu(target, drafter)
+    config, graph = EngineConfig.load(directory), TargetGraph.load(directory / "model.onnx")
+    session = LogitsSession(directory, config, graph, num_threads=1)
+    for seed, ends in ((0, (16, 17, 30, 40)), (1, (3, 19, 20, 33))):
+        session.restart()
+        token_ids = np.random.default_rng(seed).integers(0, 97, ends[-1])
+        rows = [
+            session.step(token_ids[start:end])["lm_head"] for start, end in pairwise((0, *ends))
+        ]
+        (expected,) = reference_logits(target, token_ids.tolist())
+        limit = 2e-4 * float(expected.abs().max())
+        np.testing.assert_allclose(np.concatenate(rows), expected.numpy(), rtol=0, atol=limit)
 
 
 def test_divergence_and_agreement_are_as_torch_has_them(

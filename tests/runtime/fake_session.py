@@ -60,6 +60,7 @@ class Slot:
 
     sampling: SlotSampling
     past_len: int = 0
+    state_len: int = 0
     next_ids: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
 
@@ -138,10 +139,14 @@ class FakeSession:
         ]
         new_ids, num_new = zip(*results, strict=True)
         states = self.slots[first : first + len(blocks)]
-        next_len = [state.past_len for state in states if state is not None]
+        lengths = [(s.past_len, s.state_len) for s in states if s is not None]
+        next_len, next_state_len = np.array(lengths, np.int32).T
         self.in_flight.append(
             StepResult(
-                np.stack(new_ids), np.array(num_new, np.int32), np.array(next_len, np.int32)
+                np.stack(new_ids),
+                np.array(num_new, np.int32),
+                next_len,
+                next_state_len=next_state_len,
             )
         )
         assert len(self.in_flight) <= self.lookahead + 1
@@ -169,6 +174,7 @@ class FakeSession:
             if not len(drafts) or drafts[0] != chosen[-1]:
                 break
         state.past_len = past + known + len(chosen) - 1
+        state.state_len = past + known
         draft[past : past + len(tokens)] = tokens
         draft[state.past_len :] = POISON
         draft[state.past_len : state.past_len + self.config.block_size] = POISON - 1

@@ -261,7 +261,9 @@ class FakeContext:
 def with_fp8_caches(io_tensors: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
     """Return the inputs and outputs of a GPU's engine whose target has FP8 caches."""
     return tuple(
-        replace(tensor, dtype=FP8) if tensor.cache == "target" else tensor
+        replace(tensor, dtype=FP8)
+        if tensor.cache == "target" and not tensor.recurrent
+        else tensor
         for tensor in io_tensors
     )
 

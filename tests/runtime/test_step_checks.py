@@ -52,6 +52,11 @@ def with_next_len(result: StepResult) -> StepResult:
     return replace(result, next_len=result.next_len + 1)
 
 
+def with_next_state_len(result: StepResult) -> StepResult:
+    assert result.next_state_len is not None
+    return replace(result, next_state_len=result.next_state_len - 1)
+
+
 CASES: dict[str, tuple[Change, str]] = {
     "zeroed results": (with_num_new(0), "num_new is 0, expected 1 to 4"),
     "more than columns": (with_num_new(99), "num_new is 99, expected 1 to 4"),
@@ -63,6 +68,14 @@ CASES: dict[str, tuple[Change, str]] = {
     "poison": (with_first_id(-7), "the id -7, and the vocabulary has 0 to 22"),
     "id beyond int32": (with_first_id(2**40), f"the id {2**40}"),
     "another position": (with_next_len, r"next_len is \d+, expected \d+"),
+    "another position of states": (
+        with_next_state_len,
+        r"next_state_len is \d+, expected \d+",
+    ),
+    "states of too many slots": (
+        lambda result: replace(result, next_state_len=np.zeros(2, np.int32)),
+        r"next_state_len has the shape \[2\], expected \[1\]",
+    ),
     "a row too few": (
         lambda result: replace(result, new_ids=result.new_ids[1:]),
         r"new_ids has the shape \[0, 4\], expected \[1, 4\]",
@@ -106,6 +119,7 @@ def test_error_names_slot_step_and_what_to_try(fake_engine: Callable[..., Engine
     [
         (with_num_new(2), "num_new is 2, expected 1 to 1"),
         (with_next_len, "next_len is 3, expected 2"),
+        (with_next_state_len, "next_state_len is 1, expected 2"),
         (with_first_id(-1), "logits are not finite"),
     ],
 )

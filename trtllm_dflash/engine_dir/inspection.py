@@ -19,7 +19,7 @@ from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.engine_dir.stop_tokens import missed_ends, turn_ends_of
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.log import Rows, human_bytes, table
+from trtllm_dflash.log import Rows, counted, human_bytes, table
 from trtllm_dflash.models.drafter import DraftLayerConfig
 from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
 
@@ -185,7 +185,8 @@ def _format_rows(engine: EngineConfig) -> Rows:
     caches = f"{engine.caches}, {human_bytes(memory.token_bytes)} a token of a slot"
     rows = [("weights", weights), ("caches", caches)]
     if engine.has_states:
-        rows.append(("states", f"float32, {memory.describe_states()}"))
+        layers = counted(memory.num_states, "layer")
+        rows.append(("states", f"{layers}, float32, {memory.describe_states()}"))
     return rows
 
 

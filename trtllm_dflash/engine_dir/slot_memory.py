@@ -19,13 +19,14 @@ class SlotMemory:
     """The bytes of one slot's caches by what they hold.
 
     `key_value_bytes` are of all keys and values; `token_bytes` of one position of them, in those
-    caches that hold all positions.
+    caches that hold all positions. `num_states` layers have a state.
     """
 
     key_value_bytes: int
     token_bytes: int
     state_bytes: int
     window_bytes: int
+    num_states: int
 
     @classmethod
     def of(cls, io: Iterable[IoTensor], *, cache_len: int) -> SlotMemory:
@@ -37,11 +38,18 @@ class SlotMemory:
             if tensor.recurrent:
                 part = "window" if "_window." in tensor.name else "state"
                 found[part] += tensor.slot_bytes
+                found["states"] += part == "state"
                 continue
             found["key and value"] += tensor.slot_bytes
             if tensor.shape[2] == cache_len:
                 found["token"] += tensor.slot_bytes // cache_len
-        return cls(found["key and value"], found["token"], found["state"], found["window"])
+        return cls(
+            found["key and value"],
+            found["token"],
+            found["state"],
+            found["window"],
+            found["states"],
+        )
 
     @property
     def fixed_bytes(self) -> int:
