@@ -30,6 +30,7 @@ class GraphCounter:
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
         self._projected: set[str] = set()  # inputs that a kernel has read already
+        self._in_gated_norm = False  # behind linear attention, whose heads are normed and gated
 
     def costs(self, model: ir.Model) -> Iterator[KernelCost]:
         """Yield the cost of every kernel in the graph's order."""
@@ -39,6 +40,8 @@ class GraphCounter:
                 yield self._gemm(node, part)
             elif node.op_type in ("DFlashVerifyAttention", "DFlashDraftAttention"):
                 yield self._attention(node, part)
+            elif node.op_type == "DFlashGatedDelta":
+                yield self._linear_attention(node, part)
             elif node.op_type == "DFlashMoE":
                 yield self._experts(node, part)
             elif node.op_type == "DFlashAccept":
@@ -61,7 +64,8 @@ class GraphCounter:
         is_head, is_first = leaf in HEADS, (x.name or "") not in self._projected
         self._projected.add(x.name or "")
         written = LOGIT_BYTES if is_head else ACTIVATION_BYTES
-        is_summed = leaf in ("o_proj", "down_proj", "fc")
+        is_summed = leaf in ("o_proj", "out_proj", "down_proj", "fc")
+        is_summed = is_summed and "shared_expert" not in module  # with the other experts
         return KernelCost(
             part,
             "head" if is_head else "linear",
@@ -77,6 +81,9 @@ class GraphCounter:
         shape = self._shape(node.outputs[0])
         if node.op_type == "RMSNormalization" and len(shape) > 2:
             return  # of heads: part of the kernel that rotates them
+        if node.op_type == "Sigmoid" and (shape[-1] == 1 or self._in_gated_norm):
+            self._in_gated_norm = False
+            return  # of a shared expert's gate, and of the norm of heads: part of these
         if node.op_type == "ArgMax":
             vocab = self._shape(node.inputs[0])[-1]
             rows, moved = prod(shape), vocab * LOGIT_BYTES
@@ -99,6 +106,25 @@ class GraphCounter:
             position_flops=4 * rows * q_heads * head_dim,
             window=window,
             kernels=3,
+        )
+
+    def _linear_attention(self, node: ir.Node, part: str) -> KernelCost:
+        self._in_gated_norm = True
+        _, rows, channels = self._shape(node.inputs[0])
+        gates, columns = (self._shape(node.inputs[index])[-1] for index in (1, 5))
+        _, _, kernel = self._shape(node.inputs[2])
+        _, _, kept, _ = self._shape(node.inputs[5])
+        _, heads, key_dim, value_dim = self._shape(node.inputs[6])
+        values = heads * value_dim
+        return KernelCost(
+            part,
+            "linear attention",
+            rows,
+            weight_bytes=2.0 * channels * kernel,
+            row_bytes=(channels + gates + values) * ACTIVATION_BYTES,
+            row_flops=6 * values * key_dim + 2 * channels * kernel,
+            state_bytes=values * key_dim * 4 + kept * columns * ACTIVATION_BYTES,
+            kernels=2,
         )
 
     def _experts(self, node: ir.Node, part: str) -> KernelCost:

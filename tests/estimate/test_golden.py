@@ -31,6 +31,7 @@ CASES = (
     "--target gpt-oss-20b --arch sm100 --batch 1,16,256 --tau 3.5 --eagle 3,3,1,2.4 --gpus 2",
     "--target Qwen3-8B --arch sm100 --context 16384 --batch 32,64",
     "--target Qwen3-8B --arch sm80 --tau 1.02 --batch 1,8",
+    "--target Qwen3.6-27B --arch sm121 --quant nvfp4 --tau 5 --batch 1,8",
 )
 TABLES_START = "plain decoding > DFlash"
 

@@ -15,6 +15,7 @@ import pytest
 
 from docs.estimate.prediction import stored_pair
 from tests.estimate.graph_costs import GraphCounter, counted_nodes
+from tests.fixtures.tiny_hybrid import HYBRIDS, tiny_hybrid
 from tests.fixtures.tiny_models import DENSE_FAMILIES, tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from trtllm_dflash.builder.config_models import find_drafter, find_target
@@ -35,12 +36,14 @@ READ_INPUTS = {  # by operator: how many leading inputs have shapes that are cou
     "DFlashVerifyAttention": 2,
     "DFlashDraftAttention": 2,
     "DFlashMoE": 2,
+    "DFlashGatedDelta": 2,
 }
 TINY: dict[str, Callable[[Path], Path]] = {
     **{name: partial(tiny_target, model_type=name) for name in DENSE_FAMILIES},
     "qwen3_tied": partial(tiny_target, model_type="qwen3", tied=True),
     "gpt_oss": partial(tiny_gpt_oss, mxfp4=False),
     "qwen3_moe": tiny_qwen3_moe,
+    **{name: partial(tiny_hybrid, name=name) for name in HYBRIDS if "vl" not in name},
 }
 
 

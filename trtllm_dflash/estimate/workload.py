@@ -207,20 +207,25 @@ class ModelCosts:
         for number, (leaf, size) in enumerate(inputs.items()):
             yield self.linear(f"{attn}.in_proj_{leaf}", rows, hidden, size, fused=number > 0)
         yield self.linear_attention(rows, sizes)
-        yield self.elementwise(rows, 2 * out_size * ACTIVATION_BYTES)
+        yield self.elementwise(rows * heads, 2 * sizes.value_dim * ACTIVATION_BYTES)
         yield self.linear(f"{attn}.out_proj", rows, out_size, hidden)
 
-    def _swiglu(self, mlp: str, rows: int, inner: int) -> Iterator[KernelCost]:
+    def _swiglu(
+        self, mlp: str, rows: int, inner: int, *, fused: bool = False
+    ) -> Iterator[KernelCost]:
         hidden = self.config.hidden_size
-        yield self.linear(f"{mlp}.gate_proj", rows, hidden, inner)
+        yield self.linear(f"{mlp}.gate_proj", rows, hidden, inner, fused=fused)
         yield self.linear(f"{mlp}.up_proj", rows, hidden, inner, fused=True)
         yield self.elementwise(rows, 2 * inner * ACTIVATION_BYTES)
         yield self.linear(f"{mlp}.down_proj", rows, inner, hidden)
 
     def _shared_expert(self, name: str, rows: int, moe: MoEConfig) -> Iterator[KernelCost]:
-        """Yield the expert of every token; its output is summed over GPUs with the others'."""
-        yield self.linear(f"{name}_gate", rows, self.config.hidden_size, 1)
-        for cost in self._swiglu(name, rows, moe.shared_intermediate_size):
+        """Yield the expert of every token, which reads what the router reads.
+
+        Its output is summed over GPUs with the others'.
+        """
+        yield self.linear(f"{name}_gate", rows, self.config.hidden_size, 1, fused=True)
+        for cost in self._swiglu(name, rows, moe.shared_intermediate_size, fused=True):
             yield replace(cost, reduced_bytes=0.0)
 
     def experts(self, module: str, rows: int, moe: MoEConfig) -> KernelCost:
