@@ -129,16 +129,62 @@ MEANINGFUL: dict[str, tuple[Any, ...]] = {
     "eos_token_id": (None, 3, [3, 4], 3.0, []),
     "repetition_penalty": (1.3,),
 }
+# The same for hybrid targets of two layers or six.
+HYBRID_MEANINGFUL: dict[str, tuple[Any, ...]] = {
+    "layer_types": (
+        None,
+        ["full_attention"] * 6,
+        ["linear_attention"] * 6,
+        ["linear_attention", "full_attention"] * 3,
+        ["full_attention"] + ["linear_attention"] * 5,
+        ["sliding_attention", "full_attention"] * 3,
+    ),
+    "full_attention_interval": (1, 2, 4, 4.0, 0, None),
+    "num_hidden_layers": (4, 5, 6, 8),
+    "rope_parameters": (
+        None,
+        {"rope_type": "default", "rope_theta": 20000.0},
+        {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+        {"rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [4, 2, 2]},
+        {"rope_theta": 1e4, "partial_rotary_factor": 0.3, "mrope_interleaved": False},
+        YARN | {"rope_theta": 1e5, "partial_rotary_factor": 0.75},
+        {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4},
+        {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+    "partial_rotary_factor": (1.0, 0.5, 0.25, 0.75, None),
+    "num_key_value_heads": (1, 2, 3, 6, None),
+    "linear_num_key_heads": (1, 3, 9, 4, None),
+    "linear_num_value_heads": (9, 3, 6, None),
+    "linear_key_head_dim": (12, 6, 12.0, None),
+    "linear_value_head_dim": (10, 5, None),
+    "linear_conv_kernel_dim": (4, 3, 4.0, None),
+    "attn_output_gate": (True, False, None),
+    "output_gate_type": ("swish", "silu", "sigmoid", None),
+    "mamba_ssm_dtype": ("float32", "bfloat16", None),
+    "intermediate_size": (80, 81, None),
+    "shared_expert_intermediate_size": (28, 0, 16, None),
+    "num_experts": (7, 6, 0, None),
+    "num_experts_per_tok": (1, 3, 7, 8, None),
+    "moe_intermediate_size": (20, 10, None),
+    "mtp_num_hidden_layers": (0, 1),
+    "model_type": ("qwen3_5", "qwen3_5_text", "qwen3_next", "qwen3_5_moe_text", None),
+}
 
 
 def mutate_config(config: dict[str, Any], random: Random) -> dict[str, Any]:
     """Return a config.json with meaningful keys set, or any value changed."""
     changed: dict[str, Any] = json.loads(json.dumps(config))
+    text = changed.get("text_config")
+    if isinstance(text, dict) and random.random() < 0.8:
+        return changed | {"text_config": mutate_config(text, random)}
     if random.random() < 0.4:
         mutated = mutate_json(changed, random, times=random.choice((1, 1, 2)))
         return mutated if isinstance(mutated, dict) else changed
-    for key in random.sample(sorted(MEANINGFUL), random.choice((1, 1, 2, 3))):
-        value = random.choice(MEANINGFUL[key])
+    meaningful = MEANINGFUL
+    if "linear_num_key_heads" in changed and random.random() < 0.7:
+        meaningful = HYBRID_MEANINGFUL
+    for key in random.sample(sorted(meaningful), random.choice((1, 1, 2, 3))):
+        value = random.choice(meaningful[key])
         if value is None and random.random() < 0.5:
             changed.pop(key, None)
         else:

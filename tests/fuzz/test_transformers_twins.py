@@ -65,6 +65,12 @@ def test_logits_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
     assert counts["refused"] > 50
 
 
+def test_logits_of_accepted_hybrids(bases: Path, tmp_path: Path) -> None:
+    counts = run(transformers_twin.compare_logits, range(-300, 0), bases, tmp_path)
+    assert counts["equal"] > 80
+    assert counts["refused"] > 80
+
+
 def test_tokens_of_accepted_configurations(bases: Path, tmp_path: Path) -> None:
     counts = run(transformers_twin.compare_tokens, range(1000, 1260), bases, tmp_path)
     assert counts["equal"] >= 100

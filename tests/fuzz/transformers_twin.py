@@ -15,6 +15,7 @@ import numpy as np
 from tests.e2e.hugging_face import greedy
 from tests.e2e.logits import target_logits
 from tests.fixtures.engines import build_here
+from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import VOCAB, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from tests.fuzz.checkpoints import mutate_config
@@ -34,6 +35,15 @@ BASES: dict[str, Callable[[Path], Path]] = {
     "moe": lambda path: tiny_qwen3_moe(path),
     "moe of all": lambda path: tiny_qwen3_moe(path, normalize=False, fused=True),
     "gpt-oss": lambda path: tiny_gpt_oss(path, mxfp4=False),
+}
+HYBRID_BASES: dict[str, Callable[[Path], Path]] = {
+    "qwen3-next": lambda path: tiny_hybrid(path, "qwen3_next"),
+    "qwen3.5": lambda path: tiny_hybrid(path, "qwen3_5"),
+    "qwen3.5 tied": lambda path: tiny_hybrid(path, "qwen3_5", tied=True),
+    "qwen3.5 moe": lambda path: tiny_hybrid(path, "qwen3_5_moe", fused=True),
+    "qwen3.5 images": lambda path: tiny_hybrid(path, "qwen3_5_vl"),
+    "qwen3.5 images tied": lambda path: tiny_hybrid(path, "qwen3_5_vl", tied=True),
+    "qwen3.5 moe images": lambda path: tiny_hybrid(path, "qwen3_5_moe_vl"),
 }
 IDS = np.random.default_rng(7).integers(0, VOCAB, (1, 40))
 NEW_TOKENS = 14
@@ -77,14 +87,14 @@ GENERATION: dict[str, tuple[Any, ...]] = {
 
 def write_bases(root: Path) -> None:
     """Write every base into root/<name>; mutants share their weights."""
-    for name, make in BASES.items():
+    for name, make in (BASES | HYBRID_BASES).items():
         make(root / name)
 
 
 def write_twin(root: Path, number: int, directory: Path) -> dict[str, Any]:
-    """Write mutant `number` of a base's config.json; return it."""
+    """Write mutant `number` of a base's config.json; return it. Negative ones are of hybrids."""
     random = Random(f"configuration {number}")
-    base = root / random.choice(sorted(BASES))
+    base = root / random.choice(sorted(BASES if number >= 0 else HYBRID_BASES))
     config = mutate_config(json.loads((base / "config.json").read_text()), random)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
@@ -116,11 +126,12 @@ def compare_logits(root: Path, number: int, directory: Path) -> str:
 def _load_theirs(directory: Path) -> Any:
     """Return transformers' model, or why it has none of these weights."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     torch.set_num_threads(1)
+    (architecture,) = json.loads((directory / "config.json").read_text())["architectures"]
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = getattr(transformers, architecture).from_pretrained(
             directory,
             dtype=torch.float32,
             output_loading_info=True,
