@@ -245,13 +245,13 @@ def quantization_in_the_section(model: BadCheckpoint) -> None:
 
 
 @bad(
-    "quantization_config.quant_method is .fp8., and quantized checkpoints are read", base=NVFP4
+    r"in_proj_qkv.weight has \[24, 8\], expected \[24, 16\] = .*\n  wrong dtype: .* is U8",
+    base=NVFP4,
 )
-def blocks_of_128(model: BadCheckpoint) -> None:
-    model.config["quantization_config"] = {
-        "quant_method": "fp8",
-        "weight_block_size": [128, 128],
-    }
+def blocks_of_128_that_are_nvfp4(model: BadCheckpoint) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    kept = ["in_proj_a", "in_proj_b", "lm_head"]
+    model.config["quantization_config"] = settings | {"modules_to_not_convert": kept}
 
 
 @bad(r"missing: .*layers.0.linear_attn.in_proj_ba.weight \[4, 16\]", base=MOE)

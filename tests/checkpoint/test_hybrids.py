@@ -5,6 +5,7 @@ layouts of experts, and quantized ones.
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoint.test_loader import copy_with
+from tests.fixtures.published import SCHEMES, published_copy
 from tests.fixtures.quantized import quantized_copy, read_tensors
 from tests.fixtures.tiny_hybrid import (
     EXCLUSIONS,
@@ -193,13 +195,29 @@ def test_a_tensor_under_both_names(tmp_path: Path) -> None:
         load_target(copy_with(path, tmp_path / "twice", {"model.norm.weight": norm}))
 
 
+@pytest.mark.parametrize("scheme", ["fine_grained", "fp8_channel", "nvfp4"])
+@pytest.mark.parametrize("name", [IMAGES, "qwen3_next"])
+def test_quantized_by_other_makers(name: str, scheme: str, tmp_path: Path) -> None:
+    source = tiny_hybrid(tmp_path / "m", name, sizes=QUANTIZABLE)
+    modules = [
+        tensor.removesuffix(".weight") for tensor in read_tensors(source / "model.safetensors")
+    ]
+    kept = [
+        module
+        for module in modules
+        if any(fnmatchcase(module, pattern) for pattern in EXCLUSIONS)
+    ]
+    directory = published_copy(source, tmp_path / "q", scheme, exclude=tuple(kept))
+    formats = {module: fmt.name for module, fmt in load_target(directory).formats.items()}
+    assert set(formats.values()) <= {SCHEMES[scheme].expected, "w4a16_nvfp4"}  # of experts
+    assert formats["model.layers.0.linear_attn.out_proj"] == SCHEMES[scheme].expected
+    assert not any(module.endswith(("in_proj_a", "in_proj_ba", "gate")) for module in formats)
+
+
 def test_formats_of_another_method_are_refused(tmp_path: Path) -> None:
-    """Published FP8 files have a scale for each block of 128 x 128."""
-    method: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    method: dict[str, Any] = {"quant_method": "gptq", "bits": 4}
     path = tiny_hybrid(tmp_path / "m", IMAGES, outer={"quantization_config": method})
-    scale = np.ones((1, 1), np.float32)
-    name = f"{TEXT}layers.0.mlp.down_proj.weight_scale_inv"
-    with pytest.raises(
-        ConfigError, match=r"quant_method is \"fp8\", and quantized checkpoints"
-    ):
-        load_target(copy_with(path, tmp_path / "fp8", {name: scale}))
+    packed = np.ones((1, 1), np.float32)
+    name = f"{TEXT}layers.0.mlp.down_proj.qweight"
+    with pytest.raises(ConfigError, match=r"quant_method is \"gptq\""):
+        load_target(copy_with(path, tmp_path / "gptq", {name: packed}))
