@@ -97,7 +97,7 @@ class Slots:
     sizes: Sizes
     weights: dict[str, np.ndarray]
     count: int
-    form: str | None = None  # row_order, short_chunks; None: chunks
+    form: str | None = None  # row_order, for_cpu; None: as for TensorRT
     past: np.ndarray = field(init=False)
     state_len: np.ndarray = field(init=False)
     memory: dict[str, np.ndarray] = field(init=False)

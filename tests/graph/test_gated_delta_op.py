@@ -9,12 +9,12 @@ import pytest
 
 from tests.graph.gated_delta_twin import Sizes, Slots, random_weights, twin
 from trtllm_dflash.graph.ops import GATED_DELTA
-from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER, SHORT_CHUNKS
+from trtllm_dflash.graph.ops.gated_delta import FOR_CPU, ROW_ORDER
 
 # float32 sums of some hundred products of order 1 between whole sequences
 TOLERANCE = 2e-5
 SLOTS = 3
-FORMS = pytest.mark.parametrize("form", [None, "short_chunks", "row_order"], ids=str)
+FORMS = pytest.mark.parametrize("form", [None, "for_cpu", "row_order"], ids=str)
 
 
 def _close(got: np.ndarray, want: np.ndarray, what: str) -> None:
@@ -165,5 +165,5 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
 
 
 def test_a_kernel_has_no_field_for_the_order() -> None:
-    assert {ROW_ORDER, SHORT_CHUNKS} < set(GATED_DELTA.attributes)
-    assert not {ROW_ORDER.name, SHORT_CHUNKS.name} & set(GATED_DELTA.plugin_fields)
+    assert {ROW_ORDER, FOR_CPU} < set(GATED_DELTA.attributes)
+    assert not {ROW_ORDER.name, FOR_CPU.name} & set(GATED_DELTA.plugin_fields)

@@ -165,6 +165,8 @@ class Compiler:
         config = self._builder.create_builder_config()
         # Plugins update caches in place.
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        # Products of recurrent states are in float32, and with 10 bits they would drift.
+        config.clear_flag(trt.BuilderFlag.TF32)
         monitor = ProgressMonitor(progress)
         config.progress_monitor = monitor
         for ranges in shapes:

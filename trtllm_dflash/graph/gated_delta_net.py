@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.graph.ops import GATED_DELTA
-from trtllm_dflash.graph.ops.gated_delta import ROW_ORDER, SHORT_CHUNKS
+from trtllm_dflash.graph.ops.gated_delta import FOR_CPU, ROW_ORDER
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 
 
@@ -75,7 +75,7 @@ class GatedDeltaNet:
         if self.row_order:
             return {ROW_ORDER.name: 1}
         is_for_cpu = self.model.dtype == ir.DataType.FLOAT
-        return {SHORT_CHUNKS.name: 1} if is_for_cpu else {}
+        return {FOR_CPU.name: 1} if is_for_cpu else {}
 
     def _projections(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return qkv [B·S, C], z [B·S, Hv·Dv] and the gates b, then a [B·S, 2·Hv]."""

@@ -45,11 +45,11 @@ ROW_ORDER = Attribute(
     optional=True,
     body_only=True,
 )
-SHORT_CHUNKS = Attribute(
-    "short_chunks",
+FOR_CPU = Attribute(
+    "for_cpu",
     0,
-    "1: the body's chunks have no more rows than there are, which is quicker in ONNX Runtime; left"
-    " out: all have 32, which TensorRT compiles in less time",
+    "1: the body is quick in ONNX Runtime: chunks have no more rows than there are; left out: sizes"
+    " are fixed, which TensorRT compiles in less time",
     optional=True,
     body_only=True,
 )
@@ -103,7 +103,7 @@ class _Layer:
         g = self.g
         channels = g.size(weight, 2)
         x = g.Slice(raw, [0], channels, [2])
-        x = g.ReduceSum(g.Mul(g.Gather(x, taps, axis=1), weight), [1], keepdims=0)
+        x = self._sum_of_taps(g.Mul(g.Gather(x, taps, axis=1), weight))
         x = g.Mul(x, g.Sigmoid(x))  # [B, n, C]
         keys = g.Mul(g.Mul(self.key_heads, self.key_dim), 2)
         v = g.Reshape(
@@ -120,6 +120,16 @@ class _Layer:
             self._by_head(g.Max(decay, LOWEST_DECAY)),
             self._by_head(g.Sigmoid(b)),
         )
+
+    def _sum_of_taps(self, x: ir.Value) -> ir.Value:
+        """Return the sum over the taps of x [B, Kc, n, C], as [B, n, C]."""
+        g = self.g
+        if not g.has_attribute(FOR_CPU.name):
+            return g.ReduceSum(x, [1], keepdims=0)
+        # ONNX Runtime's ReduceSum takes four times as long.
+        ones = g.Expand(1.0, g.Concat([1], g.size(self.conv_weight, 2), axis=0))
+        total = g.MatMul(ones, g.Reshape(x, [0, 0, -1]))
+        return g.Reshape(total, g.Concat([0], g.Shape(x, start=2), axis=0))
 
     def _unit_heads(self, x: ir.Value) -> ir.Value:
         """Return queries and keys [B, n, 2·Hk·Dk] at length 1, as [B, Hk, 1, 2n, Dk]."""
@@ -209,7 +219,7 @@ def _run(
     """
     limit = 1 if g.has_attribute(ROW_ORDER.name) else CHUNK_ROWS
     count = g.as_value([limit])
-    if g.has_attribute(SHORT_CHUNKS.name):
+    if g.has_attribute(FOR_CPU.name):
         count = g.Min(num_rows, count)
     trips = g.Squeeze(g.Div(g.Add(num_rows, g.Sub(count, 1)), count))
     history = g.Sub(g.size(layer.conv_weight, 2), 1)
@@ -280,7 +290,7 @@ GATED_DELTA = OpSpec(
             aliases="state",
         ),
     ),
-    attributes=(NUM_KEY_HEADS, ROW_ORDER, SHORT_CHUNKS),
+    attributes=(NUM_KEY_HEADS, ROW_ORDER, FOR_CPU),
     reference_body=_body,
     kernel=GATED_DELTA_KERNEL,
 )
