@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from trtllm_dflash.engine_dir.manifest import version_differences
-from trtllm_dflash.hardware import versions
 from trtllm_dflash.hardware.doctor import diagnose_machine
+from trtllm_dflash.hardware.module_probe import probe_module
 from trtllm_dflash.hardware.versions import (
     installed_version,
     module_version,
@@ -49,11 +51,15 @@ def make_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
             (info / "RECORD").write_text("tensorrt/__init__.py,,\n")
             (info / "INSTALLER").write_text(f"{installer}\n")
         importlib.invalidate_caches()
-        owner_of.cache_clear()
+        forget()
         return tmp_path
 
+    def forget() -> None:
+        owner_of.cache_clear()
+        probe_module.cache_clear()
+
     yield make
-    owner_of.cache_clear()
+    forget()
 
 
 LITERAL = f'raise ImportError("it must not be imported")\n__version__ = "{VERSION}"\n'
@@ -78,19 +84,46 @@ def test_version_that_only_the_distribution_says(make_module: MakeModule) -> Non
     assert module_version("tensorrt") == "11.5"
 
 
-def test_version_without_any_metadata(
-    make_module: MakeModule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_version_without_any_metadata(make_module: MakeModule) -> None:
     make_module(COMPUTED)
-    with monkeypatch.context() as patched:
-        patched.delitem(versions.sys.modules, "tensorrt", raising=False)
-        assert module_version("tensorrt") == VERSION
-    versions.sys.modules.pop("tensorrt", None)
+    assert module_version("tensorrt") == VERSION
+    assert "tensorrt" not in sys.modules
 
 
-def test_broken_module_without_metadata(make_module: MakeModule) -> None:
-    make_module("1 / 0\n")
+@pytest.mark.parametrize("source", ["1 / 0", "raise SystemExit(3)", "import os; os.abort()"])
+def test_broken_module_without_metadata(make_module: MakeModule, source: str) -> None:
+    """It is imported in a process of its own, which may end as it likes."""
+    make_module(source)
     assert module_version("tensorrt") is None
+
+
+@pytest.mark.parametrize("file", ["METADATA", "RECORD", "INSTALLER"])
+def test_metadata_that_is_no_text(make_module: MakeModule, file: str) -> None:
+    folder = make_module(LITERAL, "nv_container")
+    (info,) = folder.glob("*.dist-info")
+    (info / file).write_bytes(b"\xffName: \xfe")
+    owner_of.cache_clear()
+    assert module_version("tensorrt") == VERSION
+    assert owner_of("tensorrt") == ("nv_container" if file == "INSTALLER" else None)
+    assert pip_line("tensorrt", "11.3") is None
+
+
+def test_module_inside_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "modules.zip", "w") as archive:
+        archive.writestr("dflash_zipped/__init__.py", "__version__ = '11.4'")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules.zip"))
+    assert module_version("dflash_zipped") == "11.4"
+    assert owner_of("dflash_zipped") is None
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "raise SystemExit(3)"])
+def test_parent_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "dflash_parent" / "bindings").mkdir(parents=True)
+    (tmp_path / "dflash_parent" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert module_version("dflash_parent.bindings") is None
 
 
 def test_doctor_and_inspect_agree(make_module: MakeModule) -> None:

@@ -10,12 +10,14 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from trtllm_dflash import __version__
+from trtllm_dflash.hardware.module_probe import probe_module
 
 # The module behind a name, and the distributions that mostly bring it.
 _MODULES = (
@@ -70,7 +72,7 @@ def module_version(module: str) -> str | None:
     """Return a module's `__version__`, None if it is not installed.
 
     It is read from the module's source or its distribution. Only where neither says it is the
-    module imported.
+    module imported, in a process of its own.
     """
     loaded = getattr(sys.modules.get(module), "__version__", None)
     if isinstance(loaded, str):
@@ -78,17 +80,14 @@ def module_version(module: str) -> str | None:
     source = _source(module)
     if source is None:
         return None
-    written = _VERSION.search(source.read_text(encoding="utf-8", errors="replace"))
-    if written is not None:
+    text = ""
+    with suppress(OSError):  # it may not be readable, or be inside an archive
+        text = source.read_text(encoding="utf-8", errors="replace")
+    if written := _VERSION.search(text):
         return written[1]
     owner = owner_of(module)
-    if owner is not None:
-        return metadata.version(owner)
-    try:
-        version = getattr(import_module(module), "__version__", None)
-    except Exception:  # noqa: BLE001 - whatever keeps it from being imported
-        return None
-    return version if isinstance(version, str) else None
+    told = None if owner is None else metadata.version(owner)
+    return told or probe_module(module).version or None
 
 
 @cache
@@ -103,7 +102,7 @@ def owner_of(module: str) -> str | None:
                 return name
     site = source.parents[module.count(".") + 1]
     for distribution in metadata.distributions(path=[str(site)]):
-        if _brings(distribution, source):
+        if _brings(distribution, source) and _has_name(distribution):
             return distribution.name
     return None
 
@@ -123,7 +122,7 @@ def pip_line(module: str, version: str) -> str | None:
     owner = owner_of(module)
     if owner is None:
         return None
-    installer = metadata.distribution(owner).read_text("INSTALLER") or ""
+    installer = _text_of(metadata.distribution(owner), "INSTALLER")
     return f"pip install {owner}=={version}" if installer.strip() in _INSTALLERS else None
 
 
@@ -139,7 +138,7 @@ def _source(module: str) -> Path | None:
     """Return the file of a module that can be found, without importing it."""
     try:
         spec = find_spec(module)
-    except (ImportError, ValueError):  # of a parent that is missing, or already half imported
+    except (Exception, SystemExit):  # noqa: BLE001 - the import of a parent, which is foreign code
         return None
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
@@ -155,6 +154,18 @@ def _is_installed(distribution: str) -> bool:
 def _brings(distribution: metadata.Distribution, source: Path) -> bool:
     """Tell whether a distribution holds this file."""
     tail = "/".join(source.parts[-2:])
-    files = distribution.read_text("RECORD") or distribution.read_text("installed-files.txt")
+    files = _text_of(distribution, "RECORD") or _text_of(distribution, "installed-files.txt")
     folder = Path(str(distribution.locate_file("")))
-    return tail in (files or "") and folder.resolve() in source.resolve().parents
+    return tail in files and folder.resolve() in source.resolve().parents
+
+
+def _has_name(distribution: metadata.Distribution) -> bool:
+    return "\nName:" in f"\n{_text_of(distribution, 'METADATA')}"
+
+
+def _text_of(distribution: metadata.Distribution, file: str) -> str:
+    """Return a file of a distribution's metadata, "" for none and for what is no text."""
+    try:
+        return distribution.read_text(file) or ""
+    except ValueError:
+        return ""
