@@ -279,6 +279,7 @@ def write_all(directory: Path) -> None:
         expert_cases,
         file_cases,
         hybrid_cases,
+        published_cases,
         quantized_cases,
         tensor_cases,
     )

@@ -17,6 +17,7 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     expert_cases,
     file_cases,
     hybrid_cases,
+    published_cases,
     quantized_cases,
     tensor_cases,
 )
@@ -129,7 +130,15 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "base", ["target", "drafter", "nvfp4 target", "gpt_oss target", "nvfp4 qwen3_5 target"]
+    "base",
+    [
+        "target",
+        "drafter",
+        "nvfp4 target",
+        "compressed nvfp4 target",
+        "gpt_oss target",
+        "nvfp4 qwen3_5 target",
+    ],
 )
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_random_damage_never_escapes_the_error_family(

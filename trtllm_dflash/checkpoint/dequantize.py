@@ -28,7 +28,8 @@ def scalar(info: TensorInfo) -> float:
     A stored divisor is inverted in float32.
     """
     value = np.float32(info.array().reshape(-1)[0])
-    return float(np.float32(1) / value if info.is_divisor else value)
+    with np.errstate(all="ignore"):  # an overflow is infinite, which check_finite refuses
+        return float(np.float32(1) / value if info.is_divisor else value)
 
 
 def row_scales(info: TensorInfo, num_rows: int) -> npt.NDArray[np.float32]:

@@ -55,7 +55,7 @@ def check_finite(
         if index is None:
             continue
         problem = (
-            f"{info.path}: tensor {name} has {info.array()[index]} at index {list(index)}."
+            f"{info.path}: tensor {info.name} has {info.array()[index]} at index {list(index)}."
         )
         if scales or info.dtype in PACKED_DTYPES:
             raise CheckpointError(
