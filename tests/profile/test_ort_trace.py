@@ -10,6 +10,7 @@ import onnx_ir
 import pytest
 
 from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from tests.profile.conftest import DRAFTER, TARGET, sentence
@@ -113,15 +114,55 @@ def test_kernels_of_attention_go_to_their_layer() -> None:
     }
 
 
-@pytest.fixture(scope="module", params=["experts", "nvfp4"])
+def test_kernels_in_a_loop_are_in_its_time() -> None:
+    """Linear attention writes its state late, and its loop tells the layer."""
+    events = [
+        kernel("/target/layers.0/in_proj/Gemm", 0, 5),
+        kernel("_inlfunc_DFlashGatedDelta_token_3_/Loop", 5, 100, "Loop"),
+        kernel("_inlfunc_DFlashGatedDelta_token_3_/body/MatMul", 10, 40),
+        kernel("_inlfunc_DFlashGatedDelta_token_3_/body/Loop", 60, 20, "Loop"),
+        kernel("_inlfunc_DFlashGatedDelta_token_3_/body/Add", 65, 7),
+        kernel("/target/layers.0/out_proj/Gemm", 105, 3),
+        kernel("_inlfunc_DFlashVerifyAttention_/Softmax", 110, 50),
+        kernel("/target/layers.1/o_proj/Gemm", 160, 2),
+        kernel("_inlfunc_DFlashGatedDelta_/Loop", 170, 200, "Loop"),
+        kernel("_inlfunc_DFlashGatedDelta_token_3_/TensorScatter", 370, 9),
+        kernel("_inlfunc_DFlashGatedDelta_/TensorScatter", 380, 11),
+        kernel("/target/layers.2/out_proj/Gemm", 391, 1),
+    ]
+    run = {"name": "model_run", "ts": 0, "dur": 400}
+    (found,) = ort_trace._traced_runs([run, *events])
+    seconds = seconds_by_layer(found.kernels)
+    assert {layer: round(each * 1e6) for layer, each in seconds.items()} == {
+        "target/layers.0": 5 + 100 + 3 + 9,
+        "target/layers.1": 50 + 2,
+        "target/layers.2": 200 + 11 + 1,
+    }
+
+
+def kernel(name: str, start: int, microseconds: int, op_name: str = "Add") -> dict[str, Any]:
+    """Return ONNX Runtime's event of a kernel."""
+    return {
+        "cat": "Node",
+        "name": f"{name}_kernel_time",
+        "ts": start,
+        "dur": microseconds,
+        "args": {"op_name": op_name},
+    }
+
+
+@pytest.fixture(scope="module", params=["experts", "nvfp4", "hybrid"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Make a target and a drafter whose graphs have functions besides attention.
 
-    These are experts, or roundings to NVFP4.
+    These are experts, roundings to NVFP4, or linear attention.
     """
     root = tmp_path_factory.mktemp(request.param)
+    if request.param == "hybrid":
+        target = tiny_hybrid(root / "target", "qwen3_5_moe")
+        return target, tiny_drafter(root / "drafter", target, num_taps=2)
     if request.param == "experts":
         target = tiny_qwen3_moe(root / "target")
         return target, tiny_drafter(root / "drafter", target, num_taps=2)

@@ -2,7 +2,8 @@
 
 A kernel of a node in the graph has the node's scope in its name. Bodies of functions are inlined,
 and their kernels' names say only which call of which function they are of.
-Calls of attention end in the order of the layers, so their order gives the layers. Other functions
+Calls of attention end in the order of the layers, so their order gives the layers. Those of linear
+attention write states at any time after their loops, so it is the loops that count. Other functions
 are experts, which a layer may lack, and roundings, of which it may have several. A call of these
 belongs where its result is used: to the layer of the next kernel with a scope in its name.
 The same holds for kernels that ONNX Runtime's optimizer inserted.
@@ -28,6 +29,7 @@ _ATTENTION = {
     "DFlashDraftAttention": "drafter",
 }
 _ACCEPT = "DFlashAccept"
+_LOOP = re.compile(r"_/Loop(_\d+)?_kernel_time$")
 
 
 def layers_of(names: Sequence[str]) -> list[str]:
@@ -37,7 +39,7 @@ def layers_of(names: Sequence[str]) -> list[str]:
     """
     calls = [inlined_call(name) for name in names]
     by_scope = _layers_by_scope(names, calls)
-    by_call = _layers_by_call(calls, by_scope)
+    by_call = _layers_by_call(names, calls, by_scope)
     layers = []
     for call, layer in zip(calls, by_scope, strict=True):
         if call is not None:
@@ -106,14 +108,20 @@ def _layers_by_scope(names: Sequence[str], calls: Sequence[InlinedCall | None]) 
 
 
 def _layers_by_call(
-    calls: Sequence[InlinedCall | None], by_scope: Sequence[str]
+    names: Sequence[str], calls: Sequence[InlinedCall | None], by_scope: Sequence[str]
 ) -> dict[str, str]:
     """Return the layer of each call, by the call's name."""
-    kernels = enumerate(calls)
-    last_kernels = {call: index for index, call in kernels if call is not None}
+    last_kernels = {}
+    loops = {}
+    for index, (name, call) in enumerate(zip(names, calls, strict=True)):
+        if call is not None:
+            last_kernels[call] = index
+            if _LOOP.search(name):
+                loops[call] = index
+    positions = last_kernels | loops
     num_calls: Counter[str] = Counter()
     layers = {}
-    for call in sorted(last_kernels, key=last_kernels.__getitem__):
+    for call in sorted(positions, key=positions.__getitem__):
         if call.function in _ATTENTION:
             scope = _ATTENTION[call.function]
             layer = f"{scope}/layers.{num_calls[scope]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +24,7 @@ from trtllm_dflash.utf8_path import utf8_path
 # Steps tried for each breakdown, of which the fastest counts. One more of every new shape runs
 # before.
 STEPS = 8
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 _GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 
 
@@ -164,11 +165,22 @@ def _traced_runs(events: Sequence[Mapping[str, Any]]) -> list[_TracedRun]:
     runs = [_TracedRun(event["dur"] * 1e-6, []) for event in model_runs]
     next_starts = [start(event) for event in model_runs[1:]]
     index = 0
-    for event in kernels:
+    for event in _outermost(kernels):
         while index < len(next_starts) and start(event) >= next_starts[index]:
             index += 1
         runs[index].kernels.append(event)
     return runs
+
+
+def _outermost(kernels: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield kernels in order without those inside of a loop, whose time is in the loop's own."""
+    end = -1
+    for event in kernels:
+        if event["ts"] < end:
+            continue
+        if event.get("args", {}).get("op_name") in _CONTROL_FLOW:
+            end = event["ts"] + event["dur"]
+        yield event
 
 
 def _is_kernel(event: Mapping[str, Any]) -> bool:
