@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.graph.run_op import run_op
+from tests.plugins import gated_delta_reference as delta
 from tests.plugins.attention_reference import Case, attend, exactly, inputs, written_caches
+from tests.plugins.library import Library
 from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import assert_close, gpt_oss
 from tests.plugins.moe_reference import inputs as moe_inputs
@@ -82,3 +84,49 @@ def test_body_of_experts_is_the_reference(case: MoeCase) -> None:
         "DFlashMoE", given, **{name: float(number) for name, number in case.fields.items()}
     )
     assert_close(case, moe_inputs(case), got["out"])
+
+
+DELTA_CASES = [
+    delta.Case((delta.Slot(20, 15, 1),), 16),
+    delta.Case(
+        (delta.Slot(5, 0, 1), delta.Slot(0, 0, 7), delta.Slot(100, 3, 2)),
+        7,
+        key_heads=2,
+        group=2,
+    ),
+    delta.Case((delta.Slot(0, 0, 70),), 70, group=1, most_open=0),
+    delta.Case((delta.Slot(3, 15, 9),), 16, group=1, kind="repeated"),
+    delta.Case((delta.Slot(30, 6, 2),), 8, kind="vanishing"),
+]
+
+
+@pytest.mark.parametrize("row_order", [False, True], ids=["chunks", "rows"])
+@pytest.mark.parametrize("case", DELTA_CASES, ids=str)
+def test_gated_delta_means_the_same_in_kernel_and_body(
+    case: delta.Case, row_order: bool, emulated: Library
+) -> None:
+    """Both within float32's rounding of float64; the body has float32 tensors, with the same
+    numbers, and finite garbage where the kernel has NaN.
+    """
+    given = delta.inputs(case)
+    as_float = {
+        name: np.nan_to_num(array.astype(np.float32), nan=7.0)
+        for name, array in given.items()
+        if array.dtype != np.int32
+    }
+    attributes = {"row_order": 1} if row_order else {}
+    body = run_op(
+        "DFlashGatedDelta", given | as_float, num_key_heads=case.key_heads, **attributes
+    )
+    kernel = delta.run(emulated, case, given)
+    out, state = delta.expected(case, given)
+    np.testing.assert_allclose(body["out"], out, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(body["state_out"], state, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(kernel["state"], body["state_out"], rtol=0, atol=8e-6)
+    rounding = 2.0**-8 * np.abs(out) + 4e-6
+    assert (np.abs(kernel["out"].astype(np.float64) - body["out"]) <= rounding).all()
+    for index, slot in enumerate(case.slots):
+        # Behind the step's last row a kernel leaves the window as it is.
+        rows = min(given["window"].shape[2], case.rows - slot.known + delta.HISTORY)
+        want = delta.expected_window(case, given)[index, 0, :rows].astype(np.float32)
+        np.testing.assert_array_equal(body["window_out"][index, 0, :rows], want)

@@ -35,6 +35,9 @@ CASES = [
     Case((Slot(1, 1, 1), Slot(0, 4, 1), Slot(0, 0, 2)), 3, key_heads=2, group=2, most_open=4),
     Case((Slot(9, 7, 40),), 40, group=1, most_open=7),  # two chunks of rows, a short window
     Case((Slot(0, 0, 70),), 75, group=1, most_open=63),  # three chunks
+    Case(
+        (Slot(70, 60, 3), Slot(2, 1, 36)), 36, group=1, most_open=63
+    ),  # more open than a chunk
     Case((Slot(3, 15, 9),), 16, group=2, kind="repeated"),
     Case((Slot(0, 0, 16),), 16, group=2, kind="repeated"),
     Case((Slot(30, 6, 2),), 8, kind="vanishing"),

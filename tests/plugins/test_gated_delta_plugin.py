@@ -1,5 +1,5 @@
 """The plugin of DFlashGatedDelta launches what its C library does, and refuses what does not hold
-together; its kernel means what its body means.
+together.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
-from tests.graph.run_op import run_op
 from tests.plugins.emulated_plugin import KERNELS, EmulatedModule, enqueue
 from tests.plugins.gated_delta_reference import (
     HEAD_DIM,
     Arrays,
     Case,
     Slot,
-    expected,
-    expected_window,
     inputs,
     run,
 )
-from tests.plugins.library import BFLOAT16, Library
+from tests.plugins.library import Library
 from tests.plugins.plugin_graphs import op_model
 from trtllm_dflash.errors import EngineError, GraphError
 from trtllm_dflash.graph.ops import OPS
@@ -51,36 +48,6 @@ def test_the_plugin_launches_what_the_library_does(
         np.testing.assert_array_equal(got[ours].view(np.uint8), want[name].view(np.uint8))
     parts = ("rows", "rule")
     assert module.launched == [(f"dflash_gated_delta_{part}", 77) for part in parts]
-
-
-@pytest.mark.parametrize("row_order", [False, True], ids=["chunks", "rows"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_kernel_means_what_the_body_means(
-    case: Case, row_order: bool, emulated: Library
-) -> None:
-    """Both within float32's rounding of float64; the body has float32 tensors, with the same
-    numbers, and finite garbage where the kernel has NaN.
-    """
-    given = inputs(case)
-    as_float = {
-        name: np.nan_to_num(array.astype(np.float32), nan=7.0)
-        for name, array in given.items()
-        if array.dtype in (BFLOAT16, np.float32)
-    }
-    attributes = {"row_order": 1} if row_order else {}
-    body = run_op(DELTA, given | as_float, num_key_heads=case.key_heads, **attributes)
-    kernel = run(emulated, case, given)
-    out, state = expected(case, given)
-    np.testing.assert_allclose(body["out"], out, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(body["state_out"], state, rtol=0, atol=4e-6)
-    np.testing.assert_allclose(kernel["state"], body["state_out"], rtol=0, atol=8e-6)
-    rounding = 2.0**-8 * np.abs(out) + 4e-6
-    assert (np.abs(kernel["out"].astype(np.float64) - body["out"]) <= rounding).all()
-    for index, slot in enumerate(case.slots):
-        # Behind the step's last row a kernel leaves the window as it is.
-        rows = min(given["window"].shape[2], case.rows - slot.known + 3)
-        want = expected_window(case, given)[index, 0, :rows].astype(np.float32)
-        np.testing.assert_array_equal(body["window_out"][index, 0, :rows], want)
 
 
 @pytest.mark.parametrize(
