@@ -63,6 +63,7 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         "input_ids": ids,
         "num_known": np.full(batch, num_known, np.int32),
         "past_len": np.zeros(batch, np.int32),
+        "state_len": np.zeros(batch, np.int32),
         "kv_positions": np.arange(width + 4),
         **sampling_arrays(batch),
         "uniforms": np.zeros(

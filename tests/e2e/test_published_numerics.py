@@ -6,6 +6,7 @@ compares with their packages. Tolerances are those of test_quantized_numerics.py
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.e2e.test_quantized_numerics import (
 )
 from tests.fixtures.published import SCHEMES, input_rounder, published_copy, twin_of
 from tests.fixtures.quantized import read_tensors
+from tests.fixtures.tiny_hybrid import EXCLUSIONS, tiny_hybrid
 from tests.fixtures.tiny_models import DENSE_FAMILIES, tiny_target
 from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.checkpoint.loader import load_target
@@ -81,3 +83,25 @@ def test_logits_of_a_mixture_of_experts(name: str, tmp_path: Path) -> None:
     assert_same_but_for_boundaries(
         target_logits(directory, IDS), theirs, unquantized, boundaries=name not in PLAIN
     )
+
+
+@pytest.mark.parametrize("name", ["fine_grained", "fp8_channel"])
+@pytest.mark.parametrize("family", ["qwen3_5_vl", "qwen3_5_moe", "qwen3_next"])
+def test_logits_of_hybrids(family: str, name: str, tmp_path: Path) -> None:
+    """Of those numbers unquantized, bit for bit; test_hybrids.py compares those with Hugging Face.
+
+    Gates of states and routers stay as they are, as in the published files.
+    """
+    source = tiny_hybrid(tmp_path / "source", family, dtype="BF16")
+    modules = [
+        full.removesuffix(".weight") for full in read_tensors(source / "model.safetensors")
+    ]
+    kept = [
+        module
+        for module in modules
+        if any(fnmatchcase(module, pattern) for pattern in EXCLUSIONS)
+    ]
+    directory = published_copy(source, tmp_path / "q", name, exclude=tuple(kept))
+    found = target_logits(directory, IDS)
+    np.testing.assert_array_equal(found, target_logits(twin_of(directory), IDS))
+    assert np.abs(found - target_logits(source, IDS)).max() > 0.02 * np.abs(found).max()
