@@ -60,6 +60,23 @@ def test_speed_compares_all_systems(tmp_path: Path) -> None:
         )
 
 
+def test_linear_attention_is_measured(tmp_path: Path) -> None:
+    options = (
+        "--target",
+        "Qwen3.5-4B",
+        "--block-sizes",
+        "16",
+        "--widths",
+        "1",
+        "--repeats",
+        "2",
+    )
+    _run("benchmark/linear_attention.py", *options, "--json", str(tmp_path / "cost.json"))
+    (row,) = json.loads((tmp_path / "cost.json").read_text())["layers"]
+    assert row["linears_ms"] > 0
+    assert row["rest_ms"] > 0
+
+
 def test_build_cost_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     _run("benchmark/build_cost.py", "--layers", "2", "--json", str(tmp_path / "cost.json"))
