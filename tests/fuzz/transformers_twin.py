@@ -115,8 +115,11 @@ def compare_logits(root: Path, number: int, directory: Path) -> str:
         return loaded
     import torch
 
-    with torch.inference_mode():
-        theirs = loaded(torch.from_numpy(IDS)).logits.numpy()
+    try:
+        with torch.inference_mode():
+            theirs = loaded(torch.from_numpy(IDS)).logits.numpy()
+    except (TypeError, IndexError) as error:  # of keys that only images need
+        return f"transformers fails: {type(error).__name__}"
     difference = float(np.abs(ours - theirs).max())
     if not difference < 1e-3 * float(theirs.std()):
         raise WrongAnswerError(f"logits differ by {difference}: {json.dumps(config)}")
