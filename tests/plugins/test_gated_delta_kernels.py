@@ -23,7 +23,7 @@ from tests.plugins.gated_delta_reference import (
     split,
     weights,
 )
-from tests.plugins.library import Library, poisoned
+from tests.plugins.library import BFLOAT16, Library, poisoned
 
 pytestmark = pytest.mark.slow
 
@@ -88,9 +88,7 @@ class Sequence:
         self.given = weights(case)
         rows = HISTORY + case.most_open
         columns = case.channels + 2 * case.value_heads
-        self.window = poisoned(
-            (1, 1, rows, columns), raw_rows(case, np.random.default_rng(), 1).dtype
-        )
+        self.window = poisoned((1, 1, rows, columns), BFLOAT16)
         self.state = poisoned((1, case.value_heads, HEAD_DIM, HEAD_DIM), np.float32)
         self.state_len = self.past_len = 0
 
