@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEMO
+from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import HIDDEN
 from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.dry_run import DryRun, preview_build
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.scratch_limit import scratch_refusal
@@ -24,7 +26,14 @@ from trtllm_dflash.errors import BuildError
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.trt_plugins.params import attention_workspace
 
-PAIRS_THAT_BUILD = ("Qwen3-4B", "Qwen3-8B", "Llama-3.1-8B-Instruct", "gpt-oss-20b")
+PAIRS_THAT_BUILD = (
+    "Qwen3-4B",
+    "Qwen3-8B",
+    "Llama-3.1-8B-Instruct",
+    "gpt-oss-20b",
+    "Qwen3.6-27B",
+    "Qwen3-Coder-Next",
+)
 EXAMPLE_PAIR = DEMO.parent / "examples" / "demo_pair" / "drafter"
 
 
@@ -220,6 +229,51 @@ def test_the_plan_is_near_real_engines(
     )
     build_engine(config)
     _check(config, config.output_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugins", [True, False])
+def test_the_plan_is_near_real_hybrid_engines(plugins: bool, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    sizes = {"layers": 5, "key_dim": 128, "value_dim": 128, "head_dim": 64}
+    target = tiny_hybrid(tmp_path / "target", "qwen3_5", dtype="BF16", sizes=sizes)
+    config = BuildConfig(
+        str(target),
+        tmp_path / "e",
+        arch="sm120",
+        plugins=plugins,
+        max_seq_len=1024,
+        max_batch_size=4,
+    )
+    build_engine(config)
+    _check(config, config.output_dir)
+
+
+def test_scratch_of_gated_delta_nets() -> None:
+    """By the compiler's own kernels each layer has its own, by ours all share one."""
+    small, large = (replace(_delta(), num_layers=count) for count in (8, 48))
+    sizes: dict[str, Any] = {"slots": 2, "rows": 16}
+    assert large.kernel_scratch(**sizes) == small.kernel_scratch(**sizes)
+    on_gpu = [made.body_scratch(**sizes, layers_share=False) for made in (small, large)]
+    on_cpu = [made.body_scratch(**sizes, layers_share=True) for made in (small, large)]
+    assert on_cpu[0] == on_cpu[1] < on_gpu[0]
+    state = 48 * 128 * 128 * 4
+    assert on_gpu[1] - on_gpu[0] > 2 * 40 * state
+    ours, compilers = plan("Qwen3.6-27B"), plan("Qwen3.6-27B", plugins=False)
+    assert compilers.step_bytes() - ours.step_bytes() > 48 * state
+    assert compilers.engine_parts()["kernels"] > 2 * ours.engine_parts()["kernels"]
+
+
+def test_a_row_more_than_a_chunk_takes_another() -> None:
+    made = replace(_delta(), block_size=1)
+    one, full, more = (made.body_scratch(1, rows, layers_share=True) for rows in (1, 32, 33))
+    assert one == full < more
+
+
+def _delta() -> DeltaMemory:
+    made = DeltaMemory.of(plan("Qwen3.6-27B").models.target.config, 16)
+    assert made is not None
+    return made
 
 
 def test_states_do_not_grow_with_the_sequence() -> None:

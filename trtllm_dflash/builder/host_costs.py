@@ -28,6 +28,8 @@ _CPU_BASE_BYTES, _CPU_COPIES = 200_000_000, 1
 _START_SECONDS = 3.0
 # Seconds a GB of the engine and seconds a layer, at best and at worst.
 _GPU_SECONDS = {True: ((4.0, 0.2), (10.0, 0.4)), False: ((4.0, 0.4), (10.0, 1.0))}
+# Seconds of a gated delta net that the compiler makes itself, on idle cores and on busy ones.
+_DELTA_SECONDS = (7.0, 13.0)
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ class HostCosts:
         if resolved.backend != "tensorrt_rtx":
             return None
         layers = sum(model.config.num_layers for model in self.plan.models.checkpoints.values())
+        deltas = 0 if resolved.plugins else sum(self.plan.models.target.config.linear_layers)
         gigabytes = self.plan.engine_bytes / 1e9
         low, high = (
-            _START_SECONDS + each_gb * gigabytes + each_layer * layers
-            for each_gb, each_layer in _GPU_SECONDS[resolved.plugins]
+            _START_SECONDS + each_gb * gigabytes + each_layer * layers + each_delta * deltas
+            for (each_gb, each_layer), each_delta in zip(
+                _GPU_SECONDS[resolved.plugins], _DELTA_SECONDS, strict=True
+            )
         )
         return low, high
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
+from trtllm_dflash.builder import delta_memory
+from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.resolve import ResolvedModels
-from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -19,7 +20,6 @@ from trtllm_dflash.options.build import DTYPE_BYTES
 from trtllm_dflash.trt_plugins.params import (
     accept_plan,
     attention_workspace,
-    gated_delta_plan,
     moe_plan,
 )
 
@@ -35,12 +35,12 @@ _SAME_INPUT = (
     "v_proj.weight",
     "gate_proj.weight",
     "up_proj.weight",
+    *delta_memory.SAME_INPUT,
 )
 # TensorRT-RTX's scratch of a step, however small: of the target, and again of the drafter.
 _SCRATCH_BYTES = 8_200_000
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
-_RULE_COPIES = 3  # of a gated delta net's rows at a time, in the operator's body
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
 # The experts' formats as the kernel counts them, by their bits a weight.
 _BF16_EXPERTS, _PACKED_EXPERTS = 0, 1
@@ -90,6 +90,11 @@ class MemoryPlan:
     @property
     def _has_kernels(self) -> bool:
         return self._is_gpu and self.models.resolved.plugins
+
+    @property
+    def _delta(self) -> DeltaMemory | None:
+        """Return what the target's gated delta nets take; None if it has none."""
+        return DeltaMemory.of(self.models.target.config, self.models.resolved.block_size)
 
     @property
     def _configs(self) -> tuple[TargetConfig | DrafterConfig, ...]:
@@ -147,8 +152,10 @@ class MemoryPlan:
     def _kernel_bytes(self) -> int:
         if not self._is_gpu:
             return 0
-        common, each = _KERNEL_BYTES[self.models.resolved.plugins]
-        return sum(common + each * config.num_layers for config in self._configs)
+        plugins = self.models.resolved.plugins
+        common, each = _KERNEL_BYTES[plugins]
+        code = sum(common + each * config.num_layers for config in self._configs)
+        return code + (self._delta.code_bytes(plugins=plugins) if self._delta else 0)
 
     def cache_bytes_per_token(self) -> dict[str, int]:
         """Return the bytes that one more token takes in a slot's caches, by model."""
@@ -172,12 +179,13 @@ class MemoryPlan:
         return max(self._shape_bytes(prompt, 1), self._shape_bytes(decode, slots))
 
     def _shape_bytes(self, shape: _StepShape, slots: int) -> int:
-        scratch = max(
-            self._attention_bytes(shape), self._linear_bytes(shape), self._expert_bytes(shape)
-        )
+        scratch = max(self._attention_bytes(shape), self._expert_bytes(shape))
+        if self._delta is not None and self._has_kernels:
+            scratch = max(scratch, self._delta.kernel_scratch(shape.slots, shape.rows))
         if self._is_gpu:
             models = len(self._configs)
             scratch = max(scratch, models * _SCRATCH_BYTES, self._choice_scratch(slots))
+        scratch += self._delta_bytes(shape)
         return scratch + self._row_bytes(shape) + self._logits_bytes(slots)
 
     def _row_bytes(self, shape: _StepShape) -> int:
@@ -249,27 +257,12 @@ class MemoryPlan:
         copies = 4 if is_grouped and shape.slots > 1 else 2
         return scores * score_bytes + pairs + copies * keys * self._dtype_bytes
 
-    def _linear_bytes(self, shape: _StepShape) -> int:
-        """Return the scratch of a gated delta net's rule, which the layers share.
-
-        The operator's body has queries and keys for every value head, and the corrected values.
-        """
-        linear = self.models.target.config.linear_attention
-        if linear is None:
+    def _delta_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of gated delta nets by the operator's body."""
+        delta = self._delta
+        if delta is None or self._has_kernels:
             return 0
-        open_rows = window_rows(linear, self.models.resolved.block_size)
-        heads = linear.num_value_heads
-        if not self._has_kernels:
-            rows = shape.slots * (shape.rows + open_rows)
-            elements = rows * heads * _RULE_COPIES * (linear.key_dim + linear.value_dim)
-            return elements * DTYPE_BYTES["float32"]
-        return gated_delta_plan(
-            batch=shape.slots,
-            rows=shape.rows,
-            window_rows=open_rows,
-            key_heads=linear.num_key_heads,
-            value_heads=heads,
-        ).workspace_bytes
+        return delta.body_scratch(shape.slots, shape.rows, layers_share=not self._is_gpu)
 
     def _expert_bytes(self, shape: _StepShape) -> int:
         """Return the scratch of a layer's experts; their body computes all for every row."""
