@@ -23,7 +23,12 @@ from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
-from trtllm_dflash.estimate.workload import KernelCost, ModelCosts, ModelPair
+from trtllm_dflash.estimate.workload import (
+    STATE_BYTES,
+    KernelCost,
+    ModelCosts,
+    ModelPair,
+)
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
@@ -281,6 +286,27 @@ def test_workload_of_gpt_oss_has_its_windows() -> None:
     step = stored_pair("gpt-oss-120b-DFlash").dflash_step(10, 9)
     windows = [cost.window for cost in step if cost.operation == "attention"]
     assert windows == [128, 0] * 18 + [0] * 8
+
+
+@pytest.mark.slow
+def test_the_graphs_page_states_what_states_move() -> None:
+    """Every figure of its table but what a commit behind ACCEPT keeps."""
+    page = (Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|") and " MB" in line]
+    copies, behind, lazy = ([*line.split("|")[2:5]] for line in rows)
+    for column, name in enumerate(("Qwen3.6-27B", "Qwen3.6-35B-A3B"), start=1):
+        pair = ModelPair(find_target(name), find_drafter(None, target=name))
+        sizes = pair.target.config.linear_attention
+        assert sizes is not None
+        numbers = sizes.num_value_heads * sizes.value_dim * sizes.key_dim
+        state = pair.target.config.linear_layers.count(True) * numbers * STATE_BYTES / 1e6
+        assert f" {17 * state:,.0f} MB" in copies[column]
+        assert f" {3 * state:,.0f} MB" in behind[column]
+        assert f" {2 * pair.state_bytes() / 1e6:,.0f} MB" in lazy[column]
+        if name == "Qwen3.6-27B":
+            window = pair.state_bytes() / 1e6 - state
+            assert copies[0].strip() == f"{state:.0f} MB + {16 * state / 1e3:.2f} GB"
+            assert lazy[0].strip() == f"{state:.0f} MB + {window:.0f} MB"
 
 
 def test_workload_quantizes_linears_only() -> None:
