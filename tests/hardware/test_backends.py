@@ -251,6 +251,9 @@ def test_a_head_dim_without_a_kernel_is_refused_before_any_work(
     )
     with pytest.raises(UsageError, match=words):
         resolve_models(config(arch="sm120"))
+    fp8 = config(arch="sm120", kv_cache_dtype="fp8")  # which need kernels as well
+    with pytest.raises(UsageError, match="give --no-plugins --kv-cache-dtype bfloat16, and"):
+        resolve_models(fp8, fetch=False)
     rows = dict(summary_rows(resolve_models(config(arch="sm120", plugins=False))))
     assert rows["kernels"] == "the compiler's own"
     assert rows["rings"].startswith(

@@ -91,31 +91,34 @@ def check_kernels(
     *,
     quantized_experts: bool,
     block_size: int,
+    fp8_caches: bool = False,
 ) -> None:
     """Check that our kernels exist for the sizes of these models, by role.
 
     Raises:
-        UsageError: saying for which sizes they do.
+        UsageError: saying for which sizes they do, and what builds without them.
     """
+    options = "--no-plugins"
+    if fp8_caches:
+        options += " --kv-cache-dtype bfloat16"
+    advice = f"give {options}, and the compiler makes its own"
     (head_dim,) = ATTENTION.sizes
     for role, config in configs.items():
         if config.head_dim not in head_dim.values:
             raise UsageError(
                 f"there is no attention kernel for the {role}'s head_dim {config.head_dim}, only"
-                f" for {', '.join(map(str, head_dim.values))}; give --no-plugins, and the compiler"
-                " makes its own"
+                f" for {', '.join(map(str, head_dim.values))}; {advice}"
             )
         if not isinstance(config, TargetConfig):
             continue
         if config.moe is not None:
-            _check_expert_kernel(
-                config.hidden_size, config.moe, moe_unit(quantized=quantized_experts)
-            )
+            unit = moe_unit(quantized=quantized_experts)
+            _check_expert_kernel(config.hidden_size, config.moe, unit, advice)
         if config.linear_attention is not None:
-            _check_delta_kernel(config.linear_attention, block_size)
+            _check_delta_kernel(config.linear_attention, block_size, advice)
 
 
-def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int) -> None:
+def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int, advice: str) -> None:
     problems = []
     for size in GATED_DELTA_KERNEL.sizes:
         value = getattr(linear, size.name)
@@ -137,11 +140,11 @@ def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int) -> None:
     if problems:
         raise UsageError(
             "there is no kernel for the target's gated delta nets:"
-            f" {'; '.join(problems)}; give --no-plugins, and the compiler makes its own"
+            f" {'; '.join(problems)}; {advice}"
         )
 
 
-def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
+def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int, advice: str) -> None:
     sizes = {
         "hidden_size": hidden_size,
         "the experts' intermediate_size": moe.intermediate_size,
@@ -155,6 +158,5 @@ def _check_expert_kernel(hidden_size: int, moe: MoEConfig, unit: int) -> None:
         problems.append(f"a token has {moe.top_k} experts, more than {MAX_TOP_K_EXPERTS}")
     if problems:
         raise UsageError(
-            f"there is no kernel for the target's experts: {'; '.join(problems)}; give"
-            " --no-plugins, and the compiler makes its own"
+            f"there is no kernel for the target's experts: {'; '.join(problems)}; {advice}"
         )

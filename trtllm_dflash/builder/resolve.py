@@ -211,16 +211,17 @@ def resolve_models(
     configs = {role: model.config for role, model in models.items()}
     if ARCHS[config.arch].is_gpu:
         check_heads(configs)
+    kv_scales = _kv_scales(config, target, must_exist=fetch)
     if resolved.plugins:
         check_kernels(
             configs,
             quantized_experts=target.has_packed_experts,
             block_size=resolved.block_size,
+            fp8_caches=kv_scales is not None,
         )
     vocab = None
     if config.draft_vocab:
         vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size)
-    kv_scales = _kv_scales(config, target, must_exist=fetch)
     if kv_scales is not None:
         check_fp8_kv(resolved)
     found = ResolvedModels(config, target, drafter, resolved, vocab, kv_scales)
