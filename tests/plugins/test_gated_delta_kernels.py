@@ -38,6 +38,7 @@ CASES = [
     Case(
         (Slot(70, 60, 3), Slot(2, 1, 36)), 36, group=1, most_open=63
     ),  # more open than a chunk
+    Case((Slot(40, 15, 1),), 16, key_heads=16),  # of Qwen3.6-27B
     Case((Slot(3, 15, 9),), 16, group=2, kind="repeated"),
     Case((Slot(0, 0, 16),), 16, group=2, kind="repeated"),
     Case((Slot(30, 6, 2),), 8, kind="vanishing"),
