@@ -103,7 +103,7 @@ def test_a_step_of_many_chunks(form: str | None) -> None:
 
 
 @FORMS
-@pytest.mark.parametrize("decay", [0.0, 0.02, 80.0, 1e4])
+@pytest.mark.parametrize("decay", [0.0, 0.02, 80.0, 1e43])
 def test_repeated_keys_and_strong_decays(decay: float, form: str | None) -> None:
     """A key that repeats makes the rows' system of equations as ill-conditioned as it gets."""
     sizes = Sizes(pending=15)
@@ -167,3 +167,42 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
 def test_a_kernel_has_no_field_for_the_order() -> None:
     assert {ROW_ORDER, FOR_CPU} < set(GATED_DELTA.attributes)
     assert not {ROW_ORDER.name, FOR_CPU.name} & set(GATED_DELTA.plugin_fields)
+
+
+@pytest.mark.slow
+def test_the_twin_is_transformers_layer() -> None:
+    """A whole layer of Qwen3.5: its linears and norm around the twin."""
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen3_5TextConfig
+    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
+
+    sizes, hidden = Sizes(), 20
+    config = Qwen3_5TextConfig(
+        hidden_size=hidden,
+        linear_num_key_heads=sizes.key_heads,
+        linear_num_value_heads=sizes.value_heads,
+        linear_key_head_dim=sizes.key_dim,
+        linear_value_head_dim=sizes.value_dim,
+        linear_conv_kernel_dim=sizes.taps,
+        layer_types=["linear_attention"],
+        num_hidden_layers=1,
+    )
+    torch.manual_seed(0)
+    layer = Qwen3_5GatedDeltaNet(config, 0).double().eval()
+    with torch.no_grad():
+        for name, weight in layer.named_parameters():
+            if name != "A_log":
+                weight.copy_(torch.randn_like(weight) * 0.6)
+        x = torch.randn(1, 30, hidden, dtype=torch.float64)
+        want = layer(x).numpy()[0]
+    held = {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
+    given = x.numpy()[0]
+    rows = [given @ held[f"in_proj_{part}.weight"].T for part in ("qkv", "b", "a", "z")]
+    names = {"conv_weight": "conv1d.weight", "a_log": "A_log", "dt_bias": "dt_bias"}
+    weights = {name: held[stored] for name, stored in names.items()}
+    outs, _ = twin(np.concatenate(rows[:3], axis=1), weights, sizes)
+    z = rows[3].reshape(outs.shape)
+    scale = np.sqrt((outs**2).mean(-1, keepdims=True) + config.rms_norm_eps)
+    gated = outs / scale * held["norm.weight"] * z / (1 + np.exp(-z))
+    got = gated.reshape(len(given), -1) @ held["out_proj.weight"].T
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(want).max())
