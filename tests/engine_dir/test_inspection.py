@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.fixtures.tiny_hybrid import tiny_hybrid
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.inspection import inspect_engine
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.log import human_bytes
 
 
 def _lines(directory: Path) -> dict[str, list[str]]:
@@ -41,6 +44,28 @@ def test_models_taps_block_ports_and_versions_are_shown(
     assert ["[batch, 3, 80, 8]" in lines[0], "[batch, 3, 128, 8]" in lines[1]] == [True, True]
     assert found["check"] == ["every file is what the build wrote"]
     assert "onnxruntime" in found["built with"][0]
+
+
+@pytest.mark.slow
+def test_states_are_shown_apart_from_keys_and_values(
+    build_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    built = build_tiny(target=tiny_hybrid(tmp_path / "target", "qwen3_next"))
+    found = _lines(built)
+    overview = dict(line.split("  ", 1) for line in found[str(built)])
+    # Two layers of two key heads of 16 numbers; the drafter's of three heads of 8.
+    token = 2 * 2 * 2 * 16 * 4 + 3 * 2 * 3 * 8 * 4
+    assert overview["caches"].strip() == f"FP32, {human_bytes(token)} a token of a slot"
+    state, window = 4 * 9 * 12 * 10 * 4, 4 * (3 + 3) * 180 * 4
+    assert overview["states"].strip() == (
+        f"4 layers, float32, {human_bytes(state)} a slot at any length, and"
+        f" {human_bytes(window)} of windows; a step reads and writes"
+        f" {human_bytes(2 * (state + window))} of both"
+    )
+    meanings = {line.split()[1]: line for line in found["inputs and outputs"]}
+    assert "a layer's state, updated in place" in meanings["target_state.*"]
+    assert "a layer's window, updated in place" in meanings["target_window.*.out"]
+    assert "a layer's cache, updated in place" in meanings["target_key.*"]
 
 
 def test_differences_are_listed(engine: Path) -> None:

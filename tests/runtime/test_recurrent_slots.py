@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures.tiny_hybrid import tiny_hybrid
+from tests.fixtures.tiny_hybrid import quantized_hybrid, tiny_hybrid
 from tests.fixtures.tiny_models import BLOCK, VOCAB
 from tests.runtime.fake_gpu import GREEDY, SAMPLED, Gpu, open_gpu, tokens_of
 from trtllm_dflash.engine_dir.config import EngineConfig
@@ -253,6 +253,19 @@ def test_tokens_are_the_cpu_sessions(
         chosen: dict[str, Any] = {"max_tokens": 16, "stop_token_ids": [11], **options}
         expected = tokens_of(cpu, PROMPTS, **chosen)
         assert tokens_of(gpu.engine, PROMPTS, **chosen) == expected
+
+
+@pytest.mark.slow
+def test_fp8_caches_are_packed_and_states_are_not(
+    open_gpu: Callable[..., Gpu], build_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    target = quantized_hybrid(tmp_path / "target", "qwen3_5", "fp8", kv_cache=True)
+    built = build_tiny(target=target, max_batch_size=SLOTS)
+    gpu, cpu = open_gpu(built, fp8_caches=True), Engine.load(built, num_threads=1)
+    types = {tensor.dtype for tensor in gpu.session._config.io if tensor.recurrent}
+    assert types == {"float32"}
+    options: dict[str, Any] = {"max_tokens": 12, "stop_token_ids": []}
+    assert tokens_of(gpu.engine, PROMPTS, **options) == tokens_of(cpu, PROMPTS, **options)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What gated delta nets take in a plan of an engine's memory: their code, and their scratch.
 
-The formulas of the operator's body are fitted to what TensorRT-RTX 1.7.1 reported of engines for
-sm120, of 4 and 8 such layers and of 1 to 16 slots.
+The formulas of the operator's body are fitted to what TensorRT-RTX 1.7.1 reported for sm120. Its
+engines had 4 and 8 such layers and 1 to 16 slots.
 """
 
 from __future__ import annotations
