@@ -17,12 +17,13 @@ import pytest
 from tests.patience import seconds_of_children
 from trtllm_dflash.builder.dry_run import preview_build
 from trtllm_dflash.builder.host_costs import HostCosts
+from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.catalog.gpus import gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS
 from trtllm_dflash.catalog.published import drafter_json, target_json
 from trtllm_dflash.checkpoint.writer import FileLayout
-from trtllm_dflash.errors import CheckpointError, UsageError
+from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.tensor_specs import (
@@ -244,3 +245,41 @@ def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Pat
     largest = found.fits()[0]
     assert largest.as_asked
     assert largest.slots[32768] > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "state_megabytes", "token_bytes"),
+    [
+        # Of a slot's states in float32, and of a token in the full layers' caches in BF16.
+        ("Qwen3-Coder-Next", 36 * 32 / 16, 12 * 2 * 2 * 256 * 2),
+        ("Qwen3.5-4B", 24 * 32 / 16, 8 * 2 * 4 * 256 * 2),
+        ("Qwen3.5-9B", 24 * 32 / 16, 8 * 2 * 4 * 256 * 2),
+        ("Qwen3.5-27B", 48 * 48 / 16, 16 * 2 * 4 * 256 * 2),
+        ("Qwen3.5-35B-A3B", 30 * 32 / 16, 10 * 2 * 2 * 256 * 2),
+        ("Qwen3.5-122B-A10B", 36 * 64 / 16, 12 * 2 * 2 * 256 * 2),
+        ("Qwen3.5-397B-A17B", 45 * 64 / 16, 15 * 2 * 2 * 256 * 2),
+        ("Qwen3.6-27B", 48 * 48 / 16, 16 * 2 * 4 * 256 * 2),
+        ("Qwen3.6-35B-A3B", 30 * 32 / 16, 10 * 2 * 2 * 256 * 2),
+    ],
+)
+def test_every_hybrid_pair_is_planned(
+    name: str, state_megabytes: float, token_bytes: int, tmp_path: Path
+) -> None:
+    """Also the one that no GPU holds in BF16, which is neither built nor fetched."""
+    pair = next(pair for pair in PAIRS if pair.name == name)
+    asked = BuildConfig(name, tmp_path / "e", pair.drafter.repository, arch="sm103")
+    found = preview_build(asked, quant="nvfp4")
+    states = [
+        port
+        for port in found.models.io
+        if port.name.startswith("target_state.") and not port.aliases
+    ]
+    assert sum(port.slot_bytes for port in states) == state_megabytes * 2**20
+    assert found.plan.cache_bytes_per_token()["target"] == token_bytes
+    assert found.fits()[-1].as_asked
+    if pair.handover:
+        with pytest.raises(
+            BuildError, match="nothing was fetched, since it is larger than one"
+        ):
+            resolve_models(asked)
