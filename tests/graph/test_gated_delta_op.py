@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.graph.gated_delta_twin import Sizes, Slots, random_weights, twin
+from tests.graph.run_op import run_op
 from trtllm_dflash.graph.ops import GATED_DELTA
 from trtllm_dflash.graph.ops.gated_delta import FOR_CPU, ROW_ORDER
 
@@ -167,6 +168,22 @@ def test_every_width_gives_the_same_bits_row_by_row() -> None:
 def test_a_kernel_has_no_field_for_the_order() -> None:
     assert {ROW_ORDER, FOR_CPU} < set(GATED_DELTA.attributes)
     assert not {ROW_ORDER.name, FOR_CPU.name} & set(GATED_DELTA.plugin_fields)
+
+
+@FORMS
+def test_memory_in_place_gives_the_same_bits(form: str | None) -> None:
+    """One buffer as input and output, as in a session, and apart."""
+    sizes = Sizes()
+    run = _Run(sizes, 40, form=form)
+    for slot in range(SLOTS):
+        run.prompt(slot, 9 + slot, [9])
+    arrays = run.slots._arrays(run.rows[:, 20:25], 2)
+    attributes = {"num_key_heads": sizes.key_heads} | ({form: 1} if form else {})
+    apart = run_op("DFlashGatedDelta", arrays, **attributes)
+    out, state = run.slots.step(run.rows[:, 20:25], 2)
+    np.testing.assert_array_equal(out, apart["out"])
+    np.testing.assert_array_equal(state, apart["state_out"])
+    np.testing.assert_array_equal(run.slots.memory["window"], apart["window_out"])
 
 
 @pytest.mark.slow
