@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from functools import cached_property
 
 from trtllm_dflash.hardware.archs import ARCHS, archs_with
@@ -192,16 +193,15 @@ class Quantization:
 
     def excluded_by(self, module: str) -> str | None:
         """Return an entry of `excluded` that covers the module, under either of its names."""
-        patterns, names = self._exclusions
+        patterns, any_pattern, names = self._exclusions
         for name in self._names_of(module):
             inside_of = name
             while inside_of:
                 if inside_of in names:
                     return inside_of
                 inside_of = inside_of.rpartition(".")[0]
-            found = next((row for row in patterns if fnmatchcase(name, row)), None)
-            if found is not None:
-                return found
+            if any_pattern is not None and any_pattern.match(name):
+                return next(row for row in patterns if fnmatchcase(name, row))
         return None
 
     def covers(self, pattern: str, module: str) -> bool:
@@ -218,10 +218,16 @@ class Quantization:
         return module, stored + module.removeprefix(ours)
 
     @cached_property
-    def _exclusions(self) -> tuple[tuple[str, ...], frozenset[str]]:
-        """Return the patterns and the names of `excluded`: names are looked up, not tried."""
+    def _exclusions(self) -> tuple[tuple[str, ...], re.Pattern[str] | None, frozenset[str]]:
+        """Return the patterns of `excluded`, one expression of them all, and the names.
+
+        Names are looked up, not tried. A model may have 100,000 linears, and patterns by layer.
+        """
         patterns = tuple(filter(_is_pattern, self.excluded))
-        return patterns, frozenset(self.excluded) - set(patterns)
+        names = frozenset(self.excluded) - set(patterns)
+        if not patterns:
+            return patterns, None, names
+        return patterns, re.compile("|".join(map(translate, patterns))), names
 
 
 def algos_of(formats: Iterable[WeightFormat]) -> str:

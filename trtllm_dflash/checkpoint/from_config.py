@@ -29,11 +29,12 @@ def checkpoint_of_config(
     What is not quantized is BF16.
     """
     directory = Path(name)
+    file = directory / _NO_FILE
     quantization = text_quantization(quantization, config.tensors)
     rows = expand_specs(config.tensors.used, config)
     formats = Quantizable.from_rows(rows, config).formats(quantization)
     tensors = {
-        name: _info(directory / _NO_FILE, name, stored)
+        name: _info(file, name, stored)
         for name, stored in expected_tensors(rows, config, formats, quantization).items()
     }
     return Checkpoint(directory, config, tensors, "BF16", {}, quantization, formats)
