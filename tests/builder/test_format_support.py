@@ -44,8 +44,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "sm89",
             "nvfp4",
             (
-                "has no arithmetic for NVFP4 .* Blackwell has it: .*sm120, sm121. Quantize it to"
-                " FP8 for sm89"
+                "has no arithmetic for NVFP4 .* Blackwell can compute it: .*sm120, sm121. "
+                "Quantize it to FP8 for sm89"
             ),
         ),
         (
@@ -66,7 +66,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (
             "sm86",
             "fp8",
-            "has no arithmetic for FP8 .* sm89 .Ada., sm90 .Hopper. and Blackwell has it",
+            "has no arithmetic for FP8 .* sm89 .Ada., sm90 .Hopper. and Blackwell can compute it",
         ),
         ("sm80", "fp8", "has no arithmetic for FP8 .*. Use the unquantized original for sm80"),
     ],
@@ -77,6 +77,16 @@ def test_refused_in_words(
     with pytest.raises(BuildError, match=f"--arch {arch} .* {words}"):
         plan_build(BuildConfig(str(targets[name]), tmp_path / "engine", arch=arch))
     assert not (tmp_path / "engine").exists()
+
+
+def test_a_supposed_format_is_the_options(targets: dict[str, Path], tmp_path: Path) -> None:
+    """The target is not stored in it, so the checkpoint is not to blame."""
+    config = BuildConfig(str(targets["plain"]), tmp_path / "engine", arch="sm86")
+    words = (
+        r"^--quant fp8: --arch sm86 .* has no arithmetic for FP8\. sm89 .* --arch cpu, sm89,"
+    )
+    with pytest.raises(UsageError, match=words):
+        resolve_models(config, quant="fp8")
 
 
 def test_a_drafter_is_asked_too(targets: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trtllm_dflash.builder.what_if import UNQUANTIZED
 from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import window_rows
@@ -28,16 +29,27 @@ HEAD_UNIT = 8  # tried with TensorRT-RTX 1.7: 8 to 512, and 36, 68, 100, with an
 _INSTEAD = "--kv-cache-dtype bfloat16 leaves the caches as they are"
 
 
-def check_format_support(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch) -> None:
+def check_format_support(
+    checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch, *, quant: str = UNQUANTIZED
+) -> None:
     """Check that every quantized linear of the models (by role) can be computed on `arch`.
 
+    The target is supposed to be quantized to `quant`.
+
     Raises:
+        UsageError: if `quant` cannot be.
         BuildError: naming the format, the archs that have it, and what to do instead.
     """
     for role, checkpoint in checkpoints.items():
         for fmt in checkpoint.formats.values():
             if arch.name in fmt.archs:
                 continue
+            who = f"{fmt.hardware} can compute it: --arch {', '.join(fmt.archs)}"
+            if fmt is FORMATS.get(quant):
+                raise UsageError(
+                    f"--quant {quant}: --arch {arch.name} ({arch.hardware}) has no arithmetic for"
+                    f" {fmt.algo}. {who}"
+                )
             others = [other.algo for other in FORMATS.values() if arch.name in other.archs]
             instead = "Use the unquantized original"
             if others:
@@ -45,7 +57,7 @@ def check_format_support(checkpoints: Mapping[str, Checkpoint[Any]], arch: Arch)
             raise BuildError(
                 f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {fmt.algo}"
                 f" ({fmt.meaning}), in which the {role} {checkpoint.directory} is stored."
-                f" {fmt.hardware} has it: --arch {', '.join(fmt.archs)}. {instead} for {arch.name}"
+                f" {who}. {instead} for {arch.name}"
             )
 
 

@@ -206,7 +206,7 @@ def resolve_models(
         drafter = _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch)
         check_pair(target, drafter)
     models = _by_role(target, drafter)
-    check_format_support(models, ARCHS[config.arch])
+    check_format_support(models, ARCHS[config.arch], quant=quant)
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     configs = {role: model.config for role, model in models.items()}
     if ARCHS[config.arch].is_gpu:

@@ -171,7 +171,8 @@ def _read_flat(reader: HfReader) -> list[Statement]:
     if all(reader.get(key) is None for key in keys):
         reader.fail(
             "quant_algo",
-            "is missing, and so are config_groups: nothing says how weights are stored. Add it.",
+            "is missing, and so are config_groups: nothing says how weights are stored. Add it, or"
+            " remove quantization_config if they are not quantized.",
         )
     statements: list[Statement] = []
     if groups is None or reader.get("quant_algo") is not None or reader.get(keys[-1]):
