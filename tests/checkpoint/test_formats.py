@@ -50,6 +50,20 @@ def test_groups_alone_are_enough() -> None:
     assert read(None, flat).modules == MIXED
 
 
+@pytest.mark.parametrize(
+    ("algo", "name"),
+    [
+        ("FP8_PER_CHANNEL_PER_TOKEN", "w8a16_fp8"),
+        ("FP8_PC_PT", "w8a16_fp8"),
+        ("fp8_pb_wo", "fp8_block"),
+    ],
+)
+def test_modelopts_fp8_that_is_read_as_weights_alone(algo: str, name: str) -> None:
+    original = {"quantization": {"quant_algo": algo, "exclude_modules": list(EXCLUDE)}}
+    flat = {"quant_algo": algo, "quant_method": "modelopt", "ignore": list(EXCLUDE)}
+    assert read(original, flat) == Quantization(name, {}, EXCLUDE)
+
+
 def test_unquantized() -> None:
     for layouts in ((None, None), (None, {})):
         quantization = read(*layouts)
@@ -105,10 +119,7 @@ REFUSED = [
     ("NVFP4_AWQ", r"rescaled per channel \(pre_quant_scale\)"),
     ("NVFP4_SVD", "adds a low-rank matrix"),
     ("nvfp4_svdquant", "adds a low-rank matrix"),
-    ("fp8_pb_wo", "blocks of 128 x 128"),
-    ("FP8_PB_REAL", "blocks of 128 x 128"),
-    ("FP8_PER_CHANNEL_PER_TOKEN", "rows and tokens"),
-    ("FP8_PC_PT", "rows and tokens"),
+    ("FP8_PB_REAL", "its activations have scales of blocks"),
     ("W8A16", "integers"),
     ("W8A8_SQ_PER_CHANNEL", "integers"),
     ("INT8_SQ", "integers"),

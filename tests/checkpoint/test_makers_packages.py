@@ -1,10 +1,11 @@
 """Our numbers of published formats against the packages that write them: transformers' fine-grained
-FP8, and compressed-tensors.
+FP8, compressed-tensors, and what of ModelOpt's FP8 `quantize` does not make.
 
 They quantize random weights, and dequantize what they wrote. Our reader gets the same tensors.
 Tolerance: none, since both sides multiply the same float32 numbers once. Only for NVFP4 there is
 one: compressed-tensors divides by a global scale where we multiply by its reciprocal, as vLLM and
-TensorRT do. That is a rounding more of both: three units of float32's last place.
+TensorRT do. That is a rounding more of both: three units of float32's last place. ModelOpt's
+quantizers divide by the inverse of the scale that its export stores: four such units.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import pytest
 
 from tests.fixtures.published import SCHEMES, quantization_config, store_weight
 from tests.fixtures.quantized import write_tensors
+from tests.fixtures.tiny_models import tiny_target
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS
+from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantized_layouts import by_modelopts_names
 from trtllm_dflash.checkpoint.quantized_tensors import StoredSpec, tensors_of_linear
@@ -36,6 +39,7 @@ SHAPES = {
     "less than a block": (48, 80),
 }
 NVFP4_TOLERANCE = 3 * 2.0**-24
+MODELOPT_TOLERANCE = 4 * 2.0**-24
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
@@ -170,3 +174,31 @@ def _numbers_by(compressor: Any, scheme: Any, stored: Mapping[str, Any]) -> np.n
         dtype=torch.float32,
     )
     return numbers.numpy()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("FP8_PER_CHANNEL_PER_TOKEN_CFG", "w8a16_fp8"),
+        ("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "fp8_block"),
+    ],
+)
+def test_modelopts_fp8_of_rows_and_blocks(recipe: str, name: str, tmp_path: Path) -> None:
+    """Its weights after its own quantizers."""
+    pytest.importorskip("modelopt")
+    from tests.quantize import modelopt
+
+    source = tiny_target(tmp_path / "source", "qwen3", num_layers=1, head_dim=128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(modelopt.FORMATS, name, recipe)
+        model = modelopt.quantized_model(source, name)
+    wanted = {}
+    for module, part in model.named_modules():
+        if hasattr(part, "weight_quantizer") and ".layers." in module:
+            wanted[module] = part.weight_quantizer(part.weight).detach().numpy()
+    checkpoint = load_target(modelopt.export(model, source, tmp_path / "exported"))
+    assert checkpoint.formats.keys() == wanted.keys()
+    for module, fmt in checkpoint.formats.items():
+        assert fmt.name == name
+        got = dequantized(checkpoint.tensors, module, fmt)
+        np.testing.assert_allclose(got, wanted[module], rtol=MODELOPT_TOLERANCE, atol=0)

@@ -84,8 +84,8 @@ def _scale_blocks(
 
     The last blocks of both axes may be partial.
     """
-    scales = scale.array().astype(np.float32)
     columns = values.shape[1]
+    scales = scale.array().astype(np.float32).reshape(-1, -(-columns // size))
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         values[part] *= np.repeat(scales[rows[part] // size], size, axis=1)[:, :columns]

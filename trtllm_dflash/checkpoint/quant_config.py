@@ -23,8 +23,11 @@ from trtllm_dflash.checkpoint.config_groups import (
 from trtllm_dflash.checkpoint.fine_grained_fp8 import read_fine_grained_fp8
 from trtllm_dflash.checkpoint.formats import (
     FORMATS,
+    FP8_BLOCK,
     HF_QUANT_CONFIG,
+    LINEAR_FORMATS,
     MXFP4,
+    W8A16_FP8,
     Layout,
     Quantization,
     UnreadMethod,
@@ -37,6 +40,12 @@ from trtllm_dflash.models.hf_config import HfReader, quote
 
 MAX_PATTERNS = 4096  # of excluded modules; each is tried on every linear
 _BY_ALGO = {fmt.algo: fmt.name for fmt in FORMATS.values()}
+# In capitals: other names of ModelOpt for what is read as weights alone.
+_OF_WEIGHTS: Mapping[str, str] = {
+    "FP8_PER_CHANNEL_PER_TOKEN": W8A16_FP8.name,
+    "FP8_PC_PT": W8A16_FP8.name,
+    "FP8_PB_WO": FP8_BLOCK.name,
+}
 _MIXED = "MIXED_PRECISION"
 
 _INTEGER = "its weights are integers, and only E4M3 and E2M1 weights are built"
@@ -52,12 +61,7 @@ REFUSED_ALGOS: Mapping[str, str] = {
     "NVFP4_AWQ": AWQ,
     "NVFP4_SVD": "it adds a low-rank matrix to every linear",
     "NVFP4_SVDQUANT": "it adds a low-rank matrix to every linear",
-    "FP8_PB_WO": "its scales belong to blocks of 128 x 128",
-    "FP8_PB_REAL": "its scales belong to blocks of 128 x 128",
-    "FP8_PER_CHANNEL_PER_TOKEN": (
-        "its scales belong to rows and tokens, and one scale a tensor is built"
-    ),
-    "FP8_PC_PT": "its scales belong to rows and tokens, and one scale a tensor is built",
+    "FP8_PB_REAL": "its activations have scales of blocks; FP8_PB_WO leaves them as they are",
     "W8A16": _INTEGER,
     "W8A8_SQ_PER_CHANNEL": _INTEGER,
     "INT8_SQ": _INTEGER,
@@ -220,7 +224,7 @@ def _format_of_layer(layers: HfReader, name: str) -> str:
 
 
 def _format_of_algo(reader: HfReader, algo: str) -> str:
-    name = _BY_ALGO.get(algo)
+    name = _BY_ALGO.get(algo) or _OF_WEIGHTS.get(algo.upper())
     if name is None:
         reason = REFUSED_ALGOS.get(algo.upper(), f"it is none of {', '.join(_BY_ALGO)}")
         reader.fail(
@@ -228,7 +232,7 @@ def _format_of_algo(reader: HfReader, algo: str) -> str:
         )
     if reader.read(bool, "pre_quant_scale", default=False):
         reader.fail("pre_quant_scale", f"is true, which cannot be built: {AWQ}. {REQUANTIZE}")
-    check_group_size(reader, FORMATS[name])
+    check_group_size(reader, LINEAR_FORMATS[name])
     return name
 
 

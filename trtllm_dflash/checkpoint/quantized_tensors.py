@@ -107,7 +107,7 @@ def tensors_of_linear(
     if fmt.group_size is None:
         scale = scalar
         if fmt.block_size is not None:
-            scale = _block_scales(plain, fmt.block_size)
+            scale = _block_scales(plain, fmt.block_size, quantization.layout)
         elif fmt.has_row_scales:
             rows = plain.shape[0]
             symbols = (plain.symbols[0], "1")
@@ -127,11 +127,20 @@ def tensors_of_linear(
     return {f"{module}.{name}": stored for name, stored in tensors.items()}
 
 
-def _block_scales(plain: StoredSpec, size: int) -> StoredSpec:
-    """Return a scale for each block [size, size]; the last ones may be partial."""
+def _block_scales(plain: StoredSpec, size: int, layout: Layout) -> StoredSpec:
+    """Return a scale for each block [size, size]; the last ones may be partial.
+
+    ModelOpt keeps the axes of a block, and stores that of a single block as a scalar.
+    """
     shape = tuple(-(-length // size) for length in plain.shape)
     symbols = tuple(f"ceil({symbol}/{size})" for symbol in plain.symbols)
-    return StoredSpec(shape, symbols, WEIGHT_DTYPES)
+    if layout is not Layout.MODELOPT:
+        return StoredSpec(shape, symbols, WEIGHT_DTYPES)
+    rows, columns = shape
+    others: tuple[tuple[int, ...], ...] = ((rows, 1, columns, 1),)
+    if rows * columns == 1:
+        others = (*others, ())
+    return StoredSpec(shape, symbols, WEIGHT_DTYPES, others)
 
 
 def _divided(plain: StoredSpec, size: int, dtype: str) -> StoredSpec:
