@@ -10,10 +10,13 @@ from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.moe import MoEConfig
 from trtllm_dflash.models.tensor_specs import (
+    IgnoredPrefix,
     IgnoredSpec,
     TensorSpec,
+    TensorTable,
     expand_specs,
     resolve_shape,
+    resolve_shapes,
 )
 
 HEAD_DIMS, MOE = (64, 128, 64), MoEConfig(2, 1, 24, normalize=True, fused=False)
@@ -27,7 +30,10 @@ def config(**changes: Any) -> TargetConfig:
 def shapes(row: TensorSpec, target: TargetConfig) -> dict[str, list[int]]:
     """Return the shapes of a row's tensors by name."""
     found = expand_specs([row], target)
-    return {name: resolve_shape(bound, target) for name, bound in found.items()}
+    alone = {name: resolve_shape(bound, target) for name, bound in found.items()}
+    together = resolve_shapes(found, target)
+    assert {name: list(shape) for name, shape in together.items()} == alone
+    return alone
 
 
 def test_a_row_is_spelled_out_by_layer_and_expert() -> None:
@@ -82,3 +88,13 @@ def test_caches_have_their_layers_head_dim() -> None:
     found = {port.name: port.shape[-1] for port in ports if port.cache}
     for layer, size in enumerate(HEAD_DIMS):
         assert found[f"target_key.{layer}"] == found[f"target_value.{layer}.out"] == size
+
+
+def test_names_of_a_model_that_also_takes_images() -> None:
+    skipped = IgnoredPrefix("model.visual.", reason="for the test")
+    table = TensorTable((), (), ignored_prefixes=(skipped,), stored_under="model.text.")
+    assert table.canonical_name("model.text.norm.weight") == "model.norm.weight"
+    assert table.canonical_name("lm_head.weight") == table.stored_name("lm_head.weight")
+    assert table.stored_name("model.norm.weight") == "model.text.norm.weight"
+    assert table.ignored_reason("model.visual.a.weight") == "for the test"
+    assert table.ignored_reason("model.visual_norm.weight") is None

@@ -29,7 +29,7 @@ from trtllm_dflash.checkpoint.formats import (
     WeightFormat,
 )
 from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, MXFP4_GROUP_SIZE, SCALES
-from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shape
+from trtllm_dflash.models.tensor_specs import TensorSpec, resolve_shapes
 
 PACKED_DTYPES = ("F8_E4M3", "U8")  # meaningless without their scales
 LINEAR_SCALES = ("weight_scale", "weight_scale_2", "input_scale")
@@ -71,9 +71,10 @@ def expected_tensors(
     FP8 caches have scales, which an export may leave out as a whole: see `without_unit_scales`.
     """
     expected: dict[str, StoredSpec] = {}
+    shapes = resolve_shapes(rows, config)
     for name, row in rows.items():
         module, _, part = name.rpartition(".")
-        plain = StoredSpec(tuple(resolve_shape(row, config)), row.shape)
+        plain = StoredSpec(shapes[name], row.shape)
         if row.are_experts and name in formats:
             expected |= _tensors_of_experts(name, plain)
         elif part == "weight" and module in formats:
@@ -195,8 +196,9 @@ class Quantizable:
         linears = {}
         experts = {}
         expert_linears = set()
+        shapes = resolve_shapes(rows, config)
         for name, row in rows.items():
-            shape = tuple(resolve_shape(row, config))
+            shape = shapes[name]
             module = name.removesuffix(".weight")
             if row.are_experts:
                 experts[name] = shape

@@ -10,7 +10,7 @@ in neither half of the table is an error: see checkpoint/loader.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -120,6 +120,16 @@ def resolve_shape(row: TensorSpec, config: Any) -> list[int]:
         factors = [_size(config, factor, row.layer) for factor in size.split("*")]
         shape.append(math.prod(factors))
     return shape
+
+
+def resolve_shapes(rows: Mapping[str, TensorSpec], config: Any) -> dict[str, tuple[int, ...]]:
+    """Evaluate the shapes of expanded rows by name.
+
+    All experts of a layer have one row, which is evaluated once.
+    """
+    of_row = {id(row): row for row in rows.values()}
+    shapes = {key: tuple(resolve_shape(row, config)) for key, row in of_row.items()}
+    return {name: shapes[id(row)] for name, row in rows.items()}
 
 
 def _by_layer(row: Row, config: Any) -> Iterator[Row]:
