@@ -19,16 +19,17 @@ from tests.fixtures.published import (
     twin_of,
 )
 from tests.fixtures.quantized import read_tensors, write_tensors
-from tests.fixtures.tiny_models import tiny_target
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.finite import check_finite
 from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS, Layout, Quantization
-from trtllm_dflash.checkpoint.loader import load_target
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.checkpoint.module_patterns import MAX_ALTERNATIVES, patterns_of
 from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.errors import CheckpointError, ConfigError
 from trtllm_dflash.graph.kv_scales import read_kv_scales
+from trtllm_dflash.graph.step import build_step
 
 UP = "model.layers.0.mlp.up_proj"
 EXPERT_SIZES = {"hidden": 256, "expert_size": 128, "experts": 3, "layers": 1}
@@ -320,3 +321,43 @@ def test_older_spelling_of_the_section() -> None:
     del section["quant_method"]
     quantization = read_quantization({"compression_config": section}, None, "x")
     assert quantization == _read(quantization_config("fp8_channel"))
+
+
+@pytest.mark.parametrize("name", ["fine_grained", "fp8_channel", "nvfp4a16"])
+def test_drafters(source: Path, name: str, tmp_path: Path) -> None:
+    """Their projection of features stays as it is, as in every format."""
+    drafter = tiny_drafter(tmp_path / "drafter", source, num_layers=1, taps=(0,), head_dim=16)
+    checkpoint = load_drafter(published_copy(drafter, tmp_path / "q", name, exclude=("fc",)))
+    check_finite(checkpoint)
+    assert {fmt.name for fmt in checkpoint.formats.values()} == {SCHEMES[name].expected}
+    assert len(checkpoint.formats) == 7
+    wanted = read_tensors(twin_of(tmp_path / "q") / "model.safetensors")
+    for module, fmt in checkpoint.formats.items():
+        got = dequantized(checkpoint.tensors, module, fmt)
+        np.testing.assert_array_equal(got, wanted[f"{module}.weight"])
+    with pytest.raises(CheckpointError, match=r"fc is .*, and it must not be quantized"):
+        load_drafter(published_copy(drafter, tmp_path / "all", name, exclude=()))
+
+
+def test_rows_of_a_quantized_head_have_their_own_scales(tmp_path: Path) -> None:
+    """A draft vocabulary takes some rows of the head, and their scales with them."""
+    source = tiny_target(tmp_path / "source", num_layers=2, dtype="BF16")
+    target = load_target(published_copy(source, tmp_path / "q", "fp8_channel", exclude=()))
+    drafter = tiny_drafter(tmp_path / "drafter", source, num_layers=1, taps=(0,), dtype="BF16")
+    rows = np.array([3, 5, 8, 90, 12, 41])
+    model = build_step(
+        target,
+        load_drafter(drafter),
+        dtype="bfloat16",
+        cache_len=64,
+        block_size=4,
+        draft_vocab=rows,
+    )
+    stored = read_tensors(tmp_path / "q" / "model.safetensors")
+    scales = stored["lm_head.weight_scale"].reshape(-1)
+    found = [
+        value.const_value.numpy()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.shape == [6]
+    ]
+    assert any(np.array_equal(array, scales[rows]) for array in found)
