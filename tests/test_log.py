@@ -7,6 +7,9 @@ import logging
 import pytest
 
 from trtllm_dflash import log
+from trtllm_dflash.engine_dir.stop_tokens import TurnEnd
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.tokenizing.framing import reason
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,17 @@ def test_a_progress_bar_draws_on_stderr_only_when_enabled(
     out, err = capfd.readouterr()
     assert out == ""
     assert "reading" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Grüße, 日本 ▁", "Grüße, 日本 ▁"),
+        ("\x1b[2Jgone\r\n", r"\x1b[2Jgone\r\n"),
+        ("left\u202eright \udcff", r"left\u202eright \udcff"),
+    ],
+)
+def test_text_from_elsewhere_is_printable(text: str, expected: str) -> None:
+    assert log.printable(text) == expected
+    assert str(TurnEnd(text, 7, "eos_token")) == f"{expected} (7)"
+    assert reason(EngineError(text)).isprintable()

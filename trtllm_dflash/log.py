@@ -26,6 +26,11 @@ def configure(*, verbose: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+def printable(text: str) -> str:
+    """Return a text from elsewhere with the escapes of what moves a terminal or cannot be sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def table(rows: Iterable[Sequence[str]], indent: str = "  ", align: str = "") -> str:
     """Return rows of equally many cells as lines with aligned columns.
 

@@ -19,7 +19,7 @@ from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.engine_dir.stop_tokens import missed_ends, turn_ends_of
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
-from trtllm_dflash.log import Rows, counted, human_bytes, table
+from trtllm_dflash.log import Rows, counted, human_bytes, printable, table
 from trtllm_dflash.models.drafter import DraftLayerConfig
 from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
 
@@ -62,7 +62,7 @@ class Inspection:
         found = []
         for title, lines in sections:
             if lines:
-                found.append((_printable(title), list(map(_printable, lines))))
+                found.append((printable(title), list(map(printable, lines))))
         return found
 
     def _config_tables(self) -> tuple[list[str], list[str]]:
@@ -221,11 +221,6 @@ def _merge_layers(tensors: Iterable[IoTensor]) -> list[IoTensor]:
             tensor = replace(tensor, name=name, meaning=f"a layer's {part}, updated in place")
         merged.setdefault((tensor.name, tensor.shape), tensor)
     return list(merged.values())
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters: files from elsewhere may hold escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(rows: Iterable[Sequence[str]], align: str = "") -> list[str]:

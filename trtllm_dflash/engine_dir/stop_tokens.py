@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.log import printable
+
 
 @dataclass(frozen=True)
 class TurnEnd:
@@ -17,8 +19,7 @@ class TurnEnd:
 
     def __str__(self) -> str:
         """Return text and id for people."""
-        text = self.text if self.text.isprintable() else ascii(self.text)
-        return f"{text[:40]} ({self.token_id})"
+        return f"{printable(self.text)[:40]} ({self.token_id})"
 
 
 def turn_ends_of(rows: Any) -> list[TurnEnd]:

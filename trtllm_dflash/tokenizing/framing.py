@@ -13,6 +13,8 @@ import struct
 import time
 from typing import Any
 
+from trtllm_dflash.log import printable
+
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 16
 _MAX_REASON = 600  # characters of an error's text
@@ -114,9 +116,5 @@ def reason(error: BaseException) -> str:
 
 def one_line(text: str) -> str:
     """Return a foreign text for a terminal: a bounded line without control characters."""
-    line = " ".join(text[: 4 * _MAX_REASON].split())
-    if len(line) > _MAX_REASON:
-        line = f"{line[:_MAX_REASON]}…"
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
-    )
+    line = printable(" ".join(text[: 4 * _MAX_REASON].split()))
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
