@@ -17,7 +17,7 @@ from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.model_card import stated_licence
 from trtllm_dflash.cli import main
-from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
+from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.options.build import BuildConfig
 
 QWEN, DRAFTER = "Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16"
@@ -47,7 +47,7 @@ def test_a_supposed_format_is_planned_and_said() -> None:
 
 
 def test_what_cannot_be_supposed_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"sm86 .* has no arithmetic for NVFP4"):
+    with pytest.raises(UsageError, match=r"sm86 .* has no arithmetic for NVFP4"):
         preview("sm86", quant="nvfp4")
     with pytest.raises(UsageError, match="sm86, which has no FP8"):
         preview("sm86", kv_cache_dtype="fp8")
