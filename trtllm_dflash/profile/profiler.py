@@ -100,6 +100,12 @@ def _encode_prompts(
         raise UsageError("there is no prompt to answer.")
     given = limit_per_category(prompt_set.prompts, config.per_category)
     encoded = encode(given, tokenizer, prompt_set.chat_format)
+    longest = engine_config.max_input_len
+    if config.input_len is not None and config.input_len > longest:
+        raise UsageError(
+            f"--input-len {config.input_len}: prompts of this engine hold at most {longest} tokens"
+            " (max_input_len). Give less, or build with a larger --max-input-len."
+        )
     prompts = fit_length(encoded, config.input_len)
     try:
         _check_prompts(prompts, engine_config, config.max_tokens)
