@@ -41,7 +41,7 @@ def _rename(model: BadCheckpoint, old: str, new: str) -> None:
     model.weights.header = {name.replace(old, new): entry for name, entry in header.items()}
 
 
-@bad(r"missing: model.layers.0.linear_attn.A_log \[2\]", base=IMAGES)
+@bad(r"missing: model.language_model.layers.0.linear_attn.A_log \[2\]", base=IMAGES)
 def delta_without_decays(model: BadCheckpoint) -> None:
     _repack(model, {f"{TEXT}{DELTA}A_log": None})
 
@@ -69,7 +69,7 @@ def convolution_of_another_length(model: BadCheckpoint) -> None:
     _text(model, linear_conv_kernel_dim=3)
 
 
-@bad(r"unexpected: model.layers.0.linear_attn.conv1d.bias \[24\]", base=IMAGES)
+@bad(r"unexpected: model.language_model.layers.0.linear_attn.conv1d.bias \[24\]", base=IMAGES)
 def convolution_with_bias(model: BadCheckpoint) -> None:
     _repack(model, {f"{TEXT}{DELTA}conv1d.bias": ("BF16", [CHANNELS])})
 
@@ -129,7 +129,7 @@ def attention_that_states_no_gate(model: BadCheckpoint) -> None:
     _text(model, attn_output_gate=False)
 
 
-@bad(r"unexpected: model.layers.1.self_attn.q_proj.bias \[32\]", base=IMAGES)
+@bad(r"unexpected: model.language_model.layers.1.self_attn.q_proj.bias \[32\]", base=IMAGES)
 def attention_with_bias(model: BadCheckpoint) -> None:
     _repack(model, {f"{TEXT}{FULL}q_proj.bias": ("BF16", [2 * HEADS * HEAD_DIM])})
 

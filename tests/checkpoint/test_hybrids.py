@@ -14,7 +14,7 @@ import pytest
 
 from tests.checkpoint.test_loader import copy_with
 from tests.fixtures.published import SCHEMES, published_copy
-from tests.fixtures.quantized import quantized_copy, read_tensors
+from tests.fixtures.quantized import quantized_copy, read_tensors, to_e4m3, write_tensors
 from tests.fixtures.tiny_hybrid import (
     EXCLUSIONS,
     HYBRIDS,
@@ -207,6 +207,36 @@ def test_quantized_by_other_makers(name: str, scheme: str, tmp_path: Path) -> No
     assert set(formats.values()) <= {SCHEMES[scheme].expected, "w4a16_nvfp4"}  # of experts
     assert formats["model.layers.0.linear_attn.out_proj"] == SCHEMES[scheme].expected
     assert not any(module.endswith(("in_proj_a", "in_proj_ba", "gate")) for module in formats)
+
+
+def test_stacked_experts_in_fine_grained_fp8(tmp_path: Path) -> None:
+    """A layer's experts as one tensor and its scales of blocks, under the decoder's prefix."""
+    sizes = {"expert_size": 128, "experts": 2, "top_k": 1}
+    path = tiny_hybrid(tmp_path / "m", "qwen3_5_moe_vl", fused=True, dtype="BF16", sizes=sizes)
+    stored: dict[str, tuple[str, np.ndarray]] = {}
+    for name, array in read_tensors(path / "model.safetensors").items():
+        stored[name] = ("BF16", array)
+        if name.endswith(("gate_up_proj", "experts.down_proj")):
+            stored[name] = ("F8_E4M3", array)
+            blocks = (2, -(-array.shape[1] // 128), -(-array.shape[2] // 128))
+            stored[f"{name}_scale_inv"] = ("F32", np.full(blocks, 0.5))
+    write_tensors(path / "model.safetensors", stored)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": [
+            name.removesuffix(".weight") for name in stored if "experts." not in name
+        ],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    target = load_target(path)
+    module = "model.layers.0.mlp.experts.1.up_proj"
+    stacked = stored[f"{TEXT}layers.0.mlp.experts.gate_up_proj"][1]
+    assert target.formats[module].name == "fp8_block"
+    assert len(target.formats) == 6 * 2 * 3
+    codes = target.tensors[f"{module}.weight"].array().astype(np.float32)
+    np.testing.assert_array_equal(codes, to_e4m3(stacked[1, 128:]))
 
 
 def test_formats_of_another_method_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
+    Layout,
     Quantization,
     WeightFormat,
     algos_of,
@@ -294,14 +295,7 @@ def _match_tensors(
         name: StoredSpec(tuple(resolve_shape(row, config)), row.shape)
         for name, row in ignorable.items()
     }
-    names = {
-        name: stored_name(
-            name,
-            quantization.layout,
-            is_packed=_is_packed(formats.get(name.rpartition(".")[0])),
-        )
-        for name in expected
-    }
+    names = _stored_names(expected, infos, config, formats, quantization.layout)
     _refuse_mismatch(where, infos, expected, allowed, names)
     tensors = {name: infos[name] for name in expected}
     ignored = {
@@ -317,6 +311,25 @@ def _match_tensors(
     return Checkpoint(
         directory, config, tensors, _majority_dtype(plain), ignored, quantization, formats
     )
+
+
+def _stored_names(
+    expected: Iterable[str],
+    infos: Mapping[str, TensorInfo],
+    config: TargetConfig | DrafterConfig,
+    formats: Mapping[str, WeightFormat],
+    layout: Layout,
+) -> dict[str, str]:
+    """Return the names that the files have, or should have, by those of the table."""
+    table = config.tensors
+    prefix = table.stored_under
+    is_under = bool(prefix) and any(info.name.startswith(prefix) for info in infos.values())
+    names = {}
+    for name in expected:
+        fmt = formats.get(name.rpartition(".")[0])
+        whole = table.stored_name(name) if is_under else name
+        names[name] = stored_name(whole, layout, is_packed=_is_packed(fmt))
+    return names
 
 
 def _refuse_mismatch(

@@ -76,7 +76,8 @@ def with_experts_apart(
     found = dict(infos)
     for name, scale in infos.items():
         match = _STACKED_SCALE.fullmatch(name)
-        weight = infos.get(name.removesuffix("_scale_inv"))
+        weight_name = name.removesuffix("_scale_inv")
+        weight = infos.get(weight_name)
         if match is None or weight is None or config.moe is None:
             continue
         if config.moe.intermediate_size % FP8_BLOCK_SIZE:
@@ -97,7 +98,7 @@ def with_experts_apart(
             ),
         }
         if len(parts) == 2 * len(linears) * config.moe.num_experts:
-            del found[name], found[weight.name]
+            del found[name], found[weight_name]
             found |= parts
     return found
 

@@ -1,7 +1,8 @@
 """The decoder's tensors among all of a checkpoint: models with images store more than that.
 
-Their names get the prefix that the tables of models have. What belongs to another part is left out
-for a written reason, quantized or not, before anything is matched.
+They get the names that the tables of models have; a TensorInfo keeps the file's, for errors. What
+belongs to another part is left out for a written reason, quantized or not, before anything is
+matched.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def text_part(infos: Mapping[str, TensorInfo], table: TensorTable, where: str) -
                 f"{where}: {canonical} is stored twice, also as {table.stored_name(canonical)}."
                 " Get an intact copy of the files."
             )
-        found[canonical] = info if canonical == name else replace(info, name=canonical)
+        found[canonical] = info
     return TextPart(found, ignored)
 
 
