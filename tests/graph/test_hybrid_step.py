@@ -39,18 +39,14 @@ def _step(directory: Path, block_size: int = 1, **options: Any) -> ir.Model:
     return build_step(load_target(directory), options.pop("drafter", None), **sizes, **options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", HYBRIDS)
-def test_logits_equal_transformers(name: str, tied: bool, tmp_path: Path) -> None:
-    """Two prompts, in chunks of different widths."""
-    directory = tiny_hybrid(tmp_path, name, tied=tied, fused=tied)
+def _check_logits(directory: Path, length: int) -> None:
+    """Compare the logits of two prompts, in chunks of different widths, with transformers'."""
     random = np.random.default_rng(1)
-    ids = random.integers(0, VOCAB - 2, (2, 70))
+    ids = random.integers(0, VOCAB - 2, (2, length))
     want = _logits(directory, ids)
     run = Stepper(_step(directory, gather_logits=True), 2)
-    while (past := int(run.past[0])) < 70:
-        width = min(int(random.integers(1, 40)), 70 - past)
+    while (past := int(run.past[0])) < length:
+        width = min(int(random.integers(1, 40)), length - past)
         logits = run.step(slice(None), ids[:, past : past + width], known=width, rows=1)[
             "logits"
         ]
@@ -59,6 +55,19 @@ def test_logits_equal_transformers(name: str, tied: bool, tmp_path: Path) -> Non
         np.testing.assert_allclose(
             logits[:, 0], of_last, rtol=0, atol=TOLERANCE * np.abs(want).max()
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_logits_equal_transformers(name: str, tied: bool, tmp_path: Path) -> None:
+    _check_logits(tiny_hybrid(tmp_path, name, tied=tied, fused=tied), 70)
+
+
+@pytest.mark.slow
+def test_as_many_experts_as_published_targets_have(tmp_path: Path) -> None:
+    sizes = {"experts": 512, "top_k": 10, "layers": 4}
+    _check_logits(tiny_hybrid(tmp_path, "qwen3_next", sizes=sizes), 30)
 
 
 @pytest.mark.slow
