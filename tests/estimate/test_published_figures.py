@@ -24,6 +24,8 @@ from docs.estimate.prediction import (
 from trtllm_dflash.cli import estimate as estimate_command
 from trtllm_dflash.cli import main
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.estimate.run import read_inputs
+from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.curve import throughput_at
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +181,28 @@ def test_validation_outside_the_repository_says_where(
     done = CliRunner().invoke(main, ["profile", "--validate-estimate"])
     assert done.exit_code != 0
     assert "not part of the installed package" in str(done.output) + str(done.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "published"),
+    [
+        ("Qwen3.5-9B", {7.3: 3.5, 7.9: 3.4, 5.5: 2.5}),
+        ("Qwen3.5-27B", {7.7: 3.8, 9.1: 3.9, 5.5: 2.5}),
+    ],
+)
+def test_servers_of_hybrids_are_slower_than_estimated(
+    target: str, published: dict[float, float]
+) -> None:
+    """By the factors that each estimate of such a target states; paper, table 11."""
+    for length, speedup in published.items():
+        asked = EstimateConfig(
+            target,
+            arch="sm100",
+            gpu="B200",
+            runtime="serving",
+            batch="8",
+            acceptance_length=str(length),
+        )
+        (step,) = read_inputs(asked).dflash_steps(16, 15)
+        assert 1.35 < step.speedup / speedup < 1.95

@@ -379,29 +379,3 @@ def test_estimate_reads_models_in_directories(tmp_path: Path) -> None:
 def test_estimate_refuses_impossible_options(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(UsageError, match=re.escape(problem)):
         estimate(config(**changes))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "published"),
-    [
-        ("Qwen3.5-9B", {7.3: 3.5, 7.9: 3.4, 5.5: 2.5}),
-        ("Qwen3.5-27B", {7.7: 3.8, 9.1: 3.9, 5.5: 2.5}),
-    ],
-)
-def test_servers_of_hybrids_are_slower_than_estimated(
-    target: str, published: dict[float, float]
-) -> None:
-    """By the factors that each estimate of such a target states; paper, table 11."""
-    for length, speedup in published.items():
-        asked = config(
-            target=target,
-            drafter=None,
-            arch="sm100",
-            gpu="B200",
-            runtime="serving",
-            batch="8",
-            acceptance_length=str(length),
-        )
-        (step,) = read_inputs(asked).dflash_steps(16, 15)
-        assert 1.35 < step.speedup / speedup < 1.95
