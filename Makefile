@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs bench bench-profile bench-build bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs bench bench-profile bench-build bench-layers bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -123,6 +123,9 @@ bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair beh
 
 bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
+
+bench-layers: .venv/.test-all  ## what a layer of a 27B hybrid target costs to build, and the line to all (30 minutes)
+	$(BIN)/python examples/benchmark/layer_cost.py --json examples/benchmark/layer_cost.json
 
 bench-quantization: .venv/.test-all demo/target/config.json  ## what FP8 and NVFP4 cost the demo pair (15 minutes)
 	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \

@@ -151,6 +151,11 @@ def _random(info: TensorInfo) -> bytes:
         ).tobytes()  # with E2M1 codes about 1/50
     if info.dtype == "U8":
         return random.bytes(_CHUNK)
+    if info.dtype == "F8_E4M3":  # from 2^-2 to 2^2; scales are positive
+        signs = 0 if info.name.endswith("_scale") else random.integers(0, 2, _CHUNK, np.uint8)
+        return (random.integers(0x28, 0x48, _CHUNK, np.uint8) + 128 * signs).tobytes()
+    if info.dtype == "F32":  # scales of whole tensors
+        return random.uniform(0.004, 0.006, _CHUNK // 4).astype(np.float32).tobytes()
     numbers = random.standard_normal(_CHUNK // 2, np.float32)
     numbers *= info.shape[-1] ** -0.5 if len(info.shape) > 1 else 0.1
     if info.name.endswith("norm.weight"):

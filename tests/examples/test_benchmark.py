@@ -34,7 +34,12 @@ def _module(script: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    folder = str((ROOT / "examples" / script).parent)
+    sys.path.insert(0, folder)  # for its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
     return module
 
 
@@ -83,6 +88,28 @@ def test_build_cost_is_measured(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "cost.json").read_text())["builds"]
     assert row["layers"] == 2
     assert row["seconds"] > 0
+
+
+def test_layer_costs_are_on_a_line() -> None:
+    """Two layers more cost 6 units, so that one costs 3 and ten cost 34."""
+    script = _module("benchmark/layer_cost.py")
+    common = {"arch": "sm120", "format": "bf16", "kernels": True}
+    costs = (dict.fromkeys(script.COSTS, 10 + 3 * (layers - 2)) for layers in (4, 2))
+    rows = [common | cost | {"layers": n} for n, cost in zip((4, 2), costs, strict=True)]
+    two, four, layer, whole = script.with_lines(rows, 10)
+    assert (two["layers"], four["layers"]) == (2, 4)
+    assert whole["layers"] == "10, by the line"
+    for name in script.COSTS:
+        assert (layer[name], whole[name]) == pytest.approx((3, 34))
+
+
+def test_layer_cost_table_has_the_measured_figures() -> None:
+    script = _module("benchmark/layer_cost.py")
+    facts = json.loads((ROOT / "examples" / "benchmark" / "layer_cost.json").read_text())
+    page = (ROOT / "examples" / "benchmark" / "README.md").read_text()
+    table = page.split("<!-- layer cost -->\n")[1].split("<!-- /layer cost -->")[0]
+    whole = script.all_layers(facts["provenance"]["pair"])
+    assert table == script.markdown(facts["builds"], whole)
 
 
 def test_quantization_table_has_the_measured_figures() -> None:
