@@ -193,13 +193,15 @@ def around_text(directory: Path, with_images: Path) -> None:
 
 
 @pytest.mark.slow
-def test_modelopts_fp8_experts_are_refused(hybrid: MakeHybrid, tmp_path: Path) -> None:
+def test_modelopts_fp8_experts_are_read_as_weights(hybrid: MakeHybrid, tmp_path: Path) -> None:
     model = modelopt.quantized_model(hybrid("qwen3_5_moe"), "fp8", None)
-    directory = modelopt.export(model, hybrid("qwen3_5_moe"), tmp_path / "theirs")
-    with pytest.raises(
-        CheckpointError, match="is FP8, and experts can be NVFP4 or unquantized"
-    ):
-        load_target(directory)
+    formats = load_target(
+        modelopt.export(model, hybrid("qwen3_5_moe"), tmp_path / "theirs")
+    ).formats
+    routed = {name for name in formats if ".experts." in name}
+    assert len(routed) == 6 * 3 * 7
+    assert {formats[name].name for name in routed} == {"w8a16_fp8"}
+    assert {formats[name].name for name in formats.keys() - routed} == {"fp8"}
 
 
 def test_a_supposed_format_has_the_same_exclusions(hybrid: MakeHybrid) -> None:

@@ -235,7 +235,7 @@ def _check_dense(target: TargetConfig, directory: Path | str) -> None:
         raise CheckpointError(
             f"target {directory}: it has experts, and this command quantizes dense models."
             " `build` takes gpt-oss in MXFP4, as it is published, and Qwen targets whose experts"
-            " ModelOpt has exported in NVFP4."
+            " ModelOpt has exported."
         )
 
 
