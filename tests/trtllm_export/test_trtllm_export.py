@@ -147,6 +147,10 @@ def test_export_of_local_directories(
     ("options", "words"),
     [
         ({"gpus": 5}, "--gpus 5 does not divide the target's 64 heads; 1, 2, 4, 8 would"),
+        (
+            {"target": "Qwen3.5-397B-A17B", "gpus": 32},
+            "--gpus 32 does not divide the target's 16 key heads of linear attention; 1, 2, 4,",
+        ),
         ({"gpus": 8, "nodes": 3}, "--gpus 8 cannot be shared evenly by --nodes 3"),
         ({"expert_parallel": 3}, "--expert-parallel 3 does not divide --gpus 8"),
         (

@@ -109,11 +109,11 @@ def check_split(config: TrtllmExportConfig, facts: PairFacts) -> None:
     Raises:
         UsageError: for sizes that cannot be, with those that can.
     """
-    for role, heads in facts.heads.items():
+    for words, heads in facts.heads.items():
         if heads % config.gpus:
             able = _divisors(heads, 2 * config.gpus)
             raise UsageError(
-                f"--gpus {config.gpus} does not divide the {role}'s {heads} heads; {able} would"
+                f"--gpus {config.gpus} does not divide the {words.format(heads)}; {able} would"
             )
     if config.expert_parallel and not facts.experts:
         raise UsageError(

@@ -41,7 +41,7 @@ class PairFacts:
     context_limit: ContextLimit | None  # of the target; None: not published
     draft_context_bytes: int | None  # of one position in the drafter's caches; None: unknown
     draft_kv_heads: int  # among which those are split; 0: unknown
-    heads: dict[str, int]  # query heads by model, as far as they are known
+    heads: dict[str, int]  # known counts by what they are, as "target's {} heads"
     experts: int  # 0: dense
     state_bytes: int  # of one sequence's recurrent states, float32; 0: no linear attention
     quantization: str  # of the target, in words
@@ -84,7 +84,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         context_limit=read_context_limit(target_reader),
         draft_context_bytes=_draft_context_bytes(drafter_reader),
         draft_kv_heads=_size(drafter_reader, "num_key_value_heads"),
-        heads=_heads({"target": target_reader, "drafter": drafter_reader}),
+        heads=_heads(target_reader, drafter_reader),
         experts=_size(target_reader, "num_local_experts")
         or _size(target_reader, "num_experts"),
         state_bytes=_state_bytes(target_reader),
@@ -156,9 +156,17 @@ def _variant(reader: HfReader) -> str | None:
     return None
 
 
-def _heads(readers: dict[str, HfReader]) -> dict[str, int]:
-    heads = {role: _size(reader, "num_attention_heads") for role, reader in readers.items()}
-    return {role: count for role, count in heads.items() if count}
+def _heads(target: HfReader, drafter: HfReader) -> dict[str, int]:
+    """Return the heads that are split among GPUs, none in part.
+
+    Value heads of linear attention are a multiple of its key heads, and are split with those.
+    """
+    heads = {
+        "target's {} heads": _size(target, "num_attention_heads"),
+        "target's {} key heads of linear attention": _size(target, "linear_num_key_heads"),
+        "drafter's {} heads": _size(drafter, "num_attention_heads"),
+    }
+    return {words: count for words, count in heads.items() if count}
 
 
 def _target(name: str) -> tuple[str, HfReader, dict[str, Any] | None]:
