@@ -103,6 +103,11 @@ def test_converted_weights_need_disk_too(
     assert costs.converted_bytes == converted * made.models.weight_bytes
     assert costs.disk_bytes == made.plan.engine_bytes + costs.converted_bytes
     assert dict(costs.rows())["download"] == "nothing: the files are here"
+    if dtype == "BF16":  # also where they are supposed in another format
+        supposed = preview_build(
+            BuildConfig(target, tmp_path / "e", arch="sm120", plugins=False), quant="fp8"
+        )
+        assert dict(HostCosts(supposed.plan).rows())["download"].startswith("nothing")
     on_cpu = preview_build(BuildConfig(target, tmp_path / "e"))
     assert HostCosts(on_cpu.plan).converted_bytes == 0
 

@@ -65,12 +65,14 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
             {"plugins": True},
             r"--plugins are CUDA kernels, and --arch cpu is no GPU; leave the option out",
         ),
-        ({"max_batch_size": 0}, r"--max-batch-size is 0, expected an integer of at least 1"),
-        (
-            {"max_batch_size": True},
-            r"--max-batch-size is True, expected an integer of at least 1",
+        *(
+            ({"max_batch_size": size}, rf"--max-batch-size is {size}, expected .* 1 to 65536")
+            for size in (0, True, 65537, 10**30)
         ),
-        ({"max_seq_len": 1}, r"--max-seq-len is 1, expected an integer of at least 2"),
+        *(
+            ({"max_seq_len": size}, rf"--max-seq-len is {size}, expected .* 2 to 16777216")
+            for size in (1, 2**24 + 1)
+        ),
         ({"max_input_len": -5}, r"--max-input-len is -5, expected an integer of at least 1"),
         (
             {"max_num_tokens": 2.5},

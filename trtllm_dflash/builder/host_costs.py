@@ -44,13 +44,19 @@ class HostCosts:
 
     def downloads(self) -> dict[str, int]:
         """Return about the bytes to fetch by repository; {} where all files are here."""
-        found = {}
-        for role, model in self.plan.models.checkpoints.items():
-            if model.directory.is_dir():
-                continue
-            stored = self.plan.models.stored_target if role == "target" else None
-            found[str(model.directory)] = (stored or model).nbytes
-        return found
+        return {
+            str(model.directory): model.nbytes
+            for model in self._stored_models()
+            if not model.directory.is_dir()
+        }
+
+    def _stored_models(self) -> list[Checkpoint[Any]]:
+        """Return the models as they are published, where the plan supposes another format."""
+        models = self.plan.models
+        stored = dict(models.checkpoints)
+        if models.stored_target is not None:
+            stored["target"] = models.stored_target
+        return list(stored.values())
 
     @property
     def converted_bytes(self) -> int:
@@ -118,7 +124,7 @@ class HostCosts:
         if downloads:
             parts = [f"{human_bytes(size)} {name}" for name, size in downloads.items()]
             return f"about {', '.join(parts)}"
-        if all(map(has_files, self.plan.models.checkpoints.values())):
+        if all(map(has_files, self._stored_models())):
             return "nothing: the files are here"
         return "unknown: the weights of a directory with config.json alone are not here"
 

@@ -26,6 +26,7 @@ from trtllm_dflash.engine_dir.io_tensors import (
 )
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.hf_config import quote
+from trtllm_dflash.options.resolved_build import MAX_SEQ_LEN, MAX_SLOTS
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ SECTIONS = (
     "chat_template_kwargs",
     "turn_ends",
 )
-MAX_SLOTS = 1 << 16
-MAX_POSITIONS = 1 << 24
 MAX_BLOCK = 1 << 12
+MAX_POSITIONS = MAX_SEQ_LEN + 4 * MAX_BLOCK  # a sequence, and what steps write behind its end
 _CACHE_NAME = re.compile(
     r"(?P<owner>target|draft)_(?P<part>key|value|window|state)\.(?P<layer>0|[1-9][0-9]{0,4})"
 )

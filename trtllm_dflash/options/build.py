@@ -11,7 +11,7 @@ from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.gpu_names import arch_named
 from trtllm_dflash.options.checks import parse_integers, parse_json_object, typed_text
 from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option, option_name
-from trtllm_dflash.options.resolved_build import ResolvedBuild
+from trtllm_dflash.options.resolved_build import MAX_SEQ_LEN, MAX_SLOTS, ResolvedBuild
 from trtllm_dflash.options.shared import ALLOW_LINKS
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class BuildConfig:
         ),
     )
     max_batch_size: int = field(
-        default=1, metadata=cli_option("sequences that generate together", low=1)
+        default=1,
+        metadata=cli_option("sequences that generate together", low=1, high=MAX_SLOTS),
     )
     max_seq_len: int | None = field(
         default=None,
@@ -86,6 +87,7 @@ class BuildConfig:
             "tokens of prompt and answer together [default: the target's own, up to"
             f" {_DEFAULT_SEQ_LEN}]",
             low=2,
+            high=MAX_SEQ_LEN,
         ),
     )
     max_input_len: int | None = field(

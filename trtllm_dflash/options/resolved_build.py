@@ -12,6 +12,9 @@ from trtllm_dflash.options.fields import option_name
 if TYPE_CHECKING:
     from trtllm_dflash.models.base import TargetConfig
 
+# What no engine exceeds, so that sizes from a file are bounded.
+MAX_SLOTS = 1 << 16
+MAX_SEQ_LEN = 1 << 24
 _CACHE_ALIGNMENT = 64
 
 
