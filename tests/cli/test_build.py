@@ -117,7 +117,7 @@ def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path
         (
             ("--no-drafter", "--max-batch-size", "0"),
             False,
-            "--max-batch-size is 0, expected an integer of at least 1",
+            "--max-batch-size is 0, expected an integer from 1 to 65536",
         ),
         (("--no-drafter", "--max-batch-size", "x"), False, "'x' is not a valid integer"),
         (
