@@ -322,8 +322,7 @@ def _stored_names(
 ) -> dict[str, str]:
     """Return the names that the files have, or should have, by those of the table."""
     table = config.tensors
-    prefix = table.stored_under
-    is_under = bool(prefix) and any(info.name.startswith(prefix) for info in infos.values())
+    is_under = table.is_stored_under(info.name for info in infos.values())
     names = {}
     for name in expected:
         fmt = formats.get(name.rpartition(".")[0])

@@ -90,6 +90,11 @@ class TensorTable:
             return TABLE_PREFIX + name.removeprefix(self.stored_under)
         return name
 
+    def is_stored_under(self, names: Iterable[str]) -> bool:
+        """Tell whether files with tensors of these names have the table's under the prefix."""
+        prefix = self.stored_under
+        return bool(prefix) and any(name.startswith(prefix) for name in names)
+
     def stored_name(self, name: str) -> str:
         """Return the other name that a tensor or module of the table may have in the files."""
         if self.stored_under and name.startswith(TABLE_PREFIX):

@@ -25,7 +25,7 @@ from trtllm_dflash.log import Progress, finished, ignore_progress, started
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
 from trtllm_dflash.quantize.provenance import recognize_checkpoint, write_record
-from trtllm_dflash.quantize.quantized_weights import in_stored_names, stored_tensors
+from trtllm_dflash.quantize.quantized_weights import StoredNames
 from trtllm_dflash.quantize.report import QuantizeReport
 
 DRAFTER_FOLDER = "drafter"
@@ -143,16 +143,15 @@ def _write(
     """
     from trtllm_dflash.quantize.writer import write_tensors
 
-    write_tensors(directory, stored_tensors(original, quantized.tensors), progress)
+    names = StoredNames.of(original)
+    write_tensors(directory, names.tensors(quantized.tensors), progress)
     config = read_json_in(original.directory, "config.json") or {}
     config.pop("compression_config", None)  # left over, else the original could not be read
     _write_json(
         directory / "config.json",
-        config
-        | {"quantization_config": in_stored_names(original, quantized.quantization_config)},
+        config | {"quantization_config": names.description(quantized.quantization_config)},
     )
-    described = in_stored_names(original, quantized.hf_quant_config)
-    _write_json(directory / HF_QUANT_CONFIG, described)
+    _write_json(directory / HF_QUANT_CONFIG, names.description(quantized.hf_quant_config))
     generation = file_in(original.directory, "generation_config.json")
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)

@@ -6,7 +6,7 @@ own pass over a whole model, so the scales are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,10 +90,11 @@ def quantize_target(
         done += 1
         progress(PHASE, done, total)
 
+    scaled = quantized_weights(checkpoint) if config.weight_format else frozenset()
     for index in range(len(model.model.layers)):
         layer = model.model.layers[index]
         prefix = f"model.layers.{index}."
-        _load(layer, checkpoint, prefix, config, device)
+        _load(layer, checkpoint, prefix, scaled, device)
         _pass_layer(layer, prefix, states, rotary, config, advance)
         result.tensors |= spill.add(modelopt.pack_weights(layer, prefix))
         _release(layer)
@@ -133,16 +134,15 @@ def _load(
     layer: Any,
     checkpoint: Checkpoint[TargetConfig],
     prefix: str,
-    config: QuantizeConfig,
+    scaled: Collection[str],
     device: str,
 ) -> None:
-    """Read a layer's weights, or raise CheckpointError for one that is zero."""
+    """Read a layer's weights, or raise CheckpointError for one that needs a scale and is zero."""
     weights = {}
-    quantized = quantized_weights(checkpoint) if config.weight_format else ()
     for name, info in checkpoint.tensors.items():
         if name.startswith(prefix):
             weight = read_tensor(info)
-            if name in quantized and not weight.any():
+            if name in scaled and not weight.any():
                 raise CheckpointError(
                     f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
                     " ModelOpt would write NaN. Get an intact copy of the checkpoint."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
@@ -29,52 +30,57 @@ def quantized_weights(checkpoint: Checkpoint[Any]) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name in linears if not stated.excluded_by(name))
 
 
-def stored_tensors(
-    original: Checkpoint[Any], packed: Mapping[str, TensorInfo]
-) -> dict[str, TensorInfo]:
-    """Return all tensors of the quantized checkpoint by the names that the original's files use.
+@dataclass(frozen=True)
+class StoredNames:
+    """The names that a model's files give to its tensors and modules.
 
-    `packed` replace the original's by name. A model with images has its decoder under a prefix, and
-    its other parts, which nothing here reads, are kept as they are.
+    A model with images has its decoder under a prefix, and other parts, which nothing here reads.
     """
-    table = original.config.tensors
-    infos = read_all_tensor_infos(original.directory)
-    is_under_prefix = _is_under_prefix(infos, table)
-    found = {}
-    for name, info in {**original.tensors, **packed}.items():
-        found[table.stored_name(name) if is_under_prefix else name] = info
-    others = [name for name in infos if table.ignored_reason(name) is not None]
-    return found | {name: infos[name] for name in others}
 
+    original: Checkpoint[Any]
+    infos: Mapping[str, TensorInfo]  # all tensors in the files
+    is_under_prefix: bool
 
-def in_stored_names(original: Checkpoint[Any], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a description of ModelOpt's with the names of modules that the files use.
+    @classmethod
+    def of(cls, original: Checkpoint[Any]) -> StoredNames:
+        """Return the names in the files of a checkpoint, whose headers are read."""
+        infos = read_all_tensor_infos(original.directory)
+        return cls(original, infos, original.config.tensors.is_stored_under(infos))
 
-    Parts that are kept as they are become exclusions: other engines read them.
-    """
-    table = original.config.tensors
-    infos = read_all_tensor_infos(original.directory)
-    is_under_prefix = _is_under_prefix(infos, table)
-    prefixes = [part.prefix for part in table.ignored_prefixes]
-    present = [each for each in prefixes if any(name.startswith(each) for name in infos)]
-    kept = [f"{prefix.removesuffix('.')}*" for prefix in present]
+    def tensors(self, packed: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """Return all tensors of the quantized checkpoint.
 
-    def rename(value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        result = {key: rename(inner) for key, inner in value.items()}
-        for key in _EXCLUSIONS:
-            if isinstance(value.get(key), list):
-                names = value[key]
-                if is_under_prefix:
-                    names = [table.stored_name(name) for name in names]
-                result[key] = [*names, *kept]
-        return result
+        `packed` replace the original's by name. Other parts are kept as they are.
+        """
+        found = {}
+        for name, info in {**self.original.tensors, **packed}.items():
+            found[self._stored(name)] = info
+        table = self.original.config.tensors
+        others = [name for name in self.infos if table.ignored_reason(name) is not None]
+        return found | {name: self.infos[name] for name in others}
 
-    renamed: dict[str, Any] = rename(described)
-    return renamed
+    def description(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a description of ModelOpt's with these names.
 
+        Parts that are kept as they are become exclusions: other engines read them.
+        """
+        prefixes = [part.prefix for part in self.original.config.tensors.ignored_prefixes]
+        present = [
+            each for each in prefixes if any(name.startswith(each) for name in self.infos)
+        ]
+        kept = [f"{prefix.removesuffix('.')}*" for prefix in present]
 
-def _is_under_prefix(names: Collection[str], table: Any) -> bool:
-    prefix = table.stored_under
-    return bool(prefix) and any(name.startswith(prefix) for name in names)
+        def rename(value: Any) -> Any:
+            if not isinstance(value, Mapping):
+                return value
+            result = {key: rename(inner) for key, inner in value.items()}
+            for key in _EXCLUSIONS:
+                if isinstance(value.get(key), list):
+                    result[key] = [*map(self._stored, value[key]), *kept]
+            return result
+
+        renamed: dict[str, Any] = rename(described)
+        return renamed
+
+    def _stored(self, name: str) -> str:
+        return self.original.config.tensors.stored_name(name) if self.is_under_prefix else name
