@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_dflash.engine_dir.io_tensors import window_rows
+from trtllm_dflash.graph.kernel_specs import DELTA_CHUNK_ROWS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
@@ -25,7 +26,6 @@ SAME_INPUT = (
     "in_proj_qkvz.weight",
     "in_proj_ba.weight",
 )
-_CHUNK_ROWS = 32  # of the body: its rows come in multiples of it
 _SHARED_STATES = 6  # copies of a state that the layers share, in the body
 _SHARED_ROWS = 1.5  # copies of the rows of keys and of values that they share
 
@@ -62,11 +62,11 @@ class DeltaMemory:
         returns (not `layers_share`).
         """
         open_rows = self.block_size - 1
-        chunks = -(-(rows + open_rows) // _CHUNK_ROWS)
-        head_rows = chunks * _CHUNK_ROWS * self.linear.num_value_heads
+        chunks = -(-(rows + open_rows) // DELTA_CHUNK_ROWS)
+        head_rows = chunks * DELTA_CHUNK_ROWS * self.linear.num_value_heads
         size = DTYPE_BYTES["float32"]
         key_dim, value_dim = self.linear.key_dim, self.linear.value_dim
-        state = self.linear.num_value_heads * key_dim * value_dim * size
+        state = self.linear.value_size * key_dim * size
         shared = _SHARED_STATES * state
         shared += int(_SHARED_ROWS * head_rows * (key_dim + value_dim) * size)
         own = 0 if layers_share else self.num_layers * (state + head_rows * value_dim * size)

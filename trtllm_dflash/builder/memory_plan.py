@@ -17,11 +17,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
-from trtllm_dflash.trt_plugins.params import (
-    accept_plan,
-    attention_workspace,
-    moe_plan,
-)
+from trtllm_dflash.trt_plugins.params import accept_plan, attention_workspace, moe_plan
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -197,8 +193,7 @@ class MemoryPlan:
         mixed = heads * target.head_dim
         if target.linear_attention is not None:
             linear = target.linear_attention
-            values = linear.num_value_heads * linear.value_dim
-            mixed = max(mixed, linear.window_columns + 3 * values)
+            mixed = max(mixed, linear.window_columns + 3 * linear.value_size)
         shared = target.moe.shared_intermediate_size if target.moe else 0
         row = 3 * max(target.intermediate_size, shared) + (4 + taps) * target.hidden_size
         row += mixed

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from trtllm_dflash.checkpoint.formats import WeightFormat
 from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -137,9 +138,9 @@ class ModelCosts:
         times the key, adds key times correction, and takes it times the query. Each is a product
         and a sum for every number of the state.
         """
-        out_size = sizes.num_value_heads * sizes.value_dim
+        out_size = sizes.value_size
         state = out_size * sizes.key_dim * STATE_BYTES
-        kept_rows = sizes.conv_kernel - 1 + self.block_size - 1
+        kept_rows = window_rows(sizes, self.block_size)
         window = kept_rows * sizes.window_columns * ACTIVATION_BYTES
         convolution = sizes.conv_size * sizes.conv_kernel
         return KernelCost(
@@ -199,7 +200,7 @@ class ModelCosts:
     ) -> Iterator[KernelCost]:
         """Yield the projections around linear attention, and the gated norm of its heads."""
         hidden, heads = self.config.hidden_size, sizes.num_value_heads
-        out_size = heads * sizes.value_dim
+        out_size = sizes.value_size
         if sizes.fused_projections:
             inputs = {"qkvz": sizes.conv_size + out_size, "ba": 2 * heads}
         else:

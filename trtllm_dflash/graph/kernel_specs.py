@@ -95,3 +95,5 @@ GATED_DELTA_KERNEL = Kernel(
         KernelSize("conv_kernel", "Kc", (4,)),
     ),
 )
+# Rows that the body of DFlashGatedDelta takes at once; plans of its memory need it too.
+DELTA_CHUNK_ROWS = 32

@@ -127,26 +127,27 @@ def attention_specs(
 
 def mlp_specs(prefix: str, *, bias_when: str | None = None) -> tuple[TensorSpec, ...]:
     """List a layer's gated MLP."""
-    mlp = f"{prefix}mlp."
-    inner = "intermediate_size"
-    hidden = "hidden_size"
-    return (
-        *linear_specs(f"{mlp}gate_proj", inner, hidden, bias_when),
-        *linear_specs(f"{mlp}up_proj", inner, hidden, bias_when),
-        *linear_specs(f"{mlp}down_proj", hidden, inner, bias_when),
-    )
+    return swiglu_specs(f"{prefix}mlp", "intermediate_size", bias_when=bias_when)
 
 
 def expert_specs(prefix: str) -> tuple[TensorSpec, ...]:
     """List a layer's router, and the linears of each of its experts."""
-    mlp = f"{prefix}mlp."
-    size = "moe.intermediate_size"
+    mlp = f"{prefix}mlp"
+    return (
+        TensorSpec(f"{mlp}.gate.weight", ("moe.num_experts", "hidden_size")),
+        *swiglu_specs(f"{mlp}.experts.{{j}}", "moe.intermediate_size"),
+    )
+
+
+def swiglu_specs(
+    name: str, size: str, *, bias_when: str | None = None
+) -> tuple[TensorSpec, ...]:
+    """List the three linears of the gated MLP `name`, of which `size` is the inner size."""
     hidden = "hidden_size"
     return (
-        TensorSpec(f"{mlp}gate.weight", ("moe.num_experts", hidden)),
-        *linear_specs(f"{mlp}experts.{{j}}.gate_proj", size, hidden),
-        *linear_specs(f"{mlp}experts.{{j}}.up_proj", size, hidden),
-        *linear_specs(f"{mlp}experts.{{j}}.down_proj", hidden, size),
+        *linear_specs(f"{name}.gate_proj", size, hidden, bias_when),
+        *linear_specs(f"{name}.up_proj", size, hidden, bias_when),
+        *linear_specs(f"{name}.down_proj", hidden, size, bias_when),
     )
 
 

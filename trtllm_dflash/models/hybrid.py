@@ -14,11 +14,12 @@ from trtllm_dflash.models.decoder import (
     expert_specs,
     linear_specs,
     mlp_specs,
+    swiglu_specs,
     target_table,
 )
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader
 from trtllm_dflash.models.linear_attention import read_linear_layers
-from trtllm_dflash.models.moe import MoEConfig, read_expert_counts
+from trtllm_dflash.models.moe import MoEConfig, read_swiglu_experts
 from trtllm_dflash.models.tensor_specs import IgnoredPrefix, TensorSpec, TensorTable
 
 TEXT_PREFIX = "model.language_model."
@@ -97,16 +98,8 @@ def hybrid_table(*, fused_projections: bool, experts: bool) -> TensorTable:
 
 def read_experts_with_shared(reader: HfReader, *, normalize: bool) -> MoEConfig:
     """Read SwiGLU experts of every layer, and the one that every token uses."""
-    num_experts, top_k = read_expert_counts(reader, "num_experts", "num_local_experts")
     shared = reader.read(int, "shared_expert_intermediate_size", low=1, high=MAX_SIZE)
-    return MoEConfig(
-        num_experts=num_experts,
-        top_k=top_k,
-        intermediate_size=reader.read(int, "moe_intermediate_size", low=1, high=MAX_SIZE),
-        normalize=normalize,
-        fused=False,
-        shared_intermediate_size=shared,
-    )
+    return read_swiglu_experts(reader, normalize=normalize, shared_intermediate_size=shared)
 
 
 def _delta_specs(name: str, *, fused_projections: bool) -> tuple[TensorSpec, ...]:
@@ -152,11 +145,7 @@ def _attention_specs(name: str) -> tuple[TensorSpec, ...]:
 def _shared_expert_specs(prefix: str) -> tuple[TensorSpec, ...]:
     """List the expert of a layer that every token uses, and its gate."""
     name = f"{prefix}mlp.shared_expert"
-    size = "moe.shared_intermediate_size"
-    hidden = "hidden_size"
     return (
-        *linear_specs(f"{name}.gate_proj", size, hidden),
-        *linear_specs(f"{name}.up_proj", size, hidden),
-        *linear_specs(f"{name}.down_proj", hidden, size),
-        TensorSpec(f"{name}_gate.weight", ("1", hidden)),
+        *swiglu_specs(name, "moe.shared_intermediate_size"),
+        TensorSpec(f"{name}_gate.weight", ("1", "hidden_size")),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_dflash.models.hf_config import HfReader, quote
+from trtllm_dflash.models.hf_config import MAX_SIZE, HfReader, quote
 
 MAX_EXPERTS = 1024
 
@@ -40,6 +40,21 @@ def read_expert_counts(reader: HfReader, *names: str) -> tuple[int, int]:
         int, "num_experts_per_tok", "experts_per_token", low=1, high=num_experts
     )
     return num_experts, top_k
+
+
+def read_swiglu_experts(
+    reader: HfReader, *, normalize: bool, shared_intermediate_size: int = 0
+) -> MoEConfig:
+    """Read SwiGLU experts, of which each has tensors of its own, as Qwen's keys name them."""
+    num_experts, top_k = read_expert_counts(reader, "num_experts", "num_local_experts")
+    return MoEConfig(
+        num_experts=num_experts,
+        top_k=top_k,
+        intermediate_size=reader.read(int, "moe_intermediate_size", low=1, high=MAX_SIZE),
+        normalize=normalize,
+        fused=False,
+        shared_intermediate_size=shared_intermediate_size,
+    )
 
 
 def require_experts_everywhere(reader: HfReader) -> None:

@@ -27,11 +27,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.kernel_specs import GATED_DELTA_KERNEL
+from trtllm_dflash.graph.kernel_specs import DELTA_CHUNK_ROWS, GATED_DELTA_KERNEL
 from trtllm_dflash.graph.ops.delta_rule import END, DeltaRule, Heads
 from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 
-CHUNK_ROWS = 32
 NORM_EPS = 1e-6  # added to the squared length of a query or key head
 # e to this power is 0 in float32, and sums of such stay finite.
 LOWEST_DECAY = -200.0
@@ -217,7 +216,7 @@ def _run(
 
     num_rows int64 [1], num_kept int64 [B, 1]; start [B, Hk, r, Dk, Dv].
     """
-    limit = 1 if g.has_attribute(ROW_ORDER.name) else CHUNK_ROWS
+    limit = 1 if g.has_attribute(ROW_ORDER.name) else DELTA_CHUNK_ROWS
     count = g.as_value([limit])
     if g.has_attribute(FOR_CPU.name):
         count = g.Min(num_rows, count)
