@@ -18,6 +18,7 @@ from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.ring_cache import ring_flags
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
+from trtllm_dflash.graph.draft_head import DraftHead, target_logits
 from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
@@ -235,7 +236,7 @@ class _Step:
         rows = gather_rows(
             g, g.Reshape(hidden, g.Concat(g.Shape(ids), [config.hidden_size], axis=0)), row
         )
-        logits = self._head(
+        logits = target_logits(
             m, config, m.rms_norm(g.Reshape(rows, [-1, config.hidden_size]), "model.norm")
         )
         return g.Reshape(logits, g.Concat(g.Shape(row), [config.vocab_size], axis=0))
@@ -262,8 +263,9 @@ class _Step:
             axis=1,
         )
         block_positions = self._positions(next_len, [self.block_size])
+        model = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps)
         context = DrafterBuilder(
-            model=LayerBuilder(g, weights, self.dtype, config.rms_norm_eps),
+            model=model,
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
             batch_and_block=g.Concat(batch, [self.block_size], axis=0),
@@ -277,31 +279,8 @@ class _Step:
         hidden = context.forward(
             g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size)
         )
-        # Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
-        hidden = g.Reshape(hidden, [-1, self.block_size, config.hidden_size])
-        hidden = g.Reshape(
-            g.Slice(hidden, [1], [self.block_size], [1]), [-1, config.hidden_size]
-        )
-        return (
-            g.Reshape(self._argmax_token(verifier, target, hidden), [-1, self.block_size - 1]),
-            context.written,
-        )
-
-    def _head(self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value) -> ir.Value:
-        """Return float32 logits [N, V] of normed rows [N, hidden]."""
-        return self.g.cast(m.linear(hidden, _head_name(config)), ir.DataType.FLOAT)
-
-    def _argmax_token(
-        self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value
-    ) -> ir.Value:
-        """Return the token of the highest logit of each row [N], in the draft vocabulary if any."""
-        g = self.g
-        ids = self.draft_vocab
-        if ids is None:
-            return g.ArgMax(self._head(m, config, hidden), axis=-1, keepdims=0)
-        logits = m.linear_rows(hidden, _head_name(config), ids, "draft_head.weight")
-        place = g.ArgMax(g.cast(logits, ir.DataType.FLOAT), axis=-1, keepdims=0)
-        return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), place)
+        head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
+        return head.drafts(hidden, self.block_size), context.written
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
         """Return which layers' caches are rings, by the rows of their inputs.
@@ -321,10 +300,6 @@ class _Step:
         return g.Add(
             g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count))
         )
-
-
-def _head_name(config: TargetConfig) -> str:
-    return "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
 
 
 def _embed(m: LayerBuilder, ids: ir.Value, hidden_size: int) -> ir.Value:

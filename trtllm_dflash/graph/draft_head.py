@@ -1,0 +1,63 @@
+"""The end of drafting: from the drafter's final rows to the drafts.
+
+A drafter decodes with the target's head; a draft vocabulary limits it to some of the head's rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trtllm_dflash.graph.layers import LayerBuilder
+from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.drafter import DrafterConfig
+
+
+@dataclass(frozen=True)
+class DraftHead:
+    """A drafter's head. `vocab` (int64 ids) limits the drafts; None: every token may be one."""
+
+    verifier: LayerBuilder
+    target: TargetConfig
+    drafter: LayerBuilder
+    config: DrafterConfig
+    vocab: np.ndarray | None
+
+    def drafts(self, hidden: ir.Value, block_size: int) -> ir.Value:
+        """Return the drafts int64 [B, T-1] of the block's rows [B·T, hidden].
+
+        Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
+        """
+        g = self.drafter.g
+        size = self.config.hidden_size
+        rows = g.Reshape(hidden, [-1, block_size, size])
+        rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
+        places = g.ArgMax(self._logits(rows), axis=-1, keepdims=0)
+        return g.Reshape(self._tokens(places), [-1, block_size - 1])
+
+    def _logits(self, rows: ir.Value) -> ir.Value:
+        """Return float32 logits [N, Vd] of rows [N, hidden]: of all tokens, or of the list's."""
+        if self.vocab is None:
+            return target_logits(self.verifier, self.target, rows)
+        name = _head_name(self.target)
+        logits = self.verifier.linear_rows(rows, name, self.vocab, "draft_head.weight")
+        return self.drafter.g.cast(logits, ir.DataType.FLOAT)
+
+    def _tokens(self, places: ir.Value) -> ir.Value:
+        """Return the tokens at these places of the draft vocabulary."""
+        ids = self.vocab
+        if ids is None:
+            return places
+        g = self.drafter.g
+        return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), places)
+
+
+def target_logits(m: LayerBuilder, config: TargetConfig, rows: ir.Value) -> ir.Value:
+    """Return float32 logits [N, V] of the target's normed rows [N, hidden]."""
+    return m.g.cast(m.linear(rows, _head_name(config)), ir.DataType.FLOAT)
+
+
+def _head_name(config: TargetConfig) -> str:
+    return "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
