@@ -27,9 +27,11 @@ def load_target(directory: Path, num_threads: int = 1) -> PreTrainedModel:
 
 def load_drafter(directory: Path) -> Any:
     """Load the drafter of the reference package, in float32."""
-    from dflash.model import DFlashDraftModel
+    import dflash.model
 
-    return DFlashDraftModel.from_pretrained(directory, dtype=torch.float32).eval()
+    (architecture,) = json.loads((directory / "config.json").read_text())["architectures"]
+    model = getattr(dflash.model, architecture)
+    return model.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def greedy(

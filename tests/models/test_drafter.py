@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from trtllm_dflash.errors import ConfigError
-from trtllm_dflash.models.drafter import DrafterConfig, DraftLayerConfig
+from trtllm_dflash.models.draft_masks import DraftLayerConfig
+from trtllm_dflash.models.drafter import DrafterConfig
 
 # z-lab/Qwen3-4B-DFlash-b16 as published: block size at the top level, full attention.
 QWEN3_4B: dict[str, Any] = {
@@ -297,7 +298,7 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
         (
             QWEN3_4B,
             {"architectures": ["Qwen3ForCausalLM"]},
-            r'only \["DFlashDraftModel"\] is supported: this is not a DFlash v1',
+            r'only \["DFlashDraftModel"\] or \["DFlash2DraftModel"\] is supported',
         ),
         (
             QWEN3_4B,

@@ -11,7 +11,9 @@ from math import prod
 
 from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS, WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.dflash2 import CODEBOOKS
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -45,6 +47,25 @@ def in_usual_layout(
             if parts and not parts.keys() & infos.keys():
                 del found[name]
                 found |= parts
+    return found
+
+
+def with_named_codebooks(infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+    """Return a drafter's tensors with its codebooks called ".weight", as most files have them.
+
+    Raises: CheckpointError: for a codebook that is stored under both names.
+    """
+    found = dict(infos)
+    for codebook in CODEBOOKS:
+        if codebook not in infos:
+            continue
+        usual = f"{codebook}.weight"
+        if usual in infos:
+            raise CheckpointError(
+                f"{where}: {codebook} and {usual} are both there, and a codebook has one of the"
+                " names. Get an intact copy of the checkpoint."
+            )
+        found[usual] = found.pop(codebook)
     return found
 
 

@@ -20,7 +20,7 @@ from trtllm_dflash.engine_dir.stop_tokens import missed_ends, turn_ends_of
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, counted, human_bytes, printable, table
-from trtllm_dflash.models.drafter import DraftLayerConfig
+from trtllm_dflash.models.draft_masks import DraftLayerConfig
 from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
 
 _DIGEST_CHARACTERS = 16  # of a sha256, for people

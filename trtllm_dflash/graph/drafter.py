@@ -7,10 +7,12 @@ neither embedding nor head; both are the target's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from trtllm_dflash.graph.draft_conv import DraftConv
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads
 from trtllm_dflash.graph.ops import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
@@ -57,10 +59,30 @@ class DrafterBuilder:
         m = self.model
         g = self.model.g
         name = f"layers.{index}"
-        x = g.Add(x, self._attention(context, m.rms_norm(x, f"{name}.input_layernorm"), index))
-        return g.Add(
-            x, m.swiglu(m.rms_norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+        normed = m.rms_norm(x, f"{name}.input_layernorm")
+        x = g.Add(
+            x,
+            self._around(
+                normed, f"{name}.attention_conv", lambda y: self._attention(context, y, index)
+            ),
         )
+        normed = m.rms_norm(x, f"{name}.post_attention_layernorm")
+        return g.Add(
+            x, self._around(normed, f"{name}.mlp_conv", lambda y: m.swiglu(y, f"{name}.mlp"))
+        )
+
+    def _around(
+        self, x: ir.Value, name: str, sublayer: Callable[[ir.Value], ir.Value]
+    ) -> ir.Value:
+        """Return the sublayer of x [B·T, hidden], between its convolutions where there are any."""
+        if self.config.conv is None:
+            return sublayer(x)
+        with self.model.g.scope(name.rsplit(".", 1)[-1]):
+            conv = DraftConv.of(self.model, self.config.conv, x, name, self.batch_and_block)
+            before = conv(x, 0)
+        after = sublayer(before)
+        with self.model.g.scope(name.rsplit(".", 1)[-1]):
+            return conv(after, 1)
 
     def _attention(self, context: ir.Value, x: ir.Value, index: int) -> ir.Value:
         """Attention of the block over the injected context and itself.

@@ -10,10 +10,10 @@ therefore not the same tensor: `check_pair` refuses that id.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.models import dflash2
 from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
 from trtllm_dflash.models.decoder import (
     EMBEDDING_SHAPE,
@@ -21,19 +21,23 @@ from trtllm_dflash.models.decoder import (
     attention_specs,
     mlp_specs,
 )
+from trtllm_dflash.models.dflash2 import DraftConvConfig, SelectorConfig
+from trtllm_dflash.models.draft_masks import DraftLayerConfig, read_masks
+from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, TensorSpec, TensorTable
 from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_unsupported_in_config
-from trtllm_dflash.models.windows import FULL, SLIDING, read_layer_types
-
-_LOG = logging.getLogger(__name__)
 
 MIN_BLOCK_SIZE = 2
 MAX_BLOCK_SIZE = 64
 
 _ALLOWED = (
-    Allowed("architectures", ([ARCHITECTURE],), "this is not a DFlash v1 drafter."),
+    Allowed(
+        "architectures",
+        ([ARCHITECTURE], [dflash2.ARCHITECTURE]),
+        "this is no drafter of DFlash or DFlash 2.",
+    ),
     Allowed(
         "model_type",
         ("qwen3",),
@@ -55,6 +59,7 @@ DRAFTER_TENSORS = TensorTable(
         TensorSpec("hidden_norm.weight", ("hidden_size",)),
         *attention_specs(_LAYER, qk_norm=True),
         *mlp_specs(_LAYER),
+        *dflash2.dflash2_specs(_LAYER),
         TensorSpec("norm.weight", ("hidden_size",)),
     ),
     ignored=(
@@ -73,24 +78,14 @@ SHARED_TABLES = {
 
 
 @dataclass(frozen=True)
-class DraftLayerConfig:
-    """One drafter layer's mask: `causal` inside the block, or bidirectional.
-
-    A query at position p sees the key at k if p - k < window and, where not causal, k - p < window.
-    A window of 0 hides nothing.
-    """
-
-    causal: bool
-    window: int
-
-
-@dataclass(frozen=True)
 class DrafterConfig:
-    """A DFlash v1 drafter: Qwen3 layers that see the target's features through `fc`.
+    """A DFlash drafter: Qwen3 layers that see the target's features through `fc`.
 
     `target_layer_ids`: id i is the output of target layer i, 0-based, in the order given.
     `block_size` counts the anchor. `attention_bias` puts a bias on q, k, v and o.
-    `num_target_layers` may be missing.
+    `num_target_layers` may be missing. `conv` and `selector` are those of DFlash 2, None in v1. The
+    selector sees logits times `output_multiplier`, capped at `logit_softcap`; an argmax is the same
+    without.
     """
 
     hidden_size: int
@@ -108,6 +103,15 @@ class DrafterConfig:
     target_layer_ids: tuple[int, ...]
     num_target_layers: int | None
     layers: tuple[DraftLayerConfig, ...]
+    conv: DraftConvConfig | None = None
+    selector: SelectorConfig | None = None
+    output_multiplier: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def num_conv_groups(self) -> int:
+        """Return how many groups of channels have a dynamic kernel of their own; 0: none."""
+        return self.hidden_size // self.conv.group_size if self.conv else 0
 
     @property
     def num_taps(self) -> int:
@@ -136,6 +140,8 @@ class DrafterConfig:
         reader.section("dflash_config")
         reader.read_list(str, "architectures")
         reader.check_allowed(_ALLOWED)
+        is_dflash2 = dflash2.is_dflash2(reader)
+        hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
         head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
         num_layers = reader.read(int, "num_hidden_layers", low=1, high=MAX_LAYERS)
@@ -144,7 +150,7 @@ class DrafterConfig:
             int, "num_target_layers", default=None, low=1, high=MAX_LAYERS
         )
         return cls(
-            hidden_size=reader.read(int, "hidden_size", low=1, high=MAX_SIZE),
+            hidden_size=hidden_size,
             intermediate_size=reader.read(int, "intermediate_size", low=1, high=MAX_SIZE),
             num_layers=num_layers,
             num_q_heads=num_q_heads,
@@ -155,14 +161,18 @@ class DrafterConfig:
             rope=_read_rope(reader, head_dim),
             attention_bias=reader.read(bool, "attention_bias", default=False),
             block_size=reader.read(
-                int, *_either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
+                int, *either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
             ),
             mask_token_id=reader.read(
-                int, *_either("mask_token_id"), low=0, high=vocab_size - 1
+                int, *either("mask_token_id"), low=0, high=vocab_size - 1
             ),
             target_layer_ids=_read_taps(reader, num_target_layers),
             num_target_layers=num_target_layers,
-            layers=_read_masks(reader, num_layers),
+            layers=read_masks(reader, num_layers),
+            conv=dflash2.read_conv(reader, hidden_size) if is_dflash2 else None,
+            selector=dflash2.read_selector(reader, vocab_size) if is_dflash2 else None,
+            output_multiplier=dflash2.read_multiplier(reader),
+            logit_softcap=dflash2.read_softcap(reader),
         )
 
 
@@ -174,14 +184,9 @@ def _read_rope(reader: HfReader, head_dim: int) -> RopeConfig:
     return rope
 
 
-def _either(name: str) -> tuple[str, str]:
-    """Return both places in which published configs keep a key."""
-    return f"dflash_config.{name}", name
-
-
 def _read_taps(reader: HfReader, num_target_layers: int | None) -> tuple[int, ...]:
     path = "dflash_config.target_layer_ids"
-    taps = reader.read_list(int, *_either("target_layer_ids"))
+    taps = reader.read_list(int, *either("target_layer_ids"))
     if not taps:
         reader.fail(
             path, "is empty. List the target layers whose outputs the drafter was trained on."
@@ -198,75 +203,3 @@ def _read_taps(reader: HfReader, num_target_layers: int | None) -> tuple[int, ..
                 path, f"contains {tap}, expected 0 (the first layer) to {limit - 1} (the last)."
             )
     return taps
-
-
-def _read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ...]:
-    """Resolve each layer's mask.
-
-    `is_causal` decides, else `dflash_config.causal`, else a layer is causal where it slides.
-    """
-    explicit = _read_causal(reader)
-    sliding = _read_sliding(reader, num_layers, has_causal_key=explicit is not None)
-    window = _read_window(reader) if any(sliding) else 0
-    masks = tuple(
-        DraftLayerConfig(
-            causal=slides if explicit is None else explicit, window=window if slides else 0
-        )
-        for slides in sliding
-    )
-    _LOG.debug(
-        "%s: drafter masks, first layer first: %s", reader.where, "; ".join(map(str, masks))
-    )
-    return masks
-
-
-def _read_sliding(
-    reader: HfReader, num_layers: int, *, has_causal_key: bool
-) -> tuple[bool, ...]:
-    use_swa = reader.read(bool, *_either("use_swa"), default=False)
-    if reader.get("layer_types") is None:
-        if reader.read(bool, "use_sliding_window", default=False) and not use_swa:
-            reader.fail(
-                "use_sliding_window",
-                "is true but layer_types is missing, so which layers slide is open. Add it.",
-            )
-        layer_types: tuple[str, ...] = (FULL,) * num_layers
-    else:
-        layer_types = read_layer_types(reader, num_layers, "a DFlash drafter")
-    sliding = tuple(layer_type == SLIDING for layer_type in layer_types)
-    if not use_swa or any(sliding):
-        return sliding
-    # ModelOpt writes use_swa beside all-full layer types and means a window on every layer,
-    # whatever their causality.
-    if not has_causal_key:
-        reader.fail(
-            "dflash_config.use_swa",
-            "is true for full_attention layers, but no key says if they are causal. Add is_causal.",
-        )
-    return (True,) * num_layers
-
-
-def _read_causal(reader: HfReader) -> bool | None:
-    top = reader.read(bool, "is_causal", default=None)
-    nested = reader.read(bool, "dflash_config.causal", default=None)
-    if top is not None and nested is not None and top != nested:
-        _LOG.warning(
-            "%s: is_causal is %s but dflash_config.causal is %s; is_causal is used, other engines"
-            " may read the other.",
-            reader.where,
-            top,
-            nested,
-        )
-    return nested if top is None else top
-
-
-def _read_window(reader: HfReader) -> int:
-    """Read the window of all sliding layers; `swa_window_size` and `sliding_window` must agree."""
-    paths = (*_either("swa_window_size"), "sliding_window")
-    is_exported = any(reader.get(path) is not None for path in paths[:2])
-    if not is_exported and not reader.read(bool, "use_sliding_window", default=True):
-        reader.fail(
-            "use_sliding_window",
-            "is false beside sliding_attention layers; engines differ on that. Set it to true.",
-        )
-    return reader.read(int, *paths, low=1)

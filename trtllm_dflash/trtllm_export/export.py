@@ -23,7 +23,7 @@ from trtllm_dflash.options.trtllm_export import TrtllmExportConfig
 from trtllm_dflash.templates import render
 from trtllm_dflash.trtllm_export.llm_args import OLDEST, WRITTEN_FOR, schema_errors
 from trtllm_dflash.trtllm_export.notes import notes_for
-from trtllm_dflash.trtllm_export.pair import PairFacts, read_pair
+from trtllm_dflash.trtllm_export.pair import DFLASH_2, PairFacts, read_pair
 from trtllm_dflash.trtllm_export.readme import PORT, export_page
 from trtllm_dflash.utf8_path import require_utf8
 
@@ -258,7 +258,7 @@ def attention_backend(config: TrtllmExportConfig, facts: PairFacts) -> str:
 
     TensorRT-LLM's own lack the windows without causality of DFlash 2.
     """
-    if facts.drafter_variant == "DFlash 2" and _ATTENTION.get(config.arch) == "TRTLLM":
+    if facts.drafter_variant == DFLASH_2 and _ATTENTION.get(config.arch) == "TRTLLM":
         return "VANILLA"
     return _ATTENTION.get(config.arch, "VANILLA")
 

@@ -18,12 +18,15 @@ from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.model_card import stated_licence
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.context import ContextLimit, read_context_limit
+from trtllm_dflash.models.dflash2 import is_dflash2
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
+from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
 
 # Variants of drafters that TensorRT-LLM's DFlash has code for.
-SUPPORTED_VARIANTS = ("DFlash 2", "Laguna")
+DFLASH_2 = "DFlash 2"
+SUPPORTED_VARIANTS = (DFLASH_2, "Laguna")
 # Variants with a decoding_type of their own. Its pages do not mention the others.
 _OTHER_DECODING_TYPES = ("DSpark", "EAGLE-3")
 
@@ -74,13 +77,13 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
         architecture=architectures[0] if architectures else "unknown",
         block_size=drafter_reader.read(
             int,
-            *_either("block_size"),
+            *either("block_size"),
             default=None,
             low=MIN_BLOCK_SIZE,
             high=MAX_BLOCK_SIZE,
         ),
         target_layer_ids=_read_taps(drafter_reader, target_reader),
-        mask_token_id=drafter_reader.read(int, *_either("mask_token_id"), default=None, low=0),
+        mask_token_id=drafter_reader.read(int, *either("mask_token_id"), default=None, low=0),
         context_limit=read_context_limit(target_reader),
         draft_context_bytes=_draft_context_bytes(drafter_reader),
         draft_kv_heads=_size(drafter_reader, "num_key_value_heads"),
@@ -106,14 +109,9 @@ def _template_options(drafter: str) -> Mapping[str, Any]:
     return {} if pair is None else pair.drafter.chat_template_kwargs
 
 
-def _either(name: str) -> tuple[str, str]:
-    """Return both places in which published drafters keep a key."""
-    return f"dflash_config.{name}", name
-
-
 def _read_taps(drafter: HfReader, target: HfReader) -> tuple[int, ...] | None:
     """Return the target layers that the drafter reads, counted from 0; None if not published."""
-    taps = drafter.read_list(int, *_either("target_layer_ids"), default=None)
+    taps = drafter.read_list(int, *either("target_layer_ids"), default=None)
     if taps is None:
         return None
     num_layers = _size(drafter, "num_target_layers") or _size(target, "num_hidden_layers")
@@ -153,7 +151,7 @@ def _variant(reader: HfReader) -> str | None:
     for variant in UNSUPPORTED_DRAFTERS:
         if any(marker.matches(reader) for marker in variant.markers):
             return variant.name
-    return None
+    return DFLASH_2 if is_dflash2(reader) else None
 
 
 def _heads(target: HfReader, drafter: HfReader) -> dict[str, int]:
