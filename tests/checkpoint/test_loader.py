@@ -174,8 +174,8 @@ class TestPair:
         }
         drafter = load_drafter(copy_with(make_drafter(llama), tmp_path / "d", copies))
         assert set(drafter.ignored) == set(copies)
-        assert "with the target's tables" in drafter.ignored["lm_head.weight"].reason
-        check_pair(target, drafter)
+        assert "the target's table" in drafter.ignored["lm_head.weight"].reason
+        assert check_pair(target, drafter) == drafter
 
     def test_head_copied_from_a_tied_target(
         self, qwen3: Path, make_drafter: Maker, tmp_path: Path
@@ -183,18 +183,6 @@ class TestPair:
         target = load_target(qwen3)
         head = {"lm_head.weight": np.array(target.tensors["model.embed_tokens.weight"].array())}
         check_pair(target, load_drafter(copy_with(make_drafter(qwen3), tmp_path / "d", head)))
-
-    @pytest.mark.parametrize("name", ["embed_tokens.weight", "lm_head.weight"])
-    def test_tables_of_its_own(
-        self, llama: Path, make_drafter: Maker, tmp_path: Path, name: str
-    ) -> None:
-        drafter = load_drafter(copy_with(make_drafter(llama), tmp_path / "d", {name: table()}))
-        words = (
-            rf"its own {name} differs from the target's .* at index \[0, 0\].*tables of its own is"
-            r" not supported"
-        )
-        with pytest.raises(CheckpointError, match=words):
-            check_pair(load_target(llama), drafter)
 
     def test_hidden_size(self, llama: Path, make_drafter: Maker) -> None:
         drafter = load_drafter(make_drafter(llama))
@@ -245,8 +233,8 @@ class TestPair:
         assert ("the target's counts" in caplog.text) is (rows != 97)
         padded[5, 7] += 1
         other = copy_with(copy, tmp_path / "o", {"lm_head.weight": padded})
-        with pytest.raises(CheckpointError, match=r"lm_head.weight differs .* index \[5, 7\]"):
-            check_pair(target, load_drafter(other))
+        assert "lm_head.weight" in check_pair(target, load_drafter(other)).tensors
+        assert "differs from the target's lm_head.weight at index [5, 7]" in caplog.text
 
     def test_number_of_layers(self, make_target: Maker, make_drafter: Maker) -> None:
         drafter = load_drafter(make_drafter(make_target("llama")))

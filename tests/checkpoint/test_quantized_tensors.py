@@ -204,11 +204,7 @@ def test_a_drafters_copy_of_a_head_that_the_target_has_quantized(
     store(own | copies)
     check_pair(target, load_drafter(drafter))
     store(own | copies | {"embed_tokens.weight": copies["embed_tokens.weight"] + 1})
-    with pytest.raises(
-        CheckpointError,
-        match=r"its own embed_tokens.weight differs from the target's .* at index \[0, 0\]",
-    ):
-        check_pair(target, load_drafter(drafter))
+    assert "embed_tokens.weight" in check_pair(target, load_drafter(drafter)).tensors
     store(own | copies | {"lm_head.weight": copies["lm_head.weight"][:-1]})
     with pytest.raises(CheckpointError, match=r"wrong shape: lm_head.weight has"):
         check_pair(target, load_drafter(drafter))

@@ -38,7 +38,7 @@ from trtllm_dflash.checkpoint.loader import (
 )
 from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.model_card import stated_licence
-from trtllm_dflash.checkpoint.pair_checks import check_pair
+from trtllm_dflash.checkpoint.pair_checks import check_pair, draft_ids
 from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.slot_memory import SlotMemory
@@ -76,9 +76,10 @@ class ResolvedModels:
     @property
     def draft_vocab_size(self) -> int:
         """Return the number of tokens that may be drafted."""
-        if self.draft_vocab is None:
-            return self.target.config.vocab_size
-        return len(self.draft_vocab)
+        if self.draft_vocab is not None:
+            return len(self.draft_vocab)
+        own = None if self.drafter is None else self.drafter.config.draft_vocab_size
+        return self.target.config.vocab_size if own is None else own
 
     @property
     def drafter_licence(self) -> str:
@@ -136,7 +137,7 @@ class ResolvedModels:
         size = DTYPE_BYTES[self.resolved.dtype]
         for model in self.checkpoints.values():
             weights += model.weight_bytes(size, keeps_packed=self.stays_packed(model))
-        if self.draft_vocab_size < self.target.config.vocab_size:  # its rows of the head again
+        if self.config.draft_vocab:  # its rows of the head again
             weights += self.draft_vocab_size * self.target.config.hidden_size * size
         return weights
 
@@ -204,7 +205,7 @@ def resolve_models(
     drafter = None
     if config.drafter:
         drafter = _load("drafter", config.drafter, load_drafter, published_drafter, fetch=fetch)
-        check_pair(target, drafter)
+        drafter = check_pair(target, drafter)
     models = _by_role(target, drafter)
     check_format_support(models, ARCHS[config.arch], quant=quant)
     resolved = config.resolve(target.config, drafter.config if drafter else None)
@@ -219,9 +220,7 @@ def resolve_models(
             block_size=resolved.block_size,
             fp8_caches=kv_scales is not None,
         )
-    vocab = None
-    if config.draft_vocab:
-        vocab = read_draft_vocab(Path(config.draft_vocab), target.config.vocab_size)
+    vocab = _draft_vocab(config, target.config, drafter)
     if kv_scales is not None:
         check_fp8_kv(resolved)
     found = ResolvedModels(config, target, drafter, resolved, vocab, kv_scales)
@@ -231,6 +230,25 @@ def resolve_models(
     has_experts = target.config.moe is not None
     supposed = supposition(quant, fp8_caches=fp8_caches, has_experts=has_experts)
     return replace(found, supposed=supposed, stored_target=stored_target)
+
+
+def _draft_vocab(
+    config: BuildConfig, target: TargetConfig, drafter: Checkpoint[DrafterConfig] | None
+) -> np.ndarray | None:
+    """Return the token ids that may be drafted: those asked for, or the drafter's own list.
+
+    Raises:
+        UsageError: for a list beside the drafter's own.
+    """
+    own = None if drafter is None else drafter.config.draft_vocab_size
+    if not config.draft_vocab:
+        return None if drafter is None else draft_ids(drafter)
+    if own is not None:
+        raise UsageError(
+            f"--draft-vocab {config.draft_vocab}: the drafter has a head over {own} tokens of its"
+            " own choice, and no rows for others; leave the option out"
+        )
+    return read_draft_vocab(Path(config.draft_vocab), target.vocab_size)
 
 
 def _by_role(

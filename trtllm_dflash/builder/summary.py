@@ -14,6 +14,7 @@ from trtllm_dflash.graph.kv_scales import stores_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import Rows, human_bytes
+from trtllm_dflash.models.draft_tables import EMBEDDING, HEAD
 
 
 def summary_rows(models: ResolvedModels) -> Rows:
@@ -102,16 +103,22 @@ def _layers_rows(models: ResolvedModels) -> Rows:
     return rows
 
 
+_TABLES = {HEAD: "a head", EMBEDDING: "an embedding"}
+
+
 def _drafter_rows(models: ResolvedModels) -> Rows:
     if models.drafter is None:
         return [("drafter", "none: a plain engine, one token a step")]
     config = models.drafter.config
     sizes = models.resolved
     block = f"{sizes.block_size} tokens (trained with {config.block_size})"
+    vocab_size = models.target.config.vocab_size
     drafted = f"all {models.draft_vocab_size} tokens"
-    if models.draft_vocab is not None:
-        vocab_size = models.target.config.vocab_size
+    if models.draft_vocab_size < vocab_size:
         drafted = f"{models.draft_vocab_size} of {vocab_size} tokens"
+    own = [words for name, words in _TABLES.items() if name in models.drafter.tensors]
+    if own:
+        drafted += f", with {' and '.join(own)} of the drafter's own"
     taps = ", ".join(map(str, config.target_layer_ids))
     return [
         ("drafter", _describe(models.drafter)),

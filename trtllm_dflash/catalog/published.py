@@ -35,6 +35,11 @@ _SIZES = {
 }
 
 
+# Drafters of speculators have their layers' sizes in a section, and count taps from 1.
+_SECTION, _SECTION_TAPS = "transformer_layer_config", "aux_hidden_state_layer_ids"
+_BESIDE_SECTION = ("block_size", "mask_token_id")
+
+
 @dataclass(frozen=True)
 class _PublishedModel:
     """A model's repository, and the keys of its config.json that are published."""
@@ -89,7 +94,11 @@ class KnownDrafter(_PublishedModel):
     @property
     def has_sizes(self) -> bool:
         """Return whether everything is published or inferred that estimates and plans need."""
-        return self.config.keys() | self.inferred.keys() >= _SIZES
+        keys = self.config.keys() | self.inferred.keys()
+        if _is_sectioned(self):
+            keys |= self.config.get(_SECTION, {}).keys()
+            keys |= {"target_layer_ids"} if _SECTION_TAPS in keys else set()
+        return keys >= _SIZES
 
 
 @dataclass(frozen=True)
@@ -117,4 +126,14 @@ def drafter_json(drafter: KnownDrafter) -> dict[str, Any]:
 
     A key that is not published has its inferred value, else a value of any drafter.
     """
-    return _ANY_DRAFTER | dict(drafter.inferred) | dict(drafter.config)
+    stated = dict(drafter.inferred) | dict(drafter.config)
+    if not _is_sectioned(drafter):
+        return _ANY_DRAFTER | stated
+    beside = {key: _ANY_DRAFTER[key] for key in _BESIDE_SECTION}
+    section = {key: value for key, value in _ANY_DRAFTER.items() if key not in _BESIDE_SECTION}
+    section |= stated.get(_SECTION, {})
+    return beside | {_SECTION_TAPS: [2]} | stated | {_SECTION: section}
+
+
+def _is_sectioned(drafter: KnownDrafter) -> bool:
+    return "speculators_model_type" in drafter.config

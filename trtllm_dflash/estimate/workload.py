@@ -15,6 +15,7 @@ from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.draft_tables import EMBEDDING
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
@@ -256,6 +257,10 @@ class ModelPair:
     drafter: Checkpoint[DrafterConfig]
     kv_cache: WeightFormat | None = None
 
+    @property
+    def _has_own_head(self) -> bool:
+        return f"{HEAD}.weight" in self.drafter.tensors
+
     def plain_step(self) -> tuple[KernelCost, ...]:
         """Return the kernels of a step of the target alone: one token."""
         return self.target_pass(1, 1)
@@ -286,14 +291,17 @@ class ModelPair:
         Raises:
             UsageError: for more drafts than the block has, or a block larger than the drafter's.
         """
-        config, vocab_size = self.drafter.config, self.target.config.vocab_size
+        config = self.drafter.config
+        vocab_size = config.draft_vocab_size or self.target.config.vocab_size
         if not 1 <= draft_len < block_size <= config.block_size:
             raise UsageError(
                 f"{draft_len} drafts of a block of {block_size} cannot be had from a drafter that"
                 f" was trained with blocks of {config.block_size}"
             )
         width = draft_len + 1
-        formats = {**self.target.formats, **self.drafter.formats}  # the head is the target's
+        formats = dict(self.drafter.formats)
+        if not self._has_own_head and HEAD in self.target.formats:
+            formats[HEAD] = self.target.formats[HEAD]
         costs = ModelCosts(DRAFTER, config, formats)
         features = config.num_taps * config.hidden_size
         kernels = [costs.norm(block_size)]  # the embedding
@@ -339,12 +347,17 @@ class ModelPair:
         return sum(cost.state_bytes for cost in self.whole_step())
 
     def memory_bytes(self, batch: int, context: int) -> float:
-        """Return the size of weights and caches. The drafter uses the target's two tables."""
+        """Return the size of weights and caches.
+
+        The drafter uses the target's two tables, but for those of its own.
+        """
         config, total = self.target.config, 0.0
         if not config.tie_word_embeddings:
             total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
+        if EMBEDDING in self.drafter.tensors:
+            total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
         for cost in self.whole_step():
-            if cost.operation != "head" or cost.part != DRAFTER:
+            if cost.operation != "head" or cost.part != DRAFTER or self._has_own_head:
                 total += cost.weight_bytes * cost.num_experts
             positions = min(context, cost.window or context)
             total += batch * (positions * cost.position_bytes + cost.state_bytes)

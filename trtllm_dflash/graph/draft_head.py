@@ -1,6 +1,7 @@
 """The end of drafting: from the drafter's final rows to the drafts.
 
-A drafter decodes with the target's head; a draft vocabulary limits it to some of the head's rows.
+A drafter decodes with the target's head, unless it has one of its own. A draft vocabulary limits it
+to some of the head's rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import LayerBuilder
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.draft_tables import HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
 
 
@@ -39,10 +41,14 @@ class DraftHead:
 
     def _logits(self, rows: ir.Value) -> ir.Value:
         """Return float32 logits [N, Vd] of rows [N, hidden]: of all tokens, or of the list's."""
-        if self.vocab is None:
-            return target_logits(self.verifier, self.target, rows)
-        name = _head_name(self.target)
-        logits = self.verifier.linear_rows(rows, name, self.vocab, "draft_head.weight")
+        m, name = self.verifier, _head_name(self.target)
+        if HEAD in self.drafter.weights:
+            m, name = self.drafter, HEAD.removesuffix(".weight")
+        # A head of its own over a part of the vocabulary has only the list's rows.
+        if self.vocab is None or self.config.draft_vocab_size is not None:
+            logits = m.linear(rows, name)
+        else:
+            logits = m.linear_rows(rows, name, self.vocab, "draft_head.weight")
         return self.drafter.g.cast(logits, ir.DataType.FLOAT)
 
     def _tokens(self, places: ir.Value) -> ir.Value:

@@ -29,6 +29,7 @@ from trtllm_dflash.graph.quantized_linear import emulation_functions
 from trtllm_dflash.graph.target import TargetBuilder
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.draft_tables import EMBEDDING
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
@@ -57,7 +58,7 @@ def build_step(
 
     Args:
         draft_vocab: ids (int64) to which drafts are limited, so that drafting reads only their rows
-            of the head. What is committed does not depend on it.
+            of the head. A drafter's own list is one. What is committed does not depend on it.
 
         plugins: our operators have no bodies (`graph.plugin_nodes`).
 
@@ -276,9 +277,12 @@ class _Step:
             caches=self.inputs,
             rings=self._rings("draft_key", config.num_layers),
         )
-        hidden = context.forward(
-            g.Concat(*features, axis=-1), _embed(verifier, block, config.hidden_size)
+        embedded = (
+            _embed(model, block, config.hidden_size, EMBEDDING)
+            if EMBEDDING in weights
+            else _embed(verifier, block, config.hidden_size)
         )
+        hidden = context.forward(g.Concat(*features, axis=-1), embedded)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
         return head.drafts(hidden, self.block_size), context.written
 
@@ -302,11 +306,11 @@ class _Step:
         )
 
 
-def _embed(m: LayerBuilder, ids: ir.Value, hidden_size: int) -> ir.Value:
+def _embed(
+    m: LayerBuilder, ids: ir.Value, hidden_size: int, table: str = "model.embed_tokens.weight"
+) -> ir.Value:
     """Embedding rows [B·N, hidden] of ids [B, N]."""
-    return m.g.Reshape(
-        m.g.Gather(m.weights.value(m.g, "model.embed_tokens.weight"), ids), [-1, hidden_size]
-    )
+    return m.g.Reshape(m.g.Gather(m.weights.value(m.g, table), ids), [-1, hidden_size])
 
 
 def _graph_input(port: IoTensor) -> ir.Value:

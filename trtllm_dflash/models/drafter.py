@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.models import dflash2
+from trtllm_dflash.models import dflash2, draft_tables
+from trtllm_dflash.models.automodel import is_automodel, published_config
 from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
 from trtllm_dflash.models.decoder import (
-    EMBEDDING_SHAPE,
     ROPE_BUFFER,
     attention_specs,
     mlp_specs,
@@ -26,6 +26,7 @@ from trtllm_dflash.models.draft_masks import DraftLayerConfig, read_masks
 from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import MAX_SIZE, Allowed, HfReader, quote
 from trtllm_dflash.models.rope import RopeConfig
+from trtllm_dflash.models.speculators import flat_config, is_speculators
 from trtllm_dflash.models.tensor_specs import IgnoredSpec, TensorSpec, TensorTable
 from trtllm_dflash.models.unsupported_drafters import ARCHITECTURE, refuse_unsupported_in_config
 
@@ -47,11 +48,6 @@ _ALLOWED = (
     Allowed("mlp_bias", (False,), "a DFlash drafter's MLP has no bias."),
 )
 
-
-_OWN_TABLE = (
-    "a DFlash drafter embeds and decodes with the target's tables;"
-    " ModelOpt releases store a copy."
-)
 _LAYER = "layers.{i}."
 DRAFTER_TENSORS = TensorTable(
     used=(
@@ -61,20 +57,14 @@ DRAFTER_TENSORS = TensorTable(
         *mlp_specs(_LAYER),
         *dflash2.dflash2_specs(_LAYER),
         TensorSpec("norm.weight", ("hidden_size",)),
+        *draft_tables.USED,
     ),
     ignored=(
-        IgnoredSpec("embed_tokens.weight", shape=EMBEDDING_SHAPE, reason=_OWN_TABLE),
-        IgnoredSpec("lm_head.weight", shape=EMBEDDING_SHAPE, reason=_OWN_TABLE),
+        *draft_tables.IGNORED,
         IgnoredSpec(f"{_LAYER}self_attn.rotary_emb.inv_freq", reason=ROPE_BUFFER),
         IgnoredSpec("rotary_emb.inv_freq", reason=ROPE_BUFFER),
     ),
 )
-# Where a drafter's stored copy must equal the target's tensor (the target's head may be its
-# embedding).
-SHARED_TABLES = {
-    "embed_tokens.weight": "model.embed_tokens.weight",
-    "lm_head.weight": "lm_head.weight",
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class DrafterConfig:
     `block_size` counts the anchor. `attention_bias` puts a bias on q, k, v and o.
     `num_target_layers` may be missing. `conv` and `selector` are those of DFlash 2, None in v1. The
     selector sees logits times `output_multiplier`, capped at `logit_softcap`; an argmax is the same
-    without.
+    without. `draft_vocab_size`: the rows of a head of its own, None for that of all tokens.
     """
 
     hidden_size: int
@@ -107,6 +97,7 @@ class DrafterConfig:
     selector: SelectorConfig | None = None
     output_multiplier: float = 1.0
     logit_softcap: float | None = None
+    draft_vocab_size: int | None = None
 
     @property
     def num_conv_groups(self) -> int:
@@ -135,7 +126,7 @@ class DrafterConfig:
     @classmethod
     def from_hf(cls, config_json: dict[str, Any], where: str) -> DrafterConfig:
         """Read config.json; other variants of drafters are refused by name."""
-        reader = HfReader(config_json, where)
+        reader = _read_layout(config_json, where)
         refuse_unsupported_in_config(reader)
         reader.section("dflash_config")
         reader.read_list(str, "architectures")
@@ -173,7 +164,18 @@ class DrafterConfig:
             selector=dflash2.read_selector(reader, vocab_size) if is_dflash2 else None,
             output_multiplier=dflash2.read_multiplier(reader),
             logit_softcap=dflash2.read_softcap(reader),
+            draft_vocab_size=draft_tables.read_draft_vocab_size(reader, vocab_size),
         )
+
+
+def _read_layout(config_json: dict[str, Any], where: str) -> HfReader:
+    """Return a reader of config.json in the published layout, whoever made the drafter."""
+    if is_speculators(config_json):
+        refuse_unsupported_in_config(HfReader(config_json, where))
+        return HfReader(flat_config(config_json, where), f"{where} (layout of speculators)")
+    if is_automodel(config_json):
+        config_json = published_config(config_json)
+    return HfReader(config_json, where)
 
 
 def _read_rope(reader: HfReader, head_dim: int) -> RopeConfig:

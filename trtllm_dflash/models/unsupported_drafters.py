@@ -119,19 +119,6 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         tensors=(r"\.(qkv_proj|g_proj)\.", r"^aux_hidden_norms\."),
     ),
     UnsupportedDrafter(
-        "speculators (RedHat)",
-        "it has its own reduced vocabulary and counts target layers from 1."
-        " Use the z-lab original of this drafter.",
-        markers=(
-            ConfigMarker("speculators_model_type"),
-            ConfigMarker("speculators_config"),
-            ConfigMarker("transformer_layer_config"),
-            *_either("draft_vocab_size"),
-            *_either("aux_hidden_state_layer_ids"),
-        ),
-        tensors=(r"^(d2t|t2d)$",),
-    ),
-    UnsupportedDrafter(
         "LiLiCorr",
         f"its correction head is not supported. {_USE_V1}",
         markers=(

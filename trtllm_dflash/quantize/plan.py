@@ -13,13 +13,15 @@ from trtllm_dflash.builder.pair_support import published_target, reject_unsuppor
 from trtllm_dflash.catalog.pairs import Role, pair_of
 from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
-from trtllm_dflash.checkpoint.locate import find_directory
+from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.draft_tables import EMBEDDING, HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.registry import read_target_config
+from trtllm_dflash.models.speculators import is_speculators
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.calibration_data import (
     Sample,
@@ -142,7 +144,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
     if config.drafter is not None:
         drafter = load_drafter(_directory("drafter", config.drafter, config))
         _check_model("drafter", drafter, config)
-        check_pair(target, drafter)
+        _check_tables(check_pair(target, drafter))
     _require(config)
     sequences = _sequences(samples, config, target)
     return QuantizationPlan(config, target, drafter, sequences)
@@ -200,6 +202,20 @@ def _check_model(role: Role, checkpoint: Checkpoint[Any], config: QuantizeConfig
     """Raise CheckpointError for a model that is quantized, or whose linears cannot be."""
     _check_unquantized(role, checkpoint)
     _check_shapes(role, checkpoint, config)
+
+
+def _check_tables(drafter: Checkpoint[DrafterConfig]) -> None:
+    """Raise CheckpointError for a drafter that the reference package does not read as it is."""
+    config_json = read_json_in(drafter.directory, "config.json") or {}
+    own = sorted({EMBEDDING, HEAD} & drafter.tensors.keys())
+    if not own and not is_speculators(config_json):
+        return
+    reason = f"it has {' and '.join(own)} of its own" if own else "its layout is speculators'"
+    raise CheckpointError(
+        f"drafter {drafter.directory}: {reason}, and only drafters in the published layout that use"
+        " the target's tables are quantized. Leave --quantize-drafter out: a BF16 drafter goes with"
+        " a quantized target."
+    )
 
 
 def _sequences(

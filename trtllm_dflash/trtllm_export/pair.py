@@ -22,6 +22,7 @@ from trtllm_dflash.models.dflash2 import is_dflash2
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import HfReader
+from trtllm_dflash.models.speculators import TARGETS, flat_config, is_speculators
 from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
 
 # Variants of drafters that TensorRT-LLM's DFlash has code for.
@@ -64,6 +65,7 @@ def read_pair(target: str, drafter: str | None) -> PairFacts:
     target_name, target_reader, quant_file = _target(target)
     drafter_name, drafter_reader = _drafter(target, drafter)
     variant = _variant(drafter_reader)
+    drafter_reader = _published_layout(drafter_reader)
     if variant in _OTHER_DECODING_TYPES:
         raise UsageError(
             f"drafter {drafter_name}: it is of the variant '{variant}', for which TensorRT-LLM"
@@ -147,7 +149,17 @@ def _state_bytes(reader: HfReader) -> int:
     return linear * heads * size * 4
 
 
+def _published_layout(reader: HfReader) -> HfReader:
+    """Return a drafter's keys in the published layout, as far as they are known."""
+    is_whole = reader.get(TARGETS) is not None and reader.get("block_size") is not None
+    if not is_speculators(reader.data) or not is_whole:
+        return reader
+    return HfReader(flat_config(reader.data, reader.where), reader.where)
+
+
 def _variant(reader: HfReader) -> str | None:
+    if is_speculators(reader.data):
+        return "speculators (RedHat)"
     for variant in UNSUPPORTED_DRAFTERS:
         if any(marker.matches(reader) for marker in variant.markers):
             return variant.name
