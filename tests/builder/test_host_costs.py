@@ -51,12 +51,20 @@ def test_what_cannot_be_supposed_is_refused() -> None:
         preview("sm86", quant="nvfp4")
     with pytest.raises(UsageError, match="sm86, which has no FP8"):
         preview("sm86", kv_cache_dtype="fp8")
+
+
+def test_supposed_experts() -> None:
+    """`quantize` makes all but those of gpt-oss; FP8 ones are numbers of the engine's type."""
     config = BuildConfig("Qwen3-Coder-30B-A3B", Path("e"), arch="sm120")
-    with pytest.raises(UsageError, match="has experts, and of experts only 4-bit formats"):
-        preview_build(config, quant="fp8")
+    real = preview_build(config)
+    for form, share in (("nvfp4", 0.296), ("fp8", 0.985)):
+        run = preview_build(config, quant=form)
+        assert f"`dflash-trt quantize --quant {form}` makes such" in run.models.supposed
+        found = run.models.weight_bytes / real.models.weight_bytes
+        assert found == pytest.approx(share, abs=0.003)
     mxfp4 = preview_build(BuildConfig("gpt-oss-20b", Path("e"), arch="sm120"), quant="nvfp4")
     assert HostCosts(mxfp4.plan).downloads()["openai/gpt-oss-20b"] < 15e9
-    assert "ModelOpt itself has to make it" in mxfp4.models.supposed
+    assert "of gpt-oss only experts are quantized" in mxfp4.models.supposed
 
 
 def test_a_build_supposes_nothing(make_target: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from trtllm_dflash.catalog.pairs import pair_of
+from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint import locate
 from trtllm_dflash.errors import CheckpointError, ConfigError, DFlashError, UsageError
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import requirements
 from trtllm_dflash.quantize.plan import plan_quantization
-
-EXPERTS = "it has experts, and this command quantizes dense models"
 
 
 @pytest.fixture(autouse=True)
@@ -38,21 +38,39 @@ def plan(target: str, tmp_path: Path, **options: Any) -> None:
     plan_quantization(QuantizeConfig(target, tmp_path / "out", quant, **options))
 
 
-@pytest.mark.parametrize("name", ["gpt-oss-20b", "openai/gpt-oss-120b", "Qwen3-Coder-30B-A3B"])
-def test_listed_targets_with_experts(
-    name: str, tmp_path: Path, fetched: list[tuple[str, ...]]
+def test_listed_targets_with_experts_are_taken(
+    tmp_path: Path, fetched: list[tuple[str, ...]]
 ) -> None:
-    with pytest.raises(DFlashError, match=EXPERTS):
+    pair = pair_of("Qwen3-Coder-30B-A3B")
+    assert pair is not None
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(target_json(pair.target)))
+    with pytest.raises(CheckpointError, match="the weights were fetched"):
+        plan("Qwen3-Coder-30B-A3B", tmp_path, quant="nvfp4")
+    assert fetched == [locate.CONFIG_FILES, locate.HUB_FILES]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("Qwen/Qwen3-32B-FP8", "FP8_BLOCK"),
+        ("gpt-oss-20b", "MXFP4"),
+        ("openai/gpt-oss-120b", "MXFP4"),
+    ],
+)
+def test_listed_targets_that_are_quantized(
+    name: str, stored: str, tmp_path: Path, fetched: list[tuple[str, ...]]
+) -> None:
+    with pytest.raises(DFlashError, match=rf"already quantized \({stored} and BF16\)"):
         plan(name, tmp_path)
     assert not fetched
 
 
-def test_listed_targets_that_are_quantized(
-    tmp_path: Path, fetched: list[tuple[str, ...]]
-) -> None:
-    with pytest.raises(DFlashError, match=r"already quantized \(FP8_BLOCK and BF16\)"):
-        plan("Qwen/Qwen3-32B-FP8", tmp_path)
-    assert not fetched
+def test_options_for_experts_without_any(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(UsageError, match=r"--calib-all-experts: target .* has no experts"):
+        plan(str(llama), tmp_path, calib_all_experts=True)
+    with pytest.raises(UsageError, match="--quant w4a16_nvfp4 has none; leave it out"):
+        plan(str(llama), tmp_path, quant="w4a16_nvfp4", calib_all_experts=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from trtllm_dflash.builder.what_if import as_if_quantized
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.pipeline import quantize
 from trtllm_dflash.quantize.quantized_weights import quantized_weights
@@ -208,14 +207,3 @@ def test_a_supposed_format_has_the_same_exclusions(hybrid: MakeHybrid) -> None:
     target = load_target(hybrid("qwen3_5"))
     supposed = as_if_quantized(target, "nvfp4")
     assert {f"{name}.weight" for name in supposed.formats} == quantized_weights(target)
-
-
-@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_moe_vl"])
-def test_hybrids_with_experts_are_not_quantized(
-    name: str, hybrid: MakeHybrid, tmp_path: Path
-) -> None:
-    asked = QuantizeConfig(str(hybrid(name)), tmp_path / "out", "nvfp4")
-    with pytest.raises(
-        CheckpointError, match="it has experts, and this command quantizes dense"
-    ):
-        quantize(asked)

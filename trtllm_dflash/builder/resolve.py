@@ -227,8 +227,9 @@ def resolve_models(
     fp8_caches = kv_scales is not None and stored_target.quantization.kv_cache is None
     if quant == UNQUANTIZED and not fp8_caches:
         return found
-    has_experts = target.config.moe is not None
-    supposed = supposition(quant, fp8_caches=fp8_caches, has_experts=has_experts)
+    moe = target.config.moe
+    fused_experts = moe is not None and moe.fused
+    supposed = supposition(quant, fp8_caches=fp8_caches, fused_experts=fused_experts)
     return replace(found, supposed=supposed, stored_target=stored_target)
 
 

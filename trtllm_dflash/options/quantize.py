@@ -78,6 +78,13 @@ class QuantizeConfig(ChatOptions):
             high=MAX_SEQ_LEN,
         ),
     )
+    calib_all_experts: bool = field(
+        default=False,
+        metadata=cli_option(
+            "send every token through every expert too, to see what rare ones compute; it takes as"
+            " many times longer as a token leaves out"
+        ),
+    )
     device: str = field(
         default="auto",
         metadata=cli_option("where to compute; auto: the GPU if there is one", choices=DEVICES),
@@ -96,6 +103,11 @@ class QuantizeConfig(ChatOptions):
         if self.weight_format is None and self.kv_cache_dtype is None:
             raise UsageError(
                 f"--quant {KEEP_WEIGHTS} changes nothing without --kv-cache-dtype fp8"
+            )
+        if self.calib_all_experts and not self.quantizes_inputs:
+            raise UsageError(
+                f"--calib-all-experts is for the scales of inputs, and --quant {self.quant} has"
+                " none; leave it out"
             )
         if self.weight_format is None and self.drafter is not None:
             raise UsageError(

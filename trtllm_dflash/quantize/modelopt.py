@@ -10,9 +10,11 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,12 +31,18 @@ _CONFIGS = {
     "w4a16_nvfp4": "W4A16_NVFP4_CFG",
 }
 _E4M3_MAX = 448.0
+_EXPERT_LINEARS = ("gate_proj", "up_proj", "down_proj")
 _PACKED_SUFFIXES = ("weight", "weight_scale", "weight_scale_2", "input_scale")
+# Of the experts of a layer; each expert has its own for weights, and all have one for inputs.
+_EXPERTS_QUANTIZER = re.compile(
+    r"(.*\bexperts)\.(gate_up_proj|down_proj)_(?:input_quantizer|weight_quantizers\.(\d+))"
+)
 # Linears that read the same input, in a decoder layer.
 _SHARED_INPUT = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
     ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
 )
 
 
@@ -79,7 +87,7 @@ def calibrate(module: Any, forward: Callable[[], None], where: str) -> None:
 
     def forward_once_weights_are_done(module: Any) -> None:
         for name, quantizer in _quantizers(module):
-            if name.endswith("weight_quantizer"):
+            if "weight_quantizer" in name:
                 quantizer.disable_calib()  # or it would read its weight again at every call
         forward()
 
@@ -111,10 +119,16 @@ def share_scales(layer: Any) -> None:
 
 
 def with_rounded_weights(layer: Any) -> Any:
-    """Return a copy of a calibrated layer with rounded weights, which makes its forward cheap."""
+    """Return a copy of a calibrated layer with rounded weights, which makes its forward cheap.
+
+    Experts get unrounded inputs, as in our engines.
+    """
     import modelopt.torch.quantization as mtq
 
     rounded = copy.deepcopy(layer)
+    for experts in _experts_of(rounded).values():
+        experts.gate_up_proj_input_quantizer.disable()
+        experts.down_proj_input_quantizer.disable()
     with silence_modelopt():
         mtq.fold_weight(rounded)
     return rounded
@@ -126,17 +140,23 @@ def pack_weights(module: Any, prefix: str) -> dict[str, torch.Tensor]:
     Scales of keys and values have the names of `k_proj` and `v_proj`. Tensors that are not
     quantized are left out. The module cannot be used afterwards.
     """
+    from modelopt.torch.export.moe_utils import _export_fused_experts
     from modelopt.torch.export.quant_utils import postprocess_state_dict
     from modelopt.torch.export.unified_export_hf import _export_quantized_weight
 
     linears = {
         name: child for name, child in module.named_modules() if _is_quantized_linear(child)
     }
+    names = list(linears)
     with silence_modelopt():
         for linear in linears.values():
             _export_quantized_weight(linear, linear.weight.dtype)
+        for name, experts in _experts_of(module).items():
+            _export_fused_experts(experts, experts.down_proj.dtype)
+            for expert, linear in product(range(experts.num_experts), _EXPERT_LINEARS):
+                names.append(f"{name}.{expert}.{linear}")
         tensors = postprocess_state_dict(module.state_dict(), _E4M3_MAX, "FP8")
-    wanted = {f"{name}.{suffix}" for name in linears for suffix in _PACKED_SUFFIXES}
+    wanted = {f"{name}.{suffix}" for name in names for suffix in _PACKED_SUFFIXES}
     packed = {}
     for name, tensor in tensors.items():
         if name in wanted or name.endswith((".k_scale", ".v_scale")):
@@ -208,11 +228,28 @@ def _is_quantized_linear(module: Any) -> bool:
     return quantizer is not None and bool(quantizer.is_enabled)
 
 
+def _experts_of(module: Any) -> dict[str, Any]:
+    """Return the experts that ModelOpt quantizes one by one, each layer's as a module, by name.
+
+    Their weights are two tensors of all experts. Each expert has a quantizer for either.
+    """
+    found = {}
+    for name, child in module.named_modules():
+        quantizers = getattr(child, "down_proj_weight_quantizers", None)
+        if quantizers is not None and quantizers[0].is_enabled:
+            found[name] = child
+    return found
+
+
 def _describe_quantizer(name: str) -> str:
     """Describe what a quantizer reads, from its name.
 
     For "mlp.down_proj.input_quantizer" that is the input of mlp.down_proj.
     """
+    fused = _EXPERTS_QUANTIZER.fullmatch(name)
+    if fused is not None:
+        experts, linear, expert = fused.groups()
+        return f"{experts}.{expert}.{linear}" if expert else f"{experts}.{linear}: their input"
     module, _, role = name.rpartition(".")
     descriptions = {
         "input_quantizer": f"{module}: its input",

@@ -23,6 +23,7 @@ from trtllm_dflash.hardware.memory import peak_memory
 from trtllm_dflash.hardware.versions import versions_of
 from trtllm_dflash.log import Progress, finished, ignore_progress, started
 from trtllm_dflash.options.quantize import QuantizeConfig
+from trtllm_dflash.quantize.coverage import ExpertCoverage
 from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
 from trtllm_dflash.quantize.provenance import recognize_checkpoint, write_record
 from trtllm_dflash.quantize.quantized_weights import StoredNames
@@ -58,21 +59,28 @@ def quantize(
         atomic_directory(plan.config.output_dir, replaces=replaces) as staging,
         torch_caches_in(staging.with_name("torch")),
     ):
-        facts = _quantize_into(staging, plan, progress)
-        write_record(staging, _facts(plan, facts, sys.argv if argv is None else argv))
+        figures, coverage = _quantize_into(staging, plan, progress)
+        facts = _facts(plan, figures, coverage, sys.argv if argv is None else argv)
+        write_record(staging, facts)
         size = sum(path.stat().st_size for path in staging.rglob("*"))
     report = QuantizeReport(
         plan.config.output_dir,
         time.monotonic() - begun,
         size,
         peak_memory=peak_memory(),
-        **facts,
+        coverage=coverage,
+        **figures,
     )
+    warning = coverage.warning() if coverage else None
+    if warning:
+        _LOG.warning("%s: %s", plan.config.output_dir, warning)
     finished(_LOG, "quantized", report.rows())
     return report
 
 
-def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) -> dict[str, int]:
+def _quantize_into(
+    staging: Path, plan: QuantizationPlan, progress: Progress
+) -> tuple[dict[str, int], ExpertCoverage | None]:
     """Quantize and write everything but the record; return this pass's figures of the report."""
     import torch
 
@@ -115,7 +123,7 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
     check_finite(load_target(staging))
     if plan.drafter is not None:
         check_finite(load_drafter(staging / DRAFTER_FOLDER))
-    return {
+    figures = {
         "linear_bytes": sum(tensor.nbytes for tensor in target.tensors.values()),
         "original_bytes": sum(
             plan.target.tensors[name].nbytes
@@ -125,6 +133,7 @@ def _quantize_into(staging: Path, plan: QuantizationPlan, progress: Progress) ->
         "agreed": target.agreed,
         "compared": target.compared,
     }
+    return figures, target.coverage
 
 
 def _device(config: QuantizeConfig, torch: Any) -> str:
@@ -163,9 +172,13 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _facts(
-    plan: QuantizationPlan, figures: Mapping[str, int], argv: Sequence[str]
+    plan: QuantizationPlan,
+    figures: Mapping[str, int],
+    coverage: ExpertCoverage | None,
+    argv: Sequence[str],
 ) -> dict[str, Any]:
     """Return the facts of the record."""
+    experts = {"experts": coverage.facts()} if coverage else {}
     return {
         "argv": list(argv),
         "versions": versions_of(_PACKAGES),
@@ -174,5 +187,6 @@ def _facts(
         "format": plan.config.quant,
         "kv_cache_dtype": plan.config.kv_cache_dtype,
         "calibration": plan.calibration_facts(),
+        **experts,
         **figures,
     }

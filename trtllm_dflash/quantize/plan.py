@@ -11,16 +11,14 @@ from typing import Any
 from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.builder.pair_support import published_target, reject_unsupported_pair
 from trtllm_dflash.catalog.pairs import Role, pair_of
-from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
 from trtllm_dflash.checkpoint.pair_checks import check_pair
-from trtllm_dflash.errors import CheckpointError
+from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.draft_tables import EMBEDDING, HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.registry import read_target_config
 from trtllm_dflash.models.speculators import is_speculators
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.calibration_data import (
@@ -163,8 +161,6 @@ def _check_published(config: QuantizeConfig) -> None:
     if pair is None:
         return
     repository = pair.target.repository
-    where = f"target {repository}"
-    _check_dense(read_target_config(target_json(pair.target), None, where), repository)
     known = published_target(repository)
     if known is not None:
         _check_target(known, config)
@@ -192,8 +188,8 @@ def _require(config: QuantizeConfig) -> None:
 
 
 def _check_target(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
-    """Raise CheckpointError for a target that cannot be quantized so."""
-    _check_dense(target.config, target.directory)
+    """Raise DFlashError for a target that cannot be quantized so."""
+    _check_experts(target, config)
     _check_cache_scales(target, config)
     _check_model("target", target, config)
 
@@ -245,13 +241,17 @@ def _check_unquantized(role: str, checkpoint: Checkpoint[Any]) -> None:
         )
 
 
-def _check_dense(target: TargetConfig, directory: Path | str) -> None:
-    """Raise CheckpointError for a target with experts."""
-    if target.moe is not None:
+def _check_experts(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> None:
+    """Raise DFlashError for options that do not fit the experts of a target, or their absence."""
+    moe = target.config.moe
+    if config.calib_all_experts and moe is None:
+        raise UsageError(
+            f"--calib-all-experts: target {target.directory} has no experts; leave it out"
+        )
+    if moe is not None and moe.fused and not target.quantization.mxfp4:
         raise CheckpointError(
-            f"target {directory}: it has experts, and this command quantizes dense models."
-            " `build` takes gpt-oss in MXFP4, as it is published, and Qwen targets whose experts"
-            " ModelOpt has exported."
+            f"target {target.directory}: experts of gpt-oss are not quantized here. `build` takes"
+            " them as they are published, in MXFP4."
         )
 
 

@@ -21,6 +21,8 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
 from trtllm_dflash.quantize.agreement import count_agreement, count_sequences
+from trtllm_dflash.quantize.coverage import ExpertCoverage
+from trtllm_dflash.quantize.experts import ExpertWatch, StackedExperts
 from trtllm_dflash.quantize.quantized_weights import quantized_weights
 from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows, read_tensor
 from trtllm_dflash.quantize.writer import SpillFolder
@@ -34,6 +36,7 @@ class QuantizedTarget:
 
     `features[s]`: outputs of the tap layers for sequence s, concatenated, [1, tokens, taps ·
     hidden]. `agreed` of `compared` positions have the same most likely next token after rounding.
+    `coverage` is of experts whose inputs are calibrated.
     """
 
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
@@ -42,6 +45,7 @@ class QuantizedTarget:
     features: list[torch.Tensor] = field(default_factory=list)
     agreed: int = 0
     compared: int = 0
+    coverage: ExpertCoverage | None = None
 
 
 class _CalibrationStates:
@@ -91,11 +95,15 @@ def quantize_target(
         progress(PHASE, done, total)
 
     scaled = quantized_weights(checkpoint) if config.weight_format else frozenset()
+    watch = ExpertWatch(
+        checkpoint.config.moe if config.quantizes_inputs else None,
+        with_all=config.calib_all_experts,
+    )
     for index in range(len(model.model.layers)):
         layer = model.model.layers[index]
         prefix = f"model.layers.{index}."
         _load(layer, checkpoint, prefix, scaled, device)
-        _pass_layer(layer, prefix, states, rotary, config, advance)
+        _pass_layer(layer, prefix, states, rotary, config, watch, advance)
         result.tensors |= spill.add(modelopt.pack_weights(layer, prefix))
         _release(layer)
         if index in taps:
@@ -105,6 +113,7 @@ def quantize_target(
     result.features = [
         torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs
     ]
+    result.coverage = watch.coverage
     compared = states.exact[: len(states.rounded)]
     result.agreed, result.compared = count_agreement(
         checkpoint, model.model.norm, compared, states.rounded
@@ -138,19 +147,24 @@ def _load(
     device: str,
 ) -> None:
     """Read a layer's weights, or raise CheckpointError for one that needs a scale and is zero."""
-    weights = {}
+    # One type for the whole model, although some checkpoints have a few tensors in another.
+    dtype = TORCH_DTYPES[checkpoint.dtype]
+    experts = StackedExperts.of(checkpoint.config, dtype, device)
+    weights = dict(experts.tensors)
     for name, info in checkpoint.tensors.items():
-        if name.startswith(prefix):
-            weight = read_tensor(info)
-            if name in scaled and not weight.any():
-                raise CheckpointError(
-                    f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
-                    " ModelOpt would write NaN. Get an intact copy of the checkpoint."
-                )
-            # One type for the whole model, although some checkpoints have a few tensors in another.
-            weights[name.removeprefix(prefix)] = weight.to(
-                device, TORCH_DTYPES[checkpoint.dtype]
+        if not name.startswith(prefix):
+            continue
+        weight = read_tensor(info)
+        if name in scaled and not weight.any():
+            raise CheckpointError(
+                f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
+                " ModelOpt would write NaN. Get an intact copy of the checkpoint."
             )
+        inside = name.removeprefix(prefix)
+        if inside in experts.parts:
+            experts.parts[inside].copy_(weight)
+        else:
+            weights[inside] = weight.to(device, dtype)
     layer.load_state_dict(weights, strict=False, assign=True)
 
 
@@ -160,6 +174,7 @@ def _pass_layer(
     states: _CalibrationStates,
     rotary: Any,
     config: QuantizeConfig,
+    watch: ExpertWatch,
     advance: Callable[[], None],
 ) -> None:
     """Calibrate the layer, and advance both groups of states through it."""
@@ -170,7 +185,8 @@ def _pass_layer(
             outputs.append(_run(layer, hidden, rotary))
             advance()
 
-    modelopt.calibrate(layer, forward, prefix)
+    with watch.on(layer, prefix):
+        modelopt.calibrate(layer, forward, prefix)
     if config.group_size is not None:
         modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
     rounded = modelopt.with_rounded_weights(layer)
@@ -182,9 +198,9 @@ def _pass_layer(
 
 
 def _release(layer: Any) -> None:
-    """Free a layer's weights at once; its reference cycles would wait for the collector."""
-    for parameter in layer.parameters():
-        parameter.data = parameter.data.new_empty(0)
+    """Free a layer's tensors at once; its reference cycles would wait for the collector."""
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.data = tensor.data.new_empty(0)
     return_freed_memory()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtllm_dflash.log import human_bytes
+from trtllm_dflash.quantize.coverage import ExpertCoverage
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class QuantizeReport:
 
     `linear_bytes` of the target's quantized linears, with scales, replace `original_bytes`. At
     `agreed` of `compared` positions of the calibration text the most likely next token is that of
-    the unquantized target.
+    the unquantized target. `coverage` is of experts whose inputs are calibrated.
     """
 
     directory: Path
@@ -25,6 +26,7 @@ class QuantizeReport:
     agreed: int
     compared: int
     peak_memory: int
+    coverage: ExpertCoverage | None = None
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the costs as rows of a log table."""
@@ -34,6 +36,8 @@ class QuantizeReport:
             ("quantized linears", self._linears()),
             ("peak memory", human_bytes(self.peak_memory)),
         ]
+        if self.coverage is not None:
+            rows.append(("experts", self.coverage.describe()))
         if self.compared:
             agreement = (
                 f"{self.agreed / self.compared:.1%} of {self.compared} calibration tokens"
