@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 
 from trtllm_dflash.graph.kernel_specs import KernelVariant
@@ -26,24 +24,6 @@ MOE_KEYS = (
     KernelVariant("moe"),
     *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2)),
 )
-_FUNCTION = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
-    r" spill loads.*?"
-    r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<smem>\d+) bytes smem)?",
-    re.DOTALL,
-)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the compiler says of one function."""
-
-    spilled_bytes: int
-    registers: int
-    static_shared_bytes: int
-
-
 _COMPILERS = ThreadPoolExecutor(2)
 
 
@@ -56,18 +36,6 @@ def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
 def compiled(key: KernelVariant, arch: str) -> Cubin:
     """Compile one of the keys above for an arch."""
     return compiling(key, arch).result()
-
-
-def reports(cubin: Cubin) -> dict[str, Report]:
-    """Return the compiler's reports by function."""
-    return {
-        found["name"]: Report(
-            int(found["stores"]) + int(found["loads"]),
-            int(found["registers"]),
-            int(found["smem"] or 0),
-        )
-        for found in _FUNCTION.finditer(cubin.log)
-    }
 
 
 def sources() -> set[str]:

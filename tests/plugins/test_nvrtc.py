@@ -21,7 +21,6 @@ from tests.plugins.cubins import (
     MOE_KEYS,
     compiled,
     compiling,
-    reports,
     sources,
 )
 from trtllm_dflash.errors import BuildError
@@ -71,7 +70,7 @@ def test_no_spills_and_no_more_shared_memory_than_there_is(
 ) -> None:
     cubin = compiled(key, arch)
     assert cubin.code.startswith(b"\x7fELF")
-    found = reports(cubin)
+    found = cubin.reports()
     assert set(found) == set(OPERATIONS[key.source].kernels(key))
     assert {name: report.spilled_bytes for name, report in found.items()} == dict.fromkeys(
         found, 0
@@ -111,7 +110,13 @@ def _dynamic_shared_bytes(kernel: str) -> int:
         return 0
     head_dim, rows = map(int, tile.groups())
     made = params.attention_plan(
-        batch=1, rows=rows, q_heads=1, kv_heads=1, head_dim=head_dim, cache_len=64, processors=1
+        batch=1,
+        rows=rows,
+        q_heads=1,
+        kv_heads=1,
+        head_dim=head_dim,
+        cache_len=64,
+        processors=1,
     )
     assert made.tile.rows == rows
     return made.shared_bytes
@@ -205,7 +210,7 @@ def test_compile_in_subprocess_gives_the_same(
     for key in (KEYS[0], ATTENTION):
         here, apart = compiled(key, "sm120"), compile_in_subprocess(key, "sm120")
         assert (apart.key, apart.arch, apart.code) == (here.key, here.arch, here.code)
-        assert reports(apart) == reports(here)
+        assert apart.reports() == here.reports()
     with pytest.raises(BuildError, match=r"^there is no kernel source scan.cu, only accept.cu"):
         compile_in_subprocess(KernelVariant("scan"), "sm120")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts so

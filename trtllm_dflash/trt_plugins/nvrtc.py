@@ -8,6 +8,7 @@ the log to stderr.
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,23 @@ from trtllm_dflash.hardware.kernel_compiler import cuda_header_folders, uncompil
 from trtllm_dflash.trt_plugins.kernel_sources import kernel_sources, source_digest
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
+_FUNCTION = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
+    r" spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<smem>\d+) bytes smem)?",
+    re.DOTALL,
+)
 _REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
+
+
+@dataclass(frozen=True)
+class FunctionReport:
+    """What the compiler says of one function."""
+
+    spilled_bytes: int  # stored and loaded
+    registers: int
+    static_shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,17 @@ class Cubin:
             "bytes": len(self.code),
             "sha256": hashlib.sha256(self.code).hexdigest(),
             "source_sha256": source_digest(self.key.source),
+        }
+
+    def reports(self) -> dict[str, FunctionReport]:
+        """Return the compiler's reports by function."""
+        return {
+            found["name"]: FunctionReport(
+                int(found["stores"]) + int(found["loads"]),
+                int(found["registers"]),
+                int(found["smem"] or 0),
+            )
+            for found in _FUNCTION.finditer(self.log)
         }
 
 
