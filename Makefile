@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PAIR := examples/demo_pair
-CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/plugins/*.cpp)
+CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
 .PHONY: help demo test test-all test-oldest lint format docs bench bench-profile bench-build bench-layers bench-quantization bench-serving serve-demo clean
 

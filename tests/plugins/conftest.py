@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.plugins.emulated_build import build_emulated
-from tests.plugins.library import GXX, INCLUDES, PLUGINS, GpuMemory, HostMemory, Library, run
+from tests.plugins.emulated_build import build_emulated, build_starter
+from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
 
 
 def has_gpu() -> bool:
@@ -102,10 +102,7 @@ def library(request: pytest.FixtureRequest) -> Library:
 @pytest.fixture(scope="module")
 def starter(emulated_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a library that starts kernels of the emulated one by address."""
-    path = tmp_path_factory.mktemp("starter") / "libstarter.so"
-    source = str(Path(__file__).with_name("emulated_launch.cpp"))
-    run([*GXX, *INCLUDES, "-shared", source, str(emulated_path), "-o", str(path)])
-    return path
+    return build_starter(tmp_path_factory.mktemp("starter"), emulated_path)
 
 
 @pytest.fixture

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.plugins.library import GXX, GXX_WARNINGS, HEAD_DIMS, INCLUDES, PLUGINS, run
 
+EMULATOR = ("emulator", "instructions")  # what every emulated kernel needs
 
-def build_emulated(folder: Path) -> Path:
-    """Compile the emulated library into `folder` with g++, and return the library's path."""
+
+def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
+    """Compile the emulated library into `folder` with g++, and return the library's path.
+
+    With `only`, it has these objects, as "attention_64", and lacks the C library's launchers.
+    """
     kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
     as_cpp = ("-x", "c++")
     commands: dict[str, tuple[str, ...]] = {}
@@ -31,6 +37,11 @@ def build_emulated(folder: Path) -> Path:
     ):
         commands[f"{Path(name).name}.o"] = (str(PLUGINS / f"{name}.cpp"),)
 
+    if only:
+        wanted = {f"{name}.o" for name in (*only, *EMULATOR)}
+        commands = {name: found for name, found in commands.items() if name in wanted}
+        assert commands.keys() == wanted
+
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
         name, arguments = item
         run([*common, "-c", *arguments, "-o", str(folder / name)])
@@ -40,4 +51,12 @@ def build_emulated(folder: Path) -> Path:
         objects = list(pool.map(compile_one, commands.items()))
     path = folder / "libdflash_kernels_emulated.so"
     run(["g++", "-shared", *objects, "-o", str(path)])
+    return path
+
+
+def build_starter(folder: Path, emulated: Path) -> Path:
+    """Compile a library that starts kernels of the emulated one by address."""
+    path = folder / "libstarter.so"
+    source = str(Path(__file__).with_name("emulated_launch.cpp"))
+    run([*GXX, *INCLUDES, "-shared", source, str(emulated), "-o", str(path)])
     return path

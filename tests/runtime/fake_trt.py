@@ -10,7 +10,6 @@ outputs with garbage, so that an input that shares memory with an output comes o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,20 +20,14 @@ import numpy as np
 import onnxruntime as ort
 import tensorrt_rtx as real
 
-from tests.runtime.fake_cuda import ALIGNMENT, GARBAGE, FakeDriver, array_at
+from tests.runtime.fake_cuda import GARBAGE, FakeDriver, array_at
+from tests.runtime.stated_engine import StatedContext, StatedEngine, io_sizes, sized
 from trtllm_dflash.builder.optimization_profiles import profiles
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import FP8, IoTensor
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 SCRATCH_BYTES = 1000
-DTYPES = {
-    "float32": real.DataType.FLOAT,
-    "bfloat16": real.DataType.BF16,
-    FP8: real.DataType.FP8,
-    "int32": real.DataType.INT32,
-    "int64": real.DataType.INT64,
-}
 
 
 class Run(NamedTuple):
@@ -86,7 +79,7 @@ class FakeRuntime:
         return FakeEngine(self._module, self._log, Path(bytes(data[:]).decode()))
 
 
-class FakeEngine:
+class FakeEngine(StatedEngine):
     """The engine of a CPU engine's directory.
 
     One "with plugins" has no tensor kv_positions and fills it in itself. One with FP8 caches has
@@ -97,61 +90,24 @@ class FakeEngine:
 
     def __init__(self, module: FakeTrt, log: Any, directory: Path) -> None:
         self.module = module
-        self.log = log
         config = EngineConfig.load(directory)
         self.with_plugins = (directory / "with_plugins").exists()
         io_tensors = (
             with_fp8_caches(config.io) if (directory / "fp8_caches").exists() else config.io
         )
-        self.io = tuple(
+        io_tensors = tuple(
             p for p in io_tensors if not (self.with_plugins and p.name == "kv_positions")
         )
         self.hidden = {"kv_positions": np.arange(config.cache_len)} if self.with_plugins else {}
         known = {field.name for field in fields(ResolvedBuild)}
         sizes = json.loads((directory / "config.json").read_text())["build_config"]
         sizes.setdefault("gpu_arch", sizes.get("arch"))
-        self.profiles = profiles(
-            self.io, ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
-        )
+        resolved = ResolvedBuild(**{k: v for k, v in sizes.items() if k in known})
+        super().__init__(io_tensors, profiles(io_tensors, resolved), log)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(
             str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self.io)
-
-    def get_tensor_name(self, index: int) -> str:
-        return self.io[index].name
-
-    num_optimization_profiles = 2
-
-    def _tensor(self, name: str) -> IoTensor:
-        return next(tensor for tensor in self.io if tensor.name == name)
-
-    def get_tensor_mode(self, name: str) -> Any:
-        is_input = self._tensor(name).direction == "input"
-        return real.TensorIOMode.INPUT if is_input else real.TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        return DTYPES[self._tensor(name).dtype]
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(-1 if isinstance(size, str) else size for size in self._tensor(name).shape)
-
-    def get_aliased_input_tensor(self, name: str) -> str:
-        return self._tensor(name).aliases or ""
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return list(self.profiles[profile][name])
-
-    def create_runtime_config(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            set_execution_context_allocation_strategy=lambda _: None,
-            create_runtime_cache=object,
-            set_runtime_cache=lambda _: True,
         )
 
     def create_execution_context(self, config: SimpleNamespace) -> FakeContext:
@@ -160,57 +116,28 @@ class FakeEngine:
         return context
 
 
-class FakeContext:
+class FakeContext(StatedContext):
     def __init__(self, engine: FakeEngine, config: SimpleNamespace) -> None:
+        super().__init__(engine)
         self.config = config
-        self._engine = engine
+        self._engine: FakeEngine = engine
         self._module = engine.module
         self._driver = engine.module.driver
         self._number = len(engine.module.contexts)
-        self._profile = -1
-        self._scratch = 0
-        self._settled = False
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
 
     def set_device_memory(self, address: int, nbytes: int) -> None:
-        assert nbytes >= SCRATCH_BYTES
+        super().set_device_memory(address, nbytes)
         assert self._driver.view(address, nbytes) is not None
-        self._scratch = address
-
-    def set_optimization_profile_async(self, profile: int, _: int) -> bool:
-        self._profile = profile
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._engine.profiles[self._profile][name]
-        if len(shape) != len(least) or not all(
-            a <= b <= c for a, b, c in zip(least, shape, most, strict=True)
-        ):
-            return self._refuse(f"shape {shape} of {name} is outside {least} to {most}")
-        self._shapes[name] = shape
-        self._settled = False
-        return True
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        if address % ALIGNMENT:
-            return self._refuse(f"{name} is not aligned")
-        self._addresses[name] = address
-        return True
 
     def is_stream_capturable(self, _: int) -> bool:
         return self._module.capturable
 
     def execute_async_v3(self, _: int) -> bool:
         captured = self._driver.captured is not None
-        inputs = {tensor.name for tensor in self._engine.io if tensor.direction == "input"}
-        if self._shapes.keys() != inputs or self._addresses.keys() != {
-            tensor.name for tensor in self._engine.io
-        }:
-            return self._refuse("a shape or an address is missing")
-        if not self._scratch or (captured and not (self._settled and self._module.capturable)):
+        if captured and not self._module.capturable:
             return self._refuse("memory would have to be allocated now")
-        self._settled = True
+        if not self._is_ready(captured=captured):
+            return False
         run = Run(
             self._number, self._profile, dict(self._shapes), dict(self._addresses), captured
         )
@@ -218,21 +145,14 @@ class FakeContext:
         self._driver.put(partial(self._execute, run))
         return True
 
-    def _refuse(self, reason: str) -> bool:
-        self._engine.log.log(real.ILogger.ERROR, reason)
-        return False
-
     def _execute(self, run: Run) -> None:
-        sizes = _sizes(self._engine.io, run.shapes)
+        sizes = io_sizes(self._engine.io, run.shapes)
         binding = self._engine.session.io_binding()
         arrays = dict(self._engine.hidden)
         array_at(self._driver, self._scratch, (SCRATCH_BYTES,), "uint8")[:] = GARBAGE
         for tensor in self._engine.io:
-            shape = tuple(
-                sizes[size] if isinstance(size, str) else size for size in tensor.shape
-            )
             array = arrays[tensor.name] = array_at(
-                self._driver, run.addresses[tensor.name], shape, tensor.dtype
+                self._driver, run.addresses[tensor.name], sized(tensor, sizes), tensor.dtype
             )
             if tensor.direction == "output" and not tensor.aliases:
                 array.view("uint8")[:] = GARBAGE
@@ -266,18 +186,3 @@ def with_fp8_caches(io_tensors: tuple[IoTensor, ...]) -> tuple[IoTensor, ...]:
         else tensor
         for tensor in io_tensors
     )
-
-
-def _sizes(
-    io_tensors: tuple[IoTensor, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, int]:
-    """Return the value of every symbol; all inputs must agree on it."""
-    found: dict[str, set[int]] = {}
-    for tensor in io_tensors:
-        for symbol, size in zip(tensor.shape, shapes.get(tensor.name, ()), strict=False):
-            if isinstance(symbol, str):
-                found.setdefault(symbol, set()).add(size)
-            else:
-                assert symbol == size, tensor.name
-    assert all(len(values) == 1 for values in found.values()), found
-    return {symbol: values.pop() for symbol, values in found.items()}

@@ -1,0 +1,77 @@
+"""The stand-in driver as a test sets it up and looks at it; all of this runs in its own process."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ILLEGAL_ADDRESS = 700
+OUT_OF_MEMORY = 2
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the driver is: its GPUs, and what goes wrong.
+
+    `late`: work in a stream is done when a call waits for it. `fail`: a function, the number of
+    calls before the one that fails, and its error. `skip`: kernels of this name do nothing.
+    """
+
+    archs: tuple[int, ...] = (120,)
+    late: bool = False
+    memory: int = 1 << 30
+    version: int = 13050
+    processors: int = 5
+    fail: tuple[str, int, int] | None = None
+    skip: str = ""
+
+
+class Driver:
+    """The library libcuda.so.1 of this process, which is found by its name from now on."""
+
+    def __init__(self, library: str, starter: str) -> None:
+        """Load it, over the kernels that `starter` starts."""
+        self._library = ctypes.CDLL(library)
+        self._library.stand_in_unimplemented.restype = ctypes.c_char_p
+        assert not self._library.stand_in_load(starter.encode()), starter
+
+    def reset(self, setup: Setup) -> None:
+        """Forget everything of before, and be as `setup` says."""
+        library = self._library
+        library.stand_in_reset(len(setup.archs))
+        for index, arch in enumerate(setup.archs):
+            library.stand_in_device(index, arch, setup.processors)
+        library.stand_in_late(setup.late)
+        library.stand_in_memory(ctypes.c_size_t(setup.memory))
+        library.stand_in_version(setup.version)
+        if setup.fail:
+            function, calls, status = setup.fail
+            self.fail(function, calls, status)
+        library.stand_in_skip(setup.skip.encode())
+
+    def fail(self, function: str, calls: int, status: int) -> None:
+        """Let a function answer with `status` after so many more calls."""
+        self._library.stand_in_fail(function.encode(), calls, status)
+
+    def calls(self, function: str) -> int:
+        """Return how often a function was called."""
+        return int(self._library.stand_in_calls(function.encode()))
+
+    def launches(self, kernel: str = "") -> int:
+        """Return how often kernels of this name were launched, inside captures too."""
+        return int(self._library.stand_in_launches(kernel.encode()))
+
+    def faults(self) -> list[str]:
+        """Return what is left over or damaged now, or was asked for and is not there."""
+        found = {
+            "objects were not freed": int(self._library.stand_in_live()),
+            "allocations were written outside their bounds": int(
+                self._library.stand_in_damaged()
+            ),
+        }
+        missing: Sequence[bytes] = self._library.stand_in_unimplemented().split()
+        return [
+            *(f"{count} {what}" for what, count in found.items() if count),
+            *(f"{name.decode()} was called" for name in missing),
+        ]

@@ -1,0 +1,111 @@
+"""Small random pairs whose step has every kernel of ours: a row for each family and format.
+
+Weights are bfloat16 and heads have sizes that there are kernels for, so that the CPU engine and
+the GPU's have the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.fixtures.engines import build_here
+from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.tiny_hybrid import tiny_hybrid
+from tests.fixtures.tiny_models import tiny_drafter, tiny_target
+from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
+from tests.stand_in.agreement import Nearness
+from tests.stand_in.small_builder import build_for_stand_in
+from tests.stand_in.twin import make_twin
+from trtllm_dflash.options.build import BuildConfig
+
+DENSE, EXPERTS = Nearness(0.08, 1), Nearness(0.25, 2)
+SIZES = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and the masks of its drafter; None: a plain engine."""
+
+    target: Callable[[Path], Path]
+    variant: str | None = "full"
+    head_dim: int = 64
+    build: Mapping[str, Any] = field(default_factory=dict)
+    drafter: Mapping[str, Any] = field(default_factory=dict)
+    near: Nearness = DENSE
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Directories of one pair's engines: for the stand-in GPU, and the CPU's that rounds alike."""
+
+    gpu: Path
+    twin: Path
+
+
+def _dense(model_type: str, **options: Any) -> Callable[[Path], Path]:
+    sizes = {"num_layers": 3, "head_dim": 64} | options
+    return lambda folder: tiny_target(folder, model_type, dtype="BF16", **sizes)
+
+
+def _gpt_oss(**options: Any) -> Callable[[Path], Path]:
+    sizes = {"head_dim": 64, "layers": 3}
+    return lambda folder: tiny_gpt_oss(folder, dtype="BF16", sizes=sizes, **options)
+
+
+def _qwen3_moe(folder: Path) -> Path:
+    return tiny_qwen3_moe(folder, dtype="BF16", sizes={"head_dim": 64})
+
+
+def _hybrid(name: str) -> Callable[[Path], Path]:
+    sizes = {"head_dim": 64, "key_dim": 128, "value_dim": 128, "expert_size": 24, "layers": 4}
+    return lambda folder: tiny_hybrid(folder, name, dtype="BF16", sizes=sizes)
+
+
+def _fp8(folder: Path) -> Path:
+    source = tiny_target(folder / "source", "qwen3", dtype="BF16", num_layers=3, head_dim=64)
+    return quantized_copy(source, folder / "fp8", "fp8", kv_cache=True)
+
+
+PAIRS: Mapping[str, Pair] = {
+    "llama": Pair(_dense("llama")),
+    "plain": Pair(_dense("llama"), variant=None),
+    "qwen2": Pair(_dense("qwen2"), "causal"),
+    "qwen3": Pair(_dense("qwen3", head_dim=128), "mixed", drafter={"head_dim": 128}),
+    "mistral": Pair(_dense("mistral", head_dim=96), "sliding"),
+    "qwen3_moe": Pair(_qwen3_moe, "mixed_causal", near=EXPERTS),
+    "gpt_oss": Pair(_gpt_oss(), "sliding_bidirectional", near=EXPERTS),
+    "gpt_oss_bf16": Pair(_gpt_oss(mxfp4=False), "mixed_bidirectional", near=EXPERTS),
+    "qwen3_next": Pair(_hybrid("qwen3_next"), "full", near=EXPERTS),
+    "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed"),
+    "qwen3_5_moe": Pair(_hybrid("qwen3_5_moe"), "causal", near=EXPERTS),
+    "fp8": Pair(_fp8, "mixed", near=Nearness(0.5, 3)),
+}
+
+
+def build_pair(name: str, folder: Path) -> Engines:
+    """Build the engines of a pair into `folder`."""
+    pair = PAIRS[name]
+    target = pair.target(folder / "target")
+    options: dict[str, Any] = {**SIZES, **pair.build}
+    if pair.variant:
+        sizes = {"head_dim": 64, "num_layers": 2, "num_taps": 2} | pair.drafter
+        options["drafter"] = str(
+            tiny_drafter(
+                folder / "drafter", target, variant=pair.variant, dtype="BF16", **sizes
+            )
+        )
+    gpu = BuildConfig(str(target), folder / "gpu", arch="sm120", **options)
+    build_for_stand_in(gpu)
+    build_here(BuildConfig(str(target), folder / "cpu", **options))
+    return Engines(folder / "gpu", make_twin(folder / "cpu", folder / "twin"))
+
+
+def random_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Return prompts of these lengths, of tokens that no model treats apart."""
+    random = np.random.default_rng(seed)
+    return [random.integers(3, 90, length).tolist() for length in lengths]

@@ -1,0 +1,58 @@
+"""A CPU engine that rounds where our kernels read and write bfloat16, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from trtllm_dflash.engine_dir.files import MODEL_FILE
+from trtllm_dflash.graph.builder import OPS_DOMAIN
+from trtllm_dflash.graph.ops import OPS
+
+
+def make_twin(cpu: Path, directory: Path) -> Path:
+    """Copy a CPU engine; there its operators' inputs and results of type T are rounded."""
+    shutil.copytree(cpu, directory)
+    path = directory / MODEL_FILE
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = [made for node in model.graph.node for made in _rounding(node)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.value_info[:]
+    onnx.save(model, str(path))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    data = path.read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"][MODEL_FILE] = entry
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def _rounding(node: NodeProto) -> list[NodeProto]:
+    spec = OPS.get(node.op_type) if node.domain == OPS_DOMAIN else None
+    if spec is None or spec.kernel.dtype != "bfloat16":
+        return [node]
+    in_place = {tensor.aliases for tensor in spec.outputs}
+    before, after = [], []
+    for index, (name, tensor) in enumerate(zip(node.input, spec.inputs, strict=False)):
+        if name and tensor.dtype == "T" and tensor.name not in in_place:
+            node.input[index] = f"{node.name} rounded {index}"
+            before += _rounded(name, node.input[index])
+    for index, (name, tensor) in enumerate(zip(node.output, spec.outputs, strict=True)):
+        if name and tensor.dtype == "T" and not tensor.aliases:
+            node.output[index] = f"{node.name} raw {index}"
+            after += _rounded(node.output[index], name)
+    return [*before, node, *after]
+
+
+def _rounded(name: str, to: str) -> list[NodeProto]:
+    between = f"{to} in bfloat16"
+    return [
+        helper.make_node("Cast", [name], [between], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [between], [to], to=TensorProto.FLOAT),
+    ]
