@@ -57,7 +57,7 @@ class _MoeOptions(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in ("top_k", "normalize", "interleaved", "weight_format")
+            for name in ("top_k", "normalize", "interleaved", "weight_format", "block_rows")
         ),
         *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
     )
@@ -170,7 +170,7 @@ class Kernels:
         shift: float,
     ) -> None:
         """Write the weighted sum of MXFP4 experts, rows of gate and up alternating, to "out"."""
-        options = ctypes.byref(_MoeOptions(top_k, 1, 1, 1, limit, alpha, shift))
+        options = ctypes.byref(_MoeOptions(top_k, 1, 1, 1, 0, limit, alpha, shift))
         self._check(
             self._c.dflash_moe(
                 *self._references(tensors, MOE_TENSORS), options, *self._end(workspace)

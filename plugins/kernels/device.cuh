@@ -91,6 +91,22 @@ __device__ __forceinline__ uint4 load_once_16(const void* from_gmem, bool presen
 #endif
 }
 
+// Bytes kFirst and kFirst + 1 of a word, each as the low half of 16 bits whose upper half is full of its highest bit.
+template <int kFirst>
+__device__ __forceinline__ unsigned spread_bytes(unsigned word) {
+#ifdef DFLASH_EMULATOR
+  const auto spread = [word](int i) {
+    const unsigned byte = word >> 8 * i & 0xff;
+    return byte & 0x80 ? byte | 0xff00 : byte;
+  };
+  return spread(kFirst) | spread(kFirst + 1) << 16;
+#else
+  unsigned r;
+  asm("prmt.b32 %0, %1, 0, %2;\n" : "=r"(r) : "r"(word), "n"(0x9180 + 0x2222 * (kFirst / 2)));
+  return r;
+#endif
+}
+
 // 2^x to float32's last few bits; 0 for -infinity.
 __device__ __forceinline__ float exp2_approx(float x) {
 #ifdef DFLASH_EMULATOR

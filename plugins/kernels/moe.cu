@@ -16,8 +16,9 @@
 // once where there is none. Every sum has its order, and nothing is added atomically: the same inputs give the same
 // bits.
 //
-// Not handled: other types; H and I that 8 (bfloat16) or 32 (FP4) does not divide; more than 1024 experts or 32
-// choices. NaN logits are chosen last. Whatever comes in, nothing outside the tensors is read or written.
+// Not handled: other types; H and I that 8 (bfloat16), 32 (FP4) or 16 (FP8) does not divide; interleaved rows of FP8;
+// more than 1024 experts or 32 choices. NaN logits are chosen last. Whatever comes in, nothing outside the tensors is
+// read or written.
 #include "moe_tile.cuh"
 
 namespace dflash {
@@ -52,8 +53,10 @@ __device__ inline void sum_choices(const MoeParams& p) {
 #define DFLASH_NAME(name) name##_mxfp4
 #elif DFLASH_WEIGHT_FORMAT == 2
 #define DFLASH_NAME(name) name##_nvfp4
+#elif DFLASH_WEIGHT_FORMAT == 3
+#define DFLASH_NAME(name) name##_fp8
 #else
-#error "DFLASH_WEIGHT_FORMAT is 0, 1 or 2"
+#error "DFLASH_WEIGHT_FORMAT is 0 to 3"
 #endif
 
 #define DFLASH_MOE(NAME, THREADS, DO)                                       \
@@ -63,7 +66,7 @@ __device__ inline void sum_choices(const MoeParams& p) {
   }
 
 // CTAS: how many a multiprocessor is to hold at once, which limits their registers. For few tokens that is as many
-// loads on their way as possible; NVFP4's two scales of a block need the registers of a third.
+// loads on their way as possible; NVFP4's two scales of a block, and FP8's, need the registers of a third.
 #define DFLASH_MOE_TILE(TOKENS, CTAS)                                                               \
   extern "C" __global__ void __launch_bounds__(dflash::kMoeThreads, CTAS)                           \
       DFLASH_NAME(dflash_moe_gate_up_t##TOKENS)(const __grid_constant__ dflash::MoeParams params) { \
@@ -79,6 +82,6 @@ __device__ inline void sum_choices(const MoeParams& p) {
 DFLASH_MOE(dflash_moe_route, kRouteThreads, dflash::route<DFLASH_WEIGHT_FORMAT>(params))
 DFLASH_MOE(dflash_moe_list, kListThreads, dflash::list_groups(params))
 DFLASH_MOE(dflash_moe_sum, kSumThreads, dflash::sum_choices(params))
-DFLASH_MOE_TILE(8, (DFLASH_WEIGHT_FORMAT == 2 ? 2 : 3))
+DFLASH_MOE_TILE(8, (DFLASH_WEIGHT_FORMAT >= 2 ? 2 : 3))
 DFLASH_MOE_TILE(16, 2)
 DFLASH_MOE_TILE(32, 1)

@@ -4,19 +4,31 @@
 
 namespace dflash {
 
-enum MoeFormat { kMoeBfloat16 = 0, kMoeMxfp4 = 1, kMoeNvfp4 = 2 };
+enum MoeFormat { kMoeBfloat16 = 0, kMoeMxfp4 = 1, kMoeNvfp4 = 2, kMoeFp8 = 3 };
+
+// Codes of four bits are expanded in pairs that are no neighbours: see moe_weights.cuh.
+constexpr bool has_products_order(int format) { return format == kMoeMxfp4 || format == kMoeNvfp4; }
+
+// How many codes a byte has, or 0 for formats without codes; and what H and I are multiples of: what a thread reads at
+// once, 16 bytes of a row.
+constexpr int codes_of_byte(int format) { return format == kMoeBfloat16 ? 0 : format == kMoeFp8 ? 1 : 2; }
+constexpr int moe_unit(int format) { return format == kMoeBfloat16 ? 8 : 16 * codes_of_byte(format); }
+
+constexpr int kFp8Block = 128;                 // rows and columns of FP8 that share a scale
+constexpr int kBlockVectors = kFp8Block / 16;  // 16 bytes each
 
 // An assignment is a token and one of its experts: number n·k + j for choice j of token n; there are A = N·k. Sorted by
 // expert and then by number, they have places: those of one expert are a group.
 struct MoeParams {
   const void* x;                 // [N, H] bfloat16
   const float* router_logits;    // [N, E]
-  const void* gate_up;           // [E, 2I, H]: bfloat16, or two codes a byte
+  const void* gate_up;           // [E, 2I, H]: bfloat16, or codes, one or two a byte
   const void* gate_up_bias;      // [E, 2I] bfloat16
   const void* down;              // [E, H, I], as gate_up
   const void* down_bias;         // [E, H] bfloat16
-  const void* gate_up_scale;     // a byte for each block: MXFP4 [E, 2I, H/32] E8M0, NVFP4 [E, 2I, H/16] E4M3
-  const void* down_scale;        // likewise [E, H, I/32], [E, H, I/16]
+  const void* gate_up_scale;     // a byte for each block: MXFP4 [E, 2I, H/32] E8M0, NVFP4 [E, 2I, H/16] E4M3; of FP8
+                                 // float32 [E, 2 ceil(I/R), ceil(H/128)], R rows of a block, or 1: [E, 2I, 1]
+  const void* down_scale;        // likewise [E, H, I/32], [E, H, I/16], [E, ceil(H/R), ceil(I/128)] or [E, H, 1]
   const float* gate_up_scale_2;  // [E], NVFP4 only
   const float* down_scale_2;     // [E], NVFP4 only
   void* out;                     // [N, H] bfloat16
@@ -25,17 +37,18 @@ struct MoeParams {
   int* order;                    // [A]: the assignment at a place
   int* rows;                     // [A]: its token
   int* groups;                   // [groups, 4]: expert, first place, end; end is 0 where there are no more groups
-  void* ordered_x;               // [N, H]: x as the products want it (moe_weights.cuh); for bfloat16 weights x itself
-  void* inner;                   // [A, I] bfloat16 by place, in the same order within a row
-  float* partial;                // [A, H] by assignment: an expert's result
-  int tokens;                    // N
-  int hidden;                    // H
-  int inner_size;                // I
-  int experts;                   // E
-  int top_k;                     // k
-  int normalize;                 // 1: softmax over the chosen experts' logits; 0: over all
-  int interleaved;               // 1: rows 2i, 2i+1 of gate_up are gate i, up i; 0: rows i, I+i
-  float limit;                   // 0: none
+  void* ordered_x;  // [N, H]: x as the products want it (moe_weights.cuh); x itself where that is its order
+  void* inner;      // [A, I] bfloat16 by place, in the same order within a row
+  float* partial;   // [A, H] by assignment: an expert's result
+  int tokens;       // N
+  int hidden;       // H
+  int inner_size;   // I
+  int experts;      // E
+  int top_k;        // k
+  int normalize;    // 1: softmax over the chosen experts' logits; 0: over all
+  int interleaved;  // 1: rows 2i, 2i+1 of gate_up are gate i, up i; 0: rows i, I+i; 0 for FP8
+  int block_rows;   // of FP8: rows that share scales, 128, or 1: a row has one scale
+  float limit;      // 0: none
   float alpha;
   float shift;
 };
@@ -64,7 +77,9 @@ constexpr MoeTile moe_tile(int tile_tokens) {
 
 // Two stages of tokens' columns, the same for every tile: the warps that divide columns are fewer where tokens are
 // more.
-constexpr int moe_shared_bytes(int format) { return format == kMoeBfloat16 ? 8 << 10 : 32 << 10; }
+constexpr int moe_shared_bytes(int format) {
+  return format == kMoeBfloat16 ? 8 << 10 : 16 * codes_of_byte(format) << 10;
+}
 
 // Where in the workspace each part begins, and its size; parts begin at multiples of 16 bytes.
 struct MoeWorkspace {
@@ -105,7 +120,7 @@ inline MoePlan moe_plan(int tokens, int hidden, int inner_size, int experts, int
   w.order = part(4 * assignments);
   w.rows = part(4 * assignments);
   w.groups = part(16LL * plan.groups);
-  w.ordered_x = part(format == kMoeBfloat16 ? 0 : 2LL * tokens * hidden);
+  w.ordered_x = part(has_products_order(format) ? 2LL * tokens * hidden : 0);
   w.inner = part(2 * assignments * inner_size);
   w.partial = part(4 * assignments * hidden);
   w.bytes = at;

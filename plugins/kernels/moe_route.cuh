@@ -68,7 +68,7 @@ template <int kFormat>
 __device__ void route(const MoeParams& p) {
   const int token = blockIdx.x, thread = threadIdx.x;
   if (thread < kWarp) return choose_experts(p, token);
-  if (kFormat == kMoeBfloat16) return;
+  if (!kHasProductsOrder<kFormat>) return;
   const int eights = p.hidden / 8;
   const uint4* x = static_cast<const uint4*>(p.x) + index_t(token) * eights;
   uint4* ordered = static_cast<uint4*>(p.ordered_x) + index_t(token) * eights;

@@ -1,4 +1,4 @@
-// The three formats of an expert's weights, 16 bytes at a time, as operands of tensor-core products in bfloat16.
+// The formats of weights, 16 bytes at a time, as operands of tensor-core products in bfloat16.
 //
 // E2M1 codes are expanded in registers. The sign goes to bit 15 and the other three bits to bits 8 to 6, where bfloat16
 // has the end of its exponent and the start of its mantissa: that is the code's number · 2^-126, its subnormal 0.5
@@ -8,6 +8,11 @@
 // A pair is codes p and p+4 of a word, which need the same shifts. So what they are multiplied with stands in that
 // order too: eights of elements as 0 4 1 5 2 6 3 7 ("the products' order"). bfloat16 weights stay as they are, and so
 // does what they are multiplied with.
+//
+// E4M3 codes are expanded likewise, in their order: a byte permutation puts two codes and copies of their signs into a
+// register, a shift puts sign, exponent and mantissa where bfloat16 has them, and a product with 2^120 makes them the
+// code's number, exactly. Four codes cost six integer instructions and two multiplications. Their scale is float32, of
+// a block or a row, and comes to sums of products: a weight that was rounded with its scale would be another.
 #pragma once
 
 #include "device.cuh"
@@ -36,12 +41,17 @@ __device__ __forceinline__ void expand_codes(unsigned (&pairs)[4], unsigned code
   pairs[3] = (codes & kSigns) | (codes >> 6 & kSizes);
 }
 
+template <int kFormat>
+constexpr bool kHasProductsOrder = has_products_order(kFormat);
+
 // Where element i of a row stands in the products' order.
 template <int kFormat>
 __device__ __forceinline__ int place_of(int i) {
-  if (kFormat == kMoeBfloat16) return i;
-  const int j = i % 8;
-  return i - j + (j < 4 ? 2 * j : 2 * j - 7);
+  if constexpr (kHasProductsOrder<kFormat>) {
+    const int j = i % 8;
+    return i - j + (j < 4 ? 2 * j : 2 * j - 7);
+  }
+  return i;
 }
 
 // Eight bfloat16 elements in the products' order of four-bit codes.
@@ -60,6 +70,7 @@ template <>
 struct MoeBlock<kMoeBfloat16> {
   static constexpr int kPieces = 1;
   static constexpr int kScaleBytes = 0;
+  static constexpr bool kIsScaledLater = false;
   uint4 numbers;
 
   __device__ __forceinline__ void load(const unsigned char* block, const unsigned char*, bool present) {
@@ -82,6 +93,7 @@ template <>
 struct MoeBlock<kMoeMxfp4> {
   static constexpr int kPieces = 4;
   static constexpr int kScaleBytes = 1;  // for each 16 of codes
+  static constexpr bool kIsScaledLater = false;
   static constexpr unsigned kLargest = 128;
   uint4 codes;
   unsigned scale;
@@ -117,6 +129,7 @@ template <>
 struct MoeBlock<kMoeNvfp4> {
   static constexpr int kPieces = 4;
   static constexpr int kScaleBytes = 2;
+  static constexpr bool kIsScaledLater = false;
   uint4 codes;
   unsigned scales;
 
@@ -139,6 +152,34 @@ struct MoeBlock<kMoeNvfp4> {
   }
 
   static __device__ __forceinline__ float worth(const float* scale_2, int expert) { return scale_2[expert] * 0x1p8f; }
+};
+
+// 16 E4M3 codes, and the scale of the block or the row that they are in: that of the sum of products with a chunk of
+// them. A code of NaN counts as 480: files that have one are refused when they are read.
+template <>
+struct MoeBlock<kMoeFp8> {
+  static constexpr int kPieces = 2;
+  static constexpr bool kIsScaledLater = true;
+  uint4 codes;
+  float scale;
+
+  __device__ __forceinline__ void load(const unsigned char* block, bool present, const unsigned char* own_scale,
+                                       bool has_scale) {
+    codes = load_once_16(block, present);
+    scale = has_scale ? __ldg(reinterpret_cast<const float*>(own_scale)) : 0.f;
+  }
+
+  __device__ __forceinline__ void piece(unsigned (&pairs)[4], int i) const {
+    constexpr unsigned kFields = 0x87f087f0u, k2To120 = 0x7b807b80u;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const unsigned word = word_of(codes, 2 * i + j / 2);
+      const unsigned spread = j % 2 ? spread_bytes<2>(word) : spread_bytes<0>(word);
+      pairs[j] = multiply_pairs(spread << 4 & kFields, k2To120);
+    }
+  }
+
+  static __device__ __forceinline__ float worth(const float*, int) { return 1.f; }
 };
 
 }  // namespace dflash

@@ -53,7 +53,8 @@ typedef struct DFlashMoeOptions {
   int32_t top_k;         /* experts of a token */
   int32_t normalize;     /* 1: softmax over the chosen experts' logits; 0: over all of them */
   int32_t interleaved;   /* 1: rows 2i and 2i+1 of gate_up are gate i and up i; 0: all gates, then ups */
-  int32_t weight_format; /* 0: bfloat16, 1: MXFP4, 2: NVFP4 */
+  int32_t weight_format; /* 0: bfloat16, 1: MXFP4, 2: NVFP4, 3: FP8 */
+  int32_t block_rows;    /* of FP8: 128, blocks of 128 x 128 share a scale, or 1, a row has one; of others 0 */
   float limit;           /* gate is cut above it, up beyond +-it; 0: neither */
   float alpha;           /* the gate's slope */
   float shift;           /* added to up */
@@ -70,6 +71,10 @@ typedef struct DFlashMoePlan {
 typedef struct DFlashGatedDeltaOptions {
   int32_t key_heads; /* divides the value heads, whose number is a_log's size */
 } DFlashGatedDeltaOptions;
+
+typedef struct DFlashBlockLinearPlan {
+  int32_t tile_tokens, tile_row_warps, token_tiles, row_blocks;
+} DFlashBlockLinearPlan;
 
 typedef struct DFlashGatedDeltaPlan {
   int32_t row_limit, row_vectors, row_chunks, rule_blocks, shared_bytes;
@@ -113,12 +118,23 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
  * MXFP4 and NVFP4 weights are int32 [E, 2I, H/8] and [E, H, I/8], each eight E2M1 codes, the first in the lowest bits,
  * and H and I multiples of 32. Their block scales are int32 too, four in each, row after row: of MXFP4 E8M0, one for 32
  * elements, of NVFP4 E4M3, one for 16, and an expert's are multiplied by scale_2 [E] float32. Null where a format has
- * none. */
+ * none.
+ *
+ * FP8 weights are int32 [E, 2I, H/4] and [E, H, I/4], each four E4M3 codes, and H and I multiples of 16. Their scales
+ * are the bits of a float32, one for each block, row after row: [E, 2 ceil(I/128) ceil(H/128)] and [E, ceil(H/128)
+ * ceil(I/128)], or [E, 2I] and [E, H]. Rows are not interleaved. */
 int dflash_moe(const DFlashTensor* x, const DFlashTensor* router_logits, const DFlashTensor* gate_up,
                const DFlashTensor* gate_up_bias, const DFlashTensor* down, const DFlashTensor* down_bias,
                const DFlashTensor* gate_up_scale, const DFlashTensor* down_scale, const DFlashTensor* gate_up_scale_2,
                const DFlashTensor* down_scale_2, const DFlashTensor* out, const DFlashMoeOptions* options,
                void* workspace, int64_t workspace_bytes, void* stream);
+
+/* out [N, O] is x [N, I] times the transpose of a weight, plus bias [O] or null; floats are bfloat16. weight is int32
+ * [O, I/4], each four E4M3 codes, the first in the lowest bits, and I a multiple of 16. A code counts scales
+ * [ceil(O/128), ceil(I/128)] float32, by its block of 128 x 128. No workspace. */
+int dflash_block_linear(const DFlashTensor* x, const DFlashTensor* weight, const DFlashTensor* scales,
+                        const DFlashTensor* bias, const DFlashTensor* out, void* workspace, int64_t workspace_bytes,
+                        void* stream);
 
 /* out [B, S, Hv, 128] is the gated delta rule over the rows of qkv [B, S, C] and gates [B, S, 2 Hv] (b, then a) behind
  * a convolution over four rows, conv_weight [C, 1, 4]; a_log and dt_bias [Hv] are float32, other floats bfloat16. C is
@@ -137,6 +153,7 @@ int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t 
 int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptPlan* plan);
 int dflash_moe_plan(int32_t tokens, int32_t hidden, int32_t inner_size, int32_t experts, int32_t top_k,
                     int32_t weight_format, DFlashMoePlan* plan);
+int dflash_block_linear_plan(int32_t tokens, int32_t out_size, DFlashBlockLinearPlan* plan);
 int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, int32_t key_heads, int32_t value_heads,
                             DFlashGatedDeltaPlan* plan);
 
@@ -147,6 +164,7 @@ int dflash_processors(int32_t* processors);
 int64_t dflash_attention_params_bytes(void);
 int64_t dflash_accept_params_bytes(void);
 int64_t dflash_moe_params_bytes(void);
+int64_t dflash_block_linear_params_bytes(void);
 int64_t dflash_gated_delta_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */

@@ -16,7 +16,8 @@ extern "C" {
 #define DECLARE(PART)                                \
   void dflash_moe_##PART(dflash::MoeParams);         \
   void dflash_moe_##PART##_mxfp4(dflash::MoeParams); \
-  void dflash_moe_##PART##_nvfp4(dflash::MoeParams);
+  void dflash_moe_##PART##_nvfp4(dflash::MoeParams); \
+  void dflash_moe_##PART##_fp8(dflash::MoeParams);
 DFLASH_MOE_KERNELS(DECLARE)
 #undef DECLARE
 }
@@ -29,25 +30,34 @@ struct MoeTensors {
   const DFlashTensor *gate_up_scale, *down_scale, *gate_up_scale_2, *down_scale_2, *out;
 };
 
-// Scales are there where the format has them; they hold as many blocks as the weights.
-void expect_scales(const DFlashTensor* scale, const DFlashTensor* scale_2, const std::string& name, int format,
-                   Symbol& experts, int64_t elements) {
+int64_t blocks_of(int64_t size) { return (size + kFp8Block - 1) / kFp8Block; }
+
+// Scales are there where the format has them; they hold as many blocks as the weights, which are `matrices` below each
+// other, of rows x columns.
+void expect_scales(const DFlashTensor* scale, const DFlashTensor* scale_2, const std::string& name,
+                   const DFlashMoeOptions& options, Symbol& experts, int matrices, int64_t rows, int64_t columns) {
+  const int format = options.weight_format;
   require(format != kMoeBfloat16 || !scale, name, "_scale: got a tensor, expected null: weight_format is 0");
   require(format == kMoeNvfp4 || !scale_2, name, "_scale_2: got a tensor, expected null: weight_format is not 2");
   if (format == kMoeBfloat16) return;
   Symbol words("words");
   expect(scale, name + "_scale", DFLASH_INT32, {experts, words});
-  const int64_t expected = elements / (format == kMoeMxfp4 ? 32 : 16) / 4;
-  require(words.value() == expected, name, "_scale.shape[1]: got ", words.value(), ", expected ", expected,
-          ", four block scales in each");
+  int64_t expected = matrices * rows * columns / (format == kMoeMxfp4 ? 32 : 16) / 4;
+  if (format == kMoeFp8) expected = matrices * (options.block_rows == 1 ? rows : blocks_of(rows) * blocks_of(columns));
+  require(words.value() == expected, name, "_scale.shape[1]: got ", words.value(), ", expected ", expected, ", ",
+          format == kMoeFp8 ? "a scale" : "four block scales", " in each");
   if (format == kMoeNvfp4) expect(scale_2, name + "_scale_2", DFLASH_FLOAT32, {experts});
 }
 
 // The params of a launch but for its workspace.
 MoeParams checked(const MoeTensors& t, const DFlashMoeOptions& options) {
   const int format = options.weight_format;
-  require(format >= kMoeBfloat16 && format <= kMoeNvfp4, "weight_format: got ", format, ", expected 0, 1 or 2");
-  const int packed = format == kMoeBfloat16 ? 1 : 8, unit = format == kMoeBfloat16 ? 8 : 32;
+  require(format >= kMoeBfloat16 && format <= kMoeFp8, "weight_format: got ", format, ", expected 0 to 3");
+  const bool fits =
+      format == kMoeFp8 ? options.block_rows == 1 || options.block_rows == kFp8Block : !options.block_rows;
+  require(fits, "block_rows: got ", options.block_rows, ", expected ", format == kMoeFp8 ? "1 or 128" : "0");
+  require(format != kMoeFp8 || !options.interleaved, "interleaved: got 1, expected 0: weight_format is 3");
+  const int packed = format == kMoeBfloat16 ? 1 : 4 * codes_of_byte(format), unit = moe_unit(format);
   const DFlashType weights = format == kMoeBfloat16 ? DFLASH_BFLOAT16 : DFLASH_INT32;
   Symbol N("N"), H("H"), E("E"), J("J"), columns("H packed"), inner("I packed");
   expect(t.x, "x", DFLASH_BFLOAT16, {N, H});
@@ -67,8 +77,8 @@ MoeParams checked(const MoeTensors& t, const DFlashMoeOptions& options) {
   const int most = E.value() < kMaxTopKExperts ? E.value() : kMaxTopKExperts;
   require(options.top_k >= 1 && options.top_k <= most, "top_k: got ", options.top_k, ", expected 1 to ", most);
   require(int64_t{N.value()} * options.top_k <= INT32_MAX / 64, "N x top_k: got too many");
-  expect_scales(t.gate_up_scale, t.gate_up_scale_2, "gate_up", format, E, int64_t{J.value()} * H.value());
-  expect_scales(t.down_scale, t.down_scale_2, "down", format, E, inner_size * H.value());
+  expect_scales(t.gate_up_scale, t.gate_up_scale_2, "gate_up", options, E, 2, inner_size, H.value());
+  expect_scales(t.down_scale, t.down_scale_2, "down", options, E, 1, H.value(), inner_size);
 
   MoeParams p{};
   p.x = t.x->data;
@@ -89,6 +99,7 @@ MoeParams checked(const MoeTensors& t, const DFlashMoeOptions& options) {
   p.top_k = options.top_k;
   p.normalize = options.normalize;
   p.interleaved = options.interleaved;
+  p.block_rows = options.block_rows;
   p.limit = options.limit;
   p.alpha = options.alpha;
   p.shift = options.shift;
@@ -102,7 +113,7 @@ void place_workspace(MoeParams& p, const MoeWorkspace& w, void* workspace, int f
   p.order = reinterpret_cast<int*>(begin + w.order);
   p.rows = reinterpret_cast<int*>(begin + w.rows);
   p.groups = reinterpret_cast<int*>(begin + w.groups);
-  p.ordered_x = format == kMoeBfloat16 ? const_cast<void*>(p.x) : begin + w.ordered_x;
+  p.ordered_x = has_products_order(format) ? begin + w.ordered_x : const_cast<void*>(p.x);
   p.inner = begin + w.inner;
   p.partial = reinterpret_cast<float*>(begin + w.partial);
 }
@@ -120,6 +131,7 @@ NamedKernel kernel_of(const std::string& part, int format) {
   if (part == #PART) {                                                \
     if (format == kMoeMxfp4) return NAMED(dflash_moe_##PART##_mxfp4); \
     if (format == kMoeNvfp4) return NAMED(dflash_moe_##PART##_nvfp4); \
+    if (format == kMoeFp8) return NAMED(dflash_moe_##PART##_fp8);     \
     return NAMED(dflash_moe_##PART);                                  \
   }
   DFLASH_MOE_KERNELS(CHOOSE)

@@ -20,9 +20,10 @@ FP8_KEYS = tuple(
 DELTA_KEY = KernelVariant(
     "gated_delta", (("key_dim", 128), ("value_dim", 128), ("conv_kernel", 4))
 )
+LINEAR_KEY = KernelVariant("block_linear")
 MOE_KEYS = (
     KernelVariant("moe"),
-    *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2)),
+    *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2, 3)),
 )
 _COMPILERS = ThreadPoolExecutor(2)
 

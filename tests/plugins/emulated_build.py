@@ -23,15 +23,16 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
         arguments = (*as_cpp, f"-DDFLASH_HEAD_DIM={dim}", str(kernels / "attention.cu"))
         commands[f"attention_{dim}.o"] = arguments
         commands[f"attention_{dim}_fp8.o"] = ("-DDFLASH_FP8_CACHE=1", *arguments)
-    for weight_format in range(3):
+    for weight_format in range(4):
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
-    for source in ("accept", "gated_delta"):
+    for source in ("accept", "gated_delta", "block_linear"):
         commands[f"{source}_kernel.o"] = (*as_cpp, str(kernels / f"{source}.cu"))
     for name in (
         "library/library",
         "library/moe",
         "library/gated_delta",
+        "library/block_linear",
         "emulator/emulator",
         "emulator/instructions",
     ):

@@ -10,6 +10,8 @@ import numpy as np
 
 from tests.fixtures.sampling import sampling_arrays
 from tests.plugins import gated_delta_reference as gated_delta
+from tests.plugins.block_linear_reference import Case as LinearCase
+from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.library import (
     BFLOAT16,
     MOE_INPUTS,
@@ -22,6 +24,7 @@ from tests.plugins.library import (
     poisoned,
 )
 from tests.plugins.moe_reference import Case as MoeCase
+from tests.plugins.moe_reference import fitting
 from tests.plugins.moe_reference import inputs as moe_inputs
 
 # Four tiles of keys: there are splits, and a workspace.
@@ -62,18 +65,25 @@ def accept_arrays() -> dict[str, np.ndarray]:
 
 
 DELTA = gated_delta.Case((gated_delta.Slot(5, 2, 1), gated_delta.Slot(0, 0, 3)), 4, group=2)
-MOE_CASES = {"moe": 0, "moe_mxfp4": 1, "moe_nvfp4": 2}  # by operation: the weights' format
+LINEAR = LinearCase(5, 130, 272, bias=True)
+MOE_CASES = {
+    "moe": 0,
+    "moe_mxfp4": 1,
+    "moe_nvfp4": 2,
+    "moe_fp8": 3,
+}  # by operation: the weights' format
 FUNCTIONS = {
     "verify": "dflash_verify_attention",
     "draft": "dflash_draft_attention",
     "accept": "dflash_accept",
     "delta": "dflash_gated_delta",
+    "linear": "dflash_block_linear",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
 
 def moe_case(operation: str) -> MoeCase:
-    return MoeCase(5, MOE_CASES[operation], 96, 64, experts=6, top_k=2)
+    return fitting(MoeCase(5, MOE_CASES[operation], 96, 64, experts=6, top_k=2))
 
 
 def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
@@ -86,6 +96,9 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
         }
     if operation == "accept":
         return {**accept_arrays()}
+    if operation == "linear":
+        made = linear_inputs(LINEAR)
+        return {**made, "out": poisoned((LINEAR.tokens, LINEAR.out_size), BFLOAT16)}
     if operation == "delta":
         shape = (len(DELTA.slots), DELTA.rows, DELTA.value_heads, gated_delta.HEAD_DIM)
         return {**gated_delta.inputs(DELTA), "out": poisoned(shape, BFLOAT16)}
@@ -93,7 +106,7 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
 
 
 def operation_options(operation: str) -> ctypes.Structure:
-    """Return the options of an operation; acceptance has none, and takes no notice."""
+    """Return the options of an operation; acceptance and linears have none, and take no notice."""
     if operation in MOE_CASES:
         return moe_case(operation).options
     if operation == "delta":
@@ -118,7 +131,7 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     options, workspace, size = (
         given.pop(name) for name in ("options", "workspace", "workspace_bytes")
     )
-    extra = [] if operation == "accept" else [options and ctypes.byref(options)]
+    extra = [] if operation in ("accept", "linear") else [options and ctypes.byref(options)]
     function = getattr(library.c, FUNCTIONS[operation])
     tensors = [tensor and ctypes.byref(tensor) for tensor in given.values()]
     status = function(

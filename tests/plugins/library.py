@@ -91,9 +91,18 @@ class MoeOptions(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int32)
-            for name in ("top_k", "normalize", "interleaved", "weight_format")
+            for name in ("top_k", "normalize", "interleaved", "weight_format", "block_rows")
         ),
         *((name, ctypes.c_float) for name in ("limit", "alpha", "shift")),
+    )
+
+
+class BlockLinearPlan(ctypes.Structure):
+    """DFlashBlockLinearPlan of dflash.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in ("tile_tokens", "tile_row_warps", "token_tiles", "row_blocks")
     )
 
 
@@ -219,6 +228,7 @@ class Library:
             "dflash_attention_params_bytes",
             "dflash_accept_params_bytes",
             "dflash_moe_params_bytes",
+            "dflash_block_linear_params_bytes",
         ):
             getattr(self.c, name).restype = ctypes.c_int64
 
@@ -330,6 +340,19 @@ class Library:
         return self.call(
             "dflash_moe", arrays, names, ("out",), plan.workspace_bytes, options, leftover
         )["out"]
+
+    def block_linear_plan(self, tokens: int, out_size: int) -> BlockLinearPlan:
+        plan = BlockLinearPlan()
+        sizes = map(ctypes.c_int32, (tokens, out_size))
+        self._check(self.c.dflash_block_linear_plan(*sizes, ctypes.byref(plan)))
+        return plan
+
+    def block_linear(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """inputs: x, weight, scales[, bias]; gives out."""
+        x, weight = inputs["x"], inputs["weight"]
+        arrays = {**inputs, "out": poisoned((len(x), len(weight)), x.dtype)}
+        names = ("x", "weight", "scales", "bias", "out")
+        return self.call("dflash_block_linear", arrays, names, ("out",), 0)["out"]
 
     def call(
         self,

@@ -12,7 +12,8 @@ from tests.plugins.library import BFLOAT16, FP8, MoeOptions
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 CODES = np.concatenate([E2M1, -E2M1])  # by code
-FORMATS = {0: "bfloat16", 1: "mxfp4", 2: "nvfp4"}
+FORMATS = {0: "bfloat16", 1: "mxfp4", 2: "nvfp4", 3: "fp8"}
+FP8_FORMAT, FP8_BLOCK = 3, 128
 BFLOAT16_HALF, FLOAT32_HALF = (
     2.0**-8,
     2.0**-24,
@@ -22,7 +23,7 @@ BFLOAT16_HALF, FLOAT32_HALF = (
 @dataclass(frozen=True)
 class Case:
     """One call. `logits`: "random", "ties", "one" (every token wants the same experts) or "few" (of
-    five experts).
+    five experts). `block_rows` is of FP8, whose rows are never interleaved; see `fitting`.
     """
 
     tokens: int
@@ -36,6 +37,7 @@ class Case:
     limit: float = 0.0
     alpha: float = 1.0
     shift: float = 0.0
+    block_rows: int = 0
     logits: str = "random"
     order: str = "forward"
     seed: int = field(default=0, compare=False)
@@ -45,6 +47,7 @@ class Case:
         kind = "interleaved" if self.interleaved else "halves"
         share = "chosen" if self.normalize else "all"
         limit = f"l{self.limit:g}"
+        kind += f"-b{self.block_rows}" * bool(self.block_rows)
         parts = FORMATS[self.weight_format], sizes, kind, share, limit, self.logits, self.order
         return "-".join(parts)
 
@@ -56,6 +59,7 @@ class Case:
             self.normalize,
             self.interleaved,
             self.weight_format,
+            self.block_rows,
             self.limit,
             self.alpha,
             self.shift,
@@ -71,12 +75,20 @@ class Case:
             "interleaved": int(self.interleaved),
         }
         floats = {"limit": self.limit, "alpha": self.alpha, "shift": self.shift}
-        return {**ints, **floats, "weight_format": self.weight_format}
+        formats = {"weight_format": self.weight_format, "block_rows": self.block_rows}
+        return {**ints, **floats, **formats}
 
 
 def gpt_oss(case: Case) -> Case:
     """Return the case with gpt-oss's activation and layout."""
     return replace(case, interleaved=True, limit=7.0, alpha=1.702, shift=1.0, normalize=True)
+
+
+def fitting(case: Case, block_rows: int = FP8_BLOCK) -> Case:
+    """Return the case as its format may be: FP8 has `block_rows`, and no interleaving."""
+    if case.weight_format != FP8_FORMAT:
+        return case
+    return replace(case, interleaved=False, block_rows=block_rows)
 
 
 def logits(case: Case, rng: np.random.Generator) -> np.ndarray:
@@ -104,6 +116,13 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
     for name, rows, columns in (("gate_up", 2 * i, h), ("down", h, i)):
         if case.weight_format == 0:
             made[name] = random(e, rows, columns, size=columns**-0.5)
+        elif case.weight_format == FP8_FORMAT:
+            made[name] = e4m3_bytes((e, rows, columns), rng).view(np.int32)
+            halves = 2 if name == "gate_up" else 1
+            shape = fp8_scale_shape(case.block_rows, rows // halves, columns)
+            worth = columns**-0.5 / 256 * 2.0 ** -rng.integers(0, 6, (e, halves, *shape))
+            worth *= 1 + rng.random(worth.shape)
+            scales[f"{name}_scale"] = worth.astype(np.float32).reshape(e, -1).view(np.int32)
         else:
             made[name] = rng.integers(0, 256, (e, rows, columns // 2), np.uint8).view(np.int32)
             scales |= _scales(case.weight_format, name, (e, rows, columns), rng)
@@ -112,6 +131,28 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
         name: scales[name]
         for name in sorted(scales, key=lambda n: (n.endswith("_2"), n == "down_scale"))
     }
+
+
+def e4m3_bytes(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return codes of E4M3, all but NaN's equally often."""
+    made = rng.integers(0, 256, shape, np.uint8)
+    return made - (made & 0x7F == 0x7F)
+
+
+def fp8_scale_shape(block_rows: int, rows: int, columns: int) -> tuple[int, int]:
+    """Return how many scales a weight [rows, columns] has along both axes."""
+    return -(-rows // block_rows), 1 if block_rows == 1 else -(-columns // FP8_BLOCK)
+
+
+def fp8_numbers(
+    packed: np.ndarray, scales: np.ndarray, block_rows: int = FP8_BLOCK
+) -> np.ndarray:
+    """Return what codes [rows, columns] and float32 scales of their blocks mean, in float64."""
+    rows, columns = packed.shape
+    block_columns = columns if block_rows == 1 else FP8_BLOCK
+    worth = scales.reshape(fp8_scale_shape(block_rows, rows, columns)).astype(np.float64)
+    worth = np.repeat(np.repeat(worth, block_rows, 0), block_columns, 1)
+    return packed.view(FP8).astype(np.float64) * worth[:rows, :columns]
 
 
 def _scales(
@@ -134,6 +175,8 @@ def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> n
     """
     if weight_format == 0:
         return given[name].astype(np.float64)
+    if weight_format == FP8_FORMAT:
+        return _fp8_weights(given, name)
     codes = given[name].view(np.uint8)
     numbers = CODES[np.stack([codes & 15, codes >> 4], -1)].reshape(*codes.shape[:2], -1)
     block = {1: 32, 2: 16}[weight_format]
@@ -146,6 +189,18 @@ def weights(given: Mapping[str, np.ndarray], name: str, weight_format: int) -> n
             * given[f"{name}_scale_2"].astype(np.float64)[:, None, None]
         )
     return numbers * np.repeat(worth, block, axis=-1)
+
+
+def _fp8_weights(given: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Gates and ups have blocks of their own; as many scales as rows are scales of rows."""
+    packed, scales = given[name].view(np.uint8), given[f"{name}_scale"].view(np.float32)
+    halves = 2 if name == "gate_up" else 1
+    block_rows = 1 if scales.shape[1] == packed.shape[1] else FP8_BLOCK
+    parts = []
+    for own, own_scales in zip(packed, scales, strict=True):
+        pairs = zip(np.split(own, halves), np.split(own_scales, halves), strict=True)
+        parts += [fp8_numbers(half, of_half, block_rows) for half, of_half in pairs]
+    return np.array(parts).reshape(packed.shape)
 
 
 def chosen(case: Case, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from tests.plugins.launcher_calls import (
     space,
     without,
 )
+from tests.plugins.launcher_refusals import REFUSED_PRODUCTS
 from tests.plugins.library import (
     INVALID_ARGUMENT,
     LAUNCH_FAILED,
@@ -189,74 +190,6 @@ REFUSED = [
     ("accept", sets("bonus", shape_1=2), r"bonus.shape\[1\] \(1\): got 2, expected 1"),
     ("accept", sets("uniforms", ndim=1), r"uniforms: got 1 dimensions, expected 2"),
     ("accept", space(8), r"workspace: got 8 bytes, expected at least \d+"),
-    ("moe", sets("x", dtype=1), r"x: got float32, expected bfloat16"),
-    ("moe", sets("gate_up", dtype=2), r"gate_up: got int32, expected bfloat16"),
-    ("moe_mxfp4", sets("down", dtype=0), r"down: got bfloat16, expected int32"),
-    (
-        "moe",
-        sets("router_logits", shape_1=7),
-        r"gate_up.shape\[0\] \(E\): got 6, expected 7 as in router_logits.shape\[1",
-    ),
-    (
-        "moe",
-        sets("gate_up", shape_2=95),
-        r"gate_up.shape\[2\]: got 95 of 1 elements, expected H, 96",
-    ),
-    (
-        "moe_nvfp4",
-        sets("gate_up", shape_2=13),
-        r"gate_up.shape\[2\]: got 13 of 8 elements, expected H, 96",
-    ),
-    (
-        "moe",
-        sets("down", shape_2=63),
-        r"gate_up.shape\[1\] \(J\): got 128, expected 2I, 126",
-    ),
-    (
-        "moe_mxfp4",
-        both(
-            sets("down", shape_2=7),
-            sets("gate_up", shape_1=112),
-            sets("gate_up_bias", shape_1=112),
-        ),
-        r"H and I: got 96 and 56, expected multiples of 32",
-    ),
-    (
-        "moe",
-        sets("down_bias", shape_0=5),
-        r"down_bias.shape\[0\] \(E\): got 5, expected 6 as in router_logits.shape\[1\]",
-    ),
-    ("moe_mxfp4", without("gate_up_scale"), r"gate_up_scale: got null, expected a tensor"),
-    ("moe_nvfp4", without("down_scale_2"), r"down_scale_2: got null, expected a tensor"),
-    (
-        "moe_mxfp4",
-        sets("down_scale", shape_1=47),
-        r"down_scale.shape\[1\]: got 47, expected 48, four block scales in each",
-    ),
-    (
-        "moe_mxfp4",
-        sets("options", weight_format=0),
-        r"gate_up: got int32, expected bfloat16",
-    ),
-    (
-        "moe_nvfp4",
-        sets("options", weight_format=1),
-        r"gate_up_scale_2: got a tensor, expected null: weight_format is not 2",
-    ),
-    (
-        "moe_nvfp4",
-        sets("options", weight_format=3),
-        r"weight_format: got 3, expected 0, 1 or 2",
-    ),
-    ("moe", sets("options", top_k=7), r"top_k: got 7, expected 1 to 6"),
-    ("moe", sets("options", top_k=0), r"top_k: got 0, expected 1 to 6"),
-    ("moe", without("options"), r"options: got null"),
-    ("moe", space(100), r"workspace: got 100 bytes, expected at least \d+"),
-    (
-        "moe",
-        moved("down", 8),
-        r"down: got an address 8 bytes behind a multiple of 16, expected a multiple",
-    ),
     (
         "delta",
         sets("conv_weight", shape_2=3),
@@ -298,6 +231,7 @@ REFUSED = [
     ("delta", without("options"), r"options: got null"),
     ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
+    *REFUSED_PRODUCTS,
 ]
 
 
@@ -310,7 +244,8 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    words = rf"{FUNCTIONS[operation]}: {message}.* \[(library|moe|gated_delta).cpp:\d+\]$"
+    files = "library|moe|gated_delta|block_linear"
+    words = rf"{FUNCTIONS[operation]}: {message}.* \[({files}).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
     assert caught.value.status == INVALID_ARGUMENT
@@ -323,6 +258,8 @@ def test_a_wrong_argument_is_refused_by_name(
         ("draft", both()),
         ("accept", both()),
         ("delta", both()),
+        ("linear", both()),
+        ("linear", without("bias")),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

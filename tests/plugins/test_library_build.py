@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
-from trtllm_dflash.trt_plugins.params import MOE_TILES
+from trtllm_dflash.trt_plugins.params import LINEAR_TILES, MOE_TILES
 
 pytestmark = pytest.mark.slow
 
@@ -48,11 +48,11 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
         "sum",
         *(f"{half}_t{tile.tokens}" for tile in MOE_TILES for half in ("gate_up", "down")),
     )
-    experts = {
-        f"dflash_moe_{part}{suffix}" for part in parts for suffix in ("", "_mxfp4", "_nvfp4")
-    }
+    suffixes = ("", "_mxfp4", "_nvfp4", "_fp8")
+    experts = {f"dflash_moe_{part}{suffix}" for part, suffix in product(parts, suffixes)}
     delta = {f"dflash_gated_delta_{part}" for part in ("rows", "rule")}
-    assert set(frames) == attention | accept | experts | delta
+    linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
+    assert set(frames) == attention | accept | experts | delta | linear
     assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
 
 

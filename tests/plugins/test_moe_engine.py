@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.plugins.cubins import MOE_KEYS, compiled
 from tests.plugins.moe_graphs import compile_moe, moe_model, refused_moe
-from tests.plugins.moe_reference import FORMATS, Case, gpt_oss, inputs
+from tests.plugins.moe_reference import FORMATS, Case, fitting, gpt_oss, inputs
 from tests.plugins.plugin_graphs import parser_processes
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.ops import MOE
@@ -29,7 +29,7 @@ FAKE = {key: str(key).encode() * 100 for key in MOE_KEYS}
 
 
 def _case(weight_format: int) -> Case:
-    return gpt_oss(Case(7, weight_format, 96, 160, experts=5, top_k=3))
+    return fitting(gpt_oss(Case(7, weight_format, 96, 160, experts=5, top_k=3)))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def pool() -> Iterator[Executor]:
 
 
 @pytest.mark.parametrize(
-    ("weight_format", "arch"), [*product(FORMATS, ("sm120",)), (1, "sm89"), (2, "sm80")]
+    ("weight_format", "arch"),
+    [*product(FORMATS, ("sm120",)), (1, "sm89"), (2, "sm80"), (3, "sm80"), (3, "sm121")],
 )
 def test_an_engine_of_every_format(
     weight_format: int, arch: str, pool: Executor, tmp_path: Path
@@ -58,7 +59,7 @@ def test_an_engine_of_every_format(
         "cubin": code,
     }
     stored = inputs(case).keys() - {"x", "router_logits"}
-    assert (layer.num_inputs, layer.num_outputs) == (6 + 2 * weight_format, 1)
+    assert (layer.num_inputs, layer.num_outputs) == (6 + (0, 2, 4, 2)[weight_format], 1)
     assert layer.num_inputs == 2 + len(stored)
     assert found.weights_in_engine == stored
     assert {kind for kind, _ in found.engine_layers} <= {"Myelin", "PluginV3"}
@@ -71,7 +72,7 @@ def test_a_node_needs_the_kernel_of_its_format(weight_format: int, tmp_path: Pat
     assert kernel_variants(model) == {MOE_KEYS[weight_format]: 1}
     assert (
         str(MOE_KEYS[weight_format])
-        == ("moe", "moe, weight_format 1", "moe, weight_format 2")[weight_format]
+        == ("moe", *(f"moe, weight_format {n}" for n in (1, 2, 3)))[weight_format]
     )
 
 
@@ -91,7 +92,7 @@ def test_what_the_plugin_refuses_is_told(pool: Executor, tmp_path: Path) -> None
         1, gate_up=np.ascontiguousarray(given["gate_up"][..., :11])
     )
     short = np.ascontiguousarray(given["down_scale"][:, 1:])
-    assert "down_scale is [5, 119], expected [E, 120] of four scales" in told(
+    assert "down_scale is [5, 119], expected [E, 120], four scales in each" in told(
         1, down_scale=short
     )
     words = (
@@ -105,11 +106,11 @@ def test_a_format_without_a_kernel_is_refused_before_tensorrt(tmp_path: Path) ->
     class Other(Case):
         @property
         def fields(self) -> dict[str, int | float]:
-            return super().fields | {"weight_format": 3}
+            return super().fields | {"weight_format": 4}
 
     with pytest.raises(
         GraphError,
-        match=r"DFlashMoE\): there is no kernel for weight_format 3, only for 0, 1, 2",
+        match=r"DFlashMoE\): there is no kernel for weight_format 4, only for 0, 1, 2, 3",
     ):
         moe_model(Other(7, 1, 96, 160, experts=5, top_k=3), tmp_path)
 

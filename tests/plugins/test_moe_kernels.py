@@ -13,10 +13,13 @@ import pytest
 from tests.plugins.library import BFLOAT16, Library
 from tests.plugins.moe_reference import (
     FORMATS,
+    FP8_BLOCK,
+    FP8_FORMAT,
     Case,
     assert_close,
     chosen,
     expected,
+    fitting,
     gpt_oss,
     inputs,
     weights,
@@ -41,7 +44,10 @@ def check(library: Library, case: Case) -> np.ndarray:
 
 def _numbered(cases: list[Case]) -> list[Case]:
     """Number the cases, each in another order than its neighbour."""
-    return [replace(case, order=ORDERS[n % 3], seed=n) for n, case in enumerate(cases)]
+    return [
+        fitting(replace(case, order=ORDERS[n % 3], seed=n), (FP8_BLOCK, 1)[n % 2])
+        for n, case in enumerate(cases)
+    ]
 
 
 def _sizes() -> list[Case]:
@@ -63,6 +69,8 @@ def _sizes() -> list[Case]:
         Case(4, 0, hidden, inner, 3)
         for hidden, inner in ((8, 8), (24, 40), (296, 8), (40, 312))
     ]
+    for hidden, inner in ((16, 16), (144, 272), (2064, 16), (48, 400)):
+        cases += [Case(tokens, FP8_FORMAT, hidden, inner, 3) for tokens in (3, 20)]
     return _numbered(cases)
 
 
@@ -81,7 +89,7 @@ def _routing() -> list[Case]:
     assignments, large k.
     """
     cases = [
-        replace(Case(11, n % 3, 32, 32, experts, top_k, logits=logits), normalize=bool(n % 2))
+        replace(Case(11, n % 4, 32, 32, experts, top_k, logits=logits), normalize=bool(n % 2))
         for n, (logits, (experts, top_k)) in enumerate(
             product(("random", "ties", "one", "few"), [(1, 1), (8, 8), (40, 4), (70, 5)])
         )
@@ -118,7 +126,7 @@ def test_several_hundred_tokens(library: Library) -> None:
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_the_same_bits_in_every_order(weight_format: int, library: Library) -> None:
     """And whatever else is in the batch: a token's result is its own."""
-    case = Case(20, weight_format, 160, 96, 4, 2)
+    case = fitting(Case(20, weight_format, 160, 96, 4, 2))
     given = inputs(case)
     first = run(library, case, given).view(np.uint16)
     for seed, order in enumerate(("forward", "reverse", "random", "random")):
@@ -136,7 +144,7 @@ def test_the_same_bits_in_every_order(weight_format: int, library: Library) -> N
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_experts_that_nobody_chose_are_not_read(weight_format: int, library: Library) -> None:
     """Their weights, scales and biases are NaN, and a product with one would be."""
-    case = Case(5, weight_format, 64, 32, experts=9, top_k=2, logits="few")
+    case = fitting(Case(5, weight_format, 64, 32, experts=9, top_k=2, logits="few"))
     given = inputs(case)
     unused = np.setdiff1d(np.arange(case.experts), chosen(case, given)[0])
     assert len(unused) >= 4
@@ -169,6 +177,27 @@ def test_mxfp4_scales_from_smallest_to_large(scale: int, library: Library) -> No
     assert np.abs(weights(given, "down", 1)).max() >= 6 * 2.0 ** (scale - 127)
 
 
+@pytest.mark.parametrize("block_rows", [FP8_BLOCK, 1])
+def test_an_fp8_scale_counts_in_its_block_alone(block_rows: int, library: Library) -> None:
+    """NaN in one scale of down and of up: in the rows of its block, and nowhere else."""
+    case = fitting(Case(3, FP8_FORMAT, 272, 144, experts=2, top_k=2), block_rows)
+    given = inputs(case)
+    down = given["down_scale"].view(np.float32)
+    down[1, -1] = np.nan  # of the last rows: 16 of a partial block, or one
+    rows = 16 if block_rows == FP8_BLOCK else 1
+    got = run(library, case, given).astype(float)
+    assert np.isnan(got[:, -rows:]).all()
+    assert np.isfinite(got[:, :-rows]).all()
+
+
+def test_an_fp8_scale_of_zero_gives_zeros(library: Library) -> None:
+    case = fitting(Case(3, FP8_FORMAT, 272, 144, experts=2, top_k=2))
+    given = inputs(case)
+    given["down_scale"][:] = 0
+    given["down_bias"][:] = 0
+    assert (run(library, case, given).astype(float) == 0).all()
+
+
 def test_minus_zero_is_zero(library: Library) -> None:
     case = Case(2, 0, 32, 32, experts=4, top_k=1)
     given = inputs(case)
@@ -182,7 +211,7 @@ def test_moe_ignores_an_earlier_steps_workspace(weight_format: int, library: Lib
     """Here places 0 and 1 as a group of expert 1's, wherever a group may stand; only two of six
     have any.
     """
-    case = Case(9, weight_format, 64, 32, experts=6, top_k=2, logits="one")
+    case = fitting(Case(9, weight_format, 64, 32, experts=6, top_k=2, logits="one"))
     given = inputs(case)
     assert_close(case, given, library.moe(given, case.options, leftover=(1, 0, 2, 0)))
 

@@ -18,6 +18,7 @@ from tests.plugins.cubins import (
     FP8_KEYS,
     HEAD_DIMS,
     KEYS,
+    LINEAR_KEY,
     MOE_KEYS,
     compiled,
     compiling,
@@ -53,6 +54,8 @@ COMPILED = [
     *product((*KEYS, *MOE_KEYS), ("sm80", "sm90", "sm100", "sm120")),
     *product(FP8_KEYS, ("sm89", "sm90", "sm100", "sm120")),  # sm89 is the first that has FP8
     *product([DELTA_KEY], ("sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121")),
+    *product([LINEAR_KEY], ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121")),
+    (MOE_KEYS[3], "sm89"),
 ]
 ATTENTION = KEYS[2]
 ROOT = Path(__file__).parents[2]
@@ -88,8 +91,11 @@ def _ctas_wanted(kernel: str) -> int:
     """Return how many CTAs a multiprocessor should hold; 0 is whatever fits."""
     if kernel.startswith("dflash_gated_delta"):
         return 4
-    tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4)", kernel)
-    return 0 if tile is None else 3 if tile[1] == "8" and tile[2] != "_nvfp4" else 2
+    linear = re.fullmatch(r"dflash_block_linear_t(\d+)", kernel)
+    if linear is not None:
+        return 3 if linear[1] == "8" else 2
+    tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4|_fp8)", kernel)
+    return 0 if tile is None else 3 if tile[1] == "8" and tile[2] in ("", "_mxfp4") else 2
 
 
 def _threads(kernel: str) -> int:
@@ -100,9 +106,11 @@ def _dynamic_shared_bytes(kernel: str) -> int:
     if kernel == "dflash_gated_delta_rows":
         sizes = {"batch": 1, "rows": 16, "key_heads": 16, "value_heads": 64}
         return params.gated_delta_plan(**sizes, window_rows=18).shared_bytes
-    experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4)", kernel)
+    if kernel.startswith("dflash_block_linear"):
+        return params.LINEAR_SHARED_BYTES
+    experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4|_fp8)", kernel)
     if experts is not None:
-        weight_format = ("", "_mxfp4", "_nvfp4").index(experts[1])
+        weight_format = ("", "_mxfp4", "_nvfp4", "_fp8").index(experts[1])
         sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
         return params.moe_plan(**sizes, weight_format=weight_format).shared_bytes
     tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", kernel)

@@ -21,11 +21,13 @@ from trtllm_dflash.trt_plugins import kernel_sources, params
 from trtllm_dflash.trt_plugins.params import (
     AcceptParams,
     AttentionParams,
+    BlockLinearParams,
     GatedDeltaParams,
     MoeParams,
     accept_plan,
     attention_plan,
     attention_workspace,
+    block_linear_plan,
     gated_delta_plan,
     moe_plan,
 )
@@ -36,6 +38,7 @@ STRUCTURES = {
     "AcceptParams": AcceptParams,
     "MoeParams": MoeParams,
     "GatedDeltaParams": GatedDeltaParams,
+    "BlockLinearParams": BlockLinearParams,
 }
 CONSTANTS = {
     "kAttentionThreads": params.ATTENTION_THREADS,
@@ -49,6 +52,7 @@ CONSTANTS = {
     "kSumThreads": params.SUM_THREADS,
     "kMaxExperts": params.MAX_EXPERTS,
     "kMaxTopKExperts": params.MAX_TOP_K_EXPERTS,
+    "kLinearSharedBytes": params.LINEAR_SHARED_BYTES,
     "kDeltaRowThreads": params.DELTA_ROW_THREADS,
     "kDeltaRuleThreads": params.DELTA_RULE_THREADS,
     "kDeltaHistory": params.DELTA_HISTORY,
@@ -73,6 +77,7 @@ PROGRAM = r"""
 #include <cstdio>
 #include "accept_params.h"
 #include "attention_params.h"
+#include "block_linear_params.h"
 #include "gated_delta_params.h"
 #include "moe_params.h"
 using namespace dflash;
@@ -94,6 +99,10 @@ int main() {
       printf("%%d %%d %%d ", p.down_blocks, p.sum_blocks, p.shared_bytes);
       printf("%%lld %%lld %%lld %%lld %%lld ", w.shares, w.chosen, w.order, w.rows, w.groups);
       printf("%%lld %%lld %%lld %%lld\n", w.ordered_x, w.inner, w.partial, w.bytes);
+    } else if (kind == 'l') {
+      scanf("%%d %%d", &a, &b);
+      const BlockLinearPlan p = block_linear_plan(a, b);
+      printf("%%d %%d %%d %%d\n", p.tile.tokens, p.tile.row_warps, p.token_tiles, p.row_blocks);
     } else if (kind == 'd') {
       scanf("%%d %%d %%d %%d %%d", &a, &b, &c, &d, &e);
       const GatedDeltaPlan p = gated_delta_plan(a, b, c, d, e);
@@ -156,13 +165,19 @@ MOE_CASES = [
             (2880, 104),
             (128, 5),
             (4, 1),
-            (0, 1, 2),
+            (0, 1, 2, 3),
         ),
         (100_000, 7168, 2048, 256, 8, 1),
     ]
 ]
 
 
+LINEAR_CASES = [
+    {"tokens": tokens, "out_size": out_size}
+    for tokens, out_size in product(
+        (1, 8, 9, 16, 17, 32, 33, 128, 129, 8192), (1, 16, 17, 128, 129, 25600)
+    )
+]
 DELTA_CASES = [
     dict(zip(DELTA_SIZES, (batch, rows, window, *heads), strict=True))
     for batch, rows, window, heads in product(
@@ -206,6 +221,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     asked = [f"t {' '.join(map(str, case.values()))}" for case in ATTENTION_CASES]
     asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
     asked += [f"d {' '.join(map(str, case.values()))}" for case in DELTA_CASES]
+    asked += [f"l {' '.join(map(str, case.values()))}" for case in LINEAR_CASES]
     asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
     done = subprocess.run(
         [folder / "plan"], input="\n".join(asked), capture_output=True, text=True, check=True
@@ -216,6 +232,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("attention", ATTENTION_CASES),
         ("accept", ACCEPT_CASES),
         ("gated_delta", DELTA_CASES),
+        ("linear", LINEAR_CASES),
         ("moe", MOE_CASES),
     ):
         found[name], rows = rows[: len(cases)], rows[len(cases) :]
@@ -272,6 +289,21 @@ def test_moe_plans(cpp: dict[str, Any]) -> None:
     )
 
 
+def test_block_linear_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(LINEAR_CASES, cpp["linear"], strict=True):
+        p = block_linear_plan(**case)
+        found = [p.tile.tokens, p.tile.row_warps, p.token_tiles, p.row_blocks]
+        assert found == expected, json.dumps(case)
+    tiles = {block_linear_plan(**case).tile for case in LINEAR_CASES}
+    assert tiles == set(params.LINEAR_TILES)
+
+
+@pytest.mark.parametrize("weight_format", [0, 1, 2, 3])
+def test_the_unit_of_experts_is_what_a_thread_reads(weight_format: int) -> None:
+    bits = 16 if weight_format == 0 else 32 / params.PACKED_OF_WORD[weight_format]
+    assert params.moe_unit(weight_format) * bits == 8 * 16
+
+
 def test_gated_delta_plans(cpp: dict[str, Any]) -> None:
     for case, expected in zip(DELTA_CASES, cpp["gated_delta"], strict=True):
         p = gated_delta_plan(**case)
@@ -323,7 +355,7 @@ def test_structure_refuses_unknown_header() -> None:
         kernel_sources.structure("x.h", "Made")
 
 
-@pytest.mark.parametrize("weight_format", [0, 1, 2])
+@pytest.mark.parametrize("weight_format", [0, 1, 2, 3])
 def test_the_workspace_of_experts_grows_with_tokens(weight_format: int) -> None:
     sizes = {
         "hidden": 2880,

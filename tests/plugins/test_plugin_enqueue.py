@@ -15,10 +15,12 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 from tests.fixtures.sampling import sampling_arrays
 from tests.plugins.attention_reference import Case, inputs
+from tests.plugins.block_linear_reference import Case as LinearCase
+from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.emulated_plugin import KERNELS, EmulatedModule, enqueue
 from tests.plugins.library import Library
 from tests.plugins.moe_reference import Case as MoeCase
-from tests.plugins.moe_reference import gpt_oss
+from tests.plugins.moe_reference import fitting, gpt_oss
 from tests.plugins.moe_reference import inputs as moe_inputs
 from tests.plugins.test_ring_kernels import in_rings, smallest
 from trtllm_dflash.errors import EngineError
@@ -27,11 +29,12 @@ from trtllm_dflash.trt_plugins import params, plugin
 
 pytestmark = pytest.mark.slow
 
-VERIFY, DRAFT, ACCEPT, MOE = (
+VERIFY, DRAFT, ACCEPT, MOE, LINEAR = (
     "DFlashVerifyAttention",
     "DFlashDraftAttention",
     "DFlashAccept",
     "DFlashMoE",
+    "DFlashBlockLinear",
 )
 
 CASES = [
@@ -177,6 +180,13 @@ MOE_CASES = [
     MoeCase(3, 0, 96, 40, experts=7, top_k=3, normalize=False, limit=1.5, shift=0.5),
     gpt_oss(MoeCase(5, 1, 64, 96, experts=5, top_k=4)),
     gpt_oss(MoeCase(40, 2, 160, 32, experts=4, top_k=2)),
+    fitting(MoeCase(5, 3, 144, 272, experts=5, top_k=4)),
+    fitting(MoeCase(40, 3, 160, 32, experts=4, top_k=2), block_rows=1),
+]
+LINEAR_CASES = [
+    LinearCase(3, 129, 272, bias=True),
+    LinearCase(16, 40, 16),
+    LinearCase(200, 264, 144),
 ]
 
 
@@ -185,10 +195,78 @@ def test_experts(case: MoeCase, module: EmulatedModule, emulated: Library) -> No
     given = moe_inputs(case)
     got, want = enqueue(MOE, given, case.fields)["out"], emulated.moe(given, case.options)
     np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
-    suffix = ("", "_mxfp4", "_nvfp4")[case.weight_format]
+    suffix = ("", "_mxfp4", "_nvfp4", "_fp8")[case.weight_format]
     tile = "_t32" if case.tokens == 40 else "_t8" if case.tokens == 3 else "_t16"
     parts = ("route", "list", f"gate_up{tile}", f"down{tile}", "sum")
     assert module.launched == [(f"dflash_moe_{part}{suffix}", 77) for part in parts]
+
+
+@pytest.mark.parametrize("case", LINEAR_CASES, ids=str)
+def test_linears(case: LinearCase, module: EmulatedModule, emulated: Library) -> None:
+    given = linear_inputs(case)
+    got, want = enqueue(LINEAR, given, {})["out"], emulated.block_linear(given)
+    np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
+    tile = {3: 8, 16: 16, 200: 64}[case.tokens]
+    assert module.launched == [(f"dflash_block_linear_t{tile}", 77)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"x": (3, 264), "weight": (129, 66)},
+            r"an I that 16 divides, in int32 of four codes: I is 264, and the weight is",
+        ),
+        ({"weight": (129, 67)}, r"I is 272, and the weight is \[129, 67\]"),
+        ({"scales": (1, 3)}, r"scales are \[1, 3\], expected \[2, 3\]: one for each block"),
+        ({"scales": (2, 2)}, r"scales are \[2, 2\], expected \[2, 3\]"),
+        (
+            {"bias": (128,)},
+            r"bias is \[128\], expected \[O\]: O is 128, and O is 129 in weight",
+        ),
+    ],
+)
+def test_linears_that_do_not_hold_together_are_refused(
+    changes: dict[str, tuple[int, ...]], words: str, module: EmulatedModule
+) -> None:
+    given = linear_inputs(LINEAR_CASES[0])
+    given |= {name: np.zeros(shape, given[name].dtype) for name, shape in changes.items()}
+    with pytest.raises(EngineError, match=words):
+        enqueue(LINEAR, given, {})
+    assert module.launched == []
+
+
+def test_a_linear_at_an_odd_address_is_refused(module: EmulatedModule) -> None:
+    given = linear_inputs(LINEAR_CASES[1])
+    made = plugin.StepPlugin(OPS[LINEAR], {}, b"digest", KERNELS).attach_to_context(None)
+    inside = [SimpleNamespace(dims=array.shape) for array in given.values()]
+    out = SimpleNamespace(dims=(16, 40))
+    with pytest.raises(EngineError, match="at a time: weight must begin at a multiple of 16"):
+        made.enqueue(inside, [out], [16, 24, 16], [32], 0, 0)
+    assert module.launched == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"block_rows": 64}, "block_rows 1 or 128 .*: block_rows is 64 and weight_format 3"),
+        (
+            {"block_rows": 1},
+            r"gate_up_scale is \[5, 12\], expected \[E, 544\], a scale in each",
+        ),
+        ({"interleaved": 1}, "experts in FP8 have all gates before all ups: interleaved is 1"),
+    ],
+)
+def test_fp8_experts_that_cannot_be_are_refused(
+    numbers: dict[str, float], words: str, module: EmulatedModule
+) -> None:
+    case = MOE_CASES[3]
+    with pytest.raises(EngineError, match=words):
+        enqueue(MOE, moe_inputs(case), case.fields | numbers)
+    other = MOE_CASES[1]
+    with pytest.raises(EngineError, match="else 0: block_rows is 128 and weight_format 1"):
+        enqueue(MOE, moe_inputs(other), other.fields | {"block_rows": 128})
+    assert module.launched == []
 
 
 @pytest.mark.parametrize(
@@ -199,7 +277,7 @@ def test_experts(case: MoeCase, module: EmulatedModule, emulated: Library) -> No
         (
             {"down_scale": (5, 47)},
             {},
-            r"down_scale is \[5, 47\], expected \[E, 48\] of four scales",
+            r"down_scale is \[5, 47\], expected \[E, 48\], four scales in each",
         ),
         (
             {"gate_up_scale_2": (5,)},

@@ -51,7 +51,9 @@ NUMBERS: dict[str, dict[str, float]] = {
         "alpha": 1.5,
         "shift": 1.0,
         "weight_format": 1,
+        "block_rows": 0,
     },
+    "DFlashBlockLinear": {},
     "DFlashGatedDelta": {
         "num_key_heads": 16,
         "key_dim": 128,
@@ -62,6 +64,9 @@ NUMBERS: dict[str, dict[str, float]] = {
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 
 
+_kept: list[Any] = []  # a collection of fields does not keep what it points at
+
+
 def _fields(numbers: dict[str, float]) -> Any:
     kinds = {
         name: FLOAT if isinstance(value, float) else INT for name, value in numbers.items()
@@ -70,6 +75,7 @@ def _fields(numbers: dict[str, float]) -> Any:
         trt.PluginField(name, np.array([numbers[name]], dtype), kind)
         for name, (dtype, kind) in kinds.items()
     ]
+    _kept.append(made)
     return trt.PluginFieldCollection(made)
 
 
@@ -308,6 +314,8 @@ def test_a_packed_size_counts_what_it_holds() -> None:
     dims = {"x": (3, 64), "gate_up": (2, 64, 64), "down": (2, 64, 32)}
     check_shapes(spec, dims, {"weight_format": 0})
     packed = {"x": (-1, 64), "gate_up": (2, 64, 8), "down": (2, 64, 4)}
+    of_bytes = {"x": (-1, 64), "gate_up": (2, 64, 16), "down": (2, 64, 8)}
+    check_shapes(spec, of_bytes, {"weight_format": 3})
     for weight_format in (1, 2):
         check_shapes(spec, packed, {"weight_format": weight_format})
         with pytest.raises(

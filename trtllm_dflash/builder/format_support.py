@@ -124,7 +124,7 @@ def check_kernels(
         if not isinstance(config, TargetConfig):
             continue
         if config.moe is not None:
-            unit = moe_unit(quantized=quantized_experts)
+            unit = moe_unit(1 if quantized_experts else 0)
             _check_expert_kernel(config.hidden_size, config.moe, unit, advice)
         if config.linear_attention is not None:
             _check_delta_kernel(config.linear_attention, block_size, advice)

@@ -27,16 +27,15 @@ class KernelType:
 
     A plugin's fields and a kernel's variant have an integer `name`: 0 for T, one of `formats` for
     `dtype`. It comes from an attribute of that name. Without one there is one format, and the
-    inputs' type tells whether they have it.
+    inputs' type tells whether they have it. `packed` has for each format how many elements of the
+    declared shape one `dtype` holds, along the last axis.
     """
 
     name: str
     symbol: str
     dtype: str
     formats: tuple[int, ...] = (1,)
-    packed: int = (
-        1  # elements of the declared shape that one `dtype` holds, along the last axis
-    )
+    packed: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,11 @@ class Kernel:
         """Return how many elements of its declared shape one element of a tensor declared as
         `dtype` holds.
         """
-        chosen = {
-            kernel_type.symbol: kernel_type.packed
-            for kernel_type in self.types
-            if fields.get(kernel_type.name)
-        }
-        return chosen.get(dtype, 1)
+        for kernel_type in self.types:
+            held = dict(zip(kernel_type.formats, kernel_type.packed, strict=True))
+            if kernel_type.symbol == dtype:
+                return held.get(int(fields.get(kernel_type.name, 0)), 1)
+        return 1
 
 
 @dataclass(frozen=True, order=True)
@@ -95,5 +93,6 @@ GATED_DELTA_KERNEL = Kernel(
         KernelSize("conv_kernel", "Kc", (4,)),
     ),
 )
+BLOCK_LINEAR_KERNEL = Kernel("block_linear", "bfloat16")
 # Rows that the body of DFlashGatedDelta takes at once; plans of its memory need it too.
 DELTA_CHUNK_ROWS = 32

@@ -1,8 +1,7 @@
 """The files of plugins/kernels, and what Python takes from their headers.
 
-The parameter structures and constants of the kernels are written once, in C++
-(`accept_params.h`, `attention_params.h`, `gated_delta_params.h`, `moe_params.h`); `structure` and
-`constants` read them from there.
+The parameter structures and constants of the kernels are written once, in C++ (the headers
+`*_params.h`); `structure` and `constants` read them from there.
 """
 
 from __future__ import annotations

@@ -4,33 +4,24 @@ touches a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, prod
 
-from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
-from trtllm_dflash.checkpoint.mxfp4 import MXFP4_GROUP_SIZE
 from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params
-
-Dims = Mapping[str, Sequence[int]]
-Fields = Mapping[str, int | float]  # a plugin's, by name
-
-
-@dataclass(frozen=True)
-class Call:
-    """One use of an operator: shapes and addresses of its tensors by name, its attributes, its
-    workspace's address.
-    """
-
-    dims: Dims
-    addresses: Mapping[str, int]
-    attributes: Fields
-    workspace: int
-    processors: int
+from trtllm_dflash.trt_plugins.call import Call, Dims, Fields
+from trtllm_dflash.trt_plugins.product_launches import (
+    linear_kernels,
+    linear_launches,
+    linear_workspace,
+    moe_kernels,
+    moe_launches,
+    moe_workspace,
+)
 
 
 @dataclass(frozen=True)
@@ -183,120 +174,6 @@ def _accept(call: Call) -> list[Launch]:
     ]
 
 
-_MOE_SUFFIXES = "", "_mxfp4", "_nvfp4"
-_GROUP_SIZES = {1: MXFP4_GROUP_SIZE, 2: NVFP4_GROUP_SIZE}  # by weight format
-_MOE_SCALES = {0: (), 1: ("gate_up_scale", "down_scale")}
-_MOE_SCALES[2] = (*_MOE_SCALES[1], "gate_up_scale_2", "down_scale_2")
-
-
-def _moe_kernels(key: KernelVariant) -> list[str]:
-    suffix = _MOE_SUFFIXES[dict(key.sizes).get("weight_format", 0)]
-    tiles = [
-        f"{part}_t{tile.tokens}" for tile in params.MOE_TILES for part in ("gate_up", "down")
-    ]
-    return [f"dflash_moe_{name}{suffix}" for name in ("route", "list", *tiles, "sum")]
-
-
-def _moe_sizes(dims: Dims, fields: Fields) -> dict[str, int]:
-    """Return the sizes of a plan, if the kernels can work on them and the scales are those of the
-    weights' format.
-    """
-    weight_format = int(fields["weight_format"])
-    top_k = int(fields["top_k"])
-    (tokens, hidden) = dims["x"]
-    (experts, rows) = dims["gate_up_bias"]
-    inner_size = rows // 2
-    unit = params.moe_unit(quantized=weight_format > 0)
-    if rows % 2 or hidden % unit or inner_size % unit:
-        raise EngineError(
-            f"experts need an H and an I that {unit} divides, and J = 2I rows: H is {hidden} and J"
-            f" {rows}"
-        )
-    inner = dims["down"][2] * (8 if weight_format else 1)
-    if inner != inner_size:
-        raise EngineError(
-            f"experts' down has I = {inner} columns, and gate_up 2I = {rows} rows"
-        )
-    if not 1 <= top_k <= min(experts, params.MAX_TOP_K_EXPERTS) or experts > params.MAX_EXPERTS:
-        raise EngineError(
-            f"a token may have 1 to {params.MAX_TOP_K_EXPERTS} experts of at most"
-            f" {params.MAX_EXPERTS}: top_k is {top_k}, and there are {experts}"
-        )
-    _check_scales(dims, weight_format, {"gate_up": rows * hidden, "down": hidden * inner_size})
-    sizes = {
-        "tokens": tokens,
-        "hidden": hidden,
-        "inner_size": inner_size,
-        "experts": experts,
-        "top_k": top_k,
-    }
-    return sizes | {"weight_format": weight_format}
-
-
-def _check_scales(dims: Dims, weight_format: int, elements: Mapping[str, int]) -> None:
-    given = tuple(name for name in _MOE_SCALES[2] if name in dims)
-    if given != _MOE_SCALES[weight_format]:
-        wanted, got = (
-            ", ".join(names) or "no scales" for names in (_MOE_SCALES[weight_format], given)
-        )
-        raise EngineError(f"experts of weight_format {weight_format} have {wanted}; got {got}")
-    for name, count in elements.items() if weight_format else ():
-        words = count // (4 * _GROUP_SIZES[weight_format])
-        if dims[f"{name}_scale"][1] != words:
-            raise EngineError(
-                f"{name}_scale is {list(dims[f'{name}_scale'])}, expected [E, {words}] of four"
-                " scales"
-            )
-
-
-def _moe_workspace(dims: Dims, fields: Fields) -> int:
-    return params.moe_plan(**_moe_sizes(dims, fields)).workspace_bytes
-
-
-def _moe(call: Call) -> list[Launch]:
-    sizes = _moe_sizes(call.dims, call.attributes)
-    made = params.moe_plan(**sizes)
-    weight_format = sizes.pop("weight_format")
-    misplaced = [name for name in ("x", "gate_up", "down", "out") if call.addresses[name] % 16]
-    if misplaced:
-        raise EngineError(
-            f"experts are read 16 bytes at a time: {', '.join(misplaced)} must begin at a multiple"
-            " of 16"
-        )
-    parts = {name: call.workspace + begin for name, begin in made.parts.items()}
-    if not weight_format:
-        parts["ordered_x"] = call.addresses["x"]
-    kernel_params = params.MoeParams(
-        **call.addresses,
-        **parts,
-        **sizes,
-        **{name: int(call.attributes[name]) for name in ("normalize", "interleaved")},
-        **{name: call.attributes[name] for name in ("limit", "alpha", "shift")},
-    )
-    tokens = sizes["tokens"]
-    tile = f"_t{made.tile.tokens}"
-    suffix = _MOE_SUFFIXES[weight_format]
-    steps = {
-        "route": ((tokens, 1, 1), params.ROUTE_THREADS, 0),
-        "list": ((1, 1, 1), params.LIST_THREADS, 0),
-        f"gate_up{tile}": (
-            (made.gate_up_blocks, made.groups, 1),
-            params.MOE_THREADS,
-            made.shared_bytes,
-        ),
-        f"down{tile}": (
-            (made.down_blocks, made.groups, 1),
-            params.MOE_THREADS,
-            made.shared_bytes,
-        ),
-        "sum": ((tokens, made.sum_blocks, 1), params.SUM_THREADS, 0),
-    }
-    return [
-        Launch(f"dflash_moe_{name}{suffix}", grid, threads, shared_bytes, kernel_params)
-        for name, (grid, threads, shared_bytes) in steps.items()
-    ]
-
-
 _DELTA_KERNELS = ["dflash_gated_delta_rows", "dflash_gated_delta_rule"]
 
 
@@ -366,7 +243,8 @@ def _delta(call: Call) -> list[Launch]:
 OPERATIONS = {
     "attention": Operation(_attention_kernels, _attention_workspace, _attention),
     "accept": Operation(lambda _: _ACCEPT_KERNELS, _accept_workspace, _accept),
-    "moe": Operation(_moe_kernels, _moe_workspace, _moe),
+    "moe": Operation(moe_kernels, moe_workspace, moe_launches),
     "gated_delta": Operation(lambda _: _DELTA_KERNELS, _delta_workspace, _delta),
+    "block_linear": Operation(linear_kernels, linear_workspace, linear_launches),
 }
 """By kernel source."""

@@ -14,14 +14,17 @@ AttentionParams = structure("attention_params.h", "AttentionParams")
 AcceptParams = structure("accept_params.h", "AcceptParams")
 MoeParams = structure("moe_params.h", "MoeParams")
 GatedDeltaParams = structure("gated_delta_params.h", "GatedDeltaParams")
+BlockLinearParams = structure("block_linear_params.h", "BlockLinearParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
 _DELTA = constants("gated_delta_params.h")
+_BLOCK_LINEAR = constants("block_linear_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
 MAX_PROCESSORS = 256
+MAX_GRID = 65535  # of CUDA, in y and z
 ATTENTION_THREADS = _ATTENTION["kAttentionThreads"]
 MERGE_THREADS = _ATTENTION["kMergeThreads"]
 SCAN_THREADS = _ACCEPT["kScanThreads"]
@@ -37,8 +40,11 @@ DELTA_ROW_THREADS = _DELTA["kDeltaRowThreads"]
 DELTA_RULE_THREADS = _DELTA["kDeltaRuleThreads"]
 DELTA_HISTORY = _DELTA["kDeltaHistory"]
 DELTA_MAX_SHARED_BYTES = _DELTA["kDeltaMaxSharedBytes"]
+LINEAR_SHARED_BYTES = _BLOCK_LINEAR["kLinearSharedBytes"]
+FP8_FORMAT = 3  # of experts' weights; 0 is bfloat16, 1 and 2 have codes of four bits
+PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an int32 has
+FP8_UNIT = 16  # columns of FP8 that a thread reads at once
 _PLAIN_UNIT = 8
-_QUANTIZED_UNIT = 32  # of experts' sizes: what a thread reads at once
 _WARP = 32
 
 
@@ -102,6 +108,19 @@ class MoePlan:
     shared_bytes: int
     parts: dict[str, int]
     workspace_bytes: int
+
+
+LINEAR_TILES = MoeTile(8, 1), MoeTile(16, 2), MoeTile(32, 4), MoeTile(64, 8)
+"""Those of DFlashBlockLinear, likewise."""
+
+
+@dataclass(frozen=True)
+class BlockLinearPlan:
+    """CTAs of the launch: tiles of tokens, and blocks of the weight's rows."""
+
+    tile: MoeTile
+    token_tiles: int
+    row_blocks: int
 
 
 @dataclass(frozen=True)
@@ -199,7 +218,7 @@ def moe_plan(
         "order": 4 * assignments,
         "rows": 4 * assignments,
         "groups": 16 * groups,
-        "ordered_x": 2 * tokens * hidden if weight_format else 0,
+        "ordered_x": 2 * tokens * hidden if weight_format in (1, 2) else 0,
         "inner": 2 * assignments * inner_size,
         "partial": 4 * assignments * hidden,
     }
@@ -208,7 +227,7 @@ def moe_plan(
     for name, size in sizes.items():
         parts[name] = end
         end += 16 * _ceil(size, 16)
-    shared_bytes = 32 << 10 if weight_format else 8 << 10
+    shared_bytes = {0: 8, FP8_FORMAT: 16}.get(weight_format, 32) << 10
     blocks = (
         _ceil(2 * inner_size, rows),
         _ceil(hidden, rows),
@@ -251,9 +270,19 @@ def gated_delta_plan(
     )
 
 
-def moe_unit(*, quantized: bool) -> int:
+def moe_unit(weight_format: int) -> int:
     """Return the unit that must divide both sizes of an expert, H and I."""
-    return _QUANTIZED_UNIT if quantized else _PLAIN_UNIT
+    return 4 * PACKED_OF_WORD.get(weight_format, _PLAIN_UNIT // 4)
+
+
+def block_linear_plan(*, tokens: int, out_size: int) -> BlockLinearPlan:
+    """Return the plan of one call."""
+    large = _BLOCK_LINEAR["kLargeTileTokens"]
+    tiles = LINEAR_TILES[:3] if tokens < large else LINEAR_TILES
+    tile = next((tile for tile in tiles if tokens <= tile.tokens), tiles[-1])
+    return BlockLinearPlan(
+        tile, _ceil(tokens, tile.tokens), _ceil(out_size, 16 * tile.row_warps)
+    )
 
 
 def merge_blocks(head_rows: int) -> int:

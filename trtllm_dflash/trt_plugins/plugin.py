@@ -27,8 +27,9 @@ from trtllm_dflash.graph.plugin_nodes import (
 )
 from trtllm_dflash.hardware.cuda_module import CudaModule, load_module
 from trtllm_dflash.trt.loader import import_tensorrt
+from trtllm_dflash.trt_plugins.call import Call
 from trtllm_dflash.trt_plugins.fields import bytes_field, field_types, number_field
-from trtllm_dflash.trt_plugins.launch_config import OPERATIONS, Call
+from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 from trtllm_dflash.trt_plugins.shapes import (
     aliased_input,
     check_shapes,

@@ -5,6 +5,7 @@ plugin come.
 from __future__ import annotations
 
 from trtllm_dflash.graph.ops.accept import ACCEPT
+from trtllm_dflash.graph.ops.block_linear import BLOCK_LINEAR
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.gated_delta import GATED_DELTA
 from trtllm_dflash.graph.ops.moe import MOE
@@ -13,6 +14,7 @@ from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
 __all__ = [
     "ACCEPT",
+    "BLOCK_LINEAR",
     "DRAFT_ATTENTION",
     "GATED_DELTA",
     "MOE",
@@ -22,5 +24,6 @@ __all__ = [
 ]
 
 OPS: dict[str, OpSpec] = {
-    spec.name: spec for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE, GATED_DELTA)
+    spec.name: spec
+    for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE, GATED_DELTA, BLOCK_LINEAR)
 }

@@ -2,19 +2,24 @@
 
 `weight_format` says how gate_up and down are stored; what an exporter gives in each:
 
-| input | 0: T | 1: MXFP4 | 2: NVFP4 |
-|---|---|---|---|
-| gate_up | T [E, J, H] | int32 [E, J, H/8] | int32 [E, J, H/8] |
-| down | T [E, H, I] | int32 [E, H, I/8] | int32 [E, H, I/8] |
-| gate_up_scale | left out | int32 [E, J·H/128] | int32 [E, J·H/64] |
-| down_scale | left out | int32 [E, H·I/128] | int32 [E, H·I/64] |
-| gate_up_scale_2, down_scale_2 | left out | left out | float32 [E] |
+| input | 0: T | 1: MXFP4 | 2: NVFP4 | 3: FP8 |
+|---|---|---|---|---|
+| gate_up | T [E, J, H] | int32 [E, J, H/8] | int32 [E, J, H/8] | int32 [E, J, H/4] |
+| down | T [E, H, I] | int32 [E, H, I/8] | int32 [E, H, I/8] | int32 [E, H, I/4] |
+| gate_up_scale | left out | int32 [E, J·H/128] | int32 [E, J·H/64] | int32 [E, 2·Ib·Hb] |
+| down_scale | left out | int32 [E, H·I/128] | int32 [E, H·I/64] | int32 [E, Hb·Ib] |
+| gate_up_scale_2, down_scale_2 | left out | left out | float32 [E] | left out |
 
 An int32 is four bytes of the checkpoint, little-endian, where they are: an initializer of this
 shape points at them. A byte of codes is two E2M1 numbers along the input dimension, the even one in
 the low nibble. Scales are bytes too, one for each block of a row, row after row: E8M0 of 32 (2^(s -
 127), 255 is NaN), or E4M3 of 16, not swizzled. A weight is code · scale (· scale_2 of its expert).
 H and I are multiples of 32 in both formats and of 8 in T.
+
+A byte of FP8 codes is one E4M3 number, and a scale is a float32, whose bits an int32 has. With
+`block_rows` 128 it is that of a block of 128 x 128: Ib and Hb are I/128 and H/128, rounded up, and
+up begins with blocks of its own. With `block_rows` 1 a row has one scale: there are J and H of
+them. H and I are multiples of 16. Gates come first, then ups.
 
 Why int32: TensorRT-RTX 1.7.1 keeps INT32 constants as they are, at any offset in a file. UINT8
 becomes four bytes an element, and INT8 gets a scale of its own. FP4 and FP8 are refused for GPUs
@@ -42,7 +47,10 @@ INTERLEAVED = Attribute(
 LIMIT = Attribute("limit", 0.0, "gate is cut above it, up beyond ±it; 0: neither")
 ALPHA = Attribute("alpha", 1.0, "the gate's slope: gate · sigmoid(alpha · gate)")
 SHIFT = Attribute("shift", 0.0, "added to up")
-WEIGHT_FORMAT = Attribute("weight_format", 0, "of gate_up and down; 0: T, 1: MXFP4, 2: NVFP4")
+WEIGHT_FORMAT = Attribute(
+    "weight_format", 0, "of gate_up and down; 0: T, 1: MXFP4, 2: NVFP4, 3: FP8"
+)
+BLOCK_ROWS = Attribute("block_rows", 0, "of FP8: rows that share scales, 128 or 1")
 
 
 def _body(
@@ -123,7 +131,7 @@ MOE = OpSpec(
             "gate_up_scale",
             "int32",
             "[E, Wu]",
-            "of MXFP4 and NVFP4: four block scales in each",
+            "of MXFP4 and NVFP4: four block scales in each; of FP8 one",
             optional=True,
         ),
         Tensor("down_scale", "int32", "[E, Wd]", "likewise", optional=True),
@@ -137,11 +145,11 @@ MOE = OpSpec(
         Tensor("down_scale_2", "float32", "[E]", "likewise", optional=True),
     ),
     outputs=(Tensor("out", "T", "[N, H]", "the experts' sum"),),
-    attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT, WEIGHT_FORMAT),
+    attributes=(TOP_K, NORMALIZE, INTERLEAVED, LIMIT, ALPHA, SHIFT, WEIGHT_FORMAT, BLOCK_ROWS),
     reference_body=_body,
     kernel=Kernel(
         "moe",
         "bfloat16",
-        types=(KernelType("weight_format", "W", "int32", formats=(1, 2), packed=8),),
+        types=(KernelType("weight_format", "W", "int32", formats=(1, 2, 3), packed=(8, 8, 4)),),
     ),
 )
