@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -95,7 +95,8 @@ class Rotary:
     """RoPE over fixed tables, rotate-half convention, applied in float32 whatever the model's
     type.
 
-    Of each head only the first `dim` dimensions are rotated; 0: all.
+    Of each head only the first `dim` dimensions are rotated; 0: all. `angles` keeps the rows of
+    the tables at some positions, for all layers.
     """
 
     g: GraphBuilder
@@ -103,6 +104,7 @@ class Rotary:
     sin: ir.Value
     dtype: ir.DataType
     dim: int = 0
+    angles: dict[ir.Value, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     @classmethod
     def from_config(
@@ -121,15 +123,41 @@ class Rotary:
         return cls(g, cos_table, sin_table, dtype, dim)
 
     def __call__(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
-        """Rotate x [B, N, heads·D] to `positions` [B, N]."""
-        g = self.g
+        """Rotate x [B, N, heads·D] to `positions` [B, N]; the heads may become an axis."""
+        if self.dtype != ir.DataType.FLOAT:
+            return self._rotate_halves(x, positions, num_heads)
         part = {"rotary_embedding_dim": self.dim} if self.dim else {}
-        is_wide = self.dtype == ir.DataType.FLOAT
-        wide = x if is_wide else g.cast(x, ir.DataType.FLOAT)
-        rotated = g.RotaryEmbedding(
-            wide, self.cos, self.sin, positions, num_heads=num_heads, **part
+        return self.g.RotaryEmbedding(
+            x, self.cos, self.sin, positions, num_heads=num_heads, **part
         )
-        return rotated if is_wide else g.cast(rotated, self.dtype)
+
+    def _rotate_halves(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
+        """Rotate the halves of each head, and round them before they are joined: [B, N, heads, D].
+
+        TensorRT-RTX rounds the result of RotaryEmbedding in two more kernels a layer, one for
+        queries and one for keys, where the batch is not fixed.
+        """
+        g = self.g
+        half = int(self.cos.shape[1])  # type: ignore[index, arg-type]
+        heads = g.Reshape(x, g.Concat(g.Shape(positions), [num_heads, -1], axis=0))
+        cos, sin = self._angles_at(positions)
+        first, second = (
+            g.cast(g.Slice(heads, [start], [start + half], [3]), ir.DataType.FLOAT)
+            for start in (0, half)
+        )
+        rotated = [
+            g.cast(g.Sub(g.Mul(first, cos), g.Mul(second, sin)), self.dtype),
+            g.cast(g.Add(g.Mul(second, cos), g.Mul(first, sin)), self.dtype),
+        ]
+        rest = [g.Slice(heads, [self.dim], [2**31 - 1], [3])] if self.dim else []
+        return g.Concat(*rotated, *rest, axis=3)
+
+    def _angles_at(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return cosines and sines at positions [B, N], both float32 [B, N, 1, D / 2]."""
+        if positions not in self.angles:
+            cos, sin = (self.g.Gather(table, positions) for table in (self.cos, self.sin))
+            self.angles[positions] = self.g.Unsqueeze(cos, [2]), self.g.Unsqueeze(sin, [2])
+        return self.angles[positions]
 
 
 def project_heads(
