@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("tensorrt_rtx")
-pytest.importorskip("cuda.bindings.driver")
-
 from tests.plugins.conftest import built_once, emulated_path
 from tests.plugins.emulated_build import build_emulated, build_starter
-from tests.stand_in.driver_build import build_driver
-from tests.stand_in.pairs import Engines, build_pair
+from tests.stand_in.driver_build import build_driver, cuda_header
 from tests.stand_in.process import StandIn
+
+if TYPE_CHECKING:
+    from tests.stand_in.pairs import Engines
 
 __all__ = ["emulated_path"]  # a fixture
 # Of the quick tests' pair: they do without the other kernels, which take a minute to compile.
@@ -27,6 +27,8 @@ def driver_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the stand-in driver's library, built once a run."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which compiles the stand-in driver")
+    if cuda_header() is None:
+        pytest.skip("needs cuda.h of the package nvidia-cuda-runtime")
     return built_once(tmp_path_factory, "stand-in driver", build_driver)
 
 
@@ -55,6 +57,8 @@ def quick_stand_in(
 @pytest.fixture(scope="session")
 def pair_engines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engines]:
     """`pair_engines(name)`: the engines of a pair, built once a process."""
+    from tests.stand_in.pairs import build_pair
+
     made: dict[str, Engines] = {}
 
     def get(name: str) -> Engines:

@@ -51,7 +51,7 @@ void stand_in_version(int version) { state.version = version; }
 void stand_in_late(int late) { state.late = late; }
 void stand_in_skip(const char* kernel) { state.skipped = kernel; }
 
-// The call of a function after `calls` more of them answers with `status`.
+// The calls of a function after `calls` more of them answer with `status`.
 void stand_in_fail(const char* function, int calls, int status) {
   state.failures[function] = {calls, static_cast<CUresult>(status)};
 }

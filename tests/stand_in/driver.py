@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ILLEGAL_ADDRESS = 700
-OUT_OF_MEMORY = 2
+OUT_OF_MEMORY, INVALID_IMAGE, NOT_FOUND = 2, 200, 500
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Setup:
     """How the driver is: its GPUs, and what goes wrong.
 
     `late`: work in a stream is done when a call waits for it. `fail`: a function, the number of
-    calls before the one that fails, and its error. `skip`: kernels of this name do nothing.
+    calls before those that fail, and their error. `skip`: kernels of this name do nothing.
     """
 
     archs: tuple[int, ...] = (120,)
@@ -51,7 +51,7 @@ class Driver:
         library.stand_in_skip(setup.skip.encode())
 
     def fail(self, function: str, calls: int, status: int) -> None:
-        """Let a function answer with `status` after so many more calls."""
+        """Let a function answer with `status` from so many calls on."""
         self._library.stand_in_fail(function.encode(), calls, status)
 
     def calls(self, function: str) -> int:

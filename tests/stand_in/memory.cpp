@@ -24,10 +24,8 @@ CUresult enter(const char* function, int needs) {
   const std::string name = base_name(function);
   ++state.calls[name];
   const auto failure = state.failures.find(name);
-  if (failure != state.failures.end() && failure->second.calls-- == 0) {
-    const CUresult status = failure->second.status;
-    state.failures.erase(failure);
-    return current() ? fail(current(), status) : status;
+  if (failure != state.failures.end() && failure->second.calls-- <= 0) {
+    return current() ? fail(current(), failure->second.status) : failure->second.status;
   }
   if (!(needs & kContext)) return CUDA_SUCCESS;
   if (current() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,17 +13,22 @@ from unittest import mock
 
 import numpy as np
 
-from tests.stand_in.driver import Driver, Setup
+from tests.stand_in.driver import ILLEGAL_ADDRESS, Driver, Setup
 from tests.stand_in.process import driver
 from tests.stand_in.small_trt import Placed, SmallTrt
 from tests.stand_in.traces import Trace, trace
 from trtllm_dflash import trt_plugins
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.backends import BACKENDS
+from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.hardware.doctor import MachineReport, diagnose_machine
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.trt import TrtSession
 
 Tokens = list[list[int]]
+_MOST_CALLS = 100
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,9 @@ class Report:
 
 
 @contextmanager
-def opened(directory: Path, setup: Setup) -> Iterator[tuple[Engine, Driver, SmallTrt]]:
+def opened(
+    directory: Path, setup: Setup, capture: bool = True
+) -> Iterator[tuple[Engine, Driver, SmallTrt]]:
     """Open an engine over the driver as `setup` has it."""
     here = driver()
     here.reset(setup)
@@ -44,7 +52,7 @@ def opened(directory: Path, setup: Setup) -> Iterator[tuple[Engine, Driver, Smal
     trt_plugins.pop_errors()
     with mock.patch.object(trt_engine, "trt", small):
         config = EngineConfig.load(directory)
-        yield Engine(config, TrtSession(directory, config)), here, small
+        yield Engine(config, TrtSession(directory, config, capture=capture)), here, small
     if small.failures:
         raise small.failures[0]
 
@@ -54,17 +62,23 @@ def generate(
     prompts: Tokens,
     calls: Sequence[dict[str, Any]],
     setup: Setup,
+    *,
+    capture: bool = True,
 ) -> Report:
     """Generate once for each of `calls`, the options of a call; the slots are used again."""
-    tokens, launches, replays = _generate(directory, prompts, calls, setup)
+    tokens, launches, replays = _generate(directory, prompts, calls, setup, capture)
     gc.collect()
     return Report(tokens, launches, replays, tuple(driver().faults()))
 
 
 def _generate(
-    directory: Path, prompts: Tokens, calls: Sequence[dict[str, Any]], setup: Setup
+    directory: Path,
+    prompts: Tokens,
+    calls: Sequence[dict[str, Any]],
+    setup: Setup,
+    capture: bool,
 ) -> tuple[list[Tokens], int, int]:
-    with opened(directory, setup) as (engine, here, _):
+    with opened(directory, setup, capture) as (engine, here, _):
         tokens = []
         for options in calls:
             answers = engine.generate(prompts, **options)
@@ -88,3 +102,86 @@ def _forced_drafts(directory: Path, prompts: Tokens, answers: Tokens, setup: Set
         shape = (session.max_batch_size, session._config.block_size)
         next_ids = Placed(address, shape, np.dtype(np.int64))
         return trace(session, next_ids.view, prompts, answers)
+
+
+def refusals(
+    directory: Path, prompts: Tokens, function: str, status: int
+) -> tuple[list[str], list[str]]:
+    """Let a driver's function fail from its first, second, … call on.
+
+    It ends when a whole run makes fewer calls. Returns the errors' texts, and what was left over
+    behind any of them.
+    """
+    texts: list[str] = []
+    left: list[str] = []
+    while len(texts) < _MOST_CALLS:
+        text = _refusal(directory, prompts, Setup(fail=(function, len(texts), status)))
+        gc.collect()
+        if text is None:
+            break
+        texts.append(text)
+        left += driver().faults()
+    return texts, left
+
+
+def _refusal(directory: Path, prompts: Tokens, setup: Setup) -> str | None:
+    try:
+        with opened(directory, setup) as (engine, *_):
+            engine.generate(prompts, max_tokens=4, stop_token_ids=[])
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def lost_context(directory: Path, prompts: Tokens) -> list[str]:
+    """Lose the context in the third step; return the errors of that call and of two later ones."""
+    texts = []
+    with opened(directory, Setup(fail=("cuEventSynchronize", 2, ILLEGAL_ADDRESS))) as (
+        engine,
+        *_,
+    ):
+        for _ in range(3):
+            try:
+                engine.generate(prompts, max_tokens=4, stop_token_ids=[])
+            except EngineError as error:
+                texts.append(str(error))
+    return texts
+
+
+def on_second_gpu(directory: Path, prompts: Tokens, count: int) -> tuple[Tokens, list[str]]:
+    """Generate on the second of two GPUs, while the first is made current before every call."""
+    tokens = []
+    with opened(directory, Setup(archs=(80, 120))) as (engine, *_):
+        elsewhere = Cuda(0)
+        for prompt in prompts:
+            elsewhere.make_current()
+            elsewhere.allocate(64, "a test")
+            _generate_one(engine, prompt, count, tokens)
+        del engine, elsewhere
+    gc.collect()
+    return tokens, driver().faults()
+
+
+def in_threads(directory: Path, prompts: Tokens, count: int) -> tuple[Tokens, list[str]]:
+    """Generate each answer in a thread of its own, whose identity the next one may get."""
+    tokens: Tokens = []
+    with opened(directory, Setup(late=True)) as (engine, *_):
+        for prompt in prompts:
+            thread = threading.Thread(
+                target=_generate_one, args=(engine, prompt, count, tokens)
+            )
+            thread.start()
+            thread.join()
+        del engine, thread
+    gc.collect()
+    return tokens, driver().faults()
+
+
+def _generate_one(engine: Engine, prompt: list[int], count: int, tokens: Tokens) -> None:
+    tokens.append(engine.generate([prompt], max_tokens=count, stop_token_ids=[])[0].token_ids)
+
+
+def report_of_machine(setup: Setup) -> MachineReport:
+    """Return what `doctor` finds over the stand-in driver."""
+    driver().reset(setup)
+    return diagnose_machine(BACKENDS)

@@ -80,7 +80,7 @@ struct Block {
 };
 
 struct Failure {
-  int calls;  // before the one that fails
+  int calls;  // before those that fail
   CUresult status;
 };
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.driver")
+
 from tests.stand_in import scenarios
 from tests.stand_in.agreement import Nearness, check_greedy, differing
 from tests.stand_in.driver import Setup

@@ -130,10 +130,11 @@ class Cuda:
             self._types.cuStreamEndCapture(self._stream)
             raise
         graph = self._call("cuStreamEndCapture", self._stream)
-        executable = self._hold(
-            "cuGraphExecDestroy", self._call("cuGraphInstantiate", graph, 0)
-        )
-        self._call("cuGraphDestroy", graph)
+        try:
+            executable = self._call("cuGraphInstantiate", graph, 0)
+        finally:
+            self._types.cuGraphDestroy(graph)
+        self._hold("cuGraphExecDestroy", executable)
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
     def _hold(self, free: str, handle: Any) -> Any:

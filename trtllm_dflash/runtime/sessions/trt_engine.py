@@ -258,5 +258,5 @@ class _Log(trt.ILogger):  # type: ignore[misc]
 
     def errors(self) -> str:
         """Return the last errors, those of our plugins first, a line each."""
-        messages = [*trt_plugins.pop_errors(), *self._errors]
+        messages = dict.fromkeys([*trt_plugins.pop_errors(), *self._errors])
         return "".join(f"\n  {message}" for message in messages) or " it gave no reason"

@@ -1,0 +1,121 @@
+"""What goes wrong in the driver is an error that says what, where and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.driver")
+
+from tests.stand_in import scenarios
+from tests.stand_in.driver import INVALID_IMAGE, NOT_FOUND, OUT_OF_MEMORY, Setup
+from tests.stand_in.pairs import Engines, random_prompts
+from tests.stand_in.process import StandIn
+from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.engine import Engine
+
+PROMPTS = random_prompts(4, 18)
+
+
+@pytest.fixture(scope="module")
+def engines(pair_engines: Callable[[str], Engines]) -> Engines:
+    return pair_engines("llama")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "status", "words", "least"),
+    [
+        ("cuMemAlloc", OUT_OF_MEMORY, r"failed to allocate .*CUDA_ERROR_OUT_OF_MEMORY", 12),
+        ("cuMemAllocHost", OUT_OF_MEMORY, r"failed to allocate .* of pinned memory for", 4),
+        ("cuGraphInstantiateWithFlags", OUT_OF_MEMORY, r"cuGraphInstantiate failed: .*OUT_", 1),
+        ("cuModuleLoadData", INVALID_IMAGE, r"refuses the step:\s+cuModuleLoadData failed", 2),
+        ("cuModuleGetFunction", NOT_FOUND, r"refuses the step:\s+cuModuleGetFunction", 4),
+        ("cuStreamBeginCapture", OUT_OF_MEMORY, r"cuStreamBeginCapture failed", 1),
+        ("cuStreamCreate", OUT_OF_MEMORY, r"cuStreamCreate failed", 1),
+        ("cuEventCreate", OUT_OF_MEMORY, r"cuEventCreate failed", 2),
+    ],
+)
+def test_any_call_that_fails_is_an_error(
+    quick_stand_in: StandIn,
+    engines: Engines,
+    function: str,
+    status: int,
+    words: str,
+    least: int,
+) -> None:
+    texts, left = quick_stand_in.run(scenarios.refusals, engines.gpu, PROMPTS, function, status)
+    assert left == []
+    assert least <= len(texts) < 60
+    for text in texts:
+        assert re.search(words, text), text
+        assert re.search(r"Free GPU memory|doctor|build it again", text), text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        (
+            "accept_finish",
+            r"slot 0, prefill step 1: num_new is -?\d+, expected 1 to 1\. The engine",
+        ),
+        ("dflash_attention_d", r"slot 0, prefill step 1: .* not\s+finite"),
+    ],
+)
+def test_kernel_that_does_nothing(
+    quick_stand_in: StandIn, engines: Engines, kernel: str, words: str
+) -> None:
+    calls = [{"max_tokens": 4, "stop_token_ids": []}]
+    with pytest.raises(EngineError, match=words):
+        quick_stand_in.run(scenarios.generate, engines.gpu, PROMPTS, calls, Setup(skip=kernel))
+
+
+def test_lost_context_stays_lost(quick_stand_in: StandIn, engines: Engines) -> None:
+    first, *later = quick_stand_in.run(scenarios.lost_context, engines.gpu, PROMPTS)
+    assert re.search(r"cuEventSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS .*start it", first)
+    assert len(later) == 2
+    assert all(re.search("ILLEGAL_ADDRESS .*A kernel is at fault", text) for text in later)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", [scenarios.on_second_gpu, scenarios.in_threads])
+def test_contexts_follow_every_call(
+    quick_stand_in: StandIn, engines: Engines, scenario: Callable[..., object]
+) -> None:
+    tokens, faults = quick_stand_in.run(scenario, engines.gpu, PROMPTS * 2, 6)
+    twin = Engine.load(engines.twin, num_threads=1)
+    answers = twin.generate(PROMPTS * 2, max_tokens=6, stop_token_ids=[])
+    assert tokens == [answer.token_ids for answer in answers]
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_without_graphs(
+    quick_stand_in: StandIn, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [{"max_tokens": 6, "stop_token_ids": []}]
+    captured, plain = (
+        quick_stand_in.run(
+            scenarios.generate, engines.gpu, PROMPTS, calls, Setup(), capture=capture
+        )
+        for capture in (True, False)
+    )
+    assert captured.tokens == plain.tokens
+    assert plain.replays == 0 < captured.replays
+    assert plain.launches > captured.launches
+
+
+@pytest.mark.slow
+def test_doctor_asks_the_driver(quick_stand_in: StandIn) -> None:
+    old = quick_stand_in.run(scenarios.report_of_machine, Setup(version=12040, archs=(120, 80)))
+    new = quick_stand_in.run(scenarios.report_of_machine, Setup())
+    reasons = {report.arch: report.run for report in old.archs}
+    assert [gpu.arch for gpu in old.gpus] == ["sm120", "sm80"]
+    for arch in ("sm120", "sm80"):
+        assert re.search(r"the driver is for CUDA 12\.4, and .* needs a driver", reasons[arch])
+    reasons = {report.arch: report.run for report in new.archs}
+    assert reasons["sm120"] is None
+    assert "needs a GPU of sm80" in reasons["sm80"]
