@@ -21,6 +21,7 @@ from docs.estimate.prediction import (
     Prediction,
     explanations,
     held_out,
+    hybrids,
     listed,
     median_error,
     predict_all,
@@ -58,6 +59,7 @@ def page(predictions: Sequence[Prediction], cases: Sequence[ClaimCase]) -> str:
         validation=validation(predictions),
         explanations=_explanations(predictions),
         plain=_plain(predictions),
+        without_copies=_without_copies(predictions),
         sensitivity=_sensitivity(),
         eagle=_against_eagle3(predictions),
         claim=claim_table(cases),
@@ -95,6 +97,9 @@ def validation(predictions: Sequence[Prediction]) -> str:
         _summary("of these, EAGLE-3", eagle),
         _summary("of these, compared only after all choices (table 1 at T=1)", later),
         _summary("held out (model cards; no choice rests on them)", held_out(predictions)),
+        _summary(
+            "hybrid targets (states were decided with these in view)", hybrids(predictions)
+        ),
         _rule_of_thumb(first),
     ]
     return "\n".join(lines)
@@ -164,6 +169,12 @@ def error_range(rows: Sequence[Prediction]) -> str:
     errors = [row.error for row in rows]
     low, high = f"{min(errors) * 100:+.0f}", f"{max(errors) * 100:+.0f}"
     return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _without_copies(predictions: Sequence[Prediction]) -> str:
+    """Return the median error of hybrid targets if no server copied states."""
+    figures = [row.figure for row in hybrids(predictions)]
+    return f"{median_error(predict_all(figures, copies_states=False)):.0%}"
 
 
 def _plain(predictions: Sequence[Prediction]) -> str:

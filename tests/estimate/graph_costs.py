@@ -124,6 +124,7 @@ class GraphCounter:
             row_bytes=(channels + gates + values) * ACTIVATION_BYTES,
             row_flops=6 * values * key_dim + 2 * channels * kernel,
             state_bytes=values * key_dim * 4 + kept * columns * ACTIVATION_BYTES,
+            window_bytes=kept * columns * ACTIVATION_BYTES,
             kernels=2,
         )
 

@@ -95,6 +95,18 @@ def test_roofline_of_attention_reads_its_window() -> None:
     assert seconds((replace(full, window=128),), roofline, 3, 100) == 3 * 100 * 1e6 / 1e12
 
 
+def test_a_server_copies_states_where_it_verifies() -> None:
+    """A read, 4 writes, and the copy of one: 7 times the state; the window stays as it is."""
+    state = KernelCost("target", "linear attention", 4, state_bytes=9e9, window_bytes=1e9)
+    quiet = replace(SERVING, plain_host=0.0, draft_host=0.0)
+    engine, server = (Roofline(ROUND, 1, runtime, IDEAL) for runtime in (ENGINE, quiet))
+    once = 3 * 2 * 9e9 / 1e12
+    assert seconds((state,), engine, 3, drafts=True) == once
+    assert seconds((state,), server, 3) == once
+    copied = 3 * (7 * 8e9 + 2 * 1e9) / 1e12
+    assert seconds((state,), server, 3, drafts=True) == pytest.approx(copied)
+
+
 def test_roofline_adds_host_and_kernels() -> None:
     costs = (KernelCost("target", "elementwise", 1, kernels=5),)
     constants = replace(IDEAL, kernel=3e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,13 +24,14 @@ from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.engine_dir.io_tensors import step_io
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
+from trtllm_dflash.estimate.pair import ModelPair
 from trtllm_dflash.estimate.workload import (
     STATE_BYTES,
     KernelCost,
     ModelCosts,
-    ModelPair,
 )
 from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.models.dflash2 import DraftConvConfig, SelectorConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
 
@@ -235,12 +237,39 @@ def test_workload_of_linear_attention_by_hand() -> None:
     channels = 3 * 12 * 2 + 6 * 10
     assert (cost.rows, cost.kernels) == (7, 2)
     assert cost.state_bytes == 6 * 12 * 10 * 4 + (3 + 4) * (channels + 12) * 2
+    assert cost.window_bytes == (3 + 4) * (channels + 12) * 2
     assert cost.row_flops == 6 * 6 * 12 * 10 + 2 * 4 * channels
     assert cost.row_bytes == 2 * (channels + 12 + 60)
     assert cost.weight_bytes == 2 * 4 * channels
     assert cost.position_bytes == cost.position_flops == 0
     alone = ModelCosts("target", config, {}).linear_attention(7, sizes)
     assert alone.state_bytes == 6 * 12 * 10 * 4 + 3 * (channels + 12) * 2
+
+
+def test_workload_of_dflash_2_by_hand() -> None:
+    """Convolutions over 3 rows, groups of 8, around both sublayers of each layer; a selector."""
+    v1 = stored_pair("Qwen3-8B-DFlash-b16")
+    config = replace(
+        v1.drafter.config, conv=DraftConvConfig(3, 8), selector=SelectorConfig(rank=64, top_k=4)
+    )
+    v2 = replace(v1, drafter=replace(v1.drafter, config=config))
+    added = Counter(v2.dflash_step(16, 5)) - Counter(v1.dflash_step(16, 5))
+    assert not Counter(v1.dflash_step(16, 5)) - Counter(v2.dflash_step(16, 5))
+    linears = {cost.module: cost for cost in added if cost.operation == "linear"}
+    places = {f"layers.{n}.{part}_conv" for n in range(5) for part in ("attention", "mlp")}
+    selector = linears.pop("candidate_selector.hidden_projection")
+    assert linears.keys() == {f"{place}.kernel_projection" for place in places}
+    dynamic = 3 * 4096 // 8
+    for cost in linears.values():
+        assert (cost.rows, cost.weight_bytes) == (16, 2 * 4096 * 2 * dynamic)
+    assert (selector.rows, selector.weight_bytes) == (15, 2 * 4096 * 64)
+    others = {cost: n for cost, n in added.items() if cost.operation == "elementwise"}
+    sides = {cost: n for cost, n in others.items() if cost.rows == 16}
+    assert {cost.row_bytes: n for cost, n in sides.items()} == {2 * (2 * 4096 + dynamic): 20}
+    (choosing,) = others.keys() - sides.keys()
+    assert (choosing.rows, choosing.row_bytes) == (15, 2 * 2 * 4 * 64)
+    weights = 2 * (10 * 4096 * 2 * dynamic + 4096 * 64 + 2 * 151936 * 64)
+    assert v2.memory_bytes(1, 100) - v1.memory_bytes(1, 100) == weights
 
 
 @pytest.mark.slow

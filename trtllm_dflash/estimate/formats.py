@@ -13,7 +13,7 @@ from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED, quantized_to
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.estimate.workload import ModelPair
+from trtllm_dflash.estimate.pair import ModelPair
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.estimate import EstimateConfig

@@ -44,13 +44,18 @@ class Constants:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The seconds that a step waits for the host, by the software that runs it."""
+    """The software that runs a step, and the seconds that a step waits for its host.
+
+    `copies_states`: with drafts it writes a recurrent state for each row, and copies the accepted
+    one to its place.
+    """
 
     name: str
     meaning: str
     reason: str
     plain_host: float = 0.0
     draft_host: float = 0.0
+    copies_states: bool = False
 
 
 CONSTANTS = Constants(**{name: each["value"] for name, each in DATA["constants"].items()})
@@ -137,7 +142,8 @@ class Roofline:
         shared = 2 * (self.gpus - 1) / self.gpus  # of a sum, over a GPU's link
         link = LINK_GBS.get(self.gpu.arch, 0.0) * 1e9 * self.constants.link_fraction
         for cost in costs:
-            limit, working = self._working_time(cost, batch, context)
+            states = self._state_traffic(cost, drafts=drafts)
+            limit, working = self._working_time(cost, batch, context, states)
             launching = cost.kernels * self.constants.kernel
             summing = 0.0
             if self.gpus > 1 and cost.reduced_bytes:
@@ -151,14 +157,24 @@ class Roofline:
         limits[HOST] += host
         return StepTime(limits, {**parts, "host": host})
 
-    def _working_time(self, cost: KernelCost, batch: int, context: float) -> tuple[str, float]:
+    def _state_traffic(self, cost: KernelCost, *, drafts: bool) -> float:
+        """Return the bytes of one sequence's state and window that are read and written."""
+        traffic = 2 * cost.state_bytes
+        if drafts and self.runtime.copies_states:
+            # One write becomes one for each row; the accepted state is read and written again.
+            traffic += (cost.rows + 1) * (cost.state_bytes - cost.window_bytes)
+        return traffic
+
+    def _working_time(
+        self, cost: KernelCost, batch: int, context: float, states: float
+    ) -> tuple[str, float]:
         """Return the longer of reading and computing, and which it is."""
         tokens = batch * cost.rows
         rows = tokens * cost.top_k  # one for each expert of a token
         positions = batch * min(context, cost.window or context)
         weights = cost.weight_bytes * expected_active(cost.num_experts, cost.top_k, tokens)
         moved = weights + rows * cost.row_bytes + positions * cost.position_bytes
-        moved += 2 * batch * cost.state_bytes  # read and written
+        moved += batch * states
         flops = rows * cost.row_flops + positions * cost.position_flops
         bandwidth = self.gpu.bandwidth_gbs * 1e9 * self.constants.bandwidth_fraction
         rate = peak_flops(cost.format, self.gpu) * self.constants.compute_fraction

@@ -13,9 +13,10 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.estimate.acceptance import Shares, acceptance_length, find_shares
 from trtllm_dflash.estimate.eagle3 import Eagle3Tree
 from trtllm_dflash.estimate.formats import pair_as_asked
+from trtllm_dflash.estimate.pair import ModelPair
 from trtllm_dflash.estimate.report import EqualInteractivity, EstimateReport, StepEstimate
 from trtllm_dflash.estimate.roofline import DATA, RUNTIMES, Roofline
-from trtllm_dflash.estimate.workload import DRAFTER, KernelCost, ModelPair
+from trtllm_dflash.estimate.workload import DRAFTER, KernelCost
 from trtllm_dflash.options.estimate import EstimateConfig
 from trtllm_dflash.profile.advice import advise
 from trtllm_dflash.profile.curve import Curve, CurvePoint, frontier, throughput_at

@@ -1,4 +1,4 @@
-"""What the kernels of a step read and compute, and the memory that a pair of models needs.
+"""What the kernels of one model read and compute in a step.
 
 Elementwise operations count as fused into their neighbours. Projections of one input count as one
 kernel. Every cost is that of one sequence; `roofline` multiplies what grows with the batch.
@@ -6,16 +6,13 @@ kernel. Every cost is that of one sequence; `roofline` multiplies what grows wit
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_dflash.checkpoint.formats import WeightFormat
-from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import window_rows
-from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.draft_tables import EMBEDDING
+from trtllm_dflash.models.dflash2 import SelectorConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.models.moe import MoEConfig
@@ -26,9 +23,6 @@ TARGET, ACCEPT, DRAFTER = "target", "accept", "drafter"  # the parts of a step
 HEAD = "lm_head"
 # Tensor parallel: the outputs of all GPUs add up.
 _SUMMED = ("o_proj", "out_proj", "down_proj", "fc", "fusion")
-# Linears that no format is asked of.
-_PLAIN = ("fc", "router", "in_proj_a", "in_proj_b", "in_proj_ba", "shared_expert_gate")
-_ROLES = {"linear": "linears", "experts": "experts", "head": "head"}
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,9 @@ class KernelCost:
     row_flops: float = 0.0
     position_bytes: float = 0.0  # keys and values of one position
     position_flops: float = 0.0  # of all rows on one position
-    state_bytes: float = (
-        0.0  # of a sequence's recurrent state and window, read and written once
-    )
+    # Of a sequence's recurrent state and window, read and written once; of these, the window.
+    state_bytes: float = 0.0
+    window_bytes: float = 0.0
     window: int = 0  # positions that an attention sees at most; 0: all
     num_experts: int = 1
     top_k: int = 1  # experts that a row uses
@@ -152,6 +146,7 @@ class ModelCosts:
             row_bytes=(sizes.window_columns + out_size) * ACTIVATION_BYTES,
             row_flops=6 * out_size * sizes.key_dim + 2 * convolution,
             state_bytes=state + window,
+            window_bytes=window,
             kernels=2,
         )
 
@@ -168,6 +163,7 @@ class ModelCosts:
         if sizes is not None and isinstance(config, TargetConfig) and config.is_linear:
             yield from self._gated_delta_net(f"{name}.linear_attn", rows, sizes)
         else:
+            yield from self._convolutions(f"{name}.attention_conv", rows)
             yield from self._full_attention(f"{name}.self_attn", rows, window, kv_rows)
         yield self.norm(rows)
         if isinstance(config, TargetConfig) and config.moe is not None:
@@ -178,7 +174,31 @@ class ModelCosts:
             if config.moe.shared_intermediate_size:
                 yield from self._shared_expert(f"{name}.mlp.shared_expert", rows, config.moe)
             return
+        yield from self._convolutions(f"{name}.mlp_conv", rows)
         yield from self._swiglu(f"{name}.mlp", rows, config.intermediate_size)
+
+    def _convolutions(self, name: str, rows: int) -> Iterator[KernelCost]:
+        """Yield those of DFlash 2 around a sublayer: of its input and of its output.
+
+        A kernel of each takes rows and the dynamic parts, which one linear computes for both.
+        """
+        config = self.config
+        if not isinstance(config, DrafterConfig) or config.conv is None:
+            return
+        dynamic = config.conv.kernel_size * config.num_conv_groups
+        projection = f"{name}.kernel_projection"
+        yield self.linear(projection, rows, config.hidden_size, 2 * dynamic)
+        moved = (2 * config.hidden_size + dynamic) * ACTIVATION_BYTES
+        yield self.elementwise(rows, moved)
+        yield self.elementwise(rows, moved)
+
+    def selector(self, rows: int, selector: SelectorConfig) -> Iterator[KernelCost]:
+        """Yield how DFlash 2 chooses a draft in each row, behind the candidates."""
+        module = "candidate_selector.hidden_projection"
+        yield self.linear(module, rows, self.config.hidden_size, selector.rank)
+        # A row's candidates are scored after each of those of the row before.
+        pairs = 2 * selector.top_k * selector.rank * ACTIVATION_BYTES
+        yield self.elementwise(rows, pairs)
 
     def _full_attention(
         self, attn: str, rows: int, window: int, kv_rows: int | None
@@ -243,141 +263,3 @@ class ModelCosts:
             reduced_bytes=hidden * ACTIVATION_BYTES,
             kernels=5,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class ModelPair:
-    """A target and its drafter, whose checkpoints say how modules are stored.
-
-    All experts of a layer are one module of `target.formats`. `kv_cache` is the target's: the
-    drafter's cache is never quantized.
-    """
-
-    target: Checkpoint[TargetConfig]
-    drafter: Checkpoint[DrafterConfig]
-    kv_cache: WeightFormat | None = None
-
-    @property
-    def _has_own_head(self) -> bool:
-        return f"{HEAD}.weight" in self.drafter.tensors
-
-    def plain_step(self) -> tuple[KernelCost, ...]:
-        """Return the kernels of a step of the target alone: one token."""
-        return self.target_pass(1, 1)
-
-    def target_pass(
-        self, width: int, rows: int, *, block_size: int = 1
-    ) -> tuple[KernelCost, ...]:
-        """Return the target's kernels for `width` tokens, of which the last `rows` are decided.
-
-        A prompt decides one row, the tree of an EAGLE-3 drafter all of them. `block_size` is the
-        engine's, 1 without a drafter.
-        """
-        config, formats = self.target.config, self.target.formats
-        costs = ModelCosts(TARGET, config, formats)
-        kernels = [costs.norm(width)]  # the embedding
-        for index, window in enumerate(config.windows):
-            layer = ModelCosts(
-                TARGET, config.at_layer(index), formats, self.kv_cache, block_size
-            )
-            kernels += layer.layer(f"model.layers.{index}", width, window)
-        # The gather of the rows that are decided, and the last norm.
-        kernels += [costs.norm(rows), costs.norm(rows), costs.head(rows, config.vocab_size)]
-        return (*kernels, replace(costs.choice(rows, config.vocab_size), part=ACCEPT))
-
-    def dflash_step(self, block_size: int, draft_len: int) -> tuple[KernelCost, ...]:
-        """Return the kernels of a step that verifies `draft_len` drafts and drafts a block.
-
-        Raises:
-            UsageError: for more drafts than the block has, or a block larger than the drafter's.
-        """
-        config = self.drafter.config
-        vocab_size = config.draft_vocab_size or self.target.config.vocab_size
-        if not 1 <= draft_len < block_size <= config.block_size:
-            raise UsageError(
-                f"{draft_len} drafts of a block of {block_size} cannot be had from a drafter that"
-                f" was trained with blocks of {config.block_size}"
-            )
-        width = draft_len + 1
-        formats = dict(self.drafter.formats)
-        if not self._has_own_head and HEAD in self.target.formats:
-            formats[HEAD] = self.target.formats[HEAD]
-        costs = ModelCosts(DRAFTER, config, formats)
-        features = config.num_taps * config.hidden_size
-        kernels = [costs.norm(block_size)]  # the embedding
-        kernels += [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
-        for index, window in enumerate(config.windows):
-            kernels += costs.layer(f"layers.{index}", block_size, window, width + block_size)
-        kernels += [costs.norm(block_size), costs.head(block_size - 1, vocab_size)]
-        return (
-            *self.target_pass(width, width, block_size=block_size),
-            *kernels,
-            costs.choice(block_size - 1, vocab_size),
-        )
-
-    def prompt_pass(self, width: int, *, drafts: bool) -> tuple[KernelCost, ...]:
-        """Return the kernels for `width` tokens of a prompt, whose last row may be decided.
-
-        With drafts their features become keys and values of the drafter.
-        """
-        if not drafts:
-            return self.target_pass(width, 1)
-        config = self.drafter.config
-        kernels = self.target_pass(width, 1, block_size=config.block_size)
-        costs = ModelCosts(DRAFTER, config, self.drafter.formats)
-        features = config.num_taps * config.hidden_size
-        kv_size = config.num_kv_heads * config.head_dim
-        context = [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
-        for index in range(config.num_layers):
-            name = f"layers.{index}.self_attn"
-            context.append(costs.linear(f"{name}.k_proj", width, config.hidden_size, kv_size))
-            context.append(
-                costs.linear(f"{name}.v_proj", width, config.hidden_size, kv_size, fused=True)
-            )
-            context.append(costs.elementwise(width, 2 * kv_size * ACTIVATION_BYTES))
-        return (*kernels, *context)
-
-    def whole_step(self) -> tuple[KernelCost, ...]:
-        """Return the kernels of the step with the drafter's whole block."""
-        block_size = self.drafter.config.block_size
-        return self.dflash_step(block_size, block_size - 1)
-
-    def state_bytes(self) -> float:
-        """Return the size of one sequence's recurrent states and windows."""
-        return sum(cost.state_bytes for cost in self.whole_step())
-
-    def memory_bytes(self, batch: int, context: int) -> float:
-        """Return the size of weights and caches.
-
-        The drafter uses the target's two tables, but for those of its own.
-        """
-        config, total = self.target.config, 0.0
-        if not config.tie_word_embeddings:
-            total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
-        if EMBEDDING in self.drafter.tensors:
-            total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
-        for cost in self.whole_step():
-            if cost.operation != "head" or cost.part != DRAFTER or self._has_own_head:
-                total += cost.weight_bytes * cost.num_experts
-            positions = min(context, cost.window or context)
-            total += batch * (positions * cost.position_bytes + cost.state_bytes)
-        return total
-
-    def format_counts(self) -> dict[str, Counter[str]]:
-        """Return how many linears, experts, heads and drafter's linears have which format."""
-        counts = {role: Counter[str]() for role in (*_ROLES.values(), DRAFTER)}
-        for cost in self.whole_step():
-            is_drafter = cost.part == DRAFTER
-            if cost.module.endswith(_PLAIN) or cost.operation not in _ROLES:
-                continue
-            if not is_drafter or cost.operation == "linear":
-                name = "bf16" if cost.format is None else cost.format.name
-                counts[DRAFTER if is_drafter else _ROLES[cost.operation]][name] += 1
-        return counts
-
-    def usual_formats(self) -> dict[str, str]:
-        """Return the most frequent format of linears, experts, head and drafter."""
-        return {
-            role: counts.most_common(1)[0][0] if counts else "bf16"
-            for role, counts in self.format_counts().items()
-        }
