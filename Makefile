@@ -84,7 +84,8 @@ test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (about 
 		'pytest>=8' 'pytest-xdist>=3.6' 'filelock>=3' 'hypothesis>=6'
 	@touch $@
 
-OLDEST := atomic options catalog engine_dir tokenizing runtime cli builder estimate
+OLDEST := atomic options catalog checkpoint engine_dir tokenizing runtime cli builder profile evaluate estimate \
+	trtllm_export fuzz
 
 test-oldest: .venv-oldest/.ready  ## quick tests that need no torch, with the oldest dependencies that are allowed
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(OLDEST:%=tests/%)

@@ -54,9 +54,8 @@ def check_finite(
             index = (0,) * len(info.shape)
         if index is None:
             continue
-        problem = (
-            f"{info.path}: tensor {info.name} has {info.array()[index]} at index {list(index)}."
-        )
+        value = float(info.array()[index])
+        problem = f"{info.path}: tensor {info.name} has {value} at index {list(index)}."
         if scales or info.dtype in PACKED_DTYPES:
             raise CheckpointError(
                 f"{problem} A scale is a finite number above zero, and ModelOpt writes others for a"
