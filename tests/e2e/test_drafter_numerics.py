@@ -6,6 +6,7 @@ variant.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,12 @@ def _prompt_step(
 
 
 def _reference_hidden(
-    target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int
+    target_dir: Path, drafter_dir: Path, prompt: np.ndarray, anchor: int, *, scale: float = 1.0
 ) -> np.ndarray:
-    """Return the reference drafter's final hidden rows [T, hidden] for a prompt and its anchor."""
+    """Return the reference drafter's final hidden rows [T, hidden] for a prompt and its anchor.
+
+    The embeddings are multiplied by `scale`, as the package's generation does.
+    """
     target, drafter = (
         hugging_face.load_target(target_dir),
         hugging_face.load_drafter(drafter_dir),
@@ -99,7 +103,7 @@ def _reference_hidden(
         positions = torch.arange(len(prompt) + BLOCK)[None]
         embedded = target.get_input_embeddings()(block)
         return drafter(
-            target_hidden=features, noise_embedding=embedded, position_ids=positions
+            target_hidden=features, noise_embedding=embedded * scale, position_ids=positions
         )[0].numpy()
 
 
@@ -146,6 +150,25 @@ def test_gpt_oss_drafters_equal_the_reference(tmp_path: Path) -> None:
     for row in range(2):
         want = _reference_hidden(same_numbers, drafter, prompts[row], got["next_ids"][row, 0])
         np.testing.assert_allclose(hidden[row], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("place", ["top", "dflash_config"])
+def test_scaled_embeddings_equal_the_reference(place: str, tmp_path: Path) -> None:
+    """Drafters of Gemma's targets have the key, with a cap of the logits, which is no matter."""
+    target = tiny_target(tmp_path / "target", "qwen3")
+    drafter = tiny_drafter(tmp_path / "drafter", target)
+    config = json.loads((drafter / "config.json").read_text())
+    section = config if place == "top" else config["dflash_config"]
+    section |= {"input_embedding_scale": 7.25, "final_logit_softcapping": 30.0}
+    (drafter / "config.json").write_text(json.dumps(config))
+    prompts = np.random.default_rng(4).integers(0, VOCAB, (1, 13))
+    got = _prompt_step(*_step_with_hidden(target, drafter), prompts)
+    hidden = got[HIDDEN].reshape(1, BLOCK, -1)
+    anchor = got["next_ids"][0, 0]
+    want = _reference_hidden(target, drafter, prompts[0], anchor, scale=7.25)
+    np.testing.assert_allclose(hidden[0], want, rtol=2e-4, atol=2e-5 * np.abs(want).max())
+    unscaled = _reference_hidden(target, drafter, prompts[0], anchor)
+    assert np.abs(want - unscaled).max() > 0.05 * np.abs(want).max()
 
 
 def test_causal_differs_from_bidirectional_beyond_the_tolerance(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ WINDOW = 24
 CASES: Mapping[str, dict[str, Any]] = {
     "own vocabulary": {},
     "whole vocabulary": {"draft_ids": None, "taps": (3, 0, 1)},
+    "from the anchor": {"config": {"sample_from_anchor": True}},
     "sliding": {"variant": "mixed", "window": WINDOW, "yarn": True},
     "sliding, not causal": {
         "variant": "mixed",
@@ -117,7 +118,8 @@ def _drafts_behind(model: Any, states: Any, tokens: list[int]) -> list[int]:
         _, logits, *_ = model._backbone_forward(
             features, ids, mask, last, documents, max_anchors=1
         )
-    places = logits[0, 1:size].argmax(-1)
+    first = 0 if model.config.sample_from_anchor else 1
+    places = logits[0, first:size].argmax(-1)
     return (places if model.d2t is None else places + model.d2t[places]).tolist()
 
 

@@ -10,6 +10,7 @@ import pytest
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.draft_masks import DraftLayerConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.tensor_specs import expand_specs
 
 # z-lab/Qwen3-4B-DFlash-b16 as published: block size at the top level, full attention.
 QWEN3_4B: dict[str, Any] = {
@@ -350,3 +351,32 @@ def test_agreeing_causal_keys_do_not_warn(caplog: pytest.LogCaptureFixture) -> N
 def test_refusals(base: dict[str, Any], changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"drafter /d: .*{words}"):
         read(base, **changes)
+
+
+@pytest.mark.parametrize("key", ["attention_sink_bias", "dflash__attention_sink"])
+def test_sinks_are_a_tensor_of_each_layer(key: str) -> None:
+    config = read(QWEN3_4B, **{key: True})
+    names = expand_specs(config.tensors.used, config)
+    assert [name for name in names if "sink" in name] == [
+        f"layers.{index}.self_attn.attention_sink_bias" for index in range(5)
+    ]
+
+
+@pytest.mark.parametrize("key", ["input_embedding_scale", "dflash__input_embedding_scale"])
+def test_embeddings_may_be_scaled(key: str) -> None:
+    assert read(QWEN3_4B, **{key: 73}).embedding_scale == 73.0
+    for scale in (0, -2.5):
+        with pytest.raises(ConfigError, match=r"input_embedding_scale is .* more than 0"):
+            read(QWEN3_4B, **{key: scale})
+
+
+@pytest.mark.parametrize("key", ["sample_from_anchor", "dflash__shift_label"])
+def test_rows_that_predict_the_next_token(key: str) -> None:
+    """The key counts rows, each of which drafts; our block size counts the anchor too."""
+    config = read(QWEN3_4B, **{key: True})
+    assert (config.block_size, config.rows_of(17), config.rows_of(5)) == (17, 16, 4)
+    assert read(QWEN3_4B, **{key: True}, block_size=1).block_size == 2
+    with pytest.raises(ConfigError, match=r"block_size is 64, expected .* at most 63"):
+        read(QWEN3_4B, **{key: True}, block_size=64)
+    with pytest.raises(ConfigError, match="Make them agree or drop one"):
+        read(QWEN3_4B, sample_from_anchor=True, dflash__shift_label=False)

@@ -219,7 +219,7 @@ class MemoryPlan:
         for config in self._configs:
             rows = shape.rows
             if isinstance(config, DrafterConfig):
-                rows = self.models.resolved.block_size
+                rows = config.rows_of(self.models.resolved.block_size)
             of_model = self._kernel_scratch if self._has_kernels else self._score_bytes
             found.append(of_model(config, _StepShape(shape.slots, rows)))
         return max(found)

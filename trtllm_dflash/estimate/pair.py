@@ -88,11 +88,12 @@ class ModelPair:
             formats[HEAD] = self.target.formats[HEAD]
         costs = ModelCosts(DRAFTER, config, formats)
         features = config.num_taps * config.hidden_size
-        kernels = [costs.norm(block_size)]  # the embedding
+        rows = config.rows_of(block_size)
+        kernels = [costs.norm(rows)]  # the embedding
         kernels += [costs.linear("fc", width, features, config.hidden_size), costs.norm(width)]
         for index, window in enumerate(config.windows):
-            kernels += costs.layer(f"layers.{index}", block_size, window, width + block_size)
-        kernels += [costs.norm(block_size), costs.head(block_size - 1, vocab_size)]
+            kernels += costs.layer(f"layers.{index}", rows, window, width + rows)
+        kernels += [costs.norm(rows), costs.head(block_size - 1, vocab_size)]
         kernels.append(costs.choice(block_size - 1, vocab_size))
         if config.selector is not None:
             kernels += costs.selector(block_size - 1, config.selector)

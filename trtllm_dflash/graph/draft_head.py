@@ -28,14 +28,17 @@ class DraftHead:
     vocab: np.ndarray | None
 
     def drafts(self, hidden: ir.Value, block_size: int) -> ir.Value:
-        """Return the drafts int64 [B, T-1] of the block's rows [B·T, hidden].
+        """Return the drafts int64 [B, T-1] of the block's rows [B·R, hidden].
 
-        Row 0 belongs to the anchor, which is known; row j predicts the token at its own position.
+        Row j predicts the token at its own position, so row 0 is not used: it is the anchor's,
+        which is known. With `sample_from_anchor` it predicts the next token, and there are T-1.
         """
         g = self.drafter.g
-        size = self.config.hidden_size
-        rows = g.Reshape(hidden, [-1, block_size, size])
-        rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
+        rows = hidden
+        if not self.config.sample_from_anchor:
+            size = self.config.hidden_size
+            rows = g.Reshape(hidden, [-1, block_size, size])
+            rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
         places = g.ArgMax(self._logits(rows), axis=-1, keepdims=0)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
 

@@ -16,7 +16,7 @@ from trtllm_dflash.graph.draft_conv import DraftConv
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, project_heads
 from trtllm_dflash.graph.ops import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.attention import ring_attribute
-from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.drafter import SINKS, DrafterConfig
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class DrafterBuilder:
         key = f"draft_key.{index}"
         value = f"draft_value.{index}"
         mask = c.layers[index]
+        sinks = [m.weights.value(g, f"{name}.{SINKS}")] if c.has_sinks else []
         out, self.written[key], self.written[value] = DRAFT_ATTENTION(
             g,
             q,
@@ -116,6 +117,7 @@ class DrafterBuilder:
             self.caches[value],
             self.row_positions,
             self.kv_positions,
+            *sinks,
             scale=c.head_dim**-0.5,
             window_size=mask.window,
             causal=mask.causal,

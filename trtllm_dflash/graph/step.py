@@ -258,31 +258,24 @@ class _Step:
         weights = WeightSource("drafter", drafter.tensors, self.dtype, drafter.formats)
         batch = g.size(bonus, 0)
         width = g.size(self.inputs["input_ids"], 1)
-        block = g.Concat(
-            bonus,
-            g.Expand(config.mask_token_id, g.Concat(batch, [self.block_size - 1], axis=0)),
-            axis=1,
-        )
-        block_positions = self._positions(next_len, [self.block_size])
+        rows = config.rows_of(self.block_size)
+        block_positions = self._positions(next_len, [rows])
         model = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps)
         context = DrafterBuilder(
             model=model,
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
-            batch_and_block=g.Concat(batch, [self.block_size], axis=0),
-            batch_and_rows=g.Concat(batch, g.Add(width, self.block_size), axis=0),
+            batch_and_block=g.Concat(batch, [rows], axis=0),
+            batch_and_rows=g.Concat(batch, g.Add(width, rows), axis=0),
             block_positions=block_positions,
             row_positions=g.Concat(self._positions(past, width), block_positions, axis=1),
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
             rings=self._rings("draft_key", config.num_layers),
         )
-        embedded = (
-            _embed(model, block, config.hidden_size, EMBEDDING)
-            if EMBEDDING in weights
-            else _embed(verifier, block, config.hidden_size)
-        )
-        hidden = context.forward(g.Concat(*features, axis=-1), embedded)
+        masks = g.Expand(config.mask_token_id, g.Concat(batch, [rows - 1], axis=0))
+        block = _embed_block(verifier, model, config, g.Concat(bonus, masks, axis=1))
+        hidden = context.forward(g.Concat(*features, axis=-1), block)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
         return head.drafts(hidden, self.block_size), context.written
 
@@ -304,6 +297,22 @@ class _Step:
         return g.Add(
             g.Unsqueeze(g.cast(start, ir.DataType.INT64), [1]), g.arange(g.as_value(count))
         )
+
+
+def _embed_block(
+    verifier: LayerBuilder, drafter: LayerBuilder, config: DrafterConfig, ids: ir.Value
+) -> ir.Value:
+    """Embedding rows [B·R, hidden] of a block's ids [B, R], scaled.
+
+    They are the target's, unless the drafter has a table of its own.
+    """
+    if EMBEDDING in drafter.weights:
+        rows = _embed(drafter, ids, config.hidden_size, EMBEDDING)
+    else:
+        rows = _embed(verifier, ids, config.hidden_size)
+    if config.embedding_scale == 1.0:
+        return rows
+    return drafter.narrow(drafter.g.Mul(drafter.wide(rows), config.embedding_scale))
 
 
 def _embed(

@@ -38,3 +38,11 @@ def read_draft_vocab_size(reader: HfReader, vocab_size: int) -> int | None:
         int, *either("draft_vocab_size"), default=vocab_size, low=1, high=vocab_size
     )
     return None if size == vocab_size else size
+
+
+def read_embedding_scale(reader: HfReader) -> float:
+    """Return what the embeddings of a block are multiplied by."""
+    scale = reader.read(float, *either("input_embedding_scale"), default=1.0)
+    if scale <= 0.0:
+        reader.fail("input_embedding_scale", f"is {scale:g}, expected more than 0.")
+    return scale

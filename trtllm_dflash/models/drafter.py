@@ -49,12 +49,14 @@ _ALLOWED = (
 )
 
 _LAYER = "layers.{i}."
+SINKS = "attention_sink_bias"
 DRAFTER_TENSORS = TensorTable(
     used=(
         TensorSpec("fc.weight", ("hidden_size", "num_taps*hidden_size"), is_linear=True),
         TensorSpec("hidden_norm.weight", ("hidden_size",)),
         *attention_specs(_LAYER, qk_norm=True),
         *mlp_specs(_LAYER),
+        TensorSpec(f"{_LAYER}self_attn.{SINKS}", ("num_q_heads",), when="has_sinks"),
         *dflash2.dflash2_specs(_LAYER),
         TensorSpec("norm.weight", ("hidden_size",)),
         *draft_tables.USED,
@@ -72,10 +74,12 @@ class DrafterConfig:
     """A DFlash drafter: Qwen3 layers that see the target's features through `fc`.
 
     `target_layer_ids`: id i is the output of target layer i, 0-based, in the order given.
-    `block_size` counts the anchor. `attention_bias` puts a bias on q, k, v and o.
+    `block_size` counts the anchor and its drafts. With `sample_from_anchor` the anchor's row drafts
+    too, so there is a row less than that. `attention_bias` puts a bias on q, k, v and o.
     `num_target_layers` may be missing. `conv` and `selector` are those of DFlash 2, None in v1. The
     selector sees logits times `output_multiplier`, capped at `logit_softcap`; an argmax is the same
     without. `draft_vocab_size`: the rows of a head of its own, None for that of all tokens.
+    `embedding_scale` multiplies the block's embeddings; `has_sinks`: attention sinks in all layers.
     """
 
     hidden_size: int
@@ -98,6 +102,13 @@ class DrafterConfig:
     output_multiplier: float = 1.0
     logit_softcap: float | None = None
     draft_vocab_size: int | None = None
+    embedding_scale: float = 1.0
+    has_sinks: bool = False
+    sample_from_anchor: bool = False
+
+    def rows_of(self, block_size: int) -> int:
+        """Return how many rows the drafter computes for a block of so many tokens."""
+        return block_size - self.sample_from_anchor
 
     @property
     def num_conv_groups(self) -> int:
@@ -132,6 +143,9 @@ class DrafterConfig:
         reader.read_list(str, "architectures")
         reader.check_allowed(_ALLOWED)
         is_dflash2 = dflash2.is_dflash2(reader)
+        sample_from_anchor = reader.read(
+            bool, *either("sample_from_anchor"), *either("shift_label"), default=False
+        )
         hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
         head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
@@ -151,9 +165,7 @@ class DrafterConfig:
             rms_norm_eps=reader.read(float, "rms_norm_eps", low=0.0, high=0.1),
             rope=_read_rope(reader, head_dim),
             attention_bias=reader.read(bool, "attention_bias", default=False),
-            block_size=reader.read(
-                int, *either("block_size"), low=MIN_BLOCK_SIZE, high=MAX_BLOCK_SIZE
-            ),
+            block_size=_read_block_size(reader, sample_from_anchor),
             mask_token_id=reader.read(
                 int, *either("mask_token_id"), low=0, high=vocab_size - 1
             ),
@@ -165,6 +177,11 @@ class DrafterConfig:
             output_multiplier=dflash2.read_multiplier(reader),
             logit_softcap=dflash2.read_softcap(reader),
             draft_vocab_size=draft_tables.read_draft_vocab_size(reader, vocab_size),
+            embedding_scale=draft_tables.read_embedding_scale(reader),
+            has_sinks=reader.read(
+                bool, *either("attention_sink_bias"), *either("attention_sink"), default=False
+            ),
+            sample_from_anchor=sample_from_anchor,
         )
 
 
@@ -176,6 +193,16 @@ def _read_layout(config_json: dict[str, Any], where: str) -> HfReader:
     if is_automodel(config_json):
         config_json = published_config(config_json)
     return HfReader(config_json, where)
+
+
+def _read_block_size(reader: HfReader, sample_from_anchor: bool) -> int:
+    """Return the tokens of a block: the anchor and as many drafts as there are rows that draft.
+
+    The key counts rows. The anchor's is one that drafts only with `sample_from_anchor`.
+    """
+    extra = int(sample_from_anchor)
+    low, high = MIN_BLOCK_SIZE - extra, MAX_BLOCK_SIZE - extra
+    return reader.read(int, *either("block_size"), low=low, high=high) + extra
 
 
 def _read_rope(reader: HfReader, head_dim: int) -> RopeConfig:

@@ -46,7 +46,7 @@ _BODY_KEYS = (
     "sliding_window",
     "use_sliding_window",
 )
-_OWN_KEYS = ("block_size", "mask_token_id", "draft_vocab_size")
+_OWN_KEYS = ("block_size", "mask_token_id", "draft_vocab_size", "sample_from_anchor")
 
 
 @dataclass(frozen=True)

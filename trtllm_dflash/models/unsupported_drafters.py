@@ -84,11 +84,11 @@ def _architectures_of(name: str) -> tuple[ConfigMarker, ...]:
     projector = name.lower()
     return (
         ConfigMarker("architectures", contains=name),
-        *(replace(marker, equals=(projector,)) for marker in _either("projector_type")),
+        *(replace(marker, equals=(projector,)) for marker in markers("projector_type")),
     )
 
 
-def _either(name: str, *, neutral: tuple[object, ...] = ()) -> tuple[ConfigMarker, ...]:
+def markers(name: str, *, neutral: tuple[object, ...] = ()) -> tuple[ConfigMarker, ...]:
     """Return markers for both places that published drafters use: the top and dflash_config."""
     return tuple(ConfigMarker(path, neutral) for path in (name, f"dflash_config.{name}"))
 
@@ -100,11 +100,11 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         "its convolutions and candidate selector are not supported. Use a DFlash v1 drafter.",
         markers=(
             _architectures("DFlash2DraftModel"),
-            *_either("conv_kernel_size"),
-            *_either("conv_group_size"),
-            *_either("selector_rank"),
-            *_either("selector_top_k"),
-            *_either("selector_vocab_size"),
+            *markers("conv_kernel_size"),
+            *markers("conv_group_size"),
+            *markers("selector_rank"),
+            *markers("selector_top_k"),
+            *markers("selector_vocab_size"),
         ),
         tensors=(r"\.(attention_conv|mlp_conv)\.", r"^candidate_selector\."),
     ),
@@ -123,7 +123,7 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         f"its correction head is not supported. {_USE_V1}",
         markers=(
             *_architectures_of("LiLiCorr"),
-            *_either("lilicorr_*"),
+            *markers("lilicorr_*"),
         ),
         tensors=(r"(^|\.)lilicorr",),
     ),
@@ -138,53 +138,38 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         markers=(
             *_architectures_of("DSpark"),
             ConfigMarker("architectures", contains="MuseSpark"),
-            *_either("markov_rank"),
-            *_either("dspark_*"),
+            *markers("markov_rank"),
+            *markers("dspark_*"),
         ),
         tensors=(r"(^|\.)(markov\w*|confidence_head)\.",),
     ),
     UnsupportedDrafter(
         "Domino",
         f"its correction head is not supported. {_USE_V1}",
-        markers=(*_architectures_of("Domino"), *_either("domino_*")),
+        markers=(*_architectures_of("Domino"), *markers("domino_*")),
         tensors=(r"(^|\.)(domino\w*|gru)\.",),
     ),
     UnsupportedDrafter(
         "AdaFlash",
         f"its threshold head is not supported. {_USE_V1}",
-        markers=(*_architectures_of("AdaFlash"), *_either("thresh_head_*")),
+        markers=(*_architectures_of("AdaFlash"), *markers("thresh_head_*")),
         tensors=(r"(^|\.)thresh_head",),
     ),
     UnsupportedDrafter(
         "another correction head",
         f"its projector is none of DFlash v1. {_USE_V1}",
-        markers=_either("projector_type", neutral=("dflash",)),
+        markers=markers("projector_type", neutral=("dflash",)),
     ),
     UnsupportedDrafter(
         "MiMo",
-        "its attention sinks, value scale and mask embedding are not supported.",
-        markers=_either("attention_value_scale", neutral=(1, 1.0)),
+        "its value scale, mask embedding and sinks of some layers are not supported.",
+        markers=(
+            *markers("attention_value_scale", neutral=(1, 1.0)),
+            ConfigMarker("add_swa_attention_sink_bias", equals=(True,)),
+            ConfigMarker("add_full_attention_sink_bias", equals=(True,)),
+        ),
         tensors=(r"^mask_embedding$",),
         files=("mask_embedding.pt",),
-    ),
-    UnsupportedDrafter(
-        "Nemotron or another drafter with attention sinks",
-        "attention sinks are not supported in a drafter.",
-        markers=(
-            *_either("attention_sink_bias", neutral=(False,)),
-            *_either("attention_sink", neutral=(False,)),
-            ConfigMarker("add_swa_attention_sink_bias", equals=(True,)),
-        ),
-        tensors=(r"\.(sinks?|attention_sink_bias|attn_sink)$",),
-    ),
-    UnsupportedDrafter(
-        "sample_from_anchor",
-        "its rows are shifted by one; in DFlash v1 the anchor's row drafts nothing, a mask row its"
-        " own position.",
-        markers=(
-            *_either("sample_from_anchor", neutral=(False,)),
-            *_either("shift_label", neutral=(False,)),
-        ),
     ),
     UnsupportedDrafter(
         "Muse-Glimmer",
@@ -194,15 +179,6 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
             _architectures("MuseGlimmerAssistantModel", "MuseGlimmerAssistantDraftModel"),
         ),
         tensors=(r"^encoder\.(fc|output_norm_enc)\.",),
-    ),
-    UnsupportedDrafter(
-        "Gemma 4",
-        "scaled embeddings and capped or scaled logits are not supported in a drafter.",
-        markers=(
-            *_either("input_embedding_scale", neutral=(1, 1.0)),
-            *_either("output_multiplier", neutral=(1, 1.0)),
-            *_either("final_logit_softcapping", neutral=(0, 0.0)),
-        ),
     ),
     UnsupportedDrafter(
         "EAGLE-3",

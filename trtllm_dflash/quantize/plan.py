@@ -204,13 +204,18 @@ def _check_tables(drafter: Checkpoint[DrafterConfig]) -> None:
     """Raise CheckpointError for a drafter that the reference package does not read as it is."""
     config_json = read_json_in(drafter.directory, "config.json") or {}
     own = sorted({EMBEDDING, HEAD} & drafter.tensors.keys())
-    if not own and not is_speculators(config_json):
+    if own:
+        reason = f"it has {' and '.join(own)} of its own"
+    elif drafter.config.has_sinks:
+        reason = "it has attention sinks"
+    elif is_speculators(config_json):
+        reason = "its layout is speculators'"
+    else:
         return
-    reason = f"it has {' and '.join(own)} of its own" if own else "its layout is speculators'"
     raise CheckpointError(
-        f"drafter {drafter.directory}: {reason}, and only drafters in the published layout that use"
-        " the target's tables are quantized. Leave --quantize-drafter out: a BF16 drafter goes with"
-        " a quantized target."
+        f"drafter {drafter.directory}: {reason}, and only drafters in the published layout without"
+        " sinks, which use the target's tables, are quantized. Leave --quantize-drafter out: a BF16"
+        " drafter goes with a quantized target."
     )
 
 

@@ -119,8 +119,9 @@ def _draft(
     `context` are features, [1, n, taps · hidden].
     """
     sizes = checkpoint.config
-    block = [anchor] + [sizes.mask_token_id] * (sizes.block_size - 1)
+    block = [anchor] + [sizes.mask_token_id] * (sizes.rows_of(sizes.block_size) - 1)
     embedded = read_rows(target.tensors["model.embed_tokens.weight"], block)[None]
+    embedded = embedded * sizes.embedding_scale
     positions = torch.arange(context.shape[1] + len(block), device=context.device)[None]
     weight = model.fc.weight
     model(

@@ -23,11 +23,28 @@ from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.speculators import TARGETS, flat_config, is_speculators
-from trtllm_dflash.models.unsupported_drafters import UNSUPPORTED_DRAFTERS
+from trtllm_dflash.models.unsupported_drafters import (
+    UNSUPPORTED_DRAFTERS,
+    ConfigMarker,
+    markers,
+)
 
 # Variants of drafters that TensorRT-LLM's DFlash has code for.
 DFLASH_2 = "DFlash 2"
 SUPPORTED_VARIANTS = (DFLASH_2, "Laguna")
+# Variants that `build` takes. TensorRT-LLM's pages do not mention their keys.
+_BUILT_VARIANTS = {
+    "speculators (RedHat)": (ConfigMarker("speculators_model_type"), ConfigMarker(TARGETS)),
+    "Gemma 4": (
+        *markers("input_embedding_scale", neutral=(1, 1.0)),
+        *markers("final_logit_softcapping", neutral=(0, 0.0)),
+    ),
+    "attention sinks": markers("attention_sink_bias", neutral=(False,)),
+    "sample_from_anchor": (
+        *markers("sample_from_anchor", neutral=(False,)),
+        *markers("shift_label", neutral=(False,)),
+    ),
+}
 # Variants with a decoding_type of their own. Its pages do not mention the others.
 _OTHER_DECODING_TYPES = ("DSpark", "EAGLE-3")
 
@@ -158,12 +175,15 @@ def _published_layout(reader: HfReader) -> HfReader:
 
 
 def _variant(reader: HfReader) -> str | None:
-    if is_speculators(reader.data):
-        return "speculators (RedHat)"
     for variant in UNSUPPORTED_DRAFTERS:
         if any(marker.matches(reader) for marker in variant.markers):
             return variant.name
-    return DFLASH_2 if is_dflash2(reader) else None
+    if is_dflash2(reader):
+        return DFLASH_2
+    for name, telling in _BUILT_VARIANTS.items():
+        if any(marker.matches(reader) for marker in telling):
+            return name
+    return None
 
 
 def _heads(target: HfReader, drafter: HfReader) -> dict[str, int]:

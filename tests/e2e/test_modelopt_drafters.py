@@ -1,0 +1,152 @@
+"""Drafters that ModelOpt makes and exports: their drafts are its own classes', one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("modelopt")
+
+import torch
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+from tests.e2e import hugging_face
+from tests.e2e.conftest import EngineFactory
+from tests.fixtures.tiny_models import HIDDEN, MASK_ID, VOCAB, tiny_target
+from tests.graph.stepper import Stepper
+from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.checkpoint.pair_checks import check_pair
+from trtllm_dflash.graph.step import build_step
+
+pytestmark = pytest.mark.slow
+
+BLOCK, WINDOW, NEW_TOKENS = 4, 24, 20
+PROMPTS = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (2, 5, 9, 13, 14)]
+SIZES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "intermediate_size": 112,
+    "rms_norm_eps": 1e-6,
+}
+# Options of ModelOpt's DFlash.
+CASES: dict[str, dict[str, Any]] = {
+    "sinks": {"dflash_attention_sink": True},
+    "sinks, causal, with a window": {
+        "dflash_attention_sink": True,
+        "dflash_draft_attention": "causal",
+        "dflash_swa_window_size": WINDOW,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _attention_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the function that ModelOpt compiles for sinks as it is, which saves a minute."""
+    from modelopt.torch.speculative.plugins import modeling_dflash
+
+    monkeypatch.setattr(
+        modeling_dflash, "_compiled_sink_attention", modeling_dflash._sink_attention_impl
+    )
+
+
+def modelopts_target(directory: Path) -> Path:
+    """Write a target with the base of RoPE that ModelOpt's module has, whatever its target's is.
+
+    Its export states the target's base, which with transformers 5.24 is not the module's.
+    """
+    return tiny_target(directory, "qwen3", config={"rope_theta": 10000.0})
+
+
+def export(target_dir: Path, directory: Path, options: dict[str, Any]) -> Any:
+    """Make a random drafter of these options, export it, and return ModelOpt's module of it."""
+    import modelopt.torch.speculative as mtsp
+    from modelopt.torch.export import export_speculative_decoding
+
+    torch.manual_seed(5)
+    model = hugging_face.load_target(target_dir)
+    settings = {
+        "dflash_block_size": BLOCK,
+        "dflash_mask_token_id": MASK_ID,
+        "dflash_use_torch_compile": False,
+        "dflash_architecture_config": SIZES | options.pop("architecture", {}),
+        **options,
+    }
+    mtsp.convert(model, [("dflash", settings)])
+    module = model.dflash_module
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("attention_sink_bias"):
+                parameter.copy_(torch.linspace(-2, 3, parameter.numel()))
+            elif parameter.ndim > 1:
+                parameter.normal_(std=1.4 * parameter.shape[1] ** -0.5)
+    export_speculative_decoding(model, export_dir=directory)
+    # ModelOpt makes it with an argument that transformers 5.24 has no more.
+    module.rotary_emb = Qwen3RotaryEmbedding(config=module._rotary_config)
+    return model
+
+
+def their_drafts(model: Any, prompt: list[int]) -> list[int]:
+    """Return the drafts of ModelOpt's module behind a prompt and the target's next token."""
+    module = model.dflash_module
+    with torch.no_grad():
+        out = model._base_model(torch.tensor([prompt]), output_hidden_states=True)
+        logits = model._base_model_lm_head(out.last_hidden_state)
+        anchor = int(logits[0, -1].argmax())
+        features = torch.cat([out.hidden_states[i + 1] for i in model.target_layer_ids], dim=-1)
+        ids = torch.tensor([[anchor] + [MASK_ID] * (BLOCK - 1)])
+        embedded = model._base_model_embeddings(ids)
+        total = len(prompt) + BLOCK
+        mask = None
+        if model.dflash_draft_attention == "causal":
+            rows, columns = torch.arange(BLOCK)[:, None] + len(prompt), torch.arange(total)
+            mask = torch.zeros(1, 1, BLOCK, total).masked_fill(columns > rows, -torch.inf)
+        hidden = module(
+            noise_embedding=embedded,
+            target_hidden=features,
+            position_ids=torch.arange(total)[None],
+            attention_mask=mask,
+        )
+        return their_choices(model, hidden, anchor)
+
+
+def their_choices(model: Any, hidden: torch.Tensor, anchor: int) -> list[int]:
+    """Return the tokens that ModelOpt's module drafts from its final rows [1, T, hidden]."""
+    return model._base_model_lm_head(hidden)[0, 1:].argmax(-1).tolist()
+
+
+def our_drafts(target_dir: Path, drafter_dir: Path) -> list[list[int]]:
+    """Return the drafts of our step behind each prompt."""
+    target = load_target(target_dir)
+    drafter = check_pair(target, load_drafter(drafter_dir))
+    block = drafter.config.block_size
+    model = build_step(target, drafter, dtype="float32", cache_len=32, block_size=block)
+    stepper = Stepper(model, slots=len(PROMPTS))
+    drafts = []
+    for slot, prompt in enumerate(PROMPTS):
+        rows = np.array([prompt])
+        found = stepper.step(slice(slot, slot + 1), rows, known=len(prompt), rows=1)
+        drafts.append(found["next_ids"][0, 1:].tolist())
+    return drafts
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_drafts_are_modelopts(case: str, engine: EngineFactory, tmp_path: Path) -> None:
+    """Windows are longer than the prompts here: ModelOpt counts them from the anchor, we by row."""
+    target = modelopts_target(tmp_path / "target")
+    model = export(target, tmp_path / "drafter", dict(CASES[case]))
+    drafter = load_drafter(tmp_path / "drafter")
+    assert drafter.config.has_sinks
+    assert drafter.tensors["layers.1.self_attn.attention_sink_bias"].shape == (9,)
+    assert drafter.config.hidden_size == HIDDEN
+    assert our_drafts(target, tmp_path / "drafter") == [
+        their_drafts(model, prompt) for prompt in PROMPTS
+    ]
+    reference = hugging_face.load_target(target)
+    expected = [hugging_face.greedy(reference, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    out = engine(target, tmp_path / "drafter").generate(PROMPTS, max_tokens=NEW_TOKENS)
+    assert [item.token_ids for item in out] == expected
