@@ -82,6 +82,17 @@ typedef struct DFlashGatedDeltaPlan {
   int64_t workspace_bytes;
 } DFlashGatedDeltaPlan;
 
+/* The options of a candidate selector: see plugins/kernels/select.cu. */
+typedef struct DFlashSelectOptions {
+  int32_t top_k; /* candidates of a row */
+} DFlashSelectOptions;
+
+typedef struct DFlashSelectPlan {
+  int32_t chunks, chunk_elements, shared_bytes;
+  int32_t reserved; /* 0 */
+  int64_t workspace_bytes;
+} DFlashSelectPlan;
+
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
  * null: a logit for each head in the softmax denominator only. Floats are bfloat16. D is 64, 96, 128 or 256.
@@ -147,6 +158,14 @@ int dflash_gated_delta(const DFlashTensor* qkv, const DFlashTensor* gates, const
                        const DFlashTensor* num_known, const DFlashTensor* out, const DFlashGatedDeltaOptions* options,
                        void* workspace, int64_t workspace_bytes, void* stream);
 
+/* places [B, N] int64: of each row of logits [B, N, V] float32 one of the top_k largest, from the first row on. It is
+ * the one whose logit + sum of before * hidden [B, N, R] * successor [V, R] is the largest, where before is the row of
+ * predecessor [V, R] at the choice before, and anchor_row [B, R] in row 0. The first of equals wins; NaN counts as
+ * -infinity. Floats but the logits are bfloat16. top_k is at most 64, and at most V. */
+int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const DFlashTensor* anchor_row,
+                  const DFlashTensor* predecessor, const DFlashTensor* successor, const DFlashTensor* places,
+                  const DFlashSelectOptions* options, void* workspace, int64_t workspace_bytes, void* stream);
+
 /* The plan of a launch on a GPU of `processors` multiprocessors; its workspace_bytes are what the operation needs. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
                           int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan);
@@ -156,6 +175,7 @@ int dflash_moe_plan(int32_t tokens, int32_t hidden, int32_t inner_size, int32_t 
 int dflash_block_linear_plan(int32_t tokens, int32_t out_size, DFlashBlockLinearPlan* plan);
 int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, int32_t key_heads, int32_t value_heads,
                             DFlashGatedDeltaPlan* plan);
+int dflash_select_plan(int32_t batch, int32_t rows, int32_t vocab, int32_t top_k, DFlashSelectPlan* plan);
 
 /* Multiprocessors of the current device. The emulated library has `processors` of an H200: 132. */
 int dflash_processors(int32_t* processors);
@@ -166,6 +186,7 @@ int64_t dflash_accept_params_bytes(void);
 int64_t dflash_moe_params_bytes(void);
 int64_t dflash_block_linear_params_bytes(void);
 int64_t dflash_gated_delta_params_bytes(void);
+int64_t dflash_select_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

@@ -1,5 +1,5 @@
 // The launchers: check, plan, launch. Plain C++ over either CUDA or the emulator (launch.h). DFlashMoE's is in moe.cpp,
-// DFlashGatedDelta's in gated_delta.cpp.
+// DFlashGatedDelta's in gated_delta.cpp, DFlashSelect's in select.cpp.
 
 #include "dflash.h"
 

@@ -83,7 +83,12 @@ def drafts_without_caches(
             noise_embedding=target.get_input_embeddings()(block),
             position_ids=torch.arange(len(cached) + block_size)[None],
         )
-        return target.get_output_embeddings()(hidden[0, 1:]).argmax(-1).tolist()
+        head = target.get_output_embeddings()
+        if hasattr(drafter, "propose"):
+            return drafter.propose(hidden[:, 1:], torch.tensor([anchor]), head, 0.0)[0][
+                0
+            ].tolist()
+        return head(hidden[0, 1:]).argmax(-1).tolist()
 
 
 def reference_generate(

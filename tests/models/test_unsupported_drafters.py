@@ -19,9 +19,6 @@ from trtllm_dflash.models.unsupported_drafters import (
 
 # What published drafters of each dialect carry.
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
-    ("DFlash 2", {"architectures": ["DFlash2DraftModel"]}),
-    ("DFlash 2", {"dflash__selector_rank": 256, "dflash__conv_kernel_size": 2}),
-    ("DFlash 2", {"conv_group_size": 16}),
     ("Laguna", {"architectures": ["DFlashLagunaForCausalLM"], "draft_vocab_size": 151936}),
     ("Laguna", {"gating": "per-head"}),
     ("Laguna", {"model_type": "laguna"}),
@@ -50,9 +47,6 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 TENSORS: list[tuple[str, str]] = [
-    ("DFlash 2", "layers.0.attention_conv.base_kernel"),
-    ("DFlash 2", "layers.3.mlp_conv.kernel_projection.weight"),
-    ("DFlash 2", "candidate_selector.predecessor_codebook"),
     ("Laguna", "layers.0.self_attn.qkv_proj.weight"),
     ("Laguna", "layers.0.self_attn.g_proj.weight"),
     ("Laguna", "aux_hidden_norms.3.weight"),

@@ -122,3 +122,11 @@ def module(emulated: Library, starter: Path, monkeypatch: pytest.MonkeyPatch) ->
     plugin.pop_errors()
     yield made
     plugin.pop_errors()
+
+
+@pytest.fixture(params=["forward", "reverse", "random"])
+def any_order(request: pytest.FixtureRequest, library: Library) -> Iterator[Library]:
+    """Return the library, its threads in one order after the other."""
+    library.order(request.param, seed=1)
+    yield library
+    library.order("forward")

@@ -12,6 +12,7 @@ from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_kernel
 HEAD_DIMS = (64, 96, 128, 256)
 KEYS = (
     KernelVariant("accept"),
+    KernelVariant("select"),
     *(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS),
 )
 FP8_KEYS = tuple(

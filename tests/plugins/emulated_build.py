@@ -26,13 +26,14 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
     for weight_format in range(4):
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
-    for source in ("accept", "gated_delta", "block_linear"):
+    for source in ("accept", "gated_delta", "block_linear", "select"):
         commands[f"{source}_kernel.o"] = (*as_cpp, str(kernels / f"{source}.cu"))
     for name in (
         "library/library",
         "library/moe",
         "library/gated_delta",
         "library/block_linear",
+        "library/select",
         "emulator/emulator",
         "emulator/instructions",
     ):

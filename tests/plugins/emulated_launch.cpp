@@ -4,12 +4,15 @@
 #include "emulator.h"
 #include "gated_delta_params.h"
 #include "moe_params.h"
+#include "select_params.h"
 
 using namespace dflash;
 // The size of a kernel's parameters says whose they are.
 static_assert(sizeof(AttentionParams) != sizeof(MoeParams) && sizeof(AttentionParams) != sizeof(GatedDeltaParams) &&
               sizeof(AttentionParams) != sizeof(AcceptParams) && sizeof(MoeParams) != sizeof(GatedDeltaParams) &&
               sizeof(MoeParams) != sizeof(AcceptParams) && sizeof(GatedDeltaParams) != sizeof(AcceptParams));
+static_assert(sizeof(SelectParams) != sizeof(AttentionParams) && sizeof(SelectParams) != sizeof(MoeParams) &&
+              sizeof(SelectParams) != sizeof(GatedDeltaParams) && sizeof(SelectParams) != sizeof(AcceptParams));
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -27,6 +30,8 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
       start<MoeParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(GatedDeltaParams)) {
       start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(SelectParams)) {
+      start<SelectParams>(kernel, grid, threads, shared_bytes, params);
     } else {
       start<AcceptParams>(kernel, grid, threads, shared_bytes, params);
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.fixtures.sampling import sampling_arrays
 from tests.plugins import gated_delta_reference as gated_delta
+from tests.plugins import select_reference as selector
 from tests.plugins.block_linear_reference import Case as LinearCase
 from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.library import (
@@ -66,6 +67,7 @@ def accept_arrays() -> dict[str, np.ndarray]:
 
 DELTA = gated_delta.Case((gated_delta.Slot(5, 2, 1), gated_delta.Slot(0, 0, 3)), 4, group=2)
 LINEAR = LinearCase(5, 130, 272, bias=True)
+SELECT = selector.Case(2, 5, 40, 24, 7)
 MOE_CASES = {
     "moe": 0,
     "moe_mxfp4": 1,
@@ -78,6 +80,7 @@ FUNCTIONS = {
     "accept": "dflash_accept",
     "delta": "dflash_gated_delta",
     "linear": "dflash_block_linear",
+    "select": "dflash_select",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
@@ -102,6 +105,9 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
     if operation == "delta":
         shape = (len(DELTA.slots), DELTA.rows, DELTA.value_heads, gated_delta.HEAD_DIM)
         return {**gated_delta.inputs(DELTA), "out": poisoned(shape, BFLOAT16)}
+    if operation == "select":
+        places = poisoned([SELECT.batch, SELECT.rows], np.int64)
+        return {**selector.inputs(SELECT), "places": places}
     return {**attention_arrays(C if operation == "draft" else 0)}
 
 
@@ -111,6 +117,8 @@ def operation_options(operation: str) -> ctypes.Structure:
         return moe_case(operation).options
     if operation == "delta":
         return gated_delta.GatedDeltaOptions(DELTA.key_heads)
+    if operation == "select":
+        return selector.SelectOptions(SELECT.top_k)
     return AttentionOptions(0.1, causal=1, processors=8)
 
 

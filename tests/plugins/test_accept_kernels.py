@@ -4,7 +4,6 @@ rounding decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -98,14 +97,6 @@ def test_sizes_of_the_tests_are_the_kernels(library: Library) -> None:
         2,
     ]
     assert f"kListed = {LISTED};" in (PLUGINS / "kernels" / "accept_sample.cuh").read_text()
-
-
-@pytest.fixture(params=["forward", "reverse", "random"])
-def any_order(request: pytest.FixtureRequest, library: Library) -> Iterator[Library]:
-    """Return the library, its threads in one order after the other."""
-    library.order(request.param, seed=1)
-    yield library
-    library.order("forward")
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 97, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 32003])

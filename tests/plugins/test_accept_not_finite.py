@@ -7,9 +7,7 @@ import pytest
 
 from tests.graph.run_op import run_op
 from tests.plugins.library import Library
-from tests.plugins.test_accept_kernels import CHUNK, accept_case, any_order, run_accept
-
-__all__ = ["any_order"]  # a fixture
+from tests.plugins.test_accept_kernels import CHUNK, accept_case, run_accept
 
 pytestmark = pytest.mark.slow
 

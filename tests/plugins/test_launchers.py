@@ -229,6 +229,15 @@ REFUSED = [
         r"qkv.shape\[2\] \(C\): got 512 columns, expected 768",
     ),
     ("delta", without("options"), r"options: got null"),
+    ("select", without("hidden"), r"hidden: got null"),
+    ("select", sets("hidden", shape_2=23), r"anchor_row.shape\[1\] \(R\): got 24, .*23"),
+    ("select", sets("predecessor", shape_0=39), r"predecessor.shape\[0\] \(V\): got 39, .*40"),
+    ("select", sets("places", dtype=2), r"places: got int32, expected int64"),
+    ("select", sets("options", top_k=0), r"top_k: got 0, expected 1 to 40"),
+    ("select", sets("options", top_k=41), r"top_k: got 41, expected 1 to 40"),
+    ("select", without("options"), r"options: got null"),
+    ("select", space(100), r"workspace: got 100 bytes, expected at least \d+"),
+    ("select", moved("logits", 4), r"logits: got an address 4 bytes behind a multiple of 16"),
     ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
     *REFUSED_PRODUCTS,
@@ -244,7 +253,7 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    files = "library|moe|gated_delta|block_linear"
+    files = "library|moe|gated_delta|block_linear|select"
     words = rf"{FUNCTIONS[operation]}: {message}.* \[({files}).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
@@ -260,6 +269,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("delta", both()),
         ("linear", both()),
         ("linear", without("bias")),
+        ("select", both()),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

@@ -52,7 +52,8 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
     experts = {f"dflash_moe_{part}{suffix}" for part, suffix in product(parts, suffixes)}
     delta = {f"dflash_gated_delta_{part}" for part in ("rows", "rule")}
     linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
-    assert set(frames) == attention | accept | experts | delta | linear
+    selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
+    assert set(frames) == attention | accept | experts | delta | linear | selector
     assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
 
 

@@ -57,7 +57,7 @@ COMPILED = [
     *product([LINEAR_KEY], ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121")),
     (MOE_KEYS[3], "sm89"),
 ]
-ATTENTION = KEYS[2]
+ATTENTION = KEYS[3]
 ROOT = Path(__file__).parents[2]
 
 
@@ -94,11 +94,15 @@ def _ctas_wanted(kernel: str) -> int:
     linear = re.fullmatch(r"dflash_block_linear_t(\d+)", kernel)
     if linear is not None:
         return 3 if linear[1] == "8" else 2
+    if kernel in ("dflash_select_scan", "dflash_select_pairs"):
+        return 2
     tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4|_fp8)", kernel)
     return 0 if tile is None else 3 if tile[1] == "8" and tile[2] in ("", "_mxfp4") else 2
 
 
 def _threads(kernel: str) -> int:
+    if kernel.startswith("dflash_select"):
+        return params.SELECT_THREADS
     return params.DELTA_RULE_THREADS if kernel == "dflash_gated_delta_rule" else 256
 
 
@@ -108,6 +112,9 @@ def _dynamic_shared_bytes(kernel: str) -> int:
         return params.gated_delta_plan(**sizes, window_rows=18).shared_bytes
     if kernel.startswith("dflash_block_linear"):
         return params.LINEAR_SHARED_BYTES
+    if kernel in ("dflash_select_scan", "dflash_select_pairs"):
+        sizes = {"batch": 1, "rows": 63, "vocab": 248320}
+        return params.select_plan(**sizes, top_k=params.MAX_CANDIDATES).shared_bytes
     experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4|_fp8)", kernel)
     if experts is not None:
         weight_format = ("", "_mxfp4", "_nvfp4", "_fp8").index(experts[1])
@@ -135,7 +142,7 @@ def test_every_operator_has_source_and_launches() -> None:
         name.removesuffix(".cu") for name in kernel_sources() if name.endswith(".cu")
     } == sources()
     assert set(OPERATIONS) == sources()
-    assert {dict(key.sizes).get("head_dim") for key in KEYS[1:]} == set(HEAD_DIMS)
+    assert {dict(key.sizes).get("head_dim") for key in KEYS[2:]} == set(HEAD_DIMS)
     sizes = {size.name: size.values for size in GATED_DELTA_KERNEL.sizes}
     assert {name: (value,) for name, value in DELTA_KEY.sizes} == sizes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from ctypes import Structure
@@ -14,22 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_dflash.errors import BuildError
+from trtllm_dflash.models.dflash2 import MAX_CANDIDATES
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE
 from trtllm_dflash.models.moe import MAX_EXPERTS
-from trtllm_dflash.trt_plugins import kernel_sources, params
+from trtllm_dflash.trt_plugins import params
 from trtllm_dflash.trt_plugins.params import (
     AcceptParams,
     AttentionParams,
     BlockLinearParams,
     GatedDeltaParams,
     MoeParams,
+    SelectParams,
     accept_plan,
     attention_plan,
     attention_workspace,
     block_linear_plan,
     gated_delta_plan,
     moe_plan,
+    select_plan,
 )
 
 KERNELS = Path(__file__).parents[2] / "plugins" / "kernels"
@@ -39,6 +40,7 @@ STRUCTURES = {
     "MoeParams": MoeParams,
     "GatedDeltaParams": GatedDeltaParams,
     "BlockLinearParams": BlockLinearParams,
+    "SelectParams": SelectParams,
 }
 CONSTANTS = {
     "kAttentionThreads": params.ATTENTION_THREADS,
@@ -57,6 +59,9 @@ CONSTANTS = {
     "kDeltaRuleThreads": params.DELTA_RULE_THREADS,
     "kDeltaHistory": params.DELTA_HISTORY,
     "kDeltaMaxSharedBytes": params.DELTA_MAX_SHARED_BYTES,
+    "kSelectThreads": params.SELECT_THREADS,
+    "kWalkThreads": params.WALK_THREADS,
+    "kSelectMaxTopK": params.MAX_CANDIDATES,
 }
 ATTENTION_SIZES = (
     "batch",
@@ -69,6 +74,7 @@ ATTENTION_SIZES = (
 )
 ACCEPT_SIZES = ("batch", "rows", "vocab")
 DELTA_SIZES = ("batch", "rows", "window_rows", "key_heads", "value_heads")
+SELECT_SIZES = ("batch", "rows", "vocab", "top_k")
 MOE_SIZES = ("tokens", "hidden", "inner_size", "experts", "top_k", "weight_format")
 
 # Reads sizes from stdin, a plan a line; prints a line of numbers for each.
@@ -80,6 +86,7 @@ PROGRAM = r"""
 #include "block_linear_params.h"
 #include "gated_delta_params.h"
 #include "moe_params.h"
+#include "select_params.h"
 using namespace dflash;
 int main() {
   %(facts)s
@@ -110,6 +117,12 @@ int main() {
       printf("%%d %%d ", p.rule_blocks, p.shared_bytes);
       printf("%%lld %%lld %%lld %%lld ", p.q_rows, p.k_rows, p.v_rows, p.gate_rows);
       printf("%%lld\n", p.workspace_bytes);
+    } else if (kind == 's') {
+      scanf("%%d %%d %%d %%d", &a, &b, &c, &d);
+      const SelectPlan p = select_plan(a, b, c, d);
+      printf("%%d %%d %%d 0 ", p.chunks, p.chunk_elements, p.shared_bytes);
+      printf("%%lld %%lld ", p.chunk_places, p.candidates);
+      printf("%%lld %%lld\n", p.next, p.workspace_bytes);
     } else {
       scanf("%%d %%d %%d", &a, &b, &c);
       const AcceptPlan p = accept_plan(a, b, c);
@@ -151,11 +164,12 @@ def _attention_cases() -> list[dict[str, int]]:
     return edges
 
 
+def _products(names: tuple[str, ...], *axes: tuple[int, ...]) -> list[dict[str, int]]:
+    return [dict(zip(names, values, strict=True)) for values in product(*axes)]
+
+
 ATTENTION_CASES = _attention_cases()
-ACCEPT_CASES = [
-    dict(zip(ACCEPT_SIZES, values, strict=True))
-    for values in product((1, 32), (1, 16), (97, 8192, 8193, 151936, 201088))
-]
+ACCEPT_CASES = _products(ACCEPT_SIZES, (1, 32), (1, 16), (97, 8192, 8193, 151936, 201088))
 MOE_CASES = [
     dict(zip(MOE_SIZES, values, strict=True))
     for values in [
@@ -172,18 +186,18 @@ MOE_CASES = [
 ]
 
 
-LINEAR_CASES = [
-    {"tokens": tokens, "out_size": out_size}
-    for tokens, out_size in product(
-        (1, 8, 9, 16, 17, 32, 33, 128, 129, 8192), (1, 16, 17, 128, 129, 25600)
-    )
-]
+LINEAR_TOKENS = (1, 8, 9, 16, 17, 32, 33, 128, 129, 8192)
+LINEAR_CASES = _products(("tokens", "out_size"), LINEAR_TOKENS, (1, 16, 17, 128, 129, 25600))
 DELTA_CASES = [
     dict(zip(DELTA_SIZES, (batch, rows, window, *heads), strict=True))
     for batch, rows, window, heads in product(
         (1, 3, 32), (1, 8, 16, 33, 8192), (3, 18, 66), ((1, 1), (16, 16), (16, 64), (2, 96))
     )
 ]
+
+
+VOCABS = (64, 8192, 8193, 151936, 248320, 128 * 8192, 128 * 8192 + 1, 1 << 24)
+SELECT_CASES = _products(SELECT_SIZES, (1, 32), (1, 7, 63), VOCABS, (1, 16, 17, 64))
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +236,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     asked += [f"c {' '.join(map(str, case.values()))}" for case in ACCEPT_CASES]
     asked += [f"d {' '.join(map(str, case.values()))}" for case in DELTA_CASES]
     asked += [f"l {' '.join(map(str, case.values()))}" for case in LINEAR_CASES]
+    asked += [f"s {' '.join(map(str, case.values()))}" for case in SELECT_CASES]
     asked += [f"m {' '.join(map(str, case.values()))}" for case in MOE_CASES]
     done = subprocess.run(
         [folder / "plan"], input="\n".join(asked), capture_output=True, text=True, check=True
@@ -233,6 +248,7 @@ def cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("accept", ACCEPT_CASES),
         ("gated_delta", DELTA_CASES),
         ("linear", LINEAR_CASES),
+        ("select", SELECT_CASES),
         ("moe", MOE_CASES),
     ):
         found[name], rows = rows[: len(cases)], rows[len(cases) :]
@@ -270,20 +286,9 @@ def test_accept_plans(cpp: dict[str, Any]) -> None:
 def test_moe_plans(cpp: dict[str, Any]) -> None:
     for case, expected in zip(MOE_CASES, cpp["moe"], strict=True):
         p = moe_plan(**case)
-        found = [
-            p.tile.tokens,
-            p.tile.row_warps,
-            p.groups,
-            p.gate_up_blocks,
-            p.down_blocks,
-            p.sum_blocks,
-        ]
-        assert [
-            *found,
-            p.shared_bytes,
-            *p.parts.values(),
-            p.workspace_bytes,
-        ] == expected, json.dumps(case)
+        blocks = [p.gate_up_blocks, p.down_blocks, p.sum_blocks]
+        found = [p.tile.tokens, p.tile.row_warps, p.groups, *blocks, p.shared_bytes]
+        assert [*found, *p.parts.values(), p.workspace_bytes] == expected, json.dumps(case)
     assert {case.tile for case in (moe_plan(**case) for case in MOE_CASES)} == set(
         params.MOE_TILES
     )
@@ -312,6 +317,19 @@ def test_gated_delta_plans(cpp: dict[str, Any]) -> None:
         assert all(begin % 16 == 0 for begin in p.parts.values())
 
 
+def test_select_plans(cpp: dict[str, Any]) -> None:
+    for case, expected in zip(SELECT_CASES, cpp["select"], strict=True):
+        p = select_plan(**case)
+        found = [p.chunks, p.chunk_elements, p.shared_bytes, *p.parts.values()]
+        assert [*found, p.workspace_bytes] == expected, json.dumps(case)
+        assert p.shared_bytes <= 48 << 10  # what every GPU gives without being asked
+        assert p.chunks * case["top_k"] <= 8192  # that a CTA merges at once
+
+
+def test_candidates_of_a_config_fit_the_kernel() -> None:
+    assert params.MAX_CANDIDATES == MAX_CANDIDATES
+
+
 def test_the_workspace_of_gated_delta_grows_with_slots_and_rows() -> None:
     sizes = {"window_rows": 18, "key_heads": 16, "value_heads": 48}
     for batch in (1, 2):
@@ -331,28 +349,6 @@ def test_the_largest_block_and_published_heads_fit_the_kernels() -> None:
 
 def test_experts_of_a_config_fit_the_kernels() -> None:
     assert params.MAX_EXPERTS == MAX_EXPERTS
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("struct Other {\n  int a;\n};\n", "x.h has no struct Made"),
-        ("struct Made {\n  int a, b;\n};\n", "expected one field a line, got 'int a, b;'"),
-        ("struct Made {\n  double a;\n};\n", "a is double, expected a pointer, int or float"),
-        ("struct Made {\n  float a[2];\n};\n", "expected one field a line, got 'float a"),
-    ],
-)
-def test_structure_refuses_other_fields(
-    text: str, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernel_sources, "kernel_sources", lambda: {"x.h": text.encode()})
-    with pytest.raises(BuildError, match=re.escape(words)):
-        kernel_sources.structure("x.h", "Made")
-
-
-def test_structure_refuses_unknown_header() -> None:
-    with pytest.raises(BuildError, match=r"there is no kernel header x\.h, only accept\.cu, "):
-        kernel_sources.structure("x.h", "Made")
 
 
 @pytest.mark.parametrize("weight_format", [0, 1, 2, 3])

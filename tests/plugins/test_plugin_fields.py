@@ -60,6 +60,7 @@ NUMBERS: dict[str, dict[str, float]] = {
         "value_dim": 128,
         "conv_kernel": 4,
     },
+    "DFlashSelect": {"top_k": 16},
 }
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 

@@ -1,7 +1,8 @@
 """The end of drafting: from the drafter's final rows to the drafts.
 
 A drafter decodes with the target's head, unless it has one of its own. A draft vocabulary limits it
-to some of the head's rows.
+to some of the head's rows. A drafter of DFlash v1 drafts the likeliest token of each row. DFlash
+2's selector chooses among the likeliest of each row, one after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import LayerBuilder
+from trtllm_dflash.graph.ops import SELECT
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.dflash2 import PREDECESSORS, SELECTOR, SUCCESSORS, SelectorConfig
 from trtllm_dflash.models.draft_tables import HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
 
@@ -27,8 +30,8 @@ class DraftHead:
     config: DrafterConfig
     vocab: np.ndarray | None
 
-    def drafts(self, hidden: ir.Value, block_size: int) -> ir.Value:
-        """Return the drafts int64 [B, T-1] of the block's rows [B·R, hidden].
+    def drafts(self, hidden: ir.Value, anchor: ir.Value, block_size: int) -> ir.Value:
+        """Return the drafts int64 [B, T-1] behind anchor [B, 1]; hidden [B·R, hidden] of its block.
 
         Row j predicts the token at its own position, so row 0 is not used: it is the anchor's,
         which is known. With `sample_from_anchor` it predicts the next token, and there are T-1.
@@ -39,13 +42,69 @@ class DraftHead:
             size = self.config.hidden_size
             rows = g.Reshape(hidden, [-1, block_size, size])
             rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
-        places = g.ArgMax(self._logits(rows), axis=-1, keepdims=0)
+        logits = self._logits(rows)
+        if self.config.selector is not None:
+            return self._tokens(self._selected(self.config.selector, logits, rows, anchor))
+        places = g.ArgMax(logits, axis=-1, keepdims=0)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
+
+    def _selected(
+        self, selector: SelectorConfig, logits: ir.Value, rows: ir.Value, anchor: ir.Value
+    ) -> ir.Value:
+        """Return the places [B, N] that the selector chooses.
+
+        logits float32 [B·N, Vd] of rows [B·N, hidden], anchor [B, 1].
+        """
+        m = self.drafter
+        g = m.g
+        size = self.size
+        sizes = g.Concat(g.size(anchor, 0), [-1, size], axis=0)
+        head = self.config if self._has_own_head else self.target
+        if self.vocab is None and size < head.vocab_size:
+            logits = g.Slice(logits, [0], [size], [1])
+        projected = m.linear(rows, f"{SELECTOR}.hidden_projection")
+        predecessors = m.weights.value(g, f"{PREDECESSORS}.weight")
+        (places,) = SELECT(
+            g,
+            self._scaled(g.Reshape(logits, sizes)),
+            g.Reshape(projected, g.Concat(g.size(anchor, 0), [-1, selector.rank], axis=0)),
+            # A token that the codebook does not know counts as its last one.
+            g.Gather(predecessors, g.Min(g.Squeeze(anchor, [1]), self.config.vocab_size - 1)),
+            self._codebook(PREDECESSORS),
+            self._codebook(SUCCESSORS),
+            top_k=min(selector.top_k, size),
+        )
+        return places
+
+    @property
+    def size(self) -> int:
+        """Return how many places there are: tokens of the list, or those that both models have."""
+        if self.vocab is not None:
+            return len(self.vocab)
+        return min(self.target.vocab_size, self.config.vocab_size)
+
+    def _codebook(self, name: str) -> ir.Value:
+        """Return a codebook's rows [Vd, rank] of all places; the whole one is used in place."""
+        m = self.drafter
+        ids = self.vocab
+        if ids is None and self.size < self.config.vocab_size:
+            ids = np.arange(self.size)
+        if ids is not None:
+            ids = np.minimum(ids, self.config.vocab_size - 1)
+        return m.weights.value(m.g, f"{name}.weight", ids, f"drafter.{name}.rows")
+
+    def _scaled(self, logits: ir.Value) -> ir.Value:
+        """Return the logits as the selector adds them up: multiplied and capped."""
+        g = self.drafter.g
+        cap = self.config.logit_softcap
+        if self.config.output_multiplier != 1.0:
+            logits = g.Mul(logits, self.config.output_multiplier)
+        return logits if cap is None else g.Mul(g.Tanh(g.Div(logits, cap)), cap)
 
     def _logits(self, rows: ir.Value) -> ir.Value:
         """Return float32 logits [N, Vd] of rows [N, hidden]: of all tokens, or of the list's."""
         m, name = self.verifier, _head_name(self.target)
-        if HEAD in self.drafter.weights:
+        if self._has_own_head:
             m, name = self.drafter, HEAD.removesuffix(".weight")
         # A head of its own over a part of the vocabulary has only the list's rows.
         if self.vocab is None or self.config.draft_vocab_size is not None:
@@ -53,6 +112,10 @@ class DraftHead:
         else:
             logits = m.linear_rows(rows, name, self.vocab, "draft_head.weight")
         return self.drafter.g.cast(logits, ir.DataType.FLOAT)
+
+    @property
+    def _has_own_head(self) -> bool:
+        return HEAD in self.drafter.weights
 
     def _tokens(self, places: ir.Value) -> ir.Value:
         """Return the tokens at these places of the draft vocabulary."""

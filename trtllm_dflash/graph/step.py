@@ -277,7 +277,7 @@ class _Step:
         block = _embed_block(verifier, model, config, g.Concat(bonus, masks, axis=1))
         hidden = context.forward(g.Concat(*features, axis=-1), block)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
-        return head.drafts(hidden, self.block_size), context.written
+        return head.drafts(hidden, bonus, self.block_size), context.written
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
         """Return which layers' caches are rings, by the rows of their inputs.

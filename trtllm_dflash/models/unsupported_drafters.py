@@ -1,4 +1,4 @@
-"""Drafters that look like DFlash v1 and are not: one table, by which each is refused by name.
+"""Drafters that look like DFlash and are not: one table, by which each is refused by name.
 
 A drafter loaded as another variant computes without an error and drafts noise. So the table is
 checked three times: against the file names, config.json and the tensor names.
@@ -95,19 +95,6 @@ def markers(name: str, *, neutral: tuple[object, ...] = ()) -> tuple[ConfigMarke
 
 # The first match wins, so specific variants stand before the features that several of them share.
 UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
-    UnsupportedDrafter(
-        "DFlash 2",
-        "its convolutions and candidate selector are not supported. Use a DFlash v1 drafter.",
-        markers=(
-            _architectures("DFlash2DraftModel"),
-            *markers("conv_kernel_size"),
-            *markers("conv_group_size"),
-            *markers("selector_rank"),
-            *markers("selector_top_k"),
-            *markers("selector_vocab_size"),
-        ),
-        tensors=(r"\.(attention_conv|mlp_conv)\.", r"^candidate_selector\."),
-    ),
     UnsupportedDrafter(
         "Laguna",
         "its fused projections, output gates and norms per tap are not supported.",

@@ -22,6 +22,11 @@ from trtllm_dflash.trt_plugins.product_launches import (
     moe_launches,
     moe_workspace,
 )
+from trtllm_dflash.trt_plugins.select_launches import (
+    SELECT_KERNELS,
+    select_launches,
+    select_workspace,
+)
 
 
 @dataclass(frozen=True)
@@ -246,5 +251,6 @@ OPERATIONS = {
     "moe": Operation(moe_kernels, moe_workspace, moe_launches),
     "gated_delta": Operation(lambda _: _DELTA_KERNELS, _delta_workspace, _delta),
     "block_linear": Operation(linear_kernels, linear_workspace, linear_launches),
+    "select": Operation(lambda _: SELECT_KERNELS, select_workspace, select_launches),
 }
 """By kernel source."""

@@ -15,11 +15,13 @@ AcceptParams = structure("accept_params.h", "AcceptParams")
 MoeParams = structure("moe_params.h", "MoeParams")
 GatedDeltaParams = structure("gated_delta_params.h", "GatedDeltaParams")
 BlockLinearParams = structure("block_linear_params.h", "BlockLinearParams")
+SelectParams = structure("select_params.h", "SelectParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
 _DELTA = constants("gated_delta_params.h")
 _BLOCK_LINEAR = constants("block_linear_params.h")
+_SELECT = constants("select_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
@@ -44,6 +46,9 @@ LINEAR_SHARED_BYTES = _BLOCK_LINEAR["kLinearSharedBytes"]
 FP8_FORMAT = 3  # of experts' weights; 0 is bfloat16, 1 and 2 have codes of four bits
 PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an int32 has
 FP8_UNIT = 16  # columns of FP8 that a thread reads at once
+SELECT_THREADS = _SELECT["kSelectThreads"]
+WALK_THREADS = _SELECT["kWalkThreads"]
+MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
 _PLAIN_UNIT = 8
 _WARP = 32
 
@@ -133,6 +138,19 @@ class GatedDeltaPlan:
     row_vectors: int
     row_chunks: int
     rule_blocks: int
+    shared_bytes: int
+    parts: dict[str, int]
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class SelectPlan:
+    """CTAs that share a row's logits, and how many each takes. Shared memory of a CTA in bytes;
+    where each part of the workspace begins, and its bytes.
+    """
+
+    chunks: int
+    chunk_elements: int
     shared_bytes: int
     parts: dict[str, int]
     workspace_bytes: int
@@ -268,6 +286,29 @@ def gated_delta_plan(
         parts=parts,
         workspace_bytes=end,
     )
+
+
+def select_plan(*, batch: int, rows: int, vocab: int, top_k: int) -> SelectPlan:
+    """Return the plan of selecting one of `top_k` candidates in each of `rows` rows a slot."""
+    slots = vocab + 3 if vocab % 4 else vocab
+    elements = _SELECT["kSelectElements"]
+    chunk_elements = elements * _ceil(slots, elements * _SELECT["kSelectMaxChunks"])
+    chunks = _ceil(slots, chunk_elements)
+    found = 8 * top_k * (4 * _SELECT["kSelectLoads"] + 1)
+    tiles = 2 * 4 * _SELECT["kSelectPitch"] * 16 * _ceil(top_k, 16)
+    row_bytes = 4 * batch * rows * top_k
+    sizes = {
+        "chunk_values": row_bytes * chunks,
+        "chunk_places": row_bytes * chunks,
+        "candidates": row_bytes,
+        "next": row_bytes,
+    }
+    parts = {}
+    end = 0
+    for name, size in sizes.items():
+        parts[name] = end
+        end += size
+    return SelectPlan(chunks, chunk_elements, max(found, tiles), parts, end)
 
 
 def moe_unit(weight_format: int) -> int:

@@ -37,6 +37,7 @@ _BUILT_VARIANTS = {
     "speculators (RedHat)": (ConfigMarker("speculators_model_type"), ConfigMarker(TARGETS)),
     "Gemma 4": (
         *markers("input_embedding_scale", neutral=(1, 1.0)),
+        *markers("output_multiplier", neutral=(1, 1.0)),
         *markers("final_logit_softcapping", neutral=(0, 0.0)),
     ),
     "attention sinks": markers("attention_sink_bias", neutral=(False,)),

@@ -9,6 +9,7 @@ from trtllm_dflash.graph.ops.block_linear import BLOCK_LINEAR
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.gated_delta import GATED_DELTA
 from trtllm_dflash.graph.ops.moe import MOE
+from trtllm_dflash.graph.ops.selection import SELECT
 from trtllm_dflash.graph.ops.spec import OpSpec
 from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
@@ -19,11 +20,20 @@ __all__ = [
     "GATED_DELTA",
     "MOE",
     "OPS",
+    "SELECT",
     "VERIFY_ATTENTION",
     "OpSpec",
 ]
 
 OPS: dict[str, OpSpec] = {
     spec.name: spec
-    for spec in (VERIFY_ATTENTION, DRAFT_ATTENTION, ACCEPT, MOE, GATED_DELTA, BLOCK_LINEAR)
+    for spec in (
+        VERIFY_ATTENTION,
+        DRAFT_ATTENTION,
+        ACCEPT,
+        MOE,
+        GATED_DELTA,
+        BLOCK_LINEAR,
+        SELECT,
+    )
 }
