@@ -16,6 +16,7 @@ from tests.fixtures.tiny_hybrid import PATTERN, TEXT, tiny_hybrid
 from tests.quantize import modelopt
 from tests.quantize.test_quantize_target import stored
 from trtllm_dflash.builder.what_if import as_if_quantized
+from trtllm_dflash.checkpoint.formats import FORMATS
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
@@ -107,7 +108,9 @@ def test_hybrid_leaves_out_what_is_published_so(
     """
     target = load_target(ours("qwen3_5", form))
     before = load_target(hybrid("qwen3_5"))
-    modules = {name.removesuffix(".weight") for name in quantized_weights(before)}
+    modules = {
+        name.removesuffix(".weight") for name in quantized_weights(before, FORMATS["nvfp4"])
+    }
     assert target.formats.keys() == modules
     assert not any(name.endswith(LEFT_OUT) or name == "lm_head" for name in modules)
     assert len(modules) == 6 * len(LINEAR) + 7 * len(FULL)
@@ -206,4 +209,6 @@ def test_modelopts_fp8_experts_are_read_as_weights(hybrid: MakeHybrid, tmp_path:
 def test_a_supposed_format_has_the_same_exclusions(hybrid: MakeHybrid) -> None:
     target = load_target(hybrid("qwen3_5"))
     supposed = as_if_quantized(target, "nvfp4")
-    assert {f"{name}.weight" for name in supposed.formats} == quantized_weights(target)
+    assert {f"{name}.weight" for name in supposed.formats} == quantized_weights(
+        target, FORMATS["nvfp4"]
+    )

@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("modelopt")
 
 from tests.fixtures.tiny_models import TARGET, tiny_target, write_safetensors
-from tests.fixtures.tiny_moe import tiny_gpt_oss
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.safetensors import read_tensor_infos
 from trtllm_dflash.errors import BuildError, CheckpointError, QuantizeError, UsageError
@@ -50,18 +49,12 @@ def _leaves_nothing(tmp_path: Path) -> Any:
     assert [path.name for path in tmp_path.iterdir() if "quantized" in path.name] == []
 
 
-def test_quantize_refuses_experts_of_gpt_oss(tmp_path: Path, config: Config) -> None:
-    target = tiny_gpt_oss(tmp_path / "target", mxfp4=False, dtype="BF16")
-    with pytest.raises(CheckpointError, match="experts of gpt-oss are not quantized here"):
-        pipeline.quantize(config(target=str(target)))
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
         (
             {"quant": "int4"},
-            "--quant 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, none",
+            "--quant 'int4' is not known; choose one of fp8, nvfp4, w4a16_nvfp4, mxfp4, none",
         ),
         ({"quant": "none"}, "--quant none changes nothing without --kv-cache-dtype fp8"),
         (

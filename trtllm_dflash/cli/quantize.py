@@ -1,4 +1,4 @@
-"""dflash-trt quantize: from a BF16 checkpoint to one in FP8 or NVFP4."""
+"""dflash-trt quantize: from a BF16 checkpoint to one in FP8, NVFP4 or MXFP4."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def quantize(quantize_drafter: bool, overwrite: bool, **settings: Any) -> None:
     """Quantize a target to FP8 or NVFP4 with NVIDIA ModelOpt, on the CPU or a GPU.
 
-    Writes a Hugging Face checkpoint in ModelOpt's layout. A drafter stays BF16 unless
-    --quantize-drafter asks for more: its acceptance falls first.
+    Writes a Hugging Face checkpoint in ModelOpt's layout. The experts of gpt-oss become MXFP4, in
+    the layout in which they are published. A drafter stays BF16 unless --quantize-drafter asks for
+    more: its acceptance falls first.
     """
     if quantize_drafter != (settings["drafter"] is not None):
         raise UsageError(

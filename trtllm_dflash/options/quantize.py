@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtllm_dflash.checkpoint.formats import FORMATS, WeightFormat
+from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4, WeightFormat
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option
 from trtllm_dflash.options.prompt_options import ChatOptions
@@ -15,7 +15,9 @@ KV_CACHE_DTYPES = ("fp8",)
 KEEP_WEIGHTS = "none"
 DEVICES = ("auto", "cpu", "cuda")
 MAX_SEQ_LEN = 1 << 20
-_CHOICES = (*FORMATS, KEEP_WEIGHTS)
+# Of linears, and of the experts of gpt-oss.
+_FORMATS = {**FORMATS, MXFP4.name: MXFP4}
+_CHOICES = (*_FORMATS, KEEP_WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class QuantizeConfig(ChatOptions):
     quant: str = field(
         metadata=cli_option(
             "; ".join(
-                f"{row.name}: {row.meaning}, for {row.hardware}" for row in FORMATS.values()
+                f"{row.name}: {row.meaning}, for {row.hardware}" for row in _FORMATS.values()
             )
             + f"; {KEEP_WEIGHTS}: weights as they are, for --kv-cache-dtype alone",
             choices=_CHOICES,
@@ -115,6 +117,12 @@ class QuantizeConfig(ChatOptions):
                 f" stay as they are; give --quant {' or '.join(FORMATS)}, or no drafter"
             )
 
+        if self.quantizes_fused_experts and self.drafter is not None:
+            raise UsageError(
+                f"--quant {self.quant} is of gpt-oss's experts, and a drafter has none; leave"
+                " --quantize-drafter out"
+            )
+
     @property
     def calibration_text(self) -> Path | None:
         """Return the file of the text to calibrate with; None: the package's own."""
@@ -123,7 +131,12 @@ class QuantizeConfig(ChatOptions):
     @property
     def weight_format(self) -> WeightFormat | None:
         """Return the format of `quant`; None where weights stay as they are."""
-        return FORMATS.get(self.quant)
+        return _FORMATS.get(self.quant)
+
+    @property
+    def quantizes_fused_experts(self) -> bool:
+        """Return whether only the experts of gpt-oss are quantized."""
+        return self.weight_format is MXFP4
 
     @property
     def reads_activations(self) -> bool:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from trtllm_dflash.errors import QuantizeError
-from trtllm_dflash.options.quantize import KEEP_WEIGHTS
 from trtllm_dflash.quantize import nvfp4_cpu
 
 TESTED = "0.47."
@@ -47,12 +46,18 @@ _SHARED_INPUT = (
 
 
 def insert_quantizers(
-    model: Any, quant: str, kv_cache_dtype: str | None, *, excluded: Sequence[str] = ()
+    model: Any,
+    quant: str,
+    kv_cache_dtype: str | None,
+    *,
+    excluded: Sequence[str] = (),
+    with_experts: bool = True,
 ) -> None:
     """Insert uncalibrated quantizers of the format `quant` into a model.
 
-    The model's weights may be on `meta`. With `quant` "none" linears get no quantizers. `excluded`
-    are module names, besides those that ModelOpt leaves alone by itself (heads, embeddings).
+    The model's weights may be on `meta`. With a `quant` that is none of ModelOpt's, linears get no
+    quantizers. `excluded` are module names, besides those that ModelOpt leaves alone by itself
+    (heads, embeddings). Without `with_experts` experts stay transformers' own modules.
     """
     mtq = _import_quantization()
     version = metadata.version("nvidia-modelopt")
@@ -60,9 +65,11 @@ def insert_quantizers(
         _LOG.warning("ModelOpt %s is installed; this was tested with %s*", version, TESTED)
     nvfp4_cpu.install()
     config: Any = {"quant_cfg": [{"quantizer_name": "*", "enable": False}]}
-    if quant != KEEP_WEIGHTS:
+    if quant in _CONFIGS:
         config = copy.deepcopy(getattr(mtq, _CONFIGS[quant]))
-    with silence_modelopt():
+    with silence_modelopt(), contextlib.ExitStack() as stack:
+        if not with_experts:
+            stack.enter_context(_without_experts(model))
         if kv_cache_dtype is not None:
             # FP8_KV_CFG alone would leave every linear on ModelOpt's default, INT8.
             kv_cache = copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
@@ -175,6 +182,20 @@ def quant_config_json(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     with silence_modelopt():
         described: dict[str, Any] = get_quant_config(model)
         return described, convert_hf_quant_config_format(described)
+
+
+@contextlib.contextmanager
+def _without_experts(model: Any) -> Iterator[None]:
+    """Take the experts out of a model; ModelOpt would copy those of gpt-oss at every call."""
+    places = [module for module in model.modules() if hasattr(module, "experts")]
+    taken = [place.experts for place in places]
+    for place in places:
+        place.experts = torch.nn.Identity()
+    try:
+        yield
+    finally:
+        for place, experts in zip(places, taken, strict=True):
+            place.experts = experts
 
 
 @contextlib.contextmanager

@@ -69,10 +69,10 @@ def fake_quantize(values: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     relative = groups.abs().amax(-1, keepdim=True) / (E2M1_MAX * global_scale)
     relative = relative.clamp(E4M3_LEAST, E4M3_MAX).to(torch.float8_e4m3fn).float()
     step = relative * global_scale
-    return (_round_to_e2m1(groups / step) * step).reshape(values.shape).to(values.dtype)
+    return (round_to_e2m1(groups / step) * step).reshape(values.shape).to(values.dtype)
 
 
-def _round_to_e2m1(values: torch.Tensor) -> torch.Tensor:
+def round_to_e2m1(values: torch.Tensor) -> torch.Tensor:
     """Return the nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives.
 
     Ties go to the even last bit, as with `round`.

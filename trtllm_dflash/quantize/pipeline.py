@@ -13,7 +13,7 @@ from typing import Any
 
 from trtllm_dflash.atomic.output_directory import atomic_directory, check_space
 from trtllm_dflash.checkpoint.finite import check_finite, check_finite_with_progress
-from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG
+from trtllm_dflash.checkpoint.formats import HF_QUANT_CONFIG, WeightFormat
 from trtllm_dflash.checkpoint.links import file_in, honouring_allow_links
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
 from trtllm_dflash.checkpoint.locate import read_json_in
@@ -26,7 +26,7 @@ from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.coverage import ExpertCoverage
 from trtllm_dflash.quantize.plan import QuantizationPlan, plan_quantization
 from trtllm_dflash.quantize.provenance import recognize_checkpoint, write_record
-from trtllm_dflash.quantize.quantized_weights import StoredNames
+from trtllm_dflash.quantize.quantized_weights import StoredNames, quantized_weights
 from trtllm_dflash.quantize.report import QuantizeReport
 
 DRAFTER_FOLDER = "drafter"
@@ -89,6 +89,7 @@ def _quantize_into(
     from trtllm_dflash.quantize.writer import SpillFolder
 
     device = _device(plan.config, torch)
+    fmt = plan.config.weight_format
     for role, checkpoint in plan.checkpoints.items():
         check_finite_with_progress(role, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
@@ -104,7 +105,7 @@ def _quantize_into(
             taps=taps,
             tapped=SEQUENCES,
         )
-        _write(staging, plan.target, target, progress)
+        _write(staging, plan.target, target, fmt, progress)
         if plan.drafter is not None:
             drafter = quantize_drafter(
                 plan.drafter,
@@ -117,19 +118,16 @@ def _quantize_into(
                 progress=progress,
             )
             (staging / DRAFTER_FOLDER).mkdir()
-            _write(staging / DRAFTER_FOLDER, plan.drafter, drafter, progress)
+            _write(staging / DRAFTER_FOLDER, plan.drafter, drafter, fmt, progress)
     shutil.rmtree(staging / "scratch")
     # This package must load what was written, down to every scale.
     check_finite(load_target(staging))
     if plan.drafter is not None:
         check_finite(load_drafter(staging / DRAFTER_FOLDER))
+    replaced = quantized_weights(plan.target, fmt)
     figures = {
         "linear_bytes": sum(tensor.nbytes for tensor in target.tensors.values()),
-        "original_bytes": sum(
-            plan.target.tensors[name].nbytes
-            for name in target.tensors
-            if name.endswith(".weight")
-        ),
+        "original_bytes": sum(plan.target.tensors[name].nbytes for name in replaced),
         "agreed": target.agreed,
         "compared": target.compared,
     }
@@ -144,23 +142,29 @@ def _device(config: QuantizeConfig, torch: Any) -> str:
 
 
 def _write(
-    directory: Path, original: Checkpoint[Any], quantized: Any, progress: Progress
+    directory: Path,
+    original: Checkpoint[Any],
+    quantized: Any,
+    fmt: WeightFormat | None,
+    progress: Progress,
 ) -> None:
-    """Write a Hugging Face checkpoint in ModelOpt's layout.
+    """Write a Hugging Face checkpoint in ModelOpt's layout, or in gpt-oss's.
 
     config.json is the original's, with one key more.
     """
     from trtllm_dflash.quantize.writer import write_tensors
 
     names = StoredNames.of(original)
-    write_tensors(directory, names.tensors(quantized.tensors), progress)
+    replaced = quantized_weights(original, fmt)
+    write_tensors(directory, names.tensors(quantized.tensors, replaced), progress)
     config = read_json_in(original.directory, "config.json") or {}
     config.pop("compression_config", None)  # left over, else the original could not be read
     _write_json(
         directory / "config.json",
         config | {"quantization_config": names.description(quantized.quantization_config)},
     )
-    _write_json(directory / HF_QUANT_CONFIG, names.description(quantized.hf_quant_config))
+    if quantized.hf_quant_config:
+        _write_json(directory / HF_QUANT_CONFIG, names.description(quantized.hf_quant_config))
     generation = file_in(original.directory, "generation_config.json")
     if generation.is_file():
         shutil.copyfile(generation, directory / generation.name)

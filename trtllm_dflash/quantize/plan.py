@@ -92,24 +92,20 @@ class QuantizationPlan:
         }
 
     def _packed_bytes(self, checkpoint: Checkpoint[Any]) -> int:
-        """Return the approximate bytes of a model's quantized linears."""
+        """Return the approximate bytes of a model's quantized weights."""
         fmt = self.config.weight_format
         if fmt is None:
             return 0
-        num_weights = 0
-        quantized = quantized_weights(checkpoint)
-        for name, info in checkpoint.tensors.items():
-            if name in quantized:
-                num_weights += prod(info.shape)
+        quantized = quantized_weights(checkpoint, fmt)
+        num_weights = sum(prod(checkpoint.tensors[name].shape) for name in quantized)
         return round(num_weights * fmt.weight_bits() / 8)
 
     def _plain_bytes(self, checkpoint: Checkpoint[Any]) -> int:
         """Return the bytes of a model's other tensors, those of other parts included."""
-        keeps_linears = self.config.weight_format is None
-        quantized = quantized_weights(checkpoint)
+        quantized = quantized_weights(checkpoint, self.config.weight_format)
         nbytes = 0
         for name, info in checkpoint.tensors.items():
-            if keeps_linears or name not in quantized:
+            if name not in quantized:
                 nbytes += info.nbytes
         for name, kept in checkpoint.ignored.items():
             if checkpoint.config.tensors.ignored_reason(name) is not None:
@@ -253,10 +249,18 @@ def _check_experts(target: Checkpoint[TargetConfig], config: QuantizeConfig) -> 
         raise UsageError(
             f"--calib-all-experts: target {target.directory} has no experts; leave it out"
         )
-    if moe is not None and moe.fused and not target.quantization.mxfp4:
+    if config.weight_format is None:
+        return
+    is_gpt_oss = moe is not None and moe.fused
+    if config.quantizes_fused_experts and not is_gpt_oss:
         raise CheckpointError(
-            f"target {target.directory}: experts of gpt-oss are not quantized here. `build` takes"
-            " them as they are published, in MXFP4."
+            f"target {target.directory}: --quant {config.quant} is of gpt-oss's experts, and it has"
+            " none of these. Use --quant nvfp4, which takes linears and Qwen's experts."
+        )
+    if is_gpt_oss and not config.quantizes_fused_experts and not target.formats:
+        raise CheckpointError(
+            f"target {target.directory}: of gpt-oss only the experts are quantized, to the format"
+            " that they were trained in. Use --quant mxfp4."
         )
 
 
@@ -271,11 +275,12 @@ def _check_cache_scales(target: Checkpoint[TargetConfig], config: QuantizeConfig
 
 
 def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig) -> None:
-    """Raise CheckpointError for linears whose inputs do not fill groups."""
+    """Raise CheckpointError for weights whose inputs do not fill groups."""
     size = config.group_size
     if size is None:
         return
-    quantized = quantized_weights(checkpoint)
+    # A linear is [out, in], and experts in one tensor are [experts, in, out].
+    quantized = quantized_weights(checkpoint, config.weight_format)
     wrong = [
         f"{name.removesuffix('.weight')} has {info.shape[1]}"
         for name, info in checkpoint.tensors.items()
@@ -283,8 +288,11 @@ def _check_shapes(role: str, checkpoint: Checkpoint[Any], config: QuantizeConfig
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        way_out = (
+            "build takes it as it is" if config.quantizes_fused_experts else "Use --quant fp8"
+        )
         raise CheckpointError(
             f"{role} {checkpoint.directory}: --quant {config.quant} has a scale for every {size}"
             f" inputs of a linear, so their number must be a multiple of {size}:"
-            f" {', '.join(wrong[:4])}{more}. Use --quant fp8."
+            f" {', '.join(wrong[:4])}{more}. {way_out}."
         )

@@ -1,12 +1,12 @@
 """The target, layer by layer: read, calibrate, round, pack and release each.
 
-Never is more than one layer in memory. Calibration reads unrounded activations, as in ModelOpt's
-own pass over a whole model, so the scales are the same.
+Never is more than one layer in memory, and a copy of it with rounded weights. Calibration reads
+unrounded activations, as in ModelOpt's own pass over a whole model, so the scales are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,17 +14,16 @@ import torch
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
-from trtllm_dflash.errors import CheckpointError
-from trtllm_dflash.hardware.memory import return_freed_memory
 from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
-from trtllm_dflash.quantize import modelopt
+from trtllm_dflash.quantize import modelopt, mxfp4
 from trtllm_dflash.quantize.agreement import count_agreement, count_sequences
 from trtllm_dflash.quantize.coverage import ExpertCoverage
-from trtllm_dflash.quantize.experts import ExpertWatch, StackedExperts
+from trtllm_dflash.quantize.decoder_layers import DecoderLayers, prefix_of, release
+from trtllm_dflash.quantize.experts import ExpertWatch
 from trtllm_dflash.quantize.quantized_weights import quantized_weights
-from trtllm_dflash.quantize.torch_io import TORCH_DTYPES, read_rows, read_tensor
+from trtllm_dflash.quantize.torch_io import read_rows
 from trtllm_dflash.quantize.writer import SpillFolder
 
 PHASE = "quantizing the target"
@@ -32,11 +31,11 @@ PHASE = "quantizing the target"
 
 @dataclass
 class QuantizedTarget:
-    """The places of packed tensors, ModelOpt's two descriptions, and figures of the pass.
+    """The places of packed tensors, the two descriptions of them, and figures of the pass.
 
     `features[s]`: outputs of the tap layers for sequence s, concatenated, [1, tokens, taps ·
     hidden]. `agreed` of `compared` positions have the same most likely next token after rounding.
-    `coverage` is of experts whose inputs are calibrated.
+    `coverage` is of experts whose inputs are calibrated. An empty `hf_quant_config` is not written.
     """
 
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
@@ -46,17 +45,6 @@ class QuantizedTarget:
     agreed: int = 0
     compared: int = 0
     coverage: ExpertCoverage | None = None
-
-
-class _CalibrationStates:
-    """Hidden states between two layers, of all sequences.
-
-    `rounded` are those of the first few sequences after layers with rounded weights.
-    """
-
-    def __init__(self, hidden: list[torch.Tensor], compared: int) -> None:
-        self.exact = hidden
-        self.rounded = hidden[:compared]
 
 
 def quantize_target(
@@ -70,150 +58,114 @@ def quantize_target(
     taps: Sequence[int] = (),
     tapped: int = 0,
 ) -> QuantizedTarget:
-    """Quantize every linear of the decoder layers.
+    """Quantize every linear of the decoder layers, or the experts of gpt-oss.
 
     Of the first `tapped` sequences, keep the outputs of layers `taps`.
 
     Raises:
         DFlashError: naming a tensor that is zero throughout, or a part without a scale.
     """
-    model = _meta_model(checkpoint, config)
+    layers = DecoderLayers(checkpoint, config, device)
+    run = _TargetPass(checkpoint, config, layers, sequences, device, progress)
     result = QuantizedTarget()
-    result.hf_quant_config, result.quantization_config = modelopt.quant_config_json(model)
-    rotary = type(model.model.rotary_emb)(model.config).to(device)
-    embedding = checkpoint.tensors["model.embed_tokens.weight"]
-    dtype = TORCH_DTYPES[checkpoint.dtype]
-    hidden = [read_rows(embedding, ids)[None].to(device, dtype) for ids in sequences]
-    states = _CalibrationStates(hidden, count_sequences(sequences))
-    tapped_outputs: list[list[torch.Tensor]] = [[] for _ in hidden[:tapped]] if taps else []
-    done = 0
-    total = len(model.model.layers) * (len(sequences) + len(states.rounded) + 1)
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(PHASE, done, total)
-
-    scaled = quantized_weights(checkpoint) if config.weight_format else frozenset()
-    watch = ExpertWatch(
-        checkpoint.config.moe if config.quantizes_inputs else None,
-        with_all=config.calib_all_experts,
-    )
-    for index in range(len(model.model.layers)):
-        layer = model.model.layers[index]
-        prefix = f"model.layers.{index}."
-        _load(layer, checkpoint, prefix, scaled, device)
-        _pass_layer(layer, prefix, states, rotary, config, watch, advance)
-        result.tensors |= spill.add(modelopt.pack_weights(layer, prefix))
-        _release(layer)
+    result.hf_quant_config, result.quantization_config = _describe(layers.model, config)
+    tapped_outputs: list[list[torch.Tensor]] = [[] for _ in sequences[:tapped]] if taps else []
+    for index in range(len(layers)):
+        result.tensors |= spill.add(run.pass_layer(index))
         if index in taps:
-            for outputs, exact in zip(tapped_outputs, states.exact, strict=False):
+            for outputs, exact in zip(tapped_outputs, run.exact, strict=False):
                 outputs.append(exact)
-        advance()
     result.features = [
         torch.cat(_in_order(outputs, taps), dim=-1) for outputs in tapped_outputs
     ]
-    result.coverage = watch.coverage
-    compared = states.exact[: len(states.rounded)]
+    result.coverage = run.watch.coverage
+    compared = run.exact[: len(run.rounded)]
     result.agreed, result.compared = count_agreement(
-        checkpoint, model.model.norm, compared, states.rounded
+        checkpoint, layers.model.model.norm, compared, run.rounded
     )
     return result
 
 
-def _meta_model(checkpoint: Checkpoint[TargetConfig], config: QuantizeConfig) -> Any:
-    """Return the model without weights, with quantizers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+class _TargetPass:
+    """Hidden states between two layers, of all sequences, and what takes them through the next.
 
-    settings = AutoConfig.from_pretrained(
-        checkpoint.directory, local_files_only=True, trust_remote_code=False
-    )
-    from_config: Any = AutoModelForCausalLM.from_config
-    with torch.device("meta"):
-        # Layers get no mask here. Eager attention, which a config.json may name, would then not be
-        # causal.
-        model = from_config(
-            settings, dtype=TORCH_DTYPES[checkpoint.dtype], attn_implementation="sdpa"
-        ).eval()
-    modelopt.insert_quantizers(model, config.quant, config.kv_cache_dtype)
-    return model
+    `exact` come from the original's layers, `rounded` from those with rounded weights, of the first
+    few sequences alone.
+    """
 
+    def __init__(
+        self,
+        checkpoint: Checkpoint[TargetConfig],
+        config: QuantizeConfig,
+        layers: DecoderLayers,
+        sequences: Sequence[Sequence[int]],
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._layers = layers
+        embedding = checkpoint.tensors["model.embed_tokens.weight"]
+        self.exact = [
+            read_rows(embedding, ids)[None].to(device, layers.dtype) for ids in sequences
+        ]
+        self.rounded = self.exact[: count_sequences(sequences)]
+        self.watch = ExpertWatch(
+            checkpoint.config.moe if config.quantizes_inputs else None,
+            with_all=config.calib_all_experts,
+        )
+        # Zeros have no scale in ModelOpt's formats, and any in MXFP4.
+        self._scaled = frozenset[str]()
+        if not config.quantizes_fused_experts:
+            self._scaled = quantized_weights(checkpoint, config.weight_format)
+        self._progress = progress
+        self._done = 0
+        self._total = len(layers) * (len(sequences) + len(self.rounded) + 1)
 
-def _load(
-    layer: Any,
-    checkpoint: Checkpoint[TargetConfig],
-    prefix: str,
-    scaled: Collection[str],
-    device: str,
-) -> None:
-    """Read a layer's weights, or raise CheckpointError for one that needs a scale and is zero."""
-    # One type for the whole model, although some checkpoints have a few tensors in another.
-    dtype = TORCH_DTYPES[checkpoint.dtype]
-    experts = StackedExperts.of(checkpoint.config, dtype, device)
-    weights = dict(experts.tensors)
-    for name, info in checkpoint.tensors.items():
-        if not name.startswith(prefix):
-            continue
-        weight = read_tensor(info)
-        if name in scaled and not weight.any():
-            raise CheckpointError(
-                f"{info.path}: tensor {name} is zero throughout, so it has no scale, and"
-                " ModelOpt would write NaN. Get an intact copy of the checkpoint."
-            )
-        inside = name.removeprefix(prefix)
-        if inside in experts.parts:
-            experts.parts[inside].copy_(weight)
-        else:
-            weights[inside] = weight.to(device, dtype)
-    layer.load_state_dict(weights, strict=False, assign=True)
+    def pass_layer(self, index: int) -> dict[str, torch.Tensor]:
+        """Calibrate a layer, advance all states through it, and return its packed tensors."""
+        layer = self._layers.load(index, self._scaled)
+        prefix = prefix_of(index)
+        outputs = []
 
+        def forward() -> None:
+            for hidden in self.exact:
+                outputs.append(self._layers.run(layer, index, hidden))
+                self._advance()
 
-def _pass_layer(
-    layer: Any,
-    prefix: str,
-    states: _CalibrationStates,
-    rotary: Any,
-    config: QuantizeConfig,
-    watch: ExpertWatch,
-    advance: Callable[[], None],
-) -> None:
-    """Calibrate the layer, and advance both groups of states through it."""
-    outputs = []
+        with self.watch.on(layer, prefix):
+            modelopt.calibrate(layer, forward, prefix)
+        self.exact = outputs
+        if self._config.group_size is not None:
+            modelopt.share_scales(layer)  # ModelOpt's export does so for NVFP4, not for FP8
+        rounded = modelopt.with_rounded_weights(layer)
+        packed = {}
+        if self._config.quantizes_fused_experts:
+            packed = mxfp4.pack_experts(layer, prefix)
+            mxfp4.round_experts(rounded, packed, prefix)
+        self._pass_rounded(rounded, index)
+        packed |= modelopt.pack_weights(layer, prefix)
+        release(layer)
+        self._advance()
+        return packed
 
-    def forward() -> None:
-        for hidden in states.exact:
-            outputs.append(_run(layer, hidden, rotary))
-            advance()
+    def _pass_rounded(self, rounded: Any, index: int) -> None:
+        """Advance the rounded states through a layer with rounded weights, and release it."""
+        for sequence, hidden in enumerate(self.rounded):
+            self.rounded[sequence] = self._layers.run(rounded, index, hidden)
+            self._advance()
+        release(rounded)
 
-    with watch.on(layer, prefix):
-        modelopt.calibrate(layer, forward, prefix)
-    if config.group_size is not None:
-        modelopt.share_scales(layer)  # ModelOpt's export does it for NVFP4, and not for FP8
-    rounded = modelopt.with_rounded_weights(layer)
-    states.exact = outputs
-    for index, hidden in enumerate(states.rounded):
-        states.rounded[index] = _run(rounded, hidden, rotary)
-        advance()
-    _release(rounded)
+    def _advance(self) -> None:
+        self._done += 1
+        self._progress(PHASE, self._done, self._total)
 
 
-def _release(layer: Any) -> None:
-    """Free a layer's tensors at once; its reference cycles would wait for the collector."""
-    for tensor in (*layer.parameters(), *layer.buffers()):
-        tensor.data = tensor.data.new_empty(0)
-    return_freed_memory()
-
-
-def _run(layer: Any, hidden: torch.Tensor, rotary: Any) -> torch.Tensor:
-    """Run a decoder layer on one sequence, [1, tokens, hidden]; without a mask it is causal."""
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    out: torch.Tensor = layer(
-        hidden,
-        attention_mask=None,
-        position_ids=positions,
-        position_embeddings=rotary(hidden, positions),
-    )
-    return out
+def _describe(model: Any, config: QuantizeConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return hf_quant_config.json of a quantized target, and its `quantization_config`."""
+    if not config.quantizes_fused_experts:
+        return modelopt.quant_config_json(model)
+    described = modelopt.quant_config_json(model)[0] if config.kv_cache_dtype else {}
+    return described, mxfp4.describe()
 
 
 def _in_order(outputs: list[torch.Tensor], taps: Sequence[int]) -> list[torch.Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.checkpoint.formats import MXFP4, WeightFormat
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import quantized_to
@@ -17,17 +18,22 @@ from trtllm_dflash.models.tensor_specs import expand_specs
 _EXCLUSIONS = ("exclude_modules", "ignore")
 
 
-def quantized_weights(checkpoint: Checkpoint[Any]) -> frozenset[str]:
-    """Return the names of the weights of a model's linears that are quantized.
+def quantized_weights(checkpoint: Checkpoint[Any], fmt: WeightFormat | None) -> frozenset[str]:
+    """Return the names of a model's weights that are quantized to a format; None: there are none.
 
-    Heads, embeddings, the drafter's `fc` and the gates of linear attention are not. Convolutions,
-    routers and the gate of a shared expert are no linears of the table.
+    MXFP4 is of gpt-oss's experts, the others are of linears. Heads, embeddings, the drafter's `fc`
+    and the gates of linear attention are not. Convolutions, routers and the gate of a shared expert
+    are no linears of the table.
     """
+    if fmt is None:
+        return frozenset()
     config = checkpoint.config
     rows = expand_specs(config.tensors.used, config)
-    linears = Quantizable.from_rows(rows, config).linears
-    stated = quantized_to("fp8")
-    return frozenset(f"{name}.weight" for name in linears if not stated.excluded_by(name))
+    model = Quantizable.from_rows(rows, config)
+    if fmt is MXFP4:
+        return frozenset(model.experts)
+    stated = quantized_to(fmt.name)
+    return frozenset(f"{name}.weight" for name in model.linears if not stated.excluded_by(name))
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,19 @@ class StoredNames:
         infos = read_all_tensor_infos(original.directory)
         return cls(original, infos, original.config.tensors.is_stored_under(infos))
 
-    def tensors(self, packed: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    def tensors(
+        self, packed: Mapping[str, TensorInfo], replaced: Collection[str]
+    ) -> dict[str, TensorInfo]:
         """Return all tensors of the quantized checkpoint.
 
-        `packed` replace the original's by name. Other parts are kept as they are.
+        `packed` are there instead of the `replaced` ones of the original. Other parts are kept as
+        they are.
         """
         found = {}
-        for name, info in {**self.original.tensors, **packed}.items():
-            found[self._stored(name)] = info
+        for name, info in self.original.tensors.items():
+            if name not in replaced:
+                found[self._stored(name)] = info
+        found |= {self._stored(name): info for name, info in packed.items()}
         table = self.original.config.tensors
         others = [name for name in self.infos if table.ignored_reason(name) is not None]
         return found | {name: self.infos[name] for name in others}
