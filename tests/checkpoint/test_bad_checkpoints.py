@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
+    dflash2_cases,
     directory_cases,
     expert_cases,
     file_cases,
@@ -134,6 +135,7 @@ def _corrupted(random: np.random.Generator, text: bytes) -> bytes:
     [
         "target",
         "drafter",
+        "dflash2 drafter",
         "nvfp4 target",
         "compressed nvfp4 target",
         "gpt_oss target",

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from tests.bad_checkpoints import (  # noqa: F401  (they register good checkpoints)
+    dflash2_cases,
     expert_cases,
     hybrid_bases,
 )

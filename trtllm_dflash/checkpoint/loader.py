@@ -51,7 +51,7 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
-from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout
+from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout, with_named_codebooks
 from trtllm_dflash.checkpoint.text_part import text_part, text_quantization
 from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError
@@ -216,7 +216,7 @@ def warn_of_unmet_settings(target: Checkpoint[TargetConfig]) -> None:
 
 
 def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
-    """Load and check a DFlash v1 drafter from a directory or hub name; weights stay on disk."""
+    """Load and check a drafter from a directory or hub name; weights stay on disk."""
     directory = find_directory(path_or_name, role="drafter")
     where = f"drafter {directory}"
     refuse_unsupported_in_files((path.name for path in directory.iterdir()), where)
@@ -229,6 +229,7 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     refuse_unsupported_in_names(infos, where)
     quantization = settle_quantization(quantization, infos, where)
     infos = by_modelopts_names(infos, quantization.layout, where)
+    infos = with_named_codebooks(infos, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     own_vocabulary(infos, config, where)
     return checkpoint
