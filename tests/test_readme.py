@@ -33,6 +33,7 @@ NEEDS = {"dflash-trt quantize": "modelopt"}
 TRITON_OPTIONS = {"--model-control-mode"}
 # The modules that an extra of pyproject.toml brings.
 MODULES = {
+    "bounds": set(),  # a program, nvdisasm
     "demo": {"gguf"},
     "profile": {"matplotlib"},
     "quantize": {"modelopt", "torch"},
