@@ -17,6 +17,7 @@ pytest.importorskip("dflash")
 import torch
 
 from tests.e2e import hugging_face
+from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_models import BLOCK, DRAFTER, MASK_ID, VOCAB
 from tests.quantize import modelopt
 from trtllm_dflash.checkpoint.finite import check_finite
@@ -157,18 +158,55 @@ def test_drafter_input_scales_are_those_of_drafted_blocks(
     """The reference package drafts the same blocks here; its linears' largest inputs are the
     scales.
     """
+    assert_scales_are_of_drafted_blocks(form, pair, quantized_pair(form) / "drafter")
+
+
+def test_drafter_of_dflash_2_keeps_what_it_adds(
+    pair: tuple[Path, Path], ids_file: Path, tmp_path: Path
+) -> None:
+    """Convolutions count in what its linears read; they and the selector stay as they are."""
+    target, _ = pair
+    source = tiny_dflash2(tmp_path / "source", target, dtype="BF16", head_dim=16)
+    asked = QuantizeConfig(
+        str(target), tmp_path / "q", "fp8", drafter=str(source), calib_file=ids_file
+    )
+    directory = quantize(asked).directory / "drafter"
+    drafter, original = load_drafter(directory), load_drafter(source)
+    assert drafter.config == original.config
+    assert set(drafter.formats) == {
+        f"layers.{layer}.{name}" for layer in LAYERS for name in ALL
+    }
+    kept = [
+        name for name in original.tensors if name.removesuffix(".weight") not in drafter.formats
+    ]
+    assert sum("conv" in name or "selector" in name for name in kept) == 4 * len(LAYERS) + 3
+    for name in kept:
+        np.testing.assert_array_equal(
+            drafter.tensors[name].array(), original.tensors[name].array()
+        )
+    # The drafter drafts in BF16 here, and in float32 there.
+    assert_scales_are_of_drafted_blocks("fp8", (target, source), directory, rel=0.05)
+    seen = largest_inputs(target, source)
+    without = largest_inputs(target, source, convolutions=False)
+    assert any(abs(seen[name] / without[name] - 1) > 0.3 for name in without)
+
+
+def assert_scales_are_of_drafted_blocks(
+    form: str, pair: tuple[Path, Path], drafter: Path, rel: float = 1e-4
+) -> None:
     seen = largest_inputs(*pair)
-    infos = read_all_tensor_infos(quantized_pair(form) / "drafter")
+    infos = read_all_tensor_infos(drafter)
     for layer in LAYERS:
         for names in (*SHARED, ("self_attn.o_proj",), ("mlp.down_proj",)):
             want = max(seen[f"layers.{layer}.{name}"] for name in names) / MAXIMA[form]
             for name in names:
-                assert float(
-                    infos[f"layers.{layer}.{name}.input_scale"].array()
-                ) == pytest.approx(want, rel=1e-4)
+                found = float(infos[f"layers.{layer}.{name}.input_scale"].array())
+                assert found == pytest.approx(want, rel=rel)
 
 
-def largest_inputs(target_dir: Path, drafter_dir: Path) -> dict[str, float]:
+def largest_inputs(
+    target_dir: Path, drafter_dir: Path, *, convolutions: bool = True
+) -> dict[str, float]:
     """Four blocks in each calibration sequence, with a quarter, half, three quarters and all but
     one of it before.
     """
@@ -184,6 +222,9 @@ def largest_inputs(target_dir: Path, drafter_dir: Path) -> dict[str, float]:
 
         return hook
 
+    if not convolutions:
+        for layer in drafter.layers:
+            layer.attention_conv = layer.mlp_conv = None
     for name, module in drafter.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(note(name))

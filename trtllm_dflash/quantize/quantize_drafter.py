@@ -1,8 +1,8 @@
 """The drafter under the same quantizers, calibrated on blocks drafted from the target's features.
 
 `fc` is not quantized. Features reach values that 8 bits cannot represent, and every draft depends
-on them. The scales of q, k and v are shared, and so are those of gate and up, so that a runtime may
-fuse them.
+on them. Nor are the convolutions and the selector of DFlash 2. The scales of q, k and v are shared,
+and so are those of gate and up, so that a runtime may fuse them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.dflash2 import SELECTOR
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize import modelopt
@@ -29,6 +30,8 @@ PHASE = "quantizing the drafter"
 SEQUENCES = (
     32  # of the calibration text; their features stay in memory until the target is done
 )
+# `fc`, and what DFlash 2 adds: small, and nothing of it is a linear that may be quantized.
+_EXCLUDED = (*NEVER_QUANTIZED, "*.attention_conv", "*.mlp_conv", SELECTOR)
 _BLOCKS = 4  # drafted in each sequence, at growing lengths of context
 
 
@@ -54,7 +57,7 @@ def quantize_drafter(
 ) -> QuantizedDrafter:
     """Quantize the linears of the layers; `features[s]` are the target's for sequence s."""
     model = _load(checkpoint, device)
-    modelopt.insert_quantizers(model, config.quant, None, excluded=NEVER_QUANTIZED)
+    modelopt.insert_quantizers(model, config.quant, None, excluded=_EXCLUDED)
     result = QuantizedDrafter()
     result.hf_quant_config, result.quantization_config = modelopt.quant_config_json(model)
     blocks = list(_blocks(sequences, features)) if config.quantizes_inputs else []
@@ -74,10 +77,11 @@ def quantize_drafter(
 
 def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
     """Load the reference package's model, with the attention masks of the checkpoint's config."""
-    from dflash.model import DFlashDraftModel
+    from dflash.model import DFlash2DraftModel, DFlashDraftModel
 
+    draft_model = DFlash2DraftModel if checkpoint.config.conv else DFlashDraftModel
     with modelopt.silence_modelopt():
-        model = DFlashDraftModel.from_pretrained(
+        model = draft_model.from_pretrained(
             checkpoint.directory,
             dtype=TORCH_DTYPES[checkpoint.dtype],
             attn_implementation="sdpa",
