@@ -147,7 +147,7 @@ def test_directory_without_config(tmp_path: Path) -> None:
 def test_target_passed_as_drafter(llama: Path) -> None:
     with pytest.raises(
         Exception,
-        match=r'only \["DFlashDraftModel"\] or \["DFlash2DraftModel"\] is supported',
+        match=r'only \["DFlashDraftModel"\] or .* is supported',
     ):
         load_drafter(llama)
 

@@ -20,6 +20,7 @@ from tests.graph.stepper import Stepper
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.graph.step import build_step
+from trtllm_dflash.models.dflash2 import MAX_CANDIDATES
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,13 @@ CASES: dict[str, dict[str, Any]] = {
         "dflash_attention_sink": True,
         "dflash_draft_attention": "causal",
         "dflash_swa_window_size": WINDOW,
+    },
+    "DSpark": {
+        "architecture": {
+            "projector_type": "dspark",
+            "markov_rank": 24,
+            "use_confidence_head": True,
+        }
     },
 }
 
@@ -115,8 +123,21 @@ def their_drafts(model: Any, prompt: list[int]) -> list[int]:
 
 
 def their_choices(model: Any, hidden: torch.Tensor, anchor: int) -> list[int]:
-    """Return the tokens that ModelOpt's module drafts from its final rows [1, T, hidden]."""
-    return model._base_model_lm_head(hidden)[0, 1:].argmax(-1).tolist()
+    """Return the tokens that ModelOpt's module drafts from its final rows [1, R, hidden].
+
+    A Markov head adds its bias to all tokens, and we to the likeliest ones: they are the candidates
+    here as well.
+    """
+    logits = model._base_model_lm_head(hidden)[0]
+    if not hasattr(model.dflash_module, "markov_step"):
+        return logits[1:].argmax(-1).tolist()
+    before, drafts = torch.tensor([anchor]), []
+    for row in range(len(logits)):
+        bias, _ = model.dflash_module.markov_step(before, hidden[:, row])
+        candidates = logits[row].topk(MAX_CANDIDATES).indices
+        before = candidates[(logits[row] + bias[0])[candidates].argmax()][None]
+        drafts.append(int(before))
+    return drafts
 
 
 def our_drafts(target_dir: Path, drafter_dir: Path) -> list[list[int]]:
@@ -140,8 +161,12 @@ def test_drafts_are_modelopts(case: str, engine: EngineFactory, tmp_path: Path) 
     target = modelopts_target(tmp_path / "target")
     model = export(target, tmp_path / "drafter", dict(CASES[case]))
     drafter = load_drafter(tmp_path / "drafter")
-    assert drafter.config.has_sinks
-    assert drafter.tensors["layers.1.self_attn.attention_sink_bias"].shape == (9,)
+    if case == "DSpark":
+        assert drafter.config.markov_rank == 24
+        assert drafter.config.block_size == BLOCK + 1
+        assert "confidence_proj.weight" in drafter.ignored
+    else:
+        assert drafter.tensors["layers.1.self_attn.attention_sink_bias"].shape == (9,)
     assert drafter.config.hidden_size == HIDDEN
     assert our_drafts(target, tmp_path / "drafter") == [
         their_drafts(model, prompt) for prompt in PROMPTS

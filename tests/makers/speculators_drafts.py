@@ -30,6 +30,11 @@ CASES: Mapping[str, dict[str, Any]] = {
     "own vocabulary": {},
     "whole vocabulary": {"draft_ids": None, "taps": (3, 0, 1)},
     "from the anchor": {"config": {"sample_from_anchor": True}},
+    # The maker has no DFlash 2 over a part of the vocabulary.
+    "DFlash 2": {"method": "dflash2", "draft_ids": None, "non_causal": True},
+    # With fewer tokens than the candidates of a row, which are 64 here and all tokens there.
+    "DSpark": {"method": "dspark"},
+    "DSpark behind the anchor": {"method": "dspark", "config": {"sample_from_anchor": False}},
     "sliding": {"variant": "mixed", "window": WINDOW, "yarn": True},
     "sliding, not causal": {
         "variant": "mixed",
@@ -115,12 +120,36 @@ def _drafts_behind(model: Any, states: Any, tokens: list[int]) -> list[int]:
     last = torch.zeros(1, length, model.hidden_size)
     documents = torch.zeros(1, length, dtype=torch.long)
     with torch.inference_mode():
-        _, logits, *_ = model._backbone_forward(
+        hidden, logits, *_ = model._backbone_forward(
             features, ids, mask, last, documents, max_anchors=1
         )
     first = 0 if model.config.sample_from_anchor else 1
-    places = logits[0, first:size].argmax(-1)
-    return (places if model.d2t is None else places + model.d2t[places]).tolist()
+    return _choices(model, hidden[:, first:size], logits[:, first:size], tokens[anchor])
+
+
+def _choices(model: Any, hidden: Any, logits: Any, anchor: int) -> list[int]:
+    """Return the drafts of rows hidden [1, N, H] with their logits [1, N, Vd], one by one."""
+    import torch
+
+    before, drafts = torch.tensor([anchor]), []
+    with torch.inference_mode():
+        for row in range(logits.shape[1]):
+            scores = logits[:, row]
+            if hasattr(model, "markov_head"):
+                embedded = model.markov_head.prev_embeddings(before)
+                scores = scores + model.markov_head.markov_w2(embedded)
+            place = scores.argmax(-1)
+            if hasattr(model, "candidate_selector"):
+                place = _selected(model.candidate_selector, scores, hidden[:, row], before)
+            before = place if model.d2t is None else place + model.d2t[place]
+            drafts.append(int(before))
+    return drafts
+
+
+def _selected(selector: Any, scores: Any, hidden: Any, before: Any) -> Any:
+    """Return DFlash 2's choice [1] for a row: the best of its candidates behind a token."""
+    candidates, edges = selector.select(scores, hidden, before)
+    return candidates.gather(-1, edges.argmax(-1)[:, None])[:, 0]
 
 
 def record() -> dict[str, Any]:

@@ -51,7 +51,11 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
-from trtllm_dflash.checkpoint.stored_layouts import in_usual_layout, with_named_codebooks
+from trtllm_dflash.checkpoint.stored_layouts import (
+    in_usual_layout,
+    with_markov_head,
+    with_named_codebooks,
+)
 from trtllm_dflash.checkpoint.text_part import text_part, text_quantization
 from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError
@@ -229,7 +233,7 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     refuse_unsupported_in_names(infos, where)
     quantization = settle_quantization(quantization, infos, where)
     infos = by_modelopts_names(infos, quantization.layout, where)
-    infos = with_named_codebooks(infos, where)
+    infos = with_markov_head(with_named_codebooks(infos, where), where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     own_vocabulary(infos, config, where)
     return checkpoint

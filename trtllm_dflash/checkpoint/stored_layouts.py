@@ -14,6 +14,7 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.dflash2 import CODEBOOKS
+from trtllm_dflash.models.dspark import MARKOV, W1, W2
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -66,6 +67,27 @@ def with_named_codebooks(infos: Mapping[str, TensorInfo], where: str) -> dict[st
                 " names. Get an intact copy of the checkpoint."
             )
         found[usual] = found.pop(codebook)
+    return found
+
+
+def with_markov_head(infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+    """Return a drafter's tensors with the names that most makers give DSpark's Markov head.
+
+    ModelOpt leaves out the head's own name.
+
+    Raises: CheckpointError: for a table under both names.
+    """
+    found = dict(infos)
+    for usual in (f"{W1}.weight", f"{W2}.weight"):
+        short = usual.removeprefix(f"{MARKOV}.")
+        if short not in found:
+            continue
+        if usual in found:
+            raise CheckpointError(
+                f"{where}: {short} and {usual} are both there, and a table has one of the names."
+                " Get an intact copy of the checkpoint."
+            )
+        found[usual] = found.pop(short)
     return found
 
 

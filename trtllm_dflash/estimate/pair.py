@@ -95,8 +95,8 @@ class ModelPair:
             kernels += costs.layer(f"layers.{index}", rows, window, width + rows)
         kernels += [costs.norm(rows), costs.head(block_size - 1, vocab_size)]
         kernels.append(costs.choice(block_size - 1, vocab_size))
-        if config.selector is not None:
-            kernels += costs.selector(block_size - 1, config.selector)
+        if config.walk is not None:
+            kernels += costs.walk(block_size - 1, config.walk)
         return (*self.target_pass(width, width, block_size=block_size), *kernels)
 
     def prompt_pass(self, width: int, *, drafts: bool) -> tuple[KernelCost, ...]:
@@ -140,8 +140,8 @@ class ModelPair:
             total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
         if EMBEDDING in self.drafter.tensors:
             total += config.vocab_size * config.hidden_size * ACTIVATION_BYTES
-        if (selector := self.drafter.config.selector) is not None:
-            total += 2 * config.vocab_size * selector.rank * ACTIVATION_BYTES  # its codebooks
+        if (walk := self.drafter.config.walk) is not None:
+            total += 2 * config.vocab_size * walk.rank * ACTIVATION_BYTES  # its codebooks
         for cost in self.whole_step():
             if cost.operation != "head" or cost.part != DRAFTER or self._has_own_head:
                 total += cost.weight_bytes * cost.num_experts

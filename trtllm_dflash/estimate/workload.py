@@ -192,12 +192,13 @@ class ModelCosts:
         yield self.elementwise(rows, moved)
         yield self.elementwise(rows, moved)
 
-    def selector(self, rows: int, selector: SelectorConfig) -> Iterator[KernelCost]:
-        """Yield how DFlash 2 chooses a draft in each row, behind the candidates."""
-        module = "candidate_selector.hidden_projection"
-        yield self.linear(module, rows, self.config.hidden_size, selector.rank)
+    def walk(self, rows: int, walk: SelectorConfig) -> Iterator[KernelCost]:
+        """Yield how DFlash 2 or DSpark chooses a draft in each row, behind the candidates."""
+        if isinstance(self.config, DrafterConfig) and self.config.selector is not None:
+            module = "candidate_selector.hidden_projection"
+            yield self.linear(module, rows, self.config.hidden_size, walk.rank)
         # A row's candidates are scored after each of those of the row before.
-        pairs = 2 * selector.top_k * selector.rank * ACTIVATION_BYTES
+        pairs = 2 * walk.top_k * walk.rank * ACTIVATION_BYTES
         yield self.elementwise(rows, pairs)
 
     def _full_attention(

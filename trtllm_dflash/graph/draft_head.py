@@ -18,6 +18,7 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.dflash2 import PREDECESSORS, SELECTOR, SUCCESSORS, SelectorConfig
 from trtllm_dflash.models.draft_tables import HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.models.dspark import W1, W2
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,18 @@ class DraftHead:
             rows = g.Reshape(hidden, [-1, block_size, size])
             rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
         logits = self._logits(rows)
-        if self.config.selector is not None:
-            return self._tokens(self._selected(self.config.selector, logits, rows, anchor))
+        if self.config.walk is not None:
+            return self._tokens(self._selected(self.config.walk, logits, rows, anchor))
         places = g.ArgMax(logits, axis=-1, keepdims=0)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
 
     def _selected(
         self, selector: SelectorConfig, logits: ir.Value, rows: ir.Value, anchor: ir.Value
     ) -> ir.Value:
-        """Return the places [B, N] that the selector chooses.
+        """Return the places [B, N] that the selector chooses, or DSpark's Markov head.
 
-        logits float32 [B·N, Vd] of rows [B·N, hidden], anchor [B, 1].
+        logits float32 [B·N, Vd] of rows [B·N, hidden], anchor [B, 1]. A Markov head is a selector
+        for which all rows are alike: projected they are ones.
         """
         m = self.drafter
         g = m.g
@@ -62,16 +64,22 @@ class DraftHead:
         head = self.config if self._has_own_head else self.target
         if self.vocab is None and size < head.vocab_size:
             logits = g.Slice(logits, [0], [size], [1])
-        projected = m.linear(rows, f"{SELECTOR}.hidden_projection")
-        predecessors = m.weights.value(g, f"{PREDECESSORS}.weight")
+        before, behind = PREDECESSORS, SUCCESSORS
+        if self.config.markov_rank:
+            before, behind = W1, W2
+            count = g.size(rows, 0)
+            projected = m.narrow(g.Expand(1.0, g.Concat(count, [selector.rank], axis=0)))
+        else:
+            projected = m.linear(rows, f"{SELECTOR}.hidden_projection")
+        predecessors = m.weights.value(g, f"{before}.weight")
         (places,) = SELECT(
             g,
             self._scaled(g.Reshape(logits, sizes)),
             g.Reshape(projected, g.Concat(g.size(anchor, 0), [-1, selector.rank], axis=0)),
             # A token that the codebook does not know counts as its last one.
             g.Gather(predecessors, g.Min(g.Squeeze(anchor, [1]), self.config.vocab_size - 1)),
-            self._codebook(PREDECESSORS),
-            self._codebook(SUCCESSORS),
+            self._codebook(before),
+            self._codebook(behind),
             top_k=min(selector.top_k, size),
         )
         return places
@@ -87,7 +95,9 @@ class DraftHead:
         """Return a codebook's rows [Vd, rank] of all places; the whole one is used in place."""
         m = self.drafter
         ids = self.vocab
-        if ids is None and self.size < self.config.vocab_size:
+        if name == W2 and self.config.draft_vocab_size is not None:
+            ids = None  # it has only the list's rows
+        elif ids is None and self.size < self.config.vocab_size:
             ids = np.arange(self.size)
         if ids is not None:
             ids = np.minimum(ids, self.config.vocab_size - 1)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 # AutoModel's class -> the published class that computes the same.
-_CLASSES = {"Qwen3DFlashDraftModel": "DFlashDraftModel"}
+_CLASSES = {
+    "Qwen3DFlashDraftModel": "DFlashDraftModel",
+    "Qwen3DFlash2DraftModel": "DFlash2DraftModel",
+}
 
 
 def is_automodel(config_json: Mapping[str, Any]) -> bool:

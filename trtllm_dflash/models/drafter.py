@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_dflash.models import dflash2, draft_tables
+from trtllm_dflash.models import dflash2, draft_tables, dspark
 from trtllm_dflash.models.automodel import is_automodel, published_config
 from trtllm_dflash.models.base import MAX_LAYERS, read_kv_heads
 from trtllm_dflash.models.decoder import (
@@ -36,8 +36,8 @@ MAX_BLOCK_SIZE = 64
 _ALLOWED = (
     Allowed(
         "architectures",
-        ([ARCHITECTURE], [dflash2.ARCHITECTURE]),
-        "this is no drafter of DFlash or DFlash 2.",
+        ([ARCHITECTURE], [dflash2.ARCHITECTURE], *([name] for name in dspark.ARCHITECTURES)),
+        "this is no drafter of DFlash, DFlash 2 or DSpark.",
     ),
     Allowed(
         "model_type",
@@ -60,9 +60,11 @@ DRAFTER_TENSORS = TensorTable(
         *dflash2.dflash2_specs(_LAYER),
         TensorSpec("norm.weight", ("hidden_size",)),
         *draft_tables.USED,
+        *dspark.USED,
     ),
     ignored=(
         *draft_tables.IGNORED,
+        *dspark.IGNORED,
         IgnoredSpec(f"{_LAYER}self_attn.rotary_emb.inv_freq", reason=ROPE_BUFFER),
         IgnoredSpec("rotary_emb.inv_freq", reason=ROPE_BUFFER),
     ),
@@ -80,6 +82,7 @@ class DrafterConfig:
     selector sees logits times `output_multiplier`, capped at `logit_softcap`; an argmax is the same
     without. `draft_vocab_size`: the rows of a head of its own, None for that of all tokens.
     `embedding_scale` multiplies the block's embeddings; `has_sinks`: attention sinks in all layers.
+    `markov_rank`: of DSpark's Markov head, None without one.
     """
 
     hidden_size: int
@@ -105,6 +108,19 @@ class DrafterConfig:
     embedding_scale: float = 1.0
     has_sinks: bool = False
     sample_from_anchor: bool = False
+    markov_rank: int | None = None
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Return how many tokens the drafter can draft."""
+        return self.draft_vocab_size or self.vocab_size
+
+    @property
+    def walk(self) -> SelectorConfig | None:
+        """Return the walk over candidates of a selector or a Markov head; None: each row's argmax
+        is its draft.
+        """
+        return self.selector or (dspark.walk_of(self.markov_rank) if self.markov_rank else None)
 
     def rows_of(self, block_size: int) -> int:
         """Return how many rows the drafter computes for a block of so many tokens."""
@@ -143,9 +159,8 @@ class DrafterConfig:
         reader.read_list(str, "architectures")
         reader.check_allowed(_ALLOWED)
         is_dflash2 = dflash2.is_dflash2(reader)
-        sample_from_anchor = reader.read(
-            bool, *either("sample_from_anchor"), *either("shift_label"), default=False
-        )
+        is_dspark = dspark.is_dspark(reader)
+        sample_from_anchor = dspark.read_anchor_rows(reader, default=is_dspark)
         hidden_size = reader.read(int, "hidden_size", low=1, high=MAX_SIZE)
         num_q_heads = reader.read(int, "num_attention_heads", low=1, high=MAX_SIZE)
         head_dim = reader.read(int, "head_dim", low=2, high=MAX_SIZE)
@@ -182,6 +197,7 @@ class DrafterConfig:
                 bool, *either("attention_sink_bias"), *either("attention_sink"), default=False
             ),
             sample_from_anchor=sample_from_anchor,
+            markov_rank=dspark.read_markov_rank(reader) if is_dspark else None,
         )
 
 

@@ -6,7 +6,7 @@ the drafter's own keys beside it. Three things differ in meaning (speculators 0.
 - `aux_hidden_state_layer_ids` counts hidden states, of which number 0 is the embedding: target
   layer i is i + 1 there.
 - Full attention is bidirectional in the block. A sliding layer is causal, unless
-  `sliding_window_non_causal` is true.
+  `sliding_window_non_causal` is true, which it is for DFlash 2 where it is not said.
 - `draft_vocab_size` is smaller than the vocabulary where the drafter has a head of its own.
 """
 
@@ -22,7 +22,11 @@ TARGETS = "aux_hidden_state_layer_ids"
 _BODY = "transformer_layer_config"
 _MARKERS = ("speculators_model_type", "speculators_config", _BODY, TARGETS)
 # speculators_model_type -> the published class that computes the same.
-_ARCHITECTURES = {"dflash": "DFlashDraftModel"}
+_ARCHITECTURES = {
+    "dflash": "DFlashDraftModel",
+    "dflash2": "DFlash2DraftModel",
+    "dspark": "DSparkDraftModel",
+}
 _BODY_KEYS = (
     "model_type",
     "hidden_size",
@@ -46,7 +50,18 @@ _BODY_KEYS = (
     "sliding_window",
     "use_sliding_window",
 )
-_OWN_KEYS = ("block_size", "mask_token_id", "draft_vocab_size", "sample_from_anchor")
+_OWN_KEYS = (
+    "block_size",
+    "mask_token_id",
+    "draft_vocab_size",
+    "sample_from_anchor",
+    "conv_kernel_size",
+    "conv_group_size",
+    "selector_rank",
+    "selector_top_k",
+    "markov_rank",
+    "markov_head_type",
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ def flat_config(config_json: Mapping[str, Any], where: str) -> dict[str, Any]:
         "architectures": [_ARCHITECTURES[method]],
         "target_layer_ids": _target_layers(reader),
     }
-    if reader.read(bool, "sliding_window_non_causal", default=False):
+    if reader.read(bool, "sliding_window_non_causal", default=method == "dflash2"):
         flat["is_causal"] = False
     return flat
 

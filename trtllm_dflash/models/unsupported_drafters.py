@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_dflash.errors import CheckpointError, ConfigError
+from trtllm_dflash.models import dspark
 from trtllm_dflash.models.hf_config import HfReader
 
 ARCHITECTURE = "DFlashDraftModel"
@@ -21,8 +22,8 @@ _USE_V1 = "Use a DFlash v1 drafter."
 class ConfigMarker:
     """A config key that gives a variant away, by any value outside `neutral`.
 
-    If `equals` is given, only these values do; if `contains` is, only texts with that part. A path
-    that ends with "*" stands for every key that begins so.
+    If `equals` is given, only these values do; if `contains` is, only texts with that part, without
+    the neutral ones. A path that ends with "*" stands for every key that begins so.
     """
 
     path: str
@@ -55,7 +56,8 @@ class ConfigMarker:
     def _tells(self, value: object) -> bool:
         entries = value if isinstance(value, list) else [value]
         if self.contains:
-            return any(self.contains in entry for entry in entries if isinstance(entry, str))
+            texts = [entry for entry in entries if isinstance(entry, str)]
+            return any(self.contains in text and text not in self.neutral for text in texts)
         if self.equals:
             return any(entry in self.equals for entry in entries)
         return value not in self.neutral
@@ -120,15 +122,12 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
         markers=_architectures_of("XPress"),
     ),
     UnsupportedDrafter(
-        "DSpark",
-        f"its Markov head and its confidence head are not supported. {_USE_V1}",
+        "DSpark of other layers",
+        f"only its Qwen3 layers are supported ({' and '.join(dspark.ARCHITECTURES)}). {_USE_V1}",
         markers=(
-            *_architectures_of("DSpark"),
+            ConfigMarker("architectures", dspark.ARCHITECTURES, contains="DSpark"),
             ConfigMarker("architectures", contains="MuseSpark"),
-            *markers("markov_rank"),
-            *markers("dspark_*"),
         ),
-        tensors=(r"(^|\.)(markov\w*|confidence_head)\.",),
     ),
     UnsupportedDrafter(
         "Domino",
@@ -145,7 +144,7 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     UnsupportedDrafter(
         "another correction head",
         f"its projector is none of DFlash v1. {_USE_V1}",
-        markers=markers("projector_type", neutral=("dflash",)),
+        markers=markers("projector_type", neutral=("dflash", dspark.PROJECTOR)),
     ),
     UnsupportedDrafter(
         "MiMo",

@@ -21,6 +21,7 @@ from trtllm_dflash.models.context import ContextLimit, read_context_limit
 from trtllm_dflash.models.dflash2 import is_dflash2
 from trtllm_dflash.models.drafter import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from trtllm_dflash.models.drafter_keys import either
+from trtllm_dflash.models.dspark import is_dspark
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.speculators import TARGETS, flat_config, is_speculators
 from trtllm_dflash.models.unsupported_drafters import (
@@ -47,7 +48,8 @@ _BUILT_VARIANTS = {
     ),
 }
 # Variants with a decoding_type of their own. Its pages do not mention the others.
-_OTHER_DECODING_TYPES = ("DSpark", "EAGLE-3")
+DSPARK = "DSpark"
+_OTHER_DECODING_TYPES = (DSPARK, "DSpark of other layers", "EAGLE-3")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ def _variant(reader: HfReader) -> str | None:
     for variant in UNSUPPORTED_DRAFTERS:
         if any(marker.matches(reader) for marker in variant.markers):
             return variant.name
+    if is_dspark(reader):
+        return DSPARK
     if is_dflash2(reader):
         return DFLASH_2
     for name, telling in _BUILT_VARIANTS.items():
