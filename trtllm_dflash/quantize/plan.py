@@ -204,6 +204,8 @@ def _check_tables(drafter: Checkpoint[DrafterConfig]) -> None:
         reason = f"it has {' and '.join(own)} of its own"
     elif drafter.config.has_sinks:
         reason = "it has attention sinks"
+    elif drafter.config.markov_rank:
+        reason = "it has a Markov head"
     elif is_speculators(config_json):
         reason = "its layout is speculators'"
     else:
