@@ -197,7 +197,7 @@ def test_gated_delta_nets_without_a_kernel(
     """The operator's body takes them all, so --no-plugins is the way out."""
     found = published_target("Qwen/Qwen3.6-27B")
     assert found is not None
-    sizes = {"quantized_experts": False, "block_size": 16}
+    sizes = {"expert_formats": (), "block_size": 16}
     check_kernels({"target": replace(found.config, linear_attention=DELTA)}, **sizes)
     other = replace(found.config, linear_attention=replace(DELTA, **changes))
     with pytest.raises(UsageError, match=f"no kernel for the target's gated delta .* {words}"):

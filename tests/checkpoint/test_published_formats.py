@@ -14,16 +14,23 @@ from tests.fixtures.published import (
     SCHEMES,
     numbers,
     published_copy,
+    published_experts,
     quantization_config,
     store_weight,
     twin_of,
 )
 from tests.fixtures.quantized import read_tensors, write_tensors
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
-from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.finite import check_finite
-from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS, Layout, Quantization
+from trtllm_dflash.checkpoint.formats import (
+    FP8_BLOCK,
+    LINEAR_FORMATS,
+    W8A16_FP8,
+    Holds,
+    Layout,
+    Quantization,
+)
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.checkpoint.module_patterns import MAX_ALTERNATIVES, patterns_of
 from trtllm_dflash.checkpoint.quant_config import read_quantization
@@ -32,7 +39,6 @@ from trtllm_dflash.graph.kv_scales import read_kv_scales
 from trtllm_dflash.graph.step import build_step
 
 UP = "model.layers.0.mlp.up_proj"
-EXPERT_SIZES = {"hidden": 256, "expert_size": 128, "experts": 3, "layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -91,39 +97,9 @@ def test_blocks_may_be_partial(shape: tuple[int, int], tmp_path: Path) -> None:
     np.testing.assert_array_equal(dequantized(infos, "m", fmt, rows), numbers(stored)[rows])
 
 
-def _experts(directory: Path, name: str, *, fused: bool) -> Path:
-    """Write a Qwen3-MoE in a scheme, with tensors of each expert or (`fused`) of all."""
-    source = tiny_qwen3_moe(directory / "source", sizes=EXPERT_SIZES)
-    target = published_copy(source, directory / "q", name)
-    if not fused:
-        return target
-    tensors = read_tensors(target / "model.safetensors")
-    found: dict[str, list[np.ndarray]] = {}
-    kept = {}
-    for full, array in tensors.items():
-        before, is_expert, after = full.partition(".mlp.experts.")
-        if not is_expert:
-            kept[full] = array
-            continue
-        _, linear, last = after.split(".")
-        joined = "down_proj" if linear == "down_proj" else "gate_up_proj"
-        ending = "_scale_inv" if last == "weight_scale_inv" else ""
-        found.setdefault(f"{before}.mlp.experts.{joined}{ending}", []).append(array)
-    for full, arrays in found.items():
-        each = len(arrays) // EXPERT_SIZES["experts"]
-        groups = [np.concatenate(arrays[i : i + each]) for i in range(0, len(arrays), each)]
-        kept[full] = np.stack(groups)
-    dtypes = {"float32": "F32", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3"}
-    write_tensors(
-        target / "model.safetensors",
-        {full: (dtypes[array.dtype.name], array) for full, array in kept.items()},
-    )
-    return target
-
-
 @pytest.mark.parametrize("fused", [False, True])
 def test_experts_in_fine_grained_fp8(fused: bool, tmp_path: Path) -> None:
-    checkpoint = load_target(_experts(tmp_path, "fine_grained", fused=fused))
+    checkpoint = load_target(published_experts(tmp_path, "fine_grained", fused=fused))
     check_finite(checkpoint)
     wanted = read_tensors(twin_of(tmp_path / "q") / "model.safetensors")
     experts = [module for module in checkpoint.formats if ".experts." in module]
@@ -132,21 +108,43 @@ def test_experts_in_fine_grained_fp8(fused: bool, tmp_path: Path) -> None:
         fmt = checkpoint.formats[module]
         got = dequantized(checkpoint.tensors, module, fmt)
         np.testing.assert_array_equal(got, wanted[f"{module}.weight"])
-    assert not checkpoint.has_packed_experts
+    assert checkpoint.expert_formats == (FP8_BLOCK,)
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8_channel"])
 def test_experts_in_fp8_are_read_as_weights_alone(name: str, tmp_path: Path) -> None:
-    checkpoint = load_target(_experts(tmp_path, name, fused=False))
+    checkpoint = load_target(published_experts(tmp_path, name, fused=False))
     formats = {
         ".experts." in module: fmt.name for module, fmt in sorted(checkpoint.formats.items())
     }
     assert formats == {True: "w8a16_fp8", False: SCHEMES[name].expected}
-    assert not checkpoint.has_packed_experts
+    assert checkpoint.expert_formats == (W8A16_FP8,)
+
+
+@pytest.mark.parametrize("name", ["fine_grained", "fp8", "fp8_channel"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_bytes_of_fp8_experts(name: str, fused: bool, tmp_path: Path) -> None:
+    """One byte a weight with our kernels, and 4 bytes a block or row; else the engine's type."""
+    if fused and name != "fine_grained":
+        pytest.skip("only transformers stores quantized experts as one tensor")
+    checkpoint = load_target(published_experts(tmp_path, name, fused=fused))
+    for module in checkpoint.formats:
+        if ".experts." not in module:
+            continue
+        rows, columns = checkpoint.tensors[f"{module}.weight"].shape
+        scales = rows if name != "fine_grained" else -(-rows // 128) * -(-columns // 128)
+        for holds in Holds:
+            is_held = holds is Holds.KERNELS
+            wanted = (rows * columns, 4 * scales) if is_held else (2 * rows * columns, 0)
+            got = [
+                checkpoint.engine_bytes(f"{module}.{last}", 2, holds)
+                for last in ("weight", "weight_scale")
+            ]
+            assert tuple(got) == wanted
 
 
 def test_blocks_that_cross_from_gate_to_up(tmp_path: Path) -> None:
-    target = _experts(tmp_path, "fine_grained", fused=True)
+    target = published_experts(tmp_path, "fine_grained", fused=True)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 64}))
     with pytest.raises(
@@ -156,7 +154,7 @@ def test_blocks_that_cross_from_gate_to_up(tmp_path: Path) -> None:
 
 
 def test_bytes_of_an_engine(source: Path, tmp_path: Path) -> None:
-    """Codes of rows and tensors stay a byte, with 4 bytes a row; blocks become BF16."""
+    """Codes stay a byte, with 4 bytes a row or block; without our kernels blocks become BF16."""
     plain = load_target(source)
     num_weights = {
         module: int(np.prod(plain.tensors[f"{module}.weight"].shape))
@@ -164,13 +162,21 @@ def test_bytes_of_an_engine(source: Path, tmp_path: Path) -> None:
     }
     rows = sum(plain.tensors[f"{module}.weight"].shape[0] for module in num_weights)
     linears = sum(num_weights.values())
-    saved = {"fp8": linears, "fp8_channel": linears - 4 * rows, "fp8_block": 0}
-    for name, expected in saved.items():
-        checkpoint = load_target(published_copy(source, tmp_path / name, name))
+    kept = {"fp8": linears, "fp8_channel": linears - 4 * rows}
+    saved = {(name, Holds.COMPILED): size for name, size in kept.items()}
+    saved |= {(name, Holds.KERNELS): size for name, size in kept.items()}
+    blocks = 0
+    for module in num_weights:
+        out_size, in_size = plain.tensors[f"{module}.weight"].shape
+        blocks += -(-out_size // 128) * -(-in_size // 128)
+    saved["fp8_block", Holds.COMPILED] = 0
+    saved["fp8_block", Holds.KERNELS] = linears - 4 * blocks
+    for (name, holds), expected in saved.items():
+        checkpoint = load_target(published_copy(source, tmp_path / f"{name}{holds.name}", name))
         assert checkpoint.num_parameters == plain.num_parameters
-        counted = checkpoint.weight_bytes(2, keeps_packed=True)
-        assert plain.weight_bytes(2, keeps_packed=True) - counted == expected
-        assert checkpoint.weight_bytes(4, keeps_packed=False) == 4 * plain.num_parameters
+        counted = checkpoint.weight_bytes(2, holds)
+        assert plain.weight_bytes(2, holds) - counted == expected
+        assert checkpoint.weight_bytes(4, Holds.NOTHING) == 4 * plain.num_parameters
 
 
 def test_what_transformers_leaves_out_unnamed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.fixtures.quantized import (
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from trtllm_dflash.checkpoint.dequantize import dequantized
 from trtllm_dflash.checkpoint.finite import check_finite
-from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.formats import FORMATS, Holds
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.checkpoint.pair_checks import check_pair
 from trtllm_dflash.errors import CheckpointError
@@ -75,12 +75,9 @@ def test_sizes(source: Path, name: str, tmp_path: Path) -> None:
     assert checkpoint.num_parameters == plain.num_parameters
     assert checkpoint.stored_as == f"{FORMATS[name].algo} and BF16"
     assert plain.stored_as == checkpoint.dtype == "BF16"
-    assert checkpoint.weight_bytes(4, keeps_packed=False) == plain.weight_bytes(
-        4, keeps_packed=False
-    )
-    saved = plain.weight_bytes(2, keeps_packed=True) - checkpoint.weight_bytes(
-        2, keeps_packed=True
-    )
+    nothing, all_of_them = Holds.NOTHING, Holds.KERNELS
+    assert checkpoint.weight_bytes(4, nothing) == plain.weight_bytes(4, nothing)
+    saved = plain.weight_bytes(2, all_of_them) - checkpoint.weight_bytes(2, all_of_them)
     linears = sum(plain.tensors[f"{module}.weight"].nbytes for module in checkpoint.formats)
     assert saved == linears * (1 - FORMATS[name].weight_bits() / 16)
     assert FORMATS[name].weight_bits() / 16 <= (0.5 if name == "fp8" else 0.30)

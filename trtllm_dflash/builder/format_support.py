@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from trtllm_dflash.builder.what_if import UNQUANTIZED
-from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.formats import FORMATS, FP8_UNIT, WeightFormat
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import BuildError, UsageError
@@ -101,11 +101,13 @@ def check_heads(configs: Mapping[str, TargetConfig | DrafterConfig]) -> None:
 def check_kernels(
     configs: Mapping[str, TargetConfig | DrafterConfig],
     *,
-    quantized_experts: bool,
+    expert_formats: Collection[WeightFormat],
     block_size: int,
     fp8_caches: bool = False,
 ) -> None:
     """Check that our kernels exist for the sizes of these models, by role.
+
+    `expert_formats` are those of the target's experts.
 
     Raises:
         UsageError: saying for which sizes they do, and what builds without them.
@@ -124,10 +126,14 @@ def check_kernels(
         if not isinstance(config, TargetConfig):
             continue
         if config.moe is not None:
-            unit = moe_unit(1 if quantized_experts else 0)
+            unit = max(map(_expert_unit, expert_formats), default=moe_unit(0))
             _check_expert_kernel(config.hidden_size, config.moe, unit, advice)
         if config.linear_attention is not None:
             _check_delta_kernel(config.linear_attention, block_size, advice)
+
+
+def _expert_unit(fmt: WeightFormat) -> int:
+    return FP8_UNIT if fmt.group_size is None else moe_unit(1)
 
 
 def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int, advice: str) -> None:

@@ -70,13 +70,13 @@ class HostCosts:
         size = DTYPE_BYTES[models.resolved.dtype]
         converted = 0
         for model in models.checkpoints.values():
-            keeps = models.stays_packed(model)
+            holds = models.holds(model)
             stored = {"BF16"} if size == _BF16_BYTES else {"F32"}
             for name, info in model.tensors.items():
-                is_packed = keeps and model.stays_packed(name)
+                is_packed = model.stays_packed(name, holds)
                 is_in_place = is_packed or (info.dtype in stored and not is_scale(name))
                 if not is_in_place or _is_stacked(name, model):
-                    converted += model.engine_bytes(name, size, keeps_packed=keeps)
+                    converted += model.engine_bytes(name, size, holds)
         return converted
 
     @property

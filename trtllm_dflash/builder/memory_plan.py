@@ -13,11 +13,17 @@ from math import prod
 from trtllm_dflash.builder import delta_memory
 from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.resolve import ResolvedModels
+from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
-from trtllm_dflash.trt_plugins.params import accept_plan, attention_workspace, moe_plan
+from trtllm_dflash.trt_plugins.params import (
+    FP8_FORMAT,
+    accept_plan,
+    attention_workspace,
+    moe_plan,
+)
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -38,8 +44,8 @@ _SCRATCH_BYTES = 8_200_000
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
-# The experts' formats as the kernel counts them, by their bits a weight.
-_BF16_EXPERTS, _PACKED_EXPERTS = 0, 1
+# The experts' formats as the kernel counts them; both of four bits take as much.
+_BF16_EXPERTS, _FP4_EXPERTS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,10 @@ class MemoryPlan:
         target = models.target
         for name, info in target.tensors.items():
             if name.endswith(_SAME_INPUT) and ".experts." not in name:
-                is_packed = target.stays_packed(name)
-                same_input += info.nbytes if is_packed else prod(info.shape) * size
+                if target.stays_packed(name, Holds.COMPILED):
+                    same_input += info.nbytes
+                elif not target.stays_packed(name, models.holds(target)):
+                    same_input += prod(info.shape) * size  # our kernels' weights are there once
         return cls(models, models.weight_bytes, same_input, models.cache_bytes_per_slot)
 
     @property
@@ -269,14 +277,17 @@ class MemoryPlan:
         if not self._has_kernels:
             widest = max(3 * moe.intermediate_size, moe.intermediate_size + target.hidden_size)
             return rows * moe.num_experts * widest * self._dtype_bytes
-        is_packed = self.models.target.has_packed_experts
+        formats = self.models.target.expert_formats
+        weight_format = FP8_FORMAT if formats else _BF16_EXPERTS
+        if any(fmt.group_size is not None for fmt in formats):
+            weight_format = _FP4_EXPERTS
         return moe_plan(
             tokens=rows,
             hidden=target.hidden_size,
             inner_size=moe.intermediate_size,
             experts=moe.num_experts,
             top_k=moe.top_k,
-            weight_format=_PACKED_EXPERTS if is_packed else _BF16_EXPERTS,
+            weight_format=weight_format,
         ).workspace_bytes
 
     def total_bytes(self) -> int:

@@ -21,7 +21,7 @@ from trtllm_dflash.catalog.published import (
     drafter_json,
     target_json,
 )
-from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS, Quantization
+from trtllm_dflash.checkpoint.formats import LINEAR_FORMATS, MXFP4, Quantization
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.pair_checks import pair_mismatches
@@ -111,10 +111,10 @@ def check_support(pair: Pair) -> PairSupport:
     config, quantization = target
     refusals += pair_mismatches(config, drafter)
     formats = [LINEAR_FORMATS[name] for name in quantization.names]
-    is_packed = any(fmt.stays_packed(experts=True) for fmt in formats)
+    formats += [MXFP4] * quantization.mxfp4
     check = partial(
         check_kernels,
-        quantized_experts=is_packed or quantization.mxfp4,
+        expert_formats=formats,
         block_size=drafter.block_size,
     )
     _, more = _try(check, {"target": config, "drafter": drafter})

@@ -30,6 +30,7 @@ from trtllm_dflash.builder.pair_support import (
 from trtllm_dflash.builder.what_if import UNQUANTIZED, as_if_quantized, supposition
 from trtllm_dflash.catalog.pairs import Role, drafter_licence, pair_of
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
+from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.checkpoint.loader import (
     Checkpoint,
     load_drafter,
@@ -131,12 +132,12 @@ class ResolvedModels:
     def weight_bytes(self) -> int:
         """Return the bytes of all weights in the engine.
 
-        They have the engine's dtype, except those that stay quantized (`stays_packed`).
+        They have the engine's dtype, except those that stay quantized (`holds`).
         """
         weights = 0
         size = DTYPE_BYTES[self.resolved.dtype]
         for model in self.checkpoints.values():
-            weights += model.weight_bytes(size, keeps_packed=self.stays_packed(model))
+            weights += model.weight_bytes(size, self.holds(model))
         if self.config.draft_vocab:  # its rows of the head again
             weights += self.draft_vocab_size * self.target.config.hidden_size * size
         return weights
@@ -148,22 +149,25 @@ class ResolvedModels:
         plain = STORED_DTYPES[self.resolved.dtype]
         found = Counter[str]()
         for model in self.checkpoints.values():
-            sizes = model.bytes_by_format(size, keeps_packed=self.stays_packed(model))
+            sizes = model.bytes_by_format(size, self.holds(model))
             found.update({name or plain: count for name, count in sizes.items()})
         found[plain] += (
             self.weight_bytes - found.total()
         )  # the draft vocabulary's rows of the head
         return dict(found.most_common())
 
-    def stays_packed(self, model: Checkpoint[Any]) -> bool:
-        """Return whether quantized weights stay as they are stored.
+    def holds(self, model: Checkpoint[Any]) -> Holds:
+        """Return which quantized weights the engine has as they are stored.
 
         An engine for the CPU has them dequantized. So has one for a GPU without FP4 of MXFP4
         experts, unless it has our kernels.
         """
         arch = ARCHS[self.resolved.gpu_arch]
-        computes_packed = not model.quantization.mxfp4 or self.resolved.plugins or arch.has_fp4
-        return arch.is_gpu and computes_packed
+        if not arch.is_gpu:
+            return Holds.NOTHING
+        if self.resolved.plugins:
+            return Holds.KERNELS
+        return Holds.COMPILED if arch.has_fp4 or not model.quantization.mxfp4 else Holds.NOTHING
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -216,7 +220,7 @@ def resolve_models(
     if resolved.plugins:
         check_kernels(
             configs,
-            quantized_experts=target.has_packed_experts,
+            expert_formats=target.expert_formats,
             block_size=resolved.block_size,
             fp8_caches=kv_scales is not None,
         )

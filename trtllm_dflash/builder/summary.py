@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
-from trtllm_dflash.checkpoint.formats import WeightFormat, algos_of
+from trtllm_dflash.checkpoint.formats import Holds, WeightFormat, algos_of
 from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.inspection import describe_masks
@@ -135,15 +135,34 @@ def _weights_text(models: ResolvedModels) -> str:
     packed: list[WeightFormat] = []
     count, converted = 0, 0
     for checkpoint in models.checkpoints.values():
-        keeps = models.stays_packed(checkpoint)
+        holds = models.holds(checkpoint)
         for name, info in checkpoint.tensors.items():
-            is_packed = keeps and checkpoint.stays_packed(name)
+            is_packed = checkpoint.stays_packed(name, holds)
             packed += [checkpoint.format_of(name)] if is_packed else []
             converted += info.dtype != STORED_DTYPES[dtype] and not is_packed
         count += len(checkpoint.tensors)
     stored_as = f"{algos_of(packed)} and {dtype}" if packed else dtype
     size = human_bytes(models.weight_bytes)
-    return f"{count} tensors, {size} as {stored_as}; {converted} converted"
+    text = f"{count} tensors, {size} as {stored_as}; {converted} converted"
+    left_out = _formats_without_kernels(models)
+    if left_out:
+        text += (
+            f". {algos_of(left_out)} as {dtype}: --no-plugins leaves out what multiplies them"
+        )
+    return text
+
+
+def _formats_without_kernels(models: ResolvedModels) -> list[WeightFormat]:
+    """Return the formats that only our kernels multiply, where an engine has none of them."""
+    found = []
+    for checkpoint in models.checkpoints.values():
+        if models.holds(checkpoint) is Holds.COMPILED:
+            found += [
+                fmt
+                for module, fmt in checkpoint.formats.items()
+                if not fmt.stays_packed(Holds.COMPILED, experts=".experts." in module)
+            ]
+    return found
 
 
 def _caches_text(models: ResolvedModels) -> str:

@@ -36,6 +36,7 @@ def check_finite(
 ) -> None:
     """Stream all used weights once; refuse a NaN or Inf, and a scale that is not above zero.
 
+    The scale of a block of FP8 may be zero: what its maker computes of such codes is zero.
     `progress` gets the bytes of each chunk read. Memory: one chunk of 8 MiB and its mask.
 
     Raises: CheckpointError: for the first one found.
@@ -49,7 +50,7 @@ def check_finite(
         scales = is_scale(name)
         index = scan.first_nonfinite(info, progress=progress)
         if index is None and scales:
-            index = scan.first_nonpositive(info)
+            index = scan.first_nonpositive(info, or_zero=_may_be_zero(name, checkpoint))
         if index is None and info.is_divisor and not isfinite(scalar(info)):
             index = (0,) * len(info.shape)
         if index is None:
@@ -66,6 +67,14 @@ def check_finite(
             f"{problem} A weight that is not finite makes every output NaN; get an intact copy of"
             " the checkpoint."
         )
+
+
+def _may_be_zero(name: str, checkpoint: Checkpoint[Any]) -> bool:
+    module, _, last = name.rpartition(".")
+    fmt = checkpoint.formats.get(module)
+    if fmt is None or last != "weight_scale":
+        return False
+    return fmt.block_size is not None
 
 
 def _check_exponents(name: str, info: TensorInfo) -> None:

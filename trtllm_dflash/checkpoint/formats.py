@@ -14,6 +14,15 @@ from trtllm_dflash.hardware.archs import ARCHS, archs_with
 HF_QUANT_CONFIG = "hf_quant_config.json"
 NVFP4_GROUP_SIZE = 16  # the only size that Blackwell multiplies
 FP8_BLOCK_SIZE = 128  # rows and columns that share a scale in published FP8 checkpoints
+FP8_UNIT = 16  # columns of FP8 weights that our kernels read at once
+
+
+class Holds(Enum):
+    """Which quantized weights an engine holds packed; it has the others dequantized."""
+
+    NOTHING = "none"
+    COMPILED = "those that the compiler multiplies"
+    KERNELS = "those that our kernels multiply, too"
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,15 @@ class WeightFormat:
         """Return the bits of one weight, its share of block scales included."""
         return 8.0 if self.group_size is None else 4.0 + 8.0 / self.group_size
 
-    def stays_packed(self, *, experts: bool) -> bool:
-        """Return whether an engine for a GPU may hold the codes, of a linear or of `experts`.
+    def stays_packed(self, holds: Holds, *, experts: bool) -> bool:
+        """Return whether an engine holds the codes, of a linear or of `experts`.
 
-        Otherwise it holds the dequantized numbers, in its own type.
+        Otherwise it holds the dequantized numbers, in its own type. The compiler multiplies FP8
+        linears with scales of rows, but neither blocks nor experts.
         """
-        return self.group_size is not None or (self.block_size is None and not experts)
+        if holds is Holds.COMPILED and self.group_size is None:
+            return self.block_size is None and not experts
+        return holds is not Holds.NOTHING
 
 
 _FP8 = WeightFormat(
@@ -92,7 +104,7 @@ W8A16_FP8 = WeightFormat(
     hardware="sm89 (Ada), sm90 (Hopper) and Blackwell",
     has_row_scales=True,
 )
-# Held as numbers of the engine's type, so that every arch computes with it.
+# Our kernels expand its codes without FP8 arithmetic, so that every arch computes with it.
 FP8_BLOCK = WeightFormat(
     "fp8_block",
     "FP8_BLOCK",

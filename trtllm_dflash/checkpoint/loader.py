@@ -6,10 +6,8 @@ Nothing here holds weights in memory: a Checkpoint says where each tensor lies.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +16,6 @@ from trtllm_dflash.checkpoint.actual_quantization import (
     without_unfit_blocks,
 )
 from trtllm_dflash.checkpoint.draft_vocab import own_vocabulary
-from trtllm_dflash.checkpoint.dtypes import WEIGHT_DTYPES
 from trtllm_dflash.checkpoint.file_types import other_models_in
 from trtllm_dflash.checkpoint.formats import (
     HF_QUANT_CONFIG,
@@ -27,9 +24,9 @@ from trtllm_dflash.checkpoint.formats import (
     WeightFormat,
     algos_of,
 )
+from trtllm_dflash.checkpoint.held_weights import HeldWeights, num_weights
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
-from trtllm_dflash.checkpoint.mxfp4 import BLOCKS, SCALES
 from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantization_checks import (
     check_foreign_formats,
@@ -73,7 +70,6 @@ _LOG = logging.getLogger(__name__)
 
 Config = TypeVar("Config", TargetConfig, DrafterConfig)
 _MAX_LISTED = 8
-_ROW_SCALE_BYTES = 4  # float32 in an engine, however they are stored
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class IgnoredTensor:
 
 
 @dataclass(frozen=True)
-class Checkpoint(Generic[Config]):
+class Checkpoint(HeldWeights, Generic[Config]):
     """A checked checkpoint: its configuration, and where each used tensor lies, by name.
 
     A tied head has no lm_head.weight. `dtype` is the safetensors dtype of most used bytes, without
@@ -109,7 +105,7 @@ class Checkpoint(Generic[Config]):
     def num_parameters(self) -> int:
         """Return how many weights there are, however they are stored; scales do not count."""
         return sum(
-            _num_weights(info) for name, info in self.tensors.items() if not is_scale(name)
+            num_weights(info) for name, info in self.tensors.items() if not is_scale(name)
         )
 
     @property
@@ -120,60 +116,6 @@ class Checkpoint(Generic[Config]):
             if self.formats
             else self.dtype
         )
-
-    def weight_bytes(self, bytes_per_weight: int, *, keeps_packed: bool) -> int:
-        """Return the bytes of all weights in an engine.
-
-        Quantized ones stay as they are if it `keeps_packed`, and are converted otherwise.
-        """
-        return sum(self.bytes_by_format(bytes_per_weight, keeps_packed=keeps_packed).values())
-
-    def format_of(self, name: str) -> WeightFormat:
-        """Return the format whose packed weight or scales a tensor is."""
-        return (
-            self.formats.get(name.rpartition(".")[0])
-            or self.formats[name.removesuffix(BLOCKS).removesuffix(SCALES)]
-        )
-
-    def stays_packed(self, name: str) -> bool:
-        """Return whether an engine that keeps packed weights holds this tensor as it is stored."""
-        if self.tensors[name].dtype in WEIGHT_DTYPES:
-            return False
-        return self.format_of(name).stays_packed(experts=".experts." in name)
-
-    @property
-    def has_packed_experts(self) -> bool:
-        """Return whether an engine that keeps packed weights holds codes of experts."""
-        return any(
-            ".experts." in name and fmt.stays_packed(experts=True)
-            for name, fmt in self.formats.items()
-        )
-
-    def _is_row_scale(self, name: str) -> bool:
-        """Return whether an engine that keeps packed weights holds a number for each row."""
-        module, _, last = name.rpartition(".")
-        fmt = self.formats.get(module)
-        is_kept = fmt is not None and fmt.has_row_scales and ".experts." not in module
-        return is_kept and last == "weight_scale" and prod(self.tensors[name].shape) > 1
-
-    def bytes_by_format(self, bytes_per_weight: int, *, keeps_packed: bool) -> dict[str, int]:
-        """Return `weight_bytes` by the name of the format; "": not quantized (any more)."""
-        found = Counter[str]()
-        for name in self.tensors:
-            is_kept = keeps_packed and (self.stays_packed(name) or self._is_row_scale(name))
-            algo = self.format_of(name).algo if is_kept else ""
-            found[algo] += self.engine_bytes(name, bytes_per_weight, keeps_packed=keeps_packed)
-        return {algo: size for algo, size in found.items() if size}
-
-    def engine_bytes(self, name: str, bytes_per_weight: int, *, keeps_packed: bool) -> int:
-        """Return the bytes of one tensor in an engine; scales of whole tensors are attributes."""
-        info = self.tensors[name]
-        if keeps_packed and self.stays_packed(name):
-            return info.nbytes
-        if not is_scale(name):
-            return _num_weights(info) * bytes_per_weight
-        is_kept = keeps_packed and self._is_row_scale(name)
-        return prod(info.shape) * _ROW_SCALE_BYTES if is_kept else 0
 
 
 def load_target(path_or_name: str | Path) -> Checkpoint[TargetConfig]:
@@ -381,10 +323,6 @@ def _refuse_mismatch(
 
 def _is_packed(fmt: WeightFormat | None) -> bool:
     return fmt is not None and fmt.group_size is not None
-
-
-def _num_weights(info: TensorInfo) -> int:
-    return prod(info.shape) * (2 if info.dtype == "U8" else 1)
 
 
 def _abridged(entries: list[str]) -> str:

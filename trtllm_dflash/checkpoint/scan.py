@@ -39,13 +39,15 @@ def first_nonfinite(
     return _find_first(info, is_bad, progress)
 
 
-def first_nonpositive(info: TensorInfo) -> Index | None:
-    """Return the index of the first element (F32, F8_E4M3) that is not above zero, None if all are.
+def first_nonpositive(info: TensorInfo, *, or_zero: bool = False) -> Index | None:
+    """Return the index of the first element that is not above zero, None if all are.
 
-    NaN is not.
+    NaN is not. With `or_zero`, zero is right too.
     """
 
     def is_bad(chunk: Chunk) -> Chunk:
+        if or_zero:
+            return ~(chunk.astype(np.float32) >= 0)
         if info.dtype != "F8_E4M3":
             return ~(chunk > 0)
         # Bytes from 1 to 0x7E are above zero; numpy would compare the values one by one.

@@ -6,7 +6,8 @@ Nothing is read or copied: a part of a stored tensor is a tensor at another plac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS, WEIGHT_DTYPES
@@ -19,6 +20,19 @@ from trtllm_dflash.models.dspark import MARKOV, W1, W2
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 _FUSED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)")
+
+
+def span_of(infos: Sequence[TensorInfo]) -> TensorInfo | None:
+    """Return the bytes of tensors of one type as one tensor, None unless they lie one behind the
+    other in a file.
+    """
+    first = infos[0]
+    end = first.offset
+    for info in infos:
+        if (info.path, info.dtype, info.offset) != (first.path, first.dtype, end):
+            return None
+        end += info.nbytes
+    return replace(first, nbytes=end - first.offset)
 
 
 def in_usual_layout(

@@ -76,7 +76,6 @@ def as_asked(model: Checkpoint[Any], option: str, name: str) -> Checkpoint[Any]:
     formats = {}
     for module, fmt in model.formats.items():
         layer, is_expert, _ = module.partition(".experts.")
-        # What has no kernel is held as numbers of the engine's type.
-        if fmt.stays_packed(experts=bool(is_expert)) and module not in NEVER_QUANTIZED:
+        if module not in NEVER_QUANTIZED:
             formats[f"{layer}.experts" if is_expert else module] = fmt
     return replace(model, formats=formats)

@@ -23,6 +23,7 @@ class LayerBuilder:
     dtype: ir.DataType
     norm_eps: float
     norm_offset: float = 0.0  # added to the weights of norms
+    plugins: bool = False  # whether the graph is one of plugins
 
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
         """x / rms(x) · (weight + norm_offset) over the last axis; computed in float32."""
@@ -52,7 +53,7 @@ class LayerBuilder:
 
     @cached_property
     def _quantized(self) -> QuantizedLinears:
-        return QuantizedLinears(self.g, self.weights, self.dtype)
+        return QuantizedLinears(self.g, self.weights, self.dtype, self.plugins)
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
         """x [N, in] · weightᵀ (+ bias): the checkpoint's [out, in] layout is Gemm's transB, so
@@ -62,10 +63,12 @@ class LayerBuilder:
         (`graph.quantized`).
         """
         with self.g.scope(name.rsplit(".", 1)[-1]):
-            operands = [*self._operands(x, name)]
+            bias = []
             if f"{name}.bias" in self.weights:
-                operands.append(self.weights.value(self.g, f"{name}.bias"))
-            return self.g.Gemm(*operands, transB=1)
+                bias = [self.weights.value(self.g, f"{name}.bias")]
+            if self._quantized.has_plugin(name):
+                return self._quantized.by_plugin(x, name, *bias)
+            return self.g.Gemm(*self._operands(x, name), *bias, transB=1)
 
     def linear_rows(self, x: ir.Value, name: str, rows: np.ndarray, alias: str) -> ir.Value:
         """Columns `rows` (int64) of `linear` without a bias; reads only these rows of the weight,

@@ -4,7 +4,7 @@
 |---|---|
 | for the CPU (float32) | dequantized when the engine is written |
 | for a GPU, with our plugins | packed, with the checkpoint's scales |
-| for a GPU that has FP4, without | packed under DequantizeLinear: TensorRT-RTX keeps 4 bits |
+| for a GPU that has FP4, without | 4 bits packed under DequantizeLinear; FP8 dequantized |
 | for a GPU that has not, without | dequantized |
 
 MXFP4's groups of 32 are compiled as NVFP4's of 16. Their scales can be the same powers of two, so
@@ -23,7 +23,12 @@ import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
 from trtllm_dflash.graph.layers import LayerBuilder
-from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
+from trtllm_dflash.graph.moe_weights import (
+    FP8_FORMAT,
+    ExpertWeight,
+    FusedExperts,
+    PerExpertLinears,
+)
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.models.moe import MoEConfig
 
@@ -35,7 +40,7 @@ class ExpertStorage(Enum):
 
     DEQUANTIZED = "dequantized to the step's type"
     FP4_QDQ = "packed FP4, dequantized by the compiler's own kernels"
-    PACKED = "packed FP4, for our plugin"
+    PACKED = "packed, for our plugin"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Experts:
             alpha=c.alpha,
             shift=c.shift,
             weight_format=weights[0].weight_format if form is ExpertStorage.PACKED else 0,
+            block_rows=weights[0].block_rows if form is ExpertStorage.PACKED else 0,
         )
         return g.Slice(out, [0], [-1], [0]) if is_compiled else out
 
@@ -121,11 +127,20 @@ class Experts:
 
     def _form(self, weights: list[ExpertWeight]) -> ExpertStorage:
         """Return the storage of both weights: dequantized if one of them must be."""
-        if self.quantized_as is ExpertStorage.DEQUANTIZED or not all(
-            weight.weight_format for weight in weights
-        ):
-            return ExpertStorage.DEQUANTIZED
+        formats = {(weight.weight_format, weight.block_rows) for weight in weights}
         is_for_plugin = self.quantized_as is ExpertStorage.PACKED
+        is_fp8 = any(weight.weight_format == FP8_FORMAT for weight in weights)
+        is_plain = formats == {(0, 0)} or (is_fp8 and not is_for_plugin)
+        if self.quantized_as is ExpertStorage.DEQUANTIZED or is_plain:
+            return ExpertStorage.DEQUANTIZED
+        if len(formats) > 1:
+            _LOG.warning(
+                "%s.experts: gate_up_proj and down_proj are stored in two formats; the engine"
+                " holds this layer's experts as %s",
+                self.name,
+                self.model.dtype.name,
+            )
+            return ExpertStorage.DEQUANTIZED
         for weight in weights:
             reason = weight.unpackable_reason() if is_for_plugin else weight.no_fp4_reason()
             if reason is not None:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
+from trtllm_dflash.checkpoint.dequantize import row_scales
+from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE, WeightFormat
 from trtllm_dflash.checkpoint.mxfp4 import (
     BLOCKS,
     SCALES,
@@ -27,9 +28,10 @@ from trtllm_dflash.checkpoint.mxfp4 import (
 )
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
-from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.graph.weight_source import FP8_PER_INT32, WeightSource
 
 Shape = tuple[int, int, int]
+_NVFP4, FP8_FORMAT = 2, 3  # DFlashMoE's weight_format
 _FP4_PER_INT32 = 8
 _SCALES_PER_INT32 = 4  # how many of them an int32 has
 
@@ -47,7 +49,12 @@ class ExpertWeight(ABC):
     @property
     @abstractmethod
     def weight_format(self) -> int:
-        """DFlashMoE's: 0 unquantized, 1 MXFP4, 2 NVFP4."""
+        """DFlashMoE's: 0 unquantized, 1 MXFP4, 2 NVFP4, 3 FP8."""
+
+    @property
+    def block_rows(self) -> int:
+        """Return DFlashMoE's: how many rows of FP8 share scales; 0 in other formats."""
+        return 0
 
     @abstractmethod
     def no_fp4_reason(self) -> str | None:
@@ -137,11 +144,24 @@ class PerExpertLinears(ExpertWeight):
 
     linears: tuple[tuple[str, ...], ...]
 
+    @cached_property
+    def _format(self) -> WeightFormat | None:
+        """Return the format of all linears, None if some have another or none."""
+        formats = (self.weights.formats.get(name) for group in self.linears for name in group)
+        found = {fmt and (fmt.group_size, fmt.block_size): fmt for fmt in formats}
+        return next(iter(found.values())) if len(found) == 1 else None
+
     @property
     def weight_format(self) -> int:
-        formats = (self.weights.formats.get(name) for group in self.linears for name in group)
-        is_packed = all(fmt and fmt.stays_packed(experts=True) for fmt in formats)
-        return 2 if is_packed else 0
+        if self._format is None:
+            return 0
+        return FP8_FORMAT if self._format.group_size is None else _NVFP4
+
+    @property
+    def block_rows(self) -> int:
+        if self.weight_format != FP8_FORMAT or self._format is None:
+            return 0
+        return self._format.block_size or 1
 
     def no_fp4_reason(self) -> str | None:
         scales = self._scales_2
@@ -151,7 +171,7 @@ class PerExpertLinears(ExpertWeight):
         return f"{self.name}: gate and up of expert {expert} have different weight_scale_2"
 
     def unpackable_reason(self) -> str | None:
-        return self.no_fp4_reason()
+        return None if self.weight_format == FP8_FORMAT else self.no_fp4_reason()
 
     def dequantized(self, g: GraphBuilder, dtype: ir.DataType) -> ir.Value:
         def make() -> np.ndarray:
@@ -167,6 +187,8 @@ class PerExpertLinears(ExpertWeight):
         return packed, g.DequantizeLinear(blocks, self._scale_2(g), axis=0)
 
     def packed(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+        if self.weight_format == FP8_FORMAT:
+            return self._packed_fp8(g)
         count, rows, columns = self.shape
         num_scales = rows * columns // NVFP4_GROUP_SIZE
         packed = self._stacked(g, "weight", ir.DataType.INT32, _int32(self.shape))
@@ -175,12 +197,47 @@ class PerExpertLinears(ExpertWeight):
         )
         return packed, blocks, self._scale_2(g)
 
+    def _packed_fp8(self, g: GraphBuilder) -> tuple[ir.Value, ...]:
+        count, rows, columns = self.shape
+        shape = (count, rows, columns // FP8_PER_INT32)
+        packed = self._stacked(g, "weight", ir.DataType.INT32, shape)
+        num_scales = len(self._fp8_scales(self.linears[0]))
+
+        def make() -> np.ndarray:
+            stacked = np.empty((count, num_scales), np.float32)
+            for expert, group in zip(stacked, self.linears, strict=True):
+                expert[:] = self._fp8_scales(group)
+            return stacked.view(np.int32)
+
+        name = f"{self.name}.weight_scale"
+        scales = self.weights.lazy(g, name, ir.DataType.INT32, (count, num_scales), make)
+        return packed, scales
+
+    def _fp8_scales(self, group: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return one expert's scales: of blocks, row after row, or of each row."""
+        tensors = self.weights.tensors
+        found = []
+        for name in group:
+            info = tensors[f"{name}.weight_scale"]
+            num_rows = tensors[f"{name}.weight"].shape[0]
+            of_blocks = info.array().reshape(-1).astype(np.float32)
+            found.append(row_scales(info, num_rows) if self.block_rows == 1 else of_blocks)
+        return np.concatenate(found)
+
     def _stacked(
         self, g: GraphBuilder, ending: str, dtype: ir.DataType, shape: Sequence[int]
     ) -> ir.Value:
-        """Return the stored bytes of all experts, taken for `dtype` and `shape`."""
+        """Return the stored bytes of all experts, taken for `dtype` and `shape`.
+
+        They stay in place where a file has the experts one behind the other.
+        """
         tensors = self.weights.tensors
         (count, rows, _) = self.shape
+        called = f"{self.name}.{ending}"
+        names = [f"{name}.{ending}" for group in self.linears for name in group]
+        in_place = self.weights.span(g, called, names, dtype, shape)
+        if in_place is not None:
+            return in_place
 
         def make() -> np.ndarray:
             width = tensors[f"{self.linears[0][0]}.{ending}"].shape[1]
@@ -192,7 +249,7 @@ class PerExpertLinears(ExpertWeight):
                 else stacked.reshape(-1).view(dtype.numpy()).reshape(shape)
             )
 
-        return self.weights.lazy(g, f"{self.name}.{ending}", dtype, shape, make)
+        return self.weights.lazy(g, called, dtype, shape, make)
 
     def _scale_2(self, g: GraphBuilder) -> ir.Value:
         scales = np.array([group[0] for group in self._scales_2], np.float32)

@@ -14,8 +14,9 @@ DequantizeLinear:
         weight E2M1, its E4M3 scales ─ DQ ─ DQ ─ cast ───────────────┘
 
 W8A16_FP8 is the lower half of FP8, with one scale or one for each row. TensorRT-RTX 1.7 compiles
-it to one kernel that reads a byte a weight. FP8 weights with scales of blocks of 128 x 128 have no
-such kernel: their numbers are rounded to the engine's type.
+it to one kernel that reads a byte a weight. For scales of blocks of 128 x 128 it has no such
+kernel. Our plugin DFlashBlockLinear reads them. Without plugins the numbers are rounded to the
+engine's type.
 
 Only weights are 4-bit in W4A16_NVFP4: x goes to Gemm as it is. TensorRT-RTX 1.7 fuses nothing
 there. Its engine writes the BF16 weight into memory before every product, so that format makes an
@@ -36,9 +37,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
+from trtllm_dflash.checkpoint.formats import FP8_UNIT, NVFP4_GROUP_SIZE
 from trtllm_dflash.graph.builder import GraphBuilder, function_from_body
-from trtllm_dflash.graph.weight_source import WeightSource
+from trtllm_dflash.graph.ops import BLOCK_LINEAR
+from trtllm_dflash.graph.weight_source import FP8_PER_INT32, WeightSource
 
 TRT_DOMAIN = "trt"  # operators of TensorRT's parser
 EMULATION_DOMAIN = "trtllm_dflash.emulation"
@@ -53,6 +55,7 @@ class QuantizedLinears:
     g: GraphBuilder
     weights: WeightSource
     dtype: ir.DataType
+    plugins: bool = False  # whether the graph is one of plugins
     _rounded: dict[tuple[ir.Value, str, float], ir.Value] = field(default_factory=dict)
 
     def operands(
@@ -67,9 +70,26 @@ class QuantizedLinears:
             if key not in self._rounded:
                 self._rounded[key] = self._activation(x, weight_format.group_size, scale)
             x = self._rounded[key]
-        if self._emulates or not weight_format.stays_packed(experts=False):
+        if self._emulates or weight_format.block_size is not None:
             return x, self.weights.dequantized(self.g, module, rows, alias)
         return x, self._weight(module, weight_format.group_size, rows, alias)
+
+    def has_plugin(self, module: str) -> bool:
+        """Tell whether the product with this linear is a plugin's."""
+        weight_format = self.weights.formats.get(module)
+        if weight_format is None or weight_format.block_size is None:
+            return False
+        if self._emulates or not self.plugins:
+            return False
+        return self.weights.tensors[f"{module}.weight"].shape[1] % FP8_UNIT == 0
+
+    def by_plugin(self, x: ir.Value, module: str, *bias: ir.Value) -> ir.Value:
+        """Return x [N, in] · weightᵀ (+ bias) of a linear in FP8 blocks."""
+        g = self.g
+        rows, columns = self.weights.tensors[f"{module}.weight"].shape
+        shape = (rows, columns // FP8_PER_INT32)
+        weight = self.weights.mapped(g, f"{module}.weight", ir.DataType.INT32, shape)
+        return BLOCK_LINEAR(g, x, weight, self.weights.block_scales(g, module), *bias)[0]
 
     @property
     def _emulates(self) -> bool:

@@ -87,9 +87,9 @@ def build_step(
     )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
     g = GraphBuilder()
-    element, experts_as = DTYPES[dtype], _expert_storage(dtype, plugins, fp4)
+    sizes = cache_len, block_size
     step = _Step(
-        g, inputs, element, cache_len, block_size, draft_vocab, experts_as, kv_scales, row_order
+        g, inputs, DTYPES[dtype], *sizes, draft_vocab, plugins, fp4, kv_scales, row_order
     )
     results = step.emit(target, drafter)
     written = [port for port in ports if port.direction == "output"]
@@ -105,12 +105,6 @@ def _kv_cache_dtype(
         return None
     check_kv_scales(kv_scales, target.config.kv_layers, dtype=dtype, plugins=plugins)
     return fp8_cache_dtype(dtype, plugins=plugins)
-
-
-def _expert_storage(dtype: str, plugins: bool, fp4: bool) -> ExpertStorage:
-    if dtype == "float32" or not (plugins or fp4):
-        return ExpertStorage.DEQUANTIZED
-    return ExpertStorage.PACKED if plugins else ExpertStorage.FP4_QDQ
 
 
 def _as_model(
@@ -144,7 +138,8 @@ class _Step:
     cache_len: int
     block_size: int
     draft_vocab: np.ndarray | None
-    experts_as: ExpertStorage
+    plugins: bool
+    fp4: bool
     kv_scales: KvScales | None
     row_order: bool
 
@@ -156,7 +151,14 @@ class _Step:
         ids = self.inputs["input_ids"]
         weights = WeightSource("target", target.tensors, self.dtype, target.formats)
         config = target.config
-        verifier = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps, config.norm_offset)
+        verifier = LayerBuilder(
+            g,
+            weights,
+            self.dtype,
+            config.rms_norm_eps,
+            config.norm_offset,
+            plugins=self.plugins,
+        )
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
             hidden, features, written = self._target(verifier, target.config, tap_ids)
@@ -211,7 +213,7 @@ class _Step:
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
             lengths=tuple(self.inputs[name] for name in names),
-            experts_as=self.experts_as,
+            experts_as=self._experts_as,
             kv_scales=self.kv_scales,
             rings=self._rings("target_key", config.num_layers),
             row_order=self.row_order,
@@ -222,6 +224,12 @@ class _Step:
             x = config.family.layer(context, x, index)
             outputs.append(x)
         return x, [outputs[index] for index in tap_ids], context.written
+
+    @property
+    def _experts_as(self) -> ExpertStorage:
+        if self.dtype == ir.DataType.FLOAT or not (self.plugins or self.fp4):
+            return ExpertStorage.DEQUANTIZED
+        return ExpertStorage.PACKED if self.plugins else ExpertStorage.FP4_QDQ
 
     def _decided_logits(
         self, m: LayerBuilder, config: TargetConfig, hidden: ir.Value
@@ -260,7 +268,7 @@ class _Step:
         width = g.size(self.inputs["input_ids"], 1)
         rows = config.rows_of(self.block_size)
         block_positions = self._positions(next_len, [rows])
-        model = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps)
+        model = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps, plugins=self.plugins)
         context = DrafterBuilder(
             model=model,
             config=config,

@@ -11,10 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.dequantize import dequantized, row_scales, scalar
-from trtllm_dflash.checkpoint.formats import WeightFormat
+from trtllm_dflash.checkpoint.formats import FP8_BLOCK_SIZE, WeightFormat
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
+from trtllm_dflash.checkpoint.stored_layouts import span_of
 from trtllm_dflash.graph.builder import GraphBuilder
 
+FP8_PER_INT32 = 4  # codes of FP8 in an int32 of a plugin's weights
 _ONNX_DTYPES = {
     "BF16": ir.DataType.BFLOAT16,
     "F16": ir.DataType.FLOAT16,
@@ -117,6 +119,35 @@ class WeightSource:
         return g.initializer(
             called, lambda: ir.LazyTensor(tensor, dtype, ir.Shape(shape), name=called)
         )
+
+    def span(
+        self,
+        g: GraphBuilder,
+        called: str,
+        names: Sequence[str],
+        dtype: ir.DataType,
+        shape: Sequence[int],
+    ) -> ir.Value | None:
+        """Return the bytes of tensors that lie one behind the other, taken for a type and shape.
+
+        None if they lie otherwise. The initializer is `<model>.<called>`.
+        """
+        whole = span_of([self.tensors[name] for name in names])
+        if whole is None:
+            return None
+        made = whole
+        return g.initializer(f"{self._model}.{called}", lambda: _in_place(made, dtype, shape))
+
+    def block_scales(self, g: GraphBuilder, module: str) -> ir.Value:
+        """Return a quantized linear's scales of blocks, float32 [rows, columns] of blocks."""
+        name = f"{module}.weight_scale"
+        info = self.tensors[name]
+        rows, columns = self.tensors[f"{module}.weight"].shape
+        shape = (-(-rows // FP8_BLOCK_SIZE), -(-columns // FP8_BLOCK_SIZE))
+        if info.dtype == "F32":
+            return self.mapped(g, name, ir.DataType.FLOAT, shape)
+        make = lambda: info.array().astype(np.float32).reshape(shape)  # noqa: E731
+        return self.lazy(g, name, ir.DataType.FLOAT, shape, make)
 
     def scalar(self, name: str) -> float:
         """Return the number in the scale tensor `name`."""

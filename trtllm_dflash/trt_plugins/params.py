@@ -45,7 +45,6 @@ DELTA_MAX_SHARED_BYTES = _DELTA["kDeltaMaxSharedBytes"]
 LINEAR_SHARED_BYTES = _BLOCK_LINEAR["kLinearSharedBytes"]
 FP8_FORMAT = 3  # of experts' weights; 0 is bfloat16, 1 and 2 have codes of four bits
 PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an int32 has
-FP8_UNIT = 16  # columns of FP8 that a thread reads at once
 SELECT_THREADS = _SELECT["kSelectThreads"]
 WALK_THREADS = _SELECT["kWalkThreads"]
 MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trtllm_dflash.checkpoint.formats import FP8_BLOCK_SIZE, NVFP4_GROUP_SIZE
+from trtllm_dflash.checkpoint.formats import FP8_BLOCK_SIZE, FP8_UNIT, NVFP4_GROUP_SIZE
 from trtllm_dflash.checkpoint.mxfp4 import MXFP4_GROUP_SIZE
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
@@ -172,9 +172,9 @@ def _linear_sizes(dims: Dims, _: Fields) -> dict[str, int]:
     """Return the sizes of a call, if the kernel can work on them and they hold together."""
     tokens, in_size = dims["x"]
     out_size, words = dims["weight"]
-    if in_size % params.FP8_UNIT or in_size != 4 * words:
+    if in_size % FP8_UNIT or in_size != 4 * words:
         raise EngineError(
-            f"a linear in FP8 blocks needs an I that {params.FP8_UNIT} divides, in int32 of four"
+            f"a linear in FP8 blocks needs an I that {FP8_UNIT} divides, in int32 of four"
             f" codes: I is {in_size}, and the weight is {list(dims['weight'])}"
         )
     blocks = [-(-size // FP8_BLOCK_SIZE) for size in (out_size, in_size)]
