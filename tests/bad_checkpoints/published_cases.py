@@ -107,6 +107,21 @@ def scale_of_a_block_nan(model: BadCheckpoint) -> None:
     _poke(model, f"{UP}.weight_scale_inv", float("nan"))
 
 
+@bad(r"up_proj.weight_scale_inv has -0.5 at index \[0, 0\]. A scale is a finite", base=BLOCKS)
+def scale_of_a_block_negative(model: BadCheckpoint) -> None:
+    _poke(model, f"{UP}.weight_scale_inv", -0.5)
+
+
+@bad(r"up_proj.weight_scale_inv has inf at index \[0, 0\]. A scale is a finite", base=BLOCKS)
+def scale_of_a_block_infinite(model: BadCheckpoint) -> None:
+    _poke(model, f"{UP}.weight_scale_inv", float("inf"))
+
+
+@bad(r"up_proj.weight_scale has 0.0 at index \[5, 0\]. A scale is a finite", base=ROWS)
+def scale_of_a_row_zero(model: BadCheckpoint) -> None:
+    _poke(model, f"{UP}.weight_scale", 0.0, 5)
+
+
 @bad(r"up_proj.weight_scale has -1.0 at index \[5, 0\]. A scale is a finite", base=ROWS)
 def scale_of_a_row_negative(model: BadCheckpoint) -> None:
     _poke(model, f"{UP}.weight_scale", -1.0, 5)

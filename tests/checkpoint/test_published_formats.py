@@ -143,6 +143,23 @@ def test_bytes_of_fp8_experts(name: str, fused: bool, tmp_path: Path) -> None:
             assert tuple(got) == wanted
 
 
+@pytest.mark.parametrize("scale_dtype", ["F32", "BF16"])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_block_of_scale_zero_is_zeros(
+    source: Path, scale_dtype: str, zero: float, tmp_path: Path
+) -> None:
+    """Whatever its codes are: transformers and compressed-tensors compute that product too."""
+    directory = published_copy(source, tmp_path / "q", "fine_grained", scale_dtype=scale_dtype)
+    info = load_target(directory).tensors[f"{UP}.weight_scale"]
+    data = bytearray((directory / "model.safetensors").read_bytes())
+    value = np.array([zero], info.numpy_dtype).tobytes()
+    data[info.offset : info.offset + len(value)] = value
+    (directory / "model.safetensors").write_bytes(data)
+    checkpoint = load_target(directory)
+    check_finite(checkpoint)
+    assert not dequantized(checkpoint.tensors, UP, checkpoint.formats[UP]).any()
+
+
 def test_blocks_that_cross_from_gate_to_up(tmp_path: Path) -> None:
     target = published_experts(tmp_path, "fine_grained", fused=True)
     config = json.loads((target / "config.json").read_text())
