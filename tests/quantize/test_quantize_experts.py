@@ -16,10 +16,14 @@ pytest.importorskip("modelopt")
 from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import tiny_tokenizer
 from tests.fixtures.tiny_moe import tiny_qwen3_moe
+from tests.graph.test_moe_layer import HEADS
 from tests.quantize import modelopt
 from tests.quantize.test_quantize_target import stored
+from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.checkpoint.index import read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import load_target
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.pipeline import quantize
 from trtllm_dflash.quantize.report import QuantizeReport
@@ -197,3 +201,26 @@ def test_all_tokens_through_all_experts(ours: Quantize) -> None:
         # Gates and ups see the same hidden states either way.
         assert re.search(r"\.experts\.\d\.down_proj\.input_scale$", name)
         assert float(after[name].array()) > float(before[name].array())
+
+
+def test_an_engine_for_blackwell_holds_the_packed_experts(
+    ids_file: Path, tmp_path: Path
+) -> None:
+    """One of our kernels multiplies them; the compiler's FP4 multiplies what attention reads."""
+    pytest.importorskip("tensorrt_rtx")
+    sizes = {**HEADS, "hidden": 64, "expert_size": 96, "layers": 1}
+    source = tiny_qwen3_moe(tmp_path / "source", dtype="BF16", sizes=sizes)
+    asked = QuantizeConfig(str(source), tmp_path / "nvfp4", "nvfp4", calib_file=ids_file)
+    target = quantize(asked).directory
+    output = tmp_path / "engine"
+    report = build_engine(
+        BuildConfig(str(target), output, arch="sm120", max_seq_len=64, max_num_tokens=16)
+    )
+    assert manifest.check(report.directory, deep=True) == []
+    kernels = {row["kernel"] for row in manifest.load(report.directory)["kernels"]}
+    assert "moe, weight_format 2" in kernels
+    engine = (report.directory / "rank0.engine").read_bytes()
+    tensors = load_target(target).tensors
+    for linear in ("gate_proj", "up_proj", "down_proj"):
+        packed = tensors[f"model.layers.0.mlp.experts.3.{linear}.weight"].array()
+        assert packed.tobytes() in engine
