@@ -14,6 +14,7 @@ import click
 from jinja2 import Environment, StrictUndefined
 
 from docs.estimate.claim import CLAIM, HIGH, LOW, ClaimCase, claim_cases, claim_rows, draw_claim
+from docs.estimate.plan import PLAN, PLAN_NAMES, PUBLISHED_NAMES, plan_rows, published_rows
 from docs.estimate.prediction import (
     ASSUMPTIONS,
     FOLDER,
@@ -64,6 +65,9 @@ def page(predictions: Sequence[Prediction], cases: Sequence[ClaimCase]) -> str:
         eagle=_against_eagle3(predictions),
         claim=claim_table(cases),
         plot=PLOT,
+        plan=PLAN,
+        plan_rows=table(PLAN_NAMES, plan_rows()),
+        plan_published=table(PUBLISHED_NAMES, published_rows()),
     )
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from docs.estimate import generate
 from docs.estimate.claim import CLAIM, HIGH, LOW, ClaimCase, claim_cases, draw_claim
+from docs.estimate.plan import published_rows
 from docs.estimate.prediction import (
     Prediction,
     explanations,
@@ -202,3 +203,13 @@ def test_copies_of_states_bring_hybrids_near(compared: list[Prediction]) -> None
         if row.figure.target != "Qwen3-Coder-Next":
             assert row.error < other.error
     assert median_error(rows) < 0.55 * median_error(without)
+
+
+def test_plain_decoding_of_the_planned_pair_is_near() -> None:
+    """Within 15 % of what others measured, on both GPUs."""
+    found = {}
+    for gpu, _, _, published, _, estimated, *_ in published_rows():
+        if published:
+            found[gpu] = float(estimated) / float(published) - 1
+    assert found.keys() == {"GB10 (DGX Spark)", "RTX 5090"}
+    assert max(map(abs, found.values())) < 0.15
