@@ -128,7 +128,7 @@ bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120
 bench-layers: .venv/.test-all  ## what a layer of a 27B hybrid target costs to build, and the line to all (30 minutes)
 	$(BIN)/python examples/benchmark/layer_cost.py --json examples/benchmark/layer_cost.json
 
-bench-quantization: .venv/.test-all demo/target/config.json  ## what FP8 and NVFP4 cost the demo pair (15 minutes)
+bench-quantization: .venv/.test-all demo/target/config.json  ## what each format costs the demo pair, those of other makers too (30 minutes)
 	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \
 		--json examples/benchmark/quantization.json
 

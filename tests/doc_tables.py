@@ -9,12 +9,12 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import click
 from click.testing import CliRunner
 
+from tests.examples.scripts import example
 from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.cli import COMMANDS, main
 from trtllm_dflash.triton_server.readme import io_tables, metrics_table
@@ -41,11 +41,7 @@ def pair_counts() -> str:
 
 def quantization() -> str:
     """Return the table of what each format costs, from the measured figures."""
-    spec = spec_from_file_location("quantization", BENCHMARK / "quantization.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = example("benchmark/quantization.py")
     table: str = script.markdown(json.loads((BENCHMARK / "quantization.json").read_text()))
     return table.strip()
 

@@ -3,9 +3,8 @@ FP8, compressed-tensors, and what of ModelOpt's FP8 `quantize` does not make.
 
 They quantize random weights, and dequantize what they wrote. Our reader gets the same tensors.
 Tolerance: none, since both sides multiply the same float32 numbers once. Only for NVFP4 there is
-one: compressed-tensors divides by a global scale where we multiply by its reciprocal, as vLLM and
-TensorRT do. That is a rounding more of both: three units of float32's last place. ModelOpt's
-quantizers divide by the inverse of the scale that its export stores: four such units.
+one, see tests/fixtures/makers.py. ModelOpt's quantizers divide by the inverse of the scale that its
+export stores: four units of float32's last place.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.fixtures.makers import NVFP4_TOLERANCE, numbers_by
 from tests.fixtures.published import SCHEMES, quantization_config, store_weight
 from tests.fixtures.quantized import write_tensors
 from tests.fixtures.tiny_models import tiny_target
@@ -38,7 +38,6 @@ SHAPES = {
     "partial last blocks": (300, 208),
     "less than a block": (48, 80),
 }
-NVFP4_TOLERANCE = 3 * 2.0**-24
 MODELOPT_TOLERANCE = 4 * 2.0**-24
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
@@ -135,7 +134,7 @@ def test_compressed_tensors(name: str, shape: str, scale_dtype: str, tmp_path: P
     for key, tensor in theirs.items():
         assert (tensor.dtype, tensor.shape) == (fixture[key].dtype, fixture[key].shape), key
     got = ours(theirs, name, tmp_path)
-    wanted = _numbers_by(compressor, scheme, theirs)
+    wanted = numbers_by(compressor, scheme, theirs)
     tolerance = NVFP4_TOLERANCE if "weight_packed" in theirs else 0
     np.testing.assert_allclose(got, wanted, rtol=tolerance, atol=0)
 
@@ -150,30 +149,6 @@ def _quantized_by(
         state["weight_global_scale"] = fixture["weight_global_scale"]
     stored: dict[str, Any] = compressor.compress(state, scheme)
     return stored
-
-
-def _numbers_by(compressor: Any, scheme: Any, stored: Mapping[str, Any]) -> np.ndarray:
-    """Return the numbers that the maker takes its tensors for, in float32.
-
-    Its NVFP4 decompression computes in BF16: the parts of it are called with float32.
-    """
-    state = dict(stored)
-    if "weight_packed" not in state:
-        state["weight_scale"] = state["weight_scale"].float()
-        return compressor.decompress(state, scheme)["weight"].float().numpy()
-    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-    from compressed_tensors.quantization.lifecycle.forward import dequantize
-
-    rows, half = state["weight_packed"].shape
-    codes = unpack_fp4_from_uint8(state["weight_packed"], rows, 2 * half, dtype=torch.float32)
-    numbers = dequantize(
-        x_q=codes,
-        scale=state["weight_scale"].float(),
-        args=scheme.weights,
-        global_scale=state["weight_global_scale"],
-        dtype=torch.float32,
-    )
-    return numbers.numpy()
 
 
 @pytest.mark.parametrize(
