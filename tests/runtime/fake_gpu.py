@@ -23,6 +23,8 @@ from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver
 from tests.runtime.fake_trt import FakeTrt
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import ENGINE_FILE
+from trtllm_dflash.engine_dir.manifest import file_entry
 from trtllm_dflash.hardware import cuda_driver
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
@@ -68,9 +70,10 @@ def open_gpu(
         **driver_options: Any,
     ) -> Gpu:
         shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
-        (tmp_path / "engine" / "rank0.engine").write_text(str(tmp_path / "engine"))
+        (tmp_path / "engine" / ENGINE_FILE).write_text(str(tmp_path / "engine"))
         facts = json.loads((source / "manifest.json").read_text())
         facts["versions"]["tensorrt-rtx-cu13"] = built_with
+        facts["files"][ENGINE_FILE] = file_entry(tmp_path / "engine" / ENGINE_FILE)
         (tmp_path / "engine" / "manifest.json").write_text(json.dumps(facts))
         if with_plugins:
             (tmp_path / "engine" / "with_plugins").touch()

@@ -79,6 +79,7 @@ class FakeSession:
         self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
         self.moves: list[tuple[int, int, int]] = []  # (src, dst, rows in use)
         self.max_in_flight = 0
+        self.kept = 0
         self.in_flight: deque[StepResult] = deque()
         self.slots: list[Slot | None] = [None] * config.max_batch_size
         shape = (config.max_batch_size, config.cache_len)
@@ -115,6 +116,9 @@ class FakeSession:
 
     def collect(self) -> StepResult:
         return self.in_flight.popleft()
+
+    def keep(self) -> None:
+        self.kept += 1
 
     def discard(self) -> None:
         self.in_flight.clear()

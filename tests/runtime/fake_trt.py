@@ -13,7 +13,6 @@ import json
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,15 +109,15 @@ class FakeEngine(StatedEngine):
             str(directory / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
 
-    def create_execution_context(self, config: SimpleNamespace) -> FakeContext:
+    def create_execution_context(self, config: Any) -> FakeContext:
         context = FakeContext(self, config)
         self.module.contexts.append(context)
         return context
 
 
 class FakeContext(StatedContext):
-    def __init__(self, engine: FakeEngine, config: SimpleNamespace) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: FakeEngine, config: Any) -> None:
+        super().__init__(engine, config)
         self.config = config
         self._engine: FakeEngine = engine
         self._module = engine.module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import tensorrt_rtx as real
@@ -57,19 +56,53 @@ class StatedEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return list(self.profiles[profile][name])
 
-    def create_runtime_config(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            set_execution_context_allocation_strategy=lambda _: None,
-            create_runtime_cache=object,
-            set_runtime_cache=lambda _: True,
-        )
+    def create_runtime_config(self) -> StatedRuntimeConfig:
+        return StatedRuntimeConfig()
+
+
+class StatedKernels:
+    """An `IRuntimeCache`: the shapes whose kernels are finished."""
+
+    KIND = b"stated kernels\n"
+
+    def __init__(self) -> None:
+        self._shapes: set[str] = set()
+
+    def finish(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes.add(repr(sorted(shapes.items())))
+
+    def serialize(self) -> bytes:
+        return self.KIND + "\n".join(sorted(self._shapes)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(self.KIND):
+            return False
+        self._shapes = {*blob.removeprefix(self.KIND).decode().splitlines()}
+        return True
+
+
+class StatedRuntimeConfig:
+    """An `IRuntimeConfig`; contexts finish kernels in the cache that it was given."""
+
+    def __init__(self) -> None:
+        self._kernels = StatedKernels()
+
+    def set_execution_context_allocation_strategy(self, _: Any) -> None: ...
+
+    def create_runtime_cache(self) -> StatedKernels:
+        return StatedKernels()
+
+    def set_runtime_cache(self, kernels: StatedKernels) -> bool:
+        self._kernels = kernels
+        return True
 
 
 class StatedContext:
     """An `IExecutionContext` that takes shapes and addresses as TensorRT does."""
 
-    def __init__(self, engine: StatedEngine) -> None:
+    def __init__(self, engine: StatedEngine, config: Any) -> None:
         self._engine = engine
+        self._kernels = getattr(config, "_kernels", StatedKernels())
         self._profile = -1
         self._scratch = 0
         self._settled = False
@@ -112,6 +145,7 @@ class StatedContext:
         if not self._scratch or (captured and not self._settled):
             return self._refuse("memory would have to be allocated now")
         self._settled = True
+        self._kernels.finish(self._shapes)
         return True
 
     def _refuse(self, reason: str) -> bool:

@@ -22,6 +22,20 @@ from trtllm_dflash.runtime.outputs import EngineStats
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 
+def test_idle_thread_keeps_what_a_start_can_use(fake_engine: Callable[..., Engine]) -> None:
+    engine = fake_engine()
+    session = engine._session
+    with engine.serve() as server:
+        caller = Caller()
+        server.submit([3], on_event=caller, max_tokens=3)
+        caller.wait()
+        before = session.kept
+        deadline = time.monotonic() + PATIENCE
+        while session.kept == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_many_threads_many_requests(fake_engine: Callable[..., Engine], lookahead: int) -> None:
     engine, alone = fake_engine(max_batch_size=3, lookahead=lookahead), fake_engine()

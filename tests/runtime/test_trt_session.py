@@ -17,7 +17,12 @@ from tests.fixtures.tiny_models import EOS_ID
 from tests.runtime import fake_trt
 from tests.runtime.fake_cuda import FakeDriver, real
 from tests.runtime.fake_gpu import GREEDY, PROMPTS, SAMPLED, Gpu, open_gpu, tokens_of
-from tests.runtime.stated_engine import StatedContext, StatedEngine
+from tests.runtime.stated_engine import (
+    StatedContext,
+    StatedEngine,
+    StatedKernels,
+    StatedRuntimeConfig,
+)
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions import trt_engine
@@ -322,7 +327,8 @@ def test_fakes_have_only_names_of_the_real_modules(open_gpu: Callable[..., Gpu])
         trt.Runtime: {*vars(fake_trt.FakeRuntime)},
         trt.ICudaEngine: {*vars(fake_trt.FakeEngine), *vars(StatedEngine)},
         trt.IExecutionContext: {*vars(fake_trt.FakeContext), *vars(StatedContext)},
-        trt.IRuntimeConfig: {*vars(context.config)},
+        trt.IRuntimeConfig: {*vars(context.config), *vars(StatedRuntimeConfig)},
+        trt.IRuntimeCache: {*vars(StatedKernels)} - {"KIND", "finish"},
     }
     for stub, names in used.items():
         assert {name for name in names if not name.startswith("_")} <= {*dir(stub)}, stub

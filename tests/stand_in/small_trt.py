@@ -33,6 +33,8 @@ from trtllm_dflash.trt_plugins.shapes import output_axes
 SCRATCH_BYTES = 8 << 20
 GARBAGE = 0xFF
 _ALIGNMENT = 256
+_GUARD = 4096  # bytes behind a workspace
+_BYTES = np.dtype(np.uint8)
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, FP8: ml_dtypes.float8_e4m3fn}
 
@@ -107,8 +109,8 @@ class SmallEngine(StatedEngine):
             ctypes.memmove(address, array.ctypes.data, array.nbytes)
             self.constants[name, dtype] = Placed(address, array.shape, dtype)
 
-    def create_execution_context(self, _: Any) -> SmallContext:
-        return SmallContext(self)
+    def create_execution_context(self, config: Any) -> SmallContext:
+        return SmallContext(self, config)
 
 
 def _plugin(name: str, fields: list[tuple[str, np.ndarray, int]]) -> plugin.StepPlugin:
@@ -134,8 +136,8 @@ def _dtype(made: plugin.StepPlugin, declared: str) -> np.dtype:
 class SmallContext(StatedContext):
     """An execution context; a run puts host functions and plugins' kernels into the stream."""
 
-    def __init__(self, engine: SmallEngine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: SmallEngine, config: Any) -> None:
+        super().__init__(engine, config)
         self._engine: SmallEngine = engine
         self._plugins = {
             name: made.attach_to_context(None) for name, made in engine.plugins.items()
@@ -199,7 +201,7 @@ class _Run:
         }
 
     def enqueue(self) -> None:
-        scratch = Placed(self._context._scratch, (SCRATCH_BYTES,), np.dtype(np.uint8))
+        scratch = Placed(self._context._scratch, (SCRATCH_BYTES,), _BYTES)
         self._put(lambda: scratch.view().fill(GARBAGE))
         for level in self._engine.graph.levels:
             self._segment(level)
@@ -245,9 +247,12 @@ class _Run:
             shape = tuple(_size(axis, read) for axis in axes)
             written.append(self._written(name, made, tensor, shape, read))
         inputs, outputs = _described(read), _described(written)
-        workspace = self._place((made.get_workspace_size(inputs, outputs),), np.dtype(np.uint8))
+        nbytes = made.get_workspace_size(inputs, outputs)
+        workspace = self._place((nbytes + _GUARD,), _BYTES)
+        behind = Placed(workspace.address + nbytes, (_GUARD,), _BYTES)
         addresses = [[placed.address for placed in some] for some in (read, written)]
         made.enqueue(inputs, outputs, *addresses, workspace.address, self._stream)
+        self._put(partial(_check_guard, behind, node.name))
 
     def _read(self, name: str, dtype: np.dtype) -> Placed:
         """Return an input of a plugin in its type, converted in the stream if need be."""
@@ -283,6 +288,11 @@ class _Run:
         self._values[name] = placed
         self._samples[name] = np.ones(shape, _host_dtype(dtype))
         return placed
+
+
+def _check_guard(guard: Placed, name: str) -> None:
+    """Check that nothing was written behind a workspace; all of it began as garbage."""
+    assert (guard.view() == GARBAGE).all(), f"{name} wrote behind its workspace"
 
 
 def _described(tensors: Sequence[Placed]) -> list[SimpleNamespace]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,11 +151,11 @@ def test_what_cannot_be_is_refused(
 
 def test_a_context_of_tensorrt_has_no_memory_of_its_own() -> None:
     made: list[Any] = []
-    new: Callable[[bool], Any] = flavors.TensorRT().context_factory(
-        SimpleNamespace(create_execution_context=made.append)
-    )
-    new(True)
-    new(False)
+    engine: Any = SimpleNamespace(create_execution_context=made.append)
+    contexts = flavors.TensorRT().contexts(engine, b"kernels")
+    for fixed_shapes in (True, False):
+        contexts.make(fixed_shapes=fixed_shapes)
+    assert (contexts.takes_kept, contexts.finished_kernels()) == (False, b"")
     assert made == [flavors.full.ExecutionContextAllocationStrategy.USER_MANAGED] * 2
     assert flavors.TensorRT().is_capturable(None, 0)
     assert flavors.TensorRT().diagnose_engine(None, b"") == ""

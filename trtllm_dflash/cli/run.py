@@ -71,13 +71,13 @@ def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **option
     if is_conversation and "max_tokens" not in given_options(ctx):
         sampling.pop("max_tokens")
     check_sampling(sampling)
-    loaded = _load(config)
-    if is_conversation:
-        from trtllm_dflash.cli.conversation import converse
+    with _load(config) as loaded:
+        if is_conversation:
+            from trtllm_dflash.cli.conversation import converse
 
-        converse(loaded, _format_for(loaded, config), sampling, config.show_reasoning)
-    else:
-        _answer(loaded, lines, config, sampling)
+            converse(loaded, _format_for(loaded, config), sampling, config.show_reasoning)
+        else:
+            _answer(loaded, lines, config, sampling)
 
 
 def _engine_and_prompt(engine: Path | None, prompt: str | None) -> tuple[Path, str | None]:

@@ -141,6 +141,13 @@ def is_entry(name: str, entry: Any) -> bool:
     return is_inside and _has_fields(entry, {"bytes": int, "sha256": str})
 
 
+def digest_of(manifest: Mapping[str, Any], name: str) -> str:
+    """Return the sha256 that a manifest has of a file, "" if it has none."""
+    files: Any = manifest.get("files")
+    entry: Any = files.get(name) if isinstance(files, dict) else None
+    return str(entry["sha256"]) if is_entry(name, entry) else ""
+
+
 def _difference(directory: Path, name: str, entry: Any, *, deep: bool) -> str | None:
     if not is_entry(name, entry):
         return f"{MANIFEST_FILE} has a row that this version cannot read: {name!r}"

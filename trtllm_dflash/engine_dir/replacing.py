@@ -7,7 +7,7 @@ from pathlib import Path
 from trtllm_dflash.atomic.output_directory import check_output_dir, check_replaceable
 from trtllm_dflash.atomic.swap import Written
 from trtllm_dflash.engine_dir import manifest
-from trtllm_dflash.engine_dir.files import MANIFEST_FILE
+from trtllm_dflash.engine_dir.files import MANIFEST_FILE, is_kernel_cache
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
@@ -23,7 +23,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
 
 
 def recognize_engine(directory: Path) -> Written:
-    """Return what a build wrote into an engine directory.
+    """Return what a build wrote into an engine directory, and the kernels kept beside it.
 
     Raises:
         EngineError: if it has no manifest that this version can read.
@@ -31,4 +31,5 @@ def recognize_engine(directory: Path) -> Written:
     listed = manifest.load(directory).get("files")
     names = listed.keys() if isinstance(listed, dict) else ()
     identity = manifest.file_digest(directory / MANIFEST_FILE)
-    return Written(identity, frozenset({MANIFEST_FILE, *names}))
+    kept = [path.name for path in directory.iterdir() if is_kernel_cache(path.name)]
+    return Written(identity, frozenset({MANIFEST_FILE, *names, *kept}))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.hardware.cuda_driver import CudaDriver, CudaError, load_driver
-from trtllm_dflash.hardware.devices import arch_of
+from trtllm_dflash.hardware.devices import arch_of, name_of
 from trtllm_dflash.log import human_bytes
 
 ALIGNMENT = 256  # of every allocation of CUDA's, and of every address that TensorRT is given
@@ -49,6 +49,11 @@ class Cuda:
     def arch(self) -> str:
         """Return the GPU's compute capability, as in --arch."""
         return arch_of(self._driver, self._device)
+
+    @property
+    def name(self) -> str:
+        """Return the GPU's name."""
+        return name_of(self._driver, self._device)
 
     def make_current(self) -> None:
         """Make this GPU the calling thread's; callers come from any thread.

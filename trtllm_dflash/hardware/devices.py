@@ -92,8 +92,13 @@ def arch_of(driver: CudaDriver, device: int) -> str:
     return f"sm{major}{minor}"
 
 
+def name_of(driver: CudaDriver, device: int) -> str:
+    """Return a device's name."""
+    name: bytes = driver.call("cuDeviceGetName", _MAX_NAME, device)
+    return name.split(b"\0")[0].decode()
+
+
 def _gpu(driver: CudaDriver, index: int) -> Gpu:
     device = driver.call("cuDeviceGet", index)
-    name = driver.call("cuDeviceGetName", _MAX_NAME, device)
     memory = driver.call("cuDeviceTotalMem", device)
-    return Gpu(name.split(b"\0")[0].decode(), arch_of(driver, device), memory)
+    return Gpu(name_of(driver, device), arch_of(driver, device), memory)

@@ -100,7 +100,8 @@ class Engine:
         for user in list(self._users):
             user.close()
         self._closed = True
-        self._session = _ClosedSession()
+        session, self._session = self._session, _ClosedSession()
+        session.keep()
         if self.tokenizer is not None:
             self.tokenizer.close()
 

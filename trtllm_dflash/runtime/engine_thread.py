@@ -228,6 +228,7 @@ class EngineThread:
         """Wait for work and take in new requests; return False when the engine closes."""
         while not (self._has_work() or self._closing):
             self._report_stats()
+            _call_safely(self._session.keep, otherwise=None)
             with self._changed:
                 self._changed.wait_for(lambda: self._has_work() or self._closing, IDLE_SECONDS)
         with self._changed:

@@ -7,7 +7,7 @@ All other code is shared, and tests/trt type-checks it against the bindings of b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,12 +46,8 @@ class Flavor(Protocol):
         """Return the bytes of an engine's header, without which nothing is an engine."""
         ...
 
-    def context_factory(self, engine: Any) -> Callable[[bool], Any]:
-        """Return a function that makes execution contexts without memory of their own.
-
-        Its argument says whether a context runs at one set of shapes only. It returns None if
-        TensorRT refuses.
-        """
+    def contexts(self, engine: Any, kept: bytes | None) -> Contexts:
+        """Return what makes an engine's execution contexts; `kept`: its finished kernels."""
         ...
 
     def is_capturable(self, context: Any, stream: int) -> bool:
@@ -60,6 +56,20 @@ class Flavor(Protocol):
 
     def diagnose_engine(self, runtime: Any, data: Any) -> str:
         """Return why an engine does not load, "" if TensorRT does not say."""
+        ...
+
+
+class Contexts(Protocol):
+    """Makes execution contexts of one engine, without memory of their own."""
+
+    takes_kept: bool  # whether the kernels that were kept are used
+
+    def make(self, *, fixed_shapes: bool) -> Any:
+        """Return a context, None if TensorRT refuses; it may run at one set of shapes only."""
+        ...
+
+    def finished_kernels(self) -> bytes:
+        """Return the kernels that were finished here, empty where the engine holds them."""
         ...
 
 
@@ -86,33 +96,9 @@ class TensorRTRTX:
         """Return the size that TensorRT-RTX states."""
         return int(rtx.Runtime(log).engine_header_size)
 
-    def context_factory(
-        self, engine: rtx.ICudaEngine
-    ) -> Callable[[bool], rtx.IExecutionContext]:
-        """Return a function that makes execution contexts, which share their compiled kernels.
-
-        With fixed shapes, kernels are compiled for these shapes before the first run. Otherwise
-        they are compiled in the background, and general kernels serve until then.
-        """
-        kernels: list[rtx.IRuntimeCache] = []
-
-        def make(fixed_shapes: bool) -> rtx.IExecutionContext:
-            config = engine.create_runtime_config()
-            strategies = rtx.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                strategies.EAGER if fixed_shapes else strategies.LAZY
-            )
-            # The session captures whole steps itself.
-            config.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
-            config.set_execution_context_allocation_strategy(
-                rtx.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
-            if not kernels:
-                kernels.append(config.create_runtime_cache())
-            config.set_runtime_cache(kernels[0])
-            return engine.create_execution_context(config)
-
-        return make
+    def contexts(self, engine: rtx.ICudaEngine, kept: bytes | None) -> Contexts:
+        """Return a maker of contexts that share their finished kernels."""
+        return _ContextsOfRTX(engine, kept)
 
     def is_capturable(self, context: rtx.IExecutionContext, stream: int) -> bool:
         """Ask the execution context."""
@@ -124,6 +110,38 @@ class TensorRTRTX:
         flags = rtx.EngineInvalidityDiagnostics.__members__
         names = [name for name, flag in flags.items() if found & int(flag.value)]
         return ", ".join(name.lower().replace("_", " ") for name in names)
+
+
+class _ContextsOfRTX:
+    """Contexts of TensorRT-RTX.
+
+    With fixed shapes, kernels are compiled for these shapes before the first run. Otherwise they
+    are compiled in the background, and general kernels serve until then.
+    """
+
+    def __init__(self, engine: rtx.ICudaEngine, kept: bytes | None) -> None:
+        self._engine = engine
+        self._kernels = engine.create_runtime_config().create_runtime_cache()
+        # TensorRT-RTX checks for itself that they are of this GPU, driver and version.
+        self.takes_kept = kept is not None and bool(self._kernels.deserialize(kept))
+
+    def make(self, *, fixed_shapes: bool) -> rtx.IExecutionContext:
+        config = self._engine.create_runtime_config()
+        strategies = rtx.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            strategies.EAGER if fixed_shapes else strategies.LAZY
+        )
+        # The session captures whole steps itself.
+        config.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
+        config.set_execution_context_allocation_strategy(
+            rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        config.set_runtime_cache(self._kernels)
+        return self._engine.create_execution_context(config)
+
+    def finished_kernels(self) -> bytes:
+        data = self._kernels.serialize()
+        return b"" if data is None else bytes(memoryview(data))
 
 
 class TensorRT:
@@ -164,18 +182,10 @@ class TensorRT:
         del log
         return 1
 
-    def context_factory(
-        self, engine: full.ICudaEngine
-    ) -> Callable[[bool], full.IExecutionContext]:
-        """Return a function that makes execution contexts; the shapes make no difference."""
-
-        def make(fixed_shapes: bool) -> full.IExecutionContext:
-            del fixed_shapes
-            return engine.create_execution_context(
-                full.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
-
-        return make
+    def contexts(self, engine: full.ICudaEngine, kept: bytes | None) -> Contexts:
+        """Return a maker of contexts; the engine holds its kernels, so none are `kept`."""
+        del kept
+        return _ContextsOfTensorRT(engine)
 
     def is_capturable(self, context: full.IExecutionContext, stream: int) -> bool:
         """Return True, since TensorRT cannot be asked.
@@ -189,6 +199,24 @@ class TensorRT:
         """Return "", since TensorRT gives the reason only in its log."""
         del runtime, data
         return ""
+
+
+class _ContextsOfTensorRT:
+    """Contexts of TensorRT; the shapes make no difference."""
+
+    takes_kept = False
+
+    def __init__(self, engine: full.ICudaEngine) -> None:
+        self._engine = engine
+
+    def make(self, *, fixed_shapes: bool) -> full.IExecutionContext:
+        del fixed_shapes
+        return self._engine.create_execution_context(
+            full.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+
+    def finished_kernels(self) -> bytes:
+        return b""
 
 
 def _write_timings(path: Path, timings: Any) -> None:

@@ -99,6 +99,10 @@ class Session(Protocol):
         """
         ...
 
+    def keep(self) -> None:
+        """Keep what the next start of this engine can use; no step is in flight."""
+        ...
+
     def collect(self) -> StepResult:
         """Wait for the oldest step in flight, and return what it decided."""
         ...

@@ -136,6 +136,9 @@ class OrtSession:
             else:  # of a ring that has wrapped around, all rows
                 array[dst, :, :used] = array[src, :, :used]
 
+    def keep(self) -> None:
+        """Keep nothing: the next start has no use for anything."""
+
     def discard(self) -> None:
         """Drop the results that were not collected."""
         self._results.clear()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,10 @@ class TrtSession:
         elsewhere = manifest.platform_difference(facts)
         if elsewhere is not None:
             _LOG.warning("%s: %s", directory, elsewhere)
-        self._engine = TrtEngine(directory / ENGINE_FILE, config, self._cuda, versions=versions)
+        digest = manifest.digest_of(facts, ENGINE_FILE)
+        self._engine = TrtEngine(
+            directory / ENGINE_FILE, config, self._cuda, versions=versions, digest=digest
+        )
         self._slots = TrtSlots(config, self._cuda)
         self._buffers = StepBuffers(config, self._cuda)
         self._sampling: list[SlotSampling | None] = [None] * config.max_batch_size
@@ -86,6 +90,7 @@ class TrtSession:
         self._lengths = np.zeros(config.max_batch_size, np.int32)
         self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
         self._decode_steps: dict[tuple[int, int], _DecodeStep] = {}
+        self._has_new_kernels = False
         self._free = deque(
             InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
         )
@@ -124,6 +129,7 @@ class TrtSession:
         context = context_length(past_len, width, self._config)
         sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
         self._prefill_context.bind(_input_shapes(self._config.io, sizes), addresses)
+        self._has_new_kernels |= not self._prefill_context.has_run
         self._prefill_context.run()
         block_bytes = self._config.block_size * ID_BYTES
         self._slots.put_back(slot)
@@ -140,6 +146,7 @@ class TrtSession:
         context_length(self._max_lengths(0, count), width, self._config)  # raises without room
         if (count, width) not in self._decode_steps:
             self._decode_steps[count, width] = self._make_decode_step(count, width)
+            self._has_new_kernels = True
         self._decode_steps[count, width].launch()
         self._enqueue_step(step)
 
@@ -176,6 +183,14 @@ class TrtSession:
         self._cuda.synchronize()
         self._free.extend(self._in_flight)
         self._in_flight.clear()
+
+    def keep(self) -> None:
+        """Keep the kernels that were finished since the last time."""
+        if self._has_new_kernels:
+            self._has_new_kernels = False
+            with suppress(EngineError):  # the GPU may have failed
+                self._cuda.make_current()
+                self._engine.keep_kernels()
 
     def _expect_idle(self, moment: str) -> None:
         self._cuda.make_current()

@@ -15,9 +15,12 @@ from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.hardware.devices import driver_cuda_version, format_driver
 from trtllm_dflash.hardware.doctor import driver_reason
 from trtllm_dflash.hardware.versions import pip_line, version_of_module
+from trtllm_dflash.runtime.env import KERNEL_CACHE, env_flag
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
+from trtllm_dflash.runtime.sessions.kernel_cache import KernelCache
 from trtllm_dflash.trt.loader import flavor, import_tensorrt
 
 if TYPE_CHECKING:
@@ -52,9 +55,18 @@ class TrtEngine:
     """
 
     def __init__(
-        self, path: Path, config: EngineConfig, cuda: Cuda, *, versions: Mapping[str, str]
+        self,
+        path: Path,
+        config: EngineConfig,
+        cuda: Cuda,
+        *,
+        versions: Mapping[str, str],
+        digest: str = "",
     ) -> None:
-        """Load the engine file `path` onto the GPU; `versions` are those of the build's packages.
+        """Load the engine file `path` onto the GPU.
+
+        `versions` are those of the build's packages, `digest` is the file's sha256. Kernels that
+        were finished before are used again; without a digest none are kept.
 
         Our plugins are registered before, since TensorRT looks their creators up by name. No parser
         takes part, so the library of TensorRT-RTX need not be found by name, as builds need it.
@@ -79,11 +91,19 @@ class TrtEngine:
         self._check_io()
         self._scratch_bytes = max(self._engine.device_memory_size_v2, 1)
         self._scratch = cuda.allocate(self._scratch_bytes, "the engine's intermediate results")
-        self._new_context = self._flavor.context_factory(self._engine)
+        self._kernels = self._kernel_cache(digest) if digest else None
+        kept = self._kernels.read() if self._kernels else None
+        self._contexts = self._flavor.contexts(self._engine, kept)
+        if kept and not self._contexts.takes_kept:
+            _LOG.warning(
+                "%s: its finished kernels are of another GPU or driver and not used; they are"
+                " finished again",
+                path,
+            )
 
     def context(self, profile: int, *, fixed_shapes: bool) -> TrtContext:
         """Return a new execution context; with `fixed_shapes` it runs at one set of shapes."""
-        context = self._new_context(fixed_shapes)
+        context = self._contexts.make(fixed_shapes=fixed_shapes)
         if context is None:
             raise EngineError(
                 f"{self._path}: no execution context could be made:{self._log.errors()}"
@@ -92,6 +112,22 @@ class TrtEngine:
         made = TrtContext(context, self._cuda.stream, self._log, self._flavor)
         made.select(profile)
         return made
+
+    def keep_kernels(self) -> None:
+        """Keep the kernels that were finished until now, for the next start."""
+        if self._kernels:
+            self._kernels.write(self._contexts.finished_kernels())
+
+    def _kernel_cache(self, digest: str) -> KernelCache | None:
+        if not env_flag(KERNEL_CACHE, default=True):
+            return None
+        facts = {
+            "engine": digest,
+            self._flavor.title: trt.__version__,
+            "gpu": f"{self._cuda.name} {self._cuda.arch}",
+            "driver": format_driver(driver_cuda_version()),
+        }
+        return KernelCache(self._path.parent, facts)
 
     def _load_error(self, data: mmap.mmap, versions: Mapping[str, str]) -> str:
         """Return why the engine does not load, and advice that follows from what differs."""
@@ -192,6 +228,7 @@ class TrtContext:
         self._flavor = flavor
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self.has_run = False
 
     def select(self, profile: int) -> None:
         """Use the ranges of shapes of this profile."""
@@ -223,6 +260,7 @@ class TrtContext:
     def run(self) -> None:
         """Put one run into the stream."""
         self._check(self._context.execute_async_v3(self._stream), "the step")
+        self.has_run = True
 
     def _check(self, accepted: bool, what: str) -> None:
         if not accepted:
