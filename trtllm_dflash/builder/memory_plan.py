@@ -190,6 +190,13 @@ class MemoryPlan:
             models = len(self._configs)
             scratch = max(scratch, models * _SCRATCH_BYTES, self._choice_scratch(slots))
         scratch += self._delta_bytes(shape)
+        selector = self.models.selector_memory
+        if selector is not None:
+            drafted = self.models.resolved.block_size - 1
+            if self._has_kernels:
+                scratch = max(scratch, selector.kernel_scratch(slots, drafted))
+            else:
+                scratch += selector.body_scratch(slots, drafted, self._dtype_bytes)
         return scratch + self._row_bytes(shape) + self._logits_bytes(slots)
 
     def _row_bytes(self, shape: _StepShape) -> int:

@@ -27,6 +27,7 @@ from trtllm_dflash.builder.pair_support import (
     reject_handed_over,
     reject_unsupported_pair,
 )
+from trtllm_dflash.builder.selector_memory import SelectorMemory
 from trtllm_dflash.builder.what_if import UNQUANTIZED, as_if_quantized, supposition
 from trtllm_dflash.catalog.pairs import Role, drafter_licence, pair_of
 from trtllm_dflash.checkpoint.draft_vocab import read_draft_vocab
@@ -140,7 +141,15 @@ class ResolvedModels:
             weights += model.weight_bytes(size, self.holds(model))
         if self.config.draft_vocab:  # its rows of the head again
             weights += self.draft_vocab_size * self.target.config.hidden_size * size
-        return weights
+        selector = self.selector_memory
+        return weights if selector is None else weights + selector.copied_bytes(size)
+
+    @property
+    def selector_memory(self) -> SelectorMemory | None:
+        """Return what the drafter's candidate selector takes, None without one."""
+        drafter = None if self.drafter is None else self.drafter.config
+        listed = None if self.draft_vocab is None else len(self.draft_vocab)
+        return SelectorMemory.of(drafter, self.target.config.vocab_size, listed)
 
     @property
     def bytes_by_format(self) -> dict[str, int]:
