@@ -12,6 +12,7 @@ from tests.fixtures.tiny_models import VOCAB, tiny_target
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.selector_memory import SelectorMemory
+from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.dflash2 import SelectorConfig
 from trtllm_dflash.options.build import BuildConfig
@@ -77,8 +78,6 @@ def _resolved(directory: Path, rows: int, listed: int | None) -> ResolvedModels:
 
 def _without_selector(models: ResolvedModels) -> int:
     """Return the bytes of all stored weights, and of the head's rows again."""
-    stored = sum(
-        model.weight_bytes(4, keeps_packed=False) for model in models.checkpoints.values()
-    )
+    stored = sum(model.weight_bytes(4, Holds.NOTHING) for model in models.checkpoints.values())
     hidden = models.target.config.hidden_size
     return stored + (0 if models.draft_vocab is None else len(models.draft_vocab) * hidden * 4)

@@ -1,4 +1,7 @@
-"""What a drafter's candidate selector takes of an engine: rows of codebooks again, and scratch."""
+"""What a drafter's candidate selector takes of an engine: rows of codebooks again, and scratch.
+
+A Markov head is one too: its matrices are the codebooks.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,29 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class SelectorMemory:
-    """A selector over `places` tokens, whose codebooks have `stored` rows each."""
+    """A selector over `places` tokens, whose codebooks have `stored` rows each.
+
+    `is_listed`: the places are those of a draft vocabulary. With `has_listed_successors` the
+    successors are stored for these alone.
+    """
 
     selector: SelectorConfig
     places: int
     stored: int
     is_listed: bool
+    has_listed_successors: bool = False
 
     @classmethod
     def of(
         cls, drafter: DrafterConfig | None, target_vocab: int, listed: int | None
     ) -> SelectorMemory | None:
         """Return what the selector takes, None without one; `listed`: tokens of a vocabulary."""
-        if drafter is None or drafter.selector is None:
+        if drafter is None or drafter.walk is None:
             return None
-        places = min(target_vocab, drafter.vocab_size) if listed is None else listed
-        return cls(drafter.selector, places, drafter.vocab_size, listed is not None)
+        stored = drafter.vocab_size
+        places = min(target_vocab, stored) if listed is None else listed
+        own = bool(drafter.markov_rank) and drafter.draft_vocab_size is not None
+        return cls(drafter.walk, places, stored, listed is not None, own)
 
     def copied_bytes(self, dtype_bytes: int) -> int:
         """Return the bytes of codebooks beside the two that are stored.
@@ -38,7 +48,8 @@ class SelectorMemory:
         """
         if not self.is_listed and self.places == self.stored:
             return 0
-        return (2 * self.places - self.stored) * self.selector.rank * dtype_bytes
+        successors = 0 if self.has_listed_successors else self.places - self.stored
+        return (self.places + successors) * self.selector.rank * dtype_bytes
 
     @property
     def _candidates(self) -> int:
