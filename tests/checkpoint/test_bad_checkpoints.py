@@ -18,6 +18,7 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     expert_cases,
     file_cases,
     hybrid_cases,
+    maker_cases,
     published_cases,
     quantized_cases,
     tensor_cases,

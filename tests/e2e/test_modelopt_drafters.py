@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,14 @@ def modelopts_target(directory: Path) -> Path:
     return tiny_target(directory, "qwen3", config={"rope_theta": 10000.0})
 
 
-def export(target_dir: Path, directory: Path, options: dict[str, Any]) -> Any:
-    """Make a random drafter of these options, export it, and return ModelOpt's module of it."""
+def export(
+    target_dir: Path, directory: Path, options: dict[str, Any], *, fp8: bool
+) -> list[list[int]]:
+    """Make a random drafter of these options and export it; return its drafts, in ModelOpt.
+
+    With `fp8` the linears of its layers are quantized. An export leaves packed weights in the
+    module, so it drafts before.
+    """
     import modelopt.torch.speculative as mtsp
     from modelopt.torch.export import export_speculative_decoding
 
@@ -92,10 +99,23 @@ def export(target_dir: Path, directory: Path, options: dict[str, Any]) -> Any:
                 parameter.copy_(torch.linspace(-2, 3, parameter.numel()))
             elif parameter.ndim > 1:
                 parameter.normal_(std=1.4 * parameter.shape[1] ** -0.5)
-    export_speculative_decoding(model, export_dir=directory)
     # ModelOpt makes it with an argument that transformers 5.24 has no more.
     module.rotary_emb = Qwen3RotaryEmbedding(config=module._rotary_config)
-    return model
+    if fp8:
+        quantize(model)
+    drafts = [their_drafts(model, prompt) for prompt in PROMPTS]
+    export_speculative_decoding(model, export_dir=directory)
+    return drafts
+
+
+def quantize(model: Any) -> None:
+    """Quantize the linears of a drafter's layers to FP8, calibrated on the prompts."""
+    import modelopt.torch.quantization as mtq
+
+    config = copy.deepcopy(mtq.FP8_DEFAULT_CFG)
+    for name in ("model.*", "lm_head*", "*fc*"):
+        config["quant_cfg"].append({"quantizer_name": name, "enable": False})
+    mtq.quantize(model, config, lambda _: [their_drafts(model, prompt) for prompt in PROMPTS])
 
 
 def their_drafts(model: Any, prompt: list[int]) -> list[int]:
@@ -159,18 +179,19 @@ def our_drafts(target_dir: Path, drafter_dir: Path) -> list[list[int]]:
 def test_drafts_are_modelopts(case: str, engine: EngineFactory, tmp_path: Path) -> None:
     """Windows are longer than the prompts here: ModelOpt counts them from the anchor, we by row."""
     target = modelopts_target(tmp_path / "target")
-    model = export(target, tmp_path / "drafter", dict(CASES[case]))
+    options = copy.deepcopy(CASES[case])
+    theirs = export(target, tmp_path / "drafter", options, fp8=case == "FP8")
     drafter = load_drafter(tmp_path / "drafter")
+    assert drafter.config.hidden_size == HIDDEN
     if case == "DSpark":
         assert drafter.config.markov_rank == 24
         assert drafter.config.block_size == BLOCK + 1
         assert "confidence_proj.weight" in drafter.ignored
+    elif case == "FP8":
+        assert len(drafter.formats) == 7 * SIZES["num_hidden_layers"]
     else:
         assert drafter.tensors["layers.1.self_attn.attention_sink_bias"].shape == (9,)
-    assert drafter.config.hidden_size == HIDDEN
-    assert our_drafts(target, tmp_path / "drafter") == [
-        their_drafts(model, prompt) for prompt in PROMPTS
-    ]
+    assert our_drafts(target, tmp_path / "drafter") == theirs
     reference = hugging_face.load_target(target)
     expected = [hugging_face.greedy(reference, prompt, NEW_TOKENS) for prompt in PROMPTS]
     out = engine(target, tmp_path / "drafter").generate(PROMPTS, max_tokens=NEW_TOKENS)

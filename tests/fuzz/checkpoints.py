@@ -14,6 +14,7 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register good checkpoin
     dflash2_cases,
     expert_cases,
     hybrid_bases,
+    maker_cases,
 )
 from tests.bad_checkpoints.make_bad import GOOD, SINGLE, BadCheckpoint, good_target
 from tests.fuzz.mutate import (

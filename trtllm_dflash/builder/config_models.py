@@ -14,6 +14,7 @@ from trtllm_dflash.checkpoint.index import has_weights_in, read_all_tensor_infos
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.quant_config import read_quantization
+from trtllm_dflash.checkpoint.text_part import drafter_quantization
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -89,4 +90,5 @@ def _read_directory(name: str, role: Role, *, has_weights: bool) -> Checkpoint[A
     if role == "target":
         target = read_target_config(config_json, None, where)
         return checkpoint_of_config(target, quantization, name)
-    return checkpoint_of_config(DrafterConfig.from_hf(config_json, where), quantization, name)
+    config = DrafterConfig.from_hf(config_json, where)
+    return checkpoint_of_config(config, drafter_quantization(quantization), name)

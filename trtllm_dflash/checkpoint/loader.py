@@ -48,12 +48,12 @@ from trtllm_dflash.checkpoint.quantized_tensors import (
 )
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.checkpoint.scan import check_same_values
-from trtllm_dflash.checkpoint.stored_layouts import (
-    in_usual_layout,
-    with_markov_head,
-    with_named_codebooks,
+from trtllm_dflash.checkpoint.stored_layouts import drafter_in_usual_layout, in_usual_layout
+from trtllm_dflash.checkpoint.text_part import (
+    drafter_quantization,
+    text_part,
+    text_quantization,
 )
-from trtllm_dflash.checkpoint.text_part import text_part, text_quantization
 from trtllm_dflash.checkpoint.tokenizer_files import check_tokenizer_files
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.base import TargetConfig
@@ -173,9 +173,9 @@ def load_drafter(path_or_name: str | Path) -> Checkpoint[DrafterConfig]:
     )
     infos = read_all_tensor_infos(directory)
     refuse_unsupported_in_names(infos, where)
-    quantization = settle_quantization(quantization, infos, where)
+    quantization = settle_quantization(drafter_quantization(quantization), infos, where)
     infos = by_modelopts_names(infos, quantization.layout, where)
-    infos = with_markov_head(with_named_codebooks(infos, where), where)
+    infos = drafter_in_usual_layout(infos, where)
     checkpoint = _match_tensors(directory, where, config, infos, quantization)
     own_vocabulary(infos, config, where)
     return checkpoint

@@ -19,6 +19,10 @@ from trtllm_dflash.models.dspark import MARKOV, W1, W2
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+# Names of a drafter's tables in some files -> those in most.
+_OTHER_NAMES = {codebook: f"{codebook}.weight" for codebook in CODEBOOKS} | {
+    f"{name.removeprefix(f'{MARKOV}.')}.weight": f"{name}.weight" for name in (W1, W2)
+}
 _FUSED = re.compile(r"(.*\.mlp\.experts)\.(gate_up_proj|down_proj)")
 
 
@@ -65,43 +69,25 @@ def in_usual_layout(
     return found
 
 
-def with_named_codebooks(infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
-    """Return a drafter's tensors with its codebooks called ".weight", as most files have them.
+def drafter_in_usual_layout(
+    infos: Mapping[str, TensorInfo], where: str
+) -> dict[str, TensorInfo]:
+    """Return a drafter's tensors by the names of its table.
 
-    Raises: CheckpointError: for a codebook that is stored under both names.
+    A file may store a codebook without ".weight". ModelOpt leaves out the Markov head's own name.
+
+    Raises: CheckpointError: for a table that is stored under both names.
     """
     found = dict(infos)
-    for codebook in CODEBOOKS:
-        if codebook not in infos:
+    for other, usual in _OTHER_NAMES.items():
+        if other not in infos:
             continue
-        usual = f"{codebook}.weight"
         if usual in infos:
             raise CheckpointError(
-                f"{where}: {codebook} and {usual} are both there, and a codebook has one of the"
-                " names. Get an intact copy of the checkpoint."
-            )
-        found[usual] = found.pop(codebook)
-    return found
-
-
-def with_markov_head(infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
-    """Return a drafter's tensors with the names that most makers give DSpark's Markov head.
-
-    ModelOpt leaves out the head's own name.
-
-    Raises: CheckpointError: for a table under both names.
-    """
-    found = dict(infos)
-    for usual in (f"{W1}.weight", f"{W2}.weight"):
-        short = usual.removeprefix(f"{MARKOV}.")
-        if short not in found:
-            continue
-        if usual in found:
-            raise CheckpointError(
-                f"{where}: {short} and {usual} are both there, and a table has one of the names."
+                f"{where}: {other} and {usual} are both there, and a table has one of the names."
                 " Get an intact copy of the checkpoint."
             )
-        found[usual] = found.pop(short)
+        found[usual] = found.pop(other)
     return found
 
 

@@ -15,6 +15,8 @@ from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.models.tensor_specs import TABLE_PREFIX, TensorTable
 
+_TRAINED_AS = "dflash_module."
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -58,3 +60,14 @@ def text_quantization(quantization: Quantization, table: TensorTable) -> Quantiz
     return replace(
         quantization, modules=modules, stored_under=(table.stored_under, TABLE_PREFIX)
     )
+
+
+def drafter_quantization(quantization: Quantization) -> Quantization:
+    """Return the quantization of a drafter, with its linears by the names of its table.
+
+    ModelOpt names them as parts of the target's model, in which it trained the drafter.
+    """
+    modules = {
+        name.removeprefix(_TRAINED_AS): fmt for name, fmt in quantization.modules.items()
+    }
+    return replace(quantization, modules=modules, stored_under=(_TRAINED_AS, ""))
