@@ -125,8 +125,10 @@ bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair beh
 bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json
 
-bench-layers: .venv/.test-all  ## what a layer of a 27B hybrid target costs to build, and the line to all (30 minutes)
+bench-layers: .venv/.test-all  ## what a layer of 27B hybrid targets costs to build, and the line to all (45 minutes)
 	$(BIN)/python examples/benchmark/layer_cost.py --json examples/benchmark/layer_cost.json
+	$(BIN)/python examples/benchmark/layer_cost.py --pair Qwen3.8-27B --archs sm121 --formats nvfp4 --layers 8,12 \
+		--whole-drafter --json examples/benchmark/layer_cost_dflash2.json
 
 bench-quantization: .venv/.test-all demo/target/config.json  ## what each format costs the demo pair, those of other makers too (30 minutes)
 	$(BIN)/python examples/benchmark/quantization.py --work-dir demo/quantization \

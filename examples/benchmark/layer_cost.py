@@ -1,8 +1,8 @@
 """What building a published pair of its real layer sizes costs a layer, and the line to all layers.
 
 The weights are random. The vocabulary is cut, since embedding and head are the same for any number
-of layers. The drafter has one layer and one tap. Builds of two sizes give the cost of a layer, and
-a line to the whole target.
+of layers. The drafter is cut to one layer and one tap, or whole. Builds of two sizes give the cost
+of a layer, and a line to the whole target.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,24 @@ def target_config(pair: str, layers: int, vocab_size: int, form: str) -> dict[st
     return text
 
 
-def drafter_config(pair: str, layers: int, vocab_size: int) -> dict[str, Any]:
-    """Return the config.json of its drafter with one layer, for a target of so many layers."""
+def drafter_config(pair: str, layers: int, vocab_size: int, whole: bool) -> dict[str, Any]:
+    """Return the config.json of its drafter, for a target of so many layers.
+
+    It has one layer and one tap, or, as a whole, all of them, with taps spread over the target.
+    """
     config = drafter_json(_published(pair).drafter)
+    taps = [layers - 2]
+    if whole:
+        count = len(config["target_layer_ids"])
+        taps = [round(index * (layers - 2) / (count - 1)) for index in range(count)]
+    else:
+        config |= {
+            "num_hidden_layers": 1,
+            "layer_types": config.get("layer_types", ["full_attention"])[-1:],
+        }
     return config | {
-        "num_hidden_layers": 1,
-        "layer_types": config.get("layer_types", ["full_attention"])[-1:],
         "num_target_layers": layers,
-        "target_layer_ids": [layers - 2],
+        "target_layer_ids": taps,
         "vocab_size": vocab_size,
         "mask_token_id": vocab_size - 1,
     }
@@ -117,14 +128,23 @@ def own_memory(peak: list[int]) -> Iterator[None]:
         peak.append(found[0])
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What of a published pair is built."""
+
+    pair: str
+    vocab_size: int
+    whole_drafter: bool
+
+
 def measure(
-    pair: str, work_dir: Path, arch: str, form: str, layers: int, vocab_size: int, plugins: bool
+    cut: Cut, work_dir: Path, arch: str, form: str, layers: int, plugins: bool
 ) -> dict[str, Any]:
     """Return what one build cost; its files are removed."""
     with tempfile.TemporaryDirectory(dir=work_dir) as place:
         root, peak = Path(place), list[int]()
-        target = target_config(pair, layers, vocab_size, form)
-        drafter = drafter_config(pair, layers, vocab_size)
+        target = target_config(cut.pair, layers, cut.vocab_size, form)
+        drafter = drafter_config(cut.pair, layers, cut.vocab_size, cut.whole_drafter)
         size = write(root / "target", target, read_target_config(target, None, "target"))
         size += write(root / "drafter", drafter, DrafterConfig.from_hf(drafter, "drafter"))
         config = BuildConfig(
@@ -207,6 +227,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 @click.option("--formats", default="nvfp4,bf16", show_default=True, help="bf16, fp8, nvfp4")
 @click.option("--layers", default="4,8", show_default=True, help="of the target")
 @click.option("--vocab-size", default=16384, show_default=True)
+@click.option("--whole-drafter", is_flag=True, help="all layers and taps of it")
 @click.option("--plugins/--no-plugins", default=True, show_default=True)
 @click.option("--work-dir", type=Path, help="for checkpoints and engines, removed afterwards")
 @click.option("--json", "json_file", type=Path, help="write the figures here, with those there")
@@ -216,6 +237,7 @@ def main(
     formats: str,
     layers: str,
     vocab_size: int,
+    whole_drafter: bool,
     plugins: bool,
     work_dir: Path | None,
     json_file: Path | None,
@@ -223,13 +245,13 @@ def main(
     """Build each size once, one after the other, print a table, and write the figures."""
     place = work_dir or Path(tempfile.gettempdir())
     place.mkdir(parents=True, exist_ok=True)
-    rows = _earlier(json_file)
+    cut, rows = Cut(pair, vocab_size, whole_drafter), _earlier(json_file)
     for arch, form, count in product(archs.split(","), formats.split(","), layers.split(",")):
-        row = measure(pair, place, arch, form, int(count), vocab_size, plugins)
+        row = measure(cut, place, arch, form, int(count), plugins)
         rows = [other for other in rows if _key(other) != _key(row)] + [row]
         click.echo(" | ".join(cells(row)), err=True)
         if json_file:
-            facts = {"provenance": _provenance(pair, vocab_size), "builds": rows}
+            facts = {"provenance": _provenance(cut), "builds": rows}
             json_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     click.echo(markdown(rows, all_layers(pair)))
 
@@ -245,10 +267,9 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("arch", "format", "kernels", "layers"))
 
 
-def _provenance(pair: str, vocab_size: int) -> dict[str, Any]:
+def _provenance(cut: Cut) -> dict[str, Any]:
     return {
-        "pair": pair,
-        "vocab_size": vocab_size,
+        **vars(cut),
         "version": __version__,
         "python": platform.python_version(),
         "cores": os.cpu_count(),

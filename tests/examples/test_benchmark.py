@@ -85,13 +85,28 @@ def test_layer_costs_are_on_a_line() -> None:
         assert (layer[name], whole[name]) == pytest.approx((3, 34))
 
 
-def test_layer_cost_table_has_the_measured_figures() -> None:
+@pytest.mark.parametrize("name", ["layer cost", "layer cost dflash2"])
+def test_layer_cost_table_has_the_measured_figures(name: str) -> None:
     script = example("benchmark/layer_cost.py")
-    facts = json.loads((ROOT / "examples" / "benchmark" / "layer_cost.json").read_text())
-    page = (ROOT / "examples" / "benchmark" / "README.md").read_text()
-    table = page.split("<!-- layer cost -->\n")[1].split("<!-- /layer cost -->")[0]
+    folder = ROOT / "examples" / "benchmark"
+    facts = json.loads((folder / f"{name.replace(' ', '_')}.json").read_text())
+    page = (folder / "README.md").read_text()
+    table = page.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
     whole = script.all_layers(facts["provenance"]["pair"])
     assert table == script.markdown(facts["builds"], whole)
+
+
+def test_a_whole_drafter_has_its_layers_and_taps() -> None:
+    """Spread over a target of fewer layers; the drafter that is cut has one of each."""
+    script = example("benchmark/layer_cost.py")
+    whole = script.drafter_config("Qwen3.8-27B", 12, 300, True)
+    assert whole["target_layer_ids"] == [0, 2, 5, 8, 10]
+    assert (whole["num_hidden_layers"], whole["selector_rank"]) == (5, 256)
+    cut = script.drafter_config("Qwen3.8-27B", 12, 300, False)
+    assert (cut["target_layer_ids"], cut["num_hidden_layers"]) == ([10], 1)
+    for config in (whole, cut):
+        assert (config["vocab_size"], config["mask_token_id"]) == (300, 299)
+        assert len(config["layer_types"]) == config["num_hidden_layers"]
 
 
 def test_quantization_table_has_the_measured_figures() -> None:

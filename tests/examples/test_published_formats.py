@@ -1,7 +1,7 @@
 """The benchmark's checkpoints of other makers: our numbers of them against the makers' own.
 
-What is written has the sizes of a tiny target, none of which is a multiple of 128. transformers
-misreads partial blocks; compressed-tensors' block dequantizer stands for it.
+No size of the tiny target is a multiple of 128. transformers misreads partial blocks; the block
+dequantizer of compressed-tensors stands for it.
 """
 
 from __future__ import annotations
