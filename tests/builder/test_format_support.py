@@ -45,13 +45,13 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "nvfp4",
             (
                 "has no arithmetic for NVFP4 .* Blackwell can compute it: .*sm120, sm121. "
-                "Quantize it to FP8 for sm89"
+                "Quantize its unquantized original to FP8 for sm89"
             ),
         ),
         (
             "sm89",
             "w4a16_nvfp4",
-            "has no arithmetic for W4A16_NVFP4 .*sm121. Quantize it to FP8 for sm89",
+            "has no arithmetic for W4A16_NVFP4 .*sm121. Quantize its unquantized original to FP8",
         ),
         (
             "sm86",

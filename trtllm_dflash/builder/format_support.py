@@ -53,7 +53,7 @@ def check_format_support(
             others = [other.algo for other in FORMATS.values() if arch.name in other.archs]
             instead = "Use the unquantized original"
             if others:
-                instead = f"Quantize it to {' or '.join(others)}"
+                instead = f"Quantize its unquantized original to {' or '.join(others)}"
             raise BuildError(
                 f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {fmt.algo}"
                 f" ({fmt.meaning}), in which the {role} {checkpoint.directory} is stored."
