@@ -141,11 +141,14 @@ def pack_bytes(tensors: dict[str, tuple[str, list[int], bytes]]) -> SafetensorsF
     return SafetensorsFile(header, data)
 
 
-def good_target() -> BadCheckpoint:
-    """Return a one-layer Llama, nothing spoiled yet."""
-    shapes = {"model.embed_tokens.weight": [VOCAB, HIDDEN], **_layer_shapes("model.layers.0.")}
+def good_target(num_layers: int = 1) -> BadCheckpoint:
+    """Return a Llama, nothing spoiled yet; four layers are what the drafters here were made for."""
+    shapes = {"model.embed_tokens.weight": [VOCAB, HIDDEN]}
+    for layer in range(num_layers):
+        shapes |= _layer_shapes(f"model.layers.{layer}.")
     shapes |= {"model.norm.weight": [HIDDEN], "lm_head.weight": [VOCAB, HIDDEN]}
-    return BadCheckpoint(dict(_TARGET_CONFIG), pack(shapes))
+    config = _TARGET_CONFIG | {"num_hidden_layers": num_layers}
+    return BadCheckpoint(config, pack(shapes))
 
 
 def good_drafter() -> BadCheckpoint:

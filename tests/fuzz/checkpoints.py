@@ -308,6 +308,6 @@ def load_mutant(number: int) -> str:
             return f"a target of {target.num_parameters} parameters"
         drafter = load_drafter(directory)
         check_finite(drafter)
-        good_target().write(Path(folder) / "good")
+        good_target(4).write(Path(folder) / "good")
         check_pair(load_target(Path(folder) / "good"), drafter)
         return f"a drafter of {drafter.num_parameters} parameters"
