@@ -115,10 +115,12 @@ def launched_with(kernel: str) -> tuple[int, int] | None:
         return params.ATTENTION_THREADS, made.shared_bytes
     if found := _EXPERTS.fullmatch(kernel):
         sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
-        weight_format = 1 if found[1] else 0
+        weight_format = {"": 0, "_fp8": params.FP8_FORMAT}.get(found[1], 1)
         return params.MOE_THREADS, params.moe_plan(
             **sizes, weight_format=weight_format
         ).shared_bytes
+    if kernel.startswith("dflash_block_linear"):
+        return params.MOE_THREADS, params.LINEAR_SHARED_BYTES
     for prefix, threads in _THREADS.items():
         if kernel.startswith(prefix):
             sizes = {

@@ -281,6 +281,7 @@ def write_all(directory: Path) -> None:
         directory_cases,
         expert_cases,
         file_cases,
+        fp8_expert_cases,
         hybrid_cases,
         published_cases,
         quantized_cases,

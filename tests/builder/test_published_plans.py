@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from tests.fixtures.published import SCHEMES, published_copy
+from tests.fixtures.published import EXPERT_SIZES, SCHEMES, published_copy, published_experts
 from tests.fixtures.tiny_models import tiny_target
 from tests.fixtures.tiny_moe import tiny_qwen3_moe
 from trtllm_dflash.builder.dry_run import preview_build
@@ -23,20 +23,35 @@ from trtllm_dflash.quantize.plan import plan_quantization
 EXPERTS = {"layers": 1, "head_dim": 64, "hidden": 64, "expert_size": 64, "experts": 3}
 
 
+@pytest.mark.parametrize("plugins", [False, True])
 @pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_weights_are_counted_as_they_are_built(
-    name: str, experts: bool, tmp_path: Path
+    name: str, experts: bool, plugins: bool, tmp_path: Path
 ) -> None:
     """To the byte, but for what no weight is: tables of positions and zeros for biases."""
     source = (
         tiny_qwen3_moe(tmp_path / "source", sizes=EXPERTS, dtype="BF16")
         if experts
-        else tiny_target(tmp_path / "source", "qwen3", num_layers=1, dtype="BF16")
+        else tiny_target(tmp_path / "source", "qwen3", num_layers=1, head_dim=64, dtype="BF16")
     )
-    target = published_copy(source, tmp_path / "target", name)
+    _check_counts(published_copy(source, tmp_path / "target", name), plugins=plugins)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fp8_experts_are_counted_as_they_are_built(fused: bool, tmp_path: Path) -> None:
+    """In one tensor they stay where they are; of each they are stacked."""
+    target = published_experts(
+        tmp_path, "fine_grained", fused=fused, sizes=EXPERT_SIZES | {"head_dim": 64}
+    )
+    converted = _check_counts(target, plugins=True)
+    assert (converted < 200) == fused
+
+
+def _check_counts(target: Path, *, plugins: bool) -> int:
+    """Compare the bytes of a plan with a graph's weights; return those that are converted."""
     config = BuildConfig(
-        str(target), tmp_path / "e", arch="sm120", max_seq_len=64, plugins=False
+        str(target), target.parent / "e", arch="sm120", max_seq_len=64, plugins=plugins
     )
     run = preview_build(config)
     models = run.models
@@ -47,6 +62,7 @@ def test_weights_are_counted_as_they_are_built(
         cache_len=models.resolved.cache_len,
         block_size=1,
         fp4=True,
+        plugins=plugins,
     )
     counted = {"weights": 0, "converted": 0}
     for value in model.graph.initializers.values():
@@ -58,6 +74,7 @@ def test_weights_are_counted_as_they_are_built(
             counted["converted"] += 0 if is_in_place else tensor.nbytes
     assert counted["weights"] == models.weight_bytes
     assert counted["converted"] == HostCosts(run.plan).converted_bytes
+    return counted["converted"]
 
 
 def _planned(target: Path, arch: str, **options: object) -> dict[str, str]:

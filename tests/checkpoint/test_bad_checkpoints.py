@@ -17,6 +17,7 @@ from tests.bad_checkpoints import (  # noqa: F401  (they register their cases)
     directory_cases,
     expert_cases,
     file_cases,
+    fp8_expert_cases,
     hybrid_cases,
     maker_cases,
     published_cases,

@@ -13,8 +13,10 @@ from typing import Any
 from tests.bad_checkpoints import (  # noqa: F401  (they register good checkpoints)
     dflash2_cases,
     expert_cases,
+    fp8_expert_cases,
     hybrid_bases,
     maker_cases,
+    published_cases,
 )
 from tests.bad_checkpoints.make_bad import GOOD, SINGLE, BadCheckpoint, good_target
 from tests.fuzz.mutate import (
@@ -25,6 +27,7 @@ from tests.fuzz.mutate import (
     mutate_json_text,
 )
 from trtllm_dflash.checkpoint.finite import check_finite
+from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.checkpoint.links import following_links
 from trtllm_dflash.checkpoint.loader import (
     load_drafter,
@@ -305,6 +308,8 @@ def load_mutant(number: int) -> str:
             target = load_target(directory)
             warn_of_unmet_settings(target)
             check_finite(target)
+            for holds in Holds:
+                target.weight_bytes(2, holds)
             return f"a target of {target.num_parameters} parameters"
         drafter = load_drafter(directory)
         check_finite(drafter)

@@ -6,15 +6,18 @@ since they were measured on two cores and on engines of up to 11 GB.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.builder.memory_plan import MemoryPlan
+from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantized_tensors import is_scale
+from trtllm_dflash.checkpoint.stored_layouts import span_of
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.options.build import DTYPE_BYTES
@@ -72,10 +75,13 @@ class HostCosts:
         for model in models.checkpoints.values():
             holds = models.holds(model)
             stored = {"BF16"} if size == _BF16_BYTES else {"F32"}
+            stacked = _stacked(model, holds)
             for name, info in model.tensors.items():
-                is_packed = model.stays_packed(name, holds)
-                is_in_place = is_packed or (info.dtype in stored and not is_scale(name))
-                if not is_in_place or _is_stacked(name, model):
+                is_held = model.stays_packed(name, holds) or model.has_scales_in_place(
+                    name, holds
+                )
+                is_in_place = is_held or (info.dtype in stored and not is_scale(name))
+                if not is_in_place or name in stacked:
                     converted += model.engine_bytes(name, size, holds)
         return converted
 
@@ -166,10 +172,35 @@ def hub_cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def _is_stacked(name: str, model: Checkpoint[Any]) -> bool:
-    """Return whether a tensor is of one expert, which an engine has in a tensor of all."""
+def _stacked(model: Checkpoint[Any], holds: Holds) -> set[str]:
+    """Return the tensors of single experts, which an engine has in one tensor of all.
+
+    Codes that a file has one behind the other in that order stay in place.
+    """
     moe = getattr(model.config, "moe", None)
-    return moe is not None and not moe.fused and ".experts." in name
+    if moe is None or moe.fused:
+        return set()
+    groups: dict[str, list[str]] = {}
+    for name in model.tensors:
+        layer, is_expert, rest = name.partition(".experts.")
+        if is_expert:
+            _, linear, last = rest.split(".")
+            part = "down" if linear == "down_proj" else "gate_up"
+            groups.setdefault(f"{layer}.{part}.{last}", []).append(name)
+    found = set[str]()
+    for names in groups.values():
+        if not (model.stays_packed(names[0], holds) and _lie_together(model, names)):
+            found |= set(names)
+    return found
+
+
+def _lie_together(model: Checkpoint[Any], names: Sequence[str]) -> bool:
+    def place(name: str) -> tuple[int, str]:  # gate before up, as an engine has them
+        expert, linear, _ = name.partition(".experts.")[2].split(".")
+        return int(expert), linear
+
+    infos = [model.tensors[name] for name in sorted(names, key=place)]
+    return has_files(model) and span_of(infos) is not None
 
 
 def _largest_tensor(model: Checkpoint[Any]) -> int:

@@ -74,6 +74,12 @@ class HeldWeights:
             return self.tensors[f"{module}.weight"].shape[0]
         return 0 if count == 1 and fmt.block_size is None else count
 
+    def has_scales_in_place(self, name: str, holds: Holds) -> bool:
+        """Return whether an engine has scales of blocks as they are stored: a linear's, float32."""
+        if self.tensors[name].dtype != "F32" or not self._fp8_scales(name, holds):
+            return False
+        return self.format_of(name).block_size is not None and ".experts." not in name
+
     def bytes_by_format(self, bytes_per_weight: int, holds: Holds) -> dict[str, int]:
         """Return `weight_bytes` by the name of the format; "": not quantized (any more)."""
         found = Counter[str]()
