@@ -43,8 +43,8 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def text() -> np.ndarray:
-    """Return sentences that the pair was not trained on, int64 [12, tokens]."""
-    found: np.ndarray = sentences(12, torch.Generator().manual_seed(98)).numpy()
+    """Return sentences that the pair was not trained on, int64 [24, tokens]."""
+    found: np.ndarray = sentences(24, torch.Generator().manual_seed(98)).numpy()
     return found
 
 
@@ -86,7 +86,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "ids.jsonl"
-    rows = sentences(6, torch.Generator().manual_seed(97)).tolist()
+    rows = sentences(16, torch.Generator().manual_seed(97)).tolist()
     path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     return path
 

@@ -62,8 +62,9 @@ _FOREIGN: Mapping[str, str] = {
         " with gate before up, and [experts, hidden_size, moe_intermediate_size]"
     ),
     r"\.experts\.\w+_weight_scale$": (
-        "gpt-oss's experts as ModelOpt quantizes them, in blocks along another axis; use "
-        "the published MXFP4 checkpoint, whose values are kept as they are"
+        "gpt-oss's experts as ModelOpt quantizes them, in blocks along another axis; use the"
+        " published MXFP4 checkpoint, or make one of the BF16 original: `dflash-trt quantize"
+        " --quant mxfp4`"
     ),
 }
 

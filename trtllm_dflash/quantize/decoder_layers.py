@@ -77,6 +77,11 @@ class DecoderLayers:
         layer.load_state_dict(weights, strict=False, assign=True)
         return layer
 
+    def drop(self, index: int) -> None:
+        """Free a layer for good: its quantizers, of which experts have many, are memory too."""
+        release(self.model.model.layers[index])
+        self.model.model.layers[index] = torch.nn.Identity()
+
     def run(self, layer: Any, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """Run layer `index`, or a copy of it, on one sequence, [1, tokens, hidden]."""
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]

@@ -144,7 +144,7 @@ class _TargetPass:
             mxfp4.round_experts(rounded, packed, prefix)
         self._pass_rounded(rounded, index)
         packed |= modelopt.pack_weights(layer, prefix)
-        release(layer)
+        self._layers.drop(index)
         self._advance()
         return packed
 

@@ -13,7 +13,7 @@ from trtllm_dflash.quantize.coverage import ExpertCoverage
 class QuantizeReport:
     """The output and cost of a quantization: wall-clock seconds, bytes, peak memory of the process.
 
-    `linear_bytes` of the target's quantized linears, with scales, replace `original_bytes`. At
+    `linear_bytes` of the target's quantized weights, with scales, replace `original_bytes`. At
     `agreed` of `compared` positions of the calibration text the most likely next token is that of
     the unquantized target. `coverage` is of experts whose inputs are calibrated.
     """
@@ -33,7 +33,7 @@ class QuantizeReport:
         rows = [
             ("took", f"{self.seconds:.1f} s"),
             ("wrote", human_bytes(self.bytes)),
-            ("quantized linears", self._linears()),
+            ("quantized weights", self._weights()),
             ("peak memory", human_bytes(self.peak_memory)),
         ]
         if self.coverage is not None:
@@ -45,8 +45,8 @@ class QuantizeReport:
             rows.append(("same next token", agreement))
         return rows
 
-    def _linears(self) -> str:
-        """Describe the size of the quantized linears."""
+    def _weights(self) -> str:
+        """Describe the size of the quantized weights."""
         if not self.original_bytes:
             return "none"
         share = self.linear_bytes / self.original_bytes
