@@ -57,21 +57,40 @@ class RowTop {
   }
 
  private:
+  // All loads are on their way before the first is looked at. NaN becomes -infinity, and NaN is what is not there: it
+  // equals nothing, and is not the larger of two.
   __device__ void load(const float* row_gmem, int first, int begin, int end) {
+    if (first >= begin && first + kSelectElements <= end) {
+#pragma unroll
+      for (int i = 0; i < kSelectLoads; ++i) {
+        loaded_[i] = *reinterpret_cast<const float4*>(row_gmem + place(first, i));
+      }
+#pragma unroll
+      for (int i = 0; i < kSelectLoads; ++i) {
+        for_each(loaded_[i], [](float& x) { x = fmaxf(x, -kInfinity); });
+      }
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kSelectLoads; ++i) {
-      const int at = place(first, i);
+      int at = place(first, i);
+      loaded_[i] = make_float4(0.f, 0.f, 0.f, 0.f);
       if (at >= begin && at + 4 <= end) {
         loaded_[i] = *reinterpret_cast<const float4*>(row_gmem + at);
-        for_each(loaded_[i], [](float& x) { x = fmaxf(x, -kInfinity); });  // NaN becomes -infinity
-      } else {
-        // NaN is what is not there: it equals nothing, and is not the larger of two.
-        int c = at;
+      } else if (at + 4 > begin && at < end) {
         for_each(loaded_[i], [&](float& x) {
-          x = c >= begin && c < end ? fmaxf(row_gmem[c], -kInfinity) : __int_as_float(0x7fffffff);
-          ++c;
+          if (at >= begin && at < end) x = row_gmem[at];
+          ++at;
         });
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kSelectLoads; ++i) {
+      int at = place(first, i);
+      for_each(loaded_[i], [&](float& x) {
+        x = at >= begin && at < end ? fmaxf(x, -kInfinity) : __int_as_float(0x7fffffff);
+        ++at;
+      });
     }
   }
 
