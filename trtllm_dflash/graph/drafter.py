@@ -1,8 +1,8 @@
 """The DFlash drafter inside the step: KV injection from the target's features, one pass over the
 block, the drafts.
 
-Source: DFlash (arXiv 2602.06036) and its reference implementation `dflash` 0.1.0. The drafter has
-neither embedding nor head; both are the target's.
+Source: DFlash (arXiv 2602.06036) and its reference implementation `dflash` 0.1.0. Embedding and
+head are the target's, unless the drafter has its own: see graph/step.py and graph/draft_head.py.
 """
 
 from __future__ import annotations

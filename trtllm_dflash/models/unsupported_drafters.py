@@ -15,7 +15,7 @@ from trtllm_dflash.models import dspark
 from trtllm_dflash.models.hf_config import HfReader
 
 ARCHITECTURE = "DFlashDraftModel"
-_USE_V1 = "Use a DFlash v1 drafter."
+_INSTEAD = "Use a drafter of DFlash, DFlash 2 or DSpark (plain Markov head)."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     ),
     UnsupportedDrafter(
         "LiLiCorr",
-        f"its correction head is not supported. {_USE_V1}",
+        f"its correction head is not supported. {_INSTEAD}",
         markers=(
             *_architectures_of("LiLiCorr"),
             *markers("lilicorr_*"),
@@ -118,12 +118,12 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     ),
     UnsupportedDrafter(
         "XPress",
-        f"its own layers are not supported. {_USE_V1}",
+        f"its own layers are not supported. {_INSTEAD}",
         markers=_architectures_of("XPress"),
     ),
     UnsupportedDrafter(
         "DSpark of other layers",
-        f"only its Qwen3 layers are supported ({' and '.join(dspark.ARCHITECTURES)}). {_USE_V1}",
+        f"only its Qwen3 layers are supported ({' and '.join(dspark.ARCHITECTURES)}). {_INSTEAD}",
         markers=(
             ConfigMarker("architectures", dspark.ARCHITECTURES, contains="DSpark"),
             ConfigMarker("architectures", contains="MuseSpark"),
@@ -131,19 +131,19 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     ),
     UnsupportedDrafter(
         "Domino",
-        f"its correction head is not supported. {_USE_V1}",
+        f"its correction head is not supported. {_INSTEAD}",
         markers=(*_architectures_of("Domino"), *markers("domino_*")),
         tensors=(r"(^|\.)(domino\w*|gru)\.",),
     ),
     UnsupportedDrafter(
         "AdaFlash",
-        f"its threshold head is not supported. {_USE_V1}",
+        f"its threshold head is not supported. {_INSTEAD}",
         markers=(*_architectures_of("AdaFlash"), *markers("thresh_head_*")),
         tensors=(r"(^|\.)thresh_head",),
     ),
     UnsupportedDrafter(
         "another correction head",
-        f"its projector is none of DFlash v1. {_USE_V1}",
+        f"its projector is not known. {_INSTEAD}",
         markers=markers("projector_type", neutral=("dflash", dspark.PROJECTOR)),
     ),
     UnsupportedDrafter(
@@ -168,7 +168,7 @@ UNSUPPORTED_DRAFTERS: tuple[UnsupportedDrafter, ...] = (
     ),
     UnsupportedDrafter(
         "EAGLE-3",
-        "it drafts one token per pass. Use a DFlash v1 drafter.",
+        "it drafts one token per pass. Use a drafter of DFlash, DFlash 2 or DSpark.",
         markers=(_architectures("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),),
         tensors=(r"^midlayer\.",),
     ),
