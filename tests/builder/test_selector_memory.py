@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.engines import build_here
 from tests.fixtures.tiny_dflash2 import RANK, tiny_dflash2
-from tests.fixtures.tiny_models import VOCAB, tiny_target
+from tests.fixtures.tiny_models import VOCAB, tiny_drafter, tiny_target
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.resolve import ResolvedModels, resolve_models
 from trtllm_dflash.builder.selector_memory import SelectorMemory
 from trtllm_dflash.checkpoint.formats import Holds
+from trtllm_dflash.engine_dir.inspection import inspect_engine
 from trtllm_dflash.graph.step import build_step
 from trtllm_dflash.models.dflash2 import SelectorConfig
 from trtllm_dflash.options.build import BuildConfig
@@ -81,3 +83,14 @@ def _without_selector(models: ResolvedModels) -> int:
     stored = sum(model.weight_bytes(4, Holds.NOTHING) for model in models.checkpoints.values())
     hidden = models.target.config.hidden_size
     return stored + (0 if models.draft_vocab is None else len(models.draft_vocab) * hidden * 4)
+
+
+def test_inspect_says_how_an_engine_drafts(tmp_path: Path) -> None:
+    target = tiny_target(tmp_path / "target", "qwen3")
+    v1, v2 = tiny_drafter(tmp_path / "v1", target), tiny_dflash2(tmp_path / "v2", target)
+    for drafter, words in ((v1, "the likeliest token"), (v2, "one of the 7 likeliest")):
+        directory = tmp_path / f"engine_{drafter.name}"
+        build_here(BuildConfig(str(target), directory, str(drafter), max_seq_len=64))
+        (_, overview), *_ = inspect_engine(directory).sections()
+        (line,) = [line for line in overview if line.split()[0] == "drafts"]
+        assert words in line

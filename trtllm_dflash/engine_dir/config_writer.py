@@ -84,6 +84,7 @@ class EngineContents:
             "target_layer_ids": config.target_layer_ids,
             "num_hidden_layers": config.num_layers,
             "layers": [asdict(layer) for layer in config.layers],
+            "walk": None if config.walk is None else asdict(config.walk),
         }
 
 

@@ -166,9 +166,16 @@ def _dflash_rows(dflash: HfReader | None, sources: Mapping[str, str]) -> Rows:
     layers = _draft_layers(dflash)
     taps = ", ".join(map(str, dflash.read_list(int, "target_layer_ids")))
     verified = f"run verifies {dflash.read(int, 'draft_len')} drafts"
+    candidates = dflash.read(int, "walk.top_k", default=None)
+    drafts = "the likeliest token of each row"
+    if candidates is not None:
+        drafts = (
+            f"one of the {candidates} likeliest of each row, each chosen with the one before"
+        )
     return [
         ("drafter", f"{len(layers)} layers, from {sources.get('drafter')}"),
         ("masks", describe_masks(layers)),
+        ("drafts", drafts),
         ("taps", f"outputs of target layers {taps}"),
         ("block", f"{dflash.read(int, 'block_size')} tokens; {verified}"),
         ("mask id", str(dflash.read(int, "mask_token_id"))),
