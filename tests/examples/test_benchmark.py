@@ -96,6 +96,23 @@ def test_layer_cost_table_has_the_measured_figures(name: str) -> None:
     assert table == script.markdown(facts["builds"], whole)
 
 
+def test_engine_of_a_whole_dflash_2_pair_is_the_stated_one() -> None:
+    """Of what was built, the layers that it lacks, and the rest of the vocabulary."""
+    script = example("benchmark/layer_cost.py")
+    folder = ROOT / "examples" / "benchmark"
+    (built,) = json.loads((folder / "layer_cost_dflash2.json").read_text())["builds"]
+    rows = script.with_lines(json.loads((folder / "layer_cost.json").read_text())["builds"], 64)
+    key = (built["arch"], built["format"], "a layer")
+    (layer,) = (row for row in rows if (row["arch"], row["format"], row["layers"]) == key)
+    tokens = 248320 - 16384
+    vocabulary = tokens * 2 * (2 * 5120 + 2 * 256)  # embedding, head and codebooks in BF16
+    whole = built["plan_bytes"] + (64 - built["layers"]) * layer["plan_bytes"] + vocabulary
+    assert f"engine of {whole / 1e9:.1f} GB" in (folder / "README.md").read_text().replace(
+        "\n", " "
+    )
+    assert f"{vocabulary / 1e9:.1f} GB more" in (folder / "README.md").read_text()
+
+
 def test_a_whole_drafter_has_its_layers_and_taps() -> None:
     """Spread over a target of fewer layers; the drafter that is cut has one of each."""
     script = example("benchmark/layer_cost.py")
