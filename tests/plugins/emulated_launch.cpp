@@ -1,18 +1,26 @@
 // Starts one kernel of the emulated library from its address and parameters, as cuLaunchKernel does on a GPU.
 #include "accept_params.h"
 #include "attention_params.h"
+#include "block_linear_params.h"
 #include "emulator.h"
 #include "gated_delta_params.h"
 #include "moe_params.h"
 #include "select_params.h"
 
 using namespace dflash;
-// The size of a kernel's parameters says whose they are.
-static_assert(sizeof(AttentionParams) != sizeof(MoeParams) && sizeof(AttentionParams) != sizeof(GatedDeltaParams) &&
-              sizeof(AttentionParams) != sizeof(AcceptParams) && sizeof(MoeParams) != sizeof(GatedDeltaParams) &&
-              sizeof(MoeParams) != sizeof(AcceptParams) && sizeof(GatedDeltaParams) != sizeof(AcceptParams));
-static_assert(sizeof(SelectParams) != sizeof(AttentionParams) && sizeof(SelectParams) != sizeof(MoeParams) &&
-              sizeof(SelectParams) != sizeof(GatedDeltaParams) && sizeof(SelectParams) != sizeof(AcceptParams));
+// The size of a kernel's parameters says whose they are, so no two may have one size.
+template <typename... Params>
+constexpr bool all_differ() {
+  const size_t sizes[] = {sizeof(Params)...};
+  for (size_t i = 0; i < sizeof...(Params); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (sizes[i] == sizes[j]) return false;
+    }
+  }
+  return true;
+}
+static_assert(
+    all_differ<AcceptParams, AttentionParams, BlockLinearParams, GatedDeltaParams, MoeParams, SelectParams>());
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -32,8 +40,12 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
       start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(SelectParams)) {
       start<SelectParams>(kernel, grid, threads, shared_bytes, params);
-    } else {
+    } else if (params_bytes == sizeof(BlockLinearParams)) {
+      start<BlockLinearParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(AcceptParams)) {
       start<AcceptParams>(kernel, grid, threads, shared_bytes, params);
+    } else {
+      return 1;
     }
     return 0;
   } catch (const emulator::Failure&) {

@@ -22,7 +22,7 @@ class Setup:
     late: bool = False
     memory: int = 1 << 30
     version: int = 13050
-    processors: int = 5
+    processors: int = 16
     fail: tuple[str, int, int] | None = None
     skip: str = ""
 

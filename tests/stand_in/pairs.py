@@ -23,7 +23,7 @@ from tests.stand_in.small_builder import build_for_stand_in
 from tests.stand_in.twin import make_twin
 from trtllm_dflash.options.build import BuildConfig
 
-DENSE, EXPERTS = Nearness(0.08, 1), Nearness(0.25, 2)
+DENSE, EXPERTS = Nearness(0.08, 1), Nearness(0.6, 2)
 SIZES = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
 
 
@@ -74,6 +74,7 @@ def _fp8(folder: Path) -> Path:
 PAIRS: Mapping[str, Pair] = {
     "llama": Pair(_dense("llama")),
     "plain": Pair(_dense("llama"), variant=None),
+    "windows": Pair(_dense("mistral"), "mixed"),
     "qwen2": Pair(_dense("qwen2"), "causal"),
     "qwen3": Pair(_dense("qwen3", head_dim=128), "mixed", drafter={"head_dim": 128}),
     "mistral": Pair(_dense("mistral", head_dim=96), "sliding"),
@@ -83,7 +84,7 @@ PAIRS: Mapping[str, Pair] = {
     "qwen3_next": Pair(_hybrid("qwen3_next"), "full", near=EXPERTS),
     "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed"),
     "qwen3_5_moe": Pair(_hybrid("qwen3_5_moe"), "causal", near=EXPERTS),
-    "fp8": Pair(_fp8, "mixed", near=Nearness(0.5, 3)),
+    "fp8": Pair(_fp8, "mixed", near=Nearness(0.6, 3)),
 }
 
 

@@ -63,7 +63,7 @@ struct CUmod_st {
 
 namespace stand_in {
 
-constexpr int kGuard = 256;                                // bytes on both sides of an allocation
+constexpr int kGuard = 64 << 10;                           // bytes on both sides of an allocation
 constexpr int kAlignment = 256;                            // of every allocation, and none is aligned better
 constexpr unsigned char kGuarded = 0xa5, kGarbage = 0xff;  // garbage: NaN as a float, -1 as an integer
 

@@ -11,11 +11,11 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
 from tests.stand_in import scenarios
+from tests.stand_in.checks import check_contexts
 from tests.stand_in.driver import INVALID_IMAGE, NOT_FOUND, OUT_OF_MEMORY, Setup
 from tests.stand_in.pairs import Engines, random_prompts
 from tests.stand_in.process import StandIn
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.engine import Engine
 
 PROMPTS = random_prompts(4, 18)
 
@@ -85,11 +85,7 @@ def test_lost_context_stays_lost(quick_stand_in: StandIn, engines: Engines) -> N
 def test_contexts_follow_every_call(
     quick_stand_in: StandIn, engines: Engines, scenario: Callable[..., object]
 ) -> None:
-    tokens, faults = quick_stand_in.run(scenario, engines.gpu, PROMPTS * 2, 6)
-    twin = Engine.load(engines.twin, num_threads=1)
-    answers = twin.generate(PROMPTS * 2, max_tokens=6, stop_token_ids=[])
-    assert tokens == [answer.token_ids for answer in answers]
-    assert faults == []
+    check_contexts(quick_stand_in, engines, scenario)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_dflash.runtime.sessions.base import SlotSampling
+from trtllm_dflash.runtime.sessions.base import SlotSampling, StepResult
 
 Tokens = list[list[int]]
 
@@ -26,40 +26,69 @@ class Trace:
     accepted: int = 0  # drafts in all
 
 
+class _Tracer:
+    """A session with prompts in its first slots; `next_ids` gives its own array [slots, block]."""
+
+    def __init__(
+        self, session: Any, next_ids: Callable[[], np.ndarray], answers: Tokens
+    ) -> None:
+        self._session = session
+        self._next_ids = next_ids
+        self._answers = list(answers)
+        self._block = session._config.block_size
+        self._step = 0
+        self.tokens: Tokens = [[] for _ in answers]
+        self.drafts: list[list[list[int]]] = [[] for _ in answers]
+        self.accepted = 0
+
+    def prefill(self, slot: int, prompt: list[int]) -> None:
+        session, widest = self._session, self._session._config.max_num_tokens
+        session.open_slot(slot, SlotSampling(uniforms=np.zeros(0, np.float32)))
+        for begin in range(0, len(prompt), widest):
+            session.prefill(slot, np.array(prompt[begin : begin + widest]))
+            result = session.collect()
+        self._take(slot, slot, result, 0)
+
+    def decode(self, answers: Sequence[int], until: int) -> None:
+        """Decode the answers of these numbers, slot by slot, until one would have more tokens."""
+        while all(len(self.tokens[answer]) + self._block <= until for answer in answers):
+            for slot, answer in enumerate(answers):
+                done = len(self.tokens[answer])
+                right = self._answers[answer][done : done + self._block - 1]
+                place = (self._step + slot) % self._block
+                self._next_ids()[slot, 1:] = _spoiled(right, place)
+            self._session.decode(len(answers), self._block)
+            result = self._session.collect()
+            for slot, answer in enumerate(answers):
+                self._take(slot, answer, result, slot)
+            self._step += 1
+
+    def _take(self, slot: int, answer: int, result: StepResult, row: int) -> None:
+        count = int(result.num_new[row])
+        assert 1 <= count <= self._block, f"a step with {count} new tokens"
+        self.tokens[answer] += result.new_ids[row, :count].tolist()
+        self.drafts[answer].append(self._next_ids()[slot, 1:].tolist())
+        self.accepted += count - 1
+
+
 def trace(
     session: Any, next_ids: Callable[[], np.ndarray], prompts: Tokens, answers: Tokens
 ) -> Trace:
-    """Prefill each prompt in a slot, and decode all of them with drafts of `answers`.
+    """Decode prompts with drafts of `answers`, of which another number is right in each step.
 
-    `next_ids` returns the session's own array [slots, block]. In each step another number of the
-    drafts is right. It ends where the drafts of an answer would.
+    The first prompt runs alone, then all of them. At last the last one goes on in the first slot.
     """
-    config = session._config
-    block = config.block_size
-    tokens: Tokens = []
-    drafts: list[list[list[int]]] = []
-    for slot, prompt in enumerate(prompts):
-        session.open_slot(slot, SlotSampling(uniforms=np.zeros(0, np.float32)))
-        for begin in range(0, len(prompt), config.max_num_tokens):
-            session.prefill(slot, np.array(prompt[begin : begin + config.max_num_tokens]))
-            result = session.collect()
-        tokens.append(result.new_ids[0, : result.num_new[0]].tolist())
-        drafts.append([next_ids()[slot, 1:].tolist()])
-    accepted = step = 0
-    while all(
-        len(done) + block <= len(answer) for done, answer in zip(tokens, answers, strict=True)
-    ):
-        for slot, (done, answer) in enumerate(zip(tokens, answers, strict=True)):
-            right = answer[len(done) : len(done) + block - 1]
-            next_ids()[slot, 1:] = _spoiled(right, (step + slot) % block)
-        session.decode(len(prompts), block)
-        result = session.collect()
-        for slot, count in enumerate(result.num_new):
-            tokens[slot] += result.new_ids[slot, :count].tolist()
-            drafts[slot].append(next_ids()[slot, 1:].tolist())
-            accepted += int(count) - 1
-        step += 1
-    return Trace(tokens, drafts, accepted)
+    tracer = _Tracer(session, next_ids, answers)
+    end = min(map(len, answers))
+    tracer.prefill(0, prompts[0])
+    tracer.decode([0], end // 2)
+    for slot in range(1, len(prompts)):
+        tracer.prefill(slot, prompts[slot])
+    tracer.decode(range(len(prompts)), end)
+    last = len(prompts) - 1
+    session.move_slot(last, 0)
+    tracer.decode([last], len(answers[last]))
+    return Trace(tracer.tokens, tracer.drafts, tracer.accepted)
 
 
 def _spoiled(right: Sequence[int], place: int) -> list[int]:

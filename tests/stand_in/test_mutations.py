@@ -1,0 +1,53 @@
+"""The tier finds faults: each mutation of the GPU path fails at least one of its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.driver")
+
+from tests.stand_in import mutations, scenarios
+from tests.stand_in.checks import LONG_PROMPTS, check_contexts, check_drafts, check_tokens
+from tests.stand_in.driver import Setup
+from tests.stand_in.pairs import PAIRS, Engines
+from tests.stand_in.process import StandIn
+from trtllm_dflash.errors import EngineError
+
+pytestmark = pytest.mark.slow
+PAIR = "windows"
+
+
+class Mutated:
+    """The stand-in's process, in which all calls find the fault."""
+
+    def __init__(self, process: StandIn, name: str) -> None:
+        self._process = process
+        self._name = name
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return self._process.run(mutations.under, self._name, function, *arguments, **options)
+
+
+def run_checks(process: Any, engines: Engines) -> None:
+    near = PAIRS[PAIR].near
+    check_drafts(process, engines, Setup(late=True), near, LONG_PROMPTS[1:4])
+    check_tokens(process, engines, Setup(late=True), near, LONG_PROMPTS)
+    check_contexts(process, engines, scenarios.on_second_gpu)
+
+
+def test_without_a_fault(
+    quick_stand_in: StandIn, pair_engines: Callable[[str], Engines]
+) -> None:
+    run_checks(quick_stand_in, pair_engines(PAIR))
+
+
+@pytest.mark.parametrize("name", mutations.MUTATIONS)
+def test_fault_is_found(
+    quick_stand_in: StandIn, pair_engines: Callable[[str], Engines], name: str
+) -> None:
+    with pytest.raises((AssertionError, EngineError)):
+        run_checks(Mutated(quick_stand_in, name), pair_engines(PAIR))
