@@ -127,7 +127,7 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     assert plan.engine_parts() == {
         "weights": giant["bytes"],
         "positions": 2 * rows * 128 * 4,
-        "kernels": 2 * 2_100_000 + 99 * 1_560_000,
+        "kernels": 2 * (2 * 1_150_000 + 99 * 800_000),
     }
     assert plan.cache_bytes_per_token() == {
         "target": 94 * 2 * 8 * 128 * 2,

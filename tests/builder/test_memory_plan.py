@@ -106,16 +106,13 @@ def test_scores_count_where_no_kernel_avoids_them() -> None:
     assert ours.with_length(32768).step_bytes() > attention
 
 
-def test_a_plain_engine_of_one_slot_has_linears_twice() -> None:
-    """Measured of TensorRT-RTX 1.7.1: q, k, v, gate and up; not with a drafter or two slots."""
-    one = plan("Qwen3-8B", drafter=False)
-    again = 36 * 4096 * (4096 + 2 * 1024 + 2 * 12288) * 2
-    assert one.engine_parts()["linears again"] == again
-    assert "linears again" not in one.with_slots(2).engine_parts()
-    assert "linears again" not in plan("Qwen3-8B").engine_parts()
-    # Two slots that fit do not promise one.
-    assert not one.with_slots(2).fits(one.total_bytes() - 1)
-    assert one.with_slots(2).fits(one.total_bytes())
+def test_one_slot_has_half_the_code_of_two() -> None:
+    """Its one profile serves prompts and decoding; TensorRT, which times tactics, has two."""
+    one = plan("Qwen3-8B")
+    code = one.engine_parts()["kernels"]
+    assert one.with_slots(2).engine_parts()["kernels"] == 2 * code
+    on_b200 = plan("Qwen3-8B", "sm100")
+    assert on_b200.with_slots(2).engine_bytes == on_b200.engine_bytes
 
 
 def test_steps_beyond_the_compilers_pool_are_refused() -> None:
@@ -183,7 +180,7 @@ def _check(config: BuildConfig, directory: Path) -> None:
         assert abs(real - exact) < 0.03 * exact
         return
     real = (directory / "rank0.engine").stat().st_size
-    assert exact < real < 1.03 * exact + 1.6 * kernels
+    assert exact < real < 1.03 * exact + 1.25 * kernels
     log = (directory / "build.log").read_text()
     steps = max(map(int, re.findall(r"Total Activation Memory: (\d+)", log)))
     assert 0.6 * steps < made.step_bytes() < 1.6 * steps

@@ -238,23 +238,6 @@ def test_unquantized_experts_of_a_plugin_are_numbers(tmp_path: Path) -> None:
     assert not node.inputs[3].const_value.numpy().any()
 
 
-def test_compiled_experts_never_see_one_row_alone(tmp_path: Path) -> None:
-    target = tiny_qwen3_moe(tmp_path / "qwen", dtype="BF16", sizes=HEADS)
-    node = _node(_step(target))
-    for value in node.inputs[:2]:
-        row = value.producer()
-        assert row.op_type == "Concat"
-        zeros = row.inputs[1].const_value.numpy()
-        assert zeros.shape[0] == 1
-        assert not zeros.any()
-    (last,) = {use.node.op_type for use in node.outputs[0].uses()}
-    assert last == "Slice"
-    for options in ({"plugins": True}, {"dtype": "float32"}):
-        node = _node(_step(target, **options))
-        assert {value.producer().op_type for value in node.inputs[:2]} != {"Concat"}
-        assert "Slice" not in {use.node.op_type for use in node.outputs[0].uses()}
-
-
 def test_one_initializer_of_zeros_for_all_layers(nvfp4: Path) -> None:
     counts = Counter(
         node.inputs[3].name for node in _step(nvfp4).graph if node.op_type == MOE.name

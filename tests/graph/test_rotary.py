@@ -1,4 +1,4 @@
-"""RoPE in the step: each type against NumPy, and the parts of a head that stay as they are."""
+"""RoPE in the step: each type against NumPy, and what stays: the rest of a head, values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ BATCH, ROWS, HEADS, HEAD_DIM, POSITIONS = 2, 3, 5, 14, 11
 def _rotated(
     x: np.ndarray, positions: np.ndarray, cos: np.ndarray, sin: np.ndarray
 ) -> np.ndarray:
-    """Run x [B, N, heads·D] through Rotary, in its type; return [B, N, heads, D]."""
+    """Run x [B, N, heads·D] through Rotary, in its type; return [B, N, heads, D].
+
+    As values, x must stay as it is, bit by bit.
+    """
     import onnxruntime
 
     g = GraphBuilder()
@@ -34,7 +37,10 @@ def _rotated(
     ]
     dim = 2 * cos.shape[1]
     rotary = Rotary(g, *tables, dtype, 0 if dim == HEAD_DIM else dim)
-    both = [g.Identity(rotary(value, places, HEADS)) for _ in range(2)]
+    shape = g.Shape(places)
+    both = [g.Identity(rotary(value, places, shape, (HEADS, HEAD_DIM))) for _ in range(2)]
+    by_head = g.Reshape(value, g.Concat(shape, [HEADS, HEAD_DIM], axis=0))
+    both.append(g.Identity(rotary.beside(by_head, places)))
     for index, output in enumerate(both):
         output.name, output.type = f"y{index}", ir.TensorType(dtype)
     gathers = [node for node in g.nodes if node.op_type == "Gather"]
@@ -51,8 +57,9 @@ def _rotated(
         ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString(),
         providers=["CPUExecutionProvider"],
     )
-    first, second = session.run(None, {"x": x, "positions": positions})
+    first, second, beside = session.run(None, {"x": x, "positions": positions})
     np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(beside.reshape(x.shape).view(np.uint8), x.view(np.uint8))
     result: np.ndarray = first.reshape(BATCH, ROWS, HEADS, HEAD_DIM)
     return result
 
@@ -65,6 +72,7 @@ def test_rotation_is_in_float32_and_rounded_once(dtype: str, dim: int) -> None:
     angles = random.uniform(0, 7, (POSITIONS, dim // 2))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     x = random.standard_normal((BATCH, ROWS, HEADS * HEAD_DIM)).astype(dtype)
+    x[0, 0, 0] = -0.0
     positions = random.integers(0, POSITIONS, (BATCH, ROWS))
     heads = x.reshape(BATCH, ROWS, HEADS, HEAD_DIM)
     first, second, rest = np.split(heads.astype(np.float64), [dim // 2, dim], axis=3)

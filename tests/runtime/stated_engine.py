@@ -23,12 +23,14 @@ DTYPES = {
 class StatedEngine:
     """An `ICudaEngine` of these inputs and outputs."""
 
-    num_optimization_profiles = 2
-
     def __init__(self, io: Sequence[IoTensor], profiles: Sequence[Profile], log: Any) -> None:
         self.io = tuple(io)
         self.profiles = profiles
         self.log = log
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
 
     @property
     def num_io_tensors(self) -> int:

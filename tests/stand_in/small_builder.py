@@ -44,7 +44,7 @@ class SmallPlan:
     graph: bytes
     plugins: Mapping[str, list[Field]]
     io: tuple[IoTensor, ...]
-    profiles: tuple[Profile, Profile]
+    profiles: tuple[Profile, ...]
 
 
 def build_for_stand_in(config: BuildConfig) -> Path:

@@ -8,12 +8,10 @@ them with real engines.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 
-from trtllm_dflash.builder import delta_memory
 from trtllm_dflash.builder.delta_memory import DeltaMemory
+from trtllm_dflash.builder.optimization_profiles import num_profiles
 from trtllm_dflash.builder.resolve import ResolvedModels
-from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -27,18 +25,11 @@ from trtllm_dflash.trt_plugins.params import (
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
-# Code of an engine for a GPU: a part for each model, and one for each layer. With our kernels, and
-# with the compiler's own.
-_KERNEL_BYTES = {True: (2_100_000, 1_560_000), False: (8_000_000, 1_100_000)}
-# Linears that read the same input, in the order of their names in a layer.
-_SAME_INPUT = (
-    "q_proj.weight",
-    "k_proj.weight",
-    "v_proj.weight",
-    "gate_proj.weight",
-    "up_proj.weight",
-    *delta_memory.SAME_INPUT,
-)
+# Code of one profile of an engine for a GPU: a part for each model, and one for each layer. With
+# our kernels, and with the compiler's own.
+_KERNEL_BYTES = {True: (1_150_000, 500_000), False: (4_700_000, 300_000)}
+# More of a layer with norms of its heads, or with experts.
+_MORE_KERNEL_BYTES = {True: 300_000, False: 250_000}
 # TensorRT-RTX's scratch of a step, however small: of the target, and again of the drafter.
 _SCRATCH_BYTES = 8_200_000
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
@@ -60,28 +51,18 @@ class _StepShape:
 class MemoryPlan:
     """What an engine of resolved models takes on its device, in bytes.
 
-    `weight_bytes` are of all weights, `same_input_bytes` of those that read the input of another,
-    and `slot_bytes` of the caches of one slot. They are counted once, since that takes a while.
+    `weight_bytes` are of all weights, `slot_bytes` of the caches of one slot. They are counted
+    once, since that takes a while.
     """
 
     models: ResolvedModels
     weight_bytes: int
-    same_input_bytes: int
     slot_bytes: int
 
     @classmethod
     def of(cls, models: ResolvedModels) -> MemoryPlan:
         """Return the plan of resolved models."""
-        size = DTYPE_BYTES[models.resolved.dtype]
-        same_input = 0
-        target = models.target
-        for name, info in target.tensors.items():
-            if name.endswith(_SAME_INPUT) and ".experts." not in name:
-                if target.stays_packed(name, Holds.COMPILED):
-                    same_input += info.nbytes
-                elif not target.stays_packed(name, models.holds(target)):
-                    same_input += prod(info.shape) * size  # our kernels' weights are there once
-        return cls(models, models.weight_bytes, same_input, models.cache_bytes_per_slot)
+        return cls(models, models.weight_bytes, models.cache_bytes_per_slot)
 
     @property
     def _dtype_bytes(self) -> int:
@@ -113,7 +94,6 @@ class MemoryPlan:
             "weights": self.weight_bytes,
             "positions": self._table_bytes,
             "head again": self._second_head_bytes,
-            "linears again": self._second_linear_bytes,
             "kernels": self._kernel_bytes,
         }
         return {name: size for name, size in parts.items() if size}
@@ -141,25 +121,20 @@ class MemoryPlan:
         return target.vocab_size * target.hidden_size * self._dtype_bytes
 
     @property
-    def _second_linear_bytes(self) -> int:
-        """Return the bytes of linears that TensorRT-RTX stores twice.
-
-        In an engine that decodes one token of one sequence, products of one input are one kernel in
-        decoding and several in prefill. Each has its own weights.
-        """
-        sizes = self.models.resolved
-        if not self._is_gpu or sizes.max_batch_size * sizes.block_size > 1:
-            return 0
-        return self.same_input_bytes
-
-    @property
     def _kernel_bytes(self) -> int:
         if not self._is_gpu:
             return 0
         plugins = self.models.resolved.plugins
         common, each = _KERNEL_BYTES[plugins]
-        code = sum(common + each * config.num_layers for config in self._configs)
-        return code + (self._delta.code_bytes(plugins=plugins) if self._delta else 0)
+        code = 0
+        for config in self._configs:
+            has_more = True
+            if isinstance(config, TargetConfig):
+                has_more = config.qk_norm or config.moe is not None
+            more = _MORE_KERNEL_BYTES[plugins] if has_more else 0
+            code += common + config.num_layers * (each + more)
+        code += self._delta.code_bytes(plugins=plugins) if self._delta else 0
+        return num_profiles(self.models.resolved) * code
 
     def cache_bytes_per_token(self) -> dict[str, int]:
         """Return the bytes that one more token takes in a slot's caches, by model."""
@@ -304,11 +279,8 @@ class MemoryPlan:
         return self.engine_bytes + self.step_bytes() + caches
 
     def fits(self, memory: int) -> bool:
-        """Return whether `memory` bytes hold this engine, and one of fewer slots.
-
-        An engine of one slot may be larger than one of two; see `_second_linear_bytes`.
-        """
-        return max(self.total_bytes(), self.with_slots(1).total_bytes()) <= memory
+        """Return whether `memory` bytes hold this engine, its steps and its caches."""
+        return self.total_bytes() <= memory
 
     def most_slots(self, memory: int) -> int:
         """Return the most slots that fit into `memory` bytes, 0 if not even one does."""

@@ -1,4 +1,4 @@
-"""The shapes that a GPU engine is compiled for: one profile for prefill, one for decode."""
+"""The shapes that a GPU engine is compiled for: profiles of prefill and decode, or one of both."""
 
 from __future__ import annotations
 
@@ -12,29 +12,44 @@ Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
 
 
-def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, Profile]:
-    """Return the prefill profile and the decode profile.
+# The backend whose engines choose their matrix products when they run, by the step's own shape.
+_CHOOSES_LATE = "tensorrt_rtx"
+
+
+def num_profiles(sizes: ResolvedBuild) -> int:
+    """Return how many profiles an engine has: 1 where its prefill covers its decoding."""
+    return 1 if sizes.max_batch_size == 1 and sizes.backend == _CHOOSES_LATE else 2
+
+
+def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, ...]:
+    """Return the prefill profile and the decode profile, or one where it serves both.
 
     Prefill is one slot and a step of any width. Decode is all slots and a step up to a block wide.
     It is optimized for draft_len, and takes fewer drafts (none: plain decoding) and more. A profile
     maps an input's name to its smallest, usual and largest shape.
+
+    Each profile has kernels of its own in the engine. TensorRT-RTX also has a layout of weights for
+    steps of exactly one row, so a second profile of such would hold linears a second time.
     """
     block = sizes.block_size
     batch = sizes.max_batch_size
     widest = sizes.max_num_tokens
     cache_len = sizes.cache_len
     usual_len = max(cache_len // 2, 1)
-    verified = (1, 1 + sizes.draft_len, block)
+    usual_rows = 1 + sizes.draft_len
     prefill = {
         BATCH: (1, 1, 1),
         WIDTH: (1, widest, widest),
         ROWS: (1, 1, block),
         CONTEXT: (1, usual_len, cache_len),
     }
+    if num_profiles(sizes) == 1:
+        both = {WIDTH: (1, usual_rows, widest), ROWS: (1, usual_rows, block)}
+        return (_profile(io, prefill | both),)
     decode = {
         BATCH: (1, batch, batch),
-        WIDTH: verified,
-        ROWS: verified,
+        WIDTH: (1, usual_rows, min(max(block, 2), widest)),
+        ROWS: (1, usual_rows, block),
         CONTEXT: (block, usual_len, cache_len),
     }
     return _profile(io, prefill), _profile(io, decode)

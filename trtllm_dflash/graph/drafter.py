@@ -142,8 +142,9 @@ class DrafterBuilder:
             name,
             heads,
             batch_and_rows,
-            rotary=None if is_value else self.rotary,
+            rotary=self.rotary,
             positions=positions,
+            is_value=is_value,
             norm=not is_value,
         )
 

@@ -125,35 +125,58 @@ class Rotary:
         dim = rope.rotary_dim if rope.rotary_dim < rope.head_dim else 0
         return cls(g, cos_table, sin_table, dtype, dim)
 
-    def __call__(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
-        """Rotate x [B, N, heads·D] to `positions` [B, N]; the heads may become an axis."""
+    def __call__(
+        self,
+        x: ir.Value,
+        positions: ir.Value,
+        batch_and_rows: ir.Value,
+        heads_and_dim: tuple[int, int],
+    ) -> ir.Value:
+        """Rotate x, B·N rows of heads·D numbers, to `positions` [B, N]: [B, N, heads, D]."""
+        g = self.g
+        (heads, head_dim) = heads_and_dim
+        by_head = g.Concat(batch_and_rows, [heads, head_dim], axis=0)
         if self.dtype != ir.DataType.FLOAT:
-            return self._rotate_halves(x, positions, num_heads)
+            return self._rotate_halves(g.Reshape(x, by_head), positions)
         part = {"rotary_embedding_dim": self.dim} if self.dim else {}
-        return self.g.RotaryEmbedding(
-            x, self.cos, self.sin, positions, num_heads=num_heads, **part
-        )
+        x = g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0))
+        rotated = g.RotaryEmbedding(x, self.cos, self.sin, positions, num_heads=heads, **part)
+        return g.Reshape(rotated, by_head)
 
-    def _rotate_halves(self, x: ir.Value, positions: ir.Value, num_heads: int) -> ir.Value:
-        """Rotate the halves of each head, and round them before they are joined: [B, N, heads, D].
+    def _rotate_halves(self, x: ir.Value, positions: ir.Value) -> ir.Value:
+        """Rotate the halves of each head of x [B, N, heads, D], and round them before they are
+        joined.
 
         TensorRT-RTX rounds the result of RotaryEmbedding in two more kernels a layer, one for
         queries and one for keys, where the batch is not fixed.
         """
         g = self.g
         half = int(self.cos.shape[1])  # type: ignore[index, arg-type]
-        heads = g.Reshape(x, g.Concat(g.Shape(positions), [num_heads, -1], axis=0))
         cos, sin = self._angles_at(positions)
         first, second = (
-            g.cast(g.Slice(heads, [start], [start + half], [3]), ir.DataType.FLOAT)
+            g.cast(g.Slice(x, [start], [start + half], [3]), ir.DataType.FLOAT)
             for start in (0, half)
         )
         rotated = [
             g.cast(g.Sub(g.Mul(first, cos), g.Mul(second, sin)), self.dtype),
             g.cast(g.Add(g.Mul(second, cos), g.Mul(first, sin)), self.dtype),
         ]
-        rest = [g.Slice(heads, [self.dim], [2**31 - 1], [3])] if self.dim else []
+        rest = [g.Slice(x, [self.dim], [2**31 - 1], [3])] if self.dim else []
         return g.Concat(*rotated, *rest, axis=3)
+
+    def beside(self, x: ir.Value, positions: ir.Value) -> ir.Value:
+        """Return values x [B, N, heads, D] as they are, from the kernel that rotates their keys.
+
+        TensorRT-RTX multiplies by the weights of queries, keys and values at once. A kernel of its
+        own then copies the values out of the product. What reads a cosine joins RoPE's kernel.
+        No cosine is above infinity, so the values are chosen.
+        """
+        if self.dtype == ir.DataType.FLOAT:
+            return x
+        g = self.g
+        (cos, _) = self._angles_at(positions)
+        never = g.Greater(g.Slice(cos, [0], [1], [3]), float("inf"))
+        return g.Where(never, g.Neg(x), x)
 
     def _angles_at(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return cosines and sines at positions [B, N], both float32 [B, N, 1, D / 2]."""
@@ -170,16 +193,21 @@ def project_heads(
     heads_and_dim: tuple[int, int],
     batch_and_rows: ir.Value,
     *,
-    rotary: Rotary | None,
+    rotary: Rotary,
     positions: ir.Value,
+    is_value: bool,
     norm: bool,
 ) -> ir.Value:
     """x [B·N, hidden] through `<name>_proj`, `<name>_norm` (per head) and RoPE, as [B, N, heads,
-    D].
+    D]; values are not rotated.
     """
+    x = m.linear(x, f"{name}_proj")
+    if is_value:
+        by_head = m.g.Concat(batch_and_rows, heads_and_dim, axis=0)
+        return rotary.beside(m.g.Reshape(x, by_head), positions)
     return shape_heads(
         m,
-        m.linear(x, f"{name}_proj"),
+        x,
         heads_and_dim,
         batch_and_rows,
         rotary=rotary,
@@ -194,20 +222,14 @@ def shape_heads(
     heads_and_dim: tuple[int, int],
     batch_and_rows: ir.Value,
     *,
-    rotary: Rotary | None,
+    rotary: Rotary,
     positions: ir.Value,
     norm: str | None,
 ) -> ir.Value:
     """x [B·N, heads·D] through the norm of that name (per head) and RoPE, as [B, N, heads, D]."""
-    g = m.g
-    (heads, head_dim) = heads_and_dim
     if norm is not None:
-        x = m.rms_norm(g.Reshape(x, [-1, heads, head_dim]), norm)
-    if rotary is not None:
-        x = rotary(
-            g.Reshape(x, g.Concat(batch_and_rows, [heads * head_dim], axis=0)), positions, heads
-        )
-    return g.Reshape(x, g.Concat(batch_and_rows, [heads, head_dim], axis=0))
+        x = m.rms_norm(m.g.Reshape(x, [-1, *heads_and_dim]), norm)
+    return rotary(x, positions, batch_and_rows, heads_and_dim)
 
 
 def gather_rows(g: GraphBuilder, x: ir.Value, index: ir.Value) -> ir.Value:

@@ -71,12 +71,6 @@ class Experts:
             self._weight("down_proj", ("down_proj",), self.hidden_size, c.intermediate_size),
         ]
         form = self._form(weights)
-        has_kernel = self.quantized_as is ExpertStorage.PACKED
-        is_matmul = form is ExpertStorage.DEQUANTIZED and not has_kernel
-        is_compiled = is_matmul and m.dtype != ir.DataType.FLOAT
-        if is_compiled:
-            x = self._with_one_more_row(x, self.hidden_size, m.dtype)
-            logits = self._with_one_more_row(logits, c.num_experts, ir.DataType.FLOAT)
         (gate_up, *up_scales), (down, *down_scales) = (
             self._operands(weight, form) for weight in weights
         )
@@ -100,19 +94,7 @@ class Experts:
             weight_format=weights[0].weight_format if form is ExpertStorage.PACKED else 0,
             block_rows=weights[0].block_rows if form is ExpertStorage.PACKED else 0,
         )
-        return g.Slice(out, [0], [-1], [0]) if is_compiled else out
-
-    def _with_one_more_row(self, value: ir.Value, size: int, dtype: ir.DataType) -> ir.Value:
-        """Return [N + 1, size] of [N, size]: a row of zeros behind it.
-
-        TensorRT-RTX multiplies a single row by another kernel than many, and its weights have
-        another layout. An engine that decodes one token a step would have all experts twice: once
-        for prefill, once for decoding.
-        """
-        g = self.model.g
-        zeros = np.zeros((1, size), dtype.numpy())
-        row = g.initializer(f"target.row_of_{size}_{dtype.name}", lambda: ir.Tensor(zeros))
-        return g.Concat(value, row, axis=0)
+        return out
 
     def _weight(
         self, part: str, parts: tuple[str, ...], rows: int, columns: int

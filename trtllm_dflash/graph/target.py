@@ -67,8 +67,8 @@ class TargetBuilder:
         g = self.model.g
         kv_shape = (c.num_kv_heads, c.head_dim)
         q, gate = self._queries(x, name)
-        k = self._projected(x, f"{name}.k", kv_shape, norm=c.qk_norm, rotate=True)
-        v = self._projected(x, f"{name}.v", kv_shape, norm=False, rotate=False)
+        k = self._projected(x, f"{name}.k", kv_shape, norm=c.qk_norm)
+        v = self._projected(x, f"{name}.v", kv_shape, is_value=True)
         key = f"target_key.{layer}"
         value = f"target_value.{layer}"
         sinks = [m.weights.value(g, f"{name}.sinks")] if c.sinks else []
@@ -161,8 +161,8 @@ class TargetBuilder:
         name: str,
         heads_and_dim: tuple[int, int],
         *,
-        norm: bool,
-        rotate: bool,
+        norm: bool = False,
+        is_value: bool = False,
     ) -> ir.Value:
         return project_heads(
             self.model,
@@ -170,7 +170,8 @@ class TargetBuilder:
             name,
             heads_and_dim,
             self.batch_and_width,
-            rotary=self.rotary if rotate else None,
+            rotary=self.rotary,
             positions=self.positions,
+            is_value=is_value,
             norm=norm,
         )

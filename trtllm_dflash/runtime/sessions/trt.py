@@ -42,7 +42,6 @@ from trtllm_dflash.runtime.sessions.base import (
 )
 from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers
 from trtllm_dflash.runtime.sessions.trt_engine import (
-    DECODE_PROFILE,
     PREFILL_PROFILE,
     TrtContext,
     TrtEngine,
@@ -283,7 +282,7 @@ class TrtSession:
     def _make_decode_step(self, count: int, width: int) -> _DecodeStep:
         # The context's length is that of the caches, since a captured graph's shapes are constant.
         sizes = {BATCH: count, WIDTH: width, ROWS: width, CONTEXT: self._config.cache_len}
-        context = self._engine.context(DECODE_PROFILE, fixed_shapes=True)
+        context = self._engine.context(self._engine.decode_profile, fixed_shapes=True)
         addresses = self._addresses(0)
         context.bind(_input_shapes(self._config.io, sizes), addresses)
         cuda = self._cuda

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 else:
     trt = import_tensorrt()
 
-# In the order of the build.
+# In the order of the build. An engine of one profile uses it for both.
 PREFILL_PROFILE = 0
-DECODE_PROFILE = 1
+_DECODE_PROFILE = 1
 _LOG = logging.getLogger(__name__)
 _MAX_KEPT_ERRORS = 8
 # What CUDA's runtime inside TensorRT says of the driver, by the number in TensorRT's log.
@@ -100,6 +100,11 @@ class TrtEngine:
                 " finished again",
                 path,
             )
+
+    @property
+    def decode_profile(self) -> int:
+        """Return the profile of decode steps: the second one, or the only one."""
+        return int(min(_DECODE_PROFILE, self._engine.num_optimization_profiles - 1))
 
     def context(self, profile: int, *, fixed_shapes: bool) -> TrtContext:
         """Return a new execution context; with `fixed_shapes` it runs at one set of shapes."""
@@ -171,15 +176,10 @@ class TrtEngine:
         self._check_profile(PREFILL_PROFILE, widest)
         block = self._config.block_size
         decode = {BATCH: self._config.max_batch_size, WIDTH: block, ROWS: block}
-        self._check_profile(DECODE_PROFILE, decode)
+        self._check_profile(self.decode_profile, decode)
 
     def _check_profile(self, profile: int, largest: Mapping[str, int]) -> None:
         """Check that the engine was compiled for the largest shapes that a session asks for."""
-        if profile >= self._engine.num_optimization_profiles:
-            raise EngineError(
-                f"{self._path}: the engine has {self._engine.num_optimization_profiles}"
-                " optimization profiles, expected 2. Build it again."
-            )
         sizes = {**largest, CONTEXT: self._config.cache_len}
         for tensor in self._config.io:
             if tensor.direction == "output":

@@ -1,0 +1,67 @@
+"""The code in real TensorRT-RTX engines: how it grows with layers, and our kernels in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trtllm_dflash.builder.build_engine import build_engine
+from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.files import ENGINE_FILE
+from trtllm_dflash.options.build import BuildConfig
+
+pytestmark = pytest.mark.slow
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.nvrtc")
+
+LAYERS = (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("slots", "drafts", "profiles", "limit"),
+    [(1, False, 1, 500_000), (1, True, 1, 500_000), (3, False, 2, 1_050_000)],
+)
+def test_a_layers_code_and_each_kernel_once_a_profile(
+    slots: int,
+    drafts: bool,
+    profiles: int,
+    limit: int,
+    make_target: Callable[..., Path],
+    make_drafter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    beyond = []
+    for layers in LAYERS:
+        target = make_target("llama", dtype="BF16", head_dim=64, num_layers=layers)
+        drafter = make_drafter(target, dtype="BF16", head_dim=64, num_layers=1, taps=(0,))
+        config = BuildConfig(
+            str(target),
+            tmp_path / f"of_{layers}",
+            str(drafter) if drafts else None,
+            arch="sm120",
+            max_seq_len=128,
+            max_batch_size=slots,
+        )
+        build_engine(config)
+        engine = (config.output_dir / ENGINE_FILE).read_bytes()
+        beyond.append(len(engine) - (target / "model.safetensors").stat().st_size)
+        for kernel in manifest.load(config.output_dir)["kernels"]:
+            # TensorRT-RTX stores the fields of a plugin inside one of its own layers twice.
+            times = 2 if kernel["kernel"].startswith("accept") else 1
+            found = _images(engine, kernel["bytes"], kernel["sha256"])
+            assert found == times * profiles, kernel["kernel"]
+    assert (beyond[1] - beyond[0]) / (LAYERS[1] - LAYERS[0]) < limit
+
+
+def _images(engine: bytes, size: int, digest: str) -> int:
+    """Return how many ELF images of this size and sha256 are in an engine."""
+    count, place = 0, engine.find(b"\x7fELF")
+    while place >= 0:
+        image = engine[place : place + size]
+        count += hashlib.sha256(image).hexdigest() == digest
+        place = engine.find(b"\x7fELF", place + 1)
+    return count
