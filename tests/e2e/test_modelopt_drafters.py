@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
             "use_confidence_head": True,
         }
     },
+    "FP8": {},
 }
 
 
