@@ -76,7 +76,7 @@ def measure_attention(kernels: Kernels, work: Work, bandwidth: float) -> dict[st
         return None
     count = min(set_count(work.set_bytes), int(MEMORY_SHARE * free / work.set_bytes))
     sets = [work.tensors("cuda", seed) for seed in range(count)]
-    workspace = kernels.attention_workspace(sets[0])
+    workspace = kernels.attention_workspace(sets[0], work.shape.window)
 
     def ours(t: Tensors) -> None:
         kernels.verify_attention(t, workspace, scale=work.shape.scale, window=work.shape.window)

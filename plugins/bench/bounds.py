@@ -24,7 +24,7 @@ from turn import Accesses, Trace, usual_turn
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.trt_plugins import params
+from trtllm_dflash.trt_plugins import attention_plans, params
 from trtllm_dflash.trt_plugins.nvrtc import Cubin, FunctionReport, compile_kernel
 
 _LANES = 32
@@ -103,14 +103,16 @@ def launched_with(kernel: str) -> tuple[int, int] | None:
     """Return a kernel's threads and its bytes of dynamic shared memory; None if it is not known."""
     if found := _ATTENTION.fullmatch(kernel):
         head_dim, rows = int(found[1]), int(found[2])
-        made = params.attention_plan(
+        made = attention_plans.attention_plan(
             batch=1,
             rows=rows,
             q_heads=1,
             kv_heads=1,
             head_dim=head_dim,
             cache_len=64,
+            window=0,
             processors=1,
+            processor_shared_bytes=1,
         )
         return params.ATTENTION_THREADS, made.shared_bytes
     if found := _EXPERTS.fullmatch(kernel):
@@ -141,24 +143,22 @@ def _tile_bytes(kernel: str) -> int | None:
     if found is None:
         return None
     head_dim, rows = int(found[1]), int(found[2])
-    keys = next(tile.keys for tile in params.attention_tiles(head_dim) if tile.rows == rows)
+    keys = next(
+        tile.keys for tile in attention_plans.attention_tiles(head_dim) if tile.rows == rows
+    )
     return 2 * keys * head_dim * (1 if found[3] else 2)
 
 
 def _accesses(kernel: str) -> list[Accesses]:
     """Return what a warp moves in a turn of the main loop: keys and values, or weights first.
 
-    Where threads do not divide a tile evenly it is the warp with most. Codes of FP8 caches are
-    stored once more when they are widened.
+    Where threads do not divide a tile evenly it is the warp with most.
     """
     tile = _tile_bytes(kernel)
     if tile is None:
         return [Accesses("LDG"), Accesses("LDGSTS")]
     vectors = 2 * -(-tile // (2 * 16 * params.ATTENTION_THREADS))
-    widened = (
-        [Accesses("STS", tile // (8 * params.ATTENTION_THREADS))] if "fp8" in kernel else []
-    )
-    return [Accesses("LDGSTS", vectors), *widened]
+    return [Accesses("LDGSTS", vectors)]
 
 
 def measure(

@@ -48,6 +48,7 @@ class _Options(ctypes.Structure):
         ("causal", ctypes.c_int32),
         ("ring", ctypes.c_int32),
         ("processors", ctypes.c_int32),
+        ("processor_shared_bytes", ctypes.c_int32),
         ("key_scale", ctypes.c_float),
         ("value_scale", ctypes.c_float),
     )
@@ -72,7 +73,7 @@ class _GatedDeltaPlan(ctypes.Structure):
 
 
 class _AttentionPlan(ctypes.Structure):
-    _fields_ = (("numbers", ctypes.c_int32 * 6), ("workspace_bytes", ctypes.c_int64))
+    _fields_ = (("numbers", ctypes.c_int32 * 8), ("workspace_bytes", ctypes.c_int64))
 
 
 class _AcceptPlan(ctypes.Structure):
@@ -108,11 +109,13 @@ class Kernels:
         self._c = ctypes.CDLL(str(path))
         self._c.dflash_last_error.restype = ctypes.c_char_p
 
-    def attention_workspace(self, tensors: Tensors) -> torch.Tensor:
-        """Allocate the workspace of attention on these tensors."""
+    def attention_workspace(self, tensors: Tensors, window: int) -> torch.Tensor:
+        """Allocate the workspace of attention on these tensors; without a window it is 0."""
         q, cache = tensors["q"], tensors["key_cache"]
-        processors, plan = ctypes.c_int32(), _AttentionPlan()
-        self._check(self._c.dflash_processors(ctypes.byref(processors)))
+        processors, shared_bytes, plan = ctypes.c_int32(), ctypes.c_int32(), _AttentionPlan()
+        self._check(
+            self._c.dflash_processors(ctypes.byref(processors), ctypes.byref(shared_bytes))
+        )
         sizes = (
             q.shape[0],
             q.shape[1],
@@ -120,7 +123,9 @@ class Kernels:
             cache.shape[1],
             q.shape[3],
             cache.shape[2],
+            window,
             processors.value,
+            shared_bytes.value,
         )
         self._check(
             self._c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan))

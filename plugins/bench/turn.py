@@ -159,7 +159,7 @@ class _Turn:
     def _longest(self, loop: Loop) -> Trace:
         """Return the way through one turn of a loop that moves most and then is the longest.
 
-        Loops within it run once.
+        Of several accesses the first decides. Loops within it run once.
         """
         found: dict[int, Trace] = {}
 
@@ -169,7 +169,7 @@ class _Turn:
                 block = self._function.blocks[number]
                 rests = [longest(after) for after in block.next_blocks if after in loop.members]
                 best = max(
-                    rests, key=lambda rest: (sum(self._does(rest)[1:]), len(rest)), default=()
+                    rests, key=lambda rest: (self._does(rest)[1:], len(rest)), default=()
                 )
                 found[number] = block.instructions + best
             return found[number]

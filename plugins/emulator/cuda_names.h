@@ -94,6 +94,44 @@ inline float float_from_e4m3(unsigned code) {
       exponent ? ldexpf(static_cast<float>(8 + mantissa), exponent - 10) : ldexpf(static_cast<float>(mantissa), -9);
   return code & 0x80 ? -size : size;
 }
+// The nearest float16, ties to even; infinity from 65520 on.
+inline uint16_t half_from_float(float x) {
+  const auto sign = static_cast<uint16_t>(bits_as<uint32_t>(x) >> 16 & 0x8000);
+  const float size = fabsf(x);
+  if (x != x) return 0x7fff;
+  if (size >= 65520.f) return static_cast<uint16_t>(sign | 0x7c00);
+  const int exponent = size < 0x1p-14f ? -14 : ilogbf(size);
+  const auto steps = static_cast<int>(nearbyintf(ldexpf(size, 10 - exponent)));
+  return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + steps));
+}
+inline float float_from_half(unsigned half) {
+  const int exponent = static_cast<int>(half >> 10 & 31), mantissa = static_cast<int>(half & 1023);
+  if (exponent == 31)
+    return bits_as<float>((half & 0x8000) << 16 | 0x7f800000u | static_cast<unsigned>(mantissa) << 13);
+  const float size =
+      exponent ? ldexpf(static_cast<float>(1024 + mantissa), exponent - 25) : ldexpf(static_cast<float>(mantissa), -24);
+  return half & 0x8000 ? -size : size;
+}
+struct __half_raw {
+  uint16_t x;
+};
+struct alignas(4) __half2 {
+  __half_raw x, y;
+};
+struct alignas(4) __half2_raw {
+  uint16_t x, y;
+};
+inline __half2 __floats2half2_rn(float x, float y) { return {{half_from_float(x)}, {half_from_float(y)}}; }
+enum __nv_fp8_interpretation_t { __NV_E4M3 };
+inline __half2_raw __nv_cvt_fp8x2_to_halfraw2(uint16_t codes, __nv_fp8_interpretation_t) {
+  return {half_from_float(float_from_e4m3(codes & 255)), half_from_float(float_from_e4m3(codes >> 8))};
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  unsigned found = 0;
+  for (int i = 0; i < 4; ++i) found |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return found;
+}
 struct __nv_fp8x4_e4m3 {
   uint32_t __x;
   __nv_fp8x4_e4m3() = default;

@@ -95,6 +95,8 @@ void load_matrix_x4(unsigned (&r)[4], const void* row_smem, emulator::Place plac
 void load_matrix_x4_transposed(unsigned (&r)[4], const void* row_smem, emulator::Place place = emulator::here());
 void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                   emulator::Place place = emulator::here());
+void multiply_add_half(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                       emulator::Place place = emulator::here());
 
 }  // namespace dflash
 

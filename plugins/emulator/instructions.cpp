@@ -70,15 +70,17 @@ void load_matrix_x4_transposed(unsigned (&r)[4], const void* row_smem, Place pla
   load_matrix("load_matrix_x4_transposed", r, row_smem, place, true);
 }
 
-static float low(unsigned pair) { return bits_as<float>(pair << 16); }
-static float high(unsigned pair) { return bits_as<float>(pair & 0xffff0000u); }
+static float of_bfloat16(unsigned bits) { return bits_as<float>(bits << 16); }
 
-void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place) {
+static void multiply_add(const char* what, float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place,
+                         float (*number)(unsigned)) {
   struct Operands {
     float* c;
     const unsigned *a, *b;
   } mine{c, a, b};
-  together("multiply_add", place, kWholeWarp, mine, [](Operands** lanes) {
+  together(what, place, kWholeWarp, mine, [=](Operands** lanes) {
+    const auto low = [=](unsigned pair) { return number(pair & 0xffff); };
+    const auto high = [=](unsigned pair) { return number(pair >> 16); };
     float a[16][16], b[16][8], c[16][8];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int g = lane / 4, t = lane % 4;
@@ -102,6 +104,14 @@ void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2],
       for (int j = 0; j < 4; ++j) lanes[lane]->c[j] = c[lane / 4 + j / 2 * 8][2 * (lane % 4) + j % 2];
     }
   });
+}
+
+void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place) {
+  multiply_add("multiply_add", c, a, b, place, of_bfloat16);
+}
+
+void multiply_add_half(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place) {
+  multiply_add("multiply_add_half", c, a, b, place, float_from_half);
 }
 
 }  // namespace dflash

@@ -6,10 +6,12 @@
 // Shapes, layouts and types stand in attention_params.h. Query heads that share a key head are packed with the block's
 // rows: packed row r is head r % G of block row r / G, so eight rows of a block fill the tensor cores' sixteen.
 //
-// Grid (row tiles x splits, kv heads, slots), four warps. Each CTA takes a tile of packed rows, and of its keys one
-// split, in tiles that arrive by asynchronous copies while the one before is used. Warps divide the rows, or the keys
-// of each tile, or both (AttentionTile); those that share rows are merged through shared memory. With several splits
-// each leaves an unnormalised float32 result for dflash_attention_merge.
+// Grid (as many CTAs as the GPU holds at once), four warps. An item of work is a tile of packed rows of one key head
+// and one split of its keys; how many splits a sequence has follows from its own length. The CTAs deal the items out
+// among themselves, so that all have about as many keys. They take an item's keys in tiles that arrive by asynchronous
+// copies while the one before is used. Warps divide the rows, or the keys of each tile, or both (AttentionTile); those
+// that share rows are merged through shared memory. With several splits each leaves an unnormalised float32 result for
+// dflash_attention_merge.
 //
 // Keys older than the step come from the caches, the step's own from k and v. So what the CTAs write into the caches is
 // read by none of them, and one launch needs no order among its CTAs.
@@ -19,8 +21,7 @@
 //
 // A ring holds the last cache_len positions of its slot. What the step writes takes the rows of positions that are
 // further back than the window of its first row, so here too no CTA writes what another reads. Keys are taken in the
-// order of their positions, so results are those of caches that hold everything, bit for bit, where the keys are split
-// in the same way.
+// order of their positions, so results are those of caches that hold everything, bit for bit.
 //
 // Not handled: other types than bfloat16 and, of the caches, FP8; head_dim other than 64, 96, 128, 256. Lengths are
 // read on the device: wrong ones give wrong results, but nothing outside the tensors is read or written.
@@ -29,6 +30,34 @@
 
 namespace dflash {
 
+constexpr int kMergeLoads = 8;  // of splits on their way at once
+constexpr int kSplitLanes = kMaxSplits / kWarp;
+static_assert(kSplitLanes * kWarp == kMaxSplits && kWarp % kMergeLoads == 0, "whole warps of splits");
+
+// Adds what kMergeLoads splits from `first` on have for a head row; a split's share is that of lane first % kWarp and
+// on.
+template <int kHeadDim>
+__device__ __forceinline__ void add_splits(const AttentionParams& p, index_t head, int first, float share,
+                                           float (&out_rmem)[kHeadDim / kWarp]) {
+  const index_t head_rows = index_t(p.batch) * p.rows * p.q_heads;
+  const int lane = threadIdx.x % kWarp;
+  float part_rmem[kMergeLoads][kHeadDim / kWarp], factors[kMergeLoads];
+#pragma unroll
+  for (int i = 0; i < kMergeLoads; ++i) {
+    // A split with no share has no keys that this row sees: it may have written nothing, and there may be none.
+    factors[i] = __shfl_sync(kAllLanes, share, (first + i) % kWarp);
+    const bool counts = factors[i] != 0.f;
+    const float* from = p.partial_out + ((counts ? first + i : 0) * head_rows + head) * kHeadDim;
+#pragma unroll
+    for (int d = 0; d < kHeadDim / kWarp; ++d) part_rmem[i][d] = counts ? from[d * kWarp + lane] : 0.f;
+  }
+#pragma unroll
+  for (int i = 0; i < kMergeLoads; ++i) {
+#pragma unroll
+    for (int d = 0; d < kHeadDim / kWarp; ++d) out_rmem[d] += part_rmem[i][d] * factors[i];
+  }
+}
+
 // out of a head row from what each split found: a warp for each row, and in its statistics a lane for each split.
 template <int kHeadDim>
 __device__ void merge_splits(const AttentionParams& p) {
@@ -36,21 +65,34 @@ __device__ void merge_splits(const AttentionParams& p) {
   const index_t head = (index_t(blockIdx.x) * kMergeThreads + threadIdx.x) / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (head >= head_rows) return;
-  const index_t own = (lane < p.splits ? lane : 0) * head_rows + head;
-  const float split_sum = lane < p.splits ? p.partial_stats[own * 2 + 1] : 0.f;
-  const float split_largest = split_sum > 0.f ? p.partial_stats[own * 2] : -kInfinity;
-  const float largest = lanes_max(split_largest);
-  const float share = split_sum > 0.f ? exp2_approx(split_largest - largest) : 0.f;
-  float sum = lanes_sum(split_sum * share), shrink = 1.f;
+  const int tiles = count_tiles(p, static_cast<int>(head / (p.rows * p.q_heads)));
+  const int splits = attention_splits(tiles, p.even_splits, p.split_limit);
+  if (splits == 1) return;  // whose item wrote the row
+
+  float sums[kSplitLanes], shares[kSplitLanes], largest = -kInfinity;
+#pragma unroll
+  for (int i = 0; i < kSplitLanes; ++i) {
+    const int split = i * kWarp + lane;
+    const float* statistics = p.partial_stats + ((split < splits ? split : 0) * head_rows + head) * 2;
+    sums[i] = split < splits ? statistics[1] : 0.f;
+    shares[i] = sums[i] > 0.f ? statistics[0] : -kInfinity;
+    largest = fmaxf(largest, shares[i]);
+  }
+  largest = lanes_max(largest);
+  float sum = 0.f, shrink = 1.f;
+#pragma unroll
+  for (int i = 0; i < kSplitLanes; ++i) {
+    shares[i] = sums[i] > 0.f ? exp2_approx(shares[i] - largest) : 0.f;
+    sum += lanes_sum(sums[i] * shares[i]);
+  }
   add_sink(p, head, largest, sum, shrink);
 
   float out_rmem[kHeadDim / kWarp] = {};
-  for (int split = 0; split < p.splits; ++split) {
-    const float factor = __shfl_sync(kAllLanes, share, split);
-    if (factor == 0.f) continue;  // its keys are hidden from this row, and it may have written nothing
-    const float* from = p.partial_out + (split * head_rows + head) * kHeadDim;
 #pragma unroll
-    for (int i = 0; i < kHeadDim / kWarp; ++i) out_rmem[i] += from[i * kWarp + lane] * factor;
+  for (int i = 0; i < kSplitLanes; ++i) {
+    for (int first = 0; first < kWarp && i * kWarp + first < splits; first += kMergeLoads) {
+      add_splits<kHeadDim>(p, head, i * kWarp + first, shares[i], out_rmem);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kHeadDim / kWarp; ++i) {
@@ -70,11 +112,11 @@ __device__ void merge_splits(const AttentionParams& p) {
 #define DFLASH_CACHE dflash::bf16
 #endif
 
-#define DFLASH_ATTENTION(HEAD_DIM, ROWS)                                                                            \
-  extern "C" __global__ void __launch_bounds__(dflash::kAttentionThreads, 2)                                        \
-      DFLASH_NAME(dflash_attention_d##HEAD_DIM##_r##ROWS)(const __grid_constant__ dflash::AttentionParams params) { \
-    DFLASH_SHARED_MEMORY(smem);                                                                                     \
-    dflash::Attention<HEAD_DIM, ROWS, DFLASH_CACHE>(params, smem).run();                                            \
+#define DFLASH_ATTENTION(HEAD_DIM, ROWS)                                                                               \
+  extern "C" __global__ void __launch_bounds__(dflash::kAttentionThreads, dflash::attention_tile(HEAD_DIM, ROWS).ctas) \
+      DFLASH_NAME(dflash_attention_d##HEAD_DIM##_r##ROWS)(const __grid_constant__ dflash::AttentionParams params) {    \
+    DFLASH_SHARED_MEMORY(smem);                                                                                        \
+    dflash::Attention<HEAD_DIM, ROWS, DFLASH_CACHE>::run_all(params, smem);                                            \
   }
 
 #define DFLASH_ATTENTION_MERGE(HEAD_DIM)                                                                        \
@@ -87,6 +129,7 @@ __device__ void merge_splits(const AttentionParams& p) {
 DFLASH_ATTENTION(64, 16)
 DFLASH_ATTENTION(64, 32)
 DFLASH_ATTENTION(64, 64)
+DFLASH_ATTENTION(64, 96)
 DFLASH_ATTENTION(64, 128)
 DFLASH_ATTENTION_MERGE(64)
 #endif

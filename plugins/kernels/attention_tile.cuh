@@ -1,7 +1,8 @@
-// Attention of one tile of packed rows over one split of its keys, by a CTA of four warps.
+// Attention of tiles of packed rows over splits of their keys, by a CTA of four warps.
 #pragma once
 
-#include "attention_keys.cuh"
+#include "attention_deal.cuh"
+#include "attention_operands.cuh"
 
 namespace dflash {
 
@@ -15,7 +16,9 @@ struct Attention {
   static constexpr int kKeyWarps = kAttentionThreads / kWarp / kRowWarps;
   static constexpr int kRowSteps = kRows / (16 * kRowWarps);  // 16-row fragments of a warp
   static constexpr int kKeySteps = kKeys / (16 * kKeyWarps);  // 16-key fragments of a warp
-  static constexpr int kStride = kHeadDim + kRowPadding;
+  using Operand = Operands<kHeadDim, Cache>;
+  static constexpr int kQueryStride = Operand::kQueryStride;
+  static constexpr int kStride = Operand::kStride;
   static constexpr int kResultStride = kHeadDim + 4;
   static constexpr int kChunks = kHeadDim / kChunk;
   static_assert(kTile.rows == kRows && kRowSteps * 16 * kRowWarps == kRows, "the warps must divide the rows");
@@ -30,24 +33,35 @@ struct Attention {
 
   const AttentionParams& p;
   const Work w;
-  bf16* const q_smem;  // [kRows, kStride]
+  bf16* const q_smem;  // [kRows, kQueryStride], of two bytes each
   const KeyTiles<kHeadDim, kKeys, Cache> tiles;
   float* const result_smem;   // [kRows, kResultStride]
   float* const largest_smem;  // [kKeyWarps, kRows]
   float* const sum_smem;      // [kKeyWarps, kRows]
   const int lane, row_warp, key_warp;
 
-  __device__ Attention(const AttentionParams& params, unsigned char* smem)
+  __device__ Attention(const AttentionParams& params, const Item& item, unsigned char* smem)
       : p(params),
-        w(find_work(params, kRows, kKeys)),
+        w(find_work(params, item, kRows, kKeys)),
         q_smem(reinterpret_cast<bf16*>(smem)),
-        tiles{q_smem + kRows * kStride},
+        tiles{reinterpret_cast<Cache*>(q_smem + kRows * kQueryStride)},
         result_smem(reinterpret_cast<float*>(smem)),
         largest_smem(result_smem + kRows * kResultStride),
         sum_smem(largest_smem + kKeyWarps * kRows),
         lane(threadIdx.x % kWarp),
         row_warp(threadIdx.x / kWarp % kRowWarps),
         key_warp(threadIdx.x / kWarp / kRowWarps) {}
+
+  // All items of this CTA.
+  static __device__ void run_all(const AttentionParams& p, unsigned char* smem) {
+    static_assert(kDealBytes <= attention_shared_bytes(kHeadDim, kTile), "all slots must fit");
+    for (int round = 0;; ++round) {
+      const Item item = find_item(p, smem, round);
+      if (item.slot < 0) return;
+      Attention(p, item, smem).run();
+      __syncthreads();  // no thread reads the result any more
+    }
+  }
 
   __device__ void run() const {
     const bool idle = w.first_key >= w.end_key;
@@ -66,7 +80,7 @@ struct Attention {
       copy_async_commit();
       copy_async_wait<1>();
       __syncthreads();  // what the other threads copied is there as well
-      use_keys(state, key, tiles.finish(stage));
+      use_keys(state, key, tiles.tile(stage));
       __syncthreads();  // no thread reads this stage any more: the next turn copies into it
     }
     copy_async_wait<0>();
@@ -79,7 +93,7 @@ struct Attention {
       const int row = i / kChunks, column = i % kChunks * kChunk, packed = w.first_row + row;
       const bool present = packed < w.end_row;
       const index_t from = present ? head_row(packed) * kHeadDim + column : 0;
-      copy_async_16(q_smem + row * kStride + column, static_cast<const bf16*>(p.q) + from, present);
+      Operand::copy_query(q_smem + row * kQueryStride, column, static_cast<const bf16*>(p.q) + from, present);
     }
   }
 
@@ -89,8 +103,8 @@ struct Attention {
     return row * p.q_heads + w.kv_head * w.group + packed % w.group;
   }
 
-  __device__ __forceinline__ void use_keys(State& state, int first, const bf16* tile_smem) const {
-    const bf16* keys_smem = tile_smem + key_warp * 16 * kKeySteps * kStride;
+  __device__ __forceinline__ void use_keys(State& state, int first, const Cache* tile_smem) const {
+    const Cache* keys_smem = tile_smem + key_warp * 16 * kKeySteps * kStride;
     const int first_of_warp = first + key_warp * 16 * kKeySteps;
     FragmentC scores[kRowSteps][kKeySteps * 2] = {};
     multiply_keys(scores, keys_smem);
@@ -108,22 +122,30 @@ struct Attention {
 
   // scores = q kᵀ of this warp's rows and keys.
   __device__ __forceinline__ void multiply_keys(FragmentC (&scores)[kRowSteps][kKeySteps * 2],
-                                                const bf16* keys_smem) const {
-    const bf16* rows_smem = q_smem + (row_warp * kRowSteps * 16 + lane % 16) * kStride + lane / 16 * 8;
-    const bf16* own_key_smem = keys_smem + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8;
+                                                const Cache* keys_smem) const {
+    constexpr int kSteps = Operand::kKeyDims / 16;
+    const bf16* rows_smem = q_smem + (row_warp * kRowSteps * 16 + lane % 16) * kQueryStride + lane / 16 * 8;
 #pragma unroll
-    for (int d = 0; d < kHeadDim; d += 16) {
-      FragmentA q_rmem[kRowSteps];
+    for (int d = 0; d < kHeadDim; d += Operand::kKeyDims) {
+      FragmentA q_rmem[kSteps][kRowSteps];
 #pragma unroll
-      for (int i = 0; i < kRowSteps; ++i) load_matrix_x4(q_rmem[i], rows_smem + i * 16 * kStride + d);
-#pragma unroll
-      for (int j = 0; j < kKeySteps; ++j) {
-        unsigned k_rmem[4];  // keys 0…7 at d…, at d+8…, keys 8…15 at d…, at d+8…
-        load_matrix_x4(k_rmem, own_key_smem + j * 16 * kStride + d);
+      for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
         for (int i = 0; i < kRowSteps; ++i) {
-          multiply_add(scores[i][2 * j], q_rmem[i], {k_rmem[0], k_rmem[1]});
-          multiply_add(scores[i][2 * j + 1], q_rmem[i], {k_rmem[2], k_rmem[3]});
+          load_matrix_x4(q_rmem[s][i], rows_smem + i * 16 * kQueryStride + d + s * 16);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kKeySteps; ++j) {
+        FragmentB k_rmem[kSteps][2];
+        Operand::load_keys(k_rmem, keys_smem + j * 16 * kStride + d, lane);
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+          for (int i = 0; i < kRowSteps; ++i) {
+            Operand::multiply(scores[i][2 * j], q_rmem[s][i], k_rmem[s][0]);
+            Operand::multiply(scores[i][2 * j + 1], q_rmem[s][i], k_rmem[s][1]);
+          }
         }
       }
     }
@@ -176,8 +198,8 @@ struct Attention {
 
   // out += weights v. The products' accumulators are laid out as the next products' operand: no exchange is needed.
   __device__ __forceinline__ void add_values(State& state, const FragmentC (&weights)[kRowSteps][kKeySteps * 2],
-                                             const bf16* values_smem) const {
-    const bf16* own_value_smem = values_smem + lane % 16 * kStride + lane / 16 * 8;
+                                             const Cache* values_smem) const {
+    constexpr int kFragments = Operand::kValueDims / 8;
 #pragma unroll
     for (int j = 0; j < kKeySteps; ++j) {
       FragmentA w_rmem[kRowSteps];
@@ -186,17 +208,17 @@ struct Attention {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const FragmentC& from = weights[i][2 * j + r / 2];
-          w_rmem[i][r] = pack(from[r % 2 * 2], from[r % 2 * 2 + 1]);
+          w_rmem[i][r] = Operand::pack_weights(from[r % 2 * 2], from[r % 2 * 2 + 1]);
         }
       }
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; n += 2) {
-        unsigned v_rmem[4];  // keys 0…7 and 8…15 at 8n…, then at 8n+8…
-        load_matrix_x4_transposed(v_rmem, own_value_smem + j * 16 * kStride + n * 8);
+      for (int n = 0; n < kHeadDim / 8; n += kFragments) {
+        FragmentB v_rmem[kFragments];
+        Operand::load_values(v_rmem, values_smem + j * 16 * kStride + n * 8, lane);
 #pragma unroll
         for (int i = 0; i < kRowSteps; ++i) {
-          multiply_add(state.out[i][n], w_rmem[i], {v_rmem[0], v_rmem[1]});
-          multiply_add(state.out[i][n + 1], w_rmem[i], {v_rmem[2], v_rmem[3]});
+#pragma unroll
+          for (int f = 0; f < kFragments; ++f) Operand::multiply(state.out[i][n + f], w_rmem[i], v_rmem[f]);
         }
       }
     }
@@ -223,13 +245,14 @@ struct Attention {
 #pragma unroll
     for (int i = 0; i < kRowSteps * 2; ++i) {
       const float shrink = share_of(key_warp, own_row(i), row_largest(own_row(i)));
-      float* row_smem = result_smem + own_row(i) * kResultStride + lane % 4 * 2;
+      float* row_smem = result_smem + own_row(i) * kResultStride;
 #pragma unroll
       for (int n = 0; n < kHeadDim / 8; ++n) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float value = state.out[i / 2][n][i % 2 * 2 + c] * shrink;
-          row_smem[n * 8 + c] = first ? value : row_smem[n * 8 + c] + value;
+          float& sum = row_smem[Operand::dimension(n, c, lane)];
+          sum = first ? value : sum + value;
         }
       }
     }
@@ -256,7 +279,7 @@ struct Attention {
       for (int warp = 0; warp < kKeyWarps; ++warp) sum += sum_smem[warp * kRows + row] * share_of(warp, row, largest);
       const index_t head = head_row(w.first_row + row);
       const float* row_smem = result_smem + row * kResultStride;
-      if (p.splits > 1) {
+      if (w.splits > 1) {
         const index_t place = w.split * (index_t(p.batch) * p.rows * p.q_heads) + head;
         for (int d = lane; d < kHeadDim; d += kWarp) p.partial_out[place * kHeadDim + d] = row_smem[d];
         if (lane == 0) write_statistics(place, largest, sum);

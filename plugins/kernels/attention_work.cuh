@@ -1,5 +1,5 @@
-// What one CTA of the attention kernel does, and what it does besides attention: the step's keys and values go into the
-// caches, and a head's sink joins the weights.
+// What a CTA of the attention kernel does with a piece of work, and what it does besides attention: the step's keys and
+// values go into the caches, and a head's sink joins the weights.
 #pragma once
 
 #include "attention_params.h"
@@ -11,11 +11,23 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kRingLimit = 1 << 30;  // of positions in a ring: sums of them stay in an int
 constexpr int kChunk = 8;            // elements that a thread moves at once: 16 bytes of bfloat16
 
-// What one CTA does. Positions are those of the sequence.
+// One piece of work: a split of the keys of one row tile, for one key head of a slot.
+struct Item {
+  int slot;
+  int kv_head;
+  int row_tile;
+  int split;
+  int splits;  // of this row tile's keys
+};
+
+// What a CTA does with an item. Positions are those of the sequence.
 struct Work {
   int slot;
   int kv_head;
   int split;
+  int splits;
+  int part;  // of the slot and key head: this item's number among `parts`
+  int parts;
   int group;        // G, query heads of a key head
   int first_row;    // packed
   int end_row;      // packed
@@ -28,35 +40,66 @@ struct Work {
   int limit;       // positions from here on have no row
 };
 
-// Divides each row tile's keys among its splits in whole key tiles. A split past the last key gets none.
-__device__ inline Work find_work(const AttentionParams& p, int tile_rows, int tile_keys) {
-  Work w;
-  w.slot = blockIdx.z;
-  w.kv_head = blockIdx.y;
-  w.split = blockIdx.x % p.splits;
-  w.group = p.q_heads / p.kv_heads;
-  // The last tile first: under a causal mask it has the most keys, and the others fill the gaps behind it.
-  const int row_tile = gridDim.x / p.splits - 1 - blockIdx.x / p.splits;
-  w.first_row = row_tile * tile_rows;
-  w.end_row = min(w.first_row + tile_rows, p.rows * w.group);
+// The positions at which a slot's step and its block begin. Wrong lengths must not lead outside the tensors: the block
+// starts at most its context behind the step's start.
+struct Starts {
+  int step;
+  int block;
+};
 
-  const index_t* positions = p.positions + index_t(w.slot) * (p.context_rows + p.rows);
-  // Wrong lengths must not lead outside the tensors: the block starts at most its context behind the step's start.
+__device__ inline Starts find_starts(const AttentionParams& p, int slot) {
+  const index_t* positions = p.positions + index_t(slot) * (p.context_rows + p.rows);
+  const int limit = p.ring ? kRingLimit : p.cache_len;
+  const int step = int(max(0LL, min(positions[0], index_t(limit))));
+  const int block = int(max(index_t(step), min(positions[p.context_rows], index_t(step) + p.context_rows)));
+  return {step, block};
+}
+
+// The keys that some row of a row tile sees, [begin, end).
+struct KeyRange {
+  int begin;
+  int end;
+};
+
+__device__ inline KeyRange find_keys(const AttentionParams& p, int block_start, int first_row, int end_row) {
+  const int group = p.q_heads / p.kv_heads;
+  const int first = block_start + first_row / group, last = block_start + (end_row - 1) / group;
+  KeyRange keys = {0, p.causal ? last + 1 : block_start + p.rows};
+  if (p.window > 0) keys = {max(0, first - p.window + 1), min(keys.end, last + p.window)};
+  return keys;
+}
+
+// Tiles of keys of a slot's last row tile, which under a causal mask has the most.
+__device__ inline int count_tiles(const AttentionParams& p, int slot) {
+  const int packed = p.rows * (p.q_heads / p.kv_heads);
+  const int first_row = (p.row_tiles - 1) * p.tile_rows;
+  const KeyRange keys = find_keys(p, find_starts(p, slot).block, first_row, packed);
+  return divide_up(keys.end - keys.begin, p.tile_keys);
+}
+
+// Divides each row tile's keys among its splits in whole key tiles. A split past the last key gets none.
+__device__ inline Work find_work(const AttentionParams& p, const Item& item, int tile_rows, int tile_keys) {
+  Work w;
+  w.slot = item.slot;
+  w.kv_head = item.kv_head;
+  w.split = item.split;
+  w.splits = item.splits;
+  w.part = item.row_tile * item.splits + item.split;
+  w.group = p.q_heads / p.kv_heads;
+  w.parts = p.row_tiles * item.splits;
+  w.first_row = item.row_tile * tile_rows;
+  w.end_row = min(w.first_row + tile_rows, p.rows * w.group);
+  const Starts starts = find_starts(p, item.slot);
   w.limit = p.ring ? kRingLimit : p.cache_len;
-  w.start = int(max(0LL, min(positions[0], index_t(w.limit))));
-  w.block_start = int(max(index_t(w.start), min(positions[p.context_rows], index_t(w.start) + p.context_rows)));
-  const int first = w.block_start + w.first_row / w.group;
-  const int last = w.block_start + (w.end_row - 1) / w.group;
-  int begin = 0, end = p.causal ? last + 1 : w.block_start + p.rows;
-  if (p.window > 0) begin = max(begin, first - p.window + 1), end = min(end, last + p.window);
+  w.start = starts.step;
+  w.block_start = starts.block;
   // All positions that the launch looks at or writes are fewer than a ring's rows: they come round at most once.
   w.wrap = p.ring ? max(0, w.start - p.window + 1) / p.cache_len * p.cache_len : 0;
-  w.all_see_to = p.causal ? first + 1 : end;
-
-  const int tiles = (end - begin + tile_keys - 1) / tile_keys;
-  const int share = (tiles + p.splits - 1) / p.splits * tile_keys;
-  w.first_key = min(begin + w.split * share, end);
-  w.end_key = min(w.first_key + share, end);
+  const KeyRange keys = find_keys(p, w.block_start, w.first_row, w.end_row);
+  w.all_see_to = p.causal ? w.block_start + w.first_row / w.group + 1 : keys.end;
+  const int share = divide_up(divide_up(keys.end - keys.begin, tile_keys), item.splits) * tile_keys;
+  w.first_key = min(keys.begin + w.split * share, keys.end);
+  w.end_key = min(w.first_key + share, keys.end);
   return w;
 }
 
@@ -81,13 +124,13 @@ __device__ inline uint4 load_chunk(const void* tensor, index_t element) {
   return *reinterpret_cast<const uint4*>(static_cast<const bf16*>(tensor) + element);
 }
 
-// Put this CTA's share of the step's keys and values into the caches, eight elements a thread. Rejected context rows
+// Put this item's share of the step's keys and values into the caches, eight elements a thread. Rejected context rows
 // stay out: the block takes their place.
 template <int kHeadDim, typename Cache>
 __device__ void write_caches(const AttentionParams& p, const Work& w) {
   constexpr int kChunks = kHeadDim / kChunk;
   const int rows = p.context_rows + p.rows;
-  for (int i = blockIdx.x * kAttentionThreads + threadIdx.x; i < rows * kChunks; i += gridDim.x * kAttentionThreads) {
+  for (int i = w.part * kAttentionThreads + threadIdx.x; i < rows * kChunks; i += w.parts * kAttentionThreads) {
     const int row = i / kChunks, column = i % kChunks * kChunk;
     const bool in_block = row >= p.context_rows;
     const int position = in_block ? w.block_start + row - p.context_rows : w.start + row;

@@ -73,6 +73,15 @@ __device__ __forceinline__ void multiply_add(FragmentC& c, const FragmentA& a, c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same with operands of float16.
+__device__ __forceinline__ void multiply_add_half(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 #endif  // DFLASH_EMULATOR
 
 // 16 bytes that this CTA reads once, and whose neighbours are read soon: past the first cache, 128 bytes at a time.

@@ -1,10 +1,12 @@
-// FP8 (E4M3) codes of bfloat16 numbers, and back. What CUDA's header offers, the emulator offers under the same names.
+// FP8 (E4M3) codes of bfloat16 numbers, and as float16. What CUDA's header offers, the emulator offers under the same
+// names.
 //
 // From sm_89 on the machine converts; before that CUDA's header does it in software, rightly and slowly.
 #pragma once
 
 #include "device.cuh"
 #ifndef DFLASH_EMULATOR
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #endif
 
@@ -30,13 +32,32 @@ __device__ __forceinline__ uint2 narrow(uint4 numbers, float scale) {
   return make_uint2(codes[0], codes[1]);
 }
 
-// Eight FP8 codes as bfloat16, which holds each exactly.
-__device__ __forceinline__ uint4 widen(uint2 codes) {
-  __nv_fp8x4_e4m3 low, high;
-  low.__x = codes.x;
-  high.__x = codes.y;
-  const float4 first = static_cast<float4>(low), second = static_cast<float4>(high);
-  return make_uint4(pack(first.x, first.y), pack(first.z, first.w), pack(second.x, second.y), pack(second.z, second.w));
+// Two FP8 codes, in the low half of `codes`, as two float16 of a register: each is exact.
+__device__ __forceinline__ unsigned widen(unsigned codes) {
+  union {
+    __half2_raw pair;
+    unsigned bits;
+  } wide = {__nv_cvt_fp8x2_to_halfraw2(static_cast<unsigned short>(codes), __NV_E4M3)};
+  return wide.bits;
+}
+
+// Two floats as one register of two float16, the first in the low half.
+__device__ __forceinline__ unsigned pack_half(float low, float high) {
+  union {
+    __half2 pair;
+    unsigned bits;
+  } packed = {__floats2half2_rn(low, high)};
+  return packed.bits;
+}
+
+// Two bfloat16 of a register as float16: finite ones beyond its range become its largest, those below 2^-14 lose bits.
+__device__ __forceinline__ float within_half(float x) {
+  constexpr float kLargest = 65504.f;
+  return fabsf(x) > kLargest && fabsf(x) < kInfinity ? copysignf(kLargest, x) : x;
+}
+__device__ __forceinline__ unsigned to_half(unsigned pair) {
+  const float2 numbers = unpack(pair);
+  return pack_half(within_half(numbers.x), within_half(numbers.y));
 }
 
 }  // namespace dflash

@@ -31,14 +31,15 @@ typedef struct DFlashAttentionOptions {
   int32_t causal;     /* drafts only: 1: a block row sees no later block row. Verification is always causal */
   int32_t ring;       /* 1: position p is in row p mod cache_len; needs a window, and room for it and the step's rows */
   int32_t processors; /* the work is divided for this many multiprocessors; 0: those of the current device */
-  float key_scale;    /* FP8 caches only: what a code of key_cache is worth; 0 where the caches are bfloat16 */
-  float value_scale;  /* likewise of value_cache */
+  int32_t processor_shared_bytes; /* each with so much shared memory; 0: that of the current device's */
+  float key_scale;   /* FP8 caches only: what a code of key_cache is worth; 0 where the caches are bfloat16 */
+  float value_scale; /* likewise of value_cache */
 } DFlashAttentionOptions;
 
 /* How attention divides its work: see plugins/kernels/attention_params.h. */
 typedef struct DFlashAttentionPlan {
   int32_t tile_rows, tile_warps, tile_keys;
-  int32_t row_tiles, splits, shared_bytes;
+  int32_t row_tiles, ctas, even_splits, split_limit, shared_bytes;
   int64_t workspace_bytes;
 } DFlashAttentionPlan;
 
@@ -166,9 +167,11 @@ int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const 
                   const DFlashTensor* predecessor, const DFlashTensor* successor, const DFlashTensor* places,
                   const DFlashSelectOptions* options, void* workspace, int64_t workspace_bytes, void* stream);
 
-/* The plan of a launch on a GPU of `processors` multiprocessors; its workspace_bytes are what the operation needs. */
+/* The plan of a launch on a GPU of `processors` multiprocessors, each with `processor_shared_bytes` of shared memory;
+ * its workspace_bytes are what the operation needs. `window` is that of the options. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
-                          int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan);
+                          int32_t cache_len, int32_t window, int32_t processors, int32_t processor_shared_bytes,
+                          DFlashAttentionPlan* plan);
 int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptPlan* plan);
 int dflash_moe_plan(int32_t tokens, int32_t hidden, int32_t inner_size, int32_t experts, int32_t top_k,
                     int32_t weight_format, DFlashMoePlan* plan);
@@ -177,8 +180,9 @@ int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, in
                             DFlashGatedDeltaPlan* plan);
 int dflash_select_plan(int32_t batch, int32_t rows, int32_t vocab, int32_t top_k, DFlashSelectPlan* plan);
 
-/* Multiprocessors of the current device. The emulated library has `processors` of an H200: 132. */
-int dflash_processors(int32_t* processors);
+/* Multiprocessors of the current device, and the shared memory of each. The emulated library has an H200's: 132, and
+ * 228 KiB. */
+int dflash_processors(int32_t* processors, int32_t* processor_shared_bytes);
 
 /* sizeof(AttentionParams) and of the others, for those who fill them themselves. */
 int64_t dflash_attention_params_bytes(void);

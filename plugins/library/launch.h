@@ -21,9 +21,16 @@ struct LaunchFailed : std::runtime_error {
 template <typename Params>
 using Kernel = void (*)(Params);
 
+// Of a device: multiprocessors, and the shared memory of each.
+struct Processors {
+  int count;
+  int shared_bytes;
+};
+
 #ifdef DFLASH_EMULATOR
 
-inline int device_processors() { return 132; }  // an H200's: plans are those of a large GPU
+// An H200's: plans are those of a large GPU.
+inline Processors device_processors() { return {132, 228 << 10}; }
 
 template <typename Params>
 inline void launch(const char* name, Kernel<Params> kernel, dim3 grid, int threads, int shared_bytes,
@@ -41,11 +48,14 @@ inline void cuda(cudaError_t error, const char* doing) {
   if (error != cudaSuccess) throw LaunchFailed(std::string(doing) + ": " + cudaGetErrorString(error));
 }
 
-inline int device_processors() {
-  int device = 0, processors = 0;
+inline Processors device_processors() {
+  int device = 0;
+  Processors found{};
   cuda(cudaGetDevice(&device), "asking for the current device");
-  cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for its multiprocessors");
-  return processors;
+  cuda(cudaDeviceGetAttribute(&found.count, cudaDevAttrMultiProcessorCount, device), "asking for its multiprocessors");
+  cuda(cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+       "asking for their shared memory");
+  return found;
 }
 
 template <typename Params>

@@ -13,7 +13,7 @@
 // The kernels' names; nvcc gives each one a host function of that name, which stands for it in a launch.
 // clang-format off
 #define DFLASH_ATTENTION_KERNELS(KERNEL)                           \
-  KERNEL(64, 16) KERNEL(64, 32) KERNEL(64, 64) KERNEL(64, 128)     \
+  KERNEL(64, 16) KERNEL(64, 32) KERNEL(64, 64) KERNEL(64, 96) KERNEL(64, 128) \
   KERNEL(96, 16) KERNEL(96, 32) KERNEL(96, 64) KERNEL(96, 128)     \
   KERNEL(128, 16) KERNEL(128, 32) KERNEL(128, 64) KERNEL(128, 128) \
   KERNEL(256, 32) KERNEL(256, 64)
@@ -40,6 +40,7 @@ namespace dflash {
 namespace {
 
 constexpr int kGridLimit = 65535;      // of CUDA, in y and z
+constexpr int kMaxKeyHeads = 65535;    // the kernels count all slots' items in int
 constexpr int kMaxHeadRows = 1 << 24;  // of a slot: the kernels count its packed rows and CTAs in int
 
 struct AttentionTensors {
@@ -63,7 +64,7 @@ void expect_ring(const DFlashAttentionOptions& options, int cache_len, int rows,
           " rows, expected at least ", needed, ": window - 1, and the ", rows, " rows of the step");
 }
 
-// The params of a launch but for its splits and workspace, from tensors that hold together. `head_dim` is set.
+// The params of a launch but for its plan and workspace, from tensors that hold together. `head_dim` is set.
 AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions& options, bool draft, int& head_dim) {
   const bool fp8 = !draft && has_fp8_caches(t);
   const DFlashType cache = fp8 ? DFLASH_FLOAT8_E4M3 : DFLASH_BFLOAT16;
@@ -81,8 +82,8 @@ AttentionParams checked(const AttentionTensors& t, const DFlashAttentionOptions&
           Hkv.value());
   require(!draft || rows.value() > T.value(), "k.shape[1] (C+T): got ", rows.value(),
           " rows, expected some of context before the ", T.value(), " of the block");
-  require(B.value() <= kGridLimit && Hkv.value() <= kGridLimit, "B and Hkv: got ", B.value(), " and ", Hkv.value(),
-          ", expected at most ", kGridLimit);
+  require(B.value() <= kMaxSlots, "B: got ", B.value(), ", expected at most ", kMaxSlots);
+  require(Hkv.value() <= kMaxKeyHeads, "Hkv: got ", Hkv.value(), ", expected at most ", kMaxKeyHeads);
   const int64_t head_rows = int64_t{rows.value()} * Hq.value();
   require(head_rows <= kMaxHeadRows, "rows x Hq: got ", head_rows, ", expected at most ", kMaxHeadRows);
   require(options.window >= 0, "window: got ", options.window, ", expected 0 (none) or more");
@@ -150,19 +151,28 @@ void attention(const AttentionTensors& tensors, const DFlashAttentionOptions* op
   require(options != nullptr, "options: got null");
   int head_dim = 0;
   AttentionParams p = checked(tensors, *options, draft, head_dim);
-  const int processors = options->processors > 0 ? options->processors : device_processors();
-  const AttentionPlan plan = attention_plan(p.batch, p.rows, p.q_heads, p.kv_heads, head_dim, p.cache_len, processors);
+  Processors processors = {options->processors, options->processor_shared_bytes};
+  if (processors.count == 0 || processors.shared_bytes == 0) {
+    const Processors device = device_processors();
+    if (processors.count == 0) processors.count = device.count;
+    if (processors.shared_bytes == 0) processors.shared_bytes = device.shared_bytes;
+  }
+  const AttentionPlan plan = attention_plan({p.batch, p.rows, p.q_heads, p.kv_heads, head_dim, p.cache_len, p.window,
+                                             processors.count, processors.shared_bytes});
   expect_workspace(workspace, workspace_bytes, plan.workspace_bytes);
   const long long head_rows = 1LL * p.batch * p.rows * p.q_heads;
-  p.splits = plan.splits;
+  p.tile_rows = plan.tile.rows;
+  p.tile_keys = plan.tile.keys;
+  p.row_tiles = plan.row_tiles;
+  p.even_splits = plan.even_splits;
+  p.split_limit = plan.split_limit;
   p.partial_out = static_cast<float*>(workspace);
-  p.partial_stats = p.partial_out + (plan.splits > 1 ? plan.splits * head_rows * head_dim : 0);
+  p.partial_stats = p.partial_out + (plan.split_limit > 1 ? plan.split_limit * head_rows * head_dim : 0);
 
   const bool fp8 = has_fp8_caches(tensors);
   const NamedKernel main = attention_kernel(head_dim, plan.tile.rows, fp8);
-  launch(main.name, main.kernel, dim3(plan.row_tiles * plan.splits, p.kv_heads, p.batch), kAttentionThreads,
-         plan.shared_bytes, p, stream);
-  if (plan.splits == 1) return;
+  launch(main.name, main.kernel, dim3(plan.ctas), kAttentionThreads, plan.shared_bytes, p, stream);
+  if (plan.split_limit == 1) return;
   const NamedKernel merge = merge_kernel(head_dim, fp8);
   constexpr int kRowsPerBlock = kMergeThreads / 32;
   const auto blocks = static_cast<unsigned>((head_rows + kRowsPerBlock - 1) / kRowsPerBlock);
@@ -254,16 +264,19 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
 }
 
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
-                          int32_t cache_len, int32_t processors, DFlashAttentionPlan* plan) {
+                          int32_t cache_len, int32_t window, int32_t processors, int32_t processor_shared_bytes,
+                          DFlashAttentionPlan* plan) {
   return guarded("dflash_attention_plan", [&] {
     require(batch > 0 && rows > 0 && kv_heads > 0 && q_heads > 0 && cache_len > 0 && processors > 0 && plan,
             "every number must be at least 1, and the plan not null");
+    require(window >= 0 && processor_shared_bytes > 0, "window must be at least 0, shared memory at least 1");
     require(q_heads % kv_heads == 0, "q_heads must be a multiple of kv_heads");
     Symbol D("head_dim", {64, 96, 128, 256});
     D.match("head_dim", head_dim, this_line());
-    const AttentionPlan made = attention_plan(batch, rows, q_heads, kv_heads, head_dim, cache_len, processors);
-    *plan = {made.tile.rows, made.tile.warps,   made.tile.keys,      made.row_tiles,
-             made.splits,    made.shared_bytes, made.workspace_bytes};
+    const AttentionPlan made = attention_plan(
+        {batch, rows, q_heads, kv_heads, head_dim, cache_len, window, processors, processor_shared_bytes});
+    *plan = {made.tile.rows,   made.tile.warps,  made.tile.keys,    made.row_tiles,      made.ctas,
+             made.even_splits, made.split_limit, made.shared_bytes, made.workspace_bytes};
   });
 }
 
@@ -275,10 +288,12 @@ int dflash_accept_plan(int32_t batch, int32_t rows, int32_t vocab, DFlashAcceptP
   });
 }
 
-int dflash_processors(int32_t* processors) {
+int dflash_processors(int32_t* processors, int32_t* processor_shared_bytes) {
   return guarded("dflash_processors", [&] {
-    require(processors != nullptr, "processors: got null");
-    *processors = device_processors();
+    require(processors != nullptr && processor_shared_bytes != nullptr, "processors or their shared memory: got null");
+    const Processors found = device_processors();
+    *processors = found.count;
+    *processor_shared_bytes = found.shared_bytes;
   });
 }
 

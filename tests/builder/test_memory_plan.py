@@ -24,7 +24,7 @@ from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
 from trtllm_dflash.catalog.pairs import PAIRS, pair_of
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.options.build import BuildConfig
-from trtllm_dflash.trt_plugins.params import attention_workspace
+from trtllm_dflash.trt_plugins.attention_plans import attention_workspace
 
 PAIRS_THAT_BUILD = (
     "Qwen3-4B",
@@ -101,7 +101,7 @@ def test_scores_count_where_no_kernel_avoids_them() -> None:
     on_cpu = plan("Qwen3-8B", "cpu").with_length(32768)
     assert on_cpu.step_bytes() > 4 * scores
     attention = attention_workspace(
-        batch=1, rows=512, q_heads=32, kv_heads=8, head_dim=128, cache_len=32832
+        batch=1, rows=512, q_heads=32, kv_heads=8, head_dim=128, cache_len=32832, window=0
     )
     assert ours.with_length(32768).step_bytes() > attention
 

@@ -18,6 +18,10 @@ from trtllm_dflash.trt_plugins.params import AttentionParams
 OK = driver.CUresult.CUDA_SUCCESS
 KERNELS = ["small", "large"]
 Calls = list[tuple[Any, ...]]
+ATTRIBUTES = {
+    "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 132,
+    "CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": 233472,
+}
 
 
 def _no_driver() -> bool:
@@ -36,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "cuCtxGetCurrent": lambda: 5,
         "cuModuleLoadData": lambda cubin: ("module", cubin),
         "cuCtxGetDevice": lambda: 0,
-        "cuDeviceGetAttribute": lambda *_: 132,
+        "cuDeviceGetAttribute": lambda attribute, _: ATTRIBUTES[attribute.name],
         "cuModuleGetFunction": lambda _, name: name.decode(),
         "cuFuncSetAttribute": lambda *_: None,
         "cuLaunchKernel": lambda *arguments: ctypes.cast(
@@ -66,7 +70,7 @@ def _names(calls: Calls) -> list[str]:
 
 def test_cubin_is_loaded_once_and_its_kernels_found(calls: Calls) -> None:
     first = load_module(b"cubin", KERNELS)
-    assert first.processors == 132
+    assert (first.processors, first.processor_shared_bytes) == (132, 233472)
     assert _names(calls).count("cuModuleLoadData") == 1
     assert [call[2] for call in calls if call[0] == "cuModuleGetFunction"] == [
         b"small",

@@ -105,6 +105,31 @@ def splits_cases() -> list[Case]:
     )
 
 
+def mixed_cases() -> list[Case]:
+    """Return long sequences among short ones, on GPUs that take all items at once or in rounds."""
+    cases = []
+    for head_dim, processors in product(HEAD_DIMS, (1, 3, H200)):
+        n = len(cases)
+        case = Case((1400, 3, 600, 260), (8, 10, 1)[n % 3], head_dim, 2, (4, 8, 1)[n % 3])
+        cases.append(replace(case, sinks=n % 2 == 0, processors=processors))
+    cases += [
+        Case((900, 0, 2000), 8, 64, 1, 8, window=700, processors=5, sinks=True),
+        Case((30, 1500), 100, 128, 1, 4, processors=20),
+        Case(
+            (700, 1200),
+            16,
+            96,
+            2,
+            4,
+            context_rows=16,
+            committed=(3, 16),
+            causal=False,
+            processors=H200,
+        ),
+    ]
+    return reordered(cases)
+
+
 def edges_cases() -> list[Case]:
     """Blocks that begin around the end of a tile of keys, where the check of what a row sees may be
     left out.
@@ -184,6 +209,7 @@ def fp8_cases() -> list[Case]:
         *windows_cases()[::2],
         *long_cases()[:5],
         *splits_cases()[::3],
+        *mixed_cases()[:14:3],
         *edges_cases()[::3],
         *prefill_cases()[:6:2],
     ]

@@ -10,6 +10,9 @@ from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.trt_plugins.nvrtc import Cubin, compile_kernel
 
 HEAD_DIMS = (64, 96, 128, 256)
+# Attention's registers are limited so that the CTAs fit which its plan counts on. What a CTA keeps
+# from one item to the next may be spilled then: the loop over keys has at most one such load.
+ATTENTION_SPILLS = 128
 KEYS = (
     KernelVariant("accept"),
     KernelVariant("select"),

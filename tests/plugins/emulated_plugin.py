@@ -24,6 +24,7 @@ class EmulatedModule:
     def __init__(self, library: Library, starter: Path, processors: int) -> None:
         self._kernels, self._start = library.c, ctypes.CDLL(str(starter)).start_kernel
         self.processors = processors
+        self.processor_shared_bytes = library.processors()[1]
         self.launched: list[tuple[str, int]] = []
 
     def launch(self, launches: Sequence[Launch], stream: int) -> None:

@@ -16,6 +16,7 @@ from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.library import (
     BFLOAT16,
     MOE_INPUTS,
+    SHARED_BYTES,
     AttentionOptions,
     HostMemory,
     Library,
@@ -28,8 +29,8 @@ from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import fitting
 from tests.plugins.moe_reference import inputs as moe_inputs
 
-# Four tiles of keys: there are splits, and a workspace.
-B, T, C, HQ, HKV, D, CACHE = 2, 5, 3, 6, 3, 64, 200
+# Nine tiles of keys: there are splits, and a workspace.
+B, T, C, HQ, HKV, D, CACHE = 2, 5, 3, 6, 3, 64, 520
 R, S, U, V = 4, 5, 40, 1000
 BATCHED = ("q", "k", "v", "key_cache", "value_cache", "positions", "out")
 Change = Callable[[dict[str, Any]], None]
@@ -119,7 +120,7 @@ def operation_options(operation: str) -> ctypes.Structure:
         return gated_delta.GatedDeltaOptions(DELTA.key_heads)
     if operation == "select":
         return selector.SelectOptions(SELECT.top_k)
-    return AttentionOptions(0.1, causal=1, processors=8)
+    return AttentionOptions(0.1, causal=1, processors=8, processor_shared_bytes=SHARED_BYTES)
 
 
 def call_operation(library: Library, operation: str, change: Change) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from tests.fixtures.sampling import SAMPLING_NAMES
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
+SHARED_BYTES = 228 << 10  # of an H200's multiprocessor
 HEAD_DIMS = (64, 96, 128, 256)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -60,6 +61,7 @@ class AttentionOptions(ctypes.Structure):
         ("causal", ctypes.c_int32),
         ("ring", ctypes.c_int32),
         ("processors", ctypes.c_int32),
+        ("processor_shared_bytes", ctypes.c_int32),
         ("key_scale", ctypes.c_float),
         ("value_scale", ctypes.c_float),
     )
@@ -70,7 +72,8 @@ class AttentionPlan(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("tile_rows", "tile_warps", "tile_keys")),
-        *((name, ctypes.c_int32) for name in ("row_tiles", "splits", "shared_bytes")),
+        *((name, ctypes.c_int32) for name in ("row_tiles", "ctas", "even_splits")),
+        *((name, ctypes.c_int32) for name in ("split_limit", "shared_bytes")),
         ("workspace_bytes", ctypes.c_int64),
     )
 
@@ -243,17 +246,17 @@ class Library:
                 self.c.dflash_emulator_order(ctypes.c_int32(number), ctypes.c_int64(seed))
             )
 
-    def processors(self) -> int:
-        found = ctypes.c_int32()
-        self._check(self.c.dflash_processors(ctypes.byref(found)))
-        return found.value
+    def processors(self) -> tuple[int, int]:
+        """Return the device's multiprocessors, and the shared memory of each."""
+        count, shared_bytes = ctypes.c_int32(), ctypes.c_int32()
+        self._check(self.c.dflash_processors(ctypes.byref(count), ctypes.byref(shared_bytes)))
+        return count.value, shared_bytes.value
 
     def attention_plan(self, *sizes: int) -> AttentionPlan:
-        """Plan for (batch, rows, q_heads, kv_heads, head_dim, cache_len, processors)."""
+        """Plan for (batch, rows, q_heads, kv_heads, head_dim, cache_len, window, processors)."""
         plan = AttentionPlan()
-        self._check(
-            self.c.dflash_attention_plan(*map(ctypes.c_int32, sizes), ctypes.byref(plan))
-        )
+        numbers = map(ctypes.c_int32, (*sizes, SHARED_BYTES))
+        self._check(self.c.dflash_attention_plan(*numbers, ctypes.byref(plan)))
         return plan
 
     def accept_plan(self, batch: int, rows: int, vocab: int) -> AcceptPlan:
@@ -286,10 +289,10 @@ class Library:
         """
         q, cache = inputs["q"], inputs["key_cache"]
         sizes = (q.shape[0], q.shape[1], q.shape[2], cache.shape[1], q.shape[3], cache.shape[2])
-        plan = self.attention_plan(*sizes, processors or self.processors())
-        options = AttentionOptions(
-            scale, window, int(causal), int(ring), processors, *(cache_scales or (0, 0))
-        )
+        device, _ = self.processors()
+        plan = self.attention_plan(*sizes, window, processors or device)
+        given = scale, window, int(causal), int(ring), processors, SHARED_BYTES
+        options = AttentionOptions(*given, *(cache_scales or (0, 0)))
         arrays = {**inputs, "out": poisoned(q.shape, q.dtype)}
         names = ("q", "k", "v", "key_cache", "value_cache", "positions", "sinks", "out")
         written = ("key_cache", "value_cache", "out")

@@ -153,7 +153,20 @@ extern "C" void round_to_fp8(const float* from, fp8* codes, float* to, int count
   }
 }
 
-// Eight bfloat16 numbers / scale as codes, and those as bfloat16.
+// Eight bfloat16 numbers / scale as codes, and those as float16.
 extern "C" void narrow_and_widen(const uint4* from, float scale, uint2* codes, uint4* to, int count) {
-  for (int i = 0; i < count; ++i) to[i] = widen(codes[i] = narrow(from[i], scale));
+  for (int i = 0; i < count; ++i) {
+    const uint2 both = codes[i] = narrow(from[i], scale);
+    to[i] = make_uint4(widen(both.x), widen(both.x >> 16), widen(both.y), widen(both.y >> 16));
+  }
+}
+
+// Two bfloat16 numbers of each register as float16.
+extern "C" void bfloat16_to_half(const unsigned* from, unsigned* to, int count) {
+  for (int i = 0; i < count; ++i) to[i] = to_half(from[i]);
+}
+
+// float32 to float16 and back.
+extern "C" void round_to_half(const float* from, float* to, int count) {
+  for (int i = 0; i < count; ++i) to[i] = float_from_half(half_from_float(from[i]));
 }

@@ -17,6 +17,7 @@ from tests.plugins.attention_cases import (
     fp8_cases,
     heads_cases,
     long_cases,
+    mixed_cases,
     prefill_cases,
     splits_cases,
     windows_cases,
@@ -88,6 +89,34 @@ def test_more_splits_than_keys(library: Library, case: Case) -> None:
     check(library, case)
 
 
+@pytest.mark.parametrize("case", mixed_cases(), ids=str)
+def test_mixed_lengths(library: Library, case: Case) -> None:
+    check(library, case)
+
+
+def test_more_slots_than_threads(library: Library) -> None:
+    lengths = tuple(int(length) for length in np.random.default_rng(5).integers(0, 90, 150))
+    check(library, Case((*lengths, 600), 1, 64, 1, 1, processors=7))
+
+
+@pytest.mark.parametrize("cache_scales", [None, (0.01, 0.02)])
+def test_bits_do_not_depend_on_other_lengths(
+    library: Library, cache_scales: tuple[float, float] | None
+) -> None:
+    """A sequence is split by its own length alone, and its splits are merged in their order."""
+    case = Case((1500, 700, 40, 300), 6, 64, 1, 4, processors=30, cache_scales=cache_scales)
+    given = inputs(case)
+    plan = library.attention_plan(4, 6, 4, 1, 64, given["key_cache"].shape[2], 0, 30)
+    assert plan.split_limit > 2
+    expected = _run(library, case, given)["out"]
+    moved = {**given, "positions": given["positions"].copy()}
+    for slot, start in ((0, 2), (2, 1400), (3, 0)):
+        moved["positions"][slot] += start - given["positions"][slot, 0]
+    out = _run(library, case, moved)["out"]
+    np.testing.assert_array_equal(_bits(out[1]), _bits(expected[1]))
+    assert (_bits(out[2]) != _bits(expected[2])).any()
+
+
 @pytest.mark.parametrize("case", edges_cases(), ids=str)
 def test_edges_of_tiles(library: Library, case: Case) -> None:
     check(library, case)
@@ -113,6 +142,8 @@ def test_drawn_shapes(library: Library, case: Case) -> None:
             (64, 3), 10, 256, 1, 4, context_rows=8, committed=(3, 8), causal=False, processors=4
         ),
         Case((40, 100), 12, 96, 2, 4, processors=8, cache_scales=(0.01, 0.02)),
+        Case((900, 1200), 8, 64, 1, 8, processors=3),
+        Case((700, 3), 16, 128, 1, 4, processors=H200),
     ],
     ids=str,
 )

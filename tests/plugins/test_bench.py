@@ -39,7 +39,10 @@ def test_both_sides_of_a_measurement_agree(
     with pytest.raises(SystemExit, match=r"WRONG RESULT: .* slot 1"):  # nothing is written yet
         bench.check(work, tensors, 1)
     kernels.verify_attention(
-        tensors, kernels.attention_workspace(tensors), scale=shape.scale, window=shape.window
+        tensors,
+        kernels.attention_workspace(tensors, shape.window),
+        scale=shape.scale,
+        window=shape.window,
     )
     ours = tensors["out"].clone()
     for slot in range(2):

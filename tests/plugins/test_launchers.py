@@ -28,6 +28,7 @@ from tests.plugins.launcher_refusals import REFUSED_PRODUCTS
 from tests.plugins.library import (
     INVALID_ARGUMENT,
     LAUNCH_FAILED,
+    SHARED_BYTES,
     HostMemory,
     Library,
     LibraryError,
@@ -72,7 +73,7 @@ REFUSED = [
     (
         "verify",
         sets("value_cache", shape_2=41),
-        r"value_cache.shape\[2\] \(cache_len\): got 41, expected 200 as in key_",
+        r"value_cache.shape\[2\] \(cache_len\): got 41, expected 520 as in key_",
     ),
     (
         "verify",
@@ -128,7 +129,7 @@ REFUSED = [
         "verify",
         sets("options", ring=1, window=CACHE - T + 2),
         (
-            r"key_cache.shape\[2\] \(cache_len\): got a ring of 200 rows, expected at least 201:"
+            r"key_cache.shape\[2\] \(cache_len\): got a ring of 520 rows, expected at least 521:"
             r" window - 1, and the 5"
         ),
     ),
@@ -136,7 +137,7 @@ REFUSED = [
         "draft",
         sets("options", ring=1, window=CACHE - T - C + 2),
         (
-            r"key_cache.shape\[2\] \(cache_len\): got a ring of 200 rows, expected at least 201:"
+            r"key_cache.shape\[2\] \(cache_len\): got a ring of 520 rows, expected at least 521:"
             r" window - 1, and the 8"
         ),
     ),
@@ -306,19 +307,20 @@ def test_plans(emulated: Library) -> None:
     """What a plan says of one launch: the workspace follows the splits, and refused sizes are an
     error.
     """
-    plan = emulated.attention_plan(1, 8, 32, 8, 128, 32768, 132)
+    plan = emulated.attention_plan(1, 8, 32, 8, 128, 32768, 0, 132)
     assert plan.tile_rows * plan.row_tiles >= 8 * 32 // 8
-    assert 1 < plan.splits <= -(-32768 // plan.tile_keys)
-    assert plan.workspace_bytes == plan.splits * 8 * 32 * (128 + 2) * 4
-    one = emulated.attention_plan(1, 8, 32, 8, 128, 32768, 1)
-    assert (one.splits, one.workspace_bytes) == (1, 0)
-    assert emulated.attention_plan(1, 8, 32, 8, 128, 1, 132).splits == 1  # one tile of keys
-    assert emulated.processors() == 132
+    assert 1 < plan.split_limit <= 32768 // plan.tile_keys // 4
+    assert plan.workspace_bytes == plan.split_limit * 8 * 32 * (128 + 2) * 4
+    one = emulated.attention_plan(1, 8, 32, 8, 128, 32768, 0, 1)
+    assert (one.split_limit, one.workspace_bytes) == (1, 0)
+    assert emulated.attention_plan(1, 8, 32, 8, 128, 1, 0, 132).split_limit == 1  # one tile
+    assert emulated.attention_plan(1, 8, 32, 8, 128, 32768, 128, 132).split_limit == 1
+    assert emulated.processors() == (132, SHARED_BYTES)
     with pytest.raises(
         LibraryError, match=r"head_dim \(head_dim\): got 72, expected 64 or 96 or 128 or 256"
     ):
-        emulated.attention_plan(1, 8, 32, 8, 72, 100, 132)
+        emulated.attention_plan(1, 8, 32, 8, 72, 100, 0, 132)
     with pytest.raises(LibraryError, match="q_heads must be a multiple of kv_heads"):
-        emulated.attention_plan(1, 8, 32, 6, 64, 100, 132)
+        emulated.attention_plan(1, 8, 32, 6, 64, 100, 0, 132)
     with pytest.raises(LibraryError, match="at least 1"):
         emulated.accept_plan(0, 1, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugins.cubins import ATTENTION_SPILLS
 from tests.plugins.library import HEAD_DIMS, PLUGINS, HostMemory, Library, run
 from trtllm_dflash.trt_plugins.params import LINEAR_TILES, MOE_TILES
 
@@ -32,11 +33,11 @@ def _frames(log: str) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
+def test_nvcc_spills_as_little_as_nvrtc(real_path: Path, emulated: Library) -> None:
     """For every kernel that the launchers can choose."""
     planned = set()
-    for dim, rows in product(HEAD_DIMS, (1, 16, 17, 32, 33, 64, 65, 128, 129, 2048)):
-        plan = emulated.attention_plan(1, rows, 1, 1, dim, 4096, 132)
+    for dim, rows in product(HEAD_DIMS, (1, 16, 17, 32, 33, 64, 65, 97, 128, 129, 2048)):
+        plan = emulated.attention_plan(1, rows, 1, 1, dim, 4096, 0, 132)
         planned.add(f"dflash_attention_d{dim}_r{plan.tile_rows}")
     attention = planned | {f"dflash_attention_merge_d{dim}" for dim in HEAD_DIMS}
     attention |= {f"{name}_fp8" for name in attention}
@@ -54,7 +55,8 @@ def test_nvcc_spills_nothing(real_path: Path, emulated: Library) -> None:
     linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
     selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
     assert set(frames) == attention | accept | experts | delta | linear | selector
-    assert {name: frame for name, frame in frames.items() if frame != (0, 0, 0)} == {}
+    for name, (_, stores, loads) in frames.items():
+        assert stores + loads <= (ATTENTION_SPILLS if "attention" in name else 0), name
 
 
 def test_a_spill_would_be_seen() -> None:
@@ -73,9 +75,5 @@ def test_cmake_builds_the_emulated_library(tmp_path: Path) -> None:
     run(
         ["cmake", "--build", str(tmp_path), "--target", "dflash_kernels_emulated", "--parallel"]
     )
-    assert (
-        Library(
-            tmp_path / "libdflash_kernels_emulated.so", HostMemory(), emulated=True
-        ).processors()
-        > 0
-    )
+    library = tmp_path / "libdflash_kernels_emulated.so"
+    assert min(Library(library, HostMemory(), emulated=True).processors()) > 0

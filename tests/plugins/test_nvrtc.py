@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.plugins.cubins import (
+    ATTENTION_SPILLS,
     DELTA_KEY,
     FP8_KEYS,
     HEAD_DIMS,
@@ -28,8 +29,8 @@ from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import GATED_DELTA_KERNEL, KernelVariant
 from trtllm_dflash.hardware import kernel_compiler
 from trtllm_dflash.hardware.kernel_compiler import PACKAGES, uncompilable_reason
+from trtllm_dflash.trt_plugins import attention_plans, nvrtc, params
 from trtllm_dflash.trt_plugins import kernel_sources as kernel_files
-from trtllm_dflash.trt_plugins import nvrtc, params
 from trtllm_dflash.trt_plugins.kernel_sources import kernel_sources, source_digest
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 from trtllm_dflash.trt_plugins.nvrtc import (
@@ -68,20 +69,22 @@ def all_under_way() -> None:
 
 
 @pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
-def test_no_spills_and_no_more_shared_memory_than_there_is(
+def test_few_spills_and_no_more_shared_memory_than_there_is(
     key: KernelVariant, arch: str, all_under_way: None
 ) -> None:
     cubin = compiled(key, arch)
     assert cubin.code.startswith(b"\x7fELF")
     found = cubin.reports()
     assert set(found) == set(OPERATIONS[key.source].kernels(key))
-    assert {name: report.spilled_bytes for name, report in found.items()} == dict.fromkeys(
-        found, 0
-    )
     for name, report in found.items():
         assert report.registers <= 255
+        assert report.spilled_bytes <= (ATTENTION_SPILLS if "attention" in name else 0), name
         shared_bytes = report.static_shared_bytes + _dynamic_shared_bytes(name)
         assert shared_bytes <= SHARED_BYTES[arch]
+        if tile := re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", name):
+            head_dim, rows = map(int, tile.groups())
+            planned = {one.rows: one.ctas for one in attention_plans.attention_tiles(head_dim)}
+            assert report.registers * params.ATTENTION_THREADS * planned[rows] <= 65536
         ctas = _ctas_wanted(name)
         assert report.registers * _threads(name) * ctas <= 65536
         assert ctas * (shared_bytes + 1024) <= SHARED_BYTES[arch]
@@ -124,14 +127,16 @@ def _dynamic_shared_bytes(kernel: str) -> int:
     if tile is None:
         return 0
     head_dim, rows = map(int, tile.groups())
-    made = params.attention_plan(
+    made = attention_plans.attention_plan(
         batch=1,
         rows=rows,
         q_heads=1,
         kv_heads=1,
         head_dim=head_dim,
         cache_len=64,
+        window=0,
         processors=1,
+        processor_shared_bytes=228 << 10,
     )
     assert made.tile.rows == rows
     return made.shared_bytes

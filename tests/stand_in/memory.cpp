@@ -169,6 +169,9 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
       *value = max_shared(found.arch);
       break;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR:
+      *value = max_shared(found.arch) + 1024;  // what CUDA keeps of each CTA
+      break;
     default:
       return CUDA_ERROR_NOT_SUPPORTED;
   }

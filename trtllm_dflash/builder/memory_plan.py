@@ -16,12 +16,8 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
-from trtllm_dflash.trt_plugins.params import (
-    FP8_FORMAT,
-    accept_plan,
-    attention_workspace,
-    moe_plan,
-)
+from trtllm_dflash.trt_plugins.attention_plans import attention_workspace
+from trtllm_dflash.trt_plugins.params import FP8_FORMAT, accept_plan, moe_plan
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -222,6 +218,7 @@ class MemoryPlan:
             kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             cache_len=self.models.resolved.cache_len,
+            window=0,  # layers without one need most
         )
 
     def _score_bytes(self, config: TargetConfig | DrafterConfig, shape: _StepShape) -> int:

@@ -39,9 +39,14 @@ class CudaModule:
             for kernel in kernels
         }
         self._shared_bytes: dict[str, int] = {}
-        attribute = driver.types.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        of_device = driver.types.CUdevice_attribute
+        processors = of_device.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        shared_bytes = of_device.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
         device = driver.call("cuCtxGetDevice")
-        self.processors: int = driver.call("cuDeviceGetAttribute", attribute, device)
+        self.processors: int = driver.call("cuDeviceGetAttribute", processors, device)
+        self.processor_shared_bytes: int = driver.call(
+            "cuDeviceGetAttribute", shared_bytes, device
+        )
 
     def launch(self, launches: Sequence[Launch], stream: int) -> None:
         """Put the launches on a stream, in order.

@@ -19,4 +19,5 @@ class Call:
     addresses: Mapping[str, int]
     attributes: Fields
     workspace: int
-    processors: int
+    processors: int  # the GPU's multiprocessors
+    processor_shared_bytes: int  # shared memory of each

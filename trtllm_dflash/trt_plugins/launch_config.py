@@ -12,7 +12,7 @@ from trtllm_dflash.engine_dir.ring_cache import rows_needed
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.cuda_module import Launch
-from trtllm_dflash.trt_plugins import params
+from trtllm_dflash.trt_plugins import attention_plans, params
 from trtllm_dflash.trt_plugins.call import Call, Dims, Fields
 from trtllm_dflash.trt_plugins.product_launches import (
     linear_kernels,
@@ -49,7 +49,7 @@ def _attention_kernels(key: KernelVariant) -> list[str]:
     suffix = _suffix(sizes)
     tiles = [
         f"dflash_attention_d{head_dim}_r{tile.rows}{suffix}"
-        for tile in params.attention_tiles(head_dim)
+        for tile in attention_plans.attention_tiles(head_dim)
     ]
     return [*tiles, f"dflash_attention_merge_d{head_dim}{suffix}"]
 
@@ -91,20 +91,25 @@ def _ring(dims: Dims, attributes: Fields) -> int:
     return ring
 
 
-def _attention_sizes(dims: Dims) -> dict[str, int]:
+def _attention_sizes(dims: Dims, attributes: Fields) -> dict[str, int]:
     batch, rows, q_heads, head_dim = dims["q"]
     _, kv_heads, cache_len, _ = dims["key_cache"]
     if q_heads % kv_heads:
         raise EngineError(
             f"attention needs query heads in groups: got {q_heads} of them for {kv_heads} key heads"
         )
+    if batch > params.MAX_SLOTS:
+        raise EngineError(
+            f"attention takes at most {params.MAX_SLOTS} sequences at once: got {batch}"
+        )
     sizes = {"batch": batch, "rows": rows, "q_heads": q_heads, "kv_heads": kv_heads}
-    return sizes | {"head_dim": head_dim, "cache_len": cache_len}
+    sizes |= {"head_dim": head_dim, "cache_len": cache_len}
+    return sizes | {"window": int(attributes["window_size"])}
 
 
 def _attention_workspace(dims: Dims, attributes: Fields) -> int:
     _ring(dims, attributes)
-    return params.attention_workspace(**_attention_sizes(dims))
+    return attention_plans.attention_workspace(**_attention_sizes(dims, attributes))
 
 
 def _attention(call: Call) -> list[Launch]:
@@ -112,13 +117,15 @@ def _attention(call: Call) -> list[Launch]:
 
     The rows of k and v before the last `rows` are context rows: none in DFlashVerifyAttention.
     """
-    sizes = _attention_sizes(call.dims)
+    sizes = _attention_sizes(call.dims, call.attributes)
     head_dim = sizes["head_dim"]
     head_rows = prod(call.dims["q"][:3])
-    made = params.attention_plan(
-        **sizes, processors=min(call.processors, params.MAX_PROCESSORS)
+    made = attention_plans.attention_plan(
+        **sizes,
+        processors=min(call.processors, params.MAX_PROCESSORS),
+        processor_shared_bytes=call.processor_shared_bytes,
     )
-    partial_out_bytes = 4 * made.splits * head_rows * head_dim
+    partial_out_bytes = 4 * made.split_limit * head_rows * head_dim
     kernel_params = params.AttentionParams(
         **{
             name: call.addresses[name]
@@ -129,18 +136,21 @@ def _attention(call: Call) -> list[Launch]:
         partial_stats=call.workspace + partial_out_bytes,
         **{name: size for name, size in sizes.items() if name != "head_dim"},
         context_rows=call.dims["k"][1] - sizes["rows"],
-        splits=made.splits,
-        window=int(call.attributes["window_size"]),
+        tile_rows=made.tile.rows,
+        tile_keys=made.tile.keys,
+        row_tiles=made.row_tiles,
+        even_splits=made.even_splits,
+        split_limit=made.split_limit,
         causal=int(call.attributes.get("causal", 1)),
         ring=_ring(call.dims, call.attributes),
         scale=call.attributes["scale"],
         **_cache_scales(call.attributes),
     )
-    grid = (made.row_tiles * made.splits, sizes["kv_heads"], sizes["batch"])
+    grid = (made.ctas, 1, 1)
     suffix = _suffix(call.attributes)
     name = f"dflash_attention_d{head_dim}_r{made.tile.rows}{suffix}"
     launches = [Launch(name, grid, params.ATTENTION_THREADS, made.shared_bytes, kernel_params)]
-    if made.splits > 1:
+    if made.split_limit > 1:
         merge = f"dflash_attention_merge_d{head_dim}{suffix}"
         blocks = params.merge_blocks(head_rows)
         launches.append(Launch(merge, (blocks, 1, 1), params.MERGE_THREADS, 0, kernel_params))

@@ -28,6 +28,7 @@ _SELECT = constants("select_params.h")
 MAX_PROCESSORS = 256
 MAX_GRID = 65535  # of CUDA, in y and z
 ATTENTION_THREADS = _ATTENTION["kAttentionThreads"]
+MAX_SLOTS = _ATTENTION["kMaxSlots"]
 MERGE_THREADS = _ATTENTION["kMergeThreads"]
 SCAN_THREADS = _ACCEPT["kScanThreads"]
 CHOOSE_THREADS = _ACCEPT["kChooseThreads"]
@@ -50,30 +51,6 @@ WALK_THREADS = _SELECT["kWalkThreads"]
 MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
 _PLAIN_UNIT = 8
 _WARP = 32
-
-
-@dataclass(frozen=True)
-class AttentionTile:
-    """Packed rows of q that a CTA takes, the warps that divide them, and the keys in shared memory
-    at once.
-    """
-
-    rows: int
-    warps: int
-    keys: int
-
-
-@dataclass(frozen=True)
-class AttentionPlan:
-    """`row_tiles` of a slot and key head, `splits` of the keys; shared memory of a CTA and
-    workspace in bytes.
-    """
-
-    tile: AttentionTile
-    row_tiles: int
-    splits: int
-    shared_bytes: int
-    workspace_bytes: int
 
 
 @dataclass(frozen=True)
@@ -153,61 +130,6 @@ class SelectPlan:
     shared_bytes: int
     parts: dict[str, int]
     workspace_bytes: int
-
-
-def attention_tiles(head_dim: int) -> tuple[AttentionTile, ...]:
-    """Return all tiles of a head_dim, from few rows to many; there is a kernel for each."""
-    if head_dim > 128:
-        return AttentionTile(32, 2, 32), AttentionTile(64, 4, 32)
-    return (
-        AttentionTile(16, 1, 64),
-        AttentionTile(32, 1, 64),
-        AttentionTile(64, 2, 64),
-        AttentionTile(128, 4, 32),
-    )
-
-
-def attention_plan(
-    *,
-    batch: int,
-    rows: int,
-    q_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    cache_len: int,
-    processors: int,
-) -> AttentionPlan:
-    """Return the plan of one launch of `rows` rows a slot; `processors` are multiprocessors."""
-    packed = rows * (q_heads // kv_heads)
-    tile = _tile(head_dim, packed)
-    row_tiles = _ceil(packed, tile.rows)
-    tiles = row_tiles * kv_heads * batch
-    splits = max(
-        min(2 * processors // tiles, _ATTENTION["kMaxSplits"], _ceil(cache_len, tile.keys)), 1
-    )
-    head_rows = batch * rows * q_heads
-    workspace = splits * head_rows * (head_dim + 2) * 4 if splits > 1 else 0
-    return AttentionPlan(tile, row_tiles, splits, _shared_bytes(head_dim, tile), workspace)
-
-
-def attention_workspace(
-    *, batch: int, rows: int, q_heads: int, kv_heads: int, head_dim: int, cache_len: int
-) -> int:
-    """Bytes that suffice for these and all smaller batches and rows, on any GPU.
-
-    Fewer tiles are split more often, so the largest call is not always the one that needs most. But
-    whatever the call, it has at most 2 · processors + tiles CTAs, and no more rows in each than a
-    tile of the largest.
-    """
-    packed = rows * (q_heads // kv_heads)
-    tile = _tile(head_dim, packed)
-    tiles = _ceil(packed, tile.rows) * kv_heads * batch
-    smallest_tile = min(tile.keys for tile in attention_tiles(head_dim))
-    splits = min(_ATTENTION["kMaxSplits"], _ceil(cache_len, smallest_tile))
-    head_rows = min(
-        (2 * MAX_PROCESSORS + tiles) * min(tile.rows, packed), splits * batch * rows * q_heads
-    )
-    return head_rows * (head_dim + 2) * 4 if splits > 1 else 0
 
 
 def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
@@ -328,21 +250,6 @@ def block_linear_plan(*, tokens: int, out_size: int) -> BlockLinearPlan:
 def merge_blocks(head_rows: int) -> int:
     """CTAs of the kernel that merges splits: a warp for each row of a head."""
     return _ceil(head_rows, MERGE_THREADS // _WARP)
-
-
-def _tile(head_dim: int, packed: int) -> AttentionTile:
-    tiles = attention_tiles(head_dim)
-    return next((tile for tile in tiles if packed <= tile.rows), tiles[-1])
-
-
-def _shared_bytes(head_dim: int, tile: AttentionTile) -> int:
-    staged = (
-        (tile.rows + 2 * _ATTENTION["kAttentionStages"] * tile.keys)
-        * (head_dim + _ATTENTION["kRowPadding"])
-        * 2
-    )
-    result = tile.rows * (head_dim + 4) * 4 + 4 * tile.rows * 2 * 4
-    return max(staged, result)
 
 
 def _ceil(count: int, unit: int) -> int:

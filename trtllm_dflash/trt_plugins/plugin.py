@@ -265,7 +265,8 @@ class StepPlugin(
                     " which it is written into; bind both to the same memory"
                 )
         module = self._load()
-        call = Call(dims, addresses, self.fields, workspace, module.processors)
+        processors = module.processors, module.processor_shared_bytes
+        call = Call(dims, addresses, self.fields, workspace, *processors)
         module.launch(self._operation.launches(call), stream)
 
     def _load(self) -> CudaModule:
