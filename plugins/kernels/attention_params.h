@@ -26,6 +26,8 @@ struct AttentionParams {
   int tile_rows;    // of the kernel that is launched
   int tile_keys;    // likewise
   int row_tiles;    // of a slot and key head
+  int group;        // G, query heads of a key head
+  int packed_rows;  // T · G
   int even_splits;  // of a slot's keys, where all slots have as many (attention_splits)
   int split_limit;  // the most splits that a slot's keys are divided in
   int window;       // keys at this distance or further are not seen; 0: no window

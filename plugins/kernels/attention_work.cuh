@@ -62,8 +62,7 @@ struct KeyRange {
 };
 
 __device__ inline KeyRange find_keys(const AttentionParams& p, int block_start, int first_row, int end_row) {
-  const int group = p.q_heads / p.kv_heads;
-  const int first = block_start + first_row / group, last = block_start + (end_row - 1) / group;
+  const int first = block_start + first_row / p.group, last = block_start + (end_row - 1) / p.group;
   KeyRange keys = {0, p.causal ? last + 1 : block_start + p.rows};
   if (p.window > 0) keys = {max(0, first - p.window + 1), min(keys.end, last + p.window)};
   return keys;
@@ -71,9 +70,8 @@ __device__ inline KeyRange find_keys(const AttentionParams& p, int block_start, 
 
 // Tiles of keys of a slot's last row tile, which under a causal mask has the most.
 __device__ inline int count_tiles(const AttentionParams& p, int slot) {
-  const int packed = p.rows * (p.q_heads / p.kv_heads);
   const int first_row = (p.row_tiles - 1) * p.tile_rows;
-  const KeyRange keys = find_keys(p, find_starts(p, slot).block, first_row, packed);
+  const KeyRange keys = find_keys(p, find_starts(p, slot).block, first_row, p.packed_rows);
   return divide_up(keys.end - keys.begin, p.tile_keys);
 }
 
@@ -85,10 +83,10 @@ __device__ inline Work find_work(const AttentionParams& p, const Item& item, int
   w.split = item.split;
   w.splits = item.splits;
   w.part = item.row_tile * item.splits + item.split;
-  w.group = p.q_heads / p.kv_heads;
+  w.group = p.group;
   w.parts = p.row_tiles * item.splits;
   w.first_row = item.row_tile * tile_rows;
-  w.end_row = min(w.first_row + tile_rows, p.rows * w.group);
+  w.end_row = min(w.first_row + tile_rows, p.packed_rows);
   const Starts starts = find_starts(p, item.slot);
   w.limit = p.ring ? kRingLimit : p.cache_len;
   w.start = starts.step;

@@ -164,6 +164,8 @@ void attention(const AttentionTensors& tensors, const DFlashAttentionOptions* op
   p.tile_rows = plan.tile.rows;
   p.tile_keys = plan.tile.keys;
   p.row_tiles = plan.row_tiles;
+  p.group = p.q_heads / p.kv_heads;
+  p.packed_rows = p.rows * p.group;
   p.even_splits = plan.even_splits;
   p.split_limit = plan.split_limit;
   p.partial_out = static_cast<float*>(workspace);

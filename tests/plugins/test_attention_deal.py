@@ -65,6 +65,8 @@ def deal(dealer: ctypes.CDLL) -> Deal:
             tile_rows=plan.tile.rows,
             tile_keys=plan.tile.keys,
             row_tiles=plan.row_tiles,
+            group=1,
+            packed_rows=rows,
             even_splits=plan.even_splits,
             split_limit=plan.split_limit,
             causal=1,

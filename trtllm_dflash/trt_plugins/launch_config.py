@@ -139,6 +139,8 @@ def _attention(call: Call) -> list[Launch]:
         tile_rows=made.tile.rows,
         tile_keys=made.tile.keys,
         row_tiles=made.row_tiles,
+        group=sizes["q_heads"] // sizes["kv_heads"],
+        packed_rows=sizes["rows"] * sizes["q_heads"] // sizes["kv_heads"],
         even_splits=made.even_splits,
         split_limit=made.split_limit,
         causal=int(call.attributes.get("causal", 1)),
