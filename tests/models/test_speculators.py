@@ -110,6 +110,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "sliding_window_non_causal is 1, expected true or false",
     ),
     ({"speculators_config": {"verifier": {"architectures": "Qwen3"}}}, "expected a list"),
+    ({"speculators_config": []}, r"speculators_config is \[\], expected an object"),
+    (
+        {"speculators_config": {"verifier": 3}},
+        "speculators_config.verifier is 3, expected an obj",
+    ),
 ]
 
 

@@ -81,12 +81,17 @@ def is_speculators(config_json: Mapping[str, Any]) -> bool:
 
 
 def read_verifier(config_json: Mapping[str, Any], where: str) -> Verifier:
-    """Return the target that config.json names."""
-    reader = HfReader(config_json, where)
-    path = "speculators_config.verifier"
+    """Return the target that config.json names.
+
+    Raises: ConfigError: for a section that is no object, or another type in it.
+    """
+    outer = HfReader(config_json, where).section("speculators_config")
+    reader = outer.section("verifier") if outer else None
+    if reader is None:
+        return Verifier("", ())
     return Verifier(
-        name=reader.read(str, f"{path}.name_or_path", default=""),
-        architectures=reader.read_list(str, f"{path}.architectures", default=()),
+        name=reader.read(str, "name_or_path", default=""),
+        architectures=reader.read_list(str, "architectures", default=()),
     )
 
 

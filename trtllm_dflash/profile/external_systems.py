@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.profile.reference_models import reference_class
 from trtllm_dflash.profile.result import HUGGING_FACE, REFERENCE
 from trtllm_dflash.profile.systems import Answer, InputIds, System, sequentially
 
@@ -58,7 +59,8 @@ def load_external_systems(
         systems.append(System(name, implementation, draft_len, run, batches=(1,)))
 
     if REFERENCE in names and drafter is not None:
-        respond = _reference(torch, model, drafter, block_size, stop_token_ids)
+        name = reference_class(target, drafter)
+        respond = _reference(torch, model, (name, drafter), block_size, stop_token_ids)
         add(REFERENCE, REFERENCE, block_size - 1, respond)
     if "hf" in names:
         add("hf", HUGGING_FACE, 0, _generate(torch, model, stop_token_ids))
@@ -78,14 +80,22 @@ def load_external_systems(
 
 
 def _reference(
-    torch: Any, model: Any, drafter: Path, block_size: int, stop_token_ids: Sequence[int]
+    torch: Any,
+    model: Any,
+    drafter: tuple[str, Path],
+    block_size: int,
+    stop_token_ids: Sequence[int],
 ) -> _Respond:
-    """Return the reference package's decoding loop with blocks of `block_size`."""
+    """Return the reference package's decoding loop with blocks of `block_size`.
+
+    `drafter` is the name of its class and its folder.
+    """
     reference = _import(*_REFERENCE_PACKAGE)
     reference._cuda_time = perf_counter  # its own clock synchronizes a GPU
-    draft_model = reference.DFlashDraftModel.from_pretrained(
-        drafter, dtype=torch.float32
-    ).eval()
+    name, directory = drafter
+    draft_model = (
+        getattr(reference, name).from_pretrained(directory, dtype=torch.float32).eval()
+    )
 
     def respond(prompt: InputIds, max_tokens: int) -> Answer:
         input_ids = torch.tensor([list(prompt)])

@@ -144,7 +144,8 @@ def _require_external_systems(config: ProfileConfig, engine_config: EngineConfig
     """Import what --against needs, and find the drafter's checkpoint, before the long work.
 
     Raises:
-        UsageError: for the reference beside a target whose state it cannot take back.
+        UsageError: for the reference beside a target whose state it cannot take back, and for
+            checkpoints that the packages would compute otherwise.
     """
     if not config.external_baselines:
         return
@@ -155,10 +156,13 @@ def _require_external_systems(config: ProfileConfig, engine_config: EngineConfig
             " is, so that its texts are wrong. Use --against plain,hf"
         )
     from trtllm_dflash.profile.external_systems import require_packages
+    from trtllm_dflash.profile.reference_models import check_target, reference_class
 
     require_packages(config.external_baselines)
+    target = find_checkpoint(config.engine, "target", config.target)
+    check_target(target)
     if REFERENCE in config.external_baselines:
-        find_checkpoint(config.engine, "drafter", config.drafter)
+        reference_class(target, find_checkpoint(config.engine, "drafter", config.drafter))
 
 
 def _systems(
