@@ -22,12 +22,18 @@ LAYERS = (2, 4)
 
 
 @pytest.mark.parametrize(
-    ("slots", "drafts", "profiles", "limit"),
-    [(1, False, 1, 500_000), (1, True, 1, 500_000), (3, False, 2, 1_050_000)],
+    ("slots", "drafts", "plugins", "profiles", "limit"),
+    [
+        (1, False, True, 1, 500_000),
+        (1, True, True, 1, 500_000),
+        (3, False, True, 2, 1_050_000),
+        (3, False, False, 2, 610_000),
+    ],
 )
 def test_a_layers_code_and_each_kernel_once_a_profile(
     slots: int,
     drafts: bool,
+    plugins: bool,
     profiles: int,
     limit: int,
     make_target: Callable[..., Path],
@@ -43,6 +49,7 @@ def test_a_layers_code_and_each_kernel_once_a_profile(
             tmp_path / f"of_{layers}",
             str(drafter) if drafts else None,
             arch="sm120",
+            plugins=plugins,
             max_seq_len=128,
             max_batch_size=slots,
         )

@@ -34,6 +34,7 @@ PAIRS_THAT_BUILD = (
     "Qwen3.6-27B",
     "Qwen3-Coder-Next",
 )
+LONG = {"max_position_embeddings": 32768}
 EXAMPLE_PAIR = DEMO.parent / "examples" / "demo_pair" / "drafter"
 
 
@@ -208,6 +209,9 @@ def test_the_plan_is_near_the_demo_engines(arch: str) -> None:
         ({"vocab_size": 4000, "tied": True}, {"max_seq_len": 1024, "plugins": False}, False),
         ({}, {"max_seq_len": 2048, "max_batch_size": 4}, True),
         ({}, {"max_seq_len": 2048, "max_batch_size": 16, "plugins": False}, True),
+        # The scores are nearly all of the scratch, and must not be kept twice.
+        ({"config": LONG}, {"max_seq_len": 32768, "plugins": False}, False),
+        ({"config": LONG}, {"max_seq_len": 32768, "plugins": False}, True),
     ],
 )
 def test_the_plan_is_near_real_engines(

@@ -35,22 +35,27 @@ def _resolved(target: Path, drafter: Path | None) -> ResolvedModels:
     return resolve_models(config)
 
 
-def test_one_slot_has_one_profile_for_both(pair: ResolvedModels) -> None:
+@pytest.mark.parametrize(("plugins", "usual"), [(True, 4), (False, 63)])
+def test_one_slot_has_one_profile_for_both(
+    plugins: bool, usual: int, pair: ResolvedModels
+) -> None:
     """TensorRT-RTX chooses products by the step's own shape; TensorRT times those of a profile."""
-    alone = replace(pair.resolved, max_batch_size=1)
+    alone = replace(pair.resolved, max_batch_size=1, plugins=plugins)
     (both,) = profiles(pair.io, alone)
-    assert both["input_ids"] == ((1, 1), (1, 4), (1, 63))
+    assert both["input_ids"] == ((1, 1), (1, usual), (1, 63))
     assert both["decided"] == ((1,), (4,), (4,))
     assert both["kv_positions"] == ((1,), (64,), (128,))
     assert len(profiles(pair.io, replace(alone, backend="tensorrt"))) == 2
 
 
-@pytest.mark.parametrize(("widest", "limit"), [(63, 2), (1, 1)])
+@pytest.mark.parametrize(("slots", "widest", "limit"), [(1, 63, 2), (1, 1, 1), (2, 63, 1)])
 def test_a_row_alone_is_decoded_as_one_of_two(
-    plain: ResolvedModels, widest: int, limit: int
+    plain: ResolvedModels, slots: int, widest: int, limit: int
 ) -> None:
     """The compiler has another layout of weights for steps of exactly one row."""
-    sizes = replace(plain.resolved, max_batch_size=1, max_num_tokens=widest, backend="tensorrt")
+    sizes = replace(
+        plain.resolved, max_batch_size=slots, max_num_tokens=widest, backend="tensorrt"
+    )
     decode = profiles(plain.io, sizes)[1]
-    assert decode["input_ids"] == ((1, 1), (1, 1), (1, limit))
+    assert decode["input_ids"] == ((1, 1), (slots, 1), (slots, limit))
     assert decode["decided"] == ((1,), (1,), (1,))

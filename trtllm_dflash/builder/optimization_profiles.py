@@ -29,7 +29,9 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, ...
     maps an input's name to its smallest, usual and largest shape.
 
     Each profile has kernels of its own in the engine. TensorRT-RTX also has a layout of weights for
-    steps of exactly one row, so a second profile of such would hold linears a second time.
+    steps of exactly one row, so a second profile of such would hold linears a second time. Its own
+    attention may keep the scores twice in a profile that is optimized for few rows. So without our
+    kernels the profile of both is optimized for a prompt.
     """
     block = sizes.block_size
     batch = sizes.max_batch_size
@@ -44,11 +46,13 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, ...
         CONTEXT: (1, usual_len, cache_len),
     }
     if num_profiles(sizes) == 1:
-        both = {WIDTH: (1, usual_rows, widest), ROWS: (1, usual_rows, block)}
+        usual_width = usual_rows if sizes.plugins else widest
+        both = {WIDTH: (1, usual_width, widest), ROWS: (1, usual_rows, block)}
         return (_profile(io, prefill | both),)
+    at_least = 2 if batch == 1 else 1  # so that a step may have two rows
     decode = {
         BATCH: (1, batch, batch),
-        WIDTH: (1, usual_rows, min(max(block, 2), widest)),
+        WIDTH: (1, usual_rows, min(max(block, at_least), widest)),
         ROWS: (1, usual_rows, block),
         CONTEXT: (block, usual_len, cache_len),
     }
