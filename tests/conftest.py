@@ -5,6 +5,7 @@ tests/fixtures/tiny_models.py.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def _sendable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_sendable(entry) for entry in value)
     return value
+
+
+@pytest.fixture
+def no_other_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out of account what other tests have not closed."""
+    from trtllm_dflash.tokenizing import tokenizer_process
+
+    monkeypatch.setattr(tokenizer_process, "_LIVING", weakref.WeakSet())
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
+from tests.fixtures.tiny_models import tiny_target
 from tests.runtime import tiny_tokenizer as tiny
 from tests.tokenizing.tokenizer_files import change, write
+from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.builder.text_settings import TextSettings, decide_text_settings
-from trtllm_dflash.errors import CheckpointError, UsageError
+from trtllm_dflash.errors import BuildError, CheckpointError, UsageError
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.tokenizing import processes
 
 THINKING = (
     "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -102,6 +105,27 @@ def test_special_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
         "the tokenizer has '<|assistant|>' (259) outside the vocabulary of 259: a prompt with such"
         " a token is refused"
     )
+
+
+@pytest.mark.usefixtures("no_other_tokenizer")
+@pytest.mark.parametrize(("arch", "ends"), [("sm120", True), ("cpu", False)])
+def test_the_tokenizers_processes_end_before_a_compiler_works(
+    arch: str, ends: bool, tmp_path: Path
+) -> None:
+    if ends:
+        pytest.importorskip("tensorrt_rtx")
+    target = tiny_target(tmp_path / "target", tokenizer=True)
+    asked = []
+
+    def stop(*_: object, **__: object) -> NoReturn:
+        asked.append(processes._root)
+        raise BuildError("far enough")
+
+    config = BuildConfig(str(target), tmp_path / "engine", arch=arch, plugins=False)
+    with pytest.raises(BuildError, match="far enough"):
+        build_engine(config, run=stop)
+    (root,) = asked
+    assert (root is None) == ends
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tests.runtime import tiny_tokenizer as tiny
 from tests.tokenizing.process_table import is_running, pid_of, wait_until_gone
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.tokenizing import processes
+from trtllm_dflash.tokenizing.tokenizer_process import TokenizerFacts, end_unused_processes
 
 
 @pytest.fixture
@@ -53,6 +54,43 @@ def test_a_killed_root_is_replaced_with_all_others(tokenizer: Tokenizer) -> None
     wait_until_gone(reader_of(tokenizer))
     assert tokenizer.decode(tokenizer.encode("cd")) == "cd"
     assert processes._root is not root
+
+
+@pytest.mark.usefixtures("no_other_tokenizer")
+def test_the_root_ends_when_no_tokenizer_is_in_use(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(tiny.write_byte_level(tmp_path))
+    assert tokenizer.encode("ab") == [97, 98]
+    root = processes._root
+    assert root is not None
+    end_unused_processes()
+    assert processes._root is root
+    assert tokenizer.encode("ab") == [97, 98]
+    tokenizer.close()
+    end_unused_processes()
+    assert processes._root is None
+    assert root.process.returncode == -signal.SIGKILL
+    assert tokenizer.decode(tokenizer.encode("cd")) == "cd"
+
+
+@pytest.mark.usefixtures("no_other_tokenizer")
+def test_the_root_stays_while_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread is between asking the root for a process and its answer."""
+    tokenizer = Tokenizer(tiny.write_byte_level(tmp_path))
+    assert tokenizer.encode("a") == [97]
+    root = processes._root
+    assert root is not None
+    tokenizer.close()
+    load = tokenizer._process._load
+
+    def interrupted() -> TokenizerFacts:
+        end_unused_processes()
+        return load()
+
+    monkeypatch.setattr(tokenizer._process, "_load", interrupted)
+    assert tokenizer.encode("ab") == [97, 98]
+    assert processes._root is root
 
 
 def test_a_stopped_call_does_not_answer_the_next_one(

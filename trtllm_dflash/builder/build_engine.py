@@ -48,6 +48,7 @@ from trtllm_dflash.log import (
 )
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.resolved_build import ResolvedBuild
+from trtllm_dflash.tokenizing.tokenizer_process import end_unused_processes
 
 _LOG = logging.getLogger(__name__)
 _TEXT_PACKAGES = ("transformers", "tokenizers", "jinja2")
@@ -133,6 +134,8 @@ def build_engine(
         _LOG.warning("warning: %s", warning)
     for note in text.notes:
         _LOG.info("%s", note)
+    if ARCHS[models.resolved.gpu_arch].is_gpu:  # the compiler needs much memory
+        end_unused_processes()
     begun = time.monotonic()
     directory = models.config.output_dir
     started(_LOG, "building the engine", [*summary_rows(models), *text.rows()])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +200,13 @@ def _start_root() -> _Root:
     finally:
         os.close(descriptor)
     return _Root(process, ForkServer(ours, _START_SECONDS), stderr)
+
+
+def end_root_unless(is_needed: Callable[[], bool]) -> None:
+    """End the root unless `is_needed`, which is asked while nobody can ask for the root."""
+    with _root_lock:
+        if not is_needed():
+            _end_root()
 
 
 def _end_root() -> None:
