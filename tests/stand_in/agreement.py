@@ -16,9 +16,9 @@ _TOP = 20
 class Nearness:
     """How far apart two tokens may be that come in either order, and in how many answers.
 
-    Kernels sum in another order, and keep probabilities and experts' inner rows in bfloat16. Where
-    experts are chosen or activations are rounded to FP8, small differences become larger ones: the
-    CPU engine without its twin's rounding parts as far. Most tokens are further apart, by units.
+    Attention's kernels sum in another order, and keep probabilities in bfloat16. Where activations
+    are rounded to FP8, what differs becomes steps of that format, in all that lies behind. Most
+    tokens are further apart, by units.
     """
 
     logprob: float

@@ -30,7 +30,7 @@ def check_tokens(
     engines: Engines,
     setup: Setup,
     near: Nearness,
-    prompts: Sequence[list[int]] = PROMPTS,
+    prompts: Sequence[list[int]] = LONG_PROMPTS,
 ) -> None:
     """Check greedy answers, with fewer drafts too, and sampled ones."""
     narrow = GREEDY | {"draft_len": min(1, EngineConfig.load(engines.gpu).draft_len)}

@@ -173,6 +173,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "rings are taken for whole caches": _params("attention", _set("ring", 0)),
     "windows are one key wider": _params("attention", _add("window", 1)),
     "a window is forgotten": _params("attention", _set("window", 0)),
+    "the drafter's mask is the target's": _params("attention", _set("causal", 1)),
     "positions are one late": _params("attention", _add("positions", 8)),
     "scores are scaled twice": _params("attention", _set("scale", 1 / 64)),
     "acceptance reads rows of another width": _params("accept", _add("width", -1)),

@@ -15,15 +15,17 @@ import numpy as np
 
 from tests.fixtures.engines import build_here
 from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
 from tests.stand_in.agreement import Nearness
+from tests.stand_in.clear_routes import with_clear_routes
 from tests.stand_in.small_builder import build_for_stand_in
 from tests.stand_in.twin import make_twin
 from trtllm_dflash.options.build import BuildConfig
 
-DENSE, EXPERTS = Nearness(0.08, 1), Nearness(0.6, 2)
+NEAR, NEAR_OF_FP8 = Nearness(0.08, 1), Nearness(0.6, 3)
 SIZES = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
 
 
@@ -33,10 +35,10 @@ class Pair:
 
     target: Callable[[Path], Path]
     variant: str | None = "full"
-    head_dim: int = 64
     build: Mapping[str, Any] = field(default_factory=dict)
     drafter: Mapping[str, Any] = field(default_factory=dict)
-    near: Nearness = DENSE
+    make_drafter: Callable[..., Path] = tiny_drafter
+    near: Nearness = NEAR
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,21 @@ def _dense(model_type: str, **options: Any) -> Callable[[Path], Path]:
 
 def _gpt_oss(**options: Any) -> Callable[[Path], Path]:
     sizes = {"head_dim": 64, "layers": 3}
-    return lambda folder: tiny_gpt_oss(folder, dtype="BF16", sizes=sizes, **options)
+    return with_clear_routes(
+        lambda folder: tiny_gpt_oss(folder, dtype="BF16", sizes=sizes, **options)
+    )
 
 
 def _qwen3_moe(folder: Path) -> Path:
     return tiny_qwen3_moe(folder, dtype="BF16", sizes={"head_dim": 64})
+
+
+def _fp8_experts(folder: Path) -> Path:
+    """Write a target whose experts are FP8, and nothing else."""
+    sizes = {"hidden": 64, "head_dim": 64, "expert_size": 32}
+    plain = with_clear_routes(lambda to: tiny_qwen3_moe(to, dtype="BF16", sizes=sizes))
+    others = ("lm_head", "*embed_tokens", "*self_attn*", "*mlp.gate")
+    return quantized_copy(plain(folder / "source"), folder / "fp8", "fp8", exclude=others)
 
 
 def _hybrid(name: str) -> Callable[[Path], Path]:
@@ -74,17 +86,19 @@ def _fp8(folder: Path) -> Path:
 PAIRS: Mapping[str, Pair] = {
     "llama": Pair(_dense("llama")),
     "plain": Pair(_dense("llama"), variant=None),
-    "windows": Pair(_dense("mistral"), "mixed"),
+    "windows": Pair(_dense("mistral"), "mixed_bidirectional"),
     "qwen2": Pair(_dense("qwen2"), "causal"),
     "qwen3": Pair(_dense("qwen3", head_dim=128), "mixed", drafter={"head_dim": 128}),
     "mistral": Pair(_dense("mistral", head_dim=96), "sliding"),
-    "qwen3_moe": Pair(_qwen3_moe, "mixed_causal", near=EXPERTS),
-    "gpt_oss": Pair(_gpt_oss(), "sliding_bidirectional", near=EXPERTS),
-    "gpt_oss_bf16": Pair(_gpt_oss(mxfp4=False), "mixed_bidirectional", near=EXPERTS),
-    "qwen3_next": Pair(_hybrid("qwen3_next"), "full", near=EXPERTS),
+    "qwen3_moe": Pair(with_clear_routes(_qwen3_moe), "mixed_causal"),
+    "fp8_experts": Pair(_fp8_experts, "full"),
+    "dflash2": Pair(_dense("qwen3"), "mixed", make_drafter=tiny_dflash2),
+    "gpt_oss": Pair(_gpt_oss(), "sliding_bidirectional"),
+    "gpt_oss_bf16": Pair(_gpt_oss(mxfp4=False), "mixed_bidirectional"),
+    "qwen3_next": Pair(with_clear_routes(_hybrid("qwen3_next")), "full"),
     "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed"),
-    "qwen3_5_moe": Pair(_hybrid("qwen3_5_moe"), "causal", near=EXPERTS),
-    "fp8": Pair(_fp8, "mixed", near=Nearness(0.6, 3)),
+    "qwen3_5_moe": Pair(with_clear_routes(_hybrid("qwen3_5_moe")), "causal"),
+    "fp8": Pair(_fp8, "mixed", near=NEAR_OF_FP8),
 }
 
 
@@ -96,7 +110,7 @@ def build_pair(name: str, folder: Path) -> Engines:
     if pair.variant:
         sizes = {"head_dim": 64, "num_layers": 2, "num_taps": 2} | pair.drafter
         options["drafter"] = str(
-            tiny_drafter(
+            pair.make_drafter(
                 folder / "drafter", target, variant=pair.variant, dtype="BF16", **sizes
             )
         )

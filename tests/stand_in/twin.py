@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper
 
 from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.ops import OPS
+from trtllm_dflash.graph.ops import MOE, OPS
 
 
 def make_twin(cpu: Path, directory: Path) -> Path:
@@ -23,6 +23,9 @@ def make_twin(cpu: Path, directory: Path) -> Path:
     nodes = [made for node in model.graph.node for made in _rounding(node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    for function in model.functions:
+        if function.name == MOE.name:
+            _round_inner(function)
     del model.graph.value_info[:]
     onnx.save(model, str(path))
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -48,6 +51,16 @@ def _rounding(node: NodeProto) -> list[NodeProto]:
             node.output[index] = f"{node.name} raw {index}"
             after += _rounded(node.output[index], name)
     return [*before, node, *after]
+
+
+def _round_inner(function: FunctionProto) -> None:
+    """Round what the experts' second product reads: DFlashMoE's kernel keeps it in bfloat16."""
+    place = max(i for i, node in enumerate(function.node) if node.op_type == "MatMul")
+    product = function.node[place]
+    inner, product.input[1] = product.input[1], "inner rounded"
+    nodes = [*function.node[:place], *_rounded(inner, product.input[1]), *function.node[place:]]
+    del function.node[:]
+    function.node.extend(nodes)
 
 
 def _rounded(name: str, to: str) -> list[NodeProto]:
