@@ -135,10 +135,11 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     }
     per_token = sum(plan.cache_bytes_per_token().values())
     assert made.models.cache_bytes_per_slot == rows * per_token
-    # A prompt's chunk needs more than three slots' blocks: the widest attention splits its keys.
+    # A prompt's chunk needs more than three slots' blocks. Its keys are in two splits, each with
+    # a float32 result, maximum and sum for each row and head.
     logits = (16 + 15) * 151936 * 6
     row = 3 * 44032 + 9 * 8192 + 2 * (64 + 8) * 128
-    attention = (512 + 4 * 8 * 8) * 128 * (128 + 2) * 4
+    attention = 2 * 512 * 64 * (128 + 2) * 4
     assert plan.step_bytes() == attention + 512 * row * 2 + logits
     assert (
         plan.total_bytes()

@@ -26,8 +26,7 @@ _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
 _KERNEL_BYTES = {True: (1_150_000, 500_000), False: (4_700_000, 300_000)}
 # More of a layer with norms of its heads, or with experts.
 _MORE_KERNEL_BYTES = {True: 300_000, False: 250_000}
-# TensorRT-RTX's scratch of a step, however small: of the target, and again of the drafter.
-_SCRATCH_BYTES = 8_200_000
+_SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
@@ -158,8 +157,7 @@ class MemoryPlan:
         if self._delta is not None and self._has_kernels:
             scratch = max(scratch, self._delta.kernel_scratch(shape.slots, shape.rows))
         if self._is_gpu:
-            models = len(self._configs)
-            scratch = max(scratch, models * _SCRATCH_BYTES, self._choice_scratch(slots))
+            scratch = max(scratch, _SCRATCH_BYTES, self._choice_scratch(slots))
         scratch += self._delta_bytes(shape)
         selector = self.models.selector_memory
         if selector is not None:
