@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from trtllm_dflash.checkpoint.formats import FORMATS
+from trtllm_dflash.checkpoint.formats import FORMATS, MXFP4
 from trtllm_dflash.cli import main, quantize
 from trtllm_dflash.options.quantize import KEEP_WEIGHTS, QuantizeConfig
 
@@ -50,7 +50,7 @@ def test_quantize_options_are_the_fields() -> None:
         if not option.required:
             assert option.default == field.default
     assert isinstance(options["quant"].type, click.Choice)
-    assert tuple(options["quant"].type.choices) == (*FORMATS, KEEP_WEIGHTS)
+    assert tuple(options["quant"].type.choices) == (*FORMATS, MXFP4.name, KEEP_WEIGHTS)
 
 
 @pytest.mark.slow
