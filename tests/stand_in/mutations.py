@@ -77,20 +77,6 @@ def _set(name: str, value: float) -> Callable[[Any], None]:
     return lambda params: setattr(params, name, value)
 
 
-def _copy_params(to: str, source: str) -> Callable[[Any], None]:
-    return lambda params: setattr(params, to, getattr(params, source))
-
-
-def _smaller_grid(launches: Sequence[Launch]) -> Sequence[Launch]:
-    """Leave the last key head out."""
-    return [
-        replace(one, grid=(one.grid[0], max(one.grid[1] - 1, 1), one.grid[2]))
-        if "attention_d" in one.kernel
-        else one
-        for one in launches
-    ]
-
-
 def _stride(original: Any, slots: TrtSlots, name: str, slot: int = 0) -> int:
     wrong = slot * 256 if name == "target_key.1" else 0
     return int(original(slots, name, slot)) - wrong
@@ -136,9 +122,9 @@ def _swapped(original: Any, made: plugin.StepPlugin, *rest: Any) -> None:
     original(made, inputs, outputs, read, *others)
 
 
-def _no_workspace(source: str) -> Mutation:
-    without = replace(OPERATIONS[source], workspace_bytes=lambda *_: 0)
-    return lambda: mock.patch.dict(OPERATIONS, {source: without})
+def _accept_without_workspace() -> AbstractContextManager[Any]:
+    without = replace(OPERATIONS["accept"], workspace_bytes=lambda *_: 0)
+    return mock.patch.dict(OPERATIONS, {"accept": without})
 
 
 MUTATIONS: Mapping[str, Mutation] = {
@@ -159,15 +145,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "a buffer is too small": _wrapped(Cuda, "allocate", _small_results),
     "rows are copied with one pitch": _wrapped(Cuda, "copy_rows", _same_pitch),
     "keys and values are swapped": _wrapped(plugin.StepPlugin, "enqueue", _swapped),
-    "attention has no workspace": _no_workspace("attention"),
-    "acceptance has no workspace": _no_workspace("accept"),
-    "splits are not merged": _launches(
-        lambda launches: [one for one in launches if "merge" not in one.kernel]
-    ),
-    "a key head has no CTA": _launches(_smaller_grid),
-    "statistics lie over sums": _params(
-        "attention", _copy_params("partial_stats", "partial_out")
-    ),
+    "acceptance has no workspace": _accept_without_workspace,
     "a context row too few": _params("attention", _add("context_rows", -1)),
     "a cache row too many": _params("attention", _add("cache_len", 1)),
     "rings are taken for whole caches": _params("attention", _set("ring", 0)),
