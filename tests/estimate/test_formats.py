@@ -117,7 +117,7 @@ def test_mxfp4_experts_stay_as_they_come(quant: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("quant", "experts"), [("fp8", "bf16"), ("nvfp4", "w4a16_nvfp4")])
+@pytest.mark.parametrize(("quant", "experts"), [("fp8", "w8a16_fp8"), ("nvfp4", "w4a16_nvfp4")])
 def test_activations_of_experts_are_never_quantized(
     quant: str, experts: str, stored: Stored
 ) -> None:
