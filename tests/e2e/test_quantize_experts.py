@@ -30,12 +30,7 @@ from tests.fixtures.trained_pair.make_pair import sentences
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.pipeline import quantize
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xfail(
-        reason="ModelOpt finds a stacked expert by its storage, at times wrongly"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 EXPERTS, TOP_K = 5, 2
 NEW_TOKENS = 40

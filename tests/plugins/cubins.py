@@ -13,11 +13,9 @@ HEAD_DIMS = (64, 96, 128, 256)
 # Attention's registers are limited so that the CTAs fit which its plan counts on. What a CTA keeps
 # from one item to the next may be spilled then: the loop over keys has at most one such load.
 ATTENTION_SPILLS = 128
-KEYS = (
-    KernelVariant("accept"),
-    KernelVariant("select"),
-    *(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS),
-)
+ACCEPT_KEY = KernelVariant("accept")
+ATTENTION_KEYS = tuple(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS)
+KEYS = (ACCEPT_KEY, KernelVariant("select"), *ATTENTION_KEYS)
 FP8_KEYS = tuple(
     KernelVariant("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
 )

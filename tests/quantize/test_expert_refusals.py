@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("modelopt")
 
+import torch
+
 from tests.fixtures.quantized import read_tensors
 from tests.fixtures.tiny_models import write_safetensors
 from tests.fixtures.tiny_moe import tiny_gpt_oss, tiny_qwen3_moe
@@ -89,6 +91,8 @@ def test_inputs_that_are_always_zero(form: str, ask: Ask) -> None:
 
 
 def test_experts_that_overflow_f16(ask: Ask) -> None:
+    """torch's functions are its own again, so that the next model goes through no quantizer."""
+    linear = torch.nn.functional.linear
     changes = {
         f"model.layers.1.mlp.experts.{j}.up_proj.weight": (..., 60000.0) for j in range(7)
     }
@@ -97,6 +101,7 @@ def test_experts_that_overflow_f16(ask: Ask) -> None:
         match=r"model.layers.1: the values in it are not finite .*convert it to BF16",
     ):
         pipeline.quantize(ask(changes, dtype="F16"))
+    assert torch.nn.functional.linear is linear
 
 
 def test_an_interrupt(ask: Ask) -> None:

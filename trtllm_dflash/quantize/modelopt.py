@@ -279,3 +279,17 @@ def _describe_quantizer(name: str) -> str:
         "v_bmm_quantizer": f"{module}: its values",
     }
     return descriptions.get(role, name)
+
+
+@contextlib.contextmanager
+def restored_functions() -> Iterator[None]:
+    """Put back torch's functions that ModelOpt replaces during a forward pass.
+
+    ModelOpt 0.47 leaves them replaced if the pass fails. The next pass in this process, of another
+    model, would then go through the quantizers of the failed one.
+    """
+    functions = dict(vars(torch.nn.functional))
+    try:
+        yield
+    finally:
+        vars(torch.nn.functional).update(functions)

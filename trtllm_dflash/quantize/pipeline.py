@@ -84,6 +84,7 @@ def _quantize_into(
     """Quantize and write everything but the record; return this pass's figures of the report."""
     import torch
 
+    from trtllm_dflash.quantize.modelopt import restored_functions
     from trtllm_dflash.quantize.quantize_drafter import SEQUENCES, quantize_drafter
     from trtllm_dflash.quantize.quantize_target import quantize_target
     from trtllm_dflash.quantize.writer import SpillFolder
@@ -94,7 +95,7 @@ def _quantize_into(
         check_finite_with_progress(role, checkpoint, progress)
     taps = plan.drafter.config.target_layer_ids if plan.drafter else ()
     spill = SpillFolder(staging / "scratch")
-    with torch.no_grad():
+    with torch.no_grad(), restored_functions():
         target = quantize_target(
             plan.target,
             plan.config,
