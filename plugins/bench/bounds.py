@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from issue import cycles_a_turn
+from launches import ATTENTION, launch_size
 from machines import ARCHS, MACHINES, Machine, resident_ctas
 from sass import disassemble, is_product
 from turn import Accesses, Trace, usual_turn
@@ -31,19 +32,6 @@ _LANES = 32
 _SCHEDULERS = 4  # of a multiprocessor
 _PRODUCT_OPERATIONS = 2 * 16 * 8 * 16
 _FIRST_FP8 = 89
-_ATTENTION = re.compile(r"dflash_attention_d(\d+)_r(\d+)(_fp8)?")
-_EXPERTS = re.compile(r"dflash_moe_(?:gate_up|down)_t\d+(.*)")
-_THREADS = {
-    "dflash_attention_merge": params.MERGE_THREADS,
-    "dflash_accept_scan": params.SCAN_THREADS,
-    "dflash_accept_choose": params.CHOOSE_THREADS,
-    "dflash_accept_finish": params.FINISH_THREADS,
-    "dflash_moe_route": params.ROUTE_THREADS,
-    "dflash_moe_list": params.LIST_THREADS,
-    "dflash_moe_sum": params.SUM_THREADS,
-    "dflash_gated_delta_rows": params.DELTA_ROW_THREADS,
-    "dflash_gated_delta_rule": params.DELTA_RULE_THREADS,
-}
 
 
 @dataclass(frozen=True)
@@ -99,47 +87,9 @@ def _has(name: str, arch: str) -> bool:
     return name != "fp8_cache" or int(arch[2:]) >= _FIRST_FP8
 
 
-def launched_with(kernel: str) -> tuple[int, int] | None:
-    """Return a kernel's threads and its bytes of dynamic shared memory; None if it is not known."""
-    if found := _ATTENTION.fullmatch(kernel):
-        head_dim, rows = int(found[1]), int(found[2])
-        made = attention_plans.attention_plan(
-            batch=1,
-            rows=rows,
-            q_heads=1,
-            kv_heads=1,
-            head_dim=head_dim,
-            cache_len=64,
-            window=0,
-            processors=1,
-            processor_shared_bytes=1,
-        )
-        return params.ATTENTION_THREADS, made.shared_bytes
-    if found := _EXPERTS.fullmatch(kernel):
-        sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
-        weight_format = {"": 0, "_fp8": params.FP8_FORMAT}.get(found[1], 1)
-        return params.MOE_THREADS, params.moe_plan(
-            **sizes, weight_format=weight_format
-        ).shared_bytes
-    if kernel.startswith("dflash_block_linear"):
-        return params.MOE_THREADS, params.LINEAR_SHARED_BYTES
-    for prefix, threads in _THREADS.items():
-        if kernel.startswith(prefix):
-            sizes = {
-                "batch": 1,
-                "rows": 16,
-                "window_rows": 18,
-                "key_heads": 16,
-                "value_heads": 48,
-            }
-            rows = prefix == "dflash_gated_delta_rows"
-            return threads, params.gated_delta_plan(**sizes).shared_bytes if rows else 0
-    return None
-
-
 def _tile_bytes(kernel: str) -> int | None:
     """Return the bytes of attention's tile of keys and values; None for other kernels."""
-    found = _ATTENTION.fullmatch(kernel)
+    found = ATTENTION.fullmatch(kernel)
     if found is None:
         return None
     head_dim, rows = int(found[1]), int(found[2])
@@ -182,18 +132,18 @@ def measure(
 
 
 def _resources(kernel: str, arch: str, report: FunctionReport, code: int) -> Resources:
-    launched = launched_with(kernel)
-    shared_bytes = report.static_shared_bytes + (launched[1] if launched else 0)
-    ctas = resident_ctas(arch, report.registers, launched[0], shared_bytes) if launched else 0
+    launch = launch_size(kernel)
+    shared_bytes = report.static_shared_bytes + (launch.shared_bytes if launch else 0)
+    ctas = resident_ctas(arch, report.registers, launch.threads, shared_bytes) if launch else 0
     return Resources(
         kernel, arch, report.registers, report.spilled_bytes, shared_bytes, ctas, code
     )
 
 
 def _bound(found: Resources, turn: Trace, machine: Machine) -> Bound:
-    launched = launched_with(found.kernel)
-    assert launched is not None
-    warps = launched[0] // _LANES
+    launch = launch_size(found.kernel)
+    assert launch is not None
+    warps = launch.threads // _LANES
     products = sum(map(is_product, turn))
     read = _accesses(found.kernel)[0].count(turn) * 16 * _LANES * warps
     moved = _tile_bytes(found.kernel) or read

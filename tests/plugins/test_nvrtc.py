@@ -4,10 +4,12 @@ what cannot be.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from tests.plugins.cubins import (
     compiling,
     sources,
 )
+from tests.plugins.library import PLUGINS
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import GATED_DELTA_KERNEL, KernelVariant
 from trtllm_dflash.hardware import kernel_compiler
@@ -68,9 +71,16 @@ def all_under_way() -> None:
         compiling(key, arch)
 
 
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import what the bounds know of launches."""
+    monkeypatch.syspath_prepend(str(PLUGINS / "bench"))
+    return importlib.import_module("launches")
+
+
 @pytest.mark.parametrize(("key", "arch"), COMPILED, ids=str)
 def test_few_spills_and_no_more_shared_memory_than_there_is(
-    key: KernelVariant, arch: str, all_under_way: None
+    key: KernelVariant, arch: str, all_under_way: None, launches: ModuleType
 ) -> None:
     cubin = compiled(key, arch)
     assert cubin.code.startswith(b"\x7fELF")
@@ -79,14 +89,15 @@ def test_few_spills_and_no_more_shared_memory_than_there_is(
     for name, report in found.items():
         assert report.registers <= 255
         assert report.spilled_bytes <= (ATTENTION_SPILLS if "attention" in name else 0), name
-        shared_bytes = report.static_shared_bytes + _dynamic_shared_bytes(name)
+        launch = launches.launch_size(name)
+        shared_bytes = report.static_shared_bytes + launch.shared_bytes
         assert shared_bytes <= SHARED_BYTES[arch]
         if tile := re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", name):
             head_dim, rows = map(int, tile.groups())
             planned = {one.rows: one.ctas for one in attention_plans.attention_tiles(head_dim)}
             assert report.registers * params.ATTENTION_THREADS * planned[rows] <= 65536
         ctas = _ctas_wanted(name)
-        assert report.registers * _threads(name) * ctas <= 65536
+        assert report.registers * launch.threads * ctas <= 65536
         assert ctas * (shared_bytes + 1024) <= SHARED_BYTES[arch]
 
 
@@ -101,45 +112,6 @@ def _ctas_wanted(kernel: str) -> int:
         return 2
     tile = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t(8|16)(|_mxfp4|_nvfp4|_fp8)", kernel)
     return 0 if tile is None else 3 if tile[1] == "8" and tile[2] in ("", "_mxfp4") else 2
-
-
-def _threads(kernel: str) -> int:
-    if kernel.startswith("dflash_select"):
-        return params.SELECT_THREADS
-    return params.DELTA_RULE_THREADS if kernel == "dflash_gated_delta_rule" else 256
-
-
-def _dynamic_shared_bytes(kernel: str) -> int:
-    if kernel == "dflash_gated_delta_rows":
-        sizes = {"batch": 1, "rows": 16, "key_heads": 16, "value_heads": 64}
-        return params.gated_delta_plan(**sizes, window_rows=18).shared_bytes
-    if kernel.startswith("dflash_block_linear"):
-        return params.LINEAR_SHARED_BYTES
-    if kernel in ("dflash_select_scan", "dflash_select_pairs"):
-        sizes = {"batch": 1, "rows": 63, "vocab": 248320}
-        return params.select_plan(**sizes, top_k=params.MAX_CANDIDATES).shared_bytes
-    experts = re.fullmatch(r"dflash_moe_(?:gate_up|down)_t\d+(|_mxfp4|_nvfp4|_fp8)", kernel)
-    if experts is not None:
-        weight_format = ("", "_mxfp4", "_nvfp4", "_fp8").index(experts[1])
-        sizes = {"tokens": 1, "hidden": 64, "inner_size": 64, "experts": 2, "top_k": 1}
-        return params.moe_plan(**sizes, weight_format=weight_format).shared_bytes
-    tile = re.fullmatch(r"dflash_attention_d(\d+)_r(\d+)(?:_fp8)?", kernel)
-    if tile is None:
-        return 0
-    head_dim, rows = map(int, tile.groups())
-    made = attention_plans.attention_plan(
-        batch=1,
-        rows=rows,
-        q_heads=1,
-        kv_heads=1,
-        head_dim=head_dim,
-        cache_len=64,
-        window=0,
-        processors=1,
-        processor_shared_bytes=228 << 10,
-    )
-    assert made.tile.rows == rows
-    return made.shared_bytes
 
 
 def test_every_operator_has_source_and_launches() -> None:
