@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.speculators import speculators_drafter
+from tests.fixtures.tiny_models import tiny_drafter
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import target_json
 from trtllm_dflash.checkpoint import locate
@@ -99,6 +101,26 @@ def test_unlisted_target_by_its_configuration_alone(
     with pytest.raises((CheckpointError, ConfigError), match=words):
         plan("org/unlisted", tmp_path, quant="nvfp4")
     assert fetched == [locate.CONFIG_FILES]
+
+
+def _without_a_number_of_layers(directory: Path, target: Path) -> Path:
+    return tiny_drafter(directory, target, config={"num_target_layers": None})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_without_a_number_of_layers, "does not run without the key num_target_layers"),
+        (speculators_drafter, "does not read the layout of speculators"),
+    ],
+)
+def test_drafters_that_the_reference_package_misreads(
+    make: Callable[[Path, Path], Path], words: str, tmp_path: Path, llama: Path
+) -> None:
+    """It runs only when the whole target has been quantized."""
+    drafter = make(tmp_path / "drafter", llama)
+    with pytest.raises(CheckpointError, match=f"{words}, as this one needs"):
+        plan(str(llama), tmp_path, drafter=str(drafter))
 
 
 def test_missing_packages_before_the_weights(

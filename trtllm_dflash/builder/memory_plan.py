@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.optimization_profiles import num_profiles
 from trtllm_dflash.builder.resolve import ResolvedModels
+from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
 from trtllm_dflash.trt_plugins.attention_plans import attention_workspace
-from trtllm_dflash.trt_plugins.params import FP8_FORMAT, accept_plan, moe_plan
+from trtllm_dflash.trt_plugins.params import accept_plan, moe_plan
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -30,8 +31,6 @@ _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
-# The experts' formats as the kernel counts them; both of four bits take as much.
-_BF16_EXPERTS, _FP4_EXPERTS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -255,9 +254,9 @@ class MemoryPlan:
             widest = max(3 * moe.intermediate_size, moe.intermediate_size + target.hidden_size)
             return rows * moe.num_experts * widest * self._dtype_bytes
         formats = self.models.target.expert_formats
-        weight_format = FP8_FORMAT if formats else _BF16_EXPERTS
+        weight_format = FP8_FORMAT if formats else 0
         if any(fmt.group_size is not None for fmt in formats):
-            weight_format = _FP4_EXPERTS
+            weight_format = NVFP4_FORMAT  # MXFP4 takes as much
         return moe_plan(
             tokens=rows,
             hidden=target.hidden_size,

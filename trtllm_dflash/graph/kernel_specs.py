@@ -94,5 +94,6 @@ GATED_DELTA_KERNEL = Kernel(
     ),
 )
 BLOCK_LINEAR_KERNEL = Kernel("block_linear", "bfloat16")
+NVFP4_FORMAT, FP8_FORMAT = 2, 3  # DFlashMoE's weight_format; 0 is unquantized, 1 MXFP4
 # Rows that the body of DFlashGatedDelta takes at once; plans of its memory need it too.
 DELTA_CHUNK_ROWS = 32

@@ -22,13 +22,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.formats import NVFP4_GROUP_SIZE
+from trtllm_dflash.graph.kernel_specs import FP8_FORMAT
 from trtllm_dflash.graph.layers import LayerBuilder
-from trtllm_dflash.graph.moe_weights import (
-    FP8_FORMAT,
-    ExpertWeight,
-    FusedExperts,
-    PerExpertLinears,
-)
+from trtllm_dflash.graph.moe_weights import ExpertWeight, FusedExperts, PerExpertLinears
 from trtllm_dflash.graph.ops import MOE
 from trtllm_dflash.models.moe import MoEConfig
 

@@ -28,10 +28,10 @@ from trtllm_dflash.checkpoint.mxfp4 import (
 )
 from trtllm_dflash.errors import GraphError
 from trtllm_dflash.graph.builder import GraphBuilder
+from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.graph.weight_source import FP8_PER_INT32, WeightSource
 
 Shape = tuple[int, int, int]
-_NVFP4, FP8_FORMAT = 2, 3  # DFlashMoE's weight_format
 _FP4_PER_INT32 = 8
 _SCALES_PER_INT32 = 4  # how many of them an int32 has
 
@@ -155,7 +155,7 @@ class PerExpertLinears(ExpertWeight):
     def weight_format(self) -> int:
         if self._format is None:
             return 0
-        return FP8_FORMAT if self._format.group_size is None else _NVFP4
+        return FP8_FORMAT if self._format.group_size is None else NVFP4_FORMAT
 
     @property
     def block_rows(self) -> int:

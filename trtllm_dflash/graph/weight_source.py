@@ -146,7 +146,10 @@ class WeightSource:
         shape = (-(-rows // FP8_BLOCK_SIZE), -(-columns // FP8_BLOCK_SIZE))
         if info.dtype == "F32":
             return self.mapped(g, name, ir.DataType.FLOAT, shape)
-        make = lambda: info.array().astype(np.float32).reshape(shape)  # noqa: E731
+
+        def make() -> np.ndarray:
+            return info.array().astype(np.float32).reshape(shape)
+
         return self.lazy(g, name, ir.DataType.FLOAT, shape, make)
 
     def scalar(self, name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from trtllm_dflash.models.drafter_keys import either
 from trtllm_dflash.models.hf_config import HfReader
 from trtllm_dflash.models.windows import FULL, SLIDING, read_layer_types
 
@@ -21,11 +22,6 @@ class DraftLayerConfig:
 
     causal: bool
     window: int
-
-
-def either(name: str) -> tuple[str, str]:
-    """Return both places in which published configs keep a key."""
-    return f"dflash_config.{name}", name
 
 
 def read_masks(reader: HfReader, num_layers: int) -> tuple[DraftLayerConfig, ...]:

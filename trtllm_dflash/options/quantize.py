@@ -116,7 +116,6 @@ class QuantizeConfig(ChatOptions):
                 f"--quant {KEEP_WEIGHTS} leaves nothing to quantize in a drafter, whose caches"
                 f" stay as they are; give --quant {' or '.join(FORMATS)}, or no drafter"
             )
-
         if self.quantizes_fused_experts and self.drafter is not None:
             raise UsageError(
                 f"--quant {self.quant} is of gpt-oss's experts, and a drafter has none; leave"

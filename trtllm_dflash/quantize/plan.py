@@ -12,14 +12,13 @@ from trtllm_dflash.builder.config_models import find_drafter, find_target
 from trtllm_dflash.builder.pair_support import published_target, reject_unsupported_pair
 from trtllm_dflash.catalog.pairs import Role, pair_of
 from trtllm_dflash.checkpoint.loader import Checkpoint, load_drafter, load_target
-from trtllm_dflash.checkpoint.locate import find_directory, read_json_in
+from trtllm_dflash.checkpoint.locate import find_directory
 from trtllm_dflash.checkpoint.pair_checks import check_pair
+from trtllm_dflash.checkpoint.reference_package import missing_in_reference
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.models.base import TargetConfig
-from trtllm_dflash.models.draft_tables import EMBEDDING, HEAD
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.models.speculators import is_speculators
 from trtllm_dflash.options.quantize import QuantizeConfig
 from trtllm_dflash.quantize.calibration_data import (
     Sample,
@@ -138,7 +137,7 @@ def plan_quantization(config: QuantizeConfig, *, overwrite: bool = False) -> Qua
     if config.drafter is not None:
         drafter = load_drafter(_directory("drafter", config.drafter, config))
         _check_model("drafter", drafter, config)
-        _check_tables(check_pair(target, drafter))
+        _check_reference(check_pair(target, drafter))
     _require(config)
     sequences = _sequences(samples, config, target)
     return QuantizationPlan(config, target, drafter, sequences)
@@ -196,25 +195,15 @@ def _check_model(role: Role, checkpoint: Checkpoint[Any], config: QuantizeConfig
     _check_shapes(role, checkpoint, config)
 
 
-def _check_tables(drafter: Checkpoint[DrafterConfig]) -> None:
+def _check_reference(drafter: Checkpoint[DrafterConfig]) -> None:
     """Raise CheckpointError for a drafter that the reference package does not read as it is."""
-    config_json = read_json_in(drafter.directory, "config.json") or {}
-    own = sorted({EMBEDDING, HEAD} & drafter.tensors.keys())
-    if own:
-        reason = f"it has {' and '.join(own)} of its own"
-    elif drafter.config.has_sinks:
-        reason = "it has attention sinks"
-    elif drafter.config.markov_rank:
-        reason = "it has a Markov head"
-    elif is_speculators(config_json):
-        reason = "its layout is speculators'"
-    else:
-        return
-    raise CheckpointError(
-        f"drafter {drafter.directory}: {reason}, and only drafters in the published layout without"
-        " sinks, which use the target's tables, are quantized. Leave --quantize-drafter out: a BF16"
-        " drafter goes with a quantized target."
-    )
+    reason = missing_in_reference(drafter, decodes=False)
+    if reason is not None:
+        raise CheckpointError(
+            f"drafter {drafter.directory}: the package dflash 0.1.0, which calibrates drafters,"
+            f" {reason}, as this one needs. Leave --quantize-drafter out: a BF16 drafter goes with"
+            " a quantized target."
+        )
 
 
 def _sequences(

@@ -15,6 +15,7 @@ import torch
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.checkpoint.quantization_checks import NEVER_QUANTIZED
+from trtllm_dflash.checkpoint.reference_package import reference_class
 from trtllm_dflash.checkpoint.safetensors import TensorInfo
 from trtllm_dflash.errors import CheckpointError
 from trtllm_dflash.log import Progress
@@ -77,9 +78,9 @@ def quantize_drafter(
 
 def _load(checkpoint: Checkpoint[DrafterConfig], device: str) -> Any:
     """Load the reference package's model, with the attention masks of the checkpoint's config."""
-    from dflash.model import DFlash2DraftModel, DFlashDraftModel
+    import dflash.model
 
-    draft_model = DFlash2DraftModel if checkpoint.config.conv else DFlashDraftModel
+    draft_model = getattr(dflash.model, reference_class(checkpoint))
     with modelopt.silence_modelopt():
         model = draft_model.from_pretrained(
             checkpoint.directory,

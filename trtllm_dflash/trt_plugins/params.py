@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtllm_dflash.graph.kernel_specs import FP8_FORMAT
 from trtllm_dflash.trt_plugins.kernel_sources import constants, structure
 
 AttentionParams = structure("attention_params.h", "AttentionParams")
@@ -44,7 +45,6 @@ DELTA_RULE_THREADS = _DELTA["kDeltaRuleThreads"]
 DELTA_HISTORY = _DELTA["kDeltaHistory"]
 DELTA_MAX_SHARED_BYTES = _DELTA["kDeltaMaxSharedBytes"]
 LINEAR_SHARED_BYTES = _BLOCK_LINEAR["kLinearSharedBytes"]
-FP8_FORMAT = 3  # of experts' weights; 0 is bfloat16, 1 and 2 have codes of four bits
 PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an int32 has
 SELECT_THREADS = _SELECT["kSelectThreads"]
 WALK_THREADS = _SELECT["kWalkThreads"]

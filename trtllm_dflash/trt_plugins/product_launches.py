@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from trtllm_dflash.checkpoint.formats import FP8_BLOCK_SIZE, FP8_UNIT, NVFP4_GROUP_SIZE
 from trtllm_dflash.checkpoint.mxfp4 import MXFP4_GROUP_SIZE
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.graph.kernel_specs import KernelVariant
+from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, KernelVariant
 from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import params
 from trtllm_dflash.trt_plugins.call import Call, Dims, Fields
@@ -77,7 +77,7 @@ def _check_scales(dims: Dims, fields: Fields, shapes: Mapping[str, tuple[int, in
         raise EngineError(f"experts of weight_format {weight_format} have {wanted}; got {got}")
     _check_fp8_fields(fields)
     for name, (rows, columns) in shapes.items() if weight_format else ():
-        if weight_format == params.FP8_FORMAT:
+        if weight_format == FP8_FORMAT:
             halves = 2 if name == "gate_up" else 1
             words = halves * _fp8_scales(rows // halves, columns, int(fields["block_rows"]))
             held = "a scale in each"
@@ -92,11 +92,11 @@ def _check_scales(dims: Dims, fields: Fields, shapes: Mapping[str, tuple[int, in
 
 def _check_fp8_fields(fields: Fields) -> None:
     block_rows = int(fields["block_rows"])
-    is_fp8 = fields["weight_format"] == params.FP8_FORMAT
+    is_fp8 = fields["weight_format"] == FP8_FORMAT
     if block_rows not in ((1, FP8_BLOCK_SIZE) if is_fp8 else (0,)):
         raise EngineError(
             f"experts have block_rows 1 or {FP8_BLOCK_SIZE} if weight_format is"
-            f" {params.FP8_FORMAT}, else 0: block_rows is {block_rows} and weight_format"
+            f" {FP8_FORMAT}, else 0: block_rows is {block_rows} and weight_format"
             f" {int(fields['weight_format'])}"
         )
     if is_fp8 and fields["interleaved"]:

@@ -15,9 +15,8 @@ from trtllm_dflash.graph.kernel_specs import BLOCK_LINEAR_KERNEL
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 
 _BYTE = 256
-_SIGN = (
-    128  # of a code: the sign is its highest bit, then four bits of exponent, three of mantissa
-)
+# Of a code: the highest bit is the sign, then come four bits of exponent and three of mantissa.
+_SIGN = 128
 _MANTISSA = 8
 
 
