@@ -127,7 +127,7 @@ bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120
 
 bench-layers: .venv/.test-all  ## what a layer of 27B hybrid targets costs to build, and the line to all (45 minutes)
 	$(BIN)/python examples/benchmark/layer_cost.py --json examples/benchmark/layer_cost.json
-	$(BIN)/python examples/benchmark/layer_cost.py --pair Qwen3.8-27B --archs sm121 --formats nvfp4 --layers 8 \
+	$(BIN)/python examples/benchmark/layer_cost.py --pair Qwen3.8-27B --archs sm121 --formats nvfp4 --layers 8,16,32 \
 		--whole-drafter --json examples/benchmark/layer_cost_dflash2.json
 
 bench-quantization: .venv/.test-all demo/target/config.json  ## what each format costs the demo pair, those of other makers too (30 minutes)
