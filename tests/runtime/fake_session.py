@@ -79,8 +79,10 @@ class FakeSession:
         self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
         self.moves: list[tuple[int, int, int]] = []  # (src, dst, rows in use)
         self.max_in_flight = 0
+        self.opened_in_flight = 0  # slots that were opened behind steps
         self.kept = 0
         self.in_flight: deque[StepResult] = deque()
+        self.slots_in_flight: deque[range] = deque()
         self.slots: list[Slot | None] = [None] * config.max_batch_size
         shape = (config.max_batch_size, config.cache_len)
         self.target_cache = np.full(shape, POISON)
@@ -95,7 +97,8 @@ class FakeSession:
         return self.config.max_num_tokens
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        assert not self.in_flight
+        assert not any(slot in slots for slots in self.slots_in_flight)
+        self.opened_in_flight += bool(self.in_flight)
         assert sampling.uniforms.dtype == np.float32
         assert len(sampling.uniforms) <= self.config.cache_len
         assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
@@ -115,6 +118,7 @@ class FakeSession:
         self._run(0, blocks, known=1, rows=width)
 
     def collect(self) -> StepResult:
+        self.slots_in_flight.popleft()
         return self.in_flight.popleft()
 
     def keep(self) -> None:
@@ -122,6 +126,7 @@ class FakeSession:
 
     def discard(self) -> None:
         self.in_flight.clear()
+        self.slots_in_flight.clear()
 
     def move_slot(self, src: int, dst: int) -> None:
         assert not self.in_flight
@@ -143,6 +148,7 @@ class FakeSession:
         ]
         new_ids, num_new = zip(*results, strict=True)
         states = self.slots[first : first + len(blocks)]
+        self.slots_in_flight.append(range(first, first + len(blocks)))
         lengths = [(s.past_len, s.state_len) for s in states if s is not None]
         next_len, next_state_len = np.array(lengths, np.int32).T
         self.in_flight.append(

@@ -211,3 +211,25 @@ def test_slots_of_prompts_overtaken_twice_differ(fake_engine: Callable[..., Engi
     for name, (length, count) in lengths.items():
         (expected,) = alone.generate([[3] * length], max_tokens=count, stop_token_ids=())
         assert sequences[name].output_ids == expected.token_ids, name
+
+
+def test_slot_is_opened_behind_steps_in_flight(fake_engine: Callable[..., Engine]) -> None:
+    """Who decodes is not interrupted by who arrives: each step takes in one request."""
+    engine = fake_engine(lookahead=1, max_batch_size=4)
+    session: FakeSession = engine._session
+    config = engine.config
+    requests = [
+        make_requests([[3, 4 + i]], SamplingParams(max_tokens=30, seed=i), config)[0]
+        for i in range(4)
+    ]
+    scheduler = Scheduler(session, vocab_size=config.vocab_size, prompt_tokens_per_step=8)
+    scheduler.add(requests[0])
+    for _ in range(2):  # its prompt alone, then a step with another one in flight
+        scheduler.step()
+    for request in requests[1:]:
+        scheduler.add(request)
+        while request.slot is None:
+            scheduler.step()
+            assert session.in_flight
+    assert session.opened_in_flight == 3
+    assert session.moves == []

@@ -100,8 +100,8 @@ class TestMisuse:
         session.prefill(0, np.array([3]))
         with pytest.raises(EngineError, match="a step is in flight while a slot is moved"):
             session.move_slot(0, 1)
-        with pytest.raises(EngineError, match="a step is in flight while a slot is opened"):
-            session.open_slot(1, GREEDY)
+        with pytest.raises(EngineError, match="slot 0 is opened while it is in a step"):
+            session.open_slot(0, GREEDY)
 
     def test_prefill_in_a_slot_that_is_not_open(self, open_gpu: Callable[..., Gpu]) -> None:
         with pytest.raises(EngineError, match="slot 1 has a prompt and was not opened"):

@@ -24,7 +24,10 @@ from tests.runtime.stated_engine import (
     StatedRuntimeConfig,
 )
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.preprocess import make_requests
+from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.base import SlotSampling
 from trtllm_dflash.trt.flavors import TensorRT
@@ -223,6 +226,32 @@ def test_host_waits_only_for_late_results(open_gpu: Callable[..., Gpu]) -> None:
     )
     assert len(set(driver.to_host)) == 1
     assert max(driver.to_host) < 2048
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["late", "early"])
+def test_slots_are_opened_behind_steps_in_flight(
+    open_gpu: Callable[..., Gpu], built_engine: Path, eager: bool
+) -> None:
+    """Nothing waits for the stream, and each slot gets its own sampling."""
+    gpu, cpu = open_gpu(eager=eager), Engine.load(built_engine, num_threads=1)
+    options: dict[str, Any] = {**SAMPLED, "max_tokens": 40, "stop_token_ids": []}
+    prompts = [PROMPTS[0], *PROMPTS[2:4]]  # none overtakes another
+    requests = make_requests(prompts, SamplingParams(**options), gpu.engine.config)
+    size = gpu.engine.config.vocab_size
+    scheduler = Scheduler(gpu.session, requests[:1], vocab_size=size, prompt_tokens_per_step=16)
+    scheduler.discard()
+    for _ in range(2):  # the prompt alone, then a step with another one in flight
+        scheduler.step()
+    waits = gpu.driver.calls["cuStreamSynchronize"]
+    for request in requests[1:]:
+        scheduler.add(request)
+        while request.slot is None:
+            assert gpu.session._in_flight
+            scheduler.step()
+    while scheduler.busy:
+        scheduler.step()
+    assert gpu.driver.calls["cuStreamSynchronize"] == waits
+    assert [request.output_ids for request in requests] == tokens_of(cpu, prompts, **options)
 
 
 def test_step_in_flight_is_not_read(open_gpu: Callable[..., Gpu]) -> None:

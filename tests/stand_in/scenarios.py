@@ -136,7 +136,7 @@ def _refusal(directory: Path, prompts: Tokens, setup: Setup) -> str | None:
 def lost_context(directory: Path, prompts: Tokens) -> list[str]:
     """Lose the context in the third step; return the errors of that call and of two later ones."""
     texts = []
-    with opened(directory, Setup(fail=("cuEventSynchronize", 2, ILLEGAL_ADDRESS))) as (
+    with opened(directory, Setup(fail=("cuEventSynchronize", 3, ILLEGAL_ADDRESS))) as (
         engine,
         *_,
     ):

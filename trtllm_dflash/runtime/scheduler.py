@@ -12,8 +12,8 @@ keeps its pace. A short prompt may then overtake a longer one. Without a budget,
 which fills the slots soonest.
 
 With lookahead, step n+1 is launched before the tokens of step n are read, so the GPU never waits
-for the host. A finished sequence may run one extra step; its output is discarded. Slots are opened
-and moved only while no step is in flight.
+for the host. A finished sequence may run one extra step; its output is discarded. Slots are moved
+only while no step is in flight. One that needs no move is opened behind the steps in flight.
 
 A sequence's tokens depend on its own tokens and uniforms only. Uniforms are indexed by the position
 of the token that they decide, and every token is the target's own choice. Hence drafts, batches,
@@ -133,14 +133,16 @@ class Scheduler:
     def step(self) -> list[Update]:
         """Launch the steps that pay, wait for the oldest one, and return what it gave.
 
-        Slots are compacted first if no step is in flight. After an error, call `drop_failed` before
-        the next step.
+        Slots are compacted first if no step is in flight; if one is, a request may get the next
+        slot. After an error, call `drop_failed` before the next step.
 
         Raises:
             EngineError: if a step's results cannot be right, or with what the session raises.
         """
         if not self._in_flight:
             self._compact_slots()
+        elif self._next_slot_is_stable():
+            self._admit(self._waiting[0])
         lookahead = self._session.lookahead
         while len(self._in_flight) <= lookahead and self._slots_are_stable():
             if not self._enqueue_step():
@@ -175,6 +177,14 @@ class Scheduler:
                 return False
         ended = any(request.finish_reason for request in self._active)
         return not ended and self._next_admission() is None
+
+    def _next_slot_is_stable(self) -> bool:
+        """Tell whether a waiting request may get the slot behind the active ones, with no move.
+
+        Then steps may be in flight: none is of that slot, and no active one is given up below it.
+        """
+        ended = any(request.finish_reason for request in self._active)
+        return not self._prefilling and not ended and self._next_admission() is not None
 
     def _compact_slots(self) -> None:
         # From the last slot down, so that what moves into a free slot is never itself finished.

@@ -66,7 +66,8 @@ class Session(Protocol):
     """What the scheduler needs of a backend.
 
     `prefill` and `decode` launch a step; `collect` waits for the oldest of them. At most
-    `lookahead` + 1 steps may be in flight, and none when a slot is opened or moved.
+    `lookahead` + 1 steps may be in flight, none when a slot is moved, and none of a slot that is
+    opened.
     """
 
     @property

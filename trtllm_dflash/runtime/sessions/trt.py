@@ -106,8 +106,10 @@ class TrtSession:
         return self._config.max_num_tokens
 
     def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence."""
-        self._expect_idle("a slot is opened")
+        """Empty a slot for a new sequence, in the stream behind the steps in flight."""
+        self._cuda.make_current()
+        if any(step.slots.start <= slot < step.slots.stop for step in self._in_flight):
+            raise EngineError(f"slot {slot} is opened while it is in a step. {CALLER_BUG}")
         self._slots.open(slot, sampling)
         self._sampling[slot] = sampling
         if sampling.wants_logits:
@@ -171,7 +173,9 @@ class TrtSession:
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
-        self._expect_idle("a slot is moved")
+        self._cuda.make_current()
+        if self._in_flight:  # how many rows are in use is not known yet
+            raise EngineError(f"a step is in flight while a slot is moved. {CALLER_BUG}")
         self._slots.move(src, dst, int(self._lengths[src]))
         self._sampling[dst] = self._sampling[src]
         self._lengths[dst] = self._lengths[src]
@@ -190,11 +194,6 @@ class TrtSession:
             with suppress(EngineError):  # the GPU may have failed
                 self._cuda.make_current()
                 self._engine.keep_kernels()
-
-    def _expect_idle(self, moment: str) -> None:
-        self._cuda.make_current()
-        if self._in_flight:
-            raise EngineError(f"a step is in flight while {moment}. {CALLER_BUG}")
 
     def _next_step(self, first: int, count: int, *, width: int, rows: int) -> InFlightStep:
         self._cuda.make_current()
@@ -237,9 +236,12 @@ class TrtSession:
         self._in_flight.append(self._free.popleft())
 
     def _allocate_logits(self) -> None:
-        """Allocate the host's memory for logits when the first slot wants them; none is in use."""
+        """Allocate the host's memory for logits when the first slot wants them.
+
+        Steps in flight bring none: their slots wanted none.
+        """
         rows = self._config.max_batch_size * self._config.block_size
-        for step in self._free:
+        for step in (*self._free, *self._in_flight):
             if step.logits_memory is None:
                 nbytes = rows * self._buffers.logits_bytes
                 step.logits_memory = self._cuda.allocate_pinned(nbytes, "logits")

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from math import prod
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.hardware.cuda import ALIGNMENT, Cuda
 from trtllm_dflash.runtime.sessions.base import LENGTHS, SlotSampling
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
+
+# New slots whose values may be on their way to the device. The values of one arrive before the step
+# behind them, and with lookahead that step is collected before the third slot is opened.
+_NEW_SLOTS = 2
+
+
+class _NewSlot(NamedTuple):
+    """Pinned memory for what a new slot begins with, and the event of its arrival."""
+
+    values: dict[str, NDArray[Any]]  # views of the memory, by name
+    arrived: Any
 
 
 class TrtSlots:
@@ -42,8 +57,16 @@ class TrtSlots:
             elif tensor.name in opening:
                 fields[tensor.name] = (tensor.dtype, prod(map(int, tensor.shape[1:])))
         self.lengths = {name: out for name, out in LENGTHS.items() if name in fields}
-        self._new = PackedBuffer(fields)
-        self._new_memory = cuda.allocate_pinned(self._new.nbytes, "a new slot")
+        layout = PackedBuffer(fields)
+        self._new = cycle(
+            [
+                _NewSlot(
+                    layout.views(cuda.allocate_pinned(layout.nbytes, "a new slot")),
+                    cuda.new_event(),
+                )
+                for _ in range(_NEW_SLOTS)
+            ]
+        )
 
     def owns(self, name: str) -> bool:
         """Tell whether slots have an array of this name."""
@@ -54,16 +77,17 @@ class TrtSlots:
         return self._base[name] + slot * self._slot_bytes[name]
 
     def open(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence; done when this returns."""
-        new = self._new.views(self._new_memory)
+        """Empty a slot for a new sequence, behind the steps in flight."""
+        new = next(self._new)
+        self._cuda.wait_event(new.arrived)  # of an earlier slot, which has long arrived
         for name in self.lengths:
-            new[name][0] = 0
+            new.values[name][0] = 0
         for name in self._sampling_names:
-            new[name][0] = getattr(sampling, name)
-        new["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
-        for name, values in new.items():
+            new.values[name][0] = getattr(sampling, name)
+        new.values["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
+        for name, values in new.values.items():
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
-        self._cuda.synchronize()  # all slots share the host's memory
+        self._cuda.record_event(new.arrived)
 
     def align(self, slot: int) -> dict[str, int]:
         """Return addresses of copies of the slot's caches that begin where TensorRT takes none.
