@@ -67,6 +67,7 @@ def open_gpu(
         capturable: bool = True,
         invalid: int = 0,
         built_with: str = "1.6.0",
+        warm_up: bool = False,
         **driver_options: Any,
     ) -> Gpu:
         shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
@@ -79,6 +80,7 @@ def open_gpu(
             (tmp_path / "engine" / "with_plugins").touch()
         driver = FakeDriver(**driver_options)
         trt = FakeTrt(driver, capturable=capturable, invalid=invalid)
+        monkeypatch.setenv("DFLASH_WARM_UP", str(int(warm_up)))
         monkeypatch.setattr(cuda_driver, "_bindings", lambda: driver)
         monkeypatch.setattr(trt_engine, "trt", trt)
         config = EngineConfig.load(source)

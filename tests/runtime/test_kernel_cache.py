@@ -136,6 +136,15 @@ class TestSession:
         (path,) = kept_in(tmp_path / "engine")
         assert path.name in recognize_engine(tmp_path / "engine").files
 
+    def test_kernels_of_a_warm_up_are_kept_at_once(
+        self, open_gpu: Callable[..., Gpu], tmp_path: Path
+    ) -> None:
+        gpu = open_gpu(warm_up=True)
+        assert len(kept_in(tmp_path / "engine")) == 1
+        finished = gpu.trt.contexts[0]._kernels.serialize()
+        assert b"'input_ids', (3, 4)" in finished
+        assert open_gpu().trt.contexts[0]._kernels.serialize() == finished
+
     def test_another_driver_finishes_its_own(
         self, open_gpu: Callable[..., Gpu], tmp_path: Path
     ) -> None:

@@ -47,6 +47,23 @@ def check_tokens(
     assert report.replays > 3
 
 
+def check_arriving(
+    process: StandIn, engines: Engines, setup: Setup, near: Nearness, batches: set[int]
+) -> None:
+    """Check a warmed engine: nothing is captured, loaded or allocated while it answers.
+
+    It decodes in these numbers of slots among others, beside prompts that wait for their chunks.
+    """
+    prompts = [*PROMPTS[:3], LONG_PROMPTS[0][:18]]
+    options = GREEDY | {"max_tokens": 10}
+    report = process.run(scenarios.arriving, engines.gpu, prompts, options, setup)
+    assert report.later == report.at_load
+    assert report.at_load[0] > 4
+    assert batches <= report.batches
+    check_greedy(Engine.load(engines.twin, num_threads=1), prompts, report.tokens, near)
+    assert report.faults == ()
+
+
 def check_drafts(
     process: StandIn,
     engines: Engines,

@@ -138,7 +138,7 @@ MUTATIONS: Mapping[str, Mutation] = {
         TrtSlots, "move", lambda move, slots, src, dst, used: move(slots, src, dst, used - 1)
     ),
     "a graph of another batch": _wrapped(TrtSession, "_make_decode_step", _stale),
-    "a capture before the first run": _wrapped(trt._DecodeStep, "launch", _early_capture),
+    "a capture before the first run": _wrapped(trt.DecodeStep, "launch", _early_capture),
     "a chunk begins one position late": _wrapped(TrtSession, "_send_chunk", _chunk_behind),
     "contexts are not set": _skipped(Cuda, "make_current"),
     "results are read before they are there": _skipped(Cuda, "wait_event"),

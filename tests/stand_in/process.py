@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,6 +11,7 @@ from typing import Any
 
 from tests.stand_in.driver import Driver
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.env import WARM_UP
 
 _driver: list[Driver] = []
 
@@ -38,6 +40,7 @@ def driver() -> Driver:
 
 
 def _begin(library: str, starter: str) -> None:
+    os.environ[WARM_UP] = "0"  # each engine of a test would run shapes that it does not need
     _driver.append(Driver(library, starter))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,12 +24,26 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.hardware.doctor import MachineReport, diagnose_machine
+from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.env import WARM_UP
+from trtllm_dflash.runtime.preprocess import make_requests
+from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions import trt_engine
 from trtllm_dflash.runtime.sessions.trt import TrtSession
 
 Tokens = list[list[int]]
 _MOST_CALLS = 100
+# What a step must not ask of the driver while clients wait.
+AT_LOAD = (
+    "cuGraphInstantiateWithFlags",
+    "cuStreamBeginCapture",
+    "cuMemAlloc",
+    "cuMemAllocHost",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,51 @@ def _generate(
             answers = engine.generate(prompts, **options)
             tokens.append([answer.token_ids for answer in answers])
         return tokens, here.launches(), here.calls("cuGraphLaunch")
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """Answers, how many slots decoded together, and calls of `AT_LOAD` at load and behind it."""
+
+    tokens: Tokens
+    batches: set[int]
+    at_load: list[int]
+    later: list[int]
+    faults: tuple[str, ...] = ()
+
+
+def arriving(
+    directory: Path, prompts: Tokens, options: dict[str, Any], setup: Setup
+) -> WarmReport:
+    """Answer prompts that arrive one by one at an engine that was warmed up.
+
+    Each runs in chunks, between steps of those before it.
+    """
+    with mock.patch.dict(os.environ, {WARM_UP: "1"}):
+        found = _arriving(directory, prompts, options, setup)
+    gc.collect()
+    return replace(found, faults=tuple(driver().faults()))
+
+
+def _arriving(
+    directory: Path, prompts: Tokens, options: dict[str, Any], setup: Setup
+) -> WarmReport:
+    with opened(directory, setup) as (engine, here, _):
+        at_load = [here.calls(name) for name in AT_LOAD]
+        steps: list[Step] = []
+        size = engine.config.vocab_size
+        scheduler = Scheduler(
+            engine._session, vocab_size=size, prompt_tokens_per_step=6, on_step=steps.append
+        )
+        requests = make_requests(prompts, SamplingParams(**options), engine.config)
+        for request in requests:
+            scheduler.add(request)
+            scheduler.step()
+        while scheduler.busy:
+            scheduler.step()
+        tokens = [request.output_ids for request in requests]
+        later = [here.calls(name) for name in AT_LOAD]
+        return WarmReport(tokens, {step.slots for step in steps}, at_load, later)
 
 
 def forced_drafts(

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
-from tests.stand_in.checks import check_drafts, check_tokens
+from tests.stand_in.checks import check_arriving, check_drafts, check_tokens
 from tests.stand_in.driver import Setup
 from tests.stand_in.pairs import PAIRS, Engines
 from tests.stand_in.process import StandIn
@@ -21,6 +21,7 @@ def test_tokens_of_the_quick_pair(
     engines, near = pair_engines("llama"), PAIRS["llama"].near
     check_tokens(quick_stand_in, engines, Setup(), near)
     check_drafts(quick_stand_in, engines, Setup(late=True), near)
+    check_arriving(quick_stand_in, engines, Setup(late=True), near, {1, 2, 3})
 
 
 @pytest.mark.slow

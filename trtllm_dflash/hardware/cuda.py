@@ -73,8 +73,12 @@ class Cuda:
             problem = f"{error.problem}; {human_bytes(free)} of {human_bytes(total)} are free"
             raise CudaError(problem, error.advice) from None
         self._hold("cuMemFree", address)
-        self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
+        self.clear(address, nbytes)
         return int(address)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """Set device memory to 0 when the stream gets there."""
+        self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
 
     def allocate_pinned(self, nbytes: int, purpose: str) -> NDArray[np.uint8]:
         """Return zeroed host memory that the GPU reads and writes while the host goes on."""

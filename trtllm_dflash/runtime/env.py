@@ -11,6 +11,8 @@ from trtllm_dflash.errors import UsageError
 CUDA_GRAPH = "DFLASH_CUDA_GRAPH"
 # Off: an engine runs only on the GPU architecture that it was built for. On: try any GPU.
 ANY_GPU = "DFLASH_ANY_GPU"
+# On: steps run once, and are captured, when an engine is loaded. Off: when they are first needed.
+WARM_UP = "DFLASH_WARM_UP"
 # On: kernels that TensorRT-RTX has finished are kept for the next start, in a file.
 KERNEL_CACHE = "DFLASH_KERNEL_CACHE"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from trtllm_dflash.errors import DFlashError
@@ -22,6 +24,7 @@ from trtllm_dflash.tokenizing.processes import (
     start_failure,
 )
 
+_LOG = logging.getLogger(__name__)
 _LIVING: weakref.WeakSet[TokenizerProcess] = weakref.WeakSet()
 
 
@@ -100,11 +103,14 @@ class TokenizerProcess:
             if self._failure is not None:
                 raise TokenizerError(self._failure.problem)
             if self._facts is None:
+                begin = perf_counter()
                 try:
                     self._facts = self._load()
                 except TokenizerError as error:
                     self._failure = error
                     raise
+                seconds = perf_counter() - begin
+                _LOG.debug("read the tokenizer of %s: %.1f s", self._directory, seconds)
             return self._facts
 
     def call(self, role_name: str, do: str, limits: CallLimits, *arguments: Any) -> Any:

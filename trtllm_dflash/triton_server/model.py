@@ -24,6 +24,7 @@ from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.outputs import EngineStats
+from trtllm_dflash.runtime.sessions.load_times import LoadTimes
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
 from trtllm_dflash.triton_server.export import engine_digest
 from trtllm_dflash.triton_server.intake import Intake
@@ -188,7 +189,9 @@ def restrict_to_gpu(device: int, environment: MutableMapping[str, str]) -> None:
 def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]:
     """Load the engine that was exported and run it once; EngineError for any other one."""
     directory = model_directory / settings.engine_dir  # an absolute path stays what it is
-    engine = Engine.load(directory, num_threads=settings.num_threads)
+    times = LoadTimes()
+    with times.part("engine"):
+        engine = Engine.load(directory, num_threads=settings.num_threads)
     if engine_digest(directory) != settings.engine_digest:
         raise EngineError(
             f"{directory} is not the engine that this repository was exported for: it was built"
@@ -196,8 +199,11 @@ def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]
         )
     if engine.tokenizer is None:
         raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")
-    engine.tokenizer.decode(engine.tokenizer.encode("ready"))  # reads its files now
-    engine.generate([[0]], max_tokens=2, stop_token_ids=())  # and runs both kinds of step once
+    with times.part("tokenizer"):
+        engine.tokenizer.decode(engine.tokenizer.encode("ready"))  # reads its files now
+    with times.part("first steps"):  # of both kinds
+        engine.generate([[0]], max_tokens=2, stop_token_ids=())
+    _LOG.info("ready in %s: %s", times, directory)
     return engine, engine.tokenizer
 
 

@@ -96,7 +96,8 @@ class Session(Protocol):
     def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1 (R = width).
 
-        Each takes the first `width` tokens of its next block. Each must have had a prompt.
+        Each takes the first `width` tokens of its next block. Each must have had a prompt. A slot
+        behind them that has decoded before is free from now on.
         """
         ...
 

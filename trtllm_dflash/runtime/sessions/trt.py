@@ -7,18 +7,21 @@ All state stays on the device.
     device   next_ids ─► input_ids ► engine ► next_ids, next_len ─► past_len   (one CUDA graph)
 
 All caches are allocated once, each with one address for input and output. A prompt runs in its
-slot's part of them, a decode step in slots 0 … count - 1.
+slot's part of them, a decode step in slots 0 … count - 1, padded to few batch sizes.
 
-From the second decode step of a shape on, the device runs one captured graph, whose addresses never
-change. The host launches it and copies the results of the step before.
+A decode step is one captured graph, whose addresses never change. The host launches it and copies
+the results of the step before. All steps of the default widths are captured when a session opens,
+so that nothing is compiled or captured while clients wait. Other widths are captured when they are
+needed for the second time.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,7 @@ from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoT
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.cuda import Cuda
-from trtllm_dflash.runtime.env import CUDA_GRAPH, env_flag
+from trtllm_dflash.runtime.env import CUDA_GRAPH, WARM_UP, env_flag
 from trtllm_dflash.runtime.sessions.base import (
     CALLER_BUG,
     Float32,
@@ -40,15 +43,15 @@ from trtllm_dflash.runtime.sessions.base import (
     StepResult,
     context_length,
 )
+from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
+from trtllm_dflash.runtime.sessions.load_times import LoadTimes
 from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers
-from trtllm_dflash.runtime.sessions.trt_engine import (
-    PREFILL_PROFILE,
-    TrtContext,
-    TrtEngine,
-)
+from trtllm_dflash.runtime.sessions.trt_decode import DecodeStep, warn_of_capture
+from trtllm_dflash.runtime.sessions.trt_engine import PREFILL_PROFILE, TrtEngine
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 
 _LOG = logging.getLogger(__name__)
+_GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
 _LENGTH_BYTES = 4  # of past_len, state_len and what they are after a step
 
 
@@ -79,21 +82,30 @@ class TrtSession:
         if elsewhere is not None:
             _LOG.warning("%s: %s", directory, elsewhere)
         digest = manifest.digest_of(facts, ENGINE_FILE)
-        self._engine = TrtEngine(
-            directory / ENGINE_FILE, config, self._cuda, versions=versions, digest=digest
-        )
-        self._slots = TrtSlots(config, self._cuda)
-        self._buffers = StepBuffers(config, self._cuda)
+        times = LoadTimes()
+        with times.part("engine"):
+            self._engine = TrtEngine(
+                directory / ENGINE_FILE, config, self._cuda, versions=versions, digest=digest
+            )
+        with times.part("caches"):
+            self._slots = TrtSlots(config, self._cuda)
+            self._buffers = StepBuffers(config, self._cuda)
         self._sampling: list[SlotSampling | None] = [None] * config.max_batch_size
         # Positions that each slot holds, as far as collected.
         self._lengths = np.zeros(config.max_batch_size, np.int32)
-        self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
-        self._decode_steps: dict[tuple[int, int], _DecodeStep] = {}
+        with times.part("contexts"):
+            self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
+        self._warn = cache(warn_of_capture)  # once
+        self._ladder = BatchLadder(config.max_batch_size)
+        self._decode_steps: dict[tuple[int, int], DecodeStep] = {}
         self._has_new_kernels = False
         self._free = deque(
             InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
         )
         self._in_flight: deque[InFlightStep] = deque()
+        if env_flag(WARM_UP, default=True):
+            self._warm_up(times)
+        _LOG.info("loaded %s: %s", directory, times)
 
     @property
     def max_batch_size(self) -> int:
@@ -145,10 +157,10 @@ class TrtSession:
         """Verify and decide in slots 0 … count - 1."""
         step = self._next_step(0, count, width=width, rows=width)
         context_length(self._max_lengths(0, count), width, self._config)  # raises without room
-        if (count, width) not in self._decode_steps:
-            self._decode_steps[count, width] = self._make_decode_step(count, width)
-            self._has_new_kernels = True
-        self._decode_steps[count, width].launch()
+        batch = self._ladder.rung(count)
+        decode_step = self._decode_step(batch, width)
+        with self._slots.padded(count, batch):
+            decode_step.launch()
         self._enqueue_step(step)
 
     def collect(self) -> StepResult:
@@ -186,6 +198,7 @@ class TrtSession:
         self._cuda.synchronize()
         self._free.extend(self._in_flight)
         self._in_flight.clear()
+        self._slots.forget()
 
     def keep(self) -> None:
         """Keep the kernels that were finished since the last time."""
@@ -281,7 +294,42 @@ class TrtSession:
                 addresses[tensor.name] = self._buffers.addresses[owner]
         return addresses
 
-    def _make_decode_step(self, count: int, width: int) -> _DecodeStep:
+    def _warm_up(self, times: LoadTimes) -> None:
+        """Run and capture the steps that clients will need; slots are unused behind it.
+
+        They are a prompt of one token, the widest one, and decode steps of all batch sizes with all
+        drafts and with none.
+        """
+        with times.part("contexts"):
+            shapes = [(batch, width) for width in self._widths for batch in self._ladder.rungs]
+            steps = {shape: self._decode_step(*shape) for shape in shapes}
+        with times.part("warm-up"):
+            for width in {1, min(self._config.max_num_tokens, self._config.max_input_len)}:
+                self.open_slot(0, _GREEDY)
+                self.prefill(0, np.zeros(width, np.int64))
+                self.collect()
+            self._slots.clear()
+            for (batch, _), step in steps.items():
+                with self._slots.padded(0, batch):
+                    step.prepare()
+            self._slots.clear()
+            self._cuda.synchronize()
+            self._sampling[0] = None
+            self._lengths[0] = 0
+        with times.part("kept kernels"):
+            self.keep()
+
+    @property
+    def _widths(self) -> list[int]:
+        return sorted({1, 1 + self._config.draft_len}, reverse=True)
+
+    def _decode_step(self, batch: int, width: int) -> DecodeStep:
+        if (batch, width) not in self._decode_steps:
+            self._decode_steps[batch, width] = self._make_decode_step(batch, width)
+            self._has_new_kernels = True
+        return self._decode_steps[batch, width]
+
+    def _make_decode_step(self, count: int, width: int) -> DecodeStep:
         # The context's length is that of the caches, since a captured graph's shapes are constant.
         sizes = {BATCH: count, WIDTH: width, ROWS: width, CONTEXT: self._config.cache_len}
         context = self._engine.context(self._engine.decode_profile, fixed_shapes=True)
@@ -302,36 +350,7 @@ class TrtSession:
             for name, output in lengths.items():
                 cuda.copy(addresses[name], addresses[output], count * _LENGTH_BYTES)
 
-        return _DecodeStep(context, run, cuda, capture=self._capture)
-
-
-class _DecodeStep:
-    """What decoding does for one batch size and width; captured from the second time on."""
-
-    def __init__(
-        self, context: TrtContext, run: Callable[[], None], cuda: Cuda, *, capture: bool
-    ) -> None:
-        self._context = context
-        self._run = run
-        self._cuda = cuda
-        self._to_capture = capture
-        self._has_run = False
-
-    def launch(self) -> None:
-        """Put the step into the stream."""
-        # TensorRT settles shapes, memory and kernels in a context's first run. That must not be
-        # part of a capture.
-        if self._to_capture and self._has_run:
-            self._to_capture = False
-            if self._context.is_capturable():
-                self._run = self._cuda.capture(self._run)
-            else:
-                _LOG.warning(
-                    "this engine's steps cannot be captured in a CUDA graph, so they are slower"
-                    " than they may be"
-                )
-        self._run()
-        self._has_run = True
+        return DecodeStep(context, run, cuda, capture=self._capture, warn=self._warn)
 
 
 def _input_shapes(

@@ -1,7 +1,24 @@
-"""What each slot of a GPU session has on the device: caches, and its rows of the inputs."""
+"""What each slot of a GPU session has on the device: caches, and its rows of the inputs.
+
+A padded decode step has more rows than slots that decode (`batch_ladder`). Its other rows are of
+slots that are empty, or that have a prompt which does not decode yet. They leave nothing behind. A
+step writes to a slot whose past_len is p:
+
+    keys, values          at positions from p on. The slot's next step begins at p too, and writes
+                          what it reads there. In a ring they destroy what rejected drafts would
+                          (`engine_dir.ring_cache`).
+    lengths, next_ids     set aside before the step, and put back behind it.
+    windows, states       likewise, of slots with a prompt. In an empty slot they have no value: at
+                          state_len 0 they count as 0.
+
+So p stays as it is, however many steps are padded. It is 0 in empty slots, which costs least.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
 from itertools import cycle
 from math import prod
 from typing import Any, NamedTuple
@@ -12,11 +29,18 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.hardware.cuda import ALIGNMENT, Cuda
 from trtllm_dflash.runtime.sessions.base import LENGTHS, SlotSampling
+from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 # New slots whose values may be on their way to the device. The values of one arrive before the step
 # behind them, and with lookahead that step is collected before the third slot is opened.
 _NEW_SLOTS = 2
+
+
+class _Use(Enum):
+    EMPTY = auto()  # its lengths are 0
+    PROMPT = auto()  # all or a part of a prompt, which does not decode yet
+    DECODED = auto()  # a sequence that decodes, or has ended
 
 
 class _NewSlot(NamedTuple):
@@ -68,6 +92,19 @@ class TrtSlots:
             ]
         )
 
+        self._use = [_Use.EMPTY] * config.max_batch_size
+        most = BatchLadder(config.max_batch_size).most_padded
+        # Where a padded step's rows are set aside: small arrays of all of them, states of prompts.
+        self._aside = {
+            name: cuda.allocate(self._slot_bytes[name] * config.max_batch_size, "padded steps")
+            for name in (*self.lengths, "next_ids")
+        }
+        self._aside_of_prompts = {
+            name: cuda.allocate(self._slot_bytes[name] * most, "prompts beside padded steps")
+            for name, cache in self._caches.items()
+            if cache.recurrent and most
+        }
+
     def owns(self, name: str) -> bool:
         """Tell whether slots have an array of this name."""
         return name in self._base
@@ -88,6 +125,7 @@ class TrtSlots:
         for name, values in new.values.items():
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
         self._cuda.record_event(new.arrived)
+        self._use[slot] = _Use.PROMPT
 
     def align(self, slot: int) -> dict[str, int]:
         """Return addresses of copies of the slot's caches that begin where TensorRT takes none.
@@ -112,6 +150,8 @@ class TrtSlots:
 
         Recurrent caches are no rows by position, so they are copied whole.
         """
+        self._use[dst] = self._use[src]
+        self._use[src] = _Use.DECODED
         for name, nbytes in self._slot_bytes.items():
             src_address = self.address(name, src)
             dst_address = self.address(name, dst)
@@ -126,3 +166,45 @@ class TrtSlots:
             self._cuda.copy_rows(
                 dst_address, pitch, src_address, pitch, row_bytes=in_use, rows=heads
             )
+
+    def clear(self) -> None:
+        """Make all slots as if they had never been used."""
+        for name, nbytes in self._slot_bytes.items():
+            self._cuda.clear(self._base[name], nbytes * len(self._use))
+        self._use = [_Use.EMPTY] * len(self._use)
+
+    def forget(self) -> None:
+        """Take what all slots hold for of no value."""
+        self._use = [_Use.DECODED] * len(self._use)
+
+    @contextmanager
+    def padded(self, count: int, batch: int) -> Iterator[None]:
+        """Run a step of `batch` rows in which slots 0 … count - 1 decode; the others stay.
+
+        Those behind them that have decoded before are emptied.
+        """
+        self._use[:count] = [_Use.DECODED] * count
+        for slot in range(count, batch):
+            if self._use[slot] is _Use.DECODED:
+                for name in self.lengths:
+                    self._cuda.clear(self.address(name, slot), self._slot_bytes[name])
+                self._use[slot] = _Use.EMPTY
+        kept = list(self._kept(count, batch)) if batch > count else []
+        for address, aside, nbytes in kept:
+            self._cuda.copy(aside, address, nbytes)
+        try:
+            yield
+        finally:  # a step that failed half way has written too
+            for address, aside, nbytes in kept:
+                self._cuda.copy(address, aside, nbytes)
+
+    def _kept(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield what must stay in slots first … end - 1: its address, where it goes, its bytes."""
+        for name, aside in self._aside.items():
+            nbytes = (end - first) * self._slot_bytes[name]
+            yield self.address(name, first), aside, nbytes
+        prompts = [slot for slot in range(first, end) if self._use[slot] is _Use.PROMPT]
+        for name, aside in self._aside_of_prompts.items():
+            nbytes = self._slot_bytes[name]
+            for place, slot in enumerate(prompts):
+                yield self.address(name, slot), aside + place * nbytes, nbytes
