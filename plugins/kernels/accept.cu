@@ -10,9 +10,10 @@
 // l = logits[b, r]; u = uniforms[b, past_len + num_known + r], the number of the position that the row decides. Shapes
 // and types stand in accept_params.h. Three launches, since a row is the work of many CTAs, and the prefix that of all
 // rows of a slot:
-//   dflash_accept_scan    grid (chunks, B·R), 256 threads: the largest logit of a chunk, and where it first stands
+//   dflash_accept_scan    grid (chunks, B·R), 256 threads: the largest logit of a chunk, and where it first stands;
+//                         where the slot samples the chunk's mass, relative to that logit's
 //   dflash_accept_choose  grid (B·R), 1024 threads: merges the chunks, samples where the slot asks for it; 33 KB of
-//                         shared memory (accept_sample.cuh)
+//                         shared memory (accept_sample.cuh). Without a filter it reads one chunk of the row again
 //   dflash_accept_finish  grid (B), one warp: the prefix
 // None waits for the host, and none asks it for a length.
 //
@@ -53,50 +54,81 @@ __device__ __forceinline__ Best lanes_best(Best best) {
   return best;
 }
 
-// What a warp sees of a row's elements [begin, end): single elements up to the first address that 16 divides (where 4
-// does not divide V rows start anywhere), vectors, and the elements behind them.
-__device__ __forceinline__ Best warp_best(const float* row_gmem, int begin, int end) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int misaligned = static_cast<int>(reinterpret_cast<size_t>(row_gmem + begin) / sizeof(float) % 4);
-  const int head = min(end, begin + (4 - misaligned) % 4);
-  const int vectors = (end - head) / 4;
-  const int tail = head + 4 * vectors;
-  const float4* vectors_gmem = reinterpret_cast<const float4*>(row_gmem + head);
-
-  // Where there is nothing to load stands NaN, which is neither the largest nor equal to it. A NaN that was loaded
-  // makes the row's largest logit infinite.
-  const float none = __int_as_float(0x7fffffff);
-  float4 loaded[kScanLoads];
-#pragma unroll
-  for (int i = 0; i < kScanLoads; ++i) {
-    const int v = i * kScanThreads + thread;
-    loaded[i] = v < vectors ? vectors_gmem[v] : float4{none, none, none, none};
-  }
-  const float before = begin + thread < head ? row_gmem[begin + thread] : none;
-  const float behind = tail + thread < end ? row_gmem[tail + thread] : none;
-  bool bad = (begin + thread < head && is_nan(before)) || (tail + thread < end && is_nan(behind));
-  float largest = fmaxf(-kInfinity, fmaxf(before, behind));
-#pragma unroll
-  for (int i = 0; i < kScanLoads; ++i) {
-    largest = fmaxf(largest, fmaxf(fmaxf(loaded[i].x, loaded[i].y), fmaxf(loaded[i].z, loaded[i].w)));
-    const bool any = is_nan(loaded[i].x) || is_nan(loaded[i].y) || is_nan(loaded[i].z) || is_nan(loaded[i].w);
-    bad = bad || (any && i * kScanThreads + thread < vectors);
-  }
-  largest = lanes_max(largest);
-
-  // From back to front, so that the first of equals is what remains.
-  int index = behind == largest ? tail + thread : end - 1;
-#pragma unroll
-  for (int i = kScanLoads - 1; i >= 0; --i) {
-    const int first = head + 4 * (i * kScanThreads + thread);
-    if (loaded[i].w == largest) index = first + 3;
-    if (loaded[i].z == largest) index = first + 2;
-    if (loaded[i].y == largest) index = first + 1;
-    if (loaded[i].x == largest) index = first;
-  }
-  if (before == largest) index = begin + thread;
-  return lanes_best({bad ? kInfinity : largest, index});
+// The largest of the warps' bests; every warp finds it.
+__device__ __forceinline__ Best cta_best(Best best, Best* found_smem) {
+  if (lane_of_thread() == 0) found_smem[warp_of_thread()] = best;
+  __syncthreads();  // every warp's best is there
+  return lanes_best(found_smem[lane_of_thread() % kScanWarps]);
 }
+
+// A CTA's elements [begin, end) of a row: single elements up to the first address that 16 divides (where 4 does not
+// divide V rows start anywhere), vectors, and the elements behind them. Where there is nothing to load stands NaN,
+// which is neither the largest, nor equal to it, nor has mass.
+struct Chunk {
+  int begin, end, head, tail;
+  float4 loaded[kScanLoads];
+  float before, behind;
+
+  __device__ __forceinline__ Chunk(const float* row_gmem, int begin, int end) : begin(begin), end(end) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int misaligned = static_cast<int>(reinterpret_cast<size_t>(row_gmem + begin) / sizeof(float) % 4);
+    head = min(end, begin + (4 - misaligned) % 4);
+    tail = head + vectors() * 4;
+    const float4* vectors_gmem = reinterpret_cast<const float4*>(row_gmem + head);
+    const float none = __int_as_float(0x7fffffff);
+#pragma unroll
+    for (int i = 0; i < kScanLoads; ++i) {
+      loaded[i] = has_vector(i) ? vectors_gmem[i * kScanThreads + thread] : float4{none, none, none, none};
+    }
+    before = begin + thread < head ? row_gmem[begin + thread] : none;
+    behind = tail + thread < end ? row_gmem[tail + thread] : none;
+  }
+
+  __device__ __forceinline__ int vectors() const { return (end - head) / 4; }
+  __device__ __forceinline__ bool has_vector(int i) const {
+    return i * kScanThreads + static_cast<int>(threadIdx.x) < vectors();
+  }
+
+  // The largest that this warp has. A NaN that was loaded makes it infinite.
+  __device__ __forceinline__ Best best() const {
+    const int thread = static_cast<int>(threadIdx.x);
+    bool bad = (begin + thread < head && is_nan(before)) || (tail + thread < end && is_nan(behind));
+    float largest = fmaxf(-kInfinity, fmaxf(before, behind));
+#pragma unroll
+    for (int i = 0; i < kScanLoads; ++i) {
+      largest = fmaxf(largest, fmaxf(fmaxf(loaded[i].x, loaded[i].y), fmaxf(loaded[i].z, loaded[i].w)));
+      const bool any = is_nan(loaded[i].x) || is_nan(loaded[i].y) || is_nan(loaded[i].z) || is_nan(loaded[i].w);
+      bad = bad || (any && has_vector(i));
+    }
+    largest = lanes_max(largest);
+
+    // From back to front, so that the first of equals is what remains.
+    int index = behind == largest ? tail + thread : end - 1;
+#pragma unroll
+    for (int i = kScanLoads - 1; i >= 0; --i) {
+      const int first = head + 4 * (i * kScanThreads + thread);
+      if (loaded[i].w == largest) index = first + 3;
+      if (loaded[i].z == largest) index = first + 2;
+      if (loaded[i].y == largest) index = first + 1;
+      if (loaded[i].x == largest) index = first;
+    }
+    if (before == largest) index = begin + thread;
+    return lanes_best({bad ? kInfinity : largest, index});
+  }
+
+  // The mass that this thread has.
+  __device__ __forceinline__ float mass(const Masses& masses) const {
+    float sum = masses.of(before) + masses.of(behind);
+#pragma unroll
+    for (int i = 0; i < kScanLoads; ++i) {
+      sum += masses.of(loaded[i].x);
+      sum += masses.of(loaded[i].y);
+      sum += masses.of(loaded[i].z);
+      sum += masses.of(loaded[i].w);
+    }
+    return sum;
+  }
+};
 
 __device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, int row) {
   const float top_p = p.top_p[slot];
@@ -106,9 +138,16 @@ __device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, 
   const float u = p.uniforms[1LL * slot * p.positions + max(0LL, min(position, last))];
   const float* logits_gmem = p.logits + (1LL * slot * p.rows + row) * p.vocab;
   Tokens tokens = {smem, logits_gmem, best.value, p.temperature[slot], p.vocab, false, 0};
+  const long long first_chunk = (1LL * slot * p.rows + row) * p.chunks;
+  const Chunks chunks = {p.chunk_found + 2 * first_chunk, p.chunks};
+  float total;
+  find_chunk(tokens, chunks, kInfinity, &total);
   const bool filtered = top_k > 0 || top_p < 1.f;
-  const float floor = filtered ? cut_off(tokens, static_cast<float>(top_k), top_p) : kFloor;
-  return draw(tokens, fmaxf(floor, min_p_floor(p.min_p[slot])), u);
+  const float kept = filtered ? cut_off(tokens, total, static_cast<float>(top_k), top_p) : kFloor;
+  const float floor = fmaxf(kept, min_p_floor(p.min_p[slot]));
+  Range range = {0, tokens.size, 0.f, -1.f};
+  if (!filtered && floor == kFloor) range = find_chunk(tokens, chunks, u * total, &total);
+  return draw(tokens, floor, u, range);
 }
 
 }  // namespace dflash
@@ -117,17 +156,25 @@ extern "C" __global__ void __launch_bounds__(dflash::kScanThreads)
     dflash_accept_scan(const __grid_constant__ dflash::AcceptParams p) {
   using namespace dflash;
   __shared__ Best found_smem[kScanWarps];
+  __shared__ float mass_smem[kScanWarps];
   const long long row = blockIdx.y;
   const int begin = static_cast<int>(blockIdx.x) * kScanElements;
-  const int end = min(p.vocab, begin + kScanElements);
-  const Best best = warp_best(p.logits + row * p.vocab, begin, end);
-  if (lane_of_thread() == 0) found_smem[warp_of_thread()] = best;
-  __syncthreads();  // every warp's best is there
-  if (warp_of_thread() > 0) return;
-  const Best chunk = lanes_best(found_smem[lane_of_thread() % kScanWarps]);
-  if (lane_of_thread() > 0) return;
-  p.chunk_max[row * p.chunks + blockIdx.x] = chunk.value;
-  p.chunk_argmax[row * p.chunks + blockIdx.x] = chunk.index;
+  const Chunk chunk(p.logits + row * p.vocab, begin, min(p.vocab, begin + kScanElements));
+  const Best best = cta_best(chunk.best(), found_smem);
+  const float temperature = p.temperature[blockIdx.y / p.rows];
+  const long long at = row * p.chunks + blockIdx.x;
+  if (threadIdx.x == 0) {
+    p.chunk_found[2 * at] = best.value;
+    p.chunk_argmax[at] = best.index;
+  }
+  if (!(temperature > 0.f)) return;
+  const float mass = lanes_sum(chunk.mass(Masses(best.value, temperature)));
+  if (lane_of_thread() == 0) mass_smem[warp_of_thread()] = mass;
+  __syncthreads();  // every warp's mass is there
+  if (threadIdx.x > 0) return;
+  float sum = 0.f;
+  for (int warp = 0; warp < kScanWarps; ++warp) sum += mass_smem[warp];
+  p.chunk_found[2 * at + 1] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(dflash::kChooseThreads)
@@ -139,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(dflash::kChooseThreads)
   // Every warp merges the chunks for itself: they are few, and no barrier is needed.
   Best best = {-kInfinity, p.vocab};
   for (int chunk = lane_of_thread(); chunk < p.chunks; chunk += kWarp) {
-    best = better(best, {p.chunk_max[index * p.chunks + chunk], p.chunk_argmax[index * p.chunks + chunk]});
+    best = better(best, {p.chunk_found[2 * (index * p.chunks + chunk)], p.chunk_argmax[index * p.chunks + chunk]});
   }
   best = lanes_best(best);
   const bool finite = fabsf(best.value) < kInfinity;

@@ -17,7 +17,7 @@ struct AcceptParams {
   int* num_new;                // [B]: accepted + 1
   int* next_len;               // [B]: past_len + num_known + accepted
   long long* bonus;            // [B, 1]: the last of the new tokens
-  float* chunk_max;            // [B·R, chunks]: workspace
+  float* chunk_found;          // [B·R, chunks, 2]: the largest logit; where the slot samples, the mass; workspace
   int* chunk_argmax;           // [B·R, chunks]: workspace
   int* choice;                 // [B·R]: workspace
   int batch;
@@ -25,7 +25,7 @@ struct AcceptParams {
   int width;      // S
   int positions;  // U
   int vocab;      // V
-  int chunks;     // CTAs that share the first pass over a row
+  int chunks;     // CTAs that share the scan of a row
 };
 
 constexpr int kScanThreads = 256;
@@ -35,13 +35,13 @@ constexpr int kScanElements = 8192;  // logits of a chunk: 8 loads of 16 bytes f
 
 struct AcceptPlan {
   int chunks;
-  long long workspace_bytes;  // chunk_max, chunk_argmax, choice
+  long long workspace_bytes;  // chunk_found, chunk_argmax, choice
 };
 
 inline AcceptPlan accept_plan(int batch, int rows, int vocab) {
   AcceptPlan plan{};
   plan.chunks = (vocab + kScanElements - 1) / kScanElements;
-  plan.workspace_bytes = 4LL * batch * rows * (2LL * plan.chunks + 1);
+  plan.workspace_bytes = 4LL * batch * rows * (3LL * plan.chunks + 1);
   return plan;
 }
 

@@ -249,8 +249,8 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     p.num_new = data<int>(num_new);
     p.next_len = data<int>(next_len);
     p.bonus = data<long long>(bonus);
-    p.chunk_max = static_cast<float*>(workspace);
-    p.chunk_argmax = reinterpret_cast<int*>(p.chunk_max + rows * plan.chunks);
+    p.chunk_found = static_cast<float*>(workspace);
+    p.chunk_argmax = reinterpret_cast<int*>(p.chunk_found + 2 * rows * plan.chunks);
     p.choice = p.chunk_argmax + rows * plan.chunks;
     p.batch = B.value();
     p.rows = R.value();

@@ -271,6 +271,29 @@ def test_equal_logits(library: Library, vocab: int) -> None:
     np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
 
 
+def test_more_chunks_than_lanes(library: Library) -> None:
+    """The chunk that the number falls on is found beyond the 32nd; equal logits are exact."""
+    vocab = 33 * CHUNK + 7
+    uniforms = np.array([[0.5], [1 - 2.0**-16], [0.984375]])
+    arrays = accept_case(np.full((3, 1, vocab), -2.5), temperature=1.5, uniforms=uniforms)
+    got = run_accept(library, arrays)["bonus"][:, 0]
+    np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - EPS])
+def test_chunks_without_mass_are_passed_over(any_order: Library, uniform: float) -> None:
+    """Chunks of -infinity, of logits too far below, and of one token that is just above them."""
+    logits = np.full((2, 1, 6 * CHUNK), -np.inf)
+    logits[:, :, 2 * CHUNK : 3 * CHUNK] = -300
+    logits[:, :, [CHUNK + 9, 5 * CHUNK - 1]] = [2.0, 1.5]
+    logits[1, :, 5 * CHUNK + 3] = 1.5 - 103
+    arrays = accept_case(logits, temperature=1.0, uniforms=np.full((2, 1), uniform))
+    got = _check_samples(any_order, arrays, unclear=2)
+    assert set(got) <= {CHUNK + 9, 5 * CHUNK - 1, 5 * CHUNK + 3}
+    if uniform < 0.5:
+        assert got.tolist() == [CHUNK + 9] * 2
+
+
 @pytest.mark.parametrize(
     "temperature", [-1.0, np.nan, 1e-45, 1e-38, 1e-6, 1e-3, 1e3, 1e30, 3e38, np.inf]
 )

@@ -173,9 +173,9 @@ def _accept(call: Call) -> list[Launch]:
     chunk_bytes = 4 * batch * rows * made.chunks
     kernel_params = params.AcceptParams(
         **call.addresses,
-        chunk_max=call.workspace,
-        chunk_argmax=call.workspace + chunk_bytes,
-        choice=call.workspace + 2 * chunk_bytes,
+        chunk_found=call.workspace,
+        chunk_argmax=call.workspace + 2 * chunk_bytes,
+        choice=call.workspace + 3 * chunk_bytes,
         batch=batch,
         rows=rows,
         width=call.dims["input_ids"][1],

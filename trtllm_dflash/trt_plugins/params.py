@@ -135,7 +135,7 @@ class SelectPlan:
 def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     """Return the plan of choosing `rows` tokens a slot."""
     chunks = _ceil(vocab, _ACCEPT["kScanElements"])
-    return AcceptPlan(chunks, 4 * batch * rows * (2 * chunks + 1))
+    return AcceptPlan(chunks, 4 * batch * rows * (3 * chunks + 1))
 
 
 def moe_plan(
