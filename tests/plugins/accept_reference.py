@@ -23,7 +23,7 @@ def rounding(vocab: int) -> float:
     V / 1024 in order. A warp takes 5 steps. Over warps it is 5 steps for a total, 32 for its
     prefixes.
 
-    The sums of the scan are of chunks: a thread sums 34 masses, a warp takes 5 steps, over warps it
+    The sums of the scan are of chunks. A thread sums 34 masses, a warp takes 5 steps. Over warps it
     is 8, then V / 8192 chunks. Their scores are off by 9 roundings, as a mass by that times its
     score. The mean of those is no larger than log V.
     """
