@@ -18,6 +18,7 @@ import click
 import ml_dtypes
 import numpy as np
 
+from trtllm_dflash.checkpoint.dtypes import DTYPE_BITS
 from trtllm_dflash.checkpoint.from_config import checkpoint_of_config
 from trtllm_dflash.checkpoint.quant_config import read_quantization
 from trtllm_dflash.checkpoint.quantized_tensors import is_e8m0_scale
@@ -127,8 +128,10 @@ def write(directory: Path, config_json: dict[str, Any], config: Any) -> int:
     (directory / "config.json").write_text(json.dumps(config_json, indent=2), encoding="utf-8")
     quantization = read_quantization(config_json, None, str(directory))
     infos = checkpoint_of_config(config, quantization, str(directory)).tensors
-    layout = FileLayout.of({name: (info.dtype, info.shape) for name, info in infos.items()})
-    buffers = (buffer for info in infos.values() for buffer in _buffers(info))
+    # As the safetensors package does: wide types first, then by name.
+    ordered = sorted(infos.values(), key=lambda info: (-DTYPE_BITS[info.dtype], info.name))
+    layout = FileLayout.of({info.name: (info.dtype, info.shape) for info in ordered})
+    buffers = (buffer for info in ordered for buffer in _buffers(info))
     write_file(directory / "model.safetensors", layout, buffers)
     return layout.nbytes
 

@@ -23,9 +23,12 @@ from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.options.build import DTYPE_BYTES
 
 _BF16_BYTES = 2
-# TensorRT-RTX's own memory: a part that every build takes, and copies of each weight. Pages of the
-# mapped checkpoint come on top, and can be given back.
-_GPU_BASE_BYTES, _GPU_COPIES = 700_000_000, (1.4, 2.0)
+# TensorRT-RTX's own memory: a part that every build takes, and copies of each weight, at best and
+# at worst. Pages of the mapped checkpoint come on top, and can be given back. At worst a dense
+# model has gate and up apart in its files. Experts are a plugin's inputs, which TensorRT holds
+# twice.
+_GPU_DENSE_BYTES, _GPU_DENSE_COPIES = 400_000_000, (1.0, 1.6)
+_GPU_EXPERTS_BYTES, _GPU_EXPERTS_COPIES = 700_000_000, (1.4, 2.0)
 # ONNX Runtime's: the largest tensor as it is converted.
 _CPU_BASE_BYTES, _CPU_COPIES = 200_000_000, 1
 _START_SECONDS = 3.0
@@ -96,8 +99,10 @@ class HostCosts:
             largest = max(map(_largest_tensor, self.plan.models.checkpoints.values()))
             need = _CPU_BASE_BYTES + _CPU_COPIES * largest
             return need, need
-        weights = self.plan.weight_bytes
-        low, high = (_GPU_BASE_BYTES + int(copies * weights) for copies in _GPU_COPIES)
+        base, copies = _GPU_DENSE_BYTES, _GPU_DENSE_COPIES
+        if self.plan.models.target.config.moe is not None:
+            base, copies = _GPU_EXPERTS_BYTES, _GPU_EXPERTS_COPIES
+        low, high = (base + int(count * self.plan.weight_bytes) for count in copies)
         return low, high
 
     def seconds_range(self) -> tuple[float, float] | None:

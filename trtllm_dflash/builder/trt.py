@@ -16,6 +16,7 @@ import onnx_ir as ir
 from trtllm_dflash.builder.dropped_parts import dropped_parts, unused_values
 from trtllm_dflash.builder.external_weights import move_weights, stored_bytes, weights_of
 from trtllm_dflash.builder.job import BuildResult
+from trtllm_dflash.builder.joined_linears import join_linears
 from trtllm_dflash.builder.optimization_profiles import Profile, profiles
 from trtllm_dflash.builder.trt_callbacks import BuilderLog, EngineWriter, ProgressMonitor
 from trtllm_dflash.engine_dir.files import ENGINE_FILE
@@ -70,6 +71,7 @@ def _parse(model: ir.Model, job: BuildJob) -> tuple[Compiler, list[Cubin]]:
         value for value in weights if not isinstance(value.const_value, ir.ExternalTensor)
     ]
     move_weights(converted, job.scratch / "converted.safetensors")
+    join_linears(model)
     cubins = _compile_kernels(model, job)
     return Compiler(BuilderLog(), model, {cubin.key: cubin.code for cubin in cubins}), cubins
 
