@@ -21,6 +21,8 @@ _THREADS = {
     "dflash_moe_sum": params.SUM_THREADS,
     "dflash_gated_delta_rule": params.DELTA_RULE_THREADS,
     "dflash_select_walk": params.WALK_THREADS,
+    "dflash_argmax_scan": params.ARGMAX_THREADS,
+    "dflash_argmax_merge": params.ARGMAX_MERGE_THREADS,
 }
 
 

@@ -22,6 +22,7 @@
 // since the drafter reads its embedding.
 #include "accept_params.h"
 #include "accept_sample.cuh"
+#include "best.cuh"
 #include "device.cuh"
 
 namespace dflash {
@@ -34,25 +35,6 @@ static_assert(kWarp % kScanWarps == 0, "one warp reads what every warp of the CT
 static_assert(kFinishThreads == kWarp, "the prefix is found by one warp");
 
 __device__ __forceinline__ bool is_nan(float x) { return x != x; }
-
-struct Best {
-  float value;
-  int index;
-};
-
-// The larger of two; among equals the one that stands first, as ONNX ArgMax has it. Never NaN if `a` and `b` are not.
-__device__ __forceinline__ Best better(Best a, Best b) {
-  return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-}
-
-__device__ __forceinline__ Best lanes_best(Best best) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const Best other = {__shfl_xor_sync(kAllLanes, best.value, step), __shfl_xor_sync(kAllLanes, best.index, step)};
-    best = better(best, other);
-  }
-  return best;
-}
 
 // The largest of the warps' bests; every warp finds it.
 __device__ __forceinline__ Best cta_best(Best best, Best* found_smem) {

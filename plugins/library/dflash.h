@@ -94,6 +94,11 @@ typedef struct DFlashSelectPlan {
   int64_t workspace_bytes;
 } DFlashSelectPlan;
 
+typedef struct DFlashArgmaxPlan {
+  int32_t chunks, merge_blocks;
+  int64_t workspace_bytes;
+} DFlashArgmaxPlan;
+
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
  * null: a logit for each head in the softmax denominator only. Floats are bfloat16. D is 64, 96, 128 or 256.
@@ -167,6 +172,11 @@ int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const 
                   const DFlashTensor* predecessor, const DFlashTensor* successor, const DFlashTensor* places,
                   const DFlashSelectOptions* options, void* workspace, int64_t workspace_bytes, void* stream);
 
+/* places [N] int64: where the largest of each row of logits [N, V] bfloat16 stands, the first of equals. Each logit is
+ * read once. A row with a NaN gets any place of 0 ... V-1. */
+int dflash_argmax(const DFlashTensor* logits, const DFlashTensor* places, void* workspace, int64_t workspace_bytes,
+                  void* stream);
+
 /* The plan of a launch on a GPU of `processors` multiprocessors, each with `processor_shared_bytes` of shared memory;
  * its workspace_bytes are what the operation needs. `window` is that of the options. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
@@ -179,6 +189,7 @@ int dflash_block_linear_plan(int32_t tokens, int32_t out_size, DFlashBlockLinear
 int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, int32_t key_heads, int32_t value_heads,
                             DFlashGatedDeltaPlan* plan);
 int dflash_select_plan(int32_t batch, int32_t rows, int32_t vocab, int32_t top_k, DFlashSelectPlan* plan);
+int dflash_argmax_plan(int32_t rows, int32_t vocab, DFlashArgmaxPlan* plan);
 
 /* Multiprocessors of the current device, and the shared memory of each. The emulated library has an H200's: 132, and
  * 228 KiB. */
@@ -191,6 +202,7 @@ int64_t dflash_moe_params_bytes(void);
 int64_t dflash_block_linear_params_bytes(void);
 int64_t dflash_gated_delta_params_bytes(void);
 int64_t dflash_select_params_bytes(void);
+int64_t dflash_argmax_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

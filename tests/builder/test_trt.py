@@ -146,11 +146,13 @@ def test_an_engine_directory_for_each_arch(
     assert written["build_config"]["dtype"] == "bfloat16"
     assert written["build_config"]["plugins"] == (plugins is not False)
     assert ("kv_positions" in {port["name"] for port in written["io"]}) == (plugins is False)
-    _check_kernels(report.directory, arch, plugins=plugins is not False)
+    _check_kernels(
+        report.directory, arch, plugins=plugins is not False, has_drafter=variant != PLAIN
+    )
     assert "Engine generation completed" in (report.directory / "build.log").read_text()
 
 
-def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
+def _check_kernels(directory: Path, arch: str, *, plugins: bool, has_drafter: bool) -> None:
     """Check that the manifest, `inspect` and the builder's log name the engine's kernels."""
     facts, found = manifest.load(directory), dict(inspect_engine(directory).sections())
     overview = [line.split("  ") for line in next(iter(found.values()))]
@@ -163,6 +165,7 @@ def _check_kernels(directory: Path, arch: str, *, plugins: bool) -> None:
         return
     assert [kernel["kernel"] for kernel in facts["kernels"]] == [
         "accept",
+        *(["argmax"] if has_drafter else []),
         "attention, head_dim 64",
     ]
     assert {kernel["arch"] for kernel in facts["kernels"]} == {arch}

@@ -65,7 +65,8 @@ def test_plugin_nodes_have_fp8_caches_and_scales(
         KernelVariant("attention", (("head_dim", 64), *more))
         for more in ((("fp8_cache", 1),), ())
     )
-    assert kernel_variants(model) == {KernelVariant("accept"): 1, fp8: LAYERS, plain: 2}
+    ours = {KernelVariant(name): 1 for name in ("accept", "argmax")}
+    assert kernel_variants(model) == ours | {fp8: LAYERS, plain: 2}
     assert str(fp8) == "attention, head_dim 64, fp8_cache 1"
 
 
@@ -75,6 +76,7 @@ def test_without_fp8_both_models_share_a_kernel(
     model = _step(make_target, make_drafter, dtype="bfloat16", plugins=True)
     assert kernel_variants(model) == {
         KernelVariant("accept"): 1,
+        KernelVariant("argmax"): 1,
         KernelVariant("attention", (("head_dim", 64),)): 4,
     }
 

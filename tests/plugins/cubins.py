@@ -14,8 +14,9 @@ HEAD_DIMS = (64, 96, 128, 256)
 # from one item to the next may be spilled then: the loop over keys has at most one such load.
 ATTENTION_SPILLS = 128
 ACCEPT_KEY = KernelVariant("accept")
+ARGMAX_KEY = KernelVariant("argmax")
 ATTENTION_KEYS = tuple(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS)
-KEYS = (ACCEPT_KEY, KernelVariant("select"), *ATTENTION_KEYS)
+KEYS = (ACCEPT_KEY, KernelVariant("select"), ARGMAX_KEY, *ATTENTION_KEYS)
 FP8_KEYS = tuple(
     KernelVariant("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
 )

@@ -26,7 +26,7 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
     for weight_format in range(4):
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
-    for source in ("accept", "gated_delta", "block_linear", "select"):
+    for source in ("accept", "gated_delta", "block_linear", "select", "argmax"):
         commands[f"{source}_kernel.o"] = (*as_cpp, str(kernels / f"{source}.cu"))
     for name in (
         "library/library",
@@ -34,6 +34,7 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
         "library/gated_delta",
         "library/block_linear",
         "library/select",
+        "library/argmax",
         "emulator/emulator",
         "emulator/instructions",
     ):

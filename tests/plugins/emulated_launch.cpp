@@ -1,5 +1,6 @@
 // Starts one kernel of the emulated library from its address and parameters, as cuLaunchKernel does on a GPU.
 #include "accept_params.h"
+#include "argmax_params.h"
 #include "attention_params.h"
 #include "block_linear_params.h"
 #include "emulator.h"
@@ -19,8 +20,8 @@ constexpr bool all_differ() {
   }
   return true;
 }
-static_assert(
-    all_differ<AcceptParams, AttentionParams, BlockLinearParams, GatedDeltaParams, MoeParams, SelectParams>());
+static_assert(all_differ<AcceptParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams, MoeParams,
+                         SelectParams>());
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -38,6 +39,8 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
       start<MoeParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(GatedDeltaParams)) {
       start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(ArgmaxParams)) {
+      start<ArgmaxParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(SelectParams)) {
       start<SelectParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(BlockLinearParams)) {

@@ -82,6 +82,7 @@ FUNCTIONS = {
     "delta": "dflash_gated_delta",
     "linear": "dflash_block_linear",
     "select": "dflash_select",
+    "argmax": "dflash_argmax",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
@@ -109,6 +110,8 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
     if operation == "select":
         places = poisoned([SELECT.batch, SELECT.rows], np.int64)
         return {**selector.inputs(SELECT), "places": places}
+    if operation == "argmax":
+        return {"logits": np.ones((6, 40), BFLOAT16), "places": poisoned([6], np.int64)}
     return {**attention_arrays(C if operation == "draft" else 0)}
 
 
@@ -140,7 +143,11 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     options, workspace, size = (
         given.pop(name) for name in ("options", "workspace", "workspace_bytes")
     )
-    extra = [] if operation in ("accept", "linear") else [options and ctypes.byref(options)]
+    extra = (
+        []
+        if operation in ("accept", "linear", "argmax")
+        else [options and ctypes.byref(options)]
+    )
     function = getattr(library.c, FUNCTIONS[operation])
     tensors = [tensor and ctypes.byref(tensor) for tensor in given.values()]
     status = function(

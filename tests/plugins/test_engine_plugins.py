@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.fixtures.tiny_models import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
-from tests.plugins.cubins import FP8_KEYS, KEYS, compiled, compiling
+from tests.plugins.cubins import ARGMAX_KEY, FP8_KEYS, KEYS, compiled, compiling
 from tests.plugins.plugin_graphs import (
     SIZES,
     Compiled,
@@ -44,7 +44,9 @@ ACCEPT, TARGET, DRAFTER = (
     *(KernelVariant("attention", (("head_dim", n),)) for n in (TARGET_DIM, DRAFTER_DIM)),
 )
 FP8_TARGET = FP8_KEYS[0]
-FAKE = {key: str(key).encode() * 100 for key in (ACCEPT, TARGET, DRAFTER, FP8_TARGET)}
+FAKE = {
+    key: str(key).encode() * 100 for key in (ACCEPT, ARGMAX_KEY, TARGET, DRAFTER, FP8_TARGET)
+}
 FP8 = "fp8 "  # before an arch: with the target's caches in FP8
 SCALES = {0: (0.25, 0.013), 1: (1.0, 0.5)}
 Futures = dict[tuple[str, str, str], Future[Compiled]]
@@ -124,6 +126,8 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
             "causal": int(causal),
             "head_dim": DRAFTER_DIM,
         }
+    if variant != PLAIN:
+        fields["/drafter/DFlashArgmax"] = {}
     return fields
 
 
@@ -153,27 +157,30 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
     layers = {layer.name: layer for layer in found.layers}
     expected = _expected_fields(variant, fp8)
     assert list(layers) == list(expected)
-    kernels = [compiled(key, arch).code for key in (target, ACCEPT, DRAFTER)]
+    keys = {"target": target, "accept": ACCEPT, "drafter": DRAFTER}
     seen: list[bytes] = []
     for name, fields in expected.items():
         layer, operator = layers[name], name.split("/")[-1]
         assert layer.plugin == (operator, "1", "trtllm_dflash")
-        is_accept = operator == "DFlashAccept"
-        kernel = kernels[1 if is_accept else 0 if "target" in name else 2]
+        is_argmax = operator == "DFlashArgmax"
+        key = ARGMAX_KEY if is_argmax else keys[name.split("/")[1]]
+        kernel = compiled(key, arch).code
         held = {} if kernel in seen else {"cubin": kernel}
         seen.append(kernel)
         digest = hashlib.sha256(kernel).digest()
         assert layer.fields == {**fields, "cubin_sha256": digest, **held}
-        num_inputs = len(OPS["DFlashAccept"].inputs) if is_accept else 6
-        assert (layer.num_inputs, layer.num_outputs) == (num_inputs, 4 if is_accept else 3)
-        assert layer.aliased_inputs == ((-1, -1, -1, -1) if is_accept else (-1, 3, 4))
+        spec = OPS[operator]
+        num_inputs = 6 if "Attention" in operator else len(spec.inputs)
+        assert (layer.num_inputs, layer.num_outputs) == (num_inputs, len(spec.outputs))
+        in_place = (-1, 3, 4) if "Attention" in operator else (-1,) * len(spec.outputs)
+        assert layer.aliased_inputs == in_place
     caches = {
         name: kind
         for name, kind in found.inputs.items()
         if "_key." in name or "_value." in name
     }
     assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
-    counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2})
+    counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2, ARGMAX_KEY: 1})
     assert found.kernels == counts
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs

@@ -239,6 +239,9 @@ REFUSED = [
     ("select", without("options"), r"options: got null"),
     ("select", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("select", moved("logits", 4), r"logits: got an address 4 bytes behind a multiple of 16"),
+    ("argmax", sets("logits", dtype=1), r"logits: got float32, expected bfloat16"),
+    ("argmax", sets("places", shape_0=5), r"places.shape\[0\] \(N\): got 5, expected 6"),
+    ("argmax", space(8), r"workspace: got 8 bytes, expected at least 48"),
     ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
     *REFUSED_PRODUCTS,
@@ -254,7 +257,7 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    files = "library|moe|gated_delta|block_linear|select"
+    files = "library|moe|gated_delta|block_linear|select|argmax"
     words = rf"{FUNCTIONS[operation]}: {message}.* \[({files}).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
@@ -271,6 +274,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("linear", both()),
         ("linear", without("bias")),
         ("select", both()),
+        ("argmax", both()),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

@@ -61,6 +61,7 @@ NUMBERS: dict[str, dict[str, float]] = {
         "conv_kernel": 4,
     },
     "DFlashSelect": {"top_k": 16},
+    "DFlashArgmax": {},
 }
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 

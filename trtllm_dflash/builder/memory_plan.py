@@ -187,7 +187,9 @@ class MemoryPlan:
         block = self.models.resolved.block_size
         verified = block * self.models.target.config.vocab_size
         drafted = (block - 1) * self.models.draft_vocab_size
-        logits = slots * (verified + drafted) * _CHOICE_BYTES
+        is_read_as_written = self._has_kernels and self.models.selector_memory is None
+        draft_bytes = self._dtype_bytes if is_read_as_written else _CHOICE_BYTES
+        logits = slots * (verified * _CHOICE_BYTES + drafted * draft_bytes)
         if self.models.resolved.gather_generation_logits:  # once more, as the step's output
             logits += slots * verified * DTYPE_BYTES["float32"]
         return logits

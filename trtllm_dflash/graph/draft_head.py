@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.graph.layers import LayerBuilder
-from trtllm_dflash.graph.ops import SELECT
+from trtllm_dflash.graph.ops import ARGMAX, SELECT
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.dflash2 import PREDECESSORS, SELECTOR, SUCCESSORS, SelectorConfig
 from trtllm_dflash.models.draft_tables import HEAD
@@ -45,8 +45,9 @@ class DraftHead:
             rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
         logits = self._logits(rows)
         if self.config.walk is not None:
+            logits = self.drafter.wide(logits)
             return self._tokens(self._selected(self.config.walk, logits, rows, anchor))
-        places = g.ArgMax(logits, axis=-1, keepdims=0)
+        (places,) = ARGMAX(g, logits)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
 
     def _selected(
@@ -112,16 +113,14 @@ class DraftHead:
         return logits if cap is None else g.Mul(g.Tanh(g.Div(logits, cap)), cap)
 
     def _logits(self, rows: ir.Value) -> ir.Value:
-        """Return float32 logits [N, Vd] of rows [N, hidden]: of all tokens, or of the list's."""
+        """Return logits [N, Vd] of rows [N, hidden]: of all tokens, or of the list's."""
         m, name = self.verifier, _head_name(self.target)
         if self._has_own_head:
             m, name = self.drafter, HEAD.removesuffix(".weight")
         # A head of its own over a part of the vocabulary has only the list's rows.
         if self.vocab is None or self.config.draft_vocab_size is not None:
-            logits = m.linear(rows, name)
-        else:
-            logits = m.linear_rows(rows, name, self.vocab, "draft_head.weight")
-        return self.drafter.g.cast(logits, ir.DataType.FLOAT)
+            return m.linear(rows, name)
+        return m.linear_rows(rows, name, self.vocab, "draft_head.weight")
 
     @property
     def _has_own_head(self) -> bool:

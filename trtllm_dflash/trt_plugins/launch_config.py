@@ -191,6 +191,37 @@ def _accept(call: Call) -> list[Launch]:
     ]
 
 
+_ARGMAX_KERNELS = ["dflash_argmax_scan", "dflash_argmax_merge"]
+
+
+def _argmax_workspace(dims: Dims, _: Fields) -> int:
+    rows, vocab = dims["logits"]
+    return params.argmax_plan(rows=rows, vocab=vocab).workspace_bytes
+
+
+def _argmax(call: Call) -> list[Launch]:
+    rows, vocab = call.dims["logits"]
+    made = params.argmax_plan(rows=rows, vocab=vocab)
+    if call.addresses["logits"] % 16:
+        raise EngineError(
+            "an argmax reads 16 bytes at a time: logits must begin at a multiple of 16"
+        )
+    kernel_params = params.ArgmaxParams(
+        **call.addresses,
+        chunk_max=call.workspace,
+        chunk_argmax=call.workspace + 4 * rows * made.chunks,
+        rows=rows,
+        vocab=vocab,
+        chunks=made.chunks,
+    )
+    scan, merge = _ARGMAX_KERNELS
+    blocks, threads = (made.merge_blocks, 1, 1), params.ARGMAX_MERGE_THREADS
+    return [
+        Launch(scan, (made.chunks, rows, 1), params.ARGMAX_THREADS, 0, kernel_params),
+        Launch(merge, blocks, threads, 0, kernel_params),
+    ]
+
+
 _DELTA_KERNELS = ["dflash_gated_delta_rows", "dflash_gated_delta_rule"]
 
 
@@ -264,5 +295,6 @@ OPERATIONS = {
     "gated_delta": Operation(lambda _: _DELTA_KERNELS, _delta_workspace, _delta),
     "block_linear": Operation(linear_kernels, linear_workspace, linear_launches),
     "select": Operation(lambda _: SELECT_KERNELS, select_workspace, select_launches),
+    "argmax": Operation(lambda _: _ARGMAX_KERNELS, _argmax_workspace, _argmax),
 }
 """By kernel source."""

@@ -17,12 +17,14 @@ MoeParams = structure("moe_params.h", "MoeParams")
 GatedDeltaParams = structure("gated_delta_params.h", "GatedDeltaParams")
 BlockLinearParams = structure("block_linear_params.h", "BlockLinearParams")
 SelectParams = structure("select_params.h", "SelectParams")
+ArgmaxParams = structure("argmax_params.h", "ArgmaxParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
 _DELTA = constants("gated_delta_params.h")
 _BLOCK_LINEAR = constants("block_linear_params.h")
 _SELECT = constants("select_params.h")
+_ARGMAX = constants("argmax_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
@@ -49,6 +51,8 @@ PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an 
 SELECT_THREADS = _SELECT["kSelectThreads"]
 WALK_THREADS = _SELECT["kWalkThreads"]
 MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
+ARGMAX_THREADS = _ARGMAX["kArgmaxThreads"]
+ARGMAX_MERGE_THREADS = _ARGMAX["kArgmaxMergeThreads"]
 _PLAIN_UNIT = 8
 _WARP = 32
 
@@ -58,6 +62,15 @@ class AcceptPlan:
     """CTAs that share the first pass over a row of logits, and the workspace in bytes."""
 
     chunks: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class ArgmaxPlan:
+    """CTAs that share a row of logits, those that merge the chunks, and the workspace in bytes."""
+
+    chunks: int
+    merge_blocks: int
     workspace_bytes: int
 
 
@@ -136,6 +149,14 @@ def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     """Return the plan of choosing `rows` tokens a slot."""
     chunks = _ceil(vocab, _ACCEPT["kScanElements"])
     return AcceptPlan(chunks, 4 * batch * rows * (3 * chunks + 1))
+
+
+def argmax_plan(*, rows: int, vocab: int) -> ArgmaxPlan:
+    """Return the plan of finding the largest logit of each of `rows` rows."""
+    slots = vocab + 7 if vocab % 8 else vocab
+    chunks = _ceil(slots, _ARGMAX["kArgmaxElements"])
+    merge_blocks = _ceil(rows, ARGMAX_MERGE_THREADS // _WARP)
+    return ArgmaxPlan(chunks, merge_blocks, 8 * rows * chunks)
 
 
 def moe_plan(

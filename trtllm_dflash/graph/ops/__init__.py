@@ -5,6 +5,7 @@ plugin come.
 from __future__ import annotations
 
 from trtllm_dflash.graph.ops.accept import ACCEPT
+from trtllm_dflash.graph.ops.argmax import ARGMAX
 from trtllm_dflash.graph.ops.block_linear import BLOCK_LINEAR
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.gated_delta import GATED_DELTA
@@ -15,6 +16,7 @@ from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
 __all__ = [
     "ACCEPT",
+    "ARGMAX",
     "BLOCK_LINEAR",
     "DRAFT_ATTENTION",
     "GATED_DELTA",
@@ -35,5 +37,6 @@ OPS: dict[str, OpSpec] = {
         GATED_DELTA,
         BLOCK_LINEAR,
         SELECT,
+        ARGMAX,
     )
 }
