@@ -65,6 +65,7 @@ inline void together(const char* what, Place place, unsigned mask, Brought& mine
 }
 
 uint32_t shuffle(const char* what, Place place, unsigned mask, uint32_t value, int from);
+unsigned match(const char* what, Place place, unsigned mask, uint32_t value);
 unsigned ballot(const char* what, Place place, unsigned mask, bool predicate);
 void barrier(Place place);
 void copy_wait(int pending);
@@ -109,6 +110,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, emulator::Place plac
 }
 inline int __any_sync(unsigned mask, int predicate, emulator::Place place = emulator::here()) {
   return emulator::ballot("__any_sync", place, mask, predicate != 0) != 0;
+}
+inline unsigned __match_any_sync(unsigned mask, int value, emulator::Place place = emulator::here()) {
+  return emulator::match("__match_any_sync", place, mask, static_cast<uint32_t>(value));
 }
 template <typename T>
 inline T __shfl_sync(unsigned mask, T value, int from, emulator::Place place = emulator::here()) {

@@ -19,6 +19,21 @@ uint32_t shuffle(const char* what, Place place, unsigned mask, uint32_t value, i
   return mine.got;
 }
 
+unsigned match(const char* what, Place place, unsigned mask, uint32_t value) {
+  struct Match {
+    uint32_t value;
+    unsigned lanes;
+  } mine{value, 0};
+  together(what, place, mask, mine, [](Match** lanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int other = 0; lanes[lane] && other < kLanes; ++other) {
+        if (lanes[other] && lanes[other]->value == lanes[lane]->value) lanes[lane]->lanes |= 1u << other;
+      }
+    }
+  });
+  return mine.lanes;
+}
+
 unsigned ballot(const char* what, Place place, unsigned mask, bool predicate) {
   struct Vote {
     bool mine;

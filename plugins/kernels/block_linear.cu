@@ -28,22 +28,22 @@ struct LinearTile : ProductTile<LinearTile<kTokens>, kMoeFp8, kTokens, linear_ti
       : Product(smem), p(params), row((blockIdx.y * kRowWarps + this->row_warp) * 16 + lane / 4) {
     const int blocks = (p.in_size + kFp8Block - 1) / kFp8Block;
     rows.columns = p.in_size;
-    rows.codes = static_cast<const unsigned char*>(p.weight) + index_t(row) * p.in_size + this->first_vector * 16;
-    rows.scales = reinterpret_cast<const unsigned char*>(p.scales + index_t(row / kFp8Block) * blocks);
-    rows.next_row = 8;
-    rows.next_scales = 0;  // sixteen rows of a warp are in one block
-    rows.scale_step = 1;
+    rows.scale_step = 4;
     rows.halves = row >= p.out_size ? 0 : row + 8 >= p.out_size ? 1 : 2;
+    const index_t blocks_before = min(row, p.out_size - 1) / kFp8Block * blocks;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const index_t found = min(row + 8 * half, p.out_size - 1);
+      rows.codes[half] = kept(static_cast<const unsigned char*>(p.weight) + found * p.in_size);
+      rows.scales[half] = reinterpret_cast<const unsigned char*>(p.scales + blocks_before);  // 16 rows are in one block
+    }
   }
 
-  __device__ void run() const {
-    const int first = blockIdx.x * kTokens;
-    this->multiply(first, min(kTokens, p.tokens - first));
-  }
+  __device__ void run() const { this->multiply(blockIdx.x * kTokens, p.tokens); }
 
-  __device__ __forceinline__ const uint4* token_row(int token) const {
-    return static_cast<const uint4*>(p.x) + index_t(token) * (p.in_size / 8);
-  }
+  __device__ __forceinline__ const unsigned char* tokens() const { return static_cast<const unsigned char*>(p.x); }
+  static constexpr bool kRowsArePlaces = true;
+  __device__ __forceinline__ int row_of_token(int token) const { return token; }
 
   __device__ __forceinline__ void write(const FragmentC (&sums)[kColumns], int first, int count) const {
     const bf16* biases = static_cast<const bf16*>(p.bias);

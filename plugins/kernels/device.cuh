@@ -85,17 +85,14 @@ __device__ __forceinline__ void multiply_add_half(FragmentC& c, const FragmentA&
 #endif  // DFLASH_EMULATOR
 
 // 16 bytes that this CTA reads once, and whose neighbours are read soon: past the first cache, 128 bytes at a time.
-// Zeros where there is nothing to load (the address is not read then).
-__device__ __forceinline__ uint4 load_once_16(const void* from_gmem, bool present) {
+__device__ __forceinline__ uint4 load_once_16(const void* from_gmem) {
 #ifdef DFLASH_EMULATOR
-  return present ? *static_cast<const uint4*>(from_gmem) : make_uint4(0, 0, 0, 0);
+  return *static_cast<const uint4*>(from_gmem);
 #else
   uint4 r;  // volatile: it must be on its way before what follows, not when it is needed
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-      "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4]; }\n"
-      : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
-      : "l"(from_gmem), "r"(static_cast<int>(present)));
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "l"(from_gmem));
   return r;
 #endif
 }
@@ -114,6 +111,18 @@ __device__ __forceinline__ unsigned spread_bytes(unsigned word) {
   asm("prmt.b32 %0, %1, 0, %2;\n" : "=r"(r) : "r"(word), "n"(0x9180 + 0x2222 * (kFirst / 2)));
   return r;
 #endif
+}
+
+// The same number, in a register: compilers compute addresses anew wherever they are used, and cannot know that a
+// lane's own number comes out of a shuffle.
+__device__ __forceinline__ int kept(int x) { return __shfl_sync(kAllLanes, x, static_cast<int>(threadIdx.x) % kWarp); }
+
+// The same address; what is added to it is not reordered with what made it.
+__device__ __forceinline__ const unsigned char* kept(const unsigned char* at) {
+#ifndef DFLASH_EMULATOR
+  asm volatile("" : "+l"(at));
+#endif
+  return at;
 }
 
 // 2^x to float32's last few bits; 0 for -infinity.

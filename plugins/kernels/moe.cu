@@ -23,7 +23,8 @@
 
 namespace dflash {
 
-static_assert(kMaxExperts * 2 * 4 <= 48 << 10, "list_groups' shared memory is static");
+static_assert((kMaxExperts * 2 + kListCounters) * 4 <= 48 << 10, "list_groups' shared memory is static");
+static_assert(kListCounters >= kMaxExperts, "one warp of list_groups has all counters");
 
 // Four elements of one row of out for each thread.
 __device__ inline void sum_choices(const MoeParams& p) {
@@ -66,7 +67,7 @@ __device__ inline void sum_choices(const MoeParams& p) {
   }
 
 // CTAS: how many a multiprocessor is to hold at once, which limits their registers. For few tokens that is as many
-// loads on their way as possible; NVFP4's two scales of a block, and FP8's, need the registers of a third.
+// loads on their way as possible.
 #define DFLASH_MOE_TILE(TOKENS, CTAS)                                                               \
   extern "C" __global__ void __launch_bounds__(dflash::kMoeThreads, CTAS)                           \
       DFLASH_NAME(dflash_moe_gate_up_t##TOKENS)(const __grid_constant__ dflash::MoeParams params) { \
@@ -82,6 +83,10 @@ __device__ inline void sum_choices(const MoeParams& p) {
 DFLASH_MOE(dflash_moe_route, kRouteThreads, dflash::route<DFLASH_WEIGHT_FORMAT>(params))
 DFLASH_MOE(dflash_moe_list, kListThreads, dflash::list_groups(params))
 DFLASH_MOE(dflash_moe_sum, kSumThreads, dflash::sum_choices(params))
-DFLASH_MOE_TILE(8, (DFLASH_WEIGHT_FORMAT >= 2 ? 2 : 3))
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900 && DFLASH_WEIGHT_FORMAT == 1
+DFLASH_MOE_TILE(8, 2)  // there three would spill
+#else
+DFLASH_MOE_TILE(8, 3)
+#endif
 DFLASH_MOE_TILE(16, 2)
-DFLASH_MOE_TILE(32, 1)
+DFLASH_MOE_TILE(32, 2)

@@ -58,6 +58,7 @@ constexpr int kRouteThreads = 128;
 constexpr int kListThreads = 1024;
 constexpr int kSumThreads = 128;
 constexpr int kSumElements = 4 * kSumThreads;  // of a row of out, for a CTA
+constexpr int kListCounters = 8192;            // of experts by warps, in shared memory
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxTopKExperts = 32;  // of a token: a lane each
 
@@ -68,6 +69,12 @@ struct MoeTile {
   int tokens;
   int row_warps;
 };
+
+// Tokens of an expert, on average, up to which tiles are the smallest and the medium ones. At five of random routing
+// one expert in fifteen has more than 8, whose weights are then read again out of the second cache; tiles of 16 would
+// hold fewer CTAs on a multiprocessor, for columns that are mostly empty.
+constexpr int kSmallTileTokens = 5;
+constexpr int kMediumTileTokens = 8;
 
 constexpr MoeTile moe_tile(int tile_tokens) {
   if (tile_tokens <= 8) return {8, 2};
@@ -101,7 +108,9 @@ struct MoePlan {
 inline MoePlan moe_plan(int tokens, int hidden, int inner_size, int experts, int top_k, int format) {
   const long long assignments = 1LL * tokens * top_k;
   MoePlan plan{};
-  plan.tile = moe_tile(assignments <= 2LL * experts ? 8 : assignments <= 8LL * experts ? 16 : 32);
+  plan.tile = moe_tile(assignments <= kSmallTileTokens * 1LL * experts    ? 8
+                       : assignments <= kMediumTileTokens * 1LL * experts ? 16
+                                                                          : 32);
   plan.groups = static_cast<int>(assignments < experts ? assignments : experts);
   const int rows = 16 * plan.tile.row_warps;
   plan.gate_up_blocks = (2 * inner_size + rows - 1) / rows;

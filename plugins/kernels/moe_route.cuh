@@ -75,12 +75,6 @@ __device__ void route(const MoeParams& p) {
   for (int i = thread - kWarp; i < eights; i += kRouteThreads - kWarp) ordered[i] = in_products_order(x[i]);
 }
 
-// Which of 32 assignments are an expert's, for all lanes of a warp; past the last none is.
-__device__ __forceinline__ unsigned mine_of_32(const int* chosen, int first, int assignments, int expert) {
-  const int assignment = first + static_cast<int>(threadIdx.x % kWarp);
-  return __ballot_sync(kAllLanes, assignment < assignments && chosen[assignment] == expert);
-}
-
 // Where each expert's places begin, and the groups of those that have some, from their counts: by one warp.
 __device__ inline void make_groups(const MoeParams& p, const int* count_smem, int* begin_smem) {
   const int lane = threadIdx.x % kWarp;
@@ -106,33 +100,67 @@ __device__ inline void make_groups(const MoeParams& p, const int* count_smem, in
   for (int group = made + lane; group < groups; group += kWarp) out[group] = make_int4(0, 0, 0, 0);
 }
 
-// Sorts the assignments by expert and then by number, in one CTA: each warp counts and places those of its experts.
+// Of 32 assignments, one a lane, those that have this lane's expert; none for lanes without an assignment (-1).
+__device__ __forceinline__ unsigned lanes_of(int expert) {
+  const unsigned mine = __match_any_sync(kAllLanes, expert);
+  return expert < 0 ? 0 : mine;
+}
+
+// Sorts the assignments by expert and then by number, in one CTA. Each warp takes a range of them: it counts them by
+// expert, and when all have, it knows where its own of each expert go.
 __device__ inline void list_groups(const MoeParams& p) {
   __shared__ int count_smem[kMaxExperts];
   __shared__ int begin_smem[kMaxExperts];
-  constexpr int kWarps = kListThreads / kWarp;
+  __shared__ int place_smem[kListCounters];  // [warps, experts]: a warp's count, then its next place
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const unsigned below = (1u << lane) - 1;
   const int assignments = p.tokens * p.top_k;
-  for (int expert = warp; expert < p.experts; expert += kWarps) {
+  const int warps = min(kListThreads / kWarp, kListCounters / p.experts);
+  const int range = (assignments + warps * kWarp - 1) / (warps * kWarp) * kWarp;
+  const int first = min(warp < warps ? warp * range : assignments, assignments);
+  const int last = min(first + range, assignments);
+  int* const own_smem = place_smem + warp * p.experts;
+  const auto expert_of = [&](int i) { return i < last ? p.chosen[i] : -1; };
+
+  for (int i = threadIdx.x; i < warps * p.experts; i += kListThreads) place_smem[i] = 0;
+  __syncthreads();
+  for (int i = first; i < last; i += kWarp) {
+    const int expert = expert_of(i + lane);
+    const unsigned mine = lanes_of(expert);
+    if (mine && (mine & below) == 0) own_smem[expert] += __popc(mine);
+    __syncwarp();
+  }
+  __syncthreads();
+  for (int expert = threadIdx.x; expert < p.experts; expert += kListThreads) {
     int count = 0;
-    for (int i = 0; i < assignments; i += kWarp) count += __popc(mine_of_32(p.chosen, i, assignments, expert));
-    if (lane == 0) count_smem[expert] = count;
+    for (int i = 0; i < warps; ++i) count += place_smem[i * p.experts + expert];
+    count_smem[expert] = count;
   }
   __syncthreads();
   if (warp == 0) make_groups(p, count_smem, begin_smem);
   __syncthreads();
-  for (int expert = warp; expert < p.experts; expert += kWarps) {
+  for (int expert = threadIdx.x; expert < p.experts; expert += kListThreads) {
     int place = begin_smem[expert];
-    const int end = place + count_smem[expert];
-    for (int i = 0; i < assignments && place < end; i += kWarp) {
-      const unsigned mine = mine_of_32(p.chosen, i, assignments, expert);
-      if (mine >> lane & 1) {
-        const int own = place + __popc(mine & ((1u << lane) - 1));
-        p.order[own] = i + lane;
-        p.rows[own] = (i + lane) / p.top_k;
-      }
-      place += __popc(mine);
+    for (int i = 0; i < warps; ++i) {
+      int& own = place_smem[i * p.experts + expert];
+      const int count = own;
+      own = place;
+      place += count;
     }
+  }
+  __syncthreads();
+  for (int i = first; i < last; i += kWarp) {
+    const int expert = expert_of(i + lane);
+    const unsigned mine = lanes_of(expert);
+    const int place = mine ? own_smem[expert] : 0;
+    __syncwarp();  // the lanes of an expert know its place before one moves it on
+    if (mine) {
+      const int own = place + __popc(mine & below);
+      p.order[own] = i + lane;
+      p.rows[own] = (i + lane) / p.top_k;
+      if ((mine & below) == 0) own_smem[expert] = place + __popc(mine);
+    }
+    __syncwarp();
   }
 }
 

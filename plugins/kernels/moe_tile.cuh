@@ -29,16 +29,19 @@ struct ExpertTile : ProductTile<ExpertTile<kFormat, kTokens, kIsDown>, kFormat, 
         group(find_group(params)),
         first_row((blockIdx.x * kRowWarps + this->row_warp) * (kIsDown ? 16 : 8)) {
     rows.columns = kIsDown ? p.inner_size : p.hidden;
-    rows.next_row = kIsDown ? 8 : p.interleaved ? 1 : p.inner_size;
     rows.halves = count_halves((kIsDown ? p.hidden : p.inner_size) - first_row);
-    const index_t row = index_t(group.expert) * rows_of_expert() + row_of(0);
-    const index_t from = row * (rows.columns / (8 * Block::kPieces)) + this->first_vector;
-    rows.codes = static_cast<const unsigned char*>(kIsDown ? p.down : p.gate_up) + from * 16;
-    rows.scales = static_cast<const unsigned char*>(kIsDown ? p.down_scale : p.gate_up_scale);
-    if constexpr (Block::kIsScaledLater) {
-      find_block_scales();
-    } else {
-      rows.scales += from * Block::kScaleBytes;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const index_t row = index_t(group.expert) * rows_of_expert() + row_of(half < rows.halves ? half : 0);
+      const index_t from = row * (rows.columns / (8 * Block::kPieces));
+      rows.codes[half] = static_cast<const unsigned char*>(kIsDown ? p.down : p.gate_up) + from * 16;
+      rows.scales[half] = static_cast<const unsigned char*>(kIsDown ? p.down_scale : p.gate_up_scale);
+      if constexpr (!Block::kIsScaledLater) rows.scales[half] += from * Block::kScaleBytes;
+    }
+    if constexpr (Block::kIsScaledLater) find_block_scales();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows.codes[half] = kept(rows.codes[half]), rows.scales[half] = kept(rows.scales[half]);
     }
   }
 
@@ -48,11 +51,16 @@ struct ExpertTile : ProductTile<ExpertTile<kFormat, kTokens, kIsDown>, kFormat, 
     const auto blocks_of = [=](int size) { return has_rows ? size : (size + kFp8Block - 1) / kFp8Block; };
     const int across = has_rows ? 1 : blocks_of(rows.columns);
     const int down = kIsDown ? blocks_of(p.hidden) : 2 * blocks_of(p.inner_size);
-    const int row = first_row + lane / 4;
-    const index_t first = (index_t(group.expert) * down + (has_rows ? row : row / kFp8Block)) * across;
-    rows.scales += 4 * first;
-    rows.next_scales = kIsDown ? (has_rows ? 8 : 0) : blocks_of(p.inner_size) * across;
-    rows.scale_step = has_rows ? 0 : 1;
+    const index_t first = index_t(group.expert) * down;
+    const auto block_of = [=](int row) { return has_rows ? row : row / kFp8Block; };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int existing = half < rows.halves ? half : 0;
+      const int block =
+          kIsDown ? block_of(lane_row() + 8 * existing) : block_of(lane_row()) + existing * blocks_of(p.inner_size);
+      rows.scales[half] += 4 * (first + block) * across;
+    }
+    rows.scale_step = has_rows ? 0 : 4;
   }
 
   static __device__ Group find_group(const MoeParams& p) {
@@ -63,10 +71,15 @@ struct ExpertTile : ProductTile<ExpertTile<kFormat, kTokens, kIsDown>, kFormat, 
   // Of a warp in front of `rows` rows of down, or of the inner size: rows g+8 of gate and up are there if g are.
   static __device__ __forceinline__ int count_halves(int rows) { return rows <= 0 ? 0 : kIsDown && rows <= 8 ? 1 : 2; }
 
+  // Row g of this lane, of the inner size or of down; where there is none, the last one.
+  __device__ __forceinline__ int lane_row() const {
+    return min(first_row + lane / 4, (kIsDown ? p.hidden : p.inner_size) - 1);
+  }
+
   // Row of the weights that this lane has as row g (or g+8) of its warp's.
   __device__ __forceinline__ int row_of(int half) const {
-    const int row = first_row + lane / 4;
-    return (!kIsDown && p.interleaved ? 2 * row : row) + half * rows.next_row;
+    if (kIsDown) return lane_row() + 8 * half;
+    return p.interleaved ? 2 * lane_row() + half : lane_row() + half * p.inner_size;
   }
 
   __device__ __forceinline__ int rows_of_expert() const { return kIsDown ? p.hidden : 2 * p.inner_size; }
@@ -74,16 +87,16 @@ struct ExpertTile : ProductTile<ExpertTile<kFormat, kTokens, kIsDown>, kFormat, 
   __device__ void run() const {
     for (int first = group.begin; first < group.end; first += kTokens) {
       if (first > group.begin) __syncthreads();  // everyone is done with the tokens, or sums, before
-      this->multiply(first, min(kTokens, group.end - first));
+      this->multiply(first, group.end);
     }
   }
 
-  // What is multiplied at a place: its token, or what gate and up made of it.
-  __device__ __forceinline__ const uint4* token_row(int place) const {
-    const index_t eights = rows.columns / 8;
-    if (kIsDown) return static_cast<const uint4*>(p.inner) + place * eights;
-    return static_cast<const uint4*>(p.ordered_x) + p.rows[place] * eights;
+  // What is multiplied: tokens, or by place what gate and up made of them.
+  __device__ __forceinline__ const unsigned char* tokens() const {
+    return static_cast<const unsigned char*>(kIsDown ? p.inner : p.ordered_x);
   }
+  static constexpr bool kRowsArePlaces = kIsDown;
+  __device__ __forceinline__ int row_of_token(int place) const { return kIsDown ? place : p.rows[place]; }
 
   __device__ __forceinline__ void write(const FragmentC (&sums)[kColumns], int first, int count) const {
     const float* scale_2 = kIsDown ? p.down_scale_2 : p.gate_up_scale_2;

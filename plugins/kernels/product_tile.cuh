@@ -7,15 +7,14 @@ namespace dflash {
 
 constexpr int kTileThreads = kMoeThreads;
 
-// Where the rows of a weight are that a lane takes, g and g+8 of its warp's sixteen.
+// The two rows of a weight that a lane takes, g and g+8 of its warp's sixteen. A row that there is not is another one
+// of the weight: what comes of it is not written.
 struct LaneRows {
-  const unsigned char* codes;   // row g, at the lane's first vector
-  const unsigned char* scales;  // likewise; of FP8 the scale of row g's first block
-  int next_row;                 // from row g to row g+8
-  int next_scales;              // FP8: from the scales of row g to those of row g+8
-  int scale_step;               // FP8: from a block's scale to the next in its row; 0: a row has one scale
-  int columns;                  // of the weight
-  int halves;                   // how many of the two rows there are
+  const unsigned char* codes[2];
+  const unsigned char* scales[2];  // of FP8 that of the row's first block
+  int scale_step;                  // FP8: from a block's scale to the next in its row; 0: a row has one scale
+  int columns;                     // of the weight
+  int halves;                      // how many of the two rows there are
 };
 
 // A CTA of eight warps. A warp takes 16 rows of the weights as the products' first operand, straight from memory into
@@ -23,10 +22,12 @@ struct LaneRows {
 // A thread reads 16 bytes of each of two rows at a time: elements of a row need not be multiplied in their order, only
 // in the order that the tokens have too.
 //
-// A slab is what the CTA multiplies between two barriers: kSteps chunks for each warp. While one is multiplied, the
-// next slab's weights are on their way into registers, its tokens into the other stage of shared memory.
+// A slab is what the CTA multiplies between two barriers: kSteps chunks for each warp. As soon as a chunk's weights are
+// multiplied, those of the next slab's are asked for, into the same registers; so all but one chunk are on their way.
+// The next slab's tokens are on their way into the other stage of shared memory.
 //
-// `Own` is the tile that is made of this one. It says where a token is (token_row) and takes the sums (write).
+// `Own` is the tile that is made of this one. It says where tokens are (tokens, row_of_token; kRowsArePlaces: at their
+// places) and takes the sums (write).
 template <class Own, int kFormat, int kTokens, int kRowWarpsOfTile>
 struct ProductTile {
   using Block = MoeBlock<kFormat>;
@@ -39,12 +40,20 @@ struct ProductTile {
   static constexpr int kSlabEights = kSlab * 4 * kPieces;    // of a token
   static constexpr int kStage = kSlabEights / 4 * kColumns;  // fragments: 32 times 16 bytes
   static constexpr int kSharedBytes = 2 * kStage * kWarp * 16;
+  static constexpr int kPass = kTileThreads / kSlabEights;  // tokens that all threads copy at once
+  static constexpr int kCopies = kTokens / kPass;
+  static constexpr bool kKeepsOffsets = kTokens < 64;  // the largest tile has no registers for them
   static_assert(kRowWarps * kSplits * kWarp == kTileThreads, "whole warps");
-  static_assert(kTileThreads % kSlabEights == 0, "a thread copies the same of each of its tokens");
+  static_assert(kPass * kSlabEights == kTileThreads && kCopies * kPass == kTokens, "a thread copies the same of each");
   static_assert((kSplits - 1) * kRowWarps * kColumns * 4 * kWarp * 4 <= kSharedBytes, "sums fit");
 
-  struct Weights {
-    Block blocks[kSteps][2];  // of rows g and g+8
+  using Weights = Block[kSteps][2];  // of rows g and g+8
+
+  // The rows of the tokens that this thread copies: -1 where there is none; of rows that are places, behind the end.
+  struct TokenRows {
+    int rows[kCopies];
+    int end;
+    __device__ __forceinline__ bool has(int i) const { return Own::kRowsArePlaces ? rows[i] < end : rows[i] >= 0; }
   };
 
   uint4* const tokens_smem;
@@ -52,6 +61,9 @@ struct ProductTile {
   const int first_vector;  // of a row, for this lane
   const int eight;         // of a slab of a token: what this thread copies of each of its tokens
   LaneRows rows;
+  int copied_to;  // bytes from tokens_smem to where this thread copies its first token
+  // Bytes from tokens_smem to what this lane reads of a chunk: of each piece, or of chunks of even and odd number.
+  int fragments[kPieces == 1 ? 2 : kPieces];
 
   __device__ explicit ProductTile(unsigned char* smem)
       : tokens_smem(reinterpret_cast<uint4*>(smem)),
@@ -60,70 +72,93 @@ struct ProductTile {
         split(threadIdx.x / kWarp / kRowWarps),
         first_vector(split * 4 + lane % 4),
         eight(threadIdx.x % kSlabEights),
-        rows{} {}
+        rows{} {
+    const int piece = eight % kPieces, thread = eight / kPieces % 4, chunk = eight / kPieces / 4;
+    const int token = threadIdx.x / kSlabEights;
+    const int slot = (token % 8 * 4 + thread) ^ swizzle(chunk, piece);
+    copied_to = (fragment(chunk, piece, token / 8) * kWarp + slot) * 16;
+    if (kKeepsOffsets) copied_to = kept(copied_to);
+#pragma unroll
+    for (int i = 0; i < (kPieces == 1 ? 2 : kPieces); ++i) {
+      const int own_slot = lane ^ (kPieces == 1 ? swizzle(split + i, 0) : swizzle(0, i));
+      fragments[i] = (fragment(split, kPieces == 1 ? 0 : i, 0) * kWarp + own_slot) * 16;
+      if (kKeepsOffsets) fragments[i] = kept(fragments[i]);
+    }
+  }
 
   __device__ __forceinline__ const Own& own() const { return *static_cast<const Own*>(this); }
 
   __device__ __forceinline__ bool is_present(int half) const { return half < rows.halves; }
 
-  // For `count` tokens from place `first` on.
-  __device__ __forceinline__ void multiply(int first, int count) const {
-    const int chunks = (rows.columns + 32 * kPieces - 1) / (32 * kPieces);
-    FragmentC sums[kColumns] = {};
-    Weights weights, next;
-    load_weights(next, 0);
-    copy_tokens(0, 0, first, count);
-    copy_async_commit();
-    int stage = 0;
-    for (int slab = 0; slab < chunks; slab += kSlab, stage ^= 1) {
-      weights = next;
-      if (slab + kSlab < chunks) {
-        load_weights(next, slab + kSlab);
-        copy_tokens(stage ^ 1, slab + kSlab, first, count);
-      }
-      copy_async_commit();
-      copy_async_wait<1>();
-      __syncthreads();  // what the other threads copied is there as well
+  // For the kTokens tokens from place `first` on, or those before `end`.
+  __device__ __forceinline__ void multiply(int first, int end) const {
+    const int slabs = (rows.columns + kSlabEights * 8 - 1) / (kSlabEights * 8);
+    TokenRows tokens;
+    tokens.end = end;
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const int chunk = step * kSplits + split;
-        if (slab + chunk >= chunks) continue;
-        const Block(&blocks)[2] = weights.blocks[step];
-        if constexpr (Block::kIsScaledLater) {
-          multiply_scaled(sums, blocks, stage, chunk);
-        } else if (__any_sync(kAllLanes, blocks[0].is_large() || blocks[1].is_large())) {
-          multiply_chunk<true>(sums, blocks, stage, chunk);
-        } else {
-          multiply_chunk<false>(sums, blocks, stage, chunk);
-        }
-      }
-      __syncthreads();  // no thread reads this stage any more: the next turn copies into it
+    for (int i = 0; i < kCopies; ++i) {
+      const int place = first + threadIdx.x / kSlabEights + i * kPass;
+      tokens.rows[i] = Own::kRowsArePlaces ? place : place < end ? own().row_of_token(place) : -1;
     }
-    copy_async_wait<0>();
+    FragmentC sums[kColumns] = {};
+    Weights weights;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) load_step(weights[step], 0, step);
+    copy_tokens(0, 0, tokens);
+    for (int slab = 0; slab < slabs; slab += 2) {
+      multiply_slab<0>(sums, weights, slab, slabs, tokens);
+      if (slab + 1 < slabs) multiply_slab<1>(sums, weights, slab + 1, slabs, tokens);
+    }
     if (kSplits > 1) merge_splits(sums);
-    if (split == 0) own().write(sums, first, count);
+    if (split == 0) own().write(sums, first, min(kTokens, end - first));
   }
 
-  __device__ __forceinline__ void load_weights(Weights& weights, int slab) const {
+  template <int kStageNumber>
+  __device__ __forceinline__ void multiply_slab(FragmentC (&sums)[kColumns], Weights& weights, int slab, int slabs,
+                                                const TokenRows& tokens) const {
+    copy_async_wait<0>();
+    __syncthreads();  // what the others copied is there as well, and nobody reads the other stage any more
+    if (slab + 1 < slabs) copy_tokens(kStageNumber ^ 1, slab + 1, tokens);
+    bool is_large = false;
+#pragma unroll
+    for (int i = 0; i < kSteps * 2; ++i) is_large |= weights[i / 2][i % 2].is_large();
+    if (Block::kMayBeLarge && __any_sync(kAllLanes, is_large)) {
+      multiply_steps<kStageNumber, true>(sums, weights, slab, slabs);
+    } else {
+      multiply_steps<kStageNumber, false>(sums, weights, slab, slabs);
+    }
+  }
+
+  template <int kStageNumber, bool kLarge>
+  __device__ __forceinline__ void multiply_steps(FragmentC (&sums)[kColumns], Weights& weights, int slab,
+                                                 int slabs) const {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Block(&blocks)[2] = weights[step];
+      if ((slab * kSlab + step * kSplits) * 32 * kPieces < rows.columns - split * 32 * kPieces) {
+        if constexpr (Block::kIsScaledLater) {
+          multiply_scaled<kStageNumber>(sums, blocks, step);
+        } else {
+          multiply_chunk<kStageNumber, kLarge>(sums, blocks, step);
+        }
+      }
+      if (slab + 1 < slabs) load_step(blocks, slab + 1, step);
+    }
+  }
+
+  // Behind the end of a row is its last vector once more, and meets zeros: the sums stay as they are, unless the vector
+  // has an infinite weight.
+  __device__ __forceinline__ void load_step(Block (&blocks)[2], int slab, int step) const {
     const int vectors = rows.columns / (8 * kPieces);
+    const int found = min(first_vector + (slab * kSlab + step * kSplits) * 4, vectors - 1);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const index_t from = index_t(half * rows.next_row) * vectors + slab * 4;
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const int skipped = step * kSplits * 4;  // vectors
-        const int vector = first_vector + slab * 4 + skipped;
-        const bool is_there = is_present(half) && vector < vectors;
-        const unsigned char* codes = rows.codes + (from + skipped) * 16;
-        Block& block = weights.blocks[step][half];
-        if constexpr (Block::kIsScaledLater) {
-          // The sums of the chunk are this lane's, even if its last vectors are not there.
-          const bool has_scale = is_present(half) && vector - lane % 4 < vectors;
-          const int scale = half * rows.next_scales + vector / kBlockVectors * rows.scale_step;
-          block.load(codes, is_there, rows.scales + 4 * scale, has_scale);
-        } else {
-          block.load(codes, rows.scales + (from + skipped) * Block::kScaleBytes, is_there);
-        }
+      const unsigned char* codes = rows.codes[half] + index_t(found) * 16;
+      if constexpr (Block::kIsScaledLater) {
+        // A chunk lies in one block, and the last vector in the chunk of those behind it.
+        blocks[half].load(codes, rows.scales[half] + found / kBlockVectors * rows.scale_step);
+      } else {
+        blocks[half].load(codes, rows.scales[half] + found * Block::kScaleBytes);
       }
     }
   }
@@ -139,21 +174,23 @@ struct ProductTile {
 
   // The slab's columns of the tokens; zeros behind the last column. Where there is no token nothing is copied: what
   // stands there is multiplied and not written.
-  __device__ __forceinline__ void copy_tokens(int stage, int slab, int first, int count) const {
-    const int piece = eight % kPieces, thread = eight / kPieces % 4, chunk = eight / kPieces / 4;
-    const int column = slab * 4 * kPieces + eight;
-    const bool is_there = column < rows.columns / 8;
-#pragma unroll 1
-    for (int token = threadIdx.x / kSlabEights; token < count; token += kTileThreads / kSlabEights) {
-      const int slot = (token % 8 * 4 + thread) ^ swizzle(chunk, piece);
-      uint4* to = tokens_smem + (stage * kStage + fragment(chunk, piece, token / 8)) * kWarp + slot;
-      copy_async_16(to, own().token_row(first + token) + (is_there ? column : 0), is_there);
+  __device__ __forceinline__ void copy_tokens(int stage, int slab, const TokenRows& tokens) const {
+    const int column = slab * kSlabEights + eight, bytes = rows.columns * 2;
+    const bool is_there = column * 16 < bytes;
+    const unsigned char* from = kept(own().tokens() + (is_there ? column * 16 : 0));
+    unsigned char* to = reinterpret_cast<unsigned char*>(tokens_smem) + copied_to + stage * kStage * kWarp * 16;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const int skipped = (i * kPass / 8 * kWarp + i * kPass % 8 * 4) * 16;  // kPass divides 8, or 8 divides it
+      const unsigned char* own_from = from + index_t(tokens.rows[i]) * bytes;
+      if (tokens.has(i)) copy_async_16(to + skipped, own_from, is_there);
     }
+    copy_async_commit();
   }
 
-  template <bool kLarge>
-  __device__ __forceinline__ void multiply_chunk(FragmentC (&sums)[kColumns], const Block (&blocks)[2], int stage,
-                                                 int chunk) const {
+  template <int kStageNumber, bool kLarge>
+  __device__ __forceinline__ void multiply_chunk(FragmentC (&sums)[kColumns], const Block (&blocks)[2],
+                                                 int step) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       unsigned low[4], high[4];
@@ -161,14 +198,15 @@ struct ProductTile {
       blocks[1].template piece<kLarge>(high, piece);
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
-        multiply_piece(sums[column], low, high, stage, chunk, piece, column);
+        multiply_piece<kStageNumber>(sums[column], low, high, step, piece, column);
       }
     }
   }
 
   // A chunk lies within one block of columns: its products are summed, and the sum is scaled, in float32.
-  __device__ __forceinline__ void multiply_scaled(FragmentC (&sums)[kColumns], const Block (&blocks)[2], int stage,
-                                                  int chunk) const {
+  template <int kStageNumber>
+  __device__ __forceinline__ void multiply_scaled(FragmentC (&sums)[kColumns], const Block (&blocks)[2],
+                                                  int step) const {
     unsigned low[kPieces][4], high[kPieces][4];
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
@@ -180,24 +218,27 @@ struct ProductTile {
       FragmentC part = {};
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
-        multiply_piece(part, low[piece], high[piece], stage, chunk, piece, column);
+        multiply_piece<kStageNumber>(part, low[piece], high[piece], step, piece, column);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[column][i] += blocks[i / 2].scale * part[i];
     }
   }
 
+  template <int kStageNumber>
   __device__ __forceinline__ void multiply_piece(FragmentC& sums, const unsigned (&low)[4], const unsigned (&high)[4],
-                                                 int stage, int chunk, int piece, int column) const {
-    const int slot = lane ^ swizzle(chunk, piece);
-    const uint4 t = tokens_smem[(stage * kStage + fragment(chunk, piece, column)) * kWarp + slot];
+                                                 int step, int piece, int column) const {
+    const int skipped = (kStageNumber * kStage + fragment(step * kSplits, 0, column)) * kWarp * 16;
+    const int at = fragments[kPieces == 1 ? step * kSplits % 2 : piece] + skipped;
+    const uint4 t = *reinterpret_cast<const uint4*>(reinterpret_cast<const unsigned char*>(tokens_smem) + at);
     multiply_add(sums, {low[0], high[0], low[1], high[1]}, {t.x, t.y});
     multiply_add(sums, {low[2], high[2], low[3], high[3]}, {t.z, t.w});
   }
 
   // The sums of the warps that have the same rows, always in the same order, in those of split 0.
   __device__ __forceinline__ void merge_splits(FragmentC (&sums)[kColumns]) const {
-    float4* sums_smem = reinterpret_cast<float4*>(tokens_smem);  // the tokens are not needed any more
+    float4* sums_smem = reinterpret_cast<float4*>(tokens_smem);
+    __syncthreads();  // nobody needs the tokens any more
     const auto place = [this](int from, int column) {
       return (((from - 1) * kRowWarps + row_warp) * kColumns + column) * kWarp + lane;
     };

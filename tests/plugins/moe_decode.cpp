@@ -5,7 +5,7 @@
 template <int kFormat, bool kLarge>
 static void expand(const void* bytes, const void* scales, unsigned* pairs) {
   dflash::MoeBlock<kFormat> block;
-  block.load(static_cast<const unsigned char*>(bytes), static_cast<const unsigned char*>(scales), true);
+  block.load(static_cast<const unsigned char*>(bytes), static_cast<const unsigned char*>(scales));
   for (int piece = 0; piece < block.kPieces; ++piece) {
     unsigned four[4];
     block.template piece<kLarge>(four, piece);
@@ -17,7 +17,7 @@ extern "C" {
 
 int is_large(const void* bytes, const void* scale) {
   dflash::MoeBlock<dflash::kMoeMxfp4> block;
-  block.load(static_cast<const unsigned char*>(bytes), static_cast<const unsigned char*>(scale), true);
+  block.load(static_cast<const unsigned char*>(bytes), static_cast<const unsigned char*>(scale));
   return block.is_large();
 }
 void expand_bfloat16(const void* bytes, unsigned* pairs) { expand<dflash::kMoeBfloat16, false>(bytes, nullptr, pairs); }

@@ -39,7 +39,8 @@ __device__ void product(Arguments p, bool columns) {
   for (int j = 0; j < 4; ++j) p.c[(g + j / 2 * 8) * 8 + 2 * t + j % 2] = c_rmem[j];
 }
 
-// What each lane gets of the others' numbers: xor 5, up 3, down 3, from lane 7, and a vote; c is [5, 32].
+// What each lane gets of the others' numbers: xor 5, up 3, down 3, from lane 7, a vote, and how many lanes have its
+// number of 7; c is [6, 32].
 __device__ void exchanges(Arguments p) {
   const int lane = threadIdx.x;
   p.c[lane] = __shfl_xor_sync(kAllLanes, lane, 5);
@@ -47,6 +48,7 @@ __device__ void exchanges(Arguments p) {
   p.c[64 + lane] = __shfl_down_sync(kAllLanes, lane, 3);
   p.c[96 + lane] = __shfl_sync(kAllLanes, lane, 7);
   p.c[128 + lane] = __popc(__ballot_sync(kAllLanes, lane % 3 == 0));
+  p.c[160 + lane] = __popc(__match_any_sync(kAllLanes, lane % 7));
 }
 
 // Thread i of 64 gets the number that thread 63 - i left in shared memory.

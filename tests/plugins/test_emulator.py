@@ -91,10 +91,13 @@ def test_product(primitive: Primitive, columns: bool, order: int) -> None:
 
 
 def test_exchanges(primitive: Primitive) -> None:
-    c, lane = np.zeros((5, 32), np.float32), np.arange(32)
+    c, lane = np.zeros((6, 32), np.float32), np.arange(32)
     assert primitive("exchanges", c=c) is None
     up, down = np.where(lane < 3, lane, lane - 3), np.where(lane > 28, lane, lane + 3)
-    np.testing.assert_array_equal(c, [lane ^ 5, up, down, np.full(32, 7), np.full(32, 11)])
+    same = np.where(lane % 7 < 4, 5, 4)  # of 32 lanes
+    np.testing.assert_array_equal(
+        c, [lane ^ 5, up, down, np.full(32, 7), np.full(32, 11), same]
+    )
 
 
 def test_bfloat16_rounds_as_ml_dtypes_does(primitives: ctypes.CDLL) -> None:

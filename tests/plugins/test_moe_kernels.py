@@ -142,6 +142,29 @@ def test_the_same_bits_in_every_order(weight_format: int, library: Library) -> N
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
+def test_a_token_alone_has_the_bits_that_it_has_among_others(
+    weight_format: int, library: Library
+) -> None:
+    """Up to five tokens an expert, whose tile is one token's: wherever it stands in its group."""
+    case = fitting(Case(15, weight_format, 160, 96, experts=6, top_k=2, logits="ties"))
+    given = inputs(case)
+    together = run(library, case, given).view(np.uint16)
+    for token in range(case.tokens):
+        own = {
+            name: np.ascontiguousarray(given[name][token : token + 1])
+            for name in ("x", "router_logits")
+        }
+        alone = run(library, replace(case, tokens=1), given | own).view(np.uint16)
+        np.testing.assert_array_equal(alone[0], together[token])
+
+
+def test_many_assignments_of_many_experts_are_sorted(library: Library) -> None:
+    """Every warp of the sort has a range, several times 32 long, and counters of its own."""
+    check(library, _numbered([Case(900, 0, 8, 8, experts=1024, top_k=9)])[0])
+    check(library, _numbered([Case(700, 0, 8, 8, experts=40, top_k=4, logits="ties")])[0])
+
+
+@pytest.mark.parametrize("weight_format", FORMATS)
 def test_experts_that_nobody_chose_are_not_read(weight_format: int, library: Library) -> None:
     """Their weights, scales and biases are NaN, and a product with one would be."""
     case = fitting(Case(5, weight_format, 64, 32, experts=9, top_k=2, logits="few"))

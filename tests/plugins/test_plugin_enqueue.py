@@ -178,9 +178,9 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
 
 MOE_CASES = [
     MoeCase(3, 0, 96, 40, experts=7, top_k=3, normalize=False, limit=1.5, shift=0.5),
-    gpt_oss(MoeCase(5, 1, 64, 96, experts=5, top_k=4)),
+    gpt_oss(MoeCase(7, 1, 64, 96, experts=5, top_k=4)),
     gpt_oss(MoeCase(40, 2, 160, 32, experts=4, top_k=2)),
-    fitting(MoeCase(5, 3, 144, 272, experts=5, top_k=4)),
+    fitting(MoeCase(7, 3, 144, 272, experts=5, top_k=4)),
     fitting(MoeCase(40, 3, 160, 32, experts=4, top_k=2), block_rows=1),
 ]
 LINEAR_CASES = [

@@ -167,9 +167,8 @@ def moe_plan(
     The workspace of a number of tokens suffices for every smaller one.
     """
     assignments = tokens * top_k
-    tile = MOE_TILES[
-        0 if assignments <= 2 * experts else 1 if assignments <= 8 * experts else 2
-    ]
+    limits = [size * experts for size in (_MOE["kSmallTileTokens"], _MOE["kMediumTileTokens"])]
+    tile = MOE_TILES[sum(assignments > limit for limit in limits)]
     rows = 16 * tile.row_warps
     groups = min(assignments, experts)
     sizes = {
