@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs bench bench-profile bench-build bench-layers bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-build bench-layers bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -108,6 +108,10 @@ docs: .venv/.test  ## write all generated parts of the documentation again
 	$(BIN)/python -m tests.graph.markdown_tables
 	$(BIN)/python -m tests.plugins.markdown_tables
 	$(BIN)/python -m tests.profile.schema_table
+
+# With the shell's python3, or PYTHON=...: the one that has a torch for this GPU, which .venv has not.
+gpu-check:  ## check and time the kernels on this machine's GPU (8 minutes); writes plugins/bench/gpu_check/<gpu>.md
+	$(PYTHON) -m plugins.bench.gpu_check
 
 bench: .venv/.test-all engines  ## DFlash against plain decoding, and both against the reference package (20 minutes)
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3 --max-tokens 96 --without-reference \

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tests.fixtures.sampling import SAMPLING_NAMES, sampling_arrays
+
 _FLOOR, _BISECTIONS = np.float32(-104), 32
 EPS = float(np.finfo(np.float32).eps) / 2  # the largest relative error of one rounding
 
@@ -90,3 +92,44 @@ def accept_prefix(arrays: dict[str, np.ndarray], choice: np.ndarray) -> dict[str
         "next_len": arrays["past_len"] + known + accepted,
         "bonus": choice[np.arange(batch), accepted][:, None].astype(np.int64),
     }
+
+
+def accept_case(
+    logits: np.ndarray, *, width: int = 0, **given: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms`
+    [B, R] is by row.
+    """
+    batch, rows, _ = logits.shape
+    ids = given.get("input_ids", np.full((batch, width or rows), -7))
+    known = np.asarray(given.get("num_known", np.ones(batch)), np.int32)
+    past = np.arange(batch, dtype=np.int32) * 3
+    # A table by position: NaN wherever no row has to look.
+    table = np.full((batch, int((past + known).max()) + rows), np.nan, np.float32)
+    for b in range(batch):
+        table[b, past[b] + known[b] :][:rows] = given.get("uniforms", np.zeros((batch, rows)))[
+            b
+        ]
+    return {
+        "logits": logits.astype(np.float32),
+        "input_ids": ids.astype(np.int64),
+        "num_known": known,
+        "past_len": past,
+        **sampling_arrays(batch, **given),
+        "uniforms": table,
+    }
+
+
+def assert_admissible(arrays: Mapping[str, np.ndarray], got: np.ndarray) -> int:
+    """Check the tokens `got` [B] of one row a slot, and return of how many rounding decides."""
+    logits = arrays["logits"][:, 0]
+    slack, open_to_rounding = rounding(logits.shape[1]), 0
+    for b, token in enumerate(got):
+        settings = {name: arrays[name][b].item() for name in SAMPLING_NAMES}
+        uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
+        tokens = admissible(logits[b], settings, uniform, slack)
+        assert token in np.flatnonzero(tokens), (
+            f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
+        )
+        open_to_rounding += int(tokens.sum() > 1)
+    return open_to_rounding

@@ -199,6 +199,14 @@ def assert_as_good_as_eager(
     )
 
 
+def assert_close(case: Case, given: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None:
+    """Check that the caches are exact and `out` is as near to float64's as eager bfloat16."""
+    for name, expected in written_caches(case, given).items():
+        bits = (array.view(f"u{array.itemsize}") for array in (got[name], expected))
+        np.testing.assert_array_equal(*bits, err_msg=f"{case}: {name}")
+    assert_as_good_as_eager(case, given, got["out"], case.head_dim**-0.5)
+
+
 def reordered(cases: list[Case]) -> list[Case]:
     """Return the cases, each in another of the emulator's orders than its neighbour."""
     orders = ("forward", "reverse", "random")

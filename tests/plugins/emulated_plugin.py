@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.plugins.library import HostMemory, Library, Placed, poisoned
+from tests.plugins.operator_arrays import fetch_outputs, place
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import plugin
@@ -45,25 +46,12 @@ def enqueue(
     """Call the plugin as TensorRT would, and return its outputs; guards on all sides hold."""
     spec, memory = OPS[name], HostMemory()
     kept = [tensor for tensor in spec.plugin_inputs if tensor.name in arrays]
-    axes: dict[str, int] = {"1": 1}
-    for tensor in reversed(
-        kept
-    ):  # the first that has a size says it: x, where weights are packed
-        axes |= dict(zip(tensor.axes, arrays[tensor.name].shape, strict=True))
-    dtypes = {tensor.dtype: arrays[tensor.name].dtype for tensor in kept}
-    placed = {tensor.name: Placed(memory, arrays[tensor.name]) for tensor in kept}
-    for tensor in spec.outputs:
-        shape = [axes[axis] for axis in tensor.axes]
-        dtype = dtypes.get(tensor.dtype) or np.dtype(tensor.dtype)
-        placed[tensor.name] = (
-            placed[tensor.aliases] if tensor.aliases else Placed(memory, poisoned(shape, dtype))
-        )
+    placed, outside = place(spec, arrays, memory)
 
     def descs(dims: Sequence[tuple[int, ...]]) -> list[Any]:
         return [SimpleNamespace(dims=d, max=d, min=d) for d in dims]
 
     made = plugin.StepPlugin(spec, numbers, b"digest", KERNELS).attach_to_context(None)
-    outside = [tuple(axes[axis] for axis in tensor.axes) for tensor in spec.outputs]
     described = descs([arrays[tensor.name].shape for tensor in kept]), descs(outside)
     workspace = Placed(memory, poisoned([made.get_workspace_size(*described)], np.int8))
     reads, writes = (
@@ -71,7 +59,4 @@ def enqueue(
     )
     made.enqueue(*described, reads, writes, workspace.address, 77)
     workspace.fetch("workspace", written=True)
-    aliased = {tensor.aliases for tensor in spec.outputs}
-    written = {tensor.name for tensor in spec.outputs} | aliased
-    found = {key: array.fetch(key, written=key in written) for key, array in placed.items()}
-    return {tensor.name: found[tensor.name] for tensor in spec.outputs}
+    return fetch_outputs(spec, placed)

@@ -9,9 +9,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.fixtures.sampling import SAMPLING_NAMES, sampling_arrays
+from tests.fixtures.sampling import sampling_arrays
 from tests.graph.run_op import run_op
-from tests.plugins.accept_reference import EPS, accept_prefix, admissible, rounding
+from tests.plugins.accept_reference import (
+    EPS,
+    accept_case,
+    accept_prefix,
+    admissible,
+    assert_admissible,
+)
 from tests.plugins.library import PLUGINS, Library, poisoned
 from trtllm_dflash.graph.ops import OPS
 
@@ -23,30 +29,6 @@ CHUNK = 8192  # kScanElements: logits that one CTA of the first pass reads
 LISTED = 4096  # kListed: tokens of a filtered row that are gathered in shared memory
 
 Arrays = dict[str, np.ndarray]
-
-
-def accept_case(logits: np.ndarray, *, width: int = 0, **given: np.ndarray) -> Arrays:
-    """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms`
-    [B, R] is by row.
-    """
-    batch, rows, _ = logits.shape
-    ids = given.get("input_ids", np.full((batch, width or rows), -7))
-    known = np.asarray(given.get("num_known", np.ones(batch)), np.int32)
-    past = np.arange(batch, dtype=np.int32) * 3
-    # A table by position: NaN wherever no row has to look.
-    table = np.full((batch, int((past + known).max()) + rows), np.nan, np.float32)
-    for b in range(batch):
-        table[b, past[b] + known[b] :][:rows] = given.get("uniforms", np.zeros((batch, rows)))[
-            b
-        ]
-    return {
-        "logits": logits.astype(np.float32),
-        "input_ids": ids.astype(np.int64),
-        "num_known": known,
-        "past_len": past,
-        **sampling_arrays(batch, **given),
-        "uniforms": table,
-    }
 
 
 def run_accept(library: Library, arrays: Arrays) -> Arrays:
@@ -76,17 +58,7 @@ def _assert_same(got: Arrays, expected: Arrays) -> None:
 def _check_samples(library: Library, arrays: Arrays, *, unclear: int) -> np.ndarray:
     """Check one row a slot: every token is admissible, and rounding decides at most `unclear`."""
     got = run_accept(library, arrays)["bonus"][:, 0]
-    logits = arrays["logits"][:, 0]
-    slack, open_to_rounding = rounding(logits.shape[1]), 0
-    for b, token in enumerate(got):
-        settings = {name: arrays[name][b].item() for name in SAMPLING_NAMES}
-        uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
-        tokens = admissible(logits[b], settings, uniform, slack)
-        assert tokens[token], (
-            f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
-        )
-        open_to_rounding += tokens.sum() > 1
-    assert open_to_rounding <= unclear
+    assert assert_admissible(arrays, got) <= unclear
     return got
 
 

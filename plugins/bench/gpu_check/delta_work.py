@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from kernels import Tensors
+
+from plugins.bench.gpu_check.torch_operators import Tensors, WrongResultError
 
 HEAD_DIM = 128
 HISTORY = 3  # rows before a row that its convolution sees
@@ -42,6 +43,18 @@ class DeltaWork:
     known: int
     open_rows: int
     batch: int
+
+    def __str__(self) -> str:
+        known = f", {self.known} certain" if self.known > 1 else ""
+        return (
+            f"{self.heads.name}, {self.batch} × {self.rows} rows{known}, {self.open_rows} open"
+        )
+
+    @property
+    def fields(self) -> dict[str, int | float]:
+        """Return the fields of its plugin."""
+        sizes = {"key_dim": HEAD_DIM, "value_dim": HEAD_DIM, "conv_kernel": HISTORY + 1}
+        return {"num_key_heads": self.heads.key_heads, **sizes}
 
     @property
     def bytes(self) -> int:
@@ -131,8 +144,10 @@ def delta_by_rows(
 def check_delta(
     work: DeltaWork, expected: tuple[torch.Tensor, torch.Tensor], t: Tensors
 ) -> None:
-    """Raise SystemExit if out or state is further from float64's than float32 and the rounding of
-    out to bfloat16 explain.
+    """Check out and state against float64's: float32, and the rounding of out, may differ.
+
+    Raises:
+        WrongResultError: with the largest error.
     """
     out, state = expected
     lost = 2.0**-18 * max(float(state.abs().max()), 1)
@@ -141,6 +156,4 @@ def check_delta(
     for name, error in errors.items():
         worst = float(error.nan_to_num(math.inf).max())
         if worst > lost:
-            raise SystemExit(
-                f"WRONG RESULT: {work}: {name} is off by {worst:.3g}, allowed {lost:.3g}"
-            )
+            raise WrongResultError(f"{work}: {name} is off by {worst:.3g}, allowed {lost:.3g}")

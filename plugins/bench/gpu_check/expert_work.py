@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from kernels import Tensors
 from torch.nn.functional import linear
+
+from plugins.bench.gpu_check.torch_operators import Tensors, WrongResultError
 
 E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)
 LIMIT, ALPHA, SHIFT = 7.0, 1.702, 1.0
@@ -39,6 +40,19 @@ class MoeWork:
 
     experts: Experts
     tokens: int
+
+    @property
+    def fields(self) -> dict[str, int | float]:
+        """Return the fields of its plugin."""
+        made: dict[str, int | float] = {"top_k": self.experts.top_k, "normalize": 1}
+        made |= {"interleaved": 1, "weight_format": 1, "block_rows": 0}
+        return made | {"limit": LIMIT, "alpha": ALPHA, "shift": SHIFT}
+
+    @property
+    def operations(self) -> int:
+        """Return the multiplications and additions of the chosen experts' products."""
+        e = self.experts
+        return 2 * self.tokens * e.top_k * 3 * e.hidden * e.inner
 
     def weights(self, device: str, seed: int = 0) -> Tensors:
         """Make random packed weights; the scales keep a row's sum near 1."""
@@ -144,7 +158,7 @@ def expected(work: MoeWork, t: Tensors, dtype: torch.dtype) -> torch.Tensor:
 
 
 def check_experts(work: MoeWork, t: Tensors) -> None:
-    """Raise SystemExit if a row of out is too far from float64's.
+    """Raise WrongResultError if a row of out is too far from float64's.
 
     The bound is twice the error of eager bfloat16, plus the rounding of the result.
     """
@@ -153,8 +167,8 @@ def check_experts(work: MoeWork, t: Tensors) -> None:
     allowed = 2 * (eager - exact).norm(dim=-1) + 2.0**-8 * exact.norm(dim=-1)
     if not bool((error <= allowed).all()):
         worst = (error / allowed).nan_to_num(math.inf).argmax()
-        raise SystemExit(
-            f"WRONG RESULT: {work}: token {int(worst)} is off by {error[worst]:.3g}, allowed"
+        raise WrongResultError(
+            f"{work}: token {int(worst)} is off by {error[worst]:.3g}, allowed"
             f" {allowed[worst]:.3g}"
         )
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from experts import ALPHA, LIMIT, SHIFT, MoeWork
-from kernels import Tensors
+
+from plugins.bench.gpu_check.expert_work import ALPHA, LIMIT, SHIFT, MoeWork
+from plugins.bench.gpu_check.torch_operators import Tensors
 
 TILE, ROWS, COLUMNS = 16, 64, 128  # assignments, rows of weights, and columns at once
 
