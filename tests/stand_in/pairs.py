@@ -26,6 +26,8 @@ from tests.stand_in.twin import make_twin
 from trtllm_dflash.options.build import BuildConfig
 
 NEAR, NEAR_OF_FP8 = Nearness(0.08, 1), Nearness(0.6, 3)
+# Three slots decode in a padded step of four rows.
+FOUR_SLOTS = {"max_batch_size": 4}
 SIZES = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
 
 
@@ -89,16 +91,16 @@ PAIRS: Mapping[str, Pair] = {
     "windows": Pair(_dense("mistral"), "mixed_bidirectional"),
     "qwen2": Pair(_dense("qwen2"), "causal"),
     "qwen3": Pair(_dense("qwen3", head_dim=128), "mixed", drafter={"head_dim": 128}),
-    "mistral": Pair(_dense("mistral", head_dim=96), "sliding"),
+    "mistral": Pair(_dense("mistral", head_dim=96), "sliding", build=FOUR_SLOTS),
     "qwen3_moe": Pair(with_clear_routes(_qwen3_moe), "mixed_causal"),
     "fp8_experts": Pair(_fp8_experts, "full"),
     "dflash2": Pair(_dense("qwen3"), "mixed", make_drafter=tiny_dflash2),
     "gpt_oss": Pair(_gpt_oss(), "sliding_bidirectional"),
     "gpt_oss_bf16": Pair(_gpt_oss(mxfp4=False), "mixed_bidirectional"),
     "qwen3_next": Pair(with_clear_routes(_hybrid("qwen3_next")), "full"),
-    "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed"),
+    "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed", build=FOUR_SLOTS),
     "qwen3_5_moe": Pair(with_clear_routes(_hybrid("qwen3_5_moe")), "causal"),
-    "fp8": Pair(_fp8, "mixed", near=NEAR_OF_FP8),
+    "fp8": Pair(_fp8, "mixed", near=NEAR_OF_FP8, build=FOUR_SLOTS),
 }
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("cuda.bindings.driver")
 
 from tests.stand_in.checks import check_arriving, check_drafts, check_tokens
 from tests.stand_in.driver import Setup
-from tests.stand_in.pairs import PAIRS, Engines
+from tests.stand_in.pairs import FOUR_SLOTS, PAIRS, Engines
 from tests.stand_in.process import StandIn
 
 
@@ -34,3 +34,5 @@ def test_tokens_are_the_twins(
     check_tokens(stand_in, engines, Setup(late=late), near)
     if PAIRS[name].variant:
         check_drafts(stand_in, engines, Setup(late=not late), near)
+    if PAIRS[name].build == FOUR_SLOTS:
+        check_arriving(stand_in, engines, Setup(late=not late), near, {3, 4})
