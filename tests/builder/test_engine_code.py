@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.tiny_dflash2 import tiny_dflash2
+from tests.fixtures.tiny_models import tiny_target
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.files import ENGINE_FILE
@@ -62,6 +64,35 @@ def test_a_layers_code_and_each_kernel_once_a_profile(
             found = _images(engine, kernel["bytes"], kernel["sha256"])
             assert found == times * profiles, kernel["kernel"]
     assert (beyond[1] - beyond[0]) / (LAYERS[1] - LAYERS[0]) < limit
+
+
+@pytest.mark.parametrize(
+    ("tied", "vocab", "plugins"), [(True, 16001, True), (False, 16000, False)]
+)
+def test_a_head_is_stored_once(tied: bool, vocab: int, plugins: bool, tmp_path: Path) -> None:
+    """TensorRT-RTX would store it again, 16 MB, for a tied table of an odd number of rows.
+
+    So it would, joined with the selector's projection, if both were products of the same rows.
+    """
+    sizes = {"hidden": 512, "layers": 2, "head_dim": 64}
+    target = tiny_target(
+        tmp_path / "target", tied=tied, vocab_size=vocab, dtype="BF16", sizes=sizes
+    )
+    drafter = tiny_dflash2(
+        tmp_path / "drafter", target, dtype="BF16", head_dim=64, num_layers=1, taps=(0,)
+    )
+    config = BuildConfig(
+        str(target),
+        tmp_path / "engine",
+        str(drafter),
+        arch="sm120",
+        plugins=plugins,
+        max_seq_len=64,
+        gather_generation_logits=plugins,
+    )
+    engine = build_engine(config).directory / ENGINE_FILE
+    weights = sum((model / "model.safetensors").stat().st_size for model in (target, drafter))
+    assert engine.stat().st_size < weights + vocab * 512 * 2
 
 
 def _images(engine: bytes, size: int, digest: str) -> int:

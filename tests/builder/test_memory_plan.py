@@ -18,6 +18,7 @@ from tests.fixtures.tiny_models import HIDDEN
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.dry_run import DryRun, preview_build
+from trtllm_dflash.builder.host_costs import HostCosts
 from trtllm_dflash.builder.memory_plan import MemoryPlan
 from trtllm_dflash.builder.scratch_limit import scratch_refusal
 from trtllm_dflash.catalog.gpus import GPUS, GpuSpec, gpus_of
@@ -80,18 +81,17 @@ def test_longer_sequences_never_fit_more() -> None:
         assert counts == sorted(counts, reverse=True)
 
 
-@pytest.mark.parametrize(("vocab", "copies"), [(64, 0), (65, 1)])
-def test_a_tied_head_is_twice_where_its_size_is_odd(
-    vocab: int, copies: int, make_target: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(("vocab", "rows"), [(64, 0), (65, 1)])
+def test_an_odd_tied_head_is_converted_with_a_row_more(
+    vocab: int, rows: int, make_target: Callable[..., Path], tmp_path: Path
 ) -> None:
-    target = str(make_target("qwen3", tied=True, vocab_size=vocab))
-    made = preview_build(BuildConfig(target, tmp_path / "e", arch="sm120", plugins=False))
-    assert made.plan.engine_parts().get("head again", 0) == copies * vocab * HIDDEN * 2
-    on_cpu = preview_build(BuildConfig(target, tmp_path / "e"))
-    assert "head again" not in on_cpu.plan.engine_parts()
-    untied = str(make_target("qwen3", vocab_size=vocab))
-    other = preview_build(BuildConfig(untied, tmp_path / "e", arch="sm120", plugins=False))
-    assert "head again" not in other.plan.engine_parts()
+    """And stored once, as any other."""
+    target = str(make_target("qwen3", tied=True, vocab_size=vocab, dtype="BF16"))
+    table = vocab * HIDDEN * 2
+    on_cpu = preview_build(BuildConfig(target, tmp_path / "e")).plan
+    made = preview_build(BuildConfig(target, tmp_path / "e", arch="sm120", plugins=False)).plan
+    assert made.weight_bytes == on_cpu.weight_bytes // 2 + rows * HIDDEN * 2
+    assert HostCosts(made).converted_bytes == rows * (table + HIDDEN * 2)
 
 
 def test_scores_count_where_no_kernel_avoids_them() -> None:

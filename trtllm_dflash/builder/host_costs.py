@@ -86,6 +86,11 @@ class HostCosts:
                 is_in_place = is_held or (info.dtype in stored and not is_scale(name))
                 if not is_in_place or name in stacked:
                     converted += model.engine_bytes(name, size, holds)
+        target = models.target
+        for name in models.padded_tables:
+            if target.tensors[name].dtype == "BF16":  # the others are counted by their type
+                converted += target.engine_bytes(name, size, models.holds(target))
+            converted += target.config.hidden_size * size
         return converted
 
     @property

@@ -82,12 +82,11 @@ class MemoryPlan:
     def engine_parts(self) -> dict[str, int]:
         """Return the bytes of the engine by part.
 
-        The parts are weights, tables of positions, what is stored twice, and kernels.
+        The parts are weights, tables of positions, and kernels.
         """
         parts = {
             "weights": self.weight_bytes,
             "positions": self._table_bytes,
-            "head again": self._second_head_bytes,
             "kernels": self._kernel_bytes,
         }
         return {name: size for name, size in parts.items() if size}
@@ -102,17 +101,6 @@ class MemoryPlan:
         """Return the bytes of RoPE's tables: half a head of cosines and of sines a position."""
         positions = self.models.resolved.cache_len
         return sum(positions * config.head_dim * _ANGLE_BYTES for config in self._configs)
-
-    @property
-    def _second_head_bytes(self) -> int:
-        """Return the bytes of a tied head that TensorRT stores apart from the embedding.
-
-        It does so where the vocabulary is odd; other tied heads are there once.
-        """
-        target = self.models.target.config
-        if not (self._is_gpu and target.tie_word_embeddings and target.vocab_size % 2):
-            return 0
-        return target.vocab_size * target.hidden_size * self._dtype_bytes
 
     @property
     def _kernel_bytes(self) -> int:

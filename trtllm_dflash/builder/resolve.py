@@ -45,6 +45,8 @@ from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.errors import CheckpointError, UsageError
+from trtllm_dflash.graph.builder import DTYPES
+from trtllm_dflash.graph.draft_head import padded_tables
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -139,10 +141,17 @@ class ResolvedModels:
         size = DTYPE_BYTES[self.resolved.dtype]
         for model in self.checkpoints.values():
             weights += model.weight_bytes(size, self.holds(model))
+        row = self.target.config.hidden_size * size
+        weights += row * len(self.padded_tables)
         if self.config.draft_vocab:  # its rows of the head again
-            weights += self.draft_vocab_size * self.target.config.hidden_size * size
+            weights += row * self.draft_vocab_size
         selector = self.selector_memory
         return weights if selector is None else weights + selector.copied_bytes(size)
+
+    @property
+    def padded_tables(self) -> tuple[str, ...]:
+        """Return the target's tables of which the engine has one row more."""
+        return padded_tables(self.target.config, DTYPES[self.resolved.dtype])
 
     @property
     def selector_memory(self) -> SelectorMemory | None:

@@ -38,25 +38,43 @@ class DraftHead:
         which is known. With `sample_from_anchor` it predicts the next token, and there are T-1.
         """
         g = self.drafter.g
-        rows = hidden
-        if not self.config.sample_from_anchor:
-            size = self.config.hidden_size
-            rows = g.Reshape(hidden, [-1, block_size, size])
-            rows = g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
-        logits = self._logits(rows)
+        logits = self._logits(self._drafting_rows(hidden, self.config.hidden_size, block_size))
         if self.config.walk is not None:
             logits = self.drafter.wide(logits)
-            return self._tokens(self._selected(self.config.walk, logits, rows, anchor))
+            projected = self._drafting_rows(
+                self._projected(self.config.walk, hidden), self.config.walk.rank, block_size
+            )
+            return self._tokens(self._selected(self.config.walk, logits, projected, anchor))
         (places,) = ARGMAX(g, logits)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
+
+    def _drafting_rows(self, x: ir.Value, size: int, block_size: int) -> ir.Value:
+        """Return the rows [B·(T-1), size] of x [B·R, size] that predict."""
+        if self.config.sample_from_anchor:
+            return x
+        g = self.drafter.g
+        rows = g.Reshape(x, [-1, block_size, size])
+        return g.Reshape(g.Slice(rows, [1], [block_size], [1]), [-1, size])
+
+    def _projected(self, selector: SelectorConfig, hidden: ir.Value) -> ir.Value:
+        """Return all rows of a block as the selector sees them, [B·R, rank].
+
+        For a Markov head all rows are alike, so they are ones. The others are projected before
+        those that predict are chosen: TensorRT-RTX 1.7.1 joins two products of one input, and
+        would store the head once more, with the projection.
+        """
+        m = self.drafter
+        if not self.config.markov_rank:
+            return m.linear(hidden, f"{SELECTOR}.hidden_projection")
+        count = m.g.size(hidden, 0)
+        return m.narrow(m.g.Expand(1.0, m.g.Concat(count, [selector.rank], axis=0)))
 
     def _selected(
         self, selector: SelectorConfig, logits: ir.Value, rows: ir.Value, anchor: ir.Value
     ) -> ir.Value:
         """Return the places [B, N] that the selector chooses, or DSpark's Markov head.
 
-        logits float32 [B·N, Vd] of rows [B·N, hidden], anchor [B, 1]. A Markov head is a selector
-        for which all rows are alike: projected they are ones.
+        logits float32 [B·N, Vd], projected rows [B·N, rank], anchor [B, 1].
         """
         m = self.drafter
         g = m.g
@@ -68,15 +86,11 @@ class DraftHead:
         before, behind = PREDECESSORS, SUCCESSORS
         if self.config.markov_rank:
             before, behind = W1, W2
-            count = g.size(rows, 0)
-            projected = m.narrow(g.Expand(1.0, g.Concat(count, [selector.rank], axis=0)))
-        else:
-            projected = m.linear(rows, f"{SELECTOR}.hidden_projection")
         predecessors = m.weights.value(g, f"{before}.weight")
         (places,) = SELECT(
             g,
             self._scaled(g.Reshape(logits, sizes)),
-            g.Reshape(projected, g.Concat(g.size(anchor, 0), [-1, selector.rank], axis=0)),
+            g.Reshape(rows, g.Concat(g.size(anchor, 0), [-1, selector.rank], axis=0)),
             # A token that the codebook does not know counts as its last one.
             g.Gather(predecessors, g.Min(g.Squeeze(anchor, [1]), self.config.vocab_size - 1)),
             self._codebook(before),
@@ -119,6 +133,8 @@ class DraftHead:
             m, name = self.drafter, HEAD.removesuffix(".weight")
         # A head of its own over a part of the vocabulary has only the list's rows.
         if self.vocab is None or self.config.draft_vocab_size is not None:
+            if not self._has_own_head:
+                return _head_logits(m, self.target, rows)
             return m.linear(rows, name)
         return m.linear_rows(rows, name, self.vocab, "draft_head.weight")
 
@@ -137,7 +153,30 @@ class DraftHead:
 
 def target_logits(m: LayerBuilder, config: TargetConfig, rows: ir.Value) -> ir.Value:
     """Return float32 logits [N, V] of the target's normed rows [N, hidden]."""
-    return m.g.cast(m.linear(rows, _head_name(config)), ir.DataType.FLOAT)
+    return m.g.cast(_head_logits(m, config, rows), ir.DataType.FLOAT)
+
+
+def _head_logits(m: LayerBuilder, config: TargetConfig, rows: ir.Value) -> ir.Value:
+    """Return the logits as the head writes them.
+
+    A padded table's further rows have none: they are no tokens.
+    """
+    name = _head_name(config)
+    logits = m.linear(rows, name)
+    if f"{name}.weight" not in m.weights.padded:
+        return logits
+    return m.g.Slice(logits, [0], [config.vocab_size], [1])
+
+
+def padded_tables(config: TargetConfig, dtype: ir.DataType) -> tuple[str, ...]:
+    """Return the tables of a target of which its engine has an even number of rows.
+
+    TensorRT-RTX 1.7.1 stores a table that is both embedding and head twice where it is odd. ONNX
+    Runtime, whose engines are float32, does not.
+    """
+    is_odd = config.tie_word_embeddings and config.vocab_size % 2 == 1
+    has_compiler = dtype != ir.DataType.FLOAT
+    return (f"{_head_name(config)}.weight",) if is_odd and has_compiler else ()
 
 
 def _head_name(config: TargetConfig) -> str:

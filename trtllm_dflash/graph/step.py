@@ -18,7 +18,7 @@ from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.ring_cache import ring_flags
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
-from trtllm_dflash.graph.draft_head import DraftHead, target_logits
+from trtllm_dflash.graph.draft_head import DraftHead, padded_tables, target_logits
 from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
@@ -149,8 +149,14 @@ class _Step:
         """Return the outputs by port name."""
         g = self.g
         ids = self.inputs["input_ids"]
-        weights = WeightSource("target", target.tensors, self.dtype, target.formats)
         config = target.config
+        weights = WeightSource(
+            "target",
+            target.tensors,
+            self.dtype,
+            target.formats,
+            padded_tables(config, self.dtype),
+        )
         verifier = LayerBuilder(
             g,
             weights,

@@ -5,7 +5,7 @@ read where not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,7 @@ class WeightSource:
     `<model>.<checkpoint name>`.
 
     `formats` are those of its quantized linears, by module: their codes keep their own types.
+    `padded` names tables [rows, columns] that have one more row, of zeros.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class WeightSource:
         tensors: Mapping[str, TensorInfo],
         dtype: ir.DataType,
         formats: Mapping[str, WeightFormat] | None = None,
+        padded: Collection[str] = (),
     ) -> None:
         self._model = model
         self.tensors = tensors
         self._dtype = dtype
         self.formats = formats or {}
+        self.padded = padded
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -58,9 +61,22 @@ class WeightSource:
         """
         if rows is not None:
             return self._rows(g, name, rows, alias, self._dtype)
+        if name in self.padded:
+            return self._with_padding(g, name)
         return g.initializer(
             f"{self._model}.{name}", lambda: _tensor(self.tensors[name], self._dtype)
         )
+
+    def _with_padding(self, g: GraphBuilder, name: str) -> ir.Value:
+        info = self.tensors[name]
+        rows, columns = info.shape
+
+        def pad() -> np.ndarray:
+            table = np.zeros((rows + 1, columns), self._dtype.numpy())
+            table[:rows] = info.array()
+            return table
+
+        return self.lazy(g, name, self._dtype, (rows + 1, columns), pad)
 
     def wide(self, g: GraphBuilder, name: str, offset: float = 0.0) -> ir.Value:
         """Return tensor `name` plus `offset` as a float32 initializer, whatever the model's type.
