@@ -127,7 +127,7 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     assert plan.engine_parts() == {
         "weights": giant["bytes"],
         "positions": 2 * rows * 128 * 4,
-        "kernels": 2 * (2 * 1_150_000 + 99 * 800_000),
+        "kernels": 2 * (2 * 1_150_000 + 650_000 + 99 * 800_000),
     }
     assert plan.cache_bytes_per_token() == {
         "target": 94 * 2 * 8 * 128 * 2,
@@ -135,12 +135,14 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     }
     per_token = sum(plan.cache_bytes_per_token().values())
     assert made.models.cache_bytes_per_slot == rows * per_token
-    # A prompt's chunk needs more than three slots' blocks. Its keys are in two splits, each with
-    # a float32 result, maximum and sum for each row and head.
+    # A prompt's chunk needs more than three slots' blocks. Its products and their rows need more
+    # than attention, whose keys are in two splits: each has a float32 result, maximum and sum for
+    # each row and head.
     logits = (16 + 15) * 151936 * 6
-    row = 3 * 44032 + 9 * 8192 + 2 * (64 + 8) * 128
-    attention = 2 * 512 * 64 * (128 + 2) * 4
-    assert plan.step_bytes() == attention + 512 * row * 2 + logits
+    mixed = 2 * (64 + 8) * 128
+    products = 2 * 8_800_000 + 512 * (3 * 44032 + mixed) * 2
+    assert 2 * 512 * 64 * (128 + 2) * 4 + 512 * mixed * 2 < products
+    assert plan.step_bytes() == products + 512 * 9 * 8192 * 2 + logits
     assert (
         plan.total_bytes()
         == plan.engine_bytes + plan.step_bytes() + 3 * made.models.cache_bytes_per_slot

@@ -2,16 +2,20 @@
 
 Weights and caches are counted exactly. The engine's kernels and the intermediate results of its
 steps are formulas, fitted to what TensorRT-RTX 1.7.1 reported of engines for sm120. Tests compare
-them with real engines.
+them with real engines: an engine's file is within 3 % of its plan. Intermediate results are never
+more than planned, and of narrow models little more than half.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from trtllm_dflash.builder.delta_memory import DeltaMemory
 from trtllm_dflash.builder.optimization_profiles import num_profiles
 from trtllm_dflash.builder.resolve import ResolvedModels
+from trtllm_dflash.checkpoint.formats import Holds
+from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -27,6 +31,14 @@ _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
 _KERNEL_BYTES = {True: (1_150_000, 500_000), False: (4_700_000, 300_000)}
 # More of a layer with norms of its heads, or with experts.
 _MORE_KERNEL_BYTES = {True: 300_000, False: 250_000}
+# Likewise of a layer's experts, and of those in 4 bits; of a layer's quantized linears.
+_EXPERT_CODE = {True: 0, False: 600_000}
+_FOUR_BIT_CODE = {True: 0, False: 400_000}
+_FP8_CODE = {True: 400_000, False: 400_000}
+_FP4_CODE = {True: 1_300_000, False: 700_000}
+# More of a drafter, and of its selector.
+_DRAFTER_CODE = {True: 650_000, False: 0}
+_SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
@@ -109,14 +121,40 @@ class MemoryPlan:
         plugins = self.models.resolved.plugins
         common, each = _KERNEL_BYTES[plugins]
         code = 0
-        for config in self._configs:
+        for model in self.models.checkpoints.values():
+            config = model.config
             has_more = True
             if isinstance(config, TargetConfig):
                 has_more = config.qk_norm or config.moe is not None
             more = _MORE_KERNEL_BYTES[plugins] if has_more else 0
+            more += self._quantized_code(model)
             code += common + config.num_layers * (each + more)
         code += self._delta.code_bytes(plugins=plugins) if self._delta else 0
-        return num_profiles(self.models.resolved) * code
+        return num_profiles(self.models.resolved) * (code + self._special_code_bytes)
+
+    @property
+    def _special_code_bytes(self) -> int:
+        """Return the code of one profile for experts, for drafting and for a selector."""
+        plugins, target = self.models.resolved.plugins, self.models.target
+        code = 0
+        if target.config.moe is not None:
+            each = _EXPERT_CODE[plugins]
+            each += _FOUR_BIT_CODE[plugins] if self._dequantized_bytes else 0
+            code += target.config.num_layers * each
+        if self.models.drafter is not None:
+            code += _DRAFTER_CODE[plugins]
+        if self.models.selector_memory is not None:
+            code += _SELECTOR_CODE[plugins]
+        return code
+
+    def _quantized_code(self, model: Checkpoint[Any]) -> int:
+        """Return the code of a layer for linears that the compiler multiplies in their format."""
+        holds, plugins = self.models.holds(model), self.models.resolved.plugins
+        found = [0]
+        for name, fmt in model.formats.items():
+            if ".experts" not in name and fmt.stays_packed(holds, experts=False):
+                found.append((_FP8_CODE if fmt.group_size is None else _FP4_CODE)[plugins])
+        return max(found)
 
     def cache_bytes_per_token(self) -> dict[str, int]:
         """Return the bytes that one more token takes in a slot's caches, by model."""
@@ -140,35 +178,92 @@ class MemoryPlan:
         return max(self._shape_bytes(prompt, 1), self._shape_bytes(decode, slots))
 
     def _shape_bytes(self, shape: _StepShape, slots: int) -> int:
-        scratch = max(self._attention_bytes(shape), self._expert_bytes(shape))
-        if self._delta is not None and self._has_kernels:
-            scratch = max(scratch, self._delta.kernel_scratch(shape.slots, shape.rows))
-        if self._is_gpu:
-            scratch = max(scratch, _SCRATCH_BYTES, self._choice_scratch(slots))
-        scratch += self._delta_bytes(shape)
+        if self._has_kernels:
+            scratch = self._workspace_bytes(shape, slots)
+        elif self._is_gpu:
+            scratch = self._compilers_bytes(shape)
+        else:
+            scratch = max(self._attention_bytes(shape), self._expert_bytes(shape))
+            scratch += self._inner_bytes(shape)
+        if not self._has_kernels:
+            scratch += self._delta_bytes(shape)
+            selector = self.models.selector_memory
+            if selector is not None:
+                drafted = self.models.resolved.block_size - 1
+                scratch += selector.body_scratch(slots, drafted, self._dtype_bytes)
+        return scratch + self._stream_bytes(shape) + self._logits_bytes(slots)
+
+    def _workspace_bytes(self, shape: _StepShape, slots: int) -> int:
+        """Return the scratch of our kernels, or of the products around them if that is more."""
+        found = [self._attention_bytes(shape), self._expert_bytes(shape)]
+        found.append(self._choice_scratch(slots))
+        if self._delta is not None:
+            found.append(self._delta.kernel_scratch(shape.slots, shape.rows))
         selector = self.models.selector_memory
         if selector is not None:
             drafted = self.models.resolved.block_size - 1
-            if self._has_kernels:
-                scratch = max(scratch, selector.kernel_scratch(slots, drafted))
-            else:
-                scratch += selector.body_scratch(slots, drafted, self._dtype_bytes)
-        return scratch + self._row_bytes(shape) + self._logits_bytes(slots)
+            found.append(selector.kernel_scratch(slots, drafted))
+        drafting = 1 if self.models.drafter else 0  # the drafter's products have their own, too
+        products = (self._num_scratches + drafting) * _SCRATCH_BYTES
+        return max(max(found) + self._mixed_bytes(shape), products + self._inner_bytes(shape))
 
-    def _row_bytes(self, shape: _StepShape) -> int:
-        """Return the bytes of the rows between the layers' operations, and of the taps."""
-        target = self.models.target.config
+    def _compilers_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of the compiler's own kernels.
+
+        Attention, experts and MLP come one after another. 4-bit experts are dequantized for
+        products, and TensorRT-RTX may do so for all layers before the first.
+        """
+        largest = max(
+            self._attention_bytes(shape) + self._mixed_bytes(shape),
+            self._expert_bytes(shape),
+            self._inner_bytes(shape),
+        )
+        return largest + self._num_scratches * _SCRATCH_BYTES + self._dequantized_bytes
+
+    @property
+    def _dequantized_bytes(self) -> int:
+        target = self.models.target
+        moe = target.config.moe
+        is_4_bit = any(fmt.group_size is not None for fmt in target.expert_formats)
+        if moe is None or not is_4_bit or self.models.holds(target) is not Holds.COMPILED:
+            return 0
+        weights = 3 * moe.intermediate_size * target.config.hidden_size * moe.num_experts
+        return target.config.num_layers * weights * self._dtype_bytes
+
+    @property
+    def _num_scratches(self) -> int:
+        """Return how many times TensorRT-RTX takes its least scratch.
+
+        Products of quantized linears have their own; so have experts without our kernels.
+        """
+        models = self.models.checkpoints.values()
+        has_experts = self.models.target.config.moe is not None and not self._has_kernels
+        return 2 if has_experts or any(map(self._quantized_code, models)) else 1
+
+    def _stream_bytes(self, shape: _StepShape) -> int:
+        """Return the bytes of the rows between layers, and of the taps."""
         taps = self.models.drafter.config.num_taps if self.models.drafter else 0
+        row = (4 + taps) * self.models.target.config.hidden_size
+        return shape.slots * shape.rows * row * self._dtype_bytes
+
+    def _inner_bytes(self, shape: _StepShape) -> int:
+        """Return the bytes of the rows inside a layer, between its products."""
+        target = self.models.target.config
+        shared = target.moe.shared_intermediate_size if target.moe else 0
+        row = 3 * max(target.intermediate_size, shared)
+        mlp = shape.slots * shape.rows * row * self._dtype_bytes
+        return mlp + self._mixed_bytes(shape)
+
+    def _mixed_bytes(self, shape: _StepShape) -> int:
+        """Return the bytes of the rows that attention, or a gated delta net, reads and writes."""
+        target = self.models.target.config
         gates = target.num_q_heads * target.gated_attention
         heads = 2 * target.num_q_heads + 2 * target.num_kv_heads + gates
         mixed = heads * target.head_dim
         if target.linear_attention is not None:
             linear = target.linear_attention
             mixed = max(mixed, linear.window_columns + 3 * linear.value_size)
-        shared = target.moe.shared_intermediate_size if target.moe else 0
-        row = 3 * max(target.intermediate_size, shared) + (4 + taps) * target.hidden_size
-        row += mixed
-        return shape.slots * shape.rows * row * self._dtype_bytes
+        return shape.slots * shape.rows * mixed * self._dtype_bytes
 
     def _logits_bytes(self, slots: int) -> int:
         """Return the bytes of the logits of the verified and the drafted rows."""

@@ -45,8 +45,6 @@ from trtllm_dflash.engine_dir.config_writer import EngineContents
 from trtllm_dflash.engine_dir.io_tensors import IoTensor, fp8_cache_dtype, step_io
 from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.errors import CheckpointError, UsageError
-from trtllm_dflash.graph.builder import DTYPES
-from trtllm_dflash.graph.draft_head import padded_tables
 from trtllm_dflash.graph.kv_scales import KvScales, read_kv_scales
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -151,7 +149,8 @@ class ResolvedModels:
     @property
     def padded_tables(self) -> tuple[str, ...]:
         """Return the target's tables of which the engine has one row more."""
-        return padded_tables(self.target.config, DTYPES[self.resolved.dtype])
+        is_gpu = ARCHS[self.resolved.gpu_arch].is_gpu
+        return self.target.config.odd_tied_tables if is_gpu else ()
 
     @property
     def selector_memory(self) -> SelectorMemory | None:

@@ -93,7 +93,9 @@ class HeldWeights:
         """Return the bytes of one tensor in an engine; scales of whole tensors are attributes."""
         info = self.tensors[name]
         if self.stays_packed(name, holds):
-            return info.nbytes
+            # A compiler has MXFP4 as NVFP4, which has a scale for 16 codes and not for 32.
+            is_mxfp4 = holds is Holds.COMPILED and self.format_of(name).name == "mxfp4"
+            return info.nbytes * (2 if is_mxfp4 and name.endswith(SCALES) else 1)
         if not is_scale(name):
             return num_weights(info) * bytes_per_weight
         return self._fp8_scales(name, holds) * _FP8_SCALE_BYTES

@@ -169,14 +169,11 @@ def _head_logits(m: LayerBuilder, config: TargetConfig, rows: ir.Value) -> ir.Va
 
 
 def padded_tables(config: TargetConfig, dtype: ir.DataType) -> tuple[str, ...]:
-    """Return the tables of a target of which its engine has an even number of rows.
+    """Return the tables of a target of which its engine has one row more.
 
-    TensorRT-RTX 1.7.1 stores a table that is both embedding and head twice where it is odd. ONNX
-    Runtime, whose engines are float32, does not.
+    Those of ONNX Runtime, which are float32, have none.
     """
-    is_odd = config.tie_word_embeddings and config.vocab_size % 2 == 1
-    has_compiler = dtype != ir.DataType.FLOAT
-    return (f"{_head_name(config)}.weight",) if is_odd and has_compiler else ()
+    return () if dtype == ir.DataType.FLOAT else config.odd_tied_tables
 
 
 def _head_name(config: TargetConfig) -> str:

@@ -174,6 +174,15 @@ class TargetConfig:
         """Return whether any layer is a gated delta net."""
         return any(self.linear_layers)
 
+    @property
+    def odd_tied_tables(self) -> tuple[str, ...]:
+        """Return the table that is embedding and head, if it has an odd number of rows.
+
+        TensorRT-RTX 1.7.1 stores such a table twice, so a GPU engine's has one row more.
+        """
+        is_odd = self.tie_word_embeddings and self.vocab_size % 2 == 1
+        return ("model.embed_tokens.weight",) if is_odd else ()
+
     def at_layer(self, index: int) -> TargetConfig:
         """Return the configuration as layer `index` sees it."""
         if not self.by_layer:
