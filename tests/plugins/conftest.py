@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.plugins import cubins
 from tests.plugins.emulated_build import build_emulated, build_starter
 from tests.plugins.library import PLUGINS, GpuMemory, HostMemory, Library, run
 
@@ -36,6 +37,11 @@ def no_gpu(reason: str) -> None:
     pytest.skip(f"needs a GPU: {reason}")
 
 
+def _shared_base(factory: pytest.TempPathFactory) -> Path:
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def built_once(
     factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
 ) -> Path:
@@ -43,14 +49,22 @@ def built_once(
 
     The first process builds; the others wait for it.
     """
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder = _shared_base(factory) / name
     made = folder / "path"
     with FileLock(f"{folder}.lock"):
         if not made.exists():
             folder.mkdir(exist_ok=True)
             made.write_text(str(build(folder)))
     return Path(made.read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which processes of a parallel run share what NVRTC compiles."""
+    folder = _shared_base(tmp_path_factory) / "cubins"
+    folder.mkdir(exist_ok=True)
+    cubins.share(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

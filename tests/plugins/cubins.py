@@ -1,9 +1,13 @@
-"""Kernels compiled for the tests, each once a process."""
+"""Kernels compiled for the tests, each once a run."""
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
 
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
@@ -29,12 +33,29 @@ MOE_KEYS = (
     *(KernelVariant("moe", (("weight_format", number),)) for number in (1, 2, 3)),
 )
 _COMPILERS = ThreadPoolExecutor(2)
+_shared: list[Path] = []
+
+
+def share(folder: Path) -> None:
+    """Keep in `folder` what is compiled from now on, and take it from there."""
+    _shared[:] = [folder]
 
 
 @cache
 def compiling(key: KernelVariant, arch: str) -> Future[Cubin]:
     """Start to compile one of the keys above for an arch."""
-    return _COMPILERS.submit(compile_kernel, key, arch)
+    return _COMPILERS.submit(_compile_once, key, arch)
+
+
+def _compile_once(key: KernelVariant, arch: str) -> Cubin:
+    if not _shared:
+        return compile_kernel(key, arch)
+    path = _shared[0] / f"{arch}, {key}"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_bytes(pickle.dumps(compile_kernel(key, arch)))
+        found: Cubin = pickle.loads(path.read_bytes())
+        return found
 
 
 def compiled(key: KernelVariant, arch: str) -> Cubin:

@@ -201,6 +201,17 @@ class TestFailures:
         assert "uild it again here" not in str(caught.value)
         assert "river" in str(caught.value).split(log)[0]
 
+    @pytest.mark.parametrize("log", ["(cudaError 2: out of memory)", "OutOfMemory"])
+    def test_memory_too_small_to_load(
+        self, open_gpu: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch, log: str
+    ) -> None:
+        def fail(runtime: FakeRuntime, _: Any) -> None:
+            runtime._log.log(real_trt.ILogger.ERROR, log)
+
+        monkeypatch.setattr(FakeRuntime, "deserialize_cuda_engine", fail)
+        with pytest.raises(EngineError, match=r"is sm120\. Free GPU memory, or build with"):
+            open_gpu(built_with=real_trt.__version__)
+
     def test_kernel_that_fails(self, open_gpu: Callable[..., Gpu]) -> None:
         gpu = open_gpu()
         gpu.driver.fail["cuEventSynchronize"] = real.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS

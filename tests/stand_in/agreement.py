@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from trtllm_dflash.runtime.engine import Engine
+from tests.stand_in.expected import twin_of
 
 _TOP = 20
 
@@ -33,29 +34,34 @@ def differing(tokens: Sequence[int], expected: Sequence[int]) -> int | None:
     return None if len(tokens) == len(expected) else min(len(tokens), len(expected))
 
 
-def check_greedy(
-    twin: Engine, prompts: Sequence[list[int]], tokens: Sequence[list[int]], near: Nearness
-) -> None:
-    """Check greedy answers against the twin's own: they part only at near ties, and few do."""
-    expected = [
-        answer.token_ids
-        for answer in twin.generate(
-            list(prompts), max_tokens=max(map(len, tokens)), stop_token_ids=[]
-        )
-    ]
-    parted = 0
-    for prompt, ours, theirs in zip(prompts, tokens, expected, strict=True):
+def parted(
+    twin: Path,
+    prompts: Sequence[list[int]],
+    tokens: Sequence[list[int]],
+    expected: Sequence[list[int]],
+    near: Nearness,
+) -> list[int]:
+    """Return which answers part from the twin's; they may do so at near ties, and few may."""
+    found = []
+    for index, (prompt, ours, theirs) in enumerate(zip(prompts, tokens, expected, strict=True)):
         place = differing(ours, theirs[: len(ours)])
         if place is None:
             continue
-        parted += 1
-        history = [*prompt, *theirs[:place]]
-        answer = twin.generate([history], max_tokens=1, stop_token_ids=[], logprobs=_TOP)[0]
-        assert answer.logprobs is not None
-        top = dict(answer.logprobs[0].top)
-        apart = max(top.values()) - top.get(ours[place], -np.inf)
+        found.append(index)
+        assert place < len(ours), f"{ours} is a part of {theirs}"
+        apart = _apart(twin, [*prompt, *theirs[:place]], ours[place])
         assert apart < near.logprob, (
             f"{apart:.3f} apart, token {place} of the answer to {prompt} is {ours[place]}, expected"
             f" {theirs[place]}: {ours} instead of {theirs}"
         )
-    assert parted <= near.answers, f"{parted} answers part from {expected}: {tokens}"
+    assert len(found) <= near.answers, f"{found} part from {expected}: {tokens}"
+    return found
+
+
+def _apart(twin: Path, history: list[int], token: int) -> float:
+    """Return how far behind the twin's own next token another one is."""
+    engine = twin_of(twin)
+    answer = engine.generate([history], max_tokens=1, stop_token_ids=[], logprobs=_TOP)[0]
+    assert answer.logprobs is not None
+    top = dict(answer.logprobs[0].top)
+    return float(max(top.values()) - top.get(token, -np.inf))

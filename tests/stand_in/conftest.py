@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugins.conftest import built_once, emulated_path
+from tests.plugins.conftest import built_once, emulated_path, shared_cubins
 from tests.plugins.emulated_build import build_emulated, build_starter
 from tests.stand_in.driver_build import build_driver, cuda_header
 from tests.stand_in.process import StandIn
@@ -17,7 +17,7 @@ from tests.stand_in.process import StandIn
 if TYPE_CHECKING:
     from tests.stand_in.pairs import Engines
 
-__all__ = ["emulated_path"]  # a fixture
+__all__ = ["emulated_path", "shared_cubins"]  # fixtures
 # Of the quick tests' pair: they do without the other kernels, which take a minute to compile.
 QUICK_KERNELS = ("attention_64", "accept_kernel", "argmax_kernel")
 
@@ -34,22 +34,26 @@ def driver_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stand_in(
-    driver_path: Path, emulated_path: Path, tmp_path_factory: pytest.TempPathFactory
+    driver_path: Path,
+    emulated_path: Path,
+    shared_cubins: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StandIn]:
     """Return the process with the stand-in driver over all kernels."""
     starter = build_starter(tmp_path_factory.mktemp("starter"), emulated_path)
-    process = StandIn(driver_path, starter)
+    process = StandIn(driver_path, starter, shared_cubins)
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
 def quick_stand_in(
-    driver_path: Path, tmp_path_factory: pytest.TempPathFactory
+    driver_path: Path, shared_cubins: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StandIn]:
     """Return the process with the stand-in driver over the kernels of the quick tests' pair."""
     folder = tmp_path_factory.mktemp("quick")
-    process = StandIn(driver_path, build_starter(folder, build_emulated(folder, QUICK_KERNELS)))
+    starter = build_starter(folder, build_emulated(folder, QUICK_KERNELS))
+    process = StandIn(driver_path, starter, shared_cubins)
     yield process
     process.close()
 

@@ -51,9 +51,9 @@ void stand_in_version(int version) { state.version = version; }
 void stand_in_late(int late) { state.late = late; }
 void stand_in_skip(const char* kernel) { state.skipped = kernel; }
 
-// The calls of a function after `calls` more of them answer with `status`.
-void stand_in_fail(const char* function, int calls, int status) {
-  state.failures[function] = {calls, static_cast<CUresult>(status)};
+// The calls of a function after `calls` more of them answer with `status`, or only the first of those.
+void stand_in_fail(const char* function, int calls, int status, int once) {
+  state.failures[function] = {calls, static_cast<CUresult>(status), once != 0};
 }
 
 int stand_in_calls(const char* function) {

@@ -15,7 +15,8 @@ class Setup:
     """How the driver is: its GPUs, and what goes wrong.
 
     `late`: work in a stream is done when a call waits for it. `fail`: a function, the number of
-    calls before those that fail, and their error. `skip`: kernels of this name do nothing.
+    calls before those that fail, and their error; `once`: only one call fails. `skip`: kernels of
+    this name do nothing.
     """
 
     archs: tuple[int, ...] = (120,)
@@ -24,6 +25,7 @@ class Setup:
     version: int = 13050
     processors: int = 16
     fail: tuple[str, int, int] | None = None
+    once: bool = False
     skip: str = ""
 
 
@@ -47,12 +49,8 @@ class Driver:
         library.stand_in_version(setup.version)
         if setup.fail:
             function, calls, status = setup.fail
-            self.fail(function, calls, status)
+            library.stand_in_fail(function.encode(), calls, status, setup.once)
         library.stand_in_skip(setup.skip.encode())
-
-    def fail(self, function: str, calls: int, status: int) -> None:
-        """Let a function answer with `status` from so many calls on."""
-        self._library.stand_in_fail(function.encode(), calls, status)
 
     def calls(self, function: str) -> int:
         """Return how often a function was called."""

@@ -24,7 +24,7 @@ CUresult enter(const char* function, int needs) {
   const std::string name = base_name(function);
   ++state.calls[name];
   const auto failure = state.failures.find(name);
-  if (failure != state.failures.end() && failure->second.calls-- <= 0) {
+  if (failure != state.failures.end() && failure->second.fails()) {
     return current() ? fail(current(), failure->second.status) : failure->second.status;
   }
   if (!(needs & kContext)) return CUDA_SUCCESS;

@@ -18,11 +18,12 @@ from trtllm_dflash.trt_plugins import plugin
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
 Mutation = Callable[[], AbstractContextManager[Any]]
+_HEAD_DIM = 64  # of the pair of splits
 
 
 def under(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function with a fault in the path."""
-    with MUTATIONS[name]():
+    with {**MUTATIONS, **SPLIT_MUTATIONS}[name]():
         return function(*arguments, **options)
 
 
@@ -47,7 +48,7 @@ def _skipped(owner: Any, name: str) -> Mutation:
 
 
 def _params(kernel: str, change: Callable[[Any], None]) -> Mutation:
-    """Change the parameters of all launches of a kernel."""
+    """Change the parameters of all launches of kernels whose name has `kernel` in it."""
 
     def changed(launch: Launch) -> Launch:
         if kernel not in launch.kernel:
@@ -122,9 +123,13 @@ def _swapped(original: Any, made: plugin.StepPlugin, *rest: Any) -> None:
     original(made, inputs, outputs, read, *others)
 
 
-def _accept_without_workspace() -> AbstractContextManager[Any]:
-    without = replace(OPERATIONS["accept"], workspace_bytes=lambda *_: 0)
-    return mock.patch.dict(OPERATIONS, {"accept": without})
+def _without_workspace(operation: str) -> Mutation:
+    without = replace(OPERATIONS[operation], workspace_bytes=lambda *_: 0)
+    return lambda: mock.patch.dict(OPERATIONS, {operation: without})
+
+
+def _a_split_early(params: Any) -> None:
+    params.partial_stats -= 4 * params.batch * params.rows * params.q_heads * _HEAD_DIM
 
 
 MUTATIONS: Mapping[str, Mutation] = {
@@ -145,7 +150,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "a buffer is too small": _wrapped(Cuda, "allocate", _small_results),
     "rows are copied with one pitch": _wrapped(Cuda, "copy_rows", _same_pitch),
     "keys and values are swapped": _wrapped(plugin.StepPlugin, "enqueue", _swapped),
-    "acceptance has no workspace": _accept_without_workspace,
+    "acceptance has no workspace": _without_workspace("accept"),
     "a context row too few": _params("attention", _add("context_rows", -1)),
     "a cache row too many": _params("attention", _add("cache_len", 1)),
     "rings are taken for whole caches": _params("attention", _set("ring", 0)),
@@ -161,3 +166,18 @@ MUTATIONS: Mapping[str, Mutation] = {
         CudaModule, "launch", lambda launch, module, launches, _: launch(module, launches, 0)
     ),
 }
+
+SPLIT_MUTATIONS: Mapping[str, Mutation] = {
+    "splits are not merged": _launches(
+        lambda launches: [one for one in launches if "merge" not in one.kernel]
+    ),
+    "splits are merged before they are there": _launches(
+        lambda launches: [*launches[::-1]] if "merge" in launches[-1].kernel else launches
+    ),
+    "the last split is not merged": _params("attention_merge", _add("split_limit", -1)),
+    "splits are merged that nobody made": _params("attention_d", _set("even_splits", 1)),
+    "sums of splits lie where results are": _params("attention", _a_split_early),
+    "splits have no workspace": _without_workspace("attention"),
+    "a slot is not merged": _params("attention_merge", _add("batch", -1)),
+}
+"""Of attention that splits a sequence's keys."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.fixtures.engines import build_here
+from tests.fixtures.published import published_copy
 from tests.fixtures.quantized import quantized_copy
+from tests.fixtures.speculators import speculators_drafter
 from tests.fixtures.tiny_dflash2 import tiny_dflash2
 from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter, tiny_target
@@ -25,7 +28,12 @@ from tests.stand_in.small_builder import build_for_stand_in
 from tests.stand_in.twin import make_twin
 from trtllm_dflash.options.build import BuildConfig
 
-NEAR, NEAR_OF_FP8 = Nearness(0.08, 1), Nearness(0.6, 3)
+NEAR = Nearness(0.08, 1)
+# An activation next to the middle of two FP8 numbers becomes either, up to an eighth of it apart.
+# That moves all products behind it, and most answers meet a tie as near.
+NEAR_OF_FP8 = Nearness(0.5, 3)
+# Where linears are ours too, each of their sums may be rounded to the next bfloat16.
+NEAR_OF_LINEARS = Nearness(0.08, 2)
 # Three slots decode in a padded step of four rows.
 FOUR_SLOTS = {"max_batch_size": 4}
 SIZES = {"max_batch_size": 3, "max_seq_len": 96, "max_num_tokens": 16}
@@ -67,12 +75,21 @@ def _qwen3_moe(folder: Path) -> Path:
     return tiny_qwen3_moe(folder, dtype="BF16", sizes={"head_dim": 64})
 
 
-def _fp8_experts(folder: Path) -> Path:
-    """Write a target whose experts are FP8, and nothing else."""
+def _quantized_experts(name: str) -> Callable[[Path], Path]:
+    """Return what writes a target whose experts have this format, and nothing else."""
     sizes = {"hidden": 64, "head_dim": 64, "expert_size": 32}
     plain = with_clear_routes(lambda to: tiny_qwen3_moe(to, dtype="BF16", sizes=sizes))
     others = ("lm_head", "*embed_tokens", "*self_attn*", "*mlp.gate")
-    return quantized_copy(plain(folder / "source"), folder / "fp8", "fp8", exclude=others)
+    return lambda folder: quantized_copy(
+        plain(folder / "source"), folder / name, name, exclude=others
+    )
+
+
+def _fp8_blocks(folder: Path) -> Path:
+    """Write a target whose linears and experts are FP8, with a scale for each block of 128."""
+    sizes = {"hidden": 160, "head_dim": 64, "expert_size": 144, "experts": 4, "layers": 2}
+    plain = with_clear_routes(lambda to: tiny_qwen3_moe(to, dtype="BF16", sizes=sizes))
+    return published_copy(plain(folder / "source"), folder / "blocks", "fp8_block")
 
 
 def _hybrid(name: str) -> Callable[[Path], Path]:
@@ -81,8 +98,16 @@ def _hybrid(name: str) -> Callable[[Path], Path]:
 
 
 def _fp8(folder: Path) -> Path:
-    source = tiny_target(folder / "source", "qwen3", dtype="BF16", num_layers=3, head_dim=64)
-    return quantized_copy(source, folder / "fp8", "fp8", kv_cache=True)
+    return quantized_copy(_dense("qwen3")(folder / "source"), folder / "fp8", "fp8")
+
+
+def _fp8_caches(folder: Path) -> Path:
+    """Write a target with FP8 caches, and with FP8 weights whose products are not rounded."""
+    source = _dense("qwen3")(folder / "source")
+    return published_copy(source, folder / "caches", "fp8_tensor", kv_cache=True)
+
+
+_dspark = partial(speculators_drafter, method="dspark")
 
 
 PAIRS: Mapping[str, Pair] = {
@@ -93,14 +118,24 @@ PAIRS: Mapping[str, Pair] = {
     "qwen3": Pair(_dense("qwen3", head_dim=128), "mixed", drafter={"head_dim": 128}),
     "mistral": Pair(_dense("mistral", head_dim=96), "sliding", build=FOUR_SLOTS),
     "qwen3_moe": Pair(with_clear_routes(_qwen3_moe), "mixed_causal"),
-    "fp8_experts": Pair(_fp8_experts, "full"),
+    "fp8_experts": Pair(_quantized_experts("fp8"), "full"),
+    "nvfp4_experts": Pair(_quantized_experts("nvfp4"), "causal"),
+    "fp8_blocks": Pair(_fp8_blocks, "full", drafter={"num_taps": 1}, near=NEAR_OF_LINEARS),
     "dflash2": Pair(_dense("qwen3"), "mixed", make_drafter=tiny_dflash2),
+    "dspark": Pair(_dense("llama"), "full", make_drafter=_dspark),
     "gpt_oss": Pair(_gpt_oss(), "sliding_bidirectional"),
     "gpt_oss_bf16": Pair(_gpt_oss(mxfp4=False), "mixed_bidirectional"),
     "qwen3_next": Pair(with_clear_routes(_hybrid("qwen3_next")), "full"),
     "qwen3_5": Pair(_hybrid("qwen3_5"), "mixed", build=FOUR_SLOTS),
     "qwen3_5_moe": Pair(with_clear_routes(_hybrid("qwen3_5_moe")), "causal"),
     "fp8": Pair(_fp8, "mixed", near=NEAR_OF_FP8, build=FOUR_SLOTS),
+    "fp8_caches": Pair(_fp8_caches, "full"),
+    "long": Pair(
+        _dense("llama", num_layers=2),
+        "full",
+        drafter={"num_layers": 1, "num_taps": 1},
+        build={"max_seq_len": 1300, "max_num_tokens": 256},
+    ),
 }
 
 
@@ -119,7 +154,7 @@ def build_pair(name: str, folder: Path) -> Engines:
     gpu = BuildConfig(str(target), folder / "gpu", arch="sm120", **options)
     build_for_stand_in(gpu)
     build_here(BuildConfig(str(target), folder / "cpu", **options))
-    return Engines(folder / "gpu", make_twin(folder / "cpu", folder / "twin"))
+    return Engines(folder / "gpu", make_twin(folder / "cpu", folder / "gpu", folder / "twin"))
 
 
 def random_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tests.plugins.cubins import share
 from tests.stand_in.driver import Driver
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.env import WARM_UP
@@ -19,10 +20,16 @@ _driver: list[Driver] = []
 class StandIn:
     """Runs functions of a module in that process, one after the other."""
 
-    def __init__(self, library: Path, starter: Path) -> None:
-        """Begin the process: the driver is loaded before anything that could look for one."""
+    def __init__(self, library: Path, starter: Path, cubins: Path) -> None:
+        """Begin the process: the driver is loaded before anything that could look for one.
+
+        `cubins` is the folder of those that this run has compiled.
+        """
         self._pool = ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=_begin, initargs=(str(library), str(starter))
+            1,
+            get_context("spawn"),
+            initializer=_begin,
+            initargs=(str(library), str(starter), cubins),
         )
 
     def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -39,9 +46,10 @@ def driver() -> Driver:
     return _driver[0]
 
 
-def _begin(library: str, starter: str) -> None:
+def _begin(library: str, starter: str, cubins: Path) -> None:
     os.environ[WARM_UP] = "0"  # each engine of a test would run shapes that it does not need
     _driver.append(Driver(library, starter))
+    share(cubins)
 
 
 def _call(function: Callable[..., Any], arguments: Any, options: Any) -> Any:

@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 
+from tests.runtime.stated_engine import StatedEngine
 from tests.stand_in.driver import ILLEGAL_ADDRESS, Driver, Setup
 from tests.stand_in.process import driver
 from tests.stand_in.small_trt import Placed, SmallTrt
@@ -52,6 +53,7 @@ class Report:
 
     tokens: list[Tokens] = field(default_factory=list)  # by the options of a call
     launches: int = 0  # of kernels by plugins
+    merges: int = 0  # of them, those that merge attention's splits
     replays: int = 0  # of captured graphs
     faults: tuple[str, ...] = ()
 
@@ -81,9 +83,9 @@ def generate(
     capture: bool = True,
 ) -> Report:
     """Generate once for each of `calls`, the options of a call; the slots are used again."""
-    tokens, launches, replays = _generate(directory, prompts, calls, setup, capture)
+    report = _generate(directory, prompts, calls, setup, capture)
     gc.collect()
-    return Report(tokens, launches, replays, tuple(driver().faults()))
+    return replace(report, faults=tuple(driver().faults()))
 
 
 def _generate(
@@ -92,13 +94,14 @@ def _generate(
     calls: Sequence[dict[str, Any]],
     setup: Setup,
     capture: bool,
-) -> tuple[list[Tokens], int, int]:
+) -> Report:
     with opened(directory, setup, capture) as (engine, here, _):
         tokens = []
         for options in calls:
-            answers = engine.generate(prompts, **options)
+            answers = engine.generate(prompts, stop_token_ids=[], **options)
             tokens.append([answer.token_ids for answer in answers])
-        return tokens, here.launches(), here.calls("cuGraphLaunch")
+        launches = here.launches(), here.launches("attention_merge")
+        return Report(tokens, *launches, here.calls("cuGraphLaunch"))
 
 
 @dataclass(frozen=True)
@@ -185,12 +188,41 @@ def refusals(
 
 
 def _refusal(directory: Path, prompts: Tokens, setup: Setup) -> str | None:
+    found = _outcome(directory, prompts, setup)
+    return found if isinstance(found, str) else None
+
+
+def _outcome(directory: Path, prompts: Tokens, setup: Setup) -> Tokens | str:
+    """Return the tokens of a run, or the text of the error that ended it."""
     try:
         with opened(directory, setup) as (engine, *_):
-            engine.generate(prompts, max_tokens=4, stop_token_ids=[])
+            answers = engine.generate(prompts, max_tokens=4, stop_token_ids=[])
+            return [answer.token_ids for answer in answers]
     except EngineError as error:
         return str(error)
-    return None
+
+
+def load_over(directory: Path, setup: Setup) -> str:
+    """Return the error of a load."""
+    try:
+        with opened(directory, setup):
+            return ""
+    except EngineError as error:
+        return str(error)
+
+
+def load_stated(directory: Path, method: str, about: tuple[str | int, ...], answer: Any) -> str:
+    """Return the error of a load where an engine states another `answer`.
+
+    `about`: the arguments of the method, which are a tensor's name, and for a profile its number.
+    """
+    right = getattr(StatedEngine, method)
+
+    def wrong(engine: StatedEngine, *asked: str | int) -> Any:
+        return answer if asked == about else right(engine, *asked)
+
+    with mock.patch.object(StatedEngine, method, wrong):
+        return load_over(directory, Setup())
 
 
 def lost_context(directory: Path, prompts: Tokens) -> list[str]:

@@ -31,6 +31,13 @@ from trtllm_dflash.trt_plugins import plugin
 from trtllm_dflash.trt_plugins.shapes import output_axes
 
 SCRATCH_BYTES = 8 << 20
+CUDA_OF_TENSORRT = 13000
+# What TensorRT-RTX 1.7 writes where the driver is older than that.
+OLD_DRIVER = (
+    "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at"
+    " /_src/common/dispatch/checkMacros.cpp:250 (cudaError 35: CUDA driver version is insufficient"
+    " for CUDA runtime version))"
+)
 GARBAGE = 0xFF
 _ALIGNMENT = 256
 _GUARD = 4096  # bytes behind a workspace
@@ -67,13 +74,21 @@ class SmallTrt:
 
     def Runtime(self, log: Any) -> SimpleNamespace:  # noqa: N802 - the module's name
         def load(data: Any) -> SmallEngine | None:
+            version = load_driver().call("cuDriverGetVersion")
+            if version < CUDA_OF_TENSORRT:
+                log.log(real.ILogger.ERROR, OLD_DRIVER)
+                return None
             try:
                 return SmallEngine(self, pickle.loads(bytes(data[:])), log)
             except DFlashError as error:
                 log.log(real.ILogger.ERROR, str(error))
                 return None
 
-        return SimpleNamespace(deserialize_cuda_engine=load, engine_header_size=64)
+        return SimpleNamespace(
+            deserialize_cuda_engine=load,
+            engine_header_size=64,
+            get_engine_validity=lambda _: (real.EngineValidity.VALID, 0),
+        )
 
 
 class SmallEngine(StatedEngine):

@@ -80,8 +80,15 @@ struct Block {
 };
 
 struct Failure {
-  int calls;  // before those that fail
+  int calls;  // before the first that fails
   CUresult status;
+  bool once;  // calls behind it do not fail
+
+  // Whether the next call fails.
+  bool fails() {
+    const int before = calls--;
+    return once ? before == 0 : before <= 0;
+  }
 };
 
 struct State {

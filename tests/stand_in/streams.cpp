@@ -137,10 +137,12 @@ CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
 }
 
 CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
-  ENTER(kNothing);
+  const std::lock_guard<std::recursive_mutex> whole(lock);
   *graph = nullptr;
-  if (!captures.erase(stream)) return CUDA_ERROR_ILLEGAL_STATE;
-  const std::unique_ptr<CUgraph_st> captured = std::move(stream->captured);
+  const bool begun = captures.erase(stream) > 0;
+  const std::unique_ptr<CUgraph_st> captured = begun ? std::move(stream->captured) : nullptr;
+  ENTER(kNothing);  // a capture is over, whatever the call answers
+  if (!begun) return CUDA_ERROR_ILLEGAL_STATE;
   if (stream->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   *graph = new CUgraph_st{std::move(captured->nodes)};
   state.graphs.insert(*graph);

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
-from tests.stand_in.checks import check_arriving, check_drafts, check_tokens
+from tests.stand_in.checks import check_arriving, check_drafts, check_splits, check_tokens
 from tests.stand_in.driver import Setup
 from tests.stand_in.pairs import FOUR_SLOTS, PAIRS, Engines
 from tests.stand_in.process import StandIn
@@ -25,7 +25,14 @@ def test_tokens_of_the_quick_pair(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAIRS)
+def test_tokens_where_keys_are_split(
+    quick_stand_in: StandIn, pair_engines: Callable[[str], Engines]
+) -> None:
+    check_splits(quick_stand_in, pair_engines("long"), PAIRS["long"].near)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "long"])
 def test_tokens_are_the_twins(
     stand_in: StandIn, pair_engines: Callable[[str], Engines], name: str
 ) -> None:

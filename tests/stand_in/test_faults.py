@@ -10,6 +10,9 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
+import tensorrt_rtx as trt
+
+from tests.runtime.stated_engine import DTYPES
 from tests.stand_in import scenarios
 from tests.stand_in.checks import check_contexts
 from tests.stand_in.driver import INVALID_IMAGE, NOT_FOUND, OUT_OF_MEMORY, Setup
@@ -18,6 +21,7 @@ from tests.stand_in.process import StandIn
 from trtllm_dflash.errors import EngineError
 
 PROMPTS = random_prompts(4, 18)
+INPUT = trt.TensorIOMode.INPUT
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,77 @@ def test_any_call_that_fails_is_an_error(
     texts, left = quick_stand_in.run(scenarios.refusals, engines.gpu, PROMPTS, function, status)
     assert left == []
     assert least <= len(texts) < 60
+    advice = "Free GPU memory" if status == OUT_OF_MEMORY else "doctor|build it again"
     for text in texts:
         assert re.search(words, text), text
-        assert re.search(r"Free GPU memory|doctor|build it again", text), text
+        assert re.search(advice, text), text
+        assert status != OUT_OF_MEMORY or "the file or the driver" not in text, text
+
+
+def test_old_driver_cannot_load(quick_stand_in: StandIn, engines: Engines) -> None:
+    text = quick_stand_in.run(scenarios.load_over, engines.gpu, Setup(version=12040))
+    assert re.search(r"The driver is at fault: the driver is for CUDA 12\.4, and", text), text
+
+
+def test_no_gpu_to_load_on(quick_stand_in: StandIn, engines: Engines) -> None:
+    text = quick_stand_in.run(scenarios.load_over, engines.gpu, Setup(archs=()))
+    assert re.search(r"cuInit failed: CUDA_ERROR_NO_DEVICE .*No GPU is visible", text), text
+
+
+def test_late_stream_has_the_same_tokens(quick_stand_in: StandIn, engines: Engines) -> None:
+    calls = [{"max_tokens": 4}]
+    early, late = (
+        quick_stand_in.run(scenarios.generate, engines.gpu, PROMPTS, calls, Setup(late=is_late))
+        for is_late in (False, True)
+    )
+    assert late == early
+
+
+@pytest.mark.parametrize(
+    ("method", "about", "answer", "words"),
+    [
+        ("get_tensor_dtype", ("next_len",), DTYPES["int64"], "next_len has the type int64"),
+        ("get_tensor_mode", ("new_ids",), INPUT, "new_ids has the direction input"),
+        ("get_tensor_shape", ("target_key.0",), (-1, 2, 97, 64), "has the shape .*97, 64"),
+        ("get_tensor_shape", ("past_len",), (-1, -1), "past_len has the shape"),
+        ("get_aliased_input_tensor", ("target_key.0.out",), "target_value.0", "has the alias"),
+        (
+            "get_tensor_profile_shape",
+            ("input_ids", 0),
+            [(1, 1), (1, 8), (1, 8)],
+            r"input_ids has at most the shape \[1, 8\] in profile 0, .* width 16",
+        ),
+        (
+            "get_tensor_profile_shape",
+            ("past_len", 1),
+            [(1,), (2,), (2,)],
+            r"past_len has at most the shape \[2\] in profile 1, .* batch 3",
+        ),
+        (
+            "get_tensor_profile_shape",
+            ("target_key.0", 1),
+            [(1, 2, 96, 64), (2, 2, 96, 64), (2, 2, 96, 64)],
+            r"target_key\.0 has at most the shape \[2, .*\] in profile 1, .* batch 3",
+        ),
+    ],
+)
+def test_engine_that_states_something_else(
+    quick_stand_in: StandIn,
+    engines: Engines,
+    method: str,
+    about: tuple[str | int, ...],
+    answer: object,
+    words: str,
+) -> None:
+    stated = quick_stand_in.run(scenarios.load_stated, engines.gpu, method, about, answer)
+    assert re.search(words, stated), stated
 
 
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
+        ("accept_scan", r"slot 0, prefill step 1: "),
+        ("accept_choose", r"slot 0, prefill step 1: "),
         (
             "accept_finish",
             r"slot 0, prefill step 1: num_new is -?\d+, expected 1 to 1\. The engine",
@@ -68,7 +135,7 @@ def test_any_call_that_fails_is_an_error(
 def test_kernel_that_does_nothing(
     quick_stand_in: StandIn, engines: Engines, kernel: str, words: str
 ) -> None:
-    calls = [{"max_tokens": 4, "stop_token_ids": []}]
+    calls = [{"max_tokens": 4}]
     with pytest.raises(EngineError, match=words):
         quick_stand_in.run(scenarios.generate, engines.gpu, PROMPTS, calls, Setup(skip=kernel))
 
@@ -92,7 +159,7 @@ def test_contexts_follow_every_call(
 def test_without_graphs(
     quick_stand_in: StandIn, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = [{"max_tokens": 6, "stop_token_ids": []}]
+    calls = [{"max_tokens": 6}]
     captured, plain = (
         quick_stand_in.run(
             scenarios.generate, engines.gpu, PROMPTS, calls, Setup(), capture=capture

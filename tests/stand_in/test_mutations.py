@@ -11,7 +11,14 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
 from tests.stand_in import mutations, scenarios
-from tests.stand_in.checks import LONG_PROMPTS, check_contexts, check_drafts, check_tokens
+from tests.stand_in.checks import (
+    LONG_PROMPTS,
+    SPLIT,
+    SPLIT_PROMPTS,
+    check_contexts,
+    check_drafts,
+    check_tokens,
+)
 from tests.stand_in.driver import Setup
 from tests.stand_in.pairs import PAIRS, Engines
 from tests.stand_in.process import StandIn
@@ -21,7 +28,7 @@ pytestmark = pytest.mark.slow
 PAIR = "windows"
 
 
-class Mutated:
+class Mutated(StandIn):
     """The stand-in's process, in which all calls find the fault."""
 
     def __init__(self, process: StandIn, name: str) -> None:
@@ -32,7 +39,7 @@ class Mutated:
         return self._process.run(mutations.under, self._name, function, *arguments, **options)
 
 
-def run_checks(process: Any, engines: Engines) -> None:
+def run_checks(process: StandIn, engines: Engines) -> None:
     near = PAIRS[PAIR].near
     check_drafts(process, engines, Setup(late=True), near, LONG_PROMPTS[1:4])
     check_tokens(process, engines, Setup(late=True), near, LONG_PROMPTS)
@@ -43,6 +50,19 @@ def test_without_a_fault(
     quick_stand_in: StandIn, pair_engines: Callable[[str], Engines]
 ) -> None:
     run_checks(quick_stand_in, pair_engines(PAIR))
+
+
+@pytest.mark.parametrize("name", mutations.SPLIT_MUTATIONS)
+def test_fault_of_splits_is_found(
+    quick_stand_in: StandIn, pair_engines: Callable[[str], Engines], name: str
+) -> None:
+    mutated, engines, near = (
+        Mutated(quick_stand_in, name),
+        pair_engines("long"),
+        PAIRS["long"].near,
+    )
+    with pytest.raises((AssertionError, EngineError)):
+        check_drafts(mutated, engines, SPLIT, near, SPLIT_PROMPTS)
 
 
 @pytest.mark.parametrize("name", mutations.MUTATIONS)

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import onnx
 from onnx import FunctionProto, NodeProto, TensorProto, helper
 
-from trtllm_dflash.engine_dir.files import MODEL_FILE
+from tests.stand_in.small_builder import SmallPlan
+from trtllm_dflash.engine_dir.files import ENGINE_FILE, MODEL_FILE
 from trtllm_dflash.graph.builder import OPS_DOMAIN
-from trtllm_dflash.graph.ops import MOE, OPS
+from trtllm_dflash.graph.ops import BLOCK_LINEAR, MOE, OPS
+from trtllm_dflash.graph.ops.spec import OpSpec
+
+_LINEAR = f"/{BLOCK_LINEAR.name}"
 
 
-def make_twin(cpu: Path, directory: Path) -> Path:
-    """Copy a CPU engine; there its operators' inputs and results of type T are rounded."""
+def make_twin(cpu: Path, gpu: Path, directory: Path) -> Path:
+    """Copy a CPU engine; there its operators' inputs and results of type T are rounded.
+
+    So are those of its linears that are operators of ours in the GPU's engine.
+    """
     shutil.copytree(cpu, directory)
     path = directory / MODEL_FILE
     model = onnx.load(str(path), load_external_data=False)
-    nodes = [made for node in model.graph.node for made in _rounding(node)]
+    plan: SmallPlan = pickle.loads((gpu / ENGINE_FILE).read_bytes())
+    linears = {path.rpartition("/")[0] for path in plan.plugins if path.endswith(_LINEAR)}
+    nodes = []
+    for node in model.graph.node:
+        is_linear = node.op_type == "Gemm" and node.name.rpartition("/")[0] in linears
+        nodes += _rounding(node, BLOCK_LINEAR if is_linear else None)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     for function in model.functions:
@@ -36,8 +49,8 @@ def make_twin(cpu: Path, directory: Path) -> Path:
     return directory
 
 
-def _rounding(node: NodeProto) -> list[NodeProto]:
-    spec = OPS.get(node.op_type) if node.domain == OPS_DOMAIN else None
+def _rounding(node: NodeProto, spec: OpSpec | None) -> list[NodeProto]:
+    spec = OPS.get(node.op_type) if node.domain == OPS_DOMAIN else spec
     if spec is None or spec.kernel.dtype != "bfloat16":
         return [node]
     in_place = {tensor.aliases for tensor in spec.outputs}

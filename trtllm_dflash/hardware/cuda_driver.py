@@ -17,6 +17,7 @@ LIBRARY = "libcuda.so.1"
 NO_DRIVER = f"there is no NVIDIA driver ({LIBRARY})"
 _BAD_KERNEL = "A kernel is at fault, and this process can use the GPU no more: start it again."
 _NEWER_DRIVER = "The driver is too old for this CUDA: install a newer one."
+LESS_MEMORY = "Free GPU memory, or build with a smaller --max-batch-size or --max-seq-len"
 _ADVICE = {
     "CUDA_ERROR_NO_DEVICE": "No GPU is visible: look at nvidia-smi, and at CUDA_VISIBLE_DEVICES.",
     "CUDA_ERROR_INVALID_DEVICE": "Look at CUDA_VISIBLE_DEVICES.",
@@ -41,9 +42,7 @@ _ADVICE = {
         "Mostly the kernel module nvidia-uvm is not loaded, or /dev/nvidia-uvm is not in the"
         " container: try nvidia-modprobe -u -c=0, or restart the machine."
     ),
-    "CUDA_ERROR_OUT_OF_MEMORY": (
-        "Free GPU memory, or build with a smaller --max-batch-size or --max-seq-len."
-    ),
+    "CUDA_ERROR_OUT_OF_MEMORY": f"{LESS_MEMORY}.",
     "CUDA_ERROR_ILLEGAL_ADDRESS": _BAD_KERNEL,
     "CUDA_ERROR_LAUNCH_FAILED": _BAD_KERNEL,
 }

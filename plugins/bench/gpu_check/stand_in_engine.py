@@ -53,18 +53,20 @@ def check_pairs(check: Check) -> None:
         import_tensorrt()
     except DFlashError as error:
         raise SkippedError(f"the plugin class needs TensorRT-RTX's module: {error}") from error
-    from tests.stand_in.agreement import check_greedy
+    from tests.stand_in.agreement import parted
     from tests.stand_in.checks import GREEDY, PROMPTS
+    from tests.stand_in.expected import expected_tokens
     from tests.stand_in.pairs import PAIRS, build_pair
-    from trtllm_dflash.runtime.engine import Engine
 
     for name in _PAIRS[:1] if check.small else _PAIRS:
         with check.case(name) as figures, _kernels_for_this_gpu():
             engines = build_pair(name, check.folder / f"pair-{name}")
+            expected = expected_tokens(engines.twin, PROMPTS, **GREEDY)
             for capture in (False, True):
-                tokens = answers(engines.gpu, PROMPTS, GREEDY, capture=capture)
-                twin = Engine.load(engines.twin, num_threads=1)
-                check_greedy(twin, PROMPTS, tokens, PAIRS[name].near)
+                tokens = answers(
+                    engines.gpu, PROMPTS, GREEDY | {"stop_token_ids": []}, capture=capture
+                )
+                parted(engines.twin, PROMPTS, tokens, expected, PAIRS[name].near)
             figures["tokens"] = sum(map(len, tokens))
 
 

@@ -15,6 +15,7 @@ from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.hardware.cuda_driver import LESS_MEMORY
 from trtllm_dflash.hardware.devices import driver_cuda_version, format_driver
 from trtllm_dflash.hardware.doctor import driver_reason
 from trtllm_dflash.hardware.versions import pip_line, version_of_module
@@ -149,6 +150,8 @@ class TrtEngine:
 
     def _load_advice(self, built_with: str | None, errors: str) -> str:
         arch = self._config.gpu_arch
+        if re.search(r"out[ _]?of[ _]?memory", errors, re.IGNORECASE):
+            return LESS_MEMORY
         found = None
         for number, words in _DRIVER_ERRORS.items():
             if re.search(rf"(cudaError|CUDA error|error code) {number}\b", errors):
