@@ -36,6 +36,7 @@ class Driver:
         """Load it, over the kernels that `starter` starts."""
         self._library = ctypes.CDLL(library)
         self._library.stand_in_unimplemented.restype = ctypes.c_char_p
+        self._library.stand_in_called.restype = ctypes.c_char_p
         assert not self._library.stand_in_load(starter.encode()), starter
 
     def reset(self, setup: Setup) -> None:
@@ -55,6 +56,11 @@ class Driver:
     def calls(self, function: str) -> int:
         """Return how often a function was called."""
         return int(self._library.stand_in_calls(function.encode()))
+
+    def called(self) -> dict[str, int]:
+        """Return how often each function was called that was called at all."""
+        names: list[bytes] = self._library.stand_in_called().split()
+        return {name.decode(): self.calls(name.decode()) for name in names}
 
     def launches(self, kernel: str = "") -> int:
         """Return how often kernels of this name were launched, inside captures too."""

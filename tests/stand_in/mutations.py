@@ -19,11 +19,12 @@ from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
 Mutation = Callable[[], AbstractContextManager[Any]]
 _HEAD_DIM = 64  # of the pair of splits
+_DRAFTS = 8  # rows: a prompt's steps have more, others fewer
 
 
 def under(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a function with a fault in the path."""
-    with {**MUTATIONS, **SPLIT_MUTATIONS}[name]():
+    with {**MUTATIONS, **SPLIT_MUTATIONS, **OTHER_MUTATIONS}[name]():
         return function(*arguments, **options)
 
 
@@ -132,6 +133,14 @@ def _a_split_early(params: Any) -> None:
     params.partial_stats -= 4 * params.batch * params.rows * params.q_heads * _HEAD_DIM
 
 
+def _all_known(params: Any) -> None:
+    params.state_len = params.past_len
+
+
+def _twice_in_prompts(params: Any) -> None:
+    params.value_scale *= 2 if params.rows > _DRAFTS else 1
+
+
 MUTATIONS: Mapping[str, Mutation] = {
     "lengths are not fed back": lambda: mock.patch.object(trt, "_LENGTH_BYTES", 0),
     "a slot's stride is wrong": _wrapped(TrtSlots, "address", _stride),
@@ -181,3 +190,15 @@ SPLIT_MUTATIONS: Mapping[str, Mutation] = {
     "a slot is not merged": _params("attention_merge", _add("batch", -1)),
 }
 """Of attention that splits a sequence's keys."""
+
+OTHER_MUTATIONS: Mapping[str, Mutation] = {
+    "fp8_caches: codes of prompts are worth less": _params("attention", _twice_in_prompts),
+    "gpt_oss: an expert too few": _params("moe", _add("top_k", -1)),
+    "gpt_oss: experts have no limit": _params("moe", _set("limit", 0)),
+    "nvfp4_experts: shares are of all experts": _params("moe", _set("normalize", 0)),
+    "fp8_blocks: a row's scale is a block's": _params("moe", _set("block_rows", 1)),
+    "fp8_blocks: columns are left out": _params("linear", _add("in_size", -16)),
+    "dflash2: codebooks have another rank": _params("select", _add("rank", -4)),
+    "qwen3_5: accepted drafts miss the state": _params("gated_delta", _all_known),
+}
+"""Of operators that few pairs have; a name begins with the pair's."""

@@ -202,6 +202,28 @@ def _outcome(directory: Path, prompts: Tokens, setup: Setup) -> Tokens | str:
         return str(error)
 
 
+def failures(
+    directory: Path, prompts: Tokens, status: int
+) -> dict[tuple[str, int], tuple[Tokens | str, list[str]]]:
+    """Let each call of the driver fail that is the first or the last of its function in a run.
+
+    Returns the outcome and what was left over, by function and number of the call; of the run in
+    which none fails by "" and 0.
+    """
+    found = {("", 0): _settled(directory, prompts, Setup())}
+    for function, count in driver().called().items():
+        for place in sorted({0, count - 1}):
+            setup = Setup(fail=(function, place, status), once=True)
+            found[function, place] = _settled(directory, prompts, setup)
+    return found
+
+
+def _settled(directory: Path, prompts: Tokens, setup: Setup) -> tuple[Tokens | str, list[str]]:
+    outcome = _outcome(directory, prompts, setup)
+    gc.collect()
+    return outcome, driver().faults()
+
+
 def load_over(directory: Path, setup: Setup) -> str:
     """Return the error of a load."""
     try:

@@ -21,7 +21,34 @@ from tests.stand_in.process import StandIn
 from trtllm_dflash.errors import EngineError
 
 PROMPTS = random_prompts(4, 18)
+SHORT = random_prompts(3)  # for tests with many runs
 INPUT = trt.TensorIOMode.INPUT
+# Where one of these fails, there is nobody to tell, and what it should have freed is left.
+FREEING = {
+    "cuMemFree",
+    "cuMemFreeHost",
+    "cuStreamDestroy",
+    "cuEventDestroy",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuCtxPushCurrent",
+    "cuCtxPopCurrent",
+}
+# Where one of these fails, less is known and all the same can be done, or the plugin that needs its
+# kernels asks once more.
+NOT_NEEDED = {
+    "cuInit",
+    "cuDeviceGet",
+    "cuDriverGetVersion",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDeviceTotalMem",
+    "cuDeviceGetAttribute",
+    "cuCtxGetCurrent",
+    "cuCtxGetDevice",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +86,25 @@ def test_any_call_that_fails_is_an_error(
         assert re.search(words, text), text
         assert re.search(advice, text), text
         assert status != OUT_OF_MEMORY or "the file or the driver" not in text, text
+
+
+@pytest.mark.slow
+def test_each_call_that_fails_once(quick_stand_in: StandIn, engines: Engines) -> None:
+    """No failure is passed over: the run ends in an error, or has the right tokens all the same."""
+    found = quick_stand_in.run(scenarios.failures, engines.gpu, SHORT, OUT_OF_MEMORY)
+    tokens, _ = found.pop(("", 0))
+    assert isinstance(tokens, list)
+    assert len({function for function, _ in found}) > 25
+    words = re.compile(r"CUDA_ERROR_OUT_OF_MEMORY(.|\n)*Free GPU memory")
+    wrong = []
+    for call, (outcome, left) in found.items():
+        if isinstance(outcome, str):
+            is_right = words.search(outcome) is not None
+        else:
+            is_right = call[0] in {*NOT_NEEDED, *FREEING} and outcome == tokens
+        if not is_right or (left and call[0] not in FREEING):
+            wrong.append((call, outcome, left))
+    assert wrong == []
 
 
 def test_old_driver_cannot_load(quick_stand_in: StandIn, engines: Engines) -> None:

@@ -11,8 +11,10 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.driver")
 
 from tests.stand_in import mutations, scenarios
+from tests.stand_in.agreement import Nearness
 from tests.stand_in.checks import (
     LONG_PROMPTS,
+    PROMPTS,
     SPLIT,
     SPLIT_PROMPTS,
     check_contexts,
@@ -63,6 +65,21 @@ def test_fault_of_splits_is_found(
     )
     with pytest.raises((AssertionError, EngineError)):
         check_drafts(mutated, engines, SPLIT, near, SPLIT_PROMPTS)
+
+
+def check_both(process: StandIn, engines: Engines, near: Nearness) -> None:
+    check_drafts(process, engines, Setup(), near)
+    check_tokens(process, engines, Setup(), near, PROMPTS)
+
+
+@pytest.mark.parametrize("name", mutations.OTHER_MUTATIONS)
+def test_fault_of_an_operator_is_found(
+    stand_in: StandIn, pair_engines: Callable[[str], Engines], name: str
+) -> None:
+    pair = name.partition(":")[0]
+    mutated, engines, near = Mutated(stand_in, name), pair_engines(pair), PAIRS[pair].near
+    with pytest.raises((AssertionError, EngineError)):
+        check_both(mutated, engines, near)
 
 
 @pytest.mark.parametrize("name", mutations.MUTATIONS)

@@ -136,7 +136,9 @@ class Cuda:
         try:
             work()
         except BaseException:
-            self._types.cuStreamEndCapture(self._stream)
+            status, *ended = self._types.cuStreamEndCapture(self._stream)
+            if int(status) == 0:  # a call was refused, and the capture lives all the same
+                self._types.cuGraphDestroy(*ended)
             raise
         graph = self._call("cuStreamEndCapture", self._stream)
         try:
