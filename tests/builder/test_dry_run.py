@@ -142,7 +142,8 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     mixed = 2 * (64 + 8) * 128
     products = 2 * 8_800_000 + 512 * (3 * 44032 + mixed) * 2
     assert 2 * 512 * 64 * (128 + 2) * 4 + 512 * mixed * 2 < products
-    assert plan.step_bytes() == products + 512 * 9 * 8192 * 2 + logits
+    small = 2**20
+    assert plan.step_bytes() == products + 512 * 9 * 8192 * 2 + logits + small
     assert (
         plan.total_bytes()
         == plan.engine_bytes + plan.step_bytes() + 3 * made.models.cache_bytes_per_slot

@@ -11,7 +11,7 @@ from trtllm_dflash.estimate.workload import ACTIVATION_BYTES, LOGIT_BYTES, Kerne
 from trtllm_dflash.graph.builder import OPS_DOMAIN
 
 HEADS = ("lm_head", "embed_tokens", "draft_head")
-ELEMENTWISE = ("Gather", "GatherND", "ArgMax", "Sigmoid", "RMSNormalization")
+ELEMENTWISE = ("Gather", "GatherND", "DFlashArgmax", "Sigmoid", "RMSNormalization")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -84,7 +84,7 @@ class GraphCounter:
         if node.op_type == "Sigmoid" and (shape[-1] == 1 or self._in_gated_norm):
             self._in_gated_norm = False
             return  # of a shared expert's gate, and of the norm of heads: part of these
-        if node.op_type == "ArgMax":
+        if node.op_type == "DFlashArgmax":
             vocab = self._shape(node.inputs[0])[-1]
             rows, moved = prod(shape), vocab * LOGIT_BYTES
         else:

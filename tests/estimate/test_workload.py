@@ -38,7 +38,7 @@ from trtllm_dflash.models.moe import MoEConfig
 CONTEXT, BLOCK = 7, 4
 READ_INPUTS = {  # by operator: how many leading inputs have shapes that are counted
     "Gemm": 1,
-    "ArgMax": 1,
+    "DFlashArgmax": 1,
     "DFlashAccept": 1,
     "DFlashVerifyAttention": 2,
     "DFlashDraftAttention": 2,
@@ -88,7 +88,7 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
             if value is not None and value.producer() is not None:
                 watched[value.name] = value
     for value in watched.values():
-        is_argmax = value.producer().op_type == "ArgMax"
+        is_argmax = value.producer().op_type == "DFlashArgmax"
         dtype = ir.DataType.INT64 if is_argmax else ir.DataType.FLOAT
         value.type = value.type or ir.TensorType(dtype)
     shapes, feeds = {}, {}

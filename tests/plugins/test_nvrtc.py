@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.plugins.cubins import (
+    ATTENTION_KEYS,
     ATTENTION_SPILLS,
     DELTA_KEY,
     FP8_KEYS,
@@ -61,7 +62,7 @@ COMPILED = [
     *product([LINEAR_KEY], ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "sm121")),
     (MOE_KEYS[3], "sm89"),
 ]
-ATTENTION = KEYS[3]
+ATTENTION = ATTENTION_KEYS[1]
 ROOT = Path(__file__).parents[2]
 
 
@@ -122,7 +123,7 @@ def test_every_operator_has_source_and_launches() -> None:
         name.removesuffix(".cu") for name in kernel_sources() if name.endswith(".cu")
     } == sources()
     assert set(OPERATIONS) == sources()
-    assert {dict(key.sizes).get("head_dim") for key in KEYS[2:]} == set(HEAD_DIMS)
+    assert {dict(key.sizes).get("head_dim") for key in ATTENTION_KEYS} == set(HEAD_DIMS)
     sizes = {size.name: size.values for size in GATED_DELTA_KERNEL.sizes}
     assert {name: (value,) for name, value in DELTA_KEY.sizes} == sizes
 

@@ -40,6 +40,7 @@ _FP4_CODE = {True: 1_300_000, False: 700_000}
 _DRAFTER_CODE = {True: 650_000, False: 0}
 _SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
+_SMALL_TENSORS = 1 << 20  # all others of a step for a GPU, and the gaps between them
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
@@ -191,7 +192,8 @@ class MemoryPlan:
             if selector is not None:
                 drafted = self.models.resolved.block_size - 1
                 scratch += selector.body_scratch(slots, drafted, self._dtype_bytes)
-        return scratch + self._stream_bytes(shape) + self._logits_bytes(slots)
+        scratch += self._stream_bytes(shape) + self._logits_bytes(slots)
+        return scratch + (_SMALL_TENSORS if self._is_gpu else 0)
 
     def _workspace_bytes(self, shape: _StepShape, slots: int) -> int:
         """Return the scratch of our kernels, or of the products around them if that is more."""
@@ -270,9 +272,7 @@ class MemoryPlan:
         block = self.models.resolved.block_size
         verified = block * self.models.target.config.vocab_size
         drafted = (block - 1) * self.models.draft_vocab_size
-        is_read_as_written = self._has_kernels and self.models.selector_memory is None
-        draft_bytes = self._dtype_bytes if is_read_as_written else _CHOICE_BYTES
-        logits = slots * (verified * _CHOICE_BYTES + drafted * draft_bytes)
+        logits = slots * (verified + drafted) * _CHOICE_BYTES
         if self.models.resolved.gather_generation_logits:  # once more, as the step's output
             logits += slots * verified * DTYPE_BYTES["float32"]
         return logits
