@@ -13,8 +13,8 @@ from plugins.bench.gpu_check.timing import seconds, set_count
 from plugins.bench.gpu_check.torch_operators import (
     Machine,
     Tensors,
-    WrongResultError,
     add_best_other,
+    check_rows,
     launcher,
 )
 
@@ -69,17 +69,10 @@ def dequantized(t: Tensors, dtype: torch.dtype) -> torch.Tensor:
 
 
 def check_linear(work: LinearWork, t: Tensors) -> None:
-    """Raise WrongResultError if a row of out is further from float64's than twice bfloat16's."""
+    """Raise WrongResultError if a row of out is too far from float64's (`check_rows`)."""
     exact = t["x"].double() @ dequantized(t, torch.float64).T
     eager = (t["x"] @ dequantized(t, torch.bfloat16).T).double()
-    error = (t["out"].double() - exact).norm(dim=-1)
-    allowed = 2 * (eager - exact).norm(dim=-1) + 2.0**-8 * exact.norm(dim=-1)
-    if not bool((error <= allowed).all()):
-        worst = (error / allowed).nan_to_num(math.inf).argmax()
-        raise WrongResultError(
-            f"{work}: token {int(worst)} is off by {error[worst]:.3g}, allowed"
-            f" {allowed[worst]:.3g}"
-        )
+    check_rows(str(work), t["out"], exact, eager)
 
 
 def time_linear(check: Check) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,29 @@ Launch = Callable[[Tensors], object]
 
 class WrongResultError(Exception):
     """A result is further from float64's than its rounding explains."""
+
+
+def check_rows(
+    where: str,
+    got: torch.Tensor,
+    exact: torch.Tensor,
+    eager: torch.Tensor,
+    row: str = "token {}",
+) -> None:
+    """Compare rows [..., N] with float64's: the bound is twice the error of eager bfloat16, plus
+    the rounding of the result.
+
+    Raises:
+        WrongResultError: with the worst row, which `row` names by its index.
+    """
+    error = (got.double() - exact).norm(dim=-1)
+    allowed = 2 * (eager - exact).norm(dim=-1) + 2.0**-8 * exact.norm(dim=-1)
+    if not bool((error <= allowed).all()):
+        worst = int((error / allowed).nan_to_num(math.inf).argmax())
+        raise WrongResultError(
+            f"{where}: {row.format(worst)} is off by {error.flatten()[worst]:.3g}, allowed"
+            f" {allowed.flatten()[worst]:.3g}"
+        )
 
 
 class Machine:
