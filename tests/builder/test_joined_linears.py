@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from trtllm_dflash.builder import joined_linears
 from trtllm_dflash.builder.external_weights import move_weights, stored_bytes
 from trtllm_dflash.builder.joined_linears import join_linears
 
@@ -23,6 +24,11 @@ WEIGHTS = {
 FEEDS = {
     name: RANDOM.standard_normal((TOKENS, HIDDEN)).astype(np.float32) for name in ("x", "y")
 }
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined_linears, "_LEAST_BYTES", 0)
 
 
 def _model(
@@ -96,6 +102,14 @@ def test_neighbours_are_one_product(
     assert _products(model) == 1
     for found, wanted in zip(_results(model, tmp_path), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_small_weights_are_left_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A join costs code, and would save nothing to speak of."""
+    both = sum(WEIGHTS[name].nbytes for name in ("gate", "up"))
+    for least, joined in ((both + 1, 0), (both, 2)):
+        monkeypatch.setattr(joined_linears, "_LEAST_BYTES", least)
+        assert join_linears(_model(tmp_path, ["gate", "up"])) == joined
 
 
 def test_joined_weights_are_the_file_s_bytes(tmp_path: Path) -> None:

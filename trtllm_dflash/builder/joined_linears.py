@@ -19,6 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+# Of the weights together. A join has 9 kB of code in the engine, and saves a copy of them.
+_LEAST_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class _Linear:
@@ -75,7 +78,7 @@ def _can_be_one(linears: Sequence[_Linear]) -> bool:
         if (weight.path, weight.dtype, weight.offset or 0) != (first.path, first.dtype, end):
             return False
         end += weight.nbytes
-    return True
+    return end - (first.offset or 0) >= _LEAST_BYTES
 
 
 def _join(graph: ir.Graph, x: ir.Value, place: ir.Node, linears: Sequence[_Linear]) -> None:
