@@ -54,7 +54,9 @@ def test_nvcc_spills_as_little_as_nvrtc(real_path: Path, emulated: Library) -> N
     delta = {f"dflash_gated_delta_{part}" for part in ("rows", "rule")}
     linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
     selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
-    assert set(frames) == attention | accept | experts | delta | linear | selector
+    argmax = {f"dflash_argmax_{part}" for part in ("scan", "merge")}
+    kernels = attention | accept | argmax | experts | delta | linear | selector
+    assert set(frames) == kernels
     for name, (_, stores, loads) in frames.items():
         assert stores + loads <= (ATTENTION_SPILLS if "attention" in name else 0), name
 
