@@ -15,9 +15,14 @@ from tests.fixtures.sampling import sampling_arrays
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.block_linear_reference import Case as LinearCase
 from tests.plugins.block_linear_reference import inputs as linear_inputs
+from tests.plugins.gated_delta_reference import Case as DeltaCase
+from tests.plugins.gated_delta_reference import Slot
+from tests.plugins.gated_delta_reference import inputs as delta_inputs
 from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import gpt_oss
 from tests.plugins.moe_reference import inputs as moe_inputs
+from tests.plugins.select_reference import Case as SelectCase
+from tests.plugins.select_reference import inputs as select_inputs
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.hardware.cuda_module import Launch
@@ -64,6 +69,8 @@ def _accept() -> dict[str, tuple[int, ...]]:
     return shapes | dict.fromkeys(sampling_arrays(2), (2,)) | {"uniforms": (2, 64)}
 
 
+DELTA = DeltaCase((Slot(5, 0, 1), Slot(0, 0, 7)), 7, key_heads=2, group=2)
+CANDIDATES = SelectCase(3, 7, 211, 12, 16)
 EXPERTS = gpt_oss(MoeCase(5, 1))
 CASES = {
     "verify": ("DFlashVerifyAttention", *_attention()),
@@ -72,7 +79,14 @@ CASES = {
     "accept": ("DFlashAccept", _accept(), {}),
     "experts": ("DFlashMoE", _shapes(moe_inputs(EXPERTS)), EXPERTS.fields),
     "linear": ("DFlashBlockLinear", _shapes(linear_inputs(LinearCase(16, 40, 256))), {}),
+    "delta": ("DFlashGatedDelta", _shapes(delta_inputs(DELTA)), DELTA.fields),
+    "select": ("DFlashSelect", _shapes(select_inputs(CANDIDATES)), {"top_k": CANDIDATES.top_k}),
+    "argmax": ("DFlashArgmax", {"logits": (3, 40_003)}, {}),
 }
+
+
+def test_every_operator_has_a_case() -> None:
+    assert {name for name, *_ in CASES.values()} == {*OPS}
 
 
 def _sizes(name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
