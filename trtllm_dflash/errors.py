@@ -50,7 +50,19 @@ class ClosedError(EngineError):
 
 
 class BusyError(DFlashError):
-    """The engine has no room for the request now. The request is right and can be sent again."""
+    """The engine has no room for the request now. The request is right and can be sent again.
+
+    `retry_after` says in how many seconds there may be room, if that is known.
+    """
+
+    def __init__(self, problem: str, retry_after: int | None = None) -> None:
+        when = "later" if retry_after is None else f"in {retry_after} s"
+        super().__init__(f"{problem} Try again {when}.")
+        self.retry_after = retry_after
+
+
+class DeadlineError(DFlashError):
+    """The time that the request has given itself is over, and its answer is not whole."""
 
 
 class OutputError(DFlashError):

@@ -26,11 +26,9 @@ def requests_of(draw: Any, config: Any) -> Any:
         "stop_token_ids": draw(st.lists(st.integers(0, 22), max_size=2)),
     }
     prompt = draw(st.lists(st.integers(0, 22), min_size=1, max_size=38))
-    return (
-        prompt,
-        options,
-        make_requests([prompt], SamplingParams.from_options(options), config)[0],
-    )
+    (request,) = make_requests([prompt], SamplingParams.from_options(options), config)
+    request.priority = draw(st.integers(-1, 1))
+    return prompt, options, request
 
 
 @settings(max_examples=80)
@@ -43,8 +41,8 @@ def requests_of(draw: Any, config: Any) -> Any:
 def test_batched_tokens_equal_tokens_alone(
     data: Any, slots: int, budget: int | None, ahead: int
 ) -> None:
-    """Any order of arrivals, cancellations and steps; equal to `generate` alone, or its beginning
-    if cancelled.
+    """Any order of arrivals, priorities, cancellations and steps; equal to `generate` alone, or
+    its beginning if cancelled.
     """
     config = fake_config(max_batch_size=slots)
     scheduler = Scheduler(

@@ -95,6 +95,18 @@ def test_full_queue_refuses(client: Client) -> None:
     client.unload("narrow")
 
 
+def test_an_overdue_request_is_told(client: Client) -> None:
+    """Waiting or running; it counts once, and gives its slot back."""
+    before = client.settled_metrics("tiny")
+    inputs = {"text_input": "ab", "max_tokens": 1900, "ignore_eos": True}
+    reply = client.stream("tiny", timeout_seconds=0.2, priority=-1, **inputs)
+    assert "not whole after 0.2 s (timeout_seconds)" in reply.error
+    after = client.settled_metrics("tiny")
+    for name in ("dflash_overdue_requests_total", "dflash_failed_requests_total"):
+        assert after[name] - before[name] == 1
+    assert after["dflash_slots_in_use"] == 0
+
+
 def test_prompt_of_megabytes_is_refused_at_once(client: Client) -> None:
     start = time.monotonic()
     reply = client.generate("tiny", text_input="x" * 8_000_000)

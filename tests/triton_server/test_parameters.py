@@ -65,7 +65,6 @@ def test_parameters_of_triton_pass() -> None:
     given = {
         "triton_enable_empty_final_response": True,
         "sequence_id": 4,
-        "priority": 1,
         "timeout": 5,
         "id": "7",
         "binary_data_output": True,
@@ -211,7 +210,7 @@ def test_any_exception_is_told_in_words(caplog: pytest.LogCaptureFixture) -> Non
         InferenceResponse=lambda error: error,
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
-    metrics: Any = SimpleNamespace(add_failure=lambda: failures.append(1))
+    metrics: Any = SimpleNamespace(add_failure=lambda _: failures.append(1))
     model._metrics = metrics
 
     def broken() -> Any:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, EngineError, UsageError
+from trtllm_dflash.errors import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    DFlashError,
+    EngineError,
+    UsageError,
+)
 from trtllm_dflash.runtime.outputs import FinishInfo, RequestOutput, TokenLogprobs
 from trtllm_dflash.triton_server.request import GenerationRequest
 from trtllm_dflash.triton_server.responses import Responses
@@ -22,7 +29,7 @@ def error_code(error: DFlashError) -> str:
     def triton_error(text: str, code: str) -> tuple[str, str]:
         return text, code
 
-    for code in ("INTERNAL", "INVALID_ARG", "UNAVAILABLE"):
+    for code in ("CANCELLED", "INTERNAL", "INVALID_ARG", "UNAVAILABLE"):
         setattr(triton_error, code, code)
     triton = SimpleNamespace(
         TritonError=triton_error,
@@ -31,7 +38,7 @@ def error_code(error: DFlashError) -> str:
     )
     sender = SimpleNamespace(send=lambda response, flags: sent.append((response, flags)))
     failures: list[int] = []
-    metrics = SimpleNamespace(add_failure=lambda: failures.append(1))
+    metrics = SimpleNamespace(add_failure=lambda _: failures.append(1))
     Responses(triton, sender, metrics).fail(error)  # type: ignore[arg-type]
     (((text, code), flags),) = sent
     assert (text, flags, failures) == (str(error), 1, [1])
@@ -42,7 +49,8 @@ def error_code(error: DFlashError) -> str:
     ("error", "code"),
     [
         (UsageError("temperature"), "INVALID_ARG"),
-        (BusyError("full"), "UNAVAILABLE"),
+        (BusyError("full", 3), "UNAVAILABLE"),
+        (DeadlineError("late"), "CANCELLED"),
         (ClosedError("closing"), "UNAVAILABLE"),
         (EngineError("a step failed"), "INTERNAL"),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trtllm_dflash.errors import ClosedError, DFlashError
 from trtllm_dflash.options.checks import check_callable
+from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions
 from trtllm_dflash.runtime.engine_thread import EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, OnEvent
@@ -52,6 +53,7 @@ class EngineServer:
         *,
         on_event: OnEvent,
         is_alive: Callable[[], bool] = _always_alive,
+        queueing: Queueing | None = None,
         **options: Unpack[SamplingOptions],
     ) -> RequestHandle:
         """Check a request at once and put it into the queue; from any thread.
@@ -63,18 +65,20 @@ class EngineServer:
                     says how the request ended. Or called with an error. Steps wait for it, so it
                     should hand on and return. With n > 1 each answer ends by itself.
         is_alive    polled by the engine thread now and then; False cancels.
+        queueing    its priority and its limit of time. A request that is overdue is told so by a
+                    DeadlineError, between two steps.
         options     as for `Engine.generate`.
 
         Raises:
             UsageError: for a bad prompt or option.
-            BusyError: if the queue is full.
+            BusyError: if the queue is full; it says when to come back.
             ClosedError: if it is being closed.
             EngineError: if the engine thread has failed, or the tokenizer cannot be used.
         """
         check_callable("on_event", on_event)
         check_callable("is_alive", is_alive)
         return self._engine_thread.submit(
-            prompt, on_event=on_event, is_alive=is_alive, **options
+            prompt, on_event=on_event, is_alive=is_alive, queueing=queueing, **options
         )
 
     @property

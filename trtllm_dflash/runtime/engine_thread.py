@@ -31,6 +31,7 @@ from trtllm_dflash.errors import (
     as_dflash_error,
 )
 from trtllm_dflash.options.checks import check_integer
+from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
 from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests
@@ -41,6 +42,7 @@ from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.sessions.base import Session
 from trtllm_dflash.runtime.text.answer_text import AnswerTexts
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+from trtllm_dflash.runtime.turnover import Turnover
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,6 +111,7 @@ class EngineThread:
         # Only the engine thread changes it, and it adds under the lock.
         self._served: dict[Request, RequestHandle] = {}
         self._next_sweep = 0.0
+        self._turnover = Turnover(session.max_batch_size)
         turn.__enter__()
         self._thread = threading.Thread(target=self._serve, name="dflash-engine", daemon=True)
         self._thread.start()
@@ -119,14 +122,17 @@ class EngineThread:
         *,
         on_event: OnEvent,
         is_alive: Callable[[], bool] = _always_alive,
+        queueing: Queueing | None = None,
         **options: Unpack[SamplingOptions],
     ) -> RequestHandle:
         """Check a request at once and put it into the queue, as `EngineServer.submit` says."""
         sampling = SamplingParams.from_options(options)
+        queueing = queueing or Queueing()
         handles = []
         for request in self._requests(prompt, sampling):
+            request.priority = queueing.priority
             text = self._texts.make(request.input_ids.tolist(), sampling)
-            handles.append(RequestHandle(request, text, on_event, is_alive))
+            handles.append(RequestHandle(request, text, on_event, is_alive, queueing))
         first, *others = handles
         first.others = others
         with self._changed:
@@ -162,7 +168,8 @@ class EngineThread:
         if len(self._inbox) + len(self._served) + num_requests > self._max_waiting + slots:
             raise BusyError(
                 f"{self._max_waiting} requests are waiting for this engine's {slots} slots, and"
-                " its queue holds no more. Try again later."
+                " its queue holds no more.",
+                self._turnover.seconds_until_room(num_requests),
             )
 
     @property
@@ -211,7 +218,7 @@ class EngineThread:
         try:
             self._scheduler.discard()
             while self._drain_inbox():
-                self._sweep_cancelled()
+                self._sweep()
                 self._run_step()
         except BaseException as failure:  # noqa: BLE001 - callers must hear of every error
             error = self._failure = _logged_error("the engine thread failed", failure)
@@ -241,8 +248,8 @@ class EngineThread:
     def _has_work(self) -> bool:
         return bool(self._inbox or self._scheduler.busy)
 
-    def _sweep_cancelled(self) -> None:
-        """End cancelled requests; now and then, poll callers that may have gone away."""
+    def _sweep(self) -> None:
+        """End cancelled and overdue requests; now and then, poll callers that may be gone."""
         now = perf_counter()
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
@@ -252,10 +259,12 @@ class EngineThread:
                 if not _call_safely(handle.is_alive, otherwise=False):
                     handle.cancelled = True
         for request, handle in list(self._served.items()):
-            if handle.cancelled:
+            overdue = handle.queueing.is_overdue(now)
+            if handle.cancelled or overdue:
                 self._scheduler.end(request, "cancelled")
-                del self._served[request]
-                self._notify(handle, handle.output([]))
+                self._forget(request)
+                told = handle.output([]) if handle.cancelled else handle.deadline_error()
+                self._notify(handle, told)
 
     def _to_poll(self) -> list[RequestHandle]:
         """Return those in slots, and of those that wait the few polled longest ago."""
@@ -287,10 +296,15 @@ class EngineThread:
         except BaseException as failure:  # noqa: BLE001 - it concerns this answer alone
             self._scheduler.end(request, "cancelled")
             event = _logged_error("the text of this answer could not be made", failure)
-            self._served.pop(request, None)
         if request.finish_reason is not None:
-            self._served.pop(request, None)
+            self._forget(request)
         self._notify(handle, event)
+
+    def _forget(self, request: Request) -> None:
+        """Serve a request no more, which has ended; its slot, if it has one, is free soon."""
+        del self._served[request]
+        if request.admitted is not None:
+            self._turnover.note_end(perf_counter() - request.admitted)
 
     def _output_of(self, update: Update, handle: RequestHandle) -> Event:
         request = update.request

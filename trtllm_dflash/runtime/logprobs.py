@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.outputs import TokenLogprobs
-from trtllm_dflash.runtime.sessions.base import Float32
+from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.sessions.base import CALLER_BUG, Float32, StepResult
 
 
 def token_logprobs(logits: Float32, token_ids: Sequence[int], k: int) -> list[TokenLogprobs]:
@@ -36,3 +38,16 @@ def _largest(values: Float32, k: int) -> list[int]:
     places = np.flatnonzero(values >= least)  # more than k where values are equal
     order = np.lexsort((places, -values[places]))
     return [int(place) for place in places[order[:k]]]
+
+
+def add_logprobs(request: Request, result: StepResult, row: int, token_ids: list[int]) -> None:
+    """Add the log probabilities of a step's tokens to a request that wants them.
+
+    Raises:
+        EngineError: if the session gives no logits.
+    """
+    if request.logprobs is None:
+        return
+    if result.logits is None:
+        raise EngineError(f"the session gave no logits for slot {row}. {CALLER_BUG}")
+    request.output_logprobs += token_logprobs(result.logits[row], token_ids, request.logprobs)

@@ -42,6 +42,7 @@ class Request:
     sample_index: int = 0  # which of the prompt's answers
     min_tokens: int = 0  # as many tokens come before one that ends the answer
     logprobs: int | None = None  # None: not wanted; else how many of the most likely tokens
+    priority: int = 0  # the smaller gets a slot first
 
     slot: int | None = None  # None while it waits
     admitted: float | None = None  # when it got its slot (perf_counter)

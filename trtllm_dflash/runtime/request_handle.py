@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from trtllm_dflash.errors import DeadlineError
+from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.runtime.outputs import FinishInfo, OnEvent, RequestOutput
 from trtllm_dflash.runtime.request import Request
 from trtllm_dflash.runtime.text.answer_text import AnswerText
@@ -20,6 +22,7 @@ class RequestHandle:
     text: AnswerText
     on_event: OnEvent
     is_alive: Callable[[], bool]
+    queueing: Queueing = field(default_factory=Queueing)
     cancelled: bool = False
     submitted: float = field(default_factory=perf_counter)
     polled: float = 0.0  # when `is_alive` was called last
@@ -54,6 +57,15 @@ class RequestHandle:
             reasoning=delta.reasoning,
             logprobs=request.last_logprobs(len(token_ids)),
             sample_index=request.sample_index,
+        )
+
+    def deadline_error(self) -> DeadlineError:
+        """Return what the caller of a request is told whose time is over."""
+        waited = (self.request.admitted or perf_counter()) - self.submitted
+        return DeadlineError(
+            f"the answer is not whole after {self.queueing.timeout_seconds:g} s"
+            f" (timeout_seconds): it waited {waited:.2f} s for a slot, and has"
+            f" {self.num_output_tokens} tokens. Give it more time, or ask for fewer tokens."
         )
 
     def _finish_info(self) -> FinishInfo:

@@ -5,7 +5,8 @@
                                                    └ the place of one that has ended
 
 Active slots are always the first n, so that a step computes no unused row. A prompt is prefilled in
-a slot behind them.
+a slot behind them. Of those that wait, the smallest priority comes first, and among equals the
+first that came.
 
 With a token budget, at most so many prompt tokens run between two decode steps, so that decoding
 keeps its pace. A short prompt may then overtake a longer one. Without a budget, prompts go first,
@@ -23,13 +24,14 @@ for; the other rows get the same tokens in fewer steps.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.logprobs import token_logprobs
+from trtllm_dflash.runtime.logprobs import add_logprobs
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduled_step import ScheduledStep
@@ -80,7 +82,7 @@ class Scheduler:
         self._on_step = on_step
         self._budget = prompt_tokens_per_step
         self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
-        self._waiting = deque(requests)
+        self._waiting = sorted(requests, key=_priority)
         self._prefilling: list[Request] = []  # the last one runs; it overtook those before it
         self._active: list[Request] = []  # entry i is in slot i
         self._in_flight: deque[ScheduledStep] = deque()
@@ -113,8 +115,8 @@ class Scheduler:
         self._session.discard()
 
     def add(self, request: Request) -> None:
-        """Let a request wait for a slot."""
-        self._waiting.append(request)
+        """Let a request wait for a slot, behind those of its priority."""
+        insort(self._waiting, request, key=_priority)
 
     def end(self, request: Request, reason: FinishReason) -> None:
         """End a request early: it gets no more tokens, and the next step frees its slot."""
@@ -231,13 +233,16 @@ class Scheduler:
         return next(preempting, None)
 
     def _may_preempt_prefill(self, request: Request) -> bool:
-        """Tell whether a prompt is short enough to go before those that run.
+        """Tell whether a prompt is urgent or short enough to go before those that run.
 
-        However many overtake a prompt, it waits for no more tokens than it has itself.
+        However many of its own priority overtake a prompt, it waits for no more tokens than it has
+        itself.
         """
         length = request.num_to_prefill
         for other in self._prefilling:
-            if length >= other.num_to_prefill:
+            if request.priority < other.priority:
+                continue
+            if request.priority > other.priority or length >= other.num_to_prefill:
                 return False
             if length + other.num_overtaken > len(other.input_ids):
                 return False
@@ -342,7 +347,7 @@ class Scheduler:
         if error is not None:
             return [self._fail(request, error)]
         kept = request.commit([int(result.new_ids[0, 0])])
-        _add_logprobs(request, result, 0, kept)
+        add_logprobs(request, result, 0, kept)
         update = Update(request, kept)
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
@@ -371,7 +376,7 @@ class Scheduler:
                 continue
             num_new = result.num_new[row]
             kept = request.commit(result.new_ids[row, :num_new].tolist())
-            _add_logprobs(request, result, row, kept)
+            add_logprobs(request, result, row, kept)
             request.acceptance_lengths.append(len(kept))
             request.num_draft_tokens += step.width - 1
             request.decode_seconds += seconds
@@ -386,10 +391,5 @@ class Scheduler:
         return updates
 
 
-def _add_logprobs(request: Request, result: StepResult, row: int, token_ids: list[int]) -> None:
-    """Add the log probabilities of a step's tokens to a request that wants them."""
-    if request.logprobs is None:
-        return
-    if result.logits is None:
-        raise EngineError(f"the session gave no logits for slot {row}. {CALLER_BUG}")
-    request.output_logprobs += token_logprobs(result.logits[row], token_ids, request.logprobs)
+def _priority(request: Request) -> int:
+    return request.priority

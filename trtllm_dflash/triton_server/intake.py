@@ -42,8 +42,7 @@ class Intake:
             self._jobs[role].put_nowait(job)
         except queue.Full:
             raise BusyError(
-                f"{self._limit} requests wait to be tokenized, and the queue holds no more. Try"
-                " again later."
+                f"{self._limit} requests wait to be tokenized, and the queue holds no more."
             ) from None
 
     def close(self) -> None:

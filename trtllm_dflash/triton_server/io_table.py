@@ -107,6 +107,16 @@ INPUTS = (
         " them",
         size=-1,
     ),
+    Field(
+        "priority",
+        "INT32",
+        "the smaller number gets a slot first; equals go in their order (default: 0)",
+    ),
+    Field(
+        "timeout_seconds",
+        "FP32",
+        "the answer is whole after so many seconds, or an error (default: no limit)",
+    ),
     Field("ignore_eos", "BOOL", "do not stop at the model's own stop tokens (default: false)"),
     Field("draft", "BOOL", "false: plain decoding, the same tokens (default: true)"),
     Field("draft_len", "INT32", "drafts verified in a step (default: the engine's own)"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trtllm_dflash.errors import BusyError, DeadlineError, DFlashError
 from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 
 
@@ -21,6 +22,7 @@ class Metric:
     counts    what an answer adds to a counter.
     shows     the value of a gauge.
     observes  the value of an answer that a histogram takes in; None: it has none.
+    fails     the errors of which each adds 1 to a counter.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Metric:
     counts: Callable[[FinishInfo], float] | None = None
     shows: Callable[[EngineStats], float] | None = None
     observes: Callable[[FinishInfo], float | None] | None = None
+    fails: type[DFlashError] | None = None
     buckets: tuple[float, ...] = ()
 
     @property
@@ -48,12 +51,25 @@ def _seconds_per_later_token(end: FinishInfo) -> float | None:
 
 
 REQUESTS = "dflash_requests_total"
-FAILED = "dflash_failed_requests_total"
 ACCEPTANCE_LENGTH = "dflash_tokens_per_step"
 READY = "dflash_ready"
 METRICS = (
     Metric(REQUESTS, "requests that ended, answered or cancelled", counts=lambda _: 1),
-    Metric(FAILED, "requests that were refused or failed"),
+    Metric(
+        "dflash_failed_requests_total",
+        "requests that were refused or failed",
+        fails=DFlashError,
+    ),
+    Metric(
+        "dflash_busy_requests_total",
+        "of those, refused because the queue was full",
+        fails=BusyError,
+    ),
+    Metric(
+        "dflash_overdue_requests_total",
+        "of those, ended because their timeout_seconds were over",
+        fails=DeadlineError,
+    ),
     Metric(
         "dflash_cancelled_requests_total",
         "requests whose client went away",
@@ -177,10 +193,12 @@ class Metrics:
                 if value is not None:
                     self._observed.append((metric.name, value))
 
-    def add_failure(self) -> None:
+    def add_failure(self, error: DFlashError) -> None:
         """Count a request that was refused or failed; from any thread."""
         with self._lock:
-            self._totals[FAILED] += 1
+            for metric in METRICS:
+                if metric.fails is not None and isinstance(error, metric.fails):
+                    self._totals[metric.name] += 1
 
     def publish(self, stats: EngineStats, *, ready: bool = True) -> None:
         """Pass everything to Triton; from the engine thread alone."""

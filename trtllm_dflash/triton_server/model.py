@@ -111,7 +111,11 @@ class TritonPythonModel:
         responses.begin(request, num_input_tokens=len(prompt))
         assert self._server is not None
         self._server.submit(
-            prompt, on_event=responses, is_alive=responses.is_alive, **request.options
+            prompt,
+            on_event=responses,
+            is_alive=responses.is_alive,
+            queueing=request.queueing,
+            **request.options,
         )
 
     def _check_size(self, text: str) -> None:

@@ -19,7 +19,7 @@ from trtllm_dflash.triton_server.io_table import ALL_INPUTS, INPUTS, Field
 
 _MAX_NAME = 100  # characters: a longer one is like no input's, and comparing it takes long
 # What Triton adds by itself, and headers that a server forwards if it was told to.
-_OF_TRITON = frozenset({"id", "priority", "timeout", "binary_data_output", "headers"})
+_OF_TRITON = frozenset({"id", "timeout", "binary_data_output", "headers"})
 _PREFIXES_OF_TRITON = ("triton_", "sequence_")
 _HEADERS = "accept authorization connection cookie forwarded from host origin referer te"
 _HEADERS += " traceparent tracestate trailer upgrade via"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import (
     SamplingOptions,
@@ -43,6 +44,7 @@ class GenerationRequest:
     messages          the conversation, None for a prompt that is taken as it is.
     template_options  of the chat template.
     options           those of `Engine.generate`.
+    queueing          its priority and its limit of time, which begins now.
     """
 
     text: str
@@ -53,6 +55,7 @@ class GenerationRequest:
     counts_input: bool = False
     counts_output: bool = False
     options: SamplingOptions = field(default_factory=SamplingOptions)
+    queueing: Queueing = field(default_factory=Queueing)
 
     @classmethod
     def from_tensors(
@@ -89,12 +92,18 @@ class GenerationRequest:
             counts_input=values.get("return_num_input_tokens", False),
             counts_output=values.get("return_num_output_tokens", False),
             options=options,
+            queueing=_queueing(values),
         )
 
     @property
     def num_samples(self) -> int:
         """Return the answers to this prompt."""
         return self.options.get("n", 1)
+
+
+def _queueing(values: Mapping[str, Any]) -> Queueing:
+    names = ("priority", "timeout_seconds")
+    return Queueing(**{name: values[name] for name in names if name in values})
 
 
 def _conversation(values: Mapping[str, Any]) -> Sequence[Any] | None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_dflash.errors import BusyError, ClosedError, DFlashError, UsageError
+from trtllm_dflash.errors import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    DFlashError,
+    UsageError,
+)
 from trtllm_dflash.runtime.outputs import (
     Event,
     FinishInfo,
@@ -114,13 +120,15 @@ class Responses:
         if self._ended:
             return
         self._ended = self._failed = True
-        self._metrics.add_failure()
+        self._metrics.add_failure(error)
         triton_error = self._triton.TritonError
         code = triton_error.INTERNAL
         if isinstance(error, UsageError):
             code = triton_error.INVALID_ARG
         elif isinstance(error, BusyError | ClosedError):
             code = triton_error.UNAVAILABLE
+        elif isinstance(error, DeadlineError):
+            code = triton_error.CANCELLED
         self._send_error(str(error), code)
 
     def _send(self, indices: Sequence[int], *, last: bool) -> None:
