@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -238,3 +239,37 @@ def test_output_must_not_replace_an_input(
     result = run("a", "--output", engines("dflash") / "config.json")
     assert result.exit_code == 2
     assert "this is also the engine's config.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), [3]),
+        (("--no-draft",), [0]),
+        (("--draft-len", "1"), [1]),
+        (("--draft-len-schedule", '{"1": 3, "2": 1}'), [0, 1, 3]),
+    ],
+    ids=["default", "none", "one", "schedule"],
+)
+def test_an_engine_is_loaded_for_the_drafts_that_are_asked_for(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    expected: list[int],
+) -> None:
+    """A GPU engine makes steps of these numbers ready, and of no others."""
+    given, load = [], Engine.load
+
+    def remembering(path: Path, **named: Any) -> Engine:
+        given.append(named["draft_lens"])
+        return load(path, **named)
+
+    monkeypatch.setattr(Engine, "load", remembering)
+    if options and options[-1].startswith("{"):
+        schedule = tmp_path / "schedule.json"
+        schedule.write_text(options[-1])
+        options = (*options[:-1], str(schedule))
+    result = run("hi", "--max-tokens", "2", *options)
+    assert result.exit_code == 0, result.stderr
+    assert given == [expected]

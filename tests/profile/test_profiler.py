@@ -188,8 +188,11 @@ def test_profile_refuses_answers_without_decode_steps(
 
     loaded = Engine.load
 
-    def load(path: Path, *, num_threads: int | None = None) -> Engine:
-        engine = loaded(path, num_threads=num_threads)
+    prepared = []
+
+    def load(path: Path, **options: Any) -> Engine:
+        prepared.append(options.get("draft_lens"))
+        engine = loaded(path, **options)
         object.__setattr__(engine.config, "eos_token_ids", (first.token_ids[0],))
         return engine
 
@@ -197,6 +200,7 @@ def test_profile_refuses_answers_without_decode_steps(
         patch.setattr(profiler.Engine, "load", load)
         with pytest.raises(EngineError, match="no decode step had its whole batch"):
             profile(config, PromptSet("one", (Prompt(prompt),)))
+    assert prepared == [(5,), None]  # the plain one has no drafts
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def open_gpu(
         invalid: int = 0,
         built_with: str = "1.6.0",
         warm_up: bool = False,
+        draft_lens: Sequence[int] | None = None,
         **driver_options: Any,
     ) -> Gpu:
         shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
@@ -97,7 +98,9 @@ def open_gpu(
             gpu_arch="sm120",
             plugins=with_plugins,
         )
-        session = TrtSession(tmp_path / "engine", config, capture=capture)
+        session = TrtSession(
+            tmp_path / "engine", config, capture=capture, draft_lens=draft_lens
+        )
         return Gpu(session, Engine(config, session), driver, trt)
 
     return open_it

@@ -110,6 +110,9 @@ class FakeSession:
         assert ((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()
         self._run(slot, [input_ids], known=len(input_ids), rows=1)
 
+    def step_width(self, width: int) -> int:
+        return width
+
     def decode(self, count: int, width: int) -> None:
         assert 1 <= width <= self.config.block_size
         blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]

@@ -57,9 +57,11 @@ def check_arriving(
     """Check a warmed engine: nothing is captured, loaded or allocated while it answers.
 
     It decodes in these numbers of slots among others, beside prompts that wait for their chunks.
+    One draft less than the block has is asked for, whose steps are those of the whole block.
     """
     prompts = [*PROMPTS[:3], LONG_PROMPTS[0][:18]]
-    options = {"max_tokens": 10, "stop_token_ids": []}
+    fewer = max(EngineConfig.load(engines.gpu).block_size - 2, 0)
+    options = {"max_tokens": 10, "stop_token_ids": [], "draft_len": fewer}
     report = process.run(scenarios.arriving, engines.gpu, prompts, options, setup)
     assert report.later == report.at_load
     assert report.at_load[0] > 4

@@ -71,7 +71,7 @@ def run(ctx: click.Context, /, engine: Path | None, prompt: str | None, **option
     if is_conversation and "max_tokens" not in given_options(ctx):
         sampling.pop("max_tokens")
     check_sampling(sampling)
-    with _load(config) as loaded:
+    with _load(config, sampling) as loaded:
         if is_conversation:
             from trtllm_dflash.cli.conversation import converse
 
@@ -151,14 +151,21 @@ def _prompt_lines(config: RunConfig) -> list[PromptLine]:
     return read_source(config)
 
 
-def _load(config: RunConfig) -> Engine:
-    """Name the engine in the first line, and load it."""
+def _load(config: RunConfig, sampling: dict[str, Any]) -> Engine:
+    """Name the engine in the first line, and load it for the drafts that are asked for."""
     from trtllm_dflash.engine_dir.config import EngineConfig
     from trtllm_dflash.runtime.engine import Engine
+    from trtllm_dflash.runtime.preprocess import step_widths
 
     found = EngineConfig.load(config.engine)
     click.echo(f"engine: {config.engine} ({found.gpu_arch}, {found.formats})", err=True)
-    return Engine.load(config.engine, num_threads=config.num_threads)
+    drafts: dict[str, Any] = {
+        name: sampling.get(name) for name in ("draft", "draft_len", "draft_len_schedule")
+    }
+    widths = step_widths(SamplingParams(**drafts), found)
+    return Engine.load(
+        config.engine, num_threads=config.num_threads, draft_lens=sorted(widths.draft_lens)
+    )
 
 
 def _format_for(engine: Engine, config: RunConfig) -> ChatFormat:

@@ -53,9 +53,9 @@ class DraftLenSchedule:
         return 0
 
     @property
-    def max_draft_len(self) -> int:
-        """Return the largest number of drafts in it."""
-        return max(draft_len for _, draft_len in self.rows)
+    def draft_lens(self) -> frozenset[int]:
+        """Return all numbers of drafts that it may give; 0 is one, beyond its last row."""
+        return frozenset({0, *(draft_len for _, draft_len in self.rows)})
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[Any, Any]) -> DraftLenSchedule:

@@ -84,7 +84,9 @@ class SamplingParams(RowSampling):
                          on drafts.
     n                    answers to each prompt. Each has its own seed, as prompts have.
     draft                False verifies no drafts: plain decoding, the same tokens.
-    draft_len            drafts verified in a step, 0 to block_size - 1; None: the engine's own.
+    draft_len            drafts verified in a step, 0 to block_size - 1; None: the engine's own. A
+                         GPU engine may verify more: the next larger number that it has ready
+                         (`Engine.load`), or what another answer in the step asks for.
     draft_len_schedule   draft_len by the number of sequences that generate together, as a
                          DraftLenSchedule or {batch size: draft_len}; not with draft_len.
     stop_token_ids       tokens that end a sequence and are its last token. None: the model's own;

@@ -72,7 +72,9 @@ def profile(
         target=config.target,
         progress=progress,
     ) as plain_path:
-        engine = Engine.load(config.engine, num_threads=config.num_threads)
+        engine = Engine.load(
+            config.engine, num_threads=config.num_threads, draft_lens=sweep.draft_lens
+        )
         plain = Engine.load(plain_path, num_threads=config.num_threads)
         _check_plain_fits(plain.config, sweep, prompts, config.max_tokens)
         systems = _systems(config, sweep, engine, plain)

@@ -56,10 +56,16 @@ class AsyncEngine:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, num_threads: int | None = None, max_waiting: int = MAX_WAITING
+        cls,
+        path: str | Path,
+        *,
+        num_threads: int | None = None,
+        draft_lens: Iterable[int] | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> AsyncEngine:
         """Open an engine directory as `Engine.load` does, and start its engine thread."""
-        return cls(Engine.load(path, num_threads=num_threads), max_waiting=max_waiting)
+        engine = Engine.load(path, num_threads=num_threads, draft_lens=draft_lens)
+        return cls(engine, max_waiting=max_waiting)
 
     async def __aenter__(self) -> AsyncEngine:
         return self

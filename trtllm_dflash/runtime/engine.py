@@ -19,7 +19,12 @@ from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
-from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests, step_widths
+from trtllm_dflash.runtime.preprocess import (
+    check_draft_lens,
+    check_stop_words,
+    make_requests,
+    step_widths,
+)
 from trtllm_dflash.runtime.prompt_inputs import Prompt, as_prompts, tokenize_prompt
 from trtllm_dflash.runtime.scheduler import Scheduler, Step
 from trtllm_dflash.runtime.sessions.base import Session, check_runnable, open_session
@@ -57,13 +62,23 @@ class Engine:
         self._users = WeakSet[Stream | EngineServer]()  # they hold the session
 
     @classmethod
-    def load(cls, path: str | Path, *, num_threads: int | None = None) -> Engine:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        num_threads: int | None = None,
+        draft_lens: Iterable[int] | None = None,
+    ) -> Engine:
         """Open an engine directory written by `dflash-trt build`.
 
-        `num_threads` is for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each
-        core available.
+        num_threads  for CPU engines: None takes DFLASH_NUM_THREADS, else one thread for each core
+                     available.
+        draft_lens   for GPU engines: the numbers of drafts (`draft_len`) that requests will ask
+                     for. Steps of each are made ready while the engine loads. None: any may be
+                     asked for; a step then verifies the next larger number that is ready.
 
         Raises:
+            UsageError: for numbers of drafts that the engine does not have.
             EngineError: for a directory that holds no engine, differs from its manifest, or cannot
                 run on this machine.
         """
@@ -71,10 +86,14 @@ class Engine:
             raise UsageError(f"path is {path!r}, expected the path of an engine directory.")
         directory = Path(path)
         config = check_engine(directory)
+        if draft_lens is not None:
+            draft_lens = check_draft_lens(draft_lens, config)
         tokenizer = Tokenizer.of_engine(directory, config)
         if tokenizer is not None:
             tokenizer.start()  # its files are read while the engine loads
-        session = open_session(directory, config, num_threads=num_threads)
+        session = open_session(
+            directory, config, num_threads=num_threads, draft_lens=draft_lens
+        )
         return cls(config, session, tokenizer)
 
     def __enter__(self) -> Engine:

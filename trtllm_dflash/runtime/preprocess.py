@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.checks import as_list, check_integer, shown
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.prompt_inputs import InputIds, PromptError, read_tokens
@@ -18,7 +18,13 @@ from trtllm_dflash.runtime.request import Request, StepWidths
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
-__all__ = ["PromptError", "check_stop_words", "make_requests", "step_widths"]
+__all__ = [
+    "PromptError",
+    "check_draft_lens",
+    "check_stop_words",
+    "make_requests",
+    "step_widths",
+]
 
 
 def check_stop_words(sampling: SamplingParams, tokenizer: Tokenizer | None) -> None:
@@ -108,6 +114,17 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
             f"{given} {shown(widths.max_width - 1)}, and this engine takes 0 to {limit}: {why}."
         )
     return widths
+
+
+def check_draft_lens(draft_lens: Iterable[int], config: EngineConfig) -> frozenset[int]:
+    """Return numbers of drafts that requests will ask for; UsageError for what none can have."""
+    advice = f" A block of this engine has {config.block_size} tokens."
+    given = as_list("draft_lens", draft_lens, expected="numbers of drafts")
+    if not given:
+        raise UsageError("draft_lens is empty. Give a number of drafts, such as 0, or None.")
+    for draft_len in given:
+        check_integer("draft_lens", draft_len, low=0, high=config.block_size - 1, advice=advice)
+    return frozenset(given)
 
 
 def _stop_token_ids(sampling: SamplingParams, config: EngineConfig) -> tuple[int, ...]:

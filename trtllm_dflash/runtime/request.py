@@ -25,7 +25,14 @@ class StepWidths:
     @property
     def max_width(self) -> int:
         """Return the largest width that a step can have."""
-        return 1 + (self.draft_len if self.schedule is None else self.schedule.max_draft_len)
+        return 1 + max(self.draft_lens)
+
+    @property
+    def draft_lens(self) -> frozenset[int]:
+        """Return the numbers of drafts that steps can have."""
+        if self.schedule is None:
+            return frozenset({self.draft_len})
+        return self.schedule.draft_lens
 
 
 @dataclass(eq=False)

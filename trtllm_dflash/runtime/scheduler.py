@@ -18,8 +18,8 @@ only while no step is in flight. One that needs no move is opened behind the ste
 
 A sequence's tokens depend on its own tokens and uniforms only. Uniforms are indexed by the position
 of the token that they decide, and every token is the target's own choice. Hence drafts, batches,
-chunks and lookahead never change tokens. A decode step has one width, the largest that a row asks
-for; the other rows get the same tokens in fewer steps.
+chunks and lookahead never change tokens. A decode step has one width: the largest that a row asks
+for, or the next larger one of the session. Other rows get the same tokens in fewer steps.
 """
 
 from __future__ import annotations
@@ -309,7 +309,8 @@ class Scheduler:
 
     def _enqueue_decode(self) -> None:
         batch = len(self._active)
-        width = max(request.widths.width_for(batch) for request in self._active)
+        asked = max(request.widths.width_for(batch) for request in self._active)
+        width = self._session.step_width(asked)
         start = perf_counter()
         self._launching = list(self._active)
         self._session.decode(batch, width)

@@ -119,7 +119,12 @@ INPUTS = (
     ),
     Field("ignore_eos", "BOOL", "do not stop at the model's own stop tokens (default: false)"),
     Field("draft", "BOOL", "false: plain decoding, the same tokens (default: true)"),
-    Field("draft_len", "INT32", "drafts verified in a step (default: the engine's own)"),
+    Field(
+        "draft_len",
+        "INT32",
+        "drafts verified in a step; a GPU may take a larger number that is ready (default: the"
+        " engine's own)",
+    ),
     Field(
         "exclude_input_in_output",
         "BOOL",

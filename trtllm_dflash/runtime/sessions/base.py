@@ -10,6 +10,7 @@ before has left there, so it can be launched before that step's result is read. 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -93,6 +94,13 @@ class Session(Protocol):
         """Append tokens [S] to those that one slot holds, and decide the next one (R = 1)."""
         ...
 
+    def step_width(self, width: int) -> int:
+        """Return the width as which a decode step of `width` is best run: `width` or a larger one.
+
+        It is at most a block, if `width` is.
+        """
+        ...
+
     def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1 (R = width).
 
@@ -142,7 +150,8 @@ def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
     return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, config.cache_len)
 
 
-# A backend, as in config.json, and its class: (directory, config, *, num_threads) opens a session.
+# A backend, as in config.json, and its class: (directory, config, *, num_threads, draft_lens) opens
+# a session.
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
     "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:TrtSession",
@@ -151,7 +160,11 @@ SESSIONS = {
 
 
 def open_session(
-    directory: Path, config: EngineConfig, *, num_threads: int | None = None
+    directory: Path,
+    config: EngineConfig,
+    *,
+    num_threads: int | None = None,
+    draft_lens: Iterable[int] | None = None,
 ) -> Session:
     """Open the session for the engine's backend; one that cannot run here raises EngineError."""
     check_runnable(directory, config)
@@ -159,7 +172,7 @@ def open_session(
         select_flavor(BACKENDS[config.backend].module)
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
-    opened: Session = session(directory, config, num_threads=num_threads)
+    opened: Session = session(directory, config, num_threads=num_threads, draft_lens=draft_lens)
     return opened
 
 

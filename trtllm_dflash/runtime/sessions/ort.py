@@ -71,6 +71,7 @@ class OrtSession:
         config: EngineConfig,
         *,
         num_threads: int | None = None,
+        draft_lens: Iterable[int] | None = None,  # noqa: ARG002 - of GPU sessions
         trace: Path | None = None,
     ) -> None:
         """Load `directory`/model.onnx and allocate all slots' caches.
@@ -117,6 +118,10 @@ class OrtSession:
     def prefill(self, slot: int, input_ids: Int64) -> None:
         """Append tokens [S] to those that one slot holds."""
         self._step(slot, input_ids[np.newaxis], num_known=len(input_ids), rows=1)
+
+    def step_width(self, width: int) -> int:
+        """Return `width`: every width is as ready as others."""
+        return width
 
     def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""

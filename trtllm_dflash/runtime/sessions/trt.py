@@ -10,16 +10,16 @@ All caches are allocated once, each with one address for input and output. A pro
 slot's part of them, a decode step in slots 0 … count - 1, padded to few batch sizes.
 
 A decode step is one captured graph, whose addresses never change. The host launches it and copies
-the results of the step before. All steps of the default widths are captured when a session opens,
-so that nothing is compiled or captured while clients wait. Other widths are captured when they are
-needed for the second time.
+the results of the step before. Two ladders have the batch sizes and widths of steps. All of these
+are captured when a session opens, so that nothing is compiled or captured while clients wait.
+Without that warm-up a step is captured when it is needed for the second time.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -49,6 +49,7 @@ from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, S
 from trtllm_dflash.runtime.sessions.trt_decode import DecodeStep, warn_of_capture
 from trtllm_dflash.runtime.sessions.trt_engine import PREFILL_PROFILE, TrtEngine
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
+from trtllm_dflash.runtime.sessions.width_ladder import WidthLadder
 
 _LOG = logging.getLogger(__name__)
 _GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
@@ -66,10 +67,12 @@ class TrtSession:
         config: EngineConfig,
         *,
         num_threads: int | None = None,  # noqa: ARG002 - of CPU sessions
+        draft_lens: Iterable[int] | None = None,
         capture: bool | None = None,
     ) -> None:
         """Load `directory`/rank0.engine and allocate all slots' caches.
 
+        `draft_lens`: the numbers of drafts that requests will ask for; None: any.
         `capture`: whether steps are captured in CUDA graphs; None asks DFLASH_CUDA_GRAPH, on by
         default.
         """
@@ -97,13 +100,15 @@ class TrtSession:
             self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
         self._warn = cache(warn_of_capture)  # once
         self._ladder = BatchLadder(config.max_batch_size)
+        self._widths = WidthLadder(config.block_size, config.draft_len, draft_lens)
         self._decode_steps: dict[tuple[int, int], DecodeStep] = {}
         self._has_new_kernels = False
         self._free = deque(
             InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
         )
         self._in_flight: deque[InFlightStep] = deque()
-        if env_flag(WARM_UP, default=True):
+        self._is_warm = env_flag(WARM_UP, default=True)
+        if self._is_warm:
             self._warm_up(times)
         _LOG.info("loaded %s: %s", directory, times)
 
@@ -152,6 +157,10 @@ class TrtSession:
         next_ids_address = self._slots.address("next_ids", slot)
         self._cuda.copy(next_ids_address, addresses["next_ids"], block_bytes)
         self._enqueue_step(step)
+
+    def step_width(self, width: int) -> int:
+        """Return the next width for which steps are ready; `width` itself without a warm-up."""
+        return self._widths.rung(width) if self._is_warm else width
 
     def decode(self, count: int, width: int) -> None:
         """Verify and decide in slots 0 … count - 1."""
@@ -297,11 +306,12 @@ class TrtSession:
     def _warm_up(self, times: LoadTimes) -> None:
         """Run and capture the steps that clients will need; slots are unused behind it.
 
-        They are a prompt of one token, the widest one, and decode steps of all batch sizes with all
-        drafts and with none.
+        They are a prompt of one token, the widest one, and decode steps of all batch sizes and
+        widths.
         """
         with times.part("contexts"):
-            shapes = [(batch, width) for width in self._widths for batch in self._ladder.rungs]
+            widths = self._widths.rungs
+            shapes = [(batch, width) for width in widths for batch in self._ladder.rungs]
             steps = {shape: self._decode_step(*shape) for shape in shapes}
         with times.part("warm-up"):
             for width in {1, min(self._config.max_num_tokens, self._config.max_input_len)}:
@@ -318,10 +328,6 @@ class TrtSession:
             self._lengths[0] = 0
         with times.part("kept kernels"):
             self.keep()
-
-    @property
-    def _widths(self) -> list[int]:
-        return sorted({1, 1 + self._config.draft_len}, reverse=True)
 
     def _decode_step(self, batch: int, width: int) -> DecodeStep:
         if (batch, width) not in self._decode_steps:
