@@ -196,7 +196,7 @@ def test_failed_engine_thread_gives_the_engine_back(
 
     with engine.serve() as server:
         assert server.alive
-        monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", leave)
+        monkeypatch.setattr(server._engine_thread, "_sweep", leave)
         caller = Caller()
         server.submit([3], on_event=caller)
         assert caller.done.wait(PATIENCE)
@@ -216,7 +216,7 @@ def test_failed_engine_thread_says_why(
 ) -> None:
     engine = fake_engine()
     with engine.serve() as server:
-        monkeypatch.setattr(server._engine_thread, "_sweep_cancelled", lambda: 1 // 0)
+        monkeypatch.setattr(server._engine_thread, "_sweep", lambda: 1 // 0)
         caller = Caller()
         server.submit([3], on_event=caller)
         assert caller.done.wait(PATIENCE)

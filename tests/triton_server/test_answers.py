@@ -91,7 +91,7 @@ class TritonPythonModel(Model):
     def initialize(self, args):
         super().initialize(args)
         thread = self._server._engine_thread
-        sweep, chat = thread._sweep_cancelled, self._tokenizer.encode_chat
+        sweep, chat = thread._sweep, self._tokenizer.encode_chat
         folder = Path(__file__).parent
         self._dies = threading.Event()
 
@@ -109,7 +109,7 @@ class TritonPythonModel(Model):
                 time.sleep(0.01)
             return chat(messages, **options)
 
-        thread._sweep_cancelled = dies
+        thread._sweep = dies
         self._tokenizer.encode_chat = slow
 """
 
