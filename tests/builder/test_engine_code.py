@@ -59,10 +59,8 @@ def test_a_layers_code_and_each_kernel_once_a_profile(
         engine = (config.output_dir / ENGINE_FILE).read_bytes()
         beyond.append(len(engine) - (target / "model.safetensors").stat().st_size)
         for kernel in manifest.load(config.output_dir)["kernels"]:
-            # TensorRT-RTX stores the fields of a plugin inside one of its own layers twice.
-            times = 2 if kernel["kernel"].startswith(("accept", "argmax")) else 1
             found = _images(engine, kernel["bytes"], kernel["sha256"])
-            assert found == times * profiles, kernel["kernel"]
+            assert found == profiles, kernel["kernel"]
     assert (beyond[1] - beyond[0]) / (LAYERS[1] - LAYERS[0]) < limit
 
 

@@ -81,6 +81,22 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
     assert str(attention[64]) == "attention, head_dim 64"
 
 
+def _holders(model: ir.Model) -> list[str]:
+    return [node.op_type for node in _ours(model) if node.attributes["holds_kernels"].as_int()]
+
+
+def test_one_node_holds_all_kernels(steps: Steps) -> None:
+    """It writes into caches, so that TensorRT-RTX stores what it holds once; or it is the first."""
+    assert _holders(steps[1]) == ["DFlashVerifyAttention"]
+    without = steps[0].clone()
+    for node in _ours(without):
+        if "Attention" in node.op_type:
+            node.domain = ""
+    lower_to_plugins(without)
+    assert [node.op_type for node in _ours(without)] == ["DFlashAccept", "DFlashArgmax"]
+    assert _holders(without) == ["DFlashAccept"]
+
+
 def test_what_nothing_used_before_stays(steps: Steps) -> None:
     """It must be found by the check of what the parser drops, not vanish."""
     model = steps[0].clone()

@@ -5,6 +5,7 @@ plugin again.
 from __future__ import annotations
 
 import hashlib
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,8 +107,8 @@ def test_creator_names_attributes_and_kernel_sizes(spec: OpSpec) -> None:
     )
     assert (
         [field.name for field in creator.field_names]
-        == [*declared, "holds_kernel"]
-        == [*NUMBERS[spec.name], "holds_kernel"]
+        == [*declared, "holds_kernels"]
+        == [*NUMBERS[spec.name], "holds_kernels"]
     )
 
 
@@ -142,7 +143,7 @@ def test_plugins_share_the_kernel_that_one_of_them_holds(
         creator = StepPluginCreator(spec)
         creator.cubins = {kernel_variant(spec, {}): cubin}
         for holds in (1, 0, 0):
-            made = creator.create_plugin("", _fields({"holds_kernel": holds}), BUILD)
+            made = creator.create_plugin("", _fields({"holds_kernels": holds}), BUILD)
             fields = made.clone().get_fields_to_serialize()
             names = [field.name for field in fields]
             assert names == ["cubin_sha256", *(["cubin"] if holds else [])]
@@ -165,6 +166,37 @@ def test_plugins_share_the_kernel_that_one_of_them_holds(
         EngineError, match="no plugin of the engine holds the kernel accept; build"
     ):
         lonely._load()
+
+
+def test_one_plugin_holds_the_kernels_of_other_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its engine has each once; plugins of all operators find theirs, made in any order."""
+    names = ("DFlashAccept", "DFlashVerifyAttention", "DFlashArgmax")
+    cubins = {}
+    for name, cubin in zip(names, (b"first", b"second", b"third"), strict=True):
+        cubins |= dict.fromkeys(_creator(OPS[name]).cubins, cubin)
+    serialized = {}
+    for name in names:
+        creator = _creator(OPS[name])
+        creator.cubins = cubins
+        numbers = NUMBERS[name] | {"holds_kernels": int(name == names[1])}
+        made = creator.create_plugin("", _fields(numbers), BUILD)
+        serialized[name] = made.clone().get_fields_to_serialize()
+    fields = [field for one in serialized.values() for field in one]
+    held = [field for field in fields if re.fullmatch(r"(other_)?cubin(_\d+)?", field.name)]
+    kernels = {field.name: np.asarray(field.data).tobytes() for field in held}
+    assert kernels == {"cubin": b"second", "other_cubin_1": b"first", "other_cubin_2": b"third"}
+    monkeypatch.setattr(plugin, "_cubins", {})
+    loaded = [
+        StepPluginCreator(OPS[name]).create_plugin("", fields, RUNTIME)
+        for name, fields in serialized.items()
+    ]
+    used: list[bytes] = []
+    monkeypatch.setattr(plugin, "load_module", lambda cubin, _: used.append(cubin))
+    for made in loaded:
+        made.clone()._load()
+    assert used == [b"first", b"second", b"third"]
 
 
 @pytest.mark.parametrize(

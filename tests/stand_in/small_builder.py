@@ -28,7 +28,7 @@ from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.graph.builder import OPS_DOMAIN
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS
-from trtllm_dflash.graph.plugin_nodes import HOLDS_KERNEL, kernel_variants
+from trtllm_dflash.graph.plugin_nodes import HOLDS_KERNELS, kernel_variants
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.trt_plugins import plugin
@@ -97,4 +97,4 @@ def _node_fields(node: onnx.NodeProto) -> list[Any]:
         number_field(name, python_type(given[name]))
         for name, (python_type, _) in field_types(OPS[node.op_type]).items()
     ]
-    return [*fields, number_field(HOLDS_KERNEL, int(given[HOLDS_KERNEL]))]
+    return [*fields, number_field(HOLDS_KERNELS, int(given[HOLDS_KERNELS]))]

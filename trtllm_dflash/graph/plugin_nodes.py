@@ -15,9 +15,8 @@ from trtllm_dflash.graph.ops import OPS, OpSpec
 
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = OPS_DOMAIN
-# A node's attribute: 1 where its plugin brings the kernel into the engine, for all others that use
-# the same one.
-HOLDS_KERNEL = "holds_kernel"
+# A node's attribute: 1 where its plugin brings all kernels into the engine, for all nodes.
+HOLDS_KERNELS = "holds_kernels"
 
 
 def lower_to_plugins(model: ir.Model) -> None:
@@ -34,7 +33,7 @@ def lower_to_plugins(model: ir.Model) -> None:
     for node in model.graph:
         if node.domain == OPS_DOMAIN:
             _use_plugin(node, OPS[node.op_type])
-    _choose_holders(model)
+    _choose_holder(model)
     model.functions.clear()
     kept = [
         value for value in model.graph.inputs if value.uses() or value.name in unused_before
@@ -42,17 +41,21 @@ def lower_to_plugins(model: ir.Model) -> None:
     model.graph.inputs[:] = kept
 
 
-def _choose_holders(model: ir.Model) -> None:
-    """Let the first node of each kernel hold it.
+def _choose_holder(model: ir.Model) -> None:
+    """Let one node hold the kernels of all: the first that writes into an input, else the first.
 
-    A kernel of 250 kB in every layer is a good part of an engine's code.
+    A kernel of 250 kB in every layer is a good part of an engine's code. TensorRT-RTX takes plugins
+    that write into no input for parts of its own layers, and stores the fields of these twice.
     """
-    held = set()
-    for node in model.graph:
-        if node.domain == OPS_DOMAIN:
-            key = _variant_of(node)
-            node.attributes[HOLDS_KERNEL] = ir.AttrInt64(HOLDS_KERNEL, int(key not in held))
-            held.add(key)
+    nodes = [node for node in model.graph if node.domain == OPS_DOMAIN]
+    in_place = [node for node in nodes if _writes_in_place(OPS[node.op_type])]
+    holder = next(iter(in_place or nodes), None)
+    for node in nodes:
+        node.attributes[HOLDS_KERNELS] = ir.AttrInt64(HOLDS_KERNELS, int(node is holder))
+
+
+def _writes_in_place(spec: OpSpec) -> bool:
+    return any(tensor.aliases for tensor in spec.outputs)
 
 
 def kernel_variants(model: ir.Model) -> dict[KernelVariant, int]:

@@ -20,7 +20,7 @@ from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.graph.ops import OPS, OpSpec
 from trtllm_dflash.graph.plugin_nodes import (
-    HOLDS_KERNEL,
+    HOLDS_KERNELS,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     kernel_variant,
@@ -44,8 +44,10 @@ else:
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
-# Fields of a plugin in an engine. All have the kernel's hash, and one of them the kernel.
+# Fields of a plugin in an engine. All have their kernel's hash. One of them has all kernels: its
+# own, and numbered ones that others use.
 CUBIN = "cubin"
+OTHER_CUBIN = "other_cubin_"
 CUBIN_DIGEST = "cubin_sha256"
 _cubins: dict[bytes, bytes] = {}  # of this process's engines, by hash
 _refusals: list[str] = []
@@ -60,9 +62,7 @@ _TYPES = {
 
 
 def pop_errors() -> list[str]:
-    """Return what plugins of this process have refused since the last time, each once, oldest
-    first.
-    """
+    """Return and forget what plugins of this process have refused, each once, oldest first."""
     taken = list(dict.fromkeys(_refusals))
     _refusals.clear()
     return taken
@@ -113,7 +113,8 @@ class StepPlugin(
     trt.IPluginV3OneRuntime,  # type: ignore[misc]
 ):
     """An operator of ours. `fields`: its attributes and its kernel's sizes and types by name;
-    `digest`: the sha256 of that kernel; `cubin`: the kernel, where this plugin holds it.
+    `digest`: the sha256 of that kernel; `cubin`: the kernel, where this plugin holds it; `others`:
+    the kernels that it holds for other plugins.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class StepPlugin(
         fields: Mapping[str, int | float],
         digest: bytes,
         cubin: bytes | None = None,
+        others: Sequence[bytes] = (),
     ) -> None:
         for base in StepPlugin.__bases__:
             base.__init__(self)
@@ -133,6 +135,7 @@ class StepPlugin(
         self.fields = dict(fields)
         self.digest = digest
         self.cubin = cubin
+        self.others = tuple(others)
         self._operation = OPERATIONS[spec.kernel.source]
         self._operator = Operator(spec.name, self._operation, tuple(self.fields.items()))
         self._module: CudaModule | None = None
@@ -143,7 +146,7 @@ class StepPlugin(
 
     def clone(self) -> StepPlugin:
         """Another plugin of the same kernel, which both share."""
-        return StepPlugin(self.spec, self.fields, self.digest, self.cubin)
+        return StepPlugin(self.spec, self.fields, self.digest, self.cubin, self.others)
 
     # While an engine is built
 
@@ -214,11 +217,13 @@ class StepPlugin(
         """There is one way to run it."""
 
     def get_fields_to_serialize(self) -> Any:
-        """Return the fields from which the creator makes it again, with the kernel it holds."""
+        """Return the fields from which the creator makes it again, with the kernels it holds."""
         self._serialized = [number_field(name, value) for name, value in self.fields.items()]
         self._serialized.append(bytes_field(CUBIN_DIGEST, self.digest))
         if self.cubin is not None:
             self._serialized.append(bytes_field(CUBIN, self.cubin))
+        for number, other in enumerate(self.others, 1):
+            self._serialized.append(bytes_field(f"{OTHER_CUBIN}{number}", other))
         return trt.PluginFieldCollection(self._serialized)
 
     # While an engine runs
@@ -297,7 +302,7 @@ class StepPlugin(
 
 
 class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
-    """Makes the plugins of one operator: from a graph's node, with a cubin of `cubins`, or from an
+    """Makes the plugins of one operator: from a graph's node with its engine's `cubins`, or from an
     engine's fields.
     """
 
@@ -313,16 +318,14 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
             for name, (_, field_type) in field_types(spec).items()
         ]
         self._fields.append(
-            trt.PluginField(HOLDS_KERNEL, np.empty(0), trt.PluginFieldType.INT32)
+            trt.PluginField(HOLDS_KERNELS, np.empty(0), trt.PluginFieldType.INT32)
         )
         self.field_names = trt.PluginFieldCollection(self._fields)
 
     @_records_and_raises
     def create_plugin(self, _: str, fields: Any, phase: Any) -> StepPlugin:
-        """Return a plugin of these fields.
-
-        Raises:
-            EngineError: if one is missing, or there is no kernel of its sizes.
+        """Return a plugin of these fields; EngineError if one, or a kernel of its sizes, is
+        missing.
         """
         given = {field.name: field for field in fields}
         values: dict[str, int | float] = {}
@@ -338,16 +341,22 @@ class StepPluginCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
         if key not in self.cubins:
             raise EngineError(f"{self.name}: no kernel was compiled for {key}")
         cubin = self.cubins[key]
-        holder = given.get(HOLDS_KERNEL)
-        holds = holder is None or bool(np.asarray(holder.data).item())
+        holder = given.get(HOLDS_KERNELS)
         digest = _keep(cubin)
-        return StepPlugin(self.spec, values, digest, cubin if holds else None)
+        if holder is not None and not np.asarray(holder.data).item():
+            return StepPlugin(self.spec, values, digest)
+        others = [kernel for other, kernel in self.cubins.items() if other != key]
+        return StepPlugin(self.spec, values, digest, cubin, others)
 
     def _kernel_of_engine(self, given: Mapping[str, Any]) -> tuple[bytes, bytes | None]:
         """Return the hash of a plugin's kernel, and the kernel if this plugin holds it.
 
-        In engines of before 2026-12 every plugin does.
+        Those that it holds for others are kept. In engines of before 2026-12 every plugin, or one
+        of those with the same kernel, holds its own.
         """
+        for name, field in given.items():
+            if name.startswith(OTHER_CUBIN):
+                _keep(np.asarray(field.data).tobytes())
         cubin = np.asarray(given[CUBIN].data).tobytes() if CUBIN in given else None
         if cubin is not None:
             digest = _keep(cubin)
@@ -374,10 +383,8 @@ _creators: dict[str, StepPluginCreator] = {}
 
 
 def register(cubins: Mapping[KernelVariant, bytes] | None = None) -> None:
-    """Make our plugins known to TensorRT, once a process; `cubins` are the kernels of the engine to
-    be built.
-
-    An engine that is loaded brings its own kernels.
+    """Make our plugins known to TensorRT, once a process; `cubins` are all kernels of the engine to
+    be built. An engine that is loaded brings its own.
     """
     registry = trt.get_plugin_registry()
     for spec in OPS.values():
