@@ -14,6 +14,7 @@ import numpy as np
 
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
 from trtllm_dflash.runtime.sessions.ort import OrtSession
+from trtllm_dflash.runtime.sessions.slot_copy import Prefix
 
 
 class OracleSession:
@@ -48,8 +49,11 @@ class OracleSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot."""
+    def open_slot(
+        self, slot: int, sampling: SlotSampling, prefix: Prefix | None = None
+    ) -> None:
+        """Empty a slot; an oracle has no prefix cache."""
+        assert prefix is None
         self._cached[slot] = []
         self._session.open_slot(slot, sampling)
 

@@ -16,7 +16,7 @@ def test_row_holds_up_to_its_batch_size() -> None:
     schedule = DraftLenSchedule.from_mapping({8: 2, "4": 7})
     assert schedule.rows == ((4, 7), (8, 2))
     assert [schedule.draft_len(batch) for batch in (1, 4, 5, 8, 9, 100)] == [7, 7, 2, 2, 0, 0]
-    assert schedule.max_draft_len == 7
+    assert schedule.draft_lens == {0, 2, 7}
 
 
 def test_schedule_turns_off_and_on_again() -> None:

@@ -69,6 +69,7 @@ def open_gpu(
         built_with: str = "1.6.0",
         warm_up: bool = False,
         draft_lens: Sequence[int] | None = None,
+        prefix_bytes: int = 0,
         **driver_options: Any,
     ) -> Gpu:
         shutil.copytree(source, tmp_path / "engine", dirs_exist_ok=True)
@@ -99,7 +100,11 @@ def open_gpu(
             plugins=with_plugins,
         )
         session = TrtSession(
-            tmp_path / "engine", config, capture=capture, draft_lens=draft_lens
+            tmp_path / "engine",
+            config,
+            capture=capture,
+            draft_lens=draft_lens,
+            prefix_bytes=prefix_bytes,
         )
         return Gpu(session, Engine(config, session), driver, trt)
 

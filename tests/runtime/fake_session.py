@@ -20,6 +20,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.options.row_sampling import RowSampling
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
+from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 
 POISON = -7
 
@@ -81,6 +82,7 @@ class FakeSession:
         self.max_in_flight = 0
         self.opened_in_flight = 0  # slots that were opened behind steps
         self.kept = 0
+        self.room = 150  # positions of all copies
         self.in_flight: deque[StepResult] = deque()
         self.slots_in_flight: deque[range] = deque()
         self.slots: list[Slot | None] = [None] * config.max_batch_size
@@ -96,13 +98,36 @@ class FakeSession:
     def max_num_tokens(self) -> int:
         return self.config.max_num_tokens
 
-    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
+    def open_slot(
+        self, slot: int, sampling: SlotSampling, prefix: Prefix | None = None
+    ) -> None:
         assert not any(slot in slots for slots in self.slots_in_flight)
         self.opened_in_flight += bool(self.in_flight)
         assert sampling.uniforms.dtype == np.float32
         assert len(sampling.uniforms) <= self.config.cache_len
         assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
         self.slots[slot] = Slot(sampling)
+        if prefix is None:
+            return
+        assert 0 < prefix.length <= prefix.copy.length
+        caches = (self.target_cache, self.draft_cache)
+        for cache, rows in zip(caches, prefix.copy.place, strict=True):
+            cache[slot] = POISON
+            cache[slot, : prefix.length] = rows[: prefix.length]
+        self.slots[slot] = Slot(sampling, prefix.length, prefix.length)
+
+    def save_slot(self, slot: int, length: int) -> SlotCopy | None:
+        state = self.slots[slot]
+        assert state is not None
+        assert length <= state.past_len
+        if length > self.room:
+            return None
+        self.room -= length
+        rows = [cache[slot, :length].copy() for cache in (self.target_cache, self.draft_cache)]
+        return SlotCopy(length, length, rows)
+
+    def drop_copy(self, copy: SlotCopy) -> None:
+        self.room += copy.nbytes
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
         assert 1 <= len(input_ids) <= self.config.max_num_tokens

@@ -164,7 +164,10 @@ def _load(config: RunConfig, sampling: dict[str, Any]) -> Engine:
     }
     widths = step_widths(SamplingParams(**drafts), found)
     return Engine.load(
-        config.engine, num_threads=config.num_threads, draft_lens=sorted(widths.draft_lens)
+        config.engine,
+        num_threads=config.num_threads,
+        draft_lens=sorted(widths.draft_lens),
+        prefix_cache_mib=config.prefix_cache_mib,
     )
 
 

@@ -76,6 +76,11 @@ class Cuda:
         self.clear(address, nbytes)
         return int(address)
 
+    def free_bytes(self) -> int:
+        """Return the GPU's memory that nobody has allocated."""
+        free, _ = self._call("cuMemGetInfo")
+        return int(free)
+
     def clear(self, address: int, nbytes: int) -> None:
         """Set device memory to 0 when the stream gets there."""
         self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)

@@ -11,7 +11,11 @@ from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import PromptOptions
 from trtllm_dflash.options.sampling import SamplingParams
-from trtllm_dflash.options.shared import NUM_THREADS
+from trtllm_dflash.options.shared import (
+    DEFAULT_PREFIX_CACHE_MIB,
+    NUM_THREADS,
+    PREFIX_CACHE_MIB,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,7 @@ class RunConfig(PromptOptions):
         ),
     )
     num_threads: int | None = field(default=None, metadata=NUM_THREADS)
+    prefix_cache_mib: int = field(default=DEFAULT_PREFIX_CACHE_MIB, metadata=PREFIX_CACHE_MIB)
 
     def __post_init__(self) -> None:
         """Check everything that can be judged without the engine."""

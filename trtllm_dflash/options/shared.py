@@ -10,6 +10,13 @@ NUM_THREADS = cli_option(
     low=1,
     high=MAX_NUM_THREADS,
 )
+MAX_PREFIX_CACHE_MIB = 1 << 20
+DEFAULT_PREFIX_CACHE_MIB = 1024  # of `run` and of servers
+PREFIX_CACHE_MIB = cli_option(
+    "memory for the beginnings of prompts that later ones may share, in MiB; 0: none",
+    low=0,
+    high=MAX_PREFIX_CACHE_MIB,
+)
 ALLOW_LINKS = cli_option(
     "follow links in a checkpoint's directory that lead out of it; only for links of your own"
     " making"

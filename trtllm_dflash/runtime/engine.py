@@ -15,10 +15,12 @@ from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.options.shared import MAX_PREFIX_CACHE_MIB
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
+from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import (
     check_draft_lens,
     check_stop_words,
@@ -50,12 +52,17 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, session: Session, tokenizer: Tokenizer | None = None
+        self,
+        config: EngineConfig,
+        session: Session,
+        tokenizer: Tokenizer | None = None,
+        prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
     ) -> None:
         """Join the parts of an engine; users call `Engine.load`."""
         self.config = config
         self.tokenizer = tokenizer
         self._session: Any = session
+        self._prefix_cache = prefix_cache
         self._texts = AnswerTexts(tokenizer, config.model_type)
         self._turn = threading.Lock()
         self._closed = False
@@ -68,6 +75,7 @@ class Engine:
         *,
         num_threads: int | None = None,
         draft_lens: Iterable[int] | None = None,
+        prefix_cache_mib: int = 0,
     ) -> Engine:
         """Open an engine directory written by `dflash-trt build`.
 
@@ -76,9 +84,12 @@ class Engine:
         draft_lens   for GPU engines: the numbers of drafts (`draft_len`) that requests will ask
                      for. Steps of each are made ready while the engine loads. None: any may be
                      asked for; a step then verifies the next larger number that is ready.
+        prefix_cache_mib
+                     memory for the beginnings of prompts that later ones may share, at most, in
+                     MiB: of the GPU, or of this machine for CPU engines. 0: none.
 
         Raises:
-            UsageError: for numbers of drafts that the engine does not have.
+            UsageError: for numbers of drafts that the engine does not have, or a bad size.
             EngineError: for a directory that holds no engine, differs from its manifest, or cannot
                 run on this machine.
         """
@@ -88,13 +99,19 @@ class Engine:
         config = check_engine(directory)
         if draft_lens is not None:
             draft_lens = check_draft_lens(draft_lens, config)
+        check_integer("prefix_cache_mib", prefix_cache_mib, low=0, high=MAX_PREFIX_CACHE_MIB)
         tokenizer = Tokenizer.of_engine(directory, config)
         if tokenizer is not None:
             tokenizer.start()  # its files are read while the engine loads
         session = open_session(
-            directory, config, num_threads=num_threads, draft_lens=draft_lens
+            directory,
+            config,
+            num_threads=num_threads,
+            draft_lens=draft_lens,
+            prefix_bytes=prefix_cache_mib << 20,
         )
-        return cls(config, session, tokenizer)
+        prefix_cache = PrefixCache(session, config) if prefix_cache_mib else NO_PREFIX_CACHE
+        return cls(config, session, tokenizer, prefix_cache)
 
     def __enter__(self) -> Engine:
         return self
@@ -204,6 +221,7 @@ class Engine:
             vocab_size=self.config.vocab_size,
             slots=slots,
             on_step=on_step,
+            prefix_cache=self._prefix_cache,
         )
         width = step_widths(sampling, self.config).max_width
         stream = Stream(scheduler, requests, texts, self._take_turn(), width=width)
@@ -236,6 +254,7 @@ class Engine:
             max_waiting=max_waiting,
             prompt_tokens_per_step=prompt_tokens_per_step,
             on_stats=on_stats,
+            prefix_cache=self._prefix_cache,
         )
         server = EngineServer(engine_thread)
         self._users.add(server)

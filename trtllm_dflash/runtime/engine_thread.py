@@ -34,6 +34,7 @@ from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
+from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests
 from trtllm_dflash.runtime.prompt_inputs import Prompt, PromptError, tokenize_prompt
 from trtllm_dflash.runtime.request import Request, Update
@@ -82,6 +83,7 @@ class EngineThread:
         max_waiting: int = MAX_WAITING,
         prompt_tokens_per_step: int | None = None,
         on_stats: Callable[[EngineStats], None] = lambda _: None,
+        prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
     ) -> None:
         """Start the engine thread, which holds `turn` until it ends.
 
@@ -100,9 +102,8 @@ class EngineThread:
         self._max_waiting = max_waiting
         self._budget = budget
         self._on_stats = on_stats
-        self._scheduler = Scheduler(
-            session, vocab_size=config.vocab_size, prompt_tokens_per_step=budget
-        )
+        self._prefix_cache = prefix_cache
+        self._scheduler = self._new_scheduler()
         self._changed = threading.Condition()
         self._inbox: list[RequestHandle] = []  # these four under the condition's lock
         self._closing = False
@@ -140,6 +141,14 @@ class EngineThread:
             self._inbox += handles
             self._changed.notify()
         return first
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            self._session,
+            vocab_size=self._config.vocab_size,
+            prompt_tokens_per_step=self._budget,
+            prefix_cache=self._prefix_cache,
+        )
 
     def _requests(self, prompt: Prompt, sampling: SamplingParams) -> list[Request]:
         """Return a request for each of the prompt's answers."""
@@ -339,11 +348,7 @@ class EngineThread:
             handles = [*self._served.values(), *self._inbox]
             self._inbox = []
             self._served = {}
-            self._scheduler = Scheduler(
-                self._session,
-                vocab_size=self._config.vocab_size,
-                prompt_tokens_per_step=self._budget,
-            )
+            self._scheduler = self._new_scheduler()
         for handle in handles:
             self._notify(handle, error)
         _call_safely(self._scheduler.discard, otherwise=None)

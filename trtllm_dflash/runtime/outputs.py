@@ -63,6 +63,7 @@ class Generation:
     logprobs             an entry for each token, if they were asked for; else None.
     sample_index         which of the prompt's `n` answers this is.
     prompt_token_ids     the prompt's tokens.
+    cached_tokens        how many of them the prefix cache knew.
     """
 
     token_ids: list[int]
@@ -76,6 +77,7 @@ class Generation:
     logprobs: list[TokenLogprobs] | None = None
     sample_index: int = 0
     prompt_token_ids: list[int] = field(default_factory=list, repr=False)
+    cached_tokens: int = 0
 
     @property
     def acceptance_length(self) -> float:
@@ -97,6 +99,7 @@ class FinishInfo:
     first_token_seconds: float | None  # from submit
     seconds: float  # from submit
     seed: int | None = None  # None for greedy decoding
+    cached_tokens: int = 0  # of the prompt, which the prefix cache knew
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
@@ -53,7 +55,8 @@ class Request:
 
     slot: int | None = None  # None while it waits
     admitted: float | None = None  # when it got its slot (perf_counter)
-    num_prefilled: int = 0  # prompt tokens that a step has taken, in flight or done
+    num_cached: int = 0  # prompt tokens that the prefix cache knew
+    num_prefilled: int = 0  # prompt tokens that are known or that a step has taken
     num_overtaken: int = 0  # prompt tokens of others that were let past this prompt
     num_steps_in_flight: int = 0  # decode steps
     output_ids: list[int] = field(default_factory=list)
@@ -83,6 +86,10 @@ class Request:
     def needs_more_steps(self) -> bool:
         """Tell whether it may want tokens after the steps in flight, of one or more tokens each."""
         return self.finish_reason is None and self.remaining_tokens > self.num_steps_in_flight
+
+    def positions_held(self) -> Int64:
+        """Return the tokens of the positions that its slot holds: all of its own but the last."""
+        return np.array([*self.input_ids.tolist(), *self.output_ids[:-1]], np.int64)
 
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append a step's tokens up to a stop token or the limit, and return those kept.

@@ -87,4 +87,5 @@ class RequestHandle:
             first_token_seconds=first_token_seconds,
             seconds=now - self.submitted,
             seed=request.seed,
+            cached_tokens=request.num_cached,
         )

@@ -31,8 +31,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.runtime.admission import may_overtake, priority_of
 from trtllm_dflash.runtime.logprobs import add_logprobs
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
+from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduled_step import ScheduledStep
 from trtllm_dflash.runtime.sessions.base import CALLER_BUG, Session, StepResult
@@ -67,6 +69,7 @@ class Scheduler:
         prompt_tokens_per_step: int | None = None,
         slots: int | None = None,
         on_step: Callable[[Step], None] | None = None,
+        prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
     ) -> None:
         """Prepare to run `requests`; nothing runs yet.
 
@@ -74,15 +77,17 @@ class Scheduler:
         prompt_tokens_per_step   budget of prompt tokens between two decode steps; None: no limit.
         slots                    use no more of the session's slots than these.
         on_step                  called with every decode step that gave a token.
+        prefix_cache             finds what is known of prompts, and keeps it.
         """
         self.timings = Timings()
         self._session = session
         self._slots = min(slots or session.max_batch_size, session.max_batch_size)
         self._vocab_size = vocab_size
         self._on_step = on_step
+        self._prefix_cache = prefix_cache
         self._budget = prompt_tokens_per_step
         self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
-        self._waiting = sorted(requests, key=_priority)
+        self._waiting = sorted(requests, key=priority_of)
         self._prefilling: list[Request] = []  # the last one runs; it overtook those before it
         self._active: list[Request] = []  # entry i is in slot i
         self._in_flight: deque[ScheduledStep] = deque()
@@ -116,7 +121,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Let a request wait for a slot, behind those of its priority."""
-        insort(self._waiting, request, key=_priority)
+        insort(self._waiting, request, key=priority_of)
 
     def end(self, request: Request, reason: FinishReason) -> None:
         """End a request early: it gets no more tokens, and the next step frees its slot."""
@@ -192,6 +197,7 @@ class Scheduler:
         # From the last slot down, so that what moves into a free slot is never itself finished.
         for slot in reversed(range(len(self._active))):
             if self._active[slot].finish_reason is not None:
+                self._keep_answer(self._active[slot])
                 last = self._active[-1]
                 if slot < len(self._active) - 1:
                     self._move(last, slot)
@@ -227,26 +233,10 @@ class Scheduler:
             return self._waiting[0]
         if self._budget is None:
             return None
-        preempting = (
-            request for request in self._waiting if self._may_preempt_prefill(request)
+        overtaking = (
+            request for request in self._waiting if may_overtake(request, self._prefilling)
         )
-        return next(preempting, None)
-
-    def _may_preempt_prefill(self, request: Request) -> bool:
-        """Tell whether a prompt is urgent or short enough to go before those that run.
-
-        However many of its own priority overtake a prompt, it waits for no more tokens than it has
-        itself.
-        """
-        length = request.num_to_prefill
-        for other in self._prefilling:
-            if request.priority < other.priority:
-                continue
-            if request.priority > other.priority or length >= other.num_to_prefill:
-                return False
-            if length + other.num_overtaken > len(other.input_ids):
-                return False
-        return True
+        return next(overtaking, None)
 
     def _admit(self, request: Request) -> None:
         """Open the slot in which the request will decode, unless others end first.
@@ -265,9 +255,21 @@ class Scheduler:
         request.slot = slot
         request.admitted = start
         self._prefilling.append(request)
-        self._session.open_slot(slot, request.sampling)
+        self._open_slot(slot, request)
         request.prefill_seconds = perf_counter() - start
         self.timings.prefill_seconds += request.prefill_seconds
+
+    def _open_slot(self, slot: int, request: Request) -> None:
+        prefix = self._prefix_cache.find(request.input_ids)
+        if prefix is not None:
+            request.num_cached = request.num_prefilled = prefix.length
+        self._session.open_slot(slot, request.sampling, prefix)
+
+    def _keep_answer(self, request: Request) -> None:
+        """Let later prompts go on from a sequence that has ended by itself."""
+        if request.finish_reason != "cancelled":
+            assert request.slot is not None
+            self._prefix_cache.after_answer(request.slot, request.positions_held())
 
     def _enqueue_step(self) -> bool:
         """Launch the next step if one pays: a chunk within the budget, else a decode step."""
@@ -285,6 +287,7 @@ class Scheduler:
 
     def _chunk_width(self, request: Request) -> int:
         width = min(request.num_to_prefill, self._session.max_num_tokens)
+        width = self._prefix_cache.chunk_width(request.num_prefilled, width)
         if self._budget is None:
             return width
         if self._active:
@@ -300,6 +303,7 @@ class Scheduler:
         self._session.prefill(request.slot, chunk)
         self._launching = None
         request.num_prefilled += width
+        self._prefix_cache.after_chunk(request.slot, request.input_ids, request.num_prefilled)
         self._num_steps += 1
         step = ScheduledStep([request], width, start, self._num_steps, is_prefill=True)
         step.decides = not request.num_to_prefill
@@ -390,7 +394,3 @@ class Scheduler:
             slots = len(step.requests)
             self._on_step(Step(slots, step.width, seconds, tokens))
         return updates
-
-
-def _priority(request: Request) -> int:
-    return request.priority

@@ -166,4 +166,5 @@ def generation(request: Request, text: AnswerText) -> Generation:
         logprobs=None if request.logprobs is None else request.output_logprobs,
         sample_index=request.sample_index,
         prompt_token_ids=request.input_ids.tolist(),
+        cached_tokens=request.num_cached,
     )

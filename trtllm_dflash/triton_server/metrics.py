@@ -76,6 +76,11 @@ METRICS = (
         counts=lambda end: end.finish_reason == "cancelled",
     ),
     Metric("dflash_input_tokens_total", "prompt tokens", counts=lambda end: end.input_tokens),
+    Metric(
+        "dflash_cached_tokens_total",
+        "of those, known from earlier prompts (the prefix cache)",
+        counts=lambda end: end.cached_tokens,
+    ),
     Metric("dflash_output_tokens_total", "new tokens", counts=lambda end: end.output_tokens),
     Metric(
         "dflash_queue_seconds_total",

@@ -195,7 +195,11 @@ def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]
     directory = model_directory / settings.engine_dir  # an absolute path stays what it is
     times = LoadTimes()
     with times.part("engine"):
-        engine = Engine.load(directory, num_threads=settings.num_threads)
+        engine = Engine.load(
+            directory,
+            num_threads=settings.num_threads,
+            prefix_cache_mib=settings.prefix_cache_mib,
+        )
     if engine_digest(directory) != settings.engine_digest:
         raise EngineError(
             f"{directory} is not the engine that this repository was exported for: it was built"

@@ -9,12 +9,14 @@ from typing import Any
 
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import parse_integer
+from trtllm_dflash.options.shared import DEFAULT_PREFIX_CACHE_MIB
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING
 
 # How long requests may go on when the model is unloaded or the server ends; below Triton's
 # --exit-timeout-secs of 30.
 DRAIN_SECONDS = 20
 _TEXTS = ("engine_dir", "engine_digest")
+_MAY_BE_0 = ("prefix_cache_mib",)
 # Parameters that Triton's Python backend reads itself.
 _OF_TRITON = ("EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS")
 
@@ -31,6 +33,7 @@ class Settings:
     drain_seconds: int = DRAIN_SECONDS
     prompt_tokens_per_step: int | None = None
     num_threads: int | None = None
+    prefix_cache_mib: int = DEFAULT_PREFIX_CACHE_MIB
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
@@ -75,6 +78,6 @@ class Settings:
 
 def _integer(name: str, text: str) -> int:
     try:
-        return parse_integer(f"config.pbtxt: {name}", text, low=1)
+        return parse_integer(f"config.pbtxt: {name}", text, low=int(name not in _MAY_BE_0))
     except UsageError as error:
         raise EngineError(str(error)) from error

@@ -26,6 +26,7 @@ from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, RowSampling
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
+from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.trt.loader import select_flavor
 
 if TYPE_CHECKING:
@@ -86,8 +87,22 @@ class Session(Protocol):
         """Return how many more steps pay to have in flight while the oldest one is waited for."""
         ...
 
-    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence."""
+    def open_slot(
+        self, slot: int, sampling: SlotSampling, prefix: Prefix | None = None
+    ) -> None:
+        """Empty a slot for a new sequence, or let it begin with what is known of a prefix."""
+        ...
+
+    def save_slot(self, slot: int, length: int) -> SlotCopy | None:
+        """Copy what a slot holds of its first `length` positions, behind the steps in flight.
+
+        None if there is no room: some copy must be dropped first. A state is that behind the
+        slot's last step.
+        """
+        ...
+
+    def drop_copy(self, copy: SlotCopy) -> None:
+        """Give a copy's room back."""
         ...
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
@@ -150,7 +165,8 @@ def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
     return min(-(-needed // CONTEXT_BUCKET) * CONTEXT_BUCKET, config.cache_len)
 
 
-# A backend, as in config.json, and its class: (directory, config, *, num_threads, draft_lens) opens
+# A backend, as in config.json, and its class: (directory, config, *, num_threads, draft_lens,
+# prefix_bytes) opens
 # a session.
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
@@ -165,14 +181,24 @@ def open_session(
     *,
     num_threads: int | None = None,
     draft_lens: Iterable[int] | None = None,
+    prefix_bytes: int = 0,
 ) -> Session:
-    """Open the session for the engine's backend; one that cannot run here raises EngineError."""
+    """Open the session for the engine's backend; one that cannot run here raises EngineError.
+
+    `prefix_bytes`: the most that copies of slots may take.
+    """
     check_runnable(directory, config)
     if ARCHS[config.gpu_arch].is_gpu:
         select_flavor(BACKENDS[config.backend].module)
     module, name = SESSIONS[config.backend].split(":")
     session: Any = getattr(import_module(module), name)
-    opened: Session = session(directory, config, num_threads=num_threads, draft_lens=draft_lens)
+    opened: Session = session(
+        directory,
+        config,
+        num_threads=num_threads,
+        draft_lens=draft_lens,
+        prefix_bytes=prefix_bytes,
+    )
     return opened
 
 

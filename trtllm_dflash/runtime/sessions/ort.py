@@ -32,6 +32,7 @@ from trtllm_dflash.runtime.sessions.base import (
     context_length,
 )
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
+from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.runtime.threads import resolve_num_threads
 from trtllm_dflash.utf8_path import utf8_path
 
@@ -72,12 +73,14 @@ class OrtSession:
         *,
         num_threads: int | None = None,
         draft_lens: Iterable[int] | None = None,  # noqa: ARG002 - of GPU sessions
+        prefix_bytes: int = 0,
         trace: Path | None = None,
     ) -> None:
         """Load `directory`/model.onnx and allocate all slots' caches.
 
         The system commits that memory as it is used. `trace`: record the time of every node, in a
-        file that `end_trace` writes and whose path begins with this one.
+        file that `end_trace` writes and whose path begins with this one. `prefix_bytes`: the most
+        that copies of slots may take.
         """
         self._config = config
         self.num_threads = resolve_num_threads(num_threads)
@@ -95,6 +98,7 @@ class OrtSession:
         self._bindings: dict[tuple[int, int, bool], _SlotBinding] = {}
         self._wants_logits = [False] * config.max_batch_size
         self._results: deque[StepResult] = deque()
+        self._prefix_bytes = prefix_bytes  # left for copies
 
     @property
     def max_batch_size(self) -> int:
@@ -106,10 +110,18 @@ class OrtSession:
         """Return the width of the widest step, which is the largest prompt chunk."""
         return self._config.max_num_tokens
 
-    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence."""
+    def open_slot(
+        self, slot: int, sampling: SlotSampling, prefix: Prefix | None = None
+    ) -> None:
+        """Empty a slot for a new sequence, or let it begin with what is known of a prefix."""
+        length = 0 if prefix is None else prefix.length
         for name in self._lengths:
-            self._slots[name][slot] = 0
+            self._slots[name][slot] = length
+        if prefix is not None:
+            for name, array in prefix.copy.place.items():
+                self._rows(name, slot, length)[...] = array[
+                    ..., : self._num_rows(name, length), :
+                ]
         for row in self._config.sampling_inputs:
             self._slots[row.name][slot] = getattr(sampling, row.name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
@@ -136,10 +148,32 @@ class OrtSession:
         used = int(self._slots["past_len"][src])
         self._wants_logits[dst] = self._wants_logits[src]
         for name, array in self._slots.items():
-            if name in _SLOT_TENSORS or name in self._recurrent:
+            if name in _SLOT_TENSORS:
                 array[dst] = array[src]
-            else:  # of a ring that has wrapped around, all rows
-                array[dst, :, :used] = array[src, :, :used]
+            else:
+                self._rows(name, dst, used)[...] = self._rows(name, src, used)
+
+    def save_slot(self, slot: int, length: int) -> SlotCopy | None:
+        """Copy what a slot holds of its first `length` positions; None if there is no room."""
+        names = [name for name in self._slots if name not in _SLOT_TENSORS]
+        rows = {name: self._rows(name, slot, length) for name in names}
+        nbytes = sum(array.nbytes for array in rows.values())
+        if nbytes > self._prefix_bytes:
+            return None
+        self._prefix_bytes -= nbytes
+        return SlotCopy(length, nbytes, {name: array.copy() for name, array in rows.items()})
+
+    def drop_copy(self, copy: SlotCopy) -> None:
+        """Give a copy's room back."""
+        self._prefix_bytes += copy.nbytes
+
+    def _rows(self, name: str, slot: int, used: int) -> NDArray[Any]:
+        """Return what a slot's cache has of its first `used` positions, recurrent ones whole."""
+        return self._slots[name][slot, :, : self._num_rows(name, used)]
+
+    def _num_rows(self, name: str, used: int) -> int:
+        rows: int = self._slots[name].shape[2]
+        return rows if name in self._recurrent else min(used, rows)  # a ring may be full
 
     def keep(self) -> None:
         """Keep nothing: the next start has no use for anything."""

@@ -45,7 +45,9 @@ from trtllm_dflash.runtime.sessions.base import (
 )
 from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
 from trtllm_dflash.runtime.sessions.load_times import LoadTimes
+from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers
+from trtllm_dflash.runtime.sessions.trt_copies import TrtCopies
 from trtllm_dflash.runtime.sessions.trt_decode import DecodeStep, warn_of_capture
 from trtllm_dflash.runtime.sessions.trt_engine import PREFILL_PROFILE, TrtEngine
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
@@ -68,11 +70,13 @@ class TrtSession:
         *,
         num_threads: int | None = None,  # noqa: ARG002 - of CPU sessions
         draft_lens: Iterable[int] | None = None,
+        prefix_bytes: int = 0,
         capture: bool | None = None,
     ) -> None:
         """Load `directory`/rank0.engine and allocate all slots' caches.
 
         `draft_lens`: the numbers of drafts that requests will ask for; None: any.
+        `prefix_bytes`: the most that copies of slots may take.
         `capture`: whether steps are captured in CUDA graphs; None asks DFLASH_CUDA_GRAPH, on by
         default.
         """
@@ -107,6 +111,7 @@ class TrtSession:
             InFlightStep(self._buffers, self._cuda) for _ in range(self.lookahead + 1)
         )
         self._in_flight: deque[InFlightStep] = deque()
+        self._copies = TrtCopies(self._slots, self._cuda, prefix_bytes)
         self._is_warm = env_flag(WARM_UP, default=True)
         if self._is_warm:
             self._warm_up(times)
@@ -122,16 +127,30 @@ class TrtSession:
         """Return the width of the widest step, which is the largest prompt chunk."""
         return self._config.max_num_tokens
 
-    def open_slot(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence, in the stream behind the steps in flight."""
+    def open_slot(
+        self, slot: int, sampling: SlotSampling, prefix: Prefix | None = None
+    ) -> None:
+        """Empty a slot, or let it begin with a prefix, in the stream behind the steps in flight."""
         self._cuda.make_current()
         if any(step.slots.start <= slot < step.slots.stop for step in self._in_flight):
             raise EngineError(f"slot {slot} is opened while it is in a step. {CALLER_BUG}")
-        self._slots.open(slot, sampling)
+        length = 0 if prefix is None else prefix.length
+        self._slots.open(slot, sampling, length)
+        if prefix is not None:
+            self._copies.restore(slot, prefix)
         self._sampling[slot] = sampling
         if sampling.wants_logits:
             self._allocate_logits()
-        self._lengths[slot] = 0
+        self._lengths[slot] = length
+
+    def save_slot(self, slot: int, length: int) -> SlotCopy | None:
+        """Copy what a slot holds of its first `length` positions; None if there is no room."""
+        self._cuda.make_current()
+        return self._copies.save(slot, length)
+
+    def drop_copy(self, copy: SlotCopy) -> None:
+        """Give a copy's room back."""
+        self._copies.drop(copy)
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
         """Append tokens [S] to those that one slot holds."""

@@ -50,6 +50,14 @@ class _NewSlot(NamedTuple):
     arrived: Any
 
 
+class _Area(NamedTuple):
+    """Bytes of a slot's cache: for each head those in use, and from one head to the next."""
+
+    heads: int
+    in_use: int
+    pitch: int
+
+
 class TrtSlots:
     """All slots' memory on the GPU; everything happens in the stream's order."""
 
@@ -113,12 +121,12 @@ class TrtSlots:
         """Return the address of the slot's array `name`; the next slots' follow without a gap."""
         return self._base[name] + slot * self._slot_bytes[name]
 
-    def open(self, slot: int, sampling: SlotSampling) -> None:
-        """Empty a slot for a new sequence, behind the steps in flight."""
+    def open(self, slot: int, sampling: SlotSampling, length: int = 0) -> None:
+        """Begin a new sequence of `length` known positions, behind the steps in flight."""
         new = next(self._new)
         self._cuda.wait_event(new.arrived)  # of an earlier slot, which has long arrived
         for name in self.lengths:
-            new.values[name][0] = 0
+            new.values[name][0] = length
         for name in self._sampling_names:
             new.values[name][0] = getattr(sampling, name)
         new.values["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
@@ -155,17 +163,55 @@ class TrtSlots:
         for name, nbytes in self._slot_bytes.items():
             src_address = self.address(name, src)
             dst_address = self.address(name, dst)
-            cache = self._caches.get(name)
-            if cache is None or cache.recurrent:
+            if name not in self._caches:
                 self._cuda.copy(dst_address, src_address, nbytes)
                 continue
-            heads, length, head_dim = map(int, cache.shape[1:])
-            row = head_dim * cache.item_bytes
-            in_use = min(used, length) * row  # a ring may have wrapped around
-            pitch = length * row
+            area = self._area(name, used)
+            pitch = area.pitch
             self._cuda.copy_rows(
-                dst_address, pitch, src_address, pitch, row_bytes=in_use, rows=heads
+                dst_address, pitch, src_address, pitch, row_bytes=area.in_use, rows=area.heads
             )
+
+    def copy_bytes(self, used: int) -> int:
+        """Return the bytes of `used` positions of a slot in all caches, states whole."""
+        areas = [self._area(name, used) for name in self._caches]
+        return sum(area.heads * area.in_use for area in areas)
+
+    def save(self, slot: int, used: int, address: int) -> None:
+        """Copy the slot's `used` positions to memory of `copy_bytes(used)` at `address`."""
+        for name in self._caches:
+            area = self._area(name, used)
+            self._cuda.copy_rows(
+                address,
+                area.in_use,
+                self.address(name, slot),
+                area.pitch,
+                row_bytes=area.in_use,
+                rows=area.heads,
+            )
+            address += area.heads * area.in_use
+
+    def restore(self, slot: int, used: int, address: int, saved: int) -> None:
+        """Write the first `used` positions back of `saved` that stand at `address`."""
+        for name in self._caches:
+            area, whole = self._area(name, used), self._area(name, saved)
+            self._cuda.copy_rows(
+                self.address(name, slot),
+                area.pitch,
+                address,
+                whole.in_use,
+                row_bytes=area.in_use,
+                rows=area.heads,
+            )
+            address += whole.heads * whole.in_use
+
+    def _area(self, name: str, used: int) -> _Area:
+        """Return what `used` positions take of a slot's cache; a state has no positions."""
+        cache = self._caches[name]
+        heads, length, width = map(int, cache.shape[1:])
+        row = width * cache.item_bytes
+        in_use = length if cache.recurrent else min(used, length)  # a ring may be full
+        return _Area(heads, in_use * row, length * row)
 
     def clear(self) -> None:
         """Make all slots as if they had never been used."""
