@@ -292,6 +292,30 @@ def test_states_do_not_grow_with_the_sequence() -> None:
         assert more > target
 
 
+@pytest.mark.parametrize(
+    ("slots", "copies"), [(1, 0), (3, 0), (4, 1), (7, 2), (16, 7), (17, 7)]
+)
+def test_states_beside_the_slots_are_planned(slots: int, copies: int) -> None:
+    """Qwen3.6-27B with 16 slots: 1.2 GB, as much as seven slots' states.
+
+    Its windows are not aligned, so that a prompt in another slot than the first needs copies.
+    """
+    made = plan("Qwen3.6-27B").with_slots(slots)
+    memory = made.models.slot_memory
+    parts = made.engine_bytes + made.step_bytes() + slots * made.slot_bytes
+    spare = copies * memory.fixed_bytes + (memory.window_bytes if slots > 1 else 0)
+    assert made.total_bytes() - parts == spare
+    no_states = plan("Qwen3-8B").with_slots(slots)
+    parts = no_states.engine_bytes + no_states.step_bytes() + slots * no_states.slot_bytes
+    assert no_states.total_bytes() == parts
+    on_cpu = plan("Qwen3.6-27B", "cpu").with_slots(slots)  # whose steps are never padded
+    assert on_cpu.total_bytes() == (
+        on_cpu.engine_bytes + on_cpu.step_bytes() + slots * on_cpu.slot_bytes
+    )
+    said = dict(dry_run("Qwen3.6-27B", "sm120", max_batch_size=slots)._memory_rows())["states"]
+    assert ("of copies beside the slots" in said) == bool(spare)
+
+
 def test_fp8_caches_halve_keys_and_values_alone() -> None:
     found = dry_run("Qwen3.6-27B", "sm120").plan
     fp8 = preview_build(

@@ -18,13 +18,15 @@ pytest.importorskip("tensorrt_rtx")
 from tests.fixtures.quantized import quantized_copy
 from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.runtime.fake_gpu import GREEDY, SAMPLED, Gpu, open_gpu, tokens_of
+from trtllm_dflash.engine_dir.batch_ladder import BatchLadder
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
+from trtllm_dflash.engine_dir.spare_states import SpareStates
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.preprocess import make_requests
 from trtllm_dflash.runtime.scheduler import Scheduler
-from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
 
 __all__ = ["open_gpu"]  # a fixture
 SLOTS = 7  # three, five and six that decode are padded
@@ -251,6 +253,28 @@ def test_failed_step_leaves_prompts_as_they_are(
         gpu.session.decode(3, gpu.session._config.block_size)
     after = _arrays(gpu, [3])
     assert all(np.array_equal(array, after[name]) for name, array in before.items())
+
+
+def test_states_beside_the_slots_are_those_of_the_plan(
+    open_gpu: Callable[..., Gpu], hybrid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session allocates, of recurrent caches, the slots' own and what plans call spare."""
+    allocated: dict[str, int] = {}
+    allocate = Cuda.allocate
+
+    def noted(cuda: Cuda, nbytes: int, purpose: str) -> int:
+        allocated[purpose] = allocated.get(purpose, 0) + nbytes
+        return allocate(cuda, nbytes, purpose)
+
+    monkeypatch.setattr(Cuda, "allocate", noted)
+    io = open_gpu(hybrid).session._config.io
+    states = [tensor for tensor in io if tensor.recurrent and tensor.direction == "input"]
+    of_states = sum(allocated[f"{SLOTS} × {tensor.name}"] for tensor in states)
+    of_states += allocated["prompts beside padded steps"]
+    spare = SpareStates.of(io)
+    assert of_states == SLOTS * spare.all_bytes + spare.nbytes(SLOTS)
+    assert spare.unaligned_bytes > 0
+    assert allocated["prompts beside padded steps"] == 2 * spare.all_bytes > 0
 
 
 def test_slots_that_have_ended_are_emptied(open_gpu: Callable[..., Gpu], rings: Path) -> None:

@@ -110,6 +110,9 @@ class DryRun:
         roles = [f"{role} {human_bytes(size)}" for role, size in caches.items()]
         slot = human_bytes(self.models.cache_bytes_per_slot)
         states = self.models.slot_memory.describe_states()
+        spare = plan.spare_states.nbytes(sizes.max_batch_size)
+        if spare:
+            states += f"; {human_bytes(spare)} of copies beside the slots"
         asked = f"{sizes.max_batch_size} x {sizes.max_seq_len} tokens"
         return [
             ("weights", ", ".join(weights)),

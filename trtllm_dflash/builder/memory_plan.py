@@ -16,6 +16,7 @@ from trtllm_dflash.builder.optimization_profiles import num_profiles
 from trtllm_dflash.builder.resolve import ResolvedModels
 from trtllm_dflash.checkpoint.formats import Holds
 from trtllm_dflash.checkpoint.loader import Checkpoint
+from trtllm_dflash.engine_dir.spare_states import SpareStates
 from trtllm_dflash.graph.kernel_specs import FP8_FORMAT, NVFP4_FORMAT
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.models.base import TargetConfig
@@ -58,18 +59,21 @@ class _StepShape:
 class MemoryPlan:
     """What an engine of resolved models takes on its device, in bytes.
 
-    `weight_bytes` are of all weights, `slot_bytes` of the caches of one slot. They are counted
-    once, since that takes a while.
+    `weight_bytes` are of all weights, `slot_bytes` of the caches of one slot, `spare_states` of
+    what a GPU session holds beside the slots. They are counted once, since that takes a while.
     """
 
     models: ResolvedModels
     weight_bytes: int
     slot_bytes: int
+    spare_states: SpareStates
 
     @classmethod
     def of(cls, models: ResolvedModels) -> MemoryPlan:
         """Return the plan of resolved models."""
-        return cls(models, models.weight_bytes, models.cache_bytes_per_slot)
+        is_gpu = ARCHS[models.resolved.gpu_arch].is_gpu
+        spare = SpareStates.of(models.io if is_gpu else ())
+        return cls(models, models.weight_bytes, models.cache_bytes_per_slot, spare)
 
     @property
     def _dtype_bytes(self) -> int:
@@ -352,9 +356,9 @@ class MemoryPlan:
         ).workspace_bytes
 
     def total_bytes(self) -> int:
-        """Return the bytes of engine, steps and caches for all slots."""
+        """Return the bytes of engine, steps and caches for all slots, and of spare states."""
         slots = self.models.resolved.max_batch_size
-        caches = slots * self.slot_bytes
+        caches = slots * self.slot_bytes + self.spare_states.nbytes(slots)
         return self.engine_bytes + self.step_bytes() + caches
 
     def fits(self, memory: int) -> bool:

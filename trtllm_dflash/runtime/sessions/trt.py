@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from trtllm_dflash.engine_dir import manifest
+from trtllm_dflash.engine_dir.batch_ladder import BatchLadder
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import ENGINE_FILE
 from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
@@ -43,7 +44,6 @@ from trtllm_dflash.runtime.sessions.base import (
     StepResult,
     context_length,
 )
-from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
 from trtllm_dflash.runtime.sessions.load_times import LoadTimes
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers

@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from trtllm_dflash.engine_dir.batch_ladder import BatchLadder
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
-from trtllm_dflash.hardware.cuda import ALIGNMENT, Cuda
+from trtllm_dflash.engine_dir.spare_states import is_unaligned
+from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.sessions.base import LENGTHS, SlotSampling
-from trtllm_dflash.runtime.sessions.batch_ladder import BatchLadder
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 # New slots whose values may be on their way to the device. The values of one arrive before the step
@@ -84,7 +85,7 @@ class TrtSlots:
             self._base[tensor.name] = cuda.allocate(nbytes, purpose)
             if is_cache:
                 self._caches[tensor.name] = tensor
-                if tensor.recurrent and tensor.slot_bytes % ALIGNMENT:
+                if is_unaligned(tensor) and config.max_batch_size > 1:
                     self._aligned[tensor.name] = cuda.allocate(tensor.slot_bytes, purpose)
             elif tensor.name in opening:
                 fields[tensor.name] = (tensor.dtype, prod(map(int, tensor.shape[1:])))
