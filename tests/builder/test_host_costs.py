@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from trtllm_dflash.builder.dry_run import DryRun, preview_build
-from trtllm_dflash.builder.host_costs import HostCosts
+from trtllm_dflash.builder.host_costs import HostCosts, gpu_memory_range
 from trtllm_dflash.builder.resolve import resolve_models
 from trtllm_dflash.builder.summary import summary_rows
 from trtllm_dflash.checkpoint.model_card import stated_licence
@@ -20,6 +21,8 @@ from trtllm_dflash.cli import main
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.options.build import BuildConfig
 
+BENCHMARK = Path(__file__).parents[2] / "examples" / "benchmark"
+CODE = 20_000_000  # bytes beside the weights in engines of 4 layers and a drafter's one
 QWEN, DRAFTER = "Qwen/Qwen3-8B", "z-lab/Qwen3-8B-DFlash-b16"
 
 
@@ -93,6 +96,27 @@ def test_downloads_and_disk_are_by_repository() -> None:
     assert seconds is not None
     # 4 to 9 s a GB were measured.
     assert seconds[0] < 4.5 * 18.6 + 10 < 9 * 18.6 < seconds[1]
+
+
+def _measured() -> Iterator[tuple[int, int]]:
+    """Yield the bytes of dense engines that were built, and of the memory that took."""
+    for name in ("layer_cost.json", "layer_cost_dflash2.json"):
+        for build in json.loads((BENCHMARK / name).read_text())["builds"]:
+            yield build["plan_bytes"], build["own_memory"]
+    for row in json.loads((BENCHMARK / "quantization.json").read_text())["rows"]:
+        yield row["sm120"], row["gpu_build_memory"]
+    row = r"\| [A-Z]+\d+ \| ([\d.]+) GB \| ([\d.]+) GB \| (?:the same|([\d.]+) GB) \|"
+    for weights, before, now in re.findall(row, (BENCHMARK / "README.md").read_text()):
+        yield int(1e9 * float(weights)) + CODE, int(1e9 * float(now or before))
+
+
+def test_measured_builds_are_within_the_range() -> None:
+    """Also the least of them, of Qwen3-4B with 4 layers, and BF16 with gate and up apart."""
+    found = list(_measured())
+    assert len(found) == 28
+    for engine, memory in found:
+        low, high = gpu_memory_range(engine, has_experts=False)
+        assert low < memory < high, (engine, memory)
 
 
 def test_experts_take_more_memory_than_dense_layers() -> None:

@@ -23,12 +23,12 @@ from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.options.build import DTYPE_BYTES
 
 _BF16_BYTES = 2
-# TensorRT-RTX's own memory: a part that every build takes, and copies of each weight, at best and
-# at worst. Pages of the mapped checkpoint come on top, and can be given back. At worst a dense
-# model has gate and up apart in its files. Experts are a plugin's inputs, which TensorRT holds
-# twice.
-_GPU_DENSE_BYTES, _GPU_DENSE_COPIES = 400_000_000, (1.0, 1.6)
-_GPU_EXPERTS_BYTES, _GPU_EXPERTS_COPIES = 700_000_000, (1.4, 2.0)
+# TensorRT-RTX's own memory at best and at worst: a part that every build takes, and copies of each
+# byte of the engine. Pages of the mapped checkpoint come on top, and can be given back. At worst a
+# dense model has gate and up apart in its files. Experts are a plugin's inputs, which TensorRT
+# holds twice.
+_GPU_DENSE = (300_000_000, 1.0), (400_000_000, 1.6)
+_GPU_EXPERTS = (700_000_000, 1.4), (700_000_000, 2.0)
 # ONNX Runtime's: the largest tensor as it is converted.
 _CPU_BASE_BYTES, _CPU_COPIES = 200_000_000, 1
 _START_SECONDS = 3.0
@@ -104,11 +104,8 @@ class HostCosts:
             largest = max(map(_largest_tensor, self.plan.models.checkpoints.values()))
             need = _CPU_BASE_BYTES + _CPU_COPIES * largest
             return need, need
-        base, copies = _GPU_DENSE_BYTES, _GPU_DENSE_COPIES
-        if self.plan.models.target.config.moe is not None:
-            base, copies = _GPU_EXPERTS_BYTES, _GPU_EXPERTS_COPIES
-        low, high = (base + int(count * self.plan.weight_bytes) for count in copies)
-        return low, high
+        has_experts = self.plan.models.target.config.moe is not None
+        return gpu_memory_range(self.plan.engine_bytes, has_experts=has_experts)
 
     def seconds_range(self) -> tuple[float, float] | None:
         """Return about the seconds of the build on two cores; None where none was measured."""
@@ -173,6 +170,13 @@ class HostCosts:
                 "that of reading and writing the weights" if is_cpu else "unknown: not measured"
             )
         return f"about {_duration(found[0])} to {_duration(found[1])} on two cores"
+
+
+def gpu_memory_range(engine_bytes: int, *, has_experts: bool) -> tuple[int, int]:
+    """Return about the bytes of memory that TensorRT-RTX takes to build such an engine."""
+    ends = _GPU_EXPERTS if has_experts else _GPU_DENSE
+    low, high = (base + int(copies * engine_bytes) for base, copies in ends)
+    return low, high
 
 
 def hub_cache() -> Path:
