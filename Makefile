@@ -67,15 +67,16 @@ serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the
 	$(BIN)/dflash-trt export-triton demo/cpu --output-dir demo/models --cpu --overwrite
 	$(BIN)/python examples/triton/serve.py demo/models
 
-# loadfile: the tests of a file share their engines, so they stay in one process.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# loadfile: the tests of a file share their engines, so they stay in one process. Without the reordering by the number of
+# tests, files of few long tests would come last, and one process would wait for the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
 	$(PYTEST) -m 'not slow'
 
-test-all: .venv/.test-all engines .venv-triton/.ready lint  ## all tests (about 25 minutes)
-	DFLASH_REQUIRE_ALL=1 $(PYTEST)
+test-all: .venv/.test-all engines .venv-triton/.ready test  ## all tests (about 40 minutes)
+	DFLASH_REQUIRE_ALL=1 $(PYTEST) -m slow
 
 .venv-oldest/.ready: pyproject.toml .ci/oldest.py
 	$(PYTHON) -m venv .venv-oldest
