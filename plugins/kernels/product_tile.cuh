@@ -119,17 +119,17 @@ struct ProductTile {
     copy_async_wait<0>();
     __syncthreads();  // what the others copied is there as well, and nobody reads the other stage any more
     if (slab + 1 < slabs) copy_tokens(kStageNumber ^ 1, slab + 1, tokens);
-    bool is_large = false;
+    bool is_rare = false;
 #pragma unroll
-    for (int i = 0; i < kSteps * 2; ++i) is_large |= weights[i / 2][i % 2].is_large();
-    if (Block::kMayBeLarge && __any_sync(kAllLanes, is_large)) {
+    for (int i = 0; i < kSteps * 2; ++i) is_rare |= weights[i / 2][i % 2].is_rare();
+    if (Block::kMayBeRare && __any_sync(kAllLanes, is_rare)) {
       multiply_steps<kStageNumber, true>(sums, weights, slab, slabs);
     } else {
       multiply_steps<kStageNumber, false>(sums, weights, slab, slabs);
     }
   }
 
-  template <int kStageNumber, bool kLarge>
+  template <int kStageNumber, bool kRare>
   __device__ __forceinline__ void multiply_steps(FragmentC (&sums)[kColumns], Weights& weights, int slab,
                                                  int slabs) const {
 #pragma unroll
@@ -139,7 +139,7 @@ struct ProductTile {
         if constexpr (Block::kIsScaledLater) {
           multiply_scaled<kStageNumber>(sums, blocks, step);
         } else {
-          multiply_chunk<kStageNumber, kLarge>(sums, blocks, step);
+          multiply_chunk<kStageNumber, kRare>(sums, blocks, step);
         }
       }
       if (slab + 1 < slabs) load_step(blocks, slab + 1, step);
@@ -188,14 +188,14 @@ struct ProductTile {
     copy_async_commit();
   }
 
-  template <int kStageNumber, bool kLarge>
+  template <int kStageNumber, bool kRare>
   __device__ __forceinline__ void multiply_chunk(FragmentC (&sums)[kColumns], const Block (&blocks)[2],
                                                  int step) const {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       unsigned low[4], high[4];
-      blocks[0].template piece<kLarge>(low, piece);
-      blocks[1].template piece<kLarge>(high, piece);
+      blocks[0].template piece<kRare>(low, piece);
+      blocks[1].template piece<kRare>(high, piece);
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         multiply_piece<kStageNumber>(sums[column], low, high, step, piece, column);

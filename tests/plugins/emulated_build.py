@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.plugins.library import GXX, GXX_WARNINGS, HEAD_DIMS, INCLUDES, PLUGINS, run
+from tests.plugins.library import (
+    CONVERSIONS,
+    GXX,
+    GXX_WARNINGS,
+    HEAD_DIMS,
+    INCLUDES,
+    PLUGINS,
+    run,
+)
 
+CONVERTING = (
+    "moe_1",
+    "moe_2",
+    "moe_3",
+    "block_linear_kernel",
+)  # objects whose weights are codes
 EMULATOR = ("emulator", "instructions")  # what every emulated kernel needs
 
 
@@ -16,8 +30,28 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
 
     With `only`, it has these objects, as "attention_64", and lacks the C library's launchers.
     """
-    kernels, common = PLUGINS / "kernels", (*GXX, *GXX_WARNINGS, *INCLUDES)
-    as_cpp = ("-x", "c++")
+    commands = _commands()
+    if only:
+        wanted = {f"{name}.o" for name in (*only, *EMULATOR)}
+        commands = {name: found for name, found in commands.items() if name in wanted}
+        assert commands.keys() == wanted
+    return _link(folder, _compile(folder, commands))
+
+
+def build_converting(folder: Path, emulated: Path) -> Path:
+    """Compile `emulated` once more, with codes converted as Blackwell's families do it.
+
+    Objects that have no codes are those beside `emulated`.
+    """
+    commands = _commands()
+    converting = {f"{name}.o": (CONVERSIONS, *commands[f"{name}.o"]) for name in CONVERTING}
+    others = [str(emulated.with_name(name)) for name in commands if name not in converting]
+    return _link(folder, [*_compile(folder, converting), *others])
+
+
+def _commands() -> dict[str, tuple[str, ...]]:
+    """Return what each object of the library is compiled from, and how."""
+    kernels, as_cpp = PLUGINS / "kernels", ("-x", "c++")
     commands: dict[str, tuple[str, ...]] = {}
     for dim in HEAD_DIMS:
         arguments = (*as_cpp, f"-DDFLASH_HEAD_DIM={dim}", str(kernels / "attention.cu"))
@@ -39,11 +73,11 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
         "emulator/instructions",
     ):
         commands[f"{Path(name).name}.o"] = (str(PLUGINS / f"{name}.cpp"),)
+    return commands
 
-    if only:
-        wanted = {f"{name}.o" for name in (*only, *EMULATOR)}
-        commands = {name: found for name, found in commands.items() if name in wanted}
-        assert commands.keys() == wanted
+
+def _compile(folder: Path, commands: Mapping[str, tuple[str, ...]]) -> list[str]:
+    common = (*GXX, *GXX_WARNINGS, *INCLUDES)
 
     def compile_one(item: tuple[str, tuple[str, ...]]) -> str:
         name, arguments = item
@@ -51,7 +85,10 @@ def build_emulated(folder: Path, only: Collection[str] = ()) -> Path:
         return str(folder / name)
 
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compile_one, commands.items()))
+        return list(pool.map(compile_one, commands.items()))
+
+
+def _link(folder: Path, objects: Sequence[str]) -> Path:
     path = folder / "libdflash_kernels_emulated.so"
     run(["g++", "-shared", *objects, "-o", str(path)])
     return path

@@ -36,6 +36,7 @@ GUARD = 256  # bytes
 POISON = 0xFF  # NaN as bfloat16, FP8 and float32, -1 as an integer
 
 GXX = ("g++", "-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-DDFLASH_EMULATOR")
+CONVERSIONS = "-DDFLASH_EMULATED_CONVERSIONS"  # codes as Blackwell's families convert them
 GXX_WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 INCLUDES = [f"-I{PLUGINS / folder}" for folder in ("emulator", "kernels", "library")]
 

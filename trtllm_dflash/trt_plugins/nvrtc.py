@@ -17,7 +17,7 @@ from typing import Any
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.kernel_compiler import cuda_header_folders, uncompilable_reason
-from trtllm_dflash.trt_plugins.kernel_sources import kernel_sources, source_digest
+from trtllm_dflash.trt_plugins.kernel_sources import constants, kernel_sources, source_digest
 from trtllm_dflash.trt_plugins.launch_config import OPERATIONS
 
 _FUNCTION = re.compile(
@@ -27,6 +27,9 @@ _FUNCTION = re.compile(
     r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<smem>\d+) bytes smem)?",
     re.DOTALL,
 )
+_TARGET = re.compile(r"for '(sm_\w+)'")
+_FIRST_FAMILY = 100  # sm100, sm103, sm120, sm121: Blackwell
+_FAMILY_CUDA = constants("convert.cuh")["kConversionCuda"]
 _REFUSED = 3  # exit status of a process that says why in our words; an exception gives 1
 
 
@@ -55,10 +58,17 @@ class Cubin:
         return {
             "kernel": str(self.key),
             "arch": self.arch,
+            "target": self.target,
             "bytes": len(self.code),
             "sha256": hashlib.sha256(self.code).hexdigest(),
             "source_sha256": source_digest(self.key.source),
         }
+
+    @property
+    def target(self) -> str:
+        """Return what the compiler says that it compiled for, as sm_120f."""
+        found = _TARGET.search(self.log)
+        return found[1] if found else ""
 
     def reports(self) -> dict[str, FunctionReport]:
         """Return the compiler's reports by function."""
@@ -87,10 +97,8 @@ def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
     name = f"{key.source}.cu"
     if name not in sources:
         raise BuildError(f"there is no kernel source {name}, only {', '.join(sorted(sources))}")
-    # No 'a' target: the kernels use nothing beyond sm_80, and of FP8 sm_89: the plain one has the
-    # same instructions.
     options = [
-        f"--gpu-architecture={arch.replace('sm', 'sm_')}",
+        f"--gpu-architecture={_target_of(arch)}",
         "--std=c++17",
         # plan functions and constants are shared with the host
         "--device-as-default-execution-space",
@@ -114,6 +122,22 @@ def compile_kernel(key: KernelVariant, arch: str) -> Cubin:
             f"{name} compiled for {arch} ({key}) has no function {', '.join(missing)}"
         )
     return Cubin(key, arch, code, log)
+
+
+def _target_of(arch: str) -> str:
+    """Return the target for an arch: Blackwell's is that of its family, which converts codes.
+
+    No other has instructions that the kernels use beyond the plain target's. A family's cubin runs
+    where the plain one does. An older NVRTC has no names for the conversions, and gets the plain
+    target: the kernels expand codes by integer instructions then.
+    """
+    from cuda.bindings import nvrtc
+
+    plain, number = arch.replace("sm", "sm_"), arch[2:]
+    if not number.isdigit() or int(number) < _FIRST_FAMILY:
+        return plain
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"{plain}f" if major * 100 + minor >= _FAMILY_CUDA else plain
 
 
 def compile_in_subprocess(key: KernelVariant, arch: str) -> Cubin:
