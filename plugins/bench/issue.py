@@ -21,8 +21,17 @@ _LATENCY = defaultdict(
 """Cycles to the result of what a scoreboard is for; other latencies the compiler states itself."""
 
 _READ_CYCLES = 14  # until operands may be overwritten
-_OWN_CYCLES = {"MUFU": 8, "SHFL": 2, "LDG": 4, "STG": 4, "I2F": 8, "F2I": 8, "LDC": 2}
-"""Cycles that a scheduler's own unit is busy."""
+_OWN_CYCLES = {
+    "MUFU": 8,
+    "SHFL": 2,
+    "LDG": 4,
+    "STG": 4,
+    "I2F": 8,
+    "F2I": 8,
+    "LDC": 2,
+    "F2FP": 2,
+}
+"""Cycles that a scheduler's own unit is busy; F2FP converts, half as fast as others compute."""
 
 _SHARED_CYCLES = 4  # of a scheduler's share of shared memory for 128 bytes: it is one for four
 _BURST_CYCLES = 2  # where the other three happen to want less at that moment
