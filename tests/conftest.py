@@ -5,6 +5,12 @@ tests/fixtures/tiny_models.py.
 from __future__ import annotations
 
 import os
+
+# Processes of a parallel run share the cores: pools of threads in each would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "DFLASH_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 import weakref
 from collections.abc import Callable, Generator
 from pathlib import Path

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 
-def load_target(directory: Path, num_threads: int = 1) -> PreTrainedModel:
+def load_target(directory: Path) -> PreTrainedModel:
     """Load the target in float32; more than one thread only slows a tiny one.
 
     A model with a vision part is loaded as such. The text model alone would go by the inner
     config's `tie_word_embeddings`, which may be another than the outer one's.
     """
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(1)
     (architecture,) = json.loads((directory / "config.json").read_text())["architectures"]
     with_vision = architecture.endswith("ForConditionalGeneration")
     auto = AutoModelForImageTextToText if with_vision else AutoModelForCausalLM

@@ -38,11 +38,11 @@ def answers(prompts: list[list[int]]) -> list[Generation]:
 def test_every_prompt_equals_hugging_face(
     prompts: list[list[int]], answers: list[Generation]
 ) -> None:
-    target = hugging_face.load_target(DEMO / "target", num_threads=2)
+    target = hugging_face.load_target(DEMO / "target")
     assert len(prompts) >= 50
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.token_ids == hugging_face.choices(target, prompt, answer.token_ids)
-    for prompt, answer in list(zip(prompts, answers, strict=True))[::10]:
+    for prompt, answer in list(zip(prompts, answers, strict=True))[::20]:
         assert answer.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
 
 
