@@ -40,6 +40,7 @@ def plan(target: str, tmp_path: Path, **options: Any) -> None:
     plan_quantization(QuantizeConfig(target, tmp_path / "out", quant, **options))
 
 
+@pytest.mark.slow  # quick, but `make test` has no ModelOpt
 def test_listed_targets_with_experts_are_taken(
     tmp_path: Path, fetched: list[tuple[str, ...]]
 ) -> None:

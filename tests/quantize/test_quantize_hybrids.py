@@ -206,6 +206,7 @@ def test_modelopts_fp8_experts_are_read_as_weights(hybrid: MakeHybrid, tmp_path:
     assert {formats[name].name for name in formats.keys() - routed} == {"fp8"}
 
 
+@pytest.mark.slow
 def test_a_supposed_format_has_the_same_exclusions(hybrid: MakeHybrid) -> None:
     target = load_target(hybrid("qwen3_5"))
     supposed = as_if_quantized(target, "nvfp4")
