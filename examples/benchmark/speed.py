@@ -182,7 +182,7 @@ def main(
     lengths = [int(length) for length in draft_lens.split(",")]
     systems = {PLAIN: engine_system(baseline, max_tokens)}
     systems |= {
-        f"draft {length}": engine_system(engine, max_tokens, draft_len=length)
+        f"draft {length}": engine_system(engine, max_tokens, draft_len=length, drafts="dflash")
         for length in lengths
     }
     if with_reference:

@@ -23,6 +23,7 @@ _THREADS = {
     "dflash_select_walk": params.WALK_THREADS,
     "dflash_argmax_scan": params.ARGMAX_THREADS,
     "dflash_argmax_merge": params.ARGMAX_MERGE_THREADS,
+    "dflash_lookup_choose": params.LOOKUP_THREADS,
 }
 
 

@@ -177,6 +177,17 @@ int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const 
 int dflash_argmax(const DFlashTensor* logits, const DFlashTensor* places, void* workspace, int64_t workspace_bytes,
                   void* stream);
 
+/* Write the step's tokens input_ids [B, S] from past_len on, and bonus [B, 1] at next_len, into history [B, 1, H, 1]
+ * float32, token ids by position; then fill next_drafts [B, D]. They are drafts [B, D], or what followed the latest of
+ * the longest matches of the last tokens in the history: see plugins/kernels/lookup_params.h. draft_sources [B] is 1
+ * for the first, 2 for the second, 3 for what has got more accepted by tally [B, 6], which next_tally continues. Tokens
+ * are int64, all else int32. There is no workspace: it may be null. */
+int dflash_lookup(const DFlashTensor* history, const DFlashTensor* input_ids, const DFlashTensor* num_known,
+                  const DFlashTensor* past_len, const DFlashTensor* next_len, const DFlashTensor* bonus,
+                  const DFlashTensor* drafts, const DFlashTensor* tally, const DFlashTensor* draft_sources,
+                  const DFlashTensor* next_drafts, const DFlashTensor* next_tally, void* workspace,
+                  int64_t workspace_bytes, void* stream);
+
 /* The plan of a launch on a GPU of `processors` multiprocessors, each with `processor_shared_bytes` of shared memory;
  * its workspace_bytes are what the operation needs. `window` is that of the options. */
 int dflash_attention_plan(int32_t batch, int32_t rows, int32_t q_heads, int32_t kv_heads, int32_t head_dim,
@@ -203,6 +214,7 @@ int64_t dflash_block_linear_params_bytes(void);
 int64_t dflash_gated_delta_params_bytes(void);
 int64_t dflash_select_params_bytes(void);
 int64_t dflash_argmax_params_bytes(void);
+int64_t dflash_lookup_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

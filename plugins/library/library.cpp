@@ -1,6 +1,6 @@
 // The launchers: check, plan, launch. Plain C++ over either CUDA or the emulator (launch.h). DFlashMoE's is in moe.cpp,
-// DFlashGatedDelta's in gated_delta.cpp, DFlashSelect's in select.cpp, DFlashArgmax's in
-// argmax.cpp.
+// DFlashGatedDelta's in gated_delta.cpp, DFlashSelect's in select.cpp, DFlashArgmax's in argmax.cpp, DFlashLookup's in
+// lookup.cpp.
 
 #include "dflash.h"
 

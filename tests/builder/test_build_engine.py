@@ -321,8 +321,8 @@ def test_a_dry_run_writes_nothing(config: Configure, tmp_path: Path) -> None:
     assert rows["masks"] == "layers 0-1 causal within 6, layer 2 bidirectional"
     assert rows["taps"] == "outputs of target layers 0, 1, 2, 3"
     # 5 layers x 2 caches x 2 heads x 16 and 1 x 2 x 3 heads x 8 of 128 rows of 4 bytes, 2 x 2 x 3 x
-    # 8 of 80 rows
-    assert rows["caches"] == "219.1 kB a slot"
+    # 8 of 80 rows; 128 token ids of 4 bytes
+    assert rows["caches"] == "219.6 kB a slot"
     assert rows["rings"] == "2 layers of 80 rows"  # 6 - 1 + 63 + 4, in whole 16
     assert rows["weights"] == "84 tensors, 796.8 kB as float32; 0 converted"
     assert not list(tmp_path.iterdir())

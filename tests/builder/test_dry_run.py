@@ -131,7 +131,7 @@ def test_the_arithmetic(giant: dict[str, Any], tmp_path: Path) -> None:
     }
     assert plan.cache_bytes_per_token() == {
         "target": 94 * 2 * 8 * 128 * 2,
-        "drafter": 5 * 2 * 8 * 128 * 2,
+        "drafter": 5 * 2 * 8 * 128 * 2 + 4,  # and the token's id
     }
     per_token = sum(plan.cache_bytes_per_token().values())
     assert made.models.cache_bytes_per_slot == rows * per_token
@@ -237,7 +237,7 @@ def test_a_known_pair_is_planned_from_what_is_published(arch: str, tmp_path: Pat
     key_and_value = 2 * 8 * 64 * 2  # bytes of a token in a layer's caches
     assert found.plan.cache_bytes_per_token() == {
         "target": 18 * key_and_value,
-        "drafter": 8 * key_and_value,
+        "drafter": 8 * key_and_value + 4,  # and the token's id
     }
     rows = dict(summary_rows(found.models))
     for name in ("target", "drafter"):

@@ -8,10 +8,12 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
 from trtllm_dflash.runtime.sessions.ort import OrtSession
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix
@@ -55,7 +57,8 @@ class OracleSession:
         """Empty a slot; an oracle has no prefix cache."""
         assert prefix is None
         self._cached[slot] = []
-        self._session.open_slot(slot, sampling)
+        own = replace(sampling, draft_sources=SOURCE_BITS["dflash"])
+        self._session.open_slot(slot, own)
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
         """Append a chunk of a prompt."""

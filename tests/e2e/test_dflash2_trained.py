@@ -45,7 +45,7 @@ def test_acceptance_equals_the_reference(
     """The reference's last blocks are shorter, and those alone may differ."""
     model, reference = hugging_face.load_target(TARGET), hugging_face.load_drafter(drafter)
     ours = engine(TARGET, drafter, block_size=block_size).generate(
-        prompts, max_tokens=NEW_TOKENS
+        prompts, max_tokens=NEW_TOKENS, drafts="dflash"
     )
     lengths_of_all = []
     for prompt, out in zip(prompts, ours, strict=True):
@@ -106,7 +106,9 @@ def test_a_wiring_fault_costs_acceptance(
     write_safetensors(wrong / "model.safetensors", tensors)
     found = {}
     for name, directory in (("right", drafter), ("wrong", wrong)):
-        answers = engine(TARGET, directory).generate(prompts, max_tokens=NEW_TOKENS)
+        answers = engine(TARGET, directory).generate(
+            prompts, max_tokens=NEW_TOKENS, drafts="dflash"
+        )
         lengths = [length for item in answers for length in item.acceptance_lengths]
         found[name] = [item.token_ids for item in answers], float(np.mean(lengths))
     assert found["right"][0] == found["wrong"][0]

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import new_slots, sampling_arrays
 from tests.fixtures.tiny_models import (
     BLOCK,
     DRAFTER_VARIANTS,
@@ -75,6 +75,7 @@ def _prompt_step(
         "past_len": np.zeros(batch, np.int32),
         "kv_positions": np.arange(width + BLOCK),
         **sampling_arrays(batch),
+        **new_slots(batch),
         "decided": np.arange(1),
         "uniforms": np.zeros((batch, CACHE), np.float32),
     }

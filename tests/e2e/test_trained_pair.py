@@ -50,7 +50,7 @@ def test_tokens_and_acceptance_equal_the_reference(
     """
     target, drafter = hugging_face.load_target(TARGET), hugging_face.load_drafter(DRAFTER)
     ours = engine(TARGET, DRAFTER, block_size=block_size).generate(
-        prompts, max_tokens=NEW_TOKENS
+        prompts, max_tokens=NEW_TOKENS, drafts="dflash"
     )
     for prompt, out in zip(prompts, ours, strict=True):
         assert out.token_ids == hugging_face.greedy(target, prompt, NEW_TOKENS)
@@ -111,9 +111,10 @@ def test_a_wiring_fault_costs_acceptance(
 ) -> None:
     """Greedy tokens stay right, because the target decides; the acceptance falls."""
     change, zero_fc, share = FAULTS[fault]
-    right = engine(TARGET, DRAFTER).generate(prompts, max_tokens=NEW_TOKENS)
+    options: dict[str, Any] = {"max_tokens": NEW_TOKENS, "drafts": "dflash"}
+    right = engine(TARGET, DRAFTER).generate(prompts, **options)
     wrong = engine(TARGET, _faulty_drafter(tmp_path / "drafter", change, zero_fc)).generate(
-        prompts, max_tokens=NEW_TOKENS
+        prompts, **options
     )
     assert [item.token_ids for item in wrong] == [item.token_ids for item in right]
     assert _tau(wrong) < share * _tau(right), (_tau(wrong), _tau(right))
@@ -146,9 +147,10 @@ def test_a_draft_vocabulary_costs_acceptance_and_nothing_else(
     """Drafts come from the list alone; the tokens stay the target's."""
     listed = list(range(0, 67, 2))
     (tmp_path / "even.json").write_text(json.dumps(listed))
-    everything = engine(TARGET, DRAFTER).generate(prompts, max_tokens=NEW_TOKENS)
+    options: dict[str, Any] = {"max_tokens": NEW_TOKENS, "drafts": "dflash"}
+    everything = engine(TARGET, DRAFTER).generate(prompts, **options)
     even = engine(TARGET, DRAFTER, draft_vocab=str(tmp_path / "even.json")).generate(
-        prompts, max_tokens=NEW_TOKENS
+        prompts, **options
     )
     assert [item.token_ids for item in even] == [item.token_ids for item in everything]
     assert 1 < _tau(even) < _tau(everything)

@@ -14,7 +14,7 @@ import pytest
 from trtllm_dflash.builder.pair_support import published_target
 from trtllm_dflash.checkpoint.loader import load_target
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import IoTensor, step_io
+from trtllm_dflash.engine_dir.io_tensors import LOOKUP_INPUTS, LOOKUP_OUTPUTS, IoTensor, step_io
 from trtllm_dflash.engine_dir.slot_memory import SlotMemory
 from trtllm_dflash.errors import ConfigError
 from trtllm_dflash.models.base import TargetConfig
@@ -100,7 +100,10 @@ def test_traffic_and_memory_of_a_published_target() -> None:
 def written(built_engine: Path, config: TargetConfig) -> dict[str, Any]:
     """Return what a build of the hybrid target would write, beside the built engine's drafter."""
     data: dict[str, Any] = json.loads((built_engine / "config.json").read_text())
-    drafts = [row for row in data["io"] if row.get("cache") == "drafter"]
+    lookup = {port.name for port in (*LOOKUP_INPUTS, *LOOKUP_OUTPUTS)}
+    drafts = [
+        row for row in data["io"] if row.get("cache") == "drafter" or row["name"] in lookup
+    ]
     ports = step_io(
         config, None, dtype="float32", cache_len=256, block_size=4, gather_logits=True
     )

@@ -18,9 +18,10 @@ class Stepper:
     seen.
     """
 
-    def __init__(self, model: ir.Model, slots: int) -> None:
+    def __init__(self, model: ir.Model, slots: int, sources: int = 1) -> None:
         import onnxruntime
 
+        self.sources = sources  # of drafts; 1: the drafter
         for initializer in model.graph.initializers.values():
             initializer.const_value = ir.Tensor(
                 np.ascontiguousarray(initializer.const_value.numpy())
@@ -33,8 +34,13 @@ class Stepper:
         )
         self._names = [output.name for output in self._session.get_outputs()]
         shapes = {port.name: port.shape for port in self._session.get_inputs()}
+        self.caches: dict[str, np.ndarray] = {}
+        if "tally" in shapes:  # what the first step finds in a slot
+            self.caches["history"] = np.full([slots, *shapes["history"][1:]], 1e3, np.float32)
+            self.tally: np.ndarray | None = np.zeros([slots, *shapes["tally"][1:]], np.int32)
+        else:
+            self.tally = None
         fills = {"key": 1e3, "value": 1e3, "window": np.nan, "state": np.nan}
-        self.caches = {}
         for name, shape in shapes.items():
             fill = fills.get(name.split(".")[0].rpartition("_")[2]) if "." in name else None
             if fill is not None:
@@ -79,6 +85,9 @@ class Stepper:
         }
         if self.state_len is not None:
             feeds["state_len"] = self.state_len[slots]
+        if self.tally is not None:
+            feeds["tally"] = self.tally[slots]
+            feeds["draft_sources"] = np.full(batch, self.sources, np.int32)
         feeds |= {name: cache[slots] for name, cache in self.caches.items()}
         found = dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         for name, cache in self.caches.items():
@@ -86,6 +95,8 @@ class Stepper:
         self.past[slots] = found["next_len"]
         if self.state_len is not None:
             self.state_len[slots] = found["next_state_len"]
+        if self.tally is not None:
+            self.tally[slots] = found["next_tally"]
         return found
 
 

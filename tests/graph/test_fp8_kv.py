@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import new_slots, sampling_arrays
 from tests.fixtures.tiny_models import BLOCK, VOCAB
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
@@ -65,7 +65,7 @@ def test_plugin_nodes_have_fp8_caches_and_scales(
         KernelVariant("attention", (("head_dim", 64), *more))
         for more in ((("fp8_cache", 1),), ())
     )
-    ours = {KernelVariant(name): 1 for name in ("accept", "argmax")}
+    ours = {KernelVariant(name): 1 for name in ("accept", "argmax", "lookup")}
     assert kernel_variants(model) == ours | {fp8: LAYERS, plain: 2}
     assert str(fp8) == "attention, head_dim 64, fp8_cache 1"
 
@@ -77,13 +77,14 @@ def test_without_fp8_both_models_share_a_kernel(
     assert kernel_variants(model) == {
         KernelVariant("accept"): 1,
         KernelVariant("argmax"): 1,
+        KernelVariant("lookup"): 1,
         KernelVariant("attention", (("head_dim", 64),)): 4,
     }
 
 
 def test_the_body_holds_codes_as_numbers(make_target: MakePair, make_drafter: MakePair) -> None:
     model = _step(make_target, make_drafter, dtype="float32", kv_scales=SCALES)
-    assert {value.dtype for value in model.graph.inputs if "key" in str(value.name)} == {
+    assert {value.dtype for value in model.graph.inputs if "_key" in str(value.name)} == {
         ir.DataType.FLOAT
     }
 
@@ -143,6 +144,7 @@ class _Run:
             if "_key." in port.name or "_value." in port.name
         ]
         self.caches = {port.name: np.zeros([1, *port.shape[1:]], np.float32) for port in ports}
+        self.caches |= new_slots(1) | {"history": np.zeros((1, 1, CACHE, 1), np.float32)}
         self._past = 0
 
     def prompt(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,7 +160,10 @@ class _Run:
         found = dict(
             zip(self._names, self._session.run(self._names, feeds | self.caches), strict=True)
         )
-        self.caches = {name: found[f"{name}.out"] for name in self.caches}
+        for name in self.caches:
+            if f"{name}.out" in found:
+                self.caches[name] = found[f"{name}.out"]
+        self.caches["tally"] = found["next_tally"]
         self._past += len(tokens)
         return found
 

@@ -48,7 +48,7 @@ def _ours(model: ir.Model) -> list[ir.Node]:
 
 def test_only_our_nodes_change(steps: Steps) -> None:
     with_bodies, with_plugins = steps
-    assert len(with_bodies.functions) == 4
+    assert len(with_bodies.functions) == 5
     assert len(with_plugins.functions) == 0
     assert [node.name for node in with_bodies.graph] == [
         node.name for node in with_plugins.graph
@@ -74,6 +74,7 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
     assert kernel_variants(steps[1]) == {
         KernelVariant("accept"): 1,
         KernelVariant("argmax"): 1,
+        KernelVariant("lookup"): 1,
         attention[64]: 2,
         attention[128]: 2,
     }

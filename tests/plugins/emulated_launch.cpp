@@ -5,6 +5,7 @@
 #include "block_linear_params.h"
 #include "emulator.h"
 #include "gated_delta_params.h"
+#include "lookup_params.h"
 #include "moe_params.h"
 #include "select_params.h"
 
@@ -20,8 +21,8 @@ constexpr bool all_differ() {
   }
   return true;
 }
-static_assert(all_differ<AcceptParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams, MoeParams,
-                         SelectParams>());
+static_assert(all_differ<AcceptParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams, LookupParams,
+                         MoeParams, SelectParams>());
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -41,6 +42,8 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
       start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(ArgmaxParams)) {
       start<ArgmaxParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(LookupParams)) {
+      start<LookupParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(SelectParams)) {
       start<SelectParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(BlockLinearParams)) {

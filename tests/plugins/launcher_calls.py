@@ -25,6 +25,8 @@ from tests.plugins.library import (
     Tensor,
     poisoned,
 )
+from tests.plugins.lookup_reference import Case as LookupCase
+from tests.plugins.lookup_reference import inputs as lookup_inputs
 from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import fitting
 from tests.plugins.moe_reference import inputs as moe_inputs
@@ -69,6 +71,7 @@ def accept_arrays() -> dict[str, np.ndarray]:
 DELTA = gated_delta.Case((gated_delta.Slot(5, 2, 1), gated_delta.Slot(0, 0, 3)), 4, group=2)
 LINEAR = LinearCase(5, 130, 272, bias=True)
 SELECT = selector.Case(2, 5, 40, 24, 7)
+LOOKUP = LookupCase(2, 70, 5, 4, 2)
 MOE_CASES = {
     "moe": 0,
     "moe_mxfp4": 1,
@@ -83,6 +86,7 @@ FUNCTIONS = {
     "linear": "dflash_block_linear",
     "select": "dflash_select",
     "argmax": "dflash_argmax",
+    "lookup": "dflash_lookup",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
@@ -112,6 +116,10 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
         return {**selector.inputs(SELECT), "places": places}
     if operation == "argmax":
         return {"logits": np.ones((6, 40), BFLOAT16), "places": poisoned([6], np.int64)}
+    if operation == "lookup":
+        made = lookup_inputs(LOOKUP)
+        next_ones = {f"next_{name}": made[name] for name in ("drafts", "tally")}
+        return made | {name: poisoned(x.shape, x.dtype) for name, x in next_ones.items()}
     return {**attention_arrays(C if operation == "draft" else 0)}
 
 
@@ -145,7 +153,7 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     )
     extra = (
         []
-        if operation in ("accept", "linear", "argmax")
+        if operation in ("accept", "linear", "argmax", "lookup")
         else [options and ctypes.byref(options)]
     )
     function = getattr(library.c, FUNCTIONS[operation])

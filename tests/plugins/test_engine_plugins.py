@@ -17,7 +17,14 @@ import pytest
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.fixtures.tiny_models import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
-from tests.plugins.cubins import ARGMAX_KEY, FP8_KEYS, KEYS, compiled, compiling
+from tests.plugins.cubins import (
+    ARGMAX_KEY,
+    FP8_KEYS,
+    KEYS,
+    LOOKUP_KEY,
+    compiled,
+    compiling,
+)
 from tests.plugins.plugin_graphs import (
     SIZES,
     Compiled,
@@ -45,7 +52,8 @@ ACCEPT, TARGET, DRAFTER = (
 )
 FP8_TARGET = FP8_KEYS[0]
 FAKE = {
-    key: str(key).encode() * 100 for key in (ACCEPT, ARGMAX_KEY, TARGET, DRAFTER, FP8_TARGET)
+    key: str(key).encode() * 100
+    for key in (ACCEPT, ARGMAX_KEY, LOOKUP_KEY, TARGET, DRAFTER, FP8_TARGET)
 }
 FP8 = "fp8 "  # before an arch: with the target's caches in FP8
 SCALES = {0: (0.25, 0.013), 1: (1.0, 0.5)}
@@ -128,6 +136,7 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
         }
     if variant != PLAIN:
         fields["/drafter/DFlashArgmax"] = {}
+        fields["/lookup/DFlashLookup"] = {}
     return fields
 
 
@@ -157,7 +166,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
     layers = {layer.name: layer for layer in found.layers}
     expected = _expected_fields(variant, fp8)
     assert list(layers) == list(expected)
-    keys = {"target": target, "accept": ACCEPT, "drafter": DRAFTER}
+    keys = {"target": target, "accept": ACCEPT, "drafter": DRAFTER, "lookup": LOOKUP_KEY}
     cubins = {key: compiled(key, arch).code for key in FAKE}  # all that its build is given
     holder = next(name for name in expected if "Attention" in name)
     for name, fields in expected.items():
@@ -171,9 +180,10 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         held = {"cubin": cubins[key], **held} if name == holder else {}
         assert layer.fields == {**fields, "cubin_sha256": digest, **held}
         spec = OPS[operator]
-        num_inputs = 6 if "Attention" in operator else len(spec.inputs)
+        num_inputs = 6 if "Attention" in operator else len(spec.plugin_inputs)
         assert (layer.num_inputs, layer.num_outputs) == (num_inputs, len(spec.outputs))
         in_place = (-1, 3, 4) if "Attention" in operator else (-1,) * len(spec.outputs)
+        in_place = (-1, -1, 0) if operator == "DFlashLookup" else in_place
         assert layer.aliased_inputs == in_place
     caches = {
         name: kind
@@ -181,22 +191,25 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         if "_key." in name or "_value." in name
     }
     assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
-    counts = {ACCEPT: 1, target: 2} | ({} if variant == PLAIN else {DRAFTER: 2, ARGMAX_KEY: 1})
+    counts = {ACCEPT: 1, target: 2} | (
+        {} if variant == PLAIN else {DRAFTER: 2, ARGMAX_KEY: 1, LOOKUP_KEY: 1}
+    )
     assert found.kernels == counts
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs
     assert {"decided", "uniforms", "target_key.1"} <= set(found.inputs)
-    _check_engine_layers(found, [name for name in expected if "Attention" in name])
+    in_place = [name for name in expected if "Attention" in name or "Lookup" in name]
+    _check_engine_layers(found, in_place)
 
 
-def _check_engine_layers(found: Compiled, attention: list[str]) -> None:
-    """Check that the engine runs TensorRT's fused layers and, between them, our attention.
+def _check_engine_layers(found: Compiled, in_place: list[str]) -> None:
+    """Check that the engine runs TensorRT's fused layers and, between them, attention and lookup.
 
-    So nothing copies a cache, and nothing comes from the host.
+    So nothing copies a cache, and nothing comes from the host. A NoOp does nothing.
     """
-    assert {kind for kind, _ in found.engine_layers} == {"Myelin", "PluginV3"}
+    assert {kind for kind, _ in found.engine_layers} - {"NoOp"} == {"Myelin", "PluginV3"}
     plugins = {name for kind, name in found.engine_layers if kind == "PluginV3"}
-    assert plugins == {name + profile for name in attention for profile in ("", " [profile 1]")}
+    assert plugins == {name + profile for name in in_place for profile in ("", " [profile 1]")}
 
 
 def test_without_plugins_there_is_none(engines: Futures) -> None:

@@ -242,6 +242,10 @@ REFUSED = [
     ("argmax", sets("logits", dtype=1), r"logits: got float32, expected bfloat16"),
     ("argmax", sets("places", shape_0=5), r"places.shape\[0\] \(N\): got 5, expected 6"),
     ("argmax", space(8), r"workspace: got 8 bytes, expected at least 48"),
+    ("lookup", sets("history", dtype=0), r"history: got bfloat16, expected float32"),
+    ("lookup", sets("tally", shape_1=5), r"tally.shape\[1\] \(classes\): got 5, expected 6"),
+    ("lookup", sets("history", shape_2=5), r"input_ids.shape\[1\] \(S\): got 5, expected less"),
+    ("lookup", without("drafts"), r"drafts: got null, expected a tensor"),
     ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
     *REFUSED_PRODUCTS,
@@ -257,7 +261,7 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    files = "library|moe|gated_delta|block_linear|select|argmax"
+    files = "library|moe|gated_delta|block_linear|select|argmax|lookup"
     words = rf"{FUNCTIONS[operation]}: {message}.* \[({files}).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
@@ -275,6 +279,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("linear", without("bias")),
         ("select", both()),
         ("argmax", both()),
+        ("lookup", both()),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

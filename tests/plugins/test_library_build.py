@@ -55,7 +55,8 @@ def test_nvcc_spills_as_little_as_nvrtc(real_path: Path, emulated: Library) -> N
     linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
     selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
     argmax = {f"dflash_argmax_{part}" for part in ("scan", "merge")}
-    kernels = attention | accept | argmax | experts | delta | linear | selector
+    lookup = {"dflash_lookup_choose"}
+    kernels = attention | accept | argmax | lookup | experts | delta | linear | selector
     assert set(frames) == kernels
     for name, (_, stores, loads) in frames.items():
         assert stores + loads <= (ATTENTION_SPILLS if "attention" in name else 0), name

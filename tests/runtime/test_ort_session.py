@@ -101,7 +101,7 @@ def caches_of(session: OrtSession) -> dict[str, np.ndarray]:
     return {
         name: array
         for name, array in session._slots.items()
-        if name.startswith(("target_", "draft_"))
+        if name.startswith(("target_", "draft_key", "draft_value"))
     }
 
 

@@ -142,7 +142,9 @@ def _twice_in_prompts(params: Any) -> None:
 
 
 MUTATIONS: Mapping[str, Mutation] = {
-    "lengths are not fed back": lambda: mock.patch.object(trt, "_LENGTH_BYTES", 0),
+    "lengths are not fed back": lambda: mock.patch.object(
+        TrtSlots, "carried_bytes", return_value=0
+    ),
     "a slot's stride is wrong": _wrapped(TrtSlots, "address", _stride),
     "slots are moved the wrong way": _wrapped(
         TrtSlots, "move", lambda move, slots, src, dst, used: move(slots, dst, src, used)
@@ -171,6 +173,9 @@ MUTATIONS: Mapping[str, Mutation] = {
     "acceptance reads rows of another width": _params("accept", _add("width", -1)),
     "an id of the vocabulary is left out": _params("accept", _add("vocab", -1)),
     "uniforms of another position": _params("accept", _add("positions", -1)),
+    "lookup leaves a draft out": _params("lookup", _add("num_drafts", -1)),
+    "lookup forgets the step's tokens": _params("lookup", _set("width", 0)),
+    "texts are of another length": _params("lookup", _add("rows", -8)),
     "kernels go to another stream": _wrapped(
         CudaModule, "launch", lambda launch, module, launches, _: launch(module, launches, 0)
     ),

@@ -43,6 +43,7 @@ _SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _SMALL_TENSORS = 1 << 20  # all others of a step for a GPU, and the gaps between them
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
+_LOOKUP_BYTES = 64  # a position, of lookup by the operator's body: the text, matches, lengths
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
 _MANY_SCORES = 1 << 31  # from here on TensorRT-RTX keeps their softmax beside them
 
@@ -192,6 +193,7 @@ class MemoryPlan:
             scratch += self._inner_bytes(shape)
         if not self._has_kernels:
             scratch += self._delta_bytes(shape)
+            scratch += self._lookup_bytes(shape)
             selector = self.models.selector_memory
             if selector is not None:
                 drafted = self.models.resolved.block_size - 1
@@ -324,6 +326,12 @@ class MemoryPlan:
         is_grouped = config.num_kv_heads < config.num_q_heads
         copies = 4 if is_grouped and shape.slots > 1 else 2
         return scores * score_bytes + pairs + copies * keys * self._dtype_bytes
+
+    def _lookup_bytes(self, shape: _StepShape) -> int:
+        """Return the scratch of looking drafts up by the operator's body."""
+        if self.models.drafter is None:
+            return 0
+        return shape.slots * self.models.resolved.cache_len * _LOOKUP_BYTES
 
     def _delta_bytes(self, shape: _StepShape) -> int:
         """Return the scratch of gated delta nets by the operator's body."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from trtllm_dflash.log import counted, table
+from trtllm_dflash.options.draft_sources import SOURCES
 from trtllm_dflash.profile.formatting import (
     COLUMNS,
     advice_sentences,
@@ -32,6 +33,9 @@ def print_profile(profile: Profile) -> None:
     drafting = _drafting_results(profile)
     if drafting:
         _print_with_space(_by_category(profile, drafting))
+    by_source = [result for result in drafting if result.acceptance.by_source]
+    if by_source:
+        _print_with_space(_by_source(by_source))
     # Acceptance by position is unknown if all answers were one step.
     by_position = [result for result in drafting if result.acceptance.by_position]
     if by_position:
@@ -85,6 +89,17 @@ def _by_category(profile: Profile, results: list[SystemResult]) -> str:
     """Return the table of acceptance and speedup by category."""
     titles = ["τ, × plain by category", *(result.system for result in results)]
     return _grid(titles, category_cells(profile, results))
+
+
+def _by_source(results: list[SystemResult]) -> str:
+    """Return the table of accepted and verified drafts by what drafted them."""
+    rows = []
+    for result in results:
+        found = {one.source: one for one in result.acceptance.by_source}
+        counts = [found.get(source) for source in SOURCES]
+        texts = ["" if one is None else f"{one.accepted} of {one.verified}" for one in counts]
+        rows.append([result.system, *texts])
+    return _grid(["accepted", *SOURCES], rows)
 
 
 def _by_position(results: list[SystemResult]) -> str:

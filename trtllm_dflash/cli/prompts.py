@@ -55,6 +55,9 @@ def answer_row(index: int, line: PromptLine, answer: Generation) -> dict[str, An
         "token_ids": answer.token_ids,
         "logprobs": None if logprobs is None else [one._asdict() for one in logprobs],
         "acceptance_lengths": answer.acceptance_lengths,
+        "drafts_by_source": {
+            source: count._asdict() for source, count in answer.drafts_by_source.items()
+        },
         "finish_reason": answer.finish_reason,
         "seed": answer.seed,
         "prefill_seconds": round(answer.prefill_seconds, 6),

@@ -34,6 +34,7 @@ def print_summary(answers: Sequence[Generation], timings: Timings, *, width: int
         rows.append(("seed", f"{seeds[0]}{more}"))
     if width > 1 and lengths:
         rows += _acceptance_rows(lengths, width)
+        rows.append(_source_row(answers))
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(name, value)
@@ -95,6 +96,18 @@ def _acceptance_rows(lengths: Sequence[int], width: int) -> list[Row]:
     rows: list[Row] = [("τ", f"{length}, bonus included, of at most {width}")]
     rows.append(("accepted", _histogram(lengths, width)))
     return rows
+
+
+def _source_row(answers: Sequence[Generation]) -> Row:
+    """Return the accepted of the verified drafts by what drafted them."""
+    verified = Counter[str]()
+    accepted = Counter[str]()
+    for answer in answers:
+        for source, count in answer.drafts_by_source.items():
+            verified[source] += count.verified
+            accepted[source] += count.accepted
+    parts = [f"{name} {accepted[name]} of {verified[name]}" for name in sorted(verified)]
+    return "drafts", f"accepted of {', of '.join(parts)}"
 
 
 def _histogram(lengths: Sequence[int], width: int) -> Table:

@@ -9,7 +9,14 @@ from typing import Any
 
 from trtllm_dflash.engine_dir.config_checks import check_format, check_io_table, check_sizes
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
-from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import (
+    DRAFT_SOURCES,
+    HISTORY,
+    LOGITS,
+    LOOKUP_INPUTS,
+    LOOKUP_OUTPUTS,
+    IoTensor,
+)
 from trtllm_dflash.engine_dir.other_directories import describe_other, is_checkpoint
 from trtllm_dflash.errors import ConfigError, EngineError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
@@ -97,10 +104,25 @@ class EngineConfig:
         return any(tensor.recurrent for tensor in self.io)
 
     @property
+    def has_lookup(self) -> bool:
+        """Tell whether steps look drafts up in the slot's text.
+
+        Those of plain engines, and of engines of earlier versions, do not.
+        """
+        lookup = {HISTORY, *(port.name for port in (*LOOKUP_INPUTS, *LOOKUP_OUTPUTS))}
+        return any(tensor.name in lookup for tensor in self.io)
+
+    @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:
         """Return those rows of the sampling table that this engine has an input for."""
         names = {tensor.name for tensor in self.io}
         return tuple(row for row in SAMPLING_INPUTS if row.name in names)
+
+    @property
+    def slot_settings(self) -> dict[str, str]:
+        """Return the names and types of a slot's inputs with one value: how it is decoded."""
+        settings = {row.name: row.dtype for row in self.sampling_inputs}
+        return settings | ({DRAFT_SOURCES: "int32"} if self.has_lookup else {})
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:

@@ -16,12 +16,14 @@ from trtllm_dflash import __version__
 from trtllm_dflash.engine_dir.io_tensors import (
     BATCH,
     CONTEXT,
+    HISTORY,
     LOGITS,
     SYMBOLS,
     IoTensor,
     control_inputs,
     control_outputs,
     dtype_names,
+    history_port,
     logits_output,
 )
 from trtllm_dflash.errors import ConfigError
@@ -129,15 +131,18 @@ def check_io_table(config: EngineConfig, where: str) -> None:
         if tensor.name in rows:
             raise ConfigError(f"{place} appears twice.")
         rows[tensor.name] = tensor
+    parts = {"has_states": config.has_states, "has_lookup": config.has_lookup}
     controls = (
-        *control_inputs(config.cache_len, has_states=config.has_states),
-        *control_outputs(config.block_size, has_states=config.has_states),
+        *control_inputs(config.cache_len, **parts),
+        *control_outputs(config.block_size, **parts),
     )
     for expected in controls:
         _check_control(rows.pop(expected.name, None), expected, config, where)
     logits = rows.pop(LOGITS, None)
     if logits is not None:
         _check_same(logits, logits_output(config.vocab_size), f"{where}: io: {LOGITS}")
+    if config.has_lookup:
+        _check_history(rows.pop(HISTORY, None), rows.pop(f"{HISTORY}.out", None), config, where)
     _check_caches(rows, config, where)
 
 
@@ -186,6 +191,20 @@ def _check_same(found: IoTensor, expected: IoTensor, place: str) -> None:
         value, wanted = getattr(found, field), getattr(expected, field)
         if value != wanted:
             raise ConfigError(f"{place}: {field} is {quote(value)}, expected {quote(wanted)}.")
+
+
+def _check_history(
+    found: IoTensor | None, output: IoTensor | None, config: EngineConfig, where: str
+) -> None:
+    expected = history_port(config.cache_len)
+    place = f"{where}: io: {HISTORY}"
+    if not config.speculates or found is None or output is None:
+        raise ConfigError(
+            f"{place}: lookup needs a drafter, the history, and the same as an output."
+        )
+    _check_same(found, expected, place)
+    written = replace(expected, direction="output", aliases=HISTORY)
+    _check_same(output, written, f"{place}.out")
 
 
 def _check_caches(rows: Mapping[str, IoTensor], config: EngineConfig, where: str) -> None:

@@ -13,6 +13,7 @@ from trtllm_dflash.engine_dir.ring_cache import cache_rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
+from trtllm_dflash.options.draft_sources import TALLY_SIZE
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 BATCH = "batch"
@@ -68,6 +69,39 @@ _NEXT_STATE_LEN = IoTensor(
     "past_len + num_known: drafts stay in the window; only targets with linear attention",
 )
 
+HISTORY = "history"
+DRAFT_SOURCES = "draft_sources"
+_HISTORY_MEANING = (
+    "the slot's token ids by position, exact up to 2^24: where drafts are looked up"
+)
+LOOKUP_INPUTS = (
+    IoTensor(
+        DRAFT_SOURCES,
+        "input",
+        "int32",
+        (BATCH,),
+        "1: the drafter drafts, 2: lookup in the history, 3: the better one of both, block by"
+        " block; only with a drafter",
+    ),
+    IoTensor(
+        "tally",
+        "input",
+        "int32",
+        (BATCH, TALLY_SIZE),
+        "the class of the block to verify (0: the drafter's), then what the classes got accepted,"
+        " 0: a new sequence; only with a drafter",
+    ),
+)
+LOOKUP_OUTPUTS = (
+    IoTensor(
+        "next_tally",
+        "output",
+        "int32",
+        (BATCH, TALLY_SIZE),
+        "the tally behind the step; its first number is the class of next_ids",
+    ),
+)
+
 
 def step_io(
     target: TargetConfig,
@@ -102,6 +136,7 @@ def step_io(
             dtype,
             cache_rows(drafter.windows, cache_len=cache_len, written=written),
         )
+        caches += (history_port(cache_len),)
     outputs = tuple(
         IoTensor(
             f"{c.name}.out",
@@ -118,11 +153,13 @@ def step_io(
     has_states = target.has_linear_layers
     controls = tuple(
         port
-        for port in control_inputs(cache_len, has_states=has_states)
+        for port in control_inputs(
+            cache_len, has_states=has_states, has_lookup=drafter is not None
+        )
         if not (plugins and CONTEXT in port.shape)
     )
     logits = (logits_output(target.vocab_size),) if gather_logits else ()
-    results = control_outputs(block_size, has_states=has_states)
+    results = control_outputs(block_size, has_states=has_states, has_lookup=drafter is not None)
     return (*controls, *caches, *results, *logits, *outputs)
 
 
@@ -136,10 +173,13 @@ def dtype_names() -> tuple[str, ...]:
     return tuple(_ITEM_BYTES)
 
 
-def control_inputs(cache_len: int, *, has_states: bool = True) -> tuple[IoTensor, ...]:
+def control_inputs(
+    cache_len: int, *, has_states: bool = True, has_lookup: bool = True
+) -> tuple[IoTensor, ...]:
     """Return the inputs that are no caches, of a step without plugins.
 
-    Without `has_states`, those of a target whose layers all have keys and values.
+    Without `has_states`, those of a target whose layers all have keys and values. Without
+    `has_lookup`, those of a step that looks no drafts up: it has no drafter.
     """
     known = "the first num_known are decided, the rest drafts to verify"
     return (
@@ -178,13 +218,16 @@ def control_inputs(cache_len: int, *, has_states: bool = True) -> tuple[IoTensor
             (BATCH, cache_len),
             "number p, in [0, 1), decides the token at position p",
         ),
+        *(LOOKUP_INPUTS if has_lookup else ()),
     )
 
 
-def control_outputs(block_size: int, *, has_states: bool = True) -> tuple[IoTensor, ...]:
+def control_outputs(
+    block_size: int, *, has_states: bool = True, has_lookup: bool = True
+) -> tuple[IoTensor, ...]:
     """Return the outputs that a step has besides its caches.
 
-    Without `has_states`, those of a target whose layers all have keys and values.
+    `has_states` and `has_lookup` are those of `control_inputs`.
     """
     return (
         IoTensor(
@@ -206,7 +249,14 @@ def control_outputs(block_size: int, *, has_states: bool = True) -> tuple[IoTens
             "next_len", "output", "int32", (BATCH,), "past_len + num_known + accepted drafts"
         ),
         *((_NEXT_STATE_LEN,) if has_states else ()),
+        *(LOOKUP_OUTPUTS if has_lookup else ()),
     )
+
+
+def history_port(cache_len: int) -> IoTensor:
+    """Return the input of the slots' texts, laid out as a cache of one number a position."""
+    shape = (BATCH, 1, cache_len, 1)
+    return IoTensor(HISTORY, "input", "float32", shape, _HISTORY_MEANING, cache="drafter")
 
 
 def logits_output(vocab_size: int) -> IoTensor:

@@ -46,7 +46,8 @@ def measure_acceptance(
 ) -> PromptAcceptance:
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
-    stream = engine.stream(prompts, max_tokens=max_tokens)
+    # Of the drafter alone: it is the pair that is judged.
+    stream = engine.stream(prompts, max_tokens=max_tokens, drafts="dflash")
     phase = f"answering with {directory.name}"
     for _ in stream:
         progress(phase, len(stream.finished), len(prompts))

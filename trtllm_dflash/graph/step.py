@@ -5,6 +5,7 @@ input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ACCE
                                    └─ features of the tap layers ──┐  └─ bonus
                                                                    ▼        ▼
                                   KV injection ─ drafter block [bonus, mask…] ─ lm_head ─ drafts
+                                   the slot's own text ─ LOOKUP: the better drafts of both ─┘
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.engine_dir.io_tensors import LOGITS, IoTensor, fp8_cache_dtype, step_io
+from trtllm_dflash.engine_dir.io_tensors import (
+    HISTORY,
+    LOGITS,
+    IoTensor,
+    fp8_cache_dtype,
+    step_io,
+)
 from trtllm_dflash.engine_dir.ring_cache import ring_flags
 from trtllm_dflash.graph.builder import DTYPES, OPS_DOMAIN, OPSET, GraphBuilder
 from trtllm_dflash.graph.draft_head import DraftHead, padded_tables, target_logits
@@ -23,7 +30,7 @@ from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
 from trtllm_dflash.graph.moe_layer import ExpertStorage
-from trtllm_dflash.graph.ops import ACCEPT, OPS
+from trtllm_dflash.graph.ops import ACCEPT, LOOKUP, OPS
 from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 from trtllm_dflash.graph.quantized_linear import emulation_functions
 from trtllm_dflash.graph.target import TargetBuilder
@@ -192,7 +199,9 @@ class _Step:
                 drafts, draft_written = self._drafts(
                     verifier, target.config, drafter, features, bonus, next_len
                 )
-            written |= draft_written
+            with g.scope("lookup"):
+                drafts, results["next_tally"], history = self._lookup(bonus, drafts, next_len)
+            written |= draft_written | {HISTORY: history}
             results["next_ids"] = g.Concat(bonus, drafts, axis=1)
         if config.has_linear_layers:
             # The known rows are in the states, the accepted drafts not yet.
@@ -292,6 +301,15 @@ class _Step:
         hidden = context.forward(g.Concat(*features, axis=-1), block)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
         return head.drafts(hidden, bonus, self.block_size), context.written
+
+    def _lookup(
+        self, bonus: ir.Value, drafts: ir.Value, next_len: ir.Value
+    ) -> tuple[ir.Value, ...]:
+        """Return the better source's drafts [B, T-1], the tally and the history."""
+        names = ("input_ids", "num_known", "past_len")
+        before = [self.inputs[name] for name in (HISTORY, *names)]
+        behind = [self.inputs[name] for name in ("tally", "draft_sources", "kv_positions")]
+        return LOOKUP(self.g, *before, next_len, bonus, drafts, *behind)
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
         """Return which layers' caches are rings, by the rows of their inputs.

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer, parse_integers
+from trtllm_dflash.options.checks import check_choice, check_integer, parse_integers
+from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import ResultFile
 from trtllm_dflash.options.row_sampling import RowSampling
@@ -38,6 +39,14 @@ class ProfileConfig(RowSampling):
             "numbers of drafts a step to try; 0: no drafts [default: 0, the engine's own, the"
             " whole block]",
             metavar="N,…",
+        ),
+    )
+    drafts: str = field(
+        default="both",
+        metadata=cli_option(
+            f"{DRAFTS_HELP}: {', '.join(ALLOWED)}; each is a system of its own, and the advice is"
+            " for the last",
+            metavar="NAME,…",
         ),
     )
     against: str = field(
@@ -105,6 +114,8 @@ class ProfileConfig(RowSampling):
         for batch in self.batches or ():
             check_integer("--batch", batch, low=1)
         _ = self.draft_len_values
+        for name in self.draft_sources:
+            check_choice("--drafts", name, ALLOWED)
         unknown = [name for name in self.baselines if name not in AGAINST]
         if unknown:
             raise UsageError(
@@ -128,6 +139,12 @@ class ProfileConfig(RowSampling):
     def draft_len_values(self) -> tuple[int, ...] | None:
         """Return the numbers of drafts, growing; None: the default."""
         return _sorted_integers("--draft-lens", self.draft_lens)
+
+    @property
+    def draft_sources(self) -> tuple[str, ...]:
+        """Return the names of --drafts, each once."""
+        names = dict.fromkeys(name.strip() for name in self.drafts.split(","))
+        return tuple(names)
 
     @property
     def baselines(self) -> tuple[str, ...]:

@@ -12,8 +12,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import as_list, check_flag, check_integer, shown, typed_text
+from trtllm_dflash.options.checks import (
+    as_list,
+    check_choice,
+    check_flag,
+    check_integer,
+    shown,
+    typed_text,
+)
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
 
@@ -58,6 +66,7 @@ class SamplingOptions(RowSamplingOptions, total=False):
     draft: bool
     draft_len: int | None
     draft_len_schedule: DraftLenSchedule | Mapping[int, int] | None
+    drafts: str
     stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     stop_words: str | Iterable[str]
@@ -89,6 +98,8 @@ class SamplingParams(RowSampling):
                          (`Engine.load`), or what another answer in the step asks for.
     draft_len_schedule   draft_len by the number of sequences that generate together, as a
                          DraftLenSchedule or {batch size: draft_len}; not with draft_len.
+    drafts               where drafts come from: "dflash", the drafter; "lookup", what followed the
+                         last tokens earlier in the text; "both", block by block the better one.
     stop_token_ids       tokens that end a sequence and are its last token. None: the model's own;
                          empty: none.
     ignore_eos           leave the model's own stop tokens out.
@@ -116,6 +127,7 @@ class SamplingParams(RowSampling):
     draft: bool = True
     draft_len: int | None = None
     draft_len_schedule: DraftLenSchedule | None = None
+    drafts: str = field(default="both", metadata=cli_option(DRAFTS_HELP, choices=ALLOWED))
     stop_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = field(
         default=False, metadata=cli_option("do not stop at the model's stop tokens")
@@ -157,6 +169,7 @@ class SamplingParams(RowSampling):
             check_integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
         for name in ("draft", "ignore_eos", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
+        check_choice("drafts", self.drafts, ALLOWED)
         self._take_seeds()
         self._take_draft_lens()
         self._take_stop_tokens()

@@ -80,7 +80,7 @@ def assemble(
         results=results,
         curves=_curves(runs),
         step_breakdowns=breakdowns,
-        advice=_advice(runs),
+        advice=_advice(runs, sweep.drafts[-1]),
         **facts,
     )
 
@@ -133,9 +133,10 @@ def _curves(runs: Sequence[SystemRun]) -> list[Curve]:
     return [curve for curve in curves if curve.points]
 
 
-def _advice(runs: Sequence[SystemRun]) -> Advice:
-    """Recommend a draft_len by batch size."""
-    dflash = _points([run for run in runs if run.system.implementation == DFLASH])
+def _advice(runs: Sequence[SystemRun], drafts: str) -> Advice:
+    """Recommend a draft_len by batch size, for these sources of drafts."""
+    own = [run for run in runs if run.system.implementation == DFLASH]
+    dflash = _points([run for run in own if run.system.drafts in (None, drafts)])
     plain = _points([run for run in runs if run.system.name == PLAIN])
     plain_batches = {point.batch for point in plain}
     if plain_batches.isdisjoint(point.batch for point in dflash):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from trtllm_dflash.profile.result import LayerTime
 
 # Scope of the graph -> part of the step.
-PARTS = {"target": "verify", "accept": "accept", "drafter": "draft"}
+PARTS = {"target": "verify", "accept": "accept", "drafter": "draft", "lookup": "draft"}
 KERNEL_SUFFIX = "_kernel_time"
 _INLINED = re.compile(r"_inlfunc_(?P<call>(?P<function>[A-Za-z0-9]+?)(?:_token_\d+)?)_/")
 # Functions of which each layer of a scope has one call.
@@ -28,7 +28,8 @@ _ATTENTION = {
     "DFlashGatedDelta": "target",
     "DFlashDraftAttention": "drafter",
 }
-_ACCEPT = "DFlashAccept"
+# Functions with one call in the graph, and the layer that it is.
+_SINGLE = {"DFlashAccept": "accept", "DFlashLookup": "lookup"}
 _LOOP = re.compile(r"_/Loop(_\d+)?_kernel_time$")
 
 
@@ -73,7 +74,7 @@ def layer_in_scope(name: str) -> str:
     scope, *inner = name.strip("/").split("/")
     if scope not in PARTS:
         return ""
-    if scope == "accept" or len(inner) < 2:
+    if scope in _SINGLE.values() or len(inner) < 2:
         return scope
     return f"{scope}/{inner[0]}"
 
@@ -126,8 +127,8 @@ def _layers_by_call(
             scope = _ATTENTION[call.function]
             layer = f"{scope}/layers.{num_calls[scope]}"
             num_calls[scope] += 1
-        elif call.function == _ACCEPT:
-            layer = "accept"
+        elif call.function in _SINGLE:
+            layer = _SINGLE[call.function]
         else:
             layer = by_scope[last_kernels[call]]
         layers[call.name] = layer

@@ -178,8 +178,10 @@ def _systems(
         "stop_token_ids": stop_token_ids,
     }
     systems = [engine_system(PLAIN, PLAIN, plain, 0, **sampling)]
-    for draft_len, name in sweep.system_names.items():
-        systems.append(engine_system(name, DFLASH, engine, draft_len, **sampling))
+    for draft_len, sources in sweep.systems:
+        name = sweep.name_of(draft_len, sources)
+        options = {**sampling, "drafts": sources}
+        systems.append(engine_system(name, DFLASH, engine, draft_len, **options))
     if not config.external_baselines:
         return systems
     from trtllm_dflash.profile.external_systems import load_external_systems

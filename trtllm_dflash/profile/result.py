@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from trtllm_dflash.profile.curve import Curve
 
-SCHEMA = 2
+SCHEMA = 3
 METHODS = ("kernels", "differences")  # of step breakdowns
 # Implementations of systems; PLAIN is also the plain engine's name.
 PLAIN = "plain"
@@ -30,6 +30,15 @@ class TimeSummary:
     p99: Annotated[float, "99th percentile"]
     min: Annotated[float, "smallest"]
     max: Annotated[float, "largest"]
+
+
+@dataclass(frozen=True)
+class SourceStats:
+    """The drafts of one source."""
+
+    source: Annotated[str, "dflash, the drafter; lookup, the text itself"]
+    verified: Annotated[int, "drafts that were verified"]
+    accepted: Annotated[int, "those that were accepted and kept"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,9 @@ class AcceptanceStats:
         "entry i: share of the steps in which draft i + 1 of the block was accepted; the last step"
         " of each answer, which a stop token or the limit may have cut, does not count here nor in"
         " draft_acceptance_rate",
+    ]
+    by_source: Annotated[
+        list[SourceStats], "by what drafted; empty without drafts, and of other packages"
     ]
 
 
@@ -90,6 +102,10 @@ class SystemResult:
     implementation: Annotated[str, "dflash, plain, reference or huggingface"]
     batch: Annotated[int, "sequences that generate together"]
     draft_len: Annotated[int, "drafts verified in a step, at most"]
+    drafts: Annotated[
+        str | None,
+        "dflash, lookup or both: what may draft; null without drafts, or other packages",
+    ]
     ttft_seconds: Annotated[TimeSummary, "TTFT, time to first token, by answer"]
     tpot_seconds: Annotated[
         TimeSummary, "TPOT, time per output token after the first, by answer"

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trtllm_dflash.options.draft_sources import SOURCES, DraftCount
 from trtllm_dflash.profile.curve import CurvePoint
 from trtllm_dflash.profile.prompts import EncodedPrompt
 from trtllm_dflash.profile.result import (
     AcceptanceStats,
     CategoryResult,
     PromptResult,
+    SourceStats,
     SystemResult,
     TimeSummary,
 )
@@ -66,7 +68,20 @@ def acceptance_stats(answers: Sequence[Answer], system: System) -> AcceptanceSta
         positions = range(1, system.draft_len + 1)
         by_position = [_share_above(uncut, position) for position in positions]
         rate = mean(by_position)
-    return AcceptanceStats(mean(lengths), rate, len(lengths), histogram, by_position)
+    sources = _by_source(answers)
+    return AcceptanceStats(mean(lengths), rate, len(lengths), histogram, by_position, sources)
+
+
+def _by_source(answers: Sequence[Answer]) -> list[SourceStats]:
+    """Return the verified and accepted drafts of each source that had some."""
+    found = []
+    for source in SOURCES:
+        counts = [one.drafts_by_source.get(source, DraftCount(0, 0)) for one in answers]
+        verified = sum(count.verified for count in counts)
+        if verified:
+            accepted = sum(count.accepted for count in counts)
+            found.append(SourceStats(source, verified, accepted))
+    return found
 
 
 def _share_above(lengths: Sequence[int], limit: int) -> float:
@@ -108,6 +123,7 @@ def system_result(
         implementation=system.implementation,
         batch=run.batch,
         draft_len=system.draft_len,
+        drafts=system.drafts,
         ttft_seconds=summarize([answer.first_token_seconds for answer in answers]),
         tpot_seconds=summarize(_seconds_per_token(answers)),
         step_seconds=summarize([step.seconds for step in run.full_steps]),

@@ -18,6 +18,7 @@ class Sweep:
     engine: EngineConfig
     batches: tuple[int, ...]
     draft_lens: tuple[int, ...]
+    drafts: tuple[str, ...] = ("both",)
 
     @classmethod
     def resolve(cls, config: ProfileConfig, engine: EngineConfig) -> Sweep:
@@ -45,12 +46,35 @@ class Sweep:
                 f"--draft-lens {draft_lens[-1]}: a block of {engine.block_size} holds"
                 f" {engine.block_size - 1} drafts."
             )
-        return cls(config.engine, engine, batches, draft_lens)
+        if config.draft_sources != ("dflash",) and not engine.has_lookup:
+            raise UsageError(
+                f"--drafts {config.drafts}: this engine was built by a version that looks no drafts"
+                " up. Build it again, or give --drafts dflash."
+            )
+        return cls(config.engine, engine, batches, draft_lens, config.draft_sources)
 
     @property
     def system_names(self) -> dict[int, str]:
-        """Return the name of the DFlash system for each draft_len."""
-        return {draft_len: f"DFlash {draft_len}" for draft_len in self.draft_lens}
+        """Return the name of the DFlash system for each draft_len, of the advised sources."""
+        return {
+            draft_len: self.name_of(draft_len, self.drafts[-1]) for draft_len in self.draft_lens
+        }
+
+    @property
+    def systems(self) -> list[tuple[int, str]]:
+        """Return draft_len and sources of each DFlash system; without drafts there is one."""
+        *others, last = self.drafts
+        found: list[tuple[int, str]] = []
+        for draft_len in self.draft_lens:
+            found += [(draft_len, sources) for sources in others if draft_len]
+            found.append((draft_len, last))
+        return found
+
+    def name_of(self, draft_len: int, sources: str) -> str:
+        """Return the name of a DFlash system."""
+        if sources == "both" or not draft_len:
+            return f"DFlash {draft_len}"
+        return f"DFlash {draft_len}, {'drafter' if sources == 'dflash' else sources} alone"
 
 
 def _powers_of_two(limit: int) -> tuple[int, ...]:

@@ -9,11 +9,12 @@ for another prompt's prefill.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from trtllm_dflash.options.draft_sources import DraftCount, DraftSource
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.scheduler import Step
@@ -32,6 +33,7 @@ class Answer:
     acceptance_lengths: list[int]
     first_token_seconds: float
     decode_seconds: float
+    drafts_by_source: Mapping[DraftSource, DraftCount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class System:
     run: Run
     batches: tuple[int, ...] | None = None  # supported batch sizes; None: all
     fixed_draft_len: bool = True
+    drafts: str | None = None  # of this package's engines with drafts
 
     def supports(self, batch: int) -> bool:
         """Return whether the system can answer `batch` prompts together."""
@@ -91,13 +94,18 @@ def engine_system(
         seconds = perf_counter() - start
         answers = [
             Answer(
-                one.token_ids, one.acceptance_lengths, one.prefill_seconds, one.decode_seconds
+                one.token_ids,
+                one.acceptance_lengths,
+                one.prefill_seconds,
+                one.decode_seconds,
+                one.drafts_by_source,
             )
             for one in generations
         ]
         return BatchRun(answers, steps, seconds)
 
-    return System(name, implementation, draft_len, run)
+    drafts = sampling.get("drafts") if draft_len else None
+    return System(name, implementation, draft_len, run, drafts=drafts)
 
 
 def _seed_of(seed: int, prompt: InputIds) -> int:

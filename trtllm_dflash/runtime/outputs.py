@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from trtllm_dflash.errors import DFlashError
+from trtllm_dflash.options.draft_sources import DraftCount, DraftSource
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -64,6 +65,7 @@ class Generation:
     sample_index         which of the prompt's `n` answers this is.
     prompt_token_ids     the prompt's tokens.
     cached_tokens        how many of them the prefix cache knew.
+    drafts_by_source     verified and accepted drafts by what drafted them, "dflash" or "lookup".
     """
 
     token_ids: list[int]
@@ -78,6 +80,7 @@ class Generation:
     sample_index: int = 0
     prompt_token_ids: list[int] = field(default_factory=list, repr=False)
     cached_tokens: int = 0
+    drafts_by_source: dict[DraftSource, DraftCount] = field(default_factory=dict)
 
     @property
     def acceptance_length(self) -> float:
@@ -100,6 +103,11 @@ class FinishInfo:
     seconds: float  # from submit
     seed: int | None = None  # None for greedy decoding
     cached_tokens: int = 0  # of the prompt, which the prefix cache knew
+    drafts_by_source: dict[DraftSource, DraftCount] = field(default_factory=dict)
+
+    def num_drafts_of(self, source: DraftSource) -> DraftCount:
+        """Return the verified and accepted drafts of one source."""
+        return self.drafts_by_source.get(source, DraftCount(0, 0))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import as_list, check_integer, shown
+from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.prompt_inputs import InputIds, PromptError, read_tokens
@@ -44,6 +45,7 @@ def make_requests(
     """
     _check_sampling_inputs(sampling, config)
     _check_logits(sampling, config)
+    _check_lookup(sampling, config)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
     _check_stop_tokens(sampling, config)
@@ -60,6 +62,7 @@ def make_requests(
                 **sampling.row_values(),
                 uniforms=_uniforms(seed, num_uniforms),
                 wants_logits=sampling.logprobs is not None,
+                draft_sources=SOURCE_BITS[sampling.drafts],
             )
             request = Request(
                 index,
@@ -84,6 +87,16 @@ def _check_logits(sampling: SamplingParams, config: EngineConfig) -> None:
             "logprobs needs the engine's logits, and this engine was built without them. Build it"
             " with --gather-generation-logits."
         )
+
+
+def _check_lookup(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Raise UsageError for drafts from lookup alone where steps look nothing up."""
+    if sampling.drafts != "lookup" or config.has_lookup:
+        return
+    why = "it was built by a version without it: build it again"
+    if not config.speculates:
+        why = "it has no drafter, and verifies no drafts"
+    raise UsageError(f'drafts is "lookup", and this engine looks none up: {why}.')
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:

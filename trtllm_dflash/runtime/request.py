@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
+from trtllm_dflash.options.draft_sources import SOURCES, DraftCount, DraftSource
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
 
@@ -62,7 +64,9 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     output_logprobs: list[TokenLogprobs] = field(default_factory=list)  # if wanted, of each
     acceptance_lengths: list[int] = field(default_factory=list)
-    num_draft_tokens: int = 0
+    block_sources: list[DraftSource] = field(default_factory=list)  # of each decode step
+    next_source: DraftSource = "dflash"  # of the block that its next step verifies
+    num_verified: Counter[DraftSource] = field(default_factory=Counter)  # drafts
     finish_reason: FinishReason | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -90,6 +94,25 @@ class Request:
     def positions_held(self) -> Int64:
         """Return the tokens of the positions that its slot holds: all of its own but the last."""
         return np.array([*self.input_ids.tolist(), *self.output_ids[:-1]], np.int64)
+
+    @property
+    def drafts_by_source(self) -> dict[DraftSource, DraftCount]:
+        """Return its verified and accepted drafts by source, of sources that had any."""
+        accepted = Counter[DraftSource]()
+        for length, source in zip(self.acceptance_lengths, self.block_sources, strict=True):
+            accepted[source] += length - 1
+        verified = self.num_verified
+        return {
+            source: DraftCount(verified[source], accepted[source])
+            for source in SOURCES
+            if verified[source]
+        }
+
+    def count_step(self, num_kept: int, num_drafts: int) -> None:
+        """Count a decode step that verified so many drafts and gave so many tokens."""
+        self.acceptance_lengths.append(num_kept)
+        self.block_sources.append(self.next_source)
+        self.num_verified[self.next_source] += num_drafts
 
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append a step's tokens up to a stop token or the limit, and return those kept.

@@ -81,11 +81,12 @@ class RequestHandle:
             input_tokens=len(request.input_ids),
             output_tokens=self.num_output_tokens,
             steps=num_steps,
-            num_draft_tokens=request.num_draft_tokens,
+            num_draft_tokens=request.num_verified.total(),
             num_accepted_draft_tokens=sum(request.acceptance_lengths) - num_steps,
             queue_seconds=(request.admitted or now) - self.submitted,
             first_token_seconds=first_token_seconds,
             seconds=now - self.submitted,
             seed=request.seed,
             cached_tokens=request.num_cached,
+            drafts_by_source=request.drafts_by_source,
         )

@@ -353,6 +353,7 @@ class Scheduler:
             return [self._fail(request, error)]
         kept = request.commit([int(result.new_ids[0, 0])])
         add_logprobs(request, result, 0, kept)
+        request.next_source = result.next_source(0)
         update = Update(request, kept)
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
@@ -382,8 +383,8 @@ class Scheduler:
             num_new = result.num_new[row]
             kept = request.commit(result.new_ids[row, :num_new].tolist())
             add_logprobs(request, result, row, kept)
-            request.acceptance_lengths.append(len(kept))
-            request.num_draft_tokens += step.width - 1
+            request.count_step(len(kept), step.width - 1)
+            request.next_source = result.next_source(row)
             request.decode_seconds += seconds
             updates.append(Update(request, kept))
         self.timings.decode_seconds += seconds

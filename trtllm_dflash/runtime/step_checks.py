@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trtllm_dflash.errors import EngineError
+from trtllm_dflash.options.draft_sources import NUM_CLASSES, TALLY_SIZE
 from trtllm_dflash.runtime.sessions.base import Int32, StepResult
 
 NOT_FINITE = -1  # the id that a step gives where its logits decide nothing
@@ -46,6 +47,7 @@ def check_step(
         lengths = getattr(result, name)
         if lengths is not None:
             _check_shape(name, lengths, (len(rows),), step)
+    _check_tally(result.next_tally, len(rows), step)
     errors: list[EngineError | None] = []
     for index, row in enumerate(rows):
         where = f"slot {row.slot}, {step}"
@@ -86,6 +88,19 @@ def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...], step: 
         found = list(array.shape)
         raise EngineError(
             f"{step}: {name} has the shape {found}, expected {list(expected)}. {_ADVICE}"
+        )
+
+
+def _check_tally(tally: Int32 | None, count: int, step: str) -> None:
+    """Check the classes of the next blocks; a slot's means are its own affair."""
+    if tally is None:
+        return
+    _check_shape("next_tally", tally, (count, TALLY_SIZE), step)
+    wrong = tally[(tally[:, 0] < 0) | (tally[:, 0] >= NUM_CLASSES), 0]
+    if len(wrong):
+        raise EngineError(
+            f"{step}: next_tally has a block of class {wrong[0]}, expected 0 to"
+            f" {NUM_CLASSES - 1}. {_ADVICE}"
         )
 
 

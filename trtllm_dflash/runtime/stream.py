@@ -167,4 +167,5 @@ def generation(request: Request, text: AnswerText) -> Generation:
         sample_index=request.sample_index,
         prompt_token_ids=request.input_ids.tolist(),
         cached_tokens=request.num_cached,
+        drafts_by_source=request.drafts_by_source,
     )

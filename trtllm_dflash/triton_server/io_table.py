@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import (
     MAX_LOGPROBS,
@@ -125,6 +126,7 @@ INPUTS = (
         "drafts verified in a step; a GPU may take a larger number that is ready (default: the"
         " engine's own)",
     ),
+    Field("drafts", "STRING", f"{DRAFTS_HELP}: {', '.join(ALLOWED)} (default: both)"),
     Field(
         "exclude_input_in_output",
         "BOOL",

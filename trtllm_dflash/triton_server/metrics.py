@@ -144,6 +144,16 @@ METRICS = (
         counts=lambda end: end.num_accepted_draft_tokens,
     ),
     Metric(
+        "dflash_lookup_proposed_total",
+        "those of the verified drafts that were looked up in the text, not the drafter's",
+        counts=lambda end: end.num_drafts_of("lookup").verified,
+    ),
+    Metric(
+        "dflash_lookup_accepted_total",
+        "those of the accepted drafts that were looked up in the text",
+        counts=lambda end: end.num_drafts_of("lookup").accepted,
+    ),
+    Metric(
         ACCEPTANCE_LENGTH, "τ: tokens per step and sequence, bonus included, since the start"
     ),
     Metric(READY, "1 while requests are taken and answered, else 0"),

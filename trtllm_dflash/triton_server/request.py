@@ -33,6 +33,7 @@ _OPTION_NAMES = (
     "stop_words",
     "draft",
     "draft_len",
+    "drafts",
 )
 
 

@@ -222,6 +222,33 @@ def _argmax(call: Call) -> list[Launch]:
     ]
 
 
+_LOOKUP_KERNELS = ["dflash_lookup_choose"]
+
+
+def _lookup_workspace(dims: Dims, _: Fields) -> int:
+    width, rows = dims["input_ids"][1], dims["history"][2]
+    if width >= rows:
+        raise EngineError(
+            f"lookup writes a step's {width} tokens and one more into a history of {rows} rows:"
+            " take narrower steps, or build for longer sequences"
+        )
+    return 0
+
+
+def _lookup(call: Call) -> list[Launch]:
+    _lookup_workspace(call.dims, call.attributes)
+    batch, width = call.dims["input_ids"]
+    kernel_params = params.LookupParams(
+        **{name: at for name, at in call.addresses.items() if name != "history_out"},
+        batch=batch,
+        width=width,
+        num_drafts=call.dims["drafts"][1],
+        rows=call.dims["history"][2],
+    )
+    (kernel,) = _LOOKUP_KERNELS
+    return [Launch(kernel, (batch, 1, 1), params.LOOKUP_THREADS, 0, kernel_params)]
+
+
 _DELTA_KERNELS = ["dflash_gated_delta_rows", "dflash_gated_delta_rule"]
 
 
@@ -296,5 +323,6 @@ OPERATIONS = {
     "block_linear": Operation(linear_kernels, linear_workspace, linear_launches),
     "select": Operation(lambda _: SELECT_KERNELS, select_workspace, select_launches),
     "argmax": Operation(lambda _: _ARGMAX_KERNELS, _argmax_workspace, _argmax),
+    "lookup": Operation(lambda _: _LOOKUP_KERNELS, _lookup_workspace, _lookup),
 }
 """By kernel source."""

@@ -18,6 +18,7 @@ GatedDeltaParams = structure("gated_delta_params.h", "GatedDeltaParams")
 BlockLinearParams = structure("block_linear_params.h", "BlockLinearParams")
 SelectParams = structure("select_params.h", "SelectParams")
 ArgmaxParams = structure("argmax_params.h", "ArgmaxParams")
+LookupParams = structure("lookup_params.h", "LookupParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
@@ -25,6 +26,7 @@ _DELTA = constants("gated_delta_params.h")
 _BLOCK_LINEAR = constants("block_linear_params.h")
 _SELECT = constants("select_params.h")
 _ARGMAX = constants("argmax_params.h")
+_LOOKUP = constants("lookup_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
@@ -53,6 +55,7 @@ WALK_THREADS = _SELECT["kWalkThreads"]
 MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
 ARGMAX_THREADS = _ARGMAX["kArgmaxThreads"]
 ARGMAX_MERGE_THREADS = _ARGMAX["kArgmaxMergeThreads"]
+LOOKUP_THREADS = _LOOKUP["kLookupThreads"]
 _PLAIN_UNIT = 8
 _WARP = 32
 

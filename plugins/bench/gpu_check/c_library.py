@@ -14,6 +14,7 @@ from plugins.bench.gpu_check.correct import DriverMemory
 from plugins.bench.gpu_check.parts import KERNEL_SOURCES
 from plugins.bench.gpu_check.rows import Check, SkippedError
 from tests.plugins import gated_delta_reference as delta
+from tests.plugins import lookup_reference as lookup
 from tests.plugins import moe_reference as moe
 from tests.plugins import select_reference as select
 from tests.plugins.library import PLUGINS, Library, poisoned
@@ -80,6 +81,8 @@ def call(library: Library, case: Checked, given: Arrays) -> Arrays:
         arrays = {**given, "places": poisoned([rows], np.int64)}
         space = argmax_plan(rows=rows, vocab=vocab).workspace_bytes
         return library.call("dflash_argmax", arrays, tuple(arrays), ("places",), space)
+    if case.operator == "DFlashLookup":
+        return lookup.run(library, given)
     if case.operator == "DFlashBlockLinear":
         return {"out": library.block_linear(given)}
     if case.operator == "DFlashSelect":

@@ -13,6 +13,7 @@ from tests.plugins import attention_cases
 from tests.plugins import attention_reference as attention
 from tests.plugins import block_linear_reference as linear
 from tests.plugins import gated_delta_reference as delta
+from tests.plugins import lookup_reference as lookup
 from tests.plugins import moe_reference as moe
 from tests.plugins import select_reference as select
 from tests.plugins.library import BFLOAT16
@@ -42,6 +43,7 @@ def cases_of(source: str, *, small: bool) -> list[Checked]:
         "attention": _attention,
         "block_linear": _block_linear,
         "gated_delta": _gated_delta,
+        "lookup": _lookup,
         "moe": _moe,
         "select": _select,
     }
@@ -142,6 +144,23 @@ def _argmax(small: bool) -> Iterator[Checked]:
             "DFlashArgmax",
             {},
             lambda logits=logits: {"logits": logits},
+            verify,
+        )
+
+
+def _lookup(small: bool) -> Iterator[Checked]:
+    """Histories in which tokens come again and again, and every choice of a source."""
+
+    def verify(given: Arrays, got: Arrays) -> None:
+        for name, expected in lookup.lookup(given).items():
+            np.testing.assert_array_equal(got[name], expected, err_msg=name)
+
+    for case in lookup.CASES[1:3] if small else (*lookup.CASES, lookup.LONG):
+        yield Checked(
+            f"{case.batch} histories of {case.rows} rows, width {case.width}",
+            "DFlashLookup",
+            {},
+            lambda case=case: lookup.inputs(case),
             verify,
         )
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 _ROOM = "plugins.bench.gpu_check"
 KERNEL_SOURCES = (
-    *("accept", "argmax", "attention", "block_linear", "gated_delta", "moe", "select"),
+    *(
+        "accept",
+        "argmax",
+        "attention",
+        "block_linear",
+        "gated_delta",
+        "lookup",
+        "moe",
+        "select",
+    ),
 )
 
 

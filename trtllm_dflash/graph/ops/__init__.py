@@ -9,6 +9,7 @@ from trtllm_dflash.graph.ops.argmax import ARGMAX
 from trtllm_dflash.graph.ops.block_linear import BLOCK_LINEAR
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
 from trtllm_dflash.graph.ops.gated_delta import GATED_DELTA
+from trtllm_dflash.graph.ops.lookup import LOOKUP
 from trtllm_dflash.graph.ops.moe import MOE
 from trtllm_dflash.graph.ops.selection import SELECT
 from trtllm_dflash.graph.ops.spec import OpSpec
@@ -20,6 +21,7 @@ __all__ = [
     "BLOCK_LINEAR",
     "DRAFT_ATTENTION",
     "GATED_DELTA",
+    "LOOKUP",
     "MOE",
     "OPS",
     "SELECT",
@@ -38,5 +40,6 @@ OPS: dict[str, OpSpec] = {
         BLOCK_LINEAR,
         SELECT,
         ARGMAX,
+        LOOKUP,
     )
 }

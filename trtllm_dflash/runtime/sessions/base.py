@@ -24,6 +24,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
+from trtllm_dflash.options.draft_sources import SOURCE_BITS, DraftSource, source_of_class
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, RowSampling
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
@@ -40,9 +41,10 @@ Float32 = NDArray[np.float32]
 # shapes small.
 CONTEXT_BUCKET = 64
 CALLER_BUG = "This is a bug in dflash-trt."
-# A slot's lengths, and the outputs that they are after a step; an engine without states has no
-# state_len.
-LENGTHS = {"past_len": "next_len", "state_len": "next_state_len"}
+TALLY = "tally"
+# What a slot carries from step to step, and the outputs that it is after one. An engine without
+# states has no state_len, one without lookup no tally.
+CARRIED = {"past_len": "next_len", "state_len": "next_state_len", TALLY: "next_tally"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class SlotSampling(RowSampling):
 
     uniforms: Float32  # [at most cache_len]; number p decides the token at position p
     wants_logits: bool = False
+    draft_sources: int = SOURCE_BITS["both"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class StepResult:
     next_len: Int32 | None = None  # [B]: positions in the caches; None: the session cannot say
     logits: Float32 | None = None  # [B, R, V] if one of the slots wants them
     next_state_len: Int32 | None = None  # [B]: positions in the states; None: there are none
+    # [B, TALLY_SIZE]: the class of each slot's next block, and what the classes got accepted; None:
+    # there is no lookup.
+    next_tally: Int32 | None = None
+
+    def next_source(self, row: int) -> DraftSource:
+        """Return what has drafted the block that a row's next step verifies."""
+        if self.next_tally is None:
+            return "dflash"
+        return source_of_class(int(self.next_tally[row, 0]))
 
 
 class Session(Protocol):

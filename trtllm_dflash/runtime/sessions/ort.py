@@ -20,12 +20,21 @@ from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, LOGITS, ROWS, WIDTH, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import (
+    BATCH,
+    CONTEXT,
+    DRAFT_SOURCES,
+    LOGITS,
+    ROWS,
+    WIDTH,
+    IoTensor,
+)
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import (
-    LENGTHS,
+    CARRIED,
+    TALLY,
     Int64,
     SlotSampling,
     StepResult,
@@ -46,8 +55,9 @@ LOG_SEVERITY = 4
 
 # A slot's own tensors besides its caches; a step finds and leaves them in the slot's memory.
 _SLOT_TENSORS = (
-    *LENGTHS,
+    *CARRIED,
     *(row.name for row in SAMPLING_INPUTS),
+    DRAFT_SOURCES,
     "uniforms",
     "next_ids",
 )
@@ -94,7 +104,7 @@ class OrtSession:
                 shape = (config.max_batch_size, *_resolve(tensor.shape[1:], {}))
                 self._slots[tensor.name] = _zeros(shape, tensor, directory)
         # By the input, the output that it is after a step.
-        self._lengths = {name: out for name, out in LENGTHS.items() if name in self._slots}
+        self._carried = {name: out for name, out in CARRIED.items() if name in self._slots}
         self._bindings: dict[tuple[int, int, bool], _SlotBinding] = {}
         self._wants_logits = [False] * config.max_batch_size
         self._results: deque[StepResult] = deque()
@@ -115,15 +125,15 @@ class OrtSession:
     ) -> None:
         """Empty a slot for a new sequence, or let it begin with what is known of a prefix."""
         length = 0 if prefix is None else prefix.length
-        for name in self._lengths:
-            self._slots[name][slot] = length
+        for name in self._carried:
+            self._slots[name][slot] = 0 if name == TALLY else length
         if prefix is not None:
             for name, array in prefix.copy.place.items():
                 self._rows(name, slot, length)[...] = array[
                     ..., : self._num_rows(name, length), :
                 ]
-        for row in self._config.sampling_inputs:
-            self._slots[row.name][slot] = getattr(sampling, row.name)
+        for name in self._config.slot_settings:
+            self._slots[name][slot] = getattr(sampling, name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
         self._wants_logits[slot] = sampling.wants_logits
 
@@ -195,7 +205,7 @@ class OrtSession:
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
         outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
         after = {}
-        for name, output in self._lengths.items():
+        for name, output in self._carried.items():
             self._slots[name][first_slot : first_slot + count] = outputs[output]
             after[output] = outputs[output].copy()
         new_ids = outputs["new_ids"].copy()

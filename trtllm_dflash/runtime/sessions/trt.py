@@ -55,7 +55,6 @@ from trtllm_dflash.runtime.sessions.width_ladder import WidthLadder
 
 _LOG = logging.getLogger(__name__)
 _GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
-_LENGTH_BYTES = 4  # of past_len, state_len and what they are after a step
 
 
 class TrtSession:
@@ -160,9 +159,9 @@ class TrtSession:
         self._send_chunk(step, slot, input_ids, past_len)
         addresses = self._addresses(slot, self._slots.align(slot))
         addresses |= self._buffers.chunk_addresses
-        if self._config.has_states:  # what the slot's last step has left, on the device
-            state_len_address = self._slots.address("state_len", slot)
-            self._cuda.copy(addresses["state_len"], state_len_address, _LENGTH_BYTES)
+        for name in self._buffers.taken:  # what the slot's last step has left, on the device
+            at = self._slots.address(name, slot)
+            self._cuda.copy(addresses[name], at, self._slots.carried_bytes(name))
         context = context_length(past_len, width, self._config)
         sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
         self._prefill_context.bind(_input_shapes(self._config.io, sizes), addresses)
@@ -170,9 +169,9 @@ class TrtSession:
         self._prefill_context.run()
         block_bytes = self._config.block_size * ID_BYTES
         self._slots.put_back(slot)
-        for name, output in self._slots.lengths.items():
-            length_address = self._slots.address(name, slot)
-            self._cuda.copy(length_address, addresses[output], _LENGTH_BYTES)
+        for name, output in self._slots.carried.items():
+            at = self._slots.address(name, slot)
+            self._cuda.copy(at, addresses[output], self._slots.carried_bytes(name))
         next_ids_address = self._slots.address("next_ids", slot)
         self._cuda.copy(next_ids_address, addresses["next_ids"], block_bytes)
         self._enqueue_step(step)
@@ -204,12 +203,17 @@ class TrtSession:
         count = step.count
         rows = step.rows
         results = step.results
-        lengths = {name: results[name][:count].copy() for name in self._slots.lengths.values()}
+        carried = {
+            name: results[name].reshape(self.max_batch_size, -1)[:count].copy()
+            for name in self._slots.carried.values()
+        }
+        lengths = {name: carried[name][:, 0] for name in carried if name != "next_tally"}
         self._lengths[step.slots] = lengths["next_len"]
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
         logits = self._logits_of(step) if step.has_logits else None
         num_new = results["num_new"][:count].copy()
-        return StepResult(new_ids.copy(), num_new, logits=logits, **lengths)
+        tally = carried.get("next_tally")
+        return StepResult(new_ids.copy(), num_new, logits=logits, next_tally=tally, **lengths)
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
@@ -259,8 +263,8 @@ class TrtSession:
         chunk = step.chunk
         chunk["num_known"][0] = len(input_ids)
         chunk["past_len"][0] = past_len[0]
-        for row in self._config.sampling_inputs:
-            chunk[row.name][0] = getattr(sampling, row.name)
+        for name in self._config.slot_settings:
+            chunk[name][0] = getattr(sampling, name)
         chunk["input_ids"][: len(input_ids)] = input_ids
         self._buffers.send_chunk(step.chunk_memory, len(input_ids))
 
@@ -365,15 +369,18 @@ class TrtSession:
         block = self._config.block_size * ID_BYTES
         input_ids = addresses["input_ids"]
         next_ids = addresses["next_ids"]
-        lengths = self._slots.lengths
+        carried = [
+            (addresses[name], addresses[output], count * self._slots.carried_bytes(name))
+            for name, output in self._slots.carried.items()
+        ]
 
         def run() -> None:
             # next_ids is both input and output. The input is a copy, since it is still read when
-            # the output is already written. Lengths, too, are read to the end of the step.
+            # the output is already written. So is what a slot carries to its next step.
             cuda.copy_rows(input_ids, row, next_ids, block, row_bytes=row, rows=count)
             context.run()
-            for name, output in lengths.items():
-                cuda.copy(addresses[name], addresses[output], count * _LENGTH_BYTES)
+            for at, output, nbytes in carried:
+                cuda.copy(at, output, nbytes)
 
         return DecodeStep(context, run, cuda, capture=self._capture, warn=self._warn)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import LOGITS
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.options.draft_sources import TALLY_SIZE
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 ID_BYTES = 8  # of a token id
@@ -27,13 +28,14 @@ class StepBuffers:
                 "num_new": ("int32", slots),
                 "next_len": ("int32", slots),
                 **({"next_state_len": ("int32", slots)} if config.has_states else {}),
+                **({"next_tally": ("int32", slots * TALLY_SIZE)} if config.has_lookup else {}),
             }
         )
         self.chunk_layout = PackedBuffer(
             {
                 "num_known": ("int32", 1),
                 "past_len": ("int32", 1),
-                **{row.name: (row.dtype, 1) for row in config.sampling_inputs},
+                **{name: (dtype, 1) for name, dtype in config.slot_settings.items()},
                 # Last, so that only the tokens of a chunk are sent.
                 "input_ids": ("int64", config.max_num_tokens),
             }
@@ -43,6 +45,7 @@ class StepBuffers:
                 "input_ids": ("int64", slots * block),
                 "next_ids": ("int64", block),
                 "state_len": ("int32", 1),
+                "tally": ("int32", TALLY_SIZE),
             }
         )
         self.results = cuda.allocate(self.results_layout.nbytes, "results")
@@ -66,8 +69,10 @@ class StepBuffers:
         # TensorRT wants it.
         self.chunk_addresses = self.chunk_layout.addresses(self._chunk)
         self.chunk_addresses["next_ids"] = blocks["next_ids"]
-        if config.has_states:
-            self.chunk_addresses["state_len"] = blocks["state_len"]
+        # A chunk takes these from its slot, on the device.
+        has = {"state_len": config.has_states, "tally": config.has_lookup}
+        self.taken = tuple(name for name, is_input in has.items() if is_input)
+        self.chunk_addresses |= {name: blocks[name] for name in self.taken}
 
     @property
     def logits_bytes(self) -> int:

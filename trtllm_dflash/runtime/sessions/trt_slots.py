@@ -4,10 +4,11 @@ A padded decode step has more rows than slots that decode (`batch_ladder`). Its 
 slots that are empty, or that have a prompt which does not decode yet. They leave nothing behind. A
 step writes to a slot whose past_len is p:
 
-    keys, values          at positions from p on. The slot's next step begins at p too, and writes
+    keys, values, tokens  at positions from p on. The slot's next step begins at p too, and writes
                           what it reads there. In a ring they destroy what rejected drafts would
                           (`engine_dir.ring_cache`).
-    lengths, next_ids     set aside before the step, and put back behind it.
+    lengths, next_ids,    set aside before the step, and put back behind it.
+    tally
     windows, states       likewise, of slots with a prompt. In an empty slot they have no value: at
                           state_len 0 they count as 0.
 
@@ -30,7 +31,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.engine_dir.spare_states import is_unaligned
 from trtllm_dflash.hardware.cuda import Cuda
-from trtllm_dflash.runtime.sessions.base import LENGTHS, SlotSampling
+from trtllm_dflash.runtime.sessions.base import CARRIED, TALLY, SlotSampling
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 # New slots whose values may be on their way to the device. The values of one arrive before the step
@@ -65,9 +66,9 @@ class TrtSlots:
     def __init__(self, config: EngineConfig, cuda: Cuda) -> None:
         """Allocate it, zeroed: attention without plugins multiplies unwritten rows by 0."""
         self._cuda = cuda
-        self._sampling_names = [row.name for row in config.sampling_inputs]
+        self._settings = tuple(config.slot_settings)
         # Sent when a slot is opened.
-        opening = (*LENGTHS, *self._sampling_names, "uniforms")
+        opening = (*CARRIED, *self._settings, "uniforms")
         self._caches: dict[str, IoTensor] = {}
         self._base: dict[str, int] = {}
         self._slot_bytes: dict[str, int] = {}
@@ -89,7 +90,7 @@ class TrtSlots:
                     self._aligned[tensor.name] = cuda.allocate(tensor.slot_bytes, purpose)
             elif tensor.name in opening:
                 fields[tensor.name] = (tensor.dtype, prod(map(int, tensor.shape[1:])))
-        self.lengths = {name: out for name, out in LENGTHS.items() if name in fields}
+        self.carried = {name: out for name, out in CARRIED.items() if name in fields}
         layout = PackedBuffer(fields)
         self._new = cycle(
             [
@@ -106,7 +107,7 @@ class TrtSlots:
         # Where a padded step's rows are set aside: small arrays of all of them, states of prompts.
         self._aside = {
             name: cuda.allocate(self._slot_bytes[name] * config.max_batch_size, "padded steps")
-            for name in (*self.lengths, "next_ids")
+            for name in (*self.carried, "next_ids")
         }
         self._aside_of_prompts = {
             name: cuda.allocate(self._slot_bytes[name] * most, "prompts beside padded steps")
@@ -126,9 +127,9 @@ class TrtSlots:
         """Begin a new sequence of `length` known positions, behind the steps in flight."""
         new = next(self._new)
         self._cuda.wait_event(new.arrived)  # of an earlier slot, which has long arrived
-        for name in self.lengths:
-            new.values[name][0] = length
-        for name in self._sampling_names:
+        for name in self.carried:
+            new.values[name][:] = 0 if name == TALLY else length
+        for name in self._settings:
             new.values[name][0] = getattr(sampling, name)
         new.values["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
         for name, values in new.values.items():
@@ -153,6 +154,10 @@ class TrtSlots:
             return
         for name, address in self._aligned.items():
             self._cuda.copy(self.address(name, slot), address, self._slot_bytes[name])
+
+    def carried_bytes(self, name: str) -> int:
+        """Return the bytes of one slot's array `name`."""
+        return self._slot_bytes[name]
 
     def move(self, src: int, dst: int, used: int) -> None:
         """Copy a slot's state, and of its caches the rows of its `used` positions.
@@ -233,7 +238,7 @@ class TrtSlots:
         self._use[:count] = [_Use.DECODED] * count
         for slot in range(count, batch):
             if self._use[slot] is _Use.DECODED:
-                for name in self.lengths:
+                for name in self.carried:
                     self._cuda.clear(self.address(name, slot), self._slot_bytes[name])
                 self._use[slot] = _Use.EMPTY
         kept = list(self._kept(count, batch)) if batch > count else []
