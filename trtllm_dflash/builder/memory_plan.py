@@ -193,7 +193,8 @@ class MemoryPlan:
             scratch += self._inner_bytes(shape)
         if not self._has_kernels:
             scratch += self._delta_bytes(shape)
-            scratch += self._lookup_bytes(shape)
+            if self.models.drafter is not None:  # looking drafts up, by the operator's body
+                scratch += shape.slots * self.models.resolved.cache_len * _LOOKUP_BYTES
             selector = self.models.selector_memory
             if selector is not None:
                 drafted = self.models.resolved.block_size - 1
@@ -326,12 +327,6 @@ class MemoryPlan:
         is_grouped = config.num_kv_heads < config.num_q_heads
         copies = 4 if is_grouped and shape.slots > 1 else 2
         return scores * score_bytes + pairs + copies * keys * self._dtype_bytes
-
-    def _lookup_bytes(self, shape: _StepShape) -> int:
-        """Return the scratch of looking drafts up by the operator's body."""
-        if self.models.drafter is None:
-            return 0
-        return shape.slots * self.models.resolved.cache_len * _LOOKUP_BYTES
 
     def _delta_bytes(self, shape: _StepShape) -> int:
         """Return the scratch of gated delta nets by the operator's body."""
