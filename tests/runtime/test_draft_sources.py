@@ -130,7 +130,9 @@ def test_many_random_combinations(built_engine: Path, ring_engine: Path) -> None
 FAMILIES: dict[str, Callable[[Path], tuple[Path, Path]]] = {
     "qwen3_5": lambda folder: _pair(folder, tiny_hybrid(folder / "target", "qwen3_5")),
     "qwen3_next": lambda folder: _pair(folder, tiny_hybrid(folder / "target", "qwen3_next")),
-    "gpt_oss": lambda folder: _pair(folder, tiny_gpt_oss(folder / "target")),
+    "gpt_oss": lambda folder: _pair(
+        folder, tiny_gpt_oss(folder / "target", sizes={"layers": 5})
+    ),
     "llama": lambda folder: _pair(folder, tiny_target(folder / "target", "llama")),
     "dflash2": lambda folder: _pair(
         folder, tiny_target(folder / "target", "qwen3"), drafter=tiny_dflash2
