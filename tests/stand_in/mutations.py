@@ -175,7 +175,6 @@ MUTATIONS: Mapping[str, Mutation] = {
     "uniforms of another position": _params("accept", _add("positions", -1)),
     "lookup leaves a draft out": _params("lookup", _add("num_drafts", -1)),
     "lookup forgets the step's tokens": _params("lookup", _set("width", 0)),
-    "texts are of another length": _params("lookup", _add("rows", -8)),
     "kernels go to another stream": _wrapped(
         CudaModule, "launch", lambda launch, module, launches, _: launch(module, launches, 0)
     ),
