@@ -268,7 +268,9 @@ def test_acceptance_length_is_the_mean_of_all_steps(
         engine, against=other_engine, text=text_file, max_tokens=25, num_threads=1
     )
     found = evaluate(config, EvalPrompts("some", prompts, AS_THEY_ARE))
-    answers = Engine.load(engine, num_threads=1).generate(prompts, max_tokens=25)
+    answers = Engine.load(engine, num_threads=1).generate(
+        prompts, max_tokens=25, drafts="dflash"
+    )
     lengths = [length for answer in answers for length in answer.acceptance_lengths]
     assert found.engine.acceptance is not None
     assert dataclasses.astuple(found.engine.acceptance) == (

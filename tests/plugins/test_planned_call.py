@@ -18,6 +18,8 @@ from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.gated_delta_reference import Case as DeltaCase
 from tests.plugins.gated_delta_reference import Slot
 from tests.plugins.gated_delta_reference import inputs as delta_inputs
+from tests.plugins.lookup_reference import Case as LookupCase
+from tests.plugins.lookup_reference import inputs as lookup_inputs
 from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import gpt_oss
 from tests.plugins.moe_reference import inputs as moe_inputs
@@ -82,6 +84,7 @@ CASES = {
     "delta": ("DFlashGatedDelta", _shapes(delta_inputs(DELTA)), DELTA.fields),
     "select": ("DFlashSelect", _shapes(select_inputs(CANDIDATES)), {"top_k": CANDIDATES.top_k}),
     "argmax": ("DFlashArgmax", {"logits": (3, 40_003)}, {}),
+    "lookup": ("DFlashLookup", _shapes(lookup_inputs(LookupCase(3, 64, 8, 7, 3))), {}),
 }
 
 
