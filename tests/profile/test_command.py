@@ -42,10 +42,11 @@ def test_profile_prints_tables_and_writes_files(
     assert titles == [" ".join(COLUMNS).split()]
     for start, count in (
         ("plain ", 4),
-        ("DFlash 5 ", 5),
+        ("DFlash 5 ", 6),
         ("sentence (4)", 1),
         ("noise (2)", 1),
-        ("accepted", 1),
+        ("accepted  ", 1),
+        ("accepted by source", 1),
     ):
         assert sum(line.startswith(start) for line in lines) == count, start
     data = json.loads(files["json"].read_text())
@@ -153,7 +154,7 @@ def test_profile_prints_names_that_look_like_markup(
         "[/code]",
         ":cat:",
     ]
-    assert not any(line.startswith("accepted") for line in lines)
+    assert not any(line.startswith("accepted  ") for line in lines)
     assert "Where the time goes" in (tmp_path / "out.html").read_text()
 
 

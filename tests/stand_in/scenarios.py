@@ -163,8 +163,13 @@ def _forced_drafts(directory: Path, prompts: Tokens, answers: Tokens, setup: Set
         session = engine._session
         address = session._slots.address("next_ids")
         shape = (session.max_batch_size, session._config.block_size)
-        next_ids = Placed(address, shape, np.dtype(np.int64))
-        return trace(session, next_ids.view, prompts, answers)
+        placed = Placed(address, shape, np.dtype(np.int64))
+
+        def next_ids() -> np.ndarray:
+            session._cuda.synchronize()  # a move may still be on its way
+            return placed.view()
+
+        return trace(session, next_ids, prompts, answers)
 
 
 def refusals(

@@ -99,7 +99,7 @@ def _by_source(results: list[SystemResult]) -> str:
         counts = [found.get(source) for source in SOURCES]
         texts = ["" if one is None else f"{one.accepted} of {one.verified}" for one in counts]
         rows.append([result.system, *texts])
-    return _grid(["accepted", *SOURCES], rows)
+    return _grid(["accepted by source", *SOURCES], rows)
 
 
 def _by_position(results: list[SystemResult]) -> str:
