@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
-from trtllm_dflash.runtime.draft_len_chooser import Acceptance, Candidate, DraftLenChooser
+from tests.runtime.fake_session import FakeSession, fake_config
+from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_sources import DraftSource
+from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.runtime.draft_acceptance import Acceptance
+from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
+from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.preprocess import make_requests
+from trtllm_dflash.runtime.request import Request
 
 BLOCK = 8
 WIDTHS = (4, 1, 2, 8)
 
 
+def sequence(source: DraftSource = "dflash") -> Request:
+    """Return a request that leaves its number of drafts open; all are of one source."""
+    config = fake_config(block_size=BLOCK)
+    (request,) = make_requests([[3]], SamplingParams(draft_len="auto"), config)
+    request.next_source = source
+    return request
+
+
 def simulated(
-    chances: dict[str, float], seconds: dict[int, float], *, steps: int = 400, batch: int = 1
+    chances: dict[DraftSource, float], seconds: dict[int, float], *, steps: int = 400
 ) -> dict[int, int]:
     """Return how often each width was chosen, where draft i is accepted by its source's chance."""
     draws = random.Random(3)
     chooser = DraftLenChooser(BLOCK, WIDTHS)
-    sequences = [(chooser.new_sequence(), source) for source in chances]
+    sequences = [sequence(source) for source in chances]
     chosen = dict.fromkeys(WIDTHS, 0)
     for _ in range(steps):
-        width = chooser.choose(batch, [Candidate(*sequence) for sequence in sequences])
+        width = chooser.width_for(sequences)
         chosen[width] += 1
-        for acceptance, source in sequences:
+        for request in sequences:
             accepted = 0
-            while accepted < width - 1 and draws.random() < chances[source]:
+            while accepted < width - 1 and draws.random() < chances[request.next_source]:
                 accepted += 1
-            acceptance.note(source, width - 1, accepted)
-        chooser.note_time(batch, width, seconds[width] * draws.uniform(0.9, 1.1))
+            request.count_step(accepted + 1, width - 1)
+        chooser.note_time(len(sequences), width, seconds[width] * draws.uniform(0.9, 1.1))
     return chosen
 
 
@@ -52,20 +69,17 @@ def test_the_width_that_pays_is_chosen(
 def test_sequences_of_two_sources_share_a_step() -> None:
     """One gains by wide steps more than the other loses by them."""
     seconds = {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.6}
-    assert simulated({"dflash": 0.1, "lookup": 0.95}, seconds, batch=2)[8] > 350
+    assert simulated({"dflash": 0.1, "lookup": 0.95}, seconds)[8] > 350
     assert simulated({"dflash": 0.1}, seconds)[8] < 50
 
 
 def test_a_new_sequence_begins_with_what_all_had() -> None:
-    chooser = DraftLenChooser(BLOCK, WIDTHS)
-    first = chooser.new_sequence()
+    overall = Acceptance(BLOCK)
+    first, second = Acceptance(BLOCK, overall), Acceptance(BLOCK, overall)
     for _ in range(40):
         first.note("dflash", 7, 7)
-    expected = chooser.new_sequence().expected_tokens("dflash")
-    assert expected[7] > 6
-    assert chooser.new_sequence().expected_tokens("lookup")[7] < 3, (
-        "of the other source nothing"
-    )
+    assert second.expected_tokens("dflash")[7] > 6
+    assert second.expected_tokens("lookup")[7] < 3, "of the other source nothing is known"
 
 
 def test_its_own_blocks_soon_count_more_than_those_of_all() -> None:
@@ -93,14 +107,13 @@ def test_what_was_not_verified_counts_as_nothing() -> None:
 
 def test_times_follow_the_machine() -> None:
     """A width that has become slow is left, and one that has become quick again is found."""
-    chooser = DraftLenChooser(BLOCK, WIDTHS)
-    sequence = chooser.new_sequence()
+    chooser, request = DraftLenChooser(BLOCK, WIDTHS), sequence()
 
     def run(steps: int, seconds: dict[int, float]) -> list[int]:
         chosen = []
         for _ in range(steps):
-            width = chooser.choose(1, [Candidate(sequence, "dflash")])
-            sequence.note("dflash", width - 1, min(width - 1, 3))
+            width = chooser.width_for([request])
+            request.count_step(1 + min(width - 1, 3), width - 1)
             chooser.note_time(1, width, seconds[width])
             chosen.append(width)
         return chosen
@@ -109,3 +122,40 @@ def test_times_follow_the_machine() -> None:
     assert run(100, cheap).count(1) < 5
     assert run(300, dear)[-40:].count(1) > 30
     assert run(900, cheap)[-40:].count(1) < 5
+
+
+def test_a_request_with_a_number_gets_it_beside_one_without() -> None:
+    config = fake_config(block_size=BLOCK)
+    (fixed,) = make_requests([[3]], SamplingParams(draft_len=5), config)
+    chooser = DraftLenChooser(BLOCK, [1])
+    assert chooser.width_for([fixed]) == 6
+    assert chooser.width_for([fixed, sequence()]) == 6
+    assert chooser.width_for([sequence()]) == 1
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_tokens_do_not_depend_on_what_is_chosen(lookahead: int, temperature: float) -> None:
+    config = fake_config(block_size=6, max_batch_size=3)
+    engine = Engine(config, FakeSession(config, lookahead=lookahead))
+    plain = Engine(config, FakeSession(config))
+    prompts = [[3, 4], [1] * 9, [7], [12, 3, 5], list(range(3, 19))]
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": temperature, "seed": 2}
+    answers = engine.generate(prompts, draft_len="auto", ignore_eos=True, **options)
+    expected = plain.generate(prompts, draft=False, ignore_eos=True, **options)
+    assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
+    widths = {width for first, _, width in engine._session.steps if not first}
+    assert set(candidate_widths(config, engine._session)) <= widths
+
+
+def test_an_engine_without_drafter_has_no_drafts_to_choose() -> None:
+    config = fake_config(block_size=1)
+    engine = Engine(config, FakeSession(config))
+    (answer,) = engine.generate([[3]], draft_len="auto", max_tokens=5, stop_token_ids=[])
+    assert answer.acceptance_lengths == [1] * 4
+
+
+@pytest.mark.parametrize("value", ["many", "", "AUTO", -1, 1.5, True])
+def test_other_values_are_refused(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"draft_len is .*, expected an integer"):
+        SamplingParams(draft_len=value)

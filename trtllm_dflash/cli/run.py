@@ -166,7 +166,7 @@ def _load(config: RunConfig, sampling: dict[str, Any]) -> Engine:
     return Engine.load(
         config.engine,
         num_threads=config.num_threads,
-        draft_lens=sorted(widths.draft_lens),
+        draft_lens=None if widths.is_auto else sorted(widths.draft_lens),
         prefix_cache_mib=config.prefix_cache_mib,
     )
 

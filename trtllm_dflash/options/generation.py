@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len import check_draft_len, parse_draft_len
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import PromptOptions
@@ -40,9 +41,13 @@ class RunConfig(PromptOptions):
         default=False,
         metadata=cli_option("verify no drafts: plain decoding, the same tokens"),
     )
-    draft_len: int | None = field(
+    draft_len: int | str | None = field(
         default=None,
-        metadata=cli_option("drafts verified in a step [default: the engine's own]", low=0),
+        metadata=cli_option(
+            "drafts verified in a step; auto: as many as pay [default: the engine's own]",
+            metavar="INTEGER|auto",
+            parse=parse_draft_len,
+        ),
     )
     draft_len_schedule: Path | None = field(
         default=None,
@@ -75,6 +80,7 @@ class RunConfig(PromptOptions):
         """Check everything that can be judged without the engine."""
         super().__post_init__()
         check_fields(self)
+        check_draft_len(self.draft_len)
         if self.prompt is not None and self.source is not None:
             other = "--messages" if self.prompts is None else "--prompts"
             raise UsageError(f"give either a PROMPT or {other} FILE, not both.")

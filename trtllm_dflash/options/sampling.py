@@ -20,6 +20,7 @@ from trtllm_dflash.options.checks import (
     shown,
     typed_text,
 )
+from trtllm_dflash.options.draft_len import check_draft_len
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import cli_option
@@ -64,7 +65,7 @@ class SamplingOptions(RowSamplingOptions, total=False):
     seed: int | Iterable[int] | None
     n: int
     draft: bool
-    draft_len: int | None
+    draft_len: int | str | None
     draft_len_schedule: DraftLenSchedule | Mapping[int, int] | None
     drafts: str
     stop_token_ids: Iterable[int] | None
@@ -93,7 +94,8 @@ class SamplingParams(RowSampling):
                          on drafts.
     n                    answers to each prompt. Each has its own seed, as prompts have.
     draft                False verifies no drafts: plain decoding, the same tokens.
-    draft_len            drafts verified in a step, 0 to block_size - 1; None: the engine's own. A
+    draft_len            drafts verified in a step, 0 to block_size - 1; "auto": as many as pay, by
+                         what is accepted and what steps cost; None: the engine's own. A
                          GPU engine may verify more: the next larger number that it has ready
                          (`Engine.load`), or what another answer in the step asks for.
     draft_len_schedule   draft_len by the number of sequences that generate together, as a
@@ -125,7 +127,7 @@ class SamplingParams(RowSampling):
     )
     n: int = field(default=1, metadata=cli_option("answers to each prompt", low=1))
     draft: bool = True
-    draft_len: int | None = None
+    draft_len: int | str | None = None
     draft_len_schedule: DraftLenSchedule | None = None
     drafts: str = field(default="both", metadata=cli_option(DRAFTS_HELP, choices=ALLOWED))
     stop_token_ids: tuple[int, ...] | None = None
@@ -198,8 +200,7 @@ class SamplingParams(RowSampling):
                 "draft_len_schedule", DraftLenSchedule.from_mapping(self.draft_len_schedule)
             )
         schedule = self.draft_len_schedule
-        if self.draft_len is not None:
-            check_integer("draft_len", self.draft_len, low=0)
+        check_draft_len(self.draft_len)
         if not isinstance(schedule, DraftLenSchedule | None):
             raise UsageError(
                 f"draft_len_schedule is {shown(schedule)}, expected a mapping"

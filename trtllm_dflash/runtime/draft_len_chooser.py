@@ -16,75 +16,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-_FIRST_GUESS = 0.5  # of every p_i, before anything was accepted or refused
-_SHARED_BLOCKS = 4.0  # blocks of its own that a sequence needs to count as much as all together
-_MEMORY = 64.0  # blocks after which older ones count half
+from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.runtime.draft_acceptance import Acceptance
+from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.sessions.base import Session
+
+CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # widths, of those that a block has
 _TIME_SHARE = 0.2  # of the newest measurement in a width's time
 _TRY_EVERY = 50  # steps of one batch size between two trials of another width
-
-
-@dataclass
-class _Counts:
-    """How often draft i + 1 was reached, and how often it was accepted then."""
-
-    reached: list[float]
-    accepted: list[float]
-
-    def note(self, num_drafts: int, num_accepted: int) -> None:
-        for place in range(min(num_drafts, num_accepted + 1)):
-            self.reached[place] += 1
-            self.accepted[place] += place < num_accepted
-        if self.reached[0] > _MEMORY:
-            self.reached = [count / 2 for count in self.reached]
-            self.accepted = [count / 2 for count in self.accepted]
-
-
-class Acceptance:
-    """What the blocks of one sequence, or of all, got accepted, by the source of their drafts."""
-
-    def __init__(self, block_size: int, shared: Acceptance | None = None) -> None:
-        """Begin with nothing; `shared` stands for sequences that have had few blocks."""
-        self._size = block_size - 1
-        self._shared = shared
-        self._counts: dict[str, _Counts] = defaultdict(
-            lambda: _Counts([0.0] * self._size, [0.0] * self._size)
-        )
-
-    def note(self, source: str, num_drafts: int, num_accepted: int) -> None:
-        """Count a block of which so many drafts were verified."""
-        if num_drafts:
-            self._counts[source].note(num_drafts, num_accepted)
-            if self._shared is not None:
-                self._shared.note(source, num_drafts, num_accepted)
-
-    def probabilities(self, source: str) -> list[float]:
-        """Return p_1, p_2, …; where nothing was reached stands the place before."""
-        counts, found = self._counts[source], list[float]()
-        shared = None if self._shared is None else self._shared.probabilities(source)
-        for place in range(self._size):
-            guess = found[-1] if found else _FIRST_GUESS
-            guess = guess if shared is None else shared[place]
-            weight = _SHARED_BLOCKS if shared is not None else 1.0
-            accepted = counts.accepted[place] + weight * guess
-            found.append(accepted / (counts.reached[place] + weight))
-        return found
-
-    def expected_tokens(self, source: str) -> list[float]:
-        """Return the tokens that a step of 1, 2, … tokens is expected to give."""
-        tokens, product = [1.0], 1.0
-        for probability in self.probabilities(source):
-            product *= probability
-            tokens.append(tokens[-1] + product)
-        return tokens
-
-
-class Candidate(NamedTuple):
-    """A sequence of the next step: what it got accepted, and what has drafted its block."""
-
-    acceptance: Acceptance
-    source: str
 
 
 @dataclass
@@ -94,6 +34,13 @@ class _Times:
     seconds: dict[int, float] = field(default_factory=dict)
     last_run: dict[int, int] = field(default_factory=dict)  # the step's number
     num_steps: int = 0
+
+
+def candidate_widths(config: EngineConfig, session: Session) -> list[int]:
+    """Return the widths to choose from, as the session runs them; the engine's own is the first."""
+    own = session.step_width(1 + config.draft_len)
+    widths = [session.step_width(width) for width in CANDIDATES if width <= config.block_size]
+    return list(dict.fromkeys([own, *widths]))
 
 
 class DraftLenChooser:
@@ -106,12 +53,17 @@ class DraftLenChooser:
         self._widths = tuple(widths)
         self._times: dict[int, _Times] = defaultdict(_Times)
 
-    def new_sequence(self) -> Acceptance:
-        """Return what counts a new sequence's blocks."""
-        return Acceptance(self._block_size, self.overall)
+    def width_for(self, requests: Sequence[Request]) -> int:
+        """Return the width of the next step of these sequences: the largest that one asks for."""
+        batch = len(requests)
+        asked = [r.widths.width_for(batch) for r in requests if not r.widths.is_auto]
+        open_ones = [request for request in requests if request.widths.is_auto]
+        if open_ones:
+            asked.append(self._choose(batch, open_ones))
+        return max(asked)
 
-    def choose(self, batch: int, candidates: Sequence[Candidate]) -> int:
-        """Return the width of the next step of `batch` sequences; candidates are those asking."""
+    def _choose(self, batch: int, requests: Sequence[Request]) -> int:
+        """Return the width for those that leave it open."""
         times = self._times[batch]
         times.num_steps += 1
         untried = [width for width in self._widths if width not in times.last_run]
@@ -120,7 +72,7 @@ class DraftLenChooser:
         elif times.num_steps % _TRY_EVERY == 0:
             width = min(times.last_run, key=lambda width: times.last_run[width])
         else:
-            width = self._best(times, candidates)
+            width = self._best(times, requests)
         times.last_run[width] = times.num_steps
         return width
 
@@ -132,11 +84,9 @@ class DraftLenChooser:
         else:
             known[width] += _TIME_SHARE * (seconds - known[width])
 
-    def _best(self, times: _Times, candidates: Sequence[Candidate]) -> int:
+    def _best(self, times: _Times, requests: Sequence[Request]) -> int:
         """Return the width with the most tokens a second, of those whose time is known."""
-        gains = [
-            candidate.acceptance.expected_tokens(candidate.source) for candidate in candidates
-        ]
+        gains = [self._expected_tokens(request) for request in requests]
         known = {width: seconds for width, seconds in times.seconds.items() if seconds > 0}
         if not known:
             return self._widths[0]
@@ -145,3 +95,8 @@ class DraftLenChooser:
             return sum(tokens[width - 1] for tokens in gains) / known[width]
 
         return max(known, key=tokens_a_second)
+
+    def _expected_tokens(self, request: Request) -> list[float]:
+        if request.acceptance is None:
+            request.acceptance = Acceptance(self._block_size, self.overall)
+        return request.acceptance.expected_tokens(request.next_source)

@@ -17,6 +17,7 @@ from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.options.shared import MAX_PREFIX_CACHE_MIB
 from trtllm_dflash.runtime.conversations import encode_conversations
+from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
@@ -63,6 +64,7 @@ class Engine:
         self.tokenizer = tokenizer
         self._session: Any = session
         self._prefix_cache = prefix_cache
+        self._chooser = DraftLenChooser(config.block_size, candidate_widths(config, session))
         self._texts = AnswerTexts(tokenizer, config.model_type)
         self._turn = threading.Lock()
         self._closed = False
@@ -222,6 +224,7 @@ class Engine:
             slots=slots,
             on_step=on_step,
             prefix_cache=self._prefix_cache,
+            chooser=self._chooser,
         )
         width = step_widths(sampling, self.config).max_width
         stream = Stream(scheduler, requests, texts, self._take_turn(), width=width)
@@ -255,6 +258,7 @@ class Engine:
             prompt_tokens_per_step=prompt_tokens_per_step,
             on_stats=on_stats,
             prefix_cache=self._prefix_cache,
+            chooser=self._chooser,
         )
         server = EngineServer(engine_thread)
         self._users.add(server)

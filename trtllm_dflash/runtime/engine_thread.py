@@ -33,6 +33,7 @@ from trtllm_dflash.errors import (
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests
@@ -84,6 +85,7 @@ class EngineThread:
         prompt_tokens_per_step: int | None = None,
         on_stats: Callable[[EngineStats], None] = lambda _: None,
         prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
+        chooser: DraftLenChooser | None = None,
     ) -> None:
         """Start the engine thread, which holds `turn` until it ends.
 
@@ -103,6 +105,7 @@ class EngineThread:
         self._budget = budget
         self._on_stats = on_stats
         self._prefix_cache = prefix_cache
+        self._chooser = chooser
         self._scheduler = self._new_scheduler()
         self._changed = threading.Condition()
         self._inbox: list[RequestHandle] = []  # these four under the condition's lock
@@ -148,6 +151,7 @@ class EngineThread:
             vocab_size=self._config.vocab_size,
             prompt_tokens_per_step=self._budget,
             prefix_cache=self._prefix_cache,
+            chooser=self._chooser,
         )
 
     def _requests(self, prompt: Prompt, sampling: SamplingParams) -> list[Request]:

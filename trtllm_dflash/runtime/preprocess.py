@@ -11,6 +11,7 @@ import numpy as np
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import as_list, check_integer, shown
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
@@ -116,6 +117,8 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
         return StepWidths(0)
     if sampling.draft_len is None and sampling.draft_len_schedule is None:
         return StepWidths(config.draft_len)
+    if sampling.draft_len == AUTO:
+        return StepWidths(config.block_size - 1, is_auto=True)
     widths = StepWidths(int(sampling.draft_len or 0), sampling.draft_len_schedule)
     if widths.max_width > config.block_size:
         limit = config.block_size - 1

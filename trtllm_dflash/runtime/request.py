@@ -11,6 +11,7 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import SOURCES, DraftCount, DraftSource
+from trtllm_dflash.runtime.draft_acceptance import Acceptance
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
 
@@ -21,6 +22,7 @@ class StepWidths:
 
     draft_len: int
     schedule: DraftLenSchedule | None = None
+    is_auto: bool = False  # at most draft_len, as many as pay
 
     def width_for(self, batch: int) -> int:
         """Return the width of a step of `batch` slots."""
@@ -66,6 +68,7 @@ class Request:
     acceptance_lengths: list[int] = field(default_factory=list)
     block_sources: list[DraftSource] = field(default_factory=list)  # of each decode step
     next_source: DraftSource = "dflash"  # of the block that its next step verifies
+    acceptance: Acceptance | None = None  # of one whose number of drafts is chosen
     num_verified: Counter[DraftSource] = field(default_factory=Counter)  # drafts
     finish_reason: FinishReason | None = None
     prefill_seconds: float = 0.0
@@ -113,6 +116,8 @@ class Request:
         self.acceptance_lengths.append(num_kept)
         self.block_sources.append(self.next_source)
         self.num_verified[self.next_source] += num_drafts
+        if self.acceptance is not None and self.finish_reason is None:
+            self.acceptance.note(self.next_source, num_drafts, num_kept - 1)
 
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append a step's tokens up to a stop token or the limit, and return those kept.

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.runtime.admission import may_overtake, priority_of
+from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
 from trtllm_dflash.runtime.logprobs import add_logprobs
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
@@ -70,6 +71,7 @@ class Scheduler:
         slots: int | None = None,
         on_step: Callable[[Step], None] | None = None,
         prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
+        chooser: DraftLenChooser | None = None,
     ) -> None:
         """Prepare to run `requests`; nothing runs yet.
 
@@ -78,6 +80,7 @@ class Scheduler:
         slots                    use no more of the session's slots than these.
         on_step                  called with every decode step that gave a token.
         prefix_cache             finds what is known of prompts, and keeps it.
+        chooser                  chooses widths for requests that leave them open; None: no drafts.
         """
         self.timings = Timings()
         self._session = session
@@ -85,6 +88,7 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._on_step = on_step
         self._prefix_cache = prefix_cache
+        self._chooser = chooser or DraftLenChooser(1, [1])
         self._budget = prompt_tokens_per_step
         self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
         self._waiting = sorted(requests, key=priority_of)
@@ -313,8 +317,7 @@ class Scheduler:
 
     def _enqueue_decode(self) -> None:
         batch = len(self._active)
-        asked = max(request.widths.width_for(batch) for request in self._active)
-        width = self._session.step_width(asked)
+        width = self._session.step_width(self._chooser.width_for(self._active))
         start = perf_counter()
         self._launching = list(self._active)
         self._session.decode(batch, width)
@@ -373,6 +376,7 @@ class Scheduler:
         errors: list[EngineError | None],
     ) -> list[Update]:
         updates = []
+        self._chooser.note_time(len(step.requests), step.width, seconds)
         for row, (request, error) in enumerate(zip(step.requests, errors, strict=True)):
             request.num_steps_in_flight -= 1
             if request.finish_reason is not None:
@@ -392,6 +396,5 @@ class Scheduler:
         tokens = sum(len(update.token_ids) for update in updates)
         self.timings.generated_tokens += tokens
         if self._on_step is not None and updates:
-            slots = len(step.requests)
-            self._on_step(Step(slots, step.width, seconds, tokens))
+            self._on_step(Step(len(step.requests), step.width, seconds, tokens))
         return updates

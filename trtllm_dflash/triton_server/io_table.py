@@ -123,8 +123,8 @@ INPUTS = (
     Field(
         "draft_len",
         "INT32",
-        "drafts verified in a step; a GPU may take a larger number that is ready (default: the"
-        " engine's own)",
+        "drafts verified in a step; a GPU may take a larger number that is ready. -1: as many as"
+        " pay (default: the engine's own)",
     ),
     Field("drafts", "STRING", f"{DRAFTS_HELP}: {', '.join(ALLOWED)} (default: both)"),
     Field(

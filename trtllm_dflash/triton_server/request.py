@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import (
@@ -21,6 +22,7 @@ from trtllm_dflash.options.sampling import (
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 from trtllm_dflash.triton_server.parameters import resolve_aliases, unknown_input, values_of
 
+_AUTO_DRAFT_LEN = -1  # the input is a number
 # Inputs that are options of `Engine.generate` under the same name.
 _OPTION_NAMES = (
     *(row.name for row in SAMPLING_INPUTS),
@@ -170,6 +172,8 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
     for name in _OPTION_NAMES:
         if name in values:
             options[name] = values[name]  # type: ignore[literal-required]
+    if options.get("draft_len") == _AUTO_DRAFT_LEN:
+        options["draft_len"] = AUTO
     if values.get("return_log_probs"):
         options.setdefault("logprobs", 0)
     ignores_eos = values.get("ignore_eos") or values.get("end_id") == -1
