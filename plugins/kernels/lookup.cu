@@ -30,7 +30,7 @@ __device__ __forceinline__ void write_tokens(const LookupParams& p, int slot, fl
   for (int i = static_cast<int>(threadIdx.x); i <= p.width; i += kLookupThreads) {
     const bool is_bonus = i == at_bonus || i == p.width;
     const long long token = is_bonus ? p.bonus[slot] : p.input_ids[1LL * slot * p.width + i];
-    if (past + i < p.rows) history_gmem[past + i] = static_cast<float>(token);
+    if (past >= 0 && past < p.rows - i) history_gmem[past + i] = static_cast<float>(token);
   }
 }
 
@@ -72,7 +72,9 @@ extern "C" __global__ void __launch_bounds__(dflash::kLookupThreads)
   const int thread = static_cast<int>(threadIdx.x);
   const int slot = static_cast<int>(blockIdx.x);
   float* const history_gmem = p.history + 1LL * slot * p.rows;
-  const int end = p.next_len[slot];
+  // A length that cannot be right reads and writes nothing else's memory: such a text has one token.
+  const int next_len = p.next_len[slot];
+  const int end = next_len >= 0 && next_len < p.rows ? next_len : 0;
 
   write_tokens(p, slot, history_gmem);
   __syncthreads();  // the whole text is there

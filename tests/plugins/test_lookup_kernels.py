@@ -54,6 +54,18 @@ def test_random_uses(library: Library) -> None:
         _assert_same(run(library, arrays), lookup(arrays))
 
 
+@pytest.mark.parametrize("length", [-5, 70, 1 << 30])
+def test_lengths_that_cannot_be_right_touch_nothing_else(library: Library, length: int) -> None:
+    """The other slot's numbers are as ever; guards around all memory hold."""
+    arrays = inputs(CASES[1])
+    expected = lookup(arrays)
+    for name in ("past_len", "next_len"):
+        arrays[name][1] = length
+    got = run(library, arrays)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name][0], values[0], err_msg=name)
+
+
 def test_a_long_text(library: Library) -> None:
     arrays = inputs(replace(LONG, batch=1))
     _assert_same(run(library, arrays), lookup(arrays))

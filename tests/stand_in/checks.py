@@ -36,8 +36,9 @@ def check_tokens(
     near: Nearness,
     prompts: Sequence[list[int]] = LONG_PROMPTS,
 ) -> None:
-    """Check greedy answers, with fewer drafts too, and sampled ones."""
-    narrow = GREEDY | {"draft_len": min(1, EngineConfig.load(engines.gpu).draft_len)}
+    """Check greedy answers, with fewer drafts of the drafter alone too, and sampled ones."""
+    draft_len = min(1, EngineConfig.load(engines.gpu).draft_len)
+    narrow = GREEDY | {"draft_len": draft_len, "drafts": "dflash"}
     calls = [GREEDY, narrow, SAMPLED]
     report = process.run(scenarios.generate, engines.gpu, prompts, calls, setup)
     *greedy, sampled = report.tokens

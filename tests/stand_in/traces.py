@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.runtime.sessions.base import SlotSampling, StepResult
 
 Tokens = list[list[int]]
@@ -41,9 +42,11 @@ class _Tracer:
         self.drafts: list[list[list[int]]] = [[] for _ in answers]
         self.accepted = 0
 
-    def prefill(self, slot: int, prompt: list[int]) -> None:
+    def prefill(self, slot: int, prompt: list[int], drafts: str = "both") -> None:
         session, widest = self._session, self._session._config.max_num_tokens
-        session.open_slot(slot, SlotSampling(uniforms=np.zeros(0, np.float32)))
+        no_uniforms = np.zeros(0, np.float32)
+        bits = SOURCE_BITS[drafts]
+        session.open_slot(slot, SlotSampling(uniforms=no_uniforms, draft_sources=bits))
         for begin in range(0, len(prompt), widest):
             session.prefill(slot, np.array(prompt[begin : begin + widest]))
             result = session.collect()
@@ -83,7 +86,9 @@ def trace(
     tracer.prefill(0, prompts[0])
     tracer.decode([0], end // 2)
     for slot in range(1, len(prompts)):
-        tracer.prefill(slot, prompts[slot])
+        # The last one moves. Its drafts are the drafter's, which show what its caches hold.
+        drafts = "dflash" if slot == len(prompts) - 1 else "both"
+        tracer.prefill(slot, prompts[slot], drafts)
     tracer.decode(range(len(prompts)), end)
     last = len(prompts) - 1
     session.move_slot(last, 0)
