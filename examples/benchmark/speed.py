@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trtllm_dflash import Engine, __version__
+from trtllm_dflash.options.draft_len import parse_draft_len
+from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 
 PAIR = Path(__file__).parent.parent / "demo_pair"
 PLAIN = "plain"
@@ -161,7 +163,17 @@ def report(totals: Totals, systems: list[str]) -> Table:
     help="for the reference package",
 )
 @click.option(
-    "--draft-lens", default="2,3,4,5,7", show_default=True, help="numbers of drafts to verify"
+    "--draft-lens",
+    default="2,3,4,5,7",
+    show_default=True,
+    help="numbers of drafts to verify; auto: as many as pay",
+)
+@click.option(
+    "--drafts",
+    type=click.Choice(ALLOWED),
+    default="dflash",
+    show_default=True,
+    help=DRAFTS_HELP,
 )
 @click.option("--max-tokens", default=112, show_default=True)
 @click.option("--limit", type=int, help="prompts of each set [default: all]")
@@ -172,6 +184,7 @@ def main(
     dflash: str,
     target: Path,
     draft_lens: str,
+    drafts: str,
     max_tokens: int,
     limit: int | None,
     with_reference: bool,
@@ -179,10 +192,10 @@ def main(
 ) -> None:
     """Measure, print a table, and write the figures with what they were measured on."""
     baseline, engine = Engine.load(plain), Engine.load(dflash)
-    lengths = [int(length) for length in draft_lens.split(",")]
+    lengths = [parse_draft_len(length) for length in draft_lens.split(",")]
     systems = {PLAIN: engine_system(baseline, max_tokens)}
     systems |= {
-        f"draft {length}": engine_system(engine, max_tokens, draft_len=length, drafts="dflash")
+        f"draft {length}": engine_system(engine, max_tokens, draft_len=length, drafts=drafts)
         for length in lengths
     }
     if with_reference:

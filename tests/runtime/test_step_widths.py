@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +159,7 @@ def test_loading_hands_numbers_to_the_session(
 
     def opened(*_: Any, **options: Any) -> Any:
         given.append(options["draft_lens"])
+        return SimpleNamespace(step_width=lambda width: width)
 
     monkeypatch.setitem(base.SESSIONS, "onnxruntime", "tests.runtime.test_step_widths:opened")
     monkeypatch.setitem(globals(), "opened", opened)
