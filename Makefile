@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-build bench-layers bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-prefix-cache bench-build bench-layers bench-quantization bench-serving serve-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -119,6 +119,11 @@ bench: .venv/.test-all engines  ## DFlash against plain decoding, and both again
 		--json examples/benchmark/speed.json
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7 --max-tokens 96 --limit 10 \
 		--json examples/benchmark/speed_reference.json
+	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7,auto --drafts both --max-tokens 96 --limit 20 \
+		--without-reference --json examples/benchmark/speed_sources.json
+
+bench-prefix-cache: .venv/.test-all engines  ## the time to the first token, warm and cold (3 minutes)
+	$(BIN)/python examples/benchmark/prefix_cache.py demo/cpu --json examples/benchmark/prefix_cache.json
 
 bench-profile: .venv/.test-all engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
 	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \

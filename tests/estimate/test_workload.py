@@ -88,8 +88,8 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
             if value is not None and value.producer() is not None:
                 watched[value.name] = value
     for value in watched.values():
-        is_argmax = value.producer().op_type == "DFlashArgmax"
-        dtype = ir.DataType.INT64 if is_argmax else ir.DataType.FLOAT
+        gives_tokens = value.producer().op_type in ("DFlashArgmax", "DFlashLookup")
+        dtype = ir.DataType.INT64 if gives_tokens else ir.DataType.FLOAT
         value.type = value.type or ir.TensorType(dtype)
     shapes, feeds = {}, {}
     for value in model.graph.inputs:
