@@ -1,4 +1,4 @@
-"""Callers of a scheduler, and a gate that holds its engine."""
+"""Schedulers, callers of them, and a gate that holds an engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from tests.patience import PATIENCE
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.outputs import Event, FinishInfo, RequestOutput
+from trtllm_dflash.runtime.scheduler import Scheduler
+
+
+def scheduler_of(engine: Engine, prompt_tokens_per_step: int | None = None) -> Scheduler:
+    """Return a scheduler on an engine's session, with so many prompt tokens between two steps."""
+    return Scheduler(
+        engine._session,
+        vocab_size=engine.config.vocab_size,
+        prompt_tokens_per_step=prompt_tokens_per_step,
+    )
 
 
 class Caller:

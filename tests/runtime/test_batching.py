@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.runtime.callers import scheduler_of
 from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
@@ -101,9 +102,7 @@ def test_prefill_stays_within_the_budget(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_batch_size=2, accuracy=0.0, max_num_tokens=5)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=4
-    )
+    scheduler = scheduler_of(engine, 4)
     scheduler.add(request(engine, 2, draft=False))
     scheduler.step()
     assert scheduler.step()
@@ -130,9 +129,7 @@ def test_prefill_without_decoding_takes_whole_chunks(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=2
-    )
+    scheduler = scheduler_of(engine, 2)
     scheduler.add(request(engine, 12))
     while scheduler.busy and len(steps_of(engine)) < 4:
         scheduler.step()
@@ -141,9 +138,7 @@ def test_prefill_without_decoding_takes_whole_chunks(
 
 def test_short_prompt_overtakes_a_long_one(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
-    )
+    scheduler = scheduler_of(engine, 5)
     long = request(engine, 40)
     scheduler.add(long)
     scheduler.step()
@@ -160,9 +155,7 @@ def test_long_prompt_is_overtaken_by_its_length_at_most(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5, max_batch_size=3)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
-    )
+    scheduler = scheduler_of(engine, 5)
     long = request(engine, 40, max_tokens=1)
     scheduler.add(long)
     others = 0
@@ -185,9 +178,7 @@ def test_slots_of_prompts_overtaken_twice_differ(fake_engine: Callable[..., Engi
     one's.
     """
     engine, alone = fake_engine(max_batch_size=5, accuracy=0.0), fake_engine()
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=3
-    )
+    scheduler = scheduler_of(engine, 3)
     lengths = {
         "ending": (1, 4),
         "going on": (2, 30),

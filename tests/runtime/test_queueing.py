@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from tests.patience import PATIENCE
-from tests.runtime.callers import Caller, Gate
+from tests.runtime.callers import Caller, Gate, scheduler_of
 from trtllm_dflash.errors import BusyError, DeadlineError, UsageError
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.preprocess import make_requests
 from trtllm_dflash.runtime.request import Request
-from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.turnover import Turnover
 
 
@@ -29,7 +28,7 @@ def request(engine: Engine, length: int, priority: int) -> Request:
 
 def test_the_smallest_priority_gets_the_next_slot(fake_engine: Callable[..., Engine]) -> None:
     engine = fake_engine(max_batch_size=1)
-    scheduler = Scheduler(engine._session, vocab_size=engine.config.vocab_size)
+    scheduler = scheduler_of(engine)
     requests = [request(engine, 3, priority) for priority in (0, 1, -1, 0, 1, -1)]
     for each in requests:
         scheduler.add(each)
@@ -44,9 +43,7 @@ def test_an_urgent_prompt_overtakes_a_shorter_one(
     fake_engine: Callable[..., Engine], priority: int, overtakes: bool
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
-    )
+    scheduler = scheduler_of(engine, 5)
     first, second = request(engine, 30, 0), request(engine, 40, priority)
     scheduler.add(first)
     scheduler.step()
@@ -62,9 +59,7 @@ def test_a_short_prompt_does_not_overtake_an_urgent_one(
     fake_engine: Callable[..., Engine],
 ) -> None:
     engine = fake_engine(max_num_tokens=5)
-    scheduler = Scheduler(
-        engine._session, vocab_size=engine.config.vocab_size, prompt_tokens_per_step=5
-    )
+    scheduler = scheduler_of(engine, 5)
     urgent, short = request(engine, 30, -1), request(engine, 2, 0)
     scheduler.add(urgent)
     scheduler.step()

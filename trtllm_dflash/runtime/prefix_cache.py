@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.runtime.request import Request
 from trtllm_dflash.runtime.sessions.base import Int64, Session
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy, is_cut_anywhere
 
@@ -41,7 +42,7 @@ class NoPrefixCache:
     def after_chunk(self, slot: int, input_ids: Int64, num_prefilled: int) -> None:
         """Keep nothing."""
 
-    def after_answer(self, slot: int, token_ids: Int64) -> None:
+    def after_answer(self, request: Request) -> None:
         """Keep nothing."""
 
 
@@ -96,14 +97,15 @@ class PrefixCache:
         if is_due or num_prefilled == len(input_ids):
             self._keep(slot, input_ids[:num_prefilled])
 
-    def after_answer(self, slot: int, token_ids: Int64) -> None:
-        """Keep a sequence that has ended; no step is in flight.
+    def after_answer(self, request: Request) -> None:
+        """Keep a sequence that has ended by itself; no step is in flight.
 
         A step behind its end may have moved a state on, or written over a ring. So this is for
         engines that have neither.
         """
-        if self._cut_anywhere:
-            self._keep(slot, token_ids)
+        if self._cut_anywhere and request.finish_reason != "cancelled":
+            assert request.slot is not None
+            self._keep(request.slot, request.positions_held())
 
     def _usable(self, entry: _Known, token_ids: Int64) -> int:
         """Return how many of these tokens the entry can stand for."""

@@ -201,7 +201,7 @@ class Scheduler:
         # From the last slot down, so that what moves into a free slot is never itself finished.
         for slot in reversed(range(len(self._active))):
             if self._active[slot].finish_reason is not None:
-                self._keep_answer(self._active[slot])
+                self._prefix_cache.after_answer(self._active[slot])
                 last = self._active[-1]
                 if slot < len(self._active) - 1:
                     self._move(last, slot)
@@ -268,12 +268,6 @@ class Scheduler:
         if prefix is not None:
             request.num_cached = request.num_prefilled = prefix.length
         self._session.open_slot(slot, request.sampling, prefix)
-
-    def _keep_answer(self, request: Request) -> None:
-        """Let later prompts go on from a sequence that has ended by itself."""
-        if request.finish_reason != "cancelled":
-            assert request.slot is not None
-            self._prefix_cache.after_answer(request.slot, request.positions_held())
 
     def _enqueue_step(self) -> bool:
         """Launch the next step if one pays: a chunk within the budget, else a decode step."""

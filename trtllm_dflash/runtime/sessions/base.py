@@ -178,8 +178,7 @@ def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:
 
 
 # A backend, as in config.json, and its class: (directory, config, *, num_threads, draft_lens,
-# prefix_bytes) opens
-# a session.
+# prefix_bytes) opens a session.
 SESSIONS = {
     "onnxruntime": "trtllm_dflash.runtime.sessions.ort:OrtSession",
     "tensorrt_rtx": "trtllm_dflash.runtime.sessions.trt:TrtSession",

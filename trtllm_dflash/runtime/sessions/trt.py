@@ -37,6 +37,8 @@ from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.runtime.env import CUDA_GRAPH, WARM_UP, env_flag
 from trtllm_dflash.runtime.sessions.base import (
     CALLER_BUG,
+    CARRIED,
+    TALLY,
     Float32,
     Int32,
     Int64,
@@ -207,12 +209,12 @@ class TrtSession:
             name: results[name].reshape(self.max_batch_size, -1)[:count].copy()
             for name in self._slots.carried.values()
         }
-        lengths = {name: carried[name][:, 0] for name in carried if name != "next_tally"}
+        tally = carried.pop(CARRIED[TALLY], None)
+        lengths = {name: values[:, 0] for name, values in carried.items()}
         self._lengths[step.slots] = lengths["next_len"]
         new_ids = results["new_ids"][: count * rows].reshape(count, rows)
         logits = self._logits_of(step) if step.has_logits else None
         num_new = results["num_new"][:count].copy()
-        tally = carried.get("next_tally")
         return StepResult(new_ids.copy(), num_new, logits=logits, next_tally=tally, **lengths)
 
     def move_slot(self, src: int, dst: int) -> None:
