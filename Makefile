@@ -75,8 +75,9 @@ test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fr
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json
 	$(PYTEST) -m 'not slow'
 
+test-all: export DFLASH_REQUIRE_ALL := 1
 test-all: .venv/.test-all engines .venv-triton/.ready test  ## all tests (about 40 minutes)
-	DFLASH_REQUIRE_ALL=1 $(PYTEST) -m slow
+	$(PYTEST) -m slow
 
 .venv-oldest/.ready: pyproject.toml .ci/oldest.py
 	$(PYTHON) -m venv .venv-oldest

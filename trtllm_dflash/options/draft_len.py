@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import check_integer, shown
+from trtllm_dflash.options.checks import check_integer, parse_integer, shown
 
 AUTO = "auto"
 """As many drafts as pay, by what is accepted and what steps cost (`runtime.draft_len_chooser`)."""
@@ -28,8 +28,4 @@ def parse_draft_len(text: str) -> Any:
     """
     if text == AUTO:
         return AUTO
-    if not text.isdecimal() or len(text) > len("1024"):
-        raise UsageError(
-            f'--draft-len is {shown(text)}, expected an integer of at least 0, or "{AUTO}".'
-        )
-    return int(text)
+    return parse_integer("--draft-len", text, low=0, advice=f" {AUTO}: as many as pay.")
