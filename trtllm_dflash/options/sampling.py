@@ -24,7 +24,8 @@ from trtllm_dflash.options.draft_len import check_draft_len
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import cli_option
-from trtllm_dflash.options.row_sampling import RowSampling, RowSamplingOptions
+from trtllm_dflash.options.guidance import Guidance, GuidanceOptions
+from trtllm_dflash.options.row_sampling import RowSamplingOptions
 
 MAX_SEED = 2**64 - 1
 FRESH_SEED_BITS = 53  # every JSON reader keeps such integers exact
@@ -53,7 +54,7 @@ OTHER_NAMES = {
 }
 
 
-class SamplingOptions(RowSamplingOptions, total=False):
+class SamplingOptions(RowSamplingOptions, GuidanceOptions, total=False):
     """`SamplingParams` as keyword arguments; a test keeps the two equal.
 
     Lists and arrays serve as tuples.
@@ -76,8 +77,8 @@ class SamplingOptions(RowSamplingOptions, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingParams(RowSampling):
-    """The options of one call: those of `RowSampling` and the following.
+class SamplingParams(Guidance):
+    """The options of one call: those of `RowSampling` and `Guidance`, and the following.
 
     A value of a wrong type or out of range raises UsageError.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.options.tools import ToolChoice
 from trtllm_dflash.runtime.async_stream import AsyncStream, Room
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine import Engine
@@ -112,14 +113,21 @@ class AsyncEngine:
         sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer conversations and return what `Engine.chat` would."""
         encode = partial(
-            encode_conversations, self.engine.tokenizer, messages, chat_template_kwargs
+            encode_conversations,
+            self.engine.tokenizer,
+            messages,
+            chat_template_kwargs,
+            tools,
+            tool_choice,
         )
-        prompts = await asyncio.to_thread(encode)
-        return await self.generate(prompts, sampling_params, **options)
+        chat = await asyncio.to_thread(encode)
+        return await self.generate(chat.prompts, chat.sampling(sampling_params, options))
 
     async def close(self, *, drain_seconds: float = 0.0) -> None:
         """End the engine thread, after `drain_seconds` at most, and close the engine."""

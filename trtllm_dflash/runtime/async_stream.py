@@ -127,6 +127,7 @@ class AsyncStream:
             reasoning=event.reasoning,
             sample_index=event.sample_index,
             logprobs=event.logprobs,
+            tool_calls=event.tool_calls,
         )
 
     async def generations(self) -> list[Generation]:

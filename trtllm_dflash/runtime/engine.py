@@ -16,6 +16,7 @@ from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_callable, check_integer
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.options.shared import MAX_PREFIX_CACHE_MIB
+from trtllm_dflash.options.tools import ToolChoice
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine_server import EngineServer
@@ -171,6 +172,8 @@ class Engine:
         sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: ToolChoice | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer a conversation, or a list of them, in the model's chat format.
@@ -180,6 +183,9 @@ class Engine:
                               them.
         chat_template_kwargs  options of the chat template, such as {"enable_thinking": False}. They
                               replace the engine's own, key by key.
+        tools                 functions in OpenAI's form that the model may call: answers then have
+                              `tool_calls` (`runtime/text/tool_calls.py`).
+        tool_choice           "auto", "none", "required" or an object that names a tool.
         options               as for `generate`.
 
         Raises:
@@ -187,8 +193,10 @@ class Engine:
             EngineError: as for `generate`.
         """
         self._check_open()
-        prompts = encode_conversations(self.tokenizer, messages, chat_template_kwargs)
-        return self.generate(prompts, sampling_params, **options)
+        chat = encode_conversations(
+            self.tokenizer, messages, chat_template_kwargs, tools, tool_choice
+        )
+        return self.generate(chat.prompts, chat.sampling(sampling_params, options))
 
     def stream(
         self,

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_sources import DraftCount, DraftSource
+from trtllm_dflash.runtime.text.pieces import ToolCall
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,7 +30,7 @@ class Chunk:
 
     `text` may lag behind the tokens: it never ends inside a character, nor inside what may become
     a stop word. `reasoning` is what the step adds to `Generation.reasoning`. `logprobs` has an
-    entry for each token, if they were asked for.
+    entry for each token, if they were asked for. `tool_calls` has the calls that are whole now.
     """
 
     prompt_index: int
@@ -38,6 +39,7 @@ class Chunk:
     reasoning: str = ""
     sample_index: int = 0
     logprobs: list[TokenLogprobs] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.prompt_index, self.token_ids, self.text))
@@ -66,6 +68,7 @@ class Generation:
     prompt_token_ids     the prompt's tokens.
     cached_tokens        how many of them the prefix cache knew.
     drafts_by_source     verified and accepted drafts by what drafted them, "dflash" or "lookup".
+    tool_calls           the calls of tools, if they were asked for; they are no part of the text.
     """
 
     token_ids: list[int]
@@ -81,6 +84,7 @@ class Generation:
     prompt_token_ids: list[int] = field(default_factory=list, repr=False)
     cached_tokens: int = 0
     drafts_by_source: dict[DraftSource, DraftCount] = field(default_factory=dict)
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     @property
     def acceptance_length(self) -> float:
@@ -124,6 +128,7 @@ class RequestOutput:
     reasoning: str = ""
     logprobs: list[TokenLogprobs] | None = None  # an entry for each token, if asked for
     sample_index: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()  # those that are whole now
 
     @property
     def ended(self) -> FinishInfo | None:

@@ -47,6 +47,7 @@ def make_requests(
     _check_sampling_inputs(sampling, config)
     _check_logits(sampling, config)
     _check_lookup(sampling, config)
+    _check_grammar(sampling)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
     _check_stop_tokens(sampling, config)
@@ -98,6 +99,12 @@ def _check_lookup(sampling: SamplingParams, config: EngineConfig) -> None:
     if not config.speculates:
         why = "it has no drafter, and verifies no drafts"
     raise UsageError(f'drafts is "lookup", and this engine looks none up: {why}.')
+
+
+def _check_grammar(sampling: SamplingParams) -> None:
+    """Raise UsageError for a grammar."""
+    if sampling.grammar is not None:
+        raise UsageError("this engine takes no grammars: its steps have no masks of tokens.")
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:

@@ -48,8 +48,7 @@ class RequestHandle:
         request = self.request
         has_ended = request.finish_reason is not None
         if has_ended and request.finish_reason != "cancelled":
-            last = self.text.finish()
-            delta = Delta(delta.text + last.text, delta.reasoning + last.reasoning)
+            delta = delta.joined(self.text.finish())
         return RequestOutput(
             token_ids,
             delta.text,
@@ -57,6 +56,7 @@ class RequestHandle:
             reasoning=delta.reasoning,
             logprobs=request.last_logprobs(len(token_ids)),
             sample_index=request.sample_index,
+            tool_calls=delta.tool_calls,
         )
 
     def deadline_error(self) -> DeadlineError:

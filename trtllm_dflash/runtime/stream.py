@@ -10,7 +10,6 @@ from trtllm_dflash.runtime.outputs import Chunk, Generation, Timings
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduler import Scheduler
 from trtllm_dflash.runtime.text.answer_text import AnswerText
-from trtllm_dflash.runtime.text.pieces import NOTHING
 
 Turn = AbstractContextManager[None]
 
@@ -129,17 +128,17 @@ class _Answers:
         if text.stopped:
             assert self.scheduler is not None
             self.scheduler.end_at_stop_word(request, len(token_ids) - len(used))
-        last = NOTHING
         if request.finish_reason is not None:
-            last = text.finish()
+            delta = delta.joined(text.finish())
             self.finished[number] = generation(request, text)
         return Chunk(
             prompt_index=request.index,
             token_ids=used,
-            text=delta.text + last.text,
-            reasoning=delta.reasoning + last.reasoning,
+            text=delta.text,
+            reasoning=delta.reasoning,
             sample_index=request.sample_index,
             logprobs=request.last_logprobs(len(used)),
+            tool_calls=delta.tool_calls,
         )
 
 
@@ -168,4 +167,5 @@ def generation(request: Request, text: AnswerText) -> Generation:
         prompt_token_ids=request.input_ids.tolist(),
         cached_tokens=request.num_cached,
         drafts_by_source=request.drafts_by_source,
+        tool_calls=text.tool_calls,
     )

@@ -24,6 +24,8 @@ DEFAULT_TEMPLATE = "default"
 OLDEST_MAJOR = 5  # of transformers
 # What a template is given that is no option of the caller.
 _NO_OPTIONS = {"messages", "add_generation_prompt"}
+# Words by which templates tell how a model calls tools.
+TEMPLATE_WORDS = ("tools", "<tool_call>", "<function=")
 
 
 class RefusalError(Exception):
@@ -85,7 +87,16 @@ class Library:
             "eos_token_id": tokenizer.convert_tokens_to_ids(eos) if eos else None,
             "byte_tokens": byte_tokens,
             "decoder": decoder.__getstate__().decode() if decoder is not None else "",
+            "template_words": self._template_words(),
             "library": f"transformers {transformers.__version__}",
+        }
+
+    def vocabulary(self) -> dict[str, Any]:
+        """Return the ids of all tokens by their spellings, and those of added ones."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {
+            "tokens": self._tokenizer.get_vocab(),
+            "added": {token.content: index for index, token in added},
         }
 
     def special_tokens(self) -> dict[str, int]:
@@ -173,6 +184,12 @@ class Library:
         if not isinstance(templates, dict):
             return []
         return sorted(name for name in templates if isinstance(name, str))
+
+    def _template_words(self) -> list[str]:
+        templates = self._tokenizer.chat_template
+        sources = templates.values() if isinstance(templates, dict) else [templates]
+        text = "\n".join(source for source in sources if isinstance(source, str))
+        return [word for word in TEMPLATE_WORDS if word in text]
 
     @cached_property
     def _known_options(self) -> set[str]:

@@ -32,6 +32,7 @@ class CallLimits:
 
 LOADING = CallLimits(seconds=30)
 TRIAL = CallLimits(seconds=15)
+VOCABULARY = CallLimits(seconds=15)  # writing down all tokens
 
 
 def rendering_limits(num_characters: int) -> CallLimits:

@@ -58,6 +58,7 @@ class TokenizerFacts:
     eos_token_id: int | None
     byte_tokens: Mapping[str, int]  # written like <0x0A>
     decoder: str  # its description in JSON
+    template_words: list[str]  # those of `library.TEMPLATE_WORDS` that a template has
     library: str
 
 

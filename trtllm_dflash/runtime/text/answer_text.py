@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 
 from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.runtime.text.call_collector import CallCollector
 from trtllm_dflash.runtime.text.harmony import HarmonyReader, harmony_marks
-from trtllm_dflash.runtime.text.pieces import Delta, Piece, PlainReader, Reader
+from trtllm_dflash.runtime.text.pieces import Delta, Piece, PlainReader, Reader, ToolCall
 from trtllm_dflash.runtime.text.stop_words import StopWordFilter
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tool_calls import ToolFormat, tool_format
 
 # Model types whose answers are messages on channels, and what reads them.
 _HARMONY_MODELS = frozenset({"gpt_oss"})
@@ -22,12 +24,20 @@ class AnswerText:
     """
 
     def __init__(
-        self, reader: Reader | None, stop_words: Sequence[str] = (), *, min_tokens: int = 0
+        self,
+        reader: Reader | None,
+        stop_words: Sequence[str] = (),
+        *,
+        min_tokens: int = 0,
+        call_format: ToolFormat | None = None,
     ) -> None:
         """Take what reads tokens, None for no text at all.
 
-        No stop word counts that is complete with the first `min_tokens` tokens.
+        No stop word counts that is complete with the first `min_tokens` tokens. Calls of tools are
+        read where there is a format.
         """
+        self._collector = CallCollector(call_format)
+        self._calls: list[ToolCall] = []
         self._reader = reader
         self._stops = StopWordFilter(stop_words)
         self._looks_for_stops = bool(stop_words)
@@ -46,6 +56,11 @@ class AnswerText:
         return "".join(self._reasonings)
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Return the calls of tools so far."""
+        return list(self._calls)
+
+    @property
     def stopped(self) -> bool:
         """Tell whether a stop word has come."""
         return self._stops.stopped
@@ -59,14 +74,16 @@ class AnswerText:
         pieces = self._stops.push(self._reader.push(first), may_stop=False) if first else []
         rest = token_ids[len(first) :]
         used, more = self._push_until_stop(rest)
-        return first + used, self._delta(pieces + more)
+        return first + used, self._keep(self._collector.push(pieces + more))
 
     def finish(self) -> Delta:
         """Return what was held back, once no more tokens follow; nothing after a stop word."""
-        if self._reader is None or self.stopped:
+        if self._reader is None:
             return Delta()
+        if self.stopped:
+            return self._keep(self._collector.finish([]))
         pieces = self._stops.push(self._reader.finish())
-        return self._delta(pieces + self._stops.finish())
+        return self._keep(self._collector.finish(pieces + self._stops.finish()))
 
     def _push_until_stop(self, token_ids: Sequence[int]) -> tuple[list[int], list[Piece]]:
         """Push tokens together, and one by one if there is a stop word in them.
@@ -90,12 +107,11 @@ class AnswerText:
                 break
         return used, pieces
 
-    def _delta(self, pieces: Iterable[Piece]) -> Delta:
-        text = "".join(piece.text for piece in pieces if piece.role == "text")
-        reasoning = "".join(piece.text for piece in pieces if piece.role == "reasoning")
-        self._texts.append(text)
-        self._reasonings.append(reasoning)
-        return Delta(text, reasoning)
+    def _keep(self, delta: Delta) -> Delta:
+        self._texts.append(delta.text)
+        self._reasonings.append(delta.reasoning)
+        self._calls += delta.tool_calls
+        return delta
 
 
 class AnswerTexts:
@@ -115,7 +131,15 @@ class AnswerTexts:
         reader = None
         if self._tokenizer is not None:
             reader = self._reader(self._tokenizer, prompt_ids, sampling)
-        return AnswerText(reader, sampling.stop_words, min_tokens=sampling.min_tokens)
+        call_format = None
+        if sampling.tool_calls and self._tokenizer is not None:
+            call_format = tool_format(self._tokenizer, self._model_type)
+        return AnswerText(
+            reader,
+            sampling.stop_words,
+            min_tokens=sampling.min_tokens,
+            call_format=call_format,
+        )
 
     def _reader(
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingParams
@@ -124,7 +148,13 @@ class AnswerTexts:
             return PlainReader(partial(tokenizer.decode, skip_special_tokens=False), {})
         marks = harmony_marks(tokenizer.special_tokens)
         if marks is not None and self._model_type in _HARMONY_MODELS:
-            return HarmonyReader(tokenizer.decode, self._special, marks, prompt_ids)
+            return HarmonyReader(
+                tokenizer.decode,
+                self._special,
+                marks,
+                prompt_ids,
+                reads_calls=sampling.tool_calls,
+            )
         return PlainReader(tokenizer.decode, self._special)
 
     @cached_property

@@ -14,6 +14,7 @@ Models do not always keep to it, so every sequence of tokens has a meaning:
 - A header without end is a body after MAX_HEADER_TOKENS tokens. If the answer ends before, it shows
   nothing where it has a channel, and is text where it has none.
 - A second body of the same kind begins on a new line.
+- A body to=functions.NAME is a call of that tool where calls are read, and reasoning elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
 from trtllm_dflash.runtime.text.pieces import Piece, Role, split_at
 
 MAX_HEADER_TOKENS = 64
+_RECIPIENT = "to=functions."
 
 _Mark = Literal["start", "channel", "message", "end"]
 _MARKS: dict[str, _Mark] = {
@@ -66,8 +68,12 @@ class HarmonyReader:
         special: Mapping[int, str],
         marks: Mapping[int, _Mark],
         prompt_ids: Sequence[int],
+        *,
+        reads_calls: bool = False,
     ) -> None:
         """Take what decodes tokens, the special tokens' texts by id, the marks, and the prompt."""
+        self._reads_calls = reads_calls
+        self._called: str | None = None  # the tool that the message in hand calls
         self._decode = decode
         self._special = special
         self._marks = marks
@@ -124,22 +130,27 @@ class HarmonyReader:
         if mark is None:
             return hidden
         if mark == "message":
-            return self._take_message_mark() + hidden
+            return self._take_message_mark(hidden)
         pieces = self._hidden_header() if mark == "channel" else self._end_header()
         pieces += self._end_body()
         self._role = "text"
+        if mark != "channel":
+            self._called = None
         if mark in ("start", "channel"):
             self._header = _Header(mark == "channel", [])
         return pieces + hidden
 
-    def _take_message_mark(self) -> list[Piece]:
+    def _take_message_mark(self, hidden: list[Piece]) -> list[Piece]:
         """Begin a body; inside a body or outside a message the mark says nothing."""
         header = self._header
         if header is None:
-            return []
-        pieces = self._hidden_header()
-        self._open_body(self._role_of(header))
-        return pieces
+            return hidden
+        pieces = self._hidden_header() + hidden
+        if self._called is None:
+            self._open_body(self._role_of(header))
+            return pieces
+        self._open_body("call")
+        return [*pieces, Piece("call_name", self._called)]
 
     def _take_header_tokens(self, token_ids: list[int]) -> list[Piece]:
         header = self._header
@@ -158,7 +169,16 @@ class HarmonyReader:
         header, self._header = self._header, None
         if header is None:
             return []
+        if self._reads_calls:
+            self._called = self._recipient(header) or self._called
         return [Piece("hidden", self._decode(header.token_ids[header.num_in_prompt :]))]
+
+    def _recipient(self, header: _Header) -> str | None:
+        """Return the tool that a header calls, None where it calls none."""
+        for word in self._decode(header.token_ids).split():
+            if word.startswith(_RECIPIENT):
+                return word.removeprefix(_RECIPIENT) or None
+        return None
 
     def _end_header(self) -> list[Piece]:
         """End a header that no body follows."""
@@ -178,7 +198,7 @@ class HarmonyReader:
     def _open_body(self, role: Role) -> None:
         self._role = role
         self._body = IncrementalDetokenizer(self._decode)
-        self._needs_line = self._shown.get(role, False)
+        self._needs_line = role != "call" and self._shown.get(role, False)
 
     def _end_body(self) -> list[Piece]:
         pieces = self._visible(self._body.finish())

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 from trtllm_dflash.runtime.text.detokenizer import IncrementalDetokenizer
 
 # "hidden": special tokens and what belongs to them. Only stop words are looked for in it.
-Role = Literal["text", "reasoning", "hidden"]
+# "call_name" begins a call of a tool, and "call" is its arguments.
+Role = Literal["text", "reasoning", "hidden", "call_name", "call"]
 
 
 class Piece(NamedTuple):
@@ -18,11 +19,27 @@ class Piece(NamedTuple):
     text: str
 
 
+class ToolCall(NamedTuple):
+    """A call of a tool; `arguments` is JSON as the model wrote it, as in OpenAI's answers."""
+
+    name: str
+    arguments: str
+
+
 class Delta(NamedTuple):
-    """What is new of an answer."""
+    """What is new of an answer; each call is whole."""
 
     text: str = ""
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def joined(self, later: Delta) -> Delta:
+        """Return this and what came after it as one."""
+        return Delta(
+            self.text + later.text,
+            self.reasoning + later.reasoning,
+            self.tool_calls + later.tool_calls,
+        )
 
 
 NOTHING = Delta()

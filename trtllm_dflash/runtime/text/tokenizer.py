@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
@@ -19,6 +19,7 @@ from trtllm_dflash.runtime.text.chat_messages import (
 )
 from trtllm_dflash.tokenizing.limits import (
     MAX_CHARACTERS,
+    VOCABULARY,
     CallLimits,
     decoding_limits,
     encoding_limits,
@@ -37,6 +38,21 @@ class ChatError(UsageError):
     def __init__(self, directory: Path, problem: str, advice: str = "") -> None:
         super().__init__(f"{directory}: {problem}{advice}")
         self.problem = problem
+
+
+class Vocabulary(NamedTuple):
+    """All tokens of a tokenizer.
+
+    tokens   ids by spelling in the vocabulary, with the added ones.
+    added    ids of added tokens, which are written as they are.
+    special  those of them that are special.
+    decoder  what makes text of spellings, in JSON.
+    """
+
+    tokens: dict[str, int]
+    added: dict[str, int]
+    special: dict[str, int]
+    decoder: str
 
 
 class Tokenizer:
@@ -108,6 +124,39 @@ class Tokenizer:
     def special_tokens(self) -> Mapping[str, int]:
         """Return the ids of all special tokens by their texts."""
         return self._facts.special_tokens
+
+    @property
+    def template_reads_tools(self) -> bool:
+        """Tell whether the chat template shows the model the tools that it may call."""
+        return self.template_writes("tools")
+
+    def template_writes(self, word: str) -> bool:
+        """Tell whether a chat template has one of the words of `library.TEMPLATE_WORDS`."""
+        return word in self._facts.template_words
+
+    def vocabulary(self) -> Vocabulary:
+        """Return all tokens, read anew at each call.
+
+        Raises:
+            EngineError: if the tokenizer cannot.
+        """
+        found: dict[str, Any] = self._call("vocabulary", "vocabulary", VOCABULARY)
+        return Vocabulary(
+            found["tokens"], found["added"], dict(self.special_tokens), self._facts.decoder
+        )
+
+    def encode_forced(self, text: str) -> list[int]:
+        """Return the tokens of a text that follows others, in a process of its own for that.
+
+        So an answer under way never waits for the encoding of a prompt.
+
+        Raises:
+            UsageError, EngineError: as `encode`.
+        """
+        _check_text(text)
+        limits = encoding_limits(len(text))
+        ids: list[int] = self._call("encode a grammar's text", "encode", limits, text, False)
+        return ids
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the text's token ids, with the special tokens that the tokenizer adds or without.
