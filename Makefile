@@ -51,6 +51,18 @@ demo/cpu/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensor
 	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch cpu --output-dir demo/cpu \
 		--draft-vocab $(PAIR)/drafter/draft_vocab.json --draft-len $(DRAFT_LEN) --max-batch-size 4 --overwrite
 
+# Both again with weights as integers by block: demo/int8 and demo/plain-int8, and so for int4.
+INTEGER_ENGINES := $(foreach precision,int8 int4,demo/$(precision)/manifest.json demo/plain-$(precision)/manifest.json)
+
+demo/plain-%/manifest.json: demo/target/config.json
+	$(BIN)/dflash-trt build --target demo/target --no-drafter --arch cpu --output-dir demo/plain-$* \
+		--weight-only-precision $* --max-batch-size 4 --overwrite
+
+demo/int%/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
+	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch cpu --output-dir demo/int$* \
+		--draft-vocab $(PAIR)/drafter/draft_vocab.json --draft-len $(DRAFT_LEN) --weight-only-precision int$* \
+		--max-batch-size 4 --overwrite
+
 demo/sm120/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetensors
 	$(BIN)/dflash-trt build --target demo/target --drafter $(PAIR)/drafter --arch sm120 --output-dir demo/sm120 \
 		--draft-vocab $(PAIR)/drafter/draft_vocab.json --max-batch-size 4 --overwrite
@@ -58,7 +70,9 @@ demo/sm120/manifest.json: demo/target/config.json $(PAIR)/drafter/model.safetens
 # The number of drafts that pays on two CPU cores, as measured (examples/benchmark/README.md).
 DRAFT_LEN := 3
 
-engines: demo/plain/manifest.json demo/cpu/manifest.json demo/sm120/manifest.json
+INT8 := demo/plain-int8/manifest.json demo/int8/manifest.json
+
+engines: demo/plain/manifest.json demo/cpu/manifest.json $(INT8) demo/sm120/manifest.json
 
 demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
 	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu

@@ -15,7 +15,7 @@ from tests.house.rules import (
     sources,
 )
 
-NOT_OURS = {".venv", ".venv-triton", ".venv-oldest", "demo", "build", ".git"}
+NOT_OURS = {".venv", ".venv-triton", ".venv-oldest", ".venv-peers", "demo", "build", ".git"}
 
 
 def test_names_are_the_fields_words() -> None:

@@ -22,6 +22,7 @@ _SAFETENSORS_DTYPES = {
     ir.DataType.FLOAT16: "F16",
     ir.DataType.INT64: "I64",
     ir.DataType.INT32: "I32",
+    ir.DataType.UINT8: "U8",
     ir.DataType.BOOL: "BOOL",
     ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
     ir.DataType.FLOAT4E2M1: "F4",

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trtllm_dflash.builder.what_if import UNQUANTIZED
-from trtllm_dflash.checkpoint.formats import FORMATS, FP8_UNIT, WeightFormat
+from trtllm_dflash.checkpoint.formats import FORMATS, FP8_UNIT, WeightFormat, algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import BuildError, UsageError
@@ -58,6 +58,21 @@ def check_format_support(
                 f"--arch {arch.name} ({arch.hardware}) has no arithmetic for {fmt.algo}"
                 f" ({fmt.meaning}), in which the {role} {checkpoint.directory} is stored."
                 f" {who}. {instead} for {arch.name}"
+            )
+
+
+def check_weight_only(checkpoints: Mapping[str, Checkpoint[Any]], precision: str) -> None:
+    """Check that no model (by role) is quantized already.
+
+    Raises:
+        UsageError: naming the first that is.
+    """
+    for role, checkpoint in checkpoints.items():
+        if checkpoint.formats:
+            raise UsageError(
+                f"--weight-only-precision {precision}: the {role} {checkpoint.directory} is"
+                f" quantized already ({algos_of(checkpoint.formats.values())}), and would lose"
+                " twice. Build from its unquantized original, or leave the option out"
             )
 
 

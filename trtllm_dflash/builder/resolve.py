@@ -20,7 +20,9 @@ from trtllm_dflash.builder.format_support import (
     check_fp8_kv,
     check_heads,
     check_kernels,
+    check_weight_only,
 )
+from trtllm_dflash.builder.integer_weights import integer_weight_bytes
 from trtllm_dflash.builder.pair_support import (
     published_drafter,
     published_target,
@@ -135,16 +137,29 @@ class ResolvedModels:
 
         They have the engine's dtype, except those that stay quantized (`holds`).
         """
-        weights = 0
         size = DTYPE_BYTES[self.resolved.dtype]
+        selector = self.selector_memory
+        copied = 0 if selector is None else selector.copied_bytes(size)
+        if self.resolved.weight_only_precision is not None:
+            return sum(self._integer_bytes.values()) + copied
+        weights = copied
         for model in self.checkpoints.values():
             weights += model.weight_bytes(size, self.holds(model))
         row = self.target.config.hidden_size * size
         weights += row * len(self.padded_tables)
         if self.config.draft_vocab:  # its rows of the head again
             weights += row * self.draft_vocab_size
-        selector = self.selector_memory
-        return weights if selector is None else weights + selector.copied_bytes(size)
+        return weights
+
+    @property
+    def _integer_bytes(self) -> dict[str, int]:
+        """Return the bytes of weights by format, where some are integers by block."""
+        return integer_weight_bytes(
+            self.checkpoints,
+            str(self.resolved.weight_only_precision),
+            bytes_per_weight=DTYPE_BYTES[self.resolved.dtype],
+            draft_rows=self.draft_vocab_size if self.config.draft_vocab else 0,
+        )
 
     @property
     def padded_tables(self) -> tuple[str, ...]:
@@ -165,6 +180,9 @@ class ResolvedModels:
         size = DTYPE_BYTES[self.resolved.dtype]
         plain = STORED_DTYPES[self.resolved.dtype]
         found = Counter[str]()
+        if self.resolved.weight_only_precision is not None:
+            found.update({name or plain: size for name, size in self._integer_bytes.items()})
+            return dict(found.most_common())
         for model in self.checkpoints.values():
             sizes = model.bytes_by_format(size, self.holds(model))
             found.update({name or plain: count for name, count in sizes.items()})
@@ -229,6 +247,8 @@ def resolve_models(
         drafter = check_pair(target, drafter)
     models = _by_role(target, drafter)
     check_format_support(models, ARCHS[config.arch], quant=quant)
+    if config.weight_only_precision is not None:
+        check_weight_only(models, config.weight_only_precision)
     resolved = config.resolve(target.config, drafter.config if drafter else None)
     configs = {role: model.config for role, model in models.items()}
     if ARCHS[config.arch].is_gpu:

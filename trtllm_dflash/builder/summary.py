@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from trtllm_dflash.builder.resolve import STORED_DTYPES, ResolvedModels
+from trtllm_dflash.checkpoint.block_integers import BLOCK_LENGTH
 from trtllm_dflash.checkpoint.formats import Holds, WeightFormat, algos_of
 from trtllm_dflash.checkpoint.from_config import has_files
 from trtllm_dflash.checkpoint.loader import Checkpoint
@@ -132,6 +133,12 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
 
 def _weights_text(models: ResolvedModels) -> str:
     dtype = models.resolved.dtype
+    precision = models.resolved.weight_only_precision
+    if precision is not None:
+        count = sum(len(checkpoint.tensors) for checkpoint in models.checkpoints.values())
+        size = human_bytes(models.weight_bytes)
+        blocks = f"{precision} in blocks of {BLOCK_LENGTH} and {dtype}"
+        return f"{count} tensors, {size} as {blocks}; all converted"
     packed: list[WeightFormat] = []
     count, converted = 0, 0
     for checkpoint in models.checkpoints.values():

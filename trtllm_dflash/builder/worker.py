@@ -95,6 +95,7 @@ def _make_model(models: ResolvedModels) -> ir.Model:
         ring_width=sizes.ring_width,
         gather_logits=sizes.gather_generation_logits,
         fp4=ARCHS[sizes.gpu_arch].has_fp4,
+        weight_only=sizes.weight_only_precision,
     )
     _log(f"handing {len(list(model.graph))} nodes to {sizes.backend}")
     return model

@@ -55,6 +55,7 @@ class EngineConfig:
     quantized_drafter_linears: Mapping[str, int] = field(default_factory=dict)
     # Options of the chat template, for chats that give no others.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weight_only_precision: str | None = None  # of weights that are integers by block
     version: str = ""  # of the dflash-trt that built it; empty: it does not say
 
     @property
@@ -90,6 +91,8 @@ class EngineConfig:
         return _SHORT_DTYPES.get(self.dtype, self.dtype)
 
     def _linear_formats(self, linears: Mapping[str, int]) -> str:
+        if self.weight_only_precision is not None:
+            return f"{self.weight_only_precision.upper()} in blocks"
         counts = [f"{name} ({count} linears)" for name, count in sorted(linears.items())]
         return ", ".join(counts) or self._dtype
 
@@ -186,6 +189,9 @@ class EngineConfig:
             quantized_linears=_linears(reader, "pretrained_config"),
             quantized_drafter_linears=_linears(reader, "dflash") if speculates else {},
             chat_template_kwargs=_template_options(reader),
+            weight_only_precision=reader.read(
+                str, "build_config.weight_only_precision", default=None
+            ),
             version=str(reader.get("version") or ""),
         )
 

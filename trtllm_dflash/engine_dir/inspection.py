@@ -199,7 +199,8 @@ def _format_rows(engine: EngineConfig) -> Rows:
 
 def _rest_of(quantized: Mapping[str, int], engine: EngineConfig) -> str:
     """Return what a model's other weights are, where some are quantized."""
-    return f", others {engine.dtype}" if quantized else ""
+    is_mixed = quantized or engine.weight_only_precision
+    return f", others {engine.dtype}" if is_mixed else ""
 
 
 def _draft_layers(dflash: HfReader) -> list[DraftLayerConfig]:

@@ -63,12 +63,15 @@ class EvaluatedEngine:
     @property
     def weights(self) -> str:
         """Return the quantization of the target's weights, or else the engine's type."""
-        return self._algorithm("pretrained_config", "quant_algo")
+        precision = self.config.weight_only_precision
+        return precision or self._algorithm("pretrained_config", "quant_algo")
 
     @property
     def drafter(self) -> str | None:
         """Return the same for the drafter's weights; None without a drafter."""
-        return self._algorithm("dflash", "quant_algo") if self.config.speculates else None
+        if not self.config.speculates:
+            return None
+        return self.config.weight_only_precision or self._algorithm("dflash", "quant_algo")
 
     @property
     def kv_caches(self) -> str:

@@ -19,6 +19,7 @@ HEAD = "lm_head"
 _ACCEPT = "DFlashAccept"
 _PREFIX = "target."
 _SUFFIX = ".weight"
+_PRODUCTS = {"Gemm", "MatMul", "MatMulNBits"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TargetGraph:
         target_nodes = _nodes_before(logits)
         linears = {}
         for node in model.graph:
-            if node.op_type not in {"Gemm", "MatMul"} or node not in target_nodes:
+            if node.op_type not in _PRODUCTS or node not in target_nodes:
                 continue
             name, linear = _named_linear(node)
             if linear is not None and not _leads_to(linear.output, logits):
@@ -112,10 +113,13 @@ def _named_linear(node: ir.Node) -> tuple[str, Linear | None]:
     name = str(weight.name)
     if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
         return name, None
+    if "N" in node.attributes:  # of MatMulNBits, whose weight is in blocks
+        size = node.attributes["N"].as_int()
+        return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Linear(node.outputs[0], size)
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    size = weight.shape[0 if transposed else -1]
-    assert isinstance(size, int)
-    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Linear(node.outputs[0], size)
+    rows = weight.shape[0 if transposed else -1]
+    assert isinstance(rows, int)
+    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Linear(node.outputs[0], rows)
 
 
 def _leads_to(value: ir.Value, logits: ir.Value) -> bool:

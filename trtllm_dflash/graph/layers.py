@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.quantized_linear import QuantizedLinears
+from trtllm_dflash.graph.weight_only import WeightOnlyLinears
 from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.rope import RopeConfig
 
@@ -24,6 +25,7 @@ class LayerBuilder:
     norm_eps: float
     norm_offset: float = 0.0  # added to the weights of norms
     plugins: bool = False  # whether the graph is one of plugins
+    weight_only: str | None = None  # the precision of integers by block; None: no weight is one
 
     def rms_norm(self, x: ir.Value, name: str) -> ir.Value:
         """x / rms(x) · (weight + norm_offset) over the last axis; computed in float32."""
@@ -66,6 +68,8 @@ class LayerBuilder:
             bias = []
             if f"{name}.bias" in self.weights:
                 bias = [self.weights.value(self.g, f"{name}.bias")]
+            if self._is_integer(name):
+                return self._integers.product(x, name, *bias)
             if self._quantized.has_plugin(name):
                 return self._quantized.by_plugin(x, name, *bias)
             return self.g.Gemm(*self._operands(x, name), *bias, transB=1)
@@ -74,7 +78,22 @@ class LayerBuilder:
         """Columns `rows` (int64) of `linear` without a bias; reads only these rows of the weight,
         kept as `alias`.
         """
+        if self._is_integer(name):
+            return self._integers.product(x, name, rows=rows, alias=alias)
         return self.g.Gemm(*self._operands(x, name, rows, alias), transB=1)
+
+    def table_rows(self, ids: ir.Value, name: str) -> ir.Value:
+        """Return the rows [B, N, columns] of an embedding at ids [B, N]."""
+        if self._is_integer(name):
+            return self._integers.rows(ids, name)
+        return self.g.Gather(self.weights.value(self.g, f"{name}.weight"), ids)
+
+    def _is_integer(self, name: str) -> bool:
+        return self.weight_only is not None and self._integers.has(name)
+
+    @cached_property
+    def _integers(self) -> WeightOnlyLinears:
+        return WeightOnlyLinears(self.g, self.weights, self.weight_only or "")
 
     def _operands(
         self, x: ir.Value, name: str, rows: np.ndarray | None = None, alias: str = ""

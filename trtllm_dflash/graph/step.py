@@ -57,6 +57,7 @@ def build_step(
     ring_width: int | None = None,
     gather_logits: bool = False,
     row_order: bool = False,
+    weight_only: str | None = None,
 ) -> ir.Model:
     """Build the step of a target with a drafter, or of a target alone (then block_size is 1).
 
@@ -77,7 +78,9 @@ def build_step(
 
         gather_logits: the logits that decide tokens are an output too.
 
-        row_order: gated delta nets go row by row, slower: every width then gives the same bits.
+        row_order: gated delta nets go row by row, slower: every width gives the same bits.
+
+        weight_only: the precision of weights as integers by block, for ONNX Runtime alone.
 
     Raises:
         GraphError: for scales that no cache can have, or FP8 caches without our kernels.
@@ -93,15 +96,12 @@ def build_step(
         gather_logits=gather_logits,
     )
     inputs = {port.name: _graph_input(port) for port in ports if port.direction == "input"}
-    g = GraphBuilder()
-    sizes = cache_len, block_size
-    step = _Step(
-        g, inputs, DTYPES[dtype], *sizes, draft_vocab, plugins, fp4, kv_scales, row_order
-    )
+    sizes = (GraphBuilder(), inputs, DTYPES[dtype], cache_len, block_size, draft_vocab)
+    step = _Step(*sizes, plugins, fp4, kv_scales, row_order, weight_only)
     results = step.emit(target, drafter)
     written = [port for port in ports if port.direction == "output"]
     outputs = [_graph_output(port, results[port.name]) for port in written]
-    return _as_model(g, list(inputs.values()), outputs, plugins)
+    return _as_model(step.g, list(inputs.values()), outputs, plugins)
 
 
 def _kv_cache_dtype(
@@ -149,6 +149,7 @@ class _Step:
     fp4: bool
     kv_scales: KvScales | None
     row_order: bool
+    weight_only: str | None
 
     def emit(
         self, target: Checkpoint[TargetConfig], drafter: Checkpoint[DrafterConfig] | None
@@ -171,6 +172,7 @@ class _Step:
             config.rms_norm_eps,
             config.norm_offset,
             plugins=self.plugins,
+            weight_only=self.weight_only,
         )
         with g.scope("target"):
             tap_ids = drafter.config.target_layer_ids if drafter else ()
@@ -283,7 +285,14 @@ class _Step:
         width = g.size(self.inputs["input_ids"], 1)
         rows = config.rows_of(self.block_size)
         block_positions = self._positions(next_len, [rows])
-        model = LayerBuilder(g, weights, self.dtype, config.rms_norm_eps, plugins=self.plugins)
+        model = LayerBuilder(
+            g,
+            weights,
+            self.dtype,
+            config.rms_norm_eps,
+            plugins=self.plugins,
+            weight_only=self.weight_only,
+        )
         context = DrafterBuilder(
             model=model,
             config=config,
@@ -339,7 +348,8 @@ def _embed_block(
     They are the target's, unless the drafter has a table of its own.
     """
     if EMBEDDING in drafter.weights:
-        rows = _embed(drafter, ids, config.hidden_size, EMBEDDING)
+        table = EMBEDDING.removesuffix(".weight")
+        rows = _embed(drafter, ids, config.hidden_size, table)
     else:
         rows = _embed(verifier, ids, config.hidden_size)
     if config.embedding_scale == 1.0:
@@ -348,10 +358,10 @@ def _embed_block(
 
 
 def _embed(
-    m: LayerBuilder, ids: ir.Value, hidden_size: int, table: str = "model.embed_tokens.weight"
+    m: LayerBuilder, ids: ir.Value, hidden_size: int, table: str = "model.embed_tokens"
 ) -> ir.Value:
     """Embedding rows [B·N, hidden] of ids [B, N]."""
-    return m.g.Reshape(m.g.Gather(m.weights.value(m.g, table), ids), [-1, hidden_size])
+    return m.g.Reshape(m.table_rows(ids, table), [-1, hidden_size])
 
 
 def _graph_input(port: IoTensor) -> ir.Value:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 FP8_CACHE = "fp8"
+WEIGHT_ONLY = ("int8", "int4")
 _DEFAULT_SEQ_LEN = 2048
 _DEFAULT_NUM_TOKENS = 512
 
@@ -75,6 +76,14 @@ class BuildConfig:
             "type of the target's caches; auto: fp8 where its checkpoint says so, else --dtype",
             choices=("auto", FP8_CACHE, *DTYPE_BYTES),
             other_values=DTYPE_NAMES,
+        ),
+    )
+    weight_only_precision: str | None = field(
+        default=None,
+        metadata=cli_option(
+            "make integers of the weights, by block, for quick products on cpu [default: as they"
+            " are]",
+            choices=WEIGHT_ONLY,
         ),
     )
     max_batch_size: int = field(
@@ -175,6 +184,12 @@ class BuildConfig:
                 f"--plugins are CUDA kernels, and --arch {self.arch} is no GPU; leave the"
                 " option out"
             )
+        if self.weight_only_precision and ARCHS[self.arch].is_gpu:
+            raise UsageError(
+                f"--weight-only-precision {self.weight_only_precision} is for --arch cpu:"
+                f" {ARCHS[self.arch].backend} has no product for its blocks. For --arch"
+                f" {self.arch}, `dflash-trt quantize` makes a checkpoint in a format of GPUs"
+            )
         if self.timing_cache and ARCHS[self.arch].backend != "tensorrt":
             raise UsageError(
                 "--timing-cache is for TensorRT, and nothing is timed in a build for"
@@ -245,6 +260,7 @@ class BuildConfig:
             draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
             plugins=self.with_plugins,
             gather_generation_logits=self.with_logits,
+            weight_only_precision=self.weight_only_precision,
         )
         resolved.check_against(target)
         return resolved

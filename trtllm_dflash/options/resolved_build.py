@@ -33,6 +33,7 @@ class ResolvedBuild:
     draft_len: int
     plugins: bool
     gather_generation_logits: bool = False
+    weight_only_precision: str | None = None  # of weights as integers by block; None: none is
 
     @property
     def cache_len(self) -> int:
