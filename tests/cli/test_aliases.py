@@ -24,6 +24,8 @@ ALIASES = [
     ("quantize", "--format", ["fp8"], "quant", "fp8"),
     ("export-triton", "--output", ["models"], "output_dir", "models"),
     ("export-triton", "--gpus", ["0,1"], "gpu_ids", "0,1"),
+    ("serve", "--max-queue", ["9"], "max_waiting", "9"),
+    ("serve", "--timeout", ["2.5"], "timeout_seconds", "2.5"),
     ("profile --estimate", "--kv-cache", ["fp8"], "kv_cache_dtype", "fp8"),
     ("profile --estimate", "--tau", ["3.5"], "acceptance_length", "3.5"),
 ]

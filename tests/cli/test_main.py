@@ -110,7 +110,7 @@ def test_python_m_is_the_same_command() -> None:
         ("export-trton", "export-triton"),
         ("runn", "run"),
         ("estimate", "profile --estimate?"),
-        ("serve", "export-triton?"),
+        ("server", "serve?"),
     ],
 )
 def test_unknown_command_names_the_nearest(typed: str, meant: str) -> None:

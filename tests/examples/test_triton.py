@@ -123,6 +123,6 @@ def test_makefile_has_the_benchmark_targets() -> None:
     names = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert {"serve-demo", "bench-serving"} <= set(
+    assert {"serve-demo", "triton-demo", "bench-serving"} <= set(
         re.findall(r"^([a-z-]+)", names, re.MULTILINE)
     )

@@ -33,7 +33,7 @@ FLOORS = (
     ("builder",),
     ("runtime",),
     ("evaluate", "profile", "quantize"),
-    ("estimate", "triton_server"),
+    ("estimate", "http_server", "triton_server"),
     ("cli",),
 )
 # The runtime reads engine directories, not how they come to be.
@@ -43,8 +43,11 @@ BACKEND_IMPORTERS = {
     "tensorrt": {"trt"},
     "onnxruntime": {"builder", "runtime", "evaluate"},
     "transformers": {"tokenizing", "quantize", "profile"},
+    "fastapi": {"http_server"},
     "matplotlib": {"profile"},
+    "starlette": {"http_server"},
     "torch": {"quantize", "profile"},
+    "uvicorn": {"http_server"},
     "modelopt": {"quantize"},
 }
 NEVER_IMPORTED = {"pickle"}

@@ -69,7 +69,7 @@ def test_batched_tokens_equal_tokens_alone(
         elif act == "end":
             scheduler.end(data.draw(st.sampled_from(sequences)), "cancelled")
         else:
-            for sequence, token_ids, _ in scheduler.step():
+            for sequence, token_ids, *_ in scheduler.step():
                 assert token_ids
                 got[sequence] += token_ids
             held = [

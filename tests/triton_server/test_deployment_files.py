@@ -16,8 +16,8 @@ import yaml
 from trtllm_dflash.errors import BusyError
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.options.triton_export import TritonExportConfig
-from trtllm_dflash.triton_server.intake import ROLES, Intake
-from trtllm_dflash.triton_server.metrics import METRICS
+from trtllm_dflash.runtime.intake import ROLES, Intake
+from trtllm_dflash.runtime.metric_table import METRICS
 from trtllm_dflash.triton_server.readme import DOCKERFILE, IMAGE
 from trtllm_dflash.triton_server.settings import DRAIN_SECONDS
 

@@ -25,6 +25,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.triton_export import TritonExportConfig
+from trtllm_dflash.runtime.metric_table import METRICS
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.triton_server.export import (
     ExportReport,
@@ -33,7 +34,6 @@ from trtllm_dflash.triton_server.export import (
     engine_digest,
 )
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, OUTPUTS
-from trtllm_dflash.triton_server.metrics import METRICS
 from trtllm_dflash.triton_server.readme import IMAGE, model_page
 from trtllm_dflash.triton_server.settings import Settings
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.runtime.metric_table import METRICS
 from trtllm_dflash.runtime.outputs import EngineStats, FinishInfo
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS, INPUTS, TENSORRT_LLM_INPUTS
-from trtllm_dflash.triton_server.metrics import METRICS, Metrics
+from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.model import TritonPythonModel
 from trtllm_dflash.triton_server.model_control import unloads_on_demand
 from trtllm_dflash.triton_server.parameters import nearest_input

@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "quantize",
     "build": "build",
     "run": "run",
+    "serve": "serve",
     "profile": "profiling",
     "eval": "evaluate",
     "inspect": "inspect_engine",
@@ -46,7 +47,7 @@ _OTHER_NAMES = {
     "help": "--help",
     "info": "inspect",
     "models": "list",
-    "serve": "export-triton",
+    "server": "serve",
     "version": "--version",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it

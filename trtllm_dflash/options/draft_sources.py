@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple, get_args
 
 DraftSource = Literal["dflash", "lookup"]
 """What filled a block."""
+TokenSource = Literal["target", "dflash", "lookup"]
+"""What a token comes from: the target itself, or a draft that it accepted."""
 SOURCES: tuple[DraftSource, ...] = get_args(DraftSource)
 # What a request may allow, by its number in the step (and in plugins/kernels/lookup_params.h).
 SOURCE_BITS = {"dflash": 1, "lookup": 2, "both": 3}

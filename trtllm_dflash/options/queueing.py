@@ -12,6 +12,7 @@ from trtllm_dflash.options.checks import check_integer, shown
 from trtllm_dflash.options.row_sampling import MAX_INT32
 
 MAX_TIMEOUT_SECONDS = 1e6
+MAX_WAITING = 128  # requests that wait for a slot, unless a server is told otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ class Queueing:
     def is_overdue(self, now: float) -> bool:
         """Tell whether its time is over."""
         return self.timeout_seconds is not None and now - self.arrived > self.timeout_seconds
+
+    def seconds_left(self) -> float | None:
+        """Return how much of its time is left, at least 0; None without a limit."""
+        if self.timeout_seconds is None:
+            return None
+        return max(0.0, self.timeout_seconds - (perf_counter() - self.arrived))
 
 
 def _is_duration(value: Any) -> bool:

@@ -73,6 +73,7 @@ class SamplingOptions(RowSamplingOptions, GuidanceOptions, total=False):
     ignore_eos: bool
     stop_words: str | Iterable[str]
     skip_special_tokens: bool
+    token_texts: bool
     logprobs: int | None
 
 
@@ -109,6 +110,7 @@ class SamplingParams(Guidance):
     stop_words           texts that end an answer where the first of them begins; one string is one
                          word. They are looked for in the text with its special tokens.
     skip_special_tokens  False keeps special tokens in the text.
+    token_texts          chunks of streams say what each token has made visible.
     logprobs             None: off. k: with each token its log probability, and those of the k most
                          likely tokens.
     """
@@ -145,6 +147,7 @@ class SamplingParams(Guidance):
         ),
     )
     skip_special_tokens: bool = True
+    token_texts: bool = False
     logprobs: int | None = field(
         default=None,
         metadata=cli_option(
@@ -170,7 +173,7 @@ class SamplingParams(Guidance):
         check_integer("n", self.n, low=1, high=MAX_N)
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
-        for name in ("draft", "ignore_eos", "skip_special_tokens"):
+        for name in ("draft", "ignore_eos", "skip_special_tokens", "token_texts"):
             check_flag(name, getattr(self, name))
         check_choice("drafts", self.drafts, ALLOWED)
         self._take_seeds()

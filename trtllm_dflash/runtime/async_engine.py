@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtllm_dflash.options.queueing import MAX_WAITING, Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.options.tools import ToolChoice
 from trtllm_dflash.runtime.async_stream import AsyncStream, Room
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.engine_thread import MAX_WAITING
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
 from trtllm_dflash.runtime.preprocess import check_stop_words
 from trtllm_dflash.runtime.prompt_inputs import Prompt, as_prompts
@@ -45,7 +45,8 @@ class AsyncEngine:
     ) -> None:
         """Start an engine thread on `engine`, which is used by nobody else until `close`.
 
-        The options are those of `Engine.serve`. Requests beyond `max_waiting` wait here.
+        The options are those of `Engine.serve`. Requests beyond `max_waiting` wait here, in the
+        order in which they came.
         """
         self.engine = engine
         self._server = engine.serve(
@@ -62,11 +63,20 @@ class AsyncEngine:
         *,
         num_threads: int | None = None,
         draft_lens: Iterable[int] | None = None,
+        prefix_cache_mib: int = 0,
         max_waiting: int = MAX_WAITING,
+        prompt_tokens_per_step: int | None = None,
     ) -> AsyncEngine:
         """Open an engine directory as `Engine.load` does, and start its engine thread."""
-        engine = Engine.load(path, num_threads=num_threads, draft_lens=draft_lens)
-        return cls(engine, max_waiting=max_waiting)
+        engine = Engine.load(
+            path,
+            num_threads=num_threads,
+            draft_lens=draft_lens,
+            prefix_cache_mib=prefix_cache_mib,
+        )
+        return cls(
+            engine, max_waiting=max_waiting, prompt_tokens_per_step=prompt_tokens_per_step
+        )
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -78,21 +88,30 @@ class AsyncEngine:
         self,
         prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | None = None,
+        *,
+        queueing: Queueing | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
-        """Answer all prompts and return what `Engine.generate` would."""
-        return await self.stream(prompts, sampling_params, **options).generations()
+        """Answer all prompts and return what `Engine.generate` would.
+
+        queueing   the priority of its requests, and their limit of time: beyond it there is a
+                   DeadlineError, and all of them end.
+        """
+        stream = self.stream(prompts, sampling_params, queueing=queueing, **options)
+        return await stream.generations()
 
     def stream(
         self,
         prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | None = None,
+        *,
+        queueing: Queueing | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """Return an asynchronous iterator of the chunks of `Engine.stream`.
 
-        Options are checked at once. Prompts are sent when the first chunk is asked for; one that
-        cannot be used raises UsageError then.
+        `queueing` is that of `generate`. Options are checked at once. Prompts are sent when the
+        first chunk is asked for; one that cannot be used raises UsageError then.
         """
         sampling = SamplingParams.of_call(sampling_params, options)
         check_stop_words(sampling, self.engine.tokenizer)
@@ -104,8 +123,8 @@ class AsyncEngine:
             own: dict[str, Any] = dict(checked)
             if sampling.seed is not None:
                 own["seed"] = sampling.seed_of(index, len(given))
-            submits.append(partial(self._server.submit, prompt, **own))
-        return AsyncStream(submits, sampling.n, self._room)
+            submits.append(partial(self._server.submit, prompt, queueing=queueing, **own))
+        return AsyncStream(submits, sampling.n, self._room, queueing or Queueing())
 
     async def chat(
         self,
@@ -115,6 +134,7 @@ class AsyncEngine:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: ToolChoice | None = None,
+        queueing: Queueing | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Generation]:
         """Answer conversations and return what `Engine.chat` would."""
@@ -127,7 +147,8 @@ class AsyncEngine:
             tool_choice,
         )
         chat = await asyncio.to_thread(encode)
-        return await self.generate(chat.prompts, chat.sampling(sampling_params, options))
+        sampling = chat.sampling(sampling_params, options)
+        return await self.generate(chat.prompts, sampling, queueing=queueing)
 
     async def close(self, *, drain_seconds: float = 0.0) -> None:
         """End the engine thread, after `drain_seconds` at most, and close the engine."""

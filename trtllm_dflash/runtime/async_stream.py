@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from trtllm_dflash.errors import DFlashError, EngineError
+from trtllm_dflash.errors import DeadlineError, DFlashError, EngineError
+from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.runtime.outputs import Chunk, Event, Generation
 from trtllm_dflash.runtime.request_handle import RequestHandle
 from trtllm_dflash.runtime.stream import generation
@@ -91,9 +92,12 @@ class AsyncStream:
     Cancelling the task that waits for a chunk, closing or dropping the stream cancels its requests.
     """
 
-    def __init__(self, submits: Sequence[Submit], n: int, room: Room) -> None:
+    def __init__(
+        self, submits: Sequence[Submit], n: int, room: Room, queueing: Queueing
+    ) -> None:
         """Take what sends each prompt; nothing is sent before the first chunk is asked for."""
         self._submits = submits
+        self._queueing = queueing
         self._n = n
         self._room = room
         self._progress: _Progress | None = None
@@ -128,6 +132,8 @@ class AsyncStream:
             sample_index=event.sample_index,
             logprobs=event.logprobs,
             tool_calls=event.tool_calls,
+            sources=event.sources,
+            token_texts=event.token_texts,
         )
 
     async def generations(self) -> list[Generation]:
@@ -161,7 +167,9 @@ class AsyncStream:
     def _started(self) -> _Progress:
         if self._progress is None:
             self._progress = _Progress(len(self._submits), self._n, self._room)
-            self._sender = asyncio.create_task(_send_all(self._progress, self._submits))
+            self._sender = asyncio.create_task(
+                _send_all(self._progress, self._submits, self._queueing)
+            )
         return self._progress
 
     def _cancel(self) -> None:
@@ -177,10 +185,21 @@ def _failure(event: Event) -> DFlashError | None:
     return event if isinstance(event, DFlashError) else None
 
 
-async def _send_all(progress: _Progress, submits: Sequence[Submit]) -> None:
+async def _send_all(progress: _Progress, submits: Sequence[Submit], queueing: Queueing) -> None:
     """Send prompts as there is room; the first that is refused ends the stream."""
     for number, submit in enumerate(submits):
-        await progress.room.enter(progress.n)
+        try:
+            async with asyncio.timeout(queueing.seconds_left()):
+                await progress.room.enter(progress.n)
+        except TimeoutError:
+            progress.arrived.put_nowait(
+                DeadlineError(
+                    f"prompt {number} is not even in the engine's queue after"
+                    f" {queueing.timeout_seconds:g} s (timeout_seconds): the queue was full. Give"
+                    " it more time, or ask later."
+                )
+            )
+            return
         sent: Any = asyncio.ensure_future(asyncio.to_thread(progress.send, number, submit))
         try:
             await asyncio.shield(sent)

@@ -14,13 +14,14 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.config_checks import newer_version
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import check_callable, check_integer
+from trtllm_dflash.options.queueing import MAX_WAITING
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.options.shared import MAX_PREFIX_CACHE_MIB
 from trtllm_dflash.options.tools import ToolChoice
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine_server import EngineServer
-from trtllm_dflash.runtime.engine_thread import MAX_WAITING, EngineThread
+from trtllm_dflash.runtime.engine_thread import EngineThread
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import (

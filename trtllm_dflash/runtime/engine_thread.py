@@ -31,7 +31,7 @@ from trtllm_dflash.errors import (
     as_dflash_error,
 )
 from trtllm_dflash.options.checks import check_integer
-from trtllm_dflash.options.queueing import Queueing
+from trtllm_dflash.options.queueing import MAX_WAITING, Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
@@ -56,7 +56,6 @@ _LOG = logging.getLogger(__name__)
 # a step (SmolLM2-135M).
 PROMPT_TOKENS_PER_STEP = {"cpu": 16}
 PROMPT_TOKENS_PER_STEP_ON_GPUS = 256
-MAX_WAITING = 128
 SWEEP_SECONDS = 0.1  # how often a busy engine thread polls callers and reports its stats
 IDLE_SECONDS = 1.0  # how often an idle one does
 MAX_POLLED_WAITING = 4  # waiting callers polled each time; in a server a poll is a round trip
@@ -325,7 +324,7 @@ class EngineThread:
         used, delta = handle.push(token_ids)
         if handle.text.stopped:
             self._scheduler.end_at_stop_word(request, len(token_ids) - len(used))
-        return handle.output(used, delta)
+        return handle.output(used, delta, update.sources)
 
     def _notify(self, handle: RequestHandle, event: Event) -> None:
         def notify() -> bool:

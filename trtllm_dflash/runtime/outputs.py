@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from trtllm_dflash.errors import DFlashError
-from trtllm_dflash.options.draft_sources import DraftCount, DraftSource
-from trtllm_dflash.runtime.text.pieces import ToolCall
+from trtllm_dflash.options.draft_sources import DraftCount, DraftSource, TokenSource
+from trtllm_dflash.runtime.text.pieces import TokenText, ToolCall
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -31,6 +31,9 @@ class Chunk:
     `text` may lag behind the tokens: it never ends inside a character, nor inside what may become
     a stop word. `reasoning` is what the step adds to `Generation.reasoning`. `logprobs` has an
     entry for each token, if they were asked for. `tool_calls` has the calls that are whole now.
+    `sources` says of each token whether it is the
+    target's own or an accepted draft. So does `token_texts`, if asked for, what it has made
+    visible; joined they are `text` and `reasoning`.
     """
 
     prompt_index: int
@@ -40,6 +43,8 @@ class Chunk:
     sample_index: int = 0
     logprobs: list[TokenLogprobs] | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    sources: list[TokenSource] = field(default_factory=list)
+    token_texts: list[TokenText] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.prompt_index, self.token_ids, self.text))
@@ -108,6 +113,7 @@ class FinishInfo:
     seed: int | None = None  # None for greedy decoding
     cached_tokens: int = 0  # of the prompt, which the prefix cache knew
     drafts_by_source: dict[DraftSource, DraftCount] = field(default_factory=dict)
+    acceptance_lengths: Sequence[int] = ()  # tokens of each decode step, bonus included
 
     def num_drafts_of(self, source: DraftSource) -> DraftCount:
         """Return the verified and accepted drafts of one source."""
@@ -119,7 +125,8 @@ class RequestOutput:
     """What a step added to an answer: its tokens, and the text that they completed.
 
     The last one has `finish_info`. The last one of a cancelled request holds nothing else. Of
-    `n` answers each has its own outputs, its own last one, and its `sample_index`.
+    `n` answers each has its own outputs, its own last one, and its `sample_index`. `sources` and
+    `token_texts` are those of `Chunk`.
     """
 
     token_ids: list[int]
@@ -129,6 +136,8 @@ class RequestOutput:
     logprobs: list[TokenLogprobs] | None = None  # an entry for each token, if asked for
     sample_index: int = 0
     tool_calls: tuple[ToolCall, ...] = ()  # those that are whole now
+    sources: list[TokenSource] = field(default_factory=list)
+    token_texts: list[TokenText] | None = None
 
     @property
     def ended(self) -> FinishInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,12 @@ import numpy as np
 
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
-from trtllm_dflash.options.draft_sources import SOURCES, DraftCount, DraftSource
+from trtllm_dflash.options.draft_sources import (
+    SOURCES,
+    DraftCount,
+    DraftSource,
+    TokenSource,
+)
 from trtllm_dflash.runtime.draft_acceptance import Acceptance
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
@@ -111,6 +117,14 @@ class Request:
             if verified[source]
         }
 
+    def sources_of_step(self, num_kept: int, num_new: int) -> list[TokenSource]:
+        """Return where the tokens come from that were kept of a decode step's `num_new`.
+
+        The last of all its tokens is the target's own, and the others are accepted drafts.
+        """
+        sources: list[TokenSource] = [self.next_source] * (num_new - 1)
+        return [*sources, "target"][:num_kept]
+
     def count_step(self, num_kept: int, num_drafts: int) -> None:
         """Count a decode step that verified so many drafts and gave so many tokens."""
         self.acceptance_lengths.append(num_kept)
@@ -158,3 +172,4 @@ class Update(NamedTuple):
     request: Request
     token_ids: list[int]
     error: DFlashError | None = None
+    sources: Sequence[TokenSource] = ()  # of each token

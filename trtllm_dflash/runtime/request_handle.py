@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from trtllm_dflash.errors import DeadlineError
+from trtllm_dflash.options.draft_sources import TokenSource
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.runtime.outputs import FinishInfo, OnEvent, RequestOutput
 from trtllm_dflash.runtime.request import Request
@@ -43,7 +44,12 @@ class RequestHandle:
         self.num_output_tokens += len(used)
         return used, delta
 
-    def output(self, token_ids: list[int], delta: Delta = NOTHING) -> RequestOutput:
+    def output(
+        self,
+        token_ids: list[int],
+        delta: Delta = NOTHING,
+        sources: Sequence[TokenSource] = (),
+    ) -> RequestOutput:
         """Return what the caller is told; it has `finish_info` once the request has ended."""
         request = self.request
         has_ended = request.finish_reason is not None
@@ -57,6 +63,8 @@ class RequestHandle:
             logprobs=request.last_logprobs(len(token_ids)),
             sample_index=request.sample_index,
             tool_calls=delta.tool_calls,
+            sources=list(sources[: len(token_ids)]),
+            token_texts=self.text.token_texts if token_ids else None,
         )
 
     def deadline_error(self) -> DeadlineError:
@@ -89,4 +97,5 @@ class RequestHandle:
             seed=request.seed,
             cached_tokens=request.num_cached,
             drafts_by_source=request.drafts_by_source,
+            acceptance_lengths=tuple(request.acceptance_lengths),
         )

@@ -351,7 +351,7 @@ class Scheduler:
         kept = request.commit([int(result.new_ids[0, 0])])
         add_logprobs(request, result, 0, kept)
         request.next_source = result.next_source(0)
-        update = Update(request, kept)
+        update = Update(request, kept, sources=["target"])
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
             self._activate(request)  # nothing moves, so that steps may be in flight
@@ -378,13 +378,14 @@ class Scheduler:
             if error is not None:
                 updates.append(self._fail(request, error))
                 continue
-            num_new = result.num_new[row]
+            num_new = int(result.num_new[row])
             kept = request.commit(result.new_ids[row, :num_new].tolist())
             add_logprobs(request, result, row, kept)
+            sources = request.sources_of_step(len(kept), num_new)
             request.count_step(len(kept), step.width - 1)
             request.next_source = result.next_source(row)
             request.decode_seconds += seconds
-            updates.append(Update(request, kept))
+            updates.append(Update(request, kept, sources=sources))
         self.timings.decode_seconds += seconds
         self.timings.decode_steps += bool(updates)
         tokens = sum(len(update.token_ids) for update in updates)

@@ -115,14 +115,15 @@ class _Answers:
             raise update.error
         number = self._number_of[request]
         try:
-            return self._chunk(request, update.token_ids, number)
+            return self._chunk(update, number)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as failure:  # a tokenizer's panic is no Exception
             what = f"the text of answer {number} could not be made"
             raise as_dflash_error(what, failure) from failure
 
-    def _chunk(self, request: Request, token_ids: list[int], number: int) -> Chunk:
+    def _chunk(self, update: Update, number: int) -> Chunk:
+        request, token_ids = update.request, update.token_ids
         text = self.texts[number]
         used, delta = text.push(token_ids)
         if text.stopped:
@@ -139,6 +140,8 @@ class _Answers:
             sample_index=request.sample_index,
             logprobs=request.last_logprobs(len(used)),
             tool_calls=delta.tool_calls,
+            sources=list(update.sources[: len(used)]),
+            token_texts=text.token_texts,
         )
 
 

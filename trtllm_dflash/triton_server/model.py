@@ -23,11 +23,12 @@ from trtllm_dflash.errors import DFlashError, EngineError, UsageError
 from trtllm_dflash.log import configure
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.engine_server import EngineServer
+from trtllm_dflash.runtime.intake import Intake
 from trtllm_dflash.runtime.outputs import EngineStats
 from trtllm_dflash.runtime.sessions.load_times import LoadTimes
 from trtllm_dflash.runtime.text.tokenizer import ChatError, Tokenizer
+from trtllm_dflash.runtime.warm_up import warm_up
 from trtllm_dflash.triton_server.export import engine_digest
-from trtllm_dflash.triton_server.intake import Intake
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.model_control import unloads_on_demand
 from trtllm_dflash.triton_server.request import GenerationRequest
@@ -207,10 +208,7 @@ def _load(settings: Settings, model_directory: Path) -> tuple[Engine, Tokenizer]
         )
     if engine.tokenizer is None:
         raise EngineError(f"{directory}: no {TOKENIZER_FILE}, and requests are text.")
-    with times.part("tokenizer"):
-        engine.tokenizer.decode(engine.tokenizer.encode("ready"))  # reads its files now
-    with times.part("first steps"):  # of both kinds
-        engine.generate([[0]], max_tokens=2, stop_token_ids=())
+    warm_up(engine, times)
     _LOG.info("ready in %s: %s", times, directory)
     return engine, engine.tokenizer
 

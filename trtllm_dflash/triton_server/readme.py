@@ -11,9 +11,9 @@ from trtllm_dflash import __version__
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import markdown_table
+from trtllm_dflash.runtime.metric_table import METRICS
 from trtllm_dflash.templates import render
 from trtllm_dflash.triton_server.io_table import INPUTS, OUTPUTS, TENSORRT_LLM_INPUTS, Field
-from trtllm_dflash.triton_server.metrics import METRICS
 
 IMAGE = "dflash-triton"
 DOCKERFILE = "examples/triton/Dockerfile"

@@ -9,8 +9,8 @@ from typing import Any
 
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.checks import parse_integer
+from trtllm_dflash.options.queueing import MAX_WAITING
 from trtllm_dflash.options.shared import DEFAULT_PREFIX_CACHE_MIB
-from trtllm_dflash.runtime.engine_thread import MAX_WAITING
 
 # How long requests may go on when the model is unloaded or the server ends; below Triton's
 # --exit-timeout-secs of 30.

@@ -8,7 +8,15 @@ from functools import cached_property, partial
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.text.call_collector import CallCollector
 from trtllm_dflash.runtime.text.harmony import HarmonyReader, harmony_marks
-from trtllm_dflash.runtime.text.pieces import Delta, Piece, PlainReader, Reader, ToolCall
+from trtllm_dflash.runtime.text.pieces import (
+    NOTHING,
+    Delta,
+    Piece,
+    PlainReader,
+    Reader,
+    TokenText,
+    ToolCall,
+)
 from trtllm_dflash.runtime.text.stop_words import StopWordFilter
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.runtime.text.tool_calls import ToolFormat, tool_format
@@ -30,14 +38,18 @@ class AnswerText:
         *,
         min_tokens: int = 0,
         call_format: ToolFormat | None = None,
+        by_token: bool = False,
     ) -> None:
         """Take what reads tokens, None for no text at all.
 
         No stop word counts that is complete with the first `min_tokens` tokens. Calls of tools are
-        read where there is a format.
+        read where there is a format. With `by_token` there are `token_texts`.
         """
         self._collector = CallCollector(call_format)
         self._calls: list[ToolCall] = []
+        # What each token of the last push has made visible, and behind the last one the end.
+        self.token_texts: list[TokenText] | None = None
+        self._by_token = by_token
         self._reader = reader
         self._stops = StopWordFilter(stop_words)
         self._looks_for_stops = bool(stop_words)
@@ -67,6 +79,21 @@ class AnswerText:
 
     def push(self, token_ids: Sequence[int]) -> tuple[list[int], Delta]:
         """Return the tokens up to the end of a stop word, and what they add."""
+        if not self._by_token:
+            return self._push(token_ids)
+        used: list[int] = []
+        total = NOTHING
+        self.token_texts = []
+        for token in token_ids:
+            used.append(token)
+            _, delta = self._push([token])
+            self.token_texts.append(TokenText(delta.text, delta.reasoning))
+            total = total.joined(delta)
+            if self.stopped:
+                break
+        return used, total
+
+    def _push(self, token_ids: Sequence[int]) -> tuple[list[int], Delta]:
         if self._reader is None:
             return list(token_ids), Delta()
         first = list(token_ids[: self._tokens_before_stops])
@@ -81,9 +108,16 @@ class AnswerText:
         if self._reader is None:
             return Delta()
         if self.stopped:
-            return self._keep(self._collector.finish([]))
-        pieces = self._stops.push(self._reader.finish())
-        return self._keep(self._collector.finish(pieces + self._stops.finish()))
+            delta = self._keep(self._collector.finish([]))
+        else:
+            pieces = self._stops.push(self._reader.finish())
+            delta = self._keep(self._collector.finish(pieces + self._stops.finish()))
+        if self.token_texts:
+            last = self.token_texts[-1]
+            self.token_texts[-1] = TokenText(
+                last.text + delta.text, last.reasoning + delta.reasoning
+            )
+        return delta
 
     def _push_until_stop(self, token_ids: Sequence[int]) -> tuple[list[int], list[Piece]]:
         """Push tokens together, and one by one if there is a stop word in them.
@@ -139,6 +173,7 @@ class AnswerTexts:
             sampling.stop_words,
             min_tokens=sampling.min_tokens,
             call_format=call_format,
+            by_token=sampling.token_texts,
         )
 
     def _reader(

@@ -45,6 +45,13 @@ class Delta(NamedTuple):
 NOTHING = Delta()
 
 
+class TokenText(NamedTuple):
+    """What one token has made visible of an answer: often a word, nothing inside a character."""
+
+    text: str = ""
+    reasoning: str = ""
+
+
 class Reader(Protocol):
     """Turns tokens as they come into pieces."""
 

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from trtllm_dflash.errors import BusyError
+from trtllm_dflash.errors import BusyError, ClosedError
 
 Job = Callable[[], object]
 ROLES = ("chat", "encode")  # each has a process of its own in `tokenizing`
@@ -22,6 +22,8 @@ class Intake:
     def __init__(self, limit: int) -> None:
         """Start the threads; `limit`: requests that may wait for each."""
         self._limit = limit
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._jobs: dict[str, queue.Queue[Job | None]] = {}
         self._threads = []
         for role in ROLES:
@@ -37,17 +39,25 @@ class Intake:
 
         Raises:
             BusyError: if the queue is full.
+            ClosedError: after `close`, which nothing may follow.
         """
-        try:
-            self._jobs[role].put_nowait(job)
-        except queue.Full:
-            raise BusyError(
-                f"{self._limit} requests wait to be tokenized, and the queue holds no more."
-            ) from None
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError(
+                    "this engine is being closed and takes no more requests. It may be sent again."
+                )
+            try:
+                self._jobs[role].put_nowait(job)
+            except queue.Full:
+                raise BusyError(
+                    f"{self._limit} requests wait to be tokenized, and the queue holds no more."
+                ) from None
 
     def close(self) -> None:
-        """Do what is queued, and end."""
-        for jobs in self._jobs.values():
+        """Do what is queued, and end. A second call waits for the first."""
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        for jobs in () if was_closed else self._jobs.values():
             jobs.put(None)
         for thread in self._threads:
             thread.join()

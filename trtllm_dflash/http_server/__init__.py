@@ -1,0 +1,1 @@
+"""An endpoint of OpenAI's form over the scheduler, on FastAPI and uvicorn."""
