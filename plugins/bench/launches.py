@@ -24,6 +24,9 @@ _THREADS = {
     "dflash_argmax_scan": params.ARGMAX_THREADS,
     "dflash_argmax_merge": params.ARGMAX_MERGE_THREADS,
     "dflash_lookup_choose": params.LOOKUP_THREADS,
+    "dflash_adjust_count": params.COUNT_THREADS,
+    "dflash_adjust_rows": params.ROW_THREADS,
+    "dflash_adjust_few": params.FEW_THREADS,
 }
 
 

@@ -146,6 +146,10 @@ struct __nv_fp8x4_e4m3 {
 
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return bits_as<float>(x); }
 inline int __float_as_int(float x) { return bits_as<int>(x); }
@@ -170,5 +174,10 @@ template <typename T>
 inline T atomicAdd(T* at, T value) {
   const T old = *at;
   *at = old + value;
+  return old;
+}
+inline int atomicOr(int* at, int value) {
+  const int old = *at;
+  *at = old | value;
   return old;
 }

@@ -7,9 +7,9 @@
 //                   first that does not
 //   new_ids[b]    = choice[b, 0 … accepted], then -1; the last of them is the bonus
 //
-// l = logits[b, r]; u = uniforms[b, past_len + num_known + r], the number of the position that the row decides. Shapes
-// and types stand in accept_params.h. Three launches, since a row is the work of many CTAs, and the prefix that of all
-// rows of a slot:
+// l = logits[b, r], or what DFlashAdjust made of it; u = uniforms[b, past_len + num_known + r], the number of the
+// position that the row decides. Shapes and types stand in accept_params.h. Three launches, since a row is the work of
+// many CTAs, and the prefix that of all rows of a slot:
 //   dflash_accept_scan    grid (chunks, B·R), 256 threads: the largest logit of a chunk, and where it first stands;
 //                         where the slot samples the chunk's mass, relative to that logit's
 //   dflash_accept_choose  grid (B·R), 1024 threads: merges the chunks, samples where the slot asks for it; 33 KB of
@@ -112,13 +112,18 @@ struct Chunk {
   }
 };
 
+// What row `row` of all chooses from.
+__device__ __forceinline__ const float* logits_of(const AcceptParams& p, long long row) {
+  return (p.adjusts[row / p.rows] ? p.adjusted : p.logits) + row * p.vocab;
+}
+
 __device__ int sample(const AcceptParams& p, Shared* smem, Best best, int slot, int row) {
   const float top_p = p.top_p[slot];
   const int top_k = p.top_k[slot];
   const long long position = 0LL + p.past_len[slot] + p.num_known[slot] + row;
   const long long last = p.positions - 1;
   const float u = p.uniforms[1LL * slot * p.positions + max(0LL, min(position, last))];
-  const float* logits_gmem = p.logits + (1LL * slot * p.rows + row) * p.vocab;
+  const float* logits_gmem = logits_of(p, 1LL * slot * p.rows + row);
   Tokens tokens = {smem, logits_gmem, best.value, p.temperature[slot], p.vocab, false, 0};
   const long long first_chunk = (1LL * slot * p.rows + row) * p.chunks;
   const Chunks chunks = {p.chunk_found + 2 * first_chunk, p.chunks};
@@ -141,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(dflash::kScanThreads)
   __shared__ float mass_smem[kScanWarps];
   const long long row = blockIdx.y;
   const int begin = static_cast<int>(blockIdx.x) * kScanElements;
-  const Chunk chunk(p.logits + row * p.vocab, begin, min(p.vocab, begin + kScanElements));
+  const Chunk chunk(logits_of(p, row), begin, min(p.vocab, begin + kScanElements));
   const Best best = cta_best(chunk.best(), found_smem);
   const float temperature = p.temperature[blockIdx.y / p.rows];
   const long long at = row * p.chunks + blockIdx.x;

@@ -13,6 +13,8 @@ struct AcceptParams {
   const int* top_k;            // [B], 0: off
   const float* min_p;          // [B], 0: off
   const float* uniforms;       // [B, U] in [0, 1): number p decides the token at position p
+  const float* adjusted;       // [B, R, V]: instead of logits, in slots that ask; others' is not read
+  const int* adjusts;          // [B], 0: the slot asks for nothing
   long long* new_ids;          // [B, R]: the choices 0 … accepted, then -1
   int* num_new;                // [B]: accepted + 1
   int* next_len;               // [B]: past_len + num_known + accepted

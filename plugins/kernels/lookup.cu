@@ -1,7 +1,7 @@
 // DFlashLookup: the next block's drafts, from the drafter or from what followed the slot's last tokens earlier.
 //
-// One launch, grid (B), 512 threads: a CTA writes the step's tokens into its slot's history, looks for the longest
-// match of the last tokens, and chooses. Shapes stand in lookup_params.h, the meaning in graph/ops/lookup.py.
+// One launch, grid (B), 512 threads: a CTA looks for the longest match of the last tokens of its slot, and chooses.
+// Shapes stand in lookup_params.h, the meaning in graph/ops/lookup.py.
 #include "best.cuh"
 #include "lookup_params.h"
 
@@ -23,27 +23,26 @@ __device__ __forceinline__ int class_of(int matched) {
   return 1 + (matched >= kSecondMatch) + (matched >= kThirdMatch) + (matched >= kMaxMatch);
 }
 
-// The step's tokens from past_len on, and the bonus at next_len: what stands behind it is no text.
-__device__ __forceinline__ void write_tokens(const LookupParams& p, int slot, float* history_gmem) {
-  const int past = p.past_len[slot];
-  const int at_bonus = p.next_len[slot] - past;
-  for (int i = static_cast<int>(threadIdx.x); i <= p.width; i += kLookupThreads) {
-    const bool is_bonus = i == at_bonus || i == p.width;
-    const long long token = is_bonus ? p.bonus[slot] : p.input_ids[1LL * slot * p.width + i];
-    if (past >= 0 && past < p.rows - i) history_gmem[past + i] = static_cast<float>(token);
-  }
-}
+// The text of a slot: its history, and the bonus at its end.
+struct Text {
+  const float* history_gmem;
+  int end;
+  float bonus;
+
+  __device__ __forceinline__ float operator[](int at) const { return at == end ? bonus : history_gmem[at]; }
+};
 
 // The longest match of the tokens up to `end` that ends before it, as far as this thread looks: its length, and how far
 // back it ends. Of equals the nearest.
-__device__ __forceinline__ Best longest_match(const float* history_gmem, int end) {
+__device__ __forceinline__ Best longest_match(const Text& text) {
+  const int end = text.end;
   float last[kMaxMatch];
 #pragma unroll
-  for (int back = 0; back < kMaxMatch; ++back) last[back] = back <= end ? history_gmem[end - back] : -1.0f;
+  for (int back = 0; back < kMaxMatch; ++back) last[back] = back <= end ? text[end - back] : -1.0f;
   Best best = {0.0f, 1};  // a match of no token is the last token itself
   for (int at = static_cast<int>(threadIdx.x); at < end; at += kLookupThreads) {
     int matched = 0;
-    while (matched < kMaxMatch && matched <= at && history_gmem[at - matched] == last[matched]) ++matched;
+    while (matched < kMaxMatch && matched <= at && text.history_gmem[at - matched] == last[matched]) ++matched;
     best = matched ? better(best, {static_cast<float>(matched), end - at}) : best;
   }
   return best;
@@ -71,14 +70,12 @@ extern "C" __global__ void __launch_bounds__(dflash::kLookupThreads)
   __shared__ int period_smem;  // 0: the drafter's block
   const int thread = static_cast<int>(threadIdx.x);
   const int slot = static_cast<int>(blockIdx.x);
-  float* const history_gmem = p.history + 1LL * slot * p.rows;
   // A length that cannot be right reads and writes nothing else's memory: such a text has one token.
   const int next_len = p.next_len[slot];
   const int end = next_len >= 0 && next_len < p.rows ? next_len : 0;
+  const Text text = {p.history + 1LL * slot * p.rows, end, static_cast<float>(p.bonus[slot])};
 
-  write_tokens(p, slot, history_gmem);
-  __syncthreads();  // the whole text is there
-  const Best warps = lanes_best(longest_match(history_gmem, end));
+  const Best warps = lanes_best(longest_match(text));
   if (thread % kWarp == 0) found_smem[thread / kWarp] = warps;
   __syncthreads();  // every warp's best is there
   if (thread < kWarp) {
@@ -107,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(dflash::kLookupThreads)
   for (int i = thread; i < p.num_drafts; i += kLookupThreads) {
     const long long at = 1LL * slot * p.num_drafts + i;
     long long draft = p.drafts[at];
-    if (period) draft = static_cast<long long>(history_gmem[end - period + 1 + i % period]);
+    if (period) draft = static_cast<long long>(text[end - period + 1 + i % period]);
     p.next_drafts[at] = draft;
   }
 }

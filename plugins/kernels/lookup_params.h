@@ -5,8 +5,8 @@
 namespace dflash {
 
 struct LookupParams {
-  float* history;              // [B, H]: token ids by position, updated in place
-  const long long* input_ids;  // [B, S]
+  const float* history;        // [B, H]: token ids by position, with the step's
+  const long long* input_ids;  // [B, S]: only S counts
   const int* num_known;        // [B]
   const int* past_len;         // [B]: past_len + S < H
   const int* next_len;         // [B]

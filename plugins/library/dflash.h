@@ -99,6 +99,12 @@ typedef struct DFlashArgmaxPlan {
   int64_t workspace_bytes;
 } DFlashArgmaxPlan;
 
+typedef struct DFlashAdjustPlan {
+  int32_t chunks;
+  int32_t reserved; /* 0 */
+  int64_t workspace_bytes;
+} DFlashAdjustPlan;
+
 /* Write k and v [B, T, Hkv, D] into the caches [B, Hkv, cache_len, D] at positions [B, T] (int64, consecutive), then
  * causal attention of q [B, T, Hq, D] over the keys up to each row's position, into out [B, T, Hq, D]. sinks [Hq], or
  * null: a logit for each head in the softmax denominator only. Floats are bfloat16. D is 64, 96, 128 or 256.
@@ -125,8 +131,20 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
                   const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
-                  const DFlashTensor* new_ids, const DFlashTensor* num_new, const DFlashTensor* next_len,
-                  const DFlashTensor* bonus, void* workspace, int64_t workspace_bytes, void* stream);
+                  const DFlashTensor* adjusted, const DFlashTensor* adjusts, const DFlashTensor* new_ids,
+                  const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
+                  int64_t workspace_bytes, void* stream);
+
+/* Write the step's tokens input_ids [B, S] int64 from past_len on into history [B, 1, H, 1] float32, token ids by
+ * position, and the logits of slots that ask for penalties, biases, bad words or a mask into adjusted [B, R, V]
+ * float32: see plugins/kernels/adjust_params.h for every tensor. Slots that ask for nothing leave adjusted as it is. */
+int dflash_adjust(const DFlashTensor* logits, const DFlashTensor* history, const DFlashTensor* input_ids,
+                  const DFlashTensor* num_known, const DFlashTensor* past_len, const DFlashTensor* adjusts,
+                  const DFlashTensor* prompt_len, const DFlashTensor* repetition_penalty,
+                  const DFlashTensor* frequency_penalty, const DFlashTensor* presence_penalty,
+                  const DFlashTensor* bias_ids, const DFlashTensor* bias_values, const DFlashTensor* bad_words,
+                  const DFlashTensor* token_mask, const DFlashTensor* adjusted, void* workspace,
+                  int64_t workspace_bytes, void* stream);
 
 /* out [N, H] is the weighted sum of each token's top_k experts by router_logits [N, E] float32; other floats are
  * bfloat16. x [N, H], gate_up [E, 2I, H], gate_up_bias [E, 2I], down [E, H, I], down_bias [E, H]. H and I are multiples
@@ -177,11 +195,11 @@ int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const 
 int dflash_argmax(const DFlashTensor* logits, const DFlashTensor* places, void* workspace, int64_t workspace_bytes,
                   void* stream);
 
-/* Write the step's tokens input_ids [B, S] from past_len on, and bonus [B, 1] at next_len, into history [B, 1, H, 1]
- * float32, token ids by position; then fill next_drafts [B, D]. They are drafts [B, D], or what followed the latest of
- * the longest matches of the last tokens in the history: see plugins/kernels/lookup_params.h. draft_sources [B] is 1
- * for the first, 2 for the second, 3 for what has got more accepted by tally [B, 6], which next_tally continues. Tokens
- * are int64, all else int32. There is no workspace: it may be null. */
+/* Fill next_drafts [B, D]. They are drafts [B, D], or what followed the latest of the longest matches of the last
+ * tokens in the history [B, 1, H, 1] float32: token ids by position, behind which bonus [B, 1] follows at next_len. See
+ * plugins/kernels/lookup_params.h. input_ids [B, S] are the step's tokens, of which only the number counts.
+ * draft_sources [B] is 1 for the first, 2 for the second, 3 for what has got more accepted by tally [B, 6], which
+ * next_tally continues. Tokens are int64, all else int32. There is no workspace: it may be null. */
 int dflash_lookup(const DFlashTensor* history, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* next_len, const DFlashTensor* bonus,
                   const DFlashTensor* drafts, const DFlashTensor* tally, const DFlashTensor* draft_sources,
@@ -201,6 +219,7 @@ int dflash_gated_delta_plan(int32_t batch, int32_t rows, int32_t window_rows, in
                             DFlashGatedDeltaPlan* plan);
 int dflash_select_plan(int32_t batch, int32_t rows, int32_t vocab, int32_t top_k, DFlashSelectPlan* plan);
 int dflash_argmax_plan(int32_t rows, int32_t vocab, DFlashArgmaxPlan* plan);
+int dflash_adjust_plan(int32_t batch, int32_t vocab, DFlashAdjustPlan* plan);
 
 /* Multiprocessors of the current device, and the shared memory of each. The emulated library has an H200's: 132, and
  * 228 KiB. */
@@ -215,6 +234,7 @@ int64_t dflash_gated_delta_params_bytes(void);
 int64_t dflash_select_params_bytes(void);
 int64_t dflash_argmax_params_bytes(void);
 int64_t dflash_lookup_params_bytes(void);
+int64_t dflash_adjust_params_bytes(void);
 
 /* What the latest call on this thread that did not return DFLASH_OK has to say. Valid until the next call. */
 const char* dflash_last_error(void);

@@ -1,6 +1,6 @@
 // The launchers: check, plan, launch. Plain C++ over either CUDA or the emulator (launch.h). DFlashMoE's is in moe.cpp,
 // DFlashGatedDelta's in gated_delta.cpp, DFlashSelect's in select.cpp, DFlashArgmax's in argmax.cpp, DFlashLookup's in
-// lookup.cpp.
+// lookup.cpp, DFlashAdjust's in adjust.cpp.
 
 #include "dflash.h"
 
@@ -214,8 +214,9 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
                   const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
-                  const DFlashTensor* new_ids, const DFlashTensor* num_new, const DFlashTensor* next_len,
-                  const DFlashTensor* bonus, void* workspace, int64_t workspace_bytes, void* stream) {
+                  const DFlashTensor* adjusted, const DFlashTensor* adjusts, const DFlashTensor* new_ids,
+                  const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
+                  int64_t workspace_bytes, void* stream) {
   return guarded("dflash_accept", [&] {
     Symbol B("B"), R("R"), S("S"), U("U"), V("V"), one("1", {1});
     expect(logits, "logits", DFLASH_FLOAT32, {B, R, V});
@@ -227,6 +228,8 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     expect(top_k, "top_k", DFLASH_INT32, {B});
     expect(min_p, "min_p", DFLASH_FLOAT32, {B});
     expect(uniforms, "uniforms", DFLASH_FLOAT32, {B, U});
+    expect(adjusted, "adjusted", DFLASH_FLOAT32, {B, R, V});
+    expect(adjusts, "adjusts", DFLASH_INT32, {B});
     expect(new_ids, "new_ids", DFLASH_INT64, {B, R});
     expect(num_new, "num_new", DFLASH_INT32, {B});
     expect(next_len, "next_len", DFLASH_INT32, {B});
@@ -246,6 +249,8 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     p.top_k = data<const int>(top_k);
     p.min_p = data<const float>(min_p);
     p.uniforms = data<const float>(uniforms);
+    p.adjusted = data<const float>(adjusted);
+    p.adjusts = data<const int>(adjusts);
     p.new_ids = data<long long>(new_ids);
     p.num_new = data<int>(num_new);
     p.next_len = data<int>(next_len);

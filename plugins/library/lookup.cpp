@@ -34,7 +34,7 @@ void lookup(const LookupTensors& t, void* stream) {
   require(S.value() < H.value(), "input_ids.shape[1] (S): got ", S.value(), ", expected less than H, ", H.value());
 
   LookupParams p{};
-  p.history = data<float>(t.history);
+  p.history = data<const float>(t.history);
   p.input_ids = data<const long long>(t.input_ids);
   p.num_known = data<const int>(t.num_known);
   p.past_len = data<const int>(t.past_len);

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tests.fixtures.sampling import new_slots, sampling_arrays
+from tests.fixtures.sampling import new_slots, no_adjustments, sampling_arrays
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.graph.kv_scales import read_kv_scales
 from trtllm_dflash.graph.step import build_step
@@ -67,6 +67,7 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         "kv_positions": np.arange(width + 4),
         **sampling_arrays(batch),
         **new_slots(batch),
+        **no_adjustments(batch, rows, wanted["token_mask"].shape[2]),
         "uniforms": np.zeros(
             (batch, columns if isinstance(columns, int) else rows), np.float32
         ),

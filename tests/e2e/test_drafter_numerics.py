@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.e2e import hugging_face
-from tests.fixtures.sampling import new_slots, sampling_arrays
+from tests.fixtures.sampling import new_slots, no_adjustments, sampling_arrays
 from tests.fixtures.tiny_models import (
     BLOCK,
     DRAFTER_VARIANTS,
@@ -69,6 +69,7 @@ def _prompt_step(
     session: object, names: list[str], prompts: np.ndarray
 ) -> dict[str, np.ndarray]:
     batch, width = prompts.shape
+    ports = {port.name: port for port in session.get_inputs()}
     feeds = {
         "input_ids": prompts,
         "num_known": np.full(batch, width, np.int32),
@@ -76,6 +77,7 @@ def _prompt_step(
         "kv_positions": np.arange(width + BLOCK),
         **sampling_arrays(batch),
         **new_slots(batch),
+        **no_adjustments(batch, 1, ports["token_mask"].shape[2]),
         "decided": np.arange(1),
         "uniforms": np.zeros((batch, CACHE), np.float32),
     }

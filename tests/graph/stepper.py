@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import no_adjustments, sampling_arrays
 
 
 class Stepper:
@@ -35,8 +35,8 @@ class Stepper:
         self._names = [output.name for output in self._session.get_outputs()]
         shapes = {port.name: port.shape for port in self._session.get_inputs()}
         self.caches: dict[str, np.ndarray] = {}
+        self.caches["history"] = np.full([slots, *shapes["history"][1:]], 1e3, np.float32)
         if "tally" in shapes:  # what the first step finds in a slot
-            self.caches["history"] = np.full([slots, *shapes["history"][1:]], 1e3, np.float32)
             self.tally: np.ndarray | None = np.zeros([slots, *shapes["tally"][1:]], np.int32)
         else:
             self.tally = None
@@ -48,6 +48,7 @@ class Stepper:
         self.past = np.zeros(slots, np.int32)
         self.state_len = np.zeros(slots, np.int32) if "state_len" in shapes else None
         self._uniforms = shapes["uniforms"][1]
+        self._mask_words = shapes["token_mask"][2]
         self._next = [np.zeros(0, np.int64)] * slots
 
     def prompt(self, slot: int, tokens: np.ndarray, chunk: int) -> int:
@@ -81,6 +82,7 @@ class Stepper:
             "kv_positions": np.arange(past.max() + tokens.shape[1] + block),
             "decided": np.arange(rows),
             **sampling_arrays(batch),
+            **no_adjustments(batch, rows, self._mask_words),
             "uniforms": np.zeros((batch, self._uniforms), np.float32),
         }
         if self.state_len is not None:

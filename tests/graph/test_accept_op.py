@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import choice_arrays, unadjusted
 from tests.graph.run_op import run_op
 
 
@@ -48,8 +48,9 @@ def _accept(
         "input_ids": ids.astype(np.int64),
         "num_known": known.astype(np.int32),
         "past_len": past.astype(np.int32),
-        **sampling_arrays(batch, **settings),
+        **choice_arrays(batch, **settings),
         "uniforms": table.astype(np.float32),
+        **unadjusted(logits),
     }
     return run_op("DFlashAccept", arrays)
 
@@ -100,8 +101,9 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
         "input_ids": np.array([[9, 0, 1, 3]]),
         "num_known": np.array([1], np.int32),
         "past_len": np.array([2], np.int32),
-        **sampling_arrays(1, temperature=1.0),
+        **choice_arrays(1, temperature=1.0),
         "uniforms": np.array([[np.nan, np.nan, np.nan, 0.05, 0.2, 0.9]], np.float32),
+        **unadjusted(logits),
     }
     got = run_op("DFlashAccept", arrays)
     assert got["new_ids"].tolist() == [[0, 1, 3, 3]]  # 0.05, 0.2, 0.9, then 0.9 again

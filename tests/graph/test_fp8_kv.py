@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.fixtures.sampling import new_slots, sampling_arrays
+from tests.fixtures.sampling import new_slots, no_adjustments, sampling_arrays
 from tests.fixtures.tiny_models import BLOCK, VOCAB
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
 from trtllm_dflash.errors import GraphError
@@ -65,7 +65,7 @@ def test_plugin_nodes_have_fp8_caches_and_scales(
         KernelVariant("attention", (("head_dim", 64), *more))
         for more in ((("fp8_cache", 1),), ())
     )
-    ours = {KernelVariant(name): 1 for name in ("accept", "argmax", "lookup")}
+    ours = {KernelVariant(name): 1 for name in ("accept", "adjust", "argmax", "lookup")}
     assert kernel_variants(model) == ours | {fp8: LAYERS, plain: 2}
     assert str(fp8) == "attention, head_dim 64, fp8_cache 1"
 
@@ -76,6 +76,7 @@ def test_without_fp8_both_models_share_a_kernel(
     model = _step(make_target, make_drafter, dtype="bfloat16", plugins=True)
     assert kernel_variants(model) == {
         KernelVariant("accept"): 1,
+        KernelVariant("adjust"): 1,
         KernelVariant("argmax"): 1,
         KernelVariant("lookup"): 1,
         KernelVariant("attention", (("head_dim", 64),)): 4,
@@ -145,6 +146,8 @@ class _Run:
         ]
         self.caches = {port.name: np.zeros([1, *port.shape[1:]], np.float32) for port in ports}
         self.caches |= new_slots(1) | {"history": np.zeros((1, 1, CACHE, 1), np.float32)}
+        (mask,) = [port for port in self._session.get_inputs() if port.name == "token_mask"]
+        self._words = mask.shape[2]
         self._past = 0
 
     def prompt(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -154,6 +157,7 @@ class _Run:
             "past_len": np.array([self._past], np.int32),
             "kv_positions": np.arange(self._past + len(tokens) + BLOCK),
             **sampling_arrays(1),
+            **no_adjustments(1, 1, self._words),
             "decided": np.arange(1),
             "uniforms": np.zeros((1, CACHE), np.float32),
         }

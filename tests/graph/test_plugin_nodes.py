@@ -48,7 +48,7 @@ def _ours(model: ir.Model) -> list[ir.Node]:
 
 def test_only_our_nodes_change(steps: Steps) -> None:
     with_bodies, with_plugins = steps
-    assert len(with_bodies.functions) == 5
+    assert len(with_bodies.functions) == 6
     assert len(with_plugins.functions) == 0
     assert [node.name for node in with_bodies.graph] == [
         node.name for node in with_plugins.graph
@@ -73,6 +73,7 @@ def test_a_node_says_which_plugin_and_kernel_it_needs(steps: Steps) -> None:
     }
     assert kernel_variants(steps[1]) == {
         KernelVariant("accept"): 1,
+        KernelVariant("adjust"): 1,
         KernelVariant("argmax"): 1,
         KernelVariant("lookup"): 1,
         attention[64]: 2,
@@ -94,7 +95,8 @@ def test_one_node_holds_all_kernels(steps: Steps) -> None:
         if any(tensor.aliases for tensor in OPS[node.op_type].outputs):
             node.domain = ""
     lower_to_plugins(without)
-    assert [node.op_type for node in _ours(without)] == ["DFlashAccept", "DFlashArgmax"]
+    left = ["DFlashAccept", "DFlashArgmax", "DFlashLookup"]
+    assert [node.op_type for node in _ours(without)] == left
     assert _holders(without) == ["DFlashAccept"]
 
 

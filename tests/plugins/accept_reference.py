@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tests.fixtures.sampling import SAMPLING_NAMES, sampling_arrays
+from tests.fixtures.sampling import CHOICE_NAMES, choice_arrays, unadjusted
 
 _FLOOR, _BISECTIONS = np.float32(-104), 32
 EPS = float(np.finfo(np.float32).eps) / 2  # the largest relative error of one rounding
@@ -115,8 +115,9 @@ def accept_case(
         "input_ids": ids.astype(np.int64),
         "num_known": known,
         "past_len": past,
-        **sampling_arrays(batch, **given),
+        **choice_arrays(batch, **given),
         "uniforms": table,
+        **unadjusted(logits),
     }
 
 
@@ -125,7 +126,7 @@ def assert_admissible(arrays: Mapping[str, np.ndarray], got: np.ndarray) -> int:
     logits = arrays["logits"][:, 0]
     slack, open_to_rounding = rounding(logits.shape[1]), 0
     for b, token in enumerate(got):
-        settings = {name: arrays[name][b].item() for name in SAMPLING_NAMES}
+        settings = {name: arrays[name][b].item() for name in CHOICE_NAMES}
         uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
         tokens = admissible(logits[b], settings, uniform, slack)
         assert token in np.flatnonzero(tokens), (

@@ -20,8 +20,16 @@ ATTENTION_SPILLS = 128
 ACCEPT_KEY = KernelVariant("accept")
 ARGMAX_KEY = KernelVariant("argmax")
 LOOKUP_KEY = KernelVariant("lookup")
+ADJUST_KEY = KernelVariant("adjust")
 ATTENTION_KEYS = tuple(KernelVariant("attention", (("head_dim", size),)) for size in HEAD_DIMS)
-KEYS = (ACCEPT_KEY, KernelVariant("select"), ARGMAX_KEY, LOOKUP_KEY, *ATTENTION_KEYS)
+KEYS = (
+    ACCEPT_KEY,
+    KernelVariant("select"),
+    ARGMAX_KEY,
+    LOOKUP_KEY,
+    ADJUST_KEY,
+    *ATTENTION_KEYS,
+)
 FP8_KEYS = tuple(
     KernelVariant("attention", (("head_dim", size), ("fp8_cache", 1))) for size in HEAD_DIMS
 )

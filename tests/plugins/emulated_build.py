@@ -60,7 +60,15 @@ def _commands() -> dict[str, tuple[str, ...]]:
     for weight_format in range(4):
         define = f"-DDFLASH_WEIGHT_FORMAT={weight_format}"
         commands[f"moe_{weight_format}.o"] = (*as_cpp, define, str(kernels / "moe.cu"))
-    for source in ("accept", "gated_delta", "block_linear", "select", "argmax", "lookup"):
+    for source in (
+        "accept",
+        "gated_delta",
+        "block_linear",
+        "select",
+        "argmax",
+        "lookup",
+        "adjust",
+    ):
         commands[f"{source}_kernel.o"] = (*as_cpp, str(kernels / f"{source}.cu"))
     for name in (
         "library/library",
@@ -70,6 +78,7 @@ def _commands() -> dict[str, tuple[str, ...]]:
         "library/select",
         "library/argmax",
         "library/lookup",
+        "library/adjust",
         "emulator/emulator",
         "emulator/instructions",
     ):

@@ -1,5 +1,6 @@
 // Starts one kernel of the emulated library from its address and parameters, as cuLaunchKernel does on a GPU.
 #include "accept_params.h"
+#include "adjust_params.h"
 #include "argmax_params.h"
 #include "attention_params.h"
 #include "block_linear_params.h"
@@ -21,8 +22,8 @@ constexpr bool all_differ() {
   }
   return true;
 }
-static_assert(all_differ<AcceptParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams, LookupParams,
-                         MoeParams, SelectParams>());
+static_assert(all_differ<AcceptParams, AdjustParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams,
+                         LookupParams, MoeParams, SelectParams>());
 
 template <typename Params>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
@@ -48,6 +49,8 @@ extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int
       start<SelectParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(BlockLinearParams)) {
       start<BlockLinearParams>(kernel, grid, threads, shared_bytes, params);
+    } else if (params_bytes == sizeof(AdjustParams)) {
+      start<AdjustParams>(kernel, grid, threads, shared_bytes, params);
     } else if (params_bytes == sizeof(AcceptParams)) {
       start<AcceptParams>(kernel, grid, threads, shared_bytes, params);
     } else {

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import choice_arrays, unadjusted
+from tests.plugins import adjust_reference as adjuster
 from tests.plugins import gated_delta_reference as gated_delta
 from tests.plugins import select_reference as selector
 from tests.plugins.block_linear_reference import Case as LinearCase
@@ -59,8 +60,9 @@ def accept_arrays() -> dict[str, np.ndarray]:
         "input_ids": np.zeros((B, S), np.int64),
         "num_known": ints,
         "past_len": ints,
-        **sampling_arrays(B),
+        **choice_arrays(B),
         "uniforms": np.zeros((B, U), np.float32),
+        **unadjusted(np.zeros((B, R, V))),
         "new_ids": poisoned([B, R], np.int64),
         "num_new": poisoned([B], np.int32),
         "next_len": poisoned([B], np.int32),
@@ -72,6 +74,7 @@ DELTA = gated_delta.Case((gated_delta.Slot(5, 2, 1), gated_delta.Slot(0, 0, 3)),
 LINEAR = LinearCase(5, 130, 272, bias=True)
 SELECT = selector.Case(2, 5, 40, 24, 7)
 LOOKUP = LookupCase(2, 70, 5, 4, 2)
+ADJUST = adjuster.Case(3, 5, 97, 90, 5)
 MOE_CASES = {
     "moe": 0,
     "moe_mxfp4": 1,
@@ -87,6 +90,7 @@ FUNCTIONS = {
     "select": "dflash_select",
     "argmax": "dflash_argmax",
     "lookup": "dflash_lookup",
+    "adjust": "dflash_adjust",
 }
 FUNCTIONS |= dict.fromkeys(MOE_CASES, "dflash_moe")
 
@@ -120,6 +124,9 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
         made = lookup_inputs(LOOKUP)
         next_ones = {f"next_{name}": made[name] for name in ("drafts", "tally")}
         return made | {name: poisoned(x.shape, x.dtype) for name, x in next_ones.items()}
+    if operation == "adjust":
+        made = adjuster.inputs(ADJUST)
+        return made | {"adjusted": poisoned(made["logits"].shape, np.float32)}
     return {**attention_arrays(C if operation == "draft" else 0)}
 
 

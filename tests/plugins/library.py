@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from tests.fixtures.sampling import SAMPLING_NAMES
+from tests.fixtures.sampling import CHOICE_NAMES
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 SHARED_BYTES = 228 << 10  # of an H200's multiprocessor
@@ -315,8 +315,8 @@ class Library:
             "next_len": poisoned([batch], np.int32),
             "bonus": poisoned([batch, 1], np.int64),
         }
-        names = ("logits", "input_ids", "num_known", "past_len", *SAMPLING_NAMES, "uniforms")
-        names = (*names, *outputs)
+        names = ("logits", "input_ids", "num_known", "past_len", *CHOICE_NAMES, "uniforms")
+        names = (*names, "adjusted", "adjusts", *outputs)
         plan = self.accept_plan(batch, rows, vocab)
         return self.call(
             "dflash_accept", {**inputs, **outputs}, names, tuple(outputs), plan.workspace_bytes

@@ -42,6 +42,8 @@ def inputs(case: Case) -> Arrays:
     for slot, length in enumerate(past):
         history[slot, 0, :length, 0] = tokens[slot, :length]
     ids = np.stack([tokens[slot, p : p + width] for slot, p in enumerate(past)])
+    for slot, length in enumerate(past):
+        history[slot, 0, length : length + width, 0] = ids[slot]
     means = random.integers(0, 8 * 256, (batch, len(PRIORS)))
     classes = random.integers(0, len(PRIORS), (batch, 1))
     sources = random.integers(1, 4, batch) if case.sources is None else case.sources
@@ -80,25 +82,19 @@ def run(library: Library, arrays: Arrays) -> Arrays:
     outputs = ("next_drafts", "next_tally")
     shapes = {f"next_{name}": arrays[name] for name in ("drafts", "tally")}
     given = arrays | {name: poisoned(x.shape, x.dtype) for name, x in shapes.items()}
-    found = library.call("dflash_lookup", given, tuple(given), (*outputs, "history"), 0)
-    return {**{name: found[name] for name in outputs}, "history_out": found["history"]}
+    return library.call("dflash_lookup", given, tuple(given), outputs, 0)
 
 
 def lookup(arrays: Arrays) -> Arrays:
     """Return the operator's outputs by name."""
-    histories = arrays["history"].copy()
     drafts = arrays["drafts"].copy()
     tallies = arrays["tally"].copy()
     for slot, next_len in enumerate(arrays["next_len"]):
         past = int(arrays["past_len"][slot])
         known = int(arrays["num_known"][slot])
         ids = arrays["input_ids"][slot]
-        memory = histories[slot, 0, :, 0]
-        memory[past : past + len(ids)] = ids
-        if past + len(ids) < len(memory):
-            memory[past + len(ids)] = arrays["bonus"][slot, 0]
-        memory[next_len] = arrays["bonus"][slot, 0]
-        text = [int(token) for token in memory[: next_len + 1]]
+        text = [int(token) for token in arrays["history"][slot, 0, :next_len, 0]]
+        text.append(int(arrays["bonus"][slot, 0]))
         length, found = what_followed(text, drafts.shape[1])
         tally = tallies[slot]
         if len(ids) > known:
@@ -111,7 +107,7 @@ def lookup(arrays: Arrays) -> Arrays:
         if source == 2 or (source == 3 and pays):
             tally[0] = block_class
             drafts[slot] = found
-    return {"next_drafts": drafts, "next_tally": tallies, "history_out": histories}
+    return {"next_drafts": drafts, "next_tally": tallies}
 
 
 def what_followed(text: Sequence[int], count: int) -> tuple[int, list[int]]:

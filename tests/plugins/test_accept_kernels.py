@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import choice_arrays
 from tests.graph.run_op import run_op
 from tests.plugins.accept_reference import (
     EPS,
@@ -161,7 +161,7 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     }
     settings["top_k"] = np.arange(batch) % 4 * 10
     settings["min_p"] = np.arange(batch) % 5 * 0.02
-    rows_settings = sampling_arrays(batch, **settings)
+    rows_settings = choice_arrays(batch, **settings)
     uniforms = rng.random((batch, rows)).astype(np.float32)
     choice = np.zeros((batch, rows), int)
     for b, r in np.ndindex(batch, rows):

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import choice_arrays
+from tests.plugins.adjust_reference import Case as AdjustCase
+from tests.plugins.adjust_reference import inputs as adjust_inputs
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.block_linear_reference import Case as LinearCase
 from tests.plugins.block_linear_reference import inputs as linear_inputs
@@ -68,7 +70,8 @@ def _attention(**options: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, fl
 
 def _accept() -> dict[str, tuple[int, ...]]:
     shapes = {"logits": (2, 4, 99), "input_ids": (2, 4), "num_known": (2,), "past_len": (2,)}
-    return shapes | dict.fromkeys(sampling_arrays(2), (2,)) | {"uniforms": (2, 64)}
+    shapes |= dict.fromkeys(choice_arrays(2), (2,)) | {"uniforms": (2, 64)}
+    return shapes | {"adjusted": (2, 4, 99), "adjusts": (2,)}
 
 
 DELTA = DeltaCase((Slot(5, 0, 1), Slot(0, 0, 7)), 7, key_heads=2, group=2)
@@ -85,6 +88,7 @@ CASES = {
     "select": ("DFlashSelect", _shapes(select_inputs(CANDIDATES)), {"top_k": CANDIDATES.top_k}),
     "argmax": ("DFlashArgmax", {"logits": (3, 40_003)}, {}),
     "lookup": ("DFlashLookup", _shapes(lookup_inputs(LookupCase(3, 64, 8, 7, 3))), {}),
+    "adjust": ("DFlashAdjust", _shapes(adjust_inputs(AdjustCase(3, 5, 97, 90, 5))), {}),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
-from tests.fixtures.sampling import sampling_arrays
+from tests.fixtures.sampling import choice_arrays, unadjusted
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.block_linear_reference import Case as LinearCase
 from tests.plugins.block_linear_reference import inputs as linear_inputs
@@ -157,11 +157,10 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         "input_ids": rng.integers(0, vocab, (batch, rows)),
         "num_known": np.ones(batch, np.int32),
         "past_len": np.array([0, 7, 19], np.int32),
-        **sampling_arrays(
-            batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]
-        ),
+        **choice_arrays(batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]),
         "uniforms": rng.random((batch, 32), np.float32),
     }
+    given |= unadjusted(given["logits"])
     given["input_ids"][:, 1] = given["logits"][:, 0].argmax(
         -1
     )  # accepted where the choice is greedy

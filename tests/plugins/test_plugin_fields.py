@@ -64,6 +64,7 @@ NUMBERS: dict[str, dict[str, float]] = {
     "DFlashSelect": {"top_k": 16},
     "DFlashArgmax": {},
     "DFlashLookup": {},
+    "DFlashAdjust": {},
 }
 specs = pytest.mark.parametrize("spec", OPS.values(), ids=list(OPS))
 

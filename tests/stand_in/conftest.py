@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["emulated_path", "shared_cubins"]  # fixtures
 # Of the quick tests' pair: they do without the other kernels, which take a minute to compile.
-QUICK_KERNELS = ("attention_64", "accept_kernel", "argmax_kernel", "lookup_kernel")
+QUICK_KERNELS = (
+    "attention_64",
+    "accept_kernel",
+    "argmax_kernel",
+    "lookup_kernel",
+    "adjust_kernel",
+)
 
 
 @pytest.fixture(scope="session")

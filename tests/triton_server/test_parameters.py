@@ -94,7 +94,8 @@ def test_parameters_of_triton_pass() -> None:
         ({"end_id": 95, "pad_id": 0, "beam_width": 1}, {}),
         ({"end_id": -1}, {"stop_token_ids": ()}),
         ({"seed": 3, "random_seed": 3}, {"seed": 3, "temperature": 0.0}),
-        ({"repetition_penalty": 1.0, "bad_words": "", "early_stopping": False}, {}),
+        ({"bad_words": "", "early_stopping": False}, {}),
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
         ({"temperature": 1}, {"temperature": 1.0}),
     ],
 )
@@ -110,10 +111,7 @@ def test_names_of_tensorrt_llm_have_their_meaning(
         ({"end_id": 5}, "end_id is 5, and this model's own stop tokens are 95, 7. Send stop_"),
         ({"beam_width": 4}, "beam_width is 4, and this model takes only 1"),
         ({"bad_words": "no"}, "bad_words is \\['no'\\], and this model takes only"),
-        (
-            {"repetition_penalty": 1.5},
-            "repetition_penalty is 1.5, and this model takes only 1.0",
-        ),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a finite number above 0"),
         ({"return_context_logits": True}, "takes only false"),
         ({"seed": 3, "random_seed": 4}, "seed is given twice, under two names"),
         ({"max_tokens": "5"}, "max_tokens is '5', expected an integer"),

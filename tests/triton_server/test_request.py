@@ -64,8 +64,9 @@ def test_every_input_arrives() -> None:
         exclude_input_in_output=False,
         return_num_input_tokens=True,
         return_num_output_tokens=True,
-        frequency_penalty=np.float32(0),
-        presence_penalty=np.float32(0),
+        repetition_penalty=np.float32(1.25),
+        frequency_penalty=np.float32(0.5),
+        presence_penalty=np.float32(-0.5),
     )
     options: Any = {
         "max_tokens": 7,
@@ -73,6 +74,9 @@ def test_every_input_arrives() -> None:
         "top_p": 0.25,
         "top_k": 3,
         "min_p": 0.125,
+        "repetition_penalty": 1.25,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
         "seed": 2**63,
         "n": 3,
         "logprobs": 2,

@@ -10,11 +10,13 @@ from typing import Any
 from trtllm_dflash.engine_dir.config_checks import check_format, check_io_table, check_sizes
 from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import (
+    ADJUST_SETTINGS,
+    ADJUSTS,
     DRAFT_SOURCES,
-    HISTORY,
     LOGITS,
     LOOKUP_INPUTS,
     LOOKUP_OUTPUTS,
+    TOKEN_MASK,
     IoTensor,
 )
 from trtllm_dflash.engine_dir.other_directories import describe_other, is_checkpoint
@@ -112,8 +114,17 @@ class EngineConfig:
 
         Those of plain engines, and of engines of earlier versions, do not.
         """
-        lookup = {HISTORY, *(port.name for port in (*LOOKUP_INPUTS, *LOOKUP_OUTPUTS))}
+        lookup = {port.name for port in (*LOOKUP_INPUTS, *LOOKUP_OUTPUTS)}
         return any(tensor.name in lookup for tensor in self.io)
+
+    @property
+    def has_adjust(self) -> bool:
+        """Tell whether steps adjust logits, as penalties and token masks need it.
+
+        Those of engines of earlier versions do not.
+        """
+        adjust = {ADJUSTS, TOKEN_MASK, *(port.name for port in ADJUST_SETTINGS)}
+        return any(tensor.name in adjust for tensor in self.io)
 
     @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:
@@ -125,6 +136,8 @@ class EngineConfig:
     def slot_settings(self) -> dict[str, str]:
         """Return the names and types of a slot's inputs with one value: how it is decoded."""
         settings = {row.name: row.dtype for row in self.sampling_inputs}
+        if self.has_adjust:
+            settings |= {ADJUSTS: "int32", "prompt_len": "int32"}
         return settings | ({DRAFT_SOURCES: "int32"} if self.has_lookup else {})
 
     @classmethod

@@ -133,7 +133,11 @@ def check_io_table(config: EngineConfig, where: str) -> None:
         rows[tensor.name] = tensor
     parts = {"has_states": config.has_states, "has_lookup": config.has_lookup}
     controls = (
-        *control_inputs(config.cache_len, **parts),
+        *control_inputs(
+            config.cache_len,
+            vocab_size=config.vocab_size if config.has_adjust else None,
+            **parts,
+        ),
         *control_outputs(config.block_size, **parts),
     )
     for expected in controls:
@@ -141,7 +145,7 @@ def check_io_table(config: EngineConfig, where: str) -> None:
     logits = rows.pop(LOGITS, None)
     if logits is not None:
         _check_same(logits, logits_output(config.vocab_size), f"{where}: io: {LOGITS}")
-    if config.has_lookup:
+    if config.has_lookup or config.has_adjust:
         _check_history(rows.pop(HISTORY, None), rows.pop(f"{HISTORY}.out", None), config, where)
     _check_caches(rows, config, where)
 
@@ -197,11 +201,13 @@ def _check_history(
     found: IoTensor | None, output: IoTensor | None, config: EngineConfig, where: str
 ) -> None:
     expected = history_port(config.cache_len)
+    if not config.has_adjust:  # of an earlier version, where only lookup read it
+        expected = replace(expected, cache="drafter")
     place = f"{where}: io: {HISTORY}"
-    if not config.speculates or found is None or output is None:
-        raise ConfigError(
-            f"{place}: lookup needs a drafter, the history, and the same as an output."
-        )
+    if config.has_lookup and not config.speculates:
+        raise ConfigError(f"{place}: lookup needs a drafter.")
+    if found is None or output is None:
+        raise ConfigError(f"{place} is missing as an input or as an output.")
     _check_same(found, expected, place)
     written = replace(expected, direction="output", aliases=HISTORY)
     _check_same(output, written, f"{place}.out")

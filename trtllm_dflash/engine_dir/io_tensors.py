@@ -14,6 +14,12 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
 from trtllm_dflash.options.draft_sources import TALLY_SIZE
+from trtllm_dflash.options.logit_adjustments import (
+    MAX_BAD_SEQUENCES,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BIASES,
+    mask_words,
+)
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 
 BATCH = "batch"
@@ -72,7 +78,39 @@ _NEXT_STATE_LEN = IoTensor(
 HISTORY = "history"
 DRAFT_SOURCES = "draft_sources"
 _HISTORY_MEANING = (
-    "the slot's token ids by position, exact up to 2^24: where drafts are looked up"
+    "the slot's token ids by position, exact up to 2^24: of penalties, and where drafts are looked"
+    " up"
+)
+ADJUSTS = "adjusts"
+TOKEN_MASK = "token_mask"
+# Of a slot, from its opening on.
+ADJUST_SETTINGS = (
+    IoTensor(
+        "prompt_len", "input", "int32", (BATCH,), "tokens of the prompt; the answer is behind"
+    ),
+    IoTensor(
+        "bias_ids",
+        "input",
+        "int32",
+        (BATCH, MAX_BIASES),
+        "tokens whose logits have a bias; unused entries repeat a used one",
+    ),
+    IoTensor("bias_values", "input", "float32", (BATCH, MAX_BIASES), "what is added to them"),
+    IoTensor(
+        "bad_words",
+        "input",
+        "int32",
+        (BATCH, MAX_BAD_SEQUENCES, MAX_BAD_WORD_TOKENS),
+        "sequences of tokens that must not come, each with -1 before it",
+    ),
+)
+_ADJUSTS = IoTensor(
+    ADJUSTS,
+    "input",
+    "int32",
+    (BATCH,),
+    "what the slot asks for in this step, a sum of 1: penalties, 2: biases, 4: bad words, 8: the"
+    " mask",
 )
 LOOKUP_INPUTS = (
     IoTensor(
@@ -136,7 +174,7 @@ def step_io(
             dtype,
             cache_rows(drafter.windows, cache_len=cache_len, written=written),
         )
-        caches += (history_port(cache_len),)
+    caches += (history_port(cache_len),)
     outputs = tuple(
         IoTensor(
             f"{c.name}.out",
@@ -154,7 +192,10 @@ def step_io(
     controls = tuple(
         port
         for port in control_inputs(
-            cache_len, has_states=has_states, has_lookup=drafter is not None
+            cache_len,
+            vocab_size=target.vocab_size,
+            has_states=has_states,
+            has_lookup=drafter is not None,
         )
         if not (plugins and CONTEXT in port.shape)
     )
@@ -174,12 +215,17 @@ def dtype_names() -> tuple[str, ...]:
 
 
 def control_inputs(
-    cache_len: int, *, has_states: bool = True, has_lookup: bool = True
+    cache_len: int,
+    *,
+    vocab_size: int | None,
+    has_states: bool = True,
+    has_lookup: bool = True,
 ) -> tuple[IoTensor, ...]:
     """Return the inputs that are no caches, of a step without plugins.
 
     Without `has_states`, those of a target whose layers all have keys and values. Without
-    `has_lookup`, those of a step that looks no drafts up: it has no drafter.
+    `has_lookup`, those of a step that looks no drafts up: it has no drafter. Without `vocab_size`,
+    those of an earlier version's step, which adjusts no logits.
     """
     known = "the first num_known are decided, the rest drafts to verify"
     return (
@@ -218,7 +264,18 @@ def control_inputs(
             (BATCH, cache_len),
             "number p, in [0, 1), decides the token at position p",
         ),
+        *((_ADJUSTS, *ADJUST_SETTINGS, _token_mask(vocab_size)) if vocab_size else ()),
         *(LOOKUP_INPUTS if has_lookup else ()),
+    )
+
+
+def _token_mask(vocab_size: int) -> IoTensor:
+    return IoTensor(
+        TOKEN_MASK,
+        "input",
+        "int32",
+        (BATCH, ROWS, mask_words(vocab_size)),
+        "bit i of element w: token 32·w + i is allowed in that decided row; of slots that ask",
     )
 
 
@@ -256,7 +313,7 @@ def control_outputs(
 def history_port(cache_len: int) -> IoTensor:
     """Return the input of the slots' texts, laid out as a cache of one number a position."""
     shape = (BATCH, 1, cache_len, 1)
-    return IoTensor(HISTORY, "input", "float32", shape, _HISTORY_MEANING, cache="drafter")
+    return IoTensor(HISTORY, "input", "float32", shape, _HISTORY_MEANING, cache="target")
 
 
 def logits_output(vocab_size: int) -> IoTensor:

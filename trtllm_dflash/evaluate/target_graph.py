@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import HISTORY
 from trtllm_dflash.errors import EngineError
 
 HEAD = "lm_head"
@@ -74,7 +75,7 @@ class TargetGraph:
         caches = {
             port.name
             for port in config.io
-            if port.direction == "output" and port.cache == "target"
+            if port.direction == "output" and port.cache == "target" and port.aliases != HISTORY
         }
         kept = [value for value in graph.outputs if value.name in caches]
         wanted = [self.logits, *(self.linears[name].output for name in linears)]

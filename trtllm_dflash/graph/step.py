@@ -1,9 +1,10 @@
 """The step: one graph for a whole iteration, for prompts and for generation, with or without a
 drafter.
 
-input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ACCEPT ─┬─ new_ids, num_new, next_len
-                                   └─ features of the tap layers ──┐  └─ bonus
-                                                                   ▼        ▼
+input_ids ─ embed ─ target layers ─┬─ gather rows ─ lm_head ─ ADJUST ─ ACCEPT ─┬─ new_ids, num_new,
+                                   │                                           │  next_len
+                                   └─ features of the tap layers ──┐           └─ bonus
+                                                                   ▼               ▼
                                   KV injection ─ drafter block [bonus, mask…] ─ lm_head ─ drafts
                                    the slot's own text ─ LOOKUP: the better drafts of both ─┘
 """
@@ -17,8 +18,10 @@ import onnx_ir as ir
 
 from trtllm_dflash.checkpoint.loader import Checkpoint
 from trtllm_dflash.engine_dir.io_tensors import (
+    ADJUSTS,
     HISTORY,
     LOGITS,
+    TOKEN_MASK,
     IoTensor,
     fp8_cache_dtype,
     step_io,
@@ -30,7 +33,7 @@ from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
 from trtllm_dflash.graph.moe_layer import ExpertStorage
-from trtllm_dflash.graph.ops import ACCEPT, LOOKUP, OPS
+from trtllm_dflash.graph.ops import ACCEPT, ADJUST, LOOKUP, OPS
 from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 from trtllm_dflash.graph.quantized_linear import emulation_functions
 from trtllm_dflash.graph.target import TargetBuilder
@@ -38,7 +41,7 @@ from trtllm_dflash.graph.weight_source import WeightSource
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.draft_tables import EMBEDDING
 from trtllm_dflash.models.drafter import DrafterConfig
-from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+from trtllm_dflash.options.row_sampling import CHOICE_INPUTS, PENALTY_INPUTS
 
 IR_VERSION = 11
 
@@ -178,8 +181,10 @@ class _Step:
             tap_ids = drafter.config.target_layer_ids if drafter else ()
             hidden, features, written = self._target(verifier, target.config, tap_ids)
             logits = self._decided_logits(verifier, target.config, hidden)
+        with g.scope("adjust"):
+            adjusted, history = self._adjust(logits)
         with g.scope("accept"):
-            settings = [self.inputs[row.name] for row in SAMPLING_INPUTS]
+            settings = [self.inputs[row.name] for row in CHOICE_INPUTS]
             new_ids, num_new, next_len, bonus = ACCEPT(
                 g,
                 logits,
@@ -188,6 +193,8 @@ class _Step:
                 self.inputs["past_len"],
                 *settings,
                 self.inputs["uniforms"],
+                adjusted,
+                self.inputs[ADJUSTS],
             )
         results = {
             LOGITS: logits,
@@ -196,14 +203,15 @@ class _Step:
             "next_len": next_len,
             "next_ids": bonus,
         }
+        written |= {HISTORY: history}
         if drafter is not None:
             with g.scope("drafter"):
                 drafts, draft_written = self._drafts(
                     verifier, target.config, drafter, features, bonus, next_len
                 )
             with g.scope("lookup"):
-                drafts, results["next_tally"], history = self._lookup(bonus, drafts, next_len)
-            written |= draft_written | {HISTORY: history}
+                drafts, results["next_tally"] = self._lookup(history, bonus, drafts, next_len)
+            written |= draft_written
             results["next_ids"] = g.Concat(bonus, drafts, axis=1)
         if config.has_linear_layers:
             # The known rows are in the states, the accepted drafts not yet.
@@ -311,14 +319,22 @@ class _Step:
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
         return head.drafts(hidden, bonus, self.block_size), context.written
 
+    def _adjust(self, logits: ir.Value) -> tuple[ir.Value, ...]:
+        """Return what counts instead of the logits, and the history with the step's tokens."""
+        names = [HISTORY, "input_ids", "num_known", "past_len", ADJUSTS, "prompt_len"]
+        names += [row.name for row in PENALTY_INPUTS]
+        names += ["bias_ids", "bias_values", "bad_words", TOKEN_MASK, "kv_positions"]
+        is_for_trt = self.dtype != ir.DataType.FLOAT and not self.plugins
+        pairwise = {"pairwise": 1} if is_for_trt else {}
+        return ADJUST(self.g, logits, *(self.inputs[name] for name in names), **pairwise)
+
     def _lookup(
-        self, bonus: ir.Value, drafts: ir.Value, next_len: ir.Value
+        self, history: ir.Value, bonus: ir.Value, drafts: ir.Value, next_len: ir.Value
     ) -> tuple[ir.Value, ...]:
-        """Return the better source's drafts [B, T-1], the tally and the history."""
-        names = ("input_ids", "num_known", "past_len")
-        before = [self.inputs[name] for name in (HISTORY, *names)]
+        """Return the better source's drafts [B, T-1], and the tally."""
+        before = [self.inputs[name] for name in ("input_ids", "num_known", "past_len")]
         behind = [self.inputs[name] for name in ("tally", "draft_sources", "kv_positions")]
-        return LOOKUP(self.g, *before, next_len, bonus, drafts, *behind)
+        return LOOKUP(self.g, history, *before, next_len, bonus, drafts, *behind)
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
         """Return which layers' caches are rings, by the rows of their inputs.

@@ -19,7 +19,13 @@ from typing import NamedTuple
 from trtllm_dflash.profile.result import LayerTime
 
 # Scope of the graph -> part of the step.
-PARTS = {"target": "verify", "accept": "accept", "drafter": "draft", "lookup": "draft"}
+PARTS = {
+    "target": "verify",
+    "adjust": "accept",
+    "accept": "accept",
+    "drafter": "draft",
+    "lookup": "draft",
+}
 KERNEL_SUFFIX = "_kernel_time"
 _INLINED = re.compile(r"_inlfunc_(?P<call>(?P<function>[A-Za-z0-9]+?)(?:_token_\d+)?)_/")
 # Functions of which each layer of a scope has one call.
@@ -29,7 +35,7 @@ _ATTENTION = {
     "DFlashDraftAttention": "drafter",
 }
 # Functions with one call in the graph, and the layer that it is.
-_SINGLE = {"DFlashAccept": "accept", "DFlashLookup": "lookup"}
+_SINGLE = {"DFlashAdjust": "adjust", "DFlashAccept": "accept", "DFlashLookup": "lookup"}
 _LOOP = re.compile(r"_/Loop(_\d+)?_kernel_time$")
 
 

@@ -65,6 +65,7 @@ def make_requests(
                 uniforms=_uniforms(seed, num_uniforms),
                 wants_logits=sampling.logprobs is not None,
                 draft_sources=SOURCE_BITS[sampling.drafts],
+                prompt_len=len(input_ids),
             )
             request = Request(
                 index,

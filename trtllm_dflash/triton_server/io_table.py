@@ -134,13 +134,6 @@ INPUTS = (
     ),
     Field("return_num_input_tokens", "BOOL", "send num_input_tokens (default: false)"),
     Field("return_num_output_tokens", "BOOL", "send num_output_tokens (default: false)"),
-    Field(
-        "frequency_penalty",
-        "FP32",
-        "only 0, which OpenAI's clients send: there are no penalties",
-        only=(0,),
-    ),
-    Field("presence_penalty", "FP32", "only 0, likewise", only=(0,)),
 )
 
 
@@ -167,7 +160,6 @@ TENSORRT_LLM_INPUTS = (
     Field("pad_id", "INT32", "without effect: nothing is padded"),
     _only("beam_width", "INT32", 1),
     _only("bad_words", "STRING", "", size=-1),
-    _only("repetition_penalty", "FP32", 1.0),
     _only("length_penalty", "FP32", 0.0, 1.0),
     _only("early_stopping", "BOOL", False),
     _only("return_context_logits", "BOOL", False),

@@ -13,6 +13,11 @@ from trtllm_dflash.errors import EngineError
 from trtllm_dflash.graph.kernel_specs import KernelVariant
 from trtllm_dflash.hardware.cuda_module import Launch
 from trtllm_dflash.trt_plugins import attention_plans, params
+from trtllm_dflash.trt_plugins.adjust_launches import (
+    ADJUST_KERNELS,
+    adjust_launches,
+    adjust_workspace,
+)
 from trtllm_dflash.trt_plugins.call import Call, Dims, Fields
 from trtllm_dflash.trt_plugins.product_launches import (
     linear_kernels,
@@ -229,8 +234,8 @@ def _lookup_workspace(dims: Dims, _: Fields) -> int:
     width, rows = dims["input_ids"][1], dims["history"][2]
     if width >= rows:
         raise EngineError(
-            f"lookup writes a step's {width} tokens and one more into a history of {rows} rows:"
-            " take narrower steps, or build for longer sequences"
+            f"lookup reads a step's {width} tokens, and one behind them, in a history of {rows}"
+            " rows: take narrower steps, or build for longer sequences"
         )
     return 0
 
@@ -239,7 +244,7 @@ def _lookup(call: Call) -> list[Launch]:
     _lookup_workspace(call.dims, call.attributes)
     batch, width = call.dims["input_ids"]
     kernel_params = params.LookupParams(
-        **{name: at for name, at in call.addresses.items() if name != "history_out"},
+        **call.addresses,
         batch=batch,
         width=width,
         num_drafts=call.dims["drafts"][1],
@@ -324,5 +329,6 @@ OPERATIONS = {
     "select": Operation(lambda _: SELECT_KERNELS, select_workspace, select_launches),
     "argmax": Operation(lambda _: _ARGMAX_KERNELS, _argmax_workspace, _argmax),
     "lookup": Operation(lambda _: _LOOKUP_KERNELS, _lookup_workspace, _lookup),
+    "adjust": Operation(lambda _: ADJUST_KERNELS, adjust_workspace, adjust_launches),
 }
 """By kernel source."""

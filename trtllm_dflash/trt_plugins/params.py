@@ -19,6 +19,7 @@ BlockLinearParams = structure("block_linear_params.h", "BlockLinearParams")
 SelectParams = structure("select_params.h", "SelectParams")
 ArgmaxParams = structure("argmax_params.h", "ArgmaxParams")
 LookupParams = structure("lookup_params.h", "LookupParams")
+AdjustParams = structure("adjust_params.h", "AdjustParams")
 _ATTENTION = constants("attention_params.h")
 _ACCEPT = constants("accept_params.h")
 _MOE = constants("moe_params.h")
@@ -27,6 +28,7 @@ _BLOCK_LINEAR = constants("block_linear_params.h")
 _SELECT = constants("select_params.h")
 _ARGMAX = constants("argmax_params.h")
 _LOOKUP = constants("lookup_params.h")
+_ADJUST = constants("adjust_params.h")
 
 # A plan is made for the GPU that runs it, and its workspace at build time for any: none has more
 # multiprocessors.
@@ -56,13 +58,19 @@ MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
 ARGMAX_THREADS = _ARGMAX["kArgmaxThreads"]
 ARGMAX_MERGE_THREADS = _ARGMAX["kArgmaxMergeThreads"]
 LOOKUP_THREADS = _LOOKUP["kLookupThreads"]
+COUNT_THREADS = _ADJUST["kCountThreads"]
+ROW_THREADS = _ADJUST["kRowThreads"]
+FEW_THREADS = _ADJUST["kFewThreads"]
 _PLAIN_UNIT = 8
 _WARP = 32
 
 
 @dataclass(frozen=True)
 class AcceptPlan:
-    """CTAs that share the first pass over a row of logits, and the workspace in bytes."""
+    """CTAs that share the first pass over a row of logits, and the workspace in bytes.
+
+    It is that of DFlashAdjust, too.
+    """
 
     chunks: int
     workspace_bytes: int
@@ -152,6 +160,11 @@ def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     """Return the plan of choosing `rows` tokens a slot."""
     chunks = _ceil(vocab, _ACCEPT["kScanElements"])
     return AcceptPlan(chunks, 4 * batch * rows * (3 * chunks + 1))
+
+
+def adjust_plan(*, batch: int, vocab: int) -> AcceptPlan:
+    """Return the plan of adjusting logits: the CTAs of a row, and the table of a slot's tokens."""
+    return AcceptPlan(_ceil(vocab, _ADJUST["kRowElements"]), 4 * batch * vocab)
 
 
 def argmax_plan(*, rows: int, vocab: int) -> ArgmaxPlan:

@@ -5,6 +5,7 @@ plugin come.
 from __future__ import annotations
 
 from trtllm_dflash.graph.ops.accept import ACCEPT
+from trtllm_dflash.graph.ops.adjust import ADJUST
 from trtllm_dflash.graph.ops.argmax import ARGMAX
 from trtllm_dflash.graph.ops.block_linear import BLOCK_LINEAR
 from trtllm_dflash.graph.ops.draft_attention import DRAFT_ATTENTION
@@ -17,6 +18,7 @@ from trtllm_dflash.graph.ops.verify_attention import VERIFY_ATTENTION
 
 __all__ = [
     "ACCEPT",
+    "ADJUST",
     "ARGMAX",
     "BLOCK_LINEAR",
     "DRAFT_ATTENTION",
@@ -41,5 +43,6 @@ OPS: dict[str, OpSpec] = {
         SELECT,
         ARGMAX,
         LOOKUP,
+        ADJUST,
     )
 }

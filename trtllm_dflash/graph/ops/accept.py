@@ -10,7 +10,7 @@ from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import Kernel
 from trtllm_dflash.graph.ops.sampling import sample_tokens
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
-from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
+from trtllm_dflash.options.row_sampling import CHOICE_INPUTS
 
 
 def _body(
@@ -19,10 +19,11 @@ def _body(
     input_ids: ir.Value,
     num_known: ir.Value,
     past_len: ir.Value,
-    *sampling_and_uniforms: ir.Value,
+    *sampling_and_more: ir.Value,
 ) -> tuple[ir.Value, ...]:
-    *sampling, uniforms = sampling_and_uniforms
-    settings = {row.name: value for row, value in zip(SAMPLING_INPUTS, sampling, strict=True)}
+    *sampling, uniforms, adjusted, _ = sampling_and_more
+    logits = adjusted  # of slots that do not ask they are the logits
+    settings = {row.name: value for row, value in zip(CHOICE_INPUTS, sampling, strict=True)}
     width = g.size(input_ids, 1)
     rows = g.size(logits, 1)
     row = g.arange(rows)
@@ -76,7 +77,7 @@ ACCEPT = OpSpec(
         Tensor("input_ids", "int64", "[B, S]", "decided tokens, then drafts"),
         Tensor("num_known", "int32", "[B]", "how many are decided, 1 … S"),
         Tensor("past_len", "int32", "[B]", "positions in the caches before the step"),
-        *(Tensor(row.name, row.dtype, "[B]", row.help) for row in SAMPLING_INPUTS),
+        *(Tensor(row.name, row.dtype, "[B]", row.help) for row in CHOICE_INPUTS),
         Tensor(
             "uniforms",
             "float32",
@@ -84,6 +85,14 @@ ACCEPT = OpSpec(
             "in [0, 1), by position: row r takes number past_len + num_known + r, the place of the"
             " token it decides; U-1 for what lies behind",
         ),
+        Tensor(
+            "adjusted",
+            "float32",
+            "[B, R, V]",
+            "what counts instead of the logits in slots that ask; the kernel does not read others,"
+            " and for the body they equal the logits",
+        ),
+        Tensor("adjusts", "int32", "[B]", "what the slot asks for; 0: nothing"),
     ),
     outputs=(
         Tensor(

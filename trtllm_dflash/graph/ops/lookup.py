@@ -12,8 +12,8 @@ class 0 if the drafter filled it, else of a class by the match's length. Each cl
 mean of accepted drafts, which begins with a prior. Lookup takes a block if at least `MIN_MATCH`
 tokens match, and the mean of the match's class is no less than the drafter's.
 
-All of it is in integers, so that body and kernel agree to the bit. The history alone is float32:
-TensorRT updates only caches of floats in place. Token ids up to 2^24 are exact.
+All of it is in integers, so that body and kernel agree to the bit. The history alone is float32, as
+DFlashAdjust writes it. The bonus does not stand in it yet.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def _body(
     draft_sources: ir.Value,
     kv_positions: ir.Value,
 ) -> tuple[ir.Value, ...]:
-    past, end = (g.Unsqueeze(g.cast(length, _INT64), [1]) for length in (past_len, next_len))
-    history = _written(g, history, input_ids, past, end, bonus)
+    end = g.Unsqueeze(g.cast(next_len, _INT64), [1])
     text = g.Slice(history, [0], g.size(kv_positions, 0), [2])
     text = g.Squeeze(text, [1, 3])  # [B, L]
+    text = g.Where(g.Equal(kv_positions, end), g.cast(bonus, _FLOAT), text)
     matched, last = _longest_match(g, text, end, kv_positions)  # [B, 1] each
 
     # A match of no token is the last token itself: what it drafts is its repetition.
@@ -83,23 +83,7 @@ def _body(
     return (
         g.Where(takes, found, drafts),
         g.Concat(block_class, seen, axis=1),
-        history,
     )
-
-
-def _written(
-    g: GraphBuilder,
-    history: ir.Value,
-    input_ids: ir.Value,
-    past: ir.Value,
-    end: ir.Value,
-    bonus: ir.Value,
-) -> ir.Value:
-    """Return the history with the step's tokens from `past` on, and the bonus at `end`."""
-    rows = g.Concat(input_ids, bonus, axis=1)
-    is_bonus = g.Equal(g.arange(g.size(rows, 1)), g.Sub(end, past))
-    rows = g.cast(g.Where(is_bonus, bonus, rows), _FLOAT)
-    return g.TensorScatter(history, g.Unsqueeze(rows, [1, 3]), g.Squeeze(past, [1]), axis=2)
 
 
 def _longest_match(
@@ -160,9 +144,11 @@ LOOKUP = OpSpec(
             "history",
             "float32",
             "[B, 1, H, 1]",
-            "token ids by position, exact up to 2^24; updated in place",
+            "token ids by position, exact up to 2^24, with the step's from past_len on",
         ),
-        Tensor("input_ids", "int64", "[B, S]", "the step's tokens, from past_len on"),
+        Tensor(
+            "input_ids", "int64", "[B, S]", "the step's tokens; here only their number counts"
+        ),
         Tensor("num_known", "int32", "[B]", "how many of them are decided, 1 … S"),
         Tensor("past_len", "int32", "[B]", "positions before the step; past_len + S < H"),
         Tensor("next_len", "int32", "[B]", "past_len + num_known + accepted drafts"),
@@ -190,13 +176,6 @@ LOOKUP = OpSpec(
             "int32",
             f"[B, {TALLY_SIZE}]",
             "the class of next_drafts, 0: the drafter's; then the means behind this step",
-        ),
-        Tensor(
-            "history_out",
-            "float32",
-            "[B, 1, H, 1]",
-            "the memory of history: the step's tokens from past_len on, and the bonus at next_len",
-            aliases="history",
         ),
     ),
     attributes=(),

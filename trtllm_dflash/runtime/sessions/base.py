@@ -10,7 +10,7 @@ before has left there, so it can be launched before that step's result is read. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,14 @@ from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
 from trtllm_dflash.options.draft_sources import SOURCE_BITS, DraftSource, source_of_class
-from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, RowSampling
+from trtllm_dflash.options.logit_adjustments import (
+    BAD_WORDS,
+    BIASES,
+    NO_TOKEN,
+    PENALTIES,
+    mask_words,
+)
+from trtllm_dflash.options.row_sampling import PENALTY_INPUTS, SAMPLING_INPUTS, RowSampling
 from trtllm_dflash.runtime.env import ANY_GPU, env_flag
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 from trtllm_dflash.trt.loader import select_flavor
@@ -53,7 +60,35 @@ class SlotSampling(RowSampling):
 
     uniforms: Float32  # [at most cache_len]; number p decides the token at position p
     wants_logits: bool = False
+    wants_drafts: bool = False  # the host gets the drafts of its next block with every step
     draft_sources: int = SOURCE_BITS["both"]
+    prompt_len: int = 0  # the tokens behind are the answer, of which penalties count
+    logit_bias: tuple[tuple[int, float], ...] = ()  # tokens, each once, and what is added
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that must not come
+
+    @property
+    def adjusts(self) -> int:
+        """Return the kinds of adjustment that every step of the slot needs, as bits."""
+        penalizes = any(getattr(self, row.name) != row.default for row in PENALTY_INPUTS)
+        bits = PENALTIES * penalizes
+        return bits + BIASES * bool(self.logit_bias) + BAD_WORDS * bool(self.bad_words)
+
+    def write_lists(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write biases and bad words into a slot's inputs, of those that there are.
+
+        Unused biases repeat the first; words stand at the right of their rows.
+        """
+        if "bias_ids" in arrays:
+            ids, values = arrays["bias_ids"], arrays["bias_values"]
+            first, first_value = self.logit_bias[0] if self.logit_bias else (0, 0.0)
+            ids[...], values[...] = first, first_value
+            for place, (token, value) in enumerate(self.logit_bias):
+                ids[place], values[place] = token, value
+        if "bad_words" in arrays:
+            rows = arrays["bad_words"]
+            rows[...] = NO_TOKEN
+            for row, word in zip(rows, self.bad_words, strict=False):
+                row[len(row) - len(word) :] = word
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,8 @@ class StepResult:
     # [B, TALLY_SIZE]: the class of each slot's next block, and what the classes got accepted; None:
     # there is no lookup.
     next_tally: Int32 | None = None
+    # [B, T]: each slot's next block, the anchor and its drafts, if one of the slots wants drafts.
+    next_ids: Int64 | None = None
 
     def next_source(self, row: int) -> DraftSource:
         """Return what has drafted the block that a row's next step verifies."""
@@ -136,6 +173,19 @@ class Session(Protocol):
         """
         ...
 
+    def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
+        """Limit what a slot's next step may decide; it counts for that step alone.
+
+        No step of the slot may be in flight. `allowed` [N, W] is a mask for each of the step's
+        first N decided rows: bit i of element w stands for token 32·w + i. Rows behind it, and all
+        without it, may decide any token. `drafts` [N] replace the first N of the slot's next block.
+        A row that allows nothing decides nothing: its new id is -1.
+
+        Raises:
+            EngineError: for an engine of an earlier version, and what does not fit the block.
+        """
+        ...
+
     def keep(self) -> None:
         """Keep what the next start of this engine can use; no step is in flight."""
         ...
@@ -151,6 +201,25 @@ class Session(Protocol):
     def discard(self) -> None:
         """Wait for all steps in flight and drop their results; slots are then undefined."""
         ...
+
+
+def check_constraint(config: EngineConfig, allowed: Int32 | None, drafts: Int64 | None) -> None:
+    """Raise EngineError for a constraint that a step of the engine cannot have."""
+    if not config.has_adjust:
+        raise EngineError(
+            "this engine was built by a version without token masks. Build it again."
+        )
+    words = mask_words(config.vocab_size)
+    if allowed is not None and (allowed.ndim != 2 or allowed.shape[1] != words):
+        raise EngineError(
+            f"a token mask has the shape {list(allowed.shape)}, expected [rows, {words}]."
+            f" {CALLER_BUG}"
+        )
+    most = config.block_size - 1
+    if drafts is not None and len(drafts) > most:
+        raise EngineError(
+            f"{len(drafts)} drafts are given, and a block has {most}. {CALLER_BUG}"
+        )
 
 
 def context_length(past_len: Int32, width: int, config: EngineConfig) -> int:

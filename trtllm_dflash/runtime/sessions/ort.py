@@ -21,23 +21,29 @@ from numpy.typing import NDArray
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
 from trtllm_dflash.engine_dir.io_tensors import (
+    ADJUST_SETTINGS,
+    ADJUSTS,
     BATCH,
     CONTEXT,
     DRAFT_SOURCES,
     LOGITS,
     ROWS,
+    TOKEN_MASK,
     WIDTH,
     IoTensor,
 )
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.log import human_bytes
+from trtllm_dflash.options.logit_adjustments import MASK, mask_words
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.runtime.sessions.base import (
     CARRIED,
     TALLY,
+    Int32,
     Int64,
     SlotSampling,
     StepResult,
+    check_constraint,
     context_length,
 )
 from trtllm_dflash.runtime.sessions.io_checks import PresentTensor, check_present
@@ -58,6 +64,8 @@ _SLOT_TENSORS = (
     *CARRIED,
     *(row.name for row in SAMPLING_INPUTS),
     DRAFT_SOURCES,
+    ADJUSTS,
+    *(port.name for port in ADJUST_SETTINGS),
     "uniforms",
     "next_ids",
 )
@@ -107,6 +115,8 @@ class OrtSession:
         self._carried = {name: out for name, out in CARRIED.items() if name in self._slots}
         self._bindings: dict[tuple[int, int, bool], _SlotBinding] = {}
         self._wants_logits = [False] * config.max_batch_size
+        self._wants_drafts = [False] * config.max_batch_size
+        self._allowed: dict[int, Int32] = {}  # by slot, in its next step
         self._results: deque[StepResult] = deque()
         self._prefix_bytes = prefix_bytes  # left for copies
 
@@ -135,7 +145,10 @@ class OrtSession:
         for name in self._config.slot_settings:
             self._slots[name][slot] = getattr(sampling, name)
         self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
+        sampling.write_lists({name: array[slot] for name, array in self._slots.items()})
         self._wants_logits[slot] = sampling.wants_logits
+        self._wants_drafts[slot] = sampling.wants_drafts
+        self._allowed.pop(slot, None)
 
     def prefill(self, slot: int, input_ids: Int64) -> None:
         """Append tokens [S] to those that one slot holds."""
@@ -149,6 +162,14 @@ class OrtSession:
         """Verify and decide in slots 0 … count - 1."""
         self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
 
+    def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
+        """Limit what a slot's next step may decide."""
+        check_constraint(self._config, allowed, drafts)
+        if drafts is not None:
+            self._slots["next_ids"][slot, 1 : 1 + len(drafts)] = drafts
+        if allowed is not None:
+            self._allowed[slot] = allowed
+
     def collect(self) -> StepResult:
         """Return the result of the oldest step that was not collected."""
         return self._results.popleft()
@@ -157,6 +178,7 @@ class OrtSession:
         """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
         used = int(self._slots["past_len"][src])
         self._wants_logits[dst] = self._wants_logits[src]
+        self._wants_drafts[dst] = self._wants_drafts[src]
         for name, array in self._slots.items():
             if name in _SLOT_TENSORS:
                 array[dst] = array[src]
@@ -191,6 +213,7 @@ class OrtSession:
     def discard(self) -> None:
         """Drop the results that were not collected."""
         self._results.clear()
+        self._allowed.clear()
 
     def end_trace(self) -> Path:
         """Write what was recorded so far as a Chrome trace, and return its path."""
@@ -203,7 +226,16 @@ class OrtSession:
         with_logits = any(self._wants_logits[first_slot : first_slot + count])
         binding = self._binding_of(first_slot, count, with_logits=with_logits)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
-        outputs = binding.run(sizes, {"input_ids": input_ids, "num_known": num_known})
+        inputs: dict[str, NDArray[Any] | int] = {"input_ids": input_ids, "num_known": num_known}
+        masked, mask = self._take_masks(first_slot, count, rows)
+        if masked:
+            inputs[TOKEN_MASK] = mask
+            self._slots[ADJUSTS][masked] |= MASK
+        try:
+            outputs = binding.run(sizes, inputs)
+        finally:
+            if masked:
+                self._slots[ADJUSTS][masked] &= ~MASK
         after = {}
         for name, output in self._carried.items():
             self._slots[name][first_slot : first_slot + count] = outputs[output]
@@ -211,7 +243,26 @@ class OrtSession:
         new_ids = outputs["new_ids"].copy()
         num_new = outputs["num_new"].copy()
         logits = outputs[LOGITS].copy() if with_logits else None
-        self._results.append(StepResult(new_ids, num_new, logits=logits, **after))
+        drafts = None
+        if any(self._wants_drafts[first_slot : first_slot + count]):
+            drafts = self._slots["next_ids"][first_slot : first_slot + count].copy()
+        self._results.append(
+            StepResult(new_ids, num_new, logits=logits, next_ids=drafts, **after)
+        )
+
+    def _take_masks(self, first_slot: int, count: int, rows: int) -> tuple[list[int], Int32]:
+        """Return the constrained ones of a step's slots, and the masks [count, rows, W] of all."""
+        masked = [
+            slot for slot in range(first_slot, first_slot + count) if slot in self._allowed
+        ]
+        if not masked:
+            return [], np.zeros(0, np.int32)
+        words = mask_words(self._config.vocab_size)
+        mask = np.full((count, rows, words), -1, np.int32)
+        for slot in masked:
+            allowed = self._allowed.pop(slot)[:rows]
+            mask[slot - first_slot, : len(allowed)] = allowed
+        return masked, mask
 
     def _binding_of(self, first_slot: int, count: int, *, with_logits: bool) -> _SlotBinding:
         key = (first_slot, count, with_logits)

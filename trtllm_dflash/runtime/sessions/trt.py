@@ -30,28 +30,40 @@ from trtllm_dflash.engine_dir import manifest
 from trtllm_dflash.engine_dir.batch_ladder import BatchLadder
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import ENGINE_FILE
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import (
+    ADJUSTS,
+    BATCH,
+    CONTEXT,
+    ROWS,
+    TOKEN_MASK,
+    WIDTH,
+)
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware import devices
 from trtllm_dflash.hardware.cuda import Cuda
+from trtllm_dflash.options.logit_adjustments import MASK
 from trtllm_dflash.runtime.env import CUDA_GRAPH, WARM_UP, env_flag
 from trtllm_dflash.runtime.sessions.base import (
     CALLER_BUG,
-    CARRIED,
-    TALLY,
-    Float32,
     Int32,
     Int64,
     SlotSampling,
     StepResult,
+    check_constraint,
     context_length,
 )
 from trtllm_dflash.runtime.sessions.load_times import LoadTimes
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
-from trtllm_dflash.runtime.sessions.trt_buffers import ID_BYTES, InFlightStep, StepBuffers
+from trtllm_dflash.runtime.sessions.trt_buffers import (
+    ID_BYTES,
+    InFlightStep,
+    StepBuffers,
+    input_shapes,
+)
 from trtllm_dflash.runtime.sessions.trt_copies import TrtCopies
 from trtllm_dflash.runtime.sessions.trt_decode import DecodeStep, warn_of_capture
 from trtllm_dflash.runtime.sessions.trt_engine import PREFILL_PROFILE, TrtEngine
+from trtllm_dflash.runtime.sessions.trt_masks import StepMasks
 from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 from trtllm_dflash.runtime.sessions.width_ladder import WidthLadder
 
@@ -113,6 +125,8 @@ class TrtSession:
         )
         self._in_flight: deque[InFlightStep] = deque()
         self._copies = TrtCopies(self._slots, self._cuda, prefix_bytes)
+        masks = self._buffers.addresses[TOKEN_MASK]
+        self._masks = StepMasks(config, self._slots, self._cuda, masks)
         self._is_warm = env_flag(WARM_UP, default=True)
         if self._is_warm:
             self._warm_up(times)
@@ -140,8 +154,8 @@ class TrtSession:
         if prefix is not None:
             self._copies.restore(slot, prefix)
         self._sampling[slot] = sampling
-        if sampling.wants_logits:
-            self._allocate_logits()
+        self._masks.forget(slot)
+        self._allocate_results(sampling)
         self._lengths[slot] = length
 
     def save_slot(self, slot: int, length: int) -> SlotCopy | None:
@@ -158,7 +172,8 @@ class TrtSession:
         width = len(input_ids)
         step = self._next_step(slot, 1, width=width, rows=1)
         past_len = self._max_lengths(slot, 1)
-        self._send_chunk(step, slot, input_ids, past_len)
+        is_masked = bool(self._masks.send(slot, 1, 1))
+        self._send_chunk(step, slot, input_ids, past_len, is_masked=is_masked)
         addresses = self._addresses(slot, self._slots.align(slot))
         addresses |= self._buffers.chunk_addresses
         for name in self._buffers.taken:  # what the slot's last step has left, on the device
@@ -166,7 +181,7 @@ class TrtSession:
             self._cuda.copy(addresses[name], at, self._slots.carried_bytes(name))
         context = context_length(past_len, width, self._config)
         sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
-        self._prefill_context.bind(_input_shapes(self._config.io, sizes), addresses)
+        self._prefill_context.bind(input_shapes(self._config.io, sizes), addresses)
         self._has_new_kernels |= not self._prefill_context.has_run
         self._prefill_context.run()
         block_bytes = self._config.block_size * ID_BYTES
@@ -178,6 +193,14 @@ class TrtSession:
         self._cuda.copy(next_ids_address, addresses["next_ids"], block_bytes)
         self._enqueue_step(step)
 
+    def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
+        """Limit what a slot's next step may decide."""
+        check_constraint(self._config, allowed, drafts)
+        self._cuda.make_current()
+        if any(step.slots.start <= slot < step.slots.stop for step in self._in_flight):
+            raise EngineError(f"slot {slot} is constrained while it is in a step. {CALLER_BUG}")
+        self._masks.add(slot, allowed, drafts)
+
     def step_width(self, width: int) -> int:
         """Return the next width for which steps are ready; `width` itself without a warm-up."""
         return self._widths.rung(width) if self._is_warm else width
@@ -188,8 +211,11 @@ class TrtSession:
         context_length(self._max_lengths(0, count), width, self._config)  # raises without room
         batch = self._ladder.rung(count)
         decode_step = self._decode_step(batch, width)
+        masked = self._masks.send(0, count, width)
+        self._masks.ask(masked, self._sampling)
         with self._slots.padded(count, batch):
             decode_step.launch()
+        self._masks.unask(masked)
         self._enqueue_step(step)
 
     def collect(self) -> StepResult:
@@ -202,20 +228,10 @@ class TrtSession:
         step = self._in_flight.popleft()
         self._free.append(step)
         self._cuda.wait_event(step.event)
-        count = step.count
-        rows = step.rows
-        results = step.results
-        carried = {
-            name: results[name].reshape(self.max_batch_size, -1)[:count].copy()
-            for name in self._slots.carried.values()
-        }
-        tally = carried.pop(CARRIED[TALLY], None)
-        lengths = {name: values[:, 0] for name, values in carried.items()}
-        self._lengths[step.slots] = lengths["next_len"]
-        new_ids = results["new_ids"][: count * rows].reshape(count, rows)
-        logits = self._logits_of(step) if step.has_logits else None
-        num_new = results["num_new"][:count].copy()
-        return StepResult(new_ids.copy(), num_new, logits=logits, next_tally=tally, **lengths)
+        result = step.result(self._buffers, self._slots.carried.values())
+        assert result.next_len is not None
+        self._lengths[step.slots] = result.next_len
+        return result
 
     def move_slot(self, src: int, dst: int) -> None:
         """Copy a slot's state, and of its caches the rows in use, recurrent ones whole."""
@@ -233,6 +249,7 @@ class TrtSession:
         self._free.extend(self._in_flight)
         self._in_flight.clear()
         self._slots.forget()
+        self._masks.clear()
 
     def keep(self) -> None:
         """Keep the kernels that were finished since the last time."""
@@ -257,7 +274,13 @@ class TrtSession:
         return step
 
     def _send_chunk(
-        self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32
+        self,
+        step: InFlightStep,
+        slot: int,
+        input_ids: Int64,
+        past_len: Int32,
+        *,
+        is_masked: bool,
     ) -> None:
         sampling = self._sampling[slot]
         if sampling is None:
@@ -267,38 +290,30 @@ class TrtSession:
         chunk["past_len"][0] = past_len[0]
         for name in self._config.slot_settings:
             chunk[name][0] = getattr(sampling, name)
+        if is_masked:
+            chunk[ADJUSTS][0] |= MASK
         chunk["input_ids"][: len(input_ids)] = input_ids
         self._buffers.send_chunk(step.chunk_memory, len(input_ids))
 
     def _enqueue_step(self, step: InFlightStep) -> None:
         """Copy the results to the host behind the step, and record the event of their arrival."""
-        memory = step.results_memory
-        self._cuda.copy(memory.ctypes.data, self._buffers.results, memory.nbytes)
-        sampling = self._sampling[step.slots]
-        step.has_logits = any(s is not None and s.wants_logits for s in sampling)
-        if step.has_logits and step.logits_memory is not None:
-            nbytes = step.count * step.rows * self._buffers.logits_bytes
-            self._cuda.copy(step.logits_memory.ctypes.data, self._buffers.logits, nbytes)
+        sampling = [slot for slot in self._sampling[step.slots] if slot is not None]
+        step.has_logits = any(slot.wants_logits for slot in sampling)
+        step.has_drafts = any(slot.wants_drafts for slot in sampling)
+        step.fetch(self._buffers, self._cuda, self._slots.address("next_ids", step.first))
         self._cuda.record_event(step.event)
         self._in_flight.append(self._free.popleft())
 
-    def _allocate_logits(self) -> None:
-        """Allocate the host's memory for logits when the first slot wants them.
+    def _allocate_results(self, sampling: SlotSampling) -> None:
+        """Allocate the host's memory for what the first slot of its kind wants.
 
         Steps in flight bring none: their slots wanted none.
         """
-        rows = self._config.max_batch_size * self._config.block_size
         for step in (*self._free, *self._in_flight):
-            if step.logits_memory is None:
-                nbytes = rows * self._buffers.logits_bytes
-                step.logits_memory = self._cuda.allocate_pinned(nbytes, "logits")
-
-    def _logits_of(self, step: InFlightStep) -> Float32:
-        """Return a collected step's logits [count, rows, V]."""
-        assert step.logits_memory is not None
-        nbytes = step.count * step.rows * self._buffers.logits_bytes
-        logits: Float32 = step.logits_memory[:nbytes].view(np.float32).copy()
-        return logits.reshape(step.count, step.rows, -1)
+            if sampling.wants_logits:
+                step.allocate_logits(self._buffers, self._cuda)
+            if sampling.wants_drafts:
+                step.allocate_drafts(self._buffers, self._cuda)
 
     def _max_lengths(self, first: int, count: int) -> Int32:
         """Return the most positions that slots can hold after the steps in flight.
@@ -365,7 +380,7 @@ class TrtSession:
         sizes = {BATCH: count, WIDTH: width, ROWS: width, CONTEXT: self._config.cache_len}
         context = self._engine.context(self._engine.decode_profile, fixed_shapes=True)
         addresses = self._addresses(0)
-        context.bind(_input_shapes(self._config.io, sizes), addresses)
+        context.bind(input_shapes(self._config.io, sizes), addresses)
         cuda = self._cuda
         row = width * ID_BYTES
         block = self._config.block_size * ID_BYTES
@@ -385,14 +400,3 @@ class TrtSession:
                 cuda.copy(at, output, nbytes)
 
         return DecodeStep(context, run, cuda, capture=self._capture, warn=self._warn)
-
-
-def _input_shapes(
-    io_tensors: tuple[IoTensor, ...], sizes: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for tensor in io_tensors:
-        if tensor.direction == "input":
-            shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-            shapes[tensor.name] = tuple(shape)
-    return shapes

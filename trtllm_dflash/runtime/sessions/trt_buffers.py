@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import LOGITS
+from trtllm_dflash.engine_dir.io_tensors import LOGITS, TOKEN_MASK, IoTensor
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.options.draft_sources import TALLY_SIZE
+from trtllm_dflash.options.logit_adjustments import mask_words
+from trtllm_dflash.runtime.sessions.base import CARRIED, TALLY, StepResult
 from trtllm_dflash.runtime.sessions.packed_buffer import PackedBuffer
 
 ID_BYTES = 8  # of a token id
@@ -22,6 +26,8 @@ class StepBuffers:
         slots = config.max_batch_size
         block = config.block_size
         self._cuda = cuda
+        self.block_size = block
+        self.max_tokens = slots * block  # of a decode step
         self.results_layout = PackedBuffer(
             {
                 "new_ids": ("int64", slots * block),
@@ -54,6 +60,10 @@ class StepBuffers:
         self.logits = 0
         if config.has_logits:
             self.logits = cuda.allocate(slots * block * self.logits_bytes, "logits")
+        masks = 0
+        if config.has_adjust:
+            mask_bytes = 4 * slots * block * mask_words(config.vocab_size)
+            masks = cuda.allocate(mask_bytes, "token masks")
         constants = self._constants(slots, config.cache_len)
         blocks = scratch.addresses(cuda.allocate(scratch.nbytes, "a block"))
         # A decode step's tensors by name.
@@ -64,6 +74,7 @@ class StepBuffers:
             "decided": constants["counting"],
             "input_ids": blocks["input_ids"],
             LOGITS: self.logits,
+            TOKEN_MASK: masks,
         }
         # A prompt chunk brings its own small inputs: parts of the slots' arrays are not aligned as
         # TensorRT wants it.
@@ -95,6 +106,18 @@ class StepBuffers:
         return layout.addresses(address)
 
 
+def input_shapes(
+    io_tensors: tuple[IoTensor, ...], sizes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a step's inputs, with these sizes."""
+    shapes = {}
+    for tensor in io_tensors:
+        if tensor.direction == "input":
+            shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
+            shapes[tensor.name] = tuple(shape)
+    return shapes
+
+
 class InFlightStep:
     """One step that may be in flight: its slots, and pinned memory for its inputs and results."""
 
@@ -109,9 +132,59 @@ class InFlightStep:
         self.results = results.views(self.results_memory)
         self.logits_memory: NDArray[np.uint8] | None = None  # once a slot has wanted logits
         self.has_logits = False
+        self.drafts_memory: NDArray[np.uint8] | None = None  # once a slot has wanted drafts
+        self.has_drafts = False
         self.event = cuda.new_event()
 
     @property
     def slots(self) -> slice:
         """Return the slots that the step runs."""
         return slice(self.first, self.first + self.count)
+
+    def allocate_logits(self, buffers: StepBuffers, cuda: Cuda) -> None:
+        """Allocate the host's memory for logits, once."""
+        if self.logits_memory is None:
+            nbytes = buffers.max_tokens * buffers.logits_bytes
+            self.logits_memory = cuda.allocate_pinned(nbytes, "logits")
+
+    def allocate_drafts(self, buffers: StepBuffers, cuda: Cuda) -> None:
+        """Allocate the host's memory for next blocks, once."""
+        if self.drafts_memory is None:
+            self.drafts_memory = cuda.allocate_pinned(buffers.max_tokens * ID_BYTES, "drafts")
+
+    def fetch(self, buffers: StepBuffers, cuda: Cuda, next_ids: int) -> None:
+        """Copy the results to the host behind the step; `next_ids` is its slots' address."""
+        memory = self.results_memory
+        cuda.copy(memory.ctypes.data, buffers.results, memory.nbytes)
+        if self.has_logits and self.logits_memory is not None:
+            nbytes = self.count * self.rows * buffers.logits_bytes
+            cuda.copy(self.logits_memory.ctypes.data, buffers.logits, nbytes)
+        if self.has_drafts and self.drafts_memory is not None:
+            nbytes = self.count * buffers.block_size * ID_BYTES
+            cuda.copy(self.drafts_memory.ctypes.data, next_ids, nbytes)
+
+    def result(self, buffers: StepBuffers, carried: Iterable[str]) -> StepResult:
+        """Return what the step decided, once its results are there.
+
+        `carried` names those that slots carry to their next step.
+        """
+        count, rows, found = self.count, self.rows, self.results
+        slots = len(found["num_new"])
+        after = {name: found[name].reshape(slots, -1)[:count].copy() for name in carried}
+        tally = after.pop(CARRIED[TALLY], None)
+        new_ids = found["new_ids"][: count * rows].reshape(count, rows)
+        logits = drafts = None
+        if self.has_logits and self.logits_memory is not None:
+            taken = self.logits_memory[: count * rows * buffers.logits_bytes]
+            logits = taken.view(np.float32).reshape(count, rows, -1).copy()
+        if self.has_drafts and self.drafts_memory is not None:
+            taken = self.drafts_memory[: count * buffers.block_size * ID_BYTES]
+            drafts = taken.view(np.int64).reshape(count, -1).copy()
+        return StepResult(
+            new_ids.copy(),
+            found["num_new"][:count].copy(),
+            logits=logits,
+            next_tally=tally,
+            next_ids=drafts,
+            **{name: values[:, 0] for name, values in after.items()},
+        )

@@ -68,7 +68,8 @@ class TrtSlots:
         self._cuda = cuda
         self._settings = tuple(config.slot_settings)
         # Sent when a slot is opened.
-        opening = (*CARRIED, *self._settings, "uniforms")
+        lists = ("bias_ids", "bias_values", "bad_words")
+        opening = (*CARRIED, *self._settings, *lists, "uniforms")
         self._caches: dict[str, IoTensor] = {}
         self._base: dict[str, int] = {}
         self._slot_bytes: dict[str, int] = {}
@@ -132,6 +133,7 @@ class TrtSlots:
         for name in self._settings:
             new.values[name][0] = getattr(sampling, name)
         new.values["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
+        sampling.write_lists(new.values)
         for name, values in new.values.items():
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
         self._cuda.record_event(new.arrived)
