@@ -164,7 +164,7 @@ def _check_kernels(directory: Path, arch: str, *, plugins: bool, has_drafter: bo
         assert "nvidia-cuda-nvrtc" not in facts["versions"]
         return
     assert [kernel["kernel"] for kernel in facts["kernels"]] == [
-        "accept",
+        *("accept", "adjust"),
         *(["argmax"] if has_drafter else []),
         "attention, head_dim 64",
         *(["lookup"] if has_drafter else []),

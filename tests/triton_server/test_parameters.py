@@ -111,7 +111,10 @@ def test_names_of_tensorrt_llm_have_their_meaning(
         ({"end_id": 5}, "end_id is 5, and this model's own stop tokens are 95, 7. Send stop_"),
         ({"beam_width": 4}, "beam_width is 4, and this model takes only 1"),
         ({"bad_words": "no"}, "bad_words is \\['no'\\], and this model takes only"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0, expected a finite number above 0"),
+        (
+            {"repetition_penalty": 0},
+            "repetition_penalty is 0.0, expected a finite number above 0",
+        ),
         ({"return_context_logits": True}, "takes only false"),
         ({"seed": 3, "random_seed": 4}, "seed is given twice, under two names"),
         ({"max_tokens": "5"}, "max_tokens is '5', expected an integer"),

@@ -23,6 +23,7 @@ from trtllm_dflash.triton_server.model import (
 from trtllm_dflash.triton_server.request import GenerationRequest
 
 EOS = (95,)
+PENALTIES = {"repetition_penalty": 1.25, "frequency_penalty": 0.5, "presence_penalty": -0.5}
 
 
 def read(**inputs: Any) -> GenerationRequest:
@@ -64,9 +65,7 @@ def test_every_input_arrives() -> None:
         exclude_input_in_output=False,
         return_num_input_tokens=True,
         return_num_output_tokens=True,
-        repetition_penalty=np.float32(1.25),
-        frequency_penalty=np.float32(0.5),
-        presence_penalty=np.float32(-0.5),
+        **{name: np.float32(value) for name, value in PENALTIES.items()},
     )
     options: Any = {
         "max_tokens": 7,
@@ -74,9 +73,7 @@ def test_every_input_arrives() -> None:
         "top_p": 0.25,
         "top_k": 3,
         "min_p": 0.125,
-        "repetition_penalty": 1.25,
-        "frequency_penalty": 0.5,
-        "presence_penalty": -0.5,
+        **PENALTIES,
         "seed": 2**63,
         "n": 3,
         "logprobs": 2,

@@ -155,8 +155,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"draft": False, "draft_len": 1}, "give either draft: false or draft_len, not both"),
     ({"stop_words": [""]}, "stop_words holds '', expected texts that are not empty"),
     ({"stop_token_ids": [-1]}, "stop_token_ids is -1"),
-    ({"frequency_penalty": 101.0}, "frequency_penalty is 101.0, expected a number from -100 to"),
-    ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected a finite number above 0"),
+    (
+        {"frequency_penalty": 101.0},
+        "frequency_penalty is 101.0, expected a number from -100 to",
+    ),
+    (
+        {"repetition_penalty": 0.0},
+        "repetition_penalty is 0.0, expected a finite number above 0",
+    ),
     ({"text_input": ""}, "the prompt is empty: there is no token to continue from"),
     (
         {"text_input": "x" * 1501},

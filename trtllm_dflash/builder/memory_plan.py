@@ -23,7 +23,7 @@ from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
 from trtllm_dflash.options.build import DTYPE_BYTES
 from trtllm_dflash.trt_plugins.attention_plans import attention_workspace
-from trtllm_dflash.trt_plugins.params import accept_plan, moe_plan
+from trtllm_dflash.trt_plugins.params import accept_plan, adjust_plan, moe_plan
 
 _ROWS = 64  # by which caches grow
 _ANGLE_BYTES = 4  # of a cosine or sine in the tables of RoPE
@@ -278,15 +278,16 @@ class MemoryPlan:
         """Return the bytes of the logits of the verified and the drafted rows."""
         block = self.models.resolved.block_size
         verified = block * self.models.target.config.vocab_size
-        drafted = (block - 1) * self.models.draft_vocab_size
-        logits = slots * (verified + drafted) * _CHOICE_BYTES
+        logits = slots * (verified + (block - 1) * self.models.draft_vocab_size) * _CHOICE_BYTES
+        logits += slots * verified * 33 // 8  # adjusted ones in float32, and the mask's bits
         if self.models.resolved.gather_generation_logits:  # once more, as the step's output
             logits += slots * verified * DTYPE_BYTES["float32"]
         return logits
 
     def _choice_scratch(self, slots: int) -> int:
         rows, vocab = self.models.resolved.block_size, self.models.target.config.vocab_size
-        return accept_plan(batch=slots, rows=rows, vocab=vocab).workspace_bytes
+        plans = accept_plan(batch=slots, rows=rows, vocab=vocab), adjust_plan(slots, vocab)
+        return max(plan.workspace_bytes for plan in plans)
 
     def _attention_bytes(self, shape: _StepShape) -> int:
         """Return the scratch of the attention that needs most; layers come one by one."""

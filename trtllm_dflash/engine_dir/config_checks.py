@@ -200,9 +200,7 @@ def _check_same(found: IoTensor, expected: IoTensor, place: str) -> None:
 def _check_history(
     found: IoTensor | None, output: IoTensor | None, config: EngineConfig, where: str
 ) -> None:
-    expected = history_port(config.cache_len)
-    if not config.has_adjust:  # of an earlier version, where only lookup read it
-        expected = replace(expected, cache="drafter")
+    expected = history_port(config.cache_len, has_drafter=config.speculates)
     place = f"{where}: io: {HISTORY}"
     if config.has_lookup and not config.speculates:
         raise ConfigError(f"{place}: lookup needs a drafter.")

@@ -5,7 +5,7 @@ and writer of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -85,16 +85,8 @@ ADJUSTS = "adjusts"
 TOKEN_MASK = "token_mask"
 # Of a slot, from its opening on.
 ADJUST_SETTINGS = (
-    IoTensor(
-        "prompt_len", "input", "int32", (BATCH,), "tokens of the prompt; the answer is behind"
-    ),
-    IoTensor(
-        "bias_ids",
-        "input",
-        "int32",
-        (BATCH, MAX_BIASES),
-        "tokens whose logits have a bias; unused entries repeat a used one",
-    ),
+    IoTensor("prompt_len", "input", "int32", (BATCH,), "tokens of the prompt"),
+    IoTensor("bias_ids", "input", "int32", (BATCH, MAX_BIASES), "tokens that have a bias"),
     IoTensor("bias_values", "input", "float32", (BATCH, MAX_BIASES), "what is added to them"),
     IoTensor(
         "bad_words",
@@ -174,20 +166,8 @@ def step_io(
             dtype,
             cache_rows(drafter.windows, cache_len=cache_len, written=written),
         )
-    caches += (history_port(cache_len),)
-    outputs = tuple(
-        IoTensor(
-            f"{c.name}.out",
-            "output",
-            c.dtype,
-            c.shape,
-            f"{c.name} after the step",
-            aliases=c.name,
-            cache=c.cache,
-            recurrent=c.recurrent,
-        )
-        for c in caches
-    )
+    caches += (history_port(cache_len, has_drafter=drafter is not None),)
+    outputs = tuple(map(_written, caches))
     has_states = target.has_linear_layers
     controls = tuple(
         port
@@ -310,10 +290,14 @@ def control_outputs(
     )
 
 
-def history_port(cache_len: int) -> IoTensor:
-    """Return the input of the slots' texts, laid out as a cache of one number a position."""
+def history_port(cache_len: int, *, has_drafter: bool) -> IoTensor:
+    """Return the input of the slots' texts, laid out as a cache of one number a position.
+
+    It counts with a drafter's caches where there is one.
+    """
     shape = (BATCH, 1, cache_len, 1)
-    return IoTensor(HISTORY, "input", "float32", shape, _HISTORY_MEANING, cache="target")
+    owner = "drafter" if has_drafter else "target"
+    return IoTensor(HISTORY, "input", "float32", shape, _HISTORY_MEANING, cache=owner)
 
 
 def logits_output(vocab_size: int) -> IoTensor:
@@ -334,6 +318,13 @@ def window_rows(linear: LinearAttentionConfig, block_size: int) -> int:
     the step before. Those that were accepted are not in the state yet.
     """
     return linear.conv_kernel - 1 + block_size - 1
+
+
+def _written(cache: IoTensor) -> IoTensor:
+    """Return the output that is a cache's memory after the step."""
+    meaning = f"{cache.name} after the step"
+    written = replace(cache, name=f"{cache.name}.out", direction="output", meaning=meaning)
+    return replace(written, aliases=cache.name)
 
 
 def _target_ports(

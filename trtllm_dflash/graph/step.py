@@ -159,7 +159,6 @@ class _Step:
     ) -> dict[str, ir.Value]:
         """Return the outputs by port name."""
         g = self.g
-        ids = self.inputs["input_ids"]
         config = target.config
         weights = WeightSource(
             "target",
@@ -184,18 +183,10 @@ class _Step:
         with g.scope("adjust"):
             adjusted, history = self._adjust(logits)
         with g.scope("accept"):
+            before = [self.inputs[name] for name in ("input_ids", "num_known", "past_len")]
             settings = [self.inputs[row.name] for row in CHOICE_INPUTS]
-            new_ids, num_new, next_len, bonus = ACCEPT(
-                g,
-                logits,
-                ids,
-                self.inputs["num_known"],
-                self.inputs["past_len"],
-                *settings,
-                self.inputs["uniforms"],
-                adjusted,
-                self.inputs[ADJUSTS],
-            )
+            settings += [self.inputs["uniforms"], adjusted, self.inputs[ADJUSTS]]
+            new_ids, num_new, next_len, bonus = ACCEPT(g, logits, *before, *settings)
         results = {
             LOGITS: logits,
             "new_ids": new_ids,

@@ -162,7 +162,7 @@ def accept_plan(*, batch: int, rows: int, vocab: int) -> AcceptPlan:
     return AcceptPlan(chunks, 4 * batch * rows * (3 * chunks + 1))
 
 
-def adjust_plan(*, batch: int, vocab: int) -> AcceptPlan:
+def adjust_plan(batch: int, vocab: int) -> AcceptPlan:
     """Return the plan of adjusting logits: the CTAs of a row, and the table of a slot's tokens."""
     return AcceptPlan(_ceil(vocab, _ADJUST["kRowElements"]), 4 * batch * vocab)
 

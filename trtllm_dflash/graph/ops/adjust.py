@@ -46,7 +46,7 @@ _PAIRWISE = "pairwise"
 
 
 @dataclass(frozen=True)
-class _Step:
+class _TextStep:
     """The operator's inputs, and what several parts need of them."""
 
     g: GraphBuilder
@@ -96,7 +96,7 @@ def _body(
     def adjusted(x: ir.Value) -> tuple[ir.Value]:
         past = g.Unsqueeze(g.cast(past_len, _INT64), [1])
         text = g.Slice(history, [0], g.size(kv_positions, 0), [2])
-        step = _Step(
+        step = _TextStep(
             g,
             adjusts,
             g.cast(g.Squeeze(text, [1, 3]), _INT64),
@@ -119,7 +119,7 @@ def _body(
 
 
 def _where_asked(
-    step: _Step, bit: int, x: ir.Value, change: Callable[[ir.Value], ir.Value]
+    step: _TextStep, bit: int, x: ir.Value, change: Callable[[ir.Value], ir.Value]
 ) -> ir.Value:
     """Return `change(x)` if any slot asks for this kind, else x."""
     g = step.g
@@ -127,7 +127,7 @@ def _where_asked(
     return g.repeat(asked, (x,), lambda x: (change(x),))[0]
 
 
-def _biased(step: _Step, x: ir.Value, ids: ir.Value, values: ir.Value) -> ir.Value:
+def _biased(step: _TextStep, x: ir.Value, ids: ir.Value, values: ir.Value) -> ir.Value:
     """Return x with every slot's biases. Unused entries repeat a used one."""
     g = step.g
     values = g.Where(step.asks(BIASES), g.Unsqueeze(values, [1]), 0.0)  # [B, 1, K]
@@ -135,7 +135,7 @@ def _biased(step: _Step, x: ir.Value, ids: ir.Value, values: ir.Value) -> ir.Val
 
 
 def _changed(
-    step: _Step, x: ir.Value, tokens: ir.Value, change: Callable[[ir.Value], ir.Value]
+    step: _TextStep, x: ir.Value, tokens: ir.Value, change: Callable[[ir.Value], ir.Value]
 ) -> ir.Value:
     """Return x [B, R, V] with `change` of the numbers [B, R, N] that tokens [B, N] have in it.
 
@@ -143,12 +143,19 @@ def _changed(
     """
     g = step.g
     shape = g.Concat(g.Shape(x, start=0, end=2), g.size(tokens, 1), axis=0)
-    index = g.Expand(g.Unsqueeze(tokens, [1]), shape)
-    return g.ScatterElements(x, index, change(g.GatherElements(x, index, axis=2)), axis=2)
+    # By places in all of x: TensorRT's ScatterElements takes no more tokens than there are in V.
+    rows = g.Mul(g.size(x, 0), g.size(x, 1))
+    first = g.Mul(g.arange(rows), g.size(x, 2))
+    first = g.Reshape(first, g.Concat(g.Shape(x, start=0, end=2), [1], axis=0))
+    places = g.Reshape(g.Add(first, g.Unsqueeze(tokens, [1])), [-1])
+    flat = g.Reshape(x, [-1])
+    new = change(g.Reshape(g.Gather(flat, places, axis=0), shape))
+    flat = g.ScatterND(flat, g.Unsqueeze(places, [1]), g.Reshape(new, [-1]))
+    return g.Reshape(flat, g.Shape(x))
 
 
 def _penalized(
-    step: _Step, x: ir.Value, prompt_len: ir.Value, penalties: tuple[ir.Value, ...]
+    step: _TextStep, x: ir.Value, prompt_len: ir.Value, penalties: tuple[ir.Value, ...]
 ) -> ir.Value:
     """Return x with the penalties for tokens of the text before each row."""
     g = step.g
@@ -178,7 +185,7 @@ def _penalized(
 
 
 def _counts(
-    step: _Step, x: ir.Value, tokens: ir.Value, weights: Sequence[ir.Value]
+    step: _TextStep, x: ir.Value, tokens: ir.Value, weights: Sequence[ir.Value]
 ) -> list[ir.Value]:
     """Return for each weight [B, L] what all places of each place's token have of it, [B, L]."""
     g = step.g
@@ -188,7 +195,7 @@ def _counts(
 
 
 def _counts_by_pairs(
-    step: _Step, _: ir.Value, tokens: ir.Value, weights: Sequence[ir.Value]
+    step: _TextStep, _: ir.Value, tokens: ir.Value, weights: Sequence[ir.Value]
 ) -> list[ir.Value]:
     """Return the same, place by place: TensorRT-RTX 1.7 has no scatter that adds."""
     g = step.g
@@ -206,7 +213,7 @@ def _counts_by_pairs(
     return list(g.loop(times, [zeros] * len(weights), lambda at, *sums: count(at, *sums)))
 
 
-def _without_words(step: _Step, x: ir.Value, words: ir.Value) -> ir.Value:
+def _without_words(step: _TextStep, x: ir.Value, words: ir.Value) -> ir.Value:
     """Return x without the last tokens of words whose tokens before it end the text."""
     g = step.g
     before = g.size(words, 2)
@@ -231,7 +238,7 @@ def _without_words(step: _Step, x: ir.Value, words: ir.Value) -> ir.Value:
     return _changed(step, x, last, lambda old: g.Where(is_bad, _NEVER, old))
 
 
-def _masked(step: _Step, x: ir.Value, mask: ir.Value) -> ir.Value:
+def _masked(step: _TextStep, x: ir.Value, mask: ir.Value) -> ir.Value:
     """Return x with -infinity for tokens whose bit is 0; bit i of element w is token 32·w + i."""
     g = step.g
     words = g.cast(mask, _INT64)
@@ -253,9 +260,9 @@ def _byte_bits() -> np.ndarray:
 ADJUST = OpSpec(
     name="DFlashAdjust",
     meaning=(
-        "The logits of slots that ask for penalties, biases, bad words or a mask, by the text"
-        " before each row: drafts of the step count for the rows behind them. The step's tokens are"
-        " written into the history."
+        "The logits of slots that ask for penalties, biases, bad words or a mask. What counts is"
+        " the text before each row: drafts of the step count for the rows behind them. The step's"
+        " tokens are written into the history."
     ),
     inputs=(
         Tensor("logits", "float32", "[B, R, V]", "of the rows from num_known-1 on"),

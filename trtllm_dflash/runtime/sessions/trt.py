@@ -172,8 +172,7 @@ class TrtSession:
         width = len(input_ids)
         step = self._next_step(slot, 1, width=width, rows=1)
         past_len = self._max_lengths(slot, 1)
-        is_masked = bool(self._masks.send(slot, 1, 1))
-        self._send_chunk(step, slot, input_ids, past_len, is_masked=is_masked)
+        self._send_chunk(step, slot, input_ids, past_len)
         addresses = self._addresses(slot, self._slots.align(slot))
         addresses |= self._buffers.chunk_addresses
         for name in self._buffers.taken:  # what the slot's last step has left, on the device
@@ -274,13 +273,7 @@ class TrtSession:
         return step
 
     def _send_chunk(
-        self,
-        step: InFlightStep,
-        slot: int,
-        input_ids: Int64,
-        past_len: Int32,
-        *,
-        is_masked: bool,
+        self, step: InFlightStep, slot: int, input_ids: Int64, past_len: Int32
     ) -> None:
         sampling = self._sampling[slot]
         if sampling is None:
@@ -290,7 +283,7 @@ class TrtSession:
         chunk["past_len"][0] = past_len[0]
         for name in self._config.slot_settings:
             chunk[name][0] = getattr(sampling, name)
-        if is_masked:
+        if self._masks.send(slot, 1, rows=1):
             chunk[ADJUSTS][0] |= MASK
         chunk["input_ids"][: len(input_ids)] = input_ids
         self._buffers.send_chunk(step.chunk_memory, len(input_ids))

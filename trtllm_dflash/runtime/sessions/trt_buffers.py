@@ -46,24 +46,17 @@ class StepBuffers:
                 "input_ids": ("int64", config.max_num_tokens),
             }
         )
-        scratch = PackedBuffer(
-            {
-                "input_ids": ("int64", slots * block),
-                "next_ids": ("int64", block),
-                "state_len": ("int32", 1),
-                "tally": ("int32", TALLY_SIZE),
-            }
-        )
+        ids = {"input_ids": ("int64", slots * block), "next_ids": ("int64", block)}
+        carried = {"state_len": ("int32", 1), "tally": ("int32", TALLY_SIZE)}
+        scratch = PackedBuffer(ids | carried)
         self.results = cuda.allocate(self.results_layout.nbytes, "results")
         self._chunk = cuda.allocate(self.chunk_layout.nbytes, "a prompt chunk")
         self.vocab_size = config.vocab_size
         self.logits = 0
         if config.has_logits:
             self.logits = cuda.allocate(slots * block * self.logits_bytes, "logits")
-        masks = 0
-        if config.has_adjust:
-            mask_bytes = 4 * slots * block * mask_words(config.vocab_size)
-            masks = cuda.allocate(mask_bytes, "token masks")
+        mask_bytes = 4 * slots * block * mask_words(config.vocab_size)
+        masks = cuda.allocate(mask_bytes, "token masks") if config.has_adjust else 0
         constants = self._constants(slots, config.cache_len)
         blocks = scratch.addresses(cuda.allocate(scratch.nbytes, "a block"))
         # A decode step's tensors by name.
