@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-prefix-cache bench-build bench-layers bench-quantization bench-serving serve-demo triton-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -151,6 +151,9 @@ bench-profile: .venv/.test-all engines  ## everything that `profile` measures on
 
 bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT
 	$(BIN)/python examples/triton/benchmark.py demo/cpu
+
+bench-serve: .venv/.test-all engines .venv-triton/.ready  ## the scheduler alone, dflash-trt serve, and Triton, on the same requests
+	$(BIN)/python examples/benchmark/serve.py demo/cpu --json examples/benchmark/serve.json
 
 bench-build: .venv/.test-all demo/target/config.json  ## what building for sm120 costs, from 2 layers to all
 	$(BIN)/python examples/benchmark/build_cost.py --json examples/benchmark/build_cost.json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,10 @@ from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture
-def byte_engine(tmp_path: Path) -> MakeEngine:
+@pytest.fixture(scope="module")
+def byte_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     """`byte_engine(**sizes)` is an engine on a fake session whose tokens are bytes."""
-    directory = tiny.write_byte_level(tmp_path)
+    directory = tiny.write_byte_level(tmp_path_factory.mktemp("tokenizer"))
 
     def make(**sizes: Any) -> Engine:
         roomy = {"max_input_len": 150, "max_seq_len": 240} | sizes
@@ -33,7 +32,8 @@ def byte_engine(tmp_path: Path) -> MakeEngine:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(byte_engine: MakeEngine) -> Iterator[Running]:
+    """One server for all tests of a file that leave it as it is."""
     with Running({"tiny": byte_engine()}) as running:
         yield running

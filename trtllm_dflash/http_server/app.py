@@ -33,6 +33,7 @@ from trtllm_dflash.http_server.openai_answers import (
     ids_of,
 )
 from trtllm_dflash.http_server.openai_errors import ApiError, as_api_error, of_validation
+from trtllm_dflash.http_server.openapi_page import describe
 from trtllm_dflash.http_server.scrape import CONTENT_TYPE, Scrape
 from trtllm_dflash.http_server.served_model import ServedModel, Wanted
 from trtllm_dflash.http_server.wire import ChatBody, CompletionBody, GenerationBody
@@ -46,19 +47,6 @@ PAGE_POLICY = (
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _KNOWN_FIELDS = sorted({*ChatBody.model_fields, *CompletionBody.model_fields})
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "what is wrong with the request"},
-    401: {"description": "the API key is missing or wrong"},
-    403: {"description": "the host is not this machine"},
-    404: {"description": "there is no such model"},
-    413: {"description": "the body is too large"},
-    429: {"description": "the queue is full; Retry-After says when to come back"},
-    500: {"description": "the server failed"},
-    503: {"description": "the server is closing"},
-    504: {"description": "the time of the request is over"},
-}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _ERRORS[404]}
-_NOT_READY: dict[int | str, dict[str, Any]] = {503: _ERRORS[503]}
 
 
 class App:
@@ -202,16 +190,18 @@ def create_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
     )
-    get: dict[str, Any] = {"methods": ["GET"], "response_class": JSONResponse}
-    post: dict[str, Any] = {"methods": ["POST"], "responses": _ERRORS}
-    app.add_api_route("/v1/models", routes.models, **get)
-    app.add_api_route("/v1/models/{name:path}", routes.model, **get, responses=_NOT_FOUND)
-    app.add_api_route("/v1/chat/completions", routes.chat, **post)
-    app.add_api_route("/v1/completions", routes.completion, **post)
-    app.add_api_route("/health", routes.health, **get, responses=_NOT_READY)
-    app.add_api_route("/ready", routes.ready, **get, responses=_NOT_READY)
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"], response_class=Response)
+    for path, handler in (
+        ("/v1/models", routes.models),
+        ("/v1/models/{name:path}", routes.model),
+        ("/health", routes.health),
+        ("/ready", routes.ready),
+        ("/metrics", routes.metrics),
+    ):
+        app.add_api_route(path, handler, methods=["GET"])
+    app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"])
+    app.add_api_route("/v1/completions", routes.completion, methods=["POST"])
     app.add_api_route("/", _page, methods=["GET"], include_in_schema=False)
+    describe(app)
     app.mount("/page", _PageFiles(directory=PAGE))
     _add_error_handlers(app)
     guarded: ASGIApp = Guards(app, rules)

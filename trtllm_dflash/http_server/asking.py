@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from trtllm_dflash.http_server.openai_errors import ApiError
@@ -14,6 +15,7 @@ from trtllm_dflash.http_server.wire import (
     GenerationBody,
     MessageBody,
 )
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 
@@ -23,14 +25,17 @@ _HARMONY = "gpt_oss"
 _SAME_NAMES = (
     *("temperature", "top_p", "top_k", "min_p", "n", "min_tokens", "ignore_eos"),
     *("skip_special_tokens", "draft", "draft_len", "drafts"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
 )
-# What does nothing at these values, and is refused at others.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+# Options of engines that may not have them, with the values that do nothing.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "repetition_penalty": (1,),
     "logit_bias": ({},),
+    "bad_words": ([],),
 }
+_KNOWN_OPTIONS = frozenset(field.name for field in fields(SamplingParams))
 
 
 class Defaults:
@@ -67,12 +72,17 @@ def chat_call(body: ChatBody, model: ServedModel, defaults: Defaults) -> Wanted:
     if body.logprobs:
         _check_logprobs(model)
         options["logprobs"] = body.top_logprobs or 0
+    if body.response_format is not None:
+        options["response_format"] = body.response_format
     _check(options)
     return Wanted(
         options=options,
         queueing=_queueing(body, defaults),
         messages=[_message(message, model) for message in body.messages],
         template_options=_template_options(body, model),
+        tools=body.tools,
+        tool_choice=body.tool_choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
     )
 
 
@@ -112,8 +122,8 @@ def _check_count(wanted: Wanted) -> None:
 def _options(
     body: GenerationBody, model: ServedModel, defaults: Defaults, limit: int
 ) -> SamplingOptions:
-    _refuse_unsupported(body)
     options: dict[str, Any] = {"max_tokens": limit, "temperature": defaults.temperature}
+    options |= _logit_options(body)
     for name in _SAME_NAMES:
         value = getattr(body, name)
         if value is not None:
@@ -131,16 +141,36 @@ def _options(
     return found
 
 
-def _refuse_unsupported(body: GenerationBody) -> None:
-    for name, harmless in _UNSUPPORTED.items():
+def _logit_options(body: GenerationBody) -> dict[str, Any]:
+    """Return what changes logits before a token is chosen."""
+    found: dict[str, Any] = {}
+    for name, harmless in _HARMLESS.items():
         value = getattr(body, name)
-        if value is not None and value not in harmless:
+        if value is None or value in harmless:
+            continue
+        if name not in _KNOWN_OPTIONS:
             raise ApiError(
                 400,
                 f"{name} is not supported yet.",
                 param=name,
                 code="unsupported_parameter",
             )
+        found[name] = value
+    if "logit_bias" in found:
+        found["logit_bias"] = _biases(found["logit_bias"])
+    return found
+
+
+def _biases(given: Mapping[str, float]) -> dict[int, float]:
+    """Return biases by token id; JSON has only texts as keys."""
+    for token in given:
+        if not (token.isascii() and token.isdecimal() and len(token) < 10):
+            raise ApiError(
+                400,
+                f"logit_bias has the key {shown(token)}, expected a token id.",
+                param="logit_bias",
+            )
+    return {int(token): bias for token, bias in given.items()}
 
 
 def _check(options: SamplingOptions) -> None:

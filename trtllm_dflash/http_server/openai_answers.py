@@ -12,6 +12,7 @@ from typing import Any
 
 from trtllm_dflash.options.draft_sources import SOURCES
 from trtllm_dflash.runtime.outputs import FinishInfo, RequestOutput, TokenLogprobs, mean
+from trtllm_dflash.runtime.text.pieces import ToolCall
 
 TokenNames = Mapping[int, str]
 _IMPOSSIBLE = -9999.0  # for the logarithm of 0, which JSON does not have
@@ -24,6 +25,8 @@ class _Answer:
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    num_calls: int = 0  # that a stream has sent
     num_characters: int = 0
     has_begun: bool = False
     finish: FinishInfo | None = None
@@ -32,6 +35,7 @@ class _Answer:
         self.texts.append(output.text)
         self.reasonings.append(output.reasoning)
         self.logprobs += output.logprobs or []
+        self.tool_calls += output.tool_calls
         self.finish = output.finish_info
 
 
@@ -66,16 +70,21 @@ class AnswerWriter:
         is_first = not answer.has_begun
         is_last = output.finish_info is not None
         answer.finish = output.finish_info
-        has_text = bool(output.text or output.reasoning)
+        has_text = bool(output.text or output.reasoning or output.tool_calls)
         if not (has_text or is_last or output.logprobs or output.token_texts):
             return None
         answer.has_begun = True
         choice = {
             "index": index,
-            **self._delta(output, "".join(answer.texts) if is_first else None),
+            **self._delta(
+                output, "".join(answer.texts) if is_first else None, answer.num_calls
+            ),
             "logprobs": self._logprobs(output.logprobs, names, answer.num_characters),
-            "finish_reason": _reason(output.finish_info),
+            "finish_reason": None,
         }
+        answer.num_calls += len(output.tool_calls)
+        if output.finish_info is not None:
+            choice["finish_reason"] = _reason(output.finish_info, answer.num_calls)
         answer.num_characters += len(output.text)
         chunk: dict[str, Any] = {
             "object": self.chunk_object,
@@ -112,8 +121,10 @@ class AnswerWriter:
                 "index": index,
                 **self._content(answer),
                 "logprobs": self._logprobs(kept, names, answer.num_characters),
-                "finish_reason": _reason(answer.finish),
+                "finish_reason": None,
             }
+            if answer.finish is not None:
+                choice["finish_reason"] = _reason(answer.finish, len(answer.tool_calls))
             choices.append(choice)
         return {
             "object": self.whole_object,
@@ -126,8 +137,13 @@ class AnswerWriter:
         """Return the log probabilities of all answers that are sent whole."""
         return [entry for answer in self._answers for entry in answer.logprobs]
 
-    def _delta(self, output: RequestOutput, begin: str | None) -> dict[str, Any]:
-        """Return what a step adds; `begin` stands before the first one, and is None later."""
+    def _delta(
+        self, output: RequestOutput, begin: str | None, num_calls: int
+    ) -> dict[str, Any]:
+        """Return what a step adds; `begin` stands before the first one, and is None later.
+
+        `num_calls` calls of tools were sent before.
+        """
         raise NotImplementedError
 
     def _content(self, answer: _Answer) -> dict[str, Any]:
@@ -162,7 +178,9 @@ class ChatWriter(AnswerWriter):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def _delta(self, output: RequestOutput, begin: str | None) -> dict[str, Any]:
+    def _delta(
+        self, output: RequestOutput, begin: str | None, num_calls: int
+    ) -> dict[str, Any]:
         delta: dict[str, Any] = {}
         if begin is not None:
             delta = {"role": "assistant", "content": ""}
@@ -170,6 +188,11 @@ class ChatWriter(AnswerWriter):
             delta["reasoning_content"] = output.reasoning
         if output.text:
             delta["content"] = output.text
+        if output.tool_calls:
+            delta["tool_calls"] = [
+                {"index": num_calls + place, **_call_object(call)}
+                for place, call in enumerate(output.tool_calls)
+            ]
         return {"delta": delta}
 
     def _content(self, answer: _Answer) -> dict[str, Any]:
@@ -177,6 +200,9 @@ class ChatWriter(AnswerWriter):
         reasoning = "".join(answer.reasonings)
         if reasoning:
             message["reasoning_content"] = reasoning
+        if answer.tool_calls:
+            message["content"] = message["content"] or None
+            message["tool_calls"] = [_call_object(call) for call in answer.tool_calls]
         return {"message": message}
 
     def _logprobs(
@@ -209,7 +235,10 @@ class TextWriter(AnswerWriter):
         """Keep a step of an answer that is sent whole."""
         super().take_in(index, replace(output, text=output.reasoning + output.text))
 
-    def _delta(self, output: RequestOutput, begin: str | None) -> dict[str, Any]:
+    def _delta(
+        self, output: RequestOutput, begin: str | None, num_calls: int
+    ) -> dict[str, Any]:
+        del num_calls
         return {"text": (begin or "") + output.reasoning + output.text}
 
     def _content(self, answer: _Answer) -> dict[str, Any]:
@@ -257,8 +286,19 @@ def _finite(value: float) -> float:
     return float(value) if math.isfinite(value) else _IMPOSSIBLE
 
 
-def _reason(finish: FinishInfo | None) -> str | None:
-    return None if finish is None else finish.finish_reason
+def _reason(finish: FinishInfo, num_calls: int) -> str:
+    if num_calls and finish.finish_reason == "stop":
+        return "tool_calls"
+    return finish.finish_reason
+
+
+def _call_object(call: ToolCall) -> dict[str, Any]:
+    """Return a call as OpenAI has it, with an id that an answer to it names."""
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def _origins(output: RequestOutput, *, is_first: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.intake import Intake
 from trtllm_dflash.runtime.outputs import EngineStats
+from trtllm_dflash.runtime.text.tool_calls import prepare_tools
 
 Result = TypeVar("Result")
 _MAX_NAMED_TOKENS = 1 << 18  # token texts that are kept for log probabilities
@@ -33,6 +34,9 @@ class Wanted:
     prompts: Sequence[str | list[int]] = ()
     messages: Sequence[Mapping[str, Any]] | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel_tool_calls: bool = True
 
     @property
     def num_answers(self) -> int:
@@ -135,8 +139,13 @@ class ServedModel:
         }
 
     def _submit(self, wanted: Wanted, answers: AnswerStream) -> None:
-        prompts = self._prompt_ids(wanted)
         options: dict[str, Any] = dict(wanted.options)
+        if wanted.messages is not None:
+            prompt, tool_options = self._encode_chat(wanted)
+            prompts = [prompt]
+            options |= tool_options
+        else:
+            prompts = [self._prompt_ids(prompt) for prompt in wanted.prompts]
         sampling = SamplingParams(**options)
         for index, prompt in enumerate(prompts):
             if sampling.seed is not None:  # the seeds that `Engine.generate` derives
@@ -146,18 +155,27 @@ class ServedModel:
             )
             answers.add(handle)
 
-    def _prompt_ids(self, wanted: Wanted) -> list[list[int]]:
-        if wanted.messages is not None:
-            assert self.tokenizer is not None
-            ids = self.tokenizer.encode_chat(wanted.messages, **wanted.template_options)
-            self._check_length(len(ids), "messages")
-            return [ids]
-        found = []
-        for prompt in wanted.prompts:
-            ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-            self._check_length(len(ids), "prompt")
-            found.append(ids)
-        return found
+    def _encode_chat(self, wanted: Wanted) -> tuple[list[int], dict[str, Any]]:
+        """Return a conversation's token ids, and the sampling options that its tools need."""
+        tokenizer = self.tokenizer
+        assert tokenizer is not None
+        assert wanted.messages is not None
+        use = prepare_tools(
+            wanted.messages,
+            wanted.tools,
+            wanted.tool_choice,
+            tokenizer,
+            parallel_tool_calls=wanted.parallel_tool_calls,
+        )
+        options = {**wanted.template_options, **use.template_options}
+        ids = tokenizer.encode_chat(use.messages, **options)
+        self._check_length(len(ids), "messages")
+        return ids, use.sampling_options
+
+    def _prompt_ids(self, prompt: str | list[int]) -> list[int]:
+        ids = self._encode(prompt) if isinstance(prompt, str) else prompt
+        self._check_length(len(ids), "prompt")
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         tokenizer = self.tokenizer

@@ -18,7 +18,9 @@ from trtllm_dflash.options.sampling import (
     MAX_STOP_WORD_LENGTH,
     MAX_STOP_WORDS,
 )
+from trtllm_dflash.options.tools import MAX_TOOLS
 
+MAX_BIASES = 1024
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024  # of a message
 MAX_PROMPTS = 128  # of a completion request
@@ -71,7 +73,13 @@ class GenerationBody(Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=MAX_BIASES)
+    bad_words: list[_StopWord] | None = Field(default=None, max_length=MAX_STOP_WORDS)
+    # What the answer may be. Their own checks are in `options/guidance.py`.
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     user: str | None = None
     # Drafts and the queue: ours.
     draft: bool | None = Field(default=None, description="false: plain decoding")
@@ -98,12 +106,6 @@ class MessageBody(Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class ResponseFormat(Strict):
-    """The form of an answer."""
-
-    type: Literal["text"]
-
-
 class ChatBody(GenerationBody):
     """The body of /v1/chat/completions."""
 
@@ -113,7 +115,10 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    response_format: ResponseFormat | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     # Without effect here: whose request it is, and what OpenAI's own service does with it.
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None

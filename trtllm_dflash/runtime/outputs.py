@@ -66,7 +66,7 @@ class Generation:
     prefill_seconds      time of the prompt's own steps, up to the first token.
     decode_seconds       time of the decode steps with this sequence; its batch shares them.
     reasoning            what the model wrote outside its final answer, where its format tells them
-                         apart (gpt-oss); else "".
+                         apart (gpt-oss; thinking in <think>); else "".
     seed                 the one used: given alone, it repeats the answer. None for greedy decoding.
     logprobs             an entry for each token, if they were asked for; else None.
     sample_index         which of the prompt's `n` answers this is.

@@ -24,6 +24,7 @@ DEFAULT_TEMPLATE = "default"
 OLDEST_MAJOR = 5  # of transformers
 # What a template is given that is no option of the caller.
 _NO_OPTIONS = {"messages", "add_generation_prompt"}
+THINK_TOKENS = ("<think>", "</think>")  # added tokens of models that think, often not special
 # Words by which templates tell how a model calls tools.
 TEMPLATE_WORDS = ("tools", "<tool_call>", "<function=")
 
@@ -88,6 +89,7 @@ class Library:
             "byte_tokens": byte_tokens,
             "decoder": decoder.__getstate__().decode() if decoder is not None else "",
             "template_words": self._template_words(),
+            "think_tokens": self._think_tokens(),
             "library": f"transformers {transformers.__version__}",
         }
 
@@ -98,6 +100,10 @@ class Library:
             "tokens": self._tokenizer.get_vocab(),
             "added": {token.content: index for index, token in added},
         }
+
+    def _think_tokens(self) -> dict[str, int]:
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: index for index, token in added if token.content in THINK_TOKENS}
 
     def special_tokens(self) -> dict[str, int]:
         """Return the ids of the special tokens by their texts."""

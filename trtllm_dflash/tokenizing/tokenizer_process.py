@@ -59,6 +59,7 @@ class TokenizerFacts:
     byte_tokens: Mapping[str, int]  # written like <0x0A>
     decoder: str  # its description in JSON
     template_words: list[str]  # those of `library.TEMPLATE_WORDS` that a template has
+    think_tokens: Mapping[str, int]  # those of `library.THINK_TOKENS` that there are
     library: str
 
 

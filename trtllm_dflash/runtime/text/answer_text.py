@@ -18,6 +18,7 @@ from trtllm_dflash.runtime.text.pieces import (
     ToolCall,
 )
 from trtllm_dflash.runtime.text.stop_words import StopWordFilter
+from trtllm_dflash.runtime.text.thinking import ThinkReader, think_marks
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 from trtllm_dflash.runtime.text.tool_calls import ToolFormat, tool_format
 
@@ -190,6 +191,9 @@ class AnswerTexts:
                 prompt_ids,
                 reads_calls=sampling.tool_calls,
             )
+        thinking = think_marks(tokenizer.think_tokens)
+        if thinking is not None:
+            return ThinkReader(tokenizer.decode, self._special, thinking, prompt_ids)
         return PlainReader(tokenizer.decode, self._special)
 
     @cached_property

@@ -126,6 +126,11 @@ class Tokenizer:
         return self._facts.special_tokens
 
     @property
+    def think_tokens(self) -> Mapping[str, int]:
+        """Return the ids of the tokens between which models think, by their texts."""
+        return self._facts.think_tokens
+
+    @property
     def template_reads_tools(self) -> bool:
         """Tell whether the chat template shows the model the tools that it may call."""
         return self.template_writes("tools")
