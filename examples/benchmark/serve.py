@@ -260,13 +260,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             order = order[number % len(order) :] + order[: number % len(order)]
             rounds.append({name: systems[name]() for name in order})
     rounds = rounds[1:]  # the first one fills caches
-    medians = {
-        name: {
-            key: round(statistics.median(one[name][key] for one in rounds), 2)
-            for key in rounds[0][name]
-        }
-        for name in systems
-    }
+    medians = {name: medians_of([one[name] for one in rounds]) for name in systems}
     ratios = {}
     for other in systems.keys() - {"serve"}:
         pairs = [
@@ -286,12 +280,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def medians_of(rounds: list[Figures]) -> Figures:
+    """Return the median of each figure."""
+    return {key: round(statistics.median(one[key] for one in rounds), 2) for key in rounds[0]}
+
+
 def table(result: dict[str, Any]) -> str:
     """Return the figures as a table."""
-    rows = [
-        (name, *(str(value) for value in row.values()))
-        for name, row in result["systems"].items()
-    ]
+    rows = []
+    for name, row in result["systems"].items():
+        rows.append((name, *map(str, row.values())))
     lines = markdown_table(("system", "tokens/s", "TTFT (ms)", "time per token (ms)"), rows)
     ratios = ", ".join(f"{name} {value}" for name, value in result["throughput_ratios"].items())
     return f"{lines}\n\nthroughput: {ratios}"

@@ -34,6 +34,6 @@ def byte_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 
 @pytest.fixture(scope="module")
 def server(byte_engine: MakeEngine) -> Iterator[Running]:
-    """One server for all tests of a file that leave it as it is."""
+    """Start one server for all tests of a file that leave it as it is."""
     with Running({"tiny": byte_engine()}) as running:
         yield running

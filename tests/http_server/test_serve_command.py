@@ -59,12 +59,10 @@ def test_logprobs_are_those_of_the_engine(demo: Served) -> None:
     stream = client.chat.completions.create(
         model="demo", messages=CHAT, max_tokens=9, logprobs=True, stream=True
     )
-    streamed = [
-        row.token
-        for chunk in stream
-        if chunk.choices[0].logprobs
-        for row in chunk.choices[0].logprobs.content
-    ]
+    streamed = []
+    for chunk in stream:
+        if chunk.choices[0].logprobs:
+            streamed += [row.token for row in chunk.choices[0].logprobs.content]
     assert streamed == [row.token for row in content]
     body = demo.post("/v1/completions", prompt="Once", max_tokens=4, logprobs=2).json()
     logprobs = body["choices"][0]["logprobs"]
