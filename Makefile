@@ -75,7 +75,7 @@ INT8 := demo/plain-int8/manifest.json demo/int8/manifest.json
 engines: demo/plain/manifest.json demo/cpu/manifest.json $(INT8) demo/sm120/manifest.json
 
 demo: .venv/.demo engines  ## install, convert, build the engines, compare plain decoding with DFlash on one prompt
-	$(BIN)/python $(PAIR)/compare.py demo/plain demo/cpu
+	$(BIN)/python $(PAIR)/compare.py demo/plain-int8 demo/int8
 
 serve-demo: .venv/.demo demo/cpu/manifest.json  ## serve the demo pair to OpenAI's clients and on a page; prints what to type
 	$(BIN)/dflash-trt serve demo=demo/cpu
@@ -140,6 +140,23 @@ bench: .venv/.test-all engines  ## DFlash against plain decoding, and both again
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7,auto --drafts both --max-tokens 96 --limit 20 \
 		--without-reference --json examples/benchmark/speed_sources.json
 
+# llama.cpp compiled for this machine; its Python package brings the sources. One job: it takes a quarter of an hour.
+AVX512 := AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
+LLAMA_FLAGS ?= -DGGML_NATIVE=OFF $(AVX512:%=-DGGML_%=ON)
+
+.venv-peers/.ready:
+	$(PYTHON) -m venv .venv-peers
+	CMAKE_ARGS='$(LLAMA_FLAGS)' .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python \
+		llama-cpp-python==0.3.36
+	@touch $@
+
+demo/gguf/Q4_0.gguf: $(PAIR)/convert_target.py | .venv/.demo
+	$(BIN)/python examples/benchmark/gguf_files.py demo/gguf
+
+.PHONY: bench-peers
+bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf .venv-peers/.ready  ## against llama.cpp, Hugging Face and the reference package (12 minutes)
+	$(BIN)/python examples/benchmark/against_llama_cpp.py --json examples/benchmark/against_llama_cpp.json
+
 bench-prefix-cache: .venv/.test-all engines  ## the time to the first token, warm and cold (3 minutes)
 	$(BIN)/python examples/benchmark/prefix_cache.py demo/cpu --json examples/benchmark/prefix_cache.json
 
@@ -168,4 +185,4 @@ bench-quantization: .venv/.test-all demo/target/config.json  ## what each format
 		--json examples/benchmark/quantization.json
 
 clean:  ## remove engines and environments
-	rm -rf demo .venv .venv-triton .venv-oldest
+	rm -rf demo .venv .venv-triton .venv-oldest .venv-peers

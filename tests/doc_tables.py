@@ -46,6 +46,16 @@ def quantization() -> str:
     return table.strip()
 
 
+def against_llama_cpp() -> str:
+    """Return the tables of our CPU engines beside other systems, from the measured figures."""
+    script = example("benchmark/against_llama_cpp.py")
+    path = BENCHMARK / "against_llama_cpp.json"
+    if not path.is_file():
+        return "Not measured yet."
+    table: str = script.markdown(json.loads(path.read_text()))
+    return table.strip()
+
+
 def context_of(name: str) -> click.Context:
     """Return the context of a command, such as "build" or "profile --estimate"."""
     group = click.Context(main, info_name="dflash-trt", show_default=True)
@@ -115,6 +125,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
     "docs/quantization.md": {"quantization": quantization},
     "docs/cli.md": _commands(),
+    "examples/benchmark/README.md": {"against llama.cpp": against_llama_cpp},
 }
 
 

@@ -48,10 +48,11 @@ def panel(title: str, answer: Generation, width: int) -> Panel:
 @click.option("--max-tokens", default=96, show_default=True, help="longest answer")
 def main(plain: str, dflash: str, prompt: str, max_tokens: int) -> None:
     """Answer PROMPT with the engines PLAIN and DFLASH of the same target."""
-    answers = {
-        name: measured(Engine.load(path), prompt, max_tokens)
-        for name, path in (("plain decoding", plain), ("DFlash, one engine", dflash))
-    }
+    answers = {}
+    for name, path in (("plain decoding", plain), ("DFlash, one engine", dflash)):
+        engine = Engine.load(path)
+        weights = engine.config.weight_only_precision or engine.config.dtype
+        answers[f"{name}, {weights}"] = measured(engine, prompt, max_tokens)
     console = Console()
     console.print(f"[bold]{prompt}[/bold]\n")
     width = min(60, console.width // 2 - 1)

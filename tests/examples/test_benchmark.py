@@ -166,14 +166,50 @@ def test_quantization_memory_is_that_of_the_process() -> None:
     assert script.anonymous_bytes(process.pid) == 0
 
 
+@pytest.mark.demo("plain-int8", "int8")
 def test_compare_shows_both_answers() -> None:
     """What `make demo` shows at its end."""
-    out = _run(
-        "demo_pair/compare.py",
-        "demo/plain",
-        "demo/cpu",
-        "Name three fruits.",
-        "--max-tokens",
-        "16",
-    )
+    engines = ("demo/plain-int8", "demo/int8")
+    question = ("Name three fruits.", "--max-tokens", "16")
+    out = _run("demo_pair/compare.py", *engines, *question)
     assert "the same text" in out
+    assert "plain decoding, int8" in out
+
+
+def test_goals_are_reached_or_missed_by_ratios() -> None:
+    """The tables of a race with made-up speeds: three systems, and a goal of each verdict."""
+    script = example("benchmark/against_llama_cpp.py")
+    race = script.Race({}, {})
+    speeds = {"plain int8": 90, "DFlash int8": 170, "llama.cpp Q8_0": 100}
+    speeds |= {"DFlash float32": 80, "llama.cpp F32": 50}
+    race.sums["all"] = {
+        name: script.Sum(2, speed, speed // 2, 1.0, 2) for name, speed in speeds.items()
+    }
+    text = script.markdown(script.facts_of(race, {"others_share": 0.02}))
+    assert "| plain int8 ÷ llama.cpp Q8_0 | 1.0 | 0.90 | missed |" in text
+    assert "| DFlash int8 ÷ llama.cpp Q8_0 | 1.6 | 1.70 | reached |" in text
+    assert "| DFlash float32 ÷ llama.cpp F32 | 1.6 | 1.60 | reached |" in text
+    assert "| plain int8 | 2 | 90.0 | 0.90 | 2.00 | 2 of 2 |" in text
+    assert "Other processes used 2% of" in text
+
+
+def test_systems_race_in_turns_and_texts_are_compared() -> None:
+    script = example("benchmark/against_llama_cpp.py")
+    order = []
+
+    def answering(name: str, tokens: list[int]) -> object:
+        def run(prompt: list[int]) -> object:
+            order.append((name, prompt[0]))
+            return script.Run(tokens, len(tokens) - 1, 0.5)
+
+        return run
+
+    names = ("plain int8", "DFlash int8", "llama.cpp Q8_0", "llama.cpp Q8_0 lookup")
+    texts = ([1, 2, 3], [1, 2, 3], [1, 2, 4], [1, 2, 5])
+    fast = {name: answering(name, text) for name, text in zip(names, texts, strict=True)}
+    race = script.Race(fast, {})
+    race.run([("heldout", "code", [number]) for number in range(2)], 0)
+    assert [name for name, number in order if number == 0] == list(names)
+    assert [name for name, number in order if number == 1] == [*names[1:], names[0]]
+    same = {name: total.same_text for name, total in race.sums["all"].items()}
+    assert same == dict(zip(names, (2, 2, 2, 0), strict=True))
