@@ -28,7 +28,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.test-all: .venv/.test
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,quantize,serve,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,quantize,serve,browser,test]'
 	@touch $@
 
 # The real Triton server, from a package whose own Python API is not wanted (--no-deps). NumPy 2 in a model's process

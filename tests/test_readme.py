@@ -34,6 +34,7 @@ TRITON_OPTIONS = {"--model-control-mode"}
 # The modules that an extra of pyproject.toml brings.
 MODULES = {
     "bounds": set(),  # a program, nvdisasm
+    "browser": {"axe_playwright_python", "PIL", "playwright"},
     "demo": {"gguf"},
     "profile": {"matplotlib"},
     "quantize": {"modelopt", "torch"},
