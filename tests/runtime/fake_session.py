@@ -19,7 +19,7 @@ from tests.fixtures.sampling import SAMPLING_NAMES
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.options.row_sampling import RowSampling
-from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling, StepResult
+from trtllm_dflash.runtime.sessions.base import Int32, Int64, SlotSampling, StepResult
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 
 POISON = -7
@@ -89,6 +89,7 @@ class FakeSession:
         shape = (config.max_batch_size, config.cache_len)
         self.target_cache = np.full(shape, POISON)
         self.draft_cache = np.full(shape, POISON)
+        self.allowed: dict[int, Int32] = {}  # by slot, in its next step
 
     @property
     def max_batch_size(self) -> int:
@@ -145,6 +146,18 @@ class FakeSession:
         assert all(len(block) == width for block in blocks), "a slot without a prompt"
         self._run(0, blocks, known=1, rows=width)
 
+    def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
+        state = self.slots[slot]
+        assert state is not None
+        assert not any(slot in slots for slots in self.slots_in_flight)
+        if drafts is not None:
+            assert drafts.dtype == np.int64
+            state.next_ids[1 : 1 + len(drafts)] = drafts
+        if allowed is not None:
+            assert allowed.dtype == np.int32
+            assert allowed.shape[1] == -(-self.config.vocab_size // 32)
+            self.allowed[slot] = allowed
+
     def collect(self) -> StepResult:
         self.slots_in_flight.popleft()
         return self.in_flight.popleft()
@@ -179,12 +192,16 @@ class FakeSession:
         self.slots_in_flight.append(range(first, first + len(blocks)))
         lengths = [(s.past_len, s.state_len) for s in states if s is not None]
         next_len, next_state_len = np.array(lengths, np.int32).T
+        drafts = None
+        if any(state.sampling.wants_drafts for state in states if state is not None):
+            drafts = np.stack([state.next_ids for state in states if state is not None])
         self.in_flight.append(
             StepResult(
                 np.stack(new_ids),
                 np.array(num_new, np.int32),
                 next_len,
                 next_state_len=next_state_len,
+                next_ids=drafts,
             )
         )
         assert len(self.in_flight) <= self.lookahead + 1
@@ -203,9 +220,12 @@ class FakeSession:
         assert (target[:past] != POISON).all(), "a position that no step wrote"
         target[past : past + len(tokens)] = tokens
 
+        allowed = self.allowed.pop(slot, np.empty((0, 0), np.int32))
         chosen: list[int] = []
         for place in range(past + known, past + known + rows):
             logits = self._logits(target[:place])
+            if len(chosen) < len(allowed):
+                logits = masked(logits, allowed[len(chosen)])
             uniform = sampling.uniforms[min(place, len(sampling.uniforms) - 1)]
             chosen.append(choose(logits, sampling, uniform))
             drafts = tokens[known + len(chosen) - 1 :]
@@ -231,6 +251,13 @@ class FakeSession:
 
     def _logits(self, tokens: Sequence[int] | Int64) -> np.ndarray:
         return np.random.default_rng(_hash(tokens)).normal(size=self.config.vocab_size)
+
+
+def masked(logits: np.ndarray, mask: Int32) -> np.ndarray:
+    """Return the logits of the tokens that a mask allows, and -inf for the others."""
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: len(logits)]
+    assert bits.any(), "a row that allows nothing"
+    return np.where(bits, logits, -np.inf)
 
 
 def _hash(tokens: Sequence[int] | Int64) -> int:

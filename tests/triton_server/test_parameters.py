@@ -40,7 +40,7 @@ def read(**parameters: Any) -> GenerationRequest:
         ("sampling_param_max_tokens", "max_tokens"),
         ("stop", "stop_words"),
         ("prompt", "text_input"),
-        ("response_format", None),
+        ("service_tier", None),
         ("logit_bias", None),
         ("", None),
     ],

@@ -242,3 +242,42 @@ def test_instance_sees_its_own_gpu(visible: str | None, device: int, shown: str)
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     restrict_to_gpu(device, environment)
     assert environment == {"CUDA_VISIBLE_DEVICES": shown}
+
+
+TOOLS = '[{"type": "function", "function": {"name": "clock"}}]'
+
+
+def _chat(**values: object) -> GenerationRequest:
+    given = {"text_input": "Hi", "chat": True, **values}
+    tensors = {
+        name: np.array([[value.encode() if isinstance(value, str) else value]], object)
+        for name, value in given.items()
+    }
+    return GenerationRequest.from_tensors(tensors, eos_token_ids=(2,))
+
+
+def test_tools_are_of_a_chat() -> None:
+    found = _chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert found.tools is not None
+    assert (found.tools.choice, found.tools.parallel) == ("required", False)
+    named = '{"type": "function", "function": {"name": "clock"}}'
+    chosen = _chat(tools=TOOLS, tool_choice=named).tools
+    assert chosen is not None
+    assert isinstance(chosen.choice, dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"tools": TOOLS, "chat": False}, "tools is for chats: send messages, or chat: true"),
+        ({"tools": "{}"}, "tools is {}, expected a list of tools in JSON"),
+        ({"tools": "[1]"}, r"tools\[0\] is 1, expected an object"),
+        ({"tools": TOOLS, "tool_choice": "clock"}, "tool_choice is 'clock', expected none"),
+        ({"tools": TOOLS, "tool_choice": "{"}, "tool_choice is not JSON"),
+        ({"tool_choice": "required"}, "tool_choice is given, and there are no tools"),
+        ({"guided_regex": "a", "guided_json": "{}"}, "are given together"),
+    ],
+)
+def test_bad_tools_and_guides_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        _chat(**values)

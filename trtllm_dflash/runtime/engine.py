@@ -22,6 +22,7 @@ from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine_server import EngineServer
 from trtllm_dflash.runtime.engine_thread import EngineThread
+from trtllm_dflash.runtime.grammar.grammars import Grammars
 from trtllm_dflash.runtime.outputs import EngineStats, Generation
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import (
@@ -68,6 +69,7 @@ class Engine:
         self._prefix_cache = prefix_cache
         self._chooser = DraftLenChooser(config.block_size, candidate_widths(config, session))
         self._texts = AnswerTexts(tokenizer, config.model_type)
+        self._grammars = Grammars(tokenizer, config)
         self._turn = threading.Lock()
         self._closed = False
         self._users = WeakSet[Stream | EngineServer]()  # they hold the session
@@ -225,6 +227,7 @@ class Engine:
         check_stop_words(sampling, self.tokenizer)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
         requests = make_requests(input_ids, sampling, self.config)
+        self._grammars.constrain(requests, sampling)
         texts = [self._texts.make(request.input_ids.tolist(), sampling) for request in requests]
         scheduler = Scheduler(
             self._session,
@@ -268,6 +271,7 @@ class Engine:
             on_stats=on_stats,
             prefix_cache=self._prefix_cache,
             chooser=self._chooser,
+            grammars=self._grammars,
         )
         server = EngineServer(engine_thread)
         self._users.add(server)

@@ -34,6 +34,7 @@ from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.queueing import MAX_WAITING, Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
+from trtllm_dflash.runtime.grammar.grammars import Grammars
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.preprocess import check_stop_words, make_requests
@@ -85,6 +86,7 @@ class EngineThread:
         on_stats: Callable[[EngineStats], None] = lambda _: None,
         prefix_cache: PrefixCache | NoPrefixCache = NO_PREFIX_CACHE,
         chooser: DraftLenChooser | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """Start the engine thread, which holds `turn` until it ends.
 
@@ -99,6 +101,7 @@ class EngineThread:
         self._session = session
         self._tokenizer = tokenizer
         self._texts = AnswerTexts(tokenizer, config.model_type)
+        self._grammars = grammars or Grammars(tokenizer, config)
         self._turn = turn
         self._max_waiting = max_waiting
         self._budget = budget
@@ -158,9 +161,11 @@ class EngineThread:
         check_stop_words(sampling, self._tokenizer)
         try:
             input_ids = tokenize_prompt(prompt, self._tokenizer)
-            return make_requests([input_ids], sampling, self._config)
+            requests = make_requests([input_ids], sampling, self._config)
         except PromptError as error:
             raise UsageError(f"the prompt {error.problem}") from error
+        self._grammars.constrain(requests, sampling)
+        return requests
 
     def _check_open(self, num_requests: int) -> None:
         if self._failure is not None:

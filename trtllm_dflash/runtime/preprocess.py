@@ -47,7 +47,6 @@ def make_requests(
     _check_sampling_inputs(sampling, config)
     _check_logits(sampling, config)
     _check_lookup(sampling, config)
-    _check_grammar(sampling)
     widths = step_widths(sampling, config)
     stop_token_ids = frozenset(int(token) for token in _stop_token_ids(sampling, config))
     _check_stop_tokens(sampling, config)
@@ -64,6 +63,7 @@ def make_requests(
                 **sampling.row_values(),
                 uniforms=_uniforms(seed, num_uniforms),
                 wants_logits=sampling.logprobs is not None,
+                wants_drafts=sampling.grammar is not None,
                 draft_sources=SOURCE_BITS[sampling.drafts],
                 prompt_len=len(input_ids),
             )
@@ -100,12 +100,6 @@ def _check_lookup(sampling: SamplingParams, config: EngineConfig) -> None:
     if not config.speculates:
         why = "it has no drafter, and verifies no drafts"
     raise UsageError(f'drafts is "lookup", and this engine looks none up: {why}.')
-
-
-def _check_grammar(sampling: SamplingParams) -> None:
-    """Raise UsageError for a grammar."""
-    if sampling.grammar is not None:
-        raise UsageError("this engine takes no grammars: its steps have no masks of tokens.")
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:

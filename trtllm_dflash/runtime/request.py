@@ -18,6 +18,7 @@ from trtllm_dflash.options.draft_sources import (
     TokenSource,
 )
 from trtllm_dflash.runtime.draft_acceptance import Acceptance
+from trtllm_dflash.runtime.grammar.constraint import Constraint
 from trtllm_dflash.runtime.outputs import FinishReason, TokenLogprobs
 from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
 
@@ -74,6 +75,10 @@ class Request:
     acceptance_lengths: list[int] = field(default_factory=list)
     block_sources: list[DraftSource] = field(default_factory=list)  # of each decode step
     next_source: DraftSource = "dflash"  # of the block that its next step verifies
+    constraint: Constraint | None = None  # of one with a grammar
+    next_drafts: list[int] = field(
+        default_factory=list
+    )  # of its next block, if it has a grammar
     acceptance: Acceptance | None = None  # of one whose number of drafts is chosen
     num_verified: Counter[DraftSource] = field(default_factory=Counter)  # drafts
     finish_reason: FinishReason | None = None
@@ -136,8 +141,14 @@ class Request:
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append a step's tokens up to a stop token or the limit, and return those kept.
 
-        A stop token among the first `min_tokens` of the answer is a token like others.
+        A stop token among the first `min_tokens` of the answer is a token like others. An answer
+        with a grammar ends, as "stop", where the grammar does.
+
+        Raises:
+            UsageError, EngineError: for a grammar, as `Constraint.commit`.
         """
+        if self.constraint is not None:
+            token_ids = token_ids[: self.constraint.commit(token_ids)]
         limit = self.remaining_tokens
         kept = token_ids[:limit]
         first = max(0, self.min_tokens - len(self.output_ids))
@@ -150,6 +161,8 @@ class Request:
         elif len(kept) == limit:
             self.finish_reason = "length"
         self.output_ids += kept
+        if self.constraint is not None and self.constraint.has_ended:
+            self.finish_reason = "stop" if len(kept) == len(token_ids) else self.finish_reason
         return kept
 
     def last_logprobs(self, count: int) -> list[TokenLogprobs] | None:

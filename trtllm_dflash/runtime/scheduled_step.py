@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.options.draft_sources import TokenSource
+from trtllm_dflash.runtime.grammar.constrained_steps import keep_drafts
+from trtllm_dflash.runtime.logprobs import add_logprobs
+from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.sessions.base import StepResult
 from trtllm_dflash.runtime.step_checks import ExpectedRow, check_step
 
@@ -36,6 +39,24 @@ class ScheduledStep:
             vocab_size=vocab_size,
             step=f"{phase} step {self.number}",
         )
+
+    def take(self, result: StepResult, row: int) -> Update:
+        """Give the request of a row its tokens, and return those that it keeps.
+
+        Raises:
+            DFlashError: if its grammar cannot follow them; the request must end.
+        """
+        request = self.requests[row]
+        num_new = int(result.num_new[row])
+        kept = request.commit(result.new_ids[row, :num_new].tolist())
+        add_logprobs(request, result, row, kept)
+        sources: list[TokenSource] = ["target"]
+        if not self.is_prefill:
+            sources = request.sources_of_step(len(kept), num_new)
+            request.count_step(len(kept), self.width - 1)
+        request.next_source = result.next_source(row)
+        keep_drafts(request, result, row)
+        return Update(request, kept, sources=sources)
 
     def _expected_rows(self) -> list[ExpectedRow]:
         if self.is_prefill:

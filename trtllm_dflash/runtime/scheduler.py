@@ -30,10 +30,14 @@ from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from typing import NamedTuple
 
-from trtllm_dflash.errors import EngineError
+from trtllm_dflash.errors import DFlashError, EngineError
 from trtllm_dflash.runtime.admission import may_overtake, priority_of
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
-from trtllm_dflash.runtime.logprobs import add_logprobs
+from trtllm_dflash.runtime.grammar.constrained_steps import (
+    constrain_decode,
+    constrain_prefill,
+    lookahead_of,
+)
 from trtllm_dflash.runtime.outputs import FinishReason, Timings
 from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, PrefixCache
 from trtllm_dflash.runtime.request import Request, Update
@@ -154,7 +158,7 @@ class Scheduler:
             self._compact_slots()
         elif self._next_slot_is_stable():
             self._admit(self._waiting[0])
-        lookahead = self._session.lookahead
+        lookahead = lookahead_of(self._session, self.in_slots)
         while len(self._in_flight) <= lookahead and self._slots_are_stable():
             if not self._enqueue_step():
                 break
@@ -298,6 +302,8 @@ class Scheduler:
         begin = request.num_prefilled
         chunk = request.input_ids[begin : begin + width]
         self._launching = [request]
+        if width == request.num_to_prefill:
+            constrain_prefill(self._session, request)
         self._session.prefill(request.slot, chunk)
         self._launching = None
         request.num_prefilled += width
@@ -311,7 +317,8 @@ class Scheduler:
 
     def _enqueue_decode(self) -> None:
         batch = len(self._active)
-        width = self._session.step_width(self._chooser.width_for(self._active))
+        width = self._chooser.width_for(self._active)
+        width = constrain_decode(self._session, self._active, width)
         start = perf_counter()
         self._launching = list(self._active)
         self._session.decode(batch, width)
@@ -348,16 +355,16 @@ class Scheduler:
             return []
         if error is not None:
             return [self._fail(request, error)]
-        kept = request.commit([int(result.new_ids[0, 0])])
-        add_logprobs(request, result, 0, kept)
-        request.next_source = result.next_source(0)
-        update = Update(request, kept, sources=["target"])
+        try:
+            update = step.take(result, 0)
+        except DFlashError as failure:
+            return [self._fail(request, failure)]
         if request.finish_reason is None and request.slot == len(self._active):
             self._prefilling.remove(request)
             self._activate(request)  # nothing moves, so that steps may be in flight
         return [update]
 
-    def _fail(self, request: Request, error: EngineError) -> Update:
+    def _fail(self, request: Request, error: DFlashError) -> Update:
         """End a request that can have no next token."""
         self.end(request, "cancelled")
         return Update(request, [], error)
@@ -378,14 +385,12 @@ class Scheduler:
             if error is not None:
                 updates.append(self._fail(request, error))
                 continue
-            num_new = int(result.num_new[row])
-            kept = request.commit(result.new_ids[row, :num_new].tolist())
-            add_logprobs(request, result, row, kept)
-            sources = request.sources_of_step(len(kept), num_new)
-            request.count_step(len(kept), step.width - 1)
-            request.next_source = result.next_source(row)
+            try:
+                updates.append(step.take(result, row))
+            except DFlashError as failure:
+                updates.append(self._fail(request, failure))
+                continue
             request.decode_seconds += seconds
-            updates.append(Update(request, kept, sources=sources))
         self.timings.decode_seconds += seconds
         self.timings.decode_steps += bool(updates)
         tokens = sum(len(update.token_ids) for update in updates)

@@ -109,6 +109,32 @@ INPUTS = (
         size=-1,
     ),
     Field(
+        "response_format",
+        "STRING",
+        "what the answer is, as JSON: an object whose type is text, json_object, or json_schema"
+        " with json_schema, an object with name and schema",
+    ),
+    Field("guided_json", "STRING", "instead: a JSON schema that the answer follows"),
+    Field("guided_regex", "STRING", "instead: a regular expression that the answer matches"),
+    Field("guided_choice", "STRING", "instead: texts, of which the answer is one", size=-1),
+    Field("guided_grammar", "STRING", "instead: a grammar in the notation of Lark"),
+    Field(
+        "tools",
+        "STRING",
+        "functions that the model may call, as JSON: OpenAI's list; for chats. Calls are no part of"
+        " the text then, but of tool_calls",
+    ),
+    Field(
+        "tool_choice",
+        "STRING",
+        "auto, none, required, or JSON that names a tool as OpenAI does (default: auto)",
+    ),
+    Field(
+        "parallel_tool_calls",
+        "BOOL",
+        "false: an answer that must call tools calls one (default: true)",
+    ),
+    Field(
         "priority",
         "INT32",
         "the smaller number gets a slot first; equals go in their order (default: 0)",
@@ -157,6 +183,16 @@ TENSORRT_LLM_INPUTS = (
     _alias("min_length", "min_tokens"),
     Field("return_log_probs", "BOOL", "true: `logprobs` 0, those of the chosen tokens alone"),
     Field("end_id", "INT32", "only a stop token of the model's own; -1: `ignore_eos`"),
+    Field(
+        "guided_decoding_guide_type",
+        "STRING",
+        "json, json_schema or regex: what guided_decoding_guide is",
+    ),
+    Field(
+        "guided_decoding_guide",
+        "STRING",
+        "`response_format` json_object, `guided_json` or `guided_regex`, by its type",
+    ),
     Field("pad_id", "INT32", "without effect: nothing is padded"),
     _only("beam_width", "INT32", 1),
     _only("bad_words", "STRING", "", size=-1),
@@ -180,6 +216,13 @@ OUTPUTS = (
         "STRING",
         "what the model wrote outside its final answer, where its format tells them apart; in a"
         " stream, what is new of it",
+        size=-1,
+    ),
+    Field(
+        "tool_calls",
+        "STRING",
+        "with tools: a JSON list with an object for each call that is whole by now, with name and"
+        " arguments, which is JSON in a text",
         size=-1,
     ),
     Field("num_input_tokens", "INT32", "the prompt's tokens, with every response"),

@@ -108,6 +108,7 @@ class TritonPythonModel:
         answer(responses, check)
 
     def _submit(self, request: GenerationRequest, responses: Responses) -> None:
+        request = request.with_tools(self._tokenizer)
         prompt = encode_prompt(request, self._tokenizer)
         responses.begin(request, num_input_tokens=len(prompt))
         assert self._server is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,13 @@ from trtllm_dflash.options.sampling import (
     SamplingOptions,
     SamplingParams,
     unused_without_temperature,
+)
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+from trtllm_dflash.runtime.text.tool_calls import prepare_tools
+from trtllm_dflash.triton_server.guidance_inputs import (
+    ToolInputs,
+    guidance_options,
+    tool_inputs,
 )
 from trtllm_dflash.triton_server.io_table import ALL_INPUTS
 from trtllm_dflash.triton_server.parameters import resolve_aliases, unknown_input, values_of
@@ -47,6 +54,7 @@ class GenerationRequest:
     messages          the conversation, None for a prompt that is taken as it is.
     template_options  of the chat template.
     options           those of `Engine.generate`.
+    tools             that the chat has; `with_tools` puts them into messages and options.
     queueing          its priority and its limit of time, which begins now.
     """
 
@@ -58,6 +66,7 @@ class GenerationRequest:
     counts_input: bool = False
     counts_output: bool = False
     options: SamplingOptions = field(default_factory=SamplingOptions)
+    tools: ToolInputs | None = None
     queueing: Queueing = field(default_factory=Queueing)
 
     @classmethod
@@ -95,7 +104,35 @@ class GenerationRequest:
             counts_input=values.get("return_num_input_tokens", False),
             counts_output=values.get("return_num_output_tokens", False),
             options=options,
+            tools=_tools(values, messages),
             queueing=_queueing(values),
+        )
+
+    def with_tools(self, tokenizer: Tokenizer) -> GenerationRequest:
+        """Return the request with its tools in the messages, template options and options.
+
+        Raises:
+            UsageError: for messages that are none.
+            EngineError: if the tokenizer cannot be used.
+        """
+        if self.tools is None or self.messages is None:
+            return self
+        use = prepare_tools(
+            self.messages,
+            self.tools.tools,
+            self.tools.choice,
+            tokenizer,
+            parallel_tool_calls=self.tools.parallel,
+        )
+        given: Any = {**self.options, **use.sampling_options}
+        SamplingParams(**given)  # a forced call and a grammar do not go together
+        options: SamplingOptions = given
+        return replace(
+            self,
+            messages=use.messages,
+            template_options={**self.template_options, **use.template_options},
+            options=options,
+            tools=None,
         )
 
     @property
@@ -131,6 +168,15 @@ def _conversation(values: Mapping[str, Any]) -> Sequence[Any] | None:
     if isinstance(first, dict) and first.get("role") == "system":
         raise UsageError("system is given, and messages begin with a system message. Drop one.")
     return [{"role": "system", "content": values["system"]}, *messages]
+
+
+def _tools(values: Mapping[str, Any], messages: Sequence[Any] | None) -> ToolInputs | None:
+    tools = None
+    if "tools" in values:
+        tools = _json("tools", values["tools"], list, "a list of tools")
+        if messages is None:
+            raise UsageError("tools is for chats: send messages, or chat: true.")
+    return tool_inputs(values, tools)
 
 
 def _template_options(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,6 +218,7 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
     for name in _OPTION_NAMES:
         if name in values:
             options[name] = values[name]  # type: ignore[literal-required]
+    options.update(guidance_options(values))  # type: ignore[typeddict-item]
     if options.get("draft_len") == _AUTO_DRAFT_LEN:
         options["draft_len"] = AUTO
     if values.get("return_log_probs"):

@@ -23,6 +23,7 @@ from trtllm_dflash.runtime.outputs import (
     RequestOutput,
     TokenLogprobs,
 )
+from trtllm_dflash.runtime.text.pieces import ToolCall
 from trtllm_dflash.triton_server.io_table import OUTPUTS
 from trtllm_dflash.triton_server.metrics import Metrics
 from trtllm_dflash.triton_server.request import GenerationRequest
@@ -42,6 +43,7 @@ class _Sample:
 
     text: str = ""
     reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_tokens: int = 0
     finish: FinishInfo | None = None
@@ -49,13 +51,14 @@ class _Sample:
     def take_in(self, output: RequestOutput) -> None:
         self.text += output.text
         self.reasoning += output.reasoning
+        self.tool_calls += output.tool_calls
         self.logprobs += output.logprobs or []
         self.num_tokens += len(output.token_ids)
         self.finish = output.finish_info
 
     def clear(self) -> None:
         self.text = self.reasoning = ""
-        self.logprobs = []
+        self.tool_calls, self.logprobs = [], []
         self.num_tokens = 0
 
 
@@ -108,7 +111,7 @@ class Responses:
             return
         is_last = all(each.finish is not None for each in self._samples)
         if self._request.stream:
-            if finish is not None or sample.text or sample.reasoning:
+            if finish is not None or sample.text or sample.reasoning or sample.tool_calls:
                 self._ended = is_last
                 self._send([index], last=is_last)
         elif is_last:
@@ -138,6 +141,8 @@ class Responses:
         outputs: dict[str, list[Any]] = {"text_output": [sample.text for sample in samples]}
         if any(sample.reasoning for sample in samples):
             outputs["reasoning"] = [sample.reasoning for sample in samples]
+        if any(sample.tool_calls for sample in samples):
+            outputs["tool_calls"] = [_calls_json(sample.tool_calls) for sample in samples]
         if request.counts_input:
             outputs["num_input_tokens"] = [self._num_input_tokens]
         if request.counts_output:
@@ -183,6 +188,10 @@ def _outputs_of_ends(ends: Sequence[FinishInfo]) -> dict[str, list[Any]]:
     if None not in seeds:
         outputs["seed"] = seeds
     return outputs
+
+
+def _calls_json(calls: Sequence[ToolCall]) -> str:
+    return json.dumps([call._asdict() for call in calls], ensure_ascii=False)
 
 
 def _logprobs_json(logprobs: Sequence[TokenLogprobs]) -> str:
