@@ -160,7 +160,7 @@ def call_operation(library: Library, operation: str, change: Change) -> None:
     )
     extra = (
         []
-        if operation in ("accept", "linear", "argmax", "lookup")
+        if operation in ("accept", "linear", "argmax", "lookup", "adjust")
         else [options and ctypes.byref(options)]
     )
     function = getattr(library.c, FUNCTIONS[operation])

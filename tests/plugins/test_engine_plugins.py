@@ -18,6 +18,7 @@ pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.nvrtc")
 from tests.fixtures.tiny_models import DRAFTER_VARIANTS, WINDOW, tiny_drafter, tiny_target
 from tests.plugins.cubins import (
+    ADJUST_KEY,
     ARGMAX_KEY,
     FP8_KEYS,
     KEYS,
@@ -53,7 +54,7 @@ ACCEPT, TARGET, DRAFTER = (
 FP8_TARGET = FP8_KEYS[0]
 FAKE = {
     key: str(key).encode() * 100
-    for key in (ACCEPT, ARGMAX_KEY, LOOKUP_KEY, TARGET, DRAFTER, FP8_TARGET)
+    for key in (ACCEPT, ADJUST_KEY, ARGMAX_KEY, LOOKUP_KEY, TARGET, DRAFTER, FP8_TARGET)
 }
 FP8 = "fp8 "  # before an arch: with the target's caches in FP8
 SCALES = {0: (0.25, 0.013), 1: (1.0, 0.5)}
@@ -124,6 +125,7 @@ def _expected_fields(variant: str, fp8: bool = False) -> dict[str, dict[str, flo
             )
         )
         fields[f"/target/layers.{layer}/DFlashVerifyAttention"] = target | worth
+    fields["/adjust/DFlashAdjust"] = {}
     fields["/accept/DFlashAccept"] = {}
     for layer, slides in enumerate((others_slide, last_slides) if variant != PLAIN else ()):
         causal = is_causal if is_causal is not None else slides
@@ -167,6 +169,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
     expected = _expected_fields(variant, fp8)
     assert list(layers) == list(expected)
     keys = {"target": target, "accept": ACCEPT, "drafter": DRAFTER, "lookup": LOOKUP_KEY}
+    keys["adjust"] = ADJUST_KEY
     cubins = {key: compiled(key, arch).code for key in FAKE}  # all that its build is given
     holder = next(name for name in expected if "Attention" in name)
     for name, fields in expected.items():
@@ -183,7 +186,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         num_inputs = 6 if "Attention" in operator else len(spec.plugin_inputs)
         assert (layer.num_inputs, layer.num_outputs) == (num_inputs, len(spec.outputs))
         in_place = (-1, 3, 4) if "Attention" in operator else (-1,) * len(spec.outputs)
-        in_place = (-1, -1, 0) if operator == "DFlashLookup" else in_place
+        in_place = (-1, 1) if operator == "DFlashAdjust" else in_place
         assert layer.aliased_inputs == in_place
     caches = {
         name: kind
@@ -191,19 +194,19 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
         if "_key." in name or "_value." in name
     }
     assert caches == {name: "FP8" if fp8 and "target" in name else "BF16" for name in caches}
-    counts = {ACCEPT: 1, target: 2} | (
+    counts = {ACCEPT: 1, ADJUST_KEY: 1, target: 2} | (
         {} if variant == PLAIN else {DRAFTER: 2, ARGMAX_KEY: 1, LOOKUP_KEY: 1}
     )
     assert found.kernels == counts
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs
     assert {"decided", "uniforms", "target_key.1"} <= set(found.inputs)
-    in_place = [name for name in expected if "Attention" in name or "Lookup" in name]
+    in_place = [name for name in expected if "Attention" in name or "Adjust" in name]
     _check_engine_layers(found, in_place)
 
 
 def _check_engine_layers(found: Compiled, in_place: list[str]) -> None:
-    """Check that the engine runs TensorRT's fused layers and, between them, attention and lookup.
+    """Check that the engine runs TensorRT's fused layers and, between them, what is in place.
 
     So nothing copies a cache, and nothing comes from the host. A NoOp does nothing.
     """

@@ -17,6 +17,7 @@ from tests.fixtures.tiny_hybrid import PATTERN, tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter
 from tests.plugins.cubins import (
     ACCEPT_KEY,
+    ADJUST_KEY,
     ARGMAX_KEY,
     ATTENTION_KEYS,
     DELTA_KEY,
@@ -141,7 +142,7 @@ def test_the_gated_delta_nets_of_a_target_share_one_kernel(
         tmp_path / "drafter", target, taps=(0, 3), num_layers=1, dtype="BF16", head_dim=64
     )
     attention = ATTENTION_KEYS[0]
-    keys = (DELTA_KEY, ACCEPT_KEY, ARGMAX_KEY, LOOKUP_KEY, attention)
+    keys = (DELTA_KEY, ACCEPT_KEY, ADJUST_KEY, ARGMAX_KEY, LOOKUP_KEY, attention)
     cubins = {key: compiled(key, "sm120").code for key in keys}
     models = {"target": str(target), "drafter": str(drafter)}
     found = pool.submit(compile_pair, models, tmp_path, "sm120", cubins).result(timeout=600)
@@ -150,6 +151,7 @@ def test_the_gated_delta_nets_of_a_target_share_one_kernel(
         DELTA_KEY: count,
         ACCEPT_KEY: 1,
         ARGMAX_KEY: 1,
+        ADJUST_KEY: 1,
         LOOKUP_KEY: 1,
         attention: len(PATTERN) - count + 1,
     }

@@ -246,6 +246,13 @@ REFUSED = [
     ("lookup", sets("tally", shape_1=5), r"tally.shape\[1\] \(classes\): got 5, expected 6"),
     ("lookup", sets("history", shape_2=5), r"input_ids.shape\[1\] \(S\): got 5, expected less"),
     ("lookup", without("drafts"), r"drafts: got null, expected a tensor"),
+    (
+        "adjust",
+        sets("token_mask", shape_2=3),
+        r"token_mask.shape\[2\] \(M\): got 3, expected a",
+    ),
+    ("adjust", sets("bias_ids", dtype=3), r"bias_ids: got int64, expected int32"),
+    ("adjust", space(8), r"workspace: got 8 bytes, expected at least \d+"),
     ("delta", space(100), r"workspace: got 100 bytes, expected at least \d+"),
     ("delta", moved("window", 4), r"window: got an address 4 bytes behind a multiple of 16"),
     *REFUSED_PRODUCTS,
@@ -261,7 +268,7 @@ def test_a_wrong_argument_is_refused_by_name(
     """The message names function, tensor, dimension, what came, what was expected, and the
     specification's line.
     """
-    files = "library|moe|gated_delta|block_linear|select|argmax|lookup"
+    files = "library|moe|gated_delta|block_linear|select|argmax|lookup|adjust"
     words = rf"{FUNCTIONS[operation]}: {message}.* \[({files}).cpp:\d+\]$"
     with pytest.raises(LibraryError, match=words) as caught:
         call_operation(checked, operation, change)
@@ -280,6 +287,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("select", both()),
         ("argmax", both()),
         ("lookup", both()),
+        ("adjust", both()),
         *((operation, both()) for operation in MOE_CASES),
         ("verify", without("sinks")),
         ("verify", sets("options", ring=1, window=CACHE - T + 1)),

@@ -56,7 +56,10 @@ def test_nvcc_spills_as_little_as_nvrtc(real_path: Path, emulated: Library) -> N
     selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
     argmax = {f"dflash_argmax_{part}" for part in ("scan", "merge")}
     lookup = {"dflash_lookup_choose"}
-    kernels = attention | accept | argmax | lookup | experts | delta | linear | selector
+    adjust = {f"dflash_adjust_{part}" for part in ("count", "rows", "few")}
+    kernels = (
+        attention | accept | argmax | lookup | adjust | experts | delta | linear | selector
+    )
     assert set(frames) == kernels
     for name, (_, stores, loads) in frames.items():
         assert stores + loads <= (ATTENTION_SPILLS if "attention" in name else 0), name

@@ -174,7 +174,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "an id of the vocabulary is left out": _params("accept", _add("vocab", -1)),
     "uniforms of another position": _params("accept", _add("positions", -1)),
     "lookup leaves a draft out": _params("lookup", _add("num_drafts", -1)),
-    "lookup forgets the step's tokens": _params("lookup", _set("width", 0)),
+    "the history forgets the step's tokens": _params("adjust", _set("width", 0)),
     "kernels go to another stream": _wrapped(
         CudaModule, "launch", lambda launch, module, launches, _: launch(module, launches, 0)
     ),

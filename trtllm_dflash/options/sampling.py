@@ -25,6 +25,7 @@ from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.guidance import Guidance, GuidanceOptions
+from trtllm_dflash.options.logit_options import LogitOptionNames, LogitOptions
 from trtllm_dflash.options.row_sampling import RowSamplingOptions
 
 MAX_SEED = 2**64 - 1
@@ -37,6 +38,7 @@ MAX_STOP_TOKEN_IDS = 1024
 _MAX_SEEDS = 2**20
 # What other libraries call our options.
 OTHER_NAMES = {
+    "bad_words_ids": "bad_words",
     "best_of": "n",
     "do_sample": "temperature",
     "end_id": "stop_token_ids",
@@ -47,6 +49,7 @@ OTHER_NAMES = {
     "num_return_sequences": "n",
     "random_seed": "seed",
     "sampling_seed": "seed",
+    "sequence_bias": "logit_bias",
     "stop": "stop_words",
     "stop_sequences": "stop_words",
     "stop_strings": "stop_words",
@@ -54,7 +57,7 @@ OTHER_NAMES = {
 }
 
 
-class SamplingOptions(RowSamplingOptions, GuidanceOptions, total=False):
+class SamplingOptions(RowSamplingOptions, LogitOptionNames, GuidanceOptions, total=False):
     """`SamplingParams` as keyword arguments; a test keeps the two equal.
 
     Lists and arrays serve as tuples.
@@ -78,8 +81,8 @@ class SamplingOptions(RowSamplingOptions, GuidanceOptions, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingParams(Guidance):
-    """The options of one call: those of `RowSampling` and `Guidance`, and the following.
+class SamplingParams(Guidance, LogitOptions):
+    """The options of one call: those of `RowSampling`, `LogitOptions` and `Guidance`, and these.
 
     A value of a wrong type or out of range raises UsageError.
 

@@ -18,6 +18,7 @@ from trtllm_dflash.options.queueing import MAX_WAITING
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 from trtllm_dflash.options.shared import MAX_PREFIX_CACHE_MIB
 from trtllm_dflash.options.tools import ToolChoice
+from trtllm_dflash.runtime.bad_words import bad_word_tokens
 from trtllm_dflash.runtime.conversations import encode_conversations
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine_server import EngineServer
@@ -225,8 +226,9 @@ class Engine:
             check_callable("on_step", on_step)
         sampling = SamplingParams.of_call(sampling_params, options)
         check_stop_words(sampling, self.tokenizer)
+        bad_words = bad_word_tokens(sampling, self.tokenizer)
         input_ids = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompts(prompts)]
-        requests = make_requests(input_ids, sampling, self.config)
+        requests = make_requests(input_ids, sampling, self.config, bad_words)
         self._grammars.constrain(requests, sampling)
         texts = [self._texts.make(request.input_ids.tolist(), sampling) for request in requests]
         scheduler = Scheduler(

@@ -33,6 +33,7 @@ from trtllm_dflash.errors import (
 from trtllm_dflash.options.checks import check_integer
 from trtllm_dflash.options.queueing import MAX_WAITING, Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
+from trtllm_dflash.runtime.bad_words import bad_word_tokens
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser
 from trtllm_dflash.runtime.grammar.grammars import Grammars
 from trtllm_dflash.runtime.outputs import EngineStats, Event, OnEvent
@@ -161,7 +162,8 @@ class EngineThread:
         check_stop_words(sampling, self._tokenizer)
         try:
             input_ids = tokenize_prompt(prompt, self._tokenizer)
-            requests = make_requests([input_ids], sampling, self._config)
+            bad_words = bad_word_tokens(sampling, self._tokenizer)
+            requests = make_requests([input_ids], sampling, self._config, bad_words)
         except PromptError as error:
             raise UsageError(f"the prompt {error.problem}") from error
         self._grammars.constrain(requests, sampling)

@@ -15,6 +15,7 @@ from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import SamplingParams
+from trtllm_dflash.runtime.bad_words import BadWords
 from trtllm_dflash.runtime.prompt_inputs import InputIds, PromptError, read_tokens
 from trtllm_dflash.runtime.request import Request, StepWidths
 from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
@@ -30,21 +31,29 @@ __all__ = [
 
 
 def check_stop_words(sampling: SamplingParams, tokenizer: Tokenizer | None) -> None:
-    """Raise UsageError for stop words without a tokenizer: answers have no text."""
+    """Raise UsageError for stop words or bad words without a tokenizer: tokens have no text."""
     if sampling.stop_words and tokenizer is None:
         raise UsageError("stop_words is for engines with a tokenizer. Give stop_token_ids.")
+    if sampling.bad_words and tokenizer is None:
+        raise UsageError(
+            "bad_words is for engines with a tokenizer. Give a logit_bias of -100."
+        )
 
 
 def make_requests(
-    prompts: Sequence[InputIds], sampling: SamplingParams, config: EngineConfig
+    prompts: Sequence[InputIds],
+    sampling: SamplingParams,
+    config: EngineConfig,
+    bad_words: BadWords = (),
 ) -> list[Request]:
-    """Return `n` requests for each prompt, prompt by prompt.
+    """Return `n` requests for each prompt, prompt by prompt; `bad_words` are tokens.
 
     Raises:
         PromptError: for the first prompt that does not fit the engine.
         UsageError: for sampling options, drafts or seeds that do not fit.
     """
     _check_sampling_inputs(sampling, config)
+    _check_adjustments(sampling, config)
     _check_logits(sampling, config)
     _check_lookup(sampling, config)
     widths = step_widths(sampling, config)
@@ -66,6 +75,8 @@ def make_requests(
                 wants_drafts=sampling.grammar is not None,
                 draft_sources=SOURCE_BITS[sampling.drafts],
                 prompt_len=len(input_ids),
+                logit_bias=sampling.biases,
+                bad_words=bad_words,
             )
             request = Request(
                 index,
@@ -100,6 +111,22 @@ def _check_lookup(sampling: SamplingParams, config: EngineConfig) -> None:
     if not config.speculates:
         why = "it has no drafter, and verifies no drafts"
     raise UsageError(f'drafts is "lookup", and this engine looks none up: {why}.')
+
+
+def _check_adjustments(sampling: SamplingParams, config: EngineConfig) -> None:
+    """Raise UsageError for biases and bad words that the engine does not have."""
+    for name in ("logit_bias", "bad_words"):
+        if getattr(sampling, name) and not config.has_adjust:
+            raise UsageError(
+                f"{name} is given, and this engine was built by a version without it. Build it"
+                " again."
+            )
+    for token, _ in sampling.biases:
+        if token >= config.vocab_size:
+            raise UsageError(
+                f"logit_bias has the token {shown(token)}, outside the vocabulary (0 to"
+                f" {config.vocab_size - 1})."
+            )
 
 
 def _check_sampling_inputs(sampling: SamplingParams, config: EngineConfig) -> None:

@@ -11,6 +11,11 @@ import json
 from dataclasses import dataclass
 
 from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
+from trtllm_dflash.options.logit_adjustments import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+)
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
 from trtllm_dflash.options.sampling import (
     MAX_LOGPROBS,
@@ -100,6 +105,19 @@ INPUTS = (
         f"texts that end the answer, and are not part of it; at most {MAX_STOP_WORDS}, of"
         f" {MAX_STOP_WORD_LENGTH} characters",
         size=-1,
+    ),
+    Field(
+        "bad_words",
+        "STRING",
+        f"texts whose tokens must not come; at most {MAX_BAD_WORDS}, of {MAX_BAD_WORD_TOKENS}"
+        " tokens",
+        size=-1,
+    ),
+    Field(
+        "logit_bias",
+        "STRING",
+        "JSON in a string: an object of token ids and what is added to their logits, from -100 to"
+        f" 100; at most {MAX_BIASES}",
     ),
     Field(
         "stop_token_ids",
@@ -195,7 +213,6 @@ TENSORRT_LLM_INPUTS = (
     ),
     Field("pad_id", "INT32", "without effect: nothing is padded"),
     _only("beam_width", "INT32", 1),
-    _only("bad_words", "STRING", "", size=-1),
     _only("length_penalty", "FP32", 0.0, 1.0),
     _only("early_stopping", "BOOL", False),
     _only("return_context_logits", "BOOL", False),

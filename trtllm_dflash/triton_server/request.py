@@ -40,6 +40,8 @@ _OPTION_NAMES = (
     "logprobs",
     "skip_special_tokens",
     "stop_words",
+    "bad_words",
+    "logit_bias",
     "draft",
     "draft_len",
     "drafts",
@@ -219,6 +221,8 @@ def _options(values: Mapping[str, Any], eos_token_ids: tuple[int, ...]) -> Sampl
         if name in values:
             options[name] = values[name]  # type: ignore[literal-required]
     options.update(guidance_options(values))  # type: ignore[typeddict-item]
+    if options.get("bad_words") == [""]:  # TensorRT-LLM's clients send it for none
+        del options["bad_words"]
     if options.get("draft_len") == _AUTO_DRAFT_LEN:
         options["draft_len"] = AUTO
     if values.get("return_log_probs"):

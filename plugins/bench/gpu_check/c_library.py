@@ -13,6 +13,7 @@ from plugins.bench.gpu_check.cases import Arrays, Checked, cases_of
 from plugins.bench.gpu_check.correct import DriverMemory
 from plugins.bench.gpu_check.parts import KERNEL_SOURCES
 from plugins.bench.gpu_check.rows import Check, SkippedError
+from tests.plugins import adjust_reference as adjust
 from tests.plugins import gated_delta_reference as delta
 from tests.plugins import lookup_reference as lookup
 from tests.plugins import moe_reference as moe
@@ -83,6 +84,8 @@ def call(library: Library, case: Checked, given: Arrays) -> Arrays:
         return library.call("dflash_argmax", arrays, tuple(arrays), ("places",), space)
     if case.operator == "DFlashLookup":
         return lookup.run(library, given)
+    if case.operator == "DFlashAdjust":
+        return adjust.run(library, given)
     if case.operator == "DFlashBlockLinear":
         return {"out": library.block_linear(given)}
     if case.operator == "DFlashSelect":

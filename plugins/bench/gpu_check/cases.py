@@ -9,6 +9,7 @@ import numpy as np
 
 from plugins.bench.gpu_check.parts import KERNEL_SOURCES
 from tests.plugins import accept_reference as accept
+from tests.plugins import adjust_reference as adjust
 from tests.plugins import attention_cases
 from tests.plugins import attention_reference as attention
 from tests.plugins import block_linear_reference as linear
@@ -44,6 +45,7 @@ def cases_of(source: str, *, small: bool) -> list[Checked]:
         "block_linear": _block_linear,
         "gated_delta": _gated_delta,
         "lookup": _lookup,
+        "adjust": _adjust,
         "moe": _moe,
         "select": _select,
     }
@@ -161,6 +163,25 @@ def _lookup(small: bool) -> Iterator[Checked]:
             "DFlashLookup",
             {},
             lambda case=case: lookup.inputs(case),
+            verify,
+        )
+
+
+def _adjust(small: bool) -> Iterator[Checked]:
+    """Penalties, biases, bad words and masks, slot by slot; of slots without, nothing counts."""
+
+    def verify(given: Arrays, got: Arrays) -> None:
+        expected = adjust.adjust(given)
+        asks = given["adjusts"] != 0
+        np.testing.assert_array_equal(got["history_out"], expected["history_out"])
+        np.testing.assert_array_equal(got["adjusted"][asks], expected["adjusted"][asks])
+
+    for case in adjust.CASES[1:4] if small else adjust.CASES:
+        yield Checked(
+            f"{case.batch} slots, {case.rows} rows of {case.vocab}, text of {case.length}",
+            "DFlashAdjust",
+            {},
+            lambda case=case: adjust.inputs(case),
             verify,
         )
 

@@ -13,6 +13,7 @@ KERNEL_SOURCES = (
         "block_linear",
         "gated_delta",
         "lookup",
+        "adjust",
         "moe",
         "select",
     ),
