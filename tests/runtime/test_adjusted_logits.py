@@ -1,5 +1,6 @@
-"""Penalties, biases, bad words and masks in real steps on the CPU: what they do, and that neither
-drafts nor neighbours nor cached prefixes change it.
+"""Penalties, biases, bad words and masks in real steps on the CPU.
+
+They do what they should, and neither drafts nor neighbours nor known prefixes change it.
 """
 
 from __future__ import annotations
