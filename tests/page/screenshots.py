@@ -73,7 +73,7 @@ def save(page: Page, path: Path) -> Path:
     """Write what the page shows, in few colours: it has few."""
     page.wait_for_timeout(400)  # for what moves into place
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     if path.stat().st_size > MAX_BYTES:
         sys.exit(
             f"{path} has {path.stat().st_size:,} bytes, and at most {MAX_BYTES:,} are kept."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,6 +144,24 @@ def test_side_by_side_one_after_the_other(serve: Serve, open_page: Open) -> None
     ask(page)
     ended(page, nth=1)
     assert most[0] == 1
+
+
+def test_a_replay_shows_both_at_once(serve: Serve, open_page: Open) -> None:
+    """Each grows as fast as it came: the one with drafts has ended while the other grows."""
+    page = ready(open_page(serve(lambda body: replace(by_drafts(body), pause=0.08)).url))
+    page.check("#mode-pair")
+    ask(page)
+    ended(page, nth=1)
+    verdict = page.inner_text(".verdict")
+    page.click("text=Replay both at once")
+    off, on = (f".answer[aria-label='Drafts {which}']" for which in ("off", "on"))
+    page.wait_for_selector(f"{off}[data-state=running] ~ {on}[data-state=done]")
+    assert page.locator(".verdict").is_hidden()
+    assert TEXT.startswith(shown_text(page, 0))
+    assert shown_text(page, 1) == TEXT
+    page.wait_for_selector("text=Replay both at once")
+    assert shown_text(page, 0) == TEXT
+    assert page.inner_text(".verdict") == verdict
 
 
 def test_side_by_side_knows_that_it_was_not_alone(serve: Serve, open_page: Open) -> None:

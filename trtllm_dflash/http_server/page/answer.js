@@ -15,6 +15,7 @@ export class Answer {
     this.reasoning = "";
     this.pieces = []; // what each token has made visible: text, letter, step, isReasoning
     this.steps = []; // the letters of each step's tokens: "ddt"; the first is the prefill's
+    this.arrivals = []; // of each step, in milliseconds since the prompt was sent
     this.numTokens = 0;
     this.finishReason = null;
     this.usage = null;
@@ -39,14 +40,15 @@ export class Answer {
     }
     this.state = "running";
     this.finishReason = choice.finish_reason ?? this.finishReason;
-    if (chunk.dflash?.tokens) this.#takeTokens(chunk.dflash.tokens);
+    if (chunk.dflash?.tokens) this.#takeTokens(chunk.dflash.tokens, now);
     else this.#takeText(choice.delta ?? {});
     if (this.firstAt === null && this.pieces.length) this.firstAt = now;
     this.lastAt = now;
   }
 
-  #takeTokens(tokens) {
+  #takeTokens(tokens, now) {
     if (!tokens.length) return;
+    this.arrivals.push(now - this.sentAt);
     const letters = tokens.map((token) => LETTERS[token.source] ?? "t").join("");
     this.steps.push(letters);
     this.numTokens += tokens.length;
@@ -73,6 +75,41 @@ export class Answer {
   end(state, problem = "") {
     this.state = state;
     this.problem = problem;
+  }
+
+  /** Tell whether it is known when each step came: not of what was stored. */
+  get canReplay() {
+    return this.state === "done" && this.arrivals.length > 0;
+  }
+
+  /** Return an answer that will come once more as this one came; `catchUp` lets it. */
+  replay(now) {
+    const again = new Answer({ isDrafted: this.isDrafted });
+    again.begin(now);
+    again.source = this;
+    return again;
+  }
+
+  /** Take over what the answer that is replayed had got by this moment. */
+  catchUp(now) {
+    const { source, steps, pieces } = this;
+    this.state = "running";
+    while (source.arrivals[steps.length] <= now - this.sentAt) {
+      const at = source.arrivals[steps.length];
+      this.numTokens += source.steps[steps.length].length;
+      steps.push(source.steps[steps.length]);
+      this.firstAt ??= this.sentAt + at;
+      this.lastAt = this.sentAt + at;
+    }
+    while (source.pieces[pieces.length]?.step < steps.length) {
+      const piece = source.pieces[pieces.length];
+      pieces.push(piece);
+      if (piece.isReasoning) this.reasoning += piece.text;
+      else this.text += piece.text;
+    }
+    if (steps.length < source.steps.length) return;
+    const { finishReason, usage, summary, state } = source;
+    Object.assign(this, { finishReason, usage, summary, state });
   }
 
   get isOver() {

@@ -90,11 +90,12 @@ function drawSources() {
     byId(`count-${letter}`).textContent = shownNumber(total ? counts[letter] : null);
     byId(`share-${letter}`).textContent = share === null ? "–" : `${share} %`;
     byId(`part-${letter}`).style.setProperty("--share", total ? counts[letter] / total : 0);
-    if (source) byId(`verified-${letter}`).textContent = acceptedWords(drafts[source]);
+    const words = acceptedWords(counts[letter], drafts[source]);
+    if (source) byId(`verified-${letter}`).textContent = words;
   }
 }
 
-function acceptedWords(count) {
+function acceptedWords(accepted, count) {
   if (!count?.verified) return "";
-  return `${shownNumber(count.accepted)} of ${shownNumber(count.verified)} drafts accepted`;
+  return `${shownNumber(accepted)} of ${shownNumber(count.verified)} drafts accepted`;
 }

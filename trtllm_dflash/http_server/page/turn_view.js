@@ -135,17 +135,20 @@ export class TurnView {
   constructor(turn, number, actions) {
     this.turn = turn;
     this.actions = actions;
+    this.isReplaying = false;
     const isPair = turn.answers.length === 2;
-    const titles = isPair ? ["Drafts off", "Drafts on"] : [null];
-    this.answers = turn.answers.map((one, at) => new AnswerView(one, actions, titles[at]));
     const heading = make("h2", { class: "hidden-words", text: `Prompt ${number}` });
     const prompt = make("div", { class: "prompt", text: visible(turn.prompt) });
-    const columns = make("div", { class: isPair ? "answers pair" : "answers" });
-    columns.append(...this.answers.map((view) => view.element));
+    this.columns = make("div", { class: isPair ? "answers pair" : "answers" });
+    this.#show(turn.answers);
     this.verdict = make("div", { class: "verdict", role: "status", hidden: true });
     this.retry = iconButton("again", "Try again", () => actions.retry(turn), { class: "retry" });
     this.element = make("article", { class: "turn" }, heading, prompt);
-    this.element.append(columns, ...(isPair ? [this.verdict] : []), this.retry);
+    this.replay = iconButton("again", "Replay both at once", () => this.#replay(), {
+      class: "retry",
+    });
+    const below = isPair ? [this.verdict, this.replay] : [];
+    this.element.append(this.columns, ...below, this.retry);
     this.draw = () => this.#draw();
     this.#draw();
   }
@@ -155,13 +158,37 @@ export class TurnView {
     onNextFrame(this.draw);
   }
 
+  #show(answers) {
+    const titles = answers.length === 2 ? ["Drafts off", "Drafts on"] : [null];
+    this.answers = answers.map((one, at) => new AnswerView(one, this.actions, titles[at]));
+    this.columns.replaceChildren(...this.answers.map((view) => view.element));
+  }
+
+  /** Let both answers of a pair grow at once, each as fast as it came by itself. */
+  #replay() {
+    const now = performance.now();
+    const again = this.turn.answers.map((answer) => answer.replay(now));
+    this.#show(again);
+    const tick = () => {
+      if (!this.element.isConnected) return; // another conversation was opened
+      for (const answer of again) answer.catchUp(performance.now());
+      const hasEnded = again.every((answer) => answer.isOver);
+      if (hasEnded) this.#show(this.turn.answers);
+      else requestAnimationFrame(tick);
+      this.isReplaying = !hasEnded;
+      this.#draw();
+    };
+    tick();
+  }
+
   #draw() {
     for (const view of this.answers) view.draw();
     const { answers } = this.turn;
+    this.replay.hidden = this.isReplaying || !answers.every((answer) => answer.canReplay);
     this.retry.hidden = !this.actions.canRetry(this.turn);
     const parts = answers.length === 2 ? verdictParts(this.turn) : [];
-    if (parts.length && this.verdict.hidden) this.verdict.append(...parts);
-    this.verdict.hidden = !parts.length;
+    if (parts.length) this.verdict.replaceChildren(...parts);
+    this.verdict.hidden = !parts.length || this.isReplaying;
     this.actions.drawn();
   }
 }
