@@ -142,10 +142,10 @@ export class TurnView {
     this.columns = make("div", { class: isPair ? "answers pair" : "answers" });
     this.#show(turn.answers);
     this.verdict = make("div", { class: "verdict", role: "status", hidden: true });
-    this.retry = iconButton("again", "Try again", () => actions.retry(turn), { class: "retry" });
+    this.retry = iconButton("again", "Try again", () => actions.retry(turn), { class: "quiet retry" });
     this.element = make("article", { class: "turn" }, heading, prompt);
     this.replay = iconButton("again", "Replay both at once", () => this.#replay(), {
-      class: "retry",
+      class: "quiet retry",
     });
     const below = isPair ? [this.verdict, this.replay] : [];
     this.element.append(this.columns, ...below, this.retry);
