@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from trtllm_dflash.http_server.openai_errors import ApiError
@@ -25,17 +24,9 @@ _HARMONY = "gpt_oss"
 _SAME_NAMES = (
     *("temperature", "top_p", "top_k", "min_p", "n", "min_tokens", "ignore_eos"),
     *("skip_special_tokens", "draft", "draft_len", "drafts"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "bad_words"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
 )
-# Options of engines that may not have them, with the values that do nothing.
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
-}
-_KNOWN_OPTIONS = frozenset(field.name for field in fields(SamplingParams))
 
 
 class Defaults:
@@ -123,11 +114,12 @@ def _options(
     body: GenerationBody, model: ServedModel, defaults: Defaults, limit: int
 ) -> SamplingOptions:
     options: dict[str, Any] = {"max_tokens": limit, "temperature": defaults.temperature}
-    options |= _logit_options(body)
     for name in _SAME_NAMES:
         value = getattr(body, name)
         if value is not None:
             options[name] = value
+    if body.logit_bias:
+        options["logit_bias"] = _biases(body.logit_bias)
     if body.seed is not None:
         options["seed"] = body.seed % 2**64
     if body.stop is not None:
@@ -138,26 +130,6 @@ def _options(
     if body.dflash is not None and body.dflash.tokens and body.stream:
         options["token_texts"] = True
     found: SamplingOptions = options  # type: ignore[assignment]
-    return found
-
-
-def _logit_options(body: GenerationBody) -> dict[str, Any]:
-    """Return what changes logits before a token is chosen."""
-    found: dict[str, Any] = {}
-    for name, harmless in _HARMLESS.items():
-        value = getattr(body, name)
-        if value is None or value in harmless:
-            continue
-        if name not in _KNOWN_OPTIONS:
-            raise ApiError(
-                400,
-                f"{name} is not supported yet.",
-                param=name,
-                code="unsupported_parameter",
-            )
-        found[name] = value
-    if "logit_bias" in found:
-        found["logit_bias"] = _biases(found["logit_bias"])
     return found
 
 
