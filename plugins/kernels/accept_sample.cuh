@@ -1,21 +1,22 @@
-// Sampling from a row of logits, by a CTA of kChooseThreads: top-k and top-p without a sort, and the inverse of the
-// distribution in vocabulary order, as trtllm_dflash/graph/ops/sampling.py defines them.
+// The tokens of a row that top-k, top-p and min-p keep, found by a CTA of kChooseThreads without a sort, and the best
+// of them by noise, as trtllm_dflash/graph/ops/sampling.py defines them.
 //
 //   score x = (logit - largest) / temperature, mass exp(x)
 //   cut: the score above which tokens are kept is bisected in [-104, 0] by at most 32 halvings: the lowest above which
 //   tokens weigh less than the limit (top-k: their number, and k; top-p: their mass, and top_p of all that top-k kept)
 //   min-p: a score of log(min_p) or more is kept
-//   draw: the first kept token at which the sum of masses in vocabulary order exceeds u of the whole
 //
-// The scan has left the mass of each chunk of the row, relative to that of its likeliest token. So the whole is known,
-// and without a filter the chunk that holds the token. With one, a single pass lists what may be kept, in order.
+// The scan has left the mass of each chunk of the row, relative to that of its likeliest token. So the whole is known.
+// A single pass lists what may be kept.
 //
 // Each warp owns a contiguous range of the vocabulary, and its lanes neighbours in it. Every sum is taken in one fixed
 // order: the same inputs give the same token on every run.
 #pragma once
 
 #include "accept_params.h"
+#include "best.cuh"
 #include "device.cuh"
+#include "gumbel.cuh"
 
 namespace dflash {
 
@@ -41,6 +42,18 @@ __device__ __forceinline__ float score_of(float logit, float max, float temperat
   return (logit - max) / temperature;
 }
 
+// A logit that is not greater than this has no score above `above`, so that most tokens need no division. The margin is
+// more than all the roundings here and in score_of: under 4e-7 of either term or, among denormals, 1e-44.
+__device__ __forceinline__ float score_bound(float max, float temperature, float above) {
+  const float wide = above * temperature;
+  return max + wide - (1e-6f * (fabsf(max) + fabsf(wide)) + 1e-37f);
+}
+
+__device__ __forceinline__ float widened(float logit) { return logit; }
+__device__ __forceinline__ float widened(unsigned short logit) {
+  return __uint_as_float(static_cast<unsigned>(logit) << 16);
+}
+
 // exp(score) without a division, for every token of a row: its error is that of a score off by 5 roundings. The inverse
 // of a temperature near the least float would be infinite: both sides of the division are scaled there.
 struct Masses {
@@ -61,29 +74,30 @@ struct Masses {
 struct Shared {
   Weight found[2][kChooseWarps];
   int counts[2][kChooseWarps];  // likewise, of the tokens that each warp adds to the list
+  Best best[kChooseWarps];
   float scores[kListed];
   int ids[kListed];
 };
 
 // The tokens of a row that can still be chosen, in vocabulary order: the whole row, or those listed in shared memory.
+template <class T>
 struct Tokens {
   Shared* smem;
-  const float* logits_gmem;  // [V]
+  const T* logits_gmem;  // [V]
   float max;
   float temperature;
   int size;
   bool listed;
   int passes;  // so far; its parity says which half of smem->found is whose
 
-  __device__ __forceinline__ float load(int i) const { return listed ? smem->scores[i] : logits_gmem[i]; }
+  __device__ __forceinline__ float load(int i) const { return listed ? smem->scores[i] : widened(logits_gmem[i]); }
+  __device__ __forceinline__ int place(int i) const { return listed ? smem->ids[i] : i; }
   __device__ __forceinline__ float score(float loaded) const {
     return listed ? loaded : score_of(loaded, max, temperature);
   }
-  // What is loaded and not greater than this has no score above `above`, so that most tokens need no division. The
-  // margin is more than all the roundings here and in score(): under 4e-7 of either term or, among denormals, 1e-44.
+  // What is loaded and not greater than this has no score above `above`.
   __device__ __forceinline__ float bound(float above) const {
-    const float wide = above * temperature;
-    return listed ? above : max + wide - (1e-6f * (fabsf(max) + fabsf(wide)) + 1e-37f);
+    return listed ? above : score_bound(max, temperature, above);
   }
 };
 
@@ -94,19 +108,20 @@ __device__ __forceinline__ int lanes_count(int x) {
 }
 
 // What a lane has of a group of tokens that begins at `group` for it; -infinity from `last` on.
-__device__ __forceinline__ void load_group(const Tokens& tokens, int group, int last, float (&loaded)[kInFlight]) {
+template <class T>
+__device__ __forceinline__ void load_group(const Tokens<T>& tokens, int group, int last, float (&loaded)[kInFlight]) {
 #pragma unroll
   for (int i = 0; i < kInFlight; ++i) {
     loaded[i] = group + i * kWarp < last ? tokens.load(group + i * kWarp) : -kInfinity;
   }
 }
 
-// The weight of tokens [begin, end) whose score is greater than `above`, each warp's share by itself; [kChooseWarps].
-template <bool kMass>
-__device__ const Weight* weigh(Tokens& tokens, int begin, int end, float above) {
-  const int share = (end - begin + kChooseWarps - 1) / kChooseWarps;
-  const int first = min(end, begin + share * warp_of_thread());
-  const int last = min(end, first + share);
+// The weight of the tokens whose score is greater than `above`; every thread gets it.
+template <bool kMass, class T>
+__device__ Weight weigh(Tokens<T>& tokens, float above) {
+  const int share = (tokens.size + kChooseWarps - 1) / kChooseWarps;
+  const int first = min(tokens.size, share * warp_of_thread());
+  const int last = min(tokens.size, first + share);
   const float bound = tokens.bound(above);
   Weight weight = {0.f, 0.f};
   for (int group = first + lane_of_thread(); group < last; group += kInFlight * kWarp) {
@@ -125,19 +140,14 @@ __device__ const Weight* weigh(Tokens& tokens, int begin, int end, float above) 
   Weight* found = tokens.smem->found[tokens.passes++ % 2];
   if (lane_of_thread() == 0) found[warp_of_thread()] = weight;
   __syncthreads();  // every warp's share is there
-  return found;
-}
-
-// The same over all tokens and warps; every thread gets it.
-template <bool kMass>
-__device__ Weight weigh_all(Tokens& tokens, float above) {
-  const Weight share = weigh<kMass>(tokens, 0, tokens.size, above)[lane_of_thread()];
-  return {kMass ? lanes_sum(share.mass) : 0.f, lanes_sum(share.count)};
+  const Weight of_lane = found[lane_of_thread()];
+  return {kMass ? lanes_sum(of_lane.mass) : 0.f, lanes_sum(of_lane.count)};
 }
 
 // List the tokens of the row whose score is greater than `above`, in order, as far as the list has room; return the
 // weight of all of them. One pass, a step of kListStep tokens after the other: the warps' counts say where each writes.
-__device__ Weight list_above(Tokens& tokens, float above) {
+template <class T>
+__device__ Weight list_above(Tokens<T>& tokens, float above) {
   const int warp_first = kInFlight * kWarp * warp_of_thread() + lane_of_thread();
   const float bound = tokens.bound(above);
   float mass = 0.f;
@@ -180,15 +190,15 @@ __device__ Weight list_above(Tokens& tokens, float above) {
 
 // The score above which tokens are kept, bisected as the body does it: just below the lowest token that has less than
 // `limit` of weight above it. Weight is mass or number.
-template <bool kMass>
-__device__ float cut(Tokens& tokens, float limit) {
+template <bool kMass, class T>
+__device__ float cut(Tokens<T>& tokens, float limit) {
   float low = kFloor, high = 0.f;
   float above_low = static_cast<float>(tokens.size), above_high = 0.f;  // at most, until they are counted
   // With a single token left between low and high, what is kept no longer changes: below that token the weight is that
   // above low and has that answer; from it on, that above high and has that answer.
   for (int i = 0; i < kBisections && above_low - above_high > 1.f; ++i) {
     const float middle = (low + high) * 0.5f;
-    const Weight weight = weigh_all<kMass>(tokens, middle);
+    const Weight weight = weigh<kMass>(tokens, middle);
     const bool few = (kMass ? weight.mass : weight.count) < limit;
     (few ? high : low) = middle;
     (few ? above_high : above_low) = weight.count;
@@ -197,7 +207,8 @@ __device__ float cut(Tokens& tokens, float limit) {
 }
 
 // A score that some three quarters of kListed tokens exceed, judged by every n-th token of the row.
-__device__ float likely(Tokens& tokens) {
+template <class T>
+__device__ float likely(Tokens<T>& tokens) {
   if (tokens.size <= kListed) return kFloor;
   const int size = tokens.size;
   for (int i = static_cast<int>(threadIdx.x); i < kListed; i += kChooseThreads) {
@@ -212,44 +223,19 @@ __device__ float likely(Tokens& tokens) {
   return found;
 }
 
-// What the scan has found of a row.
-struct Chunks {
-  const float* found_gmem;  // [count, 2]: the largest logit, and the mass relative to that of its token
-  int count;
-};
-
-// A range of tokens, the mass in front of it, and what the sum of masses has to exceed; below 0 that is not known.
-struct Range {
-  int begin, end;
-  float before, target;
-};
-
-// The first chunk of the row at which the sum of masses exceeds `target` or, where none lets it, the last that has any
-// mass; `total` is the sum up to its end. Every warp finds it for itself.
-__device__ Range find_chunk(const Tokens& tokens, const Chunks& chunks, float target, float* total) {
-  int chosen = 0;
-  float before = 0.f, sum = 0.f;
-  for (int first = 0; first < chunks.count && !(sum > target); first += kWarp) {
-    const int own = first + lane_of_thread();
-    float mass = 0.f;
-    if (own < chunks.count) {
-      const float x = score_of(chunks.found_gmem[2 * own], tokens.max, tokens.temperature);
-      mass = x > kFloor ? chunks.found_gmem[2 * own + 1] * expf(x) : 0.f;
-    }
-    for (int lane = 0; lane < kWarp && !(sum > target); ++lane) {
-      const float share = __shfl_sync(kAllLanes, mass, lane);
-      if (!(share > 0.f)) continue;
-      chosen = first + lane;
-      before = sum;
-      sum += share;
-    }
+// The mass of a row from those of its chunks; every warp finds it for itself.
+__device__ inline float total_mass(const float* found_gmem, int chunks, float max, float temperature) {
+  float mass = 0.f;
+  for (int chunk = lane_of_thread(); chunk < chunks; chunk += kWarp) {
+    const float x = score_of(found_gmem[2 * chunk], max, temperature);
+    if (x > kFloor) mass += found_gmem[2 * chunk + 1] * expf(x);
   }
-  *total = sum;
-  return {chosen * kScanElements, min(tokens.size, (chosen + 1) * kScanElements), before, target};
+  return lanes_sum(mass);
 }
 
 // The score above which top-k (0: off) and then top-p (1: off) keep tokens; one of them is on. `total`: of the row.
-__device__ float cut_off(Tokens& tokens, float total, float top_k, float top_p) {
+template <class T>
+__device__ float cut_off(Tokens<T>& tokens, float total, float top_k, float top_p) {
   // Passes over a list are much shorter than those over the row, and give the same answers where all that the first cut
   // keeps is in the list: asked about a score that the list does not reach down to, both have the weight. Where it is
   // not (thousands of tokens are to be kept), the passes go over the row.
@@ -263,7 +249,7 @@ __device__ float cut_off(Tokens& tokens, float total, float top_k, float top_p) 
   float floor = kFloor;
   if (top_k > 0.f) {
     floor = cut<false>(tokens, top_k);
-    total = weigh_all<true>(tokens, floor).mass;
+    total = weigh<true>(tokens, floor).mass;
   }
   // What top-k dropped need not be left out here: where it lies above a middle, what top-k kept is above it too, and
   // that alone has more mass than the limit.
@@ -276,32 +262,41 @@ __device__ __forceinline__ float min_p_floor(float min_p) {
   return min_p > 0.f ? nextafterf(logf(fminf(min_p, 1.f)), -kInfinity) : -kInfinity;
 }
 
-// The token that the uniform number `u` falls on among those scored above `floor`: the range that holds it is divided
-// among the warps, in order, until it is one token wide.
-__device__ int draw(Tokens& tokens, float floor, float u, Range range) {
-  int begin = range.begin, end = range.end;
-  float before = range.before, target = range.target;
-  while (end - begin > 1) {
-    const Weight* found = weigh<true>(tokens, begin, end, floor);
-    if (target < 0.f) {
-      float total = 0.f;
-      for (int warp = 0; warp < kChooseWarps; ++warp) total += found[warp].mass;
-      target = u * total;
+// Where the best by noise of the tokens scored above `floor` stands.
+template <class T, class AnyRow>
+__device__ int draw(const Tokens<T>& tokens, float floor, const AnyRow& row, const Noise& noise) {
+  floor = fmaxf(floor, kHopeless);
+  const float bound = tokens.bound(floor);
+  Best best = {-kInfinity, row.vocab - 1};
+  for (int first = kInFlight * kWarp * warp_of_thread() + lane_of_thread(); first < tokens.size; first += kListStep) {
+    float loaded[kInFlight];
+    load_group(tokens, first, tokens.size, loaded);
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      if (!(loaded[i] > bound)) continue;
+      const float x = tokens.score(loaded[i]);
+      const int place = tokens.place(first + i * kWarp);
+      if (x > floor) best = better(best, {x + noise(row.token(place)), place});
     }
-    // The first share that exceeds the target or, where rounding lets none, the last that has any mass.
-    int chosen = 0;
-    float sum = before;
-    for (int warp = 0; warp < kChooseWarps && !(sum > target); ++warp) {
-      if (!(found[warp].mass > 0.f)) continue;
-      chosen = warp;
-      before = sum;
-      sum += found[warp].mass;
-    }
-    const int share = (end - begin + kChooseWarps - 1) / kChooseWarps;
-    begin += chosen * share;
-    end = min(end, begin + share);
   }
-  return tokens.listed ? tokens.smem->ids[begin] : begin;
+  best = lanes_best(best);
+  if (lane_of_thread() == 0) tokens.smem->best[warp_of_thread()] = best;
+  __syncthreads();  // every warp's best is there
+  return lanes_best(tokens.smem->best[lane_of_thread()]).index;
+}
+
+// Where the choice of a row stands whose slot filters; `max` is its largest logit.
+template <class T, class AnyRow, class Settings>
+__device__ int choose_filtered(const AnyRow& row, const Settings& sampling, float max, const Noise& noise,
+                               Shared* smem) {
+  const float temperature = sampling.temperature;
+  Tokens<T> tokens = {smem, row.logits_gmem, max, temperature, row.vocab, false, 0};
+  float floor = min_p_floor(sampling.min_p);
+  if (sampling.cuts()) {
+    const float total = total_mass(row.found_gmem, row.chunks, max, temperature);
+    floor = fmaxf(floor, cut_off(tokens, total, static_cast<float>(sampling.top_k), sampling.top_p));
+  }
+  return draw(tokens, floor, row, noise);
 }
 
 }  // namespace dflash

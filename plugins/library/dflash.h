@@ -95,7 +95,8 @@ typedef struct DFlashSelectPlan {
 } DFlashSelectPlan;
 
 typedef struct DFlashArgmaxPlan {
-  int32_t chunks, merge_blocks;
+  int32_t chunks;
+  int32_t reserved; /* 0 */
   int64_t workspace_bytes;
 } DFlashArgmaxPlan;
 
@@ -130,7 +131,7 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
  * the choices: see plugins/kernels/accept_params.h for every tensor. */
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
-                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
+                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* noise_key,
                   const DFlashTensor* adjusted, const DFlashTensor* adjusts, const DFlashTensor* new_ids,
                   const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
                   int64_t workspace_bytes, void* stream);
@@ -190,10 +191,14 @@ int dflash_select(const DFlashTensor* logits, const DFlashTensor* hidden, const 
                   const DFlashTensor* predecessor, const DFlashTensor* successor, const DFlashTensor* places,
                   const DFlashSelectOptions* options, void* workspace, int64_t workspace_bytes, void* stream);
 
-/* places [N] int64: where the largest of each row of logits [N, V] bfloat16 stands, the first of equals. Each logit is
- * read once. A row with a NaN gets any place of 0 ... V-1. */
-int dflash_argmax(const DFlashTensor* logits, const DFlashTensor* places, void* workspace, int64_t workspace_bytes,
-                  void* stream);
+/* places [N] int64: where the largest of each row of logits [N, V] bfloat16 stands, the first of equals; of a slot
+ * whose temperature is above 0, what DFlashAccept would sample at position next_len + 1 + the row in its slot. A slot
+ * has N/B rows, and settings as in dflash_accept, [B] each. tokens [V] int64 are those that the logits are of, or null:
+ * 0, 1, 2, ... A row with a NaN gets any place of 0 ... V-1. */
+int dflash_argmax(const DFlashTensor* logits, const DFlashTensor* temperature, const DFlashTensor* top_p,
+                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* noise_key,
+                  const DFlashTensor* next_len, const DFlashTensor* tokens, const DFlashTensor* places, void* workspace,
+                  int64_t workspace_bytes, void* stream);
 
 /* Fill next_drafts [B, D]. They are drafts [B, D], or what followed the latest of the longest matches of the last
  * tokens in the history [B, 1, H, 1] float32: token ids by position, behind which bonus [B, 1] follows at next_len. See

@@ -213,12 +213,12 @@ int dflash_draft_attention(const DFlashTensor* q, const DFlashTensor* k, const D
 
 int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, const DFlashTensor* num_known,
                   const DFlashTensor* past_len, const DFlashTensor* temperature, const DFlashTensor* top_p,
-                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* uniforms,
+                  const DFlashTensor* top_k, const DFlashTensor* min_p, const DFlashTensor* noise_key,
                   const DFlashTensor* adjusted, const DFlashTensor* adjusts, const DFlashTensor* new_ids,
                   const DFlashTensor* num_new, const DFlashTensor* next_len, const DFlashTensor* bonus, void* workspace,
                   int64_t workspace_bytes, void* stream) {
   return guarded("dflash_accept", [&] {
-    Symbol B("B"), R("R"), S("S"), U("U"), V("V"), one("1", {1});
+    Symbol B("B"), R("R"), S("S"), V("V"), one("1", {1}), four("4", {4});
     expect(logits, "logits", DFLASH_FLOAT32, {B, R, V});
     expect(input_ids, "input_ids", DFLASH_INT64, {B, S});
     expect(num_known, "num_known", DFLASH_INT32, {B});
@@ -227,7 +227,7 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     expect(top_p, "top_p", DFLASH_FLOAT32, {B});
     expect(top_k, "top_k", DFLASH_INT32, {B});
     expect(min_p, "min_p", DFLASH_FLOAT32, {B});
-    expect(uniforms, "uniforms", DFLASH_FLOAT32, {B, U});
+    expect(noise_key, "noise_key", DFLASH_INT64, {B, four});
     expect(adjusted, "adjusted", DFLASH_FLOAT32, {B, R, V});
     expect(adjusts, "adjusts", DFLASH_INT32, {B});
     expect(new_ids, "new_ids", DFLASH_INT64, {B, R});
@@ -248,7 +248,7 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     p.top_p = data<const float>(top_p);
     p.top_k = data<const int>(top_k);
     p.min_p = data<const float>(min_p);
-    p.uniforms = data<const float>(uniforms);
+    p.noise_key = data<const long long>(noise_key);
     p.adjusted = data<const float>(adjusted);
     p.adjusts = data<const int>(adjusts);
     p.new_ids = data<long long>(new_ids);
@@ -256,12 +256,11 @@ int dflash_accept(const DFlashTensor* logits, const DFlashTensor* input_ids, con
     p.next_len = data<int>(next_len);
     p.bonus = data<long long>(bonus);
     p.chunk_found = static_cast<float*>(workspace);
-    p.chunk_argmax = reinterpret_cast<int*>(p.chunk_found + 2 * rows * plan.chunks);
-    p.choice = p.chunk_argmax + rows * plan.chunks;
+    p.chunk_choice = reinterpret_cast<int*>(p.chunk_found + 2 * rows * plan.chunks);
+    p.choice = p.chunk_choice + rows * plan.chunks;
     p.batch = B.value();
     p.rows = R.value();
     p.width = S.value();
-    p.positions = U.value();
     p.vocab = V.value();
     p.chunks = plan.chunks;
     const auto all = static_cast<unsigned>(rows);

@@ -199,11 +199,11 @@ def test_profiles_are_for_prefill_and_decode(tmp_path: Path) -> None:
     prefill, decode = profiles(prepared.io, prepared.resolved)
     assert prefill["input_ids"] == ((1, 1), (1, 63), (1, 63))
     assert prefill["decided"] == ((1,), (1,), (4,))
-    assert prefill["uniforms"] == ((1, 128), (1, 128), (1, 128))
+    assert prefill["noise_key"] == ((1, 4), (1, 4), (1, 4))
     assert prefill["kv_positions"] == ((1,), (64,), (128,))
     assert decode["input_ids"] == ((1, 1), (3, 4), (3, 4))
     assert decode["decided"] == ((1,), (4,), (4,))
-    assert decode["uniforms"] == ((1, 128), (3, 128), (3, 128))
+    assert decode["noise_key"] == ((1, 4), (3, 4), (3, 4))
     assert decode["kv_positions"] == ((4,), (64,), (128,))
     fewer = profiles(prepared.io, replace(prepared.resolved, draft_len=1))[1]
     assert fewer["input_ids"] == ((1, 1), (3, 2), (3, 4))

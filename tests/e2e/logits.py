@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from tests.fixtures.sampling import new_slots, no_adjustments, sampling_arrays
 from trtllm_dflash.checkpoint.loader import load_drafter, load_target
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
 from trtllm_dflash.graph.kv_scales import read_kv_scales
 from trtllm_dflash.graph.step import build_step
 
@@ -58,7 +59,6 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
     batch, width = ids.shape
     rows = width - num_known + 1
     wanted = {port.name: port for port in made.get_inputs()}
-    columns = wanted["uniforms"].shape[1]
     small = {
         "input_ids": ids,
         "num_known": np.full(batch, num_known, np.int32),
@@ -68,9 +68,7 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         **sampling_arrays(batch),
         **new_slots(batch),
         **no_adjustments(batch, rows, wanted["token_mask"].shape[2]),
-        "uniforms": np.zeros(
-            (batch, columns if isinstance(columns, int) else rows), np.float32
-        ),
+        "noise_key": np.zeros((batch, KEY_WORDS), np.int64),
         "decided": np.arange(rows),
     }
     caches = {

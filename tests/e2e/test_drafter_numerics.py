@@ -79,7 +79,7 @@ def _prompt_step(
         **new_slots(batch),
         **no_adjustments(batch, 1, ports["token_mask"].shape[2]),
         "decided": np.arange(1),
-        "uniforms": np.zeros((batch, CACHE), np.float32),
+        "noise_key": np.zeros((batch, 4), np.int64),
     }
     for port in session.get_inputs():
         if port.name not in feeds:

@@ -117,7 +117,7 @@ CASES: dict[str, tuple[Change, str]] = {
         "max_seq_len is 4096, expected at most 256, cache_len",
     ),
     "caches of a billion rows": (set_size("cache_len", 10**9), "cache_len is 1000000000"),
-    "caches longer than the table's": (set_size("cache_len", 512), "uniforms: shape is"),
+    "caches longer than the table's": (set_size("cache_len", 512), "history: shape is"),
     "a billion slots": (set_size("max_batch_size", 10**9), "max_batch_size is 1000000000"),
     "steps wider than sequences": (set_size("max_num_tokens", 193), "max_num_tokens is 193"),
     "a block wider than a step": (

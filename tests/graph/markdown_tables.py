@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "trtllm_dflash" / "graph" / "README.md"
 def ports() -> str:
     """Return the step's inputs and outputs but the caches."""
     rows = ["| port | direction | type | shape | meaning |", "|---|---|---|---|---|"]
-    inputs = control_inputs("cache_len", vocab_size=32)  # type: ignore[arg-type]
+    inputs = control_inputs(vocab_size=32)
     outputs = control_outputs("block_size")  # type: ignore[arg-type]
     logits = logits_output("vocab_size")  # type: ignore[arg-type]
     for port in (*inputs, *outputs, logits):

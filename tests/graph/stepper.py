@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tests.fixtures.sampling import no_adjustments, sampling_arrays
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
 
 
 class Stepper:
@@ -47,7 +48,6 @@ class Stepper:
                 self.caches[name] = np.full([slots, *shape[1:]], fill, np.float32)
         self.past = np.zeros(slots, np.int32)
         self.state_len = np.zeros(slots, np.int32) if "state_len" in shapes else None
-        self._uniforms = shapes["uniforms"][1]
         self._mask_words = shapes["token_mask"][2]
         self._next = [np.zeros(0, np.int64)] * slots
 
@@ -83,7 +83,7 @@ class Stepper:
             "decided": np.arange(rows),
             **sampling_arrays(batch),
             **no_adjustments(batch, rows, self._mask_words),
-            "uniforms": np.zeros((batch, self._uniforms), np.float32),
+            "noise_key": np.zeros((batch, KEY_WORDS), np.int64),
         }
         if self.state_len is not None:
             feeds["state_len"] = self.state_len[slots]

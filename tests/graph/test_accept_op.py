@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.fixtures.noise import NOISE_ERROR, accept_noise, noise_keys
 from tests.fixtures.sampling import choice_arrays, unadjusted
 from tests.graph.run_op import run_op
 
@@ -33,26 +34,23 @@ def _reference_probabilities(
 def _accept(
     logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """`uniforms` [B, R] by row; they go where the step looks for them in a table by position, NaN
-    everywhere else.
-    """
-    batch, rows = logits.shape[:2]
-    past = np.arange(batch) * 10
-    table = np.full((batch, int((past + known).max()) + rows), np.nan)
-    by_row = settings.get("uniforms", np.zeros((batch, rows)))
-    for b in range(batch):
-        first = past[b] + int(known[b])
-        table[b, first : first + rows] = by_row[b]
-    arrays = {
+    """Run the operator behind 0, 10, 20 … positions, with other noise in each slot."""
+    return run_op("DFlashAccept", _arrays(logits, ids, known, **settings))
+
+
+def _arrays(
+    logits: np.ndarray, ids: np.ndarray, known: np.ndarray, **settings: np.ndarray
+) -> dict[str, np.ndarray]:
+    batch = len(logits)
+    return {
         "logits": logits.astype(np.float32),
         "input_ids": ids.astype(np.int64),
         "num_known": known.astype(np.int32),
-        "past_len": past.astype(np.int32),
+        "past_len": np.arange(batch, dtype=np.int32) * 10,
         **choice_arrays(batch, **settings),
-        "uniforms": table.astype(np.float32),
+        "noise_key": noise_keys(batch),
         **unadjusted(logits),
     }
-    return run_op("DFlashAccept", arrays)
 
 
 @pytest.mark.parametrize("wrong_at", [0, 1, 2, 3, None])
@@ -91,22 +89,11 @@ def test_fewer_rows_than_drafts() -> None:
     assert (got["num_new"].tolist(), got["bonus"].tolist()) == ([1], [[5]])
 
 
-def test_rows_behind_the_table_take_its_last_number() -> None:
-    """A step may decide rows behind the end of a sequence, which nobody keeps: the table need not
-    reach there.
-    """
-    logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (1, 4, 1)))
-    arrays = {
-        "logits": logits.astype(np.float32),
-        "input_ids": np.array([[9, 0, 1, 3]]),
-        "num_known": np.array([1], np.int32),
-        "past_len": np.array([2], np.int32),
-        **choice_arrays(1, temperature=1.0),
-        "uniforms": np.array([[np.nan, np.nan, np.nan, 0.05, 0.2, 0.9]], np.float32),
-        **unadjusted(logits),
-    }
-    got = run_op("DFlashAccept", arrays)
-    assert got["new_ids"].tolist() == [[0, 1, 3, 3]]  # 0.05, 0.2, 0.9, then 0.9 again
+def _sampled(logits: np.ndarray, grid: int, **settings: float) -> dict[str, np.ndarray]:
+    """Return inputs of `grid` slots of one row of the same logits [V]."""
+    rows = np.tile(logits, (grid, 1, 1))
+    per_slot = {name: np.full(grid, value) for name, value in settings.items()}
+    return _arrays(rows, np.zeros((grid, 1)), np.ones(grid), **per_slot)
 
 
 @pytest.mark.slow
@@ -114,78 +101,85 @@ def test_rows_behind_the_table_take_its_last_number() -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 2, 5, 12, 13, 500])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.05])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_sampled_choice_inverts_the_reference_distribution(
+def test_choice_is_the_largest_of_score_and_noise(
     temperature: float, top_p: float, top_k: int, min_p: float
 ) -> None:
-    """Over a grid of uniforms, each token comes out exactly where the reference's distribution puts
-    it.
-    """
+    """Of the tokens that the reference's filters keep, at every key."""
     vocab, grid = 13, 500
     logits = np.random.default_rng(top_k).standard_normal(vocab) * 2
-    uniforms = (np.arange(grid) + 0.5) / grid
-    got = _accept(
-        np.tile(logits, (grid, 1, 1)),
-        np.zeros((grid, 1)),
-        np.ones(grid),
-        temperature=np.full(grid, temperature),
-        top_p=np.full(grid, top_p),
-        top_k=np.full(grid, top_k),
-        min_p=np.full(grid, min_p),
-        uniforms=uniforms[:, None],
+    arrays = _sampled(
+        logits, grid, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p
     )
-    cdf = np.cumsum(_reference_probabilities(logits, temperature, top_p, top_k, min_p))
-    # A uniform within rounding of a step of the distribution may fall to either side.
-    clear = np.abs(uniforms[:, None] - cdf).min(axis=1) > 1e-6
-    np.testing.assert_array_equal(
-        got["bonus"][clear, 0], np.searchsorted(cdf, uniforms, side="right")[clear]
-    )
+    probabilities = _reference_probabilities(logits, temperature, top_p, top_k, min_p)
+    with np.errstate(divide="ignore"):
+        scores = np.log(probabilities) + accept_noise(arrays)[:, 0]
+    best = np.sort(scores, axis=1)
+    clear = best[:, -1] - best[:, -2] > NOISE_ERROR
+    assert clear.mean() > 0.99
+    got = run_op("DFlashAccept", arrays)["bonus"][:, 0]
+    np.testing.assert_array_equal(got[clear], scores.argmax(1)[clear])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "min_p"),
+    [(0.6, 1, 0, 0), (1.0, 0.9, 0, 0), (1.0, 1, 0, 0), (1.7, 0.95, 9, 0), (1.7, 1, 0, 0.03)],
+)
+def test_samples_have_the_distribution(
+    temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    """Chi-square over 20,000 keys; 5 deviations above its mean would come by chance never."""
+    logits = np.random.default_rng(3).standard_normal(29) * 2
+    settings = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    arrays = _sampled(logits, 20_000, **settings)
+    expected = 20_000 * _reference_probabilities(logits, temperature, top_p, top_k, min_p)
+    counts = np.bincount(run_op("DFlashAccept", arrays)["bonus"][:, 0], minlength=29)
+    assert not counts[expected == 0].any()
+    likely = expected > 5
+    found = np.append(counts[likely], counts[~likely].sum())
+    wanted = np.append(expected[likely], max(1e-9, expected[~likely].sum()))
+    statistic = ((found - wanted) ** 2 / wanted)[wanted > 1].sum()
+    freedom = likely.sum()
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
 def test_rows_have_their_own_settings() -> None:
     """A greedy row beside sampled ones stays greedy, and top_k = 1 is greedy at any temperature."""
     logits = np.random.default_rng(5).standard_normal((3, 1, 50))
     best = logits[:, 0].argmax(-1)
-    uniforms = np.full((3, 1), 0.999)
-    temperature, top_k = np.array([0, 1.0, 1.0]), np.array([0, 1, 0])
-    got = _accept(
+    arrays = _arrays(
         logits,
         np.zeros((3, 1)),
         np.ones(3),
-        temperature=temperature,
-        top_k=top_k,
-        uniforms=uniforms,
+        temperature=np.array([0, 1.0, 1.0]),
+        top_k=np.array([0, 1, 0]),
     )
-    assert got["bonus"][:2, 0].tolist() == best[:2].tolist()
-    assert got["bonus"][2, 0] == np.searchsorted(
-        np.cumsum(_reference_probabilities(logits[2, 0], 1, 1, 0)), 0.999
-    )
+    got = run_op("DFlashAccept", arrays)["bonus"][:, 0]
+    assert got[:2].tolist() == best[:2].tolist()
+    assert got[2] == (logits[2, 0] + accept_noise(arrays)[2, 0]).argmax() != best[2]
 
 
-def test_the_largest_uniform_never_leaves_the_vocabulary() -> None:
-    """The largest float32 below 1 times a rounded total must still find a token that has mass."""
-    rng = np.random.default_rng(1)
-    logits = rng.standard_normal((64, 1, 997)) * 3
-    logits[:, :, 900:] = -1e30  # the tail is impossible
-    uniforms = np.full((64, 1), np.nextafter(np.float32(1), np.float32(0)))
-    got = _accept(
-        logits, np.zeros((64, 1)), np.ones(64), temperature=np.ones(64), uniforms=uniforms
-    )
-    assert (got["bonus"] < 900).all()
-
-
-def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
+def test_ties_with_the_cut_off_are_kept() -> None:
     """Four equal tokens with top_k = 2: the cut-off ties, so all four stay."""
-    logits = np.tile(np.array([1.0, 1.0, 1.0, 1.0, -9.0]), (4, 1, 1))
-    uniforms = np.array([[0.1], [0.3], [0.6], [0.9]])
-    got = _accept(
-        logits,
-        np.zeros((4, 1)),
-        np.ones(4),
-        temperature=np.ones(4),
-        top_k=np.full(4, 2),
-        uniforms=uniforms,
-    )
-    assert got["bonus"][:, 0].tolist() == [0, 1, 2, 3]
+    arrays = _sampled(np.array([1.0, 1.0, 1.0, 1.0, -9.0]), 64, temperature=1.0, top_k=2)
+    assert set(run_op("DFlashAccept", arrays)["bonus"][:, 0]) == {0, 1, 2, 3}
+
+
+def test_noise_belongs_to_slot_and_position() -> None:
+    """A row decides the same behind other known tokens, as another row, and beside other slots."""
+    logits = np.zeros((2, 3, 997))
+    arrays = _arrays(logits, np.zeros((2, 3)), np.array([1, 1]), temperature=np.ones(2))
+    arrays["past_len"][:] = 20
+    choices = accept_noise(arrays).argmax(-1)
+    arrays["input_ids"][:, 1:] = choices[:, :2]
+    got = run_op("DFlashAccept", arrays)
+    np.testing.assert_array_equal(got["new_ids"], choices)
+    assert len(set(choices.ravel())) == 6
+    for row in range(3):
+        alone = {name: array[1:] for name, array in arrays.items()}
+        alone["logits"] = alone["logits"][:, :1]
+        alone["past_len"] = alone["past_len"] - 1
+        alone["num_known"] = alone["num_known"] + 1 + row
+        assert run_op("DFlashAccept", alone)["bonus"] == choices[1, row]
 
 
 @pytest.mark.parametrize(
@@ -193,10 +187,8 @@ def test_top_p_one_keeps_everything_and_ties_are_kept() -> None:
 )
 def test_min_p_out_of_range_is_off_or_one(min_p: float, kept: int) -> None:
     """The kernel takes them likewise; SamplingParams refuses them."""
-    logits = np.tile(np.log([0.5, 0.25, 0.125, 0.125]), (8, 1, 1))
-    uniforms = np.arange(8)[:, None] / 8
-    settings = {"temperature": np.ones(8), "min_p": np.full(8, min_p)}
-    got = _accept(logits, np.zeros((8, 1)), np.ones(8), uniforms=uniforms, **settings)
+    arrays = _sampled(np.log([0.5, 0.25, 0.125, 0.125]), 64, temperature=1.0, min_p=min_p)
+    got = run_op("DFlashAccept", arrays)
     assert len(set(got["bonus"][:, 0].tolist())) == kept
 
 
@@ -216,7 +208,6 @@ def test_row_that_is_not_finite_decides_no_token(bad: str, temperature: float) -
         ids,
         np.array([1, 1]),
         temperature=np.full(2, temperature),
-        uniforms=np.full((2, 4), 0.5),
     )
     assert got["new_ids"].tolist() == [[5, -1, -1, -1], [5, 5, 5, -1]]
     assert got["num_new"].tolist() == [2, 3]

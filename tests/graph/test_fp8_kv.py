@@ -85,7 +85,7 @@ def test_without_fp8_both_models_share_a_kernel(
 
 def test_the_body_holds_codes_as_numbers(make_target: MakePair, make_drafter: MakePair) -> None:
     model = _step(make_target, make_drafter, dtype="float32", kv_scales=SCALES)
-    assert {value.dtype for value in model.graph.inputs if "_key" in str(value.name)} == {
+    assert {value.dtype for value in model.graph.inputs if "_key." in str(value.name)} == {
         ir.DataType.FLOAT
     }
 
@@ -159,7 +159,7 @@ class _Run:
             **sampling_arrays(1),
             **no_adjustments(1, 1, self._words),
             "decided": np.arange(1),
-            "uniforms": np.zeros((1, CACHE), np.float32),
+            "noise_key": np.zeros((1, 4), np.int64),
         }
         found = dict(
             zip(self._names, self._session.run(self._names, feeds | self.caches), strict=True)

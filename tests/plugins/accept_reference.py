@@ -2,16 +2,19 @@
 decides.
 
 The scores are float32, bit for bit those of the body and of the kernel. So are the middles of the
-bisection: top-k is exact. Masses and their sums are float64. Where a sum in float32 may fall to
-either side of what it is compared with, all the tokens that rounding may choose are admissible.
+bisection, and the bits of the noise: top-k is exact. Masses, their sums and the noise's logarithms
+are float64. Where a number in float32 may fall to either side of what it is compared with, all the
+tokens that rounding may choose are admissible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from tests.fixtures.noise import NOISE_ERROR, noise, noise_keys
 from tests.fixtures.sampling import CHOICE_NAMES, choice_arrays, unadjusted
 
 _FLOOR, _BISECTIONS = np.float32(-104), 32
@@ -22,15 +25,14 @@ def rounding(vocab: int) -> float:
     """Return the relative error of the kernel's sums of masses.
 
     It is 5 roundings in each mass: expf has 2 ulp in CUDA's manual, 1 in glibc. A lane sums
-    V / 1024 in order. A warp takes 5 steps. Over warps it is 5 steps for a total, 32 for its
-    prefixes.
+    V / 1024 in order. A warp takes 5 steps, and 5 over warps.
 
-    The sums of the scan are of chunks. A thread sums 34 masses, a warp takes 5 steps. Over warps it
-    is 8, then V / 8192 chunks. Their scores are off by 9 roundings, as a mass by that times its
+    The sums of the scan are of chunks. A thread sums 64 masses, a warp takes 5 steps. Over warps it
+    is 8, then V / 8188 chunks. Their scores are off by 9 roundings, as a mass by that times its
     score. The mean of those is no larger than log V.
     """
-    row = 5 + vocab / 1024 + 5 + 32
-    chunks = 5 + 34 + 5 + 8 + vocab / 8192 + 9 * np.log(vocab)
+    row = 5 + vocab / 1024 + 5 + 5
+    chunks = 5 + 64 + 5 + 8 + vocab / 8188 + 9 * np.log(vocab)
     return max(row, float(chunks)) * EPS
 
 
@@ -49,10 +51,10 @@ def _kept(x: np.ndarray, weight: np.ndarray, limit: float) -> np.ndarray:
 
 
 def admissible(
-    logits: np.ndarray, settings: Mapping[str, float], uniform: float, slack: float
+    logits: np.ndarray, settings: Mapping[str, float], noises: np.ndarray, slack: float
 ) -> np.ndarray:
     """Return which tokens [V] a row of float32 logits may become when sums are off by the relative
-    error `slack`.
+    error `slack`; noises float64 [V].
     """
     temperature, top_p, top_k = (settings[name] for name in ("temperature", "top_p", "top_k"))
     if not temperature > 0:
@@ -67,11 +69,9 @@ def admissible(
     found = np.zeros(x.size, bool)
     for off in (-2, 2):  # the limit is a sum, and so is what is compared with it
         lowest = np.log(settings["min_p"]) - off * slack if settings["min_p"] > 0 else -np.inf
-        kept = _kept(x, mass, limit * (1 + off * slack)) & (x >= min(lowest, 0))
-        rest = np.where(kept, mass, 0.0)
-        cdf = np.cumsum(rest)
-        target, either = float(np.float32(uniform)) * cdf[-1], 4 * slack * cdf[-1]
-        found |= (rest > 0) & (cdf >= target - either) & (cdf - rest <= target + either)
+        kept = (mass > 0) & _kept(x, mass, limit * (1 + off * slack)) & (x >= min(lowest, 0))
+        scores = np.where(kept, x + noises, -np.inf)
+        found |= scores >= scores.max() - NOISE_ERROR
     return found
 
 
@@ -94,31 +94,26 @@ def accept_prefix(arrays: dict[str, np.ndarray], choice: np.ndarray) -> dict[str
     }
 
 
-def accept_case(
-    logits: np.ndarray, *, width: int = 0, **given: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise; `uniforms`
-    [B, R] is by row.
-    """
+def accept_case(logits: np.ndarray, *, width: int = 0, **given: Any) -> dict[str, np.ndarray]:
+    """Return inputs for logits [B, R, V], greedy and with wrong drafts if not told otherwise."""
     batch, rows, _ = logits.shape
     ids = given.get("input_ids", np.full((batch, width or rows), -7))
-    known = np.asarray(given.get("num_known", np.ones(batch)), np.int32)
-    past = np.arange(batch, dtype=np.int32) * 3
-    # A table by position: NaN wherever no row has to look.
-    table = np.full((batch, int((past + known).max()) + rows), np.nan, np.float32)
-    for b in range(batch):
-        table[b, past[b] + known[b] :][:rows] = given.get("uniforms", np.zeros((batch, rows)))[
-            b
-        ]
     return {
         "logits": logits.astype(np.float32),
         "input_ids": ids.astype(np.int64),
-        "num_known": known,
-        "past_len": past,
+        "num_known": np.asarray(given.get("num_known", np.ones(batch)), np.int32),
+        "past_len": np.arange(batch, dtype=np.int32) * 3,
         **choice_arrays(batch, **given),
-        "uniforms": table,
+        "noise_key": noise_keys(batch, given.get("seed", 0)),
         **unadjusted(logits),
     }
+
+
+def row_noise(arrays: Mapping[str, np.ndarray], slot: int, row: int = 0) -> np.ndarray:
+    """Return the noise [V] of a row."""
+    position = int(arrays["past_len"][slot]) + int(arrays["num_known"][slot]) + row
+    tokens = np.arange(arrays["logits"].shape[-1])
+    return noise(arrays["noise_key"][slot], np.array([position]), tokens)[0]
 
 
 def assert_admissible(arrays: Mapping[str, np.ndarray], got: np.ndarray) -> int:
@@ -127,8 +122,7 @@ def assert_admissible(arrays: Mapping[str, np.ndarray], got: np.ndarray) -> int:
     slack, open_to_rounding = rounding(logits.shape[1]), 0
     for b, token in enumerate(got):
         settings = {name: arrays[name][b].item() for name in CHOICE_NAMES}
-        uniform = arrays["uniforms"][b, arrays["past_len"][b] + arrays["num_known"][b]]
-        tokens = admissible(logits[b], settings, uniform, slack)
+        tokens = admissible(logits[b], settings, row_noise(arrays, b), slack)
         assert token in np.flatnonzero(tokens), (
             f"slot {b}: token {token}, admissible {np.flatnonzero(tokens)[:5]}, settings {settings}"
         )

@@ -1,61 +1,42 @@
 // Starts one kernel of the emulated library from its address and parameters, as cuLaunchKernel does on a GPU.
-#include "accept_params.h"
-#include "adjust_params.h"
-#include "argmax_params.h"
-#include "attention_params.h"
-#include "block_linear_params.h"
+#include <cstring>
+#include <utility>
+
 #include "emulator.h"
-#include "gated_delta_params.h"
-#include "lookup_params.h"
-#include "moe_params.h"
-#include "select_params.h"
 
-using namespace dflash;
-// The size of a kernel's parameters says whose they are, so no two may have one size.
-template <typename... Params>
-constexpr bool all_differ() {
-  const size_t sizes[] = {sizeof(Params)...};
-  for (size_t i = 0; i < sizeof...(Params); ++i) {
-    for (size_t j = 0; j < i; ++j) {
-      if (sizes[i] == sizes[j]) return false;
-    }
-  }
-  return true;
-}
-static_assert(all_differ<AcceptParams, AdjustParams, ArgmaxParams, AttentionParams, BlockLinearParams, GatedDeltaParams,
-                         LookupParams, MoeParams, SelectParams>());
+// Parameters of so many bytes. A structure of more than 16 is passed in memory whatever its fields are (System V ABI).
+template <size_t kBytes>
+struct alignas(8) Params {
+  unsigned char bytes[kBytes];
+};
 
-template <typename Params>
+constexpr size_t kUnit = 8;    // all structures have pointers, and so this alignment
+constexpr size_t kLeast = 24;  // bytes
+constexpr size_t kSizes = 64;  // 24 bytes to 528
+
+template <size_t kBytes>
 static void start(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params) {
-  const auto function = reinterpret_cast<void (*)(Params)>(kernel);
-  const Params& given = *static_cast<const Params*>(params);
+  const auto function = reinterpret_cast<void (*)(Params<kBytes>)>(kernel);
+  Params<kBytes> given;
+  std::memcpy(given.bytes, params, kBytes);
   emulator::run(dim3(grid[0], grid[1], grid[2]), dim3(threads), shared_bytes, [&] { function(given); });
+}
+
+using Start = void (*)(void*, const unsigned*, int, int, const void*);
+
+template <size_t... kIndex>
+static Start start_of(size_t bytes, std::index_sequence<kIndex...>) {
+  Start found = nullptr;
+  ((bytes == kLeast + kUnit * kIndex ? void(found = start<kLeast + kUnit * kIndex>) : void()), ...);
+  return found;
 }
 
 extern "C" int start_kernel(void* kernel, const unsigned* grid, int threads, int shared_bytes, const void* params,
                             int params_bytes) {
+  const Start found = start_of(static_cast<size_t>(params_bytes), std::make_index_sequence<kSizes>());
+  if (found == nullptr) return 1;
   try {
-    if (params_bytes == sizeof(AttentionParams)) {
-      start<AttentionParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(MoeParams)) {
-      start<MoeParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(GatedDeltaParams)) {
-      start<GatedDeltaParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(ArgmaxParams)) {
-      start<ArgmaxParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(LookupParams)) {
-      start<LookupParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(SelectParams)) {
-      start<SelectParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(BlockLinearParams)) {
-      start<BlockLinearParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(AdjustParams)) {
-      start<AdjustParams>(kernel, grid, threads, shared_bytes, params);
-    } else if (params_bytes == sizeof(AcceptParams)) {
-      start<AcceptParams>(kernel, grid, threads, shared_bytes, params);
-    } else {
-      return 1;
-    }
+    found(kernel, grid, threads, shared_bytes, params);
     return 0;
   } catch (const emulator::Failure&) {
     return 1;

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.fixtures.noise import noise_keys
 from tests.fixtures.sampling import choice_arrays, unadjusted
 from tests.plugins import adjust_reference as adjuster
 from tests.plugins import gated_delta_reference as gated_delta
@@ -31,10 +32,11 @@ from tests.plugins.lookup_reference import inputs as lookup_inputs
 from tests.plugins.moe_reference import Case as MoeCase
 from tests.plugins.moe_reference import fitting
 from tests.plugins.moe_reference import inputs as moe_inputs
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
 
 # Nine tiles of keys: there are splits, and a workspace.
 B, T, C, HQ, HKV, D, CACHE = 2, 5, 3, 6, 3, 64, 520
-R, S, U, V = 4, 5, 40, 1000
+R, S, V = 4, 5, 1000
 BATCHED = ("q", "k", "v", "key_cache", "value_cache", "positions", "out")
 Change = Callable[[dict[str, Any]], None]
 
@@ -61,12 +63,26 @@ def accept_arrays() -> dict[str, np.ndarray]:
         "num_known": ints,
         "past_len": ints,
         **choice_arrays(B),
-        "uniforms": np.zeros((B, U), np.float32),
+        "noise_key": np.zeros((B, KEY_WORDS), np.int64),
         **unadjusted(np.zeros((B, R, V))),
         "new_ids": poisoned([B, R], np.int64),
         "num_new": poisoned([B], np.int32),
         "next_len": poisoned([B], np.int32),
         "bonus": poisoned([B, 1], np.int64),
+    }
+
+
+def argmax_arrays(
+    logits: dict[str, np.ndarray], slots: int = 2, **given: Any
+) -> dict[str, np.ndarray]:
+    """Return DFlashArgmax's inputs, greedy if not told otherwise."""
+    tokens = {name: given.pop(name) for name in ("tokens",) if name in given}
+    return {
+        **logits,
+        **choice_arrays(slots, **given),
+        "noise_key": noise_keys(slots),
+        "next_len": np.arange(slots, dtype=np.int32) * 7,
+        **tokens,
     }
 
 
@@ -119,7 +135,8 @@ def operation_arrays(operation: str) -> dict[str, np.ndarray | None]:
         places = poisoned([SELECT.batch, SELECT.rows], np.int64)
         return {**selector.inputs(SELECT), "places": places}
     if operation == "argmax":
-        return {"logits": np.ones((6, 40), BFLOAT16), "places": poisoned([6], np.int64)}
+        logits = {"logits": np.ones((6, 40), BFLOAT16)}
+        return argmax_arrays(logits, tokens=np.arange(40)) | {"places": poisoned([6], np.int64)}
     if operation == "lookup":
         made = lookup_inputs(LOOKUP)
         next_ones = {f"next_{name}": made[name] for name in ("drafts", "tally")}

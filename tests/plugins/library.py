@@ -315,7 +315,7 @@ class Library:
             "next_len": poisoned([batch], np.int32),
             "bonus": poisoned([batch, 1], np.int64),
         }
-        names = ("logits", "input_ids", "num_known", "past_len", *CHOICE_NAMES, "uniforms")
+        names = ("logits", "input_ids", "num_known", "past_len", *CHOICE_NAMES, "noise_key")
         names = (*names, "adjusted", "adjusts", *outputs)
         plan = self.accept_plan(batch, rows, vocab)
         return self.call(

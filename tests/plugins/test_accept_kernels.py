@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tests.fixtures.sampling import choice_arrays
+from tests.fixtures.noise import noise_bits
 from tests.graph.run_op import run_op
 from tests.plugins.accept_reference import (
     EPS,
@@ -17,6 +17,7 @@ from tests.plugins.accept_reference import (
     accept_prefix,
     admissible,
     assert_admissible,
+    row_noise,
 )
 from tests.plugins.library import PLUGINS, Library, poisoned
 from trtllm_dflash.graph.ops import OPS
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 INPUTS = tuple(t.name for t in OPS["DFlashAccept"].inputs)
 OUTPUTS = tuple(t.name for t in OPS["DFlashAccept"].outputs)
-CHUNK = 8192  # kScanElements: logits that one CTA of the first pass reads
+CHUNK = 8188  # kScanElements: logits that one CTA of the first pass reads
 LISTED = 4096  # kListed: tokens of a filtered row that are gathered in shared memory
 
 Arrays = dict[str, np.ndarray]
@@ -141,9 +142,7 @@ def test_sampled(any_order: Library, vocab: int) -> None:
     slots = len(filters)
     settings = dict(zip(("top_p", "top_k", "min_p"), filters.T, strict=True))
     settings["temperature"] = rng.uniform(0.3, 2, slots)
-    arrays = accept_case(
-        _language(rng, slots, vocab), uniforms=rng.random((slots, 1)), **settings
-    )
+    arrays = accept_case(_language(rng, slots, vocab), **settings)
     _check_samples(any_order, arrays, unclear=1)
 
 
@@ -154,40 +153,66 @@ def test_sampled_is_the_body(library: Library, vocab: int) -> None:
     """
     rng = np.random.default_rng(vocab)
     batch, rows = 12, 4
-    logits = _language(rng, batch * rows, vocab).reshape(batch, rows, vocab).astype(np.float32)
     settings = {
         "temperature": np.arange(batch) % 3 * 0.5,
         "top_p": 1 - np.arange(batch) % 2 * 0.2,
+        "top_k": np.arange(batch) % 4 * 10,
+        "min_p": np.arange(batch) % 5 * 0.02,
     }
-    settings["top_k"] = np.arange(batch) % 4 * 10
-    settings["min_p"] = np.arange(batch) % 5 * 0.02
-    rows_settings = choice_arrays(batch, **settings)
-    uniforms = rng.random((batch, rows)).astype(np.float32)
+    arrays = accept_case(
+        _language(rng, batch * rows, vocab).reshape(batch, rows, vocab),
+        width=2 + rows,
+        num_known=np.full(batch, 2),
+        **settings,
+    )
     choice = np.zeros((batch, rows), int)
     for b, r in np.ndindex(batch, rows):
-        own = {name: float(values[b]) for name, values in rows_settings.items()}
+        own = {name: float(arrays[name][b]) for name in settings}
+        noises = row_noise(arrays, b, r)
         # ONNX Runtime sums up the vocabulary in order.
         tokens = np.flatnonzero(
-            admissible(logits[b, r], own, uniforms[b, r], slack=vocab * EPS)
+            admissible(arrays["logits"][b, r], own, noises, slack=vocab * EPS)
         )
         assert len(tokens) == 1, "choose another seed"
         choice[b, r] = tokens[0]
-    ids = np.concatenate([np.zeros((batch, 2)), choice], axis=1)
-    ids[np.arange(batch), 2 + np.arange(batch) % rows] += 1
-    arrays = accept_case(
-        logits, input_ids=ids, num_known=np.full(batch, 2), uniforms=uniforms, **settings
-    )
+    arrays["input_ids"][:, 2:] = choice
+    arrays["input_ids"][np.arange(batch), 2 + np.arange(batch) % rows] += 1
     got = run_accept(library, arrays)
     assert got["num_new"].tolist() == [1, 2, 3, 4] * 3
     _assert_same(got, accept_prefix(arrays, choice))
     _assert_same(got, run_op("DFlashAccept", arrays))
 
 
-def test_rows_behind_the_table_take_its_last_number(library: Library) -> None:
-    logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (1, 4, 1)))
-    arrays = accept_case(logits, input_ids=np.array([[9, 1, 3, 0]]), temperature=1.0)
-    arrays["uniforms"] = np.array([[np.nan, 0.2, 0.9, 0.05]], np.float32)
-    assert run_accept(library, arrays)["new_ids"].tolist() == [[1, 3, 0, 0]]
+@pytest.mark.parametrize("top_k", [0, 5003])
+def test_noise_has_the_bits_of_the_body(any_order: Library, top_k: int) -> None:
+    """Of equal logits the one with the smallest bits is chosen: one wrong bit would show."""
+    batch, rows, vocab = 3, 9, 5003
+    for seed in range(3):
+        logits = np.full((batch, rows, vocab), 2.5)
+        arrays = accept_case(logits, temperature=[0.1, 1, 9], top_k=top_k, seed=seed)
+        arrays["past_len"][:] = [0, 2**31 - 20, 70_000]
+        positions = arrays["past_len"][:, None].astype(np.int64) + 1 + np.arange(rows)
+        choices = np.stack(
+            [
+                noise_bits(key, own, np.arange(vocab)).argmin(-1)
+                for key, own in zip(arrays["noise_key"], positions, strict=True)
+            ]
+        )
+        arrays["input_ids"][:, 1:] = choices[:, :-1]
+        np.testing.assert_array_equal(run_accept(any_order, arrays)["new_ids"], choices)
+        np.testing.assert_array_equal(run_op("DFlashAccept", arrays)["new_ids"], choices)
+
+
+def test_choice_does_not_depend_on_the_address(library: Library) -> None:
+    """The same row in every slot, at each residue of a 16-byte address, of an odd vocabulary."""
+    vocab = 2 * CHUNK + 4093
+    logits = np.tile(np.random.default_rng(3).standard_normal(vocab), (4, 5, 1))
+    arrays = accept_case(logits, temperature=1.0)
+    for name in ("past_len", "noise_key"):
+        arrays[name][:] = arrays[name][:1]
+    arrays["num_known"] = np.array([1, 2, 3, 4], np.int32)
+    arrays["past_len"] = arrays["past_len"] + 10 - arrays["num_known"]
+    assert len(set(run_accept(library, arrays)["new_ids"][:, 0])) == 1
 
 
 @pytest.mark.parametrize("vocab", [LISTED, LISTED + 1, 20011])
@@ -205,7 +230,6 @@ def test_cuts_of_every_size(library: Library, vocab: int) -> None:
         rng.standard_normal(
             (slots, 1, vocab)
         ),  # flat: many tokens are needed for most of the mass
-        uniforms=rng.random((slots, 1)),
         temperature=rng.uniform(0.5, 1, slots),
         top_k=np.concatenate([top_k, np.zeros(len(top_p))]),
         top_p=np.concatenate([np.ones(len(top_k)), top_p]),
@@ -216,54 +240,45 @@ def test_cuts_of_every_size(library: Library, vocab: int) -> None:
 
 
 def test_number_of_tokens_kept_is_exact(library: Library) -> None:
-    """At a temperature where all have nearly the same mass, u walks through exactly the k
-    likeliest, in order.
+    """At a temperature where all have nearly the same mass, each of the k likeliest comes, and no
+    other.
     """
-    vocab, top_k, slots = 6000, 37, 38
+    vocab, top_k, slots = 6000, 7, 200
     logits = np.tile(np.random.default_rng(3).permutation(vocab), (slots, 1, 1))
-    uniforms = (np.arange(slots) + 0.5)[
-        :, None
-    ] / top_k  # one beyond: behind the last token stands none
-    below = np.minimum(uniforms, 1 - EPS)
-    arrays = accept_case(logits, temperature=1e4, top_k=top_k, uniforms=below)
+    arrays = accept_case(logits, temperature=1e5, top_k=top_k)
     kept = np.flatnonzero(logits[0, 0] >= vocab - top_k)
-    assert run_accept(library, arrays)["bonus"][:, 0].tolist() == [*kept, kept[-1]]
+    assert set(run_accept(library, arrays)["bonus"][:, 0]) == set(kept)
 
 
 @pytest.mark.parametrize("vocab", [40, 9001])
 def test_equal_logits(library: Library, vocab: int) -> None:
     """All tie: none can be dropped, whatever the filters."""
     slots = 12
-    uniforms = (np.arange(slots) + 0.5)[:, None] / slots
     filters = {"top_k": np.arange(slots) % 3 * 5, "top_p": 1 - np.arange(slots) % 2 * 0.9}
-    arrays = accept_case(
-        np.full((slots, 1, vocab), 3.25), temperature=0.7, uniforms=uniforms, **filters
-    )
+    arrays = accept_case(np.full((slots, 1, vocab), 3.25), temperature=0.7, **filters)
     got = run_accept(library, arrays)["bonus"][:, 0]
-    np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
+    assert got.tolist() == [row_noise(arrays, slot).argmax() for slot in range(slots)]
 
 
 def test_more_chunks_than_lanes(library: Library) -> None:
-    """The chunk that the number falls on is found beyond the 32nd; equal logits are exact."""
+    """The best is found beyond the 32nd chunk as well."""
     vocab = 33 * CHUNK + 7
-    uniforms = np.array([[0.5], [1 - 2.0**-16], [0.984375]])
-    arrays = accept_case(np.full((3, 1, vocab), -2.5), temperature=1.5, uniforms=uniforms)
-    got = run_accept(library, arrays)["bonus"][:, 0]
-    np.testing.assert_array_equal(got, (uniforms[:, 0] * vocab).astype(int))
+    logits = np.full((3, 1, vocab), -2.5)
+    logits[:, :, : 32 * CHUNK] -= 30
+    arrays = accept_case(logits, temperature=1.5)
+    assert (_check_samples(library, arrays, unclear=0) >= 32 * CHUNK).all()
 
 
-@pytest.mark.parametrize("uniform", [0.0, 0.3, 1 - EPS])
-def test_chunks_without_mass_are_passed_over(any_order: Library, uniform: float) -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_chunks_without_mass_are_passed_over(any_order: Library, seed: int) -> None:
     """Chunks of -infinity, of logits too far below, and of one token that is just above them."""
     logits = np.full((2, 1, 6 * CHUNK), -np.inf)
     logits[:, :, 2 * CHUNK : 3 * CHUNK] = -300
     logits[:, :, [CHUNK + 9, 5 * CHUNK - 1]] = [2.0, 1.5]
     logits[1, :, 5 * CHUNK + 3] = 1.5 - 103
-    arrays = accept_case(logits, temperature=1.0, uniforms=np.full((2, 1), uniform))
-    got = _check_samples(any_order, arrays, unclear=2)
-    assert set(got) <= {CHUNK + 9, 5 * CHUNK - 1, 5 * CHUNK + 3}
-    if uniform < 0.5:
-        assert got.tolist() == [CHUNK + 9] * 2
+    arrays = accept_case(logits, temperature=1.0, seed=seed)
+    got = _check_samples(any_order, arrays, unclear=0)
+    assert set(got) <= {CHUNK + 9, 5 * CHUNK - 1}
 
 
 @pytest.mark.parametrize(
@@ -275,9 +290,7 @@ def test_extreme_temperatures(library: Library, temperature: float) -> None:
     """
     rng = np.random.default_rng(0)
     filters = {"top_k": [0, 0, 7, 0, 0, 7], "top_p": [1, 0.9, 0.9, 1, 0.9, 0.9]}
-    arrays = accept_case(
-        _language(rng, 6, 300), temperature=temperature, uniforms=rng.random((6, 1)), **filters
-    )
+    arrays = accept_case(_language(rng, 6, 300), temperature=temperature, **filters)
     got = _check_samples(library, arrays, unclear=1)
     if not temperature > 1e-6:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
@@ -291,8 +304,7 @@ def test_logits_of_a_few_denormals(library: Library) -> None:
     slots, vocab, tiny = 6, LISTED + 400, float(np.finfo(np.float32).smallest_subnormal)
     logits = rng.integers(0, 40, (slots, 1, vocab)) * tiny
     top_k = vocab - 40 * np.arange(1, slots + 1)  # too many for the list
-    uniforms = np.full((slots, 1), 1 - EPS)
-    arrays = accept_case(logits, temperature=tiny, uniforms=uniforms, top_k=top_k)
+    arrays = accept_case(logits, temperature=tiny, top_k=top_k)
     _check_samples(library, arrays, unclear=slots)
 
 
@@ -300,9 +312,7 @@ def test_logits_of_a_few_denormals(library: Library) -> None:
 def test_extreme_top_p(library: Library, top_p: float) -> None:
     """Up to 0 it keeps the likeliest token alone, from 1 on (and as NaN) all of them."""
     rng = np.random.default_rng(7)
-    arrays = accept_case(
-        _language(rng, 8, 700), temperature=1.5, top_p=top_p, uniforms=rng.random((8, 1))
-    )
+    arrays = accept_case(_language(rng, 8, 700), temperature=1.5, top_p=top_p)
     got = _check_samples(library, arrays, unclear=1)
     if top_p < 0.5:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
@@ -314,26 +324,10 @@ def test_min_p(library: Library, min_p: float, vocab: int) -> None:
     """Up to 0 (and as NaN) it keeps all, from 1 on the likeliest token alone."""
     rng = np.random.default_rng(11)
     settings = {"temperature": 1.5, "min_p": min_p, "top_p": [1, 1, 1, 1, 0.8, 0.8, 0.8, 0.8]}
-    arrays = accept_case(_language(rng, 8, vocab), uniforms=rng.random((8, 1)), **settings)
+    arrays = accept_case(_language(rng, 8, vocab), **settings)
     got = _check_samples(library, arrays, unclear=1)
     if min_p >= 1:
         np.testing.assert_array_equal(got, arrays["logits"][:, 0].argmax(-1))
-
-
-@pytest.mark.parametrize("uniform", [0.0, 1 - EPS])
-@pytest.mark.parametrize("vocab", [997, 5003])
-def test_extreme_uniforms(any_order: Library, uniform: float, vocab: int) -> None:
-    """The smallest takes the first token that has mass, the largest never one behind the last."""
-    rng = np.random.default_rng(1)
-    logits = _language(rng, 8, vocab)
-    logits[:, :, :10] = logits[:, :, -90:] = -1e30  # both ends are impossible
-    filters = {"top_k": [0, 0, 0, 0, 5, 5, 5, 5], "top_p": [1, 1, 0.9, 0.9, 1, 1, 0.9, 0.9]}
-    arrays = accept_case(logits, temperature=1.3, uniforms=np.full((8, 1), uniform), **filters)
-    got = _check_samples(any_order, arrays, unclear=8)
-    assert ((got >= 10) & (got < vocab - 90)).all()
-    if uniform == 0:
-        np.testing.assert_array_equal(got[:2], 10)
-        np.testing.assert_array_equal(got[4], np.sort(arrays["logits"][4, 0].argsort()[-5:])[0])
 
 
 def test_masked_logits(library: Library) -> None:
@@ -345,9 +339,7 @@ def test_masked_logits(library: Library) -> None:
     logits[0] = -np.inf
     logits[0, 0, 4321] = -5
     filters = {"temperature": [1, 1, 1, 1, 1, 1, 1, 0], "top_k": [0, 0, 3, 3, 4000, 0, 60, 0]}
-    arrays = accept_case(
-        logits, uniforms=rng.random((8, 1)), top_p=[0.9, 0.9, 1, 0.9, 1, 1, 0.4, 1], **filters
-    )
+    arrays = accept_case(logits, top_p=[0.9, 0.9, 1, 0.9, 1, 1, 0.4, 1], **filters)
     assert _check_samples(library, arrays, unclear=1)[0] == 4321
 
 
@@ -359,5 +351,5 @@ def test_a_real_vocabulary(library: Library) -> None:
         "top_k": [0, 20, 0, 0],
         "top_p": [1, 0.95, 0.95, 1],
     }
-    arrays = accept_case(_language(rng, 4, 151936), uniforms=rng.random((4, 1)), **filters)
+    arrays = accept_case(_language(rng, 4, 151936), **filters)
     _check_samples(library, arrays, unclear=1)

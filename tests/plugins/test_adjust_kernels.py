@@ -83,8 +83,7 @@ def test_acceptance_reads_adjusted_logits_where_a_slot_asks(library: Library) ->
     for temperature in (0.0, 0.7):
         logits = random.standard_normal((3, 4, 9000))
         others = random.standard_normal((3, 4, 9000))
-        uniforms = random.random((3, 4))
-        options = {"uniforms": uniforms, "temperature": np.full(3, temperature)}
+        options = {"temperature": np.full(3, temperature)}
         mixed = accept_case(logits, **options)
         mixed["adjusts"][1] = 2
         mixed["adjusted"] = np.full(logits.shape, np.nan, np.float32)

@@ -200,7 +200,7 @@ def _check_engine(found: Compiled, variant: str, arch: str, *, fp8: bool) -> Non
     assert found.kernels == counts
     assert found.cubins_in_engine
     assert "kv_positions" not in found.inputs
-    assert {"decided", "uniforms", "target_key.1"} <= set(found.inputs)
+    assert {"decided", "noise_key", "target_key.1"} <= set(found.inputs)
     in_place = [name for name in expected if "Attention" in name or "Adjust" in name]
     _check_engine_layers(found, in_place)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.sampling import CHOICE_NAMES
 from tests.plugins.launcher_calls import (
     BATCHED,
     CACHE,
@@ -49,6 +50,7 @@ def checked(request: pytest.FixtureRequest) -> Library:
     return Library(path, HostMemory(), emulated=False)
 
 
+OF_SLOTS = (*CHOICE_NAMES, "noise_key", "next_len")
 REFUSED = [
     (
         "verify",
@@ -189,7 +191,7 @@ REFUSED = [
         r"top_k.shape\[0\] \(B\): got 3, expected 2 as in logits.shape\[0\]",
     ),
     ("accept", sets("bonus", shape_1=2), r"bonus.shape\[1\] \(1\): got 2, expected 1"),
-    ("accept", sets("uniforms", ndim=1), r"uniforms: got 1 dimensions, expected 2"),
+    ("accept", sets("noise_key", shape_1=3), r"noise_key.shape\[1\] \(4\): got 3, expected 4"),
     ("accept", space(8), r"workspace: got 8 bytes, expected at least \d+"),
     (
         "delta",
@@ -241,7 +243,10 @@ REFUSED = [
     ("select", moved("logits", 4), r"logits: got an address 4 bytes behind a multiple of 16"),
     ("argmax", sets("logits", dtype=1), r"logits: got float32, expected bfloat16"),
     ("argmax", sets("places", shape_0=5), r"places.shape\[0\] \(N\): got 5, expected 6"),
-    ("argmax", space(8), r"workspace: got 8 bytes, expected at least 48"),
+    ("argmax", space(8), r"workspace: got 8 bytes, expected at least 72"),
+    ("argmax", sets("top_k", shape_0=3), r"top_k.shape\[0\] \(B\): got 3, expected 2"),
+    ("argmax", both(*(sets(name, shape_0=4) for name in OF_SLOTS)), r"N: got 6 rows, .* of 4"),
+    ("argmax", sets("tokens", shape_0=39), r"tokens.shape\[0\] \(V\): got 39, expected 40"),
     ("lookup", sets("history", dtype=0), r"history: got bfloat16, expected float32"),
     ("lookup", sets("tally", shape_1=5), r"tally.shape\[1\] \(classes\): got 5, expected 6"),
     ("lookup", sets("history", shape_2=5), r"input_ids.shape\[1\] \(S\): got 5, expected less"),
@@ -286,6 +291,7 @@ def test_a_wrong_argument_is_refused_by_name(
         ("linear", without("bias")),
         ("select", both()),
         ("argmax", both()),
+        ("argmax", without("tokens")),
         ("lookup", both()),
         ("adjust", both()),
         *((operation, both()) for operation in MOE_CASES),

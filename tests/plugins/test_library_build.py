@@ -54,7 +54,7 @@ def test_nvcc_spills_as_little_as_nvrtc(real_path: Path, emulated: Library) -> N
     delta = {f"dflash_gated_delta_{part}" for part in ("rows", "rule")}
     linear = {f"dflash_block_linear_t{tile.tokens}" for tile in LINEAR_TILES}
     selector = {f"dflash_select_{part}" for part in ("scan", "pairs", "walk")}
-    argmax = {f"dflash_argmax_{part}" for part in ("scan", "merge")}
+    argmax = {f"dflash_argmax_{part}" for part in ("scan", "choose")}
     lookup = {"dflash_lookup_choose"}
     adjust = {f"dflash_adjust_{part}" for part in ("count", "rows", "few")}
     kernels = (

@@ -20,6 +20,7 @@ from tests.plugins.block_linear_reference import inputs as linear_inputs
 from tests.plugins.gated_delta_reference import Case as DeltaCase
 from tests.plugins.gated_delta_reference import Slot
 from tests.plugins.gated_delta_reference import inputs as delta_inputs
+from tests.plugins.launcher_calls import argmax_arrays
 from tests.plugins.lookup_reference import Case as LookupCase
 from tests.plugins.lookup_reference import inputs as lookup_inputs
 from tests.plugins.moe_reference import Case as MoeCase
@@ -70,7 +71,7 @@ def _attention(**options: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, fl
 
 def _accept() -> dict[str, tuple[int, ...]]:
     shapes = {"logits": (2, 4, 99), "input_ids": (2, 4), "num_known": (2,), "past_len": (2,)}
-    shapes |= dict.fromkeys(choice_arrays(2), (2,)) | {"uniforms": (2, 64)}
+    shapes |= dict.fromkeys(choice_arrays(2), (2,)) | {"noise_key": (2, 4)}
     return shapes | {"adjusted": (2, 4, 99), "adjusts": (2,)}
 
 
@@ -86,7 +87,7 @@ CASES = {
     "linear": ("DFlashBlockLinear", _shapes(linear_inputs(LinearCase(16, 40, 256))), {}),
     "delta": ("DFlashGatedDelta", _shapes(delta_inputs(DELTA)), DELTA.fields),
     "select": ("DFlashSelect", _shapes(select_inputs(CANDIDATES)), {"top_k": CANDIDATES.top_k}),
-    "argmax": ("DFlashArgmax", {"logits": (3, 40_003)}, {}),
+    "argmax": ("DFlashArgmax", _shapes(argmax_arrays({"logits": np.zeros((4, 40_003))})), {}),
     "lookup": ("DFlashLookup", _shapes(lookup_inputs(LookupCase(3, 64, 8, 7, 3))), {}),
     "adjust": ("DFlashAdjust", _shapes(adjust_inputs(AdjustCase(3, 5, 97, 90, 5))), {}),
 }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
+from tests.fixtures.noise import noise_keys
 from tests.fixtures.sampling import choice_arrays, unadjusted
 from tests.plugins.attention_reference import Case, inputs
 from tests.plugins.block_linear_reference import Case as LinearCase
@@ -158,7 +159,7 @@ def test_accept(temperature: float, module: EmulatedModule, emulated: Library) -
         "num_known": np.ones(batch, np.int32),
         "past_len": np.array([0, 7, 19], np.int32),
         **choice_arrays(batch, temperature=temperature, top_p=[1, 0.9, 0.5], top_k=[0, 5, 40]),
-        "uniforms": rng.random((batch, 32), np.float32),
+        "noise_key": noise_keys(batch),
     }
     given |= unadjusted(given["logits"])
     given["input_ids"][:, 1] = given["logits"][:, 0].argmax(

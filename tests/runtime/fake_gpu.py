@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("tensorrt_rtx")
@@ -39,7 +38,7 @@ SAMPLED: dict[str, Any] = {
     "min_p": 0.01,
     "seed": 3,
 }
-GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
+GREEDY = SlotSampling()
 
 
 @dataclass

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.fixtures.noise import noise
 from tests.fixtures.sampling import SAMPLING_NAMES
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import IoTensor
-from trtllm_dflash.options.row_sampling import RowSampling
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS, IoTensor
 from trtllm_dflash.runtime.sessions.base import Int32, Int64, SlotSampling, StepResult
 from trtllm_dflash.runtime.sessions.slot_copy import Prefix, SlotCopy
 
@@ -104,9 +104,8 @@ class FakeSession:
     ) -> None:
         assert not any(slot in slots for slots in self.slots_in_flight)
         self.opened_in_flight += bool(self.in_flight)
-        assert sampling.uniforms.dtype == np.float32
-        assert len(sampling.uniforms) <= self.config.cache_len
-        assert ((sampling.uniforms >= 0) & (sampling.uniforms < 1)).all()
+        assert len(sampling.noise_key) == KEY_WORDS
+        assert all(0 <= word < 2**31 for word in sampling.noise_key)
         self.slots[slot] = Slot(sampling)
         if prefix is None:
             return
@@ -226,8 +225,7 @@ class FakeSession:
             logits = self._logits(target[:place])
             if len(chosen) < len(allowed):
                 logits = masked(logits, allowed[len(chosen)])
-            uniform = sampling.uniforms[min(place, len(sampling.uniforms) - 1)]
-            chosen.append(choose(logits, sampling, uniform))
+            chosen.append(choose(logits, sampling, place))
             drafts = tokens[known + len(chosen) - 1 :]
             if not len(drafts) or drafts[0] != chosen[-1]:
                 break
@@ -264,8 +262,8 @@ def _hash(tokens: Sequence[int] | Int64) -> int:
     return zlib.crc32(np.asarray(tokens, np.int64).tobytes())
 
 
-def choose(logits: np.ndarray, sampling: RowSampling, uniform: float) -> int:
-    """Return the target's token: argmax, or by inverse CDF in vocabulary order.
+def choose(logits: np.ndarray, sampling: SlotSampling, position: int) -> int:
+    """Return the target's token at a position: argmax, or the best by the position's noise.
 
     Sampling applies temperature, top-k, softmax, top-p and min-p, in this order.
     """
@@ -278,19 +276,17 @@ def choose(logits: np.ndarray, sampling: RowSampling, uniform: float) -> int:
     before = np.cumsum(weights[order]) - weights[order]
     weights[order[before >= sampling.top_p]] = 0
     weights[weights < sampling.min_p * weights.max()] = 0
-    cumulative = np.cumsum(weights / weights.sum())
-    return int(min((cumulative <= uniform).sum(), np.flatnonzero(weights)[-1]))
+    key = np.array(sampling.noise_key)
+    with np.errstate(divide="ignore"):
+        scores = np.log(weights) + noise(key, np.array([position]), np.arange(len(logits)))[0]
+    return int(scores.argmax())
 
 
 def plain_tokens(
     session: FakeSession, prompt: Sequence[int], count: int, sampling: SlotSampling
 ) -> list[int]:
-    """Return the tokens that the fake target chooses one at a time, without a scheduler.
-
-    `sampling.uniforms[p]` decides the token at position p.
-    """
+    """Return the tokens that the fake target chooses one at a time, without a scheduler."""
     tokens = list(prompt)
     for _ in range(count):
-        uniform = float(sampling.uniforms[len(tokens)])
-        tokens.append(choose(session._logits(tokens), sampling, uniform))
+        tokens.append(choose(session._logits(tokens), sampling, len(tokens)))
     return tokens[len(prompt) :]

@@ -68,7 +68,9 @@ def two_engines(build_tiny: Callable[..., Path], built_engine: Path, tmp_path: P
 
 
 def test_config_of_another_engine_is_refused(two_engines: Path) -> None:
-    with pytest.raises(EngineError, match=r"uniforms has the shape .*, and config\.json says"):
+    with pytest.raises(
+        EngineError, match=r"target_key.0 has the shape .*, and config\.json says"
+    ):
         OrtSession(two_engines, EngineConfig.load(two_engines), num_threads=1)
 
 

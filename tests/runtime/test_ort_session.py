@@ -24,7 +24,7 @@ def open_directly(directory: Path) -> OrtSession:
     return OrtSession(directory, EngineConfig.load(directory), num_threads=1)
 
 
-GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
+GREEDY = SlotSampling()
 
 
 def prefill(
@@ -118,11 +118,9 @@ def test_step_writes_only_its_rows_and_slots(built_engine: Path) -> None:
 
 def test_moved_slot_goes_on_as_before(built_engine: Path) -> None:
     there, here = open_directly(built_engine), open_directly(built_engine)
-    uniforms = np.random.default_rng(0).random(100, np.float32)
+    sampling = SlotSampling(temperature=0.9, top_p=0.95, top_k=20, noise_key=(1, 2, 3, 4))
     for session, slot in ((there, 2), (here, 0)):
-        session.open_slot(
-            slot, SlotSampling(temperature=0.9, top_p=0.95, top_k=20, uniforms=uniforms)
-        )
+        session.open_slot(slot, sampling)
         prefill(session, [3, 4, 5, 6], slot=slot, past_len=None)
     prefill(there, [9] * 8)
     there.move_slot(2, 0)

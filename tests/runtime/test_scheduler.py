@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from tests.runtime.fake_session import FakeSession, fake_config, plain_tokens
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
-from trtllm_dflash.runtime.preprocess import make_requests
+from trtllm_dflash.runtime.preprocess import make_requests, noise_key
 from trtllm_dflash.runtime.scheduler import Step
 
 PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], [6], list(range(3, 19)), [12, 3]]
@@ -29,7 +28,7 @@ SAMPLED: dict[str, Any] = {
 
 
 def expected(engine: Engine, prompt: list[int], count: int, **sampling: Any) -> list[int]:
-    """Return the fake target's tokens after `prompt`, one at a time, with the call's uniforms."""
+    """Return the fake target's tokens after `prompt`, one at a time, with the call's noise."""
     request = make_requests(
         [prompt], SamplingParams(max_tokens=count, **sampling), engine.config
     )[0]
@@ -380,16 +379,19 @@ def test_timings_add_up(fake_engine: Callable[..., Engine], lookahead: int) -> N
     assert timings.decode_tokens_per_second == timings.generated_tokens / timings.decode_seconds
 
 
-def test_uniforms_are_a_prefix_stable_function_of_the_seed() -> None:
-    config = fake_config()
-    short, long = (
-        make_requests([[3]], SamplingParams(temperature=1.0, seed=9, max_tokens=n), config)[
-            0
-        ].sampling.uniforms
-        for n in (5, 50)
-    )
-    assert (long[: len(short)] == short).all()
-    assert short.dtype == np.float32
-    assert len(long) == 1 + 50 + config.block_size
-    assert 0 <= long.min() < long.max() < 1
-    assert np.array_equal(long * 2**24, np.round(long * 2**24))
+def test_noise_keys_are_of_the_seed_alone() -> None:
+    """Every bit of a seed counts; the length of the answer does not."""
+    seeds = [0, *(1 << bit for bit in range(64)), 2**64 - 1]
+    keys = set()
+    for seed in seeds:
+        of_lengths = {
+            make_requests(
+                [[3]], SamplingParams(temperature=1.0, seed=seed, max_tokens=n), fake_config()
+            )[0].sampling.noise_key
+            for n in (5, 50)
+        }
+        assert len(of_lengths) == 1
+        keys |= of_lengths
+    assert len(keys) == len(seeds)
+    assert all(0 <= word < 2**31 for key in keys for word in key)
+    assert noise_key(11) == (1327392636, 1777968333, 1576036347, 2049279727)  # in every version

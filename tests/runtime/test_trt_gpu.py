@@ -155,7 +155,7 @@ def test_captured_step_is_not_slower(
     for flag in ("1", "0"):
         monkeypatch.setenv(CUDA_GRAPH, flag)
         session = Engine.load(build(plugins=True))._session
-        session.open_slot(0, SlotSampling(uniforms=np.zeros(0, np.float32)))
+        session.open_slot(0, SlotSampling())
         session.prefill(0, np.array([3]))
         session.collect()
         best = float("inf")

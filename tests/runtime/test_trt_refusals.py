@@ -33,7 +33,7 @@ class TestTable:
                 "the type int64, .* int32",
             ),
             ("get_tensor_mode", "num_new", real_trt.TensorIOMode.INPUT, "the direction input"),
-            ("get_tensor_shape", "uniforms", (-1, 7), r"the shape \[None, 7\]"),
+            ("get_tensor_shape", "noise_key", (-1, 7), r"the shape \[None, 7\]"),
             ("get_tensor_shape", "past_len", (-1, -1), r"the shape \[None, None\]"),
             ("get_aliased_input_tensor", "num_new", "past_len", "the alias past_len"),
             (

@@ -279,7 +279,7 @@ def test_moved_slot_goes_on_as_before(
         temperature=0.9,
         top_p=0.95,
         top_k=20,
-        uniforms=np.random.default_rng(0).random(100, np.float32),
+        noise_key=(1, 2, 3, 4),
     )
     for stations in ((0,), route):
         session = open_gpu().session
@@ -301,11 +301,7 @@ def test_moved_slot_goes_on_as_before(
 def test_slots_have_their_own_sampling(
     open_gpu: Callable[..., Gpu],
 ) -> None:
-    draws = np.random.default_rng(0)
-    samplings = [
-        SlotSampling(temperature=2.0, top_p=1.0, top_k=0, uniforms=draws.random(60, np.float32))
-        for _ in range(3)
-    ]
+    samplings = [SlotSampling(temperature=2.0, noise_key=(slot, 7, 5, 3)) for slot in range(3)]
     tokens = []
     for slots in ((0, 1, 2), (0,), (1,), (2,)):
         session = open_gpu().session

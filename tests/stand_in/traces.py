@@ -44,9 +44,8 @@ class _Tracer:
 
     def prefill(self, slot: int, prompt: list[int], drafts: str = "both") -> None:
         session, widest = self._session, self._session._config.max_num_tokens
-        no_uniforms = np.zeros(0, np.float32)
         bits = SOURCE_BITS[drafts]
-        session.open_slot(slot, SlotSampling(uniforms=no_uniforms, draft_sources=bits))
+        session.open_slot(slot, SlotSampling(draft_sources=bits))
         for begin in range(0, len(prompt), widest):
             session.prefill(slot, np.array(prompt[begin : begin + widest]))
             result = session.collect()

@@ -13,9 +13,11 @@ from trtllm_dflash.engine_dir.io_tensors import (
     ADJUST_SETTINGS,
     ADJUSTS,
     DRAFT_SOURCES,
+    KEY_WORDS,
     LOGITS,
     LOOKUP_INPUTS,
     LOOKUP_OUTPUTS,
+    NOISE_KEY,
     TOKEN_MASK,
     IoTensor,
 )
@@ -133,12 +135,13 @@ class EngineConfig:
         return tuple(row for row in SAMPLING_INPUTS if row.name in names)
 
     @property
-    def slot_settings(self) -> dict[str, str]:
-        """Return the names and types of a slot's inputs with one value: how it is decoded."""
-        settings = {row.name: row.dtype for row in self.sampling_inputs}
+    def slot_settings(self) -> dict[str, tuple[str, int]]:
+        """Return how a slot is decoded: inputs by name, with type and numbers of a slot."""
+        settings = {row.name: (row.dtype, 1) for row in self.sampling_inputs}
+        settings[NOISE_KEY] = "int64", KEY_WORDS
         if self.has_adjust:
-            settings |= {ADJUSTS: "int32", "prompt_len": "int32"}
-        return settings | ({DRAFT_SOURCES: "int32"} if self.has_lookup else {})
+            settings |= {ADJUSTS: ("int32", 1), "prompt_len": ("int32", 1)}
+        return settings | ({DRAFT_SOURCES: ("int32", 1)} if self.has_lookup else {})
 
     @classmethod
     def load(cls, directory: Path) -> EngineConfig:

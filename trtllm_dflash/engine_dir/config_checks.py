@@ -134,7 +134,6 @@ def check_io_table(config: EngineConfig, where: str) -> None:
     parts = {"has_states": config.has_states, "has_lookup": config.has_lookup}
     controls = (
         *control_inputs(
-            config.cache_len,
             vocab_size=config.vocab_size if config.has_adjust else None,
             **parts,
         ),

@@ -28,6 +28,8 @@ ROWS = "rows"
 CONTEXT = "context"
 SYMBOLS = (BATCH, WIDTH, ROWS, CONTEXT)
 LOGITS = "logits"
+NOISE_KEY = "noise_key"
+KEY_WORDS = 4
 FP8 = "float8e4m3fn"
 _ITEM_BYTES = {FP8: 1, "bfloat16": 2, "float32": 4, "int32": 4, "int64": 8}
 
@@ -172,7 +174,6 @@ def step_io(
     controls = tuple(
         port
         for port in control_inputs(
-            cache_len,
             vocab_size=target.vocab_size,
             has_states=has_states,
             has_lookup=drafter is not None,
@@ -195,7 +196,6 @@ def dtype_names() -> tuple[str, ...]:
 
 
 def control_inputs(
-    cache_len: int,
     *,
     vocab_size: int | None,
     has_states: bool = True,
@@ -238,11 +238,11 @@ def control_inputs(
             for row in SAMPLING_INPUTS
         ),
         IoTensor(
-            "uniforms",
+            NOISE_KEY,
             "input",
-            "float32",
-            (BATCH, cache_len),
-            "number p, in [0, 1), decides the token at position p",
+            "int64",
+            (BATCH, KEY_WORDS),
+            "numbers below 2^31, made of the slot's seed: the noise of its sampling",
         ),
         *((_ADJUSTS, *ADJUST_SETTINGS, _token_mask(vocab_size)) if vocab_size else ()),
         *(LOOKUP_INPUTS if has_lookup else ()),

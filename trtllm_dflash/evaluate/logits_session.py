@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MODEL_FILE
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, NOISE_KEY, ROWS, WIDTH, IoTensor
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.evaluate.target_graph import HEAD, TargetGraph
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS
@@ -27,7 +27,7 @@ from trtllm_dflash.runtime.threads import resolve_num_threads
 from trtllm_dflash.utf8_path import utf8_path
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_SETTINGS = {"uniforms": 0} | {row.name: row.default for row in SAMPLING_INPUTS}
+_SETTINGS = {NOISE_KEY: 0} | {row.name: row.default for row in SAMPLING_INPUTS}
 _LENGTHS = ("past_len", "state_len")  # the same, where all tokens are known
 
 

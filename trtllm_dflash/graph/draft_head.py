@@ -1,12 +1,14 @@
 """The end of drafting: from the drafter's final rows to the drafts.
 
 A drafter decodes with the target's head, unless it has one of its own. A draft vocabulary limits it
-to some of the head's rows. A drafter of DFlash v1 drafts the likeliest token of each row. DFlash
-2's selector chooses among the likeliest of each row, one after the other.
+to some of the head's rows. A drafter of DFlash v1 drafts the likeliest token of each row, or the
+one that the target's noise makes it choose. DFlash 2's selector chooses among the likeliest of each
+row, one after the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +33,12 @@ class DraftHead:
     config: DrafterConfig
     vocab: np.ndarray | None
 
-    def drafts(self, hidden: ir.Value, anchor: ir.Value, block_size: int) -> ir.Value:
+    def drafts(
+        self, hidden: ir.Value, anchor: ir.Value, block_size: int, noise: Sequence[ir.Value]
+    ) -> ir.Value:
         """Return the drafts int64 [B, T-1] behind anchor [B, 1]; hidden [B·R, hidden] of its block.
+
+        `noise`: the slots' sampling settings, their noise keys and the anchor's position [B].
 
         Row j predicts the token at its own position, so row 0 is not used: it is the anchor's,
         which is known. With `sample_from_anchor` it predicts the next token, and there are T-1.
@@ -45,8 +51,19 @@ class DraftHead:
                 self._projected(self.config.walk, hidden), self.config.walk.rank, block_size
             )
             return self._tokens(self._selected(self.config.walk, logits, projected, anchor))
-        (places,) = ARGMAX(g, logits)
+        listed = [] if self.vocab is None else [self._listed(self.vocab)]
+        (places,) = ARGMAX(g, logits, *self._unscaled(noise), *listed)
         return g.Reshape(self._tokens(places), [-1, block_size - 1])
+
+    def _unscaled(self, noise: Sequence[ir.Value]) -> list[ir.Value]:
+        """Return the settings for logits that are not multiplied: of another temperature.
+
+        A cap is left out: it costs a pass over all logits, and changes few drafts.
+        """
+        temperature, *rest = noise
+        if self.config.output_multiplier == 1.0:
+            return [temperature, *rest]
+        return [self.drafter.g.Div(temperature, self.config.output_multiplier), *rest]
 
     def _drafting_rows(self, x: ir.Value, size: int, block_size: int) -> ir.Value:
         """Return the rows [B·(T-1), size] of x [B·R, size] that predict."""
@@ -144,11 +161,13 @@ class DraftHead:
 
     def _tokens(self, places: ir.Value) -> ir.Value:
         """Return the tokens at these places of the draft vocabulary."""
-        ids = self.vocab
-        if ids is None:
+        if self.vocab is None:
             return places
-        g = self.drafter.g
-        return g.Gather(g.initializer("drafter.vocab", lambda: ir.Tensor(ids)), places)
+        return self.drafter.g.Gather(self._listed(self.vocab), places)
+
+    def _listed(self, ids: np.ndarray) -> ir.Value:
+        """Return the draft vocabulary, int64 [Vd]."""
+        return self.drafter.g.initializer("drafter.vocab", lambda: ir.Tensor(ids))
 
 
 def target_logits(m: LayerBuilder, config: TargetConfig, rows: ir.Value) -> ir.Value:

@@ -21,6 +21,7 @@ from trtllm_dflash.engine_dir.io_tensors import (
     ADJUSTS,
     HISTORY,
     LOGITS,
+    NOISE_KEY,
     TOKEN_MASK,
     IoTensor,
     fp8_cache_dtype,
@@ -184,9 +185,10 @@ class _Step:
             adjusted, history = self._adjust(logits)
         with g.scope("accept"):
             before = [self.inputs[name] for name in ("input_ids", "num_known", "past_len")]
-            settings = [self.inputs[row.name] for row in CHOICE_INPUTS]
-            settings += [self.inputs["uniforms"], adjusted, self.inputs[ADJUSTS]]
-            new_ids, num_new, next_len, bonus = ACCEPT(g, logits, *before, *settings)
+            behind = [self.inputs[NOISE_KEY], adjusted, self.inputs[ADJUSTS]]
+            new_ids, num_new, next_len, bonus = ACCEPT(
+                g, logits, *before, *self._settings, *behind
+            )
         results = {
             LOGITS: logits,
             "new_ids": new_ids,
@@ -308,7 +310,13 @@ class _Step:
         block = _embed_block(verifier, model, config, g.Concat(bonus, masks, axis=1))
         hidden = context.forward(g.Concat(*features, axis=-1), block)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
-        return head.drafts(hidden, bonus, self.block_size), context.written
+        noise = (*self._settings, self.inputs[NOISE_KEY], next_len)
+        return head.drafts(hidden, bonus, self.block_size, noise), context.written
+
+    @property
+    def _settings(self) -> list[ir.Value]:
+        """Return the inputs of the sampling table by which a token is chosen."""
+        return [self.inputs[row.name] for row in CHOICE_INPUTS]
 
     def _adjust(self, logits: ir.Value) -> tuple[ir.Value, ...]:
         """Return what counts instead of the logits, and the history with the step's tokens."""

@@ -25,7 +25,7 @@ from trtllm_dflash.utf8_path import utf8_path
 # before.
 STEPS = 8
 _CONTROL_FLOW = ("If", "Loop", "Scan")
-_GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
+_GREEDY = SlotSampling()
 
 
 @dataclass(frozen=True)

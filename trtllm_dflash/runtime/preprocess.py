@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import as_list, check_integer, shown
 from trtllm_dflash.options.draft_len import AUTO
@@ -18,7 +19,7 @@ from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.bad_words import BadWords
 from trtllm_dflash.runtime.prompt_inputs import InputIds, PromptError, read_tokens
 from trtllm_dflash.runtime.request import Request, StepWidths
-from trtllm_dflash.runtime.sessions.base import Float32, Int64, SlotSampling
+from trtllm_dflash.runtime.sessions.base import Int64, SlotSampling
 from trtllm_dflash.runtime.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -63,14 +64,13 @@ def make_requests(
     for index, prompt in enumerate(prompts):
         input_ids = _checked_ids(prompt, index, config)
         max_tokens = min(sampling.max_tokens, config.max_seq_len - len(input_ids))
-        num_uniforms = len(input_ids) + max_tokens + config.block_size
         for sample in range(sampling.n):
             seed: int | None = sampling.seed_of(index, len(prompts), sample)
             if sampling.temperature == 0:
                 seed = None
             slot_sampling = SlotSampling(
                 **sampling.row_values(),
-                uniforms=_uniforms(seed, num_uniforms),
+                noise_key=noise_key(seed),
                 wants_logits=sampling.logprobs is not None,
                 wants_drafts=sampling.grammar is not None,
                 draft_sources=SOURCE_BITS[sampling.drafts],
@@ -188,18 +188,15 @@ def _check_stop_tokens(sampling: SamplingParams, config: EngineConfig) -> None:
             )
 
 
-def _uniforms(seed: int | None, count: int) -> Float32:
-    """Return `count` numbers in [0, 1), multiples of 2⁻²⁴ and so exact in float32; zeros if greedy.
-
-    Number p belongs to position p, and a longer series begins with the shorter one. So an answer
-    that comes back as part of a prompt goes on as it would have.
+def noise_key(seed: int | None) -> tuple[int, ...]:
+    """Return the noise key of a seed, numbers below 2³¹; zeros if greedy.
 
     They come from raw bits: NumPy promises those in every version, but not its distributions.
     """
     if seed is None:
-        return np.zeros(count, np.float32)
-    bits = np.random.Philox(seed).random_raw(count)
-    return ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
+        return (0,) * KEY_WORDS
+    bits = np.random.Philox(seed).random_raw(KEY_WORDS)
+    return tuple(int(word) for word in bits >> np.uint64(33))
 
 
 def _checked_ids(prompt: InputIds, index: int, config: EngineConfig) -> Int64:

@@ -57,7 +57,7 @@ class Request:
     max_tokens: int  # already within max_seq_len
     stop_token_ids: frozenset[int]
     widths: StepWidths
-    sampling: SlotSampling  # uniforms reach a block behind the last position of the sequence
+    sampling: SlotSampling
     seed: int | None = None  # None for greedy decoding
     sample_index: int = 0  # which of the prompt's answers
     min_tokens: int = 0  # as many tokens come before one that ends the answer

@@ -16,9 +16,9 @@ With lookahead, step n+1 is launched before the tokens of step n are read, so th
 for the host. A finished sequence may run one extra step; its output is discarded. Slots are moved
 only while no step is in flight. One that needs no move is opened behind the steps in flight.
 
-A sequence's tokens depend on its own tokens and uniforms only. Uniforms are indexed by the position
-of the token that they decide, and every token is the target's own choice. Hence drafts, batches,
-chunks and lookahead never change tokens. A decode step has one width: the largest that a row asks
+A sequence's tokens depend on its own tokens and noise only. Noise belongs to the position of the
+token that it decides, and every token is the target's own choice. Hence drafts, batches, chunks and
+lookahead never change tokens. A decode step has one width: the largest that a row asks
 for, or the next larger one of the session. Other rows get the same tokens in fewer steps.
 """
 

@@ -179,12 +179,11 @@ def _accept(call: Call) -> list[Launch]:
     kernel_params = params.AcceptParams(
         **call.addresses,
         chunk_found=call.workspace,
-        chunk_argmax=call.workspace + 2 * chunk_bytes,
+        chunk_choice=call.workspace + 2 * chunk_bytes,
         choice=call.workspace + 3 * chunk_bytes,
         batch=batch,
         rows=rows,
         width=call.dims["input_ids"][1],
-        positions=call.dims["uniforms"][1],
         vocab=vocab,
         chunks=made.chunks,
     )
@@ -196,7 +195,7 @@ def _accept(call: Call) -> list[Launch]:
     ]
 
 
-_ARGMAX_KERNELS = ["dflash_argmax_scan", "dflash_argmax_merge"]
+_ARGMAX_KERNELS = ["dflash_argmax_scan", "dflash_argmax_choose"]
 
 
 def _argmax_workspace(dims: Dims, _: Fields) -> int:
@@ -207,23 +206,21 @@ def _argmax_workspace(dims: Dims, _: Fields) -> int:
 def _argmax(call: Call) -> list[Launch]:
     rows, vocab = call.dims["logits"]
     made = params.argmax_plan(rows=rows, vocab=vocab)
-    if call.addresses["logits"] % 16:
-        raise EngineError(
-            "an argmax reads 16 bytes at a time: logits must begin at a multiple of 16"
-        )
+    slots = call.dims["next_len"][0]
+    if rows % slots:
+        raise EngineError(f"an argmax of {slots} slots needs as many rows of each: got {rows}")
     kernel_params = params.ArgmaxParams(
         **call.addresses,
-        chunk_max=call.workspace,
-        chunk_argmax=call.workspace + 4 * rows * made.chunks,
-        rows=rows,
+        chunk_found=call.workspace,
+        chunk_choice=call.workspace + 8 * rows * made.chunks,
+        slot_rows=rows // slots,
         vocab=vocab,
         chunks=made.chunks,
     )
-    scan, merge = _ARGMAX_KERNELS
-    blocks, threads = (made.merge_blocks, 1, 1), params.ARGMAX_MERGE_THREADS
+    scan, choose = _ARGMAX_KERNELS
     return [
-        Launch(scan, (made.chunks, rows, 1), params.ARGMAX_THREADS, 0, kernel_params),
-        Launch(merge, blocks, threads, 0, kernel_params),
+        Launch(scan, (made.chunks, rows, 1), params.SCAN_THREADS, 0, kernel_params),
+        Launch(choose, (rows, 1, 1), params.CHOOSE_THREADS, 0, kernel_params),
     ]
 
 

@@ -55,8 +55,6 @@ PACKED_OF_WORD = {1: 8, 2: 8, FP8_FORMAT: 4}  # by weight format: codes that an 
 SELECT_THREADS = _SELECT["kSelectThreads"]
 WALK_THREADS = _SELECT["kWalkThreads"]
 MAX_CANDIDATES = _SELECT["kSelectMaxTopK"]
-ARGMAX_THREADS = _ARGMAX["kArgmaxThreads"]
-ARGMAX_MERGE_THREADS = _ARGMAX["kArgmaxMergeThreads"]
 LOOKUP_THREADS = _LOOKUP["kLookupThreads"]
 COUNT_THREADS = _ADJUST["kCountThreads"]
 ROW_THREADS = _ADJUST["kRowThreads"]
@@ -78,10 +76,9 @@ class AcceptPlan:
 
 @dataclass(frozen=True)
 class ArgmaxPlan:
-    """CTAs that share a row of logits, those that merge the chunks, and the workspace in bytes."""
+    """CTAs that share the pass over a row of logits, and the workspace in bytes."""
 
     chunks: int
-    merge_blocks: int
     workspace_bytes: int
 
 
@@ -169,10 +166,8 @@ def adjust_plan(batch: int, vocab: int) -> AcceptPlan:
 
 def argmax_plan(*, rows: int, vocab: int) -> ArgmaxPlan:
     """Return the plan of finding the largest logit of each of `rows` rows."""
-    slots = vocab + 7 if vocab % 8 else vocab
-    chunks = _ceil(slots, _ARGMAX["kArgmaxElements"])
-    merge_blocks = _ceil(rows, ARGMAX_MERGE_THREADS // _WARP)
-    return ArgmaxPlan(chunks, merge_blocks, 8 * rows * chunks)
+    chunks = _ceil(vocab, _ARGMAX["kArgmaxElements"])
+    return ArgmaxPlan(chunks, 12 * rows * chunks)
 
 
 def moe_plan(

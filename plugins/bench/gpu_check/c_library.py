@@ -19,6 +19,7 @@ from tests.plugins import lookup_reference as lookup
 from tests.plugins import moe_reference as moe
 from tests.plugins import select_reference as select
 from tests.plugins.library import PLUGINS, Library, poisoned
+from trtllm_dflash.graph.ops import OPS
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.hardware.cuda_driver import load_driver
 from trtllm_dflash.trt_plugins.params import argmax_plan
@@ -80,8 +81,9 @@ def call(library: Library, case: Checked, given: Arrays) -> Arrays:
     if case.operator == "DFlashArgmax":
         rows, vocab = given["logits"].shape
         arrays = {**given, "places": poisoned([rows], np.int64)}
+        names = (*(tensor.name for tensor in OPS["DFlashArgmax"].inputs), "places")
         space = argmax_plan(rows=rows, vocab=vocab).workspace_bytes
-        return library.call("dflash_argmax", arrays, tuple(arrays), ("places",), space)
+        return library.call("dflash_argmax", arrays, names, ("places",), space)
     if case.operator == "DFlashLookup":
         return lookup.run(library, given)
     if case.operator == "DFlashAdjust":

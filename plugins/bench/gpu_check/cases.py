@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from plugins.bench.gpu_check.parts import KERNEL_SOURCES
+from tests.fixtures.noise import NOISE_ERROR, noise
 from tests.plugins import accept_reference as accept
 from tests.plugins import adjust_reference as adjust
 from tests.plugins import attention_cases
@@ -17,6 +18,7 @@ from tests.plugins import gated_delta_reference as delta
 from tests.plugins import lookup_reference as lookup
 from tests.plugins import moe_reference as moe
 from tests.plugins import select_reference as select
+from tests.plugins.launcher_calls import argmax_arrays
 from tests.plugins.library import BFLOAT16
 
 Arrays = dict[str, np.ndarray]
@@ -122,7 +124,7 @@ def _accept(small: bool) -> Iterator[Checked]:
         settings = {"temperature": rng.uniform(0.3, 2, 8), "top_p": [1, 0.9, 0.5, 1e-6] * 2}
         settings |= {"top_k": [0, 20] * 4, "min_p": [0, 0, 0.04, 0.04] * 2}
         language = 2 * rng.standard_exponential((8, 1, vocab)) - 7
-        sampled = accept.accept_case(language, uniforms=rng.random((8, 1)), **settings)
+        sampled = accept.accept_case(language, **settings)
         yield Checked(
             f"sampled, vocabulary {vocab}",
             "DFlashAccept",
@@ -133,21 +135,29 @@ def _accept(small: bool) -> Iterator[Checked]:
 
 
 def _argmax(small: bool) -> Iterator[Checked]:
-    """Few values, which tie everywhere: the first of the largest counts."""
+    """Few values, which tie everywhere: the first of the largest counts, or the best by noise."""
     for rows, vocab in ((5, 97),) if small else ((5, 97), (9, 16_385), (105, 151_936)):
         logits = np.random.default_rng(vocab).integers(-3, 4, (rows, vocab)).astype(BFLOAT16)
 
         def verify(given: Arrays, got: Arrays) -> None:
-            expected = given["logits"].astype(np.float64).argmax(-1)
-            np.testing.assert_array_equal(got["places"], expected)
+            scores = given["logits"].astype(np.float64)
+            if given["temperature"][0] > 0:
+                positions = int(given["next_len"][0]) + 1 + np.arange(len(scores))
+                scores += noise(given["noise_key"][0], positions, np.arange(scores.shape[1]))
+            chosen = scores[np.arange(len(scores)), got["places"]]
+            assert (chosen >= scores.max(-1) - NOISE_ERROR).all()
+            if not given["temperature"][0]:
+                np.testing.assert_array_equal(got["places"], scores.argmax(-1))
 
-        yield Checked(
-            f"{rows} rows of {vocab}",
-            "DFlashArgmax",
-            {},
-            lambda logits=logits: {"logits": logits},
-            verify,
-        )
+        for temperature in (0.0, 1.0):
+            arrays = argmax_arrays({"logits": logits}, slots=1, temperature=temperature)
+            yield Checked(
+                f"{rows} rows of {vocab}, temperature {temperature:g}",
+                "DFlashArgmax",
+                {},
+                lambda arrays=arrays: arrays,
+                verify,
+            )
 
 
 def _lookup(small: bool) -> Iterator[Checked]:

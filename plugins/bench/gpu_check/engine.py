@@ -124,7 +124,7 @@ def _answers(engine: Engine) -> list[list[int]]:
 def _begin(engine: Engine) -> Any:
     """Return the engine's session with a prompt in its first slot, and nothing in flight."""
     session = engine._session
-    session.open_slot(0, SlotSampling(uniforms=np.zeros(0, np.float32)))
+    session.open_slot(0, SlotSampling())
     session.prefill(0, np.array([3]))
     session.collect()
     return session

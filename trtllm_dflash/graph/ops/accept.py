@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import Kernel
-from trtllm_dflash.graph.ops.sampling import sample_tokens
+from trtllm_dflash.graph.ops.sampling import choose_tokens
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
 from trtllm_dflash.options.row_sampling import CHOICE_INPUTS
 
@@ -21,7 +21,7 @@ def _body(
     past_len: ir.Value,
     *sampling_and_more: ir.Value,
 ) -> tuple[ir.Value, ...]:
-    *sampling, uniforms, adjusted, _ = sampling_and_more
+    *sampling, noise_key, adjusted, _ = sampling_and_more
     logits = adjusted  # of slots that do not ask they are the logits
     settings = {row.name: value for row, value in zip(CHOICE_INPUTS, sampling, strict=True)}
     width = g.size(input_ids, 1)
@@ -32,9 +32,7 @@ def _body(
     # confirm.
     behind = g.Add(g.Unsqueeze(g.cast(num_known, ir.DataType.INT64), [1]), row)
     position = g.Add(behind, g.Unsqueeze(g.cast(past_len, ir.DataType.INT64), [1]))
-    position = g.Min(position, g.Sub(g.size(uniforms, 1), 1))
-    of_rows = g.GatherElements(uniforms, position, axis=1)
-    choice = sample_tokens(g, logits, settings, of_rows)  # [B, R]
+    choice = choose_tokens(g, logits, settings, noise_key, position)  # [B, R]
 
     draft = g.GatherElements(input_ids, g.Min(behind, g.Sub(width, 1)), axis=1)
     valid = _is_finite(g, logits)  # [B, R]
@@ -79,11 +77,11 @@ ACCEPT = OpSpec(
         Tensor("past_len", "int32", "[B]", "positions in the caches before the step"),
         *(Tensor(row.name, row.dtype, "[B]", row.help) for row in CHOICE_INPUTS),
         Tensor(
-            "uniforms",
-            "float32",
-            "[B, U]",
-            "in [0, 1), by position: row r takes number past_len + num_known + r, the place of the"
-            " token it decides; U-1 for what lies behind",
+            "noise_key",
+            "int64",
+            "[B, 4]",
+            "numbers below 2^31; with the position that row r decides, past_len + num_known + r, it"
+            " fixes the noise of every token there",
         ),
         Tensor(
             "adjusted",

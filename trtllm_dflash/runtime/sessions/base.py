@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
@@ -58,7 +59,7 @@ CARRIED = {"past_len": "next_len", "state_len": "next_state_len", TALLY: "next_t
 class SlotSampling(RowSampling):
     """How a slot's tokens are chosen."""
 
-    uniforms: Float32  # [at most cache_len]; number p decides the token at position p
+    noise_key: tuple[int, ...] = (0,) * KEY_WORDS  # numbers below 2^31
     wants_logits: bool = False
     wants_drafts: bool = False  # the host gets the drafts of its next block with every step
     draft_sources: int = SOURCE_BITS["both"]

@@ -27,6 +27,7 @@ from trtllm_dflash.engine_dir.io_tensors import (
     CONTEXT,
     DRAFT_SOURCES,
     LOGITS,
+    NOISE_KEY,
     ROWS,
     TOKEN_MASK,
     WIDTH,
@@ -66,7 +67,7 @@ _SLOT_TENSORS = (
     DRAFT_SOURCES,
     ADJUSTS,
     *(port.name for port in ADJUST_SETTINGS),
-    "uniforms",
+    NOISE_KEY,
     "next_ids",
 )
 _DTYPES = {  # of the table by ONNX Runtime's names
@@ -144,7 +145,6 @@ class OrtSession:
                 ]
         for name in self._config.slot_settings:
             self._slots[name][slot] = getattr(sampling, name)
-        self._slots["uniforms"][slot, : len(sampling.uniforms)] = sampling.uniforms
         sampling.write_lists({name: array[slot] for name, array in self._slots.items()})
         self._wants_logits[slot] = sampling.wants_logits
         self._wants_drafts[slot] = sampling.wants_drafts

@@ -68,7 +68,7 @@ from trtllm_dflash.runtime.sessions.trt_slots import TrtSlots
 from trtllm_dflash.runtime.sessions.width_ladder import WidthLadder
 
 _LOG = logging.getLogger(__name__)
-_GREEDY = SlotSampling(uniforms=np.zeros(0, np.float32))
+_GREEDY = SlotSampling()
 
 
 class TrtSession:
@@ -282,7 +282,7 @@ class TrtSession:
         chunk["num_known"][0] = len(input_ids)
         chunk["past_len"][0] = past_len[0]
         for name in self._config.slot_settings:
-            chunk[name][0] = getattr(sampling, name)
+            chunk[name][:] = getattr(sampling, name)
         if self._masks.send(slot, 1, rows=1):
             chunk[ADJUSTS][0] |= MASK
         chunk["input_ids"][: len(input_ids)] = input_ids

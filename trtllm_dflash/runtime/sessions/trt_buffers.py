@@ -41,7 +41,7 @@ class StepBuffers:
             {
                 "num_known": ("int32", 1),
                 "past_len": ("int32", 1),
-                **{name: (dtype, 1) for name, dtype in config.slot_settings.items()},
+                **config.slot_settings,
                 # Last, so that only the tokens of a chunk are sent.
                 "input_ids": ("int64", config.max_num_tokens),
             }

@@ -69,7 +69,7 @@ class TrtSlots:
         self._settings = tuple(config.slot_settings)
         # Sent when a slot is opened.
         lists = ("bias_ids", "bias_values", "bad_words")
-        opening = (*CARRIED, *self._settings, *lists, "uniforms")
+        opening = (*CARRIED, *self._settings, *lists)
         self._caches: dict[str, IoTensor] = {}
         self._base: dict[str, int] = {}
         self._slot_bytes: dict[str, int] = {}
@@ -131,8 +131,7 @@ class TrtSlots:
         for name in self.carried:
             new.values[name][:] = 0 if name == TALLY else length
         for name in self._settings:
-            new.values[name][0] = getattr(sampling, name)
-        new.values["uniforms"][: len(sampling.uniforms)] = sampling.uniforms
+            new.values[name][:] = getattr(sampling, name)
         sampling.write_lists(new.values)
         for name, values in new.values.items():
             self._cuda.copy(self.address(name, slot), values.ctypes.data, values.nbytes)
