@@ -113,7 +113,6 @@ def test_combinations_of_families(name: str, tmp_path: Path) -> None:
 
 
 ALL_KINDS = SlotSampling(
-    uniforms=np.zeros(0, np.float32),
     repetition_penalty=1.4,
     frequency_penalty=0.3,
     presence_penalty=0.2,
@@ -176,7 +175,7 @@ def constrained(
 ) -> Any:
     """Decode with a mask for each row, and sometimes with other drafts."""
     words = -(-session._config.vocab_size // 32)
-    session.open_slot(slot, SlotSampling(uniforms=np.zeros(0, np.float32), **own))
+    session.open_slot(slot, SlotSampling(**own))
     session.constrain(slot, rule(len(prompt), words)[None])
     session.prefill(slot, np.array(prompt))
     text = [*prompt, int(session.collect().new_ids[0, 0])]
@@ -213,7 +212,7 @@ def test_masks_of_every_row_give_the_tokens_of_plain_steps(
 
 def test_neighbours_of_a_constrained_slot_lose_nothing(built_engine: Path) -> None:
     session = open_directly(built_engine)
-    greedy = SlotSampling(uniforms=np.zeros(0, np.float32))
+    greedy = SlotSampling()
 
     def neighbour() -> int:
         session.open_slot(0, greedy)
@@ -240,7 +239,7 @@ def test_neighbours_of_a_constrained_slot_lose_nothing(built_engine: Path) -> No
 def test_a_mask_counts_for_one_step(built_engine: Path) -> None:
     """The next step decides freely, and one that allows nothing gives no token."""
     session = open_directly(built_engine)
-    greedy = SlotSampling(uniforms=np.zeros(0, np.float32), wants_drafts=True)
+    greedy = SlotSampling(wants_drafts=True)
     free, masked = [], []
     nothing = np.zeros((1, 4), np.int32)
     for found, allowed in ((free, None), (masked, nothing)):
@@ -259,7 +258,7 @@ def test_a_mask_counts_for_one_step(built_engine: Path) -> None:
 
 def test_the_host_gets_and_gives_drafts(built_engine: Path) -> None:
     session = open_directly(built_engine)
-    session.open_slot(0, SlotSampling(uniforms=np.zeros(0, np.float32), wants_drafts=True))
+    session.open_slot(0, SlotSampling(wants_drafts=True))
     session.prefill(0, np.array([3, 4, 5]))
     result = session.collect()
     assert result.next_ids is not None
