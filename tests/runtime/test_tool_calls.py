@@ -212,6 +212,23 @@ def test_tools_are_told_where_the_template_has_none(tokenizers: dict[str, Tokeni
     assert contents[3] == "<tool_response>\nno\n</tool_response>"
 
 
+@pytest.mark.parametrize("choice", [None, "none"])
+def test_calls_of_before_are_readable_without_tools(
+    tokenizers: dict[str, Tokenizer], choice: str | None
+) -> None:
+    conversation: Any = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "clock", "arguments": {}}}]},
+        {"role": "tool", "content": "noon"},
+    ]
+    use = prepare_tools(conversation, None, choice, tokenizers["none"])
+    assert [message["role"] for message in use.messages] == ["user", "assistant", "user"]
+    assert "clock" in use.messages[1]["content"]
+    assert "noon" in use.messages[2]["content"]
+    kept = prepare_tools(conversation, None, choice, tokenizers["hermes"])
+    assert [message["role"] for message in kept.messages] == ["user", "assistant", "tool"]
+
+
 def test_a_choice_forces_a_call(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["hermes"]
     named = {"type": "function", "function": {"name": "clock"}}

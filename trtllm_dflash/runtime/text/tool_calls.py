@@ -83,7 +83,7 @@ def prepare_tools(
         tools = checked_tools(tools)
     forced = chosen_tools(tools, tool_choice or "auto", parallel=parallel_tool_calls)
     if not tools or tool_choice == "none":
-        return ToolUse(conversation)
+        return ToolUse(_without_calls(conversation, tokenizer))
     sampling: dict[str, Any] = {"tool_calls": True}
     if forced is not None:
         chosen, max_calls = forced
@@ -251,6 +251,18 @@ def _with_system_message(
         first = {**plain[0], "content": f"{plain[0]['content']}\n\n{text}"}
         return [first, *plain[1:]]
     return [{"role": "system", "content": text}, *plain]
+
+
+def _without_calls(
+    conversation: list[dict[str, Any]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Return a conversation whose earlier calls and results the template can read."""
+    has_calls = any(
+        message["role"] == "tool" or message.get("tool_calls") for message in conversation
+    )
+    if not has_calls or tokenizer.template_reads_tools:
+        return conversation
+    return [_plain_message(message) for message in conversation]
 
 
 def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
