@@ -81,3 +81,13 @@ def test_targets_are_large_enough_for_a_finger(phone: Page) -> None:
           .map(([name, box]) => `${name}: ${box.width} x ${box.height}`)"""
     )
     assert small == []
+
+
+def test_a_finger_sees_what_it_can_delete(serve: Serve, open_page: Open) -> None:
+    server = serve(lambda _: Script(STEPS))
+    page = ready(open_page(server.url, width=360, height=640, has_touch=True, is_mobile=True))
+    ask(page)
+    ended(page)
+    page.tap("#open-side")
+    page.wait_for_selector("#conversations .title", state="visible")
+    assert page.locator(".drop").evaluate("each => getComputedStyle(each).opacity") == "1"

@@ -142,11 +142,10 @@ export class TurnView {
     this.columns = make("div", { class: isPair ? "answers pair" : "answers" });
     this.#show(turn.answers);
     this.verdict = make("div", { class: "verdict", role: "status", hidden: true });
-    this.retry = iconButton("again", "Try again", () => actions.retry(turn), { class: "quiet retry" });
+    const outlined = { class: "quiet retry" };
+    this.retry = iconButton("again", "Try again", () => actions.retry(turn), outlined);
     this.element = make("article", { class: "turn" }, heading, prompt);
-    this.replay = iconButton("again", "Replay both at once", () => this.#replay(), {
-      class: "quiet retry",
-    });
+    this.replay = iconButton("again", "Replay both at once", () => this.#replay(), outlined);
     const below = isPair ? [this.verdict, this.replay] : [];
     this.element.append(this.columns, ...below, this.retry);
     this.draw = () => this.#draw();
