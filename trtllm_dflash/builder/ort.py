@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trtllm_dflash.builder.external_weights import move_weights, weights_of
 from trtllm_dflash.builder.job import BuildResult
+from trtllm_dflash.builder.runtime_fusion import fuse_for_runtime
 from trtllm_dflash.engine_dir.files import MODEL_FILE, WEIGHTS_FILE
 from trtllm_dflash.errors import BuildError
 from trtllm_dflash.utf8_path import utf8_path
@@ -24,6 +25,7 @@ def build(make_model: Callable[[], ir.Model], job: BuildJob) -> BuildResult:
     This takes the memory of the largest tensor: the check maps the weights from their file.
     """
     model = make_model()
+    fuse_for_runtime(model)
     weights = weights_of(model)
     total = sum(value.const_value.nbytes for value in weights if value.const_value)
     done = 0

@@ -9,6 +9,7 @@ MODEL_FILE = "model.onnx"  # of a CPU engine
 WEIGHTS_FILE = "rank0.safetensors"  # of a CPU engine
 TOKENIZER_FILE = "tokenizer.json"
 LOG_FILE = "build.log"
+JOINED = "|"  # in a CPU engine, between the names of linears whose weights are one tensor
 
 _KERNEL_CACHE = re.compile(r"kernels-[0-9a-f]{16}\.cache")  # a GPU writes it when it runs
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.engine_dir.files import JOINED
 from trtllm_dflash.engine_dir.io_tensors import HISTORY
 from trtllm_dflash.errors import EngineError
 
@@ -57,13 +58,16 @@ class TargetGraph:
                 f"{path}: no {_ACCEPT} node with logits in this graph. Build the engine again."
             )
         target_nodes = _nodes_before(logits)
-        linears = {}
+        linears: dict[str, Linear] = {}
         for node in model.graph:
             if node.op_type not in _PRODUCTS or node not in target_nodes:
                 continue
-            name, linear = _named_linear(node)
-            if linear is not None and not _leads_to(linear.output, logits):
-                linears[name] = linear
+            linears |= _named_linears(node)
+        linears = {
+            name: linear
+            for name, linear in linears.items()
+            if not _leads_to(linear.output, logits)
+        }
         return cls(model, logits, linears)
 
     def serialized(self, config: EngineConfig, linears: Collection[str]) -> bytes:
@@ -106,21 +110,32 @@ def _nodes_before(value: ir.Value) -> set[ir.Node]:
     return found
 
 
-def _named_linear(node: ir.Node) -> tuple[str, Linear | None]:
-    """Return a linear of the target and its name in the checkpoint; None for other products."""
+def _named_linears(node: ir.Node) -> dict[str, Linear]:
+    """Return the linears of the target in a product, by their names in the checkpoint.
+
+    There are none in other products, and several where some of one input are joined.
+    """
     weight = node.inputs[1]
     if weight is None or not weight.is_initializer() or weight.shape is None:
-        return "", None
+        return {}
     name = str(weight.name)
     if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
-        return name, None
-    if "N" in node.attributes:  # of MatMulNBits, whose weight is in blocks
-        size = node.attributes["N"].as_int()
-        return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Linear(node.outputs[0], size)
+        return {}
+    modules = [part.removeprefix(_PREFIX) for part in name.removesuffix(_SUFFIX).split(JOINED)]
     transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    rows = weight.shape[0 if transposed else -1]
+    rows = weight.shape[0 if transposed or "N" in node.attributes else -1]
     assert isinstance(rows, int)
-    return name.removeprefix(_PREFIX).removesuffix(_SUFFIX), Linear(node.outputs[0], rows)
+    if len(modules) == 1:
+        return {modules[0]: Linear(node.outputs[0], rows)}
+    ((split, _),) = node.outputs[0].uses()
+    lengths = split.inputs[1]
+    assert lengths is not None
+    assert lengths.const_value is not None
+    parts = zip(split.outputs, lengths.const_value.numpy().tolist(), strict=True)
+    return {
+        module: Linear(output, size)
+        for module, (output, size) in zip(modules, parts, strict=True)
+    }
 
 
 def _leads_to(value: ir.Value, logits: ir.Value) -> bool:

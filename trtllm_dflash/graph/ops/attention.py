@@ -128,21 +128,23 @@ def attend(
     visible: ir.Value,
     kv_positions: ir.Value,
     sinks: ir.Value | None,
+    key_cache: ir.Value,
 ) -> ir.Value:
     """softmax(scale · q kᵀ where visible, and the head's sink) v over the first L rows of the
     caches.
 
     q [B, S, Hq, D], keys and values [B, Hkv, cache_len, D], visible bool [B, 1, 1, S, L],
     kv_positions [L], sinks [Hq]. Where the function has key_scale and value_scale, keys and values
-    are codes, and the scales join the scores and the result. The query heads of a key head are
-    stacked as rows, so that its keys are read once:
+    are codes, and the scales join the scores and the result. Sizes are read from what all layers
+    share, and from key_cache, whose sizes are known: ONNX Runtime then computes them once. The
+    query heads of a key head are stacked as rows, so that its keys are read once:
 
         q [B,S,Hq,D] ─► [B,Hkv,G·S,D] ─ · kᵀ ─► [B,Hkv,G,S,L] ─ mask, softmax ─► [B,Hkv,G·S,L] ─ · v
         ─► [B,S,Hq,D]
     """
     length = g.size(kv_positions, 0)
-    rows = g.size(q, 1)
-    kv_heads = g.size(keys, 1)
+    rows = g.size(visible, 3)
+    kv_heads = g.size(key_cache, 1)
     stacked = g.Reshape(
         g.Transpose(q, perm=[0, 2, 1, 3]), g.Concat([0], kv_heads, [-1], [0], axis=0)
     )
@@ -164,7 +166,7 @@ def attend(
     out = g.MatMul(weights, v)
     if g.has_attribute(VALUE_SCALE.name):
         out = g.Mul(out, g.CastLike(g.attribute(VALUE_SCALE.name, VALUE_SCALE.onnx_type), out))
-    out = g.Reshape(out, g.Concat([0, -1], rows, g.size(q, 3), axis=0))
+    out = g.Reshape(out, g.Concat([0, -1], rows, g.size(key_cache, 3), axis=0))
     return g.Transpose(out, perm=[0, 2, 1, 3])
 
 

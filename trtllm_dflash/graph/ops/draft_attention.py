@@ -49,7 +49,7 @@ def _body(
         g.Equal(g.attribute(CAUSAL.name, CAUSAL.onnx_type), 0), g.GreaterOrEqual(distance, 0)
     )
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
-    return attend(g, q, keys, values, visible, rows, sinks), keys, values
+    return attend(g, q, keys, values, visible, rows, sinks, key_cache), keys, values
 
 
 def _contiguous_rows(

@@ -41,7 +41,7 @@ def _body(
     rows, held = visible_rows(g, kv_positions, key_cache, first, k)
     distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), held)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
-    return attend(g, q, keys, values, visible, rows, sinks), keys, values
+    return attend(g, q, keys, values, visible, rows, sinks, key_cache), keys, values
 
 
 VERIFY_ATTENTION = OpSpec(
