@@ -4,7 +4,7 @@ BIN := .venv/bin
 PAIR := examples/demo_pair
 CUDA_SOURCES := $(wildcard plugins/*/*.cu plugins/*/*.cuh plugins/*/*.h plugins/*/*.cpp tests/plugins/*.cu tests/*/*.h tests/*/*.cpp)
 
-.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-profile bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
+.PHONY: help demo test test-all test-oldest lint format docs gpu-check bench bench-sampling bench-profile bench-grammar bench-prefix-cache bench-build bench-layers bench-quantization bench-serving bench-serve serve-demo triton-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -159,6 +159,9 @@ bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf .ven
 
 bench-grammar: .venv/.test-all engines  ## steps and times of JSON answers, and of requests beside them (5 minutes)
 	$(BIN)/python examples/benchmark/grammar.py demo/cpu
+
+bench-sampling: .venv/.test-all demo/target/config.json  ## how many drafts a target that samples accepts, three ways (15 minutes)
+	$(BIN)/python examples/benchmark/sampling.py --json examples/benchmark/sampling.json
 
 bench-prefix-cache: .venv/.test-all engines  ## the time to the first token, warm and cold (3 minutes)
 	$(BIN)/python examples/benchmark/prefix_cache.py demo/cpu --json examples/benchmark/prefix_cache.json
