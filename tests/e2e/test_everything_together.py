@@ -168,5 +168,5 @@ def test_random_combinations(engine: Engine, plain: Engine) -> None:
     assert tally["requests"] >= COMBINATIONS
     for name in ("stop", "length", "cancelled", "cached tokens", "bad_words", "logit_bias"):
         assert tally[name], name
-    assert tally["accepted from dflash"] > 20
-    assert tally["accepted from lookup"] > 20
+    for source in ("dflash", "lookup"):
+        assert tally[f"accepted from {source}"] > COMBINATIONS // 4

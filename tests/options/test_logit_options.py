@@ -65,7 +65,7 @@ def test_one_text_is_one_bad_word() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([""], "bad_words holds '', expected texts of some characters"),
+        ([""], "bad_words holds '', expected texts that are not empty"),
         ([5], "bad_words holds 5"),
         (["x" * 257], r"a text of 257 characters .* at most 256"),
         (["x"] * 65, "bad_words holds more than 64 entries"),

@@ -32,6 +32,10 @@ def test_a_word_counts_with_and_without_a_space() -> None:
     assert tokens([" ab"]) == ["Ab"]
 
 
+def test_white_space_counts_as_it_stands() -> None:
+    assert tokens(["\n\n", " "]) == ["\n\n", " "]
+
+
 def test_what_ends_with_another_is_left_out() -> None:
     """Its last token is forbidden by the shorter one."""
     assert tokens(["cb"]) == ["cb"]

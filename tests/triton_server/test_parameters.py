@@ -109,7 +109,7 @@ def test_names_of_tensorrt_llm_have_their_meaning(
     [
         ({"end_id": 5}, "end_id is 5, and this model's own stop tokens are 95, 7. Send stop_"),
         ({"beam_width": 4}, "beam_width is 4, and this model takes only 1"),
-        ({"bad_words": " "}, "bad_words holds ' ', expected texts of some characters"),
+        ({"bad_words": "x" * 300}, "bad_words holds a text of 300 characters"),
         (
             {"repetition_penalty": 0},
             "repetition_penalty is 0.0, expected a finite number above 0",

@@ -136,9 +136,9 @@ def _checked_words(words: Any) -> tuple[str, ...]:
             f" {MAX_BAD_WORDS}."
         )
     for word in words:
-        if not isinstance(word, str) or not word.strip():
+        if not isinstance(word, str) or not word:
             raise UsageError(
-                f"bad_words holds {shown(word)}, expected texts of some characters."
+                f"bad_words holds {shown(word)}, expected texts that are not empty."
             )
         if len(word) > MAX_BAD_WORD_LENGTH:
             raise UsageError(

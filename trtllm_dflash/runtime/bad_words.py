@@ -13,8 +13,8 @@ BadWords = tuple[tuple[int, ...], ...]
 def bad_word_tokens(sampling: SamplingParams, tokenizer: Tokenizer | None) -> BadWords:
     """Return the sequences of tokens that a call's bad words forbid.
 
-    Each word counts as it stands, and with a space before it, as in vLLM. A sequence that ends with
-    another one is left out: the shorter one forbids it.
+    Each word counts as it stands, and with a space before it, as in vLLM; white space only as it
+    stands. A sequence that ends with another one is left out: the shorter one forbids it.
 
     Raises:
         UsageError: for a word of too many tokens.
@@ -23,7 +23,8 @@ def bad_word_tokens(sampling: SamplingParams, tokenizer: Tokenizer | None) -> Ba
         return ()  # refused elsewhere, if there are words
     found: dict[tuple[int, ...], None] = {}  # in order
     for word in sampling.bad_words:
-        spellings = [_spelled(text, word, tokenizer) for text in (word, f" {word.lstrip()}")]
+        texts = (word, f" {word.lstrip()}") if word.strip() else (word,)
+        spellings = [_spelled(text, word, tokenizer) for text in texts]
         for tokens in spellings:
             others = [other for other in spellings if other != tokens]
             if tokens and not any(other and tokens[-len(other) :] == other for other in others):
