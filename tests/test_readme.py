@@ -28,7 +28,7 @@ MAX_README_WORDS = 1000
 LABELS = {"gpu", "built", "cpu", "paper", "no"}
 # What installs or tests everything cannot be run by the tests that it runs; CI runs it on a clean
 # checkout. tests/examples starts the server that `make triton-demo` starts.
-RUN_ELSEWHERE = ("make ", "pip install ")
+RUN_ELSEWHERE = ("make ", "pip install ", "dflash-trt serve")
 NEEDS = {"dflash-trt quantize": "modelopt"}
 TRITON_OPTIONS = {"--model-control-mode"}
 # The modules that an extra of pyproject.toml brings.
