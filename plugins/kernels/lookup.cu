@@ -20,7 +20,8 @@ __device__ __forceinline__ int prior_of(int block_class) {
 }
 
 __device__ __forceinline__ int class_of(int matched) {
-  return 1 + (matched >= kSecondMatch) + (matched >= kThirdMatch) + (matched >= kMaxMatch);
+  return matched < kMinMatch ? kNoMatch
+                             : 1 + (matched >= kSecondMatch) + (matched >= kThirdMatch) + (matched >= kMaxMatch);
 }
 
 // The text of a slot: its history, and the bonus at its end.

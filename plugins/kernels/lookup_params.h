@@ -26,6 +26,7 @@ constexpr int kLookupThreads = 512;
 constexpr int kFromLookup = 2;  // draft_sources; 1 is the drafter alone
 constexpr int kFromBoth = 3;
 constexpr int kNumClasses = 5;   // of blocks: the drafter's, and four of matches by their length
+constexpr int kNoMatch = 5;      // the class of lookup's blocks without a match, which has no mean
 constexpr int kTallySize = 6;    // the class of the next block, and the means of all
 constexpr int kMinMatch = 2;     // tokens from which on a match is better than none
 constexpr int kSecondMatch = 3;  // from which on it is of class 2,

@@ -70,6 +70,7 @@ def feeds(made: Any, ids: np.ndarray, num_known: int = 1) -> dict[str, np.ndarra
         **no_adjustments(batch, rows, wanted["token_mask"].shape[2]),
         "noise_key": np.zeros((batch, KEY_WORDS), np.int64),
         "decided": np.arange(rows),
+        "block_rows": np.arange(0),
     }
     caches = {
         name: np.zeros([batch, *port.shape[1:]], np.float32)

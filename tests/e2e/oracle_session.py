@@ -60,21 +60,21 @@ class OracleSession:
         own = replace(sampling, draft_sources=SOURCE_BITS["dflash"])
         self._session.open_slot(slot, own)
 
-    def prefill(self, slot: int, input_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64, *, draft: bool = True) -> None:
         """Append a chunk of a prompt."""
         self._cached[slot] += input_ids.tolist()
         self._decoding = {}
-        self._session.prefill(slot, input_ids)
+        self._session.prefill(slot, input_ids, draft=draft)
 
     def move_slot(self, src: int, dst: int) -> None:
         """Move a slot and what is known of it."""
         self._cached[dst] = self._cached.pop(src)
         self._session.move_slot(src, dst)
 
-    def decode(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int, *, draft: bool = True) -> None:
         """Put the oracle's drafts behind each slot's anchor, and run the step."""
         self._decoding = {slot: self._overwrite(slot, width) for slot in range(count)}
-        self._session.decode(count, width)
+        self._session.decode(count, width, draft=draft)
 
     def collect(self) -> StepResult:
         """Note what the step has committed."""

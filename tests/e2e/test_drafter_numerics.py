@@ -80,6 +80,7 @@ def _prompt_step(
         **no_adjustments(batch, 1, ports["token_mask"].shape[2]),
         "decided": np.arange(1),
         "noise_key": np.zeros((batch, 4), np.int64),
+        "block_rows": np.arange(BLOCK),
     }
     for port in session.get_inputs():
         if port.name not in feeds:

@@ -73,9 +73,9 @@ def test_the_oracle_notices_a_wrong_state(
     guided, oracle = with_oracle(speculative, target.texts, seed=0)
     whole = session.decode
 
-    def decode(count: int, width: int) -> None:
+    def decode(count: int, width: int, *, draft: bool = True) -> None:
         session._slots["state_len"][:count] = session._slots["past_len"][:count]
-        whole(count, width)
+        whole(count, width, draft=draft)
 
     session.decode = decode
     try:

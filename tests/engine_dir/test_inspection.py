@@ -39,7 +39,7 @@ def test_models_taps_block_ports_and_versions_are_shown(
     assert ["input", "draft_key.*"] in ports
     assert ["output", "target_value.*.out"] in ports
     # Caches of all layers are one row, and those of the layers with rings one more.
-    assert len(ports) == 40
+    assert len(ports) == 41
     lines = [line for line in found["inputs and outputs"] if line.split()[1] == "draft_key.*"]
     assert ["[batch, 3, 80, 8]" in lines[0], "[batch, 3, 128, 8]" in lines[1]] == [True, True]
     assert found["check"] == ["every file is what the build wrote"]

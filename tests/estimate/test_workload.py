@@ -81,7 +81,7 @@ def parameters(costs: tuple[KernelCost, ...], operations: tuple[str, ...]) -> fl
 def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int, ...]]:
     """Run a graph in ONNX Runtime with one sequence; return the shapes around its kernels."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    sizes = {"batch": 1, "width": width, "rows": rows, "context": CONTEXT}
+    sizes = {"batch": 1, "width": width, "rows": rows, "context": CONTEXT, "block": BLOCK}
     watched = {}
     for node in counted_nodes(model):
         for value in (*node.inputs[: READ_INPUTS.get(node.op_type, 0)], node.outputs[0]):
@@ -98,7 +98,8 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
         ]
         feeds[value.name] = np.zeros(axes, value.dtype.numpy())
     feeds |= {"num_known": np.ones(1, np.int32), "top_p": np.ones(1, np.float32)}
-    feeds["kv_positions"], feeds["decided"] = np.arange(CONTEXT), np.arange(rows)
+    counting = {"kv_positions": CONTEXT, "decided": rows, "block_rows": BLOCK}
+    feeds |= {name: np.arange(size) for name, size in counting.items()}
     for value in model.graph.initializers.values():  # their bytes, not their place on disk
         shapes[value.name] = tuple(value.shape)
         value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)

@@ -47,6 +47,8 @@ class Stepper:
             if fill is not None:
                 self.caches[name] = np.full([slots, *shape[1:]], fill, np.float32)
         self.past = np.zeros(slots, np.int32)
+        block = self._session.get_outputs()[0].shape[1]
+        self._block_rows = {"block_rows": np.arange(block)} if "block_rows" in shapes else {}
         self.state_len = np.zeros(slots, np.int32) if "state_len" in shapes else None
         self._mask_words = shapes["token_mask"][2]
         self._next = [np.zeros(0, np.int64)] * slots
@@ -81,6 +83,7 @@ class Stepper:
             "past_len": past,
             "kv_positions": np.arange(past.max() + tokens.shape[1] + block),
             "decided": np.arange(rows),
+            **self._block_rows,
             **sampling_arrays(batch),
             **no_adjustments(batch, rows, self._mask_words),
             "noise_key": np.zeros((batch, KEY_WORDS), np.int64),

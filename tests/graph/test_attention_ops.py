@@ -122,6 +122,7 @@ def test_rings_hold_what_is_looked_at(operator: str, window: int, spare: int) ->
     contexts = past[:, None] + np.arange(width)
     arrays["positions"] = np.concatenate([contexts, start[:, None] + np.arange(block)], axis=1)
     arrays["kv_positions"] = np.arange(30 + width + block + 2, dtype=np.int64)
+    arrays |= {"block_rows": np.arange(block)} if draft else {}
     rows = rows_needed(window, width + block) + spare
     rings = _as_rings(arrays, past, rows)
     whole = run_op(operator, arrays, scale=0.3, window_size=window)
@@ -140,6 +141,28 @@ def test_rings_hold_what_is_looked_at(operator: str, window: int, spare: int) ->
             np.testing.assert_array_equal(got[f"{name}_out"][b], expected)
 
 
+@pytest.mark.parametrize("ring", [None, 0, 1])
+def test_a_block_of_no_rows_takes_the_context_in(ring: int | None) -> None:
+    """Then all context rows are where their positions say, and nothing is attended."""
+    rng = np.random.default_rng(5)
+    past, width, rows = np.array([0, 9, 17]), 4, 31 if ring is None else 10
+    q = np.zeros((B, 0, HQ, D), np.float32)
+    k, v = rng.standard_normal((2, B, width, HKV, D)).astype(np.float32)
+    caches = rng.standard_normal((2, B, HKV, rows, D)).astype(np.float32)
+    arrays = {"q": q, "k": k, "v": v, "key_cache": caches[0], "value_cache": caches[1]}
+    if ring == 0:
+        past = past % 6
+    arrays |= {"positions": past[:, None] + np.arange(width)}
+    arrays |= {"kv_positions": np.arange(past[-1] + width), "block_rows": np.arange(0)}
+    attributes = {} if ring is None else {"ring": ring}
+    got = run_op("DFlashDraftAttention", arrays, scale=0.3, window_size=5, **attributes)
+    assert got["out"].size == 0
+    for cache, written, name in zip(caches, (k, v), ("key", "value"), strict=True):
+        for b, positions in enumerate(arrays["positions"]):
+            cache[b, :, positions % rows] = written[b]
+        np.testing.assert_array_equal(got[f"{name}_cache_out"], cache)
+
+
 @pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize(("causal", "window"), [(0, 0), (1, 0), (0, 5), (1, 5), (1, 2), (0, 2)])
 def test_draft_attention(causal: int, window: int, with_sinks: bool) -> None:
@@ -154,6 +177,7 @@ def test_draft_attention(causal: int, window: int, with_sinks: bool) -> None:
     contexts, blocks = past[:, None] + np.arange(width), nxt[:, None] + np.arange(block)
     arrays["positions"] = np.concatenate([contexts, blocks], axis=1)
     arrays["kv_positions"] = np.arange(17 + width + block, dtype=np.int64)
+    arrays["block_rows"] = np.arange(block)
     arrays |= {"sinks": _sinks(rng)} if with_sinks else {}
     got = run_op("DFlashDraftAttention", arrays, scale=0.3, window_size=window, causal=causal)
 

@@ -160,6 +160,7 @@ class _Run:
             **no_adjustments(1, 1, self._words),
             "decided": np.arange(1),
             "noise_key": np.zeros((1, 4), np.int64),
+            "block_rows": np.arange(BLOCK),
         }
         found = dict(
             zip(self._names, self._session.run(self._names, feeds | self.caches), strict=True)

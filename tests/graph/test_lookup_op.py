@@ -21,7 +21,7 @@ def test_every_number(case: Case) -> None:
 
 def test_the_cases_choose_both_sources_and_all_classes() -> None:
     seen = {int(row[0]) for case in CASES for row in lookup(inputs(case))["next_tally"]}
-    assert seen == set(range(5))
+    assert seen == set(range(6))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def inputs(case: Case) -> Arrays:
     for slot, length in enumerate(past):
         history[slot, 0, length : length + width, 0] = ids[slot]
     means = random.integers(0, 8 * 256, (batch, len(PRIORS)))
-    classes = random.integers(0, len(PRIORS), (batch, 1))
+    classes = random.integers(0, len(PRIORS) + 1, (batch, 1))
     sources = random.integers(1, 4, batch) if case.sources is None else case.sources
     return {
         "history": history,
@@ -105,7 +105,7 @@ def lookup(arrays: Arrays) -> Arrays:
         pays = length >= 2 and means[block_class] >= means[0]
         tally[0] = 0
         if source == 2 or (source == 3 and pays):
-            tally[0] = block_class
+            tally[0] = block_class if length >= 2 else 5
             drafts[slot] = found
     return {"next_drafts": drafts, "next_tally": tallies}
 
@@ -126,7 +126,9 @@ def what_followed(text: Sequence[int], count: int) -> tuple[int, list[int]]:
 
 
 def count(tally: np.ndarray, accepted: int) -> None:
-    """Count a block in the mean of its class, in place."""
+    """Count a block in the mean of its class, in place; without a match it has none."""
+    if tally[0] == 5:
+        return
     place = 1 + tally[0]
     mean = int(tally[place]) + PRIORS[tally[0]]
     tally[place] = (7 * mean + 256 * accepted + 4) // 8 - PRIORS[tally[0]]

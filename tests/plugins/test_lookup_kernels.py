@@ -24,7 +24,7 @@ from tests.plugins.lookup_reference import (
     run,
 )
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.options.draft_sources import NUM_CLASSES, SOURCE_BITS, TALLY_SIZE
+from trtllm_dflash.options.draft_sources import NO_MATCH, NUM_CLASSES, SOURCE_BITS, TALLY_SIZE
 from trtllm_dflash.trt_plugins import params
 from trtllm_dflash.trt_plugins.kernel_sources import constants
 
@@ -83,6 +83,7 @@ def test_the_numbers_are_the_operators(library: Library) -> None:
     assert matches == operator.CLASS_MATCHES
     assert (found["kNumClasses"], found["kTallySize"]) == (NUM_CLASSES, TALLY_SIZE)
     assert (found["kMinMatch"], found["kMeanUnit"]) == (operator.MIN_MATCH, operator.MEAN_UNIT)
+    assert found["kNoMatch"] == NO_MATCH
     assert found["kMeanShare"] == operator.MEAN_SHARE
     bits = {"lookup": found["kFromLookup"], "both": found["kFromBoth"], "dflash": 1}
     assert bits == SOURCE_BITS

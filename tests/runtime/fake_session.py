@@ -78,6 +78,8 @@ class FakeSession:
         self.accuracy = accuracy
         self.lookahead = lookahead
         self.steps: list[tuple[int, int, int]] = []  # (first slot, batch, width)
+        self.drafted: list[bool] = []  # whether the drafter drafted in each of them
+        self.may_skip_drafter = True
         self.moves: list[tuple[int, int, int]] = []  # (src, dst, rows in use)
         self.max_in_flight = 0
         self.opened_in_flight = 0  # slots that were opened behind steps
@@ -129,21 +131,21 @@ class FakeSession:
     def drop_copy(self, copy: SlotCopy) -> None:
         self.room += copy.nbytes
 
-    def prefill(self, slot: int, input_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64, *, draft: bool = True) -> None:
         assert 1 <= len(input_ids) <= self.config.max_num_tokens
         assert input_ids.dtype == np.int64
         assert ((input_ids >= 0) & (input_ids < self.config.vocab_size)).all()
-        self._run(slot, [input_ids], known=len(input_ids), rows=1)
+        self._run(slot, [input_ids], known=len(input_ids), rows=1, draft=draft)
 
     def step_width(self, width: int) -> int:
         return width
 
-    def decode(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int, *, draft: bool = True) -> None:
         assert 1 <= width <= self.config.block_size
         blocks = [state.next_ids[:width] for state in self.slots[:count] if state is not None]
         assert len(blocks) == count, "a slot that was not opened"
         assert all(len(block) == width for block in blocks), "a slot without a prompt"
-        self._run(0, blocks, known=1, rows=width)
+        self._run(0, blocks, known=1, rows=width, draft=draft)
 
     def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
         state = self.slots[slot]
@@ -181,10 +183,14 @@ class FakeSession:
             cache[dst, :rows] = cache[src, :rows]
             cache[src] = POISON
 
-    def _run(self, first: int, blocks: list[Int64], *, known: int, rows: int) -> None:
+    def _run(
+        self, first: int, blocks: list[Int64], *, known: int, rows: int, draft: bool
+    ) -> None:
         self.steps.append((first, len(blocks), len(blocks[0])))
+        self.drafted.append(draft)
         results = [
-            self._step_row(first + row, block, known, rows) for row, block in enumerate(blocks)
+            self._step_row(first + row, block, known, rows, draft)
+            for row, block in enumerate(blocks)
         ]
         new_ids, num_new = zip(*results, strict=True)
         states = self.slots[first : first + len(blocks)]
@@ -206,7 +212,9 @@ class FakeSession:
         assert len(self.in_flight) <= self.lookahead + 1
         self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
 
-    def _step_row(self, slot: int, tokens: Int64, known: int, rows: int) -> tuple[Int64, int]:
+    def _step_row(
+        self, slot: int, tokens: Int64, known: int, rows: int, is_drafted: bool
+    ) -> tuple[Int64, int]:
         state = self.slots[slot]
         assert state is not None
         past = state.past_len
@@ -234,7 +242,9 @@ class FakeSession:
         draft[past : past + len(tokens)] = tokens
         draft[state.past_len :] = POISON
         draft[state.past_len : state.past_len + self.config.block_size] = POISON - 1
-        state.next_ids = self._draft(draft[: state.past_len], chosen[-1])
+        state.next_ids = np.full(self.config.block_size, chosen[-1])
+        if is_drafted:
+            state.next_ids = self._draft(draft[: state.past_len], chosen[-1])
         new_ids = np.full(rows, -1)
         new_ids[: len(chosen)] = chosen
         return new_ids, len(chosen)

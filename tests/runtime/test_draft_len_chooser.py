@@ -1,136 +1,251 @@
-"""The number of drafts by itself: the width that gives the most tokens a second."""
+"""The number of drafts by itself: the steps that give the most tokens a second."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.draft_sources import DraftSource
+from trtllm_dflash.options.draft_sources import NO_MATCH
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.draft_acceptance import Acceptance
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.preprocess import make_requests
 from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.step_times import StepPlan, StepTimes
 
 BLOCK = 8
 WIDTHS = (4, 1, 2, 8)
+PASS = 0.2  # of a step's time, the drafter's block
+CHEAP = {1: 1.0, 2: 1.05, 4: 1.1, 8: 1.2}  # seconds by width, without the drafter's block
 
 
-def sequence(source: DraftSource = "dflash") -> Request:
-    """Return a request that leaves its number of drafts open; all are of one source."""
+def sequence(drafts: str = "both") -> Request:
+    """Return a request that leaves its number of drafts open."""
     config = fake_config(block_size=BLOCK)
-    (request,) = make_requests([[3]], SamplingParams(draft_len="auto"), config)
-    request.next_source = source
+    params = SamplingParams(draft_len="auto", drafts="both")
+    (request,) = make_requests([[3]], params, config)
+    if drafts != "both":
+        object.__setattr__(
+            request.sampling, "draft_sources", {"dflash": 1, "lookup": 2}[drafts]
+        )
     return request
 
 
-def simulated(
-    chances: dict[DraftSource, float], seconds: dict[int, float], *, steps: int = 400
-) -> dict[int, int]:
-    """Return how often each width was chosen, where draft i is accepted by its source's chance."""
-    draws = random.Random(3)
-    chooser = DraftLenChooser(BLOCK, WIDTHS)
-    sequences = [sequence(source) for source in chances]
-    chosen = dict.fromkeys(WIDTHS, 0)
-    for _ in range(steps):
-        width = chooser.width_for(sequences)
-        chosen[width] += 1
-        for request in sequences:
-            accepted = 0
-            while accepted < width - 1 and draws.random() < chances[request.next_source]:
-                accepted += 1
-            request.count_step(accepted + 1, width - 1)
-        chooser.note_time(len(sequences), width, seconds[width] * draws.uniform(0.9, 1.1))
-    return chosen
+class Simulation:
+    """Steps of sequences whose drafts are accepted by chance, and whose texts match by chance.
+
+    `chances` by the class of a block; `matches`: the share of blocks behind which a match of class
+    4 is found. The first `free` steps are not counted.
+    """
+
+    def __init__(
+        self,
+        chances: Mapping[int, float],
+        seconds: Callable[[StepPlan], float],
+        *,
+        matches: float = 0.0,
+        sequences: list[Request] | None = None,
+        may_skip: bool = True,
+    ) -> None:
+        self.chances = dict(chances)
+        self.seconds = seconds
+        self.matches = matches
+        self.chooser = DraftLenChooser(BLOCK, WIDTHS, may_skip=may_skip)
+        self.sequences = sequences or [sequence()]
+        self.draws = random.Random(3)
+        self.plans: list[StepPlan] = []
+        self.time, self.tokens = 0.0, 0
+
+    def run(self, steps: int) -> Simulation:
+        """Run so many more steps; what came before no longer counts."""
+        self.time, self.tokens, self.plans = 0.0, 0, []
+        for _ in range(steps):
+            plan = self.chooser.plan_for(self.sequences)
+            self.plans.append(plan)
+            for request in self.sequences:
+                self._step(request, plan)
+            seconds = self.seconds(plan)
+            self.time += seconds
+            measured = seconds * self.draws.uniform(0.95, 1.05)
+            self.chooser.note_time(len(self.sequences), plan, measured)
+        return self
+
+    def _step(self, request: Request, plan: StepPlan) -> None:
+        accepted = 0
+        chance = self.chances.get(request.next_class, 0.05)
+        while accepted < plan.width - 1 and self.draws.random() < chance:
+            accepted += 1
+        request.count_step(accepted + 1, plan.width - 1)
+        self.tokens += accepted + 1
+        sources = request.sampling.draft_sources
+        request.next_class = 0 if plan.draft and sources != 2 else NO_MATCH
+        if self.draws.random() < self.matches and (sources != 1 or not plan.draft):
+            request.next_class = 4
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.time
+
+    @property
+    def drafted(self) -> float:
+        """Return the share of steps in which the drafter drafted."""
+        return sum(plan.draft for plan in self.plans) / len(self.plans)
+
+    @property
+    def share(self) -> dict[StepPlan, float]:
+        """Return how often each kind of step was chosen."""
+        return {plan: count / len(self.plans) for plan, count in Counter(self.plans).items()}
+
+
+def times(by_width: Mapping[int, float], block: float = PASS) -> Callable[[StepPlan], float]:
+    """Return the seconds of a plan."""
+    return lambda plan: by_width[plan.width] + block * plan.draft
 
 
 @pytest.mark.parametrize(
     ("chance", "seconds", "best"),
     [
         (0.9, {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, 8),  # drafts cost nothing
-        (0.05, {1: 1.0, 2: 1.2, 4: 1.4, 8: 2.0}, 1),  # they lose
         (0.6, {1: 1.0, 2: 1.05, 4: 1.1, 8: 2.0}, 4),  # up to four they pay
-        (0.3, {1: 1.0, 2: 1.1, 4: 1.5, 8: 3.0}, 2),
+        (0.7, {1: 1.0, 2: 1.1, 4: 2.5, 8: 5.0}, 2),
     ],
 )
 def test_the_width_that_pays_is_chosen(
     chance: float, seconds: dict[int, float], best: int
 ) -> None:
-    chosen = simulated({"dflash": chance}, seconds)
-    assert chosen[best] > 350
-    assert all(count >= 1 for count in chosen.values()), "every width is tried"
+    run = Simulation({0: chance}, times(seconds)).run(200).run(400)
+    assert run.share[StepPlan(best, True)] > 0.85
 
 
-def test_sequences_of_two_sources_share_a_step() -> None:
+def test_a_drafter_that_loses_does_not_draft() -> None:
+    """Trials lose little: the rate is nearly that of plain steps."""
+    run = Simulation({0: 0.05}, times({1: 1.0, 2: 1.2, 4: 1.4, 8: 2.0})).run(100).run(1000)
+    assert run.share[StepPlan(1, False)] > 0.95
+    assert run.rate > 0.98
+    assert any(plan.draft for plan in run.plans), "the drafter is tried now and then"
+
+
+def test_a_drafter_that_has_become_good_is_found() -> None:
+    run = Simulation({0: 0.05}, times(CHEAP)).run(500)
+    assert run.drafted < 0.1
+    run.chances[0] = 0.9
+    assert run.run(1000).run(200).share[StepPlan(8, True)] > 0.9
+
+
+def test_matches_alone_are_verified_as_they_come() -> None:
+    """Where the drafter loses, a step is wide behind a match and narrow elsewhere."""
+    run = Simulation({0: 0.05, 4: 0.95}, times({1: 1.0, 2: 1.3, 4: 1.5, 8: 2.0}), matches=0.3)
+    share = run.run(200).run(500).share
+    assert share[StepPlan(8, False)] > 0.2
+    assert share[StepPlan(1, False)] > 0.6
+
+
+def test_a_drafter_between_matches_drafts_if_it_pays() -> None:
+    run = Simulation({0: 0.8, 4: 0.95}, times(CHEAP), matches=0.3).run(200).run(500)
+    assert run.share[StepPlan(8, True)] > 0.8
+
+
+def test_lookup_alone_never_wants_the_drafter() -> None:
+    sequences = [sequence("lookup")]
+    run = Simulation({4: 0.9}, times(CHEAP), matches=0.5, sequences=sequences).run(300)
+    assert not any(plan.draft for plan in run.plans)
+
+
+def test_the_drafter_alone_gets_no_drafts_of_lookup() -> None:
+    """Where it may not draft, what lookup has found is not verified."""
+    sequences = [sequence("dflash")]
+    run = Simulation({0: 0.05, 4: 0.99}, times(CHEAP), matches=0.9, sequences=sequences)
+    assert run.run(100).run(400).drafted < 0.1
+    assert run.rate > 0.97
+
+
+def test_an_engine_that_cannot_skip_always_drafts() -> None:
+    run = Simulation({0: 0.05}, times({1: 1.0, 2: 1.5, 4: 2.0, 8: 3.0}), may_skip=False).run(
+        300
+    )
+    assert all(plan.draft for plan in run.plans)
+    assert run.share[StepPlan(1, True)] > 0.8
+
+
+def test_sequences_of_two_kinds_share_a_step() -> None:
     """One gains by wide steps more than the other loses by them."""
-    seconds = {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.6}
-    assert simulated({"dflash": 0.1, "lookup": 0.95}, seconds)[8] > 350
-    assert simulated({"dflash": 0.1}, seconds)[8] < 50
+    sequences = [sequence("dflash"), sequence("lookup")]
+    seconds = times({1: 1.0, 2: 1.1, 4: 1.2, 8: 1.6})
+    run = Simulation({0: 0.1, 4: 0.95}, seconds, matches=1.0, sequences=sequences)
+    assert run.run(100).run(300).share[StepPlan(8, False)] > 0.8
 
 
 def test_a_new_sequence_begins_with_what_all_had() -> None:
     overall = Acceptance(BLOCK)
     first, second = Acceptance(BLOCK, overall), Acceptance(BLOCK, overall)
     for _ in range(40):
-        first.note("dflash", 7, 7)
-    assert second.expected_tokens("dflash")[7] > 6
-    assert second.expected_tokens("lookup")[7] < 3, "of the other source nothing is known"
+        first.note(0, 7, 7)
+    assert second.expected_tokens()[0, 7] > 6
+    assert second.expected_tokens()[1, 7] < 3, "of other classes nothing is known"
 
 
 def test_its_own_blocks_soon_count_more_than_those_of_all() -> None:
     overall = Acceptance(BLOCK)
     for _ in range(60):
-        overall.note("dflash", 7, 0)
+        overall.note(0, 7, 0)
     own = Acceptance(BLOCK, overall)
     for _ in range(12):
-        own.note("dflash", 7, 7)
-    assert own.expected_tokens("dflash")[7] > 4
+        own.note(0, 7, 7)
+    assert own.expected_tokens()[0, 7] > 4
 
 
 def test_what_was_not_verified_counts_as_nothing() -> None:
     """A draft behind a refused one, or outside the step, says nothing of its place."""
     acceptance = Acceptance(BLOCK)
     for _ in range(30):
-        acceptance.note("dflash", 2, 2)
-        acceptance.note("dflash", 0, 0)
-    probabilities = acceptance.probabilities("dflash")
-    assert min(probabilities) > 0.9
+        acceptance.note(0, 2, 2)
+        acceptance.note(0, 0, 0)
+    assert acceptance.probabilities()[0].min() > 0.9
     for _ in range(30):
-        acceptance.note("dflash", 7, 2)
-    assert acceptance.probabilities("dflash")[2] < 0.3
+        acceptance.note(0, 7, 2)
+    assert acceptance.probabilities()[0, 2] < 0.3
 
 
 def test_times_follow_the_machine() -> None:
     """A width that has become slow is left, and one that has become quick again is found."""
-    chooser, request = DraftLenChooser(BLOCK, WIDTHS), sequence()
+    dear = {1: 1.0, 2: 2.5, 4: 3.0, 8: 3.5}
+    run = Simulation({0: 0.8}, times(CHEAP)).run(200)
+    assert run.share[StepPlan(8, True)] > 0.8
+    run.seconds = times(dear)
+    assert run.run(300).run(100).share[StepPlan(1, False)] > 0.8
+    run.seconds = times(CHEAP)
+    assert run.run(3000).run(100).share[StepPlan(8, True)] > 0.8
 
-    def run(steps: int, seconds: dict[int, float]) -> list[int]:
-        chosen = []
-        for _ in range(steps):
-            width = chooser.width_for([request])
-            request.count_step(1 + min(width - 1, 3), width - 1)
-            chooser.note_time(1, width, seconds[width])
-            chosen.append(width)
-        return chosen
 
-    cheap, dear = dict.fromkeys(WIDTHS, 1.0), {1: 1.0, 2: 2.0, 4: 5.0, 8: 9.0}
-    assert run(100, cheap).count(1) < 5
-    assert run(300, dear)[-40:].count(1) > 30
-    assert run(900, cheap)[-40:].count(1) < 5
+def test_times_of_steps_that_never_ran_are_estimated() -> None:
+    known = StepTimes()
+    known.note_time(StepPlan(4, True), 2.0)
+    assert known.seconds(StepPlan(8, True)) > 2.0 > known.seconds(StepPlan(4, False))
+    known.note_time(StepPlan(8, True), 3.0)
+    known.note_time(StepPlan(4, False), 1.0)
+    assert known.seconds(StepPlan(6, True)) == pytest.approx(2.5)
+    assert known.seconds(StepPlan(8, False)) == pytest.approx(1.5)
+    assert 0 < known.seconds(StepPlan(1, True)) < 2.0
 
 
 def test_a_request_with_a_number_gets_it_beside_one_without() -> None:
     config = fake_config(block_size=BLOCK)
     (fixed,) = make_requests([[3]], SamplingParams(draft_len=5), config)
-    chooser = DraftLenChooser(BLOCK, [1])
-    assert chooser.width_for([fixed]) == 6
-    assert chooser.width_for([fixed, sequence()]) == 6
-    assert chooser.width_for([sequence()]) == 1
+    (plain,) = make_requests([[3]], SamplingParams(draft=False), config)
+    chooser = DraftLenChooser(BLOCK, [1], may_skip=True)
+    assert chooser.plan_for([fixed]) == StepPlan(6, True)
+    assert chooser.plan_for([fixed, sequence()]) == StepPlan(6, True)
+    assert chooser.plan_for([sequence("lookup")]) == StepPlan(1, False)
+    assert chooser.plan_for([plain]) == StepPlan(1, False)
+    assert chooser.plan_for([plain, fixed]) == StepPlan(6, True)
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -145,7 +260,15 @@ def test_tokens_do_not_depend_on_what_is_chosen(lookahead: int, temperature: flo
     expected = plain.generate(prompts, draft=False, ignore_eos=True, **options)
     assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
     widths = {width for first, _, width in engine._session.steps if not first}
-    assert set(candidate_widths(config, engine._session)) <= widths
+    assert len(widths & set(candidate_widths(config, engine._session))) > 2
+
+
+def test_prompts_are_drafted_for_at_their_ends_alone() -> None:
+    config = fake_config(block_size=4, max_num_tokens=5)
+    for options, expected in (({}, [False, False, True]), ({"draft": False}, [False] * 3)):
+        engine = Engine(config, FakeSession(config))
+        engine.generate([list(range(3, 15))], max_tokens=1, **options)
+        assert engine._session.drafted == expected
 
 
 def test_an_engine_without_drafter_has_no_drafts_to_choose() -> None:

@@ -139,10 +139,10 @@ def test_failed_prefill_leaves_the_other_slots(
     session: Any = engine._session
     prefill = session.prefill
 
-    def short_of_memory(slot: int, input_ids: Any) -> None:
+    def short_of_memory(slot: int, input_ids: Any, *, draft: bool) -> None:
         if 9 in input_ids:
             raise MemoryError
-        prefill(slot, input_ids)
+        prefill(slot, input_ids, draft=draft)
 
     session.prefill = short_of_memory
     (expected,) = fake_engine().generate([[4]], max_tokens=40, stop_token_ids=())

@@ -138,9 +138,9 @@ def test_twice_the_capacity(fake_engine: Callable[..., Engine]) -> None:
     engine, alone = fake_engine(max_batch_size=2, lookahead=1), fake_engine()
     decode = engine._session.decode
 
-    def slow(batch: int, width: int) -> None:
+    def slow(batch: int, width: int, *, draft: bool) -> None:
         time.sleep(0.002)  # as a device has it
-        decode(batch, width)
+        decode(batch, width, draft=draft)
 
     engine._session.decode = slow  # type: ignore[method-assign]
     tally = overload(engine, alone, engine.config.vocab_size, 150)

@@ -134,9 +134,9 @@ def _batches(gpu: Gpu) -> Iterator[set[int]]:
     found: set[int] = set()
     decode = gpu.session.decode
 
-    def recorded(count: int, width: int) -> None:
+    def recorded(count: int, width: int, *, draft: bool) -> None:
         found.add(count)
-        decode(count, width)
+        decode(count, width, draft=draft)
 
     gpu.session.decode = recorded  # type: ignore[method-assign]
     yield found

@@ -298,7 +298,10 @@ def test_the_next_step_is_launched_before_tokens_are_read(
         setattr(
             engine._session,
             name,
-            lambda *args, name=name, method=method: (calls.append(name), method(*args))[1],
+            lambda *args, name=name, method=method, **rest: (
+                calls.append(name),
+                method(*args, **rest),
+            )[1],
         )
     engine.generate([[3, 4, 5]], max_tokens=6, draft=False, **NO_STOP)
     # The prompt; then five steps, known to be the last ones before they are read.

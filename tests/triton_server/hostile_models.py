@@ -36,10 +36,10 @@ class TritonPythonModel(Model):
         super().initialize(args)
         decode, chance = self._engine._session.decode, random.Random(5)
 
-        def breaks(count, width):
+        def breaks(count, width, **rest):
             if chance.random() < 0.02:
                 raise RuntimeError("the device is on fire")
-            decode(count, width)
+            decode(count, width, **rest)
 
         self._engine._session.decode = breaks
 """

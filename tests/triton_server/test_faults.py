@@ -143,10 +143,10 @@ class TritonPythonModel(Model):
         super().initialize(args)
         decode, steps = self._engine._session.decode, iter(range(1, 1000))
 
-        def breaks(count, width):
+        def breaks(count, width, **rest):
             if next(steps, 0) == 10:
                 raise RuntimeError("the device is on fire")
-            decode(count, width)
+            decode(count, width, **rest)
 
         self._engine._session.decode = breaks
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import BATCH, BLOCK, CONTEXT, ROWS, WIDTH, IoTensor
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 Range = tuple[int, int, int]  # smallest, the one to optimize for, largest
@@ -44,6 +44,7 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, ...
         WIDTH: (1, widest, widest),
         ROWS: (1, 1, block),
         CONTEXT: (1, usual_len, cache_len),
+        BLOCK: (block, block, block),
     }
     if num_profiles(sizes) == 1:
         usual_width = usual_rows if sizes.plugins else widest
@@ -55,6 +56,7 @@ def profiles(io: Sequence[IoTensor], sizes: ResolvedBuild) -> tuple[Profile, ...
         WIDTH: (1, usual_rows, min(max(block, at_least), widest)),
         ROWS: (1, usual_rows, block),
         CONTEXT: (block, usual_len, cache_len),
+        BLOCK: (block, block, block),
     }
     return _profile(io, prefill), _profile(io, decode)
 

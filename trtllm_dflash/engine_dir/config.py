@@ -12,6 +12,7 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import (
     ADJUST_SETTINGS,
     ADJUSTS,
+    BLOCK_ROWS,
     DRAFT_SOURCES,
     KEY_WORDS,
     LOGITS,
@@ -127,6 +128,14 @@ class EngineConfig:
         """
         adjust = {ADJUSTS, TOKEN_MASK, *(port.name for port in ADJUST_SETTINGS)}
         return any(tensor.name in adjust for tensor in self.io)
+
+    @property
+    def may_skip_drafter(self) -> bool:
+        """Tell whether a step can leave the drafter's block out; its tokens are taken in anyway.
+
+        GPU engines, and engines of earlier versions, draft in every step.
+        """
+        return self.has_lookup and any(tensor.name == BLOCK_ROWS.name for tensor in self.io)
 
     @property
     def sampling_inputs(self) -> tuple[SamplingInput, ...]:

@@ -135,6 +135,7 @@ def check_io_table(config: EngineConfig, where: str) -> None:
     controls = (
         *control_inputs(
             vocab_size=config.vocab_size if config.has_adjust else None,
+            may_skip=config.may_skip_drafter,
             **parts,
         ),
         *control_outputs(config.block_size, **parts),

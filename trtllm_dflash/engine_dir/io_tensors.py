@@ -26,7 +26,8 @@ BATCH = "batch"
 WIDTH = "width"
 ROWS = "rows"
 CONTEXT = "context"
-SYMBOLS = (BATCH, WIDTH, ROWS, CONTEXT)
+BLOCK = "block"
+SYMBOLS = (BATCH, WIDTH, ROWS, CONTEXT, BLOCK)
 LOGITS = "logits"
 NOISE_KEY = "noise_key"
 KEY_WORDS = 4
@@ -79,6 +80,13 @@ _NEXT_STATE_LEN = IoTensor(
 
 HISTORY = "history"
 DRAFT_SOURCES = "draft_sources"
+BLOCK_ROWS = IoTensor(
+    "block_rows",
+    "input",
+    "int64",
+    (BLOCK,),
+    "0 … T-1; none: the drafter drafts nothing; not on GPUs",
+)
 _HISTORY_MEANING = (
     "the slot's token ids by position, exact up to 2^24: of penalties, and where drafts are looked"
     " up"
@@ -155,14 +163,14 @@ def step_io(
     `kv_cache_dtype` if it is given, all else of `dtype`. Layers with a window have rings
     (`engine_dir.ring_cache`) for steps of up to `ring_width` tokens. None: every cache has
     cache_len rows, for any step. A layer of linear attention has a window and a state instead of
-    keys and values, and the step then has `state_len` and `next_state_len`.
+    keys and values, and the step then has `state_len` and `next_state_len`. In float32, which is
+    for CPUs, the drafter may skip its block: ONNX Runtime computes tensors without rows.
     """
     rows = cache_rows(target.windows, cache_len=cache_len, written=ring_width)
     caches = _target_ports(target, dtype, kv_cache_dtype or dtype, rows, block_size=block_size)
     if drafter is not None:
-        written = (
-            None if ring_width is None else ring_width + block_size
-        )  # the next block, behind the step's tokens
+        # The next block is written behind the step's tokens.
+        written = None if ring_width is None else ring_width + block_size
         caches += _drafter_ports(
             drafter,
             dtype,
@@ -170,18 +178,12 @@ def step_io(
         )
     caches += (history_port(cache_len, has_drafter=drafter is not None),)
     outputs = tuple(map(_written, caches))
-    has_states = target.has_linear_layers
-    controls = tuple(
-        port
-        for port in control_inputs(
-            vocab_size=target.vocab_size,
-            has_states=has_states,
-            has_lookup=drafter is not None,
-        )
-        if not (plugins and CONTEXT in port.shape)
-    )
+    has = {"has_states": target.has_linear_layers, "has_lookup": drafter is not None}
+    may_skip = drafter is not None and dtype == "float32"
+    inputs = control_inputs(vocab_size=target.vocab_size, may_skip=may_skip, **has)
+    controls = tuple(port for port in inputs if not (plugins and CONTEXT in port.shape))
     logits = (logits_output(target.vocab_size),) if gather_logits else ()
-    results = control_outputs(block_size, has_states=has_states, has_lookup=drafter is not None)
+    results = control_outputs(block_size, **has)
     return (*controls, *caches, *results, *logits, *outputs)
 
 
@@ -200,12 +202,14 @@ def control_inputs(
     vocab_size: int | None,
     has_states: bool = True,
     has_lookup: bool = True,
+    may_skip: bool = True,
 ) -> tuple[IoTensor, ...]:
     """Return the inputs that are no caches, of a step without plugins.
 
     Without `has_states`, those of a target whose layers all have keys and values. Without
     `has_lookup`, those of a step that looks no drafts up: it has no drafter. Without `vocab_size`,
-    those of an earlier version's step, which adjusts no logits.
+    those of an earlier version's step, which adjusts no logits. With `may_skip`,
+    those of a step whose drafter may draft nothing.
     """
     known = "the first num_known are decided, the rest drafts to verify"
     return (
@@ -245,6 +249,7 @@ def control_inputs(
             "numbers below 2^31, made of the slot's seed: the noise of its sampling",
         ),
         *((_ADJUSTS, *ADJUST_SETTINGS, _token_mask(vocab_size)) if vocab_size else ()),
+        *((BLOCK_ROWS,) if may_skip else ()),
         *(LOOKUP_INPUTS if has_lookup else ()),
     )
 

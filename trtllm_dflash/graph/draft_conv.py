@@ -46,7 +46,8 @@ class DraftConv:
         groups = hidden // config.group_size
         base = g.Reshape(base, [2 * config.kernel_size, groups, config.group_size])
         kernels = m.wide(m.linear(x, f"{name}.kernel_projection"))
-        dynamic = g.Reshape(kernels, g.Concat(batch_and_block, [-1], axis=0))
+        sizes = [2 * config.kernel_size * groups]
+        dynamic = g.Reshape(kernels, g.Concat(batch_and_block, sizes, axis=0))
         return cls(m, config, groups, base, dynamic, batch_and_block)
 
     def __call__(self, x: ir.Value, side: int) -> ir.Value:

@@ -53,7 +53,7 @@ class DraftHead:
             return self._tokens(self._selected(self.config.walk, logits, projected, anchor))
         listed = [] if self.vocab is None else [self._listed(self.vocab)]
         (places,) = ARGMAX(g, logits, *self._unscaled(noise), *listed)
-        return g.Reshape(self._tokens(places), [-1, block_size - 1])
+        return g.Reshape(self._tokens(places), g.Concat(g.size(anchor, 0), [-1], axis=0))
 
     def _unscaled(self, noise: Sequence[ir.Value]) -> list[ir.Value]:
         """Return the settings for logits that are not multiplied: of another temperature.

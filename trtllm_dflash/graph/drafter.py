@@ -31,10 +31,11 @@ class DrafterBuilder:
     model: LayerBuilder
     config: DrafterConfig
     rotary: Rotary
-    batch_and_block: ir.Value  # int64 [2] = B, T
+    batch_and_block: ir.Value  # int64 [2] = B, T; or B, -1 where T may be 0
     batch_and_rows: ir.Value  # int64 [2] = B, S+T
     block_positions: ir.Value  # int64 [B, T]
     row_positions: ir.Value  # int64 [B, S+T]
+    block_rows: ir.Value  # int64 [T]
     kv_positions: ir.Value
     caches: dict[str, ir.Value]
     rings: tuple[int, ...] = ()  # by layer, 1 where the caches are a ring; empty: none is
@@ -117,6 +118,7 @@ class DrafterBuilder:
             self.caches[value],
             self.row_positions,
             self.kv_positions,
+            self.block_rows,
             *sinks,
             scale=c.head_dim**-0.5,
             window_size=mask.window,

@@ -34,7 +34,8 @@ from trtllm_dflash.graph.drafter import DrafterBuilder
 from trtllm_dflash.graph.kv_scales import KvScales, check_kv_scales
 from trtllm_dflash.graph.layers import LayerBuilder, Rotary, gather_rows
 from trtllm_dflash.graph.moe_layer import ExpertStorage
-from trtllm_dflash.graph.ops import ACCEPT, ADJUST, LOOKUP, OPS
+from trtllm_dflash.graph.next_block import NextBlock
+from trtllm_dflash.graph.ops import ACCEPT, ADJUST, OPS
 from trtllm_dflash.graph.plugin_nodes import lower_to_plugins
 from trtllm_dflash.graph.quantized_linear import emulation_functions
 from trtllm_dflash.graph.target import TargetBuilder
@@ -198,14 +199,15 @@ class _Step:
         }
         written |= {HISTORY: history}
         if drafter is not None:
+            next_block = NextBlock(g, self.inputs, self.block_size)
             with g.scope("drafter"):
                 drafts, draft_written = self._drafts(
-                    verifier, target.config, drafter, features, bonus, next_len
+                    next_block, verifier, target.config, drafter, features, bonus, next_len
                 )
             with g.scope("lookup"):
-                drafts, results["next_tally"] = self._lookup(history, bonus, drafts, next_len)
+                drafts, tally = next_block.lookup(history, bonus, drafts, next_len)
             written |= draft_written
-            results["next_ids"] = g.Concat(bonus, drafts, axis=1)
+            results |= {"next_ids": g.Concat(bonus, drafts, axis=1), "next_tally": tally}
         if config.has_linear_layers:
             # The known rows are in the states, the accepted drafts not yet.
             known = self.inputs["num_known"]
@@ -270,6 +272,7 @@ class _Step:
 
     def _drafts(
         self,
+        next_block: NextBlock,
         verifier: LayerBuilder,
         target: TargetConfig,
         drafter: Checkpoint[DrafterConfig],
@@ -285,7 +288,9 @@ class _Step:
         batch = g.size(bonus, 0)
         width = g.size(self.inputs["input_ids"], 1)
         rows = config.rows_of(self.block_size)
-        block_positions = self._positions(next_len, [rows])
+        block_rows, block = next_block.rows(rows)
+        start = g.Unsqueeze(g.cast(next_len, ir.DataType.INT64), [1])
+        block_positions = g.Add(start, block_rows)
         model = LayerBuilder(
             g,
             weights,
@@ -298,20 +303,25 @@ class _Step:
             model=model,
             config=config,
             rotary=Rotary.from_config(g, config.rope, "drafter", self.cache_len, self.dtype),
-            batch_and_block=g.Concat(batch, [rows], axis=0),
-            batch_and_rows=g.Concat(batch, g.Add(width, rows), axis=0),
+            batch_and_block=g.Concat(batch, [-1 if next_block.may_skip else rows], axis=0),
+            batch_and_rows=g.Concat(batch, g.Add(width, block), axis=0),
             block_positions=block_positions,
             row_positions=g.Concat(self._positions(past, width), block_positions, axis=1),
+            block_rows=block_rows,
             kv_positions=self.inputs["kv_positions"],
             caches=self.inputs,
             rings=self._rings("draft_key", config.num_layers),
         )
         masks = g.Expand(config.mask_token_id, g.Concat(batch, [rows - 1], axis=0))
-        block = _embed_block(verifier, model, config, g.Concat(bonus, masks, axis=1))
-        hidden = context.forward(g.Concat(*features, axis=-1), block)
+        ids = g.Concat(bonus, masks, axis=1)
+        if next_block.may_skip:
+            ids = g.Gather(ids, block_rows, axis=1)
+        x = _embed_block(verifier, model, config, ids)
+        hidden = context.forward(g.Concat(*features, axis=-1), x)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
         noise = (*self._settings, self.inputs[NOISE_KEY], next_len)
-        return head.drafts(hidden, bonus, self.block_size, noise), context.written
+        drafts = head.drafts(hidden, bonus, self.block_size, noise)
+        return next_block.filled(drafts, bonus), context.written
 
     @property
     def _settings(self) -> list[ir.Value]:
@@ -326,14 +336,6 @@ class _Step:
         is_for_trt = self.dtype != ir.DataType.FLOAT and not self.plugins
         pairwise = {"pairwise": 1} if is_for_trt else {}
         return ADJUST(self.g, logits, *(self.inputs[name] for name in names), **pairwise)
-
-    def _lookup(
-        self, history: ir.Value, bonus: ir.Value, drafts: ir.Value, next_len: ir.Value
-    ) -> tuple[ir.Value, ...]:
-        """Return the better source's drafts [B, T-1], and the tally."""
-        before = [self.inputs[name] for name in ("input_ids", "num_known", "past_len")]
-        behind = [self.inputs[name] for name in ("tally", "draft_sources", "kv_positions")]
-        return LOOKUP(self.g, history, *before, next_len, bonus, drafts, *behind)
 
     def _rings(self, name: str, num_layers: int) -> tuple[int, ...]:
         """Return which layers' caches are rings, by the rows of their inputs.

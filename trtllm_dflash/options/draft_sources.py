@@ -18,6 +18,7 @@ DRAFTS_HELP = (
     " block by block the better one"
 )
 NUM_CLASSES = 5  # of blocks: the drafter's, and four of matches by their length
+NO_MATCH = NUM_CLASSES  # the class of a lookup's block where nothing matches: it has no mean
 TALLY_SIZE = 1 + NUM_CLASSES
 """Numbers of a slot's tally: the class of its next block, then each class's running mean."""
 

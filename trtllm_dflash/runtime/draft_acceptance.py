@@ -1,65 +1,109 @@
-"""How often drafts are accepted, by their place in the block and by what has drafted them."""
+"""How often drafts are accepted, by the class of their block and by their place in it.
+
+A block's class says what has drafted it, and how long the match was if it was lookup
+(`graph.ops.lookup`). It tells much of what will be accepted.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+import numpy as np
+from numpy.typing import NDArray
 
-_FIRST_GUESS = 0.5  # of every place, before anything was accepted or refused
+from trtllm_dflash.options.draft_sources import NO_MATCH, SOURCE_BITS
+
+Float64 = NDArray[np.float64]
+
+NUM_BLOCK_CLASSES = NO_MATCH + 1
+"""The drafter's, four of lookup's matches, and lookup's without one."""
+
+# Of a draft in the first place, by the block's class, before anything was accepted or refused.
+_FIRST_GUESSES = np.array([0.45, 0.5, 0.6, 0.7, 0.8, 0.1])
 _SHARED_BLOCKS = 4.0  # blocks of its own that a sequence needs to count as much as all together
+_PLACE_BEFORE = 4.0  # times that a place is reached, to count as much as the place before
 _MEMORY = 64.0  # blocks after which older ones count half
-
-
-@dataclass
-class _Counts:
-    """How often draft i + 1 was reached, and how often it was accepted then."""
-
-    reached: list[float]
-    accepted: list[float]
-
-    def note(self, num_drafts: int, num_accepted: int) -> None:
-        for place in range(min(num_drafts, num_accepted + 1)):
-            self.reached[place] += 1
-            self.accepted[place] += place < num_accepted
-        if self.reached[0] > _MEMORY:
-            self.reached = [count / 2 for count in self.reached]
-            self.accepted = [count / 2 for count in self.accepted]
+# How often nothing matches, and how often each class of matches is found, at first.
+_FIRST_SHARES = np.array([0.8, 0.05, 0.05, 0.05, 0.05])
 
 
 class Acceptance:
-    """What the blocks of one sequence, or of all, got accepted, by the source of their drafts."""
+    """What the blocks of one sequence, or of all, got accepted."""
 
     def __init__(self, block_size: int, shared: Acceptance | None = None) -> None:
         """Begin with nothing; `shared` stands for sequences that have had few blocks."""
-        self._size = block_size - 1
         self._shared = shared
-        self._counts: dict[str, _Counts] = defaultdict(
-            lambda: _Counts([0.0] * self._size, [0.0] * self._size)
-        )
+        self._reached = np.zeros((NUM_BLOCK_CLASSES, block_size - 1))
+        self._accepted = np.zeros((NUM_BLOCK_CLASSES, block_size - 1))
+        self._found = np.zeros(NO_MATCH)
+        self._tokens: Float64 | None = None  # as `expected_tokens` has found them
 
-    def note(self, source: str, num_drafts: int, num_accepted: int) -> None:
+    def note(self, block_class: int, num_drafts: int, num_accepted: int) -> None:
         """Count a block of which so many drafts were verified."""
+        found = self._found
+        found[block_class % NO_MATCH] += 1
+        if found.sum() > _MEMORY:
+            found /= 2
         if num_drafts:
-            self._counts[source].note(num_drafts, num_accepted)
-            if self._shared is not None:
-                self._shared.note(source, num_drafts, num_accepted)
+            reached, accepted = self._reached[block_class], self._accepted[block_class]
+            reached[: min(num_drafts, num_accepted + 1)] += 1
+            accepted[:num_accepted] += 1
+            if reached[0] > _MEMORY:
+                reached /= 2
+                accepted /= 2
+        self._tokens = None
+        if self._shared is not None:
+            self._shared.note(block_class, num_drafts, num_accepted)
 
-    def probabilities(self, source: str) -> list[float]:
-        """Return p_1, p_2, …; where nothing was reached stands the place before."""
-        counts, found = self._counts[source], list[float]()
-        shared = None if self._shared is None else self._shared.probabilities(source)
-        for place in range(self._size):
-            guess = found[-1] if found else _FIRST_GUESS
-            guess = guess if shared is None else shared[place]
-            weight = _SHARED_BLOCKS if shared is not None else 1.0
-            accepted = counts.accepted[place] + weight * guess
-            found.append(accepted / (counts.reached[place] + weight))
+    def probabilities(self) -> Float64:
+        """Return p_1, p_2, … of each class [NUM_BLOCK_CLASSES, T-1].
+
+        Where little was reached stands the place before.
+        """
+        if self._shared is not None:
+            guesses = self._shared.probabilities()
+            weighted = self._accepted + _SHARED_BLOCKS * guesses
+            return weighted / (self._reached + _SHARED_BLOCKS)
+        found = np.empty_like(self._reached)
+        guess, weight = _FIRST_GUESSES, 1.0
+        for place in range(found.shape[1]):
+            reached, accepted = self._reached[:, place], self._accepted[:, place]
+            guess, weight = (accepted + weight * guess) / (reached + weight), _PLACE_BEFORE
+            found[:, place] = guess
         return found
 
-    def expected_tokens(self, source: str) -> list[float]:
-        """Return the tokens that a step of 1, 2, … tokens is expected to give."""
-        tokens, product = [1.0], 1.0
-        for probability in self.probabilities(source):
-            product *= probability
-            tokens.append(tokens[-1] + product)
-        return tokens
+    def expected_tokens(self) -> Float64:
+        """Return the expected tokens of steps of 1, 2, … T tokens, [NUM_BLOCK_CLASSES, T]."""
+        if self._tokens is None:
+            accepted = np.cumprod(self.probabilities(), axis=1).cumsum(axis=1)
+            self._tokens = np.concatenate(
+                [np.ones((NUM_BLOCK_CLASSES, 1)), 1 + accepted], axis=1
+            )
+        return self._tokens
+
+    def shares(self) -> Float64:
+        """Return how often no match, and a match of each class, is found [NO_MATCH]."""
+        guesses = _FIRST_SHARES if self._shared is None else self._shared.shares()
+        weighted = self._found + _SHARED_BLOCKS * guesses
+        shares: Float64 = weighted / weighted.sum()
+        return shares
+
+    def of_block(self, block_class: int, sources: int) -> Float64:
+        """Return the expected tokens [T] of a step that verifies a block of this class.
+
+        What `sources` do not allow is worth nothing.
+        """
+        if sources == SOURCE_BITS["dflash"] and block_class:
+            return np.ones(self._reached.shape[1] + 1)
+        row: Float64 = self.expected_tokens()[block_class]
+        return row
+
+    def of_next(self, sources: int, *, draft: bool) -> Float64:
+        """Return the expected tokens of the next block [NO_MATCH, T], by the match found.
+
+        `draft`: the drafter fills it where lookup does not.
+        """
+        rows = self.expected_tokens()[:NO_MATCH].copy()
+        if sources == SOURCE_BITS["dflash"]:
+            rows[:] = rows[0] if draft else 1.0
+        elif sources == SOURCE_BITS["lookup"] or not draft:
+            rows[0] = self.expected_tokens()[NO_MATCH]
+        return rows

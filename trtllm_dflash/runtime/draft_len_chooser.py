@@ -5,35 +5,36 @@ A decode step of w tokens a sequence gives each of them its bonus and the drafts
     1 + sum over i = 1 … w-1 of p_1 · … · p_i
 
 where p_i is how often draft i is accepted once those before it are. It is counted for each sequence
-and each source of drafts. A sequence that has had few blocks takes over what all have together.
-The step's time is measured for each batch size and width. The width with the most tokens a second
-is chosen. One that has never run is tried, and now and then another than the best one, since times
-change with the length of the text.
+and each class of blocks (`draft_acceptance`). A sequence that has had few blocks takes over what
+all have together. A step's time is measured for each batch size (`step_times`).
+
+A step decides two things: how many drafts of the blocks at hand are verified, and whether the
+drafter drafts the next ones. Without it they are lookup's alone, which costs next to nothing. So
+there are two ways to go on, with the drafter or without. Of each the tokens a second are known, for
+the best widths; the better way is taken. The width is that with the most tokens, each second of the
+step's time counted as the tokens that it gives elsewhere. Where a block promises little, that is 1.
+
+Other steps are tried now and then, since times and texts change. What that loses, against the step
+that seems best, may be a small share of the time since such a step last ran. A drafter that does
+not draft is tried likewise.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import numpy as np
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.runtime.draft_acceptance import Acceptance
+from trtllm_dflash.runtime.draft_acceptance import Acceptance, Float64
 from trtllm_dflash.runtime.request import Request
 from trtllm_dflash.runtime.sessions.base import Session
+from trtllm_dflash.runtime.step_times import StepPlan, StepTimes
 
 CANDIDATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # widths, of those that a block has
-_TIME_SHARE = 0.2  # of the newest measurement in a width's time
-_TRY_EVERY = 50  # steps of one batch size between two trials of another width
-
-
-@dataclass
-class _Times:
-    """Seconds of steps of one batch size, by width."""
-
-    seconds: dict[int, float] = field(default_factory=dict)
-    last_run: dict[int, int] = field(default_factory=dict)  # the step's number
-    num_steps: int = 0
+_LEAST_LOSS = 0.05  # of a step, that a trial is taken to lose
+_TRIAL_SHARE = 0.01  # of all time, that trials may lose
 
 
 def candidate_widths(config: EngineConfig, session: Session) -> list[int]:
@@ -44,59 +45,153 @@ def candidate_widths(config: EngineConfig, session: Session) -> list[int]:
 
 
 class DraftLenChooser:
-    """Chooses the widths of an engine's decode steps; it learns as long as the engine is loaded."""
+    """Chooses an engine's decode steps; it learns as long as the engine is loaded."""
 
-    def __init__(self, block_size: int, widths: Sequence[int]) -> None:
-        """Take the block and the widths that steps may have, the first of which begins."""
+    def __init__(
+        self, block_size: int, widths: Sequence[int], *, may_skip: bool = False
+    ) -> None:
+        """Take the block and the widths that steps may have, the first of which begins.
+
+        `may_skip`: steps without the drafter's block cost less.
+        """
         self.overall = Acceptance(block_size)
         self._block_size = block_size
         self._widths = tuple(widths)
-        self._times: dict[int, _Times] = defaultdict(_Times)
+        self._places = np.array(self._widths) - 1
+        self._may_skip = may_skip
+        self._times: dict[int, StepTimes] = defaultdict(StepTimes)
+        self._verifies_trial = False  # the next blocks are of a drafter that is tried
 
-    def width_for(self, requests: Sequence[Request]) -> int:
-        """Return the width of the next step of these sequences: the largest that one asks for."""
+    def plan_for(self, requests: Sequence[Request]) -> StepPlan:
+        """Return the next step of these sequences.
+
+        Its width is the largest that one asks for, and the drafter drafts if it does for one.
+        """
         batch = len(requests)
-        asked = [r.widths.width_for(batch) for r in requests if not r.widths.is_auto]
         open_ones = [request for request in requests if request.widths.is_auto]
+        width, draft = 1, not self._may_skip
         if open_ones:
-            asked.append(self._choose(batch, open_ones))
-        return max(asked)
+            width, draft = self._choose(batch, open_ones)
+        for request in requests:
+            if not request.widths.is_auto:
+                asked = request.widths.width_for(batch)
+                width = max(width, asked)
+                draft |= asked > 1 and request.allows_drafter
+        plan = StepPlan(width, draft)
+        self._times[batch].note_run(plan)
+        return plan
 
-    def _choose(self, batch: int, requests: Sequence[Request]) -> int:
-        """Return the width for those that leave it open."""
-        times = self._times[batch]
-        times.num_steps += 1
-        untried = [width for width in self._widths if width not in times.last_run]
-        if untried:
-            width = untried[0]
-        elif times.num_steps % _TRY_EVERY == 0:
-            width = min(times.last_run, key=lambda width: times.last_run[width])
-        else:
-            width = self._best(times, requests)
-        times.last_run[width] = times.num_steps
-        return width
-
-    def note_time(self, batch: int, width: int, seconds: float) -> None:
+    def note_time(self, batch: int, plan: StepPlan, seconds: float) -> None:
         """Take in what a step took."""
-        known = self._times[batch].seconds
-        if width not in known:
-            known[width] = seconds
+        self._times[batch].note_time(plan, seconds)
+
+    def _choose(self, batch: int, requests: Sequence[Request]) -> StepPlan:
+        """Return the step for those that leave it open."""
+        times = self._times[batch]
+        for request in requests:
+            if request.acceptance is None:
+                request.acceptance = Acceptance(self._block_size, self.overall)
+        if not times.is_known:
+            drafters = any(request.allows_drafter for request in requests)
+            return StepPlan(self._widths[0], drafters or not self._may_skip)
+        return self._best_or_trial(times, requests)
+
+    def _best_or_trial(self, times: StepTimes, requests: Sequence[Request]) -> StepPlan:
+        rates = {draft: self._rate(times, requests, draft) for draft in self._ways(requests)}
+        draft = max(rates, key=lambda way: rates[way])
+        rate = rates[draft]
+        tokens = _tokens_now(requests)
+        plans = [StepPlan(width, way) for way in rates for width in self._widths]
+        gains = {plan: tokens[plan.width - 1] - rate * times.seconds(plan) for plan in plans}
+        # What the drafter's block is worth does not show in its own step.
+        best = max((plan for plan in gains if plan.draft == draft), key=lambda p: gains[p])
+        if self._verifies_trial:
+            self._verifies_trial = False
+            several = [plan for plan in gains if plan.draft == draft and plan.width > 1]
+            return max(several, key=lambda plan: gains[plan], default=best)
+        next_gains = {way: self._next_gain(times, requests, rate, way) for way in rates}
+        for plan in sorted(gains, key=lambda plan: times.last_run.get(plan, -1.0)):
+            lost_next = max(0.0, next_gains[draft] - next_gains[plan.draft])
+            if plan.draft and not draft:
+                lost_next = self._verifying_loss(times, requests, rate)
+            loss = (gains[best] - gains[plan] + lost_next) / rate
+            loss = max(loss, _LEAST_LOSS * times.seconds(best))
+            if plan != best and loss <= times.allowance(plan) * _TRIAL_SHARE / len(gains):
+                self._verifies_trial = plan.draft and not draft
+                return plan
+        return best
+
+    def _ways(self, requests: Sequence[Request]) -> list[bool]:
+        """Return whether the drafter may draft, may not, or both."""
+        if not self._may_skip:
+            return [True]
+        drafters = any(request.allows_drafter for request in requests)
+        return [False, True] if drafters else [False]
+
+    def _rate(self, times: StepTimes, requests: Sequence[Request], draft: bool) -> float:
+        """Return the tokens a second of steps that all draft, or all do not.
+
+        The width of a single sequence's step can follow what its block promises. With more of them
+        it is taken to be the same in all steps.
+        """
+        shares, tokens = self._outlook(requests, draft)
+        seconds = np.array([times.seconds(StepPlan(width, draft)) for width in self._widths])
+        tokens = tokens[:, self._places]
+        rate = float(np.max(shares @ tokens / seconds))
+        for _ in range(2):  # the best ratio of two sums, by Dinkelbach's method
+            chosen = np.argmax(tokens - rate * seconds, axis=1)
+            gained = shares @ tokens[np.arange(len(shares)), chosen]
+            rate = float(gained / (shares @ seconds[chosen]))
+        return rate
+
+    def _next_gain(
+        self, times: StepTimes, requests: Sequence[Request], rate: float, draft: bool
+    ) -> float:
+        """Return the tokens that the next step gains, with its best width, beside `rate`."""
+        shares, tokens = self._outlook(requests, draft)
+        seconds = [times.seconds(StepPlan(width, draft)) for width in self._widths]
+        gained = tokens[:, self._places] - rate * np.array(seconds)
+        return float(shares @ gained.max(axis=1))
+
+    def _outlook(self, requests: Sequence[Request], draft: bool) -> tuple[Float64, Float64]:
+        """Return cases of next blocks: their shares [C], and the tokens expected of them [C, T]."""
+        found = []
+        for request in requests:
+            assert request.acceptance is not None
+            sources = request.sampling.draft_sources
+            tokens = request.acceptance.of_next(sources, draft=draft)
+            found.append((request.acceptance.shares(), tokens))
+        if len(found) == 1 and not requests[0].num_steps_in_flight:
+            return found[0]
+        total = np.sum([shares @ tokens for shares, tokens in found], axis=0)
+        return np.ones(1), total[np.newaxis]
+
+    def _verifying_loss(
+        self, times: StepTimes, requests: Sequence[Request], rate: float
+    ) -> float:
+        """Return the tokens that are lost by verifying blocks of a drafter that seems to lose."""
+        shares, tokens = self._outlook(requests, True)
+        gains = [
+            shares @ tokens[:, width - 1] - rate * times.seconds(StepPlan(width, False))
+            for width in self._widths
+            if width > 1
+        ]
+        plain = len(requests) - rate * times.seconds(StepPlan(1, False))
+        return max(0.0, plain - float(max(gains, default=plain)))
+
+
+def _tokens_now(requests: Sequence[Request]) -> Float64:
+    """Return the tokens [T] that steps of each width give with the blocks at hand.
+
+    The block of a sequence with a step in flight is not known: one as they mostly are.
+    """
+    total: Float64 = np.zeros(1)
+    for request in requests:
+        acceptance, sources = request.acceptance, request.sampling.draft_sources
+        assert acceptance is not None
+        if request.num_steps_in_flight:
+            found = acceptance.shares() @ acceptance.of_next(sources, draft=True)
         else:
-            known[width] += _TIME_SHARE * (seconds - known[width])
-
-    def _best(self, times: _Times, requests: Sequence[Request]) -> int:
-        """Return the width with the most tokens a second, of those whose time is known."""
-        gains = [self._expected_tokens(request) for request in requests]
-        known = {width: seconds for width, seconds in times.seconds.items() if seconds > 0}
-        if not known:
-            return self._widths[0]
-
-        def tokens_a_second(width: int) -> float:
-            return sum(tokens[width - 1] for tokens in gains) / known[width]
-
-        return max(known, key=tokens_a_second)
-
-    def _expected_tokens(self, request: Request) -> list[float]:
-        if request.acceptance is None:
-            request.acceptance = Acceptance(self._block_size, self.overall)
-        return request.acceptance.expected_tokens(request.next_source)
+            found = acceptance.of_block(request.next_class, sources)
+        total = total + found
+    return total

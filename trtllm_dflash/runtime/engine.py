@@ -68,7 +68,9 @@ class Engine:
         self.tokenizer = tokenizer
         self._session: Any = session
         self._prefix_cache = prefix_cache
-        self._chooser = DraftLenChooser(config.block_size, candidate_widths(config, session))
+        widths = candidate_widths(config, session)
+        may_skip = session.may_skip_drafter
+        self._chooser = DraftLenChooser(config.block_size, widths, may_skip=may_skip)
         self._texts = AnswerTexts(tokenizer, config.model_type)
         self._grammars = Grammars(tokenizer, config)
         self._turn = threading.Lock()

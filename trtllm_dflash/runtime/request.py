@@ -12,10 +12,12 @@ import numpy as np
 from trtllm_dflash.errors import DFlashError
 from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import (
+    SOURCE_BITS,
     SOURCES,
     DraftCount,
     DraftSource,
     TokenSource,
+    source_of_class,
 )
 from trtllm_dflash.runtime.draft_acceptance import Acceptance
 from trtllm_dflash.runtime.grammar.constraint import Constraint
@@ -74,7 +76,7 @@ class Request:
     output_logprobs: list[TokenLogprobs] = field(default_factory=list)  # if wanted, of each
     acceptance_lengths: list[int] = field(default_factory=list)
     block_sources: list[DraftSource] = field(default_factory=list)  # of each decode step
-    next_source: DraftSource = "dflash"  # of the block that its next step verifies
+    next_class: int = 0  # of the block that its next step verifies
     constraint: Constraint | None = None  # of one with a grammar
     next_drafts: list[int] = field(
         default_factory=list
@@ -84,6 +86,17 @@ class Request:
     finish_reason: FinishReason | None = None
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+
+    @property
+    def next_source(self) -> DraftSource:
+        """Return what has drafted the block that its next step verifies."""
+        return source_of_class(self.next_class)
+
+    @property
+    def allows_drafter(self) -> bool:
+        """Tell whether the drafter may draft for it."""
+        allowed = self.sampling.draft_sources & SOURCE_BITS["dflash"]
+        return bool(allowed) and self.widths.max_width > 1
 
     @property
     def num_to_prefill(self) -> int:
@@ -136,7 +149,7 @@ class Request:
         self.block_sources.append(self.next_source)
         self.num_verified[self.next_source] += num_drafts
         if self.acceptance is not None and self.finish_reason is None:
-            self.acceptance.note(self.next_source, num_drafts, num_kept - 1)
+            self.acceptance.note(self.next_class, num_drafts, num_kept - 1)
 
     def commit(self, token_ids: list[int]) -> list[int]:
         """Append a step's tokens up to a stop token or the limit, and return those kept.

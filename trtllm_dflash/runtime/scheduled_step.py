@@ -21,6 +21,7 @@ class ScheduledStep:
     width: int
     started: float
     number: int  # of all steps of its scheduler
+    drafts: bool = True  # whether the drafter drafts the next blocks
     is_prefill: bool = False
     decides: bool = True  # False: a chunk that is not its prompt's last
     chunk_end: int = 0  # of a chunk: the positions that its slot holds behind it
@@ -54,7 +55,7 @@ class ScheduledStep:
         if not self.is_prefill:
             sources = request.sources_of_step(len(kept), num_new)
             request.count_step(len(kept), self.width - 1)
-        request.next_source = result.next_source(row)
+        request.next_class = result.next_class(row)
         keep_drafts(request, result, row)
         return Update(request, kept, sources=sources)
 

@@ -43,6 +43,7 @@ from trtllm_dflash.runtime.prefix_cache import NO_PREFIX_CACHE, NoPrefixCache, P
 from trtllm_dflash.runtime.request import Request, Update
 from trtllm_dflash.runtime.scheduled_step import ScheduledStep
 from trtllm_dflash.runtime.sessions.base import CALLER_BUG, Session, StepResult
+from trtllm_dflash.runtime.step_times import StepPlan
 
 # Chunks of a prompt while nothing decodes, in budgets: wide enough to be quick, short enough to be
 # overtaken soon.
@@ -92,7 +93,7 @@ class Scheduler:
         self._vocab_size = vocab_size
         self._on_step = on_step
         self._prefix_cache = prefix_cache
-        self._chooser = chooser or DraftLenChooser(1, [1])
+        self._chooser = chooser or DraftLenChooser(1, [1], may_skip=session.may_skip_drafter)
         self._budget = prompt_tokens_per_step
         self._credit = prompt_tokens_per_step or 0  # left of it until the next decode step
         self._waiting = sorted(requests, key=priority_of)
@@ -302,29 +303,28 @@ class Scheduler:
         begin = request.num_prefilled
         chunk = request.input_ids[begin : begin + width]
         self._launching = [request]
-        if width == request.num_to_prefill:
+        is_last = width == request.num_to_prefill
+        if is_last:
             constrain_prefill(self._session, request)
-        self._session.prefill(request.slot, chunk)
+        self._session.prefill(request.slot, chunk, draft=is_last and request.allows_drafter)
         self._launching = None
         request.num_prefilled += width
         self._prefix_cache.after_chunk(request.slot, request.input_ids, request.num_prefilled)
         self._num_steps += 1
         step = ScheduledStep([request], width, start, self._num_steps, is_prefill=True)
-        step.decides = not request.num_to_prefill
-        step.chunk_end = begin + width
+        step.decides, step.chunk_end = is_last, begin + width
         self._in_flight.append(step)
         self._credit = max(0, self._credit - width)
 
     def _enqueue_decode(self) -> None:
-        batch = len(self._active)
-        width = self._chooser.width_for(self._active)
+        width, draft = self._chooser.plan_for(self._active)
         width = constrain_decode(self._session, self._active, width)
         start = perf_counter()
-        self._launching = list(self._active)
-        self._session.decode(batch, width)
+        self._launching = active = list(self._active)
+        self._session.decode(len(active), width, draft=draft)
         self._launching = None
         self._num_steps += 1
-        self._in_flight.append(ScheduledStep(list(self._active), width, start, self._num_steps))
+        self._in_flight.append(ScheduledStep(active, width, start, self._num_steps, draft))
         for request in self._active:
             request.num_steps_in_flight += 1
         self._credit = self._budget or 0
@@ -377,7 +377,7 @@ class Scheduler:
         errors: list[EngineError | None],
     ) -> list[Update]:
         updates = []
-        self._chooser.note_time(len(step.requests), step.width, seconds)
+        self._chooser.note_time(len(step.requests), StepPlan(step.width, step.drafts), seconds)
         for row, (request, error) in enumerate(zip(step.requests, errors, strict=True)):
             request.num_steps_in_flight -= 1
             if request.finish_reason is not None:

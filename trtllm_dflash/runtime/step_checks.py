@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trtllm_dflash.errors import EngineError
-from trtllm_dflash.options.draft_sources import NUM_CLASSES, TALLY_SIZE
+from trtllm_dflash.options.draft_sources import NO_MATCH, TALLY_SIZE
 from trtllm_dflash.runtime.sessions.base import Int32, StepResult
 
 NOT_FINITE = -1  # the id that a step gives where its logits decide nothing
@@ -97,11 +97,11 @@ def _check_tally(tally: Int32 | None, count: int, step: str) -> None:
     if tally is None:
         return
     _check_shape("next_tally", tally, (count, TALLY_SIZE), step)
-    wrong = tally[(tally[:, 0] < 0) | (tally[:, 0] >= NUM_CLASSES), 0]
+    wrong = tally[(tally[:, 0] < 0) | (tally[:, 0] > NO_MATCH), 0]
     if len(wrong):
         raise EngineError(
             f"{step}: next_tally has a block of class {wrong[0]}, expected 0 to"
-            f" {NUM_CLASSES - 1}. {_ADVICE}"
+            f" {NO_MATCH}. {_ADVICE}"
         )
 
 

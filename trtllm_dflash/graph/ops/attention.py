@@ -100,13 +100,13 @@ def write(g: GraphBuilder, cache: ir.Value, rows: ir.Value, start: ir.Value) -> 
 
 
 def visible_rows(
-    g: GraphBuilder, kv_positions: ir.Value, cache: ir.Value, start: ir.Value, written: ir.Value
+    g: GraphBuilder, kv_positions: ir.Value, cache: ir.Value, start: ir.Value, count: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """Return the cache's rows that attention looks at [L], and the position that each holds [L], in
     rings [B, 1, 1, 1, L].
 
-    Where the function has the attribute `ring`, caches may be rings. `written` [B, N, Hkv, D] has
-    just been written from position start [B, 1] on. A row of a ring then holds the largest position
+    Where the function has the attribute `ring`, caches may be rings. `count` [1] rows, N, have just
+    been written from position start [B, 1] on. A row of a ring then holds the largest position
     congruent to it before start + N. A row that holds none yet counts as the position start + N,
     which is hidden from all. A cache of cache_len rows is a ring that never comes round.
     """
@@ -114,7 +114,7 @@ def visible_rows(
         return kv_positions, kv_positions
     size = g.size(cache, 2)
     rows = g.Slice(kv_positions, [0], size, [0])
-    end = g.Add(start, g.size(written, 1))
+    end = g.Add(start, count)
     last = g.Sub(end, 1)
     held = g.Sub(last, g.Mod(g.Sub(last, rows), size))
     return rows, g.Unsqueeze(g.Where(g.Less(held, 0), end, held), [1, 2, 3])
@@ -127,6 +127,7 @@ def attend(
     values: ir.Value,
     visible: ir.Value,
     kv_positions: ir.Value,
+    rows: ir.Value,
     sinks: ir.Value | None,
     key_cache: ir.Value,
 ) -> ir.Value:
@@ -134,16 +135,16 @@ def attend(
     caches.
 
     q [B, S, Hq, D], keys and values [B, Hkv, cache_len, D], visible bool [B, 1, 1, S, L],
-    kv_positions [L], sinks [Hq]. Where the function has key_scale and value_scale, keys and values
-    are codes, and the scales join the scores and the result. Sizes are read from what all layers
-    share, and from key_cache, whose sizes are known: ONNX Runtime then computes them once. The
-    query heads of a key head are stacked as rows, so that its keys are read once:
+    kv_positions [L], sinks [Hq]. `rows` [1] is S, or 1 where S is 0: the result is empty then.
+    Where the function has key_scale and value_scale, keys and values are codes, and the scales join
+    the scores and the result. Sizes are read from what all layers share, and from key_cache, whose
+    sizes are known: ONNX Runtime then computes them once. The query heads of a key head are stacked
+    as rows, so that its keys are read once:
 
         q [B,S,Hq,D] ─► [B,Hkv,G·S,D] ─ · kᵀ ─► [B,Hkv,G,S,L] ─ mask, softmax ─► [B,Hkv,G·S,L] ─ · v
         ─► [B,S,Hq,D]
     """
     length = g.size(kv_positions, 0)
-    rows = g.size(visible, 3)
     kv_heads = g.size(key_cache, 1)
     stacked = g.Reshape(
         g.Transpose(q, perm=[0, 2, 1, 3]), g.Concat([0], kv_heads, [-1], [0], axis=0)

@@ -15,6 +15,7 @@ from trtllm_dflash.graph.ops.spec import Attribute, OpSpec, Tensor
 CAUSAL = Attribute(
     "causal", 0, "1: a block row sees no later block row; 0: the block is bidirectional"
 )
+BLOCK_ROWS = Tensor("block_rows", "int64", "[T]", "0 … T-1, T may be 0", body_only=True)
 
 
 def _body(
@@ -26,20 +27,23 @@ def _body(
     value_cache: ir.Value,
     positions: ir.Value,
     kv_positions: ir.Value,
+    block_rows: ir.Value,
     sinks: ir.Value | None,
 ) -> tuple[ir.Value, ...]:
-    total = g.size(k, 1)
-    block = g.size(q, 1)
-    block_positions = g.Slice(positions, g.Sub(total, block), total, [1])  # [B, T]
-    first, block_start = (
-        g.Slice(x, [0], [1], [1]) for x in (positions, block_positions)
-    )  # [B, 1]
+    # Sizes of what all layers have in common, so that ONNX Runtime computes masks once for all.
+    total = g.size(positions, 1)
+    block = g.size(block_rows, 0)
+    first = g.Slice(positions, [0], [1], [1])  # [B, 1]
+    # By the last row, since a block may have none: then all context rows stay where they are.
+    last = g.Slice(positions, [-1], [2**31 - 1], [1])
+    block_start = g.Sub(g.Add(last, 1), block)
+    block_positions = g.Add(block_start, block_rows)  # [B, T]
     order = _contiguous_rows(g, total, block, g.Sub(block_start, first))
     start = g.Squeeze(first, [1])
     keys = write(g, key_cache, g.GatherND(k, order, batch_dims=1), start)
     values = write(g, value_cache, g.GatherND(v, order, batch_dims=1), start)
 
-    rows, held = visible_rows(g, kv_positions, key_cache, first, k)
+    rows, held = visible_rows(g, kv_positions, key_cache, first, total)
     distance = g.Sub(
         g.Unsqueeze(block_positions, [1, 2, 4]), held
     )  # [B, 1, 1, T, L], negative: a later row
@@ -49,7 +53,9 @@ def _body(
         g.Equal(g.attribute(CAUSAL.name, CAUSAL.onnx_type), 0), g.GreaterOrEqual(distance, 0)
     )
     visible = g.And(g.And(written, not_later), within_window(g, g.Abs(distance)))
-    return attend(g, q, keys, values, visible, rows, sinks, key_cache), keys, values
+    at_least = g.Max(block, 1)
+    out = attend(g, q, keys, values, visible, rows, at_least, sinks, key_cache)
+    return out, keys, values
 
 
 def _contiguous_rows(
@@ -77,7 +83,7 @@ DRAFT_ATTENTION = OpSpec(
         " block over both."
     ),
     inputs=(
-        Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated"),
+        Tensor("q", "T", "[B, T, Hq, D]", "queries of the block, rotated; T may be 0"),
         Tensor(
             "k",
             "T",
@@ -94,6 +100,7 @@ DRAFT_ATTENTION = OpSpec(
             "anchor stands behind the committed context rows",
         ),
         attention.kv_positions("every position of the block"),
+        BLOCK_ROWS,
         attention.SINKS,
     ),
     outputs=(

@@ -10,7 +10,8 @@ reach beyond the last token go on behind the match again.
 Which source fills a block depends on what its blocks have got accepted in that slot. A block is of
 class 0 if the drafter filled it, else of a class by the match's length. Each class has a running
 mean of accepted drafts, which begins with a prior. Lookup takes a block if at least `MIN_MATCH`
-tokens match, and the mean of the match's class is no less than the drafter's.
+tokens match, and the mean of the match's class is no less than the drafter's. Where only lookup may
+fill it and nothing matches, it repeats the last token. Such a block has no mean.
 
 All of it is in integers, so that body and kernel agree to the bit. The history alone is float32, as
 DFlashAdjust writes it. The bonus does not stand in it yet.
@@ -24,7 +25,7 @@ import onnx_ir as ir
 from trtllm_dflash.graph.builder import GraphBuilder
 from trtllm_dflash.graph.kernel_specs import Kernel
 from trtllm_dflash.graph.ops.spec import OpSpec, Tensor
-from trtllm_dflash.options.draft_sources import NUM_CLASSES, SOURCE_BITS, TALLY_SIZE
+from trtllm_dflash.options.draft_sources import NO_MATCH, NUM_CLASSES, SOURCE_BITS, TALLY_SIZE
 
 MIN_MATCH = 2
 # A match of at least so many tokens is of class 2, 3 and 4; a shorter one of class 1.
@@ -74,11 +75,12 @@ def _body(
         g.GatherElements(means, of_match, axis=1), g.Slice(means, [0], [1], [1])
     )
     sources = g.Unsqueeze(g.cast(draft_sources, _INT64), [1])
-    may = g.And(g.And(is_better, g.GreaterOrEqual(matched, MIN_MATCH)),
-                g.Equal(sources, SOURCE_BITS["both"]))  # fmt: skip
+    is_match = g.GreaterOrEqual(matched, MIN_MATCH)
+    may = g.And(g.And(is_better, is_match), g.Equal(sources, SOURCE_BITS["both"]))  # fmt: skip
     takes = g.Or(may, g.Equal(sources, SOURCE_BITS["lookup"]))
 
-    block_class = g.cast(g.Where(takes, of_match, 0), _INT32)
+    of_lookup = g.Where(is_match, of_match, NO_MATCH)
+    block_class = g.cast(g.Where(takes, of_lookup, 0), _INT32)
     seen = g.Sub(means, _int32(g, PRIORS))
     return (
         g.Where(takes, found, drafts),
@@ -93,20 +95,21 @@ def _longest_match(
 
     text [B, L], end [B, 1], positions [L]; results int64 [B, 1].
     """
-    lead = g.Expand(-1.0, g.Concat(g.size(text, 0), [MAX_MATCH - 1], axis=0))
-    padded = g.Concat(lead, text, axis=1)  # no token stands before the first
     length = g.size(text, 1)
-    holds = g.Less(positions, end)
-    matched = None
-    for back in range(MAX_MATCH):
-        shift = MAX_MATCH - 1 - back
-        before = g.Slice(padded, [shift], g.Add(length, shift), [1])
-        token = g.GatherElements(padded, g.Add(end, shift), axis=1)
-        is_same = g.And(g.Equal(before, token), g.GreaterOrEqual(positions, back))
-        holds = g.And(holds, is_same)
-        count = g.cast(holds, _INT64)
-        matched = count if matched is None else g.Add(matched, count)
-    assert matched is not None
+    back = g.constant(np.arange(MAX_MATCH, dtype=np.int64)[:, None])
+    before = g.Sub(
+        g.Unsqueeze(positions, [0]), back
+    )  # [MAX_MATCH, L], negative before the text
+    # No token stands before the first.
+    lead = g.Expand(-1.0, g.Concat(g.size(text, 0), [MAX_MATCH - 1], axis=0))
+    padded = g.Concat(lead, text, axis=1)
+    tokens = g.Gather(padded, g.Add(before, MAX_MATCH - 1), axis=1)  # [B, MAX_MATCH, L]
+    last = g.Sub(g.Add(end, MAX_MATCH - 1), g.Squeeze(back, [1]))  # [B, MAX_MATCH]
+    last = g.Unsqueeze(g.GatherElements(padded, last, axis=1), [2])
+    is_same = g.And(g.Equal(tokens, last), g.GreaterOrEqual(before, 0))
+    # As many match as there are before the first that does not.
+    matched = g.ReduceMin(g.Where(is_same, MAX_MATCH, back), [1], keepdims=0)  # [B, L]
+    matched = g.Where(g.Less(positions, end), matched, 0)
     best = g.ReduceMax(g.Add(g.Mul(matched, length), positions), [1], keepdims=1)
     most = g.Div(best, length)
     return most, g.Sub(best, g.Mul(most, length))
@@ -175,7 +178,8 @@ LOOKUP = OpSpec(
             "next_tally",
             "int32",
             f"[B, {TALLY_SIZE}]",
-            "the class of next_drafts, 0: the drafter's; then the means behind this step",
+            "the class of next_drafts, 0: the drafter's, "
+            f"{NO_MATCH}: lookup's without a match; then the means behind this step",
         ),
     ),
     attributes=(),

@@ -38,10 +38,11 @@ def _body(
     start = g.Squeeze(first, [1])
     keys = write(g, key_cache, quantized(g, k, key_cache, KEY_SCALE), start)
     values = write(g, value_cache, quantized(g, v, value_cache, VALUE_SCALE), start)
-    rows, held = visible_rows(g, kv_positions, key_cache, first, k)
+    count = g.size(positions, 1)
+    rows, held = visible_rows(g, kv_positions, key_cache, first, count)
     distance = g.Sub(g.Unsqueeze(positions, [1, 2, 4]), held)  # [B, 1, 1, S, L]
     visible = g.And(g.GreaterOrEqual(distance, 0), within_window(g, distance))
-    return attend(g, q, keys, values, visible, rows, sinks, key_cache), keys, values
+    return attend(g, q, keys, values, visible, rows, count, sinks, key_cache), keys, values
 
 
 VERIFY_ATTENTION = OpSpec(

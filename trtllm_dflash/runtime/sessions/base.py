@@ -25,7 +25,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.devices import cuda_gpus
 from trtllm_dflash.hardware.doctor import unrunnable_reason
-from trtllm_dflash.options.draft_sources import SOURCE_BITS, DraftSource, source_of_class
+from trtllm_dflash.options.draft_sources import SOURCE_BITS
 from trtllm_dflash.options.logit_adjustments import (
     BAD_WORDS,
     BIASES,
@@ -107,11 +107,9 @@ class StepResult:
     # [B, T]: each slot's next block, the anchor and its drafts, if one of the slots wants drafts.
     next_ids: Int64 | None = None
 
-    def next_source(self, row: int) -> DraftSource:
-        """Return what has drafted the block that a row's next step verifies."""
-        if self.next_tally is None:
-            return "dflash"
-        return source_of_class(int(self.next_tally[row, 0]))
+    def next_class(self, row: int) -> int:
+        """Return the class of the block that a row's next step verifies; 0: the drafter's."""
+        return 0 if self.next_tally is None else int(self.next_tally[row, 0])
 
 
 class Session(Protocol):
@@ -155,8 +153,16 @@ class Session(Protocol):
         """Give a copy's room back."""
         ...
 
-    def prefill(self, slot: int, input_ids: Int64) -> None:
-        """Append tokens [S] to those that one slot holds, and decide the next one (R = 1)."""
+    @property
+    def may_skip_drafter(self) -> bool:
+        """Tell whether steps without the drafter's block cost less than others."""
+        ...
+
+    def prefill(self, slot: int, input_ids: Int64, *, draft: bool = True) -> None:
+        """Append tokens [S] to those that one slot holds, and decide the next one (R = 1).
+
+        `draft` is that of `decode`.
+        """
         ...
 
     def step_width(self, width: int) -> int:
@@ -166,11 +172,14 @@ class Session(Protocol):
         """
         ...
 
-    def decode(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int, *, draft: bool = True) -> None:
         """Verify and decide in slots 0 … count - 1 (R = width).
 
         Each takes the first `width` tokens of its next block. Each must have had a prompt. A slot
         behind them that has decoded before is free from now on.
+
+        Without `draft` the drafter drafts no next blocks, if the session may skip it: they are
+        lookup's, whatever the slots allow. A later step may draft again, as if all had.
         """
         ...
 

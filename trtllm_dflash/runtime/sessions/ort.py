@@ -24,6 +24,8 @@ from trtllm_dflash.engine_dir.io_tensors import (
     ADJUST_SETTINGS,
     ADJUSTS,
     BATCH,
+    BLOCK,
+    BLOCK_ROWS,
     CONTEXT,
     DRAFT_SOURCES,
     LOGITS,
@@ -77,7 +79,7 @@ _DTYPES = {  # of the table by ONNX Runtime's names
     "tensor(bfloat16)": "bfloat16",
     "tensor(float8e4m3fn)": "float8e4m3fn",
 }
-_COUNTING_TENSORS = ("kv_positions", "decided")  # 0, 1, 2, …
+_COUNTING_TENSORS = ("kv_positions", "decided", BLOCK_ROWS.name)  # 0, 1, 2, …
 
 
 class OrtSession:
@@ -102,6 +104,7 @@ class OrtSession:
         that copies of slots may take.
         """
         self._config = config
+        self.may_skip_drafter = config.may_skip_drafter
         self.num_threads = resolve_num_threads(num_threads)
         self._session = _load(directory / MODEL_FILE, self.num_threads, trace)
         _check_io(directory, config.io, self._session)
@@ -150,17 +153,17 @@ class OrtSession:
         self._wants_drafts[slot] = sampling.wants_drafts
         self._allowed.pop(slot, None)
 
-    def prefill(self, slot: int, input_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64, *, draft: bool = True) -> None:
         """Append tokens [S] to those that one slot holds."""
-        self._step(slot, input_ids[np.newaxis], num_known=len(input_ids), rows=1)
+        self._step(slot, input_ids[np.newaxis], len(input_ids), rows=1, draft=draft)
 
     def step_width(self, width: int) -> int:
         """Return `width`: every width is as ready as others."""
         return width
 
-    def decode(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int, *, draft: bool = True) -> None:
         """Verify and decide in slots 0 … count - 1."""
-        self._step(0, self._slots["next_ids"][:count, :width], num_known=1, rows=width)
+        self._step(0, self._slots["next_ids"][:count, :width], 1, rows=width, draft=draft)
 
     def constrain(self, slot: int, allowed: Int32 | None, drafts: Int64 | None = None) -> None:
         """Limit what a slot's next step may decide."""
@@ -219,15 +222,17 @@ class OrtSession:
         """Write what was recorded so far as a Chrome trace, and return its path."""
         return Path(self._session.end_profiling())
 
-    def _step(self, first_slot: int, input_ids: Int64, *, num_known: int, rows: int) -> None:
-        count, width = input_ids.shape
-        past_len = self._slots["past_len"][first_slot : first_slot + count]
+    def _step(self, first: int, ids: Int64, num_known: int, *, rows: int, draft: bool) -> None:
+        count, width = ids.shape
+        slots = slice(first, first + count)
+        past_len = self._slots["past_len"][slots]
         context = context_length(past_len, width, self._config)
-        with_logits = any(self._wants_logits[first_slot : first_slot + count])
-        binding = self._binding_of(first_slot, count, with_logits=with_logits)
+        with_logits = any(self._wants_logits[slots])
+        binding = self._binding_of(first, count, with_logits=with_logits)
         sizes = {BATCH: count, WIDTH: width, ROWS: rows, CONTEXT: context}
-        inputs: dict[str, NDArray[Any] | int] = {"input_ids": input_ids, "num_known": num_known}
-        masked, mask = self._take_masks(first_slot, count, rows)
+        sizes[BLOCK] = self._config.block_size if draft else 0
+        inputs: dict[str, NDArray[Any] | int] = {"input_ids": ids, "num_known": num_known}
+        masked, mask = self._take_masks(first, count, rows)
         if masked:
             inputs[TOKEN_MASK] = mask
             self._slots[ADJUSTS][masked] |= MASK
@@ -238,17 +243,14 @@ class OrtSession:
                 self._slots[ADJUSTS][masked] &= ~MASK
         after = {}
         for name, output in self._carried.items():
-            self._slots[name][first_slot : first_slot + count] = outputs[output]
+            self._slots[name][slots] = outputs[output]
             after[output] = outputs[output].copy()
-        new_ids = outputs["new_ids"].copy()
-        num_new = outputs["num_new"].copy()
+        new_ids, num_new = outputs["new_ids"].copy(), outputs["num_new"].copy()
         logits = outputs[LOGITS].copy() if with_logits else None
-        drafts = None
-        if any(self._wants_drafts[first_slot : first_slot + count]):
-            drafts = self._slots["next_ids"][first_slot : first_slot + count].copy()
-        self._results.append(
-            StepResult(new_ids, num_new, logits=logits, next_ids=drafts, **after)
-        )
+        wants_drafts = any(self._wants_drafts[slots])
+        drafts = self._slots["next_ids"][slots].copy() if wants_drafts else None
+        result = StepResult(new_ids, num_new, logits=logits, next_ids=drafts, **after)
+        self._results.append(result)
 
     def _take_masks(self, first_slot: int, count: int, rows: int) -> tuple[list[int], Int32]:
         """Return the constrained ones of a step's slots, and the masks [count, rows, W] of all."""

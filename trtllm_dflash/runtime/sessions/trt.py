@@ -33,6 +33,7 @@ from trtllm_dflash.engine_dir.files import ENGINE_FILE
 from trtllm_dflash.engine_dir.io_tensors import (
     ADJUSTS,
     BATCH,
+    BLOCK,
     CONTEXT,
     ROWS,
     TOKEN_MASK,
@@ -75,6 +76,7 @@ class TrtSession:
     """A `Session` on one GPU."""
 
     lookahead = 1
+    may_skip_drafter = False  # a block has a fixed size, and is computed in every step
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class TrtSession:
         with times.part("contexts"):
             self._prefill_context = self._engine.context(PREFILL_PROFILE, fixed_shapes=False)
         self._warn = cache(warn_of_capture)  # once
+        self._sizes = {CONTEXT: config.cache_len, BLOCK: config.block_size}
         self._ladder = BatchLadder(config.max_batch_size)
         self._widths = WidthLadder(config.block_size, config.draft_len, draft_lens)
         self._decode_steps: dict[tuple[int, int], DecodeStep] = {}
@@ -167,7 +170,7 @@ class TrtSession:
         """Give a copy's room back."""
         self._copies.drop(copy)
 
-    def prefill(self, slot: int, input_ids: Int64) -> None:
+    def prefill(self, slot: int, input_ids: Int64, *, draft: bool = True) -> None:  # noqa: ARG002
         """Append tokens [S] to those that one slot holds."""
         width = len(input_ids)
         step = self._next_step(slot, 1, width=width, rows=1)
@@ -179,7 +182,7 @@ class TrtSession:
             at = self._slots.address(name, slot)
             self._cuda.copy(addresses[name], at, self._slots.carried_bytes(name))
         context = context_length(past_len, width, self._config)
-        sizes = {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
+        sizes = self._sizes | {BATCH: 1, WIDTH: width, ROWS: 1, CONTEXT: context}
         self._prefill_context.bind(input_shapes(self._config.io, sizes), addresses)
         self._has_new_kernels |= not self._prefill_context.has_run
         self._prefill_context.run()
@@ -204,7 +207,7 @@ class TrtSession:
         """Return the next width for which steps are ready; `width` itself without a warm-up."""
         return self._widths.rung(width) if self._is_warm else width
 
-    def decode(self, count: int, width: int) -> None:
+    def decode(self, count: int, width: int, *, draft: bool = True) -> None:  # noqa: ARG002
         """Verify and decide in slots 0 … count - 1."""
         step = self._next_step(0, count, width=width, rows=width)
         context_length(self._max_lengths(0, count), width, self._config)  # raises without room
@@ -370,7 +373,7 @@ class TrtSession:
 
     def _make_decode_step(self, count: int, width: int) -> DecodeStep:
         # The context's length is that of the caches, since a captured graph's shapes are constant.
-        sizes = {BATCH: count, WIDTH: width, ROWS: width, CONTEXT: self._config.cache_len}
+        sizes = self._sizes | {BATCH: count, WIDTH: width, ROWS: width}
         context = self._engine.context(self._engine.decode_profile, fixed_shapes=True)
         addresses = self._addresses(0)
         context.bind(input_shapes(self._config.io, sizes), addresses)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import LOGITS, TOKEN_MASK, IoTensor
+from trtllm_dflash.engine_dir.io_tensors import BLOCK_ROWS, LOGITS, TOKEN_MASK, IoTensor
 from trtllm_dflash.hardware.cuda import Cuda
 from trtllm_dflash.options.draft_sources import TALLY_SIZE
 from trtllm_dflash.options.logit_adjustments import mask_words
@@ -65,6 +65,7 @@ class StepBuffers:
             "num_known": constants["num_known"],
             "kv_positions": constants["counting"],
             "decided": constants["counting"],
+            BLOCK_ROWS.name: constants["counting"],
             "input_ids": blocks["input_ids"],
             LOGITS: self.logits,
             TOKEN_MASK: masks,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash import trt_plugins
 from trtllm_dflash.engine_dir.config import EngineConfig
-from trtllm_dflash.engine_dir.io_tensors import BATCH, CONTEXT, ROWS, WIDTH
+from trtllm_dflash.engine_dir.io_tensors import BATCH, BLOCK, CONTEXT, ROWS, WIDTH
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.hardware.cuda import Cuda
@@ -183,7 +183,7 @@ class TrtEngine:
 
     def _check_profile(self, profile: int, largest: Mapping[str, int]) -> None:
         """Check that the engine was compiled for the largest shapes that a session asks for."""
-        sizes = {**largest, CONTEXT: self._config.cache_len}
+        sizes = {**largest, CONTEXT: self._config.cache_len, BLOCK: self._config.block_size}
         for tensor in self._config.io:
             if tensor.direction == "output":
                 continue
