@@ -44,6 +44,7 @@ def _hybrid(root: Path) -> Pair:
 
 PAIRS: dict[str, Callable[[Path], Pair]] = {
     "v1": _v1,
+    "int8": _v1,
     "rings": lambda root: _v1(root, variant="mixed", window=9),
     "dflash2": _dflash2,
     "dspark": _dspark,
@@ -55,7 +56,8 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
 def drafting(request: pytest.FixtureRequest, tmp_path: Path, engine: EngineFactory) -> Engine:
     """Return an engine of one kind of drafter."""
     target, drafter = PAIRS[request.param](tmp_path)
-    return engine(target, drafter, max_batch_size=2)
+    precision = "int8" if request.param == "int8" else None
+    return engine(target, drafter, max_batch_size=2, weight_only_precision=precision)
 
 
 def _after(session: Any, drafts: Sequence[bool], width: int = 1) -> dict[str, np.ndarray]:
@@ -95,9 +97,12 @@ def test_drafting_starts_again_as_if_it_had_never_ended(drafting: Engine, width:
             )
 
 
-def test_tokens_are_the_same_whatever_drafts(drafting: Engine) -> None:
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 9, "top_p": 0.9}])
+def test_tokens_are_the_same_whatever_drafts(
+    drafting: Engine, sampling: dict[str, float]
+) -> None:
     """And the drafts behind a prompt are those of one whose every chunk was drafted for."""
-    options: dict[str, Any] = {"max_tokens": 60, "stop_token_ids": []}
+    options: dict[str, Any] = {"max_tokens": 60, "stop_token_ids": [], "seed": 7, **sampling}
     prompts = [prompt.tolist() for prompt in PROMPTS]
     expected = [a.token_ids for a in drafting.generate(prompts, draft=False, **options)]
     for more in ({"draft_len": 3}, {"draft_len": "auto"}, {"drafts": "lookup", "draft_len": 2}):

@@ -101,6 +101,8 @@ def test_the_plugin_launches_what_the_library_does(
 def test_a_plugin_refuses_a_step_as_wide_as_its_history(module: EmulatedModule) -> None:
     arrays = inputs(CASES[1])
     arrays["history"] = arrays["history"][:, :, :5]
-    with pytest.raises(EngineError, match="5 tokens and one more into a history of 5 rows"):
+    with pytest.raises(
+        EngineError, match="5 tokens, and one behind them, in a history of 5 rows"
+    ):
         enqueue("DFlashLookup", arrays, {})
     assert module.launched == []

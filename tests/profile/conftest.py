@@ -103,9 +103,9 @@ class Stopwatch:
         self._seconds: dict[tuple[bool, int, int], list[float]] = defaultdict(list)
         decode = OrtSession.decode
 
-        def timed(session: OrtSession, count: int, width: int) -> None:
+        def timed(session: OrtSession, count: int, width: int, *, draft: bool = True) -> None:
             start = time.monotonic()
-            decode(session, count, width)
+            decode(session, count, width, draft=draft)
             key = (session._config.speculates, count, width)
             self._seconds[key].append(time.monotonic() - start)
 

@@ -59,10 +59,10 @@ class Gate:
         self.reached = threading.Event()
         go_on = getattr(engine._session, method)
 
-        def held(*arguments: Any) -> None:
+        def held(*arguments: Any, **options: Any) -> None:
             self.reached.set()
             assert self._permits.acquire(timeout=PATIENCE)
-            go_on(*arguments)
+            go_on(*arguments, **options)
 
         setattr(engine._session, method, held)
 

@@ -118,7 +118,7 @@ def test_a_failing_step_is_told(
     fake_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = fake_engine()
-    monkeypatch.setattr(sync._session, "decode", lambda *_: 1 // 0)
+    monkeypatch.setattr(sync._session, "decode", lambda *_, **__: 1 // 0)
 
     async def ask() -> None:
         async with AsyncEngine(sync) as engine:

@@ -188,7 +188,7 @@ def test_failing_step_frees_the_engine(
 ) -> None:
     engine = fake_engine()
     with monkeypatch.context() as patch:
-        patch.setattr(engine._session, "decode", lambda *_: 1 / 0)
+        patch.setattr(engine._session, "decode", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.generate([[1]])
     assert engine.generate([[1]])

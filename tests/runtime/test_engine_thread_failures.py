@@ -25,11 +25,11 @@ def test_failed_step_fails_only_its_requests(
     engine = fake_engine(max_batch_size=1, lookahead=lookahead)
     go_on, failing = getattr(engine._session, method), threading.Event()
 
-    def fails_once(*arguments: Any) -> Any:
+    def fails_once(*arguments: Any, **options: Any) -> Any:
         assert failing.wait(PATIENCE)
         if next(failures, False):
             raise RuntimeError("device lost")
-        return go_on(*arguments)
+        return go_on(*arguments, **options)
 
     failures = iter([True])
     setattr(engine._session, method, fails_once)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.graph.kernel_specs import DELTA_CHUNK_ROWS
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.linear_attention import LinearAttentionConfig
@@ -42,7 +41,7 @@ class DeltaMemory:
         return gated_delta_plan(
             batch=slots,
             rows=rows,
-            window_rows=window_rows(self.linear, self.block_size),
+            window_rows=self.linear.window_rows(self.block_size),
             key_heads=self.linear.num_key_heads,
             value_heads=self.linear.num_value_heads,
         ).workspace_bytes

@@ -8,7 +8,6 @@ from typing import Any
 from trtllm_dflash.builder.what_if import UNQUANTIZED
 from trtllm_dflash.checkpoint.formats import FORMATS, FP8_UNIT, WeightFormat, algos_of
 from trtllm_dflash.checkpoint.loader import Checkpoint
-from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.errors import BuildError, UsageError
 from trtllm_dflash.graph.kernel_specs import ATTENTION, GATED_DELTA_KERNEL
 from trtllm_dflash.hardware.archs import ARCHS, Arch
@@ -161,7 +160,7 @@ def _check_delta_kernel(linear: LinearAttentionConfig, block_size: int, advice: 
     plan = gated_delta_plan(
         batch=1,
         rows=block_size,
-        window_rows=window_rows(linear, block_size),
+        window_rows=linear.window_rows(block_size),
         key_heads=linear.num_key_heads,
         value_heads=linear.num_value_heads,
     )

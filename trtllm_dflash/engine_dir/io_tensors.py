@@ -316,15 +316,6 @@ def logits_output(vocab_size: int) -> IoTensor:
     )
 
 
-def window_rows(linear: LinearAttentionConfig, block_size: int) -> int:
-    """Return the rows of a layer's window.
-
-    They are the positions that the convolution sees before a step's first row, then the drafts of
-    the step before. Those that were accepted are not in the state yet.
-    """
-    return linear.conv_kernel - 1 + block_size - 1
-
-
 def _written(cache: IoTensor) -> IoTensor:
     """Return the output that is a cache's memory after the step."""
     meaning = f"{cache.name} after the step"
@@ -376,7 +367,7 @@ def _state_ports(
     linear: LinearAttentionConfig, layer: int, dtype: str, block_size: int
 ) -> tuple[IoTensor, ...]:
     """Return a layer's window of rows before the convolution, and its state, which is float32."""
-    window = (BATCH, 1, window_rows(linear, block_size), linear.window_columns)
+    window = (BATCH, 1, linear.window_rows(block_size), linear.window_columns)
     state = (BATCH, linear.num_value_heads, linear.key_dim, linear.value_dim)
     return (
         IoTensor(

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_dflash.checkpoint.formats import WeightFormat
-from trtllm_dflash.engine_dir.io_tensors import window_rows
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.dflash2 import SelectorConfig
 from trtllm_dflash.models.drafter import DrafterConfig
@@ -135,7 +134,7 @@ class ModelCosts:
         """
         out_size = sizes.value_size
         state = out_size * sizes.key_dim * STATE_BYTES
-        kept_rows = window_rows(sizes, self.block_size)
+        kept_rows = sizes.window_rows(self.block_size)
         window = kept_rows * sizes.window_columns * ACTIVATION_BYTES
         convolution = sizes.conv_size * sizes.conv_kernel
         return KernelCost(

@@ -92,7 +92,8 @@ class WeightOnlyLinears:
         }
         operands = [stored.packed(), ids, scales, zero_points]
         rows = g.emit("GatherBlockQuantized", operands, attributes, domain=RUNTIME_DOMAIN)[0]
-        rows = g.Reshape(rows, [0, 0, -1])
+        # All sizes are given: ids may be of no tokens.
+        rows = g.Reshape(rows, [0, 0, num_blocks(stored.columns) * BLOCK_LENGTH])
         if stored.columns % BLOCK_LENGTH:
             rows = g.Slice(rows, [0], [stored.columns], [2])
         return rows

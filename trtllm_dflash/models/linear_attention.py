@@ -49,6 +49,14 @@ class LinearAttentionConfig:
         """Return the rows of in_proj_qkvz: the channels, and the gates of the output."""
         return self.conv_size + self.value_size
 
+    def window_rows(self, block_size: int) -> int:
+        """Return the rows of a layer's window, for blocks of so many tokens.
+
+        They are the positions that the convolution sees before a step's first row, then the drafts
+        of the step before. Those that were accepted are not in the state yet.
+        """
+        return self.conv_kernel - 1 + block_size - 1
+
 
 def read_linear_attention(
     reader: HfReader, *, fused_projections: bool
