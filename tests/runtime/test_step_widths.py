@@ -159,7 +159,7 @@ def test_loading_hands_numbers_to_the_session(
 
     def opened(*_: Any, **options: Any) -> Any:
         given.append(options["draft_lens"])
-        return SimpleNamespace(step_width=lambda width: width)
+        return SimpleNamespace(step_width=lambda width: width, may_skip_drafter=False)
 
     monkeypatch.setitem(base.SESSIONS, "onnxruntime", "tests.runtime.test_step_widths:opened")
     monkeypatch.setitem(globals(), "opened", opened)
