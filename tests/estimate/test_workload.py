@@ -78,10 +78,12 @@ def parameters(costs: tuple[KernelCost, ...], operations: tuple[str, ...]) -> fl
     return total
 
 
-def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int, ...]]:
+def run_shapes(
+    model: ir.Model, *, width: int, rows: int, block: int = 0
+) -> dict[str, tuple[int, ...]]:
     """Run a graph in ONNX Runtime with one sequence; return the shapes around its kernels."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    sizes = {"batch": 1, "width": width, "rows": rows, "context": CONTEXT, "block": BLOCK}
+    sizes = {"batch": 1, "width": width, "rows": rows, "context": CONTEXT, "block": block}
     watched = {}
     for node in counted_nodes(model):
         for value in (*node.inputs[: READ_INPUTS.get(node.op_type, 0)], node.outputs[0]):
@@ -98,7 +100,7 @@ def run_shapes(model: ir.Model, *, width: int, rows: int) -> dict[str, tuple[int
         ]
         feeds[value.name] = np.zeros(axes, value.dtype.numpy())
     feeds |= {"num_known": np.ones(1, np.int32), "top_p": np.ones(1, np.float32)}
-    counting = {"kv_positions": CONTEXT, "decided": rows, "block_rows": BLOCK}
+    counting = {"kv_positions": CONTEXT, "decided": rows, "block_rows": block}
     feeds |= {name: np.arange(size) for name, size in counting.items()}
     for value in model.graph.initializers.values():  # their bytes, not their place on disk
         shapes[value.name] = tuple(value.shape)
@@ -129,7 +131,8 @@ def test_costs_equal_the_graphs(family: str, tmp_path: Path) -> None:
         model = build_step(
             target, pair.drafter, dtype="float32", cache_len=16, block_size=block_size
         )
-        counter = GraphCounter(run_shapes(model, width=draft_len + 1, rows=draft_len + 1))
+        width = draft_len + 1
+        counter = GraphCounter(run_shapes(model, width=width, rows=width, block=block_size))
         costs = pair.dflash_step(block_size, draft_len)
         assert [replace(cost, module="") for cost in costs] == list(counter.costs(model))
 

@@ -315,7 +315,7 @@ class _Step:
         masks = g.Expand(config.mask_token_id, g.Concat(batch, [rows - 1], axis=0))
         ids = g.Concat(bonus, masks, axis=1)
         if next_block.may_skip:
-            ids = g.Gather(ids, block_rows, axis=1)
+            ids = g.Slice(ids, [0], block, [1])
         x = _embed_block(verifier, model, config, ids)
         hidden = context.forward(g.Concat(*features, axis=-1), x)
         head = DraftHead(verifier, target, drafter=model, config=config, vocab=self.draft_vocab)
