@@ -64,6 +64,10 @@ class _TextStep:
         shifted = g.Div(g.cast(self.adjusts, _INT64), bit)
         return g.Unsqueeze(g.Equal(g.Mod(shifted, 2), 1), [1, 2])
 
+    def any_asks(self, bit: int) -> ir.Value:
+        """Return 1 if any slot asks for one kind, else 0; an int64 scalar."""
+        return self.g.ReduceMax(self.g.cast(self.asks(bit), _INT64), keepdims=0)
+
     def tokens_at(self, positions: ir.Value) -> ir.Value:
         """Return the text's tokens at positions [B, N]; NO_TOKEN - 1 where no text stands."""
         g = self.g
@@ -108,9 +112,13 @@ def _body(
         )
         penalties = (repetition, frequency, presence)
         x = _where_asked(step, BIASES, x, lambda x: _biased(step, x, bias_ids, bias_values))
-        x = _where_asked(
-            step, PENALTIES, x, lambda x: _penalized(step, x, prompt_len, penalties)
-        )
+        if g.has_attribute(_PAIRWISE):
+            # TensorRT-RTX 1.7 compiles no loop in a loop in a loop, and counting is one.
+            x = _penalized(step, x, prompt_len, penalties)
+        else:
+            x = _where_asked(
+                step, PENALTIES, x, lambda x: _penalized(step, x, prompt_len, penalties)
+            )
         x = _where_asked(step, BAD_WORDS, x, lambda x: _without_words(step, x, bad_words))
         return (_where_asked(step, MASK, x, lambda x: _masked(step, x, token_mask)),)
 
@@ -122,9 +130,7 @@ def _where_asked(
     step: _TextStep, bit: int, x: ir.Value, change: Callable[[ir.Value], ir.Value]
 ) -> ir.Value:
     """Return `change(x)` if any slot asks for this kind, else x."""
-    g = step.g
-    asked = g.ReduceMax(g.cast(step.asks(bit), _INT64), keepdims=0)
-    return g.repeat(asked, (x,), lambda x: (change(x),))[0]
+    return step.g.repeat(step.any_asks(bit), (x,), lambda x: (change(x),))[0]
 
 
 def _biased(step: _TextStep, x: ir.Value, ids: ir.Value, values: ir.Value) -> ir.Value:
@@ -209,7 +215,7 @@ def _counts_by_pairs(
             for total, weight in zip(sums, weights, strict=True)
         ]
 
-    times = g.Squeeze(g.size(tokens, 1))
+    times = g.Mul(g.Squeeze(g.size(tokens, 1)), step.any_asks(PENALTIES))
     return list(g.loop(times, [zeros] * len(weights), lambda at, *sums: count(at, *sums)))
 
 
