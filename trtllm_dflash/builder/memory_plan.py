@@ -37,8 +37,9 @@ _EXPERT_CODE = {True: 0, False: 600_000}
 _FOUR_BIT_CODE = {True: 0, False: 400_000}
 _FP8_CODE = {True: 400_000, False: 400_000}
 _FP4_CODE = {True: 1_300_000, False: 700_000}
-# More of a drafter, and of its selector.
-_DRAFTER_CODE = {True: 650_000, False: 0}
+# Of adjusting logits and choosing tokens; more of a drafter, and of its selector.
+_CHOICE_CODE = {True: 0, False: 5_600_000}
+_DRAFTER_CODE = {True: 650_000, False: 1_500_000}
 _SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _SMALL_TENSORS = 1 << 20  # all others of a step for a GPU, and the gaps between them
@@ -98,10 +99,7 @@ class MemoryPlan:
         return tuple(model.config for model in self.models.checkpoints.values())
 
     def engine_parts(self) -> dict[str, int]:
-        """Return the bytes of the engine by part.
-
-        The parts are weights, tables of positions, and kernels.
-        """
+        """Return the bytes of the engine by part: weights, tables of positions, and kernels."""
         parts = {
             "weights": self.weight_bytes,
             "positions": self._table_bytes,
@@ -140,9 +138,9 @@ class MemoryPlan:
 
     @property
     def _special_code_bytes(self) -> int:
-        """Return the code of one profile for experts, for drafting and for a selector."""
+        """Return the code of one profile for choices, experts, drafting and a selector."""
         plugins, target = self.models.resolved.plugins, self.models.target
-        code = 0
+        code = _CHOICE_CODE[plugins]
         if target.config.moe is not None:
             each = _EXPERT_CODE[plugins]
             each += _FOUR_BIT_CODE[plugins] if self._dequantized_bytes else 0
