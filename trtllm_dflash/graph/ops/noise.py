@@ -21,6 +21,7 @@ There the noise is large: it ends at 22, and P(token) is right down to some 1e-9
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from trtllm_dflash.engine_dir.io_tensors import KEY_WORDS
@@ -56,6 +57,14 @@ def gumbel_noise(
 
 
 def _fifth(g: GraphBuilder, x: ir.Value) -> ir.Value:
-    """Return x^5 mod PRIME of 0 <= x < PRIME."""
-    square = g.Mod(g.Mul(x, x), PRIME)
-    return g.Mod(g.Mul(g.Mod(g.Mul(square, square), PRIME), x), PRIME)
+    """Return x^5 mod PRIME of 0 <= x < PRIME.
+
+    In a loop of one turn: without it TensorRT-RTX 1.7 compiles several of them for ever. Each costs
+    it many times the one before.
+    """
+
+    def fifth(x: ir.Value) -> tuple[ir.Value]:
+        square = g.Mod(g.Mul(x, x), PRIME)
+        return (g.Mod(g.Mul(g.Mod(g.Mul(square, square), PRIME), x), PRIME),)
+
+    return g.repeat(g.constant(np.array(1)), (x,), fifth)[0]
