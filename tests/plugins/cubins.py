@@ -17,6 +17,16 @@ HEAD_DIMS = (64, 96, 128, 256)
 # Attention's registers are limited so that the CTAs fit which its plan counts on. What a CTA keeps
 # from one item to the next may be spilled then: the loop over keys has at most one such load.
 ATTENTION_SPILLS = 128
+SCAN_SPILLS = 16  # one number of 8 bytes, written and read, on sm80 alone
+
+
+def most_spills(function: str) -> int:
+    """Return the bytes that a kernel's function may spill, stores and loads together."""
+    if "attention" in function:
+        return ATTENTION_SPILLS
+    return SCAN_SPILLS if function.endswith("_scan") else 0
+
+
 ACCEPT_KEY = KernelVariant("accept")
 ARGMAX_KEY = KernelVariant("argmax")
 LOOKUP_KEY = KernelVariant("lookup")
