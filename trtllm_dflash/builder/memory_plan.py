@@ -42,7 +42,7 @@ _CHOICE_CODE = {True: 0, False: 5_600_000}
 _DRAFTER_CODE = {True: 650_000, False: 1_500_000}
 _SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
-_SMALL_TENSORS = 1 << 20  # all others of a step for a GPU, and the gaps between them
+_SMALL_TENSORS = 1_000_000  # all others of a step for a GPU, and the gaps between them
 _CHOICE_BYTES = 6  # of a logit: as the head writes it, and in float32
 _LOOKUP_BYTES = 64  # a position, of lookup by the operator's body: the text, matches, lengths
 _ONNXRUNTIME_COPIES = 4  # of scores at a time
@@ -276,8 +276,10 @@ class MemoryPlan:
         """Return the bytes of the logits of the verified and the drafted rows."""
         block = self.models.resolved.block_size
         verified = block * self.models.target.config.vocab_size
-        logits = slots * (verified + (block - 1) * self.models.draft_vocab_size) * _CHOICE_BYTES
-        logits += slots * verified * 33 // 8  # adjusted ones in float32, and the mask's bits
+        # In float32, and the mask's bits. Tokens are chosen from them before there are drafts.
+        adjusted = verified * 33 // 8
+        drafted = (block - 1) * self.models.draft_vocab_size * _CHOICE_BYTES
+        logits = slots * (verified * _CHOICE_BYTES + max(adjusted, drafted))
         if self.models.resolved.gather_generation_logits:  # once more, as the step's output
             logits += slots * verified * DTYPE_BYTES["float32"]
         return logits
