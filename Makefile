@@ -23,7 +23,7 @@ $(BIN)/python:
 # build.
 .venv/.test: .venv/.demo
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,serve,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx,demo,profile,serve,browser,test]'
 	$(BIN)/python -m pip install --quiet --no-deps dflash==0.1.0
 	@touch $@
 
@@ -86,7 +86,8 @@ triton-demo: .venv/.demo demo/cpu/manifest.json .venv-triton/.ready  ## serve th
 
 # loadfile: the tests of a file share their engines, so they stay in one process. Without the reordering by the number of
 # tests, files of few long tests would come last, and one process would wait for the other.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# -rs: what was skipped, and why.
+PYTEST := $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.test  ## lint, types and the quick tests (under 5 minutes from a fresh clone)
 	$(MAKE) -j 2 lint demo/plain/manifest.json demo/cpu/manifest.json

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ELSEWHERE, import_or_fail
 from trtllm_dflash.environment import DEFAULTS, matplotlib_without_traces, set_defaults
 
 
@@ -45,3 +46,25 @@ def test_matplotlib_keeps_its_list_nowhere(monkeypatch: pytest.MonkeyPatch) -> N
     environment = {"MPLCONFIGDIR": "mine"}
     with matplotlib_without_traces(environment):
         assert environment == {"MPLCONFIGDIR": "mine"}
+
+
+def test_a_package_that_we_install_must_be_there() -> None:
+    assert import_or_fail("json").loads("1") == 1
+    with pytest.raises(ModuleNotFoundError, match="no_package_of_ours"):
+        import_or_fail("no_package_of_ours.part")
+    for name in ELSEWHERE:
+        assert import_or_fail(name, skip=str.upper) == name.upper()
+
+
+def test_all_tests_want_what_the_extras_bring() -> None:
+    script = "import pytest; pytest.importorskip('no_package_of_ours')"
+    for required, error in (("1", "ModuleNotFoundError"), ("0", "Skipped")):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import tests.conftest; {script}"],
+            env={**os.environ, "DFLASH_REQUIRE_ALL": required},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 1
+        assert error in done.stderr

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import threading
-import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 import uvicorn
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
+from tests.runtime import tiny_tokenizer as tiny
+from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.http_server.app import create_app
 from trtllm_dflash.http_server.asking import Defaults
 from trtllm_dflash.http_server.guards import Rules
 from trtllm_dflash.http_server.scrape import Scrape
 from trtllm_dflash.http_server.served_model import ServedModel
 from trtllm_dflash.runtime.engine import Engine
+from trtllm_dflash.runtime.text.tokenizer import Tokenizer
+
+
+def engine_of_bytes(tokenizer: Path, **sizes: Any) -> Engine:
+    """Return an engine on a fake session whose tokens are bytes."""
+    roomy = {"max_input_len": 150, "max_seq_len": 240} | sizes
+    config = fake_config(vocab_size=tiny.VOCAB_SIZE, **roomy)
+    return Engine(config, FakeSession(config), Tokenizer(tokenizer))
 
 
 class Running:
@@ -46,7 +56,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self._thread.start()
-        until(lambda: self._server.started)
+        wait_for(lambda: self._server.started)
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
@@ -62,7 +72,7 @@ class Running:
         try:
             if error is None:
                 for model in self.models.values():
-                    until(lambda model=model: model.stats.slots_in_use == 0)
+                    wait_for(lambda model=model: model.stats.slots_in_use == 0)
         finally:
             self._server.should_exit = True
             self._thread.join()
@@ -83,11 +93,3 @@ class Running:
     def complete(self, prompt: Any = "ab", **body: Any) -> httpx.Response:
         name = next(iter(self.models))
         return self.post("/v1/completions", **{"model": name, "prompt": prompt, **body})
-
-
-def until(holds: Any) -> None:
-    """Wait for what a thread brings about."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.005)

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tests.http_server.conftest import MakeEngine
-from tests.http_server.running import Running, until
+from tests.http_server.running import Running
+from tests.patience import wait_for
 from tests.runtime.callers import Gate
 
 LONG: dict[str, Any] = {"max_tokens": 80, "ignore_eos": True}
@@ -177,7 +178,7 @@ def test_a_full_queue_says_when_to_come_back(byte_engine: MakeEngine) -> None:
         with server.client.stream("POST", "/v1/completions", json=body):
             thread = threading.Thread(target=server.complete, args=("c",), kwargs=LONG)
             thread.start()
-            until(lambda: server.models["tiny"].stats.waiting == 1)
+            wait_for(lambda: server.models["tiny"].stats.waiting == 1)
             response = httpx.post(f"{server.url}/v1/completions", json=body)
             error = error_of(response, 429)
             assert error["code"] == "queue_full"
@@ -212,14 +213,14 @@ def test_a_client_that_leaves_frees_its_slot(byte_engine: MakeEngine) -> None:
             )
             with socket.create_connection(("127.0.0.1", server.port)) as connection:
                 connection.sendall(head.encode() + body)
-                until(lambda: server.models["tiny"].stats.slots_in_use == 1)
+                wait_for(lambda: server.models["tiny"].stats.slots_in_use == 1)
             cancelled = f'cancelled_requests_total{{model="tiny"}} {2.0 - stream}'
 
             def is_counted(line: str = cancelled) -> bool:
                 gate.let(1)  # a cancelled request ends between two steps
                 return line in server.scrape.text().decode()
 
-            until(is_counted)
-        until(lambda: server.models["tiny"].stats.slots_in_use == 0)
+            wait_for(is_counted)
+        wait_for(lambda: server.models["tiny"].stats.slots_in_use == 0)
         gate.let()
         assert server.complete("ab").status_code == 200

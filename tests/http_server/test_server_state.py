@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.http_server.conftest import MakeEngine
 from tests.http_server.load import gauge
-from tests.http_server.running import Running, until
+from tests.http_server.running import Running
+from tests.patience import wait_for
 from trtllm_dflash.runtime.metric_table import METRICS
 
 
@@ -45,7 +46,7 @@ def test_an_engine_that_fails_is_told(byte_engine: MakeEngine) -> None:
         response = server.complete("ab")
         assert response.status_code == 500
         assert "the server failed" in response.json()["error"]["message"]
-        until(lambda: model.has_failed)
+        wait_for(lambda: model.has_failed)
         assert server.client.get("/health").status_code == 503
         assert server.client.get("/ready").status_code == 503
         assert 'dflash_ready{model="tiny"} 0.0' in server.client.get("/metrics").text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+    from tests.http_server.running import Running
 
 from tests.page.mock_server import MockServer, Script, Tokens, mock_server
 from tests.patience import PATIENCE
@@ -34,9 +38,10 @@ def browser() -> Iterator[Browser]:
     DFLASH_REQUIRE_BROWSER=1 makes it fail instead.
     """
     path, required = chromium(), os.environ.get("DFLASH_REQUIRE_BROWSER") == "1"
+    find = import_module if required else pytest.importorskip
+    api = find("playwright.sync_api")  # a package like others: DFLASH_REQUIRE_ALL=1 wants it
     if path is None and not required:
         pytest.skip("no Chromium: apt-get install chromium, or set DFLASH_CHROMIUM")
-    api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         # As root, as in a container, Chromium has no sandbox; all that it opens is ours.
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -123,6 +128,25 @@ def drawn_tokens(page: Page, answer: int = 0) -> list[tuple[str, str]]:
         answer,
     )
     return [(text, letter) for text, letter in found]
+
+
+def streamed(
+    server: Running, prompt: str, **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the tokens and the last chunk of a chat's stream, asked as the page does."""
+    body = {
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "dflash": {"tokens": True},
+        "temperature": 0,
+    }
+    tokens: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+    for line in server.chat(prompt, **body, **options).text.splitlines():
+        if line.startswith("data: {"):
+            last = json.loads(line.removeprefix("data: "))
+            tokens += last["dflash"]["tokens"] if last["choices"] else []
+    return tokens, last
 
 
 def shown_text(page: Page, answer: int = 0) -> str:

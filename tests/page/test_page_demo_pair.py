@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ pytest.importorskip("httpx")
 
 from tests.conftest import DEMO
 from tests.http_server.running import Running
-from tests.page.conftest import ask, drawn_tokens, ended, ready, shown_text
+from tests.page.conftest import ask, drawn_tokens, ended, ready, shown_text, streamed
 from trtllm_dflash.runtime.engine import Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
@@ -31,27 +30,6 @@ def demo() -> Iterator[Running]:
         yield running
 
 
-def streamed(server: Running, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the tokens and the last chunk of a stream for the prompt, asked without a page."""
-    body = {
-        "model": "demo",
-        "messages": [{"role": "user", "content": PROMPT}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "dflash": {"tokens": True},
-        "temperature": 0,
-        "max_tokens": 64,
-    }
-    tokens: list[dict[str, Any]] = []
-    last: dict[str, Any] = {}
-    with server.client.stream("POST", "/v1/chat/completions", json=body | options) as lines:
-        for line in lines.iter_lines():
-            if line.startswith("data: {"):
-                last = json.loads(line.removeprefix("data: "))
-                tokens += last["dflash"]["tokens"] if last["choices"] else []
-    return tokens, last
-
-
 def opened(open_page: Open, server: Running) -> Page:
     page = ready(open_page(server.url))
     page.fill("[name=max_tokens]", "64")
@@ -63,7 +41,7 @@ def test_demo_colours_are_the_streams(demo: Running, open_page: Open, drafts: st
     options: dict[str, Any] = {"drafts": drafts} if drafts else {}
     if drafts == "off":
         options = {"draft": False}
-    tokens, last = streamed(demo, **options)
+    tokens, last = streamed(demo, PROMPT, max_tokens=64, **options)
     page = opened(open_page, demo)
     page.select_option("[name=drafts]", drafts)
     ask(page, PROMPT)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from tests.page.conftest import STEPS, TEXT, Serve, ask, ended, ready, shown_text
 from tests.page.mock_server import MockServer, Script, mock_server
+from tests.patience import wait_for
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., "Page"]
@@ -35,8 +36,7 @@ def test_stop_ends_the_stream(serve: Serve, open_page: Open, how: str) -> None:
     ended(page, "stopped")
     assert shown_text(page).startswith("Fruit is sweet.")
     assert page.locator("#send").is_visible()
-    page.wait_for_timeout(500)  # the server notices when it writes
-    assert server.seen.num_broken == 1
+    wait_for(lambda: server.seen.num_broken == 1)  # the server notices when it writes
     # What had come is part of the conversation.
     server.answer = lambda _: Script(STEPS)
     ask(page, "Go on.")

@@ -108,7 +108,7 @@ def test_spans_are_only_near_what_is_seen(serve: Serve, open_page: Open) -> None
 
 
 def test_a_reader_who_scrolled_up_is_left_there(serve: Serve, open_page: Open) -> None:
-    steps = long_steps(3)[:3000]
+    steps = long_steps(3)
     page = ready(open_page(serve(lambda _: Script(steps, pause=0.002)).url))
     ask(page)
     page.wait_for_selector(".answer > .flow .block:nth-child(4)")

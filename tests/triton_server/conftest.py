@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,7 @@ import pytest
 
 from tests.conftest import DEMO, REQUIRE_ALL
 from tests.fixtures.tiny_models import EOS_ID
-from tests.patience import PATIENCE
+from tests.patience import wait_for
 from tests.triton_server.client import Client
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.options.build import BuildConfig
@@ -133,14 +132,6 @@ def client(server: Any) -> Iterator[Client]:
     client = Client(server.http, server.metrics)
     yield client
     wait_for(lambda: client.metrics("tiny")["dflash_slots_in_use"] == 0)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Fail unless the condition comes true in time."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.triton_server.client import Client, Reply
-from tests.triton_server.conftest import NARROW_QUEUE, SLOTS, wait_for
+from tests.triton_server.conftest import NARROW_QUEUE, SLOTS
 from trtllm_dflash.runtime.engine import Engine
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import wait_for
 from tests.triton_server.client import Client, Reply
-from tests.triton_server.conftest import wait_for
 from trtllm_dflash.runtime.engine import Engine
 
 pytestmark = pytest.mark.slow

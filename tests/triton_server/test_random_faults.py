@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.patience import wait_for
 from tests.triton_server.client import Client, Reply
-from tests.triton_server.conftest import local_server, wait_for
+from tests.triton_server.conftest import local_server
 from tests.triton_server.hostile_models import PANIC_LENGTH, TRAPS, write_hostile_models
 from tests.triton_server.test_load import answer_of, random_request
 from trtllm_dflash.options.triton_export import TritonExportConfig

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from tests.conftest import DEMO
 from tests.fixtures.tiny_models import EOS_ID
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.triton_server.client import Client
-from tests.triton_server.conftest import local_server, wait_for
+from tests.triton_server.conftest import local_server
 from trtllm_dflash.cli import main
 from trtllm_dflash.runtime.engine import Engine
 
