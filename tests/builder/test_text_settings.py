@@ -47,6 +47,18 @@ def test_an_intact_tokenizer_needs_no_word(tmp_path: Path) -> None:
     assert settings.eos_token_ids == (tiny.EOS,)
 
 
+def test_the_checkpoints_own_sampling_is_kept(tmp_path: Path) -> None:
+    directory = tiny.write_byte_level(tmp_path)
+    assert decide(directory).generation_defaults == {}
+    (directory / "config.json").write_text('{"top_p": 0.5}')
+    assert decide(directory).generation_defaults == {"top_p": 0.5}
+    own = '{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": "x"}'
+    (directory / "generation_config.json").write_text(own)
+    settings = decide(directory)
+    assert settings.to_json()["generation_defaults"] == {"temperature": 0.6, "top_k": 20}
+    assert ("serve", "with temperature 0.6, top_k 20") in settings.rows()
+
+
 BROKEN = {
     "panic": (
         {"pre_tokenizer": {"type": "FixedLength", "length": 0}},

@@ -73,6 +73,12 @@ def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
     ("path", "value", "words"),
     [
         ("build_config.max_batch_size", None, "the key build_config.max_batch_size is missing"),
+        ("generation_defaults", {"top_h": 1}, "generation_defaults has 'top_h', expected"),
+        (
+            "generation_defaults",
+            {"temperature": "1"},
+            "temperature is '1', expected 0 \\(greedy",
+        ),
         (
             "build_config.max_seq_len",
             "9",

@@ -47,6 +47,7 @@ class Running:
         defaults = Defaults(
             temperature=options.pop("temperature", 0.0),
             timeout_seconds=options.pop("timeout_seconds", None),
+            follows_checkpoint=options.pop("follows_checkpoint", True),
         )
         app = create_app(self.models, self.scrape, defaults=defaults, rules=rules, **options)
         self._server = uvicorn.Server(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -128,6 +129,43 @@ def test_token_ids_are_a_prompt(server: Running) -> None:
     for prompt in ([97, 98], [[97, 98]]):
         body = server.complete(prompt, max_tokens=5).json()
         assert body["choices"][0]["text"] == text
+
+
+def test_what_a_request_does_not_say_is_the_models(byte_engine: MakeEngine) -> None:
+    """The checkpoint's own sampling, as vLLM takes it; `--temperature` replaces its temperature."""
+    own = {"temperature": 0.6, "top_k": 3, "repetition_penalty": 1.5}
+    asked: dict[str, Any] = {"max_tokens": 40}
+    engine = byte_engine()
+    expected = {
+        name: byte_engine().generate("ab", **asked, **options)[0].text
+        for name, options in (
+            ("own", own | {"seed": 7}),
+            ("temperature", own | {"temperature": 1.2, "seed": 7}),
+            ("greedy", {"repetition_penalty": 1.5}),
+            ("none", {"temperature": 1.0, "seed": 7}),
+        )
+    }
+    assert len(set(expected.values())) == 4
+    engine.config = replace(engine.config, generation_defaults=own)
+    with Running({"tiny": engine}, temperature=None) as server:
+
+        def text(**options: Any) -> str:
+            response = server.complete("ab", seed=7, **asked, **options)
+            return str(response.json()["choices"][0]["text"])
+
+        assert text() == text(temperature=0.6, top_k=3) == expected["own"]
+        assert text(temperature=1.2) == expected["temperature"]
+        assert text(temperature=0) == expected["greedy"]
+        row = server.client.get("/v1/models/tiny").json()
+        assert row["dflash"]["defaults"] == own
+    for options, name in (
+        ({"temperature": 1.2}, "temperature"),
+        ({"temperature": None, "follows_checkpoint": False}, "none"),
+    ):
+        other = byte_engine()
+        other.config = engine.config
+        with Running({"tiny": other}, **options) as server:
+            assert text() == expected[name]
 
 
 def test_the_openai_client_sync(server: Running) -> None:

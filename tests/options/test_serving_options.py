@@ -21,6 +21,7 @@ from trtllm_dflash.options.serving import ServeConfig
         ({"cors_origin": ("*",)}, "expected scheme, host and port"),
         ({"cors_origin": ("http://a/b",)}, "expected scheme, host and port"),
         ({"temperature": -1.0}, "--temperature"),
+        ({"generation_config": "vllm"}, "--generation-config"),
         ({"timeout_seconds": 0.0}, "--timeout-seconds"),
         ({"port": 70000}, "--port"),
         ({"engines": ("a", "b"), "served_model_name": ("c",)}, "is for one engine"),

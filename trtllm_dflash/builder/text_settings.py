@@ -16,13 +16,16 @@ from trtllm_dflash.atomic.output_directory import write_error
 from trtllm_dflash.atomic.work_folder import work_folder
 from trtllm_dflash.catalog.pairs import pair_of
 from trtllm_dflash.catalog.published import KnownDrafter
+from trtllm_dflash.checkpoint.locate import read_json_in
 from trtllm_dflash.checkpoint.tokenizer_files import copy_tokenizer_files
 from trtllm_dflash.engine_dir.files import TOKENIZER_FILE
 from trtllm_dflash.engine_dir.stop_tokens import TurnEnd, missed_ends
 from trtllm_dflash.errors import CheckpointError, UsageError
 from trtllm_dflash.log import Rows
 from trtllm_dflash.models.base import TargetConfig
+from trtllm_dflash.models.generation_config import settings_of
 from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.generation_defaults import defaults_in, defaults_text
 from trtllm_dflash.tokenizing.limits import MAX_CHARACTERS, TRIAL, rendering_limits
 from trtllm_dflash.tokenizing.tokenizer_process import (
     TokenizerError,
@@ -44,6 +47,7 @@ class TextSettings:
 
     eos_token_ids         the engine's stop tokens.
     chat_template_kwargs  options of the chat template, unless a chat gives others.
+    generation_defaults   what `serve` takes for requests that do not say.
     has_tokenizer         whether prompts can be text.
     turn_ends             the tokens that end an answer by the tokenizer and the template.
     notes, warnings       sentences for the user.
@@ -51,6 +55,7 @@ class TextSettings:
 
     eos_token_ids: tuple[int, ...]
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     has_tokenizer: bool = False
     turn_ends: tuple[TurnEnd, ...] = ()
     notes: tuple[str, ...] = ()
@@ -63,6 +68,8 @@ class TextSettings:
         rows = [("stop tokens", stops or "none: answers end at their limit")]
         if self.chat_template_kwargs:
             rows.append(("chats", f"with {json.dumps(dict(self.chat_template_kwargs))}"))
+        if self.generation_defaults:
+            rows.append(("serve", f"with {defaults_text(self.generation_defaults)}"))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +77,7 @@ class TextSettings:
         return {
             "eos_token_ids": list(self.eos_token_ids),
             "chat_template_kwargs": dict(self.chat_template_kwargs),
+            "generation_defaults": dict(self.generation_defaults),
             "turn_ends": [asdict(end) for end in self.turn_ends],
         }
 
@@ -94,6 +102,12 @@ def decide_text_settings(
     return TextSettings(
         eos_token_ids=stop_tokens.ids,
         chat_template_kwargs=trial.options,
+        generation_defaults=defaults_in(
+            settings_of(
+                read_json_in(directory, "generation_config.json"),
+                read_json_in(directory, "config.json") or {},
+            )
+        ),
         has_tokenizer=trial.facts is not None,
         turn_ends=tuple(trial.turn_ends),
         notes=(*trial.notes, *stop_tokens.notes),

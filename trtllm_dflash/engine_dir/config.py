@@ -23,9 +23,10 @@ from trtllm_dflash.engine_dir.io_tensors import (
     IoTensor,
 )
 from trtllm_dflash.engine_dir.other_directories import describe_other, is_checkpoint
-from trtllm_dflash.errors import ConfigError, EngineError
+from trtllm_dflash.errors import ConfigError, EngineError, UsageError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.generation_defaults import check_defaults
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
 
 _BUILD_AGAIN = " The engine directory is damaged or of another version: build it again."
@@ -60,6 +61,8 @@ class EngineConfig:
     quantized_drafter_linears: Mapping[str, int] = field(default_factory=dict)
     # Options of the chat template, for chats that give no others.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    # What `serve` takes for requests that do not say: the checkpoint's generation_config.json.
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     weight_only_precision: str | None = None  # of weights that are integers by block
     version: str = ""  # of the dflash-trt that built it; empty: it does not say
 
@@ -214,6 +217,7 @@ class EngineConfig:
             quantized_linears=_linears(reader, "pretrained_config"),
             quantized_drafter_linears=_linears(reader, "dflash") if speculates else {},
             chat_template_kwargs=_template_options(reader),
+            generation_defaults=_generation_defaults(reader),
             weight_only_precision=reader.read(
                 str, "build_config.weight_only_precision", default=None
             ),
@@ -241,6 +245,14 @@ def _template_options(reader: HfReader) -> dict[str, Any]:
     if options is not None and not isinstance(options, dict):
         reader.fail("chat_template_kwargs", f"is {options!r}, expected an object.")
     return dict(options or {})
+
+
+def _generation_defaults(reader: HfReader) -> dict[str, Any]:
+    """Return the checkpoint's own sampling; earlier engines have none."""
+    try:
+        return check_defaults(reader.get("generation_defaults") or {})
+    except UsageError as error:
+        raise ConfigError(f"{reader.where}: {error}") from error
 
 
 def _io_tensors(reader: HfReader, where: str) -> tuple[IoTensor, ...]:

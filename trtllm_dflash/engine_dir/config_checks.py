@@ -44,6 +44,7 @@ SECTIONS = (
     "dflash",
     "io",
     "chat_template_kwargs",
+    "generation_defaults",
     "turn_ends",
 )
 MAX_BLOCK = 1 << 12

@@ -22,6 +22,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, counted, human_bytes, printable, table
 from trtllm_dflash.models.draft_masks import DraftLayerConfig
 from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
+from trtllm_dflash.options.generation_defaults import defaults_text
 
 _DIGEST_CHARACTERS = 16  # of a sha256, for people
 
@@ -157,6 +158,10 @@ def _text_rows(engine: EngineConfig, config: HfReader) -> Rows:
     rows += [("", sentence) for sentence in missed]
     if engine.chat_template_kwargs:
         rows.append(("chats", f"with {json.dumps(engine.chat_template_kwargs)}, unless given"))
+    if engine.generation_defaults:
+        rows.append(
+            ("serve", f"with {defaults_text(engine.generation_defaults)}, unless given")
+        )
     return rows
 
 

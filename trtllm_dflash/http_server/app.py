@@ -62,12 +62,13 @@ class App:
 
     async def models(self) -> Response:
         """List the models, with what requests may ask of each."""
-        rows = [_model_row(name, model) for name, model in self._models.items()]
+        rows = [self._row(name) for name in self._models]
         return JSONResponse({"object": "list", "data": rows})
 
     async def model(self, name: str) -> Response:
         """Describe one model."""
-        return JSONResponse(_model_row(name, self._model(name)))
+        self._model(name)
+        return JSONResponse(self._row(name))
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
@@ -111,6 +112,10 @@ class App:
     async def metrics(self) -> Response:
         """Give the metrics to Prometheus."""
         return Response(self._scrape.text(), headers={"content-type": CONTENT_TYPE})
+
+    def _row(self, name: str) -> dict[str, Any]:
+        model = self._models[name]
+        return _model_row(name, model, self._defaults.of(model.config))
 
     def _model(self, name: str) -> ServedModel:
         model = self._models.get(name)
@@ -275,7 +280,7 @@ def _wants_usage(body: GenerationBody) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
-def _model_row(name: str, model: ServedModel) -> dict[str, Any]:
+def _model_row(name: str, model: ServedModel, defaults: dict[str, Any]) -> dict[str, Any]:
     config = model.config
     return {
         "id": name,
@@ -294,5 +299,6 @@ def _model_row(name: str, model: ServedModel) -> dict[str, Any]:
             "logprobs": config.has_logits,
             "chat": bool(model.tokenizer and model.tokenizer.has_chat_template),
             "chat_template_kwargs": dict(config.chat_template_kwargs),
+            "defaults": defaults,
         },
     }

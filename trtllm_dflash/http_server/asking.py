@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.http_server.openai_errors import ApiError
 from trtllm_dflash.http_server.served_model import ServedModel, Wanted
 from trtllm_dflash.http_server.wire import (
@@ -15,9 +16,11 @@ from trtllm_dflash.http_server.wire import (
     MessageBody,
 )
 from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.generation_defaults import completed
 from trtllm_dflash.options.queueing import Queueing
 from trtllm_dflash.options.sampling import SamplingOptions, SamplingParams
 
+OPENAI_TEMPERATURE = 1.0
 COMPLETION_TOKENS = 16  # of /v1/completions without max_tokens, as OpenAI has it
 _HARMONY = "gpt_oss"
 # Fields that are options of SamplingParams under the same name.
@@ -30,11 +33,30 @@ _SAME_NAMES = (
 
 
 class Defaults:
-    """What counts for requests that do not say."""
+    """What counts for requests that do not say.
 
-    def __init__(self, *, temperature: float, timeout_seconds: float | None) -> None:
+    temperature         None: the model's own, or OpenAI's 1
+    follows_checkpoint  whether the model's generation_config.json counts
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float | None,
+        timeout_seconds: float | None,
+        follows_checkpoint: bool = True,
+    ) -> None:
         self.temperature = temperature
         self.timeout_seconds = timeout_seconds
+        self.follows_checkpoint = follows_checkpoint
+
+    def of(self, config: EngineConfig) -> dict[str, Any]:
+        """Return the sampling options of a model's requests that give none."""
+        own = config.generation_defaults if self.follows_checkpoint else {}
+        options = {"temperature": OPENAI_TEMPERATURE, **own}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        return options
 
 
 def chat_call(body: ChatBody, model: ServedModel, defaults: Defaults) -> Wanted:
@@ -113,11 +135,9 @@ def _check_count(wanted: Wanted) -> None:
 def _options(
     body: GenerationBody, model: ServedModel, defaults: Defaults, limit: int
 ) -> SamplingOptions:
-    options: dict[str, Any] = {"max_tokens": limit, "temperature": defaults.temperature}
-    for name in _SAME_NAMES:
-        value = getattr(body, name)
-        if value is not None:
-            options[name] = value
+    values = {name: getattr(body, name) for name in _SAME_NAMES}
+    given = {name: value for name, value in values.items() if value is not None}
+    options = {"max_tokens": limit, **completed(defaults.of(model.config), given)}
     if body.logit_bias:
         options["logit_bias"] = _biases(body.logit_bias)
     if body.seed is not None:

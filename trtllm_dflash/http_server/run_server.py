@@ -47,7 +47,9 @@ def run_server(config: ServeConfig) -> None:
                 models,
                 scrape,
                 defaults=Defaults(
-                    temperature=config.temperature, timeout_seconds=config.timeout_seconds
+                    temperature=config.temperature,
+                    timeout_seconds=config.timeout_seconds,
+                    follows_checkpoint=config.generation_config == "auto",
                 ),
                 rules=Rules(
                     api_key=config.api_key,

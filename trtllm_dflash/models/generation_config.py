@@ -97,7 +97,7 @@ def unmet_settings(
     Without a generation_config.json the keys of config.json count, as in Hugging Face.
     """
     file = "config.json" if generation_config is None else "generation_config.json"
-    settings = _in_config(config_json) if generation_config is None else generation_config
+    settings = settings_of(generation_config, config_json)
     warnings = []
     changed = _named(settings, CHANGES_TOKENS)
     if changed:
@@ -109,9 +109,16 @@ def unmet_settings(
     if sampled:
         warnings.append(
             f"{file} sets {sampled}: these are its defaults of sampling; an engine is greedy unless"
-            " a request gives a temperature"
+            " a request gives a temperature; `serve` follows temperature, top_k, top_p and min_p"
         )
     return warnings
+
+
+def settings_of(
+    generation_config: Mapping[str, Any] | None, config_json: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the settings of `generate` from where Hugging Face reads them."""
+    return _in_config(config_json) if generation_config is None else generation_config
 
 
 def _in_config(config_json: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_real, shown, typed_text
 from trtllm_dflash.options.fields import check_fields, cli_option
+from trtllm_dflash.options.generation_defaults import ALLOWED
 from trtllm_dflash.options.queueing import MAX_TIMEOUT_SECONDS, MAX_WAITING
 from trtllm_dflash.options.row_sampling import MAX_FLOAT32
 from trtllm_dflash.options.shared import (
@@ -103,9 +104,19 @@ class ServeConfig:
     max_body_mib: int = field(
         default=8, metadata=cli_option("largest body of a request, in MiB", low=1, high=1024)
     )
-    temperature: float = field(
-        default=1.0,
-        metadata=cli_option("of requests that give none; OpenAI's is 1, and 0 is greedy"),
+    temperature: float | None = field(
+        default=None,
+        metadata=cli_option(
+            "of requests that give none; 0 is greedy [default: the model's own, else 1 as OpenAI]"
+        ),
+    )
+    generation_config: str = field(
+        default="auto",
+        metadata=cli_option(
+            "the model's generation_config.json, for requests that do not say: auto, what vLLM"
+            " takes of it; or none",
+            choices=ALLOWED,
+        ),
     )
     num_threads: int | None = field(default=None, metadata=NUM_THREADS)
     prefix_cache_mib: int = field(default=DEFAULT_PREFIX_CACHE_MIB, metadata=PREFIX_CACHE_MIB)
@@ -113,12 +124,13 @@ class ServeConfig:
     def __post_init__(self) -> None:
         """Check everything that can be judged without an engine."""
         check_fields(self)
-        check_real(
-            "--temperature",
-            self.temperature,
-            lambda value: 0 <= value <= MAX_FLOAT32,
-            "0 (greedy) or a finite positive number",
-        )
+        if self.temperature is not None:
+            check_real(
+                "--temperature",
+                self.temperature,
+                lambda value: 0 <= value <= MAX_FLOAT32,
+                "0 (greedy) or a finite positive number",
+            )
         if self.timeout_seconds is not None:
             check_real(
                 "--timeout-seconds",
