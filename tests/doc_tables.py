@@ -56,6 +56,15 @@ def against_llama_cpp() -> str:
     return table.strip()
 
 
+def serve() -> str:
+    """Return the tables of what serving costs, from the measured figures."""
+    path = BENCHMARK / "serve.json"
+    if not path.is_file():
+        return "Not measured yet."
+    table: str = example("benchmark/serve.py").markdown(json.loads(path.read_text()))
+    return table.strip()
+
+
 def context_of(name: str) -> click.Context:
     """Return the context of a command, such as "build" or "profile --estimate"."""
     group = click.Context(main, info_name="dflash-trt", show_default=True)
@@ -125,7 +134,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
     "docs/quantization.md": {"quantization": quantization},
     "docs/cli.md": _commands(),
-    "examples/benchmark/README.md": {"against llama.cpp": against_llama_cpp},
+    "examples/benchmark/README.md": {"against llama.cpp": against_llama_cpp, "serve": serve},
 }
 
 

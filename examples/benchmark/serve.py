@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ QUESTIONS = (
     "What is the capital of France?",
 )
 PREFIX_CACHE_MIB = 256
+# The least of the throughput ratios: within 3 % of the scheduler alone, and not below Triton.
+GOALS = {"serve/scheduler": 0.97, "serve/triton": 1.0}
 Figures = dict[str, float]
 
 
@@ -269,6 +272,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ]
         ratios[f"serve/{other}"] = round(statistics.median(pairs), 3)
     return {
+        "date": date.today().isoformat(),
         "engine": arguments.engine.name,
         "requests": load.requests,
         "at_once": load.at_once,
@@ -285,14 +289,23 @@ def medians_of(rounds: list[Figures]) -> Figures:
     return {key: round(statistics.median(one[key] for one in rounds), 2) for key in rounds[0]}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the figures as a table."""
+def markdown(result: dict[str, Any]) -> str:
+    """Return the figures as tables: the systems, and the goals."""
+    load = (
+        f"{result['requests']} chats in each of {result['rounds']} rounds, {result['at_once']} at"
+        f" once, {result['max_tokens']} tokens each, {result['num_threads']} thread of each engine,"
+        f" {result['date']}:"
+    )
     rows = []
     for name, row in result["systems"].items():
         rows.append((name, *map(str, row.values())))
-    lines = markdown_table(("system", "tokens/s", "TTFT (ms)", "time per token (ms)"), rows)
-    ratios = ", ".join(f"{name} {value}" for name, value in result["throughput_ratios"].items())
-    return f"{lines}\n\nthroughput: {ratios}"
+    systems = markdown_table(("system", "tokens/s", "TTFT (ms)", "time per token (ms)"), rows)
+    rows = []
+    for name, ratio in result["throughput_ratios"].items():
+        verdict = "reached" if ratio >= GOALS[name] else "missed"
+        rows.append((name.replace("/", " ÷ "), f"{GOALS[name]:g}", f"{ratio:.3f}", verdict))
+    goals = markdown_table(("tokens/s", "at least", "measured", "goal"), rows)
+    return f"{load}\n\n{systems}\n\n{goals}"
 
 
 def main() -> None:
@@ -308,7 +321,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     result = measure(arguments)
-    print(table(result))
+    print(markdown(result))
     if arguments.json is not None:
         text = json.dumps(result, indent=2) + "\n"
         arguments.json.write_text(text, encoding="utf-8")

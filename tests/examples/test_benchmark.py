@@ -193,6 +193,27 @@ def test_goals_are_reached_or_missed_by_ratios() -> None:
     assert "Other processes used 2% of" in text
 
 
+def test_what_serving_costs_is_held_against_goals() -> None:
+    """The tables of made-up figures, with a goal of each verdict."""
+    script = example("benchmark/serve.py")
+    row = {"tokens_per_second": 90.5, "ttft_ms": 12.0, "tpot_ms": 8.0}
+    result = {
+        "requests": 32,
+        "at_once": 8,
+        "max_tokens": 48,
+        "num_threads": 1,
+        "rounds": 5,
+        "date": "2026-11-30",
+        "systems": {"scheduler": row, "serve": row, "triton": row},
+        "throughput_ratios": {"serve/scheduler": 0.969, "serve/triton": 1.0},
+    }
+    text = script.markdown(result)
+    assert "32 chats in each of 5 rounds, 8 at once" in text
+    assert "| serve | 90.5 | 12.0 | 8.0 |" in text
+    assert "| serve ÷ scheduler | 0.97 | 0.969 | missed |" in text
+    assert "| serve ÷ triton | 1 | 1.000 | reached |" in text
+
+
 def test_systems_race_in_turns_and_texts_are_compared() -> None:
     script = example("benchmark/against_llama_cpp.py")
     order = []

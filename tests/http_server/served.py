@@ -54,6 +54,11 @@ class Served:
         self.process.kill()
         self.process.wait()
 
+    def next_lines(self, count: int) -> list[str]:
+        """Return what stands after the first line."""
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline() for _ in range(count)]
+
     def end(self) -> int:
         """Send SIGTERM, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -67,6 +72,12 @@ class Served:
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(self.url + path, json={"model": "demo", **body}, timeout=PATIENCE)
+
+    def processor_seconds(self) -> float:
+        """Return what the process has used, with the children that have ended."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
+        ticks = stat.rpartition(") ")[2].split()[11:15]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def memory_kb(self) -> int:
         """Return what the process holds."""

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from tests.http_server.conftest import MakeEngine
-from tests.http_server.load import Storm, gauge, wishes_of
+from tests.http_server.load import AT_ONCE, Storm, gauge, wishes_of
 from tests.http_server.running import Running
 from tests.http_server.served import Served
 
@@ -42,7 +42,8 @@ def test_the_demo_pair_under_load() -> None:
         growth = server.memory_kb() - before
         metrics = server.get("/metrics").text
         assert server.end() == 0
-    print(dict(storm.tally), f"memory grew by {growth} kB")
+    print(f"{SECONDS:g} s, {AT_ONCE} at once: {dict(storm.tally)}")
+    print(f"no wrong text, no slot in use; memory: {before} kB, then {growth} kB more")
     assert storm.tally["200"]
     assert growth < MAX_GROWTH_KB
     assert gauge(metrics, "dflash_requests_total") >= storm.tally["200"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -90,6 +91,8 @@ def test_bad_fields(server: Running, field: str, value: Any, words: str) -> None
         (b"{", "the body is not JSON"),
         (b"", "the body is missing"),
         (b"[]", "the body is [], expected an object"),
+        (b'{"model": "tiny", "n": 1, "n": 2}', "an object has the key 'n' twice"),
+        (b'{"model": "tiny", "a": [{"b": {"c": 1, "c": 1}}]}', "the key 'c' twice"),
         (b"\xff\xfe", "the body is not JSON"),
         (b"[" * 100_000, "the body is no JSON that can be read"),
         (b'{"n": ' + b"9" * 5000 + b"}", "the body is no JSON that can be read"),
@@ -111,6 +114,26 @@ def test_other_content_types_are_refused(server: Running) -> None:
     headers = {"content-type": "text/plain"}
     response = server.client.post("/v1/completions", content=body, headers=headers)
     error_of(response, 400)
+
+
+def test_compressed_bodies_are_refused(server: Running) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    body = gzip.compress(b'{"model": "tiny", "prompt": "ab"}')
+    response = server.client.post("/v1/completions", content=body, headers=headers)
+    error = error_of(response, 415)
+    assert error["code"] == "unsupported_encoding"
+    assert "Content-Encoding 'gzip'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/metrics", "/v1/models", "/page/main.js"]
+)
+def test_head_is_get_without_a_body(server: Running, path: str) -> None:
+    head, got = server.client.head(path), server.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    error_of(server.client.get("/v1/completions"), 405)
+    assert server.client.head("/v1/completions").status_code == 405
 
 
 def test_unknown_places_and_methods(server: Running) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,37 @@ def demo() -> Iterator[Served]:
     with Served(temperature=0) as server:
         yield server
         assert server.end() == 0
+
+
+def test_serve_demo_is_there_within_ten_seconds() -> None:
+    """On a busy machine the server's own processor time counts: on a quiet one it is as long."""
+    recipe = subprocess.run(
+        ["make", "-n", "serve-demo"],
+        cwd=DEMO.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "dflash-trt serve demo=demo/cpu\n" in recipe.stdout
+    begin = time.perf_counter()
+    with Served() as server:
+        assert server.get("/ready").status_code == 200
+        seconds = time.perf_counter() - begin
+        of_processor = server.processor_seconds()
+    print(f"ready in {seconds:.1f} s, with {of_processor:.1f} s of a processor")
+    assert min(seconds, of_processor) <= 10
+
+
+def test_the_first_lines_say_what_to_type(demo: Served) -> None:
+    curl, page = demo.next_lines(2)
+    assert demo.first_line == f"serving demo at {demo.url}/v1\n"
+    assert page == f"  page: {demo.url}/\n"
+    assert "<title>" in demo.get("/").text
+    program, address, *words = shlex.split(curl.removeprefix("  try:  "))
+    assert (program, words[::2]) == ("curl", ["-H", "-d"])
+    headers, data = dict([words[1].split(": ")]), words[3]
+    answer = httpx.post(address, content=data, headers=headers, timeout=PATIENCE)
+    assert answer.text.endswith("data: [DONE]\n\n")
 
 
 def test_text_equals_that_of_run(demo: Served) -> None:

@@ -34,6 +34,7 @@ from trtllm_dflash.http_server.openai_answers import (
 )
 from trtllm_dflash.http_server.openai_errors import ApiError, as_api_error, of_validation
 from trtllm_dflash.http_server.openapi_page import describe
+from trtllm_dflash.http_server.request_json import UniqueKeysRoute
 from trtllm_dflash.http_server.scrape import CONTENT_TYPE, Scrape
 from trtllm_dflash.http_server.served_model import ServedModel, Wanted
 from trtllm_dflash.http_server.wire import ChatBody, CompletionBody, GenerationBody
@@ -195,6 +196,7 @@ def create_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
     )
+    app.router.route_class = UniqueKeysRoute
     for path, handler in (
         ("/v1/models", routes.models),
         ("/v1/models/{name:path}", routes.model),

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trtllm_dflash.http_server.openai_errors import ApiError
+from trtllm_dflash.options.checks import shown
 
 # Answered without a key: what says whether the server is there, and the page, which asks for one.
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
@@ -62,6 +63,8 @@ class Guards:
         if error is not None:
             await send_error(error, send_with_headers)
             return
+        if scope["method"] == "HEAD":  # the server sends no body then
+            scope = {**scope, "method": "GET"}
         bounded = _bounded(receive, self._rules.max_body_bytes)
         await self._app(scope, bounded, send_with_headers)
 
@@ -83,6 +86,13 @@ class Guards:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            return ApiError(
+                415,
+                f"the body is compressed (Content-Encoding {shown(encoding)}). Send it as it is.",
+                code="unsupported_encoding",
+            )
         length = headers.get("content-length", "0")
         if (
             length.isdecimal()

@@ -13,6 +13,7 @@ _ERRORS = {
     "403": "the host is not this machine",
     "404": "there is no such model",
     "413": "the body is too large",
+    "415": "the body is compressed",
     "429": "the queue is full; Retry-After says when to come back",
     "500": "the server failed",
     "503": "an engine has failed, or the server is closing",
