@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtllm_dflash.cli import build, main
+from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.options.build import BuildConfig
 
@@ -76,6 +77,17 @@ def test_build_writes_an_engine_real(run: Build, tmp_path: Path) -> None:
     assert json.loads((engine / "config.json").read_text())["dflash"]["draft_len"] == 2
 
 
+def test_as_many_drafts_as_pay_are_the_default_real(run: Build, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run(drafter=True)
+    assert result.exit_code == 0, result.stderr
+    assert "DFlash with as many drafts as pay a step, " in result.stdout
+    config = json.loads((tmp_path / "engine" / "config.json").read_text())
+    assert config["dflash"]["draft_len"] == config["build_config"]["draft_len"] == "auto"
+    loaded = EngineConfig.load(tmp_path / "engine")
+    assert (loaded.own_draft_len, loaded.draft_len) == ("auto", 3)
+
+
 def test_build_without_a_drafter_real(run: Build, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     result = run("--no-drafter")
@@ -90,7 +102,7 @@ def test_dry_run_shows_the_configuration_and_writes_nothing(run: Build, tmp_path
     pytest.importorskip("onnxruntime")
     result = run("--dry-run", drafter=True)
     assert result.exit_code == 0, result.stderr
-    drafts = "4 tokens (trained with 4); run verifies 3 drafts"
+    drafts = "4 tokens (trained with 4); run verifies as many drafts as pay"
     for words in ("would build:", drafts, "tensors", "a slot", "128 rows", "memory:"):
         assert words in result.stdout
     assert not (tmp_path / "engine").exists()

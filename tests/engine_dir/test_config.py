@@ -64,6 +64,17 @@ def test_an_earlier_engines_architecture_is_its_model_type(
     assert EngineConfig.load(tmp_path).model_type == "qwen3"
 
 
+@pytest.mark.parametrize(("written", "own", "number"), [("auto", "auto", 3), (2, 2, 2)])
+def test_the_engines_own_number_of_drafts(
+    built_engine: Path, tmp_path: Path, written: int | str, own: int | str, number: int
+) -> None:
+    data = json.loads((built_engine / "config.json").read_text())
+    data["dflash"]["draft_len"] = written
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    config = EngineConfig.load(tmp_path)
+    assert (config.own_draft_len, config.draft_len) == (own, number)
+
+
 def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
     config = EngineConfig.load(build_tiny(draft=False))
     assert (config.block_size, config.draft_len, config.speculates) == (1, 0, False)
@@ -72,6 +83,7 @@ def test_a_plain_engine(build_tiny: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
+        ("dflash.draft_len", "many", 'dflash.draft_len is "many", expected an integer'),
         ("build_config.max_batch_size", None, "the key build_config.max_batch_size is missing"),
         ("generation_defaults", {"top_h": 1}, "generation_defaults has 'top_h', expected"),
         (

@@ -31,7 +31,7 @@ def test_models_taps_block_ports_and_versions_are_shown(
     assert overview["drafter"].strip() == f"3 layers, from {pair['drafter']}"
     assert overview["taps"].strip() == "outputs of target layers 0, 1, 2, 3"
     assert overview["masks"].strip() == "layers 0-1 causal within 6, layer 2 bidirectional"
-    assert overview["block"].strip() == "4 tokens; run verifies 3 drafts"
+    assert overview["block"].strip() == "4 tokens; run verifies as many drafts as pay"
     assert overview["mask id"].strip() == "96"
     assert overview["stop tokens"].strip() == "</s> (95)"
     ports = [line.split()[:2] for line in found["inputs and outputs"]]

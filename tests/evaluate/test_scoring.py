@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from tests.fixtures.tiny_hybrid import tiny_hybrid
 from tests.fixtures.tiny_models import tiny_drafter
 from trtllm_dflash import Engine
 from trtllm_dflash.engine_dir.config import EngineConfig
+from trtllm_dflash.evaluate.acceptance import measure_acceptance
 from trtllm_dflash.evaluate.evaluator import EvalPrompts, evaluate
 from trtllm_dflash.evaluate.logits_session import LogitsSession
 from trtllm_dflash.evaluate.result import EngineComparison, Evaluation
 from trtllm_dflash.evaluate.target_graph import TargetGraph
+from trtllm_dflash.log import ignore_progress
 from trtllm_dflash.options.evaluate import EvaluateConfig
 
 WINDOW = 80  # max_seq_len of the engines
@@ -285,6 +288,25 @@ def test_acceptance_length_is_the_mean_of_all_steps(
     chat = evaluate(config, EvalPrompts("some", prompts)).facts["prompts"]
     assert chat["count"] == 3
     assert chat["token_ids_sha256"] != found.facts["prompts"]["token_ids_sha256"]
+
+
+def test_acceptance_length_of_an_engine_that_chooses_is_of_whole_blocks(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own steps depend on times, and a result must not."""
+    asked: list[Any] = []
+    config = dataclasses.replace(EngineConfig.load(engine), auto_draft_len=True)
+    monkeypatch.setattr(EngineConfig, "load", lambda _: config)
+    stream = Engine.stream
+
+    def watched(self: Engine, prompts: Any, **options: Any) -> Any:
+        asked.append(options["draft_len"])
+        return stream(self, prompts, **options)
+
+    monkeypatch.setattr(Engine, "stream", watched)
+    options: dict[str, Any] = {"max_tokens": 9, "num_threads": 1}
+    found = measure_acceptance(engine, [[3, 4]], progress=ignore_progress, **options)
+    assert asked == [found.draft_len] == [3]
 
 
 def test_text_tokens_cuts_the_text(engine: Path, text_file: Path) -> None:

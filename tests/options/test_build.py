@@ -80,6 +80,7 @@ def test_every_arch_has_a_backend_and_known_dtypes() -> None:
         ),
         ({"block_size": 1}, r"--block-size is 1, expected an integer of at least 2"),
         ({"draft_len": 0}, r"--draft-len is 0, expected an integer of at least 1"),
+        ({"draft_len": "x"}, r"--draft-len is 'x', expected an integer or \"auto\""),
         (
             {"drafter": None, "block_size": 4},
             r"--block-size is about drafts: it needs a drafter",
@@ -125,6 +126,7 @@ def test_defaults_come_from_the_models(resolve: Resolve) -> None:
         511,
     )
     assert (sizes.max_num_tokens, sizes.block_size, sizes.draft_len) == (511, BLOCK, BLOCK - 1)
+    assert (sizes.auto_draft_len, sizes.to_json()["draft_len"]) == (True, "auto")
     assert resolve(arch="sm120").dtype == "bfloat16"
 
 
@@ -148,7 +150,19 @@ def test_plugins_are_the_default_of_every_gpu(
 
 def test_plain_build_has_no_drafts(resolve: Resolve) -> None:
     sizes = resolve(drafter=None)
-    assert (sizes.block_size, sizes.draft_len) == (1, 0)
+    assert (sizes.block_size, sizes.draft_len, sizes.auto_draft_len) == (1, 0, False)
+    assert sizes.to_json()["draft_len"] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "number", "written"), [("auto", BLOCK - 1, "auto"), (2, 2, 2), (None, 3, "auto")]
+)
+def test_a_number_of_drafts_is_fixed_by_naming_it(
+    resolve: Resolve, asked: int | str | None, number: int, written: int | str
+) -> None:
+    sizes = resolve(draft_len=asked)
+    assert (sizes.draft_len, sizes.to_json()["draft_len"]) == (number, written)
+    assert "auto_draft_len" not in sizes.to_json()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class MockServer(ThreadingHTTPServer):
             "max_model_len": 2048,
             "dflash": {
                 "block_size": 8,
-                "draft_len": 7,
+                "draft_len": "auto",  # up to 7
                 "drafts": ["dflash", "lookup", "both"],
                 "speculates": True,
             },

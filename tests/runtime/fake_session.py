@@ -29,6 +29,7 @@ def fake_config(
     *,
     block_size: int = 4,
     draft_len: int | None = None,
+    auto_draft_len: bool = False,
     model_type: str = "fake",
     **sizes: int,
 ) -> EngineConfig:
@@ -50,6 +51,7 @@ def fake_config(
         cache_len=chosen["max_seq_len"] + 3 * block_size,
         block_size=block_size,
         draft_len=block_size - 1 if draft_len is None else draft_len,
+        auto_draft_len=auto_draft_len,
         io=tuple(IoTensor(name, "input", "", (), "") for name in SAMPLING_NAMES),
         **chosen,
     )

@@ -11,13 +11,14 @@ import pytest
 
 from tests.runtime.fake_session import FakeSession, fake_config
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len_schedule import DraftLenSchedule
 from trtllm_dflash.options.draft_sources import NO_MATCH
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.draft_acceptance import Acceptance
 from trtllm_dflash.runtime.draft_len_chooser import DraftLenChooser, candidate_widths
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.preprocess import make_requests
-from trtllm_dflash.runtime.request import Request
+from trtllm_dflash.runtime.request import Request, StepWidths
 from trtllm_dflash.runtime.step_times import StepPlan, StepTimes
 
 BLOCK = 8
@@ -261,6 +262,32 @@ def test_tokens_do_not_depend_on_what_is_chosen(lookahead: int, temperature: flo
     assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
     widths = {width for first, _, width in engine._session.steps if not first}
     assert len(widths & set(candidate_widths(config, engine._session))) > 2
+
+
+def test_who_names_no_number_gets_the_engines_own() -> None:
+    for auto in (False, True):
+        config = fake_config(block_size=6, draft_len=3, auto_draft_len=auto)
+        (request,) = make_requests([[3]], SamplingParams(), config)
+        assert request.widths == StepWidths(5 if auto else 3, is_auto=auto)
+        (request,) = make_requests([[3]], SamplingParams(draft_len=2), config)
+        assert request.widths == StepWidths(2)
+        (request,) = make_requests([[3]], SamplingParams(draft_len="auto"), config)
+        assert request.widths.is_auto
+        schedule = DraftLenSchedule(((1, 4),))
+        (request,) = make_requests([[3]], SamplingParams(draft_len_schedule=schedule), config)
+        assert request.widths == StepWidths(0, schedule)
+        (request,) = make_requests([[3]], SamplingParams(draft=False), config)
+        assert request.widths == StepWidths(0)
+
+
+def test_an_engine_with_no_number_of_its_own_chooses() -> None:
+    config = fake_config(block_size=6, auto_draft_len=True)
+    engine = Engine(config, FakeSession(config))
+    plain = engine.generate([[3, 4]], draft=False, max_tokens=60, stop_token_ids=[])
+    engine._session.steps.clear()
+    answers = engine.generate([[3, 4]], max_tokens=60, stop_token_ids=[])
+    assert answers[0].token_ids == plain[0].token_ids
+    assert len({width for _, _, width in engine._session.steps[1:]}) > 1
 
 
 def test_prompts_are_drafted_for_at_their_ends_alone() -> None:

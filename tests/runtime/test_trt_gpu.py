@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("tensorrt_rtx")
 
+from tests.fixtures.engines import with_fixed_drafts
 from tests.plugins.conftest import no_gpu
 from trtllm_dflash.builder.build_engine import build_engine
 from trtllm_dflash.hardware.archs import ARCHS
@@ -73,14 +74,13 @@ def build(
         if key not in made:
             output = made[key] = tmp_path_factory.mktemp("engine") / "engine"
             sizes = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8}
-            build_engine(
-                BuildConfig(
-                    str(target),
-                    output,
-                    drafter=str(drafter),
-                    **({"arch": arch} | sizes | options),
-                )
+            config = BuildConfig(
+                str(target),
+                output,
+                drafter=str(drafter),
+                **({"arch": arch} | sizes | options),
             )
+            build_engine(with_fixed_drafts(config))
         return made[key]
 
     return make
@@ -131,9 +131,10 @@ def test_gpu_agrees_with_cpu(build: Callable[..., Path]) -> None:
 def test_demo_pair_agrees_with_cpu(arch: str, tmp_path: Path) -> None:
     pair = ROOT / "examples" / "demo_pair" / "drafter"
     sizes = {"max_batch_size": 4, "draft_vocab": str(pair / "draft_vocab.json"), "arch": arch}
-    build_engine(
-        BuildConfig(str(ROOT / "demo" / "target"), tmp_path / "gpu", drafter=str(pair), **sizes)
+    config = BuildConfig(
+        str(ROOT / "demo" / "target"), tmp_path / "gpu", drafter=str(pair), **sizes
     )
+    build_engine(with_fixed_drafts(config))
     prompts = [
         "The capital of France is",
         "List three fruits:",

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DEMO, REQUIRE_ALL
+from tests.fixtures.engines import with_fixed_drafts
 from tests.fixtures.tiny_models import EOS_ID
 from tests.patience import wait_for
 from tests.triton_server.client import Client
@@ -60,7 +61,7 @@ def tiny_engine(
         max_input_len=1500,
         max_num_tokens=64,
     )
-    build_engine(config)
+    build_engine(with_fixed_drafts(config))
     return output
 
 

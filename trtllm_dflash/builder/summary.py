@@ -16,6 +16,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.hardware.backends import BACKENDS
 from trtllm_dflash.log import Rows, human_bytes
 from trtllm_dflash.models.draft_tables import EMBEDDING, HEAD
+from trtllm_dflash.options.draft_len import own_drafts
 
 
 def summary_rows(models: ResolvedModels) -> Rows:
@@ -113,6 +114,7 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
     config = models.drafter.config
     sizes = models.resolved
     block = f"{sizes.block_size} tokens (trained with {config.block_size})"
+    verified = own_drafts(sizes.draft_len, auto=sizes.auto_draft_len)
     vocab_size = models.target.config.vocab_size
     drafted = f"all {models.draft_vocab_size} tokens"
     if models.draft_vocab_size < vocab_size:
@@ -126,7 +128,7 @@ def _drafter_rows(models: ResolvedModels) -> Rows:
         ("licence", f"of the drafter: {models.drafter_licence}"),
         ("masks", describe_masks(config.layers)),
         ("taps", f"outputs of target layers {taps}"),
-        ("block", f"{block}; run verifies {sizes.draft_len} drafts"),
+        ("block", f"{block}; run verifies {verified}"),
         ("drafted", drafted),
     ]
 

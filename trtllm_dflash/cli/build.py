@@ -15,6 +15,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.log import human_bytes
 from trtllm_dflash.options.build import BuildConfig
+from trtllm_dflash.options.draft_len import own_drafts
 
 if TYPE_CHECKING:
     from trtllm_dflash.builder.build_engine import BuildReport
@@ -91,9 +92,10 @@ def _listed_drafter(target: str) -> str | None:
 
 def _summary(output: Path, report: BuildReport) -> str:
     sizes = report.resolved
-    drafting = (
-        "plain" if sizes.draft_len == 0 else f"DFlash with {sizes.draft_len} drafts a step"
-    )
+    drafting = "plain"
+    if sizes.draft_len:
+        drafts = own_drafts(sizes.draft_len, auto=sizes.auto_draft_len)
+        drafting = f"DFlash with {drafts} a step"
     advice = (
         f'run {output} "Why is the sky blue?"'
         if sizes.gpu_arch == "cpu" and report.takes_text

@@ -26,6 +26,7 @@ from trtllm_dflash.engine_dir.other_directories import describe_other, is_checkp
 from trtllm_dflash.errors import ConfigError, EngineError, UsageError
 from trtllm_dflash.models.hf_config import HfReader, parse_json
 from trtllm_dflash.options.checks import shown
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.generation_defaults import check_defaults
 from trtllm_dflash.options.row_sampling import SAMPLING_INPUTS, SamplingInput
 
@@ -53,7 +54,7 @@ class EngineConfig:
     cache_len: int
     plugins: bool  # whether the engine holds our kernels
     block_size: int
-    draft_len: int
+    draft_len: int  # of a step where a request does not say; with auto_draft_len, at most
     io: tuple[IoTensor, ...]
     kv_cache_quant_algo: str | None = None  # of the target's caches; None: they are of `dtype`
     # The number of linears by format, as NVFP4, of the target and of the drafter.
@@ -64,12 +65,18 @@ class EngineConfig:
     # What `serve` takes for requests that do not say: the checkpoint's generation_config.json.
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     weight_only_precision: str | None = None  # of weights that are integers by block
+    auto_draft_len: bool = False  # as many drafts as pay, where a request does not say
     version: str = ""  # of the dflash-trt that built it; empty: it does not say
 
     @property
     def speculates(self) -> bool:
         """Tell whether the engine has a drafter."""
         return self.block_size > 1
+
+    @property
+    def own_draft_len(self) -> int | str:
+        """Return the `draft_len` of requests that name none: "auto", or a number."""
+        return AUTO if self.auto_draft_len else self.draft_len
 
     @property
     def formats(self) -> str:
@@ -196,6 +203,11 @@ class EngineConfig:
     def _read(cls, reader: HfReader, where: str) -> EngineConfig:
         build = {name: reader.read(int, f"build_config.{name}", low=1) for name in _SIZES}
         speculates = reader.section("dflash") is not None
+        block_size = reader.read(int, "dflash.block_size", low=2) if speculates else 1
+        auto = speculates and reader.get("dflash.draft_len") == AUTO
+        draft_len = block_size - 1
+        if speculates and not auto:
+            draft_len = reader.read(int, "dflash.draft_len", low=0)
         return cls(
             # Earlier engines call it architecture.
             model_type=reader.read(
@@ -208,8 +220,9 @@ class EngineConfig:
             dtype=reader.read(str, "build_config.dtype"),
             **build,
             plugins=reader.read(bool, "build_config.plugins"),
-            block_size=reader.read(int, "dflash.block_size", low=2) if speculates else 1,
-            draft_len=reader.read(int, "dflash.draft_len", low=0) if speculates else 0,
+            block_size=block_size,
+            draft_len=draft_len,
+            auto_draft_len=auto,
             io=_io_tensors(reader, where),
             kv_cache_quant_algo=reader.read(
                 str, "pretrained_config.quantization.kv_cache_quant_algo", default=None

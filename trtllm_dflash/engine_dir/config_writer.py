@@ -17,6 +17,7 @@ from trtllm_dflash.engine_dir.files import CONFIG_FILE
 from trtllm_dflash.engine_dir.io_tensors import IoTensor
 from trtllm_dflash.models.base import TargetConfig
 from trtllm_dflash.models.drafter import DrafterConfig
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.resolved_build import ResolvedBuild
 
 # Field of TargetConfig by TensorRT-LLM's name for it in config.json, where the two differ.
@@ -77,7 +78,7 @@ class EngineContents:
         return {
             "block_size": self.sizes.block_size,
             "trained_block_size": config.block_size,
-            "draft_len": self.sizes.draft_len,
+            "draft_len": AUTO if self.sizes.auto_draft_len else self.sizes.draft_len,
             "draft_vocab_size": self.draft_vocab_size,
             "mask_token_id": config.mask_token_id,
             "quantization": _quantization(drafter),

@@ -22,6 +22,7 @@ from trtllm_dflash.hardware.archs import ARCHS
 from trtllm_dflash.log import Rows, counted, human_bytes, printable, table
 from trtllm_dflash.models.draft_masks import DraftLayerConfig
 from trtllm_dflash.models.hf_config import HfReader, parse_json, quote
+from trtllm_dflash.options.draft_len import own_drafts
 from trtllm_dflash.options.generation_defaults import defaults_text
 
 _DIGEST_CHARACTERS = 16  # of a sha256, for people
@@ -130,7 +131,7 @@ def _overview(engine: EngineConfig, config: HfReader, facts: Mapping[str, Any]) 
     )
     rows = [
         ("target", ", ".join(target)),
-        *_dflash_rows(config.section("dflash"), sources),
+        *_dflash_rows(engine, config.section("dflash"), sources),
         ("built for", f"{engine.gpu_arch} by {engine.backend}, {engine.dtype}"),
         *_format_rows(engine),
     ]
@@ -165,12 +166,14 @@ def _text_rows(engine: EngineConfig, config: HfReader) -> Rows:
     return rows
 
 
-def _dflash_rows(dflash: HfReader | None, sources: Mapping[str, str]) -> Rows:
+def _dflash_rows(
+    engine: EngineConfig, dflash: HfReader | None, sources: Mapping[str, str]
+) -> Rows:
     if dflash is None:
         return [("drafter", "none: a plain engine, one token a step")]
     layers = _draft_layers(dflash)
     taps = ", ".join(map(str, dflash.read_list(int, "target_layer_ids")))
-    verified = f"run verifies {dflash.read(int, 'draft_len')} drafts"
+    verified = f"run verifies {own_drafts(engine.draft_len, auto=engine.auto_draft_len)}"
     candidates = dflash.read(int, "walk.top_k", default=None)
     drafts = "the likeliest token of each row"
     if candidates is not None:

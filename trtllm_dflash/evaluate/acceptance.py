@@ -18,7 +18,10 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class PromptAcceptance:
-    """The outcome of greedy decoding of some prompts with the engine's own draft_len.
+    """The outcome of greedy decoding of some prompts with the engine's own number of drafts.
+
+    An engine that takes as many as pay here verifies all of its block, so that the steps are the
+    same in every run.
 
     `acceptance_length` is the mean number of tokens that a decode step yields, bonus included; 0.0
     where no step was needed.
@@ -46,13 +49,13 @@ def measure_acceptance(
 ) -> PromptAcceptance:
     """Answer all prompts with an engine that has a drafter."""
     engine = Engine.load(directory, num_threads=num_threads)
+    draft_len = engine.config.draft_len
     # Of the drafter alone: it is the pair that is judged.
-    stream = engine.stream(prompts, max_tokens=max_tokens, drafts="dflash")
+    stream = engine.stream(prompts, max_tokens=max_tokens, drafts="dflash", draft_len=draft_len)
     phase = f"answering with {directory.name}"
     for _ in stream:
         progress(phase, len(stream.finished), len(prompts))
     lengths = []
     for answer in stream.generations():
         lengths += answer.acceptance_lengths
-    draft_len = engine.config.draft_len
     return PromptAcceptance(len(prompts), draft_len, len(lengths), sum(lengths), mean(lengths))

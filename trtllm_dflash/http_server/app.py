@@ -295,7 +295,7 @@ def _model_row(name: str, model: ServedModel, defaults: dict[str, Any]) -> dict[
             "slots": config.max_batch_size,
             "max_input_len": config.max_input_len,
             "block_size": config.block_size,
-            "draft_len": config.draft_len,
+            "draft_len": config.own_draft_len,
             "drafts": list(ALLOWED) if config.has_lookup else ["dflash"],
             "speculates": config.speculates,
             "logprobs": config.has_logits,

@@ -10,6 +10,7 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS, Arch
 from trtllm_dflash.hardware.gpu_names import arch_named
 from trtllm_dflash.options.checks import parse_integers, parse_json_object, typed_text
+from trtllm_dflash.options.draft_len import AUTO, check_draft_len, parse_own_draft_len
 from trtllm_dflash.options.fields import DTYPE_NAMES, check_fields, cli_option, option_name
 from trtllm_dflash.options.resolved_build import MAX_SEQ_LEN, MAX_SLOTS, ResolvedBuild
 from trtllm_dflash.options.shared import ALLOW_LINKS
@@ -117,11 +118,13 @@ class BuildConfig:
             "tokens of a block: anchor and drafts [default: as the drafter was trained]", low=2
         ),
     )
-    draft_len: int | None = field(
+    draft_len: int | str | None = field(
         default=None,
         metadata=cli_option(
-            "drafts that `run` verifies in a step by default [default: block-size - 1]",
-            low=1,
+            "drafts verified in a step where a request does not say; auto: as many as pay"
+            f" [default: {AUTO}]",
+            metavar="INTEGER|auto",
+            parse=parse_own_draft_len,
         ),
     )
     draft_vocab: str | None = field(
@@ -177,6 +180,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         """Check everything that can be judged without the models."""
         check_fields(self)
+        check_draft_len(self.draft_len, low=1, name="--draft-len")
         _ = self.template_options, self.stop_token_ids
         self._check_dtypes(ARCHS[self.arch])
         if self.plugins and not ARCHS[self.arch].is_gpu:
@@ -247,6 +251,7 @@ class BuildConfig:
         block_size = self._block_size(drafter)
         max_seq_len = self.max_seq_len or min(_DEFAULT_SEQ_LEN, target.longest_context)
         max_input_len = self.max_input_len or max_seq_len - 1
+        auto = drafter is not None and self.draft_len in (None, AUTO)
         default_num_tokens = max(min(_DEFAULT_NUM_TOKENS, max_input_len), block_size)
         resolved = ResolvedBuild(
             gpu_arch=self.arch,
@@ -257,7 +262,8 @@ class BuildConfig:
             max_seq_len=max_seq_len,
             max_num_tokens=self.max_num_tokens or default_num_tokens,
             block_size=block_size,
-            draft_len=block_size - 1 if self.draft_len is None else self.draft_len,
+            draft_len=block_size - 1 if self.draft_len in (None, AUTO) else int(self.draft_len),
+            auto_draft_len=auto,
             plugins=self.with_plugins,
             gather_generation_logits=self.with_logits,
             weight_only_precision=self.weight_only_precision,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.hardware.archs import ARCHS
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.fields import option_name
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ class ResolvedBuild:
     max_seq_len: int
     max_num_tokens: int
     block_size: int
-    draft_len: int
+    draft_len: int  # with auto_draft_len: as many as there can be
     plugins: bool
     gather_generation_logits: bool = False
     weight_only_precision: str | None = None  # of weights as integers by block; None: none is
+    auto_draft_len: bool = False  # steps verify as many drafts as pay
 
     @property
     def cache_len(self) -> int:
@@ -80,5 +82,7 @@ class ResolvedBuild:
     def to_json(self) -> dict[str, Any]:
         """Return the `build_config` section of the engine's config.json."""
         sizes = asdict(self)
+        if sizes.pop("auto_draft_len"):
+            sizes["draft_len"] = AUTO
         # As in the manifest and on the command line.
         return {"arch": sizes.pop("gpu_arch"), **sizes, "cache_len": self.cache_len}

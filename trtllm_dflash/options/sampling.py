@@ -100,7 +100,8 @@ class SamplingParams(Guidance, LogitOptions):
     n                    answers to each prompt. Each has its own seed, as prompts have.
     draft                False verifies no drafts: plain decoding, the same tokens.
     draft_len            drafts verified in a step, 0 to block_size - 1; "auto": as many as pay, by
-                         what is accepted and what steps cost; None: the engine's own. A
+                         what is accepted and what steps cost; None: the engine's own, which is
+                         "auto" unless a number was given to `build --draft-len`. A
                          GPU engine may verify more: the next larger number that it has ready
                          (`Engine.load`), or what another answer in the step asks for.
     draft_len_schedule   draft_len by the number of sequences that generate together, as a

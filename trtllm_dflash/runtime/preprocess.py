@@ -144,11 +144,12 @@ def step_widths(sampling: SamplingParams, config: EngineConfig) -> StepWidths:
     """Return how wide steps are; drafts that the engine does not have raise UsageError."""
     if not sampling.draft:
         return StepWidths(0)
-    if sampling.draft_len is None and sampling.draft_len_schedule is None:
-        return StepWidths(config.draft_len)
-    if sampling.draft_len == AUTO:
+    draft_len = sampling.draft_len
+    if draft_len is None and sampling.draft_len_schedule is None:
+        draft_len = config.own_draft_len
+    if draft_len == AUTO:
         return StepWidths(config.block_size - 1, is_auto=True)
-    widths = StepWidths(int(sampling.draft_len or 0), sampling.draft_len_schedule)
+    widths = StepWidths(int(draft_len or 0), sampling.draft_len_schedule)
     if widths.max_width > config.block_size:
         limit = config.block_size - 1
         why = "it has no drafter"

@@ -168,7 +168,7 @@ INPUTS = (
         "draft_len",
         "INT32",
         "drafts verified in a step; a GPU may take a larger number that is ready. -1: as many as"
-        " pay (default: the engine's own)",
+        " pay (default: the engine's own, -1 unless a number was given to `build`)",
     ),
     Field("drafts", "STRING", f"{DRAFTS_HELP}: {', '.join(ALLOWED)} (default: both)"),
     Field(

@@ -24,7 +24,8 @@ from trtllm_dflash.trt.loader import import_tensorrt, select_flavor
 
 _PROMPTS = [[3, 4, 5], [1] * 11, [7, 8], [9, 9, 9, 9], list(range(20, 50))]
 _TOKENS = 30
-_SIZES = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 16}
+# A fixed number of drafts: which one is chosen depends on times.
+_SIZES = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 16, "draft_len": 3}
 _STEPS, _FIRST_STEPS = 40, 5
 _OLDEST = "sm80"
 

@@ -251,7 +251,12 @@ function takeModel() {
   const hasDrafts = model?.dflash?.speculates !== false;
   byId("mode-pair").disabled = !hasDrafts;
   if (!hasDrafts) byId("mode-chat").checked = true;
-  setMostTokens(hasDrafts ? (model?.dflash?.draft_len ?? 0) : 0);
+  setMostTokens(hasDrafts ? mostDrafts(model?.dflash) : 0);
+}
+
+function mostDrafts(facts) {
+  const own = facts?.draft_len ?? 0;
+  return own === "auto" ? facts.block_size - 1 : own;
 }
 
 byId("model").addEventListener("change", () => {
