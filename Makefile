@@ -170,7 +170,7 @@ bench-prefix-cache: .venv/.test-all engines  ## the time to the first token, war
 bench-profile: .venv/.test-all engines  ## everything that `profile` measures on the demo pair, with its report (30 minutes)
 	$(BIN)/dflash-trt profile demo/cpu --draft-lens 0,1,2,3,5,7 --against reference,hf \
 		--json examples/benchmark/profile.json --html demo/profile.html
-	$(BIN)/dflash-trt profile demo/cpu --plain demo/plain --batch 1 --draft-lens 3,7 --drafts dflash,lookup,both \
+	$(BIN)/dflash-trt profile demo/cpu --plain demo/plain --batch 1 --draft-lens 3,7,auto --drafts dflash,lookup,both \
 		--max-tokens 96 --per-category 2 --json examples/benchmark/profile_lookup.json
 
 bench-serving: .venv/.test-all engines .venv-triton/.ready  ## the demo pair behind Triton: perf_analyzer, batching, TTFT

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tests.examples.scripts import example
 from trtllm_dflash.builder.pair_support import list_support, markdown_table
 from trtllm_dflash.cli import COMMANDS, main
+from trtllm_dflash.profile.load import load as load_profile
 from trtllm_dflash.triton_server.readme import io_tables, metrics_table
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,13 @@ def quantization() -> str:
     script = example("benchmark/quantization.py")
     table: str = script.markdown(json.loads((BENCHMARK / "quantization.json").read_text()))
     return table.strip()
+
+
+def drafts() -> str:
+    """Return the tables of what drafts of each source give, from the measured figures."""
+    script = example("benchmark/drafts.py")
+    table: str = script.markdown(load_profile(BENCHMARK / "profile_lookup.json"))
+    return table
 
 
 def against_llama_cpp() -> str:
@@ -134,7 +142,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/support-matrix.md": {"pairs": pairs, "pair counts": pair_counts},
     "docs/quantization.md": {"quantization": quantization},
     "docs/cli.md": _commands(),
-    "examples/benchmark/README.md": {"against llama.cpp": against_llama_cpp, "serve": serve},
+    "examples/benchmark/README.md": {
+        "drafts": drafts,
+        "against llama.cpp": against_llama_cpp,
+        "serve": serve,
+    },
 }
 
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.examples.scripts import ROOT, example
 from tests.patience import PATIENCE
+from trtllm_dflash.profile.load import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
@@ -174,6 +176,39 @@ def test_compare_shows_both_answers() -> None:
     out = _run("demo_pair/compare.py", *engines, *question)
     assert "the same text" in out
     assert "plain decoding, int8" in out
+
+
+def test_drafts_by_kind_have_goals_reached_or_missed() -> None:
+    """The measured profile, with an `auto` made up of its best number, and a text that differs."""
+    script = example("benchmark/drafts.py")
+    measured = load(ROOT / "examples" / "benchmark" / "profile_lookup.json")
+    fixed = [one for one in measured.results if not one.auto]
+    both = [one for one in fixed if one.drafts == "both"]
+    best = max(both, key=lambda one: one.tokens_per_second)
+    plain = next(one for one in measured.results if one.system == "plain")
+    kinds = [
+        replace(row, tokens_per_second_per_user=0.99 * row.tokens_per_second_per_user)
+        for row in plain.by_category
+    ]
+    slow = kinds[0].tokens_per_second_per_user / 2
+    kinds[0] = replace(kinds[0], tokens_per_second_per_user=slow)
+    rows = [replace(best.by_prompt[0], same_tokens=False), *best.by_prompt[1:]]
+    auto = replace(
+        best,
+        auto=True,
+        tokens_per_second=0.971 * best.tokens_per_second,
+        by_category=kinds,
+        by_prompt=rows,
+        same_tokens=best.same_tokens - 1,
+    )
+    text = script.markdown(replace(measured, results=[*fixed, auto]))
+    number = f"{best.draft_len} drafts"
+    assert f"the best fixed number, {number}: at least 0.97 | 0.971 | reached |" in text
+    kind = kinds[0].category
+    assert f"`auto`, any kind: at least 0.98 | 0.495 ({kind}) | missed |" in text
+    assert " | 0.50 [1 of 2 texts equal] |\n" in text
+    count = sum(len(one.by_prompt) for one in [*fixed, auto] if one.drafts)
+    assert f"{count - 1} of {count} texts are those of plain decoding: some are NOT." in text
 
 
 def test_goals_are_reached_or_missed_by_ratios() -> None:

@@ -78,6 +78,8 @@ def test_profile_prints_tables_and_writes_files(
         (("--batch", "1,9"), "--batch 9: "),
         (("--draft-lens", "8"), "--draft-lens 8: a block of 8 holds 7 drafts."),
         (("--draft-lens", "-1"), "--draft-lens is '-1', expected integers"),
+        (("--draft-lens", "auto"), "--draft-lens auto: give a number as well, such as 3,auto"),
+        (("--draft-lens", "auto,x"), "--draft-lens is 'x', expected integers"),
         (
             ("--against", "plain,vllm"),
             "--against vllm: expected names among plain, reference, hf",

@@ -13,6 +13,7 @@ from trtllm_dflash import Engine
 from trtllm_dflash.errors import EngineError, UsageError
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile import profiler
+from trtllm_dflash.profile.formatting import recommended_result
 from trtllm_dflash.profile.profiler import profile, split_into_rounds
 from trtllm_dflash.profile.prompts import Prompt, PromptSet
 from trtllm_dflash.profile.result import Profile, SystemResult
@@ -110,6 +111,22 @@ def _tokens_and_acceptance(found: Profile) -> list[tuple[Any, ...]]:
         categories = [(row.category, row.acceptance) for row in result.by_category]
         rows.append((result.system, result.tokens_sha256, result.acceptance, categories))
     return rows
+
+
+def test_as_many_drafts_as_pay_are_a_system_of_their_own(make_profile: MakeProfile) -> None:
+    """It gives the same texts, and the advice, which compares numbers, is without it."""
+    found = make_profile(batch="1", draft_lens="5,auto", drafts="dflash,both")
+    names = ["DFlash 5, drafter alone", "DFlash 5"]
+    names += ["DFlash auto, drafter alone", "DFlash auto"]
+    assert [result.system for result in found.results] == ["plain", *names]
+    assert [result.auto for result in found.results] == [False, False, False, True, True]
+    assert found.settings["draft_lens"] == [5, "auto"]
+    for result in found.results[3:]:
+        assert (result.draft_len, result.same_tokens) == (7, len(PROMPTS.prompts))
+        assert result.acceptance.draft_acceptance_rate is None
+    assert [row.draft_len for row in found.advice.batches] == [5]
+    assert {one.draft_len for one in found.step_breakdowns} == {0, 5}
+    assert recommended_result(found).system == "DFlash 5"
 
 
 def test_profile_repeats_with_the_same_seed(make_profile: MakeProfile) -> None:

@@ -94,11 +94,11 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
         ),
         (
             _set("schema", 1),
-            "profile.schema is 1, expected 3. Give a file as profile --json wrote it, or measure",
+            "profile.schema is 1, expected 4. Give a file as profile --json wrote it, or measure",
         ),
         (
             lambda data: (data.pop("results"), data.update(schema=1)),
-            "profile.schema is 1, expected 3",
+            "profile.schema is 1, expected 4",
         ),
         (_set("machine", {}), "profile.machine.processor is missing"),
         (_set("machine.gpus", [1]), r"profile.machine.gpus\[0\] is 1, expected string"),

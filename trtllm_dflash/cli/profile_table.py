@@ -88,7 +88,8 @@ def _figures(profile: Profile) -> str:
 def _by_category(profile: Profile, results: list[SystemResult]) -> str:
     """Return the table of acceptance and speedup by category."""
     titles = ["τ, × plain by category", *(result.system for result in results)]
-    return _grid(titles, category_cells(profile, results))
+    rows = category_cells(profile, results)
+    return f"{_grid(titles, rows)}\n\nTexts are the plain engine's where a cell says no more."
 
 
 def _by_source(results: list[SystemResult]) -> str:

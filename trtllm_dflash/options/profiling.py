@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import check_choice, check_integer, parse_integers
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.draft_sources import ALLOWED, DRAFTS_HELP
 from trtllm_dflash.options.fields import check_fields, cli_option
 from trtllm_dflash.options.prompt_options import ResultFile
@@ -36,9 +37,9 @@ class ProfileConfig(RowSampling):
     draft_lens: str | None = field(
         default=None,
         metadata=cli_option(
-            "numbers of drafts a step to try; 0: no drafts [default: 0, the engine's own, the"
-            " whole block]",
-            metavar="N,…",
+            "numbers of drafts a step to try; 0: no drafts; auto: as many as pay [default: 0, the"
+            " engine's own, the whole block]",
+            metavar="N|auto,…",
         ),
     )
     drafts: str = field(
@@ -114,6 +115,11 @@ class ProfileConfig(RowSampling):
         for batch in self.batches or ():
             check_integer("--batch", batch, low=1)
         _ = self.draft_len_values
+        if self.draft_lens is not None and not self.draft_len_values:
+            raise UsageError(
+                f"--draft-lens {self.draft_lens}: give a number as well, such as 3,{AUTO}. The"
+                " advice compares numbers of drafts."
+            )
         for name in self.draft_sources:
             check_choice("--drafts", name, ALLOWED)
         unknown = [name for name in self.baselines if name not in AGAINST]
@@ -138,7 +144,17 @@ class ProfileConfig(RowSampling):
     @property
     def draft_len_values(self) -> tuple[int, ...] | None:
         """Return the numbers of drafts, growing; None: the default."""
-        return _sorted_integers("--draft-lens", self.draft_lens)
+        if self.draft_lens is None:
+            return None
+        fixed = [one for one in self.draft_lens.split(",") if one.strip() != AUTO]
+        return _sorted_integers("--draft-lens", ",".join(fixed)) if fixed else ()
+
+    @property
+    def tries_auto(self) -> bool | None:
+        """Tell whether as many drafts as pay are tried; None: the default."""
+        if self.draft_lens is None:
+            return None
+        return any(one.strip() == AUTO for one in self.draft_lens.split(","))
 
     @property
     def draft_sources(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trtllm_dflash.errors import EngineError
 from trtllm_dflash.hardware.versions import versions_of
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.profiling import ProfileConfig
 from trtllm_dflash.profile import provenance
 from trtllm_dflash.profile.advice import advise
@@ -103,7 +104,8 @@ def _settings(config: ProfileConfig, sweep: Sweep) -> dict[str, Any]:
     """Return the options in plain types, with the resolved batch sizes and draft lengths."""
     options = asdict(config).items()
     given = {name: value for name, value in options if not isinstance(value, Path | None)}
-    return given | {"batch": list(sweep.batches), "draft_lens": list(sweep.draft_lens)}
+    draft_lens = [*sweep.draft_lens, *([AUTO] if sweep.auto else [])]
+    return given | {"batch": list(sweep.batches), "draft_lens": draft_lens}
 
 
 def _results(runs: Sequence[SystemRun], prompts: Sequence[EncodedPrompt]) -> list[SystemResult]:
@@ -135,7 +137,7 @@ def _curves(runs: Sequence[SystemRun]) -> list[Curve]:
 
 def _advice(runs: Sequence[SystemRun], drafts: str) -> Advice:
     """Recommend a draft_len by batch size, for these sources of drafts."""
-    own = [run for run in runs if run.system.implementation == DFLASH]
+    own = [run for run in runs if run.system.implementation == DFLASH and not run.system.auto]
     dflash = _points([run for run in own if run.system.drafts in (None, drafts)])
     plain = _points([run for run in runs if run.system.name == PLAIN])
     plain_batches = {point.batch for point in plain}

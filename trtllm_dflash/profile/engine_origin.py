@@ -11,7 +11,7 @@ from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.engine_dir.files import MANIFEST_FILE
 from trtllm_dflash.errors import EngineError, UsageError
 
-_CONFIG_FACTS = ("dtype", "block_size", "draft_len", "max_batch_size")
+_CONFIG_FACTS = ("dtype", "block_size", "draft_len", "auto_draft_len", "max_batch_size")
 _MANIFEST_FACTS = ("created", "arch", "backend", "argv", "versions", "graph", "weights")
 
 

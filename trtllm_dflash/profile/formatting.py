@@ -73,21 +73,37 @@ def speedup(profile: Profile, result: SystemResult) -> float | None:
 def category_cells(profile: Profile, results: Sequence[SystemResult]) -> list[list[str]]:
     """Return a row for each category: its name, and for each system τ and the speedup.
 
-    The speedup is in tokens/s per user over the plain engine's.
+    The speedup is in tokens/s per user over the plain engine's. Where not all texts are the plain
+    engine's, the cell says how many are.
     """
     rows = []
     for index, category in enumerate(results[0].by_category):
         row = [f"{category.category} ({category.prompts})"]
         for result in results:
-            own = result.by_category[index]
-            plain = _plain(profile, result.batch).by_category[index]
-            cell = f"{own.acceptance.acceptance_length:.2f}"
-            if own.tokens_per_second_per_user and plain.tokens_per_second_per_user:
-                ratio = own.tokens_per_second_per_user / plain.tokens_per_second_per_user
+            cell = f"{result.by_category[index].acceptance.acceptance_length:.2f}"
+            ratio = category_speedup(profile, result, index)
+            if ratio is not None:
                 cell += f" · {ratio:.2f}×"
-            row.append(cell)
+            row.append(cell + differing_texts(result, category.category))
         rows.append(row)
     return rows
+
+
+def category_speedup(profile: Profile, result: SystemResult, index: int) -> float | None:
+    """Return a system's tokens/s per user over the plain engine's, of the prompts of a category.
+
+    `index` is the category's place. It is None where one of the two has no figure.
+    """
+    own = result.by_category[index].tokens_per_second_per_user
+    plain = _plain(profile, result.batch).by_category[index].tokens_per_second_per_user
+    return own / plain if own and plain else None
+
+
+def differing_texts(result: SystemResult, category: str) -> str:
+    """Return what a cell says beside its figure: nothing where all texts are the plain engine's."""
+    rows = [row for row in result.by_prompt if row.category == category]
+    same = sum(row.same_tokens for row in rows)
+    return "" if same == len(rows) else f" [{same} of {len(rows)} texts equal]"
 
 
 def prompt_cells(profile: Profile, result: SystemResult) -> list[list[str]]:
@@ -177,14 +193,25 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def recommended(profile: Profile) -> SystemResult | None:
+    """Return the DFlash system that the advice recommends at the smallest batch, if it is there.
+
+    Of those with other sources of drafts it is the last: the advice is for that.
+    """
+    first = profile.advice.batches[0]
+    for result in reversed(profile.results):
+        found = (result.implementation, result.batch, result.draft_len)
+        if found == (DFLASH, first.batch, first.draft_len) and not result.auto:
+            return result
+    return None
+
+
 def recommended_result(profile: Profile) -> SystemResult:
     """Return the DFlash system that the advice recommends at the smallest batch."""
-    first = profile.advice.batches[0]
-    for result in profile.results:
-        found = (result.implementation, result.batch, result.draft_len)
-        if found == (DFLASH, first.batch, first.draft_len):
-            return result
-    raise ValueError("the advice names a result that is not in the profile")
+    result = recommended(profile)
+    if result is None:
+        raise ValueError("the advice names a result that is not in the profile")
+    return result
 
 
 def _plain(profile: Profile, batch: int) -> SystemResult:

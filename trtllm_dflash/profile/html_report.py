@@ -128,13 +128,15 @@ def _subtitle(profile: Profile) -> str:
 
 
 def _drafting_results(profile: Profile) -> list[SystemResult]:
-    """Return the results at the first batch size that know which drafts were accepted."""
+    """Return the results at the first batch size that know which drafts were accepted.
+
+    They come with those of as many drafts as pay.
+    """
     batch = profile.results[0].batch
-    return [
-        result
-        for result in profile.results
-        if result.batch == batch and result.acceptance.by_position
-    ]
+    own = [result for result in profile.results if result.batch == batch]
+    if not any(result.acceptance.by_position for result in own):
+        return []
+    return [result for result in own if result.acceptance.by_position or result.auto]
 
 
 def _figure(figure: Figure, description: str, caption: str) -> _FigureView:
@@ -171,7 +173,8 @@ def _acceptance(profile: Profile, drafting: Sequence[SystemResult]) -> dict[str,
     """Return the figures and tables about acceptance, by their names in the template."""
     looks = looks_by_name([result.system for result in profile.results])
     widest = max(
-        drafting, key=lambda result: (result.draft_len, result.implementation == DFLASH)
+        (result for result in drafting if result.acceptance.by_position),
+        key=lambda result: (result.draft_len, result.implementation == DFLASH),
     )
     recommended = recommended_result(profile)
     return {

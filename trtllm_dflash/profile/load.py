@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.profile.result import DFLASH, METHODS, PLAIN, SCHEMA, Profile
+from trtllm_dflash.profile.formatting import recommended
+from trtllm_dflash.profile.result import METHODS, PLAIN, SCHEMA, Profile
 from trtllm_dflash.profile.schema import check
 
 # The keys of free-form sections that tables and the report show, and their types.
@@ -95,8 +96,7 @@ def _contradictions(profile: Profile) -> Iterator[str]:
     for batch in (profile.results[0].batch, first.batch):
         if batch not in plain:
             yield f"profile.results has no system {PLAIN} at batch {batch}"
-    present = {(one.implementation, one.batch, one.draft_len) for one in profile.results}
-    if (DFLASH, first.batch, first.draft_len) not in present:
+    if recommended(profile) is None:
         yield (
             f"profile.results has no DFlash system with {first.draft_len} drafts at batch"
             f" {first.batch}"

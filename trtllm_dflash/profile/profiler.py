@@ -73,7 +73,7 @@ def profile(
         progress=progress,
     ) as plain_path:
         engine = Engine.load(
-            config.engine, num_threads=config.num_threads, draft_lens=sweep.draft_lens
+            config.engine, num_threads=config.num_threads, draft_lens=sweep.ready_draft_lens
         )
         plain = Engine.load(plain_path, num_threads=config.num_threads)
         _check_plain_fits(plain.config, sweep, prompts, config.max_tokens)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from trtllm_dflash.profile.curve import Curve
 
-SCHEMA = 3
+SCHEMA = 4
 METHODS = ("kernels", "differences")  # of step breakdowns
 # Implementations of systems; PLAIN is also the plain engine's name.
 PLAIN = "plain"
@@ -106,6 +106,7 @@ class SystemResult:
         str | None,
         "dflash, lookup or both: what may draft; null without drafts, or other packages",
     ]
+    auto: Annotated[bool, "whether steps verify as many drafts as pay, draft_len at most"]
     ttft_seconds: Annotated[TimeSummary, "TTFT, time to first token, by answer"]
     tpot_seconds: Annotated[
         TimeSummary, "TPOT, time per output token after the first, by answer"

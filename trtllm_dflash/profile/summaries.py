@@ -124,6 +124,7 @@ def system_result(
         batch=run.batch,
         draft_len=system.draft_len,
         drafts=system.drafts,
+        auto=system.auto,
         ttft_seconds=summarize([answer.first_token_seconds for answer in answers]),
         tpot_seconds=summarize(_seconds_per_token(answers)),
         step_seconds=summarize([step.seconds for step in run.full_steps]),

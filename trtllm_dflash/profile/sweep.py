@@ -7,7 +7,9 @@ from pathlib import Path
 
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import UsageError
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.profiling import ProfileConfig
+from trtllm_dflash.runtime.draft_len_chooser import CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Sweep:
     batches: tuple[int, ...]
     draft_lens: tuple[int, ...]
     drafts: tuple[str, ...] = ("both",)
+    auto: bool = False  # and as many drafts as pay
 
     @classmethod
     def resolve(cls, config: ProfileConfig, engine: EngineConfig) -> Sweep:
@@ -51,7 +54,8 @@ class Sweep:
                 f"--drafts {config.drafts}: this engine was built by a version that looks no drafts"
                 " up. Build it again, or give --drafts dflash."
             )
-        return cls(config.engine, engine, batches, draft_lens, config.draft_sources)
+        auto = engine.auto_draft_len if config.tries_auto is None else config.tries_auto
+        return cls(config.engine, engine, batches, draft_lens, config.draft_sources, auto)
 
     @property
     def system_names(self) -> dict[int, str]:
@@ -61,16 +65,24 @@ class Sweep:
         }
 
     @property
-    def systems(self) -> list[tuple[int, str]]:
+    def ready_draft_lens(self) -> tuple[int, ...]:
+        """Return the numbers of drafts that steps may have."""
+        chosen = [width - 1 for width in CANDIDATES if width <= self.engine.block_size]
+        if not self.auto:
+            return self.draft_lens
+        return tuple(sorted({*self.draft_lens, *chosen, self.engine.draft_len}))
+
+    @property
+    def systems(self) -> list[tuple[int | str, str]]:
         """Return draft_len and sources of each DFlash system; without drafts there is one."""
         *others, last = self.drafts
-        found: list[tuple[int, str]] = []
-        for draft_len in self.draft_lens:
+        found: list[tuple[int | str, str]] = []
+        for draft_len in (*self.draft_lens, *((AUTO,) if self.auto else ())):
             found += [(draft_len, sources) for sources in others if draft_len]
             found.append((draft_len, last))
         return found
 
-    def name_of(self, draft_len: int, sources: str) -> str:
+    def name_of(self, draft_len: int | str, sources: str) -> str:
         """Return the name of a DFlash system."""
         if sources == "both" or not draft_len:
             return f"DFlash {draft_len}"

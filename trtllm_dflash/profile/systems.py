@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+from trtllm_dflash.options.draft_len import AUTO
 from trtllm_dflash.options.draft_sources import DraftCount, DraftSource
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
@@ -54,6 +55,7 @@ class System:
 
     `run(prompts, batch, max_tokens)` answers prompts, `batch` of them together. With
     `fixed_draft_len` every step has `draft_len` drafts, so that their acceptance rate is defined.
+    With `auto` it has as many as pay.
     """
 
     name: str
@@ -63,6 +65,7 @@ class System:
     batches: tuple[int, ...] | None = None  # supported batch sizes; None: all
     fixed_draft_len: bool = True
     drafts: str | None = None  # of this package's engines with drafts
+    auto: bool = False
 
     def supports(self, batch: int) -> bool:
         """Return whether the system can answer `batch` prompts together."""
@@ -73,7 +76,7 @@ def engine_system(
     name: str,
     implementation: str,
     engine: Engine,
-    draft_len: int,
+    draft_len: int | str,
     *,
     seed: int,
     **sampling: Any,
@@ -105,7 +108,12 @@ def engine_system(
         return BatchRun(answers, steps, seconds)
 
     drafts = sampling.get("drafts") if draft_len else None
-    return System(name, implementation, draft_len, run, drafts=drafts)
+    if draft_len != AUTO:
+        return System(name, implementation, int(draft_len), run, drafts=drafts)
+    most = engine.config.block_size - 1
+    return System(
+        name, implementation, most, run, fixed_draft_len=False, drafts=drafts, auto=True
+    )
 
 
 def _seed_of(seed: int, prompt: InputIds) -> int:
