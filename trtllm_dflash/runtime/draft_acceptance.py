@@ -34,7 +34,9 @@ class Acceptance:
         self._reached = np.zeros((NUM_BLOCK_CLASSES, block_size - 1))
         self._accepted = np.zeros((NUM_BLOCK_CLASSES, block_size - 1))
         self._found = np.zeros(NO_MATCH)
-        self._tokens: Float64 | None = None  # as `expected_tokens` has found them
+        # As `expected_tokens` and `shares` have found them since the last block.
+        self._tokens: Float64 | None = None
+        self._shares: Float64 | None = None
 
     def note(self, block_class: int, num_drafts: int, num_accepted: int) -> None:
         """Count a block of which so many drafts were verified."""
@@ -49,7 +51,7 @@ class Acceptance:
             if reached[0] > _MEMORY:
                 reached /= 2
                 accepted /= 2
-        self._tokens = None
+        self._tokens = self._shares = None
         if self._shared is not None:
             self._shared.note(block_class, num_drafts, num_accepted)
 
@@ -81,10 +83,11 @@ class Acceptance:
 
     def shares(self) -> Float64:
         """Return how often no match, and a match of each class, is found [NO_MATCH]."""
-        guesses = _FIRST_SHARES if self._shared is None else self._shared.shares()
-        weighted = self._found + _SHARED_BLOCKS * guesses
-        shares: Float64 = weighted / weighted.sum()
-        return shares
+        if self._shares is None:
+            guesses = _FIRST_SHARES if self._shared is None else self._shared.shares()
+            weighted = self._found + _SHARED_BLOCKS * guesses
+            self._shares = weighted / weighted.sum()
+        return self._shares
 
     def of_block(self, block_class: int, sources: int) -> Float64:
         """Return the expected tokens [T] of a step that verifies a block of this class.

@@ -22,7 +22,7 @@ not draft is tried likewise.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -97,11 +97,11 @@ class DraftLenChooser:
         return self._best_or_trial(times, requests)
 
     def _best_or_trial(self, times: StepTimes, requests: Sequence[Request]) -> StepPlan:
-        rates = {draft: self._rate(times, requests, draft) for draft in self._ways(requests)}
-        draft = max(rates, key=lambda way: rates[way])
-        rate = rates[draft]
+        ways = {draft: self._way(times, requests, draft) for draft in self._drafts(requests)}
+        draft = max(ways, key=lambda one: ways[one].rate)
+        rate = ways[draft].rate
         tokens = _tokens_now(requests)
-        plans = [StepPlan(width, way) for way in rates for width in self._widths]
+        plans = [StepPlan(width, one) for one in ways for width in self._widths]
         gains = {plan: tokens[plan.width - 1] - rate * times.seconds(plan) for plan in plans}
         # What the drafter's block is worth does not show in its own step.
         best = max((plan for plan in gains if plan.draft == draft), key=lambda p: gains[p])
@@ -109,75 +109,102 @@ class DraftLenChooser:
             self._verifies_trial = False
             several = [plan for plan in gains if plan.draft == draft and plan.width > 1]
             return max(several, key=lambda plan: gains[plan], default=best)
-        next_gains = {way: self._next_gain(times, requests, rate, way) for way in rates}
-        for plan in sorted(gains, key=lambda plan: times.last_run.get(plan, -1.0)):
-            lost_next = max(0.0, next_gains[draft] - next_gains[plan.draft])
-            if plan.draft and not draft:
-                lost_next = self._verifying_loss(times, requests, rate)
-            loss = (gains[best] - gains[plan] + lost_next) / rate
-            loss = max(loss, _LEAST_LOSS * times.seconds(best))
-            if plan != best and loss <= times.allowance(plan) * _TRIAL_SHARE / len(gains):
+        allowed = {
+            plan: times.allowance(plan) * _TRIAL_SHARE / len(gains)
+            for plan in sorted(gains, key=lambda plan: times.last_run.get(plan, -1.0))
+            if plan != best
+        }
+        least_loss = _LEAST_LOSS * times.seconds(best)
+        lost_next: float | None = None
+        for plan, loss_allowed in allowed.items():
+            if loss_allowed < least_loss:
+                continue
+            changes = plan.draft != draft
+            if changes and lost_next is None:
+                lost_next = self._lost_next(times, ways, draft, len(requests))
+            lost = gains[best] - gains[plan] + (lost_next or 0.0) * changes
+            if lost / rate <= loss_allowed:
                 self._verifies_trial = plan.draft and not draft
                 return plan
         return best
 
-    def _ways(self, requests: Sequence[Request]) -> list[bool]:
+    def _lost_next(
+        self, times: StepTimes, ways: Mapping[bool, _Way], draft: bool, num_requests: int
+    ) -> float:
+        """Return the tokens that the next step loses behind a trial of the other way.
+
+        `draft` tells whether the drafter drafts in the steps that seem best. If it does not, the
+        next step verifies what it drafts in the trial.
+        """
+        rate = ways[draft].rate
+        if draft:
+            return max(0.0, ways[True].gain(rate) - ways[False].gain(rate))
+        gains = ways[True].tokens - rate * ways[False].seconds
+        several = [
+            float(gain) for width, gain in zip(self._widths, gains, strict=True) if width > 1
+        ]
+        plain = num_requests - rate * times.seconds(StepPlan(1, False))
+        return max(0.0, plain - max(several, default=plain))
+
+    def _drafts(self, requests: Sequence[Request]) -> list[bool]:
         """Return whether the drafter may draft, may not, or both."""
         if not self._may_skip:
             return [True]
         drafters = any(request.allows_drafter for request in requests)
         return [False, True] if drafters else [False]
 
-    def _rate(self, times: StepTimes, requests: Sequence[Request], draft: bool) -> float:
-        """Return the tokens a second of steps that all draft, or all do not.
+    def _way(self, times: StepTimes, requests: Sequence[Request], draft: bool) -> _Way:
+        """Return what steps give that all draft, or all do not."""
+        shares, tokens = _outlook(requests, draft)
+        seconds = np.array([times.seconds(StepPlan(width, draft)) for width in self._widths])
+        return _Way(shares, tokens[:, self._places], seconds)
+
+
+class _Way:
+    """Steps that all let the drafter draft, or all do not, by their next blocks."""
+
+    def __init__(self, shares: Float64, tokens: Float64, seconds: Float64) -> None:
+        """Take the cases of next blocks, and the steps' times.
+
+        `shares` [C] of the cases, the `tokens` [C, W] expected of them by width, and `seconds` [W].
+        """
+        self.tokens = shares @ tokens  # expected of all cases, by width
+        self.seconds = seconds
+        self._shares = shares
+        self._by_case = tokens
+        self.rate = self._best_rate()
+
+    def _best_rate(self) -> float:
+        """Return the tokens a second.
 
         The width of a single sequence's step can follow what its block promises. With more of them
         it is taken to be the same in all steps.
         """
-        shares, tokens = self._outlook(requests, draft)
-        seconds = np.array([times.seconds(StepPlan(width, draft)) for width in self._widths])
-        tokens = tokens[:, self._places]
-        rate = float(np.max(shares @ tokens / seconds))
+        rate = float(np.max(self.tokens / self.seconds))
+        cases = np.arange(len(self._shares))
         for _ in range(2):  # the best ratio of two sums, by Dinkelbach's method
-            chosen = np.argmax(tokens - rate * seconds, axis=1)
-            gained = shares @ tokens[np.arange(len(shares)), chosen]
-            rate = float(gained / (shares @ seconds[chosen]))
+            chosen = np.argmax(self._by_case - rate * self.seconds, axis=1)
+            gained = self._shares @ self._by_case[cases, chosen]
+            rate = float(gained / (self._shares @ self.seconds[chosen]))
         return rate
 
-    def _next_gain(
-        self, times: StepTimes, requests: Sequence[Request], rate: float, draft: bool
-    ) -> float:
+    def gain(self, rate: float) -> float:
         """Return the tokens that the next step gains, with its best width, beside `rate`."""
-        shares, tokens = self._outlook(requests, draft)
-        seconds = [times.seconds(StepPlan(width, draft)) for width in self._widths]
-        gained = tokens[:, self._places] - rate * np.array(seconds)
-        return float(shares @ gained.max(axis=1))
+        gained = self._by_case - rate * self.seconds
+        return float(self._shares @ gained.max(axis=1))
 
-    def _outlook(self, requests: Sequence[Request], draft: bool) -> tuple[Float64, Float64]:
-        """Return cases of next blocks: their shares [C], and the tokens expected of them [C, T]."""
-        found = []
-        for request in requests:
-            assert request.acceptance is not None
-            sources = request.sampling.draft_sources
-            tokens = request.acceptance.of_next(sources, draft=draft)
-            found.append((request.acceptance.shares(), tokens))
-        if len(found) == 1 and not requests[0].num_steps_in_flight:
-            return found[0]
-        total = np.sum([shares @ tokens for shares, tokens in found], axis=0)
-        return np.ones(1), total[np.newaxis]
 
-    def _verifying_loss(
-        self, times: StepTimes, requests: Sequence[Request], rate: float
-    ) -> float:
-        """Return the tokens that are lost by verifying blocks of a drafter that seems to lose."""
-        shares, tokens = self._outlook(requests, True)
-        gains = [
-            shares @ tokens[:, width - 1] - rate * times.seconds(StepPlan(width, False))
-            for width in self._widths
-            if width > 1
-        ]
-        plain = len(requests) - rate * times.seconds(StepPlan(1, False))
-        return max(0.0, plain - float(max(gains, default=plain)))
+def _outlook(requests: Sequence[Request], draft: bool) -> tuple[Float64, Float64]:
+    """Return cases of next blocks: their shares [C], and the tokens expected of them [C, T]."""
+    found = []
+    for request in requests:
+        assert request.acceptance is not None
+        tokens = request.acceptance.of_next(request.sampling.draft_sources, draft=draft)
+        found.append((request.acceptance.shares(), tokens))
+    if len(found) == 1 and not requests[0].num_steps_in_flight:
+        return found[0]
+    total = np.sum([shares @ tokens for shares, tokens in found], axis=0)
+    return np.ones(1), total[np.newaxis]
 
 
 def _tokens_now(requests: Sequence[Request]) -> Float64:
