@@ -290,7 +290,7 @@ def test_acceptance_length_is_the_mean_of_all_steps(
     assert chat["token_ids_sha256"] != found.facts["prompts"]["token_ids_sha256"]
 
 
-def test_acceptance_length_of_an_engine_that_chooses_is_of_whole_blocks(
+def test_acceptance_of_an_engine_that_chooses_is_of_blocks(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own steps depend on times, and a result must not."""
