@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures.builds import build_here
 from tests.plugins import adjust_reference as reference
-from tests.runtime.test_draft_sources import FAMILIES, repetitive
+from tests.runtime.test_draft_sources import FAMILIES, family_engine, repetitive
 from trtllm_dflash.engine_dir.config import EngineConfig
 from trtllm_dflash.errors import EngineError, UsageError
-from trtllm_dflash.options.build import BuildConfig
 from trtllm_dflash.options.sampling import SamplingParams
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.preprocess import make_requests
@@ -105,10 +103,7 @@ def test_random_combinations(built_engine: Path, build_tiny: Callable[..., Path]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_combinations_of_families(name: str, tmp_path: Path) -> None:
-    target, drafter = FAMILIES[name](tmp_path)
-    sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8}
-    build_here(BuildConfig(str(target), tmp_path / "cpu", drafter=str(drafter), **sizes))
-    engine = Engine.load(tmp_path / "cpu", num_threads=1)
+    engine = family_engine(name, tmp_path)
     assert check_combinations(engine, engine, seed=6, rounds=16) > 40
 
 

@@ -148,13 +148,18 @@ def _pair(folder: Path, target: Path, drafter: Any = tiny_drafter) -> tuple[Path
     return target, drafter(folder / "drafter", target, variant="mixed")
 
 
+def family_engine(name: str, folder: Path) -> Engine:
+    """Build and load a tiny CPU engine of a family, with a drafter of its kind."""
+    target, drafter = FAMILIES[name](folder)
+    sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8}
+    build_here(BuildConfig(str(target), folder / "cpu", drafter=str(drafter), **sizes))
+    return Engine.load(folder / "cpu", num_threads=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_combinations_of_families(name: str, tmp_path: Path) -> None:
-    target, drafter = FAMILIES[name](tmp_path)
-    sizes: dict[str, Any] = {"max_batch_size": 3, "max_seq_len": 192, "max_num_tokens": 8}
-    build_here(BuildConfig(str(target), tmp_path / "cpu", drafter=str(drafter), **sizes))
-    engine = Engine.load(tmp_path / "cpu", num_threads=1)
+    engine = family_engine(name, tmp_path)
     accepted = check_combinations(engine, seed=5, rounds=12)
     assert accepted["lookup"]
 

@@ -37,9 +37,10 @@ _EXPERT_CODE = {True: 0, False: 600_000}
 _FOUR_BIT_CODE = {True: 0, False: 400_000}
 _FP8_CODE = {True: 400_000, False: 400_000}
 _FP4_CODE = {True: 1_300_000, False: 700_000}
-# Of adjusting logits and choosing tokens; more of a drafter, and of its selector.
+# Of adjusting logits and choosing tokens; of a drafter, and how it chooses: by noise or a selector.
 _CHOICE_CODE = {True: 0, False: 5_600_000}
 _DRAFTER_CODE = {True: 650_000, False: 1_500_000}
+_NOISE_CODE = {True: 0, False: 7_500_000}
 _SELECTOR_CODE = {True: 800_000, False: 600_000}
 _SCRATCH_BYTES = 8_800_000  # TensorRT-RTX's of a step, however small
 _SMALL_TENSORS = 1_000_000  # all others of a step for a GPU, and the gaps between them
@@ -146,9 +147,8 @@ class MemoryPlan:
             each += _FOUR_BIT_CODE[plugins] if self._dequantized_bytes else 0
             code += target.config.num_layers * each
         if self.models.drafter is not None:
-            code += _DRAFTER_CODE[plugins]
-        if self.models.selector_memory is not None:
-            code += _SELECTOR_CODE[plugins]
+            chooses = _NOISE_CODE if self.models.selector_memory is None else _SELECTOR_CODE
+            code += _DRAFTER_CODE[plugins] + chooses[plugins]
         return code
 
     def _quantized_code(self, model: Checkpoint[Any]) -> int:

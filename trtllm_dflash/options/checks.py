@@ -66,6 +66,39 @@ def as_list(name: str, value: Any, *, expected: str, limit: int | None = None) -
     raise UsageError(f"{name} is {shown(value)}, expected {expected}.")
 
 
+def check_count(name: str, count: int, limit: int) -> None:
+    """Raise UsageError where a list has more entries than a request may have."""
+    if count > limit:
+        raise UsageError(
+            f"{name} holds more than {limit} entries, and a request may have at most {limit}."
+        )
+
+
+def checked_texts(name: str, texts: Any, *, limit: int, max_length: int) -> tuple[str, ...]:
+    """Return texts as a tuple; a string alone is one text, None is none.
+
+    At most `limit` texts, each of at most `max_length` characters.
+
+    Raises:
+        UsageError: for what is no text, is empty, is too long, or is too much.
+    """
+    if texts is None:
+        return ()
+    if isinstance(texts, str):
+        texts = (texts,)
+    texts = as_list(name, texts, expected="a text or a list of texts", limit=limit)
+    check_count(name, len(texts), limit)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"{name} holds {shown(text)}, expected texts that are not empty.")
+        if len(text) > max_length:
+            raise UsageError(
+                f"{name} holds a text of {len(text)} characters ({text[:40]!r}…), and one may have"
+                f" at most {max_length}."
+            )
+    return tuple(texts)
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raise UsageError unless `value` can be called."""
     if not callable(value):

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from trtllm_dflash.errors import UsageError
-from trtllm_dflash.options.checks import as_list, check_integer, check_real, shown, typed_text
+from trtllm_dflash.options.checks import (
+    check_integer,
+    check_real,
+    checked_texts,
+    shown,
+    typed_text,
+)
 from trtllm_dflash.options.fields import cli_option
 from trtllm_dflash.options.logit_adjustments import MAX_BAD_WORDS, MAX_BIAS, MAX_BIASES
 from trtllm_dflash.options.row_sampling import RowSampling
@@ -59,7 +65,10 @@ class LogitOptions(RowSampling):
             found = _checked_biases(self.logit_bias)
             text = json.dumps({str(token): value for token, value in found.items()})
             object.__setattr__(self, "logit_bias", text if found else None)
-        object.__setattr__(self, "bad_words", _checked_words(self.bad_words))
+        words = checked_texts(
+            "bad_words", self.bad_words, limit=MAX_BAD_WORDS, max_length=MAX_BAD_WORD_LENGTH
+        )
+        object.__setattr__(self, "bad_words", words)
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
@@ -116,33 +125,3 @@ def _parsed(text: str) -> Any:
         raise UsageError(
             f"logit_bias is not JSON ({problem}), expected {_EXPECTED}."
         ) from error
-
-
-def _checked_words(words: Any) -> tuple[str, ...]:
-    """Return bad words as a tuple; one string is one word, None is none.
-
-    Raises:
-        UsageError: for what is no text, is empty, is too long, or is too much.
-    """
-    if words is None:
-        return ()
-    if isinstance(words, str):
-        words = (words,)
-    expected = "a text or a list of texts"
-    words = as_list("bad_words", words, expected=expected, limit=MAX_BAD_WORDS)
-    if len(words) > MAX_BAD_WORDS:
-        raise UsageError(
-            f"bad_words holds more than {MAX_BAD_WORDS} entries, and a request may have at most"
-            f" {MAX_BAD_WORDS}."
-        )
-    for word in words:
-        if not isinstance(word, str) or not word:
-            raise UsageError(
-                f"bad_words holds {shown(word)}, expected texts that are not empty."
-            )
-        if len(word) > MAX_BAD_WORD_LENGTH:
-            raise UsageError(
-                f"bad_words holds a text of {len(word)} characters ({word[:40]!r}…), and one may"
-                f" have at most {MAX_BAD_WORD_LENGTH}."
-            )
-    return tuple(words)

@@ -15,8 +15,10 @@ from trtllm_dflash.errors import UsageError
 from trtllm_dflash.options.checks import (
     as_list,
     check_choice,
+    check_count,
     check_flag,
     check_integer,
+    checked_texts,
     shown,
     typed_text,
 )
@@ -183,7 +185,13 @@ class SamplingParams(Guidance, LogitOptions):
         self._take_seeds()
         self._take_draft_lens()
         self._take_stop_tokens()
-        self._set("stop_words", checked_stop_words(self.stop_words))
+        words = checked_texts(
+            "stop_words",
+            self.stop_words,
+            limit=MAX_STOP_WORDS,
+            max_length=MAX_STOP_WORD_LENGTH,
+        )
+        self._set("stop_words", words)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -226,7 +234,7 @@ class SamplingParams(Guidance, LogitOptions):
         tokens = as_list(
             "stop_token_ids", self.stop_token_ids, expected=expected, limit=MAX_STOP_TOKEN_IDS
         )
-        _check_count("stop_token_ids", len(tokens), MAX_STOP_TOKEN_IDS)
+        check_count("stop_token_ids", len(tokens), MAX_STOP_TOKEN_IDS)
         for token in tokens:
             check_integer("stop_token_ids", token, low=0)
         self._set("stop_token_ids", tuple(map(int, tokens)))
@@ -294,32 +302,6 @@ class SamplingParams(Guidance, LogitOptions):
         return _derived(seed, "sample", sample)
 
 
-def checked_stop_words(words: Any) -> tuple[str, ...]:
-    """Return stop words as a tuple; one string is one word, None is none.
-
-    Raises:
-        UsageError: for what is not text, is empty, is too long, or is too much.
-    """
-    if words is None:
-        return ()
-    if isinstance(words, str):
-        words = (words,)
-    expected = "a text or a list of texts"
-    words = as_list("stop_words", words, expected=expected, limit=MAX_STOP_WORDS)
-    _check_count("stop_words", len(words), MAX_STOP_WORDS)
-    for word in words:
-        if not isinstance(word, str) or not word:
-            raise UsageError(
-                f"stop_words holds {shown(word)}, expected texts that are not empty."
-            )
-        if len(word) > MAX_STOP_WORD_LENGTH:
-            raise UsageError(
-                f"stop_words holds a text of {len(word)} characters ({word[:40]!r}…), and one may"
-                f" have at most {MAX_STOP_WORD_LENGTH}."
-            )
-    return tuple(words)
-
-
 def unused_without_temperature(options: Mapping[str, Any]) -> list[str]:
     """Return the names of given options that do nothing because no temperature is given.
 
@@ -356,13 +338,6 @@ def _equal(given: Any, value: Any) -> bool:
 
 def _is_scalar(value: Any) -> bool:
     return not isinstance(value, Iterable) or isinstance(value, str | bytes)
-
-
-def _check_count(name: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise UsageError(
-            f"{name} holds more than {limit} entries, and a request may have at most {limit}."
-        )
 
 
 def _derived(seed: int, purpose: str, index: int) -> int:
