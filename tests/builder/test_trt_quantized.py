@@ -160,6 +160,7 @@ def test_an_engine_directory(
     attention = "attention, head_dim 64" + (", fp8_cache 1" if kv_cache else "")
     assert [(kernel["kernel"], kernel["arch"]) for kernel in facts["kernels"]] == [
         ("accept", arch),
+        ("adjust", arch),
         (attention, arch),
     ]
     caches = {port.dtype for port in EngineConfig.load(report.directory).io if port.cache}
