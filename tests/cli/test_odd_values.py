@@ -87,6 +87,7 @@ class Commands:
             "run": [engine, "hi", "--max-tokens", "1", "--num-threads", "1"],
             "profile": [engine, "--prompts", prompts, "--num-threads", "1"],
             "eval": [engine, "--prompts", prompts, "--num-threads", "1"],
+            "serve": [engine, "--port", "0", "--api-key", "k"],
             "inspect": [engine],
             "export-triton": [engine, "--output-dir", out, "--overwrite"],
             "export-trtllm": [*pair, "--gpus", "1", "--output-dir", out, "--overwrite"],
@@ -123,6 +124,7 @@ def commands(
     monkeypatch.setattr("trtllm_dflash.evaluate.evaluator.score", stop)
     monkeypatch.setattr("trtllm_dflash.quantize.pipeline._quantize_into", stop)
     monkeypatch.setattr("trtllm_dflash.runtime.engine.Scheduler", stop)
+    monkeypatch.setattr("trtllm_dflash.http_server.run_server.warm_up", stop)
     monkeypatch.setattr(Engine, "load", remembering(Engine.load))
     monkeypatch.setattr(Tokenizer, "of_engine", remembering(Tokenizer.of_engine))
     return Commands(engines, make_target("llama", tokenizer=True), tmp_path)
@@ -187,7 +189,9 @@ def test_odd_option_ends_in_words(name: str, commands: Commands) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["run", "profile", "eval", "inspect", "export-triton"])
+@pytest.mark.parametrize(
+    "name", ["run", "profile", "eval", "inspect", "export-triton", "serve"]
+)
 def test_odd_engine_ends_in_words(name: str, commands: Commands) -> None:
     for value in ("", "nowhere/x", "folder", "/dev/null", "x" * 5000, "\udcff", *FILES):
         rest = commands.arguments[name][1:]

@@ -21,6 +21,7 @@ from trtllm_dflash.http_server.asking import Defaults
 from trtllm_dflash.http_server.guards import Rules
 from trtllm_dflash.http_server.scrape import Scrape
 from trtllm_dflash.http_server.served_model import ServedModel
+from trtllm_dflash.options.checks import shown
 from trtllm_dflash.options.serving import ServeConfig
 from trtllm_dflash.runtime.engine import Engine
 from trtllm_dflash.runtime.sessions.load_times import LoadTimes
@@ -130,10 +131,11 @@ def _bound_socket(config: ServeConfig) -> Iterator[socket.socket]:
         with suppress(OSError):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind((host, config.port))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that no address can have is a UnicodeError
+        reason = getattr(error, "strerror", None) or "it is no host's name"
         raise OutputError(
-            f"--host {config.host} --port {config.port}: cannot be listened to"
-            f" ({error.strerror}). Give another --port, or --port 0 for any free one."
+            f"--host {shown(config.host)} --port {config.port}: cannot be listened to ({reason})."
+            " Give another --port, or --port 0 for any free one."
         ) from error
     with listener:
         yield listener
