@@ -141,21 +141,26 @@ bench: .venv/.test-all engines  ## DFlash against plain decoding, and both again
 	$(BIN)/python examples/benchmark/speed.py --draft-lens 3,7,auto --drafts both --max-tokens 96 --limit 20 \
 		--without-reference --json examples/benchmark/speed_sources.json
 
-# llama.cpp compiled for this machine; its Python package brings the sources. One job: it takes a quarter of an hour.
-AVX512 := AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16
-LLAMA_FLAGS ?= -DGGML_NATIVE=OFF $(AVX512:%=-DGGML_%=ON)
+# llama.cpp compiled for this machine's processor, and again for another one; its Python package brings the sources.
+# It takes a quarter of an hour. pip would give a wheel that it has made for another processor: hence no cache.
+PROCESSOR := $(shell grep -m 1 '^flags' /proc/cpuinfo 2> /dev/null)
+GGML_NEEDS := AVX:avx AVX2:avx2 FMA:fma F16C:f16c BMI2:bmi2 AVX_VNNI:avx_vnni AVX512:avx512bw AVX512_VBMI:avx512vbmi \
+	AVX512_VNNI:avx512_vnni AVX512_BF16:avx512_bf16
+ggml_flag = -DGGML_$(word 1,$1)=$(if $(filter $(word 2,$1),$(PROCESSOR)),ON,OFF)
+LLAMA_FLAGS ?= -DGGML_NATIVE=OFF $(foreach need,$(GGML_NEEDS),$(call ggml_flag,$(subst :, ,$(need))))
+PEERS := .venv-peers/.ready-$(firstword $(shell echo '$(LLAMA_FLAGS)' | cksum))
 
-.venv-peers/.ready:
-	$(PYTHON) -m venv .venv-peers
-	CMAKE_ARGS='$(LLAMA_FLAGS)' .venv-peers/bin/python -m pip install --quiet --no-binary llama-cpp-python \
-		llama-cpp-python==0.3.36
+$(PEERS):
+	$(PYTHON) -m venv --clear .venv-peers
+	CMAKE_ARGS='$(LLAMA_FLAGS)' .venv-peers/bin/python -m pip install --quiet --no-cache-dir \
+		--no-binary llama-cpp-python llama-cpp-python==0.3.36
 	@touch $@
 
 demo/gguf/Q4_0.gguf: $(PAIR)/convert_target.py | .venv/.demo
 	$(BIN)/python examples/benchmark/gguf_files.py demo/gguf
 
 .PHONY: bench-peers
-bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf .venv-peers/.ready  ## against llama.cpp, Hugging Face and the reference package (12 minutes)
+bench-peers: .venv/.test-all engines $(INTEGER_ENGINES) demo/gguf/Q4_0.gguf $(PEERS)  ## against llama.cpp, Hugging Face and the reference package (12 minutes)
 	$(BIN)/python examples/benchmark/against_llama_cpp.py --json examples/benchmark/against_llama_cpp.json
 
 bench-grammar: .venv/.test-all engines  ## steps and times of JSON answers, and of requests beside them (5 minutes)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trtllm_dflash.builder.runtime_attention import write_attention
 from trtllm_dflash.engine_dir.files import JOINED
 from trtllm_dflash.graph.weight_only import PRODUCT, RUNTIME_DOMAIN
 
@@ -45,6 +46,7 @@ def fuse_for_runtime(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "RMSNormalization":
             _fuse_norm(graph, node)
+    write_attention(model)
 
 
 def _product_key(node: ir.Node) -> tuple[Any, ...] | None:
